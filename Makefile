@@ -1,0 +1,107 @@
+# Each target sets up the virtual environment it needs, once, and again when a lock file changes.
+
+.DEFAULT_GOAL := help
+# pytest's closing line is the last of `make test`, with -j too.
+.NOTPARALLEL:
+
+# ARGS is handed to what a target starts: make test-unit ARGS='-k lease -x'
+ARGS ?=
+# PYTHON names the interpreter to use; otherwise the first fit one found on the PATH.
+PYTHON ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV := 0.13.9
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+	--custom-compile-command 'make lock'
+TESTS := unit integration races faults e2e
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo "  make test-KIND      one kind of test: $(TESTS)"
+
+.PHONY: run
+run: $(READY) ## start everything on the embedded servers with a demo CRM; Ctrl-C stops it
+	@exec $(BIN)/assignment-workers up --demo $(ARGS)
+
+.PHONY: test
+test: check ## every check, then every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: $(TESTS:%=test-%)
+$(TESTS:%=test-%): test-%: $(READY)
+	@$(BIN)/python -m pytest tests/$* $(ARGS)
+
+.PHONY: check
+check: lint types layers ## lint, types and layers
+
+.PHONY: lint
+lint: $(READY) ## ruff: the rules, and the format as it would be written
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+.PHONY: types
+types: $(READY) ## mypy, strict
+	@$(BIN)/mypy
+
+.PHONY: layers
+layers: $(READY) ## imports point down only
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: $(READY) ## mend what ruff can, and format
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: setup
+setup: $(READY) ## the virtual environment alone
+
+.PHONY: lock
+lock: $(VENV)/.uv-$(UV) ## write the lock files for a changed pyproject.toml (ARGS=--upgrade: the newest of everything)
+	@$(LOCK) $(ARGS) --output-file requirements.lock pyproject.toml
+	@$(LOCK) $(ARGS) --output-file requirements-build.lock --group build
+	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --group dev \
+		--constraints requirements.lock --constraints requirements-build.lock
+
+.PHONY: clean
+clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
+	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find src tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
+
+# Nothing is downloaded that the lock file does not name with its hash: the package itself is built
+# by the locked hatchling.
+$(READY): requirements-dev.lock pyproject.toml | $(VENV)/.made
+	@echo "Setting up $(VENV): once, and again when a lock file changes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.uv-$(UV): | $(VENV)/.made
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	@touch $@
+
+$(VENV)/.made:
+	@fit=; found=; \
+	for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+		version=$$($$python -c 'import platform; print(platform.python_version())' 2>/dev/null) \
+			|| continue; \
+		found="$$found $$python $$version"; \
+		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+			&& fit=$$python && break; \
+	done; \
+	if [ -z "$$fit" ]; then \
+		echo "Python 3.11 to 3.14 is needed, found:$${found:- none}." \
+			"Name one with: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	if ! $$fit -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "$$fit ($$version) cannot make a virtual environment: its modules venv and ensurepip" \
+			"are missing (Debian, Ubuntu: apt install python3-venv)" >&2; \
+		exit 1; \
+	fi; \
+	$$fit -m venv $(VENV) && touch $@

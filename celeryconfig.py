@@ -1,0 +1,116 @@
+"""Celery's settings: the one file an operator edits.
+
+Read by every process from the working directory (or from ASSIGNMENT_WORKERS_CELERY_CONFIG). Servers
+come from the environment: REDIS_URL (broker and results), BROKER_URL (the broker alone). What keeps
+the assignment queue ordered is checked at every start; a change to it is refused with a line that
+names it.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from celery.schedules import crontab
+from kombu import Queue
+
+broker_url = os.environ.get("BROKER_URL") or os.environ.get("REDIS_URL")
+result_backend = os.environ.get("REDIS_URL")
+
+# Two queues. `assignment` is the ordered one: one consumer, one message at a time.
+task_queues = [Queue("assignment"), Queue("maintenance")]
+task_default_queue = "maintenance"
+task_create_missing_queues = False
+task_routes = {
+    "assignment.*": {"queue": "assignment"},
+    "generation.publish": {"queue": "assignment"},
+    "queue.pause": {"queue": "assignment"},
+    "queue.resume": {"queue": "assignment"},
+    "queue.remove_converted": {"queue": "assignment"},
+    "queue.repair": {"queue": "assignment"},
+}
+
+# Only JSON is read or written.
+accept_content = ["json"]
+task_serializer = "json"
+result_serializer = "json"
+
+# Order: nothing is fetched ahead, acknowledged before it is done, or delayed in memory.
+worker_prefetch_multiplier = 1
+task_acks_late = True
+worker_disable_rate_limits = True
+task_reject_on_worker_lost = True
+
+# A half-dead connection is noticed in seconds, and Redis may be away for as long as it takes.
+broker_transport_options = {
+    "priority_steps": [0],
+    "socket_timeout": 5,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+    "visibility_timeout": 3600,
+}
+result_backend_transport_options = {"visibility_timeout": 3600}
+redis_socket_timeout = 5
+redis_socket_connect_timeout = 5
+redis_socket_keepalive = True
+redis_backend_health_check_interval = 5
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+result_expires = timedelta(hours=1)
+
+# What Flower shows.
+worker_send_task_events = True
+task_send_sent_event = True
+task_track_started = False
+
+# Our own logging stands (structlog).
+worker_hijack_root_logger = False
+
+timezone = "UTC"
+enable_utc = True
+
+# Any number of beats may run: redbeat's lock lets one fire, and each job's slot is done once.
+beat_scheduler = "redbeat.RedBeatScheduler"
+redbeat_redis_url = os.environ.get("REDIS_URL")
+redbeat_key_prefix = "assignment-workers:beat:"
+redbeat_lock_timeout = 10
+beat_max_loop_interval = 2
+beat_schedule = {
+    "expire lapsed holds": {
+        "task": "assignment.expire",
+        "schedule": 30.0,
+        "options": {"expires": 30},
+    },
+    "check levels": {
+        "task": "queue.check_levels",
+        "schedule": crontab(minute="*/5"),
+        "options": {"expires": 300},
+    },
+    "tend generations": {
+        "task": "generation.tend",
+        "schedule": 60.0,
+        "options": {"expires": 60},
+    },
+    "regenerate every hour": {
+        "task": "queue.regenerate",
+        "schedule": crontab(minute="30"),
+        "kwargs": {"trigger": "hourly"},
+        "options": {"expires": 3000},
+    },
+    "clean conversions": {
+        "task": "queue.clean_conversions",
+        "schedule": crontab(minute="0,10"),
+        "options": {"expires": 600},
+    },
+    "clean daily": {
+        "task": "queue.clean_daily",
+        "schedule": crontab(hour="2", minute="0"),
+        "options": {"expires": 36_000},
+    },
+    "age scores": {
+        "task": "scores.age",
+        "schedule": crontab(hour="0", minute="1"),
+        "options": {"expires": 36_000},
+    },
+}

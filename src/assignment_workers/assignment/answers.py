@@ -1,0 +1,132 @@
+"""Every answer a caller can get, as a closed union to `match` on, and its JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Held(_Value):
+    """An assignment as its agent sees it. `version` goes with every later word about it.
+
+    `state` is 'active' unless the answer is a replay of one whose hold has ended since.
+    """
+
+    id: UUID
+    user_id: int
+    agent_id: int
+    queue: str
+    source: str
+    reason: str
+    rank: int
+    claimed_at: datetime
+    lease_expires_at: datetime
+    version: int
+    state: str
+
+
+class Code(StrEnum):
+    """Why something was refused, for programs."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_AGENT = "unknown_agent"
+    INACTIVE_AGENT = "inactive_agent"
+    UNKNOWN_QUEUE = "unknown_queue"
+    QUEUE_NOT_ALLOWED = "queue_not_allowed"
+    REQUEST_ID_TAKEN = "request_id_taken"
+    UNKNOWN_ASSIGNMENT = "unknown_assignment"
+    NOT_OWNER = "not_owner"
+    NOT_ACTIVE = "not_active"
+    STALE_VERSION = "stale_version"
+    UNKNOWN_OUTCOME = "unknown_outcome"
+    UNKNOWN_GENERATION = "unknown_generation"
+
+
+class Assigned(_Value):
+    """The user is this agent's. `replayed`: this was said before; nothing new was handed out."""
+
+    outcome: Literal["assigned"] = "assigned"
+    assignment: Held
+    replayed: bool = False
+
+
+class Empty(_Value):
+    """Nothing was claimable when the transaction committed. `why` says so for each dialer queue."""
+
+    outcome: Literal["empty"] = "empty"
+    queue: str | None
+    retry_after: float
+    """Seconds until something may be claimable."""
+    why: dict[str, str]
+
+
+class Paused(_Value):
+    """An operator paused every dialer queue that the request may take from."""
+
+    outcome: Literal["paused"] = "paused"
+    queue: str | None
+
+
+class Unavailable(_Value):
+    """The database or the CRM cannot answer, or a dialer queue was never built: not empty."""
+
+    outcome: Literal["unavailable"] = "unavailable"
+    retry_after: float
+    """Seconds."""
+    reason: str
+
+
+class TooLate(_Value):
+    """The deadline had passed; nobody was assigned."""
+
+    outcome: Literal["too_late"] = "too_late"
+
+
+class Refused(_Value):
+    """The request cannot be met as it is; asking again unchanged gets the same."""
+
+    outcome: Literal["refused"] = "refused"
+    code: Code
+    reason: str
+
+
+class Finished(_Value):
+    """The assignment is in this state by this call, or by an earlier one like it (`replayed`)."""
+
+    outcome: Literal["completed", "skipped", "released", "renewed"]
+    assignment: Held
+    replayed: bool = False
+
+
+class Done(_Value):
+    """A command was carried out. `replayed`: it had been already, and nothing changed."""
+
+    outcome: Literal["done"] = "done"
+    replayed: bool = False
+    counts: dict[str, int] = Field(default_factory=dict)
+
+
+RequestAnswer = Assigned | Empty | Paused | Unavailable | TooLate | Refused
+FinishAnswer = Finished | Unavailable | Refused
+CommandAnswer = Done | Unavailable | Refused
+Answer = RequestAnswer | Finished | Done
+
+_ADAPTER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="outcome")])
+
+
+def to_json(answer: Answer) -> dict[str, Any]:
+    """The answer as JSON values; times in UTC with `Z`."""
+    return answer.model_dump(mode="json")
+
+
+def from_json(value: object) -> Answer:
+    """The answer that `to_json` wrote; raises `pydantic.ValidationError` for anything else."""
+    return _ADAPTER.validate_python(value)

@@ -1,0 +1,134 @@
+"""The users at the head of a dialer queue, judged by fresh facts, in the order of their rank."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Integer, Select, bindparam, exists, select
+
+from assignment_workers.assignment.entries import READY
+from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.policy.queues import Policy
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Assignment, Entry
+
+INELIGIBLE_AT_MOST = 5_000
+"""Ineligible entries that one transaction takes out: about 50 ms of work (benchmarks/claim.py)."""
+
+
+class Enough(Exception):
+    """So many entries were ineligible that this transaction should commit before it goes on."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A user who may be handed out now."""
+
+    user_id: int
+    rank: int
+    score: int
+
+
+@dataclass
+class Head:
+    """One dialer queue's head, read in batches only as far as somebody asks for it."""
+
+    turn: Turn
+    policy: Policy
+    generation: int
+    batch: int
+    """How many entries the first read takes; each further one takes four times as many."""
+    taken: set[int]
+    """Users handed out in this transaction, from any dialer queue: shared among the heads."""
+    ineligible: dict[int, str] = field(default_factory=dict)
+    held_elsewhere: list[int] = field(default_factory=list)
+    _found: list[Candidate] = field(default_factory=list)
+    _after: int = -1
+    _exhausted: bool = False
+
+    def take(self, excluded: Collection[int]) -> Candidate | None:
+        """The best-ranked eligible user not in `excluded`, once only; None when there is none.
+
+        Raises `Enough` when the search has to go on in another transaction.
+        """
+        position = 0
+        while True:
+            while position < len(self._found):
+                user = self._found[position].user_id
+                if user not in excluded and user not in self.taken:
+                    self.taken.add(user)
+                    return self._found.pop(position)
+                position += 1
+            if self._exhausted:
+                return None
+            self._read()
+
+    def _read(self) -> None:
+        if len(self.ineligible) >= INELIGIBLE_AT_MOST:
+            raise Enough
+        size = min(self.batch, INELIGIBLE_AT_MOST)
+        rows = self.turn.connection.execute(
+            _judged(self.policy),
+            {
+                "generation": self.generation,
+                "after": self._after,
+                "size": size,
+                "now": self.turn.now,
+            },
+        ).all()
+        for user_id, rank, score, broken, is_held in rows:
+            self._after = rank
+            if is_held:
+                self.held_elsewhere.append(user_id)
+            elif broken is not None:
+                self.ineligible[user_id] = broken
+            else:
+                self._found.append(Candidate(user_id, rank, score))
+        self._exhausted = len(rows) < size
+        self.batch = size * 4
+
+
+@cache
+def _judged(policy: Policy) -> Select[*tuple[Any, ...]]:
+    """The next ready entries with the first rule that each breaks by the facts as they are now.
+
+    Index: ix_entries_ready of the generation's partition, read in order and no further than `size`:
+    the limit is fenced in a CTE, or the planner could join first and read the whole partition.
+    Locks nothing: the lane's row lock keeps every other claim and publish out. Whoever is held by
+    another lane is seen by the index on active assignments.
+    """
+    head = (
+        select(Entry.user_id, Entry.rank, Entry.score)
+        .where(
+            Entry.generation_id == bindparam("generation", type_=BigInteger),
+            Entry.state == READY,
+            Entry.rank > bindparam("after", type_=BigInteger),
+        )
+        .order_by(Entry.rank)
+        .limit(bindparam("size", type_=Integer))
+        .cte("head")
+        .prefix_with("MATERIALIZED")
+    )
+    held = exists(
+        select(1)
+        .select_from(Assignment)
+        .where(Assignment.user_id == head.c.user_id, Assignment.state == ACTIVE)
+    )
+    return (
+        select(
+            head.c.user_id,
+            head.c.rank,
+            head.c.score,
+            policy.broken_rule().label("broken"),
+            held.label("held"),
+        )
+        .select_from(head)
+        .outerjoin(UserCallScore, UserCallScore.user_id == head.c.user_id)
+        .outerjoin(CrmUser, CrmUser.id == head.c.user_id)
+        .order_by(head.c.rank)
+    )

@@ -1,0 +1,350 @@
+"""Hand each agent who asks the best user they may have: one transaction for the whole list.
+
+Cost: a fixed number of statements for any number of requests, and one more for each further batch
+of entries that has to be looked at because those before were ineligible. Nothing grows with the
+size of the dialer queue.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ARRAY, Integer, any_, bindparam, exists, select
+
+from assignment_workers.assignment import entries, ledger
+from assignment_workers.assignment.answers import (
+    Assigned,
+    Code,
+    Held,
+    Paused,
+    Refused,
+    RequestAnswer,
+    TooLate,
+    Unavailable,
+)
+from assignment_workers.assignment.candidates import Candidate, Enough, Head
+from assignment_workers.assignment.empty import nothing_claimable
+from assignment_workers.assignment.expire import expire
+from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.policy.queues import Policy, reason_for
+from assignment_workers.schema.base import Instant, word
+from assignment_workers.schema.bulk import insert_rows
+from assignment_workers.schema.dialer import Agent
+from assignment_workers.schema.tables import (
+    Assignment,
+    AssignmentState,
+    DialerQueue,
+    Entry,
+    Generation,
+    Source,
+)
+from assignment_workers.settings import Settings
+
+
+def claim(
+    turn: Turn, requests: Sequence[Request], *, policies: Mapping[str, Policy], settings: Settings
+) -> list[RequestAnswer | None]:
+    """The answer to each request, in their order; None for one that needs another turn.
+
+    Holds in this transaction: nobody is held twice, by the unique indexes on active assignments
+    (guarantee 1); every user handed out meets the policy by facts read here (3); nobody eligible,
+    unheld and better ranked is passed over (4); a request id that was answered before gets that
+    answer (5). A request needs another turn when its id stands twice in the list, or when so many
+    ineligible entries had to be taken out that the line should breathe before it goes on. Errors of
+    the database propagate; then nothing is committed.
+    """
+    first: dict[str, Request] = {}
+    for request in requests:
+        first.setdefault(request.request_id, request)
+    answers = ledger.replays(turn, first.values())
+    fresh = [request for request in first.values() if request.request_id not in answers]
+    if fresh:
+        decided = _Claim(turn, policies, settings).decide(fresh)
+        ledger.store(turn, [(first[name], answer) for name, answer in decided.items()])
+        answers |= decided
+    return [answers.pop(request.request_id, None) for request in requests]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A dialer queue as it stands in this turn."""
+
+    paused: bool
+    generation: int | None
+
+
+@dataclass
+class _Claim:
+    turn: Turn
+    policies: Mapping[str, Policy]
+    settings: Settings
+    places: dict[str, _Place] = field(default_factory=dict)
+    holds: dict[int, Held] = field(default_factory=dict)
+    """By agent: the active assignment, those made in this turn included."""
+    made: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of the new assignments."""
+
+    def decide(self, requests: Sequence[Request]) -> dict[str, RequestAnswer]:
+        """The answers to requests not answered before; those that need another turn are absent."""
+        if not requests:
+            return {}
+        answers: dict[str, RequestAnswer] = {}
+        self._read_places()
+        agents = self._read_agents({request.agent_id for request in requests})
+        open_requests: list[tuple[Request, list[str]]] = []
+        for request in requests:
+            allowed = self._allowed(request, agents)
+            if request.deadline is not None and request.deadline <= self.turn.now:
+                answers[request.request_id] = TooLate()
+            elif isinstance(allowed, Refused):
+                answers[request.request_id] = allowed
+            else:
+                open_requests.append((request, allowed))
+        if open_requests:
+            answers |= self._hand_out(open_requests)
+        return answers
+
+    def _read_places(self) -> None:
+        """How the dialer queues stand once lapsed holds have ended and who waited is back."""
+        rows = self.turn.connection.execute(_PLACES, {"instant": self.turn.now}).all()
+        if any(row.lapsed for row in rows):
+            expire(self.turn)
+        for row in rows:
+            if row.due:
+                entries.promote(self.turn, row.generation_id)
+            self.places[row.name] = _Place(row.paused, row.generation_id)
+
+    def _read_agents(self, agents: set[int]) -> dict[int, tuple[bool, object]]:
+        """Each known agent's `is_active` and `allowed_queues`; fills `holds`."""
+        rows = self.turn.connection.execute(_AGENTS, {"agents": list(agents)}).mappings()
+        known: dict[int, tuple[bool, object]] = {}
+        for row in rows:
+            known[row["asking"]] = (row["is_active"], row["allowed_queues"])
+            if row["id"] is not None:
+                self.holds[row["asking"]] = held(row)
+        return known
+
+    def _allowed(
+        self, request: Request, agents: Mapping[int, tuple[bool, object]]
+    ) -> list[str] | Refused:
+        """The dialer queues that the request may take from, in order; or why none."""
+        if request.agent_id not in agents:
+            return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {request.agent_id}")
+        is_active, allowed = agents[request.agent_id]
+        if not is_active:
+            return Refused(
+                code=Code.INACTIVE_AGENT, reason=f"agent {request.agent_id} is not active"
+            )
+        if not isinstance(allowed, list):
+            return Refused(
+                code=Code.QUEUE_NOT_ALLOWED,
+                reason=f"allowed_queues of agent {request.agent_id} is not a list of dialer queues",
+            )
+        if request.queue is None:
+            queues = [queue for queue in self.policies if queue in allowed]
+            if queues:
+                return queues
+            return Refused(
+                code=Code.QUEUE_NOT_ALLOWED,
+                reason=f"agent {request.agent_id} is allowed no dialer queue",
+            )
+        if request.queue not in self.policies:
+            return Refused(
+                code=Code.UNKNOWN_QUEUE,
+                reason=f"no dialer queue {request.queue!r}; there are {', '.join(self.policies)}",
+            )
+        if request.queue not in allowed:
+            return Refused(
+                code=Code.QUEUE_NOT_ALLOWED,
+                reason=f"agent {request.agent_id} is not allowed {request.queue}",
+            )
+        return [request.queue]
+
+    def _hand_out(self, open_requests: list[tuple[Request, list[str]]]) -> dict[str, RequestAnswer]:
+        """Each request in turn takes the best of the first dialer queue that has one for it."""
+        answers: dict[str, RequestAnswer] = {}
+        without: list[tuple[Request, list[str]]] = []
+        agents = {request.agent_id for request, _ in open_requests} - self.holds.keys()
+        skipped = self._skipped_by(agents) if agents else {}
+        heads = self._heads(len(agents) + sum(map(len, skipped.values())))
+        try:
+            for request, allowed in open_requests:
+                if request.agent_id in self.holds:
+                    hold = self.holds[request.agent_id]
+                    answers[request.request_id] = Assigned(assignment=hold, replayed=True)
+                elif taken := self._best(request, allowed, heads, skipped):
+                    answers[request.request_id] = Assigned(assignment=taken)
+                else:
+                    without.append((request, allowed))
+        except Enough:
+            pass  # who is not answered yet gets another turn; what was found ineligible is out
+        self._write(heads)
+        for request, allowed in without:
+            answers[request.request_id] = self._without(
+                allowed, skipped=bool(skipped.get(request.agent_id))
+            )
+        return answers
+
+    def _best(
+        self,
+        request: Request,
+        allowed: Sequence[str],
+        heads: Mapping[str, Head],
+        skipped: Mapping[int, set[int]],
+    ) -> Held | None:
+        for queue in allowed:
+            head = heads.get(queue)
+            candidate = head.take(skipped.get(request.agent_id, ())) if head else None
+            if head and candidate:
+                return self._hold(request, head, candidate)
+        return None
+
+    def _skipped_by(self, agents: set[int]) -> dict[int, set[int]]:
+        """Whom each agent skipped lately: they are not offered to that agent again."""
+        rows = self.turn.connection.execute(
+            _SKIPPED, {"agents": list(agents), "since": self.turn.now - self.settings.skip_agent}
+        )
+        skipped: dict[int, set[int]] = defaultdict(set)
+        for agent, user in rows:
+            skipped[agent].add(user)
+        return skipped
+
+    def _heads(self, size: int) -> dict[str, Head]:
+        taken: set[int] = set()
+        return {
+            queue: Head(self.turn, self.policies[queue], place.generation, max(size, 1), taken)
+            for queue, place in self.places.items()
+            if queue in self.policies and place.generation is not None and not place.paused
+        }
+
+    def _hold(self, request: Request, head: Head, candidate: Candidate) -> Held:
+        hold = Held.model_construct(
+            id=self.turn.new_id(),
+            user_id=candidate.user_id,
+            agent_id=request.agent_id,
+            queue=head.policy.queue,
+            source=Source.QUEUE.value,
+            reason=reason_for(candidate.score),
+            rank=candidate.rank,
+            claimed_at=self.turn.now,
+            lease_expires_at=self.turn.now + self.settings.lease,
+            version=1,
+            state=AssignmentState.ACTIVE.value,
+        )
+        self.holds[request.agent_id] = hold
+        self.made.append(
+            hold.model_dump()
+            | {
+                "request_id": request.request_id,
+                "generation_id": head.generation,
+                "score": candidate.score,
+                "term": self.turn.term,
+            }
+        )
+        return hold
+
+    def _write(self, heads: Mapping[str, Head]) -> None:
+        """What the search found out, then the new holds, each with its event.
+
+        In this order, for whoever reads the events: who was passed over is out by then.
+        """
+        for queue, head in heads.items():
+            entries.take_out(self.turn, queue, head.generation, head.ineligible)
+            if head.held_elsewhere:
+                entries.hold(self.turn, head.held_elsewhere)
+        if not self.made:
+            return
+        self.turn.connection.execute(_ASSIGN, {"rows": self.made})
+        entries.hold(self.turn, [row["user_id"] for row in self.made])
+        self.turn.record(
+            *(
+                {
+                    "kind": EventKind.ASSIGNED,
+                    "queue": row["queue"],
+                    "user_id": row["user_id"],
+                    "agent_id": row["agent_id"],
+                    "assignment_id": row["id"],
+                    "request_id": row["request_id"],
+                    "generation_id": row["generation_id"],
+                    "details": {"rank": row["rank"], "lease_expires_at": row["lease_expires_at"]},
+                }
+                for row in self.made
+            )
+        )
+
+    def _without(self, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
+        """Why there is nobody for a request that may take from these dialer queues."""
+        queue = allowed[0] if len(allowed) == 1 else None
+        places = {name: self.places.get(name, _Place(False, None)) for name in allowed}
+        if all(place.paused for place in places.values()):
+            return Paused(queue=queue)
+        unbuilt = [n for n, place in places.items() if not place.paused and not place.generation]
+        if unbuilt:
+            return Unavailable(
+                retry_after=5.0, reason=f"{', '.join(unbuilt)} has no published generation yet"
+            )
+        return nothing_claimable(self.turn, queue, places, skipped=skipped)
+
+
+_PLACES = select(
+    DialerQueue.name,
+    DialerQueue.paused_at.is_not(None).label("paused"),
+    Generation.id.label("generation_id"),
+    exists(
+        select(1)
+        .select_from(Entry)
+        .where(
+            Entry.generation_id == Generation.id,
+            Entry.state == entries.WAITING,
+            Entry.available_from <= bindparam("instant", type_=Instant),
+        )
+    ).label("due"),
+    exists(
+        select(1)
+        .select_from(Assignment)
+        .where(
+            Assignment.state == ACTIVE,
+            Assignment.lease_expires_at <= bindparam("instant", type_=Instant),
+        )
+    ).label("lapsed"),
+).outerjoin(
+    Generation,
+    (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
+)
+"""Each dialer queue: two index probes a row, at most the number of dialer queues."""
+
+_AGENTS = (
+    select(Agent.id.label("asking"), Agent.is_active, Agent.allowed_queues, *HELD_COLUMNS)
+    .outerjoin(Assignment, (Assignment.agent_id == Agent.id) & (Assignment.state == ACTIVE))
+    .where(Agent.id == any_(bindparam("agents", type_=ARRAY(Integer))))
+)
+
+_SKIPPED = select(Assignment.agent_id, Assignment.user_id).where(
+    Assignment.state == word(AssignmentState.SKIPPED),
+    Assignment.agent_id == any_(bindparam("agents", type_=ARRAY(Integer))),
+    Assignment.ended_at > bindparam("since", type_=Instant),
+)
+
+_ASSIGN = insert_rows(
+    Assignment,
+    Assignment.id,
+    Assignment.request_id,
+    Assignment.user_id,
+    Assignment.agent_id,
+    Assignment.queue,
+    Assignment.source,
+    Assignment.generation_id,
+    Assignment.rank,
+    Assignment.score,
+    Assignment.reason,
+    Assignment.state,
+    Assignment.version,
+    Assignment.term,
+    Assignment.claimed_at,
+    Assignment.lease_expires_at,
+)

@@ -1,0 +1,143 @@
+"""What becomes of a user's places in the published generations as holds begin and end.
+
+Every statement here goes through the primary key (generation, user) of the published generations:
+its cost is that of the users named, whatever the size of the dialer queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Text, bindparam, null, select, update
+
+from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.schema.base import Instant, word
+from assignment_workers.schema.bulk import rows
+from assignment_workers.schema.tables import (
+    Entry,
+    EntryState,
+    Generation,
+    GenerationState,
+)
+
+PUBLISHED_STATE = word(GenerationState.PUBLISHED)
+PUBLISHED = select(Generation.id).where(Generation.state == PUBLISHED_STATE)
+
+READY = word(EntryState.READY)
+WAITING = word(EntryState.WAITING)
+HELD = word(EntryState.HELD)
+OUT = word(EntryState.OUT)
+
+_given = rows(user_id=BigInteger())
+_HOLD = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == _given.c.user_id,
+        Entry.state.in_([READY, WAITING]),
+    )
+    .values(state=HELD, available_from=null())
+)
+_RETURN = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == _given.c.user_id,
+        Entry.state == HELD,
+    )
+    .values(state=READY)
+)
+
+_waits = rows(user_id=BigInteger(), available_from=Instant)
+_WAIT = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == _waits.c.user_id,
+        Entry.state == HELD,
+    )
+    .values(state=WAITING, available_from=_waits.c.available_from)
+)
+
+_leaves = rows(user_id=BigInteger(), reason=Text())
+_LEAVE = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == _leaves.c.user_id,
+        Entry.state != OUT,
+    )
+    .values(state=OUT, available_from=null(), reason=_leaves.c.reason)
+)
+
+_PROMOTE = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.state == WAITING,
+        Entry.available_from <= bindparam("instant", type_=Instant),
+    )
+    .values(state=READY, available_from=null())
+)
+
+_taken = rows(user_id=BigInteger(), reason=Text())
+_TAKE_OUT = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.user_id == _taken.c.user_id,
+        Entry.state == READY,
+    )
+    .values(state=OUT, reason=_taken.c.reason)
+)
+
+
+def hold(turn: Turn, users: Iterable[int]) -> None:
+    """Nobody else is offered these users: their places in every published generation are held."""
+    turn.connection.execute(_HOLD, {"rows": [{"user_id": user} for user in users]})
+
+
+def give_back(turn: Turn, users: Collection[int]) -> None:
+    """These users are claimable again, each at the place they had."""
+    if users:
+        turn.connection.execute(_RETURN, {"rows": [{"user_id": user} for user in users]})
+
+
+def wait(turn: Turn, user: int, until: datetime) -> None:
+    """This user is claimable again, at the place they had, from that instant on."""
+    turn.connection.execute(_WAIT, {"rows": [{"user_id": user, "available_from": until}]})
+
+
+def leave(turn: Turn, users: Iterable[int], reason: str) -> int:
+    """These users are offered no more in the published generations.
+
+    Returns how many places ended.
+    """
+    given = [{"user_id": user, "reason": reason} for user in users]
+    return turn.connection.execute(_LEAVE, {"rows": given}).rowcount if given else 0
+
+
+def promote(turn: Turn, generation: int) -> None:
+    """Whoever has waited long enough is claimable again: one probe of an index when nobody has."""
+    turn.connection.execute(_PROMOTE, {"generation": generation, "instant": turn.now})
+
+
+def take_out(turn: Turn, queue: str, generation: int, reasons: dict[int, str]) -> None:
+    """Ineligible users leave this generation, each with the rule they broke, and an event each."""
+    if not reasons:
+        return
+    given = [{"user_id": user, "reason": reason} for user, reason in reasons.items()]
+    turn.connection.execute(_TAKE_OUT, {"rows": given, "generation": generation})
+    turn.record(
+        *(
+            {
+                "kind": EventKind.TAKEN_OUT,
+                "queue": queue,
+                "user_id": user,
+                "generation_id": generation,
+                "details": {"reason": reason},
+            }
+            for user, reason in reasons.items()
+        )
+    )

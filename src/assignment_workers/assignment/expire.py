@@ -1,0 +1,55 @@
+"""Every hold ends: when its lease lapses, its user is claimable again (guarantee 7)."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, bindparam, cast, func, update
+from sqlalchemy import Text as TextType
+
+from assignment_workers.assignment import entries
+from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.schema.base import Instant, word
+from assignment_workers.schema.tables import Assignment, AssignmentState
+
+THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), TextType), BigInteger)
+"""The number of the running transaction, for `assignments.ended_xid`."""
+
+_EXPIRE = (
+    update(Assignment)
+    .where(
+        Assignment.state == ACTIVE,
+        Assignment.lease_expires_at <= bindparam("instant", type_=Instant),
+    )
+    .values(
+        state=word(AssignmentState.EXPIRED),
+        version=Assignment.version + 1,
+        ended_at=bindparam("instant", type_=Instant),
+        ended_xid=THIS_TRANSACTION,
+    )
+    .returning(
+        Assignment.id, Assignment.user_id, Assignment.agent_id, Assignment.queue, Assignment.version
+    )
+)
+
+
+def expire(turn: Turn) -> int:
+    """End every hold whose lease has lapsed; each user keeps their place. Returns how many.
+
+    It runs every 30 s and at the start of every claim, so a lapsed hold never stands in the way of
+    one. Cost: that of the holds that lapsed, by the index on leases.
+    """
+    rows = turn.connection.execute(_EXPIRE, {"instant": turn.now}).all()
+    entries.give_back(turn, [row.user_id for row in rows])
+    turn.record(
+        *(
+            {
+                "kind": EventKind.EXPIRED,
+                "queue": row.queue,
+                "user_id": row.user_id,
+                "agent_id": row.agent_id,
+                "assignment_id": row.id,
+            }
+            for row in rows
+        )
+    )
+    return len(rows)

@@ -1,0 +1,148 @@
+"""Every run of a job leaves a row: when, how it ended, what it did, or why it was skipped (G12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, Update, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from assignment_workers.assignment.locks import try_lock
+from assignment_workers.schema.base import word
+from assignment_workers.schema.tables import JobRun, JobStatus
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What runs: its name, what asked for it, and, where it is done once a slot, which slot."""
+
+    name: str
+    trigger: str
+    queue: str | None = None
+    slot: datetime | None = None
+    task_id: str | None = None
+
+    @property
+    def lock(self) -> str:
+        """The advisory lock under which it runs."""
+        return f"job {self.name} {self.queue or ''}".strip()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a run ended. `skipped`: 'locked' or 'slot done', and nothing was changed."""
+
+    counts: Counts = field(default_factory=dict)
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job's work is given.
+
+    `connection` has the job's lock: what is done on it commits together with the run's success.
+    `ledger` is for what must be seen before that, and for what must stay if the work fails.
+    """
+
+    connection: Connection
+    ledger: Connection
+    now: datetime
+
+
+def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
+    """Do `work` once at a time, in one transaction with the record of its success.
+
+    A run that fails leaves its error in its row and raises it; a run whose process died is marked
+    failed by the next one, which can only run because the lock went with the dead one's connection.
+    """
+    with engine.connect() as connection, engine.connect() as ledger:
+        now = connection.execute(select(func.clock_timestamp())).scalar_one()
+        if not try_lock(connection, job.lock):
+            return _skipped(ledger, job, now, "locked")
+        _bury(ledger, job, now)
+        number = _begin(ledger, job, now)
+        if number is None:
+            return _skipped(ledger, job, now, "slot done")
+        try:
+            counts = work(Work(connection, ledger, now))
+            ended = {"status": JobStatus.SUCCEEDED, "counts": counts}
+            connection.execute(_end(number).values(**ended))
+            connection.commit()
+        except BaseException as error:
+            connection.rollback()
+            ledger.rollback()
+            ledger.execute(_end(number).values(status=JobStatus.FAILED, error=_line(error)))
+            ledger.commit()
+            raise
+        return Ran(counts)
+
+
+def last_slot(connection: Connection, name: str) -> datetime | None:
+    """The latest slot that this job has done."""
+    return connection.execute(
+        select(func.max(JobRun.slot)).where(
+            JobRun.job == name, JobRun.status == word(JobStatus.SUCCEEDED)
+        )
+    ).scalar_one()
+
+
+def _begin(ledger: Connection, job: Job, now: datetime) -> int | None:
+    """The number of the run that begins; None where its slot is done."""
+    row = {
+        "job": job.name,
+        "queue": job.queue,
+        "trigger": job.trigger,
+        "slot": job.slot,
+        "task_id": job.task_id,
+        "started_at": now,
+    }
+    number = ledger.execute(
+        upsert(JobRun).values(row).on_conflict_do_nothing().returning(JobRun.id)
+    ).scalar_one_or_none()
+    ledger.commit()
+    return number
+
+
+def _bury(ledger: Connection, job: Job, now: datetime) -> None:
+    """Whatever still says 'running' under this lock is dead."""
+    ledger.execute(
+        update(JobRun)
+        .where(
+            JobRun.job == job.name,
+            JobRun.queue.is_not_distinct_from(job.queue),
+            JobRun.status == word(JobStatus.RUNNING),
+        )
+        .values(status=JobStatus.FAILED, ended_at=now, error="its process ended before it did")
+    )
+    ledger.commit()
+
+
+def _skipped(ledger: Connection, job: Job, now: datetime, why: str) -> Ran:
+    ledger.execute(
+        insert(JobRun).values(
+            job=job.name,
+            queue=job.queue,
+            trigger=job.trigger,
+            slot=job.slot,
+            task_id=job.task_id,
+            started_at=now,
+            ended_at=now,
+            status=JobStatus.SKIPPED,
+            error=why,
+        )
+    )
+    ledger.commit()
+    return Ran(skipped=why)
+
+
+def _end(number: int) -> Update:
+    return update(JobRun).where(JobRun.id == number).values(ended_at=func.clock_timestamp())
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:500]

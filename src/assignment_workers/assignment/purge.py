@@ -1,0 +1,85 @@
+"""Drop what nobody needs any more, without standing in a claim's way."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, func, or_, select, text, update
+
+from assignment_workers.assignment.jobs import Counts
+from assignment_workers.assignment.regenerate import partition
+from assignment_workers.schema.base import word
+from assignment_workers.schema.tables import (
+    DeadLetter,
+    Event,
+    Generation,
+    GenerationState,
+    JobRun,
+    JobStatus,
+    Request,
+)
+from assignment_workers.settings import Settings
+
+
+def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
+    """Drop the entries of generations retired long enough ago, and of failed ones.
+
+    `connection` must be in autocommit: a concurrent detachment waits for whoever still reads the
+    partition, and keeps nobody from reading or writing the others; dropping the detached table
+    locks only itself. A process that died half-way left a detachment pending, which is finished
+    first.
+    """
+    gone = connection.execute(
+        select(Generation.id).where(
+            Generation.purged_at.is_(None),
+            or_(
+                Generation.state == word(GenerationState.FAILED),
+                Generation.retired_at <= func.now() - settings.generation_retention,
+            ),
+        )
+    ).scalars()
+    count = 0
+    for number in list(gone):
+        _drop(connection, number)
+        connection.execute(
+            update(Generation)
+            .where(Generation.id == number)
+            .values(purged_at=func.clock_timestamp())
+        )
+        count += 1
+    return {"generations": count}
+
+
+def _drop(connection: Connection, number: int) -> None:
+    name = partition(number)
+    pending = connection.execute(_PENDING, {"name": name}).scalar_one_or_none()
+    if pending is not None:
+        how = "FINALIZE" if pending else "CONCURRENTLY"
+        connection.execute(text(f"ALTER TABLE assignment.entries DETACH PARTITION {name} {how}"))
+    connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
+
+
+_PENDING = text(
+    "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(:name)"
+    " AND inhparent = 'assignment.entries'::regclass"
+)
+
+
+def prune_history(connection: Connection, *, settings: Settings) -> Counts:
+    """Delete answers, job runs, events and replayed dead letters older than their retention.
+
+    An answer is kept as long as its message could still come again, so a redelivered one is never
+    taken for new. Assignments are never deleted.
+    """
+    history = func.now() - settings.history_retention
+    counts: Counts = {}
+    for name, statement in {
+        "requests": delete(Request).where(
+            Request.answered_at < func.now() - settings.request_retention
+        ),
+        "job_runs": delete(JobRun).where(
+            JobRun.started_at < history, JobRun.status != word(JobStatus.RUNNING)
+        ),
+        "events": delete(Event).where(Event.at < history),
+        "dead_letters": delete(DeadLetter).where(DeadLetter.replayed_at < history),
+    }.items():
+        counts[name] = connection.execute(statement).rowcount
+    return counts

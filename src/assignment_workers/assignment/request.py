@@ -1,0 +1,21 @@
+"""An agent's ask for a user, as the claim takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class Request:
+    """One ask. `queue` None: any dialer queue that the agent is allowed, in the policies' order.
+
+    `deadline`: after it nobody is assigned; None: no limit. `sent_at`: when the asker sent it, by
+    the asker's clock, for the records only.
+    """
+
+    agent_id: int
+    request_id: str
+    queue: str | None = None
+    deadline: datetime | None = None
+    sent_at: datetime | None = None

@@ -1,0 +1,224 @@
+"""How everything stands, for operators: dialer queues, holds, jobs, the sequencer. Reads only.
+
+Each query has a bound on its cost: counts of entries go through partial indexes and stop at
+`COUNTED_AT_MOST`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, bindparam, case, func, select, text
+
+from assignment_workers.assignment.answers import Held
+from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
+from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.schema import tables
+from assignment_workers.schema.tables import (
+    Assignment,
+    DeadLetter,
+    DialerQueue,
+    Entry,
+    Generation,
+    JobRun,
+    Sequencer,
+)
+
+COUNTED_AT_MOST = 100_000
+
+
+class QueueStatus(BaseModel):
+    """A dialer queue. `claimable` and `waiting` stop at `COUNTED_AT_MOST`; None: never built."""
+
+    queue: str
+    paused: bool
+    paused_by: str | None
+    claimable: int | None
+    waiting: int | None
+    held: int
+    generation: int | None
+    size: int | None
+    trigger: str | None
+    published_at: datetime | None
+
+
+class JobStatus(BaseModel):
+    """The last run of a job."""
+
+    job: str
+    queue: str | None
+    trigger: str
+    status: str
+    started_at: datetime
+    seconds: float | None
+    counts: dict[str, int]
+    error: str | None
+
+
+class Leader(BaseModel):
+    """Who leads."""
+
+    pid: int
+    host: str
+    since: datetime
+
+
+class SequencerStatus(BaseModel):
+    """The lane's writer.
+
+    `leader` None: nobody holds the place now. `probe_seconds`: the line's pace.
+    """
+
+    term: int
+    leader: Leader | None
+    standbys: int
+    silent_seconds: float | None
+    probe_seconds: float | None
+
+
+class Status(BaseModel):
+    """Everything at a glance, at `at` by the database's clock."""
+
+    at: datetime
+    queues: list[QueueStatus]
+    holds: list[Held]
+    jobs: list[JobStatus]
+    sequencer: SequencerStatus
+    answers_last_hour: dict[str, int]
+    dead_letters: int
+    unpublished: int
+    calling_hours: str = "none are configured: users are handed out at any hour"
+
+
+def status(connection: Connection, *, application: str) -> Status:
+    """How things stand now. `application` is what sequencers call themselves to the database."""
+    now = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return Status(
+        at=now,
+        queues=_queues(connection),
+        holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
+        jobs=_jobs(connection),
+        sequencer=sequencer_status(connection, application=application),
+        answers_last_hour={
+            row.outcome: row.answers
+            for row in connection.execute(_ANSWERS, {"since": now - timedelta(hours=1)})
+        },
+        dead_letters=connection.execute(
+            select(func.count()).where(DeadLetter.replayed_at.is_(None))
+        ).scalar_one(),
+        unpublished=connection.execute(
+            select(func.count()).where(
+                Generation.state == tables.GenerationState.BUILDING,
+                Generation.built_at.is_not(None),
+            )
+        ).scalar_one(),
+    )
+
+
+def sequencer_status(connection: Connection, *, application: str) -> SequencerStatus:
+    """Who leads and how many stand by: by the connections that sequencers keep for the lock."""
+    row = connection.execute(
+        select(
+            Sequencer.term,
+            Sequencer.leader_pid,
+            Sequencer.leader_host,
+            Sequencer.since,
+            Sequencer.probe_seconds,
+            func.extract("epoch", func.clock_timestamp() - Sequencer.seen_at).label("silent"),
+        ).where(Sequencer.lane == tables.DEFAULT_LANE)
+    ).one()
+    names = set(connection.execute(_SEQUENCERS, {"prefix": f"{application} %"}).scalars())
+    leading = f"{application} {row.leader_host}:{row.leader_pid}"[:63] in names
+    return SequencerStatus(
+        term=row.term,
+        leader=Leader(pid=row.leader_pid, host=row.leader_host, since=row.since)
+        if leading
+        else None,
+        standbys=len(names) - int(leading),
+        silent_seconds=None if row.silent is None else float(row.silent),
+        probe_seconds=row.probe_seconds,
+    )
+
+
+def _queues(connection: Connection) -> list[QueueStatus]:
+    rows = connection.execute(_QUEUES).mappings().all()
+    return [
+        QueueStatus(
+            **row,
+            claimable=_count(connection, row["generation"], READY),
+            waiting=_count(connection, row["generation"], WAITING),
+        )
+        for row in rows
+    ]
+
+
+def _count(connection: Connection, generation: int | None, state: object) -> int | None:
+    if generation is None:
+        return None
+    some = (
+        select(Entry.user_id)
+        .where(Entry.generation_id == bindparam("generation"), Entry.state == state)
+        .limit(COUNTED_AT_MOST)
+        .subquery()
+    )
+    counted = select(func.count()).select_from(some)
+    return connection.execute(counted, {"generation": generation}).scalar_one()
+
+
+def _jobs(connection: Connection) -> list[JobStatus]:
+    rows = connection.execute(
+        select(
+            JobRun.job,
+            JobRun.queue,
+            JobRun.trigger,
+            JobRun.status,
+            JobRun.started_at,
+            func.extract("epoch", JobRun.ended_at - JobRun.started_at).label("seconds"),
+            JobRun.counts,
+            JobRun.error,
+        )
+        .distinct(JobRun.job, JobRun.queue)
+        .order_by(JobRun.job, JobRun.queue, JobRun.id.desc())
+    ).mappings()
+    return [JobStatus(**row) for row in rows]
+
+
+_HELD_NOW = (
+    select(Assignment.queue, func.count().label("held"))
+    .where(Assignment.state == ACTIVE)
+    .group_by(Assignment.queue)
+    .subquery()
+)
+_QUEUES = (
+    select(
+        DialerQueue.name.label("queue"),
+        DialerQueue.paused_at.is_not(None).label("paused"),
+        DialerQueue.paused_by,
+        func.coalesce(_HELD_NOW.c.held, 0).label("held"),
+        Generation.id.label("generation"),
+        Generation.size,
+        Generation.trigger,
+        Generation.published_at,
+    )
+    .outerjoin(_HELD_NOW, _HELD_NOW.c.queue == DialerQueue.name)
+    .outerjoin(
+        Generation, (Generation.queue == DialerQueue.name) & (Generation.state == PUBLISHED_STATE)
+    )
+    .order_by(case((DialerQueue.name == "unsigned_users", 0), else_=1), DialerQueue.name)
+)
+_HOLDS = (
+    select(*HELD_COLUMNS)
+    .where(Assignment.state == ACTIVE)
+    .order_by(Assignment.lease_expires_at)
+    .limit(1_000)
+)
+_ANSWERS = (
+    select(tables.Request.outcome, func.count().label("answers"))
+    .where(tables.Request.answered_at >= bindparam("since"))
+    .group_by(tables.Request.outcome)
+)
+_SEQUENCERS = text(
+    "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE :prefix"
+    " AND datname = current_database()"
+)

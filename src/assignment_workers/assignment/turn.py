@@ -1,0 +1,85 @@
+"""What an operation on the assignment queue works with: a transaction, an instant, a term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from assignment_workers.identity import new_id
+from assignment_workers.schema.bulk import insert_rows
+from assignment_workers.schema.tables import Event
+
+
+class EventKind(StrEnum):
+    """What an event tells. Each state change leaves one (guarantee 11)."""
+
+    ASSIGNED = "assigned"
+    COMPLETED = "completed"
+    SKIPPED = "skipped"
+    RELEASED = "released"
+    RENEWED = "renewed"
+    EXPIRED = "expired"
+    TAKEN_OUT = "taken_out"
+    CONVERTED = "converted"
+    CALLBACK_PROMISED = "callback_promised"
+    GENERATION_PUBLISHED = "generation_published"
+    GENERATION_RETIRED = "generation_retired"
+    GENERATION_FAILED = "generation_failed"
+    QUEUE_PAUSED = "queue_paused"
+    QUEUE_RESUMED = "queue_resumed"
+    TERM_BEGUN = "term_begun"
+    RACE = "ASSIGNMENT_RACE_CONDITION"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One transaction that has its lane's row lock: nothing else of the lane runs.
+
+    `now` is the database's clock, read after the lock was gained, so turns never overlap in time.
+    """
+
+    connection: Connection
+    now: datetime
+    term: int
+    randomness: Random = field(default_factory=Random)
+
+    def new_id(self) -> UUID:
+        """A fresh id for something made in this turn."""
+        return new_id(self.now, self.randomness)
+
+    def record(self, *events: dict[str, Any]) -> None:
+        """Leave events in the transaction that makes the changes they tell of."""
+        if events:
+            rows = [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
+            self.connection.execute(_RECORD, {"rows": rows})
+
+    def race(self, kind: str, **facts: object) -> None:
+        """Leave the event of a race that was met and resolved: what it was, and what was done.
+
+        `facts` are columns of an event, or `done` and others for its details.
+        """
+        columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
+        self.record({"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}})
+
+
+_COLUMNS = {"queue", "user_id", "agent_id", "assignment_id", "request_id", "generation_id"}
+
+_RECORD = insert_rows(
+    Event,
+    Event.at,
+    Event.kind,
+    Event.term,
+    Event.queue,
+    Event.user_id,
+    Event.agent_id,
+    Event.assignment_id,
+    Event.request_id,
+    Event.generation_id,
+    Event.details,
+)

@@ -1,0 +1,164 @@
+"""An agent's moves, by hand: request, complete, skip, release, renew."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from assignment_workers.assignment.answers import (
+    Assigned,
+    Empty,
+    Finished,
+    Paused,
+    Refused,
+    TooLate,
+    Unavailable,
+)
+from assignment_workers.cli.servers import client
+from assignment_workers.cli.show import AsJson, as_json, complain
+from assignment_workers.errors import UsageError
+
+AgentOption = Annotated[int, typer.Option("--agent", min=1, help="The agent who holds it.")]
+AssignmentArgument = Annotated[str, typer.Argument(help="The assignment's id.")]
+VersionOption = Annotated[
+    int | None, typer.Option("--version", min=1, help="The assignment's version, as it was given.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    for command in (request, complete, skip, release, renew):
+        app.command()(command)
+
+
+def request(
+    agent: Annotated[int, typer.Argument(min=1, help="The agent who asks.")],
+    queue: Annotated[str | None, typer.Option(help="Only from this dialer queue.")] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Ask again with the same id: the answer is the same.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, max=300, help="Seconds to wait.")] = 10.0,
+    json: AsJson = False,
+) -> int:
+    """Ask for the next user for AGENT. Exit 1 when there is none."""
+    with client() as asking:
+        answer = asking.request_next(
+            agent, queue=queue, request_id=request_id, timeout=timedelta(seconds=timeout)
+        )
+    return _tell(answer, json)
+
+
+def complete(
+    assignment: AssignmentArgument,
+    agent: AgentOption,
+    outcome: Annotated[str, typer.Option(help="What came of the call.")],
+    version: VersionOption = None,
+    notes: Annotated[str | None, typer.Option(help="What the agent wrote.")] = None,
+    callback_at: Annotated[
+        str | None, typer.Option(help="When to call again: ISO 8601 with a zone.")
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """The call was made: end ASSIGNMENT with its outcome."""
+    when = _instant(callback_at) if callback_at else None
+    with client() as asking:
+        answer = asking.complete(
+            _id(assignment), agent, outcome, version=version, notes=notes, callback_at=when
+        )
+    return _tell(answer, json)
+
+
+def skip(
+    assignment: AssignmentArgument,
+    agent: AgentOption,
+    version: VersionOption = None,
+    json: AsJson = False,
+) -> int:
+    """Not this user now: end ASSIGNMENT; they are offered later, to this agent last."""
+    with client() as asking:
+        return _tell(asking.skip(_id(assignment), agent, version=version), json)
+
+
+def release(
+    assignment: AssignmentArgument,
+    agent: AgentOption,
+    version: VersionOption = None,
+    json: AsJson = False,
+) -> int:
+    """Give the user of ASSIGNMENT back untouched."""
+    with client() as asking:
+        return _tell(asking.release(_id(assignment), agent, version=version), json)
+
+
+def renew(
+    assignment: AssignmentArgument,
+    agent: AgentOption,
+    version: VersionOption = None,
+    json: AsJson = False,
+) -> int:
+    """Still at it: the lease of ASSIGNMENT runs anew."""
+    with client() as asking:
+        return _tell(asking.renew(_id(assignment), agent, version=version), json)
+
+
+def line(answer: object) -> str:
+    """An answer as one line for people."""
+    match answer:
+        case Assigned(assignment=held, replayed=replayed):
+            again = " (the one already held)" if replayed else ""
+            return (
+                f"assigned{again}: agent {held.agent_id} has user {held.user_id} from {held.queue}"
+                f" ({held.reason}, rank {held.rank}), assignment {held.id} version {held.version},"
+                f" lease until {held.lease_expires_at:%H:%M:%SZ}"
+            )
+        case Empty(why=why, retry_after=seconds):
+            reasons = ", ".join(f"{queue}: {reason}" for queue, reason in why.items())
+            return f"empty: {reasons}; ask again in {seconds:.0f} s"
+        case Paused(queue=queue):
+            return f"paused: {queue or 'every dialer queue that the agent may take from'}"
+        case Unavailable(reason=reason, retry_after=seconds):
+            return f"unavailable: {reason}; ask again in {seconds:.0f} s"
+        case TooLate():
+            return "too late: the deadline had passed, nobody was assigned"
+        case Refused(reason=reason, code=code):
+            return f"refused ({code}): {reason}"
+        case Finished(outcome=outcome, assignment=held, replayed=replayed):
+            again = " (it was already)" if replayed else ""
+            return f"{outcome}{again}: user {held.user_id}, assignment {held.id}"
+        case _:
+            return str(answer)
+
+
+def _tell(answer: object, json: bool) -> int:
+    good = isinstance(answer, Assigned | Finished)
+    if json:
+        as_json(answer)
+    elif good:
+        typer.echo(line(answer))
+    else:
+        complain(line(answer))
+    return 0 if good else 2 if isinstance(answer, Refused) else 1
+
+
+def _id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is not an assignment's id; one looks like {UUID(int=0)}"
+        ) from None
+
+
+def _instant(text: str) -> datetime:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"--callback-at {text!r}: not a time such as 2026-11-23T15:00:00Z"
+        ) from None
+    if when.tzinfo is None:
+        raise UsageError(f"--callback-at {text!r}: has no zone; write 2026-11-23T15:00:00Z")
+    return when.astimezone(UTC)

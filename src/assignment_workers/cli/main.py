@@ -1,0 +1,45 @@
+"""All commands under one name, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from assignment_workers.cli import agent, dead_letters, operator, schema, stack
+from assignment_workers.cli.show import complain
+from assignment_workers.errors import AssignmentWorkersError
+
+app = typer.Typer(
+    help="Hands call-centre agents the next user to call: each user to one agent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (stack, agent, operator):
+    module.add_to(app)
+app.add_typer(schema.app, name="schema")
+app.add_typer(dead_letters.app, name="dead-letters")
+
+
+def main() -> None:
+    """Run the command that was given and exit with its code."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        code = 2
+    except click.ClickException as error:
+        complain(error.format_message())
+        code = 2
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = 130
+    except AssignmentWorkersError as error:
+        complain(str(error))
+        code = error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code or 0)

@@ -1,0 +1,233 @@
+"""An operator's moves: regenerate, pause, resume, status, doctor."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from assignment_workers.assignment.answers import Done, Refused, Unavailable
+from assignment_workers.assignment.doctor import Finding, examine
+from assignment_workers.assignment.levels import unpublished
+from assignment_workers.assignment.status import Status
+from assignment_workers.assignment.status import status as read_status
+from assignment_workers.cli.agent import line
+from assignment_workers.cli.servers import client, database
+from assignment_workers.cli.show import AsJson, as_json, as_table, complain
+from assignment_workers.client import Client
+from assignment_workers.client.client import Built
+from assignment_workers.errors import UsageError
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.sequencer.term import APPLICATION
+
+BUILD_AT_MOST = timedelta(minutes=30)
+PUBLISH_SECONDS = 30.0
+
+QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    for command in (regenerate, pause, resume, status, doctor):
+        app.command()(command)
+
+
+def regenerate(
+    queues: Annotated[list[str] | None, typer.Argument(help="Dialer queues; none: all.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until they are built.")] = False,
+    json: AsJson = False,
+) -> int:
+    """Build new generations of dialer queues now."""
+    for queue in queues or ():
+        if queue not in POLICIES:
+            raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+    each_queue: list[str | None] = [*queues] if queues else [None]
+    with client() as asking:
+        asked = [asking.regenerate(queue) for queue in each_queue]
+        told = [_built(asking, each) if wait else each for each in asked]
+    if json:
+        as_json(told)
+    for each in told:
+        if isinstance(each, Unavailable):
+            complain(line(each))
+        elif not json:
+            typer.echo(each if isinstance(each, str) else _lines(each))
+    return 1 if any(isinstance(each, Unavailable) for each in told) else 0
+
+
+def _built(asking: Client, task: str | Unavailable) -> Built | Unavailable:
+    """Wait for the build, and for its publication."""
+    if isinstance(task, Unavailable):
+        return task
+    built = asking.built(task, timeout=BUILD_AT_MOST)
+    if isinstance(built, Unavailable):
+        return built
+    numbers = {each["generation"] for each in built.values() if "generation" in each}
+    ends = time.monotonic() + PUBLISH_SECONDS
+    with database() as connection:
+        while waiting := numbers & set(unpublished(connection)):
+            connection.rollback()
+            if time.monotonic() > ends:
+                return Unavailable(
+                    retry_after=5.0,
+                    reason=f"built, but not published yet: generation {min(map(str, waiting))}",
+                )
+            time.sleep(0.05)
+    return built
+
+
+def _lines(built: Built) -> str:
+    return "\n".join(
+        f"{queue}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+        for queue, facts in built.items()
+    )
+
+
+def pause(queue: QueueArgument) -> int:
+    """Hand out nobody from QUEUE until it is resumed; holds go on."""
+    with client() as asking:
+        return _done(asking.pause(queue, by=getpass.getuser()), f"{queue} is paused")
+
+
+def resume(queue: QueueArgument) -> int:
+    """Hand out users from QUEUE again."""
+    with client() as asking:
+        return _done(asking.resume(queue, by=getpass.getuser()), f"{queue} hands out users")
+
+
+def _done(answer: object, what: str) -> int:
+    if isinstance(answer, Done):
+        typer.echo(f"{what}{' (it was already so)' if answer.replayed else ''}")
+        return 0
+    complain(line(answer))
+    return 2 if isinstance(answer, Refused) else 1
+
+
+def status(json: AsJson = False) -> int:
+    """Dialer queues, holds, generations, jobs and the sequencer at a glance."""
+    with database() as connection:
+        found = read_status(connection, application=APPLICATION)
+    if json:
+        as_json(found)
+    else:
+        _show(found)
+    return 0
+
+
+def _show(found: Status) -> None:
+    as_table(
+        f"Dialer queues at {found.at:%Y-%m-%d %H:%M:%SZ}",
+        ["queue", "claimable", "waiting", "held", "generation", "users", "published", "state"],
+        [
+            (
+                each.queue,
+                "unknown" if each.claimable is None else each.claimable,
+                "unknown" if each.waiting is None else each.waiting,
+                each.held,
+                each.generation or "none",
+                each.size,
+                f"{each.published_at:%H:%M:%SZ}" if each.published_at else None,
+                f"paused by {each.paused_by}" if each.paused else "open",
+            )
+            for each in found.queues
+        ],
+    )
+    as_table(
+        "Active assignments (the first to lapse first)",
+        ["agent", "user", "queue", "since", "lease left", "assignment"],
+        [
+            (
+                each.agent_id,
+                each.user_id,
+                each.queue,
+                f"{each.claimed_at:%H:%M:%SZ}",
+                f"{(each.lease_expires_at - found.at).total_seconds():.0f} s",
+                each.id,
+            )
+            for each in found.holds[:50]
+        ],
+    )
+    as_table(
+        "Jobs, last run",
+        ["job", "queue", "trigger", "status", "started", "seconds", "did"],
+        [
+            (
+                each.job,
+                each.queue,
+                each.trigger,
+                each.status,
+                f"{each.started_at:%m-%d %H:%M:%SZ}",
+                None if each.seconds is None else f"{each.seconds:.2f}",
+                each.error or ", ".join(f"{name} {count}" for name, count in each.counts.items()),
+            )
+            for each in found.jobs
+        ],
+    )
+    sequencer = found.sequencer
+    leader = sequencer.leader
+    led = (
+        f"led by {leader.host} pid {leader.pid} since {leader.since:%H:%M:%SZ}"
+        if leader
+        else "no leader"
+    )
+    probe = (
+        ""
+        if sequencer.probe_seconds is None
+        else f", a probe takes {sequencer.probe_seconds * 1000:.0f} ms"
+    )
+    typer.echo(f"Sequencer: term {sequencer.term}, {led}, standbys {sequencer.standbys}{probe}")
+    answers = ", ".join(f"{name} {count}" for name, count in found.answers_last_hour.items())
+    typer.echo(f"Answers in the last hour: {answers or 'none'}")
+    typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
+    typer.echo(f"Calling hours: {found.calling_hours}")
+
+
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended safely.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be mended.")
+    ] = False,
+    json: AsJson = False,
+) -> int:
+    """Check every guarantee that the database can show. Exit 1 when one is broken."""
+    findings = _examine()
+    broken = [each for each in findings if not each.ok]
+    mendable = [each for each in broken if each.repairable]
+    if repair and mendable and not dry_run:
+        with client() as asking:
+            answer = asking.repair()
+        if not isinstance(answer, Done):
+            complain(line(answer))
+            return 1
+        findings = _examine()
+        broken = [each for each in findings if not each.ok]
+    if json:
+        as_json(findings)
+    else:
+        as_table(
+            "Guarantees",
+            ["guarantee", "check", "found"],
+            [
+                (
+                    each.guarantee,
+                    each.check,
+                    "good" if each.ok else f"BROKEN: {', '.join(each.examples)}",
+                )
+                for each in findings
+            ],
+        )
+        if repair and dry_run:
+            typer.echo(
+                f"would be mended: {', '.join(each.check for each in mendable) or 'nothing'}"
+            )
+    return 1 if broken else 0
+
+
+def _examine() -> list[Finding]:
+    with database() as connection:
+        return examine(connection)

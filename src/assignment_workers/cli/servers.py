@@ -1,0 +1,62 @@
+"""Where a command finds the servers: the environment, or the stack that runs here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from assignment_workers.client import Client
+from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.runtime.stack import resolve
+from assignment_workers.schema import migrate
+from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
+
+COMMAND_SECONDS = 30
+
+
+def settings() -> Settings:
+    """What the environment says, nothing more."""
+    return Settings.from_environment(os.environ)
+
+
+def resolved() -> Settings:
+    """The same with the servers' addresses filled in from the running stack where unset."""
+    return resolve(settings())
+
+
+@contextmanager
+def client() -> Iterator[Client]:
+    """A client of the running stack."""
+    given = resolved()
+    with Client.connect(given.redis, broker_url=given.broker_url) as made:
+        yield made
+
+
+@contextmanager
+def database(*, checked: bool = True) -> Iterator[Connection]:
+    """A connection to the database.
+
+    Raises `DatabaseUnavailable`, and `SchemaMismatch` if `checked`.
+    """
+    made = connect(
+        resolved().database,
+        name="assignment-workers command",
+        statement_timeout=timedelta(seconds=COMMAND_SECONDS),
+        pool_size=1,
+    )
+    try:
+        with made.connect() as connection:
+            if checked:
+                migrate.check(connection)
+                connection.rollback()
+            yield connection
+    except OperationalError as error:
+        raise DatabaseUnavailable(migrate.unreachable(error)) from error
+    finally:
+        made.dispose()

@@ -1,0 +1,39 @@
+"""Every error this package raises on purpose.
+
+The message is a sentence for the person who can act on it.
+"""
+
+from __future__ import annotations
+
+
+class AssignmentWorkersError(Exception):
+    """Something is wrong that a person has to know of; the message is one line."""
+
+    exit_code = 1
+
+
+class UsageError(AssignmentWorkersError):
+    """A setting or an argument was given that cannot be used."""
+
+    exit_code = 2
+
+
+class SchemaMismatch(AssignmentWorkersError):
+    """The database does not have the schema that this version needs."""
+
+
+class DatabaseUnavailable(AssignmentWorkersError):
+    """PostgreSQL cannot answer now; nothing was changed."""
+
+
+class BrokerUnavailable(AssignmentWorkersError):
+    """The broker cannot take a message now; nothing was enqueued."""
+
+
+class StaleTerm(AssignmentWorkersError):
+    """Another sequencer has taken over: a transaction of this one must not commit."""
+
+    def __init__(self, *, held: int, current: int | None) -> None:
+        super().__init__(f"term {held} is over: the current term is {current}")
+        self.held = held
+        self.current = current

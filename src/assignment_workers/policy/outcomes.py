@@ -1,0 +1,78 @@
+"""What the outcome of a call does to a user's score and to when they may be called again.
+
+The numbers are those of original-dialer section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, case, func, literal
+
+from assignment_workers.schema.dialer import UserCallScore
+
+SCORE_CEILING = 200
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One outcome.
+
+    `delay` is until the user may be called again unless a callback time says otherwise.
+    """
+
+    name: str
+    score: int
+    delay: timedelta
+    terminal: bool = False
+    """The user is never offered again, from any source."""
+    success: bool = False
+    """Counts towards `successful_calls`."""
+    capped: bool = False
+    """The score does not grow beyond `SCORE_CEILING`."""
+    callback: bool = False
+    """A callback time may be given."""
+    needs_callback: bool = False
+    needs_notes: bool = False
+
+
+HOUR = timedelta(hours=1)
+
+OUTCOMES: dict[str, Outcome] = {
+    outcome.name: outcome
+    for outcome in (
+        Outcome("completed_form", 0, 24 * HOUR, success=True, capped=True),
+        Outcome("going_to_complete", 0, 72 * HOUR, success=True, callback=True),
+        Outcome("might_complete", 2, 24 * HOUR, callback=True),
+        Outcome("call_back", 0, 24 * HOUR, success=True, callback=True, needs_callback=True),
+        Outcome("no_answer", 1, 4 * HOUR),
+        Outcome("missed_call", 0, 0 * HOUR, callback=True, needs_callback=True),
+        Outcome("hung_up", 2, 4 * HOUR),
+        Outcome("bad_number", 50, 672 * HOUR),
+        Outcome("no_claim", 200, 0 * HOUR, terminal=True, capped=True),
+        Outcome("not_interested", 100, 672 * HOUR),
+        Outcome("do_not_contact", 200, 0 * HOUR, terminal=True, capped=True, needs_notes=True),
+    )
+}
+
+TERMINAL = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.terminal)
+
+
+def attempt_penalty(attempt: int) -> int:
+    """What the `attempt`-th call (from 1) adds: nothing up to the 5th, 1 up to the 10th, then 3.
+
+    The original added the whole penalty so far at every call, which grew with the square of the
+    attempts and fell from 5 to 3 at the 11th (section 4). Here each call adds its own step only.
+    """
+    if attempt <= 5:
+        return 0
+    return 1 if attempt <= 10 else 3
+
+
+def score_after(outcome: Outcome) -> ColumnElement[int]:
+    """The new score over the score row: one atomic update, nothing read before (hazard D5)."""
+    attempt = UserCallScore.total_attempts + 1
+    penalty = case((attempt <= 5, 0), (attempt <= 10, 1), else_=3)
+    grown = func.greatest(0, UserCallScore.current_score + literal(outcome.score) + penalty)
+    return func.least(SCORE_CEILING, grown) if outcome.capped else grown

@@ -1,0 +1,155 @@
+"""The home: the directory of the embedded servers' data and logs, held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from assignment_workers.runtime.errors import HomeHeld, HomeUnusable
+
+LOCK = "lock"
+GRACE_SECONDS = 0.5
+"""How long the lock is tried for: whoever asks if a home is held (`holder`) shares it a moment."""
+ENDING_SECONDS = 60.0
+"""The same when its holder was killed: its guardian keeps the lock until all has ended."""
+
+
+class Holder(BaseModel):
+    """The process that holds a home, as the lock file names it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    host: str
+    since: AwareDatetime
+
+    def is_gone(self) -> bool:
+        """Whether the process has ended, as far as this host can tell."""
+        return self.host == socket.gethostname() and not is_running(self.pid)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A home that this process holds."""
+
+    path: Path
+    descriptor: int
+    """Of the lock file. A process that inherits it holds the home too, until it ends."""
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[Home]:
+    """Make the home if there is none, mode 0700, and hold it to the end of the block.
+
+    The lock is the kernel's (flock) and goes with its process: there is no stale one. Raises
+    `HomeHeld` with the holder's pid, host and since when, and `HomeUnusable`.
+    """
+    path = path.absolute()
+    try:
+        _make(path)
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        (path / ".gitignore").write_text("*\n", encoding="utf-8")
+    except OSError as error:
+        raise HomeUnusable(path, error.strerror or str(error)) from error
+    try:
+        _lock(path, descriptor)
+        me = Holder(pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC))
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, me.model_dump_json().encode(), 0)
+        try:
+            yield Home(path, descriptor)
+        finally:
+            os.ftruncate(descriptor, 0)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds the home now.
+
+    None if nobody does. Raises `HomeUnusable` for another user's home.
+    """
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise HomeUnusable(path.absolute(), error.strerror or str(error)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _named(path)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Put `text` into a file only its owner reads; whoever opens it sees all of it or none."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this number runs here; one that ended and was not reaped does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _make(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (path / LOCK).exists() and any(path.iterdir()):
+        raise HomeUnusable(path, "it holds files that are not ours")
+    path.chmod(0o700)
+
+
+def _lock(path: Path, descriptor: int) -> None:
+    begun = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            named = _named(path)
+        except OSError as error:
+            raise HomeUnusable(path, f"no lock: {error.strerror}") from error
+        patience = ENDING_SECONDS if named and named.is_gone() else GRACE_SECONDS
+        if time.monotonic() - begun > patience:
+            raise HomeHeld(_refusal(path, named))
+        time.sleep(0.02)
+
+
+def _named(path: Path) -> Holder | None:
+    try:
+        return Holder.model_validate_json((path / LOCK).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def _refusal(path: Path, named: Holder | None) -> str:
+    if named is None:
+        return f"the home {path} is held by another process"
+    since = named.since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"the home {path} is held by process {named.pid} on {named.host} since {since}"

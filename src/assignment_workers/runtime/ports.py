@@ -1,0 +1,74 @@
+"""Ports on this machine: whether one is free, and where an embedded server listens."""
+
+from __future__ import annotations
+
+import errno
+import random
+import secrets
+import socket
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from assignment_workers.runtime.errors import PortTaken, StackFailed
+from assignment_workers.runtime.home import write_private
+
+LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - tried, never served
+CHOICE = range(20_000, 32_000)
+"""Below the ports of outgoing connections, of which one could take ours between two starts."""
+
+
+class Address(BaseModel):
+    """Where an embedded server listens on the loopback interface, and what lets a program in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    port: int = Field(ge=1, le=65535)
+    password: str
+
+
+def remembered(file: Path) -> Address:
+    """The address that `file` keeps between starts.
+
+    Another port, kept from then on, if it is in use.
+    """
+    try:
+        address = Address.model_validate_json(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        address = Address(port=_free_port(), password=secrets.token_hex(24))
+    else:
+        if is_free(address.port):
+            return address
+        address = address.model_copy(update={"port": _free_port()})
+    write_private(file, address.model_dump_json())
+    return address
+
+
+def require_free(port: int, *, purpose: str, setting: str) -> None:
+    """Raise `PortTaken`, naming the setting to change, if any program listens on the port."""
+    if not is_free(port, host=EVERY_ADDRESS):
+        raise PortTaken(port, purpose=purpose, setting=setting)
+
+
+def is_free(port: int, *, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen there now.
+
+    Connections of one that has just ended do not count.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def _free_port() -> int:
+    for port in random.sample(CHOICE, 100):
+        if is_free(port):
+            return port
+    raise StackFailed(f"no port is free between {CHOICE.start} and {CHOICE.stop - 1}")

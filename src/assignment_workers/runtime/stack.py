@@ -1,0 +1,85 @@
+"""What a running stack tells other programs: where its servers are."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from assignment_workers.runtime.errors import NoStack
+from assignment_workers.runtime.home import holder, write_private
+from assignment_workers.settings import Settings
+
+FILE = "stack.json"
+
+
+class Stack(BaseModel):
+    """A running stack: its addresses, and the process that holds its home."""
+
+    model_config = ConfigDict(frozen=True)
+
+    database_url: str
+    redis_url: str
+    broker_url: str
+    gateway_url: str | None = None
+    flower_url: str | None = None
+    pid: int
+    started_at: AwareDatetime
+
+    def variables(self) -> dict[str, str]:
+        """The addresses by the names of their variables, without those that there are not."""
+        addresses = self.model_dump(exclude={"pid", "started_at"}, exclude_none=True)
+        return {name.upper(): address for name, address in addresses.items()}
+
+
+def running_stack(settings: Settings) -> Stack | None:
+    """The stack that runs on this home; None when none does, or it is not ready yet.
+
+    Raises `HomeUnusable` for a home that is another user's.
+    """
+    held = holder(settings.home)
+    if held is None or held.is_gone():
+        return None
+    try:
+        text = (settings.home / FILE).read_text(encoding="utf-8")
+        stack = Stack.model_validate_json(text)
+    except (OSError, ValidationError):
+        return None
+    return stack if stack.pid == held.pid else None
+
+
+def shell_assignments(stack: Stack) -> str:
+    """For `eval` in a shell: a line `export NAME=value`, quoted, for each address that there is."""
+    return "".join(
+        f"export {name}={shlex.quote(value)}\n" for name, value in stack.variables().items()
+    )
+
+
+def resolve(settings: Settings) -> Settings:
+    """The settings with the addresses of database, Redis and broker filled in.
+
+    A variable that is set wins; then the stack that runs on this home. Raises `NoStack`.
+    """
+    database_url, redis_url = settings.database_url, settings.redis_url
+    broker_url = settings.broker_url or redis_url
+    if database_url is None or redis_url is None:
+        stack = running_stack(settings)
+        if stack is None:
+            raise NoStack(settings.home.absolute())
+        database_url = database_url or stack.database_url
+        redis_url = redis_url or stack.redis_url
+        broker_url = broker_url or stack.broker_url
+    return settings.model_copy(
+        update={"database_url": database_url, "redis_url": redis_url, "broker_url": broker_url}
+    )
+
+
+def write(home: Path, stack: Stack) -> None:
+    """Tell of it; the file, mode 0600, is there at once and whole."""
+    write_private(home / FILE, stack.model_dump_json(indent=2) + "\n")
+
+
+def remove(home: Path) -> None:
+    """Tell of it no more."""
+    (home / FILE).unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""Everything on this machine, in the foreground: the embedded servers and our processes on them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from assignment_workers.errors import AssignmentWorkersError
+from assignment_workers.runtime import home, postgres, stack, valkey
+from assignment_workers.runtime.errors import StackFailed
+from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.runtime.log import Log
+from assignment_workers.runtime.ports import LOOPBACK, require_free
+from assignment_workers.runtime.process import ProcessSpec
+from assignment_workers.runtime.server import Server
+from assignment_workers.runtime.stack import Stack
+from assignment_workers.runtime.supervisor import Interrupted, Signals, Supervisor
+from assignment_workers.settings import Settings
+
+READY_SECONDS = 60.0
+"""How long our processes may take until all of them work."""
+GATEWAY, FLOWER = "gateway", "flower"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done on the way up. Each is called in a thread other than the main one."""
+
+    migrate: Callable[[str], object]
+    """Bring the database at this address to our schema."""
+    seed: Callable[[Settings], object] | None
+    """Fill a database that is new; None: without a demo."""
+    missing: Callable[[Settings], str | None]
+    """What the processes still lack before they work, as a few words; None when they do."""
+    announce: Callable[[Stack], object]
+    """Tell the person who started it, once."""
+
+
+def processes(*, sequencers: int = 1) -> list[ProcessSpec]:
+    """Our processes in order of start; they are stopped in the reverse, senders before workers.
+
+    More than one sequencer: the first to lead works, the others stand by.
+    """
+    workers = ["sequencer"] + [f"sequencer-{number}" for number in range(2, sequencers + 1)]
+    names = [*workers, "maintenance", FLOWER, "beat"]
+    command = [sys.executable, "-m", "assignment_workers", "process"]
+    return [ProcessSpec(name, [*command, name.partition("-")[0]]) for name in names]
+
+
+def up(
+    settings: Settings,
+    children: Sequence[ProcessSpec],
+    steps: Steps,
+    *,
+    port: int | None = None,
+    output: TextIO = sys.stdout,
+) -> int:
+    """Run it all until a signal (0) or until something cannot run: then the error's exit code.
+
+    `port` is the gateway's, instead of the setting's. To be called in the main thread. Raises
+    `HomeHeld`, `HomeUnusable` and `PortTaken` before anything is started; what goes wrong later is
+    told in the log, in one line.
+    """
+    if port is not None:
+        settings = settings.model_copy(update={"gateway_port": port})
+    with home.hold(settings.home) as held:
+        _require_ports(settings, children)
+        log = Log(output, colour=not os.environ.get("NO_COLOR"))
+        log.introduce("postgres", "valkey", *(child.name for child in children))
+        with Signals() as signals, Guardian(keeps=[held.descriptor]) as guardian:
+            with Supervisor(log, guardian, signals) as supervisor:
+                code = _run(
+                    settings, children, steps, supervisor=supervisor, log=log, path=held.path
+                )
+            log.say(f"everything has ended; the data are kept in {held.path}")
+    return code
+
+
+def _run(
+    settings: Settings,
+    children: Sequence[ProcessSpec],
+    steps: Steps,
+    *,
+    supervisor: Supervisor,
+    log: Log,
+    path: Path,
+) -> int:
+    try:
+        resolved = _start_servers(settings, supervisor, path)
+        supervisor.call(lambda: steps.migrate(resolved.database))
+        if steps.seed:
+            seed = steps.seed
+            supervisor.call(lambda: seed(resolved))
+        _start_children(resolved, children, supervisor)
+        _wait_until_working(resolved, steps, supervisor)
+        ready = _stack(resolved, children)
+        stack.write(path, ready)
+        supervisor.call(lambda: steps.announce(ready))
+        supervisor.supervise()
+    except Interrupted as signal:
+        log.say(f"{signal}: stopping")
+    except AssignmentWorkersError as error:
+        log.say(f"stopping: {error}")
+        return error.exit_code
+    finally:
+        stack.remove(path)
+    return 0
+
+
+def _start_servers(settings: Settings, supervisor: Supervisor, path: Path) -> Settings:
+    """Start, side by side, those whose address is not set; the settings with all addresses."""
+    made: list[Server] = []
+    database_url, redis_url = settings.database_url, settings.redis_url
+    if redis_url is None:
+        made.append(supervisor.call(lambda: valkey.prepare(path / "valkey")))
+        redis_url = made[-1].url
+        supervisor.start(made[-1].spec)
+    if database_url is None:
+        made.append(supervisor.call(lambda: postgres.prepare(path / "postgres")))
+        database_url = made[-1].url
+        supervisor.start(made[-1].spec)
+    supervisor.wait_ready()
+    return settings.model_copy(
+        update={
+            "home": path,
+            "database_url": database_url,
+            "redis_url": redis_url,
+            "broker_url": settings.broker_url or redis_url,
+            "embedded": len(made) == 2,  # noqa: PLR2004 - both of them
+        }
+    )
+
+
+def _start_children(
+    resolved: Settings, children: Sequence[ProcessSpec], supervisor: Supervisor
+) -> None:
+    environment = {
+        "DATABASE_URL": resolved.database,
+        "REDIS_URL": resolved.redis,
+        "BROKER_URL": resolved.broker_url or resolved.redis,
+        "ASSIGNMENT_WORKERS_HOME": str(resolved.home),
+        "ASSIGNMENT_WORKERS_GATEWAY_PORT": str(resolved.gateway_port),
+        "ASSIGNMENT_WORKERS_EMBEDDED": str(resolved.embedded).lower(),
+        "PYTHONUNBUFFERED": "1",
+    }
+    supervisor.start(*(replace(each, env={**environment, **each.env}) for each in children))
+
+
+def _wait_until_working(resolved: Settings, steps: Steps, supervisor: Supervisor) -> None:
+    def missing() -> str | None:
+        try:
+            return steps.missing(resolved)
+        except AssignmentWorkersError as error:
+            return str(error)
+
+    deadline = time.monotonic() + READY_SECONDS
+    while what := supervisor.call(missing):
+        if time.monotonic() > deadline:
+            raise StackFailed(f"the stack does not work after {READY_SECONDS:g} s: {what}")
+        supervisor.supervise(0.1)
+
+
+def _require_ports(settings: Settings, children: Sequence[ProcessSpec]) -> None:
+    names = {child.name for child in children}
+    if FLOWER in names:
+        require_free(
+            settings.flower_port, purpose="Flower", setting="ASSIGNMENT_WORKERS_FLOWER_PORT"
+        )
+    if GATEWAY in names:
+        require_free(
+            settings.gateway_port,
+            purpose="the gateway",
+            setting="--port or ASSIGNMENT_WORKERS_GATEWAY_PORT",
+        )
+
+
+def _stack(resolved: Settings, children: Sequence[ProcessSpec]) -> Stack:
+    names = {child.name for child in children}
+    return Stack(
+        database_url=resolved.database,
+        redis_url=resolved.redis,
+        broker_url=resolved.broker_url or resolved.redis,
+        gateway_url=f"http://{LOOPBACK}:{resolved.gateway_port}" if GATEWAY in names else None,
+        flower_url=f"http://{LOOPBACK}:{resolved.flower_port}" if FLOWER in names else None,
+        pid=os.getpid(),
+        started_at=datetime.now(UTC),
+    )

@@ -1,0 +1,33 @@
+"""Many rows in one statement, whatever their number: they travel as one JSON parameter.
+
+The statement's text never changes, so it is compiled and prepared once; a list of values would make
+a new statement for each length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Insert, TableValuedAlias, bindparam, column, func, insert, select
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
+from sqlalchemy.types import TypeEngine
+
+
+def rows(**columns: TypeEngine[Any]) -> TableValuedAlias:
+    """The parameter `rows`, a list of objects, as a table with these columns.
+
+    A missing key is null.
+    """
+    source = func.jsonb_to_recordset(bindparam("rows", type_=JSONB))
+    return source.table_valued(
+        *(column(name, type_) for name, type_ in columns.items())
+    ).render_derived(name="given", with_types=True)
+
+
+def insert_rows(model: type[DeclarativeBase], *columns: InstrumentedAttribute[Any]) -> Insert:
+    """Insert the parameter `rows` into these columns of the table of `model`."""
+    given = rows(**{each.key: each.type for each in columns})
+    return insert(model).from_select(
+        [each.key for each in columns], select(*(given.c[each.key] for each in columns))
+    )

@@ -1,0 +1,149 @@
+"""The dialer's own tables, column for column (original-dialer section 1.3)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, text
+from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.orm import Mapped, mapped_column
+
+from assignment_workers.schema.base import DialerBase, NaiveInstant
+
+NOW = text("now()")
+NEW_UUID = text("gen_random_uuid()")
+
+
+class Agent(DialerBase):
+    """Who calls. `allowed_queues` is a JSON list of dialer queue names."""
+
+    __tablename__ = "agents"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str] = mapped_column(unique=True)
+    first_name: Mapped[str | None]
+    last_name: Mapped[str | None]
+    role: Mapped[str] = mapped_column(server_default="agent")
+    team: Mapped[str | None]
+    allowed_queues: Mapped[Any] = mapped_column(
+        JSON, server_default=text("""'["unsigned_users", "outstanding_requests"]'""")
+    )
+    is_active: Mapped[bool] = mapped_column(server_default=text("true"))
+    is_ai_agent: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+
+
+class UserCallScore(DialerBase):
+    """How soon a user is called: a lower `current_score` is sooner; one row per user."""
+
+    __tablename__ = "user_call_scores"
+    __table_args__ = (
+        Index(None, "next_call_after", "current_score"),
+        Index(None, "is_active", "current_score"),
+        Index(None, "current_queue_type", "current_score"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
+    user_id: Mapped[int] = mapped_column(BigInteger, unique=True)
+    current_score: Mapped[int] = mapped_column(server_default="0")
+    next_call_after: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    last_call_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    total_attempts: Mapped[int] = mapped_column(server_default="0")
+    successful_calls: Mapped[int] = mapped_column(server_default="0")
+    last_outcome: Mapped[str | None]
+    base_score: Mapped[int] = mapped_column(server_default="0")
+    outcome_penalty_score: Mapped[int] = mapped_column(server_default="0")
+    time_penalty_score: Mapped[int] = mapped_column(server_default="0")
+    is_active: Mapped[bool] = mapped_column(server_default=text("true"))
+    current_queue_type: Mapped[str | None]
+    last_reset_date: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    last_queue_check: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+
+
+class Callback(DialerBase):
+    """A promise to call a user at a time."""
+
+    __tablename__ = "callbacks"
+    __table_args__ = (
+        Index(None, "scheduled_for"),
+        Index(None, "status"),
+        Index(None, "preferred_agent_id", "status", "scheduled_for"),
+        Index(None, "assigned_to_agent_id", "status"),
+        Index(None, "user_id", "status"),
+        Index(None, "queue_type", "scheduled_for", "status"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
+    user_id: Mapped[int] = mapped_column(BigInteger)
+    scheduled_for: Mapped[datetime] = mapped_column(NaiveInstant)
+    callback_reason: Mapped[str | None]
+    preferred_agent_id: Mapped[int | None] = mapped_column(ForeignKey(Agent.id))
+    original_call_session_id: Mapped[UUID]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    completed_call_session_id: Mapped[UUID | None]
+    queue_type: Mapped[str] = mapped_column(server_default="outstanding_requests")
+    assigned_to_agent_id: Mapped[int | None]
+    assigned_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    lease_expires_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    completed_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    retry_count: Mapped[int] = mapped_column(server_default="0")
+    max_retries: Mapped[int] = mapped_column(server_default="1")
+    last_attempt_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    created_by_agent_id: Mapped[int | None]
+    created_by_source: Mapped[str] = mapped_column(server_default="agent")
+    created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+
+
+class MissedCall(DialerBase):
+    """An inbound call that nobody took."""
+
+    __tablename__ = "missed_calls"
+    __table_args__ = (
+        Index(None, "status", "missed_at"),
+        Index(None, "assigned_to_agent_id"),
+        Index(None, "phone_number"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
+    phone_number: Mapped[str] = mapped_column(String(20))
+    caller_name: Mapped[str | None]
+    user_id: Mapped[int | None] = mapped_column(BigInteger)
+    missed_at: Mapped[datetime] = mapped_column(NaiveInstant)
+    reason: Mapped[str] = mapped_column(String(50))
+    status: Mapped[str] = mapped_column(server_default="pending")
+    assigned_to_agent_id: Mapped[int | None] = mapped_column(
+        ForeignKey(Agent.id, ondelete="SET NULL")
+    )
+    assigned_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    twilio_call_sid: Mapped[str | None]
+    session_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+
+
+class Conversion(DialerBase):
+    """A user reached what their dialer queue was for."""
+
+    __tablename__ = "conversions"
+    __table_args__ = (Index(None, "user_id"), Index(None, "converted_at"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
+    user_id: Mapped[int] = mapped_column(BigInteger)
+    previous_queue_type: Mapped[str]
+    conversion_type: Mapped[str]
+    reason: Mapped[str | None]
+    final_score: Mapped[int] = mapped_column(server_default="0")
+    total_call_attempts: Mapped[int] = mapped_column(server_default="0")
+    last_call_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    converted_at: Mapped[datetime] = mapped_column(NaiveInstant)
+    primary_agent_id: Mapped[int | None] = mapped_column(ForeignKey(Agent.id))
+    contributing_agents: Mapped[Any | None] = mapped_column(JSON)
+    signature_obtained: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)

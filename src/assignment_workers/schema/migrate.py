@@ -1,0 +1,116 @@
+"""Bring a database to the schema of this version, or say what it lacks."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy.exc import OperationalError
+
+from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
+from assignment_workers.schema.base import DialerBase
+from assignment_workers.schema.engine import driver_url
+
+VERSION_TABLE = "alembic_version"
+
+
+def upgrade(database_url: str) -> str:
+    """Run every migration that is missing, each in its transaction; returns the revision reached.
+
+    Safe to run twice and from several processes at once: an advisory lock lets one in after the
+    other. Raises `DatabaseUnavailable` and `SchemaMismatch`.
+    """
+    engine = create_engine(driver_url(database_url))
+    try:
+        with engine.connect() as connection:
+            config = _config(connection)
+            command.upgrade(config, "head")
+            return head()
+    except OperationalError as error:
+        raise DatabaseUnavailable(unreachable(error)) from error
+    finally:
+        engine.dispose()
+
+
+def plan(database_url: str) -> str:
+    """The SQL that `upgrade` would run, without running it; empty when nothing is missing."""
+    engine = create_engine(driver_url(database_url))
+    output = io.StringIO()
+    try:
+        with engine.connect() as connection:
+            at = revision(connection)
+            if at == head():
+                return ""
+            config = _config(None, output=output)
+            command.upgrade(config, f"{at or 'base'}:head", sql=True)
+    except OperationalError as error:
+        raise DatabaseUnavailable(unreachable(error)) from error
+    finally:
+        engine.dispose()
+    return output.getvalue()
+
+
+def check(connection: Connection) -> None:
+    """Raise `SchemaMismatch` unless the schema is ours: what is missing, and what mends it."""
+    at = revision(connection)
+    if at != head():
+        found = f"at revision {at}" if at else "not there"
+        raise SchemaMismatch(
+            f"the schema `assignment` is {found}, this version needs {head()}: "
+            "run `assignment-workers schema migrate`"
+        )
+    check_dialer_tables(connection)
+
+
+def check_dialer_tables(connection: Connection) -> None:
+    """Raise `SchemaMismatch` for the first table of the dialer that lacks a column we use."""
+    inspector = inspect(connection)
+    for table in DialerBase.metadata.sorted_tables:
+        if not inspector.has_table(table.name, schema=table.schema):
+            raise SchemaMismatch(
+                f"the table {table.schema}.{table.name} is not there: "
+                "run `assignment-workers schema migrate`"
+            )
+        found = {
+            column["name"] for column in inspector.get_columns(table.name, schema=table.schema)
+        }
+        missing = [column.name for column in table.columns if column.name not in found]
+        if missing:
+            raise SchemaMismatch(
+                f"the table {table.schema}.{table.name} lacks {', '.join(missing)}: "
+                "this database has another schema than the dialer's; see docs/adopting.md"
+            )
+
+
+def revision(connection: Connection) -> str | None:
+    """The revision that the database is at; None when it was never migrated."""
+    context = MigrationContext.configure(
+        connection, opts={"version_table": VERSION_TABLE, "version_table_schema": "assignment"}
+    )
+    return context.get_current_revision()
+
+
+def head() -> str:
+    """The revision that this version needs."""
+    found = ScriptDirectory.from_config(_config(None)).get_current_head()
+    if found is None:
+        raise SchemaMismatch("this installation has no migrations: install it again")
+    return found
+
+
+def unreachable(error: OperationalError) -> str:
+    """One line for a database that does not answer, without its address: that holds a password."""
+    reason = str(error.orig).strip().splitlines()
+    return f"the database cannot be reached: {reason[0] if reason else error}"
+
+
+def _config(connection: Connection | None, *, output: io.StringIO | None = None) -> Config:
+    config = Config(output_buffer=output) if output else Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config

@@ -1,0 +1,48 @@
+"""How Alembic runs our migrations: on a connection it is given, or as SQL text for `--dry-run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from assignment_workers.schema.base import Base
+from assignment_workers.schema.migrate import VERSION_TABLE
+
+LOCK = 0x61737369676E
+"""The advisory lock under which one process at a time migrates: 'assign' in ASCII."""
+
+options: dict[str, Any] = {
+    "target_metadata": Base.metadata,
+    "version_table": VERSION_TABLE,
+    "version_table_schema": "assignment",
+    "include_schemas": True,
+    "transaction_per_migration": True,
+}
+
+
+def run_on(connection: Connection) -> None:
+    """Migrate, one process at a time; the version table needs the schema to be there first."""
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+    try:
+        connection.execute(text("CREATE SCHEMA IF NOT EXISTS assignment"))
+        connection.commit()
+        context.configure(connection=connection, **options)
+        with context.begin_transaction():
+            context.run_migrations()
+        connection.commit()
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK})
+        connection.commit()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run_on(given)
+else:
+    context.configure(dialect_name="postgresql", **options)
+    with context.begin_transaction():
+        context.execute("CREATE SCHEMA IF NOT EXISTS assignment")
+        context.run_migrations()

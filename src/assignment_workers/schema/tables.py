@@ -1,0 +1,335 @@
+"""Our tables.
+
+Every guarantee that a constraint can hold is a constraint here (DESIGN, Guarantees).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from assignment_workers.schema.base import Base, Instant, one_of
+
+DEFAULT_LANE = "default"
+
+
+class GenerationState(StrEnum):
+    """building → published → retired, or failed."""
+
+    BUILDING = "building"
+    PUBLISHED = "published"
+    RETIRED = "retired"
+    FAILED = "failed"
+
+
+class EntryState(StrEnum):
+    """ready: claimable.
+
+    waiting: until `available_from`. held: by an active assignment. out: for a reason.
+    """
+
+    READY = "ready"
+    WAITING = "waiting"
+    HELD = "held"
+    OUT = "out"
+
+
+class AssignmentState(StrEnum):
+    """active → completed, skipped, released or expired."""
+
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    SKIPPED = "skipped"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class Source(StrEnum):
+    """Where the user of an assignment came from."""
+
+    QUEUE = "queue"
+    CALLBACK = "callback"
+    MISSED_CALL = "missed_call"
+
+
+class JobStatus(StrEnum):
+    """How a job run stands; skipped: another run held the lock, or this slot was done."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Sequencer(Base):
+    """Who may write: one row a lane.
+
+    Every transaction on the assignment queue locks it and proves its term.
+    """
+
+    __tablename__ = "sequencer"
+    __table_args__ = (CheckConstraint("term >= 0", name="term"),)
+
+    lane: Mapped[str] = mapped_column(primary_key=True)
+    term: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    leader_host: Mapped[str | None]
+    leader_pid: Mapped[int | None]
+    since: Mapped[datetime | None] = mapped_column(Instant)
+    seen_at: Mapped[datetime | None] = mapped_column(Instant)
+    """When the last turn began: the leader's sign of life."""
+    probed_at: Mapped[datetime | None] = mapped_column(Instant)
+    probe_seconds: Mapped[float | None]
+    """How long the last probe took from its sending to its turn."""
+
+
+class DialerQueue(Base):
+    """What an operator decided about a dialer queue. A row with `paused_at` hands out nobody."""
+
+    __tablename__ = "queues"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    paused_at: Mapped[datetime | None] = mapped_column(Instant)
+    paused_by: Mapped[str | None]
+
+
+class Generation(Base):
+    """One complete build of a dialer queue. Exactly one is published per queue: guarantee 2."""
+
+    __tablename__ = "generations"
+    __table_args__ = (
+        one_of("state", GenerationState),
+        CheckConstraint("(state <> 'published') OR (published_at IS NOT NULL)", name="published"),
+        CheckConstraint("(state <> 'failed') OR (error IS NOT NULL)", name="failed"),
+        Index(
+            "uq_generations_published",
+            "queue",
+            unique=True,
+            postgresql_where=text("state = 'published'"),
+        ),
+        Index(None, "queue", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    queue: Mapped[str] = mapped_column(ForeignKey(DialerQueue.name))
+    state: Mapped[str] = mapped_column(server_default=GenerationState.BUILDING)
+    trigger: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(Instant)
+    snapshot: Mapped[str | None]
+    """`pg_current_snapshot()` of the build: which assignments it had seen end."""
+    built_at: Mapped[datetime | None] = mapped_column(Instant)
+    published_at: Mapped[datetime | None] = mapped_column(Instant)
+    retired_at: Mapped[datetime | None] = mapped_column(Instant)
+    purged_at: Mapped[datetime | None] = mapped_column(Instant)
+    size: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[str | None]
+
+
+class Entry(Base):
+    """A user's place in a generation.
+
+    Partitioned by generation: a build fills a table of its own, a purge drops it.
+
+    No foreign key to `generations`: dropping a partition would lock that table against the claims.
+    The partition's bound says the same.
+    """
+
+    __tablename__ = "entries"
+    __table_args__ = (
+        one_of("state", EntryState),
+        CheckConstraint("(state = 'waiting') = (available_from IS NOT NULL)", name="waiting"),
+        CheckConstraint("(state = 'out') = (reason IS NOT NULL)", name="out"),
+        Index(
+            "ix_entries_ready", "generation_id", "rank", postgresql_where=text("state = 'ready'")
+        ),
+        Index(
+            "ix_entries_waiting",
+            "generation_id",
+            "available_from",
+            postgresql_where=text("state = 'waiting'"),
+        ),
+        {"postgresql_partition_by": "LIST (generation_id)"},
+    )
+
+    generation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    rank: Mapped[int] = mapped_column(BigInteger)
+    score: Mapped[int]
+    state: Mapped[str] = mapped_column(server_default=EntryState.READY)
+    available_from: Mapped[datetime | None] = mapped_column(Instant)
+    reason: Mapped[str | None]
+
+
+class Assignment(Base):
+    """An agent's exclusive hold on a user. The two partial unique indexes are guarantee 1."""
+
+    __tablename__ = "assignments"
+    __table_args__ = (
+        one_of("state", AssignmentState),
+        one_of("source", Source),
+        CheckConstraint("(state = 'active') = (ended_at IS NULL)", name="ended"),
+        CheckConstraint("(state = 'active') = (ended_xid IS NULL)", name="ended_xid"),
+        CheckConstraint("(state = 'completed') = (outcome IS NOT NULL)", name="outcome"),
+        CheckConstraint("lease_expires_at > claimed_at", name="lease"),
+        CheckConstraint("version >= 1", name="version"),
+        Index(
+            "uq_assignments_active_user",
+            "user_id",
+            unique=True,
+            postgresql_where=text("state = 'active'"),
+        ),
+        Index(
+            "uq_assignments_active_agent",
+            "agent_id",
+            unique=True,
+            postgresql_where=text("state = 'active'"),
+        ),
+        Index(
+            "ix_assignments_lease", "lease_expires_at", postgresql_where=text("state = 'active'")
+        ),
+        Index("ix_assignments_ended", "ended_at", postgresql_where=text("state <> 'active'")),
+        Index(
+            "ix_assignments_skipped",
+            "agent_id",
+            "ended_at",
+            postgresql_where=text("state = 'skipped'"),
+        ),
+        Index(None, "user_id", "claimed_at"),
+        Index(
+            "ix_assignments_terminal",
+            "user_id",
+            postgresql_where=text("outcome IN ('do_not_contact', 'no_claim')"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(unique=True)
+    user_id: Mapped[int] = mapped_column(BigInteger)
+    agent_id: Mapped[int]
+    queue: Mapped[str] = mapped_column(ForeignKey(DialerQueue.name))
+    source: Mapped[str] = mapped_column(server_default=Source.QUEUE)
+    generation_id: Mapped[int | None] = mapped_column(ForeignKey(Generation.id))
+    rank: Mapped[int] = mapped_column(BigInteger)
+    score: Mapped[int]
+    reason: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=AssignmentState.ACTIVE)
+    version: Mapped[int] = mapped_column(server_default="1")
+    term: Mapped[int] = mapped_column(BigInteger)
+    claimed_at: Mapped[datetime] = mapped_column(Instant)
+    lease_expires_at: Mapped[datetime] = mapped_column(Instant)
+    ended_at: Mapped[datetime | None] = mapped_column(Instant)
+    ended_xid: Mapped[int | None] = mapped_column(BigInteger)
+    """The transaction that ended it: a build knows by its snapshot whether it had seen that."""
+    outcome: Mapped[str | None]
+    notes: Mapped[str | None]
+
+
+class Request(Base):
+    """An agent's ask and its one answer: guarantee 5 is the primary key."""
+
+    __tablename__ = "requests"
+    __table_args__ = (
+        CheckConstraint("length(request_id) BETWEEN 1 AND 200", name="request_id"),
+        CheckConstraint("(outcome = 'assigned') = (assignment_id IS NOT NULL)", name="assignment"),
+        Index(None, "answered_at"),
+    )
+
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    agent_id: Mapped[int]
+    queue: Mapped[str | None]
+    deadline: Mapped[datetime | None] = mapped_column(Instant)
+    received_at: Mapped[datetime | None] = mapped_column(Instant)
+    """When the asker sent it, where the message says so: by the asker's clock."""
+    outcome: Mapped[str]
+    answer: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    assignment_id: Mapped[UUID | None] = mapped_column(ForeignKey(Assignment.id))
+    term: Mapped[int] = mapped_column(BigInteger)
+    answered_at: Mapped[datetime] = mapped_column(Instant)
+
+
+class Event(Base):
+    """Every state change, in the order of commit per lane: guarantee 11."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        Index(None, "kind", "id"),
+        Index(None, "user_id", "id", postgresql_where=text("user_id IS NOT NULL")),
+        Index(None, "at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    kind: Mapped[str]
+    term: Mapped[int | None] = mapped_column(BigInteger)
+    queue: Mapped[str | None]
+    user_id: Mapped[int | None] = mapped_column(BigInteger)
+    agent_id: Mapped[int | None]
+    assignment_id: Mapped[UUID | None]
+    request_id: Mapped[str | None]
+    generation_id: Mapped[int | None] = mapped_column(BigInteger)
+    details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+
+class DeadLetter(Base):
+    """A message that could not be handled, whole, until an operator replays it."""
+
+    __tablename__ = "dead_letters"
+    __table_args__ = (Index(None, "at"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    celery_queue: Mapped[str | None]
+    task: Mapped[str | None]
+    task_id: Mapped[str | None]
+    body: Mapped[str]
+    error: Mapped[str]
+    replayed_at: Mapped[datetime | None] = mapped_column(Instant)
+    replayed_as: Mapped[str | None]
+
+
+class JobRun(Base):
+    """One run of a scheduled or asked-for job.
+
+    A slot is done once: the unique index makes its effect single.
+    """
+
+    __tablename__ = "job_runs"
+    __table_args__ = (
+        one_of("status", JobStatus),
+        CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
+        CheckConstraint("(status <> 'failed') OR (error IS NOT NULL)", name="failed"),
+        Index(
+            "uq_job_runs_slot",
+            "job",
+            "slot",
+            text("coalesce(queue, '')"),
+            unique=True,
+            postgresql_where=text("slot IS NOT NULL AND status IN ('running', 'succeeded')"),
+        ),
+        Index(None, "job", "id"),
+        Index(None, "started_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job: Mapped[str]
+    queue: Mapped[str | None]
+    trigger: Mapped[str]
+    task_id: Mapped[str | None]
+    slot: Mapped[datetime | None] = mapped_column(Instant)
+    status: Mapped[str] = mapped_column(server_default=JobStatus.RUNNING)
+    started_at: Mapped[datetime] = mapped_column(Instant)
+    ended_at: Mapped[datetime | None] = mapped_column(Instant)
+    counts: Mapped[dict[str, int]] = mapped_column(JSONB, server_default=text("'{}'"))
+    error: Mapped[str | None]

@@ -1,0 +1,125 @@
+"""The worker's boot step: consume only while leading, put back what was taken, leave in time.
+
+Order when a term begins: the lock, the term, the messages that earlier terms had taken, and only
+then the first new message. The same when Redis comes back to a leader.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import psycopg
+import structlog
+from celery import bootsteps
+from celery.worker import state
+
+from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.sequencer.term import SILENCE
+from assignment_workers.sequencer.transport import Channel
+
+log = structlog.get_logger()
+
+TRY_SECONDS = 0.25
+WATCH_SECONDS = 1.0
+LEAVE_SECONDS = 5.0
+"""How long the worker may take to stop in good order once its place is lost."""
+
+
+class Leadership(bootsteps.StartStopStep):
+    """Makes one worker of many the consumer of the assignment queue; needs `app.sequencer`."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self.sequencer: Sequencer = consumer.app.sequencer
+        self._timers: list[Any] = []
+        self._watching = False
+
+    def start(self, consumer: Any) -> None:
+        """Called at every connection to the broker, before anything is consumed."""
+        consumer.task_consumer.on_decode_error = self.sequencer.keep_undecodable
+        if self.sequencer.leads:
+            self._take_up(consumer, own=True)
+        else:
+            consumer.cancel_task_queue(self.sequencer.queue)
+            log.info("standing_by", queue=self.sequencer.queue)
+        every = consumer.timer.call_repeatedly
+        self._timers = [
+            every(TRY_SECONDS, self._try, (consumer,)),
+            every(WATCH_SECONDS, self._sweep, (consumer,)),
+        ]
+
+    def stop(self, consumer: Any) -> None:
+        """The connection to the broker ends, or the worker does."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
+
+    def shutdown(self, consumer: Any) -> None:
+        """The worker ends in good order: the place is free at once."""
+        self.stop(consumer)
+        self.sequencer.resign()
+
+    def _try(self, consumer: Any) -> None:
+        if self.sequencer.leads:
+            return
+        try:
+            term = self.sequencer.stand()
+        except psycopg.Error as error:
+            log.warning("cannot_stand", error=str(error).strip())
+            self.sequencer.candidacy.close()
+            return
+        if term is None:
+            return
+        log.info("leading", term=term, queue=self.sequencer.queue)
+        self._take_up(consumer, own=False)
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch, name="leadership", daemon=True).start()
+
+    def _take_up(self, consumer: Any, *, own: bool) -> None:
+        Channel.term = self.sequencer.term
+        self._put_back(consumer, own=own)
+        consumer.add_task_queue(self.sequencer.queue)
+
+    def _put_back(self, consumer: Any, *, own: bool) -> None:
+        channel = consumer.task_consumer.channel
+        if isinstance(channel, Channel):
+            count = channel.put_back(self.sequencer.queue, own=own)
+            if count:
+                log.info("put_back", messages=count, queue=self.sequencer.queue)
+
+    def _sweep(self, consumer: Any) -> None:
+        """A predecessor that woke up may have taken one more: it goes back to the head."""
+        if self.sequencer.leads and consumer.task_consumer is not None:
+            self._put_back(consumer, own=False)
+            self.sequencer.probe()
+
+    def _watch(self) -> None:
+        """In a thread of its own, for the loop may be stuck: leave when the place is lost."""
+        pause = threading.Event()
+        while not pause.wait(WATCH_SECONDS):
+            try:
+                held = self.sequencer.candidacy.holds_lock()
+                sign = self.sequencer.candidacy.sign()
+            except psycopg.Error as error:
+                return self._leave(f"the connection that held the lock is gone: {error}".strip())
+            if not held:
+                return self._leave("the lock is gone")
+            if sign is None or sign.term != self.sequencer.term:
+                return self._leave("another leads")
+            if sign.silent > SILENCE.total_seconds():
+                return self._leave(
+                    f"no turn for {sign.silent:.0f} s: nothing comes from the broker"
+                )
+        return None
+
+    def _leave(self, why: str) -> None:
+        log.error("leaving", term=self.sequencer.term, reason=why)
+        self.sequencer.lose()
+        state.should_stop = os.EX_TEMPFAIL  # type: ignore[assignment]
+        threading.Event().wait(LEAVE_SECONDS)
+        os._exit(os.EX_TEMPFAIL)

@@ -1,0 +1,138 @@
+"""Fenced transactions: each proves the term, and no two of one lane ever run side by side.
+
+The proof is an update of the lane's row in `sequencer`: it takes the row's lock, so turns follow
+one another whatever the queue did; it finds no row once the term is over, so a predecessor that
+woke up commits nothing (guarantee 9); and it leaves the time, which is the leader's sign of life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TypeVar
+
+from psycopg import errors as postgres
+from sqlalchemy import Engine, bindparam, func, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
+
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.errors import DatabaseUnavailable, StaleTerm
+from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(seconds=5)
+"""How long a turn is tried again where the request names no deadline."""
+
+_PROVE = (
+    update(Sequencer)
+    .where(Sequencer.lane == bindparam("of_lane"), Sequencer.term == bindparam("of_term"))
+    .values(seen_at=func.clock_timestamp())
+    .returning(Sequencer.seen_at)
+)
+
+
+class Line:
+    """The assignment queue's side of the database, for as long as a term lasts."""
+
+    def __init__(self, engine: Engine, *, term: int, randomness: Random | None = None) -> None:
+        self.engine = engine
+        self.term = term
+        self.lane = DEFAULT_LANE
+        self._randomness = randomness or Random()
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """One transaction; commits at the end, rolls back on any error. Raises `StaleTerm`."""
+        with self.engine.begin() as connection:
+            # Nothing comes before this statement, so every later one reads what is committed now.
+            proof = {"of_lane": self.lane, "of_term": self.term}
+            now = connection.execute(_PROVE, proof).scalar_one_or_none()
+            if now is None:
+                current = connection.execute(
+                    select(Sequencer.term).where(Sequencer.lane == self.lane)
+                ).scalar_one_or_none()
+                raise StaleTerm(held=self.term, current=current)
+            yield Turn(connection, now, self.term, self._randomness)
+
+    def run(self, operation: Callable[[Turn], T], *, until: datetime | None = None) -> T:
+        """Do `operation` in a turn, again from its start when the database fails in a passing way.
+
+        Again in place, never by a message sent back: that would lose the order. Bounded by `until`,
+        or `PATIENCE`; then `DatabaseUnavailable`. A conflict with another lane over a user or an
+        agent is tried again too, and recorded as a race by the turn that resolves it.
+        """
+        met: list[str] = []
+        seconds = PATIENCE.total_seconds()
+        if until is not None:
+            # This clock bounds only the patience; whether it is too late, the database says.
+            seconds = min(max((until - datetime.now(UTC)).total_seconds(), 0.0), 60.0)
+
+        def attempt() -> T:
+            with self.turn() as turn:
+                for constraint in met:
+                    turn.race("conflict", done="tried again", constraint=constraint)
+                return operation(turn)
+
+        def remember(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, IntegrityError):
+                met.append(_constraint(error) or "unknown")
+
+        try:
+            return Retrying(
+                retry=retry_if_exception(is_passing),
+                wait=wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05),
+                stop=stop_after_delay(seconds),
+                before_sleep=remember,
+                reraise=True,
+            )(attempt)
+        except (DBAPIError, DatabaseUnavailable) as error:
+            if is_passing(error):
+                raise DatabaseUnavailable(_reason(error)) from error
+            raise
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same transaction may succeed a moment later, here or on the next server."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if isinstance(error, IntegrityError):
+        return _constraint(error) in {"uq_assignments_active_user", "uq_assignments_active_agent"}
+    if isinstance(error.orig, _PASSING):
+        return True
+    return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) is None
+
+
+_PASSING = (
+    postgres.SerializationFailure,
+    postgres.DeadlockDetected,
+    postgres.LockNotAvailable,
+    postgres.QueryCanceled,
+    postgres.ReadOnlySqlTransaction,
+    postgres.AdminShutdown,
+    postgres.CrashShutdown,
+    postgres.CannotConnectNow,
+    postgres.TooManyConnections,
+    postgres.IdleInTransactionSessionTimeout,
+)
+
+
+def _constraint(error: IntegrityError) -> str | None:
+    return getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+
+
+def _reason(error: BaseException) -> str:
+    text = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return f"the database cannot answer: {text[0] if text else type(error).__name__}"

@@ -1,0 +1,122 @@
+"""The state of one sequencer process: its place and its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine, func, insert
+
+from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.turn import EventKind
+from assignment_workers.errors import StaleTerm
+from assignment_workers.schema.tables import Event
+from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.term import SILENCE, Candidacy
+
+log = structlog.get_logger()
+
+PROBE_SECONDS = 2.0
+
+
+class Sequencer:
+    """One process of those that may lead a lane. It stands by until `stand` says otherwise."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        candidacy: Candidacy,
+        *,
+        queue: str,
+        send_probe: Callable[[], None],
+    ) -> None:
+        self.engine = engine
+        self.candidacy = candidacy
+        self.queue = queue
+        self._send_probe = send_probe
+        self.lost = False
+        self._line: Line | None = None
+        self._probed = 0.0
+
+    @property
+    def leads(self) -> bool:
+        """Whether a term was begun and not given up, as far as this process knows."""
+        return self._line is not None
+
+    @property
+    def term(self) -> int:
+        """The term being led; 0 while standing by."""
+        return self._line.term if self._line else 0
+
+    @property
+    def line(self) -> Line:
+        """Where turns are taken; raises `StaleTerm` while this process does not lead."""
+        if self._line is None:
+            raise StaleTerm(held=0, current=None)
+        return self._line
+
+    def stand(self) -> int | None:
+        """Lead if the place is free, or if its holder is silent.
+
+        The term, or None to stand by on.
+        """
+        term = self.candidacy.try_to_lead()
+        if term is None:
+            sign = self.candidacy.sign()
+            if sign is not None and sign.silent > SILENCE.total_seconds():
+                log.warning("deposing", term=sign.term, silent=round(sign.silent, 1))
+                self.candidacy.depose()
+            return None
+        self._line = Line(self.engine, term=term)
+        return term
+
+    def lose(self) -> None:
+        """The place is lost: this process has to end, for its supervisor to start it as a standby."""
+        self.lost = True
+        self.resign()
+
+    def resign(self) -> None:
+        """Lead no more; the lock is free at once."""
+        self._line = None
+        self.candidacy.close()
+
+    def overtaken(self, error: StaleTerm) -> None:
+        """A turn found its term over: leave a race of kind `stale_term`, and lead no more."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                insert(Event).values(
+                    at=func.clock_timestamp(),
+                    kind=EventKind.RACE,
+                    term=error.held,
+                    details={
+                        "kind": "stale_term",
+                        "done": "rolled back",
+                        "current": error.current,
+                        "host": self.candidacy.host,
+                        "pid": self.candidacy.pid,
+                    },
+                )
+            )
+        log.error("overtaken", term=error.held, current=error.current)
+        self.lose()
+
+    def probe(self) -> None:
+        """Send a probe down the line now and then: its turn is an idle leader's sign of life."""
+        if monotonic() - self._probed >= PROBE_SECONDS:
+            self._probed = monotonic()
+            self._send_probe()
+
+    def keep_undecodable(self, message: Any, error: Exception) -> None:
+        """Keep a message whose body cannot be read as a dead letter; the next one is served."""
+        headers = message.headers or {}
+        bury(
+            self.engine,
+            celery_queue=self.queue,
+            task=headers.get("task"),
+            task_id=headers.get("id"),
+            body=message.body,
+            error=f"undecodable: {error}",
+        )
+        message.ack()

@@ -1,0 +1,164 @@
+"""Redis transport of the sequencer: a message is never in no list, and goes back where it was.
+
+Stock kombu takes a message off the queue with BRPOP and writes it down afterwards, so one taken by
+a process killed in between is lost; and what it puts back comes after what arrived later. Here a
+message is moved by BLMOVE, in one step, from the queue to the list of what this term has taken, and
+leaves that when it is acknowledged. Whoever leads next moves the list back, last taken first, so
+the order is what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Empty
+from time import monotonic
+from typing import Any, ClassVar
+
+from kombu import transport
+from kombu.transport import redis, virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+
+TERMS_LOOKED_BACK = 20
+"""How many earlier terms' lists are looked at: each is emptied by its successor within a second."""
+
+
+def taken_key(queue: str, term: int) -> str:
+    """The list of messages that the sequencer of `term` has taken and not acknowledged."""
+    return f"{queue}.taken.{term}"
+
+
+class QoS(virtual.QoS):
+    """Acknowledging takes a message off the list of taken ones; nothing else has to be kept."""
+
+    restore_at_shutdown = False
+    channel: Channel
+
+    def ack(self, delivery_tag: str) -> None:
+        self.channel.forget(delivery_tag)
+        super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+        if requeue:
+            self.channel.give_back(delivery_tag)
+        else:
+            self.channel.forget(delivery_tag)
+        super().ack(delivery_tag)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """What is not acknowledged stays listed: the next leader puts it back."""
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing becomes visible by the passing of time."""
+
+
+class Channel(redis.Channel):
+    """One consumer of one queue; `term` says in which list it keeps what it has taken."""
+
+    QoS = QoS  # type: ignore[assignment]
+    connection_errors: tuple[type[Exception], ...]
+    _queue_cycle: Any
+    _flush_brpop_reauth: Callable[[], None]
+    term: ClassVar[int] = 0
+    on_undecodable: ClassVar[list[Callable[[str, bytes], None]]] = []
+    """Told of a message that is not JSON: its queue and its bytes.
+
+    It is taken off the queue then.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._raw: dict[str, tuple[str, bytes]] = {}
+        super().__init__(*args, **kwargs)
+
+    def _key(self, name: str) -> str:
+        return f"{self.global_keyprefix}{name}"
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        (self._asked,) = queues
+        wait = self.brpop_timeout if timeout is None else timeout
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        source, target = self._key(self._asked), self._key(taken_key(self._asked, self.term))
+        self.client.connection.send_command("BLMOVE", source, target, "RIGHT", "LEFT", wait or 0)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            try:
+                item = self.client.parse_response(self.client.connection, "BLMOVE", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()
+                raise
+            if not item:
+                raise Empty
+            self._deliver(self._asked, item)
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _deliver(self, queue: str, item: bytes) -> None:
+        try:
+            message = loads(bytes_to_str(item))
+            tag = message["properties"]["delivery_tag"]
+            message["properties"]["delivery_info"], message["headers"]
+        except (ValueError, KeyError, TypeError):
+            if not self.on_undecodable:
+                raise
+            for keep in self.on_undecodable:
+                keep(queue, item)
+            self._remove(queue, item)
+            return
+        self._raw[tag] = (queue, item)
+        self.connection._deliver(message, queue)  # noqa: SLF001
+
+    def forget(self, tag: str) -> None:
+        """The message was handled."""
+        if tag in self._raw:
+            self._remove(*self._raw.pop(tag))
+
+    def _remove(self, queue: str, item: bytes) -> None:
+        with self.conn_or_acquire() as client:
+            client.lrem(taken_key(queue, self.term), 1, item)
+
+    def give_back(self, tag: str) -> None:
+        """The message was not handled: it is the next one again."""
+        if tag not in self._raw:
+            return
+        queue, item = self._raw.pop(tag)
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            pipe.lrem(taken_key(queue, self.term), 1, item)
+            pipe.rpush(queue, item)
+            pipe.execute()
+
+    def put_back(self, queue: str, *, own: bool) -> int:
+        """Move what earlier terms had taken, and with `own` this one, to the head of the queue.
+
+        In the order in which it was taken; returns how many. `own` only while nothing runs.
+        """
+        count = 0
+        with self.conn_or_acquire() as client:
+            for term in range(self.term if own else self.term - 1, -1, -1):
+                if term < self.term - TERMS_LOOKED_BACK:
+                    break
+                while client.lmove(taken_key(queue, term), queue, "LEFT", "RIGHT"):
+                    count += 1
+        return count
+
+
+class Transport(redis.Transport):
+    """The Redis transport of a sequencer's process."""
+
+    Channel = Channel
+
+
+def install() -> None:
+    """Every Redis connection that kombu makes in this process goes through this transport.
+
+    By its addresses' own schemes, so that TLS and sockets work as they do elsewhere. Other brokers
+    are untouched: RabbitMQ puts an unacknowledged message back where it was by itself.
+    """
+    for scheme in ("redis", "rediss"):
+        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"

@@ -1,0 +1,182 @@
+"""All configuration as one typed object, read once at the edge and passed in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+
+from assignment_workers.errors import UsageError
+
+PREFIX = "ASSIGNMENT_WORKERS_"
+
+
+def _address(*schemes: str) -> AfterValidator:
+    def check(value: str) -> str:
+        scheme = urlsplit(value).scheme
+        if scheme not in schemes:
+            raise ValueError(f"the scheme is {scheme!r}; accepted: {', '.join(schemes)}")
+        return value
+
+    return AfterValidator(check)
+
+
+PostgresAddress = Annotated[
+    str, _address("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
+]
+RedisAddress = Annotated[str, _address("redis", "rediss")]
+BrokerAddress = Annotated[str, _address("redis", "rediss")]
+
+
+def _seconds(value: object) -> object:
+    """A whole or decimal number of seconds, above zero; a timedelta passes as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 10 * 365 * 86_400:
+        raise ValueError("not a number of seconds above 0 and up to ten years")
+    return timedelta(seconds=seconds)
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseModel):
+    """What can be set.
+
+    Each field's alias is the environment variable that sets it; durations are seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    database_url: PostgresAddress | None = Field(None, alias="DATABASE_URL")
+    redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
+    broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
+    crm_database_url: PostgresAddress | None = Field(None, alias="CRM_DATABASE_URL")
+    home: Path = Field(Path(".assignment-workers"), alias="ASSIGNMENT_WORKERS_HOME")
+
+    lock_database_url: PostgresAddress | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_LOCK_DATABASE_URL"
+    )
+    """Where the sequencer holds its lock: the server itself, when DATABASE_URL is a pooler."""
+
+    lease: Seconds = Field(timedelta(minutes=5), alias="ASSIGNMENT_WORKERS_LEASE_SECONDS")
+    """How long an assignment lasts without a renewal."""
+    skip_agent: Seconds = Field(timedelta(hours=1), alias="ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS")
+    """How long a skipped user is not offered again to the agent who skipped them."""
+    skip_everyone: Seconds = Field(
+        timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS"
+    )
+    """How long a skipped user is not offered to anybody."""
+    queue_limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
+    )
+    """How many users a generation takes at the most; unset: all who are eligible."""
+    level_minimum: Annotated[int, Field(ge=1)] = Field(20, alias="ASSIGNMENT_WORKERS_LEVEL_MINIMUM")
+    """Fewer claimable users than this and the level check regenerates the dialer queue."""
+    level_interval: Seconds = Field(
+        timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS"
+    )
+    """The least time between two regenerations that the level check starts."""
+
+    request_retention: Seconds = Field(
+        timedelta(days=7), alias="ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS"
+    )
+    """How long an answer is kept: longer than any message can be in flight."""
+    generation_retention: Seconds = Field(
+        timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
+    )
+    """How long a retired generation's entries are kept."""
+    history_retention: Seconds = Field(
+        timedelta(days=90), alias="ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"
+    )
+    """How long job runs, replayed dead letters and events are kept."""
+
+    gateway_port: Port = Field(8000, alias="ASSIGNMENT_WORKERS_GATEWAY_PORT")
+    flower_port: Port = Field(5555, alias="ASSIGNMENT_WORKERS_FLOWER_PORT")
+    flower_basic_auth: Annotated[str, Field(pattern=r"^[^:]+:.+$")] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH"
+    )
+    """`user:password`; required wherever the servers are not the embedded ones."""
+    embedded: bool = Field(False, alias="ASSIGNMENT_WORKERS_EMBEDDED")
+    """Set by `up` when both servers are its own, on loopback: Flower needs no login then."""
+    celery_config: Path | None = Field(None, alias="ASSIGNMENT_WORKERS_CELERY_CONFIG")
+    """The Celery configuration file.
+
+    Unset: `celeryconfig.py` in the working directory, else the packaged one.
+    """
+
+    demo_seed: int = Field(2064, alias="ASSIGNMENT_WORKERS_DEMO_SEED")
+    demo_users: Annotated[int, Field(ge=5000, le=10_000_000)] = Field(
+        6000, alias="ASSIGNMENT_WORKERS_DEMO_USERS"
+    )
+    """How many users the demo CRM has in each pool."""
+
+    @property
+    def database(self) -> str:
+        """`database_url`, for whom it cannot be unset; raises `UsageError` where it is."""
+        return _needed("DATABASE_URL", self.database_url)
+
+    @property
+    def redis(self) -> str:
+        """`redis_url`, for whom it cannot be unset; raises `UsageError` where it is."""
+        return _needed("REDIS_URL", self.redis_url)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read every variable of ours from `environment`.
+
+        An empty value counts as unset. Raises `UsageError`, one line that names the variable, for a
+        value that cannot be used and for a variable with our prefix that is not a setting.
+        """
+        known = {field.alias for field in cls.model_fields.values() if field.alias}
+        given: dict[str, Any] = {}
+        for name, value in environment.items():
+            if name in known:
+                if value != "":
+                    given[name] = value
+            elif name.startswith(PREFIX):
+                raise UsageError(_unknown(name, known))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = str(first["loc"][0])
+            reason = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{variable}={_shown(variable, given[variable])}: {reason}") from None
+
+
+def _needed(variable: str, value: str | None) -> str:
+    if value is None:
+        raise UsageError(
+            f"{variable} is not set: a process of its own is told where its servers are"
+        )
+    return value
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"settings: {', '.join(sorted(known))}"
+    return f"{name} is not a setting; {hint}"
+
+
+def _shown(variable: str, value: str) -> str:
+    """A value fit for a message: addresses and credentials hold passwords, so they are not."""
+    secret = variable.endswith(("_URL", "_AUTH"))
+    return "(not shown)" if secret else repr(value)

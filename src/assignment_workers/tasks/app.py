@@ -1,0 +1,92 @@
+"""The Celery application, and the shape of it that must not be configured away."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from assignment_workers.errors import UsageError
+from assignment_workers.settings import Settings
+from assignment_workers.tasks import assignment, maintenance
+from assignment_workers.tasks.door import App
+
+ASSIGNMENT = "assignment"
+MAINTENANCE = "maintenance"
+
+FIXED: dict[str, object] = {
+    "worker_prefetch_multiplier": 1,
+    "task_acks_late": True,
+    "worker_disable_rate_limits": True,
+    "task_create_missing_queues": False,
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "accept_content": ["json"],
+    "enable_utc": True,
+}
+"""Settings that the order of the assignment queue, or the safety of its messages, rests on."""
+
+
+def create_app(settings: Settings) -> App:
+    """An application with every task, on the servers of `settings`, else as `celeryconfig.py` says.
+
+    Raises `UsageError`, one line, for a configuration file that cannot be used.
+    """
+    app = App("assignment_workers", set_as_current=False)
+    app.config_from_object(_module(settings))
+    app.conf.update(
+        broker_url=settings.broker_url or settings.redis_url,
+        result_backend=settings.redis_url,
+        redbeat_redis_url=settings.redis_url,
+    )
+    _check(app)
+    app.settings = settings
+    assignment.register(app)
+    maintenance.register(app)
+    return app
+
+
+def _module(settings: Settings) -> ModuleType:
+    """The operator's file: named by the setting, else in the working directory, else packaged."""
+    here = Path("celeryconfig.py")
+    packaged = Path(__file__).parent.parent / "_celeryconfig.py"
+    in_clone = Path(__file__).parents[3] / "celeryconfig.py"
+    if settings.celery_config is not None:
+        path = settings.celery_config
+        if not path.is_file():
+            raise UsageError(
+                f"ASSIGNMENT_WORKERS_CELERY_CONFIG={str(path)!r}: there is no such file"
+            )
+    else:
+        path = next((each for each in (here, packaged, in_clone) if each.is_file()), packaged)
+    spec = importlib.util.spec_from_file_location("celeryconfig", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _check(app: App) -> None:
+    for name, value in FIXED.items():
+        found = getattr(app.conf, name)
+        if found != value:
+            raise UsageError(
+                f"celeryconfig.py: {name} is {found!r}; the assignment queue needs {value!r}"
+            )
+    options: dict[str, Any] = app.conf.broker_transport_options or {}
+    if options.get("priority_steps") != [0]:
+        raise UsageError(
+            "celeryconfig.py: broker_transport_options['priority_steps'] must be [0]: "
+            "priorities are several lists, and the assignment queue is one"
+        )
+    names = {queue.name for queue in app.conf.task_queues or ()}
+    if not {ASSIGNMENT, MAINTENANCE} <= names:
+        raise UsageError(
+            f"celeryconfig.py: task_queues has {', '.join(sorted(names)) or 'none'}; "
+            f"{ASSIGNMENT} and {MAINTENANCE} are needed"
+        )

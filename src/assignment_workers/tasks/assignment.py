@@ -1,0 +1,238 @@
+"""Tasks of the assignment queue: whatever changes who may be handed out, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from sqlalchemy import update
+
+from assignment_workers.assignment import convert, finish
+from assignment_workers.assignment.answers import (
+    Code,
+    CommandAnswer,
+    Done,
+    FinishAnswer,
+    Refused,
+    RequestAnswer,
+    Unavailable,
+)
+from assignment_workers.assignment.claim import claim
+from assignment_workers.assignment.doctor import repair
+from assignment_workers.assignment.expire import expire
+from assignment_workers.assignment.pause import pause, resume
+from assignment_workers.assignment.publish import publish
+from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.tables import Sequencer
+from assignment_workers.sequencer.line import Line
+from assignment_workers.settings import Settings
+from assignment_workers.tasks.door import RETRY_SECONDS, App, DoorTask, door, one_line
+
+AgentId = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+UserId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
+GenerationId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
+Version = Annotated[int, Field(strict=True, ge=1)]
+RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
+
+MANY = 1_000
+"""Requests that one message may carry."""
+
+
+class AskBody(BaseModel):
+    """One request as a message says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    agent_id: AgentId
+    request_id: RequestId
+    queue: Word | None = None
+    deadline: AwareDatetime | None = None
+    sent_at: AwareDatetime | None = None
+
+    def asked(self) -> Request:
+        """The request that is meant."""
+        return Request(
+            agent_id=self.agent_id,
+            request_id=self.request_id,
+            queue=self.queue,
+            deadline=self.deadline,
+            sent_at=self.sent_at,
+        )
+
+
+def request(
+    task: DoorTask,
+    agent_id: AgentId,
+    queue: Word | None = None,
+    request_id: RequestId | None = None,
+    deadline: AwareDatetime | None = None,
+    sent_at: AwareDatetime | None = None,
+) -> RequestAnswer:
+    """Hand the agent the best user they may have; without a request id the task's own is it."""
+    asked = Request(agent_id, request_id or str(task.request.id), queue, deadline, sent_at)
+    return answer(task.line, [asked], task.of.settings)[0]
+
+
+def request_many(
+    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
+) -> list[Any]:
+    """Answer many requests in one transaction, in their order; a malformed one is refused alone."""
+    read: list[Request | Refused] = []
+    for each in requests:
+        try:
+            read.append(_ASK.validate_python(each).asked())
+        except ValidationError as error:
+            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
+    asked = [each for each in read if isinstance(each, Request)]
+    answers = iter(answer(task.line, asked, task.of.settings))
+    return [next(answers) if isinstance(each, Request) else each for each in read]
+
+
+_ASK = TypeAdapter(AskBody)
+
+
+def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[RequestAnswer]:
+    """Each request's answer, in their order, in as few turns as it takes.
+
+    Turn after turn where so many ineligible entries had to be taken out that one transaction would
+    have been long; an answer found in an earlier turn is committed and stands.
+    """
+    answers: list[RequestAnswer | None] = [None] * len(requests)
+    while unanswered := [place for place, given in enumerate(answers) if given is None]:
+        asked = [requests[place] for place in unanswered]
+        deadlines = [each.deadline for each in asked]
+        until = max((each for each in deadlines if each), default=None) if all(deadlines) else None
+
+        def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
+            return claim(turn, asked, policies=POLICIES, settings=settings)
+
+        try:
+            given = line.run(turn, until=until)
+        except DatabaseUnavailable as error:
+            down = Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
+            return [each or down for each in answers]
+        for place, each in zip(unanswered, given, strict=True):
+            answers[place] = each
+    return [each for each in answers if each is not None]
+
+
+def complete(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    outcome: Word,
+    version: Version | None = None,
+    notes: Notes | None = None,
+    callback_at: AwareDatetime | None = None,
+) -> FinishAnswer:
+    """End the agent's hold with the outcome of the call."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    return task.line.run(
+        lambda turn: finish.complete(turn, owner, outcome, notes=notes, callback_at=callback_at)
+    )
+
+
+def skip(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """End the agent's hold: not this user now."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    return task.line.run(lambda turn: finish.skip(turn, owner, settings=task.of.settings))
+
+
+def release(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """End the agent's hold: the user is claimable at once, where they were."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    return task.line.run(lambda turn: finish.release(turn, owner))
+
+
+def renew(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """The agent is still at it: the lease runs anew."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    return task.line.run(lambda turn: finish.renew(turn, owner, settings=task.of.settings))
+
+
+def expire_lapsed(task: DoorTask) -> CommandAnswer:
+    """End every hold whose lease has lapsed."""
+    return Done(counts={"expired": task.line.run(expire)})
+
+
+def publish_generation(task: DoorTask, generation_id: GenerationId) -> CommandAnswer:
+    """Make a built generation the one its dialer queue hands out from."""
+    return task.line.run(lambda turn: publish(turn, generation_id, settings=task.of.settings))
+
+
+def pause_queue(task: DoorTask, queue: Word, by: Word | None = None) -> CommandAnswer:
+    """Hand out nobody from a dialer queue."""
+    return task.line.run(lambda turn: pause(turn, queue, by=by))
+
+
+def resume_queue(task: DoorTask, queue: Word, by: Word | None = None) -> CommandAnswer:
+    """Hand out users from a dialer queue again."""
+    return task.line.run(lambda turn: resume(turn, queue, by=by))
+
+
+def remove_converted(
+    task: DoorTask,
+    queue: Word,
+    user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
+) -> CommandAnswer:
+    """Take those users who have converted out of a dialer queue."""
+    policy = POLICIES.get(queue)
+    if policy is None:
+        return Refused(
+            code=Code.UNKNOWN_QUEUE,
+            reason=f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+        )
+    return task.line.run(
+        lambda turn: convert.remove_converted(turn, policy, user_ids, policies=POLICIES)
+    )
+
+
+def repair_entries(task: DoorTask) -> CommandAnswer:
+    """Bring the entries in line with the holds, as `doctor --repair` asks."""
+    return task.line.run(repair)
+
+
+def probe(task: DoorTask, sent_at: AwareDatetime | None = None) -> CommandAnswer:
+    """Travel the line: its turn is a sign of life, and how long it took is a figure of `status`."""
+    return task.line.run(lambda turn: _probe(turn, sent_at))
+
+
+def _probe(turn: Turn, sent_at: datetime | None) -> Done:
+    seconds = (datetime.now(UTC) - sent_at).total_seconds() if sent_at else None
+    turn.connection.execute(
+        update(Sequencer)
+        .where(Sequencer.term == turn.term)
+        .values(probed_at=turn.now, probe_seconds=seconds)
+    )
+    return Done()
+
+
+def register(app: App) -> None:
+    """Add the tasks of the assignment queue to `app`."""
+    door(app, "assignment.request", request)
+    door(app, "assignment.request_many", request_many)
+    door(app, "assignment.complete", complete)
+    door(app, "assignment.skip", skip)
+    door(app, "assignment.release", release)
+    door(app, "assignment.renew", renew)
+    door(app, "assignment.expire", expire_lapsed)
+    door(app, "assignment.probe", probe)
+    door(app, "generation.publish", publish_generation)
+    door(app, "queue.pause", pause_queue)
+    door(app, "queue.resume", resume_queue)
+    door(app, "queue.remove_converted", remove_converted)
+    door(app, "queue.repair", repair_entries)

@@ -1,0 +1,144 @@
+"""The one door of every task: arguments are validated, errors mapped, answers serialised.
+
+A wrong message gets a `refused` answer and is kept as a dead letter; so is whatever fails for a
+reason that no retry mends. The line goes on in either case.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, cast
+
+import structlog
+from celery import Celery, Task
+from celery.exceptions import WorkerTerminate
+from pydantic import BaseModel, ValidationError, validate_call
+from sqlalchemy import Engine
+
+from assignment_workers.assignment.answers import Code, Refused, Unavailable
+from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.errors import DatabaseUnavailable, StaleTerm
+from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
+
+RETRY_SECONDS = 2.0
+
+
+class App(Celery):
+    """The Celery application with what the tasks of this process work on."""
+
+    settings: Settings
+    engine: Engine
+    sequencer: Sequencer
+    """Only in the sequencer's process."""
+
+
+class DoorTask(Task[..., Any]):
+    """A task whose body is an operation; see `door`."""
+
+    abstract = True
+    typing = False
+    acks_on_failure = True
+    operation: Callable[..., Any]
+    parameters: Sequence[str] = ()
+    """The names of what a message may say, in their order."""
+
+    @property
+    def of(self) -> App:
+        """The application, with its type."""
+        return cast(App, self.app)
+
+    @property
+    def line(self) -> Line:
+        """Where turns are taken; raises `StaleTerm` in a process that does not lead."""
+        return self.of.sequencer.line
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id)
+        try:
+            return _plain(self.operation(self, *args, **kwargs))
+        except ValidationError as error:
+            reason = one_line(error, self.parameters)
+            self._bury(args, kwargs, f"refused: {reason}")
+            return _plain(Refused(code=Code.MALFORMED, reason=reason))
+        except DatabaseUnavailable as error:
+            log.warning("unavailable", reason=str(error))
+            return _plain(Unavailable(retry_after=RETRY_SECONDS, reason=str(error)))
+        except StaleTerm as error:
+            # Nothing was committed, nothing is acknowledged: the leader's next sweep puts the
+            # message back at the head.
+            self.of.sequencer.overtaken(error)
+            raise WorkerTerminate(os.EX_TEMPFAIL) from error
+        except Exception as error:
+            self._bury(args, kwargs, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            structlog.contextvars.unbind_contextvars("task", "task_id")
+
+    def _bury(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: str) -> None:
+        number = bury(
+            self.of.engine,
+            celery_queue=(self.request.delivery_info or {}).get("routing_key"),
+            task=self.name,
+            task_id=self.request.id,
+            body=json.dumps({"args": args, "kwargs": kwargs}, default=str),
+            error=error,
+        )
+        log.error("dead_letter", number=number, error=error)
+
+
+def door(app: App, name: str, operation: Callable[Concatenate[DoorTask, ...], Any]) -> None:
+    """Register `operation` as the task `name`.
+
+    Its first parameter is the task; the others, with their types, are what a message may say.
+    """
+    validated = validate_call(config={"arbitrary_types_allowed": True})(operation)
+    run = app.task(
+        name=name,
+        base=DoorTask,
+        bind=True,
+        operation=staticmethod(validated),
+        parameters=list(inspect.signature(operation).parameters),
+    )
+    run(_named(operation))
+
+
+def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """What Celery takes the task's name and documentation from.
+
+    `DoorTask.__call__` runs instead.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    run.__doc__ = inspect.getdoc(operation)
+    run.__name__ = operation.__name__
+    return run
+
+
+def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
+    """What was wrong with which argument, in one line.
+
+    A positional one is named by `parameters`.
+    """
+    first = error.errors()[0]
+    head, *rest = first["loc"]
+    named = parameters[head] if isinstance(head, int) and head < len(parameters) else head
+    where = ".".join(str(part) for part in (named, *rest))
+    shown = "" if first["type"] == "missing_argument" else f" (given: {first['input']!r:.80})"
+    return f"{where}: {first['msg']}{shown}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value

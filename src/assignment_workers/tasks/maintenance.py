@@ -1,0 +1,185 @@
+"""Tasks of the maintenance queue: whatever is slow.
+
+What changes who may be handed out is a command that they send to the assignment queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from sqlalchemy import Engine, func, select
+
+from assignment_workers.assignment import convert, jobs, levels, purge
+from assignment_workers.assignment.age import age_scores
+from assignment_workers.assignment.answers import Code, Refused
+from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
+from assignment_workers.assignment.regenerate import regenerate
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.tasks.door import App, DoorTask, door
+
+Trigger = Literal["hourly", "level", "hand"]
+QueueName = Annotated[str, Field(max_length=200)]
+
+DAYS_MADE_UP_FOR = 7
+"""Ageing days that were missed and are still done: after a week their weekday is back."""
+
+
+def regenerate_queue(
+    task: DoorTask, queue: QueueName | None = None, trigger: Trigger = "hand"
+) -> Any:
+    """Build a new generation of a dialer queue, or of each, and send for its publication.
+
+    Returns by dialer queue the generation's number, or why it was skipped.
+    """
+    if queue is not None and queue not in POLICIES:
+        return Refused(
+            code=Code.UNKNOWN_QUEUE,
+            reason=f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+        )
+    names = [queue] if queue else list(POLICIES)
+    return {name: _build(task, name, trigger) for name in names}
+
+
+def _build(task: DoorTask, queue: str, trigger: Trigger) -> dict[str, Any]:
+    engine = task.of.engine
+    built: dict[str, int] = {}
+
+    def work(given: Work) -> Counts:
+        number, size = regenerate(
+            given, POLICIES[queue], trigger=trigger, settings=task.of.settings
+        )
+        built["generation"] = number
+        return {"generation": number, "size": size}
+
+    slot = _hour(engine) if trigger == "hourly" else None
+    job = Job("queue.regenerate", trigger, queue=queue, slot=slot, task_id=task.request.id)
+    ran = jobs.run(engine, job, work)
+    if ran.skipped is None:
+        send_publish(task.of, built["generation"])
+    return {"skipped": ran.skipped} if ran.skipped else dict(ran.counts)
+
+
+def send_publish(app: App, generation: int) -> None:
+    """Send for the publication of a generation; if it is lost, `tend` sends again."""
+    app.send_task("generation.publish", [generation], queue="assignment", ignore_result=True)
+
+
+def check_levels(task: DoorTask) -> Any:
+    """Regenerate each dialer queue that has too few claimable users and was not built lately."""
+    low: list[str] = []
+
+    def work(given: Work) -> Counts:
+        low.extend(levels.low(given.connection, list(POLICIES), settings=task.of.settings))
+        return {"low": len(low)}
+
+    ran = _job(task, "queue.check_levels", work)
+    built = {} if ran.skipped else {queue: _build(task, queue, "level") for queue in low}
+    return _told(ran) | {"built": built}
+
+
+def tend(task: DoorTask) -> Any:
+    """Send again for publications that were lost, and drop the entries of retired generations."""
+
+    def work(given: Work) -> Counts:
+        waiting = levels.unpublished(given.connection)
+        for number in waiting:
+            send_publish(task.of, number)
+        autocommit = task.of.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        with autocommit as connection:
+            purged = purge.purge_generations(connection, settings=task.of.settings)
+        return {"publications": len(waiting), "purged": purged["generations"]}
+
+    return _told(_job(task, "generation.tend", work))
+
+
+def clean_conversions(task: DoorTask) -> Any:
+    """Find the users of each pool who converted, and send for their removal, some at a time."""
+
+    def work(given: Work) -> Counts:
+        return {queue: _send_converted(task, given, queue) for queue in POLICIES}
+
+    return _told(_job(task, "queue.clean_conversions", work))
+
+
+def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
+    after = count = 0
+    while users := convert.converted(given.connection, POLICIES[queue], after=after, now=given.now):
+        task.app.send_task(
+            "queue.remove_converted", [queue, users], queue="assignment", ignore_result=True
+        )
+        count += len(users)
+        after = users[-1]
+    return count
+
+
+def clean_daily(task: DoorTask) -> Any:
+    """Delete what has outlived its retention: answers, job runs, events, replayed dead letters.
+
+    It never deactivates a user and never deletes a row that another refers to (hazards D2, D3).
+    """
+
+    def work(given: Work) -> Counts:
+        return purge.prune_history(given.connection, settings=task.of.settings)
+
+    day = _day(task.of.engine)
+    return _told(_job(task, "queue.clean_daily", work, slot=day))
+
+
+def age(task: DoorTask) -> Any:
+    """Weekly ageing for today and for days that were missed, each once."""
+    engine = task.of.engine
+    today = _day(engine)
+    with engine.connect() as connection:
+        last = jobs.last_slot(connection, "scores.age")
+    day = (
+        max(last + timedelta(days=1), today - timedelta(days=DAYS_MADE_UP_FOR - 1))
+        if last
+        else today
+    )
+    told: dict[str, Any] = {}
+    while day <= today:
+        told[day.date().isoformat()] = _told(_job(task, "scores.age", _aged(day), slot=day))
+        day += timedelta(days=1)
+    return told
+
+
+def _aged(day: datetime) -> Callable[[Work], Counts]:
+    return lambda given: {"aged": age_scores(given.connection, day)}
+
+
+def _job(
+    task: DoorTask, name: str, work: Callable[[Work], Counts], *, slot: datetime | None = None
+) -> Ran:
+    trigger = "beat" if task.request.root_id == task.request.id else "hand"
+    return jobs.run(task.of.engine, Job(name, trigger, slot=slot, task_id=task.request.id), work)
+
+
+def _told(ran: Ran) -> dict[str, Any]:
+    return {"skipped": ran.skipped} if ran.skipped else dict(ran.counts)
+
+
+def _hour(engine: Engine) -> datetime:
+    return _now(engine).replace(minute=0, second=0, microsecond=0)
+
+
+def _day(engine: Engine) -> datetime:
+    return _hour(engine).replace(hour=0)
+
+
+def _now(engine: Engine) -> datetime:
+    with engine.connect() as connection:
+        now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return now
+
+
+def register(app: App) -> None:
+    """Add the tasks of the maintenance queue to `app`."""
+    door(app, "queue.regenerate", regenerate_queue)
+    door(app, "queue.check_levels", check_levels)
+    door(app, "generation.tend", tend)
+    door(app, "queue.clean_conversions", clean_conversions)
+    door(app, "queue.clean_daily", clean_daily)
+    door(app, "scores.age", age)

@@ -1,0 +1,195 @@
+"""The four processes of a stack, each run in the foreground until a signal ends it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery import signals
+from celery.exceptions import SecurityWarning
+from sqlalchemy.exc import OperationalError
+
+from assignment_workers import logs
+from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.schema import migrate
+from assignment_workers.schema.engine import connect
+from assignment_workers.sequencer import transport
+from assignment_workers.sequencer.leadership import Leadership
+from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.sequencer.term import Candidacy
+from assignment_workers.settings import Settings
+from assignment_workers.tasks.app import ASSIGNMENT, MAINTENANCE, create_app
+from assignment_workers.tasks.door import App
+
+TURN_SECONDS = 5
+"""The longest statement of a turn."""
+JOB_SECONDS = 1800
+"""The longest statement of a job: a build of tens of millions of users takes minutes."""
+
+
+def run(name: str, settings: Settings) -> int:
+    """Be the process `name` until a signal ends it; the exit code. `settings` has the addresses.
+
+    Raises `UsageError` for an unknown name, and `DatabaseUnavailable` or `SchemaMismatch` before
+    anything is started on a database that is not ours or not up to date.
+    """
+    if name not in PROCESSES:
+        raise UsageError(f"no process {name!r}; there are {', '.join(PROCESSES)}")
+    logs.set_up()
+    return PROCESSES[name](settings)
+
+
+def _sequencer(settings: Settings) -> int:
+    database_url = _database(settings)
+    transport.install()
+    app = create_app(settings)
+    app.engine = connect(
+        database_url,
+        name="assignment-workers turns",
+        statement_timeout=timedelta(seconds=TURN_SECONDS),
+        lock_timeout=timedelta(seconds=TURN_SECONDS),
+        pool_size=2,
+    )
+    _check(app)
+    app.sequencer = Sequencer(
+        app.engine,
+        Candidacy(settings.lock_database_url or database_url),
+        queue=ASSIGNMENT,
+        send_probe=lambda: _send_probe(app),
+    )
+    transport.Channel.on_undecodable.append(_undecodable(app))
+    app.steps["consumer"].add(Leadership)
+    code = _work(app, "sequencer", ASSIGNMENT, "assignment_workers.sequencer.pool:TaskPool")
+    return os.EX_TEMPFAIL if app.sequencer.lost else code
+
+
+def _send_probe(app: App) -> None:
+    sent_at = datetime.now(UTC).isoformat()
+    app.send_task(
+        "assignment.probe", [sent_at], queue=ASSIGNMENT, ignore_result=True, expires=10, retry=False
+    )
+
+
+def _undecodable(app: App) -> Callable[[str, bytes], None]:
+    def keep(queue: str, item: bytes) -> None:
+        bury(
+            app.engine,
+            celery_queue=queue,
+            task=None,
+            task_id=None,
+            body=item,
+            error="undecodable: the message is not one of Celery's",
+        )
+
+    return keep
+
+
+def _maintenance(settings: Settings) -> int:
+    app = create_app(settings)
+    app.engine = connect(
+        _database(settings),
+        name="assignment-workers maintenance",
+        statement_timeout=timedelta(seconds=JOB_SECONDS),
+        lock_timeout=timedelta(seconds=60),
+        pool_size=4,
+    )
+    _check(app)
+    return _work(app, "maintenance", MAINTENANCE, "solo")
+
+
+def _work(app: App, name: str, queue: str, pool: str) -> int:
+    _keep_what_cannot_run(app, queue)
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # only JSON is read, root or not
+    worker = app.Worker(
+        hostname=f"{name}-{os.getpid()}@{socket.gethostname()}",
+        queues=[queue],
+        pool_cls=pool,
+        concurrency=1,
+        loglevel="INFO",
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _keep_what_cannot_run(app: App, queue: str) -> None:
+    """Celery drops a message of an unknown task or form.
+
+    Its signals are the last chance to keep it.
+    """
+
+    def unknown(name: str | None = None, message: Any = None, **said: Any) -> None:
+        _keep(app, queue, message, name, said.get("id"), f"unknown task {name}")
+
+    def rejected(message: Any = None, **_: Any) -> None:
+        _keep(app, queue, message, None, None, "not a task message")
+
+    signals.task_unknown.connect(unknown, weak=False)
+    signals.task_rejected.connect(rejected, weak=False)
+    signals.setup_logging.connect(lambda **_: None, weak=False)
+
+
+def _keep(
+    app: App, queue: str, message: Any, task: str | None, task_id: str | None, error: str
+) -> None:
+    body = message.body if message is not None else ""
+    if isinstance(body, memoryview):
+        body = bytes(body)
+    bury(app.engine, celery_queue=queue, task=task, task_id=task_id, body=body, error=error)
+
+
+def _beat(settings: Settings) -> int:
+    app = create_app(settings)
+    signals.setup_logging.connect(lambda **_: None, weak=False)
+    app.start(["--quiet", "beat", "--loglevel=INFO", "--pidfile="])
+
+
+def _flower(settings: Settings) -> int:
+    app = create_app(settings)
+    signals.setup_logging.connect(lambda **_: None, weak=False)
+    argv = ["--quiet", "flower", f"--port={settings.flower_port}", "--persistent=False"]
+    if settings.flower_basic_auth:
+        argv.append(f"--basic_auth={settings.flower_basic_auth}")
+        argv.append("--address=0.0.0.0")
+    elif settings.embedded:
+        argv.append("--address=127.0.0.1")
+        os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
+    else:
+        raise UsageError(
+            "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH is not set: Flower needs user:password "
+            "wherever the servers are not the embedded ones"
+        )
+    app.start(argv)
+
+
+def _database(settings: Settings) -> str:
+    if settings.crm_database_url is not None:
+        raise UsageError(
+            "CRM_DATABASE_URL: a CRM in another database is not supported by this version; "
+            "the CRM is read from the schema crm of DATABASE_URL"
+        )
+    return settings.database
+
+
+def _check(app: App) -> None:
+    try:
+        with app.engine.connect() as connection:
+            migrate.check(connection)
+    except OperationalError as error:
+        raise DatabaseUnavailable(migrate.unreachable(error)) from error
+
+
+PROCESSES: dict[str, Callable[[Settings], int]] = {
+    "sequencer": _sequencer,
+    "maintenance": _maintenance,
+    "beat": _beat,
+    "flower": _flower,
+}

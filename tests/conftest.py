@@ -1,0 +1,101 @@
+"""The servers of the whole test run, and for each test a database and a Redis of its own."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from assignment_workers.runtime import postgres, server, valkey
+from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.runtime.home import Home, hold
+from assignment_workers.runtime.log import Log
+
+REDIS_DATABASES = 16
+DATABASES = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def test_home() -> Iterator[Home]:
+    """A home for the servers of this run, gone with it."""
+    with tempfile.TemporaryDirectory(prefix="assignment-workers-") as folder:
+        with hold(Path(folder) / "home") as held:
+            yield held
+
+
+@pytest.fixture(scope="session")
+def guardian(test_home: Home) -> Iterator[Guardian]:
+    """Ends the servers if this run is killed."""
+    with Guardian(keeps=[test_home.descriptor]) as watching:
+        yield watching
+
+
+@pytest.fixture(scope="session")
+def postgres_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
+    """A PostgreSQL for this run, without fsync: the address of its first, empty database."""
+    made = postgres.prepare(test_home.path / "postgres", fsync=False)
+    child = server.start(made, Log(sys.stderr, colour=False), guardian)
+    yield made.url
+    child.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
+    """A Valkey for this run: the address of its database 0, which no test uses."""
+    made = valkey.prepare(test_home.path / "valkey", fsync=False)
+    child = server.start(made, Log(sys.stderr, colour=False), guardian)
+    yield made.url
+    child.stop()
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: str) -> str:
+    """The name of a database with our schema, migrated once, for `CREATE DATABASE ... TEMPLATE`."""
+    from assignment_workers.schema.migrate import upgrade
+
+    name = "migrated_template"
+    with psycopg.connect(postgres_server, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    upgrade(_database(postgres_server, name))
+    return name
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: str) -> Iterator[str]:
+    """A new database without anything in it, dropped after the test."""
+    yield from _new_database(postgres_server, template="template0")
+
+
+@pytest.fixture
+def database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    """A new database with our schema, dropped after the test, whoever is still connected."""
+    yield from _new_database(postgres_server, template=migrated_template)
+
+
+@pytest.fixture
+def redis_url(valkey_server: str) -> str:
+    """A Redis database, empty; tests take turns with 1 to 15."""
+    number = 1 + next(DATABASES) % (REDIS_DATABASES - 1)
+    url = _database(valkey_server, str(number))
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+def _new_database(server_url: str, *, template: str) -> Iterator[str]:
+    name = f"test_{next(DATABASES)}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _database(server_url, name)
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _database(server_url: str, name: str) -> str:
+    return f"{server_url.rpartition('/')[0]}/{name}"

@@ -1,0 +1,271 @@
+"""One sequencer, whatever fails: real processes, killed, frozen, fed with garbage."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from assignment_workers.assignment.doctor import examine
+from assignment_workers.client import Assigned, Client, Finished
+from tests.processes import Stack, running, wait_until
+
+
+@pytest.fixture
+def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
+    with running(database_url, redis_url, tmp_path) as made:
+        yield made
+
+
+def built(stack: Stack, *, users: int = 1000) -> Client:
+    """A seeded stack with a maintenance worker and both dialer queues published."""
+    stack.seed(users=users)
+    stack.start("maintenance")
+    client = stack.client()
+    stack.wait_for_leader()
+    stack.regenerate(client)
+    return client
+
+
+def assert_healthy(stack: Stack) -> None:
+    with stack.connection() as connection:
+        assert [each for each in examine(connection) if not each.ok] == []
+
+
+class Agents:
+    """Agents who ask and finish without pause, each in a thread, until they are told to stop."""
+
+    def __init__(self, stack: Stack, count: int) -> None:
+        self._client = stack.client()
+        self._stop = threading.Event()
+        self.answered: list[tuple[float, int, int]] = []
+        self.unanswered: list[object] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(agent,)) for agent in range(1, count + 1)
+        ]
+
+    def __enter__(self) -> Agents:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _work(self, agent: int) -> None:
+        patience = timedelta(seconds=40)
+        while not self._stop.is_set():
+            answer = self._client.request_next(agent, timeout=patience)
+            if not isinstance(answer, Assigned):
+                self.unanswered.append(answer)
+                continue
+            held = answer.assignment
+            self.answered.append((time.monotonic(), agent, held.user_id))
+            done = self._client.release(held.id, agent, version=held.version, timeout=patience)
+            if not isinstance(done, Finished):
+                self.unanswered.append(done)
+
+
+def test_a_killed_leader_is_followed_at_once_and_no_request_is_lost(stack: Stack) -> None:
+    processes = [stack.start("sequencer"), stack.start("sequencer")]
+    built(stack)
+    gaps = []
+    chance = random.Random(1)
+    with Agents(stack, 8) as agents:
+        for _ in range(5):
+            seen = len(agents.answered)
+            wait_until(lambda seen=seen: len(agents.answered) > seen + 20, "work to go on")
+            time.sleep(chance.random() * 0.05)  # at a random moment of the work
+            leader = stack.value("SELECT leader_pid FROM assignment.sequencer")
+            (killed,) = (each for each in processes if each.pid == leader)
+            term = stack.term()
+            killed.signal(signal.SIGKILL)
+            at = time.monotonic()
+            killed.popen.wait()
+            processes.remove(killed)
+            wait_until(lambda at=at: agents.answered[-1][0] > at + 0.05, "an answer after the kill")
+            gaps.append(agents.answered[-1][0] - at)
+            assert stack.term() > term
+            processes.append(stack.start("sequencer"))
+    assert agents.unanswered == []
+    assert max(gaps) < 5.0
+    assert_healthy(stack)
+
+
+def test_two_sequencers_take_turns_to_lead_and_a_frozen_one_commits_nothing(stack: Stack) -> None:
+    first = stack.start("sequencer")
+    term = stack.wait_for_leader()
+    second = stack.start("sequencer")
+    wait_until(lambda: "standing_by" in second.said(), "the second to stand by")
+    assert stack.value("SELECT leader_pid FROM assignment.sequencer") == first.pid
+    built(stack)
+    first.signal(signal.SIGSTOP)
+    successor = stack.wait_for_leader(after=term)
+    assert stack.value("SELECT leader_pid FROM assignment.sequencer") == second.pid
+    client = stack.client()
+    assert isinstance(client.request_next(26), Assigned)
+    first.signal(signal.SIGCONT)
+    assert first.popen.wait(20) != 0, "the one that woke up ends, to be started as a standby"
+    late = stack.value(
+        "SELECT count(*) FROM assignment.events WHERE term = :old AND kind <> 'ASSIGNMENT_RACE_CONDITION'"
+        " AND at > (SELECT since FROM assignment.sequencer)",
+        old=term,
+    )
+    assert late == 0
+    assert stack.term() == successor
+    assert isinstance(client.request_next(27), Assigned)
+    assert_healthy(stack)
+
+
+def test_the_lock_connection_is_lost_and_the_leader_leaves(stack: Stack) -> None:
+    leader = stack.start("sequencer")
+    term = stack.wait_for_leader()
+    with stack.connection() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'assignment-workers sequencer %'"
+            )
+        )
+    assert leader.popen.wait(20) != 0
+    stack.start("sequencer")
+    assert stack.wait_for_leader(after=term) == term + 1
+
+
+def test_a_turn_whose_connection_is_cut_is_done_again_in_place(stack: Stack) -> None:
+    stack.start("sequencer")
+    client = built(stack)
+    with stack.connection() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'assignment-workers turns'"
+            )
+        )
+    assert isinstance(client.request_next(26), Assigned)
+    assert_healthy(stack)
+
+
+def test_what_cannot_be_read_is_kept_and_the_line_moves_on(stack: Stack) -> None:
+    stack.start("sequencer")
+    client = built(stack)
+    broker = redis.Redis.from_url(stack.redis_url)
+    broker.lpush("assignment", b"\xff\xfe not even text")
+    broker.lpush("assignment", b'{"json": "but not a message"}')
+    message = {
+        "body": "W1tdLCB7fSwge31d",
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "no.such_task", "id": "unknown-1"},
+        "properties": {
+            "correlation_id": "unknown-1",
+            "delivery_info": {"exchange": "", "routing_key": "assignment"},
+            "delivery_tag": "tag-1",
+            "body_encoding": "base64",
+        },
+    }
+    broker.lpush("assignment", json.dumps(message))
+    broken = message | {"content-type": "application/x-python-serialize"}
+    broken["properties"] = dict(message["properties"], delivery_tag="tag-2")  # type: ignore[call-overload]
+    broker.lpush("assignment", json.dumps(broken))
+    bodiless = message | {"body": "bm90IGpzb24=", "headers": dict(message["headers"])}  # type: ignore[call-overload]
+    bodiless["properties"] = dict(message["properties"], delivery_tag="tag-3")  # type: ignore[call-overload]
+    broker.lpush("assignment", json.dumps(bodiless))
+    assert isinstance(client.request_next(26), Assigned)
+    kept = wait_until(
+        lambda: (
+            len(found) == 5 and found
+            if (found := stack.rows("SELECT error, body FROM assignment.dead_letters ORDER BY id"))
+            else None
+        ),
+        "five dead letters",
+    )
+    assert "not one of Celery's" in kept[0].error
+    assert "\\xff" in kept[0].body
+    assert "no.such_task" in kept[2].error
+    assert broker.llen("assignment") == 0
+    assert broker.llen(f"assignment.taken.{stack.term()}") == 0
+
+
+def test_a_message_delivered_twice_hands_out_once(stack: Stack) -> None:
+    stack.start("sequencer")
+    client = built(stack)
+    broker = redis.Redis.from_url(stack.redis_url)
+    taken: list[bytes] = []
+    sequencer = stack.value("SELECT leader_pid FROM assignment.sequencer")
+    assert sequencer
+    with stack.connection() as connection:
+        # The line is held up, so that the message can be seen and doubled.
+        connection.execute(text("SELECT 1 FROM assignment.sequencer FOR UPDATE"))
+        asking = threading.Thread(
+            target=lambda: client.request_next(26, request_id="twice"), daemon=True
+        )
+        asking.start()
+        key = f"assignment.taken.{stack.term()}"
+
+        def message() -> list[bytes]:
+            listed = broker.lrange(key, 0, -1) + broker.lrange("assignment", 0, -1)
+            return [each for each in listed if b'"twice"' in each]
+
+        taken = wait_until(message, "the message")
+        copy = json.loads(taken[0])
+        copy["properties"]["delivery_tag"] = "another"
+        broker.lpush("assignment", taken[0], json.dumps(copy))
+        connection.rollback()
+    asking.join(20)
+    wait_until(
+        lambda: not broker.llen("assignment") and not broker.llen(key), "the line to be empty"
+    )
+    assert stack.value("SELECT count(*) FROM assignment.assignments") == 1
+    assert stack.value("SELECT count(*) FROM assignment.requests") == 1
+
+
+def test_requests_that_waited_for_a_sequencer_are_served_in_their_order(stack: Stack) -> None:
+    first = stack.start("sequencer")
+    built(stack)
+    first.stop()
+    client = stack.client()
+    for number in range(1, 101):
+        client.send_again(
+            "assignment.request",
+            [number],
+            {"queue": "unsigned_users", "request_id": f"order-{number:03}"},
+            "assignment",
+        )
+    stack.start("sequencer")
+    wait_until(
+        lambda: stack.value("SELECT count(*) FROM assignment.assignments") == 100, "100 grants"
+    )
+    order = [
+        row[0] for row in stack.rows("SELECT request_id FROM assignment.assignments ORDER BY rank")
+    ]
+    assert order == [f"order-{number:03}" for number in range(1, 101)]
+    assert_healthy(stack)
+
+
+def test_a_leader_that_is_asked_to_end_hands_over_at_once(stack: Stack) -> None:
+    leader = stack.start("sequencer")
+    client = built(stack)
+    stack.start("sequencer")
+    term = stack.term()
+    with Agents(stack, 4) as agents:
+        wait_until(lambda: len(agents.answered) > 20, "work to go on")
+        assert leader.stop() == 0
+        at = time.monotonic()
+        wait_until(lambda: agents.answered[-1][0] > at, "an answer by the successor")
+        assert agents.answered[-1][0] - at < 2.0
+    assert agents.unanswered == []
+    assert stack.term() == term + 1
+    assert isinstance(client.request_next(50), Assigned)
+    assert_healthy(stack)

@@ -1,0 +1,147 @@
+"""Real processes of a stack, started and ended by a test; nothing is left when it is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from assignment_workers.client import Client
+from assignment_workers.runtime import demo
+from assignment_workers.schema.engine import connect
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0) -> Any:
+    """What the condition gives once it is true; fails, saying `what` was waited for, if it never is."""
+    ends = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < ends, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+    return found
+
+
+@dataclass
+class Process:
+    """One process of the stack, with what it wrote."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def stop(self) -> int:
+        """Ask it to end, and wait: its exit code."""
+        if self.popen.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.popen.terminate()
+            try:
+                self.popen.wait(20)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+        return self.popen.wait()
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Stack:
+    """A database, a Redis and the processes that a test starts on them."""
+
+    def __init__(self, database_url: str, redis_url: str, folder: Path, keep: ExitStack) -> None:
+        self.database_url = database_url
+        self.redis_url = redis_url
+        self.folder = folder
+        self._keep = keep
+        self._started = 0
+        self.engine: Engine = connect(
+            database_url, name="test", statement_timeout=timedelta(seconds=60), pool_size=4
+        )
+        keep.callback(self.engine.dispose)
+
+    def start(self, name: str, **settings: str) -> Process:
+        """Start a process; it is ended, however it stands, with the test."""
+        self._started += 1
+        log = self.folder / f"{self._started}-{name}.log"
+        given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "assignment_workers", "process", name],
+                env=given
+                | {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
+                | {f"ASSIGNMENT_WORKERS_{key.upper()}": value for key, value in settings.items()},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        process = Process(name, popen, log)
+        self._keep.callback(process.stop)
+        return process
+
+    def client(self) -> Client:
+        return self._keep.enter_context(Client.connect(self.redis_url))
+
+    def seed(self, *, users: int) -> None:
+        with self.engine.begin() as connection:
+            demo.seed(connection, users=users, seed=7, now=datetime.now(UTC))
+
+    def value(self, sql: str, **parameters: Any) -> Any:
+        """The one value that a query gives."""
+        with self.engine.connect() as connection:
+            return connection.execute(text(sql), parameters).scalar_one()
+
+    def rows(self, sql: str, **parameters: Any) -> list[Any]:
+        with self.engine.connect() as connection:
+            return list(connection.execute(text(sql), parameters).all())
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            yield connection
+
+    def term(self) -> int:
+        return int(self.value("SELECT term FROM assignment.sequencer"))
+
+    def wait_for_leader(self, *, after: int = 0, seconds: float = 30.0) -> int:
+        """Wait until a term beyond `after` has begun and had its first turn: that term."""
+        sql = "SELECT term FROM assignment.sequencer WHERE term > :after AND probed_at > since"
+        found = wait_until(
+            lambda: self.rows(sql, after=after), f"a term after {after}", seconds=seconds
+        )
+        return int(found[0][0])
+
+    def regenerate(self, client: Client) -> None:
+        """Build both dialer queues and wait until they are published."""
+        task = client.regenerate()
+        assert isinstance(task, str)
+        built = client.built(task, timeout=timedelta(seconds=60))
+        assert isinstance(built, dict), built
+        wait_until(
+            lambda: (
+                self.value("SELECT count(*) FROM assignment.generations WHERE state = 'published'")
+                == 2
+            ),
+            "both dialer queues to be published",
+        )
+
+
+@contextmanager
+def running(database_url: str, redis_url: str, folder: Path) -> Iterator[Stack]:
+    """A stack without processes yet; the last started is ended first."""
+    with ExitStack() as keep:
+        yield Stack(database_url, redis_url, folder, keep)

@@ -1,0 +1,57 @@
+"""A stack of small programs, run by its path as a program of its own: `up` as the tests need it.
+
+Its one argument is a JSON object: `children`, each {name, code or argv, stop_seconds};
+`migrate_seconds`, how long the migration takes; `table`, whether it makes one. Settings come from the environment, as for the real command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import psycopg
+
+from assignment_workers.errors import AssignmentWorkersError
+from assignment_workers.runtime.process import ProcessSpec
+from assignment_workers.runtime.stack import Stack
+from assignment_workers.runtime.up import Steps, up
+from assignment_workers.settings import Settings
+
+
+def main(plan: dict[str, Any]) -> int:
+    def migrate(url: str) -> None:
+        print("MIGRATING", flush=True)
+        time.sleep(plan.get("migrate_seconds", 0))
+        if plan.get("table"):
+            with psycopg.connect(url) as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS kept (line text)")
+
+    def announce(stack: Stack) -> None:
+        print("READY", stack.model_dump_json(), flush=True)
+
+    children = [
+        ProcessSpec(
+            child["name"],
+            child.get("argv") or [sys.executable, "-u", "-c", child["code"]],
+            stop_seconds=child.get("stop_seconds", 30),
+        )
+        for child in plan["children"]
+    ]
+    try:
+        return up(
+            Settings.from_environment(os.environ),
+            children,
+            Steps(migrate=migrate, seed=None, missing=lambda _: None, announce=announce),
+        )
+    except AssignmentWorkersError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main(json.loads(sys.argv[1])))

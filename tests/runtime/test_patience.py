@@ -1,0 +1,36 @@
+"""Restarts slow down, and a process that keeps failing at its start is given up."""
+
+from __future__ import annotations
+
+from assignment_workers.runtime.patience import Patience
+
+
+def test_the_first_restart_is_at_once_and_pauses_then_double_up_to_30_seconds() -> None:
+    patience = Patience()
+    pauses = [patience.after_end(now=n * 100.0, lived=15, failed=True) for n in range(9)]
+    assert pauses == [0, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_five_failures_at_its_start_within_a_minute_are_too_many() -> None:
+    patience = Patience()
+    pauses = [patience.after_end(now=float(n), lived=0.1, failed=True) for n in range(5)]
+    assert pauses == [0, 1, 2, 4, None]
+
+
+def test_failures_further_apart_are_not() -> None:
+    patience = Patience()
+    pauses = [patience.after_end(now=n * 16.0, lived=0.1, failed=True) for n in range(20)]
+    assert None not in pauses
+
+
+def test_a_process_that_ends_on_purpose_is_never_given_up() -> None:
+    patience = Patience()
+    pauses = [patience.after_end(now=float(n), lived=0.1, failed=False) for n in range(50)]
+    assert None not in pauses
+
+
+def test_a_process_that_ran_for_a_minute_starts_afresh() -> None:
+    patience = Patience()
+    for n in range(4):
+        patience.after_end(now=float(n), lived=0.1, failed=True)
+    assert patience.after_end(now=100, lived=60, failed=True) == 0
