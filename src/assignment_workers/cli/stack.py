@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Annotated
 
 import typer
+from sqlalchemy import Engine
 
-from assignment_workers.cli.servers import resolved
+from assignment_workers.assignment.answers import Assigned, Unavailable
+from assignment_workers.assignment.status import sequencer_status
+from assignment_workers.cli.agent import line
+from assignment_workers.cli.servers import resolved, settings
+from assignment_workers.client import Client
+from assignment_workers.errors import UsageError
+from assignment_workers.runtime import demo as demo_data
+from assignment_workers.runtime import up as runtime
+from assignment_workers.runtime.stack import Stack, running_stack, shell_assignments
+from assignment_workers.schema import migrate
+from assignment_workers.schema.engine import connect
+from assignment_workers.sequencer.term import APPLICATION
+from assignment_workers.settings import Settings
 from assignment_workers.tasks import process as processes
+
+DEMO_AGENT = 26
+TRIES = 50
 
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    app.command()(process)
+    for command in (up, env, process):
+        app.command()(command)
+
+
+def up(
+    demo: Annotated[bool, typer.Option(help="Fill a new database with a demo CRM.")] = True,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The gateway's port, once there is one.")
+    ] = None,
+) -> int:
+    """Start everything in the foreground; Ctrl-C stops it, data kept."""
+    given = settings()
+    steps = runtime.Steps(
+        migrate=migrate.upgrade,
+        seed=_seed if demo else None,
+        missing=_missing,
+        announce=lambda stack: _announce(stack, first=demo),
+    )
+    return runtime.up(given, runtime.processes(), steps, port=port)
+
+
+def env() -> int:
+    """Print the running stack's addresses for `eval`."""
+    stack = running_stack(settings())
+    if stack is None:
+        raise UsageError("no stack runs here: start one with `assignment-workers up`")
+    typer.echo(shell_assignments(stack))
+    return 0
 
 
 def process(
@@ -20,3 +65,42 @@ def process(
 ) -> int:
     """Be one process of a stack, in the foreground; DATABASE_URL and REDIS_URL say where."""
     return processes.run(name, resolved())
+
+
+def _engine(url: str) -> Engine:
+    return connect(url, name="assignment-workers up", statement_timeout=timedelta(minutes=5))
+
+
+def _seed(given: Settings) -> None:
+    engine = _engine(given.database)
+    with engine.begin() as connection:
+        if not demo_data.is_seeded(connection):
+            demo_data.seed(
+                connection, users=given.demo_users, seed=given.demo_seed, now=datetime.now(UTC)
+            )
+    engine.dispose()
+
+
+def _missing(given: Settings) -> str | None:
+    engine = _engine(given.database)
+    with engine.connect() as connection:
+        leader = sequencer_status(connection, application=APPLICATION).leader
+    engine.dispose()
+    return None if leader else "no sequencer leads yet"
+
+
+def _announce(stack: Stack, *, first: bool) -> None:
+    typer.echo(f"Flower       {stack.flower_url}")
+    typer.echo('addresses    eval "$(assignment-workers env)"')
+    with Client.connect(stack.redis_url, broker_url=stack.broker_url) as client:
+        task = client.regenerate()
+        if isinstance(task, str):
+            client.built(task, timeout=timedelta(seconds=60))
+        if not first:
+            return
+        for _ in range(TRIES):
+            name = f"first-{Random().getrandbits(64):x}"
+            answer = client.request_next(DEMO_AGENT, queue="unsigned_users", request_id=name)
+            if not isinstance(answer, Unavailable):
+                break
+        typer.echo(line(answer) if isinstance(answer, Assigned) else f"no user: {line(answer)}")

@@ -10,7 +10,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, exists, select, text
 
-from assignment_workers.schema.crm import CrmBase, CrmUser
+from assignment_workers.schema.base import CrmBase
+from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent
 
 AGENTS = 100

@@ -73,7 +73,7 @@ class Sequencer:
         return term
 
     def lose(self) -> None:
-        """The place is lost: this process has to end, for its supervisor to start it as a standby."""
+        """Lead if the place is free, or its holder silent; the term, or None to stand by on."""
         self.lost = True
         self.resign()
 

@@ -1,0 +1,101 @@
+"""Where a program finds the servers: what is set, then the stack that runs, else a clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from assignment_workers.runtime import stack as stacks
+from assignment_workers.runtime.errors import NoStack
+from assignment_workers.runtime.home import hold
+from assignment_workers.runtime.stack import Stack, resolve, running_stack, shell_assignments
+from assignment_workers.settings import Settings
+
+STACK = Stack(
+    database_url="postgresql://of:stack@127.0.0.1:1/x",
+    redis_url="redis://:stack@127.0.0.1:2/0",
+    broker_url="redis://:stack@127.0.0.1:2/0",
+    flower_url="http://127.0.0.1:5555",
+    pid=os.getpid(),
+    started_at=datetime.now(UTC),
+)
+DATABASE = "postgresql://set@127.0.0.1/y"
+REDIS = "redis://127.0.0.1:3/0"
+BROKER = "amqp://127.0.0.1"
+
+
+@contextlib.contextmanager
+def running(home: Path) -> Iterator[None]:
+    with hold(home):
+        stacks.write(home, STACK)
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def test_addresses_that_are_not_set_are_those_of_the_running_stack(home: Path) -> None:
+    with running(home):
+        found = resolve(Settings(home=home))
+    assert (found.database_url, found.redis_url, found.broker_url) == (
+        STACK.database_url,
+        STACK.redis_url,
+        STACK.broker_url,
+    )
+
+
+def test_an_address_that_is_set_wins_over_the_running_stack(home: Path) -> None:
+    with running(home):
+        found = resolve(Settings(home=home, database_url=DATABASE))
+        assert (found.database_url, found.redis_url) == (DATABASE, STACK.redis_url)
+        found = resolve(Settings(home=home, redis_url=REDIS))
+        assert (found.database_url, found.broker_url) == (STACK.database_url, REDIS)
+        found = resolve(Settings(home=home, broker_url=BROKER))
+        assert (found.redis_url, found.broker_url) == (STACK.redis_url, BROKER)
+
+
+def test_with_both_set_no_stack_is_needed(home: Path) -> None:
+    found = resolve(Settings(home=home, database_url=DATABASE, redis_url=REDIS))
+    assert (found.database_url, found.redis_url, found.broker_url) == (DATABASE, REDIS, REDIS)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"database_url": DATABASE}, {"redis_url": REDIS}])
+def test_without_a_stack_the_line_says_how_to_get_one(home: Path, given: dict[str, str]) -> None:
+    with pytest.raises(NoStack) as refused:
+        resolve(Settings(home=home).model_copy(update=given))
+    told = str(refused.value)
+    assert str(home) in told
+    assert "assignment-workers up" in told
+    assert "DATABASE_URL" in told
+    assert "\n" not in told
+
+
+def test_the_file_of_a_stack_that_was_killed_says_nothing(home: Path) -> None:
+    with running(home):
+        assert running_stack(Settings(home=home)) == STACK
+    assert (home / stacks.FILE).exists()
+    assert running_stack(Settings(home=home)) is None
+    with hold(home):
+        stacks.write(home, STACK.model_copy(update={"pid": 1}))
+        assert running_stack(Settings(home=home)) is None
+
+
+def test_assignments_are_exported_and_quoted_for_a_shell() -> None:
+    odd = STACK.model_copy(update={"database_url": "postgresql://a:it's&$x@h/d"})
+    lines = shell_assignments(odd).splitlines()
+    assert [line.split("=")[0] for line in lines] == [
+        "export DATABASE_URL",
+        "export REDIS_URL",
+        "export BROKER_URL",
+        "export FLOWER_URL",
+    ]
+    assert shlex.split(lines[0])[1] == f"DATABASE_URL={odd.database_url}"
