@@ -27,7 +27,7 @@ STACK = Stack(
 )
 DATABASE = "postgresql://set@127.0.0.1/y"
 REDIS = "redis://127.0.0.1:3/0"
-BROKER = "amqp://127.0.0.1"
+BROKER = "redis://127.0.0.1:6390/1"
 
 
 @contextlib.contextmanager
