@@ -24,9 +24,11 @@ DATABASES = itertools.count(1)
 @pytest.fixture(scope="session")
 def test_home() -> Iterator[Home]:
     """A home for the servers of this run, gone with it."""
-    with tempfile.TemporaryDirectory(prefix="assignment-workers-") as folder:
-        with hold(Path(folder) / "home") as held:
-            yield held
+    with (
+        tempfile.TemporaryDirectory(prefix="assignment-workers-") as folder,
+        hold(Path(folder) / "home") as held,
+    ):
+        yield held
 
 
 @pytest.fixture(scope="session")

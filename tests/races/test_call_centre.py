@@ -85,11 +85,6 @@ def rebuild_without_pause(client: Client, ends: float, built: list[object]) -> N
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.xfail(
-    strict=False,
-    reason="the history checker reports about nine grants in 20 s out of order; whether the checker's"
-    " model of a rebuild or the claim is at fault is not found out yet",
-)
 def test_64_agents_at_full_speed_while_everything_is_rebuilt(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """A stack of small programs, run by its path as a program of its own: `up` as the tests need it.
 
 Its one argument is a JSON object: `children`, each {name, code or argv, stop_seconds};
-`migrate_seconds`, how long the migration takes; `table`, whether it makes one. Settings come from the environment, as for the real command.
+`migrate_seconds`, how long the migration takes; `table`, whether it makes one. Settings come from
+the environment, as for the real command.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from assignment_workers.settings import Settings
 
 def main(plan: dict[str, Any]) -> int:
     def migrate(url: str) -> None:
-        print("MIGRATING", flush=True)
+        say("MIGRATING")
         time.sleep(plan.get("migrate_seconds", 0))
         if plan.get("table"):
             with psycopg.connect(url) as connection:
                 connection.execute("CREATE TABLE IF NOT EXISTS kept (line text)")
 
     def announce(stack: Stack) -> None:
-        print("READY", stack.model_dump_json(), flush=True)
+        say(f"READY {stack.model_dump_json()}")
 
     children = [
         ProcessSpec(
@@ -48,8 +49,13 @@ def main(plan: dict[str, Any]) -> int:
             Steps(migrate=migrate, seed=None, missing=lambda _: None, announce=announce),
         )
     except AssignmentWorkersError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}")
         return error.exit_code
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 from pydantic import ValidationError
@@ -109,10 +109,10 @@ class Runs:
 
     def start(
         self,
-        *children: dict[str, Any],
+        *children: dict[str, object],
         env: dict[str, str] | None = None,
         stdout: int | None = None,
-        **plan: Any,
+        **plan: object,
     ) -> Run:
         """Start one in a process group of its own."""
         self._count += 1
@@ -135,7 +135,7 @@ class Runs:
         return run
 
 
-def child(name: str, code: str = RUN, **options: Any) -> dict[str, Any]:
+def child(name: str, code: str = RUN, **options: object) -> dict[str, object]:
     return {"name": name, "code": code, **options}
 
 

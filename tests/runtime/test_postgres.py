@@ -28,7 +28,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def started(guardian: Guardian) -> Iterator[list[Child]]:
+def started() -> Iterator[list[Child]]:
     """What a test starts; ended after it."""
     children: list[Child] = []
     yield children

@@ -30,6 +30,10 @@ REDIS = "redis://127.0.0.1:3/0"
 BROKER = "redis://127.0.0.1:6390/1"
 
 
+def settings(home: Path, **variables: str) -> Settings:
+    return Settings.from_environment({"ASSIGNMENT_WORKERS_HOME": str(home), **variables})
+
+
 @contextlib.contextmanager
 def running(home: Path) -> Iterator[None]:
     with hold(home):
@@ -44,7 +48,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_addresses_that_are_not_set_are_those_of_the_running_stack(home: Path) -> None:
     with running(home):
-        found = resolve(Settings(home=home))
+        found = resolve(settings(home))
     assert (found.database_url, found.redis_url, found.broker_url) == (
         STACK.database_url,
         STACK.redis_url,
@@ -54,24 +58,24 @@ def test_addresses_that_are_not_set_are_those_of_the_running_stack(home: Path) -
 
 def test_an_address_that_is_set_wins_over_the_running_stack(home: Path) -> None:
     with running(home):
-        found = resolve(Settings(home=home, database_url=DATABASE))
+        found = resolve(settings(home, DATABASE_URL=DATABASE))
         assert (found.database_url, found.redis_url) == (DATABASE, STACK.redis_url)
-        found = resolve(Settings(home=home, redis_url=REDIS))
+        found = resolve(settings(home, REDIS_URL=REDIS))
         assert (found.database_url, found.broker_url) == (STACK.database_url, REDIS)
-        found = resolve(Settings(home=home, broker_url=BROKER))
+        found = resolve(settings(home, BROKER_URL=BROKER))
         assert (found.redis_url, found.broker_url) == (STACK.redis_url, BROKER)
 
 
 def test_with_both_set_no_stack_is_needed(home: Path) -> None:
-    found = resolve(Settings(home=home, database_url=DATABASE, redis_url=REDIS))
+    found = resolve(settings(home, DATABASE_URL=DATABASE, REDIS_URL=REDIS))
     assert (found.database_url, found.redis_url, found.broker_url) == (DATABASE, REDIS, REDIS)
     assert not home.exists()
 
 
-@pytest.mark.parametrize("given", [{}, {"database_url": DATABASE}, {"redis_url": REDIS}])
+@pytest.mark.parametrize("given", [{}, {"DATABASE_URL": DATABASE}, {"REDIS_URL": REDIS}])
 def test_without_a_stack_the_line_says_how_to_get_one(home: Path, given: dict[str, str]) -> None:
     with pytest.raises(NoStack) as refused:
-        resolve(Settings(home=home).model_copy(update=given))
+        resolve(settings(home, **given))
     told = str(refused.value)
     assert str(home) in told
     assert "assignment-workers up" in told
@@ -81,12 +85,12 @@ def test_without_a_stack_the_line_says_how_to_get_one(home: Path, given: dict[st
 
 def test_the_file_of_a_stack_that_was_killed_says_nothing(home: Path) -> None:
     with running(home):
-        assert running_stack(Settings(home=home)) == STACK
+        assert running_stack(settings(home)) == STACK
     assert (home / stacks.FILE).exists()
-    assert running_stack(Settings(home=home)) is None
+    assert running_stack(settings(home)) is None
     with hold(home):
         stacks.write(home, STACK.model_copy(update={"pid": 1}))
-        assert running_stack(Settings(home=home)) is None
+        assert running_stack(settings(home)) is None
 
 
 def test_assignments_are_exported_and_quoted_for_a_shell() -> None:

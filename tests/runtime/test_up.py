@@ -43,7 +43,7 @@ def kept(stack: Stack) -> tuple[list[str], list[str]]:
 
 
 def settings(runs: Runs) -> Settings:
-    return Settings(home=runs.home)
+    return Settings.from_environment({"ASSIGNMENT_WORKERS_HOME": str(runs.home)})
 
 
 def stop(run: Run) -> None:

@@ -119,9 +119,11 @@ def test_only_its_password_lets_in(
 ) -> None:
     made, _ = start(directory, guardian, started)
     address = made.url.partition("@")[2]
-    with redis.Redis.from_url(f"redis://{address}") as stranger:
-        with pytest.raises(redis.exceptions.AuthenticationError):
-            stranger.ping()
+    with (
+        redis.Redis.from_url(f"redis://{address}") as stranger,
+        pytest.raises(redis.exceptions.AuthenticationError),
+    ):
+        stranger.ping()
 
 
 def test_data_that_cannot_be_read_are_one_clear_line(

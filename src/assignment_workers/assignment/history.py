@@ -24,6 +24,10 @@ from assignment_workers.settings import Settings
 ENDS = {EventKind.COMPLETED, EventKind.SKIPPED, EventKind.RELEASED, EventKind.EXPIRED}
 
 
+UNSEEN = timedelta(seconds=10)
+"""A turn's instant is before its commit: a build that began in between has not seen what it did."""
+
+
 class Fact(NamedTuple):
     """One event as far as the check needs it. `rank` of a grant."""
 
@@ -65,6 +69,8 @@ class _Board:
     ready: set[int] = field(default_factory=set)
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
+    uncertain: set[int] = field(default_factory=set)
+    """Completed around the beginning of the build: the events do not say whether it had seen that."""
 
     def make_ready(self, user: int) -> None:
         if user in self.ranks and user not in self.ready:
@@ -116,7 +122,10 @@ class History:
         for user in ranks:
             rested = self._resting.get(user)
             completed = self._completed.get(user)
-            if user in self._by_user or (completed is not None and completed >= began):
+            if user in self._by_user:
+                continue
+            if completed is not None and completed >= began - UNSEEN:
+                board.uncertain.add(user)
                 continue
             if rested is not None and rested > fact.at:
                 board.wait(user, rested)
@@ -184,7 +193,7 @@ class History:
         if number != fact.generation_id:
             self._breach(2, fact, f"generation {fact.generation_id} is not the published {number}")
             return
-        if user not in board.ready:
+        if user not in board.ready and user not in board.uncertain:
             self._breach(4, fact, f"user {user} was not claimable in generation {number}")
         since = fact.at - self._settings.skip_agent
         for better in board.better_than(fact.rank):

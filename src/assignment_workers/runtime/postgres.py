@@ -69,7 +69,7 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     data = directory / "data"
     account = account_for(data)
     cluster = f"assignment-workers-{hashlib.sha256(bytes(data)).hexdigest()[:12]}"
-    _end_leftovers(data, cluster)
+    _clear_leftovers(data, cluster)
     address = remembered(directory / "address.json")
     if not data.exists():
         _make(data, programs, account, address, fsync=fsync)
@@ -90,7 +90,7 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
         stop_seconds=STOP_SECONDS,
         log=directory / "postgres.log",
         ready=lambda pid: _serves(data, pid),
-        clear=lambda: _end_leftovers(data, cluster),
+        clear=lambda: _clear_leftovers(data, cluster),
     )
     return Server(spec, f"postgresql://{ROLE}:{address.password}@{LOOPBACK}:{address.port}/{ROLE}")
 
@@ -155,10 +155,12 @@ def _serves(data: Path, pid: int) -> bool:
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004
 
 
-def _end_leftovers(data: Path, cluster: str) -> None:
-    """The server of this data directory; then its sessions, processes of their own.
+def _clear_leftovers(data: Path, cluster: str) -> None:
+    """End the server of this data directory; then its sessions, processes of their own.
 
     A session left without its server can do no more harm than the crash has done: it is killed.
+    Then the server's lock file is removed: if its number is in use by then, be it by a zombie that
+    nobody reaps, PostgreSQL would take that for the server and refuse to start.
     """
 
     def is_server(argv: Sequence[str]) -> bool:
@@ -169,6 +171,7 @@ def _end_leftovers(data: Path, cluster: str) -> None:
 
     end_strays("PostgreSQL", is_server, signal.SIGINT, seconds=STOP_SECONDS)
     end_strays("session of PostgreSQL", is_session, signal.SIGKILL, seconds=5.0)
+    (data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _options(settings: dict[str, str]) -> list[str]:
