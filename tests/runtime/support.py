@@ -112,6 +112,7 @@ class Runs:
         *children: dict[str, object],
         env: dict[str, str] | None = None,
         stdout: int | None = None,
+        user: str | None = None,
         **plan: object,
     ) -> Run:
         """Start one in a process group of its own."""
@@ -129,6 +130,8 @@ class Runs:
                 stdout=output if stdout is None else stdout,
                 stderr=output,
                 process_group=0,
+                user=user,
+                extra_groups=[] if user else None,
             )
         run = Run(popen, log)
         self._keep.callback(_end, run)
@@ -147,6 +150,14 @@ def runs_in(folder: Path) -> Iterator[Runs]:
 
 def none_runs(pids: Sequence[int]) -> bool:
     return not any(is_running(pid) for pid in pids)
+
+
+def kill_all(processes: Sequence[psutil.Process]) -> None:
+    """Kill these at once, without a chance to tidy up, and wait until none runs."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_until(lambda: none_runs([process.pid for process in processes]), "every process to end")
 
 
 def ours(home: Path) -> list[int]:

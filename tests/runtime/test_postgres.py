@@ -19,7 +19,7 @@ from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.log import Log
 from assignment_workers.runtime.process import Child
 from assignment_workers.runtime.server import Server
-from tests.runtime.support import none_runs, wait_until
+from tests.runtime.support import kill_all, none_runs, wait_until
 
 
 @pytest.fixture
@@ -93,9 +93,7 @@ def test_data_survive_a_kill_of_every_process_of_the_server(
 ) -> None:
     made, child = start(directory, guardian, started)
     keep(made.url, "a")
-    family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
-    for process in family:
-        process.kill()
+    kill_all([psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)])
     assert child.wait(10)
     assert (directory / "data" / "postmaster.pid").exists()
     again, _ = start(directory, guardian, started)

@@ -17,7 +17,16 @@ import redis
 
 from assignment_workers.runtime.stack import Stack, resolve, running_stack, shell_assignments
 from assignment_workers.settings import Settings
-from tests.runtime.support import NO_SERVERS, Run, Runs, child, none_runs, ours, wait_until
+from tests.runtime.support import (
+    NO_SERVERS,
+    Run,
+    Runs,
+    child,
+    kill_all,
+    none_runs,
+    ours,
+    wait_until,
+)
 
 ADDRESSES = """
 import os
@@ -102,10 +111,7 @@ def test_a_signal_to_the_whole_group_ends_everything_and_keeps_the_data(runs: Ru
 def test_data_survive_a_kill_of_everything_at_once(runs: Runs) -> None:
     first = runs.start(child("worker"), table=True)
     keep(first.ready(), "a")
-    family = first.family()
-    for process in family:
-        process.kill()
-    wait_until(lambda: none_runs([process.pid for process in family]), "every process to end")
+    kill_all(first.family())
     second = runs.start(child("worker"), table=True)
     assert kept(second.ready()) == (["a"], ["a"])
     stop(second)
@@ -135,8 +141,7 @@ def test_servers_left_without_supervisor_and_guardian_are_ended_by_the_next_star
     programs = [process for process in family if "python" in process.name()]
     servers = [process.pid for process in family if process not in programs]
     assert servers
-    for process in programs:
-        process.kill()
+    kill_all(programs)
     second = runs.start(child("worker"), table=True)
     assert kept(second.ready()) == (["a"], ["a"])
     assert none_runs(servers)

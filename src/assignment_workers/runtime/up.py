@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -101,7 +102,8 @@ def _run(
         _wait_until_working(resolved, steps, supervisor)
         ready = _stack(resolved, children)
         stack.write(path, ready)
-        supervisor.call(lambda: steps.announce(ready))
+        with contextlib.suppress(BrokenPipeError):  # nobody listens: the stack runs all the same
+            supervisor.call(lambda: steps.announce(ready))
         supervisor.supervise()
     except Interrupted as signal:
         log.say(f"{signal}: stopping")
