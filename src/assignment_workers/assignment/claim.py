@@ -7,12 +7,11 @@ size of the dialer queue.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ARRAY, Integer, any_, bindparam, exists, select
+from sqlalchemy import bindparam, exists, select
 
 from assignment_workers.assignment import entries, ledger
 from assignment_workers.assignment.answers import (
@@ -28,13 +27,13 @@ from assignment_workers.assignment.answers import (
 from assignment_workers.assignment.candidates import Candidate, Enough, Head
 from assignment_workers.assignment.empty import nothing_claimable
 from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
-from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.assignment.turn import RECORD, EventKind, Turn
 from assignment_workers.policy.queues import Policy, reason_for
-from assignment_workers.schema.base import Instant, word
+from assignment_workers.schema.base import Instant
 from assignment_workers.schema.bulk import insert_rows
-from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.tables import (
     Assignment,
     AssignmentState,
@@ -61,12 +60,18 @@ def claim(
     first: dict[str, Request] = {}
     for request in requests:
         first.setdefault(request.request_id, request)
-    answers = ledger.replays(turn, first.values())
-    fresh = [request for request in first.values() if request.request_id not in answers]
-    if fresh:
-        decided = _Claim(turn, policies, settings).decide(fresh)
-        ledger.store(turn, [(first[name], answer) for name, answer in decided.items()])
-        answers |= decided
+    answers: dict[str, RequestAnswer] = {}
+    askers: dict[Request, Asker] = {}
+    found = ledger.look_up(turn, list(first.values()), settings)
+    for request in first.values():
+        match found[request.request_id]:
+            case Asker() as asker:
+                askers[request] = asker
+            case answer:
+                answers[request.request_id] = answer
+    if askers:
+        decided = _Claim(turn, policies, settings, askers).decide()
+        answers |= {request.request_id: answer for request, answer in decided.items()}
     return [answers.pop(request.request_id, None) for request in requests]
 
 
@@ -83,63 +88,55 @@ class _Claim:
     turn: Turn
     policies: Mapping[str, Policy]
     settings: Settings
+    askers: Mapping[Request, Asker]
+    """The requests that were not answered before, in their order, each with who asks."""
     places: dict[str, _Place] = field(default_factory=dict)
     holds: dict[int, Held] = field(default_factory=dict)
     """By agent: the active assignment, those made in this turn included."""
     made: list[dict[str, Any]] = field(default_factory=list)
     """The rows of the new assignments."""
 
-    def decide(self, requests: Sequence[Request]) -> dict[str, RequestAnswer]:
-        """The answers to requests not answered before; those that need another turn are absent."""
-        if not requests:
-            return {}
-        answers: dict[str, RequestAnswer] = {}
+    def decide(self) -> dict[Request, RequestAnswer]:
+        """Their answers, kept in this transaction; those that need another turn are absent."""
         self._read_places()
-        agents = self._read_agents({request.agent_id for request in requests})
-        open_requests: list[tuple[Request, list[str]]] = []
-        for request in requests:
-            allowed = self._allowed(request, agents)
+        answers: dict[Request, RequestAnswer] = {}
+        open_requests: dict[Request, list[str]] = {}
+        for request, asker in self.askers.items():
+            allowed = self._allowed(request, asker)
             if request.deadline is not None and request.deadline <= self.turn.now:
-                answers[request.request_id] = TooLate()
+                answers[request] = TooLate()
             elif isinstance(allowed, Refused):
-                answers[request.request_id] = allowed
+                answers[request] = allowed
             else:
-                open_requests.append((request, allowed))
+                open_requests[request] = allowed
         if open_requests:
             answers |= self._hand_out(open_requests)
+        self._keep(answers)
         return answers
 
     def _read_places(self) -> None:
         """How the dialer queues stand once lapsed holds have ended and who waited is back."""
         rows = self.turn.connection.execute(_PLACES, {"instant": self.turn.now}).all()
-        if any(row.lapsed for row in rows):
-            expire(self.turn)
+        ended = expire(self.turn) if any(row.lapsed for row in rows) else set()
+        self.holds = {
+            request.agent_id: asker.hold
+            for request, asker in self.askers.items()
+            if asker.hold is not None and asker.hold.id not in ended
+        }
         for row in rows:
             if row.due:
                 entries.promote(self.turn, row.generation_id)
             self.places[row.name] = _Place(row.paused, row.generation_id)
 
-    def _read_agents(self, agents: set[int]) -> dict[int, tuple[bool, object]]:
-        """Each known agent's `is_active` and `allowed_queues`; fills `holds`."""
-        rows = self.turn.connection.execute(_AGENTS, {"agents": list(agents)}).mappings()
-        known: dict[int, tuple[bool, object]] = {}
-        for row in rows:
-            known[row["asking"]] = (row["is_active"], row["allowed_queues"])
-            if row["id"] is not None:
-                self.holds[row["asking"]] = held(row)
-        return known
-
-    def _allowed(
-        self, request: Request, agents: Mapping[int, tuple[bool, object]]
-    ) -> list[str] | Refused:
+    def _allowed(self, request: Request, asker: Asker) -> list[str] | Refused:
         """The dialer queues that the request may take from, in order; or why none."""
-        if request.agent_id not in agents:
+        if not asker.known:
             return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {request.agent_id}")
-        is_active, allowed = agents[request.agent_id]
-        if not is_active:
+        if not asker.is_active:
             return Refused(
                 code=Code.INACTIVE_AGENT, reason=f"agent {request.agent_id} is not active"
             )
+        allowed = asker.allowed
         if not isinstance(allowed, list):
             return Refused(
                 code=Code.QUEUE_NOT_ALLOWED,
@@ -165,54 +162,41 @@ class _Claim:
             )
         return [request.queue]
 
-    def _hand_out(self, open_requests: list[tuple[Request, list[str]]]) -> dict[str, RequestAnswer]:
+    def _hand_out(self, open_requests: Mapping[Request, list[str]]) -> dict[Request, RequestAnswer]:
         """Each request in turn takes the best of the first dialer queue that has one for it."""
-        answers: dict[str, RequestAnswer] = {}
-        without: list[tuple[Request, list[str]]] = []
-        agents = {request.agent_id for request, _ in open_requests} - self.holds.keys()
-        skipped = self._skipped_by(agents) if agents else {}
-        heads = self._heads(len(agents) + sum(map(len, skipped.values())))
+        answers: dict[Request, RequestAnswer] = {}
+        without: list[Request] = []
+        free = {request.agent_id: self.askers[request].skipped for request in open_requests}
+        for agent in self.holds.keys() & free.keys():
+            del free[agent]
+        heads = self._heads(len(free) + sum(map(len, free.values())))
         try:
-            for request, allowed in open_requests:
+            for request, allowed in open_requests.items():
                 if request.agent_id in self.holds:
                     hold = self.holds[request.agent_id]
-                    answers[request.request_id] = Assigned(assignment=hold, replayed=True)
-                elif taken := self._best(request, allowed, heads, skipped):
-                    answers[request.request_id] = Assigned(assignment=taken)
+                    answers[request] = Assigned(assignment=hold, replayed=True)
+                elif taken := self._best(request, allowed, heads):
+                    answers[request] = Assigned(assignment=taken)
                 else:
-                    without.append((request, allowed))
+                    without.append(request)
         except Enough:
             pass  # who is not answered yet gets another turn; what was found ineligible is out
-        self._write(heads)
-        for request, allowed in without:
-            answers[request.request_id] = self._without(
-                allowed, skipped=bool(skipped.get(request.agent_id))
+        self._put_out(heads)
+        for request in without:
+            answers[request] = self._without(
+                open_requests[request], skipped=bool(self.askers[request].skipped)
             )
         return answers
 
     def _best(
-        self,
-        request: Request,
-        allowed: Sequence[str],
-        heads: Mapping[str, Head],
-        skipped: Mapping[int, set[int]],
+        self, request: Request, allowed: Sequence[str], heads: Mapping[str, Head]
     ) -> Held | None:
         for queue in allowed:
             head = heads.get(queue)
-            candidate = head.take(skipped.get(request.agent_id, ())) if head else None
+            candidate = head.take(self.askers[request].skipped) if head else None
             if head and candidate:
                 return self._hold(request, head, candidate)
         return None
-
-    def _skipped_by(self, agents: set[int]) -> dict[int, set[int]]:
-        """Whom each agent skipped lately: they are not offered to that agent again."""
-        rows = self.turn.connection.execute(
-            _SKIPPED, {"agents": list(agents), "since": self.turn.now - self.settings.skip_agent}
-        )
-        skipped: dict[int, set[int]] = defaultdict(set)
-        for agent, user in rows:
-            skipped[agent].add(user)
-        return skipped
 
     def _heads(self, size: int) -> dict[str, Head]:
         taken: set[int] = set()
@@ -248,33 +232,40 @@ class _Claim:
         )
         return hold
 
-    def _write(self, heads: Mapping[str, Head]) -> None:
-        """What the search found out, then the new holds, each with its event.
-
-        In this order, for whoever reads the events: who was passed over is out by then.
-        """
+    def _put_out(self, heads: Mapping[str, Head]) -> None:
+        """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
             if head.held_elsewhere:
                 entries.hold(self.turn, head.held_elsewhere)
+
+    def _keep(self, answers: Mapping[Request, RequestAnswer]) -> None:
+        """The new holds, each with its place held and its event, and every answer."""
+        events = [
+            {
+                "kind": EventKind.ASSIGNED,
+                "queue": row["queue"],
+                "user_id": row["user_id"],
+                "agent_id": row["agent_id"],
+                "assignment_id": row["id"],
+                "request_id": row["request_id"],
+                "generation_id": row["generation_id"],
+                "details": {"rank": row["rank"], "lease_expires_at": row["lease_expires_at"]},
+            }
+            for row in self.made
+        ]
+        kept = ledger.answered(self.turn, answers)
         if not self.made:
+            self.turn.connection.execute(ledger.STORE, {"answered": kept})
             return
-        self.turn.connection.execute(_ASSIGN, {"rows": self.made})
-        entries.hold(self.turn, [row["user_id"] for row in self.made])
-        self.turn.record(
-            *(
-                {
-                    "kind": EventKind.ASSIGNED,
-                    "queue": row["queue"],
-                    "user_id": row["user_id"],
-                    "agent_id": row["agent_id"],
-                    "assignment_id": row["id"],
-                    "request_id": row["request_id"],
-                    "generation_id": row["generation_id"],
-                    "details": {"rank": row["rank"], "lease_expires_at": row["lease_expires_at"]},
-                }
-                for row in self.made
-            )
+        self.turn.connection.execute(
+            _KEEP,
+            {
+                "assigned": self.made,
+                "held": [{"user_id": row["user_id"]} for row in self.made],
+                "events": self.turn.dated(events),
+                "answered": kept,
+            },
         )
 
     def _without(self, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
@@ -318,18 +309,6 @@ _PLACES = select(
 )
 """Each dialer queue: two index probes a row, at most the number of dialer queues."""
 
-_AGENTS = (
-    select(Agent.id.label("asking"), Agent.is_active, Agent.allowed_queues, *HELD_COLUMNS)
-    .outerjoin(Assignment, (Assignment.agent_id == Agent.id) & (Assignment.state == ACTIVE))
-    .where(Agent.id == any_(bindparam("agents", type_=ARRAY(Integer))))
-)
-
-_SKIPPED = select(Assignment.agent_id, Assignment.user_id).where(
-    Assignment.state == word(AssignmentState.SKIPPED),
-    Assignment.agent_id == any_(bindparam("agents", type_=ARRAY(Integer))),
-    Assignment.ended_at > bindparam("since", type_=Instant),
-)
-
 _ASSIGN = insert_rows(
     Assignment,
     Assignment.id,
@@ -347,4 +326,10 @@ _ASSIGN = insert_rows(
     Assignment.term,
     Assignment.claimed_at,
     Assignment.lease_expires_at,
+    parameter="assigned",
 )
+
+_KEEP = ledger.STORE.add_cte(
+    _ASSIGN.cte("assigned"), entries.HOLD.cte("held"), RECORD.cte("told"), nest_here=True
+)
+"""All that a turn of claims writes, in one statement."""

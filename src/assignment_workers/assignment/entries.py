@@ -29,16 +29,17 @@ WAITING = word(EntryState.WAITING)
 HELD = word(EntryState.HELD)
 OUT = word(EntryState.OUT)
 
-_given = rows(user_id=BigInteger())
-_HOLD = (
+_held = rows("held", user_id=BigInteger())
+HOLD = (
     update(Entry)
     .where(
         Entry.generation_id.in_(PUBLISHED),
-        Entry.user_id == _given.c.user_id,
+        Entry.user_id == _held.c.user_id,
         Entry.state.in_([READY, WAITING]),
     )
     .values(state=HELD, available_from=null())
 )
+_given = rows(user_id=BigInteger())
 _RETURN = (
     update(Entry)
     .where(
@@ -95,7 +96,7 @@ _TAKE_OUT = (
 
 def hold(turn: Turn, users: Iterable[int]) -> None:
     """Nobody else is offered these users: their places in every published generation are held."""
-    turn.connection.execute(_HOLD, {"rows": [{"user_id": user} for user in users]})
+    turn.connection.execute(HOLD, {"held": [{"user_id": user} for user in users]})
 
 
 def give_back(turn: Turn, users: Collection[int]) -> None:

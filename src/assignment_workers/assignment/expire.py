@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from sqlalchemy import BigInteger, bindparam, cast, func, update
 from sqlalchemy import Text as TextType
 
@@ -32,11 +34,12 @@ _EXPIRE = (
 )
 
 
-def expire(turn: Turn) -> int:
-    """End every hold whose lease has lapsed; each user keeps their place. Returns how many.
+def expire(turn: Turn) -> set[UUID]:
+    """End every hold whose lease has lapsed; each user keeps their place.
 
-    It runs every 30 s and at the start of every claim, so a lapsed hold never stands in the way of
-    one. Cost: that of the holds that lapsed, by the index on leases.
+    Returns the ids of the assignments. It runs every 30 s and at the start of every claim, so a
+    lapsed hold never stands in the way of one. Cost: that of the holds that lapsed, by the index on
+    leases.
     """
     rows = turn.connection.execute(_EXPIRE, {"instant": turn.now}).all()
     entries.give_back(turn, [row.user_id for row in rows])
@@ -52,4 +55,4 @@ def expire(turn: Turn) -> int:
             for row in rows
         )
     )
-    return len(rows)
+    return {row.id for row in rows}

@@ -2,80 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ARRAY, RowMapping, Text, any_, bindparam, select
+from sqlalchemy import ARRAY, Integer, Row, Text, bindparam, func, select
+from sqlalchemy.orm import aliased
 
 from assignment_workers.assignment.answers import (
     Assigned,
     Code,
+    Held,
     Refused,
     RequestAnswer,
     from_json,
     to_json,
 )
-from assignment_workers.assignment.holds import HELD_COLUMNS, held
+from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.schema import tables
+from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import insert_rows
-from assignment_workers.schema.tables import Assignment
-
-_FIND = (
-    select(
-        tables.Request.request_id,
-        tables.Request.agent_id.label("asked_by"),
-        tables.Request.answer,
-        *(column.label(f"held_{column.key}") for column in HELD_COLUMNS),
-    )
-    .outerjoin(Assignment, Assignment.id == tables.Request.assignment_id)
-    .where(tables.Request.request_id == any_(bindparam("ids", type_=ARRAY(Text))))
-)
-
-_STORE = insert_rows(
-    tables.Request,
-    tables.Request.request_id,
-    tables.Request.agent_id,
-    tables.Request.queue,
-    tables.Request.deadline,
-    tables.Request.received_at,
-    tables.Request.outcome,
-    tables.Request.answer,
-    tables.Request.assignment_id,
-    tables.Request.term,
-    tables.Request.answered_at,
-)
+from assignment_workers.schema.dialer import Agent
+from assignment_workers.schema.tables import Assignment, AssignmentState
+from assignment_workers.settings import Settings
 
 
-def replays(turn: Turn, requests: Collection[Request]) -> dict[str, RequestAnswer]:
-    """The answers of those request ids that were answered before.
+@dataclass(frozen=True)
+class Asker:
+    """The agent of a request, as this turn finds them."""
+
+    known: bool
+    is_active: bool
+    allowed: object
+    """`allowed_queues` as the dialer wrote it: a list of names, if all is well."""
+    hold: Held | None
+    skipped: frozenset[int]
+    """Whom they skipped lately: not offered to them again."""
+
+
+def look_up(
+    turn: Turn, requests: Sequence[Request], settings: Settings
+) -> dict[str, RequestAnswer | Asker]:
+    """By request id: its answer, if it was answered before; else who asks.
 
     An assignment is shown as it stands now: `state` says whether its hold has ended since. A
-    request id that another agent used is refused.
+    request id that another agent used is refused. An assignment's request id is known for as long
+    as the assignment is kept, even when the answer was pruned. Cost: one statement, some index
+    probes for each request.
     """
-    asked = {request.request_id: request for request in requests}
-    found = turn.connection.execute(_FIND, {"ids": list(asked)}).mappings()
-    return {row["request_id"]: _again(row, asked[row["request_id"]]) for row in found}
+    found = turn.connection.execute(
+        _LOOK_UP,
+        {
+            "ids": [request.request_id for request in requests],
+            "agents": [request.agent_id for request in requests],
+            "since": turn.now - settings.skip_agent,
+        },
+    )
+    return {
+        request.request_id: _read(row, request)
+        for request, row in zip(requests, found, strict=True)
+    }
 
 
-def _again(row: RowMapping, request: Request) -> RequestAnswer:
-    if row["asked_by"] != request.agent_id:
+def _read(row: Row[*tuple[Any, ...]], request: Request) -> RequestAnswer | Asker:
+    given, hold = row[_FIXED : _FIXED + _WIDTH], row[_FIXED + _WIDTH :]
+    if row.asked_by is None:
+        return Asker(
+            known=row.agent is not None,
+            is_active=bool(row.is_active),
+            allowed=row.allowed_queues,
+            hold=_held(hold),
+            skipped=frozenset(row.skipped),
+        )
+    if row.asked_by != request.agent_id:
         return Refused(
             code=Code.REQUEST_ID_TAKEN,
             reason=f"request id {request.request_id} was used by another agent; use a new one",
         )
-    if row["held_id"] is None:
-        stored: RequestAnswer = from_json(row["answer"])  # type: ignore[assignment]
-        return stored
-    shown = {name.removeprefix("held_"): value for name, value in row.items()}
-    return Assigned(assignment=held(shown), replayed=True)
+    shown = _held(given)
+    if shown is not None:
+        return Assigned(assignment=shown, replayed=True)
+    stored: RequestAnswer = from_json(row.answer)  # type: ignore[assignment]
+    return stored
 
 
-def store(turn: Turn, answers: Sequence[tuple[Request, RequestAnswer]]) -> None:
-    """Keep each answer, in the transaction that made it true."""
-    if not answers:
-        return
-    given = [
+def _held(values: Sequence[Any]) -> Held | None:
+    names = Held.model_fields
+    return None if values[0] is None else held(dict(zip(names, values, strict=True)))
+
+
+def answered(turn: Turn, answers: Mapping[Request, RequestAnswer]) -> list[dict[str, Any]]:
+    """The rows that keep these answers, for `STORE`."""
+    return [
         {
             "request_id": request.request_id,
             "agent_id": request.agent_id,
@@ -88,6 +108,68 @@ def store(turn: Turn, answers: Sequence[tuple[Request, RequestAnswer]]) -> None:
             "term": turn.term,
             "answered_at": turn.now,
         }
-        for request, answer in answers
+        for request, answer in answers.items()
     ]
-    turn.connection.execute(_STORE, {"rows": given})
+
+
+STORE = insert_rows(
+    tables.Request,
+    tables.Request.request_id,
+    tables.Request.agent_id,
+    tables.Request.queue,
+    tables.Request.deadline,
+    tables.Request.received_at,
+    tables.Request.outcome,
+    tables.Request.answer,
+    tables.Request.assignment_id,
+    tables.Request.term,
+    tables.Request.answered_at,
+    parameter="answered",
+)
+"""Keep each answer, in the transaction that made it true."""
+
+_asked = (
+    func.unnest(bindparam("ids", type_=ARRAY(Text)), bindparam("agents", type_=ARRAY(Integer)))
+    .table_valued("request_id", "agent_id", with_ordinality="position")
+    .render_derived(name="asked")
+)
+_given = aliased(Assignment, name="given")
+_hold = aliased(Assignment, name="hold")
+_own = (
+    select(Assignment.id)
+    .where(Assignment.request_id == _asked.c.request_id)
+    .correlate(_asked)
+    .scalar_subquery()
+)
+_skips = (
+    select(Assignment.user_id)
+    .where(
+        Assignment.state == word(AssignmentState.SKIPPED),
+        Assignment.agent_id == _asked.c.agent_id,
+        Assignment.ended_at > bindparam("since", type_=Instant),
+    )
+    .correlate(_asked)
+)
+_WIDTH = len(HELD_COLUMNS)
+_fixed = (
+    func.coalesce(tables.Request.agent_id, _given.agent_id).label("asked_by"),
+    tables.Request.answer,
+    Agent.id.label("agent"),
+    Agent.is_active,
+    Agent.allowed_queues,
+    func.array(_skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
+)
+_FIXED = len(_fixed)
+_LOOK_UP = (
+    select(
+        *_fixed,
+        *(getattr(_given, column.key) for column in HELD_COLUMNS),
+        *(getattr(_hold, column.key) for column in HELD_COLUMNS),
+    )
+    .select_from(_asked)
+    .outerjoin(tables.Request, tables.Request.request_id == _asked.c.request_id)
+    .outerjoin(_given, _given.id == func.coalesce(tables.Request.assignment_id, _own))
+    .outerjoin(Agent, Agent.id == _asked.c.agent_id)
+    .outerjoin(_hold, (_hold.agent_id == _asked.c.agent_id) & (_hold.state == ACTIVE))
+    .order_by(_asked.c.position)
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -56,8 +57,11 @@ class Turn:
     def record(self, *events: dict[str, Any]) -> None:
         """Leave events in the transaction that makes the changes they tell of."""
         if events:
-            rows = [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
-            self.connection.execute(_RECORD, {"rows": rows})
+            self.connection.execute(RECORD, {"events": self.dated(events)})
+
+    def dated(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of these events, for `RECORD`."""
+        return [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
 
     def race(self, kind: str, **facts: object) -> None:
         """Leave the event of a race that was met and resolved: what it was, and what was done.
@@ -70,7 +74,7 @@ class Turn:
 
 _COLUMNS = {"queue", "user_id", "agent_id", "assignment_id", "request_id", "generation_id"}
 
-_RECORD = insert_rows(
+RECORD = insert_rows(
     Event,
     Event.at,
     Event.kind,
@@ -82,4 +86,5 @@ _RECORD = insert_rows(
     Event.request_id,
     Event.generation_id,
     Event.details,
+    parameter="events",
 )

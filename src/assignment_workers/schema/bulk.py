@@ -14,20 +14,22 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.types import TypeEngine
 
 
-def rows(**columns: TypeEngine[Any]) -> TableValuedAlias:
-    """The parameter `rows`, a list of objects, as a table with these columns.
+def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedAlias:
+    """The parameter of this name, a list of objects, as a table with these columns.
 
     A missing key is null.
     """
-    source = func.jsonb_to_recordset(bindparam("rows", type_=JSONB))
+    source = func.jsonb_to_recordset(bindparam(parameter, type_=JSONB))
     return source.table_valued(
         *(column(name, type_) for name, type_ in columns.items())
     ).render_derived(name="given", with_types=True)
 
 
-def insert_rows(model: type[DeclarativeBase], *columns: InstrumentedAttribute[Any]) -> Insert:
-    """Insert the parameter `rows` into these columns of the table of `model`."""
-    given = rows(**{each.key: each.type for each in columns})
+def insert_rows(
+    model: type[DeclarativeBase], *columns: InstrumentedAttribute[Any], parameter: str = "rows"
+) -> Insert:
+    """Insert the parameter of this name into these columns of the table of `model`."""
+    given = rows(parameter, **{each.key: each.type for each in columns})
     return insert(model).from_select(
         [each.key for each in columns], select(*(given.c[each.key] for each in columns))
     )

@@ -166,7 +166,7 @@ def renew(
 
 def expire_lapsed(task: DoorTask) -> CommandAnswer:
     """End every hold whose lease has lapsed."""
-    return Done(counts={"expired": task.line.run(expire)})
+    return Done(counts={"expired": len(task.line.run(expire))})
 
 
 def publish_generation(task: DoorTask, generation_id: GenerationId) -> CommandAnswer:

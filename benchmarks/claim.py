@@ -1,0 +1,103 @@
+"""What a turn of claims costs, by how many requests it answers and how long the dialer queue is.
+
+.venv/bin/python -m benchmarks.claim
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from sqlalchemy import Engine, text
+
+from assignment_workers.assignment.answers import Assigned, RequestAnswer
+from assignment_workers.assignment.claim import claim
+from assignment_workers.assignment.finish import Owner, complete
+from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
+from assignment_workers.sequencer.line import Line
+from assignment_workers.settings import Settings
+from benchmarks.stage import (
+    build_and_publish,
+    engine,
+    line,
+    milliseconds,
+    seed,
+    servers,
+    show,
+)
+
+LISTS = (1, 8, 64, 256)
+AGENTS = max(LISTS)
+
+
+def measure(on: Engine, size: int, turns: int, settings: Settings) -> list[float]:
+    """The seconds of each of so many turns that answer `size` requests."""
+    seconds: list[float] = []
+    sequence = line(on)
+    for number in range(turns + 5):
+        asked = [
+            Request(agent, f"{size}-{number}-{agent}", "unsigned_users", None, None)
+            for agent in range(1, size + 1)
+        ]
+
+        def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
+            return claim(turn, asked, policies=POLICIES, settings=settings)
+
+        began = time.perf_counter()
+        answers = sequence.run(turn)
+        seconds.append(time.perf_counter() - began)
+        given = [each for each in answers if isinstance(each, Assigned)]
+        if len(given) != size:
+            raise RuntimeError(f"{len(given)} of {size} were given a user")
+        give_up(sequence, given)
+    return seconds[5:]
+
+
+def give_up(sequence: Line, given: list[Assigned]) -> None:
+    """End these holds, outside of what is measured."""
+
+    def turn(turn: Turn) -> None:
+        for each in given:
+            owner = Owner(each.assignment.id, each.assignment.agent_id, None)
+            complete(turn, owner, "no_answer", notes=None, callback_at=None)
+
+    sequence.run(turn)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--users", type=int, nargs="+", default=[20_000, 200_000])
+    options.add_argument("--turns", type=int, default=50)
+    given = options.parse_args()
+    settings = Settings.from_environment({})
+    rows: list[list[object]] = []
+    for users in given.users:
+        with servers() as at, engine(at.database_url) as on:
+            seed(on, users=users)
+            with on.begin() as connection:
+                connection.execute(
+                    text(
+                        "INSERT INTO agents (id, email, first_name, last_name, created_at,"
+                        " updated_at) SELECT n, 'more' || n, 'A', n::text, now(), now()"
+                        " FROM generate_series(101, :last) n"
+                    ),
+                    {"last": AGENTS},
+                )
+            build_and_publish(on, UNSIGNED_USERS, settings)
+            for size in LISTS:
+                seconds = measure(on, size, given.turns, settings)
+                median, worst = milliseconds(seconds)
+                each = f"{1000 * sum(seconds) / len(seconds) / size:.3f}"
+                rows.append([f"{users:,}", size, median, worst, each])
+    show(
+        "A turn of claims, ms",
+        ["users in the pool", "requests", "median", "p99", "mean for each"],
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()

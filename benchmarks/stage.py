@@ -1,0 +1,118 @@
+"""What every benchmark stands on: embedded servers that write to disk, and tables of figures."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine, text
+
+from assignment_workers.assignment import jobs
+from assignment_workers.assignment.publish import publish
+from assignment_workers.assignment.regenerate import regenerate
+from assignment_workers.policy.queues import Policy
+from assignment_workers.runtime import demo, postgres, server, valkey
+from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.runtime.home import hold
+from assignment_workers.runtime.log import Log
+from assignment_workers.schema.engine import connect
+from assignment_workers.schema.migrate import upgrade
+from assignment_workers.sequencer.line import Line
+from assignment_workers.settings import Settings
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where the servers of this run are."""
+
+    database_url: str
+    redis_url: str
+
+
+@contextmanager
+def servers() -> Iterator[Servers]:
+    """PostgreSQL with our schema, and Valkey, as `up` starts them; gone at the end."""
+    with (
+        tempfile.TemporaryDirectory(prefix="assignment-workers-") as folder,
+        hold(Path(folder) / "home") as home,
+        Guardian(keeps=[home.descriptor]) as guardian,
+    ):
+        log = Log(sys.stderr, colour=False)
+        database = postgres.prepare(home.path / "postgres")
+        redis = valkey.prepare(home.path / "valkey")
+        started = [server.start(each, log, guardian) for each in (database, redis)]
+        try:
+            upgrade(database.url)
+            yield Servers(database.url, redis.url)
+        finally:
+            for child in started:
+                child.stop()
+
+
+@contextmanager
+def engine(database_url: str, *, pool_size: int = 2) -> Iterator[Engine]:
+    """An engine with the limits of a process that builds."""
+    made = connect(
+        database_url,
+        name="benchmark",
+        statement_timeout=timedelta(minutes=15),
+        pool_size=pool_size,
+    )
+    yield made
+    made.dispose()
+
+
+def seed(on: Engine, *, users: int) -> None:
+    """The demo CRM with so many users in each pool."""
+    with on.begin() as connection:
+        demo.seed(connection, users=users, seed=1, now=datetime.now(UTC))
+
+
+def line(on: Engine) -> Line:
+    """The assignment queue's side of the database, under a term of its own."""
+    with on.begin() as connection:
+        raised = text("UPDATE assignment.sequencer SET term = term + 1 RETURNING term")
+        return Line(on, term=connection.execute(raised).scalar_one())
+
+
+def build(on: Engine, policy: Policy, settings: Settings) -> int:
+    """Build a generation of this dialer queue: its number."""
+
+    def work(given: jobs.Work) -> jobs.Counts:
+        number, _ = regenerate(given, policy, trigger="hand", settings=settings)
+        return {"generation": number}
+
+    return jobs.run(on, jobs.Job("queue.regenerate", "hand", policy.queue), work).counts[
+        "generation"
+    ]
+
+
+def build_and_publish(on: Engine, policy: Policy, settings: Settings) -> None:
+    """A published generation of this dialer queue."""
+    number = build(on, policy, settings)
+    line(on).run(lambda turn: publish(turn, number, settings=settings))
+
+
+def milliseconds(seconds: Sequence[float]) -> tuple[str, str]:
+    """Median and 99th percentile, in milliseconds."""
+    ranked = sorted(seconds)
+    worst = ranked[min(len(ranked) - 1, round(len(ranked) * 0.99))]
+    return f"{statistics.median(ranked) * 1000:.2f}", f"{worst * 1000:.2f}"
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table of figures."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=110).print(table)
