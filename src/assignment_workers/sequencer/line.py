@@ -91,7 +91,7 @@ class Line:
         try:
             return Retrying(
                 retry=retry_if_exception(is_passing),
-                wait=wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05),
+                wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
                 stop=stop_after_delay(seconds),
                 before_sleep=remember,
                 reraise=True,
