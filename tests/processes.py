@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,9 +17,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from assignment_workers.client import Client
+from assignment_workers.assignment.doctor import examine
+from assignment_workers.assignment.history import check
+from assignment_workers.client import Assigned, Client, Finished
 from assignment_workers.runtime import demo
 from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0) -> Any:
@@ -109,6 +113,23 @@ class Stack:
         with self.engine.connect() as connection:
             return list(connection.execute(text(sql), parameters).all())
 
+    def built(self, *, users: int = 1000) -> Client:
+        """A seeded stack with a maintenance worker and both dialer queues published."""
+        self.seed(users=users)
+        self.start("maintenance")
+        client = self.client()
+        self.wait_for_leader()
+        self.regenerate(client)
+        return client
+
+    def assert_healthy(self) -> None:
+        """Nothing that `doctor` or the history checker would name."""
+        with self.connection() as connection:
+            assert [each for each in examine(connection) if not each.ok] == []
+        with self.connection() as connection:
+            settings = Settings.from_environment({})
+            assert check(connection, settings=settings, bound=timedelta(seconds=60)) == []
+
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         with self.engine.connect() as connection:
@@ -138,6 +159,67 @@ class Stack:
             ),
             "both dialer queues to be published",
         )
+
+
+class Agents:
+    """Agents who ask and finish without pause, each in a thread, until they are told to stop."""
+
+    def __init__(self, stack: Stack, count: int) -> None:
+        self._client = stack.client()
+        self._stop = threading.Event()
+        self.answered: list[tuple[float, int, int]] = []
+        self.unanswered: list[object] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(agent,)) for agent in range(1, count + 1)
+        ]
+
+    def __enter__(self) -> Agents:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _work(self, agent: int) -> None:
+        patience = timedelta(seconds=40)
+        while not self._stop.is_set():
+            answer = self._client.request_next(agent, timeout=patience)
+            if not isinstance(answer, Assigned):
+                self.unanswered.append(answer)
+                self._stop.wait(0.1)
+                continue
+            held = answer.assignment
+            self.answered.append((time.monotonic(), agent, held.user_id))
+            done = self._client.release(held.id, agent, version=held.version, timeout=patience)
+            if not isinstance(done, Finished):
+                self.unanswered.append(done)
+
+
+class Keeper:
+    """Starts a process again whenever it has ended, as the supervisor of a stack does."""
+
+    def __init__(self, stack: Stack, *names: str) -> None:
+        self._stack = stack
+        self._stop = threading.Event()
+        self._kept = [stack.start(name) for name in names]
+        self._thread = threading.Thread(target=self._keep)
+
+    def __enter__(self) -> Keeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(0.1):
+            for place, process in enumerate(self._kept):
+                if process.popen.poll() is not None:
+                    self._kept[place] = self._stack.start(process.name)
 
 
 @contextmanager

@@ -8,16 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import redis
 from sqlalchemy import text
 
-from assignment_workers.assignment.doctor import examine
-from assignment_workers.client import Assigned, Client, Finished
-from tests.processes import Stack, running, wait_until
+from assignment_workers.client import Assigned
+from tests.processes import Agents, Stack, running, wait_until
 
 
 @pytest.fixture
@@ -26,60 +24,9 @@ def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
         yield made
 
 
-def built(stack: Stack, *, users: int = 1000) -> Client:
-    """A seeded stack with a maintenance worker and both dialer queues published."""
-    stack.seed(users=users)
-    stack.start("maintenance")
-    client = stack.client()
-    stack.wait_for_leader()
-    stack.regenerate(client)
-    return client
-
-
-def assert_healthy(stack: Stack) -> None:
-    with stack.connection() as connection:
-        assert [each for each in examine(connection) if not each.ok] == []
-
-
-class Agents:
-    """Agents who ask and finish without pause, each in a thread, until they are told to stop."""
-
-    def __init__(self, stack: Stack, count: int) -> None:
-        self._client = stack.client()
-        self._stop = threading.Event()
-        self.answered: list[tuple[float, int, int]] = []
-        self.unanswered: list[object] = []
-        self._threads = [
-            threading.Thread(target=self._work, args=(agent,)) for agent in range(1, count + 1)
-        ]
-
-    def __enter__(self) -> Agents:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def _work(self, agent: int) -> None:
-        patience = timedelta(seconds=40)
-        while not self._stop.is_set():
-            answer = self._client.request_next(agent, timeout=patience)
-            if not isinstance(answer, Assigned):
-                self.unanswered.append(answer)
-                continue
-            held = answer.assignment
-            self.answered.append((time.monotonic(), agent, held.user_id))
-            done = self._client.release(held.id, agent, version=held.version, timeout=patience)
-            if not isinstance(done, Finished):
-                self.unanswered.append(done)
-
-
 def test_a_killed_leader_is_followed_at_once_and_no_request_is_lost(stack: Stack) -> None:
     processes = [stack.start("sequencer"), stack.start("sequencer")]
-    built(stack)
+    stack.built()
     gaps = []
     chance = random.Random(1)
     with Agents(stack, 8) as agents:
@@ -100,7 +47,7 @@ def test_a_killed_leader_is_followed_at_once_and_no_request_is_lost(stack: Stack
             processes.append(stack.start("sequencer"))
     assert agents.unanswered == []
     assert max(gaps) < 5.0
-    assert_healthy(stack)
+    stack.assert_healthy()
 
 
 def test_two_sequencers_take_turns_to_lead_and_a_frozen_one_commits_nothing(stack: Stack) -> None:
@@ -109,7 +56,7 @@ def test_two_sequencers_take_turns_to_lead_and_a_frozen_one_commits_nothing(stac
     second = stack.start("sequencer")
     wait_until(lambda: "standing_by" in second.said(), "the second to stand by")
     assert stack.value("SELECT leader_pid FROM assignment.sequencer") == first.pid
-    built(stack)
+    stack.built()
     first.signal(signal.SIGSTOP)
     successor = stack.wait_for_leader(after=term)
     assert stack.value("SELECT leader_pid FROM assignment.sequencer") == second.pid
@@ -125,7 +72,7 @@ def test_two_sequencers_take_turns_to_lead_and_a_frozen_one_commits_nothing(stac
     assert late == 0
     assert stack.term() == successor
     assert isinstance(client.request_next(27), Assigned)
-    assert_healthy(stack)
+    stack.assert_healthy()
 
 
 def test_the_lock_connection_is_lost_and_the_leader_leaves(stack: Stack) -> None:
@@ -145,7 +92,7 @@ def test_the_lock_connection_is_lost_and_the_leader_leaves(stack: Stack) -> None
 
 def test_a_turn_whose_connection_is_cut_is_done_again_in_place(stack: Stack) -> None:
     stack.start("sequencer")
-    client = built(stack)
+    client = stack.built()
     with stack.connection() as connection:
         connection.execute(
             text(
@@ -154,12 +101,12 @@ def test_a_turn_whose_connection_is_cut_is_done_again_in_place(stack: Stack) -> 
             )
         )
     assert isinstance(client.request_next(26), Assigned)
-    assert_healthy(stack)
+    stack.assert_healthy()
 
 
 def test_what_cannot_be_read_is_kept_and_the_line_moves_on(stack: Stack) -> None:
     stack.start("sequencer")
-    client = built(stack)
+    client = stack.built()
     broker = redis.Redis.from_url(stack.redis_url)
     broker.lpush("assignment", b"\xff\xfe not even text")
     broker.lpush("assignment", b'{"json": "but not a message"}')
@@ -200,7 +147,7 @@ def test_what_cannot_be_read_is_kept_and_the_line_moves_on(stack: Stack) -> None
 
 def test_a_message_delivered_twice_hands_out_once(stack: Stack) -> None:
     stack.start("sequencer")
-    client = built(stack)
+    client = stack.built()
     broker = redis.Redis.from_url(stack.redis_url)
     taken: list[bytes] = []
     sequencer = stack.value("SELECT leader_pid FROM assignment.sequencer")
@@ -233,7 +180,7 @@ def test_a_message_delivered_twice_hands_out_once(stack: Stack) -> None:
 
 def test_requests_that_waited_for_a_sequencer_are_served_in_their_order(stack: Stack) -> None:
     first = stack.start("sequencer")
-    built(stack)
+    stack.built()
     first.stop()
     client = stack.client()
     for number in range(1, 101):
@@ -251,12 +198,12 @@ def test_requests_that_waited_for_a_sequencer_are_served_in_their_order(stack: S
         row[0] for row in stack.rows("SELECT request_id FROM assignment.assignments ORDER BY rank")
     ]
     assert order == [f"order-{number:03}" for number in range(1, 101)]
-    assert_healthy(stack)
+    stack.assert_healthy()
 
 
 def test_a_leader_that_is_asked_to_end_hands_over_at_once(stack: Stack) -> None:
     leader = stack.start("sequencer")
-    client = built(stack)
+    client = stack.built()
     stack.start("sequencer")
     term = stack.term()
     with Agents(stack, 4) as agents:
@@ -268,4 +215,4 @@ def test_a_leader_that_is_asked_to_end_hands_over_at_once(stack: Stack) -> None:
     assert agents.unanswered == []
     assert stack.term() == term + 1
     assert isinstance(client.request_next(50), Assigned)
-    assert_healthy(stack)
+    stack.assert_healthy()
