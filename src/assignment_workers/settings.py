@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,9 +25,16 @@ PREFIX = "ASSIGNMENT_WORKERS_"
 
 def _address(*schemes: str) -> AfterValidator:
     def check(value: str) -> str:
-        scheme = urlsplit(value).scheme
-        if scheme not in schemes:
-            raise ValueError(f"the scheme is {scheme!r}; accepted: {', '.join(schemes)}")
+        parts = urlsplit(value)
+        if parts.scheme not in schemes:
+            raise ValueError(f"the scheme is {parts.scheme!r}; accepted: {', '.join(schemes)}")
+        try:
+            _ = parts.port
+        except ValueError:  # its words may hold a piece of the password
+            raise ValueError(
+                "the port is not a number up to 65535; special characters in a password are "
+                "written as in %40 for @"
+            ) from None
         return value
 
     return AfterValidator(check)
@@ -109,6 +116,22 @@ class Settings(BaseModel):
     """How long job runs, replayed dead letters and events are kept."""
 
     gateway_port: Port = Field(8000, alias="ASSIGNMENT_WORKERS_GATEWAY_PORT")
+    gateway_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_GATEWAY_HOST")
+    """The address that the gateway listens on."""
+    gateway_tokens: Literal["required", "off"] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKENS"
+    )
+    """Unset: required, but with the embedded servers on loopback."""
+    gateway_origins: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_ORIGINS")
+    """Origins whose pages may call the gateway, with commas between; unset: none."""
+    gateway_agent_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        20.0, alias="ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE"
+    )
+    """Calls a second for one agent."""
+    gateway_token_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        2_000.0, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE"
+    )
+    """Calls a second with one token."""
     flower_port: Port = Field(5555, alias="ASSIGNMENT_WORKERS_FLOWER_PORT")
     flower_basic_auth: Annotated[str, Field(pattern=r"^[^:]+:.+$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH"

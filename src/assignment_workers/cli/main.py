@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
-from assignment_workers.cli import agent, dead_letters, operator, schema, stack
+from assignment_workers.cli import agent, dead_letters, operator, schema, stack, token
 from assignment_workers.cli.show import complain
 from assignment_workers.errors import AssignmentWorkersError
 
@@ -22,19 +21,21 @@ for module in (stack, agent, operator):
     module.add_to(app)
 app.add_typer(schema.app, name="schema")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(token.app, name="token")
 
 
 def main() -> None:
     """Run the command that was given and exit with its code."""
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
+    except typer.TyperException as error:
+        said = error.format_message()
+        if "\n" in said:  # no command was given: this is the help
+            typer.echo(said)
+        else:
+            complain(said)
         code = 2
-    except click.ClickException as error:
-        complain(error.format_message())
-        code = 2
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except AssignmentWorkersError as error:
         complain(str(error))

@@ -17,8 +17,7 @@ from assignment_workers.assignment.status import status as read_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
-from assignment_workers.client import Client
-from assignment_workers.client.client import Built
+from assignment_workers.client import Built, Client
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.sequencer.term import APPLICATION

@@ -15,6 +15,7 @@ from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.client import Client
 from assignment_workers.errors import UsageError
+from assignment_workers.gateway.serve import is_alive, wants_tokens
 from assignment_workers.runtime import demo as demo_data
 from assignment_workers.runtime import up as runtime
 from assignment_workers.runtime.stack import Stack, running_stack, shell_assignments
@@ -36,17 +37,17 @@ def add_to(app: typer.Typer) -> None:
 
 def up(
     demo: Annotated[bool, typer.Option(help="Fill a new database with a demo CRM.")] = True,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="The gateway's port, once there is one.")
-    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The gateway's port.")] = None,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
     given = settings()
+    embedded = given.database_url is None and given.redis_url is None
+    tokens = wants_tokens(given.model_copy(update={"embedded": embedded}))
     steps = runtime.Steps(
         migrate=migrate.upgrade,
         seed=_seed if demo else None,
         missing=_missing,
-        announce=lambda stack: _announce(stack, first=demo),
+        announce=lambda stack: _announce(stack, first=demo, tokens=tokens),
     )
     return runtime.up(given, runtime.processes(), steps, port=port)
 
@@ -86,10 +87,14 @@ def _missing(given: Settings) -> str | None:
     with engine.connect() as connection:
         leader = sequencer_status(connection, application=APPLICATION).leader
     engine.dispose()
-    return None if leader else "no sequencer leads yet"
+    if leader is None:
+        return "no sequencer leads yet"
+    return None if is_alive(given) else "the gateway does not answer yet"
 
 
-def _announce(stack: Stack, *, first: bool) -> None:
+def _announce(stack: Stack, *, first: bool, tokens: bool) -> None:
+    how = "needs a token: assignment-workers token create" if tokens else "open: on loopback only"
+    typer.echo(f"gateway      {stack.gateway_url} ({how})")
     typer.echo(f"Flower       {stack.flower_url}")
     typer.echo('addresses    eval "$(assignment-workers env)"')
     with Client.connect(stack.redis_url, broker_url=stack.broker_url) as client:

@@ -1,4 +1,4 @@
-"""Asking from Python, over Celery: `Client.request_next` and what follows it.
+"""Asking from Python: `Client` over Celery, `AsyncClient` for asyncio, `HttpClient` over HTTP.
 
 with Client.connect(redis_url) as client:
     match client.request_next(agent_id=26, queue="unsigned_users"):
@@ -20,14 +20,24 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
+from assignment_workers.client.aio import AsyncClient
+from assignment_workers.client.asking import Asking
 from assignment_workers.client.client import Client
+from assignment_workers.client.holding import Hold
+from assignment_workers.client.http import HttpClient
+from assignment_workers.client.reading import Built
 
 __all__ = [
+    "Asking",
     "Assigned",
+    "AsyncClient",
+    "Built",
     "Client",
     "Empty",
     "Finished",
     "Held",
+    "Hold",
+    "HttpClient",
     "Paused",
     "Refused",
     "TooLate",

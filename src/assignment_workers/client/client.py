@@ -1,19 +1,17 @@
-"""The Python client: one message a call, one typed answer, whatever gets lost on the way."""
+"""The Python client over Celery: calls that wait at the same time share a message."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from random import Random
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
-from celery import Celery, exceptions
-from celery.exceptions import CeleryError
-from celery.result import AsyncResult
-from kombu.exceptions import OperationalError
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from assignment_workers.assignment.answers import (
@@ -21,71 +19,73 @@ from assignment_workers.assignment.answers import (
     FinishAnswer,
     RequestAnswer,
     Unavailable,
-    from_json,
+)
+from assignment_workers.client import commands
+from assignment_workers.client.asking import TIMEOUT, Asking
+from assignment_workers.client.commands import Command
+from assignment_workers.client.courier import Courier, down
+from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Call
+from assignment_workers.client.message import Result
+from assignment_workers.client.reading import (
+    Built,
+    as_command_answer,
+    as_finish_answer,
+    as_request_answer,
+    no_answer,
 )
 from assignment_workers.clock import Clock, system_clock
+from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
 
-ASSIGNMENT = "assignment"
-MAINTENANCE = "maintenance"
+T = TypeVar("T")
 
-TIMEOUT = timedelta(seconds=10)
-ASK_AGAIN = timedelta(seconds=3)
-"""When a message is taken for lost and sent again."""
+LOOK_SECONDS = 0.05
+"""How often `built` looks: a build takes seconds."""
 
 
-Built = dict[str, dict[str, int | str]]
-"""By dialer queue: the `generation` built and its `size`, or why it was `skipped`."""
+class Client(Asking):
+    """Asks over Celery and waits for the answers. Safe to share between threads.
 
-
-class Client:
-    """Asks over Celery and waits for the answers. Safe to share between threads."""
+    One thread, started by the first call, carries the calls of them all.
+    """
 
     def __init__(
-        self, app: Celery, *, clock: Clock = system_clock, randomness: Random | None = None
+        self,
+        redis_url: str,
+        *,
+        broker_url: str | None = None,
+        together: int = TOGETHER,
+        under_way: int = UNDER_WAY,
+        clock: Clock = system_clock,
+        randomness: Random | None = None,
     ) -> None:
-        self._app = app
         self._clock = clock
         self._randomness = randomness or Random()
+        self._make: Callable[[], Courier] = lambda: Courier(
+            redis_url,
+            broker_url,
+            together=together,
+            under_way=under_way,
+            clock=clock,
+            randomness=self._randomness,
+        )
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def connect(cls, redis_url: str, *, broker_url: str | None = None) -> Client:
         """A client of the stack on this Redis; nothing is contacted yet."""
-        app = Celery("assignment_workers_client", set_as_current=False)
-        app.conf.update(
-            broker_url=broker_url or redis_url,
-            result_backend=redis_url,
-            task_serializer="json",
-            result_serializer="json",
-            accept_content=["json"],
-            task_send_sent_event=True,
-            broker_connection_retry=False,
-            broker_transport_options={
-                "priority_steps": [0],
-                "socket_timeout": 5,
-                "socket_connect_timeout": 5,
-                "socket_keepalive": True,
-            },
-            redis_socket_timeout=5,
-            redis_socket_connect_timeout=5,
-            task_publish_retry_policy={"max_retries": 2, "interval_start": 0.1},
-        )
-        return cls(app)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        return cls(redis_url, broker_url=broker_url)
 
     def close(self) -> None:
-        """Give back the connections."""
-        self._app.close()
+        """Give back the connections; whoever waits is answered `Unavailable`."""
+        with self._starting:
+            loop, self._loop = self._loop, None
+            if loop is None:
+                return
+            asyncio.run_coroutine_threadsafe(self._courier.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
 
     def request_next(
         self,
@@ -95,22 +95,11 @@ class Client:
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
-        """The next user for this agent.
-
-        Waits `timeout` at the most; that is the request's deadline too, so nobody is assigned after
-        it. A lost message is asked again meanwhile. `Unavailable` when no answer came: the request
-        may have been met in the last instant, and asking again with the same `request_id` tells.
-        """
+        """See `Asking.request_next`."""
         now = self._clock()
         name = request_id or str(new_id(now, self._randomness))
-        said = {
-            "agent_id": agent_id,
-            "queue": queue,
-            "request_id": name,
-            "deadline": (now + timeout).isoformat(),
-            "sent_at": now.isoformat(),
-        }
-        return cast(RequestAnswer, self._ask("assignment.request", said, timeout, task_id=name))
+        command = commands.request(agent_id, queue, name, now=now, timeout=timeout)
+        return as_request_answer(self.ask(command, timeout))
 
     def complete(
         self,
@@ -123,13 +112,16 @@ class Client:
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """The call was made and `outcome` came of it. Saying it twice gets the same answer."""
-        said = _owner(assignment_id, agent_id, version) | {
-            "outcome": outcome,
-            "notes": notes,
-            "callback_at": callback_at.isoformat() if callback_at else None,
-        }
-        return cast(FinishAnswer, self._ask("assignment.complete", said, timeout))
+        """See `Asking.complete`."""
+        command = commands.complete(
+            assignment_id,
+            agent_id,
+            outcome,
+            version=version,
+            notes=notes,
+            callback_at=callback_at,
+        )
+        return as_finish_answer(self.ask(command, timeout))
 
     def skip(
         self,
@@ -139,9 +131,9 @@ class Client:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Not this user now."""
-        said = _owner(assignment_id, agent_id, version)
-        return cast(FinishAnswer, self._ask("assignment.skip", said, timeout))
+        """See `Asking.skip`."""
+        command = commands.skip(assignment_id, agent_id, version=version)
+        return as_finish_answer(self.ask(command, timeout))
 
     def release(
         self,
@@ -151,9 +143,9 @@ class Client:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Give the user back untouched."""
-        said = _owner(assignment_id, agent_id, version)
-        return cast(FinishAnswer, self._ask("assignment.release", said, timeout))
+        """See `Asking.release`."""
+        command = commands.release(assignment_id, agent_id, version=version)
+        return as_finish_answer(self.ask(command, timeout))
 
     def renew(
         self,
@@ -163,119 +155,103 @@ class Client:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Still at it: the lease runs anew."""
-        said = _owner(assignment_id, agent_id, version)
-        return cast(FinishAnswer, self._ask("assignment.renew", said, timeout))
+        """See `Asking.renew`."""
+        command = commands.renew(assignment_id, agent_id, version=version)
+        return as_finish_answer(self.ask(command, timeout))
 
     def pause(
         self, queue: str, *, by: str | None = None, timeout: timedelta = TIMEOUT
     ) -> CommandAnswer:
         """Hand out nobody from this dialer queue."""
-        return cast(CommandAnswer, self._ask("queue.pause", {"queue": queue, "by": by}, timeout))
+        return as_command_answer(self.ask(commands.pause(queue, by), timeout))
 
     def resume(
         self, queue: str, *, by: str | None = None, timeout: timedelta = TIMEOUT
     ) -> CommandAnswer:
         """Hand out from this dialer queue again."""
-        return cast(CommandAnswer, self._ask("queue.resume", {"queue": queue, "by": by}, timeout))
+        return as_command_answer(self.ask(commands.resume(queue, by), timeout))
 
     def repair(self, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
         """Bring the entries of the published generations in line with the holds."""
-        return cast(CommandAnswer, self._ask("queue.repair", {}, timeout))
+        return as_command_answer(self.ask(commands.repair(), timeout))
 
     def regenerate(self, queue: str | None = None) -> str | Unavailable:
         """Ask for a new generation of a dialer queue, or of each; the id of the building task."""
-        said = {"queue": queue, "trigger": "hand"}
+        command = commands.regenerate(queue)
         try:
-            return str(self._send("queue.regenerate", said, MAINTENANCE, None, None).id)
-        except (OperationalError, RedisError) as error:
-            return _down(error)
+            return self.send_again(command.task, (), command.said, command.celery_queue)
+        except BrokerUnavailable as error:
+            return Unavailable(retry_after=2.0, reason=str(error))
 
     def built(self, task_id: str, *, timeout: timedelta) -> Built | Unavailable:
         """Wait for what `regenerate` asked for; `Unavailable` when it takes longer, or fails."""
-        try:
-            value = self._app.AsyncResult(task_id).get(timeout=timeout.total_seconds())
-        except exceptions.TimeoutError:
-            return Unavailable(retry_after=1.0, reason=f"not built within {timeout}")
-        except RedisError as error:
-            return _down(error)
-        except Exception as error:  # noqa: BLE001 - a task's failure is raised as it was there
-            return Unavailable(retry_after=1.0, reason=f"the build failed: {error}")
-        return cast(Built, value)
+        ends = time.monotonic() + timeout.total_seconds()
+        while True:
+            try:
+                found: Result | None = self._run(lambda courier: courier.kept(task_id))
+            except (RedisError, OSError) as error:
+                return down(error)
+            match found:
+                case Result(failure=str(reason)):
+                    return Unavailable(retry_after=1.0, reason=f"the build failed: {reason}")
+                case Result(value=dict(built)) if all(isinstance(v, dict) for v in built.values()):
+                    return built
+                case Result(value=other):
+                    return Unavailable(retry_after=1.0, reason=f"the build failed: {other}")
+                case None:
+                    pass
+            if time.monotonic() >= ends:
+                return Unavailable(retry_after=1.0, reason=f"not built within {timeout}")
+            time.sleep(LOOK_SECONDS)
 
     def send_again(self, task: str, args: Sequence[Any], kwargs: dict[str, Any], queue: str) -> str:
-        """Send a message as it was, under a new id, which is returned."""
-        result = self._app.send_task(task, args, kwargs, queue=queue)
-        return str(result.id)
+        """Send a message as it was, under a new id, which is returned.
 
-    def _ask(
-        self,
-        task: str,
-        said: dict[str, Any],
-        timeout: timedelta,
-        *,
-        celery_queue: str = ASSIGNMENT,
-        task_id: str | None = None,
-    ) -> object:
-        """Send and wait; on the assignment queue a message that seems lost is sent again.
-
-        Every command there may come twice: it is answered once, by its request id or its
-        assignment.
+        Raises `BrokerUnavailable`.
         """
-        ends = self._clock() + timeout
-        name = task_id or str(new_id(self._clock(), self._randomness))
-        again = celery_queue == ASSIGNMENT
         try:
-            while True:
-                left = ends - self._clock()
-                result = self._send(task, said, celery_queue, name, max(left, timedelta()))
-                wait = min(left, ASK_AGAIN) if again else left
-                try:
-                    value = result.get(timeout=max(wait.total_seconds(), 0.01))
-                except exceptions.TimeoutError:
-                    if not again or self._clock() >= ends:
-                        return Unavailable(
-                            retry_after=1.0,
-                            reason=f"no answer within {timeout.total_seconds():g} s",
-                        )
-                    continue
-                result.forget()
-                return _answer(value)
-        except (OperationalError, RedisError) as error:
-            return _down(error)
-        except CeleryError as error:
-            return Unavailable(retry_after=1.0, reason=str(error))
+            return self._run(lambda courier: courier.send(task, args, kwargs, queue))
+        except (RedisError, OSError) as error:
+            raise BrokerUnavailable(down(error).reason) from error
 
-    def _send(
-        self,
-        task: str,
-        said: dict[str, Any],
-        celery_queue: str,
-        task_id: str | None,
-        expires: timedelta | None,
-    ) -> AsyncResult[Any]:
-        return self._app.send_task(
-            task,
-            kwargs=said,
-            queue=celery_queue,
-            task_id=task_id,
-            expires=self._clock() + expires if expires is not None else None,
-        )
+    def ask(self, command: Command, timeout: timedelta) -> object:
+        """What the task returned, as it is; `Unavailable` where nothing came in time."""
+        seconds = timeout.total_seconds()
+        future: Future[object] = Future()
+        loop = self._running()
 
+        def post() -> None:
+            self._courier.post(Call(command, loop.time() + seconds, future))
 
-def _owner(assignment_id: UUID | str, agent_id: int, version: int | None) -> dict[str, Any]:
-    return {"assignment_id": str(assignment_id), "agent_id": agent_id, "version": version}
+        try:
+            loop.call_soon_threadsafe(post)
+            return future.result(seconds)
+        except TimeoutError:
+            return no_answer(timeout) if future.cancel() else future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _run(self, what: Callable[[Courier], Coroutine[Any, Any, T]]) -> T:
+        loop = self._running()
+        return asyncio.run_coroutine_threadsafe(what(self._courier), loop).result()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._courier = self._make()
+                self._thread = threading.Thread(
+                    target=_keep_running, args=(self._loop,), name="client", daemon=True
+                )
+                self._thread.start()
+            return self._loop
 
 
-def _answer(value: object) -> object:
+def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
     try:
-        return from_json(value)
-    except ValidationError:
-        return value
-
-
-def _down(error: Exception) -> Unavailable:
-    text = str(error).strip().splitlines()
-    return Unavailable(
-        retry_after=2.0, reason=f"Redis cannot be reached: {text[0] if text else error}"
-    )
+        loop.run_forever()
+        loop.run_until_complete(asyncio.sleep(0))  # transports that were closed are gone after this
+    finally:
+        loop.close()

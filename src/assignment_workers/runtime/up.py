@@ -49,7 +49,7 @@ def processes(*, sequencers: int = 1) -> list[ProcessSpec]:
     More than one sequencer: the first to lead works, the others stand by.
     """
     workers = ["sequencer"] + [f"sequencer-{number}" for number in range(2, sequencers + 1)]
-    names = [*workers, "maintenance", FLOWER, "beat"]
+    names = [*workers, "maintenance", FLOWER, "beat", GATEWAY]
     command = [sys.executable, "-m", "assignment_workers", "process"]
     return [ProcessSpec(name, [*command, name.partition("-")[0]]) for name in names]
 

@@ -333,3 +333,31 @@ class JobRun(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
     counts: Mapped[dict[str, int]] = mapped_column(JSONB, server_default=text("'{}'"))
     error: Mapped[str | None]
+
+
+class TokenRole(StrEnum):
+    """What the bearer of an API token may do."""
+
+    AGENT = "agent"
+    FRONTEND = "frontend"
+    SUPERVISOR = "supervisor"
+    OPERATOR = "operator"
+
+
+class ApiToken(Base):
+    """A token of the gateway's callers: its hash, never itself."""
+
+    __tablename__ = "api_tokens"
+    __table_args__ = (
+        one_of("role", TokenRole),
+        CheckConstraint("(role = 'agent') = (agent_id IS NOT NULL)", name="agent"),
+        CheckConstraint("octet_length(hash) = 32", name="hash"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    hash: Mapped[bytes]
+    role: Mapped[str]
+    agent_id: Mapped[int | None]
+    note: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    revoked_at: Mapped[datetime | None] = mapped_column(Instant)

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from celery.exceptions import QueueNotFound
+
 from assignment_workers.errors import UsageError
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import assignment, maintenance
-from assignment_workers.tasks.door import App
+from assignment_workers.tasks.door import App, DoorTask
 
 ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
@@ -43,7 +45,10 @@ def create_app(settings: Settings) -> App:
     _check(app)
     app.settings = settings
     assignment.register(app)
+    _check_tasks(app, set(app.tasks), ASSIGNMENT)
+    before = set(app.tasks)
     maintenance.register(app)
+    _check_tasks(app, set(app.tasks) - before, MAINTENANCE)
     return app
 
 
@@ -67,7 +72,8 @@ def _module(settings: Settings) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: {type(error).__name__}: {reason}") from error
     return module
 
 
@@ -84,9 +90,26 @@ def _check(app: App) -> None:
             "celeryconfig.py: broker_transport_options['priority_steps'] must be [0]: "
             "priorities are several lists, and the assignment queue is one"
         )
-    names = {queue.name for queue in app.conf.task_queues or ()}
+    names = {str(getattr(queue, "name", "a word")) for queue in app.conf.task_queues or ()}
     if not {ASSIGNMENT, MAINTENANCE} <= names:
         raise UsageError(
             f"celeryconfig.py: task_queues has {', '.join(sorted(names)) or 'none'}; "
             f"{ASSIGNMENT} and {MAINTENANCE} are needed"
         )
+
+
+def _check_tasks(app: App, names: set[str], queue: str) -> None:
+    for name in sorted(each for each in names if isinstance(app.tasks[each], DoorTask)):
+        try:
+            found = app.amqp.router.route({}, name)["queue"].name
+        except QueueNotFound:
+            found = "no Celery queue"
+        if found != queue:
+            raise UsageError(
+                f"celeryconfig.py: task_routes sends {name} to {found}; it belongs to {queue}"
+            )
+        if not app.tasks[name].acks_late:
+            raise UsageError(
+                f"celeryconfig.py: task_annotations acknowledges {name} early; "
+                "the assignment queue needs acks_late"
+            )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment import convert, finish
 from assignment_workers.assignment.answers import (
@@ -124,6 +125,75 @@ def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[
     return [each for each in answers if each is not None]
 
 
+class FinishBody(BaseModel):
+    """One complete, skip, release or renew as a message of many says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    move: Literal["complete", "skip", "release", "renew"]
+    assignment_id: UUID
+    agent_id: AgentId
+    version: Version | None = None
+    outcome: Word | None = None
+    notes: Notes | None = None
+    callback_at: AwareDatetime | None = None
+
+    def do(self, turn: Turn, settings: Settings) -> FinishAnswer:
+        """Carry it out in this turn."""
+        owner = finish.Owner(self.assignment_id, self.agent_id, self.version)
+        match self.move:
+            case "complete":
+                return finish.complete(
+                    turn, owner, self.outcome or "", notes=self.notes, callback_at=self.callback_at
+                )
+            case "skip":
+                return finish.skip(turn, owner, settings=settings)
+            case "release":
+                return finish.release(turn, owner)
+            case "renew":
+                return finish.renew(turn, owner, settings=settings)
+
+
+_FINISH = TypeAdapter(FinishBody)
+
+
+def finish_many(
+    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
+) -> list[Any]:
+    """End or renew many holds in one transaction, in their order; each is answered by itself.
+
+    One that fails for a reason that no retry mends takes none of the others with it: then each has
+    a transaction of its own, and the failure of the one is kept as a dead letter.
+    """
+    read: list[FinishBody | Refused] = []
+    for each in requests:
+        try:
+            read.append(_FINISH.validate_python(each))
+        except ValidationError as error:
+            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
+    settings = task.of.settings
+
+    def turn(turn: Turn, bodies: Sequence[FinishBody | Refused] = read) -> list[Any]:
+        return [each if isinstance(each, Refused) else each.do(turn, settings) for each in bodies]
+
+    try:
+        return task.line.run(turn)
+    except DBAPIError:
+        return [_alone(task, said, each) for said, each in zip(requests, read, strict=True)]
+
+
+def _alone(task: DoorTask, said: object, body: FinishBody | Refused) -> FinishAnswer:
+    if isinstance(body, Refused):
+        return body
+    try:
+        return task.line.run(lambda turn: body.do(turn, task.of.settings))
+    except DatabaseUnavailable as error:
+        return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
+    except DBAPIError as error:
+        task.bury(([said],), {}, f"{type(error).__name__}: {error}")
+        return Unavailable(retry_after=RETRY_SECONDS, reason="it failed, and is kept to be seen to")
+
+
 def complete(
     task: DoorTask,
     assignment_id: UUID,
@@ -225,6 +295,7 @@ def register(app: App) -> None:
     """Add the tasks of the assignment queue to `app`."""
     door(app, "assignment.request", request)
     door(app, "assignment.request_many", request_many)
+    door(app, "assignment.finish_many", finish_many)
     door(app, "assignment.complete", complete)
     door(app, "assignment.skip", skip)
     door(app, "assignment.release", release)

@@ -59,13 +59,13 @@ class DoorTask(Task[..., Any]):
         """Where turns are taken; raises `StaleTerm` in a process that does not lead."""
         return self.of.sequencer.line
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id)
         try:
             return _plain(self.operation(self, *args, **kwargs))
         except ValidationError as error:
             reason = one_line(error, self.parameters)
-            self._bury(args, kwargs, f"refused: {reason}")
+            self.bury(args, kwargs, f"refused: {reason}")
             return _plain(Refused(code=Code.MALFORMED, reason=reason))
         except DatabaseUnavailable as error:
             log.warning("unavailable", reason=str(error))
@@ -76,12 +76,13 @@ class DoorTask(Task[..., Any]):
             self.of.sequencer.overtaken(error)
             raise WorkerTerminate(os.EX_TEMPFAIL) from error
         except Exception as error:
-            self._bury(args, kwargs, f"{type(error).__name__}: {error}")
+            self.bury(args, kwargs, f"{type(error).__name__}: {error}")
             raise
         finally:
             structlog.contextvars.unbind_contextvars("task", "task_id")
 
-    def _bury(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: str) -> None:
+    def bury(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: str) -> None:
+        """Keep what could not be handled as a dead letter."""
         number = bury(
             self.of.engine,
             celery_queue=(self.request.delivery_info or {}).get("routing_key"),
@@ -103,6 +104,7 @@ def door(app: App, name: str, operation: Callable[Concatenate[DoorTask, ...], An
         name=name,
         base=DoorTask,
         bind=True,
+        shared=False,
         operation=staticmethod(validated),
         parameters=list(inspect.signature(operation).parameters),
     )
@@ -133,7 +135,8 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     named = parameters[head] if isinstance(head, int) and head < len(parameters) else head
     where = ".".join(str(part) for part in (named, *rest))
     shown = "" if first["type"] == "missing_argument" else f" (given: {first['input']!r:.80})"
-    return f"{where}: {first['msg']}{shown}"
+    named_at = where if where.isprintable() else repr(where)
+    return f"{named_at:.80}: {first['msg']}{shown}"
 
 
 def _plain(value: Any) -> Any:

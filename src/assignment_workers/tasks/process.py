@@ -1,4 +1,4 @@
-"""The four processes of a stack, each run in the foreground until a signal ends it."""
+"""The processes of a stack, each run in the foreground until a signal ends it."""
 
 from __future__ import annotations
 
@@ -170,6 +170,13 @@ def _flower(settings: Settings) -> int:
     app.start(argv)
 
 
+def _gateway(settings: Settings) -> int:
+    from assignment_workers.gateway.serve import serve
+
+    _database(settings)
+    return serve(settings)
+
+
 def _database(settings: Settings) -> str:
     if settings.crm_database_url is not None:
         raise UsageError(
@@ -192,4 +199,5 @@ PROCESSES: dict[str, Callable[[Settings], int]] = {
     "maintenance": _maintenance,
     "beat": _beat,
     "flower": _flower,
+    "gateway": _gateway,
 }

@@ -1,0 +1,185 @@
+"""The client for asyncio: any number of callers on one loop, two tasks for them all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from random import Random
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from redis.exceptions import RedisError
+
+from assignment_workers.assignment.answers import (
+    CommandAnswer,
+    FinishAnswer,
+    RequestAnswer,
+    Unavailable,
+)
+from assignment_workers.client import commands
+from assignment_workers.client.asking import TIMEOUT
+from assignment_workers.client.commands import Command
+from assignment_workers.client.courier import Courier, down
+from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Call
+from assignment_workers.client.reading import (
+    as_command_answer,
+    as_finish_answer,
+    as_request_answer,
+    no_answer,
+)
+from assignment_workers.clock import Clock, system_clock
+from assignment_workers.identity import new_id
+
+
+class AsyncClient:
+    """`Client` with coroutines. Made and used in one event loop.
+
+    A caller who is cancelled takes the request back if it has not gone yet; else `orphaned` is told
+    its answer.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        broker_url: str | None = None,
+        together: int = TOGETHER,
+        under_way: int = UNDER_WAY,
+        clock: Clock = system_clock,
+        randomness: Random | None = None,
+        orphaned: Callable[[Call, object], None] | None = None,
+    ) -> None:
+        """Nothing is contacted yet."""
+        self._clock = clock
+        self._randomness = randomness or Random()
+        self._courier = Courier(
+            redis_url,
+            broker_url,
+            together=together,
+            under_way=under_way,
+            clock=clock,
+            randomness=self._randomness,
+            orphaned=orphaned,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give back the connections."""
+        await self._courier.close()
+
+    async def request_next(
+        self,
+        agent_id: int,
+        *,
+        queue: str | None = None,
+        request_id: str | None = None,
+        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109 - it is the request's deadline too
+    ) -> RequestAnswer:
+        """The next user for this agent; see `Asking.request_next`."""
+        now = self._clock()
+        name = request_id or str(new_id(now, self._randomness))
+        command = commands.request(agent_id, queue, name, now=now, timeout=timeout)
+        return as_request_answer(await self.ask(command, timeout))
+
+    async def complete(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        outcome: str,
+        *,
+        version: int | None = None,
+        notes: str | None = None,
+        callback_at: datetime | None = None,
+        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
+    ) -> FinishAnswer:
+        """The call was made and `outcome` came of it. Saying it twice gets the same answer."""
+        command = commands.complete(
+            assignment_id,
+            agent_id,
+            outcome,
+            version=version,
+            notes=notes,
+            callback_at=callback_at,
+        )
+        return as_finish_answer(await self.ask(command, timeout))
+
+    async def skip(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
+    ) -> FinishAnswer:
+        """Not this user now."""
+        command = commands.skip(assignment_id, agent_id, version=version)
+        return as_finish_answer(await self.ask(command, timeout))
+
+    async def release(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
+    ) -> FinishAnswer:
+        """Give the user back untouched."""
+        command = commands.release(assignment_id, agent_id, version=version)
+        return as_finish_answer(await self.ask(command, timeout))
+
+    async def renew(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
+    ) -> FinishAnswer:
+        """Still at it: the lease runs anew."""
+        command = commands.renew(assignment_id, agent_id, version=version)
+        return as_finish_answer(await self.ask(command, timeout))
+
+    async def pause(self, queue: str, *, by: str | None = None) -> CommandAnswer:
+        """Hand out nobody from this dialer queue."""
+        return as_command_answer(await self.ask(commands.pause(queue, by), TIMEOUT))
+
+    async def resume(self, queue: str, *, by: str | None = None) -> CommandAnswer:
+        """Hand out from this dialer queue again."""
+        return as_command_answer(await self.ask(commands.resume(queue, by), TIMEOUT))
+
+    async def regenerate(self, queue: str | None = None) -> str | Unavailable:
+        """Ask for a new generation of a dialer queue, or of each; the id of the building task."""
+        command = commands.regenerate(queue)
+        try:
+            return await self._courier.send(
+                command.task, command.args, command.said, command.celery_queue
+            )
+        except (RedisError, OSError) as error:
+            return down(error)
+
+    async def ask(
+        self,
+        command: Command,
+        timeout: timedelta,  # noqa: ASYNC109
+    ) -> object:
+        """What the task returned, as it is; `Unavailable` where nothing came in time."""
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        seconds = timeout.total_seconds()
+        self._courier.post(Call(command, self._courier.now + seconds, future))
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            return no_answer(timeout)

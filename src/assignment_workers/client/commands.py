@@ -1,0 +1,100 @@
+"""What can be asked of the sequencer and the maintenance workers, as messages say it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+ASSIGNMENT = "assignment"
+MAINTENANCE = "maintenance"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One thing asked. Said twice on the assignment queue, it has one effect and one answer."""
+
+    task: str
+    said: dict[str, Any]
+    args: Sequence[Any] = ()
+    celery_queue: str = ASSIGNMENT
+    many: str | None = field(default=None, kw_only=True)
+    """The task that takes a list of what is said, under `requests`; None: there is none."""
+
+
+def request(
+    agent_id: int, queue: str | None, request_id: str, *, now: datetime, timeout: timedelta
+) -> Command:
+    """The next user for an agent; nobody is assigned after `timeout`."""
+    said = {
+        "agent_id": agent_id,
+        "queue": queue,
+        "request_id": request_id,
+        "deadline": (now + timeout).isoformat(),
+        "sent_at": now.isoformat(),
+    }
+    return Command("assignment.request", said, many="assignment.request_many")
+
+
+def complete(
+    assignment_id: UUID | str,
+    agent_id: int,
+    outcome: str,
+    *,
+    version: int | None,
+    notes: str | None,
+    callback_at: datetime | None,
+) -> Command:
+    """The call was made and `outcome` came of it."""
+    said = _owner(assignment_id, agent_id, version) | {
+        "outcome": outcome,
+        "notes": notes,
+        "callback_at": callback_at.isoformat() if callback_at else None,
+    }
+    return _finish("complete", said)
+
+
+def skip(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> Command:
+    """Not this user now."""
+    return _finish("skip", _owner(assignment_id, agent_id, version))
+
+
+def release(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> Command:
+    """Give the user back untouched."""
+    return _finish("release", _owner(assignment_id, agent_id, version))
+
+
+def renew(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> Command:
+    """Still at it: the lease runs anew."""
+    return _finish("renew", _owner(assignment_id, agent_id, version))
+
+
+def pause(queue: str, by: str | None) -> Command:
+    """Hand out nobody from this dialer queue."""
+    return Command("queue.pause", {"queue": queue, "by": by})
+
+
+def resume(queue: str, by: str | None) -> Command:
+    """Hand out from this dialer queue again."""
+    return Command("queue.resume", {"queue": queue, "by": by})
+
+
+def repair() -> Command:
+    """Bring the entries of the published generations in line with the holds."""
+    return Command("queue.repair", {})
+
+
+def regenerate(queue: str | None) -> Command:
+    """Build a new generation of a dialer queue, or of each."""
+    said = {"queue": queue, "trigger": "hand"}
+    return Command("queue.regenerate", said, celery_queue=MAINTENANCE)
+
+
+def _finish(move: str, said: dict[str, Any]) -> Command:
+    return Command(f"assignment.{move}", {"move": move, **said}, many="assignment.finish_many")
+
+
+def _owner(assignment_id: UUID | str, agent_id: int, version: int | None) -> dict[str, Any]:
+    return {"assignment_id": str(assignment_id), "agent_id": agent_id, "version": version}

@@ -1,0 +1,269 @@
+"""Carries calls to the workers and their answers back: one loop, two tasks, any number of callers.
+
+A message is pushed onto the Celery queue's list, its result heard on one subscription that is there
+before the first message goes. When the subscription was lost, results that came meanwhile are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from datetime import timedelta
+from random import Random
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.exceptions import RedisError
+
+from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
+from assignment_workers.client.message import RESULT_PREFIX, Result, message, result
+from assignment_workers.clock import Clock, system_clock
+from assignment_workers.identity import new_id
+
+TICK_SECONDS = 0.25
+"""How often messages under way are looked at."""
+SOCKET_SECONDS = 5.0
+"""The longest that a connection, or an answer of Redis, may take."""
+RECONNECT_SECONDS = 0.1
+
+
+class Courier:
+    """The connections of one client. Lives in one event loop; `post` and `ask` are called there."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        broker_url: str | None = None,
+        *,
+        together: int = TOGETHER,
+        under_way: int = UNDER_WAY,
+        clock: Clock = system_clock,
+        randomness: Random | None = None,
+        orphaned: Callable[[Call, object], None] | None = None,
+    ) -> None:
+        """`orphaned` is told of each answer that came when its caller had gone."""
+        self._urls = (broker_url or redis_url, redis_url)
+        self._clock = clock
+        self._chance = randomness or Random()
+        self._prefix = f"{new_id(clock(), self._chance)}-"
+        self._gathering = Gathering(
+            lambda: f"{self._prefix}{self._chance.getrandbits(48):012x}",
+            together=together,
+            under_way=under_way,
+        )
+        self._orphaned = orphaned
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handled: list[str] = []
+
+    def post(self, call: Call) -> None:
+        """Take a call on; its future gets what the task returned, or `Unavailable`."""
+        self._start()
+        self._gathering.add(call)
+        self._wake.set()
+
+    @property
+    def now(self) -> float:
+        """The loop's clock, by which calls end."""
+        return asyncio.get_running_loop().time()
+
+    async def kept(self, task_id: str) -> Result | None:
+        """The result of any task, if it is there."""
+        self._start()
+        data = await self._results.get(f"{RESULT_PREFIX}{task_id}")
+        return None if data is None else result(data)
+
+    async def send(self, task: str, args: Sequence[Any], kwargs: dict[str, Any], to: str) -> str:
+        """Push one message without waiting for its result; its id. Raises `RedisError`."""
+        self._start()
+        name = str(new_id(self._clock(), self._chance))  # not one of those whose results are taken
+        data = message(task, args, kwargs, task_id=name, celery_queue=to, expires=None)
+        await self._broker.lpush(to, data)
+        return name
+
+    async def close(self) -> None:
+        """Answer whoever waits, and give back the connections."""
+        pending = set(self._tasks)
+        while pending:  # again: what runs may take a cancellation for the end of a read
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=TICK_SECONDS)
+        if not self._tasks:
+            return
+        self._tasks = []
+        self._give_up("the client was closed")
+        with contextlib.suppress(RedisError, OSError):
+            await self._unlink()
+        await self._broker.aclose()
+        await self._results.aclose()
+
+    def _start(self) -> None:
+        if self._tasks:
+            return
+        self._broker, self._results = (_redis(url) for url in self._urls)
+        self._wake = asyncio.Event()
+        self._listening = asyncio.Event()
+        self._deaf: str | None = None
+        self._tasks = [asyncio.create_task(self._carry()), asyncio.create_task(self._hear())]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task of ours ends by `close` alone; by a defect nobody must wait in vain."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._give_up(f"the client failed: {error!r}")
+
+    def _give_up(self, reason: str) -> None:
+        for call in self._gathering.calls():
+            _settle(call, Unavailable(retry_after=1.0, reason=reason))
+
+    async def _carry(self) -> None:
+        while True:
+            idle = self._gathering.is_idle() and not self._handled
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if idle else TICK_SECONDS):
+                    await self._wake.wait()
+            self._wake.clear()
+            for batch in self._gathering.take(self.now):
+                await self._push(batch)
+            if self._handled:
+                with contextlib.suppress(RedisError, OSError):
+                    await self._unlink()
+
+    async def _push(self, batch: Batch) -> None:
+        command = batch.calls[0].command
+        left = timedelta(seconds=batch.ends - self.now)
+        data = message(
+            batch.task,
+            command.args,
+            batch.kwargs,
+            task_id=batch.id,
+            celery_queue=command.celery_queue,
+            expires=self._clock() + left,
+            about=batch.about,
+        )
+        try:
+            await self._until_listening()
+            await self._broker.lpush(command.celery_queue, data)
+        except (RedisError, OSError) as error:
+            if batch.tries > 1:
+                return  # one was sent before, and may be answered yet; this one goes again too
+            self._answer(batch.id, down(error))
+
+    async def _until_listening(self) -> None:
+        """Wait for the subscription; raises `RedisError` when there is none to be had."""
+        if not self._listening.is_set():
+            try:
+                async with asyncio.timeout(SOCKET_SECONDS):
+                    await self._listening.wait()
+            except TimeoutError:
+                raise RedisError("it did not let us listen for results") from None
+        if self._deaf is not None:
+            raise RedisError(self._deaf)
+
+    async def _unlink(self) -> None:
+        names, self._handled = self._handled, []
+        if names:
+            await self._results.unlink(*names)
+
+    async def _hear(self) -> None:
+        while True:
+            try:
+                pool = self._results.connection_pool
+                connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+                try:
+                    await self._subscribe(connection)
+                    await self._listen(connection)
+                finally:
+                    await connection.disconnect()
+                    await pool.release(connection)
+            except (RedisError, OSError) as error:
+                # Whoever asks now is told so; the next try may find Redis back.
+                self._deaf = str(error)
+                self._listening.set()
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _subscribe(self, connection: AbstractConnection) -> None:
+        """From here on every result of ours is heard; those that came before are read."""
+        await connection.send_command("PSUBSCRIBE", f"{RESULT_PREFIX}{self._prefix}*")
+        await connection.read_response(timeout=SOCKET_SECONDS)
+        self._deaf = None
+        self._listening.set()
+        under_way = self._gathering.unanswered()
+        if under_way:
+            found = await self._results.mget([f"{RESULT_PREFIX}{name}" for name in under_way])
+            for name, data in zip(under_way, found, strict=True):
+                if data is not None:
+                    self._heard(name, data)
+
+    async def _listen(self, connection: AbstractConnection) -> None:
+        prefix = len(RESULT_PREFIX)
+        pinged = False
+        while True:
+            # None: nothing was said for so long. Then one PING has to be answered.
+            said = await connection.read_response(timeout=SOCKET_SECONDS, disconnect_on_error=False)
+            if said is None:
+                if pinged:
+                    raise RedisError("it is silent")
+                await connection.send_command("PING")
+            pinged = said is None
+            if said is not None and said[0] == b"pmessage":
+                self._heard(said[2].decode()[prefix:], said[3])
+
+    def _heard(self, name: str, data: bytes | str) -> None:
+        found = result(data)
+        if found is None:
+            return
+        self._handled.append(f"{RESULT_PREFIX}{name}")
+        self._wake.set()
+        if found.failure is None:
+            self._answer(name, found.value)
+        else:
+            self._answer(name, Unavailable(retry_after=1.0, reason=found.failure))
+
+    def _answer(self, name: str, value: object) -> None:
+        for call, answer in self._gathering.answered(name, value):
+            if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
+                self._orphaned(call, answer)
+
+
+def down(error: Exception) -> Unavailable:
+    """The answer while Redis is away, in one line."""
+    text = str(error).strip().splitlines()
+    return Unavailable(
+        retry_after=2.0,
+        reason=f"Redis cannot be reached: {text[0] if text else type(error).__name__}",
+    )
+
+
+def _settle(call: Call, answer: object) -> bool:
+    """Give a caller the answer; False for one that has gone."""
+    try:
+        call.future.set_result(answer)
+    except (asyncio.InvalidStateError, futures.InvalidStateError):
+        return False
+    return True
+
+
+def _redis(url: str) -> Redis:
+    """A client of the server at an address as Celery writes it; nothing is contacted yet."""
+    parts = urlsplit(url)
+    query = [
+        (name, value.lower().removeprefix("cert_") if name == "ssl_cert_reqs" else value)
+        for name, value in parse_qsl(parts.query)
+    ]
+    return Redis.from_url(
+        urlunsplit(parts._replace(query=urlencode(query))),
+        protocol=2,
+        socket_timeout=SOCKET_SECONDS,
+        socket_connect_timeout=SOCKET_SECONDS,
+        socket_keepalive=True,
+        retry=Retry(ConstantBackoff(0.05), 1),
+        health_check_interval=0,
+    )

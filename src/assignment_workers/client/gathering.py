@@ -1,0 +1,178 @@
+"""Which calls go together in which message, and when: no connection, no clock.
+
+While as many messages are under way as may be, calls gather; when one is answered, or at once if
+none is, they go together, in order of arrival. A message that is not answered in time is taken for
+lost, and those of its calls that still wait go again in a new one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from assignment_workers.client.commands import ASSIGNMENT, Command
+
+TOGETHER = 64
+"""Calls in one message."""
+UNDER_WAY = 2
+"""Messages of one kind under way: one being carried out, one behind it."""
+ASK_AGAIN_SECONDS = 3.0
+"""When a message is taken for lost."""
+REMEMBERED_SECONDS = 60.0
+"""How long a message is known after its calls have gone, for an answer that comes late."""
+
+
+class Settled(Protocol):
+    """Where a call's answer goes: an asyncio future or a concurrent one."""
+
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def set_result(self, result: object, /) -> None: ...
+
+
+@dataclass(eq=False)
+class Call:
+    """One command of one caller. `ends` is when the caller stops waiting."""
+
+    command: Command
+    ends: float
+    future: Settled
+
+    def waits(self, now: float) -> bool:
+        """Whether the caller still wants the answer."""
+        return self.ends > now and not self.future.done()
+
+
+@dataclass(eq=False)
+class Batch:
+    """Calls that go in one message."""
+
+    id: str
+    calls: tuple[Call, ...]
+    sent_at: float
+    tries: int = 1
+    superseded: bool = False
+    """Sent again since: its answer counts still, its place in the window does not."""
+
+    @property
+    def ends(self) -> float:
+        """When the last caller stops waiting."""
+        return max(call.ends for call in self.calls)
+
+    @property
+    def task(self) -> str:
+        """The task that carries it out."""
+        command = self.calls[0].command
+        return command.many or command.task
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What its message says."""
+        if self.calls[0].command.many:
+            return {"requests": [call.command.said for call in self.calls]}
+        return self.calls[0].command.said
+
+    @property
+    def about(self) -> list[str]:
+        """The request ids in it."""
+        said = (call.command.said for call in self.calls)
+        return [each["request_id"] for each in said if "request_id" in each]
+
+    def answers(self, value: object) -> list[object]:
+        """The answer for each call, in what the task returned."""
+        if not self.calls[0].command.many:
+            return [value]
+        if isinstance(value, list) and len(value) == len(self.calls):
+            return value
+        return [value] * len(self.calls)
+
+
+@dataclass
+class Gathering:
+    """The calls of one client that are not answered yet."""
+
+    new_id: Callable[[], str]
+    together: int = TOGETHER
+    under_way: int = UNDER_WAY
+    ask_again: float = ASK_AGAIN_SECONDS
+    _waiting: dict[str, deque[Call]] = field(default_factory=dict)
+    _batches: dict[str, Batch] = field(default_factory=dict)
+
+    def add(self, call: Call) -> None:
+        """The last in its line."""
+        self._waiting.setdefault(call.command.many or "", deque()).append(call)
+
+    def take(self, now: float) -> Iterator[Batch]:
+        """The messages to send now, lost ones first; each counts as sent once it is taken.
+
+        Calls may be added and answered between one message and the next.
+        """
+        self._forget(now)
+        for batch in [each for each in self._batches.values() if self._is_lost(each, now)]:
+            batch.superseded = True
+            if calls := tuple(call for call in batch.calls if call.waits(now)):
+                yield self._send(calls, now, tries=batch.tries + 1)
+        for many, line in list(self._waiting.items()):
+            while line and (not many or self._open(many, now)):
+                calls = self._first(line, self.together if many else 1, now)
+                if calls:
+                    yield self._send(calls, now)
+
+    def answered(self, batch_id: str, value: object) -> list[tuple[Call, object]]:
+        """Each call of the message with its answer; none for a message not known."""
+        batch = self._batches.pop(batch_id, None)
+        if batch is None:
+            return []
+        return list(zip(batch.calls, batch.answers(value), strict=True))
+
+    def unanswered(self) -> list[str]:
+        """The messages under way."""
+        return list(self._batches)
+
+    def calls(self) -> list[Call]:
+        """Every call, under way or not."""
+        under_way = [call for batch in self._batches.values() for call in batch.calls]
+        return under_way + [call for line in self._waiting.values() for call in line]
+
+    def is_idle(self) -> bool:
+        """Whether nothing is under way or gathered."""
+        return not self._batches and not any(self._waiting.values())
+
+    def _send(self, calls: tuple[Call, ...], now: float, *, tries: int = 1) -> Batch:
+        batch = Batch(self.new_id(), calls, now, tries)
+        self._batches[batch.id] = batch
+        return batch
+
+    @staticmethod
+    def _first(line: deque[Call], count: int, now: float) -> tuple[Call, ...]:
+        calls: list[Call] = []
+        while line and len(calls) < count:
+            call = line.popleft()
+            if call.waits(now):
+                calls.append(call)
+        return tuple(calls)
+
+    def _open(self, many: str, now: float) -> bool:
+        under_way = sum(
+            not batch.superseded and batch.task == many and self._is_wanted(batch, now)
+            for batch in self._batches.values()
+        )
+        return under_way < self.under_way
+
+    def _is_lost(self, batch: Batch, now: float) -> bool:
+        if batch.superseded or batch.calls[0].command.celery_queue != ASSIGNMENT:
+            return False
+        late = now - batch.sent_at >= self.ask_again * batch.tries
+        return late and self._is_wanted(batch, now)
+
+    @staticmethod
+    def _is_wanted(batch: Batch, now: float) -> bool:
+        return any(call.waits(now) for call in batch.calls)
+
+    def _forget(self, now: float) -> None:
+        old = now - REMEMBERED_SECONDS
+        for batch in list(self._batches.values()):
+            if batch.ends < old:
+                del self._batches[batch.id]

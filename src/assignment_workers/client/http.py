@@ -1,0 +1,237 @@
+"""The same client over HTTP, through a gateway: for programs that reach no Redis."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+import time
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from assignment_workers.assignment.answers import (
+    Code,
+    FinishAnswer,
+    Held,
+    Refused,
+    RequestAnswer,
+    Unavailable,
+)
+from assignment_workers.client.asking import TIMEOUT, Asking
+from assignment_workers.client.reading import as_finish_answer, as_request_answer, no_answer
+from assignment_workers.clock import Clock, system_clock
+from assignment_workers.errors import UsageError
+from assignment_workers.identity import new_id
+
+MARGIN_SECONDS = 2.0
+"""Beyond the request's own timeout, for the way there and back."""
+PAUSE_SECONDS = 0.1
+"""Before the same is said again to a gateway that went away."""
+
+
+class HttpClient(Asking):
+    """Asks a gateway. Safe to share between threads; each has a connection, which is kept."""
+
+    def __init__(
+        self,
+        gateway_url: str,
+        *,
+        token: str | None = None,
+        clock: Clock = system_clock,
+        randomness: Random | None = None,
+    ) -> None:
+        """Raises `UsageError` for what is no address of a gateway."""
+        parts = urlsplit(gateway_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError(f"{gateway_url!r} is not an address such as https://gateway.example")
+        self._secure = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port
+        self._path = parts.path.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._clock = clock
+        self._randomness = randomness or Random()
+        self._mine = threading.local()
+        self._opened: list[HTTPConnection] = []
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Give back the connections."""
+        with self._lock:
+            for connection in self._opened:
+                connection.close()
+            self._opened.clear()
+
+    def request_next(
+        self,
+        agent_id: int,
+        *,
+        queue: str | None = None,
+        request_id: str | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> RequestAnswer:
+        """See `Asking.request_next`."""
+        said = {
+            "agent_id": agent_id,
+            "queue": queue,
+            "request_id": request_id or str(new_id(self._clock(), self._randomness)),
+        }
+        return as_request_answer(self._post("/v1/requests", said, timeout, timed=True))
+
+    def complete(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        outcome: str,
+        *,
+        version: int | None = None,
+        notes: str | None = None,
+        callback_at: datetime | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.complete`."""
+        said = {
+            "agent_id": agent_id,
+            "version": version,
+            "outcome": outcome,
+            "notes": notes,
+            "callback_at": callback_at.isoformat() if callback_at else None,
+        }
+        return self._finish(assignment_id, "complete", said, timeout)
+
+    def skip(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.skip`."""
+        said = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "skip", said, timeout)
+
+    def release(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.release`."""
+        said = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "release", said, timeout)
+
+    def renew(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.renew`."""
+        said = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "renew", said, timeout)
+
+    def active_assignment(
+        self, agent_id: int, *, timeout: timedelta = TIMEOUT
+    ) -> Held | Unavailable | Refused | None:
+        """What the agent holds now; None: nobody."""
+        ends = time.monotonic() + timeout.total_seconds()
+        found = self._send("GET", f"/v1/agents/{agent_id}/assignment", None, ends)
+        match found:
+            case (HTTPStatus.OK, body):
+                return Held.model_validate(body)
+            case (HTTPStatus.NOT_FOUND, _):
+                return None
+            case None:
+                return no_answer(timeout)
+            case (status, body):
+                answer = as_finish_answer(_answer(status, body))
+                return answer if isinstance(answer, Refused) else _unavailable(answer)
+
+    def _finish(
+        self, assignment_id: UUID | str, move: str, said: dict[str, Any], timeout: timedelta
+    ) -> FinishAnswer:
+        return as_finish_answer(
+            self._post(f"/v1/assignments/{assignment_id}/{move}", said, timeout, timed=False)
+        )
+
+    def _post(self, path: str, said: dict[str, Any], timeout: timedelta, *, timed: bool) -> object:
+        """The answer; said again while the gateway cannot be reached, for as long as there is time.
+
+        Every move may be said twice.
+        """
+        ends = time.monotonic() + timeout.total_seconds()
+        while True:
+            left = ends - time.monotonic()
+            if timed:
+                said["timeout_ms"] = min(max(round(left * 1000), 100), 30_000)
+            found = self._send("POST", path, said, ends + MARGIN_SECONDS)
+            if found is not None:
+                return _answer(*found)
+            if time.monotonic() + PAUSE_SECONDS >= ends:
+                return no_answer(timeout)
+            time.sleep(PAUSE_SECONDS)
+
+    def _send(
+        self, method: str, path: str, said: dict[str, Any] | None, ends: float
+    ) -> tuple[int, object] | None:
+        """The status and the JSON of the answer; None where no gateway answered."""
+        connection = self._connection()
+        connection.timeout = max(ends - time.monotonic(), 0.1)
+        if connection.sock is not None:
+            connection.sock.settimeout(connection.timeout)
+        try:
+            body = None if said is None else json.dumps(said)
+            connection.request(method, f"{self._path}{path}", body, self._headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        except (OSError, HTTPException, ValueError):
+            connection.close()
+            return None
+
+    def _connection(self) -> HTTPConnection:
+        found: HTTPConnection | None = getattr(self._mine, "connection", None)
+        if found is None:
+            found = (
+                HTTPSConnection(self._host, self._port, context=ssl.create_default_context())
+                if self._secure
+                else HTTPConnection(self._host, self._port)
+            )
+            self._mine.connection = found
+            with self._lock:
+                self._opened.append(found)
+        return found
+
+
+def _answer(status: int, body: object) -> object:
+    """The answer that a response stands for."""
+    said: dict[str, Any] = body if isinstance(body, dict) else {}
+    reason = str(said.get("detail") or said.get("reason") or f"HTTP status {status}")
+    if status < HTTPStatus.BAD_REQUEST:
+        return body
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
+        seconds = said.get("retry_after")
+        return Unavailable(
+            retry_after=float(seconds) if isinstance(seconds, int | float) else 2.0, reason=reason
+        ).model_dump()
+    code = said.get("code")
+    known = code in set(Code)
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} and not known:
+        return Refused(code=Code.NOT_OWNER, reason=reason).model_dump()
+    return Refused(code=Code(str(code)) if known else Code.MALFORMED, reason=reason).model_dump()
+
+
+def _unavailable(answer: object) -> Unavailable:
+    if isinstance(answer, Unavailable):
+        return answer
+    return Unavailable(retry_after=2.0, reason=f"not an answer: {answer!r:.80}")

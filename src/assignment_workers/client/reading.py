@@ -1,0 +1,74 @@
+"""What a task returned, as the answer that its caller is promised."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TypeAlias
+
+from pydantic import ValidationError
+
+from assignment_workers.assignment.answers import (
+    Answer,
+    Assigned,
+    CommandAnswer,
+    Done,
+    Empty,
+    FinishAnswer,
+    Finished,
+    Paused,
+    Refused,
+    RequestAnswer,
+    TooLate,
+    Unavailable,
+    from_json,
+)
+
+Built: TypeAlias = dict[str, dict[str, int | str]]
+"""By dialer queue: the `generation` built and its `size`, or why it was `skipped`."""
+
+
+def as_request_answer(value: object) -> RequestAnswer:
+    """The answer to a request."""
+    match _read(value):
+        case (Assigned() | Empty() | Paused() | Unavailable() | TooLate() | Refused()) as answer:
+            return answer
+        case other:
+            return _not_understood(other)
+
+
+def as_finish_answer(value: object) -> FinishAnswer:
+    """The answer to complete, skip, release and renew."""
+    match _read(value):
+        case (Finished() | Unavailable() | Refused()) as answer:
+            return answer
+        case other:
+            return _not_understood(other)
+
+
+def as_command_answer(value: object) -> CommandAnswer:
+    """The answer to an operator's command."""
+    match _read(value):
+        case (Done() | Unavailable() | Refused()) as answer:
+            return answer
+        case other:
+            return _not_understood(other)
+
+
+def no_answer(timeout: timedelta) -> Unavailable:
+    """Nothing came in time."""
+    return Unavailable(retry_after=1.0, reason=f"no answer within {timeout.total_seconds():g} s")
+
+
+def _read(value: object) -> Answer | object:
+    if isinstance(value, Unavailable):
+        return value
+    try:
+        return from_json(value)
+    except ValidationError:
+        return value
+
+
+def _not_understood(value: object) -> Unavailable:
+    return Unavailable(
+        retry_after=1.0, reason=f"the workers answered what this version cannot read: {value!r:.80}"
+    )

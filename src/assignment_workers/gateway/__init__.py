@@ -1,0 +1,1 @@
+"""The HTTP door: FastAPI over the coalescing client. Stateless, so any number may run."""

@@ -1,0 +1,407 @@
+"""The application: every route, who may call it, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from importlib.metadata import version
+from random import Random
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from assignment_workers.assignment.answers import Done, Finished, Held
+from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.status import QueueStatus, sequencer_status, status
+from assignment_workers.client import AsyncClient, Unavailable, commands
+from assignment_workers.client.commands import Command
+from assignment_workers.gateway.abandoned import Abandoned
+from assignment_workers.gateway.asking import Asking, response
+from assignment_workers.gateway.bodies import (
+    FINISHED_EXAMPLES,
+    REQUEST_EXAMPLES,
+    CompleteBody,
+    OwnerBody,
+    RequestAnswer,
+    RequestBody,
+    Sent,
+    State,
+)
+from assignment_workers.gateway.callers import (
+    ANYBODY,
+    OPERATING,
+    WATCHING,
+    Caller,
+    Callers,
+)
+from assignment_workers.gateway.limits import BodyLimit, Pace, SecurityHeaders
+from assignment_workers.gateway.metrics import Metrics
+from assignment_workers.gateway.problems import (
+    MEDIA_TYPE,
+    Problem,
+    ProblemDetails,
+    handle,
+    responses,
+)
+from assignment_workers.identity import new_id
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.tables import Assignment, TokenRole
+from assignment_workers.sequencer.term import APPLICATION
+from assignment_workers.settings import Settings
+
+TIMEOUT = timedelta(seconds=10)
+ROUTES = APIRouter()
+
+
+@dataclass
+class Gateway:
+    """What the routes work with."""
+
+    engine: Engine
+    asking: Asking
+    callers: Callers
+    randomness: Random
+
+
+def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
+    """The gateway on this database and the Redis of `settings`. Without `tokens` all may do all."""
+    metrics = Metrics()
+    callers = Callers(
+        engine, tokens, Pace(settings.gateway_token_rate), Pace(settings.gateway_agent_rate)
+    )
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        abandoned = Abandoned(engine)
+        client = AsyncClient(settings.redis, broker_url=settings.broker_url, orphaned=abandoned)
+        abandoned.client = client
+        app.state.gateway = Gateway(engine, Asking(client, metrics), callers, Random())
+        yield
+        await abandoned.close()
+        await client.close()
+
+    app = FastAPI(
+        title="assignment-workers",
+        version=version("assignment-workers"),
+        summary="Hands each call-centre agent the next user to call: each user to one agent.",
+        lifespan=life,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(ROUTES)
+    handle(app)
+    app.add_middleware(BodyLimit)
+    if settings.gateway_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[each.strip() for each in settings.gateway_origins.split(",")],
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+async def _gateway(request: Request) -> Gateway:  # async: else in a thread, each time
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+Here = Annotated[Gateway, Depends(_gateway)]
+
+
+async def _caller(request: Request, here: Here) -> Caller:
+    return await here.callers.caller(request)
+
+
+Who = Annotated[Caller, Depends(_caller)]
+AssignmentId = Annotated[UUID, Path(description="The assignment's id.")]
+AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
+Queue = Annotated[str, Path(max_length=200, description="The dialer queue.")]
+
+ALWAYS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
+WHEN_ASKED = (
+    *ALWAYS,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.BAD_REQUEST,
+)
+WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+
+
+@ROUTES.post(
+    "/v1/requests",
+    tags=["agents"],
+    response_model=RequestAnswer,
+    responses={
+        200: {"content": {"application/json": {"examples": REQUEST_EXAMPLES}}},
+        **responses(*WHEN_ASKED),
+    },
+)
+async def request_next(request: Request, body: RequestBody, here: Here, who: Who) -> Response:
+    """The next user for an agent. Asked again with the same `request_id`, the same answer."""
+    here.callers.let(who, body.agent_id)
+    now, timeout = datetime.now(UTC), timedelta(milliseconds=body.timeout_ms)
+    name = body.request_id or str(new_id(now, here.randomness))
+    command = commands.request(body.agent_id, body.queue, name, now=now, timeout=timeout)
+    answer = await here.asking.ask(request, command, timeout, request_id=name)
+    answer.headers["X-Request-Id"] = name
+    return answer
+
+
+_FINISHED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"examples": FINISHED_EXAMPLES}}},
+    **responses(*WHEN_FINISHED),
+}
+
+
+@ROUTES.post(
+    "/v1/assignments/{assignment}/complete",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def complete(
+    request: Request, assignment: AssignmentId, body: CompleteBody, here: Here, who: Who
+) -> Response:
+    """The call was made and `outcome` came of it. Said twice, the same answer."""
+    command = commands.complete(
+        assignment,
+        body.agent_id,
+        body.outcome,
+        version=body.version,
+        notes=body.notes,
+        callback_at=body.callback_at,
+    )
+    return await _finish(request, command, body, here, who)
+
+
+@ROUTES.post(
+    "/v1/assignments/{assignment}/skip",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def skip(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+) -> Response:
+    """Not this user now: offered later, to this agent last."""
+    command = commands.skip(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@ROUTES.post(
+    "/v1/assignments/{assignment}/release",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def release(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+) -> Response:
+    """Give the user back untouched."""
+    command = commands.release(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@ROUTES.post(
+    "/v1/assignments/{assignment}/renew",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def renew(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+) -> Response:
+    """Still at it: the lease runs anew."""
+    command = commands.renew(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+async def _finish(
+    request: Request, command: Command, body: OwnerBody, here: Gateway, who: Caller
+) -> Response:
+    here.callers.let(who, body.agent_id)
+    return await here.asking.ask(request, command, TIMEOUT)
+
+
+@ROUTES.get(
+    "/v1/agents/{agent}/assignment",
+    tags=["agents"],
+    response_model=Held,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
+    """The assignment that an agent holds now."""
+    who.must_act_for(agent)
+    with _reading(here) as connection:
+        row = (
+            connection.execute(
+                select(*HELD_COLUMNS).where(
+                    Assignment.agent_id == agent, Assignment.state == ACTIVE
+                )
+            )
+            .mappings()
+            .one_or_none()
+        )
+    if row is None:
+        raise Problem(HTTPStatus.NOT_FOUND, f"agent {agent} holds nobody")
+    return held(row)
+
+
+@ROUTES.get(
+    "/v1/queues",
+    tags=["operators"],
+    response_model=list[QueueStatus],
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def queues(here: Here, who: Who) -> list[QueueStatus]:
+    """How each dialer queue stands."""
+    who.must_be(WATCHING)
+    with _reading(here) as connection:
+        return status(connection, application=APPLICATION).queues
+
+
+@ROUTES.post(
+    "/v1/queues/{queue}/regenerate",
+    tags=["operators"],
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Sent,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def regenerate(queue: Queue, here: Here, who: Who) -> Response:
+    """Build a new generation of a dialer queue now."""
+    who.must_be(OPERATING)
+    _known(queue)
+    sent = await here.asking.client.regenerate(queue)
+    if isinstance(sent, Unavailable):
+        return response(sent.model_dump(mode="json"))
+    return JSONResponse({"task_id": sent}, status_code=HTTPStatus.ACCEPTED)
+
+
+@ROUTES.post(
+    "/v1/queues/{queue}/pause",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def pause(request: Request, queue: Queue, here: Here, who: Who) -> Response:
+    """Hand out nobody from a dialer queue; holds go on."""
+    who.must_be(OPERATING)
+    _known(queue)
+    by = f"token {who.token}" if who.token else "gateway"
+    return await here.asking.ask(request, commands.pause(queue, by), TIMEOUT)
+
+
+@ROUTES.post(
+    "/v1/queues/{queue}/resume",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def resume(request: Request, queue: Queue, here: Here, who: Who) -> Response:
+    """Hand out users from a dialer queue again."""
+    who.must_be(OPERATING)
+    _known(queue)
+    by = f"token {who.token}" if who.token else "gateway"
+    return await here.asking.ask(request, commands.resume(queue, by), TIMEOUT)
+
+
+def _known(queue: str) -> None:
+    if queue not in POLICIES:
+        raise Problem(
+            HTTPStatus.NOT_FOUND, f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}"
+        )
+
+
+@ROUTES.get("/healthz", tags=["health"], response_model=State)
+async def alive() -> State:
+    """Alive."""
+    return State(status="alive")
+
+
+@ROUTES.get(
+    "/readyz",
+    tags=["health"],
+    response_model=State,
+    responses=responses(HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def ready(here: Here) -> State:
+    """Ready: the database answers, and a sequencer leads."""
+    with _reading(here) as connection:
+        leader = sequencer_status(connection, application=APPLICATION).leader
+    if leader is None:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
+    return State(status="ready")
+
+
+@ROUTES.get(
+    "/metrics",
+    tags=["operators"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **responses(*ALWAYS)},
+)
+async def metrics(here: Here, who: Who) -> Response:
+    """What this gateway counts, for Prometheus."""
+    who.must_be(WATCHING)
+    return Response(generate_latest(here.asking.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@ROUTES.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request, who: Who) -> JSONResponse:
+    """This interface, as OpenAPI 3.1."""
+    who.must_be(ANYBODY)
+    return JSONResponse(document(request.app))
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of the gateway."""
+    made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    parts = made["components"]
+    parts["schemas"]["ProblemDetails"] = ProblemDetails.model_json_schema()
+    for unused in ("HTTPValidationError", "ValidationError"):
+        parts["schemas"].pop(unused, None)
+    parts["securitySchemes"] = {
+        "token": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": f"An API token of role {', '.join(TokenRole)}.",
+        }
+    }
+    for path, item in made["paths"].items():
+        for operation in item.values():
+            if path not in {"/healthz", "/readyz"}:
+                operation["security"] = [{"token": []}]
+            for code, told in operation["responses"].items():
+                if int(code) >= HTTPStatus.BAD_REQUEST:
+                    told["content"] = {MEDIA_TYPE: told["content"][MEDIA_TYPE]}
+    return made
+
+
+@contextmanager
+def _reading(here: Gateway) -> Iterator[Connection]:
+    """A connection to read by. Raises `Problem` 503 where there is none."""
+    try:
+        with here.engine.connect() as connection:
+            yield connection
+    except (DBAPIError, PoolTimeout) as error:
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "the database cannot answer",
+            headers={"Retry-After": "2"},
+        ) from error

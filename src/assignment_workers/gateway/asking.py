@@ -1,0 +1,94 @@
+"""One call through the coalescing client, for as long as its caller stays."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from http import HTTPStatus
+from math import ceil
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.client import AsyncClient
+from assignment_workers.client.commands import Command
+from assignment_workers.gateway.metrics import Metrics
+from assignment_workers.gateway.problems import STATUS_OF, problem
+
+CLIENT_CLOSED_REQUEST = 499
+"""Nobody reads it: the caller has gone."""
+
+
+@dataclass
+class Asking:
+    """Puts commands to the sequencer and makes responses of the answers."""
+
+    client: AsyncClient
+    metrics: Metrics
+
+    async def ask(
+        self,
+        request: Request,
+        command: Command,
+        timeout: timedelta,  # noqa: ASYNC109 - the command's, which ends by itself
+        **facts: str,
+    ) -> JSONResponse:
+        """The answer as a response, with `facts` added to it.
+
+        A caller who disconnects takes the command back, if it has not gone out yet.
+        """
+        began = time.perf_counter()
+        move = command.task.rpartition(".")[2]
+        asked = asyncio.ensure_future(self.client.ask(command, timeout))
+        left = asyncio.ensure_future(_until_gone(request))
+        self.metrics.waiting.inc()
+        try:
+            await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                self.metrics.gone.inc()
+                return JSONResponse({}, status_code=CLIENT_CLOSED_REQUEST)
+            answer = _plain(asked.result())
+        finally:
+            asked.cancel()
+            left.cancel()
+            self.metrics.waiting.dec()
+        self.metrics.seconds.labels(move).observe(time.perf_counter() - began)
+        self.metrics.answers.labels(move, answer["outcome"]).inc()
+        return response(answer, **facts)
+
+
+def response(answer: dict[str, Any], **facts: str) -> JSONResponse:
+    """An answer as HTTP says it: what is refused and what is unavailable is a problem."""
+    match answer:
+        case {"outcome": "refused", "code": code, "reason": reason}:
+            status = STATUS_OF.get(code, HTTPStatus.CONFLICT)
+            said = {"outcome": "refused", "code": code}
+            return problem(status, reason, headers=None, **said, **facts)
+        case {"outcome": "unavailable", "reason": reason, "retry_after": seconds}:
+            return problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                reason,
+                headers={"Retry-After": str(max(1, ceil(seconds)))},
+                outcome="unavailable",
+                retry_after=seconds,
+                **facts,
+            )
+        case _:
+            return JSONResponse(answer | facts)
+
+
+def _plain(answer: object) -> dict[str, Any]:
+    if isinstance(answer, dict) and isinstance(answer.get("outcome"), str):
+        return answer
+    reason = "the workers answered what this version cannot read"
+    down = answer if isinstance(answer, Unavailable) else None
+    return (down or Unavailable(retry_after=1.0, reason=reason)).model_dump(mode="json")
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

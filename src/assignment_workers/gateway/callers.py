@@ -1,0 +1,126 @@
+"""Who calls, and what they may do: roles, and an agent's token for that agent alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from fastapi import Request
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from assignment_workers.gateway import tokens
+from assignment_workers.gateway.limits import Pace
+from assignment_workers.gateway.problems import Problem
+from assignment_workers.gateway.tokens import Kept
+from assignment_workers.schema.tables import TokenRole
+
+KNOWN_SECONDS = 3.0
+"""How long a token is not looked up again: a revoked one is refused after that."""
+KNOWN_AT_MOST = 10_000
+
+ACTING = frozenset({TokenRole.AGENT, TokenRole.FRONTEND})
+"""Who makes agents' moves."""
+WATCHING = frozenset({TokenRole.SUPERVISOR, TokenRole.OPERATOR})
+"""Who sees everything."""
+OPERATING = frozenset({TokenRole.OPERATOR})
+ANYBODY = frozenset(TokenRole)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever bears this token; `role` None: tokens are off, and everybody may do everything."""
+
+    token: str | None
+    role: TokenRole | None
+    agent_id: int | None
+
+    def must_be(self, roles: frozenset[TokenRole]) -> None:
+        """Raise `Problem` 403 for a role that is not one of these."""
+        if self.role is not None and self.role not in roles:
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                f"a token of role {self.role} may not do this: {' or '.join(sorted(roles))} may",
+            )
+
+    def must_act_for(self, agent_id: int) -> None:
+        """Raise `Problem` 403 if this is another agent's token."""
+        if self.role == TokenRole.AGENT and self.agent_id != agent_id:
+            raise Problem(HTTPStatus.FORBIDDEN, f"this token acts for agent {self.agent_id} alone")
+
+
+EVERYBODY = Caller(None, None, None)
+
+
+@dataclass
+class Callers:
+    """Checks tokens, and remembers each for `KNOWN_SECONDS`."""
+
+    engine: Engine
+    required: bool
+    per_token: Pace
+    per_agent: Pace
+    clock: Callable[[], float] = time.monotonic
+    _known: OrderedDict[str, tuple[float, Kept | None]] = field(default_factory=OrderedDict)
+
+    async def caller(self, request: Request) -> Caller:
+        """Who calls. Raises `Problem` 401 without a token in force, 429 for one that hurries."""
+        if not self.required:
+            return EVERYBODY
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        named = tokens.parts(token.strip()) if scheme.lower() == "bearer" else None
+        if named is None:
+            raise _unauthorised("a token is needed: Authorization: Bearer ...")
+        name, secret = named
+        kept = await self._find(name)
+        if not tokens.matches(kept, secret) or kept is None:
+            raise _unauthorised("this token is not in force")
+        _hold_back(self.per_token.wait(name), "this token is used")
+        return Caller(name, kept.role, kept.agent_id)
+
+    def let(self, caller: Caller, agent_id: int) -> None:
+        """Let the caller act for this agent now, or raise `Problem` 403 or 429."""
+        caller.must_be(ACTING)
+        caller.must_act_for(agent_id)
+        _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
+
+    async def _find(self, name: str) -> Kept | None:
+        now = self.clock()
+        until, kept = self._known.get(name, (0.0, None))
+        if until > now:
+            return kept
+        try:
+            kept = await asyncio.to_thread(self._look_up, name)
+        except DBAPIError as error:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the database cannot be reached to check the token",
+                headers={"Retry-After": "2"},
+            ) from error
+        self._known.pop(name, None)
+        self._known[name] = (now + KNOWN_SECONDS, kept)
+        if len(self._known) > KNOWN_AT_MOST:
+            self._known.popitem(last=False)
+        return kept
+
+    def _look_up(self, name: str) -> Kept | None:
+        with self.engine.connect() as connection:
+            return tokens.find(connection, name)
+
+
+def _unauthorised(detail: str) -> Problem:
+    return Problem(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _hold_back(seconds: float, what: str) -> None:
+    if seconds > 0:
+        raise Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"{what} too often",
+            headers={"Retry-After": str(max(1, round(seconds)))},
+            retry_after=round(seconds, 3),
+        )

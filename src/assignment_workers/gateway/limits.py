@@ -1,0 +1,105 @@
+"""How much one caller may ask: bytes of a body, calls in a second."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from assignment_workers.gateway.problems import problem
+
+BODY_BYTES = 64 * 1024
+REMEMBERED = 10_000
+"""Callers whose pace is known; the one not seen for the longest is forgotten first."""
+
+
+@dataclass
+class Pace:
+    """So many calls a second, and twice as many at once, for each key."""
+
+    per_second: float
+    clock: Callable[[], float] = time.monotonic
+    _seen: OrderedDict[object, tuple[float, float]] = field(default_factory=OrderedDict)
+
+    def wait(self, key: object) -> float:
+        """0.0 if the call may go on, and counts; else the seconds until it may."""
+        now = self.clock()
+        most = max(self.per_second * 2, 1.0)
+        left, at = self._seen.pop(key, (most, now))
+        left = min(most, left + (now - at) * self.per_second)
+        wait = 0.0 if left >= 1.0 else (1.0 - left) / self.per_second
+        self._seen[key] = (left - 1.0 if wait == 0.0 else left, now)
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        return wait
+
+
+class BodyLimit:
+    """Middleware: a body of more than `BODY_BYTES` is refused, declared or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next(
+            (value for name, value in scope["headers"] if name == b"content-length"), b""
+        )
+        if declared.isdigit() and int(declared) > BODY_BYTES:
+            await _too_large(scope, receive, send)
+            return
+        count = 0
+
+        async def counted() -> Message:
+            nonlocal count
+            message = await receive()
+            count += len(message.get("body", b""))
+            if count > BODY_BYTES:
+                raise _TooLarge
+            return message
+
+        try:
+            await self._app(scope, counted, send)
+        except _TooLarge:
+            await _too_large(scope, receive, send)
+
+
+class _TooLarge(BaseException):
+    """Passes through every handler of the application; nothing was sent yet."""
+
+
+async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    response = problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body may have {BODY_BYTES} bytes at the most"
+    )
+    await response(scope, receive, send)
+
+
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class SecurityHeaders:
+    """Middleware: every response tells browsers to guess, frame and keep nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

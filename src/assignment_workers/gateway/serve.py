@@ -1,0 +1,106 @@
+"""The gateway's process: uvicorn, until a signal."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+from datetime import timedelta
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+
+import structlog
+import uvicorn
+from sqlalchemy.exc import OperationalError
+
+from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.gateway.app import create_app
+from assignment_workers.schema import migrate
+from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
+
+STATEMENT_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+"""A browser that asks now and then keeps its connection."""
+GRACE_SECONDS = 5
+"""For answers under way, once it is asked to end."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal ends it; the exit code.
+
+    Raises `UsageError` for tokens that are off where others could call, and `DatabaseUnavailable`
+    or `SchemaMismatch` for a database that cannot be used.
+    """
+    tokens = wants_tokens(settings)
+    engine = connect(
+        settings.database,
+        name="assignment-workers gateway",
+        statement_timeout=timedelta(seconds=STATEMENT_SECONDS),
+        pool_size=4,
+    )
+    try:
+        with engine.connect() as connection:
+            migrate.check(connection)
+    except OperationalError as error:
+        raise DatabaseUnavailable(migrate.unreachable(error)) from error
+    if not tokens:
+        log.warning("tokens_off", why="embedded servers, on loopback: whoever is here may do all")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, engine, tokens=tokens),
+            host=settings.gateway_host,
+            port=settings.gateway_port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            backlog=1024,
+            ws="none",
+        )
+    )
+    # uvicorn sends itself the signal again when it has ended well: that is the end of it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run()
+    engine.dispose()
+    return 0 if server.started else 1
+
+
+def wants_tokens(settings: Settings) -> bool:
+    """Whether callers need a token: yes, but with the embedded servers on loopback."""
+    open_here = settings.embedded and _is_loopback(settings.gateway_host)
+    match settings.gateway_tokens:
+        case None:
+            return not open_here
+        case "off" if not open_here:
+            raise UsageError(
+                "ASSIGNMENT_WORKERS_GATEWAY_TOKENS='off': only with the embedded servers "
+                "and on a loopback address"
+            )
+        case chosen:
+            return chosen == "required"
+
+
+def is_alive(settings: Settings) -> bool:
+    """Whether the gateway of this machine answers."""
+    host = "127.0.0.1" if settings.gateway_host in {"0.0.0.0", "::"} else settings.gateway_host  # noqa: S104
+    connection = HTTPConnection(host, settings.gateway_port, timeout=1)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,126 @@
+"""Which calls go together, by the clock that the test holds."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import Future
+
+from assignment_workers.client.commands import Command
+from assignment_workers.client.gathering import Batch, Call, Gathering
+
+
+def gathering(**options: int) -> Gathering:
+    names = itertools.count(1)
+    return Gathering(lambda: f"m{next(names)}", **options)
+
+
+def call(number: int, *, ends: float = 100.0, many: str | None = "many") -> Call:
+    command = Command("one", {"request_id": f"r{number}"}, many=many)
+    return Call(command, ends, Future())
+
+
+def ids(batch: Batch) -> list[str]:
+    return batch.about
+
+
+def answer(on: Gathering, batch: Batch) -> None:
+    for each, value in on.answered(batch.id, [{}] * len(batch.calls)):
+        if not each.future.done():
+            each.future.set_result(value)
+
+
+def test_a_lone_call_goes_at_once() -> None:
+    on = gathering()
+    on.add(call(1))
+    assert [ids(batch) for batch in on.take(0.0)] == [["r1"]]
+
+
+def test_calls_gather_while_as_many_messages_as_may_be_are_under_way() -> None:
+    on = gathering(together=3, under_way=2)
+    sent = []
+    for number in range(1, 11):
+        on.add(call(number))
+        sent += on.take(0.0)
+    assert [ids(batch) for batch in sent] == [["r1"], ["r2"]]
+    answer(on, sent[0])
+    (third,) = on.take(0.0)
+    assert ids(third) == ["r3", "r4", "r5"]
+    answer(on, sent[1])
+    answer(on, third)
+    assert [ids(batch) for batch in on.take(0.0)] == [["r6", "r7", "r8"], ["r9", "r10"]]
+    assert not list(on.take(0.0))
+
+
+def test_calls_without_a_task_for_many_go_each_by_itself() -> None:
+    on = gathering(under_way=1)
+    for number in range(3):
+        on.add(call(number, many=None))
+    sent = list(on.take(0.0))
+    assert [(batch.task, len(batch.calls)) for batch in sent] == [("one", 1)] * 3
+
+
+def test_kinds_do_not_wait_for_each_other() -> None:
+    on = gathering(under_way=1)
+    on.add(call(1, many="requests"))
+    on.add(call(2, many="finishes"))
+    assert {batch.task for batch in on.take(0.0)} == {"requests", "finishes"}
+
+
+def test_a_message_not_answered_in_time_is_sent_again_with_the_same_request_ids() -> None:
+    on = gathering(under_way=1)
+    for number in (1, 2):
+        on.add(call(number))
+    (first,) = on.take(0.0)
+    assert not list(on.take(2.9))
+    (again,) = on.take(3.0)
+    assert ids(again) == ["r1", "r2"]
+    assert again.id != first.id
+    assert not list(on.take(8.9)), "the second is waited for longer"
+    on.add(call(3))
+    assert not list(on.take(8.9)), "it still has its place under way"
+    answer(on, first)  # late, but it counts
+    assert all(each.future.done() for each in again.calls)
+    assert [ids(batch) for batch in on.take(8.9)] == [["r3"]]
+
+
+def test_only_those_who_still_wait_are_asked_for_again() -> None:
+    on = gathering()
+    calls = [call(1), call(2, ends=2.0), call(3)]
+    for each in calls:
+        on.add(each)
+    list(on.take(0.0))
+    calls[2].future.cancel()
+    (again,) = on.take(3.0)
+    assert ids(again) == ["r1"]
+
+
+def test_a_caller_who_left_is_not_sent_and_keeps_no_place() -> None:
+    on = gathering(under_way=1)
+    first, second = call(1), call(2)
+    on.add(first)
+    list(on.take(0.0))
+    on.add(second)
+    second.future.cancel()
+    first.future.cancel()
+    on.add(call(3))
+    assert [ids(batch) for batch in on.take(0.0)] == [["r3"]]
+
+
+def test_one_answer_for_all_reaches_each() -> None:
+    on = gathering()
+    for number in (1, 2):
+        on.add(call(number))
+    (batch,) = on.take(0.0)
+    assert [value for _, value in on.answered(batch.id, "down")] == ["down", "down"]
+    assert on.answered("another's", "x") == []
+    assert on.is_idle()
+
+
+def test_a_message_is_forgotten_long_after_its_last_caller() -> None:
+    on = gathering()
+    on.add(call(1, ends=1.0))
+    list(on.take(0.0))
+    list(on.take(50.0))
+    assert not on.is_idle()
+    list(on.take(100.0))
+    assert on.is_idle()

@@ -1,0 +1,227 @@
+"""Each route, each outcome, each refusal, on the real processes."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from assignment_workers.client import Assigned, Finished, Hold, HttpClient, Refused, Unavailable
+from assignment_workers.errors import UsageError
+from tests.gateway.stage import Gateway
+from tests.processes import wait_until
+
+PROBLEM = "application/problem+json"
+
+
+def test_a_request_is_answered_with_a_user_and_again_with_the_same(gateway: Gateway) -> None:
+    asked = {"agent_id": 10, "queue": "unsigned_users", "request_id": "ten-1", "timeout_ms": 9000}
+    first = gateway.post("/v1/requests", asked)
+    assert first.status == 200
+    assert first.json["outcome"] == "assigned"
+    assert first.json["request_id"] == first.headers["x-request-id"] == "ten-1"
+    again = gateway.post("/v1/requests", asked)
+    assert again.json["assignment"]["id"] == first.json["assignment"]["id"]
+    assert again.json["replayed"] is True
+    shown = gateway.get("/v1/agents/10/assignment").json
+    assert shown == first.json["assignment"]
+
+
+def test_a_request_id_is_made_where_there_is_none(gateway: Gateway) -> None:
+    answer = gateway.post("/v1/requests", {"agent_id": 11})
+    assert uuid.UUID(answer.json["request_id"]).version == 7
+    assert answer.headers["x-request-id"] == answer.json["request_id"]
+
+
+def test_the_four_moves_end_or_renew_a_hold(gateway: Gateway) -> None:
+    held = gateway.assigned(12)
+    owner = {"agent_id": 12, "version": held["version"]}
+    path = f"/v1/assignments/{held['id']}"
+    renewed = gateway.post(f"{path}/renew", owner)
+    assert renewed.json["outcome"] == "renewed"
+    assert renewed.json["assignment"]["lease_expires_at"] > held["lease_expires_at"]
+    done = gateway.post(f"{path}/complete", owner | {"outcome": "no_answer", "notes": "rang"})
+    assert (done.status, done.json["outcome"], done.json["replayed"]) == (200, "completed", False)
+    assert gateway.post(f"{path}/complete", owner | {"outcome": "no_answer"}).json["replayed"]
+    for move, outcome in (("skip", "skipped"), ("release", "released")):
+        held = gateway.assigned(12)
+        answer = gateway.post(f"/v1/assignments/{held['id']}/{move}", {"agent_id": 12})
+        assert answer.json["outcome"] == outcome
+    nobody = gateway.get("/v1/agents/12/assignment")
+    assert (nobody.status, nobody.headers["content-type"]) == (404, PROBLEM)
+
+
+def test_what_is_refused_is_a_problem_with_its_code(gateway: Gateway) -> None:
+    held = gateway.assigned(13)
+    path = f"/v1/assignments/{held['id']}"
+    unknown = f"/v1/assignments/{uuid.UUID(int=7)}"
+    ask = "/v1/requests"
+    for route, body, status, code in (
+        (ask, {"agent_id": 999_999}, 403, "unknown_agent"),
+        (ask, {"agent_id": 13, "queue": "nowhere"}, 422, "unknown_queue"),
+        (f"{unknown}/skip", {"agent_id": 13}, 404, "unknown_assignment"),
+        (f"{path}/release", {"agent_id": 14}, 409, "not_owner"),
+        (f"{path}/release", {"agent_id": 13, "version": 9}, 409, "stale_version"),
+        (f"{path}/complete", {"agent_id": 13, "outcome": "odd"}, 422, "unknown_outcome"),
+        (f"{path}/complete", {"agent_id": 13, "outcome": "callback"}, 422, None),
+    ):
+        answer = gateway.post(route, body)
+        assert (answer.status, answer.headers["content-type"]) == (status, PROBLEM), answer.text
+        assert answer.json["status"] == status
+        assert answer.json["detail"]
+        assert code is None or answer.json["code"] == code
+    gateway.post(f"{path}/release", {"agent_id": 13})
+    late = gateway.post(f"{path}/complete", {"agent_id": 13, "outcome": "no_answer"})
+    assert (late.status, late.json["code"]) == (409, "not_active")
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({}, "body.agent_id"),
+        ({"agent_id": 0}, "body.agent_id"),
+        ({"agent_id": "1"}, "body.agent_id"),
+        ({"agent_id": 2**31}, "body.agent_id"),
+        ({"agent_id": 1, "request_id": ""}, "body.request_id"),
+        ({"agent_id": 1, "request_id": "a\u0000"}, "body.request_id"),
+        ({"agent_id": 1, "timeout_ms": 30_001}, "body.timeout_ms"),
+        ({"agent_id": 1, "timeout_ms": 99}, "body.timeout_ms"),
+        ({"agent_id": 1, "more": 1}, "body.more"),
+        ("{", "body"),
+    ],
+)
+def test_what_is_malformed_is_refused_in_one_clear_line(
+    gateway: Gateway, body: object, where: str
+) -> None:
+    answer = gateway.post("/v1/requests", body)
+    assert (answer.status, answer.headers["content-type"]) == (422, PROBLEM)
+    assert answer.json["detail"].startswith(where)
+
+
+def test_what_was_written_about_a_user_is_not_repeated(gateway: Gateway) -> None:
+    body = {"agent_id": 1, "outcome": "x", "notes": ["a secret of hers"]}
+    answer = gateway.post(f"/v1/assignments/{uuid.UUID(int=7)}/complete", body)
+    assert answer.status == 422
+    assert "secret" not in answer.text
+
+
+def test_a_body_that_is_too_large_is_refused(gateway: Gateway) -> None:
+    answer = gateway.post("/v1/requests", {"agent_id": 1, "request_id": "x" * 70_000})
+    assert (answer.status, answer.headers["content-type"]) == (413, PROBLEM)
+
+
+def test_an_unknown_path_and_a_wrong_method_are_problems(gateway: Gateway) -> None:
+    assert gateway.get("/v1/nothing").headers["content-type"] == PROBLEM
+    assert gateway.get("/v1/requests").status == 405
+
+
+def test_pause_resume_and_regenerate(gateway: Gateway) -> None:
+    at = "/v1/queues/outstanding_requests"
+    paused = gateway.post(f"{at}/pause", bearer="operator")
+    assert (paused.status, paused.json["outcome"]) == (200, "done")
+    try:
+        asked = {"agent_id": 15, "queue": "outstanding_requests"}
+        answer = gateway.post("/v1/requests", asked)
+        assert (answer.status, answer.json["outcome"]) == (200, "paused")
+        states = {
+            each["queue"]: each for each in gateway.get("/v1/queues", bearer="supervisor").json
+        }
+        assert states["outstanding_requests"]["paused"]
+        assert states["outstanding_requests"]["paused_by"].startswith("token ")
+    finally:
+        assert gateway.post(f"{at}/resume", bearer="operator").json["outcome"] == "done"
+    sent = gateway.post(f"{at}/regenerate", bearer="operator")
+    assert sent.status == 202
+    built = gateway.stack.client().built(sent.json["task_id"], timeout=timedelta(seconds=60))
+    assert isinstance(built, dict)
+    assert gateway.post("/v1/queues/nowhere/pause", bearer="operator").status == 404
+
+
+def test_metrics_count_the_answers(gateway: Gateway) -> None:
+    gateway.assigned(16)
+    told = gateway.get("/metrics", bearer="supervisor").text
+    assert 'assignment_workers_gateway_answers_total{move="request",outcome="assigned"}' in told
+
+
+def test_a_request_nobody_answers_in_time_is_unavailable(gateway: Gateway) -> None:
+    with gateway.stack.connection() as connection:
+        connection.exec_driver_sql("SELECT 1 FROM assignment.sequencer FOR UPDATE")
+        answer = gateway.post("/v1/requests", {"agent_id": 17, "timeout_ms": 200})
+        connection.rollback()
+    assert (answer.status, answer.json["outcome"]) == (503, "unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json["request_id"]
+
+
+def test_a_caller_who_leaves_while_requests_gather_takes_the_request_back(gateway: Gateway) -> None:
+    def waiting() -> float:
+        told = gateway.get("/metrics", bearer="supervisor").text
+        line = next(
+            each
+            for each in told.splitlines()
+            if each.startswith("assignment_workers_gateway_waiting ")
+        )
+        return float(line.split()[1])
+
+    def ask(agent: int, name: str) -> socket.socket:
+        body = f'{{"agent_id": {agent}, "request_id": "{name}", "timeout_ms": 20000}}'
+        opened = socket.create_connection(("127.0.0.1", gateway.port))
+        opened.sendall(
+            f"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {gateway.tokens['frontend']}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        return opened
+
+    with gateway.stack.connection() as connection:
+        connection.exec_driver_sql("SELECT 1 FROM assignment.sequencer FOR UPDATE")
+        first = []
+        for number in (1, 2):  # both messages that may be under way are
+            first.append(ask(20 + number, f"gone-{number}"))
+            wait_until(lambda number=number: waiting() == number, "a request to wait")
+        third = ask(23, "gone-3")
+        wait_until(lambda: waiting() == 3, "the third to gather")
+        third.close()
+        wait_until(lambda: waiting() == 2, "the gateway to notice")
+        connection.rollback()
+    for opened in first:
+        with opened, opened.makefile("rb") as read:
+            while (line := read.readline()) and line.strip():
+                pass  # the head; the body is one line of JSON up to its closing braces
+            assert read.read(len(b'{"outcome":"assigned"')) == b'{"outcome":"assigned"'
+    known = "SELECT count(*) FROM assignment.requests WHERE request_id = :name"
+    assert gateway.stack.value(known, name="gone-2") == 1
+    assert gateway.stack.value(known, name="gone-3") == 0
+
+
+def test_the_same_client_over_http(gateway: Gateway) -> None:
+    with HttpClient(gateway.url, token=gateway.tokens["frontend"]) as client:
+        answer = client.request_next(30, queue="unsigned_users", request_id="thirty")
+        assert isinstance(answer, Assigned)
+        held = answer.assignment
+        assert client.active_assignment(30) == held
+        assert isinstance(client.renew(held.id, 30, version=held.version), Finished)
+        when = datetime.now(UTC) + timedelta(hours=2)
+        refused = client.complete(held.id, 31, "no_answer", callback_at=when)
+        assert isinstance(refused, Refused)
+        done = client.complete(held.id, 30, "no_answer", version=held.version)
+        assert isinstance(done, Finished)
+        assert client.active_assignment(30) is None
+        match client.request_next(30, queue="nowhere"):
+            case Refused(code="unknown_queue"):
+                pass
+            case other:
+                pytest.fail(str(other))
+        with client.holding(30) as hold:
+            assert isinstance(hold, Hold)
+        assert client.active_assignment(30) is None
+
+
+def test_a_client_says_so_when_there_is_no_gateway() -> None:
+    with HttpClient("http://127.0.0.1:1") as client:
+        answer = client.request_next(1, timeout=timedelta(milliseconds=200))
+    assert isinstance(answer, Unavailable)
+    with pytest.raises(UsageError, match="is not an address"):
+        HttpClient("127.0.0.1:8000")

@@ -1,0 +1,312 @@
+"""Cleanups: each takes out what it is for, once, and nothing that is held or not known."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+from assignment_workers.assignment import convert, jobs, levels
+from assignment_workers.assignment.age import age_scores
+from assignment_workers.assignment.answers import Done, Empty
+from assignment_workers.assignment.jobs import Job, Ran
+from assignment_workers.assignment.purge import prune_history, purge_generations
+from assignment_workers.policy.queues import POLICIES
+from tests.world import (
+    BOTH,
+    DAY,
+    HOUR,
+    OUTSTANDING,
+    SECOND,
+    UNSIGNED,
+    Claim,
+    Requirement,
+    User,
+    World,
+    outstanding,
+)
+
+SIGN = "UPDATE crm.users SET current_signature_file_id = 'file' WHERE id = ANY(:users)"
+
+
+def converted(world: World, queue: str, *, after: int = 0) -> list[int]:
+    with world.engine.connect() as connection:
+        return convert.converted(connection, POLICIES[queue], after=after, now=world.now)
+
+
+def remove(world: World, queue: str, *users: int) -> int:
+    """How many of these users were taken out."""
+    done = world.run(convert.remove_converted, POLICIES[queue], users, policies=POLICIES)
+    assert isinstance(done, Done)
+    return done.counts["converted"]
+
+
+def test_who_signed_leaves_with_one_conversion_and_moves_where_they_belong(world: World) -> None:
+    wanting = (Claim("open", (Requirement(),)),)
+    called_at = world.now - DAY
+    world.add_agents(1)
+    world.add_users([User(1, 7, claims=wanting), User(2, 8), User(3, 9)])
+    world.execute(
+        "UPDATE user_call_scores SET total_attempts = 4, last_call_at = :at WHERE user_id = 1",
+        at=called_at.replace(tzinfo=None),
+    )
+    world.regenerate()
+    world.execute(SIGN, users=[1, 2])
+    assert converted(world, UNSIGNED) == [1, 2]
+    assert converted(world, OUTSTANDING) == []
+    assert remove(world, UNSIGNED, 1, 2, 3, 99) == 2
+    assert remove(world, UNSIGNED, 1, 2, 3, 99) == 0
+    assert converted(world, UNSIGNED) == []
+    assert world.rows(
+        "SELECT user_id, previous_queue_type, conversion_type, final_score, total_call_attempts,"
+        " last_call_at AT TIME ZONE 'UTC', converted_at AT TIME ZONE 'UTC', signature_obtained"
+        " FROM conversions ORDER BY user_id"
+    ) == [
+        (1, UNSIGNED, "signature_obtained", 7, 4, called_at, world.now, True),
+        (2, UNSIGNED, "signature_obtained", 8, 0, None, world.now, True),
+    ]
+    assert world.rows(
+        "SELECT user_id, current_score, current_queue_type FROM user_call_scores ORDER BY 1"
+    ) == [(1, 0, OUTSTANDING), (2, 0, None), (3, 9, UNSIGNED)]
+    assert world.states() == {1: "out", 2: "out", 3: "ready"}
+    told = world.events("converted")
+    assert [(each["user_id"], each["details"]["moved_to"]) for each in told] == [
+        (1, OUTSTANDING),
+        (2, None),
+    ]
+    world.now += 2 * HOUR
+    world.regenerate(OUTSTANDING)
+    assert world.states(OUTSTANDING) == {1: "ready"}
+    assert world.unhealthy() == []
+
+
+def test_whose_requirements_are_complete_leaves(world: World) -> None:
+    world.add_users([outstanding(each, each) for each in (1, 2, 3, 4)])
+    world.regenerate()
+    world.execute("UPDATE crm.claim_requirements SET status = 'COMPLETED' WHERE claim_id = 10")
+    world.execute("UPDATE crm.claims SET status = 'cancelled' WHERE user_id = 2")
+    world.execute("DELETE FROM crm.users WHERE id = 3")
+    assert converted(world, OUTSTANDING) == [1, 2]
+    assert remove(world, OUTSTANDING, 1, 3, 4) == 1
+    assert world.rows("SELECT user_id, conversion_type, signature_obtained FROM conversions") == [
+        (1, "requirements_completed", False)
+    ]
+    assert world.states(OUTSTANDING) == {1: "out", 2: "ready", 3: "ready", 4: "ready"}
+
+
+def test_held_users_and_those_whose_facts_changed_back_are_left_alone(world: World) -> None:
+    world.add_agents(1)
+    world.add_users([User(each, each) for each in (1, 2, 3)])
+    world.regenerate()
+    hold = world.held(1)
+    world.execute(SIGN, users=[1, 2, 3])
+    assert converted(world, UNSIGNED) == [2, 3]
+    world.execute("UPDATE crm.users SET current_signature_file_id = '' WHERE id = 2")
+    before = world.rows("SELECT s::text FROM user_call_scores s WHERE user_id < 3 ORDER BY 1")
+    assert remove(world, UNSIGNED, 1, 2, 3) == 1
+    after = world.rows("SELECT s::text FROM user_call_scores s WHERE user_id < 3 ORDER BY 1")
+    assert after == before
+    assert world.states() == {1: "held", 2: "ready", 3: "out"}
+    world.release(hold)
+    assert converted(world, UNSIGNED) == [1]
+
+
+def test_converted_users_are_found_some_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "AT_A_TIME", 2)
+    world.add_users([User(each, signature="file") for each in range(1, 6)])
+    found: list[list[int]] = []
+    while page := converted(world, UNSIGNED, after=found[-1][-1] if found else 0):
+        found.append(page)
+    assert found == [[1, 2], [3, 4], [5]]
+
+
+def test_a_slot_of_ageing_ages_once_and_only_whom_section_4_says(world: World) -> None:
+    thursday = datetime(2025, 7, 31, tzinfo=UTC)
+    week_ago = thursday - 7 * DAY
+    users = {
+        1: User(1, 0, created_at=week_ago),
+        2: User(2, 10, created_at=week_ago + DAY - timedelta(milliseconds=1)),
+        3: User(3, 199, created_at=week_ago - 21 * DAY),
+        4: User(4, 200, created_at=week_ago),
+        5: User(5, 10, created_at=week_ago + DAY),
+        6: User(6, 10, created_at=week_ago - timedelta(milliseconds=1)),
+        7: User(7, 10, created_at=thursday + HOUR),
+        8: User(8, 10, created_at=week_ago, is_active=False),
+        9: User(9, 10, created_at=week_ago, queue=OUTSTANDING),
+    }
+    world.add_users(users.values())
+    job = Job("scores.age", "beat", slot=thursday)
+    runs = [
+        jobs.run(world.engine, job, lambda given: {"aged": age_scores(given.connection, thursday)})
+        for _ in range(2)
+    ]
+    assert runs == [Ran({"aged": 3}), Ran(skipped="slot done")]
+    expected = {number: user.score + 5 * (number <= 3) for number, user in users.items()}
+    assert dict(world.rows("SELECT user_id, current_score FROM user_call_scores")) == expected
+
+
+def low(world: World) -> list[str]:
+    with world.engine.connect() as connection:
+        return levels.low(connection, BOTH, settings=world.settings)
+
+
+def test_levels_are_low_when_few_are_claimable_and_the_last_build_is_not_recent(
+    world: World,
+) -> None:
+    assert low(world) == [UNSIGNED, OUTSTANDING], "never built"
+    world.add_agents(1, 2)
+    world.add_users([User(each, each) for each in (1, 2, 3)])
+    world.set(level_minimum=3)
+    world.regenerate()
+    assert low(world) == [], "built lately"
+    world.execute("UPDATE assignment.generations SET built_at = built_at - interval '1 hour'")
+    assert low(world) == [OUTSTANDING]
+    world.held(1)
+    assert low(world) == [UNSIGNED, OUTSTANDING], "a held user is not claimable"
+    world.build(UNSIGNED)
+    assert low(world) == [OUTSTANDING], "built, not published yet"
+
+
+def test_a_level_that_cannot_be_read_is_not_low(world: World) -> None:
+    world.regenerate()
+    with world.engine.connect() as holder, world.engine.connect() as reader:
+        holder.execute(text("LOCK TABLE assignment.entries IN ACCESS EXCLUSIVE MODE"))
+        reader.execute(text("SET LOCAL lock_timeout TO '50ms'"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            levels.low(reader, BOTH, settings=world.settings)
+
+
+def test_expire_ends_lapsed_holds_and_no_others(world: World) -> None:
+    world.add_agents(1, 2, 3)
+    world.add_users([User(each, each) for each in (1, 2, 3)])
+    world.regenerate(UNSIGNED)
+    first, begun = world.held(1), world.now
+    world.now += SECOND
+    second, third = world.held(2), world.held(3)
+    world.complete(third)
+    world.now = first.lease_expires_at - timedelta(milliseconds=1)
+    assert world.expire() == 0
+    world.now = first.lease_expires_at
+    assert world.expire() == 1
+    assert world.expire() == 0
+    assert world.rows(
+        "SELECT agent_id, state, version, ended_at FROM assignment.assignments ORDER BY agent_id"
+    ) == [
+        (1, "expired", 2, world.now),
+        (2, "active", 1, None),
+        (3, "completed", 2, begun + SECOND),
+    ]
+    assert world.states() == {1: "ready", 2: "held", 3: "out"}
+    (told,) = world.events("expired")
+    assert (told["assignment_id"], told["agent_id"], told["user_id"]) == (first.id, 1, 1)
+    world.now = second.lease_expires_at
+    assert world.expire() == 1
+    assert world.unhealthy() == []
+
+
+def purge(world: World) -> int:
+    with world.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        return purge_generations(connection, settings=world.settings)["generations"]
+
+
+def kept(world: World) -> list[str]:
+    """The tables of entries that are there, attached or not."""
+    return world.column(
+        "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relname ~ '^entries_[0-9]+$'"
+        " ORDER BY 1"
+    )
+
+
+def test_purge_drops_old_retired_generations_and_keeps_the_others(world: World) -> None:
+    world.add_users([User(1)])
+    for _ in range(3):
+        world.regenerate(UNSIGNED)
+    world.build(UNSIGNED)
+    world.execute(
+        "UPDATE assignment.generations SET retired_at = now() - interval '61 minutes' WHERE id = 1"
+    )
+    world.execute(
+        "UPDATE assignment.generations SET retired_at = now() - interval '59 minutes' WHERE id = 2"
+    )
+    assert kept(world) == ["entries_1", "entries_2", "entries_3", "entries_4"]
+    assert purge(world) == 1
+    assert kept(world) == ["entries_2", "entries_3", "entries_4"]
+    assert purge(world) == 0
+    assert world.states() == {1: "ready"}
+    assert world.column("SELECT id FROM assignment.generations WHERE purged_at IS NOT NULL") == [1]
+
+
+def test_purge_finishes_what_a_killed_one_began(world: World) -> None:
+    for _ in range(2):
+        world.regenerate(UNSIGNED)
+    world.execute(
+        "UPDATE assignment.generations SET retired_at = now() - interval '1 day' WHERE id = 1"
+    )
+    autocommit = world.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with world.engine.connect() as reader:
+        # A reader of the partition holds the detachment up until that gives up half-way.
+        reader.execute(text("SELECT * FROM assignment.entries"))
+        with autocommit.connect() as killed, pytest.raises(OperationalError):
+            _detach(killed)
+    pending = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = :name ::regclass"
+    assert world.value(pending, name="assignment.entries_1") is True
+    assert purge(world) == 1
+    assert kept(world) == ["entries_2"]
+
+
+def _detach(connection: Connection) -> None:
+    connection.execute(text("SET lock_timeout TO '50ms'"))
+    connection.detach()
+    connection.execute(
+        text("ALTER TABLE assignment.entries DETACH PARTITION assignment.entries_1 CONCURRENTLY")
+    )
+
+
+def test_daily_cleaning_keeps_what_is_within_its_retention_and_all_assignments(
+    world: World,
+) -> None:
+    world.add_agents(1, 2)
+    world.add_users([User(1), User(2)])
+    world.regenerate(UNSIGNED)
+    for agent in (1, 2):
+        world.complete(world.held(agent))
+    old = "interval '1 second'"
+    world.execute(
+        f"UPDATE assignment.events SET at = now() - interval '90 days' - {old} WHERE user_id = 1"
+    )
+    world.execute(
+        f"UPDATE assignment.requests SET answered_at = now() - interval '7 days' - {old}"
+        " WHERE agent_id = 1"
+    )
+    world.execute(
+        "INSERT INTO assignment.job_runs (job, trigger, status, started_at, ended_at, error)"
+        " SELECT job, 'hand', status, now() - age, CASE WHEN status <> 'running' THEN now() END,"
+        " CASE WHEN status = 'failed' THEN 'why' END FROM (VALUES"
+        " ('old', 'failed', interval '91 days'), ('running', 'running', interval '91 days'),"
+        " ('young', 'failed', interval '89 days')) AS runs (job, status, age)"
+    )
+    world.execute(
+        "INSERT INTO assignment.dead_letters (at, body, error, replayed_at)"
+        " VALUES (now() - interval '1 year', 'kept', 'why', NULL),"
+        " (now() - interval '1 year', 'replayed', 'why', now() - interval '91 days')"
+    )
+    scores = world.rows("SELECT s::text FROM user_call_scores s ORDER BY 1")
+    events = len(world.events())
+    with world.engine.begin() as connection:
+        counts = prune_history(connection, settings=world.settings)
+    assert counts == {"requests": 1, "job_runs": 1, "events": 2, "dead_letters": 1}
+    assert len(world.events()) == events - 2
+    assert world.column("SELECT agent_id FROM assignment.requests") == [2]
+    assert world.column("SELECT job FROM assignment.job_runs ORDER BY 1") == [
+        "queue.regenerate",
+        "running",
+        "young",
+    ]
+    assert world.column("SELECT body FROM assignment.dead_letters") == ["kept"]
+    assert world.column("SELECT count(*) FROM assignment.assignments") == [2]
+    assert world.rows("SELECT s::text FROM user_call_scores s ORDER BY 1") == scores
+    assert isinstance(world.ask(1), Empty)

@@ -1,0 +1,225 @@
+"""The command, used wrongly or without its servers: the exit code and the one line that it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.settings import Settings
+from assignment_workers.tasks.process import PROCESSES
+from tests.processes import running
+
+COMMAND = Path(sys.executable).with_name("assignment-workers")
+OURS = {field.alias for field in Settings.model_fields.values()}
+ID = "019ab000-0000-7000-8000-000000000001"
+FAILED, USED_WRONGLY = 1, 2
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said, and how it ended."""
+
+    code: int
+    output: str
+    complaint: str
+
+    def check(self, code: int, *words: str) -> None:
+        """It ended with this code, and with one line that has these words."""
+        assert (self.code, self.output) == (code, ""), self
+        line, *rest = self.complaint.splitlines()
+        assert not rest, self.complaint
+        assert line.startswith("assignment-workers: ")
+        for word in words:
+            assert word.lower() in line.lower()
+        assert "hunter2" not in line
+
+    def json(self, code: int) -> Any:
+        """The JSON that it printed, with nothing beside it, when it ended with this code."""
+        assert (self.code, self.complaint) == (code, ""), self
+        return json.loads(self.output)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Where commands are typed: a folder without a stack, and some variables."""
+
+    folder: Path
+
+    def run(self, *words: str, **variables: str) -> Said:
+        """What the command says."""
+        inherited = {name: value for name, value in os.environ.items() if name not in OURS}
+        done = subprocess.run(
+            [COMMAND, *words],
+            cwd=self.folder,
+            env=inherited | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A shell in a folder of its own."""
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """Host and port of a server that refuses every connection: taken, and not listened to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nonsense"], ["nonsense"]),
+        (["schema", "nonsense"], ["nonsense"]),
+        (["status", "--nonsense"], ["--nonsense"]),
+        (["request"], ["agent"]),
+        (["request", "twenty"], ["agent", "integer"]),
+        (["request", "0"], ["agent", "greater than or equal to 1"]),
+        (["request", "26", "--timeout", "0"], ["--timeout", "0.1"]),
+        (["skip", ID], ["--agent"]),
+        (["skip", "26", "--agent", "26"], ["'26'", "assignment's id", "0000-"]),
+        (["dead-letters", "show", "last"], ["number", "integer"]),
+        (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
+        (["process", "gatekeeper"], ["'gatekeeper'", *PROCESSES]),
+        (
+            ["complete", ID, "--agent=26", "--outcome=call_back", "--callback-at=tomorrow"],
+            ["--callback-at", "'tomorrow'", "2026-11-23T15:00:00Z"],
+        ),
+        (
+            ["complete", ID, "--agent=26", "--outcome=call_back", "--callback-at=2026-11-23T15:00"],
+            ["--callback-at", "zone", "2026-11-23T15:00:00Z"],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_word_is_named_with_what_is_accepted(
+    shell: Shell, nobody: str, words: list[str], named: list[str]
+) -> None:
+    said = shell.run(*words, DATABASE_URL=f"postgresql://{nobody}/d", REDIS_URL=f"redis://{nobody}")
+    said.check(USED_WRONGLY, *named)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("ASSIGNMENT_WORKERS_LEASE", "60", ["ASSIGNMENT_WORKERS_LEASE_SECONDS"]),
+        ("ASSIGNMENT_WORKERS_LEASE_SECONDS", "soon", ["'soon'", "seconds"]),
+        ("DATABASE_URL", "mysql://u:hunter2@127.0.0.1/d", ["mysql", "postgresql"]),
+        ("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:port/d", ["port"]),
+        ("REDIS_URL", "127.0.0.1:6379", ["redis, rediss"]),
+        ("REDIS_URL", "redis://:hunter2@127.0.0.1:port/0", ["port"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_accepted(
+    shell: Shell, nobody: str, variable: str, value: str, named: list[str]
+) -> None:
+    servers = {"DATABASE_URL": f"postgresql://{nobody}/d", "REDIS_URL": f"redis://{nobody}"}
+    said = shell.run("status", "--json", **servers | {variable: value})
+    said.check(USED_WRONGLY, variable, *named)
+
+
+@pytest.mark.parametrize("words", [["status"], ["request", "26"], ["process", "sequencer"]])
+def test_without_a_stack_it_says_how_to_start_one(shell: Shell, words: list[str]) -> None:
+    said = shell.run(*words)
+    said.check(USED_WRONGLY, "assignment-workers up", "DATABASE_URL", "REDIS_URL")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["doctor", "--json"],
+        ["dead-letters", "list", "--json"],
+        ["schema", "migrate"],
+        ["schema", "migrate", "--dry-run"],
+        ["process", "sequencer"],
+        ["process", "maintenance"],
+    ],
+    ids=" ".join,
+)
+def test_a_database_that_is_not_there_is_told_without_its_password(
+    shell: Shell, nobody: str, redis_url: str, words: list[str]
+) -> None:
+    said = shell.run(*words, DATABASE_URL=f"postgresql://u:hunter2@{nobody}/d", REDIS_URL=redis_url)
+    said.check(FAILED, "the database cannot be reached", nobody.partition(":")[2])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["request", "26", "--timeout=1"],
+        ["release", ID, "--agent=26"],
+        ["pause", "unsigned_users"],
+        ["regenerate"],
+    ],
+    ids=" ".join,
+)
+def test_a_redis_that_is_not_there_is_told_without_its_password(
+    shell: Shell, nobody: str, database_url: str, words: list[str]
+) -> None:
+    said = shell.run(*words, DATABASE_URL=database_url, REDIS_URL=f"redis://:hunter2@{nobody}")
+    said.check(FAILED, "unavailable: Redis cannot be reached", nobody.partition(":")[2])
+
+
+def test_a_redis_that_is_not_there_is_an_answer_too(
+    shell: Shell, nobody: str, database_url: str
+) -> None:
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": f"redis://:hunter2@{nobody}"}
+    answer = shell.run("request", "26", "--timeout=1", "--json", **servers).json(FAILED)
+    assert answer["outcome"] == "unavailable"
+    assert "hunter2" not in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["doctor", "--json"], ["dead-letters", "list"], ["process", "maintenance"]],
+    ids=" ".join,
+)
+def test_a_database_without_our_schema_is_told_with_what_mends_it(
+    shell: Shell, empty_database_url: str, redis_url: str, words: list[str]
+) -> None:
+    said = shell.run(*words, DATABASE_URL=empty_database_url, REDIS_URL=redis_url)
+    said.check(FAILED, "the schema `assignment` is not there", "assignment-workers schema migrate")
+
+
+def test_what_the_sequencer_refuses_is_told_with_its_code(
+    shell: Shell, database_url: str, redis_url: str
+) -> None:
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    with running(database_url, redis_url, shell.folder) as stack:
+        stack.seed(users=20)
+        stack.start("sequencer")
+        stack.wait_for_leader()
+
+        unknown = shell.run("request", "999999", **servers)
+        unknown.check(USED_WRONGLY, "refused (unknown_agent)", "999999")
+        answer = shell.run("request", "999999", "--json", **servers).json(USED_WRONGLY)
+        assert (answer["outcome"], answer["code"]) == ("refused", "unknown_agent")
+
+        for words in (["request", "26", "--queue=signed_users"], ["pause", "signed_users"]):
+            said = shell.run(*words, **servers)
+            said.check(USED_WRONGLY, "refused (unknown_queue)", "'signed_users'", *POLICIES)
+
+        lost = shell.run("release", ID, "--agent=26", **servers)
+        lost.check(USED_WRONGLY, "refused (unknown_assignment)", ID)
+        odd = shell.run("complete", ID, "--agent=26", "--outcome=won", **servers)
+        odd.check(USED_WRONGLY, "refused (unknown_outcome)", "'won'", "completed_form")

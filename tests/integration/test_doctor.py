@@ -1,0 +1,114 @@
+"""The doctor: each check finds the damage that it is for, and only what is safe to mend is mended."""
+
+from __future__ import annotations
+
+import pytest
+
+from assignment_workers.assignment.answers import Done
+from assignment_workers.assignment.doctor import CHECKS, examine, repair
+from tests.world import User, World
+
+TWICE = (
+    "DROP INDEX assignment.uq_assignments_active_{who}; INSERT INTO assignment.assignments"
+    " (id, request_id, user_id, agent_id, queue, rank, score, reason, term, claimed_at,"
+    " lease_expires_at) SELECT gen_random_uuid(), 'forged', {user}, {agent}, queue, rank, score,"
+    " reason, term, claimed_at, lease_expires_at FROM assignment.assignments"
+)
+USER_TWICE = TWICE.format(who="user", user="user_id", agent="99")
+AGENT_TWICE = TWICE.format(who="agent", user="99", agent="agent_id")
+NO_INDEX = "the indexes that keep holds single are in place"
+NO_EVENT = "every assignment of the last day has left its event"
+HELD_NOT_MARKED = "every held user is marked held in the published generations"
+MARKED_NOT_HELD = "nobody is marked held without an active assignment"
+
+DAMAGE: dict[str, str] = {
+    "no user has two active assignments": USER_TWICE,
+    "no agent has two active assignments": AGENT_TWICE,
+    NO_INDEX: "DROP INDEX assignment.uq_assignments_active_agent",
+    HELD_NOT_MARKED: "UPDATE assignment.entries SET state = 'ready' WHERE user_id = 1",
+    MARKED_NOT_HELD: "UPDATE assignment.entries SET state = 'held' WHERE user_id = 2",
+    "every published generation has its entries": "ALTER TABLE assignment.entries"
+    " DETACH PARTITION assignment.entries_1; DROP TABLE assignment.entries_1",
+    "no generation has waited longer than 5 minutes to be published": "UPDATE"
+    " assignment.generations SET built_at = now() - interval '301 s' WHERE state = 'building'",
+    "every answered request agrees with its assignment": "UPDATE assignment.requests"
+    " SET agent_id = 99",
+    "no hold outlives its lease by more than 2 minutes": "UPDATE assignment.assignments"
+    " SET claimed_at = now() - interval '1 h', lease_expires_at = now() - interval '121 s'",
+    "no event is of a term that has not begun": "UPDATE assignment.events SET term = 2",
+    NO_EVENT: "DELETE FROM assignment.events WHERE kind = 'assigned'",
+    "no job has been running for more than an hour": "INSERT INTO assignment.job_runs"
+    " (job, trigger, started_at) VALUES ('scores.age', 'beat', now() - interval '61 min')",
+}
+"""By check: the damage that it is for."""
+ALSO = {
+    check: {NO_INDEX, NO_EVENT}
+    for check in ("no user has two active assignments", "no agent has two active assignments")
+}
+"""By check: which others its damage shows to."""
+
+
+@pytest.fixture
+def healthy(world: World) -> World:
+    """Agent 1 holds user 1; user 2 is claimable; another generation waits to be published."""
+    world.add_agents(1, 2)
+    world.add_users([User(1, 1), User(2, 2)])
+    world.regenerate()
+    world.held(1)
+    world.build()
+    world.execute(
+        "UPDATE assignment.generations SET built_at = now() - interval '290 seconds'"
+        " WHERE state = 'building'"
+    )
+    assert world.unhealthy() == []
+    return world
+
+
+def mend(world: World) -> dict[str, int]:
+    done = world.run(repair)
+    assert isinstance(done, Done)
+    return done.counts
+
+
+def test_every_check_has_its_damage() -> None:
+    assert DAMAGE.keys() == {check.name for check in CHECKS}
+
+
+@pytest.mark.parametrize("check", DAMAGE)
+def test_the_doctor_finds(healthy: World, check: str) -> None:
+    for statement in DAMAGE[check].split(";"):
+        healthy.execute(statement)
+    with healthy.engine.connect() as connection:
+        found = {each.check: each for each in examine(connection) if not each.ok}
+    assert found.keys() == {check} | ALSO.get(check, set())
+    assert found[check].count == len(found[check].examples) > 0
+    mended = mend(healthy)
+    if found[check].repairable:
+        assert sum(mended.values()) == 1
+        assert healthy.unhealthy() == []
+        assert healthy.states() == {1: "held", 2: "ready"}
+    else:
+        assert healthy.unhealthy() == [each.name for each in CHECKS if each.name in found]
+
+
+def test_a_repair_changes_entries_and_nothing_else(healthy: World) -> None:
+    healthy.skip(healthy.held(2))
+    healthy.execute(
+        "UPDATE assignment.entries SET state = 'waiting', available_from = now() WHERE user_id = 1"
+    )
+    holds = healthy.rows("SELECT a::text FROM assignment.assignments a ORDER BY 1")
+    assert mend(healthy) == {"marked_held": 1, "given_back": 0}
+    assert healthy.states() == {1: "held", 2: "waiting"}
+    assert mend(healthy) == {"marked_held": 0, "given_back": 0}
+    assert healthy.rows("SELECT a::text FROM assignment.assignments a ORDER BY 1") == holds
+
+
+def test_at_most_five_examples_are_shown_and_a_hundred_counted(world: World) -> None:
+    world.add_users(User(each) for each in range(1, 151))
+    world.regenerate()
+    world.execute("UPDATE assignment.entries SET state = 'held'")
+    with world.engine.connect() as connection:
+        (found,) = (each for each in examine(connection) if not each.ok)
+    assert (found.check, found.count, len(found.examples)) == (MARKED_NOT_HELD, 100, 5)
+    assert mend(world) == {"marked_held": 0, "given_back": 150}
+    assert world.unhealthy() == []

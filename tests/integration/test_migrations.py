@@ -1,0 +1,132 @@
+"""Migrations: they end at the models, can be run again, and adopt a dialer's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from assignment_workers.errors import SchemaMismatch
+from assignment_workers.schema import migrate
+from assignment_workers.schema.base import Base, DialerBase
+from assignment_workers.schema.engine import connect
+
+CATALOGUE = """
+SELECT 'column', c.oid::regclass::text, a.attname, format_type(a.atttypid, a.atttypmod)
+       || ' ' || a.attnotnull || ' ' || a.attidentity::text || ' '
+       || coalesce(pg_get_expr(d.adbin, d.adrelid), '')
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE c.relkind IN ('r', 'p') AND c.relnamespace::regnamespace::text IN ('assignment', 'public')
+UNION ALL
+SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+FROM pg_constraint
+WHERE connamespace::regnamespace::text IN ('assignment', 'public') AND contype <> 'n'
+UNION ALL
+SELECT 'index', schemaname || '.' || tablename, indexname, indexdef FROM pg_indexes
+WHERE schemaname IN ('assignment', 'public')
+"""
+
+
+@contextmanager
+def connected(database_url: str) -> Iterator[Connection]:
+    engine = connect(database_url, name="test", statement_timeout=timedelta(seconds=30))
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def catalogue(connection: Connection) -> set[tuple[str, ...]]:
+    """Every column, constraint and index, as PostgreSQL understood it, but for Alembic's own."""
+    found = connection.execute(text(CATALOGUE))
+    return {tuple(row) for row in found if not row[1].endswith(migrate.VERSION_TABLE)}
+
+
+def test_the_migrated_schema_is_that_of_the_models(database_url: str) -> None:
+    # Without a search path every schema is named, as in the models.
+    with connected(f"{database_url}?options=-csearch_path%3Dpg_catalog") as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "include_schemas": True,
+                "include_name": lambda name, kind, _: (
+                    kind != "schema" or name in {"assignment", "public"}
+                ),
+                "include_object": lambda _, name, *__: name != migrate.VERSION_TABLE,
+            },
+        )
+        # It takes several, though its types do not say so.
+        models: Any = [Base.metadata, DialerBase.metadata]
+        assert compare_metadata(context, models) == []
+
+
+def test_checks_defaults_and_partial_indexes_are_those_of_the_models(
+    database_url: str, empty_database_url: str
+) -> None:
+    with connected(empty_database_url) as connection:
+        connection.execute(text("CREATE SCHEMA assignment"))
+        Base.metadata.create_all(connection)
+        DialerBase.metadata.create_all(connection)
+        modelled = catalogue(connection)
+    with connected(database_url) as connection:
+        assert catalogue(connection) ^ modelled == set()
+
+
+def test_an_upgrade_can_be_run_again(empty_database_url: str) -> None:
+    assert migrate.plan(empty_database_url) != ""
+    assert migrate.upgrade(empty_database_url) == migrate.head()
+    with connected(empty_database_url) as connection:
+        before = catalogue(connection)
+        connection.execute(text("UPDATE assignment.sequencer SET term = 7"))
+        migrate.check(connection)
+    assert migrate.upgrade(empty_database_url) == migrate.head()
+    assert migrate.plan(empty_database_url) == ""
+    with connected(empty_database_url) as connection:
+        assert catalogue(connection) == before
+        assert list(connection.execute(text("SELECT lane, term FROM assignment.sequencer"))) == [
+            ("default", 7)
+        ]
+        assert set(connection.execute(text("SELECT name FROM assignment.queues")).scalars()) == {
+            "unsigned_users",
+            "outstanding_requests",
+        }
+
+
+def test_an_upgrade_leaves_a_dialers_own_tables_and_rows_as_they_are(
+    empty_database_url: str,
+) -> None:
+    with connected(empty_database_url) as connection:
+        DialerBase.metadata.create_all(connection)
+        connection.execute(text("ALTER TABLE agents ADD COLUMN theirs text DEFAULT 'kept'"))
+        connection.execute(text("INSERT INTO agents (id, email) VALUES (26, 'a@example.com')"))
+        before = {row for row in catalogue(connection) if not row[1].startswith("assignment.")}
+    migrate.upgrade(empty_database_url)
+    with connected(empty_database_url) as connection:
+        after = {row for row in catalogue(connection) if not row[1].startswith("assignment.")}
+        assert after == before
+        assert list(connection.execute(text("SELECT id, theirs FROM agents"))) == [(26, "kept")]
+        migrate.check(connection)
+
+
+def test_a_database_without_our_schema_or_with_another_dialers_is_named(
+    empty_database_url: str,
+) -> None:
+    with connected(empty_database_url) as connection:
+        with pytest.raises(SchemaMismatch, match="is not there, this version needs"):
+            migrate.check(connection)
+    migrate.upgrade(empty_database_url)
+    with connected(empty_database_url) as connection:
+        connection.execute(text("DROP TABLE conversions"))
+        with pytest.raises(SchemaMismatch, match=r"public\.conversions is not there"):
+            migrate.check(connection)
+        connection.execute(text("ALTER TABLE callbacks DROP COLUMN retry_count"))
+        with pytest.raises(SchemaMismatch, match=r"public\.callbacks lacks retry_count"):
+            migrate.check(connection)

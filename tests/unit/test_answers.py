@@ -1,0 +1,143 @@
+"""Answers: what is written is read again as it was, and nothing else is taken for an answer."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, get_args
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from assignment_workers.assignment import answers
+from assignment_workers.assignment.answers import (
+    Answer,
+    Assigned,
+    Code,
+    Done,
+    Empty,
+    Finished,
+    Held,
+    Paused,
+    Refused,
+    TooLate,
+    Unavailable,
+    from_json,
+    to_json,
+)
+
+NOW = datetime(2026, 11, 23, 9, 30, 15, 250_000, tzinfo=UTC)
+HELD = Held(
+    id=UUID("019ab000-0000-7000-8000-000000000001"),
+    user_id=2064,
+    agent_id=26,
+    queue="unsigned_users",
+    source="queue",
+    reason="new",
+    rank=1,
+    claimed_at=NOW,
+    lease_expires_at=NOW,
+    version=1,
+    state="active",
+)
+
+instants = st.datetimes(timezones=st.just(UTC))
+seconds = st.floats(min_value=0, allow_infinity=False)
+numbers = st.integers(0, 2**63 - 1)
+texts = st.text()
+held = st.builds(
+    Held,
+    id=st.uuids(),
+    user_id=numbers,
+    agent_id=numbers,
+    rank=numbers,
+    version=numbers,
+    claimed_at=instants,
+    lease_expires_at=instants,
+)
+every_answer: st.SearchStrategy[Answer] = st.one_of(
+    st.builds(Assigned, assignment=held, replayed=st.booleans()),
+    st.builds(
+        Empty, queue=st.none() | texts, retry_after=seconds, why=st.dictionaries(texts, texts)
+    ),
+    st.builds(Paused, queue=st.none() | texts),
+    st.builds(Unavailable, retry_after=seconds, reason=texts),
+    st.builds(TooLate),
+    st.builds(Refused, code=st.sampled_from(Code), reason=texts),
+    st.builds(
+        Finished,
+        outcome=st.sampled_from(["completed", "skipped", "released", "renewed"]),
+        assignment=held,
+        replayed=st.booleans(),
+    ),
+    st.builds(Done, replayed=st.booleans(), counts=st.dictionaries(texts, numbers)),
+)
+
+
+@settings(deadline=None)
+@given(every_answer)
+def test_an_answer_comes_back_as_it_was(answer: Answer) -> None:
+    assert from_json(json.loads(json.dumps(to_json(answer), allow_nan=False))) == answer
+
+
+def test_each_answer_has_words_of_its_own() -> None:
+    outcomes = [
+        word
+        for member in get_args(Answer)
+        for word in get_args(member.model_fields["outcome"].annotation)
+    ]
+    assert sorted(outcomes) == [
+        "assigned",
+        "completed",
+        "done",
+        "empty",
+        "paused",
+        "refused",
+        "released",
+        "renewed",
+        "skipped",
+        "too_late",
+        "unavailable",
+    ]
+
+
+def test_every_answer_is_one_that_can_be_read() -> None:
+    written = {
+        each
+        for each in vars(answers).values()
+        if isinstance(each, type) and "outcome" in getattr(each, "model_fields", {})
+    }
+    assert written == set(get_args(Answer))
+
+
+def test_an_assignment_s_times_are_utc_with_z_and_its_id_is_text() -> None:
+    said = to_json(Assigned(assignment=HELD))
+    assert said["outcome"] == "assigned"
+    assert said["assignment"]["id"] == "019ab000-0000-7000-8000-000000000001"
+    assert said["assignment"]["claimed_at"] == "2026-11-23T09:30:15.250000Z"
+
+
+def test_an_answer_does_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        HELD.version = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "assigned",
+        {},
+        {"outcome": "lost"},
+        {"outcome": "assigned"},
+        {"outcome": "refused", "code": "because", "reason": "no"},
+        {"outcome": "empty", "queue": None, "retry_after": "soon", "why": {}},
+    ],
+)
+def test_what_is_not_an_answer_is_not_taken_for_one(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        from_json(value)

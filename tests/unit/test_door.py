@@ -1,0 +1,129 @@
+"""The door of every task: what a message may say, and what becomes of one that says it wrongly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.pool import StaticPool
+
+from assignment_workers.schema.tables import DeadLetter
+from assignment_workers.settings import Settings
+from assignment_workers.tasks.app import create_app
+
+ID = "019ab000-0000-7000-8000-000000000001"
+
+
+@dataclass
+class Door:
+    """The tasks of an application, and the dead letters that they leave."""
+
+    tasks: dict[str, Any]
+    engine: Engine
+
+    def call(self, task: str, /, *args: Any, **kwargs: Any) -> Any:
+        """The task's answer to a message with these arguments, as JSON."""
+        return json.loads(json.dumps(self.tasks[task](*args, **kwargs)))
+
+    def letters(self) -> list[Any]:
+        """Task, body and error of each dead letter."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(text("SELECT task, body, error FROM dead_letters"))
+            return list(rows.all())
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    """A door without servers: dead letters go to a table in memory, and nobody leads."""
+    memory = create_engine("sqlite://", poolclass=StaticPool)
+
+    def teach(connection: Any, _: Any) -> None:
+        connection.create_function("clock_timestamp", 0, lambda: "2026-11-23 09:30:00")
+
+    event.listen(memory, "connect", teach)
+    columns = [column.name for column in DeadLetter.__table__.columns if column.name != "id"]
+    with memory.begin() as connection:
+        connection.execute(
+            text(f"CREATE TABLE dead_letters (id INTEGER PRIMARY KEY, {', '.join(columns)})")
+        )
+    app = create_app(Settings(redis_url="redis://redis.example:6379/0"))
+    app.engine = memory.execution_options(schema_translate_map={"assignment": None})
+    yield Door(dict(app.tasks), memory)
+    memory.dispose()
+
+
+REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any], str]] = [
+    ("an unknown argument", "assignment.request", (26,), {"agent": 26}, "agent: "),
+    ("its name on two lines", "assignment.request", (26,), {"a\nb": 1}, r"a\nb"),
+    ("a name of the door's own", "assignment.request", (26,), {"self": 1}, "self: "),
+    ("one argument too many", "assignment.expire", (1,), {}, "1: "),
+    ("an argument said twice", "assignment.request", (26,), {"agent_id": 26}, "agent_id: "),
+    ("no agent", "assignment.request", (), {}, "agent_id: "),
+    ("an agent in words", "assignment.request", ("26",), {}, "agent_id: "),
+    ("an agent that is a flag", "assignment.request", (True,), {}, "agent_id: "),
+    ("agent 0", "assignment.request", (0,), {}, "agent_id: "),
+    ("an agent beyond the column", "assignment.request", (2**31,), {}, "agent_id: "),
+    ("a null in the queue", "assignment.request", (26, "a\0b"), {}, "queue: "),
+    ("a queue too long", "assignment.request", (26, "q" * 201), {}, "queue: "),
+    ("a queue that is a number", "assignment.request", (26, 7), {}, "queue: "),
+    ("half a character", "assignment.request", (26, "\ud800"), {}, "queue: "),
+    ("an empty request id", "assignment.request", (26,), {"request_id": ""}, "request_id: "),
+    ("a null in it", "assignment.request", (26,), {"request_id": "\0"}, "request_id: "),
+    ("no zone", "assignment.request", (26,), {"deadline": "2026-11-23T09:30:00"}, "deadline: "),
+    ("no list", "assignment.request_many", ({"agent_id": 26},), {}, "requests: "),
+    ("too many requests", "assignment.request_many", ([{}] * 1001,), {}, "requests: "),
+    ("no assignment's id", "assignment.skip", ("019ab", 26), {}, "assignment_id: "),
+    ("version 0", "assignment.release", (ID, 26, 0), {}, "version: "),
+    ("no outcome", "assignment.complete", (ID, 26), {}, "outcome: "),
+    ("a null in the notes", "assignment.complete", (ID, 26, "x"), {"notes": "\0"}, "notes: "),
+    ("notes too long", "assignment.complete", (ID, 26, "x"), {"notes": "n" * 10_001}, "notes: "),
+    ("a generation in words", "generation.publish", ("7",), {}, "generation_id: "),
+    ("no dialer queue", "queue.pause", (), {}, "queue: "),
+    ("a user in words", "queue.remove_converted", ("q", [1, "2"]), {}, "user_ids.1: "),
+    ("an unknown trigger", "queue.regenerate", (None, "whim"), {}, "trigger: "),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "args", "kwargs", "named"),
+    [pytest.param(*case, id=what) for what, *case in REFUSED],
+)
+def test_a_wrong_message_is_refused_by_name_in_one_line_and_kept(
+    door: Door, task: str, args: tuple[Any, ...], kwargs: dict[str, Any], named: str
+) -> None:
+    answer = door.call(task, *args, **kwargs)
+    assert (answer["outcome"], answer["code"]) == ("refused", "malformed")
+    reason = answer["reason"]
+    assert named in reason
+    assert reason.isprintable()
+    assert len(reason) < 300
+    ((kept, body, error),) = door.letters()
+    assert kept == task
+    assert json.loads(body) == {"args": json.loads(json.dumps(args)), "kwargs": kwargs}
+    assert error == f"refused: {reason}"
+
+
+@pytest.mark.parametrize("task", ["queue.regenerate", "queue.remove_converted"])
+def test_an_unknown_dialer_queue_is_refused_with_those_that_there_are(
+    door: Door, task: str
+) -> None:
+    users = ([],) if task == "queue.remove_converted" else ()
+    assert door.call(task, "signed_users", *users) == {
+        "outcome": "refused",
+        "code": "unknown_queue",
+        "reason": "no dialer queue 'signed_users'; there are unsigned_users, outstanding_requests",
+    }
+    assert door.letters() == []
+
+
+def test_a_failure_that_nothing_mends_is_kept_and_told(door: Door) -> None:
+    """Without a sequencer in the process the task cannot work: an error that nobody foresaw."""
+    with pytest.raises(AttributeError):
+        door.call("assignment.expire")
+    ((kept, body, error),) = door.letters()
+    assert (kept, json.loads(body)) == ("assignment.expire", {"args": [], "kwargs": {}})
+    assert error.startswith("AttributeError: ")

@@ -1,0 +1,107 @@
+"""What each outcome does to a user's score and delay: original-dialer section 4, number by number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import product
+
+import pytest
+from sqlalchemy import Connection, create_engine, select, text
+
+from assignment_workers.policy.outcomes import (
+    OUTCOMES,
+    SCORE_CEILING,
+    TERMINAL,
+    attempt_penalty,
+    score_after,
+)
+from assignment_workers.schema.dialer import UserCallScore
+
+SECTION_4 = {
+    "completed_form": (0, 24),
+    "going_to_complete": (0, 72),
+    "might_complete": (2, 24),
+    "call_back": (0, 24),
+    "no_answer": (1, 4),
+    "missed_call": (0, 0),
+    "hung_up": (2, 4),
+    "bad_number": (50, 672),
+    "no_claim": (200, 0),
+    "not_interested": (100, 672),
+    "do_not_contact": (200, 0),
+}
+"""By outcome: what is added to the score, and the hours until the next call."""
+
+CAPPED = {"completed_form", "no_claim", "do_not_contact"}
+SCORES = (0, 1, 99, 199, 200, 350)
+ATTEMPTS = tuple(range(13))
+
+
+@pytest.fixture(scope="module")
+def scores() -> Iterator[Connection]:
+    """A row of `user_call_scores` for each score with each number of attempts so far."""
+    engine = create_engine("sqlite://").execution_options(schema_translate_map={"public": None})
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.create_function("greatest", 2, max)
+        driver.create_function("least", 2, min)
+        connection.execute(
+            text("CREATE TABLE user_call_scores (current_score INTEGER, total_attempts INTEGER)")
+        )
+        connection.execute(
+            text("INSERT INTO user_call_scores VALUES (:score, :attempts)"),
+            [{"score": each, "attempts": made} for each, made in product(SCORES, ATTEMPTS)],
+        )
+        yield connection
+    engine.dispose()
+
+
+def test_there_are_these_outcomes_with_these_scores_and_delays() -> None:
+    assert {
+        name: (each.score, each.delay / timedelta(hours=1)) for name, each in OUTCOMES.items()
+    } == SECTION_4
+    assert all(name == each.name for name, each in OUTCOMES.items())
+
+
+def test_two_outcomes_take_a_user_out_for_good() -> None:
+    assert TERMINAL == ("no_claim", "do_not_contact")
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("success", {"completed_form", "going_to_complete", "call_back"}),
+        ("capped", CAPPED),
+        ("callback", {"going_to_complete", "might_complete", "call_back", "missed_call"}),
+        ("needs_callback", {"call_back", "missed_call"}),
+        ("needs_notes", {"do_not_contact"}),
+    ],
+)
+def test_what_is_so_of_some_outcomes_only(what: str, names: set[str]) -> None:
+    assert {name for name, each in OUTCOMES.items() if getattr(each, what)} == names
+
+
+def test_the_penalty_is_each_call_s_own_step_and_never_falls() -> None:
+    steps = [attempt_penalty(attempt) for attempt in range(1, 14)]
+    assert steps == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_the_score_grows_by_the_outcome_and_the_penalty_up_to_the_ceiling(
+    scores: Connection, name: str
+) -> None:
+    before, made = UserCallScore.current_score, UserCallScore.total_attempts
+    rows = scores.execute(select(before, made, score_after(OUTCOMES[name]))).all()
+    assert len(rows) == len(SCORES) * len(ATTEMPTS)
+    for score, attempts, after in rows:
+        grown = score + SECTION_4[name][0] + attempt_penalty(attempts + 1)
+        assert after == (min(SCORE_CEILING, grown) if name in CAPPED else grown)
+
+
+def test_the_score_does_not_fall_below_zero(scores: Connection) -> None:
+    scores.execute(text("INSERT INTO user_call_scores VALUES (-50, 0)"))
+    below = select(score_after(OUTCOMES["no_answer"])).where(UserCallScore.current_score < 0)
+    assert scores.execute(below).scalar_one() == 0
+    scores.rollback()

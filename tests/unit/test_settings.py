@@ -1,0 +1,171 @@
+"""Settings: each variable's default, what it takes, and the one line for what it does not."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from pydantic import ValidationError
+
+from assignment_workers.errors import UsageError
+from assignment_workers.settings import Settings
+
+
+class Variable(NamedTuple):
+    """A variable: its field and default, a good text and what it means, bad texts."""
+
+    field: str
+    default: object
+    good: str
+    value: object
+    bad: tuple[str, ...]
+
+
+POSTGRES = "postgresql://someone:hunter2@db.example:5432/dialer"
+REDIS = "rediss://:hunter2@redis.example:6379/0"
+NOT_SECONDS = ("0", "-1", "nan", "inf", "five minutes", "1e12")
+NOT_COUNTS = ("0", "-3", "2.5", "many")
+NOT_PORTS = ("0", "65536", "http")
+
+VARIABLES = {
+    "DATABASE_URL": Variable(
+        "database_url", None, POSTGRES, POSTGRES, ("mysql://u:hunter2@h/d", "hunter2", "//h/d")
+    ),
+    "REDIS_URL": Variable("redis_url", None, REDIS, REDIS, ("http://:hunter2@h", "hunter2")),
+    "BROKER_URL": Variable("broker_url", None, REDIS, REDIS, ("amqp://u:hunter2@h", "hunter2")),
+    "CRM_DATABASE_URL": Variable(
+        "crm_database_url", None, POSTGRES, POSTGRES, ("sqlite:///hunter2",)
+    ),
+    "ASSIGNMENT_WORKERS_HOME": Variable(
+        "home", Path(".assignment-workers"), "/var/lib/aw", Path("/var/lib/aw"), ()
+    ),
+    "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL": Variable(
+        "lock_database_url", None, POSTGRES, POSTGRES, ("redis://:hunter2@h",)
+    ),
+    "ASSIGNMENT_WORKERS_LEASE_SECONDS": Variable(
+        "lease", timedelta(minutes=5), "90.5", timedelta(seconds=90.5), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS": Variable(
+        "skip_agent", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": Variable(
+        "skip_everyone", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_QUEUE_LIMIT": Variable("queue_limit", None, "200", 200, NOT_COUNTS),
+    "ASSIGNMENT_WORKERS_LEVEL_MINIMUM": Variable("level_minimum", 20, "1", 1, NOT_COUNTS),
+    "ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS": Variable(
+        "level_interval", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS": Variable(
+        "request_retention", timedelta(days=7), "3600", timedelta(hours=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS": Variable(
+        "generation_retention", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS": Variable(
+        "history_retention", timedelta(days=90), "86400", timedelta(days=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_GATEWAY_PORT": Variable("gateway_port", 8000, "1", 1, NOT_PORTS),
+    "ASSIGNMENT_WORKERS_FLOWER_PORT": Variable("flower_port", 5555, "65535", 65535, NOT_PORTS),
+    "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH": Variable(
+        "flower_basic_auth", None, "ann:hunter2", "ann:hunter2", ("hunter2", ":hunter2", "ann:")
+    ),
+    "ASSIGNMENT_WORKERS_EMBEDDED": Variable("embedded", False, "true", True, ("perhaps", "2")),
+    "ASSIGNMENT_WORKERS_CELERY_CONFIG": Variable(
+        "celery_config", None, "/etc/celeryconfig.py", Path("/etc/celeryconfig.py"), ()
+    ),
+    "ASSIGNMENT_WORKERS_DEMO_SEED": Variable("demo_seed", 2064, "-7", -7, ("seven", "1.5")),
+    "ASSIGNMENT_WORKERS_DEMO_USERS": Variable(
+        "demo_users", 6000, "5000", 5000, ("4999", "10000001", "all")
+    ),
+}
+
+
+BAD = [(name, text) for name, variable in VARIABLES.items() for text in variable.bad]
+
+
+def complaint(environment: dict[str, str]) -> str:
+    """What the start stops with."""
+    with pytest.raises(UsageError) as caught:
+        Settings.from_environment(environment)
+    return str(caught.value)
+
+
+def test_these_are_all_the_variables() -> None:
+    fields = Settings.model_fields.items()
+    assert {field.alias: name for name, field in fields} == {
+        name: variable.field for name, variable in VARIABLES.items()
+    }
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = Settings.from_environment({"PATH": "/bin"})
+    assert settings.model_dump() == {each.field: each.default for each in VARIABLES.values()}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_good_value_is_taken(name: str) -> None:
+    variable = VARIABLES[name]
+    settings = Settings.from_environment({name: variable.good})
+    assert getattr(settings, variable.field) == variable.value
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_an_empty_value_counts_as_unset(name: str) -> None:
+    assert Settings.from_environment({name: ""}) == Settings()
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_stops_the_start_with_one_line_that_names_the_variable(
+    name: str, text: str
+) -> None:
+    said = complaint({name: text})
+    assert said.startswith(f"{name}=")
+    assert "\n" not in said
+    secret = name.endswith(("_URL", "_AUTH"))
+    assert (repr(text) in said) is not secret
+    assert not secret or "(not shown)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, text in BAD if "hunter2@" in text]
+)
+def test_no_password_is_shown(name: str, text: str) -> None:
+    assert "hunter2" not in complaint({name: text})
+
+
+def test_a_bad_address_says_which_schemes_are_accepted() -> None:
+    assert complaint({"REDIS_URL": "amqp://h"}) == (
+        "REDIS_URL=(not shown): the scheme is 'amqp'; accepted: redis, rediss"
+    )
+
+
+def test_a_misspelt_variable_is_refused_with_the_one_that_was_meant() -> None:
+    said = complaint({"ASSIGNMENT_WORKERS_LEASE_SECOND": "60"})
+    assert said == (
+        "ASSIGNMENT_WORKERS_LEASE_SECOND is not a setting; "
+        "did you mean ASSIGNMENT_WORKERS_LEASE_SECONDS?"
+    )
+
+
+def test_an_unknown_variable_is_refused_with_all_that_there_are() -> None:
+    name = f"ASSIGNMENT_WORKERS_{'X' * 60}"
+    said = complaint({name: "hunter2"})
+    assert said.startswith(f"{name} is not a setting; settings: ")
+    assert all(each in said for each in VARIABLES)
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL"])
+def test_a_process_that_needs_an_address_says_which_is_not_set(variable: str) -> None:
+    settings = Settings()
+    with pytest.raises(UsageError, match=f"^{variable} is not set: "):
+        _ = settings.database if variable == "DATABASE_URL" else settings.redis
+
+
+def test_settings_do_not_change() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.level_minimum = 1  # type: ignore[misc]
