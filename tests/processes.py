@@ -128,7 +128,8 @@ class Stack:
             assert [each for each in examine(connection) if not each.ok] == []
         with self.connection() as connection:
             settings = Settings.from_environment({})
-            assert check(connection, settings=settings, bound=timedelta(seconds=60)) == []
+            breaches = check(connection, settings=settings, bound=timedelta(seconds=60))
+        assert breaches == []
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

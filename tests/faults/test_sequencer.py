@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import signal
@@ -24,15 +25,16 @@ def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
         yield made
 
 
+@pytest.mark.timeout(240)
 def test_a_killed_leader_is_followed_at_once_and_no_request_is_lost(stack: Stack) -> None:
     processes = [stack.start("sequencer"), stack.start("sequencer")]
     stack.built()
     gaps = []
     chance = random.Random(1)
-    with Agents(stack, 8) as agents:
-        for _ in range(5):
+    with Agents(stack, 32) as agents:
+        for _ in range(30):
             seen = len(agents.answered)
-            wait_until(lambda seen=seen: len(agents.answered) > seen + 20, "work to go on")
+            wait_until(lambda seen=seen: len(agents.answered) > seen + 64, "work to go on")
             time.sleep(chance.random() * 0.05)  # at a random moment of the work
             leader = stack.value("SELECT leader_pid FROM assignment.sequencer")
             (killed,) = (each for each in processes if each.pid == leader)
@@ -129,20 +131,36 @@ def test_what_cannot_be_read_is_kept_and_the_line_moves_on(stack: Stack) -> None
     bodiless = message | {"body": "bm90IGpzb24=", "headers": dict(message["headers"])}  # type: ignore[call-overload]
     bodiless["properties"] = dict(message["properties"], delivery_tag="tag-3")  # type: ignore[call-overload]
     broker.lpush("assignment", json.dumps(bodiless))
+    huge = message | {"body": base64.b64encode(b"[[], {}, " + b"0" * 10_000_000 + b"]").decode()}
+    huge["properties"] = dict(message["properties"], delivery_tag="tag-4")  # type: ignore[call-overload]
+    broker.lpush("assignment", json.dumps(huge))
     assert isinstance(client.request_next(26), Assigned)
     kept = wait_until(
         lambda: (
-            len(found) == 5 and found
+            len(found) == 6 and found
             if (found := stack.rows("SELECT error, body FROM assignment.dead_letters ORDER BY id"))
             else None
         ),
-        "five dead letters",
+        "six dead letters",
     )
     assert "not one of Celery's" in kept[0].error
     assert "\\xff" in kept[0].body
     assert "no.such_task" in kept[2].error
+    assert len(kept[5].body) > 10_000_000, "whole, so that it can be replayed"
     assert broker.llen("assignment") == 0
     assert broker.llen(f"assignment.taken.{stack.term()}") == 0
+
+
+def test_the_maintenance_worker_keeps_what_cannot_be_read_and_goes_on(stack: Stack) -> None:
+    stack.start("sequencer")
+    client = stack.built()
+    broker = redis.Redis.from_url(stack.redis_url)
+    broker.lpush("maintenance", b"\xff\xfe not even text")
+    broker.lpush("maintenance", b'{"json": "but not a message"}')
+    stack.regenerate(client)
+    errors = stack.rows("SELECT celery_queue, error FROM assignment.dead_letters ORDER BY id")
+    assert [each.celery_queue for each in errors] == ["maintenance", "maintenance"]
+    assert all("not one of Celery's" in each.error for each in errors)
 
 
 def test_a_message_delivered_twice_hands_out_once(stack: Stack) -> None:

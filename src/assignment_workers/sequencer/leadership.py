@@ -17,7 +17,7 @@ from celery.worker import state
 
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.term import SILENCE
-from assignment_workers.sequencer.transport import Channel
+from assignment_workers.sequencer.transport import OrderedChannel
 
 log = structlog.get_logger()
 
@@ -81,13 +81,13 @@ class Leadership(bootsteps.StartStopStep):
             threading.Thread(target=self._watch, name="leadership", daemon=True).start()
 
     def _take_up(self, consumer: Any, *, own: bool) -> None:
-        Channel.term = self.sequencer.term
+        OrderedChannel.term = self.sequencer.term
         self._put_back(consumer, own=own)
         consumer.add_task_queue(self.sequencer.queue)
 
     def _put_back(self, consumer: Any, *, own: bool) -> None:
         channel = consumer.task_consumer.channel
-        if isinstance(channel, Channel):
+        if isinstance(channel, OrderedChannel):
             count = channel.put_back(self.sequencer.queue, own=own)
             if count:
                 log.info("put_back", messages=count, queue=self.sequencer.queue)

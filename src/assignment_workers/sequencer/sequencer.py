@@ -73,7 +73,7 @@ class Sequencer:
         return term
 
     def lose(self) -> None:
-        """Lead if the place is free, or its holder silent; the term, or None to stand by on."""
+        """The place is gone: lead no more, and say so by the exit code."""
         self.lost = True
         self.resign()
 
@@ -83,14 +83,20 @@ class Sequencer:
         self.candidacy.close()
 
     def overtaken(self, error: StaleTerm) -> None:
-        """A turn found its term over: leave a race of kind `stale_term`, and lead no more."""
+        """A turn found its term over: leave a race of kind `stale_term`, and lead no more.
+
+        Its event names both terms in the details and none in its column, which says under which
+        term a change was made. A turn asked for after this process gave its place up tried nothing.
+        """
+        if error.held == 0:
+            return
         with self.engine.begin() as connection:
             connection.execute(
                 insert(Event).values(
                     at=func.clock_timestamp(),
                     kind=EventKind.RACE,
-                    term=error.held,
                     details={
+                        "held": error.held,
                         "kind": "stale_term",
                         "done": "rolled back",
                         "current": error.current,

@@ -1,10 +1,11 @@
-"""Redis transport of the sequencer: a message is never in no list, and goes back where it was.
+"""Redis transports: what cannot be read is kept; the sequencer's loses and overtakes nothing.
 
-Stock kombu takes a message off the queue with BRPOP and writes it down afterwards, so one taken by
-a process killed in between is lost; and what it puts back comes after what arrived later. Here a
-message is moved by BLMOVE, in one step, from the queue to the list of what this term has taken, and
-leaves that when it is acknowledged. Whoever leads next moves the list back, last taken first, so
-the order is what it was.
+Stock kombu raises for what is not a message of Celery's, and the worker is stuck. It takes a
+message off the queue with BRPOP and writes it down afterwards, so one taken by a process killed in
+between is lost; and what it puts back comes after what arrived later. The sequencer's moves a
+message by BLMOVE, in one step, from the queue to the list of what this term has taken, and off that
+when it is acknowledged. Whoever leads next moves the list back, last taken first, so the order is
+what it was.
 """
 
 from __future__ import annotations
@@ -28,11 +29,68 @@ def taken_key(queue: str, term: int) -> str:
     return f"{queue}.taken.{term}"
 
 
-class QoS(virtual.QoS):
+class Channel(redis.Channel):
+    """A consumer that keeps what is not a message of Celery's, and goes on."""
+
+    connection_errors: tuple[type[Exception], ...]
+    _queue_cycle: Any
+    _flush_brpop_reauth: Callable[[], None]
+    sep: str
+    on_undecodable: ClassVar[list[Callable[[str, bytes], None]]] = []
+    """Told of what is not a message: its queue and its bytes. It is off the queue afterwards."""
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            queue, item = self._received(**options)
+            message = self._read(queue, item)
+            if message is not None:
+                self.connection._deliver(message, queue)  # noqa: SLF001
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _received(self, **options: Any) -> tuple[str, bytes]:
+        """The next message and its queue; raises `Empty` when there was none in time."""
+        answer = self._response("BRPOP", **options)
+        queue = bytes_to_str(answer[0]).rsplit(self.sep, 1)[0]
+        self._queue_cycle.rotate(queue)
+        return queue, answer[1]
+
+    def _response(self, command: str, **options: Any) -> Any:
+        try:
+            answer = self.client.parse_response(self.client.connection, command, **options)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        if not answer:
+            raise Empty
+        return answer
+
+    def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
+        """The message as Celery wants it; None for what is not one."""
+        try:
+            message: dict[str, Any] = loads(bytes_to_str(item))
+            properties = message["properties"]
+            properties["delivery_tag"], properties["delivery_info"], message["headers"]
+        except (ValueError, KeyError, TypeError):
+            for keep in self.on_undecodable:
+                keep(queue, item)
+            return None
+        return message
+
+
+class Transport(redis.Transport):
+    """The Redis transport of a process that consumes."""
+
+    Channel = Channel
+
+
+class OrderedQoS(virtual.QoS):
     """Acknowledging takes a message off the list of taken ones; nothing else has to be kept."""
 
     restore_at_shutdown = False
-    channel: Channel
+    channel: OrderedChannel
 
     def ack(self, delivery_tag: str) -> None:
         self.channel.forget(delivery_tag)
@@ -52,19 +110,11 @@ class QoS(virtual.QoS):
         """Nothing becomes visible by the passing of time."""
 
 
-class Channel(redis.Channel):
+class OrderedChannel(Channel):
     """One consumer of one queue; `term` says in which list it keeps what it has taken."""
 
-    QoS = QoS  # type: ignore[assignment]
-    connection_errors: tuple[type[Exception], ...]
-    _queue_cycle: Any
-    _flush_brpop_reauth: Callable[[], None]
+    QoS = OrderedQoS  # type: ignore[assignment]
     term: ClassVar[int] = 0
-    on_undecodable: ClassVar[list[Callable[[str, bytes], None]]] = []
-    """Told of a message that is not JSON: its queue and its bytes.
-
-    It is taken off the queue then.
-    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._raw: dict[str, tuple[str, bytes]] = {}
@@ -84,35 +134,16 @@ class Channel(redis.Channel):
         source, target = self._key(self._asked), self._key(taken_key(self._asked, self.term))
         self.client.connection.send_command("BLMOVE", source, target, "RIGHT", "LEFT", wait or 0)
 
-    def _brpop_read(self, **options: Any) -> bool:
-        try:
-            try:
-                item = self.client.parse_response(self.client.connection, "BLMOVE", **options)
-            except self.connection_errors:
-                self.client.connection.disconnect()
-                raise
-            if not item:
-                raise Empty
-            self._deliver(self._asked, item)
-            return True
-        finally:
-            self._in_poll = None
-            self._flush_brpop_reauth()
+    def _received(self, **options: Any) -> tuple[str, bytes]:
+        return self._asked, self._response("BLMOVE", **options)
 
-    def _deliver(self, queue: str, item: bytes) -> None:
-        try:
-            message = loads(bytes_to_str(item))
-            tag = message["properties"]["delivery_tag"]
-            message["properties"]["delivery_info"], message["headers"]
-        except (ValueError, KeyError, TypeError):
-            if not self.on_undecodable:
-                raise
-            for keep in self.on_undecodable:
-                keep(queue, item)
+    def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
+        message = super()._read(queue, item)
+        if message is None:
             self._remove(queue, item)
-            return
-        self._raw[tag] = (queue, item)
-        self.connection._deliver(message, queue)  # noqa: SLF001
+        else:
+            self._raw[message["properties"]["delivery_tag"]] = (queue, item)
+        return message
 
     def forget(self, tag: str) -> None:
         """The message was handled."""
@@ -148,17 +179,19 @@ class Channel(redis.Channel):
         return count
 
 
-class Transport(redis.Transport):
+class OrderedTransport(redis.Transport):
     """The Redis transport of a sequencer's process."""
 
-    Channel = Channel
+    Channel = OrderedChannel
 
 
-def install() -> None:
-    """Every Redis connection that kombu makes in this process goes through this transport.
+def install(*, ordered: bool, on_undecodable: Callable[[str, bytes], None]) -> None:
+    """Every Redis connection that kombu makes in this process goes through such a transport.
 
     By its addresses' own schemes, so that TLS and sockets work as they do elsewhere. Other brokers
     are untouched: RabbitMQ puts an unacknowledged message back where it was by itself.
     """
+    Channel.on_undecodable.append(on_undecodable)
+    name = OrderedTransport.__name__ if ordered else Transport.__name__
     for scheme in ("redis", "rediss"):
-        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{name}"

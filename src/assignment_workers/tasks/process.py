@@ -46,8 +46,8 @@ def run(name: str, settings: Settings) -> int:
 
 def _sequencer(settings: Settings) -> int:
     database_url = _database(settings)
-    transport.install()
     app = create_app(settings)
+    transport.install(ordered=True, on_undecodable=_undecodable(app))
     app.engine = connect(
         database_url,
         name="assignment-workers turns",
@@ -62,7 +62,6 @@ def _sequencer(settings: Settings) -> int:
         queue=ASSIGNMENT,
         send_probe=lambda: _send_probe(app),
     )
-    transport.Channel.on_undecodable.append(_undecodable(app))
     app.steps["consumer"].add(Leadership)
     code = _work(app, "sequencer", ASSIGNMENT, "assignment_workers.sequencer.pool:TaskPool")
     return os.EX_TEMPFAIL if app.sequencer.lost else code
@@ -91,6 +90,7 @@ def _undecodable(app: App) -> Callable[[str, bytes], None]:
 
 def _maintenance(settings: Settings) -> int:
     app = create_app(settings)
+    transport.install(ordered=False, on_undecodable=_undecodable(app))
     app.engine = connect(
         _database(settings),
         name="assignment-workers maintenance",

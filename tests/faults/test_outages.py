@@ -1,0 +1,200 @@
+"""Redis, PostgreSQL and the network fail under a busy call centre: callers are told, nothing breaks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu.transport import redis as kombu_redis
+from sqlalchemy import text
+
+from assignment_workers.client import Client, Unavailable
+from assignment_workers.runtime import postgres, valkey
+from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.runtime.home import Home
+from assignment_workers.schema.migrate import upgrade
+from tests.processes import Agents, Keeper, running, wait_until
+from tests.servers import OwnServer, wire
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def own_valkey(test_home: Home, guardian: Guardian) -> Iterator[OwnServer]:
+    directory = test_home.path / f"valkey-{next(NUMBERS)}"
+    made = OwnServer(partial(valkey.prepare, fsync=False), directory, guardian)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def own_postgres(test_home: Home, guardian: Guardian) -> Iterator[OwnServer]:
+    directory = test_home.path / f"postgres-{next(NUMBERS)}"
+    made = OwnServer(partial(postgres.prepare, fsync=False), directory, guardian)
+    upgrade(made.url)
+    yield made
+    made.stop()
+
+
+def served_again(agents: Agents, *, within: float) -> None:
+    """Three different agents are answered from now on."""
+    seen = len(agents.answered)
+    wait_until(
+        lambda: len({agent for _, agent, _ in agents.answered[seen:]}) >= 3,
+        "answers after the outage",
+        seconds=within,
+    )
+
+
+@pytest.mark.parametrize("keeps_its_data", [True, False])
+def test_redis_is_killed_and_comes_back(
+    own_valkey: OwnServer, database_url: str, tmp_path: Path, keeps_its_data: bool
+) -> None:
+    with running(database_url, own_valkey.url, tmp_path) as stack:
+        with Keeper(stack, "sequencer", "sequencer"):
+            stack.built()
+            with Agents(stack, 16) as agents:
+                served_again(agents, within=10)
+                for _ in range(2):
+                    own_valkey.kill()
+                    if not keeps_its_data:
+                        own_valkey.lose_data()
+                    time.sleep(2)  # how long it is away
+                    own_valkey.start()
+                    served_again(agents, within=30)
+        assert all(isinstance(each, Unavailable) for each in agents.unanswered)
+        stack.assert_healthy()
+
+
+def test_every_database_connection_is_cut_each_second(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    with running(database_url, redis_url, tmp_path) as stack:
+        with Keeper(stack, "sequencer", "sequencer"):
+            stack.built()
+            with Agents(stack, 16) as agents:
+                served_again(agents, within=10)
+                for _ in range(8):
+                    time.sleep(1)  # between one cut and the next
+                    with stack.connection() as connection:
+                        connection.execute(
+                            text(
+                                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <>"
+                                " pg_backend_pid() AND datname = current_database()"
+                                " AND backend_type = 'client backend'"
+                            )
+                        )
+                served_again(agents, within=30)
+        assert all(isinstance(each, Unavailable) for each in agents.unanswered)
+        stack.assert_healthy()
+
+
+def test_postgresql_is_away_for_ten_seconds(
+    own_postgres: OwnServer, redis_url: str, tmp_path: Path
+) -> None:
+    with running(own_postgres.url, redis_url, tmp_path) as stack:
+        with Keeper(stack, "sequencer", "sequencer"):
+            stack.built()
+            with Agents(stack, 16) as agents:
+                served_again(agents, within=10)
+                own_postgres.kill()
+                time.sleep(10)  # how long it is away
+                own_postgres.start()
+                stack.engine.dispose()
+                served_again(agents, within=30)
+        assert all(isinstance(each, Unavailable) for each in agents.unanswered)
+        stack.assert_healthy()
+
+
+def test_a_leader_whose_broker_connection_is_a_black_hole_is_followed(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    with running(database_url, redis_url, tmp_path) as stack, wire(redis_url) as leaders_wire:
+        stack.redis_url = leaders_wire.url
+        leader = stack.start("sequencer")
+        term = stack.wait_for_leader()
+        stack.redis_url = redis_url
+        stack.start("sequencer")
+        stack.built()
+        with Agents(stack, 16) as agents:
+            served_again(agents, within=10)
+            leaders_wire.cut()
+            at = time.monotonic()
+            wait_until(lambda: stack.term() > term, "the standby to lead", seconds=15)
+            served_again(agents, within=15 - (time.monotonic() - at))
+        assert leader.popen.wait(20) != 0, "it knows that it is over"
+        assert agents.unanswered == []
+        stack.assert_healthy()
+
+
+def test_every_message_is_delivered_twice(
+    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = kombu_redis.Channel._put
+
+    def put_twice(self: Any, queue: str, message: Any, **options: Any) -> None:
+        put(self, queue, message, **options)
+        message["properties"]["delivery_tag"] += "-again"
+        put(self, queue, message, **options)
+
+    with running(database_url, redis_url, tmp_path) as stack:
+        stack.start("sequencer")
+        stack.built()
+        monkeypatch.setattr(kombu_redis.Channel, "_put", put_twice)
+        with Agents(stack, 16) as agents:
+            wait_until(lambda: len(agents.answered) > 500, "500 answers")
+        assert agents.unanswered == []
+        asked = stack.value("SELECT count(*) FROM assignment.requests")
+        made = stack.value("SELECT count(*) FROM assignment.assignments")
+        assert asked == made >= 500
+        stack.assert_healthy()
+
+
+@pytest.mark.timeout(200)
+def test_ten_thousand_requests_that_waited_are_served_in_their_order(
+    own_postgres: OwnServer, own_valkey: OwnServer, tmp_path: Path
+) -> None:
+    waiting = 10_000
+    with running(own_postgres.url, own_valkey.url, tmp_path) as stack:
+        first = stack.start("sequencer")
+        stack.built(users=waiting + 2_000)
+        with stack.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)"
+                    " SELECT n, 'more' || n, 'A', n::text, now(), now()"
+                    " FROM generate_series(101, :last) n"
+                ),
+                {"last": waiting},
+            )
+        first.stop()
+        client = stack.client()
+        for number in range(1, waiting + 1):
+            send(client, number)
+        own_valkey.kill()
+        own_postgres.kill()
+        own_valkey.start()
+        own_postgres.start()
+        stack.engine.dispose()
+        stack.start("sequencer")
+        sql = "SELECT count(*) FROM assignment.assignments"
+        wait_until(lambda: stack.value(sql) == waiting, "every request to be met", seconds=120)
+        order = [
+            int(row.request_id)
+            for row in stack.rows(
+                "SELECT request_id FROM assignment.events WHERE kind = 'assigned' ORDER BY id"
+            )
+        ]
+        assert order == list(range(1, waiting + 1))
+        stack.assert_healthy()
+
+
+def send(client: Client, number: int) -> None:
+    """Agent `number` asks; nobody waits for the answer."""
+    said = {"queue": "unsigned_users", "request_id": str(number)}
+    client.send_again("assignment.request", [number], said, "assignment")

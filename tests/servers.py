@@ -1,0 +1,110 @@
+"""Servers of a test's own, which it may kill, stop and rob of their data; and a line to cut."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from assignment_workers.runtime import server
+from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.runtime.log import Log
+from assignment_workers.runtime.process import Child
+from assignment_workers.runtime.server import Server
+
+
+class OwnServer:
+    """A server that runs until the test ends it, and again when it says so."""
+
+    def __init__(
+        self, prepare: Callable[[Path], Server], directory: Path, guardian: Guardian
+    ) -> None:
+        self._prepare = prepare
+        self._directory = directory
+        self._guardian = guardian
+        self._log = Log(sys.stderr, colour=False)
+        self._child: Child | None = None
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it at the address it had, and wait until it serves."""
+        prepared = self._prepare(self._directory)
+        self._child = server.start(prepared, self._log, self._guardian)
+        self.url = prepared.url
+
+    def kill(self) -> None:
+        """End it with all its processes, without a chance to tidy up."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait(10)
+
+    def stop(self) -> None:
+        """End it in good order."""
+        if self._child is not None and not self._child.is_over:
+            self._child.stop()
+
+    def lose_data(self) -> None:
+        """Its data are gone; it is not running."""
+        shutil.rmtree(self._directory / "data")
+
+
+class Wire:
+    """A loopback port that passes everything on to a server, until it is cut.
+
+    Cut, it takes connections and bytes as before and passes nothing on: what a host sees whose
+    packets are dropped on the way.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._to = urlsplit(url)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._cut = threading.Event()
+        self._open: list[socket.socket] = [self._listening]
+        self.url = url.replace(f":{self._to.port}", f":{self._listening.getsockname()[1]}", 1)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Nothing passes from now on, in either direction."""
+        self._cut.set()
+
+    def close(self) -> None:
+        for each in self._open:
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+            except OSError:
+                return
+            far = socket.create_connection((self._to.hostname or "", self._to.port or 0))
+            self._open += [near, far]
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                if self._cut.is_set():
+                    return
+                target.sendall(data)
+        except OSError:
+            pass
+        if not self._cut.is_set():
+            target.close()
+
+
+@contextmanager
+def wire(url: str) -> Iterator[Wire]:
+    """A wire to the server at this address."""
+    made = Wire(url)
+    try:
+        yield made
+    finally:
+        made.close()
