@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from random import Random
 from uuid import UUID
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_id(now: datetime, randomness: Random) -> UUID:
@@ -13,7 +15,7 @@ def new_id(now: datetime, randomness: Random) -> UUID:
     The standard library has `uuid.uuid7` only from Python 3.14, and it takes neither clock nor
     source.
     """
-    milliseconds = int(now.timestamp() * 1000)
+    milliseconds = (now - _EPOCH) // timedelta(milliseconds=1)
     value = milliseconds << 80 | randomness.getrandbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62

@@ -21,6 +21,7 @@ from pydantic import (
 from assignment_workers.errors import UsageError
 
 PREFIX = "ASSIGNMENT_WORKERS_"
+SHORTEST = 0.001
 
 
 def _address(*schemes: str) -> AfterValidator:
@@ -48,15 +49,15 @@ BrokerAddress = Annotated[str, _address("redis", "rediss")]
 
 
 def _seconds(value: object) -> object:
-    """A whole or decimal number of seconds, above zero; a timedelta passes as it is."""
+    """A whole or decimal number of seconds; a timedelta passes as it is."""
     if not isinstance(value, str):
         return value
     try:
         seconds = float(value)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 10 * 365 * 86_400:
-        raise ValueError("not a number of seconds above 0 and up to ten years")
+    if not SHORTEST <= seconds <= 10 * 365 * 86_400:
+        raise ValueError("not a number of seconds from 0.001 to ten years")
     return timedelta(seconds=seconds)
 
 

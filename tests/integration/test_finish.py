@@ -292,3 +292,14 @@ def test_an_agent_is_given_the_next_user_after_finishing(world: World, hold: Hel
     world.complete(third, "no_claim")
     assert isinstance(world.ask(1), Empty)
     assert world.unhealthy() == []
+
+
+def test_a_score_row_that_is_gone_is_made_again(world: World) -> None:
+    world.add_agents(1)
+    world.add_users([User(1)])
+    world.regenerate(UNSIGNED)
+    hold = world.held(1)
+    world.execute("DELETE FROM user_call_scores")
+    world.complete(hold, "no_answer")
+    sql = "SELECT user_id, current_score, total_attempts FROM user_call_scores"
+    assert world.rows(sql) == [(1, 1, 1)]

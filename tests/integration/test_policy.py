@@ -264,3 +264,17 @@ def test_a_build_has_every_eligible_user_of_its_pool_in_order_and_nobody_else(wo
         assert world.places(world.build(queue)) == [
             Place(user, rank, "ready") for rank, user in enumerate(expected, start=1)
         ]
+
+
+def test_a_user_without_a_score_row_is_judged_by_their_claims(world: World) -> None:
+    wanting = (Claim("open", (Requirement(),)),)
+    world.add_users(
+        [
+            User(1, has_score_row=False, claims=(Claim("cancelled"),)),
+            User(2, has_score_row=False, signature="file", claims=wanting),
+        ]
+    )
+    assert judged(world, *(policy.broken_rule() for policy in POLICIES.values())) == {
+        1: ("all_claims_cancelled", "all_claims_cancelled"),
+        2: ("signed", "in_other_queue"),
+    }

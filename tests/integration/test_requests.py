@@ -209,3 +209,11 @@ def test_a_user_is_handed_out_in_any_order_of_requests_for_both_dialer_queues(
         assert sorted(hold.user_id for hold in holds) == [1, 11]
         for hold in holds:
             call_centre.release(hold)
+
+
+def test_unavailable_is_not_for_ever(world: World) -> None:
+    world.add_agents(1)
+    world.add_users([User(1)])
+    assert world.ask(1, request_id="one").outcome == "unavailable"
+    world.regenerate(UNSIGNED)
+    assert isinstance(world.ask(1, request_id="one"), Assigned)

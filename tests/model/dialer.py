@@ -180,7 +180,8 @@ class Dialer:
                 return Said("refused", Code.REQUEST_ID_TAKEN)
             return Said(said.outcome, said.code, said.hold, replayed=said.hold is not None)
         said = self._decide(request)
-        self.answers[request.request_id] = (request.agent_id, said)
+        if said.outcome != "unavailable":  # who is told to ask again may use the same request id
+            self.answers[request.request_id] = (request.agent_id, said)
         return said
 
     def _decide(self, request: Request) -> Said:

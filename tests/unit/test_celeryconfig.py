@@ -27,6 +27,7 @@ ORDERED = {
     "generation.publish",
     "queue.pause",
     "queue.resume",
+    "assignment.finish_many",
     "queue.remove_converted",
     "queue.repair",
 }

@@ -108,7 +108,11 @@ def test_every_server_asks_for_its_password() -> None:
 def test_ports_are_published_on_this_host_alone() -> None:
     published = {name: each["ports"] for name, each in SERVICES.items() if "ports" in each}
     ports = [interpolated(port) for each in published.values() for port in each]
-    assert sorted(ports) == ["127.0.0.1:5555:5555", "127.0.0.1:6379:6379"]
+    assert sorted(ports) == [
+        "127.0.0.1:5555:5555",
+        "127.0.0.1:6379:6379",
+        "127.0.0.1:8000:8000",
+    ]
     assert not [name for name, each in SERVICES.items() if "network_mode" in each]
 
 

@@ -25,7 +25,7 @@ class Variable(NamedTuple):
 
 POSTGRES = "postgresql://someone:hunter2@db.example:5432/dialer"
 REDIS = "rediss://:hunter2@redis.example:6379/0"
-NOT_SECONDS = ("0", "-1", "nan", "inf", "five minutes", "1e12")
+NOT_SECONDS = ("0", "1e-7", "-1", "nan", "inf", "five minutes", "1e12")
 NOT_COUNTS = ("0", "-3", "2.5", "many")
 NOT_PORTS = ("0", "65536", "http")
 
@@ -68,6 +68,25 @@ VARIABLES = {
         "history_retention", timedelta(days=90), "86400", timedelta(days=1), NOT_SECONDS
     ),
     "ASSIGNMENT_WORKERS_GATEWAY_PORT": Variable("gateway_port", 8000, "1", 1, NOT_PORTS),
+    "ASSIGNMENT_WORKERS_GATEWAY_HOST": Variable(
+        "gateway_host",
+        "127.0.0.1",
+        "192.0.2.1",
+        "192.0.2.1",
+        (),
+    ),
+    "ASSIGNMENT_WORKERS_GATEWAY_TOKENS": Variable(
+        "gateway_tokens", None, "off", "off", ("maybe", "OFF")
+    ),
+    "ASSIGNMENT_WORKERS_GATEWAY_ORIGINS": Variable(
+        "gateway_origins", None, "https://dialer.example", "https://dialer.example", ()
+    ),
+    "ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE": Variable(
+        "gateway_agent_rate", 20.0, "0.5", 0.5, ("0", "-1", "many")
+    ),
+    "ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE": Variable(
+        "gateway_token_rate", 2000.0, "10", 10.0, ("0", "-1", "many")
+    ),
     "ASSIGNMENT_WORKERS_FLOWER_PORT": Variable("flower_port", 5555, "65535", 65535, NOT_PORTS),
     "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH": Variable(
         "flower_basic_auth", None, "ann:hunter2", "ann:hunter2", ("hunter2", ":hunter2", "ann:")

@@ -240,7 +240,7 @@ class _Claim:
                 entries.hold(self.turn, head.held_elsewhere)
 
     def _keep(self, answers: Mapping[Request, RequestAnswer]) -> None:
-        """The new holds, each with its place held and its event, and every answer."""
+        """The new holds, each with its place held and its event, and every answer that stands."""
         events = [
             {
                 "kind": EventKind.ASSIGNED,
@@ -254,7 +254,9 @@ class _Claim:
             }
             for row in self.made
         ]
-        kept = ledger.answered(self.turn, answers)
+        # Whoever is told to ask again may do so with the same request id: that is not kept.
+        said = {ask: answer for ask, answer in answers.items() if answer.outcome != "unavailable"}
+        kept = ledger.answered(self.turn, said)
         if not self.made:
             self.turn.connection.execute(ledger.STORE, {"answered": kept})
             return

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment import entries
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
@@ -200,19 +201,36 @@ def _misused(rule: Outcome, notes: str | None, callback_at: datetime | None) -> 
 
 
 def _score(turn: Turn, found: Held, rule: Outcome, callback_at: datetime | None) -> None:
-    """One atomic update of the score row: nothing is read before it (hazard D5)."""
-    again_at = callback_at or (turn.now + rule.delay if rule.delay else None)
+    """One atomic statement on the score row: nothing is read before it (hazard D5).
+
+    A row that is gone is made again as for a first call (original-dialer section 4).
+    """
+    called = {
+        "next_call_after": callback_at or (turn.now + rule.delay if rule.delay else None),
+        "last_call_at": turn.now,
+        "last_outcome": rule.name,
+        "updated_at": turn.now,
+    }
     turn.connection.execute(
-        update(UserCallScore)
-        .where(UserCallScore.user_id == found.user_id)
+        upsert(UserCallScore)
         .values(
-            current_score=score_after(rule),
-            total_attempts=UserCallScore.total_attempts + 1,
-            successful_calls=UserCallScore.successful_calls + int(rule.success),
-            next_call_after=again_at,
-            last_call_at=turn.now,
-            last_outcome=rule.name,
-            updated_at=turn.now,
+            id=turn.new_id(),
+            user_id=found.user_id,
+            current_score=rule.score,
+            total_attempts=1,
+            successful_calls=int(rule.success),
+            current_queue_type=found.queue,
+            created_at=turn.now,
+            **called,
+        )
+        .on_conflict_do_update(
+            index_elements=[UserCallScore.user_id],
+            set_={
+                "current_score": score_after(rule),
+                "total_attempts": UserCallScore.total_attempts + 1,
+                "successful_calls": UserCallScore.successful_calls + int(rule.success),
+                **called,
+            },
         )
     )
 

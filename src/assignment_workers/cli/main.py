@@ -24,12 +24,22 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(token.app, name="token")
 
 
+def _with_choices(error: typer.TyperException) -> str:
+    """What was wrong, and for an unknown command which there are."""
+    said: str = error.format_message()
+    context = getattr(error, "ctx", None)
+    names = getattr(context and context.command, "commands", None)
+    if names and said.startswith("No such command"):
+        return f"{said} There are: {', '.join(sorted(names))}."
+    return said
+
+
 def main() -> None:
     """Run the command that was given and exit with its code."""
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
-        said = error.format_message()
+        said = _with_choices(error)
         if "\n" in said:  # no command was given: this is the help
             typer.echo(said)
         else:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.client import Client
-from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.runtime.stack import resolve
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
@@ -56,7 +55,7 @@ def database(*, checked: bool = True) -> Iterator[Connection]:
                 migrate.check(connection)
                 connection.rollback()
             yield connection
-    except OperationalError as error:
-        raise DatabaseUnavailable(migrate.unreachable(error)) from error
+    except (OperationalError, ProgrammingError) as error:
+        raise migrate.unreachable(error) from error
     finally:
         made.dispose()

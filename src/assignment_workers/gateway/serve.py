@@ -10,9 +10,9 @@ from http.client import HTTPConnection, HTTPException
 
 import structlog
 import uvicorn
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
@@ -43,8 +43,8 @@ def serve(settings: Settings) -> int:
     try:
         with engine.connect() as connection:
             migrate.check(connection)
-    except OperationalError as error:
-        raise DatabaseUnavailable(migrate.unreachable(error)) from error
+    except (OperationalError, ProgrammingError) as error:
+        raise migrate.unreachable(error) from error
     if not tokens:
         log.warning("tokens_off", why="embedded servers, on loopback: whoever is here may do all")
     server = uvicorn.Server(

@@ -79,9 +79,7 @@ def _is_cancelled() -> ColumnElement[bool]:
 
 
 def _claims(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    return exists(
-        select(1).select_from(Claim).where(Claim.user_id == UserCallScore.user_id, *conditions)
-    )
+    return exists(select(1).select_from(Claim).where(Claim.user_id == CrmUser.id, *conditions))
 
 
 def _signed() -> ColumnElement[bool]:
@@ -99,7 +97,7 @@ def _wanting() -> ColumnElement[bool]:
         .select_from(ClaimRequirement)
         .join(Claim, Claim.id == ClaimRequirement.claim_id)
         .where(
-            Claim.user_id == UserCallScore.user_id,
+            Claim.user_id == CrmUser.id,
             not_(_is_cancelled()),
             func.upper(ClaimRequirement.status) == word("PENDING"),
             func.coalesce(ClaimRequirement.type, word("")).not_in(_words(EXCLUDED_REQUIREMENTS)),
@@ -119,7 +117,7 @@ NOT_TERMINAL = Rule(
                 select(1)
                 .select_from(Assignment)
                 .where(
-                    Assignment.user_id == UserCallScore.user_id,
+                    Assignment.user_id == CrmUser.id,
                     Assignment.outcome.in_(_words(TERMINAL)),
                 )
             )

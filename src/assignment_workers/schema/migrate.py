@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, inspect
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
 from assignment_workers.schema.base import DialerBase
@@ -31,8 +31,8 @@ def upgrade(database_url: str) -> str:
             config = _config(connection)
             command.upgrade(config, "head")
             return head()
-    except OperationalError as error:
-        raise DatabaseUnavailable(unreachable(error)) from error
+    except (OperationalError, ProgrammingError) as error:
+        raise unreachable(error) from error
     finally:
         engine.dispose()
 
@@ -48,8 +48,8 @@ def plan(database_url: str) -> str:
                 return ""
             config = _config(None, output=output)
             command.upgrade(config, f"{at or 'base'}:head", sql=True)
-    except OperationalError as error:
-        raise DatabaseUnavailable(unreachable(error)) from error
+    except (OperationalError, ProgrammingError) as error:
+        raise unreachable(error) from error
     finally:
         engine.dispose()
     return output.getvalue()
@@ -103,10 +103,16 @@ def head() -> str:
     return found
 
 
-def unreachable(error: OperationalError) -> str:
-    """One line for a database that does not answer, without its address: that holds a password."""
+def unreachable(error: OperationalError | ProgrammingError) -> DatabaseUnavailable:
+    """One line for a database that does not answer, without its address: that holds a password.
+
+    An address with an option that PostgreSQL does not know is an error of the program to its
+    driver; one that a server answered with is raised again.
+    """
+    if isinstance(error, ProgrammingError) and getattr(error.orig, "sqlstate", None):
+        raise error
     reason = str(error.orig).strip().splitlines()
-    return f"the database cannot be reached: {reason[0] if reason else error}"
+    return DatabaseUnavailable(f"the database cannot be reached: {reason[0] if reason else error}")
 
 
 def _config(connection: Connection | None, *, output: io.StringIO | None = None) -> Config:

@@ -26,6 +26,8 @@ FIXED: dict[str, object] = {
     "result_serializer": "json",
     "accept_content": ["json"],
     "enable_utc": True,
+    "task_ignore_result": False,
+    "task_always_eager": False,
 }
 """Settings that the order of the assignment queue, or the safety of its messages, rests on."""
 

@@ -17,6 +17,7 @@ from celery import Celery, Task
 from celery.exceptions import WorkerTerminate
 from pydantic import BaseModel, ValidationError, validate_call
 from sqlalchemy import Engine
+from sqlalchemy.exc import ProgrammingError
 
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.dead_letters import bury
@@ -75,6 +76,11 @@ class DoorTask(Task[..., Any]):
             # message back at the head.
             self.of.sequencer.overtaken(error)
             raise WorkerTerminate(os.EX_TEMPFAIL) from error
+        except ProgrammingError as error:
+            # The database is not as this version needs it, the CRM's tables are not there, say.
+            reason = f"the database cannot answer: {str(error.orig).splitlines()[0]}"
+            self.bury(args, kwargs, reason)
+            return _plain(Unavailable(retry_after=RETRY_SECONDS, reason=reason))
         except Exception as error:
             self.bury(args, kwargs, f"{type(error).__name__}: {error}")
             raise

@@ -11,11 +11,11 @@ from typing import Any
 
 from celery import signals
 from celery.exceptions import SecurityWarning
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs
 from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer import transport
@@ -190,8 +190,8 @@ def _check(app: App) -> None:
     try:
         with app.engine.connect() as connection:
             migrate.check(connection)
-    except OperationalError as error:
-        raise DatabaseUnavailable(migrate.unreachable(error)) from error
+    except (OperationalError, ProgrammingError) as error:
+        raise migrate.unreachable(error) from error
 
 
 PROCESSES: dict[str, Callable[[Settings], int]] = {
