@@ -1,8 +1,9 @@
 """Checks a whole run by its records: what the events, assignments and requests say really happened.
 
-Events of a lane are numbered in the order in which their turns committed, so one pass over them replays
-the run against a small model: who holds whom, who is claimable at which rank. Cost: one pass, some
-microseconds an event; the entries of each published generation that is still kept are read once.
+Events of a lane are numbered in the order in which their turns committed, so one pass over them
+replays the run against a small model: who holds whom, who is claimable at which rank. Cost: one
+pass, some microseconds an event; the entries of each published generation that is still kept are
+read once.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class _Board:
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
     uncertain: set[int] = field(default_factory=set)
-    """Completed around the beginning of the build: the events do not say whether it had seen that."""
+    """Completed about when the build began: the events do not say whether it had seen that."""
 
     def make_ready(self, user: int) -> None:
         if user in self.ranks and user not in self.ready:
@@ -117,7 +118,9 @@ class History:
 
     def publish(self, fact: Fact, ranks: dict[int, int], *, began: datetime) -> None:
         """A generation with these ranks is published; its build began at that instant."""
-        assert fact.queue is not None and fact.generation_id is not None
+        if fact.queue is None or fact.generation_id is None:
+            self._breach(11, fact, "published: no dialer queue or generation is named")
+            return
         board = _Board(ranks)
         for user in ranks:
             rested = self._resting.get(user)
@@ -169,7 +172,9 @@ class History:
 
     def _assigned(self, fact: Fact) -> None:
         user, agent = fact.user_id, fact.agent_id
-        assert user is not None and agent is not None and fact.assignment_id is not None
+        if user is None or agent is None or fact.assignment_id is None:
+            self._breach(11, fact, "assigned: no user, agent or assignment is named")
+            return
         if user in self._by_user:
             held = self._by_user[user]
             self._breach(1, fact, f"user {user} is held by agent {held.agent} and given to {agent}")
@@ -203,8 +208,7 @@ class History:
                 return
 
     def _ended(self, fact: Fact) -> None:
-        assert fact.user_id is not None and fact.agent_id is not None
-        hold = self._by_user.get(fact.user_id)
+        hold = self._by_user.get(fact.user_id or 0)
         if hold is None or hold.assignment != fact.assignment_id:
             self._breach(8, fact, f"assignment {fact.assignment_id} ended while not active")
             return
@@ -304,21 +308,27 @@ def _records(connection: Connection) -> Iterator[Breach]:
         (
             5,
             "is answered with another agent's assignment",
-            "SELECT r.request_id FROM assignment.requests r JOIN assignment.assignments a"
-            " ON a.id = r.assignment_id WHERE a.agent_id <> r.agent_id",
+            (
+                "SELECT r.request_id FROM assignment.requests r JOIN assignment.assignments a"
+                " ON a.id = r.assignment_id WHERE a.agent_id <> r.agent_id"
+            ),
         ),
         (
             11,
             "was made without an event",
-            "SELECT a.id::text FROM assignment.assignments a WHERE NOT EXISTS (SELECT 1 FROM"
-            " assignment.events e WHERE e.assignment_id = a.id AND e.kind = 'assigned')",
+            (
+                "SELECT a.id::text FROM assignment.assignments a WHERE NOT EXISTS (SELECT 1 FROM"
+                " assignment.events e WHERE e.assignment_id = a.id AND e.kind = 'assigned')"
+            ),
         ),
         (
             11,
             "ended without an event",
-            "SELECT a.id::text FROM assignment.assignments a WHERE a.state <> 'active' AND NOT"
-            " EXISTS (SELECT 1 FROM assignment.events e WHERE e.assignment_id = a.id"
-            " AND e.kind = a.state)",
+            (
+                "SELECT a.id::text FROM assignment.assignments a WHERE a.state <> 'active' AND NOT"
+                " EXISTS (SELECT 1 FROM assignment.events e WHERE e.assignment_id = a.id"
+                " AND e.kind = a.state)"
+            ),
         ),
     ):
         for subject in connection.execute(text(sql)).scalars():
