@@ -227,6 +227,7 @@ def test_a_leader_that_is_asked_to_end_hands_over_at_once(stack: Stack) -> None:
     with Agents(stack, 4) as agents:
         wait_until(lambda: len(agents.answered) > 20, "work to go on")
         assert leader.stop() == 0
+        assert "event=leaving" not in leader.said(), "a place given up is not a place lost"
         at = time.monotonic()
         wait_until(lambda: agents.answered[-1][0] > at, "an answer by the successor")
         assert agents.answered[-1][0] - at < 2.0

@@ -106,6 +106,8 @@ class Leadership(bootsteps.StartStopStep):
                 held = self.sequencer.candidacy.holds_lock()
                 sign = self.sequencer.candidacy.sign()
             except psycopg.Error as error:
+                if not self.sequencer.leads and not self.sequencer.lost:
+                    return None  # it was given up in good order
                 return self._leave(f"the connection that held the lock is gone: {error}".strip())
             if not held:
                 return self._leave("the lock is gone")
