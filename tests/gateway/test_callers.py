@@ -173,7 +173,7 @@ def test_a_pace_lets_twice_a_second_through_at_once_and_then_its_pace() -> None:
 def test_an_agent_who_asks_too_often_is_told_when_to_come_back(gateway: Gateway) -> None:
     import threading
 
-    replies = []
+    replies: list[Any] = []
 
     def hurry() -> None:
         replies.extend(gateway.post("/v1/requests", {"agent_id": 50}) for _ in range(120))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -180,7 +181,7 @@ def test_a_caller_who_leaves_while_requests_gather_takes_the_request_back(gatewa
         first = []
         for number in (1, 2):  # both messages that may be under way are
             first.append(ask(20 + number, f"gone-{number}"))
-            wait_until(lambda number=number: waiting() == number, "a request to wait")
+            wait_until(partial(lambda count: waiting() == count, number), "a request to wait")
         third = ask(23, "gone-3")
         wait_until(lambda: waiting() == 3, "the third to gather")
         third.close()

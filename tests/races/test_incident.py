@@ -180,9 +180,13 @@ class Ours:
         """The claim's transaction has found the user and has written nothing."""
         found = threading.Event()
 
+        def stopped() -> None:
+            found.set()
+            self._go_on.wait(20)
+
         def ask(turn: Turn) -> list[RequestAnswer | None]:
             asked = [Request(agent, "incident", "unsigned_users")]
-            with before_its_first_write(turn, lambda: (found.set(), self._go_on.wait(20))):
+            with before_its_first_write(turn, stopped):
                 return claim(turn, asked, policies=POLICIES, settings=SETTINGS)
 
         self._claiming = threading.Thread(

@@ -50,7 +50,7 @@ def door() -> Iterator[Door]:
         connection.execute(
             text(f"CREATE TABLE dead_letters (id INTEGER PRIMARY KEY, {', '.join(columns)})")
         )
-    app = create_app(Settings(redis_url="redis://redis.example:6379/0"))
+    app = create_app(Settings.from_environment({"REDIS_URL": "redis://redis.example:6379/0"}))
     app.engine = memory.execution_options(schema_translate_map={"assignment": None})
     yield Door(dict(app.tasks), memory)
     memory.dispose()
@@ -111,7 +111,7 @@ def test_a_wrong_message_is_refused_by_name_in_one_line_and_kept(
 def test_an_unknown_dialer_queue_is_refused_with_those_that_there_are(
     door: Door, task: str
 ) -> None:
-    users = ([],) if task == "queue.remove_converted" else ()
+    users: tuple[list[int], ...] = ([],) if task == "queue.remove_converted" else ()
     assert door.call(task, "signed_users", *users) == {
         "outcome": "refused",
         "code": "unknown_queue",
