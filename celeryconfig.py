@@ -51,6 +51,12 @@ broker_transport_options = {
     "visibility_timeout": 3600,
 }
 result_backend_transport_options = {"visibility_timeout": 3600}
+redbeat_redis_options = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+}
 redis_socket_timeout = 5
 redis_socket_connect_timeout = 5
 redis_socket_keepalive = True
