@@ -17,8 +17,14 @@ from kombu import Queue
 broker_url = os.environ.get("BROKER_URL") or os.environ.get("REDIS_URL")
 result_backend = os.environ.get("REDIS_URL")
 
-# Two queues. `assignment` is the ordered one: one consumer, one message at a time.
-task_queues = [Queue("assignment"), Queue("maintenance")]
+# Two queues. `assignment` is the ordered one: one consumer, one message at a time. The arguments
+# are for RabbitMQ: both are replicated, of several consumers of `assignment` one is served, and
+# nothing is dropped for having been returned often, as it would be from version 4 on.
+REPLICATED = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+task_queues = [
+    Queue("assignment", queue_arguments=REPLICATED | {"x-single-active-consumer": True}),
+    Queue("maintenance", queue_arguments=REPLICATED),
+]
 task_default_queue = "maintenance"
 task_create_missing_queues = False
 task_routes = {
@@ -41,15 +47,19 @@ task_acks_late = True
 worker_disable_rate_limits = True
 task_reject_on_worker_lost = True
 
-# A half-dead connection is noticed in seconds, and Redis may be away for as long as it takes.
-broker_transport_options = {
-    "priority_steps": [0],
-    "socket_timeout": 5,
-    "socket_connect_timeout": 5,
-    "socket_keepalive": True,
-    "health_check_interval": 5,
-    "visibility_timeout": 3600,
-}
+# A half-dead connection is noticed in seconds, and the broker may be away for as long as it takes.
+broker_transport_options: dict[str, object]
+if (broker_url or "").startswith("amqp"):
+    broker_transport_options = {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5}
+else:
+    broker_transport_options = {
+        "priority_steps": [0],
+        "socket_timeout": 5,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 5,
+        "visibility_timeout": 3600,
+    }
 result_backend_transport_options = {"visibility_timeout": 3600}
 redbeat_redis_options = {
     "socket_timeout": 5,

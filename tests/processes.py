@@ -70,6 +70,8 @@ class Stack:
     def __init__(self, database_url: str, redis_url: str, folder: Path, keep: ExitStack) -> None:
         self.database_url = database_url
         self.redis_url = redis_url
+        self.broker_url: str | None = None
+        """Where it is not Redis: of processes and clients that are made from now on."""
         self.folder = folder
         self._keep = keep
         self._started = 0
@@ -88,6 +90,7 @@ class Stack:
                 [sys.executable, "-m", "assignment_workers", "process", name],
                 env=given
                 | {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
+                | {"BROKER_URL": self.broker_url or ""}
                 | {f"ASSIGNMENT_WORKERS_{key.upper()}": value for key, value in settings.items()},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -98,7 +101,7 @@ class Stack:
         return process
 
     def client(self) -> Client:
-        return self._keep.enter_context(Client.connect(self.redis_url))
+        return self._keep.enter_context(Client.connect(self.redis_url, broker_url=self.broker_url))
 
     def seed(self, *, users: int) -> None:
         with self.engine.begin() as connection:

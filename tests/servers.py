@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kombu import Connection
+
 from assignment_workers.runtime import server
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.log import Log
-from assignment_workers.runtime.process import Child
+from assignment_workers.runtime.process import Child, ProcessSpec
 from assignment_workers.runtime.server import Server
+
+LOOPBACK = "127.0.0.1"
 
 
 class OwnServer:
@@ -52,6 +56,76 @@ class OwnServer:
     def lose_data(self) -> None:
         """Its data are gone; it is not running."""
         shutil.rmtree(self._directory / "data")
+
+
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+"""Where Debian's package has it, started as whoever we are."""
+
+
+class Rabbit(OwnServer):
+    """A RabbitMQ node, with the port mapper that Erlang needs, on loopback ports of its own."""
+
+    def __init__(self, directory: Path, guardian: Guardian) -> None:
+        self._node, distribution, mapper = (free_port() for _ in range(3))
+        self._ports = {
+            "RABBITMQ_NODE_PORT": str(self._node),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "ERL_EPMD_PORT": str(mapper),
+        }
+        mapping = ProcessSpec(
+            "epmd",
+            ["epmd", "-port", str(mapper), "-address", LOOPBACK],
+            log=directory.with_suffix(".epmd"),
+        )
+        self._mapper = Child(mapping, Log(sys.stderr, colour=False), guardian)
+        super().__init__(self._prepared, directory, guardian)
+
+    def close(self) -> None:
+        """End the node and the port mapper."""
+        self.stop()
+        self._mapper.kill()
+
+    def _prepared(self, directory: Path) -> Server:
+        directory.mkdir(parents=True, exist_ok=True)
+        plugins, settings = directory / "plugins", directory / "rabbitmq.conf"
+        plugins.write_text("[].")
+        settings.write_text("")
+        environment = self._ports | {
+            "HOME": str(directory),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "RABBITMQ_NODENAME": "test@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
+            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
+            "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
+            "RABBITMQ_CONFIG_FILE": str(settings),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        spec = ProcessSpec(
+            "rabbitmq",
+            [str(RABBITMQ)],
+            env=environment,
+            log=directory / "rabbitmq.log",
+            ready=lambda _: self._serves(),
+        )
+        return Server(spec, f"amqp://guest:guest@{LOOPBACK}:{self._node}//")
+
+    def _serves(self) -> bool:
+        address = f"amqp://guest:guest@{LOOPBACK}:{self._node}//"
+        try:
+            with Connection(address, connect_timeout=0.5) as connection:
+                connection.connect()
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for now."""
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 class Wire:

@@ -45,7 +45,7 @@ PostgresAddress = Annotated[
     str, _address("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 ]
 RedisAddress = Annotated[str, _address("redis", "rediss")]
-BrokerAddress = Annotated[str, _address("redis", "rediss")]
+BrokerAddress = Annotated[str, _address("redis", "rediss", "amqp", "amqps")]
 
 
 def _seconds(value: object) -> object:

@@ -263,9 +263,7 @@ def test_our_message_is_the_one_that_celery_would_send(worker: Worker, redis_url
     with redis.Redis.from_url(redis_url) as client:
         theirs = json.loads(client.rpop("assignment"))
     app.close()
-    ours = json.loads(
-        message("some.task", [], {"a": 1}, task_id="x", celery_queue="assignment", expires=None)
-    )
+    ours = message("some.task", [], {"a": 1}, task_id="x", celery_queue="assignment", expires=None)
     assert set(theirs) == set(ours)
     assert set(theirs["properties"]) <= set(ours["properties"])
     assert set(theirs["headers"]) <= set(ours["headers"])

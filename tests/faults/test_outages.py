@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -203,5 +204,5 @@ def send(redis_url: str, agents: Iterable[int]) -> None:
             data = message(
                 task, [], said, task_id=str(number), celery_queue="assignment", expires=None
             )
-            pipe.lpush("assignment", data)
+            pipe.lpush("assignment", json.dumps(data))
         pipe.execute()

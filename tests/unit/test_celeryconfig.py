@@ -146,3 +146,49 @@ def test_the_file_in_the_working_directory_is_the_one_that_is_read(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"^celeryconfig\.py: .*no_such_module"):
         create_app(Settings.from_environment({"REDIS_URL": REDIS}))
+
+
+RABBITMQ = "amqp://rabbitmq.example//"
+NO_OPTIONS = "broker_transport_options = {}"
+
+
+def on_rabbitmq(folder: Path, change: str) -> App:
+    """The application with RabbitMQ as its broker, and the file with one more line."""
+    file = folder / "celeryconfig.py"
+    file.write_text(f"{SHIPPED}\n{change}\n", encoding="utf-8")
+    given = {
+        "REDIS_URL": REDIS,
+        "BROKER_URL": RABBITMQ,
+        "ASSIGNMENT_WORKERS_CELERY_CONFIG": str(file),
+    }
+    return create_app(Settings.from_environment(given))
+
+
+def test_the_file_as_shipped_fits_rabbitmq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_URL", RABBITMQ)
+    conf = on_rabbitmq(tmp_path, "").conf
+    assert (conf.broker_url, conf.result_backend) == (RABBITMQ, REDIS)
+    assert conf.broker_transport_options["confirm_publish"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("", "broker_transport_options has health_check_interval, priority_steps"),
+        (
+            f"{NO_OPTIONS}; task_queues = [Queue('assignment'), Queue('maintenance')]",
+            "x-queue-type of assignment is None",
+        ),
+        (
+            f"{NO_OPTIONS}; task_queues[0].queue_arguments = REPLICATED",
+            "x-single-active-consumer of assignment is None",
+        ),
+    ],
+)
+def test_what_rabbitmq_s_line_rests_on_is_refused_by_name(
+    tmp_path: Path, change: str, named: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        on_rabbitmq(tmp_path, change)
+    assert str(caught.value).startswith("celeryconfig.py: ")
+    assert named in str(caught.value)

@@ -24,6 +24,7 @@ class Variable(NamedTuple):
 
 
 POSTGRES = "postgresql://someone:hunter2@db.example:5432/dialer"
+AMQP = "amqps://:hunter2@rabbitmq.example:5671/dialer"
 REDIS = "rediss://:hunter2@redis.example:6379/0"
 NOT_SECONDS = ("0", "1e-7", "-1", "nan", "inf", "five minutes", "1e12")
 NOT_COUNTS = ("0", "-3", "2.5", "many")
@@ -34,7 +35,7 @@ VARIABLES = {
         "database_url", None, POSTGRES, POSTGRES, ("mysql://u:hunter2@h/d", "hunter2", "//h/d")
     ),
     "REDIS_URL": Variable("redis_url", None, REDIS, REDIS, ("http://:hunter2@h", "hunter2")),
-    "BROKER_URL": Variable("broker_url", None, REDIS, REDIS, ("amqp://u:hunter2@h", "hunter2")),
+    "BROKER_URL": Variable("broker_url", None, AMQP, AMQP, ("sqs://u:hunter2@h", "hunter2")),
     "CRM_DATABASE_URL": Variable(
         "crm_database_url", None, POSTGRES, POSTGRES, ("sqlite:///hunter2",)
     ),

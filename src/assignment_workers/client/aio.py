@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
 from assignment_workers.assignment.answers import (
     CommandAnswer,
     FinishAnswer,
@@ -30,6 +28,7 @@ from assignment_workers.client.reading import (
     no_answer,
 )
 from assignment_workers.clock import Clock, system_clock
+from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
 
 
@@ -166,7 +165,7 @@ class AsyncClient:
             return await self._courier.send(
                 command.task, command.args, command.said, command.celery_queue
             )
-        except (RedisError, OSError) as error:
+        except BrokerUnavailable as error:
             return down(error)
 
     async def ask(

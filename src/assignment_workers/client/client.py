@@ -12,8 +12,6 @@ from random import Random
 from typing import Any, TypeVar
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
 from assignment_workers.assignment.answers import (
     CommandAnswer,
     FinishAnswer,
@@ -181,7 +179,7 @@ class Client(Asking):
         try:
             return self.send_again(command.task, (), command.said, command.celery_queue)
         except BrokerUnavailable as error:
-            return Unavailable(retry_after=2.0, reason=str(error))
+            return down(error)
 
     def built(self, task_id: str, *, timeout: timedelta) -> Built | Unavailable:
         """Wait for what `regenerate` asked for; `Unavailable` when it takes longer, or fails."""
@@ -189,7 +187,7 @@ class Client(Asking):
         while True:
             try:
                 found: Result | None = self._run(lambda courier: courier.kept(task_id))
-            except (RedisError, OSError) as error:
+            except BrokerUnavailable as error:
                 return down(error)
             match found:
                 case Result(failure=str(reason)):
@@ -209,10 +207,7 @@ class Client(Asking):
 
         Raises `BrokerUnavailable`.
         """
-        try:
-            return self._run(lambda courier: courier.send(task, args, kwargs, queue))
-        except (RedisError, OSError) as error:
-            raise BrokerUnavailable(down(error).reason) from error
+        return self._run(lambda courier: courier.send(task, args, kwargs, queue))
 
     def ask(self, command: Command, timeout: timedelta) -> object:
         """What the task returned, as it is; `Unavailable` where nothing came in time."""

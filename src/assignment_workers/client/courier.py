@@ -1,6 +1,6 @@
 """Carries calls to the workers and their answers back: one loop, two tasks, any number of callers.
 
-A message is pushed onto the Celery queue's list, its result heard on one subscription that is there
+A message is sent to its Celery queue, its result heard on one subscription in Redis that is there
 before the first message goes. When the subscription was lost, results that came meanwhile are read.
 """
 
@@ -13,24 +13,20 @@ from concurrent import futures
 from datetime import timedelta
 from random import Random
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 
 from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
 from assignment_workers.client.message import RESULT_PREFIX, Result, message, result
+from assignment_workers.client.sending import SOCKET_SECONDS, connect_redis, sender, unreachable
 from assignment_workers.clock import Clock, system_clock
+from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
 
 TICK_SECONDS = 0.25
 """How often messages under way are looked at."""
-SOCKET_SECONDS = 5.0
-"""The longest that a connection, or an answer of Redis, may take."""
 RECONNECT_SECONDS = 0.1
 
 
@@ -74,17 +70,20 @@ class Courier:
         return asyncio.get_running_loop().time()
 
     async def kept(self, task_id: str) -> Result | None:
-        """The result of any task, if it is there."""
+        """The result of any task, if it is there. Raises `BrokerUnavailable`."""
         self._start()
-        data = await self._results.get(f"{RESULT_PREFIX}{task_id}")
+        try:
+            data = await self._results.get(f"{RESULT_PREFIX}{task_id}")
+        except (RedisError, OSError) as error:
+            raise unreachable("Redis", error) from error
         return None if data is None else result(data)
 
     async def send(self, task: str, args: Sequence[Any], kwargs: dict[str, Any], to: str) -> str:
-        """Push one message without waiting for its result; its id. Raises `RedisError`."""
+        """Send one message without waiting for its result; its id. Raises `BrokerUnavailable`."""
         self._start()
         name = str(new_id(self._clock(), self._chance))  # not one of those whose results are taken
         data = message(task, args, kwargs, task_id=name, celery_queue=to, expires=None)
-        await self._broker.lpush(to, data)
+        await self._broker.send(to, data)
         return name
 
     async def close(self) -> None:
@@ -100,16 +99,16 @@ class Courier:
         self._give_up("the client was closed")
         with contextlib.suppress(RedisError, OSError):
             await self._unlink()
-        await self._broker.aclose()
+        await self._broker.close()
         await self._results.aclose()
 
     def _start(self) -> None:
         if self._tasks:
             return
-        self._broker, self._results = (_redis(url) for url in self._urls)
+        self._broker, self._results = sender(self._urls[0]), connect_redis(self._urls[1])
         self._wake = asyncio.Event()
         self._listening = asyncio.Event()
-        self._deaf: str | None = None
+        self._deaf: BrokerUnavailable | None = None
         self._tasks = [asyncio.create_task(self._carry()), asyncio.create_task(self._hear())]
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -150,22 +149,24 @@ class Courier:
         )
         try:
             await self._until_listening()
-            await self._broker.lpush(command.celery_queue, data)
-        except (RedisError, OSError) as error:
+            await self._broker.send(command.celery_queue, data)
+        except BrokerUnavailable as error:
             if batch.tries > 1:
                 return  # one was sent before, and may be answered yet; this one goes again too
             self._answer(batch.id, down(error))
 
     async def _until_listening(self) -> None:
-        """Wait for the subscription; raises `RedisError` when there is none to be had."""
+        """Wait for the subscription; raises `BrokerUnavailable` when there is none to be had."""
         if not self._listening.is_set():
             try:
                 async with asyncio.timeout(SOCKET_SECONDS):
                     await self._listening.wait()
             except TimeoutError:
-                raise RedisError("it did not let us listen for results") from None
+                raise BrokerUnavailable(
+                    "Redis cannot be reached: it did not let us listen for results"
+                ) from None
         if self._deaf is not None:
-            raise RedisError(self._deaf)
+            raise self._deaf
 
     async def _unlink(self) -> None:
         names, self._handled = self._handled, []
@@ -185,7 +186,7 @@ class Courier:
                     await pool.release(connection)
             except (RedisError, OSError) as error:
                 # Whoever asks now is told so; the next try may find Redis back.
-                self._deaf = str(error)
+                self._deaf = unreachable("Redis", error)
                 self._listening.set()
                 await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -233,13 +234,9 @@ class Courier:
                 self._orphaned(call, answer)
 
 
-def down(error: Exception) -> Unavailable:
-    """The answer while Redis is away, in one line."""
-    text = str(error).strip().splitlines()
-    return Unavailable(
-        retry_after=2.0,
-        reason=f"Redis cannot be reached: {text[0] if text else type(error).__name__}",
-    )
+def down(error: BrokerUnavailable) -> Unavailable:
+    """The answer while the broker, or the Redis of results, is away."""
+    return Unavailable(retry_after=2.0, reason=str(error))
 
 
 def _settle(call: Call, answer: object) -> bool:
@@ -249,21 +246,3 @@ def _settle(call: Call, answer: object) -> bool:
     except (asyncio.InvalidStateError, futures.InvalidStateError):
         return False
     return True
-
-
-def _redis(url: str) -> Redis:
-    """A client of the server at an address as Celery writes it; nothing is contacted yet."""
-    parts = urlsplit(url)
-    query = [
-        (name, value.lower().removeprefix("cert_") if name == "ssl_cert_reqs" else value)
-        for name, value in parse_qsl(parts.query)
-    ]
-    return Redis.from_url(
-        urlunsplit(parts._replace(query=urlencode(query))),
-        protocol=2,
-        socket_timeout=SOCKET_SECONDS,
-        socket_connect_timeout=SOCKET_SECONDS,
-        socket_keepalive=True,
-        retry=Retry(ConstantBackoff(0.05), 1),
-        health_check_interval=0,
-    )

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+Envelope = dict[str, Any]
+"""A message with its properties, as kombu writes it to Redis."""
+
 RESULT_PREFIX = "celery-task-meta-"
 """A task's result is kept under this and its id, and announced on the channel of that name."""
 
@@ -40,8 +43,8 @@ def message(
     celery_queue: str,
     expires: datetime | None,
     about: Sequence[str] = (),
-) -> bytes:
-    """The bytes to push on the left of the list `celery_queue`.
+) -> Envelope:
+    """The message; its JSON is what Redis has in the list `celery_queue`.
 
     A worker that comes to it after `expires` does not run it. `about` names the requests in it, for
     whoever looks at what waits in Redis; nothing reads it.
@@ -49,44 +52,42 @@ def message(
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
     )
-    return json.dumps(
-        {
-            "body": base64.b64encode(body.encode()).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {
-                "lang": "py",
-                "task": task,
-                "id": task_id,
-                "shadow": None,
-                "eta": None,
-                "expires": expires.isoformat() if expires else None,
-                "group": None,
-                "group_index": None,
-                "retries": 0,
-                "timelimit": [None, None],
-                "root_id": task_id,
-                "parent_id": None,
-                "argsrepr": repr(args)[:_SHOWN_AT_MOST],
-                "kwargsrepr": _shown(kwargs),
-                "origin": _ORIGIN,
-                "ignore_result": False,
-                "replaced_task_nesting": 0,
-                "stamped_headers": None,
-                "stamps": {},
-                "about": list(about),
-            },
-            "properties": {
-                "correlation_id": task_id,
-                "reply_to": task_id,
-                "delivery_mode": 2,
-                "delivery_info": {"exchange": "", "routing_key": celery_queue},
-                "priority": 0,
-                "body_encoding": "base64",
-                "delivery_tag": task_id,
-            },
-        }
-    ).encode()
+    return {
+        "body": base64.b64encode(body.encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {
+            "lang": "py",
+            "task": task,
+            "id": task_id,
+            "shadow": None,
+            "eta": None,
+            "expires": expires.isoformat() if expires else None,
+            "group": None,
+            "group_index": None,
+            "retries": 0,
+            "timelimit": [None, None],
+            "root_id": task_id,
+            "parent_id": None,
+            "argsrepr": repr(args)[:_SHOWN_AT_MOST],
+            "kwargsrepr": _shown(kwargs),
+            "origin": _ORIGIN,
+            "ignore_result": False,
+            "replaced_task_nesting": 0,
+            "stamped_headers": None,
+            "stamps": {},
+            "about": list(about),
+        },
+        "properties": {
+            "correlation_id": task_id,
+            "reply_to": task_id,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": celery_queue},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": task_id,
+        },
+    }
 
 
 def _shown(kwargs: dict[str, Any]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import amqp
 from celery.exceptions import QueueNotFound
+from kombu import Queue
 
 from assignment_workers.errors import UsageError
 from assignment_workers.settings import Settings
@@ -30,6 +33,11 @@ FIXED: dict[str, object] = {
     "task_always_eager": False,
 }
 """Settings that the order of the assignment queue, or the safety of its messages, rests on."""
+
+SINGLE: dict[str, object] = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+"""The same, as arguments of the queue in RabbitMQ."""
+
+_AMQP_OPTIONS = set(inspect.signature(amqp.Connection).parameters)
 
 
 def create_app(settings: Settings) -> App:
@@ -86,18 +94,36 @@ def _check(app: App) -> None:
             raise UsageError(
                 f"celeryconfig.py: {name} is {found!r}; the assignment queue needs {value!r}"
             )
-    options: dict[str, Any] = app.conf.broker_transport_options or {}
-    if options.get("priority_steps") != [0]:
+    queues = {str(getattr(each, "name", "a word")): each for each in app.conf.task_queues or ()}
+    if not {ASSIGNMENT, MAINTENANCE} <= queues.keys():
         raise UsageError(
-            "celeryconfig.py: broker_transport_options['priority_steps'] must be [0]: "
-            "priorities are several lists, and the assignment queue is one"
-        )
-    names = {str(getattr(queue, "name", "a word")) for queue in app.conf.task_queues or ()}
-    if not {ASSIGNMENT, MAINTENANCE} <= names:
-        raise UsageError(
-            f"celeryconfig.py: task_queues has {', '.join(sorted(names)) or 'none'}; "
+            f"celeryconfig.py: task_queues has {', '.join(sorted(queues)) or 'none'}; "
             f"{ASSIGNMENT} and {MAINTENANCE} are needed"
         )
+    _check_broker(app, queues[ASSIGNMENT])
+
+
+def _check_broker(app: App, assignment: Queue) -> None:
+    options: dict[str, Any] = app.conf.broker_transport_options or {}
+    if not str(app.conf.broker_url or "").startswith("amqp"):
+        if options.get("priority_steps") != [0]:
+            raise UsageError(
+                "celeryconfig.py: broker_transport_options['priority_steps'] must be [0]: "
+                "priorities are several lists, and the assignment queue is one"
+            )
+        return
+    if unknown := options.keys() - _AMQP_OPTIONS:
+        raise UsageError(
+            f"celeryconfig.py: broker_transport_options has {', '.join(sorted(unknown))}; "
+            f"RabbitMQ takes {', '.join(sorted(_AMQP_OPTIONS))}"
+        )
+    arguments: dict[str, Any] = assignment.queue_arguments or {}
+    for name, value in SINGLE.items():
+        if arguments.get(name) != value:
+            raise UsageError(
+                f"celeryconfig.py: {name} of {ASSIGNMENT} is {arguments.get(name)!r}; "
+                f"on RabbitMQ the assignment queue needs {value!r}"
+            )
 
 
 def _check_tasks(app: App, names: set[str], queue: str) -> None:

@@ -28,6 +28,8 @@ from assignment_workers.tasks.door import App
 
 TURN_SECONDS = 5
 """The longest statement of a turn."""
+HEARTBEAT_SECONDS = 4
+"""Between a sequencer and RabbitMQ; Redis has none."""
 JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
@@ -62,6 +64,8 @@ def _sequencer(settings: Settings) -> int:
         queue=ASSIGNMENT,
         send_probe=lambda: _send_probe(app),
     )
+    # RabbitMQ serves the next sequencer once it has missed this one's heartbeat twice.
+    app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     app.steps["consumer"].add(Leadership)
     code = _work(app, "sequencer", ASSIGNMENT, "assignment_workers.sequencer.pool:TaskPool")
     return os.EX_TEMPFAIL if app.sequencer.lost else code
@@ -109,6 +113,7 @@ def _work(app: App, name: str, queue: str, pool: str) -> int:
         hostname=f"{name}-{os.getpid()}@{socket.gethostname()}",
         queues=[queue],
         pool_cls=pool,
+        consumer_cls="assignment_workers.sequencer.consumer:Consumer",
         concurrency=1,
         loglevel="INFO",
         task_events=True,

@@ -1,0 +1,157 @@
+"""The same workers with RabbitMQ between them: one line, in order, whoever is killed."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import amqp
+import pytest
+from kombu import Connection, Producer, Queue
+
+from assignment_workers.client import Assigned, Finished, Unavailable
+from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.runtime.home import Home
+from tests.processes import Agents, Keeper, Stack, running, wait_until
+from tests.servers import RABBITMQ, Rabbit
+
+pytestmark = pytest.mark.skipif(
+    not RABBITMQ.exists(), reason="RabbitMQ is not installed (Debian: apt install rabbitmq-server)"
+)
+
+NUMBERS = itertools.count(1)
+QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+
+
+@pytest.fixture
+def rabbit(test_home: Home, guardian: Guardian) -> Iterator[Rabbit]:
+    made = Rabbit(test_home.path / f"rabbitmq-{next(NUMBERS)}", guardian)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stack(database_url: str, redis_url: str, tmp_path: Path, rabbit: Rabbit) -> Iterator[Stack]:
+    with running(database_url, redis_url, tmp_path) as made:
+        made.broker_url = rabbit.url
+        yield made
+
+
+def waiting(stack: Stack, queue: str = "assignment") -> int:
+    """How many messages are ready on this Celery queue."""
+    assert stack.broker_url is not None
+    with Connection(stack.broker_url) as connection:
+        declared: Any = Queue(queue, channel=connection.channel()).queue_declare(passive=True)
+        return int(declared.message_count)
+
+
+def went_on(agents: Agents, count: int) -> bool:
+    return len(agents.answered) > count
+
+
+def test_before_a_worker_made_the_queue_callers_are_told_and_nothing_is_dropped(
+    stack: Stack,
+) -> None:
+    answer = stack.client().request_next(26)
+    assert isinstance(answer, Unavailable)
+    assert answer.reason.startswith("RabbitMQ cannot be reached: ")
+    assert "assignment" in answer.reason
+
+
+def test_a_request_is_answered_and_what_cannot_be_read_is_kept(stack: Stack) -> None:
+    stack.start("sequencer")
+    client = stack.built()
+    answer = client.request_next(26)
+    assert isinstance(answer, Assigned)
+    held = answer.assignment
+    done = client.complete(held.id, 26, "no_answer", version=held.version)
+    assert isinstance(done, Finished)
+    assert stack.broker_url is not None
+    with Connection(stack.broker_url) as connection:
+        quorum = Queue(
+            "assignment",
+            channel=connection.channel(),
+            queue_arguments=QUORUM,
+        )
+        with pytest.raises(amqp.PreconditionFailed, match="x-single-active-consumer"):
+            quorum.queue_declare()
+        producer = Producer(connection.channel())
+        producer.publish(b"\xff\xfe not even text", routing_key="assignment")
+        unknown = {"task": "no.such_task", "id": "unknown", "lang": "py"}
+        producer.publish(
+            b"[[], {}, {}]",
+            routing_key="assignment",
+            headers=unknown,
+            content_type="application/json",
+            content_encoding="utf-8",
+        )
+    assert isinstance(client.request_next(27), Assigned)
+    errors = [
+        row.error for row in stack.rows("SELECT error FROM assignment.dead_letters ORDER BY id")
+    ]
+    assert len(errors) == 2
+    assert "no.such_task" in errors[1]
+    stack.assert_healthy()
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_leader_is_followed_and_no_request_is_lost(stack: Stack) -> None:
+    processes = [stack.start("sequencer"), stack.start("sequencer")]
+    stack.built()
+    with Agents(stack, 16) as agents:
+        for _ in range(5):
+            seen = len(agents.answered)
+            wait_until(partial(went_on, agents, seen + 32), "work to go on")
+            leader = stack.value("SELECT leader_pid FROM assignment.sequencer")
+            (killed,) = (each for each in processes if each.pid == leader)
+            killed.signal(signal.SIGKILL)
+            killed.popen.wait()
+            processes.remove(killed)
+            processes.append(stack.start("sequencer"))
+    assert agents.unanswered == []
+    assert stack.term() >= 6
+    stack.assert_healthy()
+
+
+def test_requests_that_waited_are_served_in_their_order_after_a_restart_of_everything(
+    stack: Stack, rabbit: Rabbit
+) -> None:
+    stack.seed(users=1000)
+    first = [stack.start("sequencer"), stack.start("maintenance")]
+    client = stack.client()
+    stack.wait_for_leader()
+    stack.regenerate(client)
+    for process in first:
+        process.stop()
+    for agent in range(1, 41):
+        said = {"agent_id": agent, "request_id": f"waits-{agent}"}
+        client.send_again("assignment.request", [], said, "assignment")
+    assert waiting(stack) == 40
+    rabbit.kill()
+    rabbit.start()
+    stack.start("sequencer")
+    sql = "SELECT agent_id FROM assignment.events WHERE kind = 'assigned' ORDER BY id"
+    wait_until(lambda: len(stack.rows(sql)) == 40, "all of them to be served")
+    assert [row.agent_id for row in stack.rows(sql)] == list(range(1, 41))
+    stack.assert_healthy()
+
+
+def test_rabbitmq_is_killed_and_comes_back(stack: Stack, rabbit: Rabbit) -> None:
+    with Keeper(stack, "sequencer", "sequencer", "maintenance"):
+        stack.seed(users=1000)
+        stack.wait_for_leader()
+        stack.regenerate(stack.client())
+        with Agents(stack, 8) as agents:
+            for _ in range(2):
+                seen = len(agents.answered)
+                wait_until(partial(went_on, agents, seen + 16), "work to go on", seconds=40)
+                rabbit.kill()
+                rabbit.start()
+            seen = len(agents.answered)
+            wait_until(partial(went_on, agents, seen + 16), "work to go on", seconds=40)
+    assert all(isinstance(each, Unavailable) for each in agents.unanswered)
+    stack.assert_healthy()
