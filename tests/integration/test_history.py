@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from assignment_workers.assignment.replay import Breach
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.sequencer.term import Candidacy
+from tests.integration.test_cli_doors import Shell
 from tests.processes import wait_until
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, opened, outstanding, owner
 
@@ -436,3 +438,20 @@ def test_a_forged_event_breaks_what_it_says(
     _forge(forger, forgery)
     found = breaches(run, forger.connection)
     assert Counter(each.guarantee for each in found) == broken, found
+
+
+def test_the_doctor_replays_the_history_when_asked(
+    run: Run, module_database_url: str, tmp_path: Path
+) -> None:
+    servers = {"DATABASE_URL": module_database_url, "REDIS_URL": "redis://127.0.0.1:1"}
+    words = ("doctor", "--history", "--json")
+    good = Shell(tmp_path).run(*words, **servers).json(0)
+    assert good[-1] | {"ok": True, "count": 0} == good[-1]
+    run.execute(f"UPDATE {A} SET version = 3 WHERE {THIS}")
+    try:
+        broken = Shell(tmp_path).run(*words, **servers).json(1)
+    finally:
+        run.execute(f"UPDATE {A} SET version = 2 WHERE {THIS}")
+    assert [each for each in broken if not each["ok"]] == [broken[-1]]
+    assert broken[-1]["check"] == good[-1]["check"]
+    assert (broken[-1]["guarantee"], broken[-1]["count"]) == (8, 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 
 
-@dataclass
+@dataclass(slots=True)
 class Board:
     """A published generation: the rank of everyone who is not out of it, and who is claimable.
 
@@ -21,6 +22,23 @@ class Board:
     ready: set[int] = field(default_factory=set)
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        generation: int,
+        ranks: dict[int, int],
+        *,
+        held: AbstractSet[int],
+        resting: Mapping[int, datetime],
+    ) -> Board:
+        """A generation at its publication: who is in it, held users and who rests until when."""
+        ready = ranks.keys() - held - resting.keys()
+        waiting = [(at, user) for user, at in resting.items() if user in ranks and user not in held]
+        heap = [(rank, user) for user, rank in ranks.items() if user in ready]
+        heapq.heapify(waiting)
+        heapq.heapify(heap)
+        return cls(generation, ranks, ready, heap, waiting)
 
     def make_ready(self, user: int) -> None:
         """The user is claimable, at the place they had; nothing for one who is out."""

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, select, text
+from sqlalchemy import Connection, Text, bindparam, select, text
 
 from assignment_workers.assignment.publish import LONGEST_TURN
 from assignment_workers.assignment.records import RECORDS
@@ -67,8 +66,7 @@ def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
         _FACTS, {"since": since}
     )
     with rows:
-        for row in rows:
-            yield Fact(*row)
+        yield from map(Fact._make, rows)
 
 
 def _what_stood(
@@ -87,7 +85,7 @@ def _what_stood(
 
 
 def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int]:
-    """The ranks of a generation, by user; nothing where its order cannot be known.
+    """The ranks of a generation by user, the best first; nothing where they cannot be known.
 
     That is one that was purged, and one whose build may have missed what happened before `since`.
     """
@@ -95,13 +93,14 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
     begun = {"since": since + LONGEST_TURN}
     if not connection.execute(_IS_KEPT, given | begun).scalar_one_or_none():
         return {}
-    return {row.user_id: row.rank for row in connection.execute(_RANKS, given)}
+    users, ranks = connection.execute(_RANKS, given).one()
+    return dict(zip(users or (), ranks or (), strict=True))
 
 
-def _missed(connection: Connection, generation: int) -> set[UUID]:
-    """The completed assignments that the build of this generation did not see."""
+def _missed(connection: Connection, generation: int) -> dict[str, int]:
+    """The completed assignments that the build of this generation did not see, with their users."""
     given = {"generation": generation, "longest": LONGEST_TURN}
-    return set(connection.execute(_MISSED, given).scalars())
+    return {row.id: row.user_id for row in connection.execute(_MISSED, given)}
 
 
 def _disagreements(connection: Connection, settings: Settings, now: datetime) -> Iterator[Breach]:
@@ -124,7 +123,7 @@ _FACTS = (
         Event.queue,
         Event.user_id,
         Event.agent_id,
-        Event.assignment_id,
+        Event.assignment_id.cast(Text),
         Event.request_id,
         Event.generation_id,
         Event.details["rank"].as_integer(),
@@ -135,7 +134,7 @@ _FACTS = (
 )
 
 _HELD = text(
-    "SELECT id, agent_id, user_id, lease_expires_at FROM assignment.assignments"
+    "SELECT id::text, agent_id, user_id, lease_expires_at FROM assignment.assignments"
     " WHERE claimed_at < :since AND (ended_at IS NULL OR ended_at >= :since)"
 )
 
@@ -157,12 +156,13 @@ _IS_KEPT = text(
 )
 
 _RANKS = text(
-    "SELECT user_id, rank FROM assignment.entries WHERE generation_id = :generation ORDER BY rank"
+    "SELECT array_agg(user_id ORDER BY rank), array_agg(rank ORDER BY rank)"
+    " FROM assignment.entries WHERE generation_id = :generation"
 )
 
 # The build's snapshot says it exactly; the times are there for the index on `ended_at`.
 _MISSED = text(
-    "SELECT a.id FROM assignment.generations g JOIN assignment.assignments a"
+    "SELECT a.id::text, a.user_id FROM assignment.generations g JOIN assignment.assignments a"
     " ON a.state = 'completed' AND a.ended_at >= g.started_at - :longest"
     " AND a.ended_at <= g.published_at WHERE g.id = :generation"
     " AND NOT pg_visible_in_snapshot(a.ended_xid::text::xid8, g.snapshot::pg_snapshot)"

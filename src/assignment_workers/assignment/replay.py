@@ -6,11 +6,10 @@ which rank. It knows nothing of the database: facts in, breaches out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
-from uuid import UUID
 
 from assignment_workers.assignment.board import Board
 from assignment_workers.assignment.turn import EventKind
@@ -30,7 +29,7 @@ class Fact(NamedTuple):
     queue: str | None
     user_id: int | None
     agent_id: int | None
-    assignment_id: UUID | None
+    assignment_id: str | None
     request_id: str | None
     generation_id: int | None
     rank: int | None = None
@@ -46,11 +45,11 @@ class Breach:
     what: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Hold:
     """An active assignment."""
 
-    assignment: UUID
+    assignment: str
     agent: int
     user: int
     lease_until: datetime
@@ -73,7 +72,7 @@ class Replay:
         self._bound = bound
         self._at: datetime | None = None
         self._term: int | None = None
-        self._holds: dict[UUID, Hold] = {}
+        self._holds: dict[str, Hold] = {}
         self._by_user: dict[int, Hold] = {}
         self._by_agent: dict[int, Hold] = {}
         self._published: dict[str, int] = {}
@@ -86,7 +85,7 @@ class Replay:
         """By agent: when they skipped whom, the earliest first."""
         self._resting: dict[int, datetime] = {}
         """By user: until when they are not offered to anybody."""
-        self._completed: dict[int, UUID] = {}
+        self._completed: dict[int, str] = {}
         """By user: their last completed assignment."""
         self._requests: set[str] = set()
         self._tellers: dict[str, Callable[[Fact], None]] = {
@@ -115,9 +114,7 @@ class Replay:
 
     def had_skipped(self, agent: int, user: int, at: datetime) -> None:
         """This agent had skipped this user before the first fact happened."""
-        skipped = self._skipped.setdefault(agent, {})
-        skipped.pop(user, None)
-        skipped[user] = at
+        self._skipped.setdefault(agent, {})[user] = at
         self._resting[user] = at + self._settings.skip_everyone
 
     def had_published(self, queue: str, generation: int) -> None:
@@ -139,32 +136,26 @@ class Replay:
         elif fact.kind not in OUTSIDE_THE_LINE:
             self._breach(9, fact, f"{fact.kind} under no term")
         for board in self._boards.values():
-            board.promote(fact.at)
+            if board.waiting:
+                board.promote(fact.at)
         teller(fact)
 
-    def publish(
-        self, fact: Fact, ranks: Mapping[int, int], *, missed: Collection[UUID] = frozenset()
-    ) -> None:
-        """The next fact is that a generation is published: these are the ranks in it, by user.
+    def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
+        """The next fact is that a generation is published: `ranks` in it by user, the best first.
 
-        `missed`: completed assignments that its build did not see.
+        It is the board's from now on. `missed`: the completed assignments that its build did not
+        see, each with its user.
         """
         self.tell(fact)
         if fact.queue is None or fact.generation_id is None:
             return
-        board = self._boards[fact.queue] = Board(fact.generation_id)
-        for user, rank in ranks.items():
-            held = user in self._by_user
-            if not held and self._completed.get(user) in missed:
-                continue
-            board.ranks[user] = rank
-            if held:
-                continue
-            rested = self._resting.get(user)
-            if rested is not None and rested > fact.at:
-                board.wait(user, rested)
-            else:
-                board.make_ready(user)
+        for assignment, user in missed.items():
+            if self._completed.get(user) == assignment and user not in self._by_user:
+                ranks.pop(user, None)
+        self._resting = {user: at for user, at in self._resting.items() if at > fact.at}
+        self._boards[fact.queue] = Board.of(
+            fact.generation_id, ranks, held=self._by_user.keys(), resting=self._resting
+        )
 
     def finish(self, now: datetime) -> None:
         """The history ends here."""
