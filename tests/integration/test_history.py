@@ -387,8 +387,24 @@ EVENTS: list[tuple[Forgery, dict[int, int]]] = [
     (f"DELETE FROM {E} WHERE kind IN ('queue_paused', 'queue_resumed')", {6: 1}),
     (f"DELETE FROM {E} WHERE kind = 'queue_resumed'", {6: 3, 11: 1}),
     (f"DELETE FROM {E} WHERE kind = 'skipped'", {1: 2, 11: 1}),
+    ("DELETE FROM assignment.entries WHERE generation_id = 2", {4: 2}),
 ]
-"""What is done to the events, and how many breaches of which guarantee it makes."""
+"""What is done to the events or entries, and how many breaches of which guarantee it makes."""
+
+
+def test_the_order_of_a_generation_whose_entries_are_gone_is_not_judged(run: Run) -> None:
+    with run.engine.connect() as connection:
+        connection.execute(text("DROP TABLE assignment.entries_1"))
+        connection.execute(
+            text(
+                f"UPDATE {E} SET details = jsonb_set(details, '{{rank}}', '9')"
+                f" WHERE kind = 'assigned' AND generation_id = 1 AND agent_id = 1"
+            )
+        )
+        connection.execute(
+            text(f"UPDATE {A} SET rank = 9 WHERE generation_id = 1 AND agent_id = 1")
+        )
+        assert breaches(run, connection) == []
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ SETTINGS = Settings.from_environment({})
 BEGAN = datetime(2026, 3, 2, 9, tzinfo=UTC)
 QUEUE, OTHER = "unsigned_users", "outstanding_requests"
 SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
 BOUND = timedelta(seconds=60)
 
 
@@ -145,6 +146,16 @@ def a_renewed_hold_outlasts_its_first_lease(told: Teller) -> None:
     told.ended(EventKind.COMPLETED, 101, 1, number)  # late, and nothing had ended it before
 
 
+def a_hold_stands_while_nobody_leads(told: Teller) -> None:
+    told.published(101, 102)
+    first = told.assigned(101, 1, rank=1)
+    told.wait(8 * HOUR)
+    told.begin_term(2)
+    told.wait(BOUND - SECOND)
+    told.ended(EventKind.EXPIRED, 101, 1, first)
+    told.assigned(101, 2, rank=1)
+
+
 def a_skipped_user_comes_back_to_others_and_then_to_the_agent(told: Teller) -> None:
     told.published(101, 102, 103)
     told.ended(EventKind.SKIPPED, 101, 1, told.assigned(101, 1, rank=1))
@@ -182,6 +193,18 @@ def a_build_brings_in_what_it_missed(told: Teller) -> None:
     told.ended(EventKind.COMPLETED, 102, 3, told.assigned(102, 3, rank=2))
     told.published(101, 104)  # called again later, and the build has seen all
     told.assigned(101, 2, rank=1)
+
+
+def a_user_whom_a_build_missed_is_held_again_when_it_is_published(told: Teller) -> None:
+    told.published(101, 102)
+    first = told.assigned(101, 1, rank=1)
+    told.ended(EventKind.COMPLETED, 101, 1, first)
+    told.published(101, queue=OTHER)
+    second = told.assigned(101, 2, rank=1, queue=OTHER)
+    told.published(101, 102, missed={first: 101, 77: 102})  # 77 ended at that instant, but after it
+    told.ended(EventKind.RELEASED, 101, 2, second)
+    told.ended(EventKind.COMPLETED, 101, 1, told.assigned(101, 1, rank=1))
+    told.assigned(102, 2, rank=2)
 
 
 def a_converted_user_is_offered_no_more(told: Teller) -> None:
@@ -242,9 +265,11 @@ def what_stood_before_the_first_event_is_known(told: Teller) -> None:
 GOOD = [
     agents_ask_and_finish_while_everything_is_rebuilt,
     a_renewed_hold_outlasts_its_first_lease,
+    a_hold_stands_while_nobody_leads,
     a_skipped_user_comes_back_to_others_and_then_to_the_agent,
     a_held_user_keeps_their_place_over_a_publication,
     a_build_brings_in_what_it_missed,
+    a_user_whom_a_build_missed_is_held_again_when_it_is_published,
     a_converted_user_is_offered_no_more,
     a_paused_dialer_queue_is_resumed,
     a_callback_is_promised_with_its_completion,
@@ -497,6 +522,23 @@ def ended_long_after_its_lease(told: Teller) -> None:
     told.ended(EventKind.EXPIRED, 101, 1, number)
 
 
+def ended_long_after_its_lease_though_the_line_went_on(told: Teller) -> None:
+    number = told.assigned(101, 1, rank=1)
+    told.wait(SETTINGS.lease + BOUND)
+    told.tell(EventKind.RACE)
+    told.wait(8 * HOUR)
+    told.begin_term(2)
+    told.ended(EventKind.EXPIRED, 101, 1, number)
+
+
+def ended_long_after_somebody_led_again(told: Teller) -> None:
+    number = told.assigned(101, 1, rank=1)
+    told.wait(8 * HOUR)
+    told.begin_term(2)
+    told.wait(BOUND)
+    told.ended(EventKind.EXPIRED, 101, 1, number)
+
+
 def renewed_long_after_its_lease(told: Teller) -> None:
     number = told.assigned(101, 1, rank=1)
     told.wait(SETTINGS.lease + BOUND)
@@ -629,6 +671,8 @@ FORGED: list[tuple[Callable[[Teller], None], set[int]]] = [
     (expired_too_early, {7}),
     (expired_before_its_renewed_lease, {7}),
     (ended_long_after_its_lease, {7}),
+    (ended_long_after_its_lease_though_the_line_went_on, {7}),
+    (ended_long_after_somebody_led_again, {7}),
     (renewed_long_after_its_lease, {7}),
     (leased_for_too_long, {7}),
     (ended_by_another_agent, {8}),

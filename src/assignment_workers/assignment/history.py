@@ -36,9 +36,9 @@ def check(connection: Connection, *, settings: Settings, bound: timedelta) -> li
     """What the whole history of this database breaks; empty for a good one.
 
     `settings` must be those that the run had. `bound`: how long after its lease a hold may still
-    stand. What happened before `history_retention` is not replayed, for its events may be gone. The
-    database's clock must not have been set back. Reads one snapshot, so a stack may be running;
-    `connection` must not be in a transaction yet.
+    stand while somebody leads. What happened before `history_retention` is not replayed, for its
+    events may be gone. The database's clock must not have been set back. Reads one snapshot, so a
+    stack may be running; `connection` must not be in a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, settings=settings, bound=bound)
@@ -51,11 +51,13 @@ def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> li
     replay = Replay(settings, bound=bound)
     _what_stood(connection, replay, since, settings)
     for fact in facts(connection, since):
-        number, is_published = fact.generation_id, fact.kind == EventKind.GENERATION_PUBLISHED
-        if number and is_published and (ranks := _ranks(connection, number, since)):
-            replay.publish(fact, ranks, missed=_missed(connection, number))
-        else:
+        number, ranks = fact.generation_id, None
+        if number is not None and fact.kind == EventKind.GENERATION_PUBLISHED:
+            ranks = _ranks(connection, number, since)
+        if number is None or ranks is None:
             replay.tell(fact)
+        else:
+            replay.publish(fact, ranks, missed=_missed(connection, number))
     replay.finish(now)
     return [*replay.breaches, *_disagreements(connection, settings, now)]
 
@@ -84,15 +86,15 @@ def _what_stood(
         replay.had_paused(queue)
 
 
-def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int]:
-    """The ranks of a generation by user, the best first; nothing where they cannot be known.
+def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int] | None:
+    """The ranks of a generation by user, the best first; None where they cannot be known.
 
     That is one that was purged, and one whose build may have missed what happened before `since`.
     """
     given = {"generation": generation, "name": partition(generation)}
     begun = {"since": since + LONGEST_TURN}
     if not connection.execute(_IS_KEPT, given | begun).scalar_one_or_none():
-        return {}
+        return None
     users, ranks = connection.execute(_RANKS, given).one()
     return dict(zip(users or (), ranks or (), strict=True))
 

@@ -63,7 +63,7 @@ class Replay:
     """Told the facts in the order of their ids; `breaches` is what they break so far.
 
     `settings` must be those that the run had. `bound`: how long after its lease a hold may still
-    stand. A fact costs a few microseconds, whatever the size of the generations.
+    stand while somebody leads. A fact costs a few microseconds, whatever a generation's size.
     """
 
     def __init__(self, settings: Settings, *, bound: timedelta) -> None:
@@ -72,6 +72,8 @@ class Replay:
         self._bound = bound
         self._at: datetime | None = None
         self._term: int | None = None
+        self._silences: list[tuple[datetime, datetime]] = []
+        """From the last event of a term until the next term began: perhaps nobody led."""
         self._holds: dict[str, Hold] = {}
         self._by_user: dict[int, Hold] = {}
         self._by_agent: dict[int, Hold] = {}
@@ -160,7 +162,7 @@ class Replay:
     def finish(self, now: datetime) -> None:
         """The history ends here."""
         for hold in self._holds.values():
-            if hold.lease_until + self._bound < now:
+            if now > self._due(hold):
                 what = f"assignment {hold.assignment} has outlived its lease"
                 self.breaches.append(Breach(7, 0, what))
         if self._retired is not None:
@@ -168,9 +170,11 @@ class Replay:
 
     def _line(self, fact: Fact, term: int) -> None:
         """Turns follow one another, in the order of their terms; a publication is one turn."""
-        if self._at is not None and fact.at < self._at:
-            self._breach(9, fact, f"of {fact.at}, after an event of {self._at}")
-        self._at = fact.at
+        before, self._at = self._at, fact.at
+        if before is not None and fact.at < before:
+            self._breach(9, fact, f"of {fact.at}, after an event of {before}")
+        if before is not None and fact.kind == EventKind.TERM_BEGUN:
+            self._silences.append((before, fact.at))
         if term != self._term or fact.kind == EventKind.TERM_BEGUN:
             self._change_term(fact, term)
         if self._retired is not None and fact.kind != EventKind.GENERATION_PUBLISHED:
@@ -304,10 +308,18 @@ class Replay:
             self._breach(8, fact, f"{fact.kind} by agent {fact.agent_id}, held by {hold.agent}")
         if hold.user != fact.user_id:
             self._breach(11, fact, f"{fact.kind} tells of user {fact.user_id}, held is {hold.user}")
-        if fact.at > hold.lease_until + self._bound:
+        if fact.at > self._due(hold):
             late = fact.at - hold.lease_until
             self._breach(7, fact, f"assignment {hold.assignment} stood {late} after its lease")
         return hold
+
+    def _due(self, hold: Hold) -> datetime:
+        """When the hold must have ended: nobody could end it while nobody led."""
+        due = hold.lease_until + self._bound
+        for stopped, begun in self._silences:
+            if stopped <= due < begun:
+                due = begun + self._bound
+        return due
 
     def _taken_out(self, fact: Fact) -> None:
         if fact.user_id is None or fact.generation_id is None:
