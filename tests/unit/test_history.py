@@ -61,7 +61,7 @@ class Teller:
             self.tell(EventKind.GENERATION_RETIRED, queue=queue, generation_id=before)
             self.now -= SECOND
         fact = self._fact(EventKind.GENERATION_PUBLISHED, queue=queue, generation_id=number)
-        ranks = {user: rank for rank, user in enumerate(users, start=1)}
+        ranks = {user: rank for rank, user in reversed([*enumerate(users, start=1)])}
         self.replay.publish(
             fact, ranks, missed={name(number): user for number, user in (missed or {}).items()}
         )
@@ -159,11 +159,25 @@ def a_hold_stands_while_nobody_leads(told: Teller) -> None:
 def a_skipped_user_comes_back_to_others_and_then_to_the_agent(told: Teller) -> None:
     told.published(101, 102, 103)
     told.ended(EventKind.SKIPPED, 101, 1, told.assigned(101, 1, rank=1))
-    told.wait(SETTINGS.skip_everyone)
-    told.ended(EventKind.RELEASED, 102, 1, told.assigned(102, 1, rank=2))
+    told.wait(SETTINGS.skip_everyone - SECOND)
     told.ended(EventKind.RELEASED, 101, 2, told.assigned(101, 2, rank=1))
+    told.ended(EventKind.RELEASED, 102, 1, told.assigned(102, 1, rank=2))
     told.wait(SETTINGS.skip_agent - SETTINGS.skip_everyone)
     told.assigned(101, 1, rank=1)
+
+
+def users_who_rest_over_a_publication_come_back_one_by_one(told: Teller) -> None:
+    told.published(101, 102, 103)
+    told.ended(EventKind.SKIPPED, 101, 1, told.assigned(101, 1, rank=1))
+    told.wait(SETTINGS.skip_everyone - 5 * SECOND)
+    told.ended(EventKind.SKIPPED, 102, 1, told.assigned(102, 1, rank=2))
+    told.wait(5 * SECOND)
+    told.ended(EventKind.SKIPPED, 101, 2, told.assigned(101, 2, rank=1))
+    told.published(101, 102, 103)
+    told.wait(SETTINGS.skip_everyone - 9 * SECOND)
+    told.ended(EventKind.RELEASED, 102, 3, told.assigned(102, 3, rank=2))
+    told.wait(5 * SECOND)
+    told.assigned(101, 3, rank=1)
 
 
 def a_held_user_keeps_their_place_over_a_publication(told: Teller) -> None:
@@ -267,6 +281,7 @@ GOOD = [
     a_renewed_hold_outlasts_its_first_lease,
     a_hold_stands_while_nobody_leads,
     a_skipped_user_comes_back_to_others_and_then_to_the_agent,
+    users_who_rest_over_a_publication_come_back_one_by_one,
     a_held_user_keeps_their_place_over_a_publication,
     a_build_brings_in_what_it_missed,
     a_user_whom_a_build_missed_is_held_again_when_it_is_published,
@@ -398,6 +413,13 @@ def passed_over_for_one_that_was_skipped(told: Teller) -> None:
     told.assigned(103, 1, rank=3)
 
 
+def passed_over_though_it_was_another_who_skipped(told: Teller) -> None:
+    told.ended(EventKind.SKIPPED, 101, 1, told.assigned(101, 1, rank=1))
+    told.wait(SETTINGS.skip_everyone)
+    told.assigned(102, 1, rank=2)
+    told.assigned(103, 2, rank=3)
+
+
 def passed_over_after_a_rest(told: Teller) -> None:
     told.ended(EventKind.SKIPPED, 101, 1, told.assigned(101, 1, rank=1))
     told.wait(SETTINGS.skip_everyone)
@@ -482,6 +504,13 @@ def offered_after_it_was_taken_out(told: Teller) -> None:
 def offered_after_conversion(told: Teller) -> None:
     told.tell(EventKind.CONVERTED, user_id=101)
     told.assigned(101, 1, rank=1)
+
+
+def offered_after_conversion_while_resting(told: Teller) -> None:
+    told.ended(EventKind.SKIPPED, 101, 1, told.assigned(101, 1, rank=1))
+    told.tell(EventKind.CONVERTED, user_id=101)
+    told.wait(SETTINGS.skip_everyone)
+    told.assigned(101, 2, rank=1)
 
 
 def request_answered_twice(told: Teller) -> None:
@@ -649,6 +678,7 @@ FORGED: list[tuple[Callable[[Teller], None], set[int]]] = [
     (better_rank_passed_over, {4}),
     (passed_over_once_more, {4}),
     (passed_over_for_one_that_was_skipped, {4}),
+    (passed_over_though_it_was_another_who_skipped, {4}),
     (passed_over_after_a_rest, {4}),
     (passed_over_by_the_agent_as_soon_as_the_skip_is_over, {4}),
     (passed_over_after_a_hold_over_a_publication, {4}),
@@ -664,6 +694,7 @@ FORGED: list[tuple[Callable[[Teller], None], set[int]]] = [
     (offered_after_a_hold_over_a_publication_was_completed, {4}),
     (offered_after_it_was_taken_out, {4}),
     (offered_after_conversion, {4}),
+    (offered_after_conversion_while_resting, {4}),
     (request_answered_twice, {5}),
     (handed_out_while_paused, {6}),
     (handed_out_while_paused_since_long, {6}),

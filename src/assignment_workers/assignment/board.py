@@ -34,8 +34,8 @@ class Board:
     ) -> Board:
         """A generation at its publication: who is in it, held users and who rests until when."""
         ready = ranks.keys() - held - resting.keys()
-        waiting = [(at, user) for user, at in resting.items() if user in ranks and user not in held]
-        heap = [(rank, user) for user, rank in ranks.items() if user in ready]
+        heap = [(rank, user) for user, rank in ranks.items()]
+        waiting = [(at, user) for user, at in resting.items() if user not in held]
         heapq.heapify(waiting)
         heapq.heapify(heap)
         return cls(generation, ranks, ready, heap, waiting)

@@ -87,7 +87,7 @@ def _what_stood(
 
 
 def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int] | None:
-    """The ranks of a generation by user, the best first; None where they cannot be known.
+    """The ranks of a generation by user; None where its order cannot be known.
 
     That is one that was purged, and one whose build may have missed what happened before `since`.
     """
@@ -158,8 +158,8 @@ _IS_KEPT = text(
 )
 
 _RANKS = text(
-    "SELECT array_agg(user_id ORDER BY rank), array_agg(rank ORDER BY rank)"
-    " FROM assignment.entries WHERE generation_id = :generation"
+    "SELECT array_agg(user_id), array_agg(rank) FROM assignment.entries"
+    " WHERE generation_id = :generation"
 )
 
 # The build's snapshot says it exactly; the times are there for the index on `ended_at`.

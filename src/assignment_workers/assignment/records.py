@@ -147,7 +147,7 @@ HOLDS = (
             SELECT assignment_id, max((details->>'lease_expires_at')::timestamptz) AS until
             FROM assignment.events WHERE kind IN ('assigned', 'renewed') GROUP BY assignment_id
         ) AS e ON e.assignment_id = a.id
-        WHERE a.claimed_at >= :since AND a.lease_expires_at IS DISTINCT FROM e.until
+        WHERE a.lease_expires_at IS DISTINCT FROM e.until
         """,
     ),
 )
@@ -205,7 +205,7 @@ ANSWERS = (
         """
         SELECT 'request ' || r.request_id
         FROM assignment.requests r JOIN assignment.assignments a ON a.id = r.assignment_id
-        WHERE NOT r.answered_at BETWEEN a.claimed_at AND coalesce(a.ended_at, 'infinity')
+        WHERE NOT r.answered_at BETWEEN a.claimed_at AND a.ended_at
         """,
     ),
     Record(

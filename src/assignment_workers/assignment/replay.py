@@ -143,10 +143,10 @@ class Replay:
         teller(fact)
 
     def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
-        """The next fact is that a generation is published: `ranks` in it by user, the best first.
+        """The next fact is that a generation is published: these are the ranks in it, by user.
 
-        It is the board's from now on. `missed`: the completed assignments that its build did not
-        see, each with its user.
+        `ranks` is the board's from now on. `missed`: the completed assignments that its build did
+        not see, each with its user.
         """
         self.tell(fact)
         if fact.queue is None or fact.generation_id is None:
