@@ -64,8 +64,8 @@ def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> li
 
 def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
     """The events from that instant on, in their order, a few thousand at a time."""
-    rows = connection.execution_options(stream_results=True, yield_per=10_000).execute(
-        _FACTS, {"since": since}
+    rows = connection.execute(
+        _FACTS, {"since": since}, execution_options={"stream_results": True, "yield_per": 10_000}
     )
     with rows:
         yield from map(Fact._make, rows)
