@@ -82,6 +82,12 @@ def database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
     yield from _new_database(postgres_server, template=migrated_template)
 
 
+@pytest.fixture(scope="module")
+def module_database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    """As `database_url`, for all the tests of a module: each leaves it as it was."""
+    yield from _new_database(postgres_server, template=migrated_template)
+
+
 @pytest.fixture
 def redis_url(valkey_server: str) -> str:
     """A Redis database, empty; tests take turns with 1 to 15."""

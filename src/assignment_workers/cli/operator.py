@@ -11,11 +11,12 @@ import typer
 
 from assignment_workers.assignment.answers import Done, Refused, Unavailable
 from assignment_workers.assignment.doctor import Finding, examine
+from assignment_workers.assignment.history import check
 from assignment_workers.assignment.levels import unpublished
 from assignment_workers.assignment.status import Status
 from assignment_workers.assignment.status import status as read_status
 from assignment_workers.cli.agent import line
-from assignment_workers.cli.servers import client, database
+from assignment_workers.cli.servers import client, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import Built, Client
 from assignment_workers.errors import UsageError
@@ -24,6 +25,9 @@ from assignment_workers.sequencer.term import APPLICATION
 
 BUILD_AT_MOST = timedelta(minutes=30)
 PUBLISH_SECONDS = 30.0
+HISTORY_AT_MOST = timedelta(minutes=15)
+"""For one statement of the history check: millions of events take tens of seconds."""
+HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
 
@@ -191,10 +195,17 @@ def doctor(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be mended.")
     ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Replay all recorded events too.")
+    ] = False,
     json: AsJson = False,
 ) -> int:
-    """Check every guarantee that the database can show. Exit 1 when one is broken."""
-    findings = _examine()
+    """Check every guarantee that the database can show. Exit 1 when one is broken.
+
+    --history needs the settings of the run: lease, rests and retention.
+    """
+    past = _replayed() if history else []
+    findings = _examine() + past
     broken = [each for each in findings if not each.ok]
     mendable = [each for each in broken if each.repairable]
     if repair and mendable and not dry_run:
@@ -203,7 +214,7 @@ def doctor(
         if not isinstance(answer, Done):
             complain(line(answer))
             return 1
-        findings = _examine()
+        findings = _examine() + past
         broken = [each for each in findings if not each.ok]
     if json:
         as_json(findings)
@@ -230,3 +241,24 @@ def doctor(
 def _examine() -> list[Finding]:
     with database() as connection:
         return examine(connection)
+
+
+def _replayed() -> list[Finding]:
+    """What the history breaks, a finding for each guarantee; one that is good if it breaks none."""
+    with database(patience=HISTORY_AT_MOST) as connection:
+        breaches = check(connection, settings=settings(), bound=HELD_AFTER_LEASE_AT_MOST)
+    broken: dict[int | None, list[str]] = {} if breaches else {None: []}
+    for each in breaches:
+        at = f"event {each.event}: " if each.event else ""
+        broken.setdefault(each.guarantee, []).append(at + each.what)
+    return [
+        Finding(
+            check="the recorded history breaks nothing",
+            guarantee=guarantee,
+            ok=not said,
+            count=len(said),
+            examples=said[:5],
+            repairable=False,
+        )
+        for guarantee, said in broken.items()
+    ]

@@ -16,7 +16,7 @@ from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
-COMMAND_SECONDS = 30
+COMMAND_AT_MOST = timedelta(seconds=30)
 
 
 def settings() -> Settings:
@@ -38,15 +38,17 @@ def client() -> Iterator[Client]:
 
 
 @contextmanager
-def database(*, checked: bool = True) -> Iterator[Connection]:
-    """A connection to the database.
+def database(
+    *, checked: bool = True, patience: timedelta = COMMAND_AT_MOST
+) -> Iterator[Connection]:
+    """A connection to the database, on which no statement lasts longer than `patience`.
 
     Raises `DatabaseUnavailable`, and `SchemaMismatch` if `checked`.
     """
     made = connect(
         resolved().database,
         name="assignment-workers command",
-        statement_timeout=timedelta(seconds=COMMAND_SECONDS),
+        statement_timeout=patience,
         pool_size=1,
     )
     try:

@@ -1,0 +1,381 @@
+"""Replays a run, event by event, against a small model of it, and collects what it breaks.
+
+The model knows who holds whom until when, what is published and paused, and who is claimable at
+which rank. It knows nothing of the database: facts in, breaches out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from assignment_workers.assignment.board import Board
+from assignment_workers.assignment.turn import EventKind
+from assignment_workers.settings import Settings
+
+
+class Fact(NamedTuple):
+    """One event as far as the check needs it: `rank` of a grant, the lease of a grant or renewal.
+
+    `term` is that of a change made in a turn; None for what was recorded outside the line.
+    """
+
+    id: int
+    at: datetime
+    kind: str
+    term: int | None
+    queue: str | None
+    user_id: int | None
+    agent_id: int | None
+    assignment_id: str | None
+    request_id: str | None
+    generation_id: int | None
+    rank: int | None = None
+    lease_expires_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A guarantee that the history breaks, and the event at which it does; 0 where a row does."""
+
+    guarantee: int
+    event: int
+    what: str
+
+
+@dataclass(slots=True)
+class Hold:
+    """An active assignment."""
+
+    assignment: str
+    agent: int
+    user: int
+    lease_until: datetime
+
+
+OUTSIDE_THE_LINE = {EventKind.GENERATION_FAILED, EventKind.RACE}
+"""What may be recorded under no term: it changes nothing of who may be handed out."""
+
+
+class Replay:
+    """Told the facts in the order of their ids; `breaches` is what they break so far.
+
+    `settings` must be those that the run had. `bound`: how long after its lease a hold may still
+    stand while somebody leads. A fact costs a few microseconds, whatever a generation's size.
+    """
+
+    def __init__(self, settings: Settings, *, bound: timedelta) -> None:
+        self.breaches: list[Breach] = []
+        self._settings = settings
+        self._bound = bound
+        self._at: datetime | None = None
+        self._term: int | None = None
+        self._silences: list[tuple[datetime, datetime]] = []
+        """From the last event of a term until the next term began: perhaps nobody led."""
+        self._holds: dict[str, Hold] = {}
+        self._by_user: dict[int, Hold] = {}
+        self._by_agent: dict[int, Hold] = {}
+        self._published: dict[str, int] = {}
+        self._retired: Fact | None = None
+        """The fact that a generation was retired, until the next one is published."""
+        self._failed: set[int] = set()
+        self._boards: dict[str, Board] = {}
+        self._paused: set[str] = set()
+        self._skipped: dict[int, dict[int, datetime]] = {}
+        """By agent: when they skipped whom, the earliest first."""
+        self._resting: dict[int, datetime] = {}
+        """By user: until when they are not offered to anybody."""
+        self._completed: dict[int, str] = {}
+        """By user: their last completed assignment."""
+        self._requests: set[str] = set()
+        self._tellers: dict[str, Callable[[Fact], None]] = {
+            EventKind.ASSIGNED: self._assigned,
+            EventKind.COMPLETED: self._was_completed,
+            EventKind.SKIPPED: self._was_skipped,
+            EventKind.RELEASED: self._given_back,
+            EventKind.EXPIRED: self._expired,
+            EventKind.RENEWED: self._renewed,
+            EventKind.CALLBACK_PROMISED: self._promised,
+            EventKind.TAKEN_OUT: self._taken_out,
+            EventKind.CONVERTED: self._converted,
+            EventKind.GENERATION_PUBLISHED: self._was_published,
+            EventKind.GENERATION_RETIRED: self._was_retired,
+            EventKind.GENERATION_FAILED: self._was_failed,
+            EventKind.QUEUE_PAUSED: self._was_paused,
+            EventKind.QUEUE_RESUMED: self._was_resumed,
+            EventKind.TERM_BEGUN: self._nothing,
+            EventKind.RACE: self._nothing,
+        }
+
+    def stood(self, hold: Hold) -> None:
+        """This hold stood already when the first fact happened."""
+        self._holds[hold.assignment] = hold
+        self._by_user[hold.user] = self._by_agent[hold.agent] = hold
+
+    def had_skipped(self, agent: int, user: int, at: datetime) -> None:
+        """This agent had skipped this user before the first fact happened."""
+        self._skipped.setdefault(agent, {})[user] = at
+        self._resting[user] = at + self._settings.skip_everyone
+
+    def had_published(self, queue: str, generation: int) -> None:
+        """This generation was published when the first fact happened; its ranks are not known."""
+        self._published[queue] = generation
+
+    def had_paused(self, queue: str) -> None:
+        """This dialer queue was paused when the first fact happened."""
+        self._paused.add(queue)
+
+    def tell(self, fact: Fact) -> None:
+        """The next fact."""
+        teller = self._tellers.get(fact.kind)
+        if teller is None:
+            self._breach(11, fact, f"{fact.kind} is no kind of event")
+            return
+        if fact.term is not None:
+            self._line(fact, fact.term)
+        elif fact.kind not in OUTSIDE_THE_LINE:
+            self._breach(9, fact, f"{fact.kind} under no term")
+        for board in self._boards.values():
+            if board.waiting:
+                board.promote(fact.at)
+        teller(fact)
+
+    def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
+        """The next fact is that a generation is published: these are the ranks in it, by user.
+
+        `ranks` is the board's from now on. `missed`: the completed assignments that its build did
+        not see, each with its user.
+        """
+        self.tell(fact)
+        if fact.queue is None or fact.generation_id is None:
+            return
+        for assignment, user in missed.items():
+            if self._completed.get(user) == assignment and user not in self._by_user:
+                ranks.pop(user, None)
+        self._resting = {user: at for user, at in self._resting.items() if at > fact.at}
+        self._boards[fact.queue] = Board.of(
+            fact.generation_id, ranks, held=self._by_user.keys(), resting=self._resting
+        )
+
+    def finish(self, now: datetime) -> None:
+        """The history ends here."""
+        for hold in self._holds.values():
+            if now > self._due(hold):
+                what = f"assignment {hold.assignment} has outlived its lease"
+                self.breaches.append(Breach(7, 0, what))
+        if self._retired is not None:
+            self._breach(2, self._retired, "a generation was retired and none published")
+
+    def _line(self, fact: Fact, term: int) -> None:
+        """Turns follow one another, in the order of their terms; a publication is one turn."""
+        before, self._at = self._at, fact.at
+        if before is not None and fact.at < before:
+            self._breach(9, fact, f"of {fact.at}, after an event of {before}")
+        if before is not None and fact.kind == EventKind.TERM_BEGUN:
+            self._silences.append((before, fact.at))
+        if term != self._term or fact.kind == EventKind.TERM_BEGUN:
+            self._change_term(fact, term)
+        if self._retired is not None and fact.kind != EventKind.GENERATION_PUBLISHED:
+            self._breach(2, fact, f"{fact.kind} before the next generation is published")
+            self._retired = None
+
+    def _change_term(self, fact: Fact, term: int) -> None:
+        known, self._term = self._term, max(self._term or term, term)
+        if known is None:
+            return
+        if fact.kind == EventKind.TERM_BEGUN:
+            if term != known + 1:
+                self._breach(9, fact, f"term {term} begins after term {known}")
+        elif term < known:
+            self._breach(9, fact, f"{fact.kind} of term {term} after term {known} began")
+        else:
+            self._breach(9, fact, f"{fact.kind} of term {term}, which has not begun")
+
+    def _assigned(self, fact: Fact) -> None:
+        user, agent, assignment, request = (
+            fact.user_id,
+            fact.agent_id,
+            fact.assignment_id,
+            fact.request_id,
+        )
+        if user is None or agent is None or assignment is None or request is None:
+            self._breach(11, fact, "assigned: a user, agent, assignment or request is not named")
+            return
+        if request in self._requests:
+            self._breach(5, fact, f"request {request} is answered with a second user")
+        self._requests.add(request)
+        if held := self._by_user.get(user):
+            self._breach(1, fact, f"user {user} is held by agent {held.agent} and given to {agent}")
+        else:
+            self._in_order(fact, user, agent)
+        if held := self._by_agent.get(agent):
+            self._breach(1, fact, f"agent {agent} holds user {held.user} already")
+        if fact.queue in self._paused:
+            self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
+        self.stood(Hold(assignment, agent, user, self._leased(fact, fact.at)))
+        for board in self._boards.values():
+            board.hold(user)
+
+    def _in_order(self, fact: Fact, user: int, agent: int) -> None:
+        """The best who may be had of the published generation, as far as its ranks are known."""
+        queue = fact.queue or ""
+        generation = self._published.get(queue)
+        if generation is None or fact.generation_id != generation:
+            self._breach(2, fact, f"generation {fact.generation_id} is not the published one")
+            return
+        not_for = self._not_for(agent, fact.at)
+        if user in not_for:
+            self._breach(4, fact, f"agent {agent} skipped user {user} at {not_for[user]}")
+        board = self._boards.get(queue)
+        if board is None:
+            return
+        rank = board.ranks.get(user)
+        if rank is None or user not in board.ready:
+            self._breach(4, fact, f"user {user} was not claimable in generation {generation}")
+        elif fact.rank != rank:
+            self._breach(4, fact, f"user {user} has rank {rank}, not {fact.rank}")
+        elif better := board.passed_over(rank, not_for):
+            self._breach(4, fact, f"user {better} has a better rank than user {user}")
+
+    def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
+        """Whom the agent has skipped lately, and when: they are not offered to the agent again."""
+        skipped = self._skipped.get(agent, {})
+        since = now - self._settings.skip_agent
+        while skipped and next(iter(skipped.values())) <= since:
+            del skipped[next(iter(skipped))]
+        return skipped
+
+    def _leased(self, fact: Fact, earlier: datetime) -> datetime:
+        """Until when the fact leases: no longer than a lease from now, or what was leased."""
+        latest = max(earlier, fact.at + self._settings.lease)
+        if fact.lease_expires_at is None:
+            self._breach(11, fact, f"assignment {fact.assignment_id}: no lease is named")
+            return latest
+        if fact.lease_expires_at > latest:
+            self._breach(7, fact, f"assignment {fact.assignment_id} has too long a lease")
+        return fact.lease_expires_at
+
+    def _renewed(self, fact: Fact) -> None:
+        if hold := self._owned(fact):
+            hold.lease_until = self._leased(fact, hold.lease_until)
+
+    def _expired(self, fact: Fact) -> None:
+        hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
+        if hold is not None and fact.at < hold.lease_until:
+            self._breach(7, fact, f"assignment {hold.assignment} expired before its lease lapsed")
+        self._given_back(fact)
+
+    def _given_back(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            for board in self._boards.values():
+                board.make_ready(hold.user)
+
+    def _was_skipped(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            self.had_skipped(hold.agent, hold.user, fact.at)
+            for board in self._boards.values():
+                board.wait(hold.user, self._resting[hold.user])
+
+    def _was_completed(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            self._completed[hold.user] = hold.assignment
+            for board in self._boards.values():
+                board.drop(hold.user)
+
+    def _promised(self, fact: Fact) -> None:
+        if fact.user_id is None or self._completed.get(fact.user_id) != fact.assignment_id:
+            self._breach(10, fact, f"a callback for {fact.assignment_id}, which was not completed")
+
+    def _ended(self, fact: Fact) -> Hold | None:
+        hold = self._owned(fact)
+        if hold is None:
+            return None
+        del self._holds[hold.assignment]
+        for holds, key in ((self._by_user, hold.user), (self._by_agent, hold.agent)):
+            if holds.get(key) is hold:
+                del holds[key]
+        return hold
+
+    def _owned(self, fact: Fact) -> Hold | None:
+        """The active assignment that the fact is about, which must be its agent's."""
+        hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
+        if hold is None:
+            self._breach(8, fact, f"assignment {fact.assignment_id} {fact.kind} while not active")
+            return None
+        if hold.agent != fact.agent_id:
+            self._breach(8, fact, f"{fact.kind} by agent {fact.agent_id}, held by {hold.agent}")
+        if hold.user != fact.user_id:
+            self._breach(11, fact, f"{fact.kind} tells of user {fact.user_id}, held is {hold.user}")
+        if fact.at > self._due(hold):
+            late = fact.at - hold.lease_until
+            self._breach(7, fact, f"assignment {hold.assignment} stood {late} after its lease")
+        return hold
+
+    def _due(self, hold: Hold) -> datetime:
+        """When the hold must have ended: nobody could end it while nobody led."""
+        due = hold.lease_until + self._bound
+        for stopped, begun in self._silences:
+            if stopped <= due < begun:
+                due = begun + self._bound
+        return due
+
+    def _taken_out(self, fact: Fact) -> None:
+        if fact.user_id is None or fact.generation_id is None:
+            self._breach(11, fact, "taken_out: a user or generation is not named")
+            return
+        if fact.user_id in self._by_user:
+            self._breach(2, fact, f"user {fact.user_id} is taken out while held")
+        for board in self._boards.values():
+            if board.generation == fact.generation_id:
+                board.drop(fact.user_id)
+
+    def _converted(self, fact: Fact) -> None:
+        if fact.user_id is None:
+            self._breach(11, fact, "converted: no user is named")
+            return
+        if fact.user_id in self._by_user:
+            self._breach(2, fact, f"user {fact.user_id} is converted while held")
+        for board in self._boards.values():
+            board.drop(fact.user_id)
+
+    def _was_published(self, fact: Fact) -> None:
+        retired, self._retired = self._retired, None
+        queue, generation = fact.queue, fact.generation_id
+        if queue is None or generation is None:
+            self._breach(11, fact, "published: a dialer queue or generation is not named")
+            return
+        before = self._published.get(queue)
+        if before is not None and before >= generation:
+            self._breach(2, fact, f"generation {generation} follows {before}")
+        if generation in self._failed:
+            self._breach(2, fact, f"generation {generation} has failed and is published")
+        replaced = (retired.queue, retired.generation_id, retired.at) if retired else None
+        if replaced != (None if before is None else (queue, before, fact.at)):
+            self._breach(2, fact, f"{generation} is published, and what it replaces not retired")
+        self._published[queue] = generation
+        self._boards.pop(queue, None)
+
+    def _was_retired(self, fact: Fact) -> None:
+        self._retired = fact
+
+    def _was_failed(self, fact: Fact) -> None:
+        if fact.generation_id is None:
+            self._breach(11, fact, "failed: no generation is named")
+            return
+        self._failed.add(fact.generation_id)
+        if fact.generation_id in self._published.values():
+            self._breach(2, fact, f"generation {fact.generation_id} is published and has failed")
+
+    def _was_paused(self, fact: Fact) -> None:
+        self._paused.add(fact.queue or "")
+
+    def _was_resumed(self, fact: Fact) -> None:
+        self._paused.discard(fact.queue or "")
+
+    def _nothing(self, fact: Fact) -> None:
+        """Changes nothing of who may be handed out."""
+
+    def _breach(self, guarantee: int, fact: Fact, what: str) -> None:
+        self.breaches.append(Breach(guarantee, fact.id, what))
