@@ -18,6 +18,7 @@ from tests.gateway.stage import Gateway
 from tests.processes import wait_until
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
+REFUSAL = {"type", "title", "status", "detail", "outcome", "code"}
 
 
 def routes(gateway: Gateway) -> list[tuple[str, str]]:
@@ -46,7 +47,16 @@ def test_no_route_without_a_token_answers_more_than_health(gateway: Gateway) -> 
             else:
                 assert answer.status == 401, (method, path, answer.text)
                 assert answer.headers["www-authenticate"] == "Bearer"
-                assert set(answer.json) == {"type", "title", "status", "detail"}
+                assert set(answer.json) == REFUSAL
+
+
+def test_a_body_is_not_criticised_before_its_sender_is_known(gateway: Gateway) -> None:
+    for body in ("{", b"\xff", "[]", '{"agent_id": 0}'):
+        answer = gateway.post("/v1/requests", body, bearer=None)
+        assert answer.status == 401, answer.text
+        assert set(answer.json) == REFUSAL
+        known = gateway.post("/v1/requests", body)
+        assert (known.status, known.json["code"]) == (422, "malformed")
 
 
 def test_a_token_of_agent_1_acts_for_agent_1_alone(gateway: Gateway) -> None:
@@ -194,6 +204,11 @@ def test_the_openapi_document_has_an_example_of_every_outcome(gateway: Gateway) 
     examples = ask["200"]["content"]["application/json"]["examples"]
     assert set(examples) == {"assigned", "empty", "paused", "too_late"}
     assert {"401", "403", "422", "429", "503"} <= set(ask)
+    named = [each["operationId"] for item in document["paths"].values() for each in item.values()]
+    assert len(set(named)) == len(named)
+    assert {"request_next", "complete", "skip", "release", "renew", "active_assignment"} <= set(
+        named
+    )
     for item in document["paths"].values():
         for operation in item.values():
             for code, told in operation["responses"].items():

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from assignment_workers.assignment.answers import Code
 from assignment_workers.client import Assigned, Finished, Hold, HttpClient, Refused, Unavailable
 from assignment_workers.errors import UsageError
 from tests.gateway.stage import Gateway
@@ -34,6 +35,21 @@ def test_a_request_id_is_made_where_there_is_none(gateway: Gateway) -> None:
     answer = gateway.post("/v1/requests", {"agent_id": 11})
     assert uuid.UUID(answer.json["request_id"]).version == 7
     assert answer.headers["x-request-id"] == answer.json["request_id"]
+
+
+def test_the_request_id_comes_back_with_every_answer(gateway: Gateway) -> None:
+    asked = {"agent_id": 999_999, "request_id": "mine"}
+    for body, bearer, status in (
+        (asked, "frontend", 403),
+        (asked, "supervisor", 403),
+        (asked, None, 401),
+        (asked | {"timeout_ms": 1}, "frontend", 422),
+        (asked | {"queue": "nowhere", "agent_id": 11}, "frontend", 422),
+    ):
+        answer = gateway.post("/v1/requests", body, bearer=bearer)
+        assert answer.status == status, answer.text
+        assert answer.json["request_id"] == answer.headers["x-request-id"] == "mine"
+        assert answer.json["outcome"] == "refused"
 
 
 def test_the_four_moves_end_or_renew_a_hold(gateway: Gateway) -> None:
@@ -218,6 +234,25 @@ def test_the_same_client_over_http(gateway: Gateway) -> None:
         with client.holding(30) as hold:
             assert isinstance(hold, Hold)
         assert client.active_assignment(30) is None
+
+
+def test_a_client_says_what_its_token_may_not_do(gateway: Gateway) -> None:
+    for token, code in (
+        (None, Code.UNAUTHENTICATED),
+        ("aw_0_0", Code.UNAUTHENTICATED),
+        (gateway.tokens["supervisor"], Code.FORBIDDEN),
+        (gateway.tokens["agent 2"], Code.FORBIDDEN),
+    ):
+        with HttpClient(gateway.url, token=token) as client:
+            for answer in (
+                client.request_next(1),
+                client.skip(uuid.UUID(int=7), 1),
+                client.active_assignment(1)
+                if code is Code.UNAUTHENTICATED
+                else client.renew(uuid.UUID(int=7), 1),
+            ):
+                assert isinstance(answer, Refused)
+                assert answer.code is code, answer
 
 
 def test_a_client_says_so_when_there_is_no_gateway() -> None:

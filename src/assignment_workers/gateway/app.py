@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from assignment_workers.assignment.answers import Done, Finished, Held
+from assignment_workers.assignment.answers import Code, Done, Finished, Held
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.status import QueueStatus, sequencer_status, status
 from assignment_workers.client import AsyncClient, Unavailable, commands
@@ -49,10 +49,13 @@ from assignment_workers.gateway.limits import BodyLimit, Pace, SecurityHeaders
 from assignment_workers.gateway.metrics import Metrics
 from assignment_workers.gateway.problems import (
     MEDIA_TYPE,
+    REQUEST_ID,
     Problem,
     ProblemDetails,
     handle,
+    refused,
     responses,
+    unavailable,
 )
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
@@ -61,7 +64,8 @@ from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.settings import Settings
 
 TIMEOUT = timedelta(seconds=10)
-ROUTES = APIRouter()
+ROUTES = APIRouter(generate_unique_id_function=lambda route: route.name)
+"""An operation's id is its function's name: generated clients call it so."""
 
 
 @dataclass
@@ -102,7 +106,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(ROUTES)
-    handle(app)
+    handle(app, callers.caller)
     app.add_middleware(BodyLimit)
     if settings.gateway_origins:
         app.add_middleware(
@@ -110,7 +114,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             allow_origins=[each.strip() for each in settings.gateway_origins.split(",")],
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=[REQUEST_ID, "Retry-After"],
         )
     app.add_middleware(SecurityHeaders)
     return app
@@ -139,7 +143,6 @@ WHEN_ASKED = (
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.BAD_REQUEST,
 )
 WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
@@ -149,23 +152,33 @@ WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
     tags=["agents"],
     response_model=RequestAnswer,
     responses={
-        200: {"content": {"application/json": {"examples": REQUEST_EXAMPLES}}},
+        200: {
+            "description": "The answer.",
+            "content": {"application/json": {"examples": REQUEST_EXAMPLES}},
+            "headers": {
+                REQUEST_ID: {"description": "The request id.", "schema": {"type": "string"}}
+            },
+        },
         **responses(*WHEN_ASKED),
     },
 )
 async def request_next(request: Request, body: RequestBody, here: Here, who: Who) -> Response:
     """The next user for an agent. Asked again with the same `request_id`, the same answer."""
-    here.callers.let(who, body.agent_id)
     now, timeout = datetime.now(UTC), timedelta(milliseconds=body.timeout_ms)
     name = body.request_id or str(new_id(now, here.randomness))
+    request.state.request_id = name
+    here.callers.let(who, body.agent_id)
     command = commands.request(body.agent_id, body.queue, name, now=now, timeout=timeout)
     answer = await here.asking.ask(request, command, timeout, request_id=name)
-    answer.headers["X-Request-Id"] = name
+    answer.headers[REQUEST_ID] = name
     return answer
 
 
 _FINISHED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"examples": FINISHED_EXAMPLES}}},
+    200: {
+        "description": "It is so.",
+        "content": {"application/json": {"examples": FINISHED_EXAMPLES}},
+    },
     **responses(*WHEN_FINISHED),
 }
 
@@ -260,7 +273,7 @@ def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
             .one_or_none()
         )
     if row is None:
-        raise Problem(HTTPStatus.NOT_FOUND, f"agent {agent} holds nobody")
+        raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_ASSIGNMENT, f"agent {agent} holds nobody")
     return held(row)
 
 
@@ -324,8 +337,10 @@ async def resume(request: Request, queue: Queue, here: Here, who: Who) -> Respon
 
 def _known(queue: str) -> None:
     if queue not in POLICIES:
-        raise Problem(
-            HTTPStatus.NOT_FOUND, f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}"
+        raise refused(
+            HTTPStatus.NOT_FOUND,
+            Code.UNKNOWN_QUEUE,
+            f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
         )
 
 
@@ -370,10 +385,17 @@ async def openapi(request: Request, who: Who) -> JSONResponse:
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the gateway."""
+    """The OpenAPI document of the gateway: made once."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _document(app)
+    return app.openapi_schema
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     parts = made["components"]
-    parts["schemas"]["ProblemDetails"] = ProblemDetails.model_json_schema()
+    details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts["schemas"] |= details.pop("$defs") | {"ProblemDetails": details}
     for unused in ("HTTPValidationError", "ValidationError"):
         parts["schemas"].pop(unused, None)
     parts["securitySchemes"] = {
@@ -400,8 +422,4 @@ def _reading(here: Gateway) -> Iterator[Connection]:
         with here.engine.connect() as connection:
             yield connection
     except (DBAPIError, PoolTimeout) as error:
-        raise Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "the database cannot answer",
-            headers={"Retry-After": "2"},
-        ) from error
+        raise unavailable("the database cannot answer") from error

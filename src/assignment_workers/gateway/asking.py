@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from math import ceil
 from typing import Any
 
 from fastapi import Request
@@ -17,7 +16,7 @@ from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.client import AsyncClient
 from assignment_workers.client.commands import Command
 from assignment_workers.gateway.metrics import Metrics
-from assignment_workers.gateway.problems import STATUS_OF, problem
+from assignment_workers.gateway.problems import STATUS_OF, refused, unavailable
 
 CLIENT_CLOSED_REQUEST = 499
 """Nobody reads it: the caller has gone."""
@@ -65,18 +64,9 @@ def response(answer: dict[str, Any], **facts: str) -> JSONResponse:
     """An answer as HTTP says it: what is refused and what is unavailable is a problem."""
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:
-            status = STATUS_OF.get(code, HTTPStatus.CONFLICT)
-            said = {"outcome": "refused", "code": code}
-            return problem(status, reason, headers=None, **said, **facts)
+            return refused(STATUS_OF.get(code, HTTPStatus.CONFLICT), code, reason).response(**facts)
         case {"outcome": "unavailable", "reason": reason, "retry_after": seconds}:
-            return problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                reason,
-                headers={"Retry-After": str(max(1, ceil(seconds)))},
-                outcome="unavailable",
-                retry_after=seconds,
-                **facts,
-            )
+            return unavailable(reason, retry_after=seconds).response(**facts)
         case _:
             return JSONResponse(answer | facts)
 
