@@ -12,7 +12,7 @@ from random import Random
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -31,7 +31,9 @@ from assignment_workers.gateway.asking import Asking, response
 from assignment_workers.gateway.bodies import (
     FINISHED_EXAMPLES,
     REQUEST_EXAMPLES,
+    STREAM_EXAMPLE,
     CompleteBody,
+    LiveEvent,
     OwnerBody,
     RequestAnswer,
     RequestBody,
@@ -46,6 +48,7 @@ from assignment_workers.gateway.callers import (
     Callers,
 )
 from assignment_workers.gateway.limits import BodyLimit, Pace, SecurityHeaders
+from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.metrics import Metrics
 from assignment_workers.gateway.problems import (
     MEDIA_TYPE,
@@ -57,6 +60,8 @@ from assignment_workers.gateway.problems import (
     responses,
     unavailable,
 )
+from assignment_workers.gateway.stream import MEDIA_TYPE as EVENTS_TYPE
+from assignment_workers.gateway.stream import EventStream
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import Assignment, TokenRole
@@ -75,6 +80,7 @@ class Gateway:
     engine: Engine
     asking: Asking
     callers: Callers
+    live: Live
     randomness: Random
 
 
@@ -90,8 +96,11 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         abandoned = Abandoned(engine)
         client = AsyncClient(settings.redis, broker_url=settings.broker_url, orphaned=abandoned)
         abandoned.client = client
-        app.state.gateway = Gateway(engine, Asking(client, metrics), callers, Random())
+        live = Live(engine, settings.lock_database_url or settings.database)
+        metrics.streams.set_function(lambda: live.readers)
+        app.state.gateway = Gateway(engine, Asking(client, metrics), callers, live, Random())
         yield
+        await live.close()
         await abandoned.close()
         await client.close()
 
@@ -113,7 +122,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             CORSMiddleware,
             allow_origins=[each.strip() for each in settings.gateway_origins.split(",")],
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
             expose_headers=[REQUEST_ID, "Retry-After"],
         )
     app.add_middleware(SecurityHeaders)
@@ -344,6 +353,58 @@ def _known(queue: str) -> None:
         )
 
 
+@ROUTES.get(
+    "/v1/events",
+    tags=["events"],
+    response_class=EventStream,
+    status_code=HTTPStatus.OK,
+    responses={
+        200: {
+            "description": "Server-sent events without end; each `data` is a `LiveEvent`.",
+            "content": {
+                EVENTS_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE},
+            },
+        },
+        **responses(*ALWAYS, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE),
+    },
+)
+async def events(
+    request: Request,
+    here: Here,
+    who: Who,
+    agent_id: Annotated[
+        int | None, Query(ge=1, le=2**31 - 1, description="Only what this agent does.")
+    ] = None,
+    last_event_id: Annotated[
+        int | None,
+        Header(
+            alias="Last-Event-ID",
+            ge=0,
+            le=2**63 - 1,
+            description="The last id that was read: go on from there.",
+        ),
+    ] = None,
+) -> Response:
+    """What happens, as it is committed: assignments, their ends, generations, pauses.
+
+    With `Last-Event-ID` nothing since then is left out and nothing comes twice, at whichever
+    gateway; an `id` without `data` only says how far the stream has come. One of kind `reset` says
+    that what was missed cannot be told: read how all stands anew. A reader that is too slow is cut
+    off, and may go on from its last id. An agent's token sees that agent's assignments, a
+    frontend's those of all agents, a supervisor's and an operator's everything.
+    """
+    sight = who.sees(agent_id)
+
+    async def may_go_on() -> bool:
+        try:
+            return await here.callers.caller(request) == who
+        except Problem as problem:
+            return problem.status != HTTPStatus.UNAUTHORIZED
+
+    own = who.token if who.role == TokenRole.AGENT else None
+    return EventStream(here.live, sight, last_event_id, agent_token=own, may_go_on=may_go_on)
+
+
 @ROUTES.get("/healthz", tags=["health"], response_model=State)
 async def alive() -> State:
     """Alive."""
@@ -394,8 +455,9 @@ def document(app: FastAPI) -> dict[str, Any]:
 def _document(app: FastAPI) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     parts = made["components"]
-    details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts["schemas"] |= details.pop("$defs") | {"ProblemDetails": details}
+    for model in (ProblemDetails, LiveEvent):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts["schemas"] |= schema.pop("$defs") | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):
         parts["schemas"].pop(unused, None)
     parts["securitySchemes"] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.types import Receive
 
 from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.client import AsyncClient
@@ -43,7 +44,7 @@ class Asking:
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
         asked = asyncio.ensure_future(self.client.ask(command, timeout))
-        left = asyncio.ensure_future(_until_gone(request))
+        left = asyncio.ensure_future(until_gone(request.receive))
         self.metrics.waiting.inc()
         try:
             await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
@@ -79,6 +80,7 @@ def _plain(answer: object) -> dict[str, Any]:
     return (down or Unavailable(retry_after=1.0, reason=reason)).model_dump(mode="json")
 
 
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def until_gone(receive: Receive) -> None:
+    """Wait until the caller has hung up. For a call whose body was read."""
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -14,8 +14,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.answers import Code
+from assignment_workers.assignment.turn import EventKind
 from assignment_workers.gateway import tokens
 from assignment_workers.gateway.limits import Pace
+from assignment_workers.gateway.live import Sight
 from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.gateway.tokens import Kept
 from assignment_workers.schema.tables import TokenRole
@@ -30,6 +32,19 @@ WATCHING = frozenset({TokenRole.SUPERVISOR, TokenRole.OPERATOR})
 """Who sees everything."""
 OPERATING = frozenset({TokenRole.OPERATOR})
 ANYBODY = frozenset(TokenRole)
+
+OF_AGENTS = frozenset(
+    {
+        EventKind.ASSIGNED,
+        EventKind.COMPLETED,
+        EventKind.SKIPPED,
+        EventKind.RELEASED,
+        EventKind.RENEWED,
+        EventKind.EXPIRED,
+        EventKind.CALLBACK_PROMISED,
+    }
+)
+"""What happens to an agent's assignments. A refused move is not among them: it names the holder."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,17 @@ class Caller:
         """Raise `Problem` 403 if this is another agent's token."""
         if self.role == TokenRole.AGENT and self.agent_id != agent_id:
             raise _forbidden(f"this token acts for agent {self.agent_id} alone")
+
+    def sees(self, agent_id: int | None) -> Sight:
+        """Which events they may follow, of one agent or of all. Raises `Problem` 403.
+
+        Whoever makes agents' moves sees what becomes of them; whoever watches sees everything.
+        """
+        if agent_id is not None:
+            self.must_act_for(agent_id)
+        if self.role is None or self.role in WATCHING:
+            return Sight(agent_id)
+        return Sight(self.agent_id or agent_id, OF_AGENTS)
 
 
 EVERYBODY = Caller(None, None, None)
