@@ -93,12 +93,18 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        abandoned = Abandoned(engine)
-        client = AsyncClient(settings.redis, broker_url=settings.broker_url, orphaned=abandoned)
+        abandoned = Abandoned()
+        client = AsyncClient(
+            settings.redis,
+            broker_url=settings.broker_url,
+            orphaned=lambda _, answer: abandoned(answer),
+        )
         abandoned.client = client
         live = Live(engine, settings.lock_database_url or settings.database)
         metrics.streams.set_function(lambda: live.readers)
-        app.state.gateway = Gateway(engine, Asking(client, metrics), callers, live, Random())
+        app.state.gateway = Gateway(
+            engine, Asking(client, metrics, abandoned), callers, live, Random()
+        )
         yield
         await live.close()
         await abandoned.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
@@ -29,6 +30,8 @@ class Asking:
 
     client: AsyncClient
     metrics: Metrics
+    abandoned: Callable[[object], None]
+    """Takes on an answer whose caller has gone."""
 
     async def ask(
         self,
@@ -39,7 +42,8 @@ class Asking:
     ) -> JSONResponse:
         """The answer as a response, with `facts` added to it.
 
-        A caller who disconnects takes the command back, if it has not gone out yet.
+        A caller who disconnects takes the command back, if it has not gone out yet; a hold that
+        nobody is told of is taken on by `abandoned`.
         """
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
@@ -52,6 +56,9 @@ class Asking:
                 self.metrics.gone.inc()
                 return JSONResponse({}, status_code=CLIENT_CLOSED_REQUEST)
             answer = _plain(asked.result())
+            if left.done():  # the answer and the hanging up came together
+                self.metrics.gone.inc()
+                self.abandoned(answer)
         finally:
             asked.cancel()
             left.cancel()
