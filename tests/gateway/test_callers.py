@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway import tokens
+from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.limits import Pace
 from assignment_workers.gateway.serve import wants_tokens
+from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway
 from tests.processes import wait_until
@@ -154,6 +157,47 @@ def test_every_response_has_the_security_headers_and_no_origin_is_let_in(gateway
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert "access-control-allow-origin" not in answer.headers
         assert "server" not in answer.headers
+
+
+def test_an_origin_that_is_named_is_let_in_and_no_other() -> None:
+    given = {
+        "DATABASE_URL": "postgresql://127.0.0.1:1/nowhere",
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "ASSIGNMENT_WORKERS_GATEWAY_ORIGINS": "https://dialer.example, https://other.example",
+    }
+    settings = Settings.from_environment(given)
+    engine = connect(settings.database, name="test", statement_timeout=settings.lease)
+    app = create_app(settings, engine, tokens=True)
+
+    async def preflight(origin: str) -> dict[bytes, bytes]:
+        heads: list[Any] = []
+
+        async def send(message: Any) -> None:
+            heads.extend(message.get("headers", []))
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        asked = {
+            "origin": origin,
+            "access-control-request-method": "GET",
+            "access-control-request-headers": "authorization, last-event-id",
+        }
+        headers = [(name.encode(), value.encode()) for name, value in asked.items()]
+        await app(
+            {"type": "http", "method": "OPTIONS", "path": "/v1/events", "headers": headers},
+            receive,
+            send,
+        )
+        return dict(heads)
+
+    allowed = asyncio.run(preflight("https://other.example"))
+    assert allowed[b"access-control-allow-origin"] == b"https://other.example"
+    assert b"Last-Event-ID" in allowed[b"access-control-allow-headers"]
+    assert b"access-control-allow-credentials" not in allowed
+    assert allowed[b"x-content-type-options"] == b"nosniff"
+    closed = asyncio.run(preflight("https://elsewhere.example"))
+    assert b"access-control-allow-origin" not in closed
 
 
 def test_tokens_are_off_only_with_the_embedded_servers_on_loopback() -> None:

@@ -37,7 +37,7 @@ CONFIG = SchemathesisConfig.from_dict(
 )
 SCHEMA = schemathesis.openapi.from_dict(document(APP), config=CONFIG)
 
-BEARERS = {"agents": "frontend", "operators": "operator"}
+BEARERS = {"agents": "frontend", "operators": "operator", "about": "supervisor"}
 BOUNDED = settings(
     max_examples=30,
     deadline=None,

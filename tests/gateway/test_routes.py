@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -154,6 +158,71 @@ def test_pause_resume_and_regenerate(gateway: Gateway) -> None:
     built = gateway.stack.client().built(sent.json["task_id"], timeout=timedelta(seconds=60))
     assert isinstance(built, dict)
     assert gateway.post("/v1/queues/nowhere/pause", bearer="operator").status == 404
+
+
+def test_the_report_says_what_the_records_say(gateway: Gateway) -> None:
+    since = datetime.now(UTC)
+    held = gateway.assigned(18)
+    gateway.post(f"/v1/assignments/{held['id']}/release", {"agent_id": 19})
+    gateway.post(f"/v1/assignments/{held['id']}/release", {"agent_id": 18})
+    gateway.post("/v1/requests", {"agent_id": 999_999})
+    path = f"/v1/report?since={since.isoformat().replace('+', '%2B')}"
+    told = gateway.get(path, bearer="supervisor").json
+    assert told["assignments"] == 1
+    assert told["ended"]["released"] == 1
+    assert told["answers"] == {"assigned": 1, "refused": 1}
+    assert (told["success_rate"], told["failed"], told["lost"]) == (1.0, 0, 0)
+    assert told["races"] == {"not_owner": 1}
+    assert told["consistency"]["broken"] == []
+    assert told["consistency"]["checks"] > 5
+    times = told["seconds_to_assign"]
+    sql = (
+        "SELECT extract(epoch FROM answered_at - received_at) FROM assignment.requests"
+        " WHERE assignment_id = :id"
+    )
+    seconds = float(gateway.stack.value(sql, id=held["id"]))
+    assert times["measured"] == 1
+    assert [times[name] for name in ("average", "p50", "p95", "p99")] == [
+        pytest.approx(seconds, abs=1e-6)
+    ] * 4
+    ahead = (since + timedelta(days=1)).isoformat().replace("+", "%2B")
+    wrong = gateway.get(f"/v1/report?since={ahead}", bearer="supervisor")
+    assert (wrong.status, wrong.json["code"]) == (422, "malformed")
+    assert gateway.get("/v1/report", bearer="frontend").status == 403
+
+
+def test_the_report_by_command_says_the_same(gateway: Gateway) -> None:
+    gateway.assigned(19)
+    clean = {name: value for name, value in os.environ.items() if "ASSIGNMENT" not in name}
+    servers = {
+        "DATABASE_URL": gateway.stack.database_url,
+        "REDIS_URL": gateway.stack.redis_url,
+    }
+    command = [sys.executable, "-m", "assignment_workers", "report", "--since", "2h"]
+    told = [
+        subprocess.run(
+            [*command, *words], env=clean | servers, capture_output=True, text=True, check=True
+        ).stdout
+        for words in ([], ["--json"])
+    ]
+    found = json.loads(told[1])
+    assert found["assignments"] >= 1
+    assert set(found) == set(gateway.get("/v1/report", bearer="operator").json)
+    for words in ("time to assign, p99", "under 100 ms", "success rate"):
+        assert words in told[0]
+
+
+def test_the_report_of_nothing_knows_nothing(gateway: Gateway) -> None:
+    since = datetime.now(UTC).isoformat().replace("+", "%2B")
+    told = gateway.get(f"/v1/report?since={since}", bearer="operator").json
+    assert told["success_rate"] is None
+    assert told["seconds_to_assign"]["p99"] is None
+
+
+def test_the_index_says_what_this_is(gateway: Gateway) -> None:
+    told = gateway.get("/", bearer="agent 1").json
+    assert told["name"] == "assignment-workers"
+    assert gateway.get(told["interface"], bearer="agent 1").status == 200
 
 
 def test_metrics_count_the_answers(gateway: Gateway) -> None:

@@ -17,12 +17,15 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import AwareDatetime
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.answers import Code, Done, Finished, Held
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.report import Report
+from assignment_workers.assignment.report import report as read_report
 from assignment_workers.assignment.status import QueueStatus, sequencer_status, status
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
@@ -33,6 +36,7 @@ from assignment_workers.gateway.bodies import (
     REQUEST_EXAMPLES,
     STREAM_EXAMPLE,
     CompleteBody,
+    Index,
     LiveEvent,
     OwnerBody,
     RequestAnswer,
@@ -69,6 +73,8 @@ from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.settings import Settings
 
 TIMEOUT = timedelta(seconds=10)
+DAY = timedelta(days=1)
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 ROUTES = APIRouter(generate_unique_id_function=lambda route: route.name)
 """An operation's id is its function's name: generated clients call it so."""
 
@@ -360,6 +366,32 @@ def _known(queue: str) -> None:
 
 
 @ROUTES.get(
+    "/v1/report",
+    tags=["operators"],
+    response_model=Report,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def report(
+    here: Here,
+    who: Who,
+    since: Annotated[
+        AwareDatetime | None,
+        Query(ge=EARLIEST, description="With a zone; absent: a day ago."),
+    ] = None,
+) -> Report:
+    """Service levels from `since` until now, against the targets of the incident report."""
+    who.must_be(WATCHING)
+    now = datetime.now(UTC)
+    began = since.astimezone(UTC) if since else now - DAY
+    if began > now:
+        raise refused(
+            HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, "query.since: is yet to come"
+        )
+    with _reading(here) as connection:
+        return read_report(connection, since=began)
+
+
+@ROUTES.get(
     "/v1/events",
     tags=["events"],
     response_class=EventStream,
@@ -409,6 +441,13 @@ async def events(
 
     own = who.token if who.role == TokenRole.AGENT else None
     return EventStream(here.live, sight, last_event_id, agent_token=own, may_go_on=may_go_on)
+
+
+@ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
+async def index(request: Request, who: Who) -> Index:
+    """What this is, and where its interface is described."""
+    who.must_be(ANYBODY)
+    return Index(name=request.app.title, version=request.app.version)
 
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)

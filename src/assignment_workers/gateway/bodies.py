@@ -125,6 +125,16 @@ class LiveEvent(BaseModel):
     details: LiveDetails | None = None
 
 
+class Index(BaseModel):
+    """What this is."""
+
+    name: str
+    version: str
+    interface: str = "/openapi.json"
+    live: str = "/v1/events"
+    health: str = "/readyz"
+
+
 class State(BaseModel):
     """Whether the gateway is alive, or ready."""
 
@@ -136,6 +146,7 @@ __all__ = [
     "CompleteBody",
     "Done",
     "Finished",
+    "Index",
     "LiveEvent",
     "OwnerBody",
     "RequestAnswer",
