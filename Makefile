@@ -28,8 +28,8 @@ run: $(READY) ## start everything on the embedded servers with a demo CRM; Ctrl-
 	@exec $(BIN)/assignment-workers up --demo $(ARGS)
 
 .PHONY: test
-test: check ## every check, then every test
-	@$(BIN)/python -m pytest $(ARGS)
+test: check ## every check, then every test, two at a time where there are two cores
+	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)
 
 .PHONY: $(TESTS:%=test-%)
 $(TESTS:%=test-%): test-%: $(READY)

@@ -30,6 +30,10 @@ class BrokerUnavailable(AssignmentWorkersError):
     """The broker cannot take a message now; nothing was enqueued."""
 
 
+class Overtaken(AssignmentWorkersError):
+    """Another run of the same job has begun: this one must not commit."""
+
+
 class StaleTerm(AssignmentWorkersError):
     """Another sequencer has taken over: a transaction of this one must not commit."""
 

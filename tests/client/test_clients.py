@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import redis
 from celery import Celery
 
-from assignment_workers.client import AsyncClient, Client, Finished, Hold, Refused, Unavailable
+from assignment_workers.assignment.answers import Answer
+from assignment_workers.client import (
+    Assigned,
+    AsyncClient,
+    Client,
+    Finished,
+    Hold,
+    Refused,
+    Unavailable,
+)
 from assignment_workers.client.message import message
 from tests.client.worker import HELD, Worker, assigned
 from tests.processes import wait_until
@@ -22,19 +33,24 @@ class Asker(threading.Thread):
         self, client: Client, agent: int, *, seconds: float = 20.0, **options: str
     ) -> None:
         super().__init__(daemon=True)
-        self.answer: object = None
-        self._ask = lambda: client.request_next(
-            agent, timeout=timedelta(seconds=seconds), **options
-        )
+        self.answer: Answer | None = None
+        timeout = timedelta(seconds=seconds)
+        self._ask = partial(client.request_next, agent, timeout=timeout, **options)
         self.start()
 
     def run(self) -> None:
         self.answer = self._ask()
 
-    def got(self) -> object:
+    def got(self) -> Answer:
         self.join(30)
-        assert not self.is_alive(), "no answer came"
+        assert self.answer is not None, "no answer came"
         return self.answer
+
+
+def agent_of(answer: Answer) -> int:
+    """Whom this answer assigns a user to."""
+    assert isinstance(answer, Assigned)
+    return answer.assignment.agent_id
 
 
 def test_threads_that_wait_share_messages_in_order_of_arrival(worker: Worker) -> None:
@@ -44,9 +60,13 @@ def test_threads_that_wait_share_messages_in_order_of_arrival(worker: Worker) ->
         askers.append(Asker(client, 2))
         second = worker.take()
         gathering = client._courier._gathering
+
+        def arrived(count: int) -> bool:
+            return len(gathering.calls()) == count
+
         for agent in range(3, 10):
             askers.append(Asker(client, agent))
-            wait_until(lambda agent=agent: len(gathering.calls()) == agent, "the call to arrive")
+            wait_until(partial(arrived, agent), "the call to arrive")
         assert worker.is_empty()
         assert [first.agents, second.agents] == [[1], [2]]
         worker.assign(first)
@@ -58,11 +78,11 @@ def test_threads_that_wait_share_messages_in_order_of_arrival(worker: Worker) ->
         worker.assign(third)
         worker.assign(fourth)
         answers = [asker.got() for asker in askers]
-    assert [answer.assignment.agent_id for answer in answers] == list(range(1, 10))
+    assert [agent_of(answer) for answer in answers] == list(range(1, 10))
 
 
 def test_coroutines_that_wait_share_messages_in_order_of_arrival(worker: Worker) -> None:
-    async def all_of_them() -> list[object]:
+    async def all_of_them() -> list[Answer]:
         async with AsyncClient(worker.url, together=64, under_way=1) as client:
             first = asyncio.create_task(client.request_next(1))
             taken = await asyncio.to_thread(worker.take)
@@ -76,13 +96,13 @@ def test_coroutines_that_wait_share_messages_in_order_of_arrival(worker: Worker)
             return await asyncio.gather(first, *others)
 
     answers = asyncio.run(all_of_them())
-    assert [answer.assignment.agent_id for answer in answers] == list(range(1, 101))
+    assert [agent_of(answer) for answer in answers] == list(range(1, 101))
 
 
 def test_each_caller_gets_their_own_answer(worker: Worker) -> None:
     refused = {"outcome": "refused", "code": "unknown_agent", "reason": "no agent 2"}
 
-    async def three() -> list[object]:
+    async def three() -> list[Answer]:
         async with AsyncClient(worker.url) as client:
             asked = [asyncio.create_task(client.request_next(agent)) for agent in (1, 2, 3)]
             taken = await asyncio.to_thread(worker.take)
@@ -90,7 +110,7 @@ def test_each_caller_gets_their_own_answer(worker: Worker) -> None:
             return await asyncio.gather(*asked)
 
     first, second, third = asyncio.run(three())
-    assert first.assignment.agent_id == 1
+    assert agent_of(first) == 1
     assert isinstance(second, Refused)
     assert isinstance(third, Unavailable)
 
@@ -109,7 +129,7 @@ def test_a_lost_message_is_asked_again_with_the_same_request_id(worker: Worker) 
         again = worker.take()
         assert lost.request_ids == again.request_ids == ["once"]
         worker.assign(again)
-        assert asker.got().assignment.agent_id == 1
+        assert agent_of(asker.got()) == 1
 
 
 def test_a_result_that_came_while_nobody_listened_is_read(worker: Worker) -> None:
@@ -120,7 +140,7 @@ def test_a_result_that_came_while_nobody_listened_is_read(worker: Worker) -> Non
             if int(each["psub"]):
                 worker.redis.client_kill_filter(_id=each["id"])
         worker.assign(taken)
-        assert asker.got().assignment.agent_id == 1
+        assert agent_of(asker.got()) == 1
 
 
 def test_no_answer_in_time_is_unavailable_and_the_result_leaves_nothing(worker: Worker) -> None:
@@ -151,7 +171,7 @@ def test_closing_answers_whoever_waits(worker: Worker) -> None:
 
 
 def test_a_cancelled_coroutine_takes_its_gathered_request_back(worker: Worker) -> None:
-    told: list[object] = []
+    told: list[Any] = []
 
     async def leave() -> None:
         async with AsyncClient(

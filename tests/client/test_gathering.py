@@ -6,17 +6,23 @@ import itertools
 from concurrent.futures import Future
 
 from assignment_workers.client.commands import Command
-from assignment_workers.client.gathering import Batch, Call, Gathering
+from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
 
 
-def gathering(**options: int) -> Gathering:
+def gathering(*, together: int = TOGETHER, under_way: int = UNDER_WAY) -> Gathering:
     names = itertools.count(1)
-    return Gathering(lambda: f"m{next(names)}", **options)
+    return Gathering(lambda: f"m{next(names)}", together=together, under_way=under_way)
 
 
 def call(number: int, *, ends: float = 100.0, many: str | None = "many") -> Call:
     command = Command("one", {"request_id": f"r{number}"}, many=many)
     return Call(command, ends, Future())
+
+
+def leave(left: Call) -> None:
+    """The caller wants no answer any more."""
+    assert isinstance(left.future, Future)
+    left.future.cancel()
 
 
 def ids(batch: Batch) -> list[str]:
@@ -37,7 +43,7 @@ def test_a_lone_call_goes_at_once() -> None:
 
 def test_calls_gather_while_as_many_messages_as_may_be_are_under_way() -> None:
     on = gathering(together=3, under_way=2)
-    sent = []
+    sent: list[Batch] = []
     for number in range(1, 11):
         on.add(call(number))
         sent += on.take(0.0)
@@ -89,7 +95,7 @@ def test_only_those_who_still_wait_are_asked_for_again() -> None:
     for each in calls:
         on.add(each)
     list(on.take(0.0))
-    calls[2].future.cancel()
+    leave(calls[2])
     (again,) = on.take(3.0)
     assert ids(again) == ["r1"]
 
@@ -100,8 +106,8 @@ def test_a_caller_who_left_is_not_sent_and_keeps_no_place() -> None:
     on.add(first)
     list(on.take(0.0))
     on.add(second)
-    second.future.cancel()
-    first.future.cancel()
+    leave(second)
+    leave(first)
     on.add(call(3))
     assert [ids(batch) for batch in on.take(0.0)] == [["r3"]]
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import redis
 
-HELD = {
+HELD: dict[str, Any] = {
     "id": "01932c07-1f00-7000-8000-000000000000",
     "user_id": 2064,
     "agent_id": 1,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from assignment_workers.assignment import convert, jobs, levels
+from assignment_workers.assignment import age, convert, jobs, levels
 from assignment_workers.assignment.age import age_scores
 from assignment_workers.assignment.answers import Done, Empty
-from assignment_workers.assignment.jobs import Job, Ran
+from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.purge import prune_history, purge_generations
 from assignment_workers.policy.queues import POLICIES
+from tests.processes import wait_until
 from tests.world import (
     BOTH,
     DAY,
@@ -139,14 +142,79 @@ def test_a_slot_of_ageing_ages_once_and_only_whom_section_4_says(world: World) -
         9: User(9, 10, created_at=week_ago, queue=OUTSTANDING),
     }
     world.add_users(users.values())
-    job = Job("scores.age", "beat", slot=thursday)
-    runs = [
-        jobs.run(world.engine, job, lambda given: {"aged": age_scores(given.connection, thursday)})
-        for _ in range(2)
+    assert [aged(world, thursday) for _ in range(2)] == [
+        Ran({"aged": 3, "through": 3}),
+        Ran(skipped="slot done"),
     ]
-    assert runs == [Ran({"aged": 3}), Ran(skipped="slot done")]
     expected = {number: user.score + 5 * (number <= 3) for number, user in users.items()}
     assert dict(world.rows("SELECT user_id, current_score FROM user_call_scores")) == expected
+
+
+def aged(world: World, day: datetime) -> Ran:
+    job = Job("scores.age", "beat", slot=day)
+    return jobs.run(world.engine, job, lambda given: age_scores(given, day))
+
+
+def test_ageing_that_failed_half_way_is_gone_on_with_and_ages_nobody_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thursday = datetime(2025, 7, 31, tzinfo=UTC)
+    world.add_users([User(each, created_at=thursday - 7 * DAY) for each in range(1, 8)])
+    monkeypatch.setattr(age, "AT_A_TIME", 2)
+    tries = 0
+    real = Work.keep
+
+    def fail(work: Work, counts: Counts) -> None:
+        """Two batches are kept; then, once, something breaks with a third written."""
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            raise ZeroDivisionError
+        real(work, counts)
+
+    monkeypatch.setattr(Work, "keep", fail)
+    with pytest.raises(ZeroDivisionError):
+        aged(world, thursday)
+    scores = "SELECT current_score FROM user_call_scores ORDER BY user_id"
+    assert world.column(scores) == [5, 5, 5, 5, 0, 0, 0]
+    assert aged(world, thursday) == Ran({"aged": 3, "through": 7})
+    assert world.column(scores) == [5] * 7
+    assert world.rows("SELECT status, counts FROM assignment.job_runs ORDER BY id") == [
+        ("failed", {"aged": 4, "through": 4}),
+        ("succeeded", {"aged": 3, "through": 7}),
+    ]
+
+
+def waits_holding(world: World, work: Callable[[], object], blocked: int, free: int) -> None:
+    """`work` waits for the score row of `blocked`, and `free`'s it has not locked yet."""
+    lock = text("SELECT 1 FROM user_call_scores WHERE user_id = :user FOR UPDATE NOWAIT")
+    thread = threading.Thread(target=work)
+    with world.engine.connect() as holder, world.engine.connect() as other:
+        holder.execute(lock, {"user": blocked})
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: world.value(waiting) == 1, "the work to wait")
+        other.execute(lock, {"user": free})
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_whoever_locks_several_score_rows_locks_them_by_user(world: World) -> None:
+    """Two who lock in different orders wait in a ring, and the database fails one of them."""
+    thursday = datetime(2025, 7, 31, tzinfo=UTC)
+    # The tables have user 2 first, and no index brings user 1 to the front.
+    world.add_users([User(each, created_at=thursday - 7 * DAY) for each in (2, 1)])
+    world.regenerate()
+    for way in ("indexscan", "mergejoin", "nestloop"):
+        world.execute(
+            "DO $$ BEGIN EXECUTE"
+            f" format('ALTER DATABASE %I SET enable_{way} TO off', current_database()); END $$"
+        )
+    world.engine.dispose()
+    waits_holding(world, lambda: aged(world, thursday), blocked=1, free=2)
+    world.execute(SIGN, users=[1, 2])
+    waits_holding(world, lambda: remove(world, UNSIGNED, 2, 1), blocked=1, free=2)
+    assert world.column("SELECT current_score FROM user_call_scores") == [0, 0]
 
 
 def low(world: World) -> list[str]:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
+from assignment_workers.errors import Overtaken
 from tests.world import OUTSTANDING, UNSIGNED, User, World
 
 JOB = Job("scores.age", "beat", task_id="task")
@@ -133,6 +134,27 @@ def test_a_run_whose_process_died_is_marked_failed_by_the_next_of_its_kind(one: 
         ("queue.regenerate", OUTSTANDING, "running", {}, None),
         ("queue.regenerate", UNSIGNED, "succeeded", {"touched": 1}, None),
     ]
+
+
+def test_a_run_that_was_taken_for_dead_keeps_nothing_more(one: World) -> None:
+    """It lost the connection with the lock, so the next run has begun."""
+    job = Job("scores.age", "beat", slot=SLOT)
+
+    def work(given: Work) -> Counts:
+        given.keep({"through": 1})
+        given.connection.rollback()
+        jobs.run(one.engine, job, lambda again: {"reached": again.reached("through")})
+        given.ledger.execute(text("UPDATE user_call_scores SET total_attempts = 7"))
+        given.keep({"through": 2})
+        return {}
+
+    with pytest.raises(Overtaken):
+        jobs.run(one.engine, job, work)
+    assert one.value("SELECT total_attempts FROM user_call_scores") == 0
+    first, second = runs(one)
+    assert first[2:4] == ("failed", {"through": 1})
+    assert "taken for dead" in first[4]
+    assert second == ("scores.age", None, "succeeded", {"reached": 1}, None)
 
 
 def test_what_the_ledger_commits_stays_when_the_work_fails(one: World) -> None:

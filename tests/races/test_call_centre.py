@@ -116,9 +116,11 @@ def test_64_agents_at_full_speed_while_everything_is_rebuilt(
             ),
             "every lapsed hold to end",
         )
-        settings = Settings(
-            ASSIGNMENT_WORKERS_LEASE_SECONDS=str(LEASE.total_seconds()),
-            ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS="5",
+        settings = Settings.from_environment(
+            {
+                "ASSIGNMENT_WORKERS_LEASE_SECONDS": str(LEASE.total_seconds()),
+                "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": "5",
+            }
         )
         with stack.connection() as connection:
             breaches = check(connection, settings=settings, bound=timedelta(seconds=60))

@@ -34,11 +34,17 @@ ORDERED = {
 """The tasks that change who may be handed out."""
 
 
+def settings(file: Path) -> Settings:
+    """Settings that name this file."""
+    given = {"REDIS_URL": REDIS, "ASSIGNMENT_WORKERS_CELERY_CONFIG": str(file)}
+    return Settings.from_environment(given)
+
+
 def app_with(folder: Path, change: str = "") -> App:
     """The application with the file as it is shipped and one more line."""
     file = folder / "celeryconfig.py"
     file.write_text(f"{SHIPPED}\n{change}\n", encoding="utf-8")
-    return create_app(Settings(redis_url=REDIS, celery_config=file))
+    return create_app(settings(file))
 
 
 def queue_of(app: App, task: str) -> str:
@@ -127,7 +133,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line_with_its_path(
 def test_a_file_that_is_not_there_is_refused_with_the_setting_that_names_it(tmp_path: Path) -> None:
     missing = tmp_path / "none.py"
     with pytest.raises(UsageError) as caught:
-        create_app(Settings(redis_url=REDIS, celery_config=missing))
+        create_app(settings(missing))
     assert str(caught.value) == (
         f"ASSIGNMENT_WORKERS_CELERY_CONFIG={str(missing)!r}: there is no such file"
     )
@@ -139,4 +145,4 @@ def test_the_file_in_the_working_directory_is_the_one_that_is_read(
     (tmp_path / "celeryconfig.py").write_text("import no_such_module\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"^celeryconfig\.py: .*no_such_module"):
-        create_app(Settings(redis_url=REDIS))
+        create_app(Settings.from_environment({"REDIS_URL": REDIS}))

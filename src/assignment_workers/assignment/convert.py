@@ -113,6 +113,8 @@ def _before(policy: Policy, policies: Mapping[str, Policy]) -> Select[*tuple[Any
             policy.converted(),
             _NOT_HELD,
         )
+        # By user, as whoever locks several score rows does: two of them never wait in a ring.
+        .order_by(UserCallScore.user_id)
         .with_for_update(of=UserCallScore)
     )
 

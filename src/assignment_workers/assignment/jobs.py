@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Update, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment.locks import try_lock
+from assignment_workers.errors import Overtaken
 from assignment_workers.schema.base import word
 from assignment_workers.schema.tables import JobRun, JobStatus
 
@@ -51,6 +52,36 @@ class Work:
     connection: Connection
     ledger: Connection
     now: datetime
+    job: Job
+    number: int
+
+    def keep(self, counts: Counts) -> None:
+        """Commit what was done on `ledger`, and that it was: `counts` so far stay in the run's row.
+
+        Raises `Overtaken`, with nothing committed, when another run has taken this one for dead:
+        the lock's connection was lost.
+        """
+        mine = JobRun.id == self.number, JobRun.status == word(JobStatus.RUNNING)
+        row = self.ledger.execute(
+            update(JobRun).where(*mine).values(counts=counts).returning(JobRun.id)
+        ).first()
+        if row is None:
+            self.ledger.rollback()
+            raise Overtaken(f"run {self.number} of the job was taken for dead; it ends here")
+        self.ledger.commit()
+
+    def reached(self, count: str) -> int:
+        """The highest figure `count` that the failed runs of this slot kept; 0 without any."""
+        highest = func.max(JobRun.counts[count].as_integer())
+        return int(
+            self.ledger.execute(
+                select(func.coalesce(highest, 0)).where(
+                    JobRun.job == self.job.name,
+                    JobRun.slot == self.job.slot,
+                    JobRun.queue.is_not_distinct_from(self.job.queue),
+                )
+            ).scalar_one()
+        )
 
 
 def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
@@ -68,7 +99,7 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
         if number is None:
             return _skipped(ledger, job, now, "slot done")
         try:
-            counts = work(Work(connection, ledger, now))
+            counts = work(Work(connection, ledger, now, job, number))
             ended = {"status": JobStatus.SUCCEEDED, "counts": counts}
             connection.execute(_end(number).values(**ended))
             connection.commit()

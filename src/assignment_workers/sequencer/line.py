@@ -13,19 +13,13 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TypeVar
 
-from psycopg import errors as postgres
 from sqlalchemy import Engine, bindparam, func, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_exponential_jitter,
-)
+from sqlalchemy.exc import IntegrityError
+from tenacity import RetryCallState
 
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.errors import DatabaseUnavailable, StaleTerm
+from assignment_workers.errors import StaleTerm
+from assignment_workers.schema.retry import constraint_of, patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
 
 T = TypeVar("T")
@@ -86,53 +80,6 @@ class Line:
         def remember(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             if isinstance(error, IntegrityError):
-                met.append(_constraint(error) or "unknown")
+                met.append(constraint_of(error) or "unknown")
 
-        try:
-            return Retrying(
-                retry=retry_if_exception(is_passing),
-                wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
-                stop=stop_after_delay(seconds),
-                before_sleep=remember,
-                reraise=True,
-            )(attempt)
-        except (DBAPIError, DatabaseUnavailable) as error:
-            if is_passing(error):
-                raise DatabaseUnavailable(_reason(error)) from error
-            raise
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether the same transaction may succeed a moment later, here or on the next server."""
-    if not isinstance(error, DBAPIError):
-        return False
-    if error.connection_invalidated or isinstance(error, InterfaceError):
-        return True
-    if isinstance(error, IntegrityError):
-        return _constraint(error) in {"uq_assignments_active_user", "uq_assignments_active_agent"}
-    if isinstance(error.orig, _PASSING):
-        return True
-    return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) is None
-
-
-_PASSING = (
-    postgres.SerializationFailure,
-    postgres.DeadlockDetected,
-    postgres.LockNotAvailable,
-    postgres.QueryCanceled,
-    postgres.ReadOnlySqlTransaction,
-    postgres.AdminShutdown,
-    postgres.CrashShutdown,
-    postgres.CannotConnectNow,
-    postgres.TooManyConnections,
-    postgres.IdleInTransactionSessionTimeout,
-)
-
-
-def _constraint(error: IntegrityError) -> str | None:
-    return getattr(getattr(error.orig, "diag", None), "constraint_name", None)
-
-
-def _reason(error: BaseException) -> str:
-    text = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return f"the database cannot answer: {text[0] if text else type(error).__name__}"
+        return patiently(attempt, seconds=seconds, before_sleep=remember)

@@ -317,7 +317,8 @@ def register(app: App) -> None:
     door(app, "assignment.release_unclaimed", release_if_unclaimed)
     door(app, "assignment.renew", renew)
     door(app, "assignment.expire", expire_lapsed)
-    door(app, "assignment.probe", probe)
+    # One comes every few seconds: Flower would list little else.
+    door(app, "assignment.probe", probe, in_flower=False)
     door(app, "generation.publish", publish_generation)
     door(app, "queue.pause", pause_queue)
     door(app, "queue.resume", resume_queue)

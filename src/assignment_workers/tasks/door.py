@@ -100,10 +100,17 @@ class DoorTask(Task[..., Any]):
         log.error("dead_letter", number=number, error=error)
 
 
-def door(app: App, name: str, operation: Callable[Concatenate[DoorTask, ...], Any]) -> None:
+def door(
+    app: App,
+    name: str,
+    operation: Callable[Concatenate[DoorTask, ...], Any],
+    *,
+    in_flower: bool = True,
+) -> None:
     """Register `operation` as the task `name`.
 
     Its first parameter is the task; the others, with their types, are what a message may say.
+    `in_flower`: whether the worker sends Celery's events of it, which is what Flower lists.
     """
     validated = validate_call(config={"arbitrary_types_allowed": True})(operation)
     run = app.task(
@@ -111,6 +118,7 @@ def door(app: App, name: str, operation: Callable[Concatenate[DoorTask, ...], An
         base=DoorTask,
         bind=True,
         shared=False,
+        send_events=in_flower,
         operation=staticmethod(validated),
         parameters=list(inspect.signature(operation).parameters),
     )

@@ -18,10 +18,14 @@ from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.retry import patiently
 from assignment_workers.tasks.door import App, DoorTask, door
 
 Trigger = Literal["hourly", "level", "hand"]
 QueueName = Annotated[str, Field(max_length=200)]
+
+PATIENCE = timedelta(seconds=30)
+"""How long a job is tried again; longer than a database server takes to restart."""
 
 DAYS_MADE_UP_FOR = 7
 """Ageing days that were missed and are still done: after a week their weekday is back."""
@@ -56,7 +60,7 @@ def _build(task: DoorTask, queue: str, trigger: Trigger) -> dict[str, Any]:
 
     slot = _hour(engine) if trigger == "hourly" else None
     job = Job("queue.regenerate", trigger, queue=queue, slot=slot, task_id=task.request.id)
-    ran = jobs.run(engine, job, work)
+    ran = _run(task, job, work)
     if ran.skipped is None:
         send_publish(task.of, built["generation"])
     return {"skipped": ran.skipped} if ran.skipped else dict(ran.counts)
@@ -72,7 +76,7 @@ def check_levels(task: DoorTask) -> Any:
     low: list[str] = []
 
     def work(given: Work) -> Counts:
-        low.extend(levels.low(given.connection, list(POLICIES), settings=task.of.settings))
+        low[:] = levels.low(given.connection, list(POLICIES), settings=task.of.settings)
         return {"low": len(low)}
 
     ran = _job(task, "queue.check_levels", work)
@@ -141,20 +145,29 @@ def age(task: DoorTask) -> Any:
     )
     told: dict[str, Any] = {}
     while day <= today:
-        told[day.date().isoformat()] = _told(_job(task, "scores.age", _aged(day), slot=day))
+        told[day.date().isoformat()] = _told(_job(task, "scores.age", _aging(day), slot=day))
         day += timedelta(days=1)
     return told
 
 
-def _aged(day: datetime) -> Callable[[Work], Counts]:
-    return lambda given: {"aged": age_scores(given.connection, day)}
+def _aging(day: datetime) -> Callable[[Work], Counts]:
+    return lambda given: age_scores(given, day)
 
 
 def _job(
     task: DoorTask, name: str, work: Callable[[Work], Counts], *, slot: datetime | None = None
 ) -> Ran:
     trigger = "beat" if task.request.root_id == task.request.id else "hand"
-    return jobs.run(task.of.engine, Job(name, trigger, slot=slot, task_id=task.request.id), work)
+    return _run(task, Job(name, trigger, slot=slot, task_id=task.request.id), work)
+
+
+def _run(task: DoorTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
+    """Run a job, again from its start while the database fails in a passing way.
+
+    Each try leaves its row. Raises `DatabaseUnavailable` when none of `PATIENCE` ended well: the
+    job's next time comes, and what it had to do is still there.
+    """
+    return patiently(lambda: jobs.run(task.of.engine, job, work), seconds=PATIENCE.total_seconds())
 
 
 def _told(ran: Ran) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Try a transaction again, in place, while the database fails in a way that passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from psycopg import errors as postgres
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
+
+from assignment_workers.errors import DatabaseUnavailable
+
+T = TypeVar("T")
+
+
+def patiently(
+    attempt: Callable[[], T],
+    *,
+    seconds: float,
+    before_sleep: Callable[[RetryCallState], None] | None = None,
+) -> T:
+    """What `attempt` returns, tried again with growing pauses of at most a second.
+
+    Raises `DatabaseUnavailable` when it still fails in a passing way after `seconds`; any other
+    failure at once, as it is. `attempt` is a whole transaction: what it began was rolled back.
+    """
+    try:
+        return Retrying(
+            retry=retry_if_exception(is_passing),
+            wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
+            stop=stop_after_delay(seconds),
+            before_sleep=before_sleep,
+            reraise=True,
+        )(attempt)
+    except (DBAPIError, DatabaseUnavailable) as error:
+        if is_passing(error):
+            raise DatabaseUnavailable(_reason(error)) from error
+        raise
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same transaction may succeed a moment later, here or on the next server."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if isinstance(error, IntegrityError):
+        return constraint_of(error) in {"uq_assignments_active_user", "uq_assignments_active_agent"}
+    if isinstance(error.orig, _PASSING):
+        return True
+    return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) is None
+
+
+_PASSING = (
+    postgres.SerializationFailure,
+    postgres.DeadlockDetected,
+    postgres.LockNotAvailable,
+    postgres.QueryCanceled,
+    postgres.ReadOnlySqlTransaction,
+    postgres.AdminShutdown,
+    postgres.CrashShutdown,
+    postgres.CannotConnectNow,
+    postgres.TooManyConnections,
+    postgres.IdleInTransactionSessionTimeout,
+)
+
+
+def constraint_of(error: IntegrityError) -> str | None:
+    """The constraint that a write would have broken, by name."""
+    return getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+
+
+def _reason(error: BaseException) -> str:
+    text = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return f"the database cannot answer: {text[0] if text else type(error).__name__}"

@@ -1,0 +1,79 @@
+"""Any number of beats: one fires, another takes over, and Redis may go away under them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.processes import Process, Stack, running, wait_until
+
+SHIPPED = (Path(__file__).parents[2] / "celeryconfig.py").read_text(encoding="utf-8")
+EVERY_SECOND = """
+beat_schedule = {
+    "expire lapsed holds": {"task": "assignment.expire", "schedule": 1.0, "options": {"expires": 60}}
+}
+"""
+
+
+@pytest.fixture
+def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
+    with running(database_url, redis_url, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def beat(stack: Stack, tmp_path: Path) -> Callable[[], Process]:
+    """Starts a beat with the file as it is shipped but one job, every second."""
+    file = tmp_path / "celeryconfig.py"
+    file.write_text(SHIPPED + EVERY_SECOND, encoding="utf-8")
+    return lambda: stack.start("beat", celery_config=str(file))
+
+
+def fired(stack: Stack) -> list[datetime]:
+    """When each message that waits was sent: it expires a minute later."""
+    with redis.Redis.from_url(stack.redis_url) as broker:
+        waiting = [json.loads(each) for each in broker.lrange("assignment", 0, -1)]
+    assert {each["headers"]["task"] for each in waiting} <= {"assignment.expire"}
+    times = [datetime.fromisoformat(each["headers"]["expires"]) for each in waiting]
+    return sorted(at - timedelta(seconds=60) for at in times)
+
+
+def test_of_two_beats_one_fires_and_the_other_follows_it_when_it_is_killed(
+    stack: Stack, beat: Callable[[], Process]
+) -> None:
+    beats = [beat(), beat()]
+    wait_until(lambda: len(fired(stack)) >= 6, "six seconds' messages")
+    wait_until(lambda: any("Acquired lock" in each.said() for each in beats), "one to have it")
+    (firing,) = (each for each in beats if "Acquired lock" in each.said())
+    firing.signal(signal.SIGKILL)
+    firing.popen.wait()
+    before = fired(stack)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(before)]
+    assert min(gaps) > timedelta(seconds=0.5), "each second once"
+    wait_until(lambda: len(fired(stack)) >= len(before) + 3, "the other to go on")
+    assert fired(stack)[len(before)] - before[-1] < timedelta(seconds=20)
+
+
+def test_a_beat_whose_connections_are_cut_goes_on_or_ends_to_be_started_again(
+    stack: Stack, beat: Callable[[], Process]
+) -> None:
+    process = beat()
+    wait_until(lambda: len(fired(stack)) >= 2, "two messages")
+    with redis.Redis.from_url(stack.redis_url) as broker:
+        broker.client_kill_filter(_type="normal", skipme=True)
+    before = len(fired(stack))
+
+    def goes_on() -> bool:
+        nonlocal process
+        if process.popen.poll() is not None:
+            process = beat()
+        return len(fired(stack)) >= before + 2
+
+    wait_until(goes_on, "it to go on")
