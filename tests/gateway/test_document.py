@@ -39,7 +39,7 @@ SCHEMA = schemathesis.openapi.from_dict(document(APP), config=CONFIG)
 
 BEARERS = {"agents": "frontend", "operators": "operator", "about": "supervisor"}
 BOUNDED = settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,

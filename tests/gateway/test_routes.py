@@ -188,6 +188,8 @@ def test_the_report_says_what_the_records_say(gateway: Gateway) -> None:
     ahead = (since + timedelta(days=1)).isoformat().replace("+", "%2B")
     wrong = gateway.get(f"/v1/report?since={ahead}", bearer="supervisor")
     assert (wrong.status, wrong.json["code"]) == (422, "malformed")
+    odd = gateway.get("/v1/report?sinc=x", bearer="supervisor")
+    assert (odd.status, odd.json["detail"].split(":")[0]) == (422, "query.sinc")
     assert gateway.get("/v1/report", bearer="frontend").status == 403
 
 

@@ -17,7 +17,6 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import AwareDatetime
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -36,9 +35,11 @@ from assignment_workers.gateway.bodies import (
     REQUEST_EXAMPLES,
     STREAM_EXAMPLE,
     CompleteBody,
+    EventsQuery,
     Index,
     LiveEvent,
     OwnerBody,
+    ReportQuery,
     RequestAnswer,
     RequestBody,
     Sent,
@@ -74,7 +75,6 @@ from assignment_workers.settings import Settings
 
 TIMEOUT = timedelta(seconds=10)
 DAY = timedelta(days=1)
-EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 ROUTES = APIRouter(generate_unique_id_function=lambda route: route.name)
 """An operation's id is its function's name: generated clients call it so."""
 
@@ -371,18 +371,11 @@ def _known(queue: str) -> None:
     response_model=Report,
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
 )
-def report(
-    here: Here,
-    who: Who,
-    since: Annotated[
-        AwareDatetime | None,
-        Query(ge=EARLIEST, description="With a zone; absent: a day ago."),
-    ] = None,
-) -> Report:
+def report(here: Here, who: Who, query: Annotated[ReportQuery, Query()]) -> Report:
     """Service levels from `since` until now, against the targets of the incident report."""
     who.must_be(WATCHING)
     now = datetime.now(UTC)
-    began = since.astimezone(UTC) if since else now - DAY
+    began = query.since.astimezone(UTC) if query.since else now - DAY
     if began > now:
         raise refused(
             HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, "query.since: is yet to come"
@@ -410,9 +403,7 @@ async def events(
     request: Request,
     here: Here,
     who: Who,
-    agent_id: Annotated[
-        int | None, Query(ge=1, le=2**31 - 1, description="Only what this agent does.")
-    ] = None,
+    query: Annotated[EventsQuery, Query()],
     last_event_id: Annotated[
         int | None,
         Header(
@@ -431,7 +422,7 @@ async def events(
     off, and may go on from its last id. An agent's token sees that agent's assignments, a
     frontend's those of all agents, a supervisor's and an operator's everything.
     """
-    sight = who.sees(agent_id)
+    sight = who.sees(query.agent_id)
 
     async def may_go_on() -> bool:
         try:

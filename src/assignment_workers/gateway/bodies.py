@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from assignment_workers.assignment.turn import EventKind
 
 TIMEOUT_MS = 10_000
 TIMEOUT_MS_MOST = 30_000
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 AgentId = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True, examples=[26])]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
@@ -58,6 +60,22 @@ class CompleteBody(OwnerBody):
     outcome: Word = Field(examples=["no_answer"])
     notes: Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")] | None = None
     callback_at: AwareDatetime | None = None
+
+
+class ReportQuery(_Body):
+    """Of which period."""
+
+    since: AwareDatetime | None = Field(
+        None, ge=EARLIEST, description="With a zone; absent: a day ago."
+    )
+
+
+class EventsQuery(_Body):
+    """Which events."""
+
+    agent_id: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        None, description="Only what this agent does."
+    )
 
 
 class _Identified(BaseModel):
