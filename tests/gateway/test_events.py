@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from assignment_workers.gateway.bodies import LiveEvent
 from assignment_workers.gateway.live import Live, Reader, Sight
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.gateway.stream import EventStream
+from assignment_workers.schema.engine import connect
 from tests.gateway.stage import Gateway, free_port
 from tests.processes import wait_until
 
@@ -242,6 +244,32 @@ def test_a_lost_database_connection_loses_no_event(gateway: Gateway) -> None:
             gateway.stack.value("SELECT pg_terminate_backend(:pid)", pid=killed[0].pid)
             leave(gateway, "released", agent=96)
             stream.until("released", agent_id=96)
+
+
+def test_a_database_that_goes_while_a_reader_catches_up_loses_no_event(gateway: Gateway) -> None:
+    last = stored(gateway, 0)[-1]
+    leave(gateway, "renewed", agent=96, count=live.PAGE + 100)
+    own = connect(
+        gateway.stack.database_url,
+        name="catching up",
+        statement_timeout=timedelta(seconds=10),
+        pool_size=2,
+    )
+    kill = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = :n"
+    )
+
+    async def body(_: Live) -> None:
+        parts = Live(own, gateway.stack.database_url)
+        async with reading(parts, Sight(96), last) as reader:
+            seen = ids(await reader.more(5))
+            assert gateway.stack.value(kill, n="catching up") >= 1
+            while len(seen) < live.PAGE + 100:
+                seen += ids(await reader.more(0.1))
+        assert seen == [number for number in stored(gateway, last) if number in set(seen)]
+
+    in_process(gateway, body)
+    own.dispose()
 
 
 def test_a_reader_who_does_not_read_is_cut_off_and_can_go_on(gateway: Gateway) -> None:

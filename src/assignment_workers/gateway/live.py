@@ -33,6 +33,9 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+_AWAY = (DBAPIError, PoolTimeout)
+"""The database cannot answer now."""
+
 PAGE = 500
 """Events read at once."""
 BUFFERED = 8 * PAGE
@@ -113,16 +116,25 @@ class Reader:
     """Set when it is over: this reader is too slow, or the gateway ends."""
     _lines: deque[Line] = field(default_factory=deque)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _resumed: bool = False
+    """What it missed can be told, and is being told."""
     _follows: bool = False
+    """All that it missed was told; the feed hands on the rest."""
 
     async def more(self, seconds: float) -> bytes:
         """What there is to send, waiting so long for it at the most; nothing: b''.
 
         What a returning reader missed is read from the database, a page at a time and no faster
-        than it is taken; what is committed from then on comes from the feed.
+        than it is taken; what is committed from then on comes from the feed. While the database is
+        away there is nothing.
         """
-        while not self._follows:
-            if said := await self._caught_up():
+        if not self._follows:
+            try:
+                said = await self._caught_up()
+            except _AWAY:
+                await asyncio.sleep(min(seconds, BACK_OFF_SECONDS))
+                return b""
+            if said or not self._follows:
                 return said
         if not self._lines:
             self._woken.clear()
@@ -158,9 +170,10 @@ class Reader:
             self.feed.add(self)
             self._follows = True
             return b""
-        if not await self.feed.can_tell(self.last, until):
+        if not self._resumed and not await self.feed.can_tell(self.last, until):
             self.last = until
             return written(until, RESET, {"id": until, "kind": RESET})
+        self._resumed = True
         found = await self.feed.read(self.last, until, self.sight)
         self.last = found[-1].id if len(found) == PAGE else until
         return b"".join(Line(told).text for told in found)
@@ -199,7 +212,7 @@ class Feed:
         while True:
             try:
                 await self._follow()
-            except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
+            except (psycopg.Error, OSError, *_AWAY) as error:
                 reason = str(getattr(error, "orig", None) or error).strip().splitlines()
                 log.warning("live_lost", reason=reason[0] if reason else type(error).__name__)
             await asyncio.sleep(BACK_OFF_SECONDS * self._chance.uniform(0.1, 1.0))
@@ -368,7 +381,7 @@ class Live:
             async with asyncio.timeout(START_SECONDS):
                 await feed.started.wait()
                 known = last is not None and await feed.is_known(last)
-        except (TimeoutError, DBAPIError, PoolTimeout) as error:
+        except (TimeoutError, *_AWAY) as error:
             raise unavailable("the database cannot answer") from error
         if last is None:
             reader.last = feed.position
