@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway import tokens
@@ -159,45 +161,68 @@ def test_every_response_has_the_security_headers_and_no_origin_is_let_in(gateway
         assert "server" not in answer.headers
 
 
-def test_an_origin_that_is_named_is_let_in_and_no_other() -> None:
+def alone(**settings: str) -> FastAPI:
+    """The application without a stack behind it, and without having been started."""
     given = {
         "DATABASE_URL": "postgresql://127.0.0.1:1/nowhere",
         "REDIS_URL": "redis://127.0.0.1:1",
-        "ASSIGNMENT_WORKERS_GATEWAY_ORIGINS": "https://dialer.example, https://other.example",
     }
-    settings = Settings.from_environment(given)
-    engine = connect(settings.database, name="test", statement_timeout=settings.lease)
-    app = create_app(settings, engine, tokens=True)
+    read = Settings.from_environment(given | settings)
+    engine = connect(read.database, name="test", statement_timeout=read.lease)
+    return create_app(read, engine, tokens=True)
 
-    async def preflight(origin: str) -> dict[bytes, bytes]:
-        heads: list[Any] = []
 
-        async def send(message: Any) -> None:
-            heads.extend(message.get("headers", []))
+def heads(app: FastAPI, method: str, path: str, sent: dict[str, str]) -> dict[bytes, bytes]:
+    """The headers that it answers with, whatever becomes of it."""
+    found: list[tuple[bytes, bytes]] = []
 
-        async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
+    async def send(message: Any) -> None:
+        found.extend(message.get("headers", []))
 
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    headers = [(name.encode(), value.encode()) for name, value in sent.items()]
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": headers,
+        "query_string": b"",
+    }
+
+    async def call() -> None:
+        with contextlib.suppress(AttributeError):
+            await app(scope, receive, send)
+
+    asyncio.run(call())
+    return dict(found)
+
+
+def test_an_origin_that_is_named_is_let_in_and_no_other() -> None:
+    app = alone(ASSIGNMENT_WORKERS_GATEWAY_ORIGINS="https://dialer.example, https://other.example")
+
+    def preflight(origin: str) -> dict[bytes, bytes]:
         asked = {
             "origin": origin,
             "access-control-request-method": "GET",
             "access-control-request-headers": "authorization, last-event-id",
         }
-        headers = [(name.encode(), value.encode()) for name, value in asked.items()]
-        await app(
-            {"type": "http", "method": "OPTIONS", "path": "/v1/events", "headers": headers},
-            receive,
-            send,
-        )
-        return dict(heads)
+        return heads(app, "OPTIONS", "/v1/events", asked)
 
-    allowed = asyncio.run(preflight("https://other.example"))
+    allowed = preflight("https://other.example")
     assert allowed[b"access-control-allow-origin"] == b"https://other.example"
     assert b"Last-Event-ID" in allowed[b"access-control-allow-headers"]
     assert b"access-control-allow-credentials" not in allowed
     assert allowed[b"x-content-type-options"] == b"nosniff"
-    closed = asyncio.run(preflight("https://elsewhere.example"))
-    assert b"access-control-allow-origin" not in closed
+    assert b"access-control-allow-origin" not in preflight("https://elsewhere.example")
+
+
+def test_a_gateway_that_fails_has_the_security_headers_too() -> None:
+    failed = heads(alone(), "GET", "/readyz", {})  # it was not started
+    assert failed[b"content-type"] == b"application/problem+json"
+    assert failed[b"x-content-type-options"] == b"nosniff"
+    assert failed[b"cache-control"] == b"no-store"
 
 
 def test_tokens_are_off_only_with_the_embedded_servers_on_loopback() -> None:

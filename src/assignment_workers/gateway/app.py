@@ -52,7 +52,7 @@ from assignment_workers.gateway.callers import (
     Caller,
     Callers,
 )
-from assignment_workers.gateway.limits import BodyLimit, Pace, SecurityHeaders
+from assignment_workers.gateway.limits import SECURITY_HEADERS, BodyLimit, Pace, SecurityHeaders
 from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.metrics import Metrics
 from assignment_workers.gateway.problems import (
@@ -61,6 +61,7 @@ from assignment_workers.gateway.problems import (
     Problem,
     ProblemDetails,
     handle,
+    problem,
     refused,
     responses,
     unavailable,
@@ -128,6 +129,15 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     )
     app.include_router(ROUTES)
     handle(app, callers.caller)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        # Made outside of every middleware: this response has to be given its headers here.
+        detail = "the gateway failed; its log tells how"
+        response = problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+        response.raw_headers += SECURITY_HEADERS
+        return response
+
     app.add_middleware(BodyLimit)
     if settings.gateway_origins:
         app.add_middleware(
@@ -427,8 +437,8 @@ async def events(
     async def may_go_on() -> bool:
         try:
             return await here.callers.caller(request) == who
-        except Problem as problem:
-            return problem.status != HTTPStatus.UNAUTHORIZED
+        except Problem as refusal:
+            return refusal.status != HTTPStatus.UNAUTHORIZED
 
     own = who.token if who.role == TokenRole.AGENT else None
     return EventStream(here.live, sight, last_event_id, agent_token=own, may_go_on=may_go_on)

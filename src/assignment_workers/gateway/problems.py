@@ -197,7 +197,7 @@ EXAMPLES: dict[HTTPStatus, dict[str, Any]] = {
 
 
 def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
-    """Every error of `app` leaves as a problem.
+    """Every error of `app` that is a caller's leaves as a problem.
 
     `authenticate` raises `Problem` for who may not call: asked before a body is criticised that
     was read before its sender was known.
@@ -233,10 +233,6 @@ def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -
         told = refused(status, Code.MALFORMED, f"{first.where}: {first.message}")
         told.facts["errors"] = [each.model_dump() for each in errors]
         return _identified(told, name)
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, __: Exception) -> JSONResponse:
-        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the gateway failed; its log tells how")
 
 
 def _identified(error: Problem, request_id: str | None) -> JSONResponse:
