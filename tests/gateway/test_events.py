@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.gateway import live
+from assignment_workers.gateway import callers, live, tokens
+from assignment_workers.gateway import stream as streaming
+from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.bodies import LiveEvent
 from assignment_workers.gateway.live import Live, Reader, Sight
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.gateway.stream import EventStream
 from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway, free_port
 from tests.processes import wait_until
 
@@ -318,16 +321,18 @@ def test_whoever_missed_what_cannot_be_told_is_told_so(
     in_process(gateway, body)
 
 
-def test_a_stream_says_how_far_it_is_and_ends_with_its_token(gateway: Gateway) -> None:
+async def never() -> Any:
+    """What a caller sends who stays and says nothing."""
+    await asyncio.Event().wait()
+
+
+def test_a_stream_says_how_far_it_is(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "BEAT_SECONDS", 0.2)
     sent: list[bytes] = []
-    forever = asyncio.Event
 
     async def body(parts: Live) -> None:
         async def send(message: Any) -> None:
             sent.append(message.get("body", b""))
-
-        async def receive() -> Any:
-            await forever().wait()
 
         asked = iter([True, True, False])
 
@@ -335,8 +340,8 @@ def test_a_stream_says_how_far_it_is_and_ends_with_its_token(gateway: Gateway) -
             await asyncio.to_thread(leave, gateway, "renewed", agent=99)
             return next(asked)
 
-        stream = EventStream(parts, Sight(1), None, agent_token=None, may_go_on=may_go_on, beat=0.2)
-        await stream({"type": "http"}, receive, send)
+        opened = EventStream(parts, Sight(1), None, agent_token=None, may_go_on=may_go_on)
+        await opened({"type": "http"}, never, send)
 
     before = stored(gateway, 0)[-1]
     in_process(gateway, body)
@@ -344,6 +349,42 @@ def test_a_stream_says_how_far_it_is_and_ends_with_its_token(gateway: Gateway) -
     assert marks[0] == before
     assert marks[0] < marks[-1] <= stored(gateway, 0)[-1]
     assert len(marks) == 3
+
+
+def test_a_stream_ends_with_its_token(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(callers, "KNOWN_SECONDS", 0.0)
+    with gateway.stack.engine.begin() as connection:
+        made = tokens.create(connection, "supervisor")
+    settings = Settings.from_environment(
+        {"DATABASE_URL": gateway.stack.database_url, "REDIS_URL": gateway.stack.redis_url}
+    )
+    app = create_app(settings, gateway.stack.engine, tokens=True)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/v1/events",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {made}".encode())],
+    }
+
+    async def run() -> None:
+        beats = asyncio.Semaphore(0)
+
+        async def send(message: Any) -> None:
+            if b": alive" in message.get("body", b""):
+                beats.release()
+
+        async with asyncio.timeout(20), app.router.lifespan_context(app):
+            reading = asyncio.create_task(app(scope, never, send))
+            for _ in range(3):
+                await beats.acquire()
+            assert not reading.done()
+            with gateway.stack.engine.begin() as connection:
+                assert tokens.revoke(connection, made.split("_")[1])
+            await reading
+
+    asyncio.run(run())
 
 
 def test_one_agents_token_has_no_more_than_its_streams(gateway: Gateway) -> None:

@@ -35,7 +35,6 @@ class EventStream(Response):
         *,
         agent_token: str | None,
         may_go_on: Callable[[], Awaitable[bool]],
-        beat: float = BEAT_SECONDS,
     ) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -44,7 +43,6 @@ class EventStream(Response):
         self._last = last
         self._agent_token = agent_token
         self._may_go_on = may_go_on
-        self._beat = beat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the caller goes, is cut off or may no more. Raises `Problem` before it."""
@@ -74,7 +72,7 @@ class EventStream(Response):
             {"type": "http.response.start", "status": 200, "headers": list(self.raw_headers)}
         )
         await send(_body(b"retry: 2000\n\n" + (reader.mark() if self._last is None else b"")))
-        beat = time.monotonic() + self._beat
+        beat = time.monotonic() + BEAT_SECONDS
         while True:
             said = await reader.more(max(beat - time.monotonic(), 0.0))
             if time.monotonic() >= beat:
@@ -82,7 +80,7 @@ class EventStream(Response):
                     await _end(send)
                     return
                 said += reader.mark()
-                beat = time.monotonic() + self._beat
+                beat = time.monotonic() + BEAT_SECONDS
             if said:
                 await send(_body(said))
 
