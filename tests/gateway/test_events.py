@@ -321,6 +321,24 @@ def test_whoever_missed_what_cannot_be_told_is_told_so(
     in_process(gateway, body)
 
 
+def test_what_is_no_longer_kept_cannot_be_told(database_url: str) -> None:
+    own = connect(database_url, name="test", statement_timeout=timedelta(seconds=10), pool_size=2)
+    with own.begin() as connection:
+        connection.execute(text(INSERT), {"kind": "renewed", "agent": 1, "count": 5})
+        connection.execute(text("DELETE FROM assignment.events WHERE id <= 3"))
+
+    async def run() -> None:
+        parts = Live(own, database_url)
+        for last, begins, told in ((2, b"id: 5\nevent: reset", [5]), (3, b"id: 4\n", [4, 5])):
+            async with reading(parts, Sight(), last) as reader:
+                said = await reader.more(5)
+                assert said.startswith(begins)
+                assert ids(said) == told
+
+    asyncio.run(run())
+    own.dispose()
+
+
 async def never() -> Any:
     """What a caller sends who stays and says nothing."""
     await asyncio.Event().wait()
