@@ -48,6 +48,7 @@ BOUNDED = settings(
 AGENT = 80
 
 
+# /v1/events never ends; its own tests are below and in test_events.
 @SCHEMA.exclude(path="/v1/events").parametrize()
 @BOUNDED
 def test_every_route_keeps_to_the_document(case: Case[Any], gateway: Gateway) -> None:
