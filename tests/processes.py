@@ -125,13 +125,14 @@ class Stack:
         self.regenerate(client)
         return client
 
-    def assert_healthy(self) -> None:
-        """Nothing that `doctor` or the history checker would name."""
+    def assert_healthy(self, **settings: str) -> None:
+        """Nothing that `doctor` or the history checker would name; `settings` as the run had them."""
         with self.connection() as connection:
             assert [each for each in examine(connection) if not each.ok] == []
         with self.connection() as connection:
-            settings = Settings.from_environment({})
-            breaches = check(connection, settings=settings, bound=timedelta(seconds=60))
+            given = {f"ASSIGNMENT_WORKERS_{key.upper()}": each for key, each in settings.items()}
+            had = Settings.from_environment(given)
+            breaches = check(connection, settings=had, bound=timedelta(seconds=60))
         assert breaches == []
 
     @contextmanager

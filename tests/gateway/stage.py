@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
@@ -28,6 +30,45 @@ class Reply:
     @property
     def json(self) -> Any:
         return json.loads(self.text)
+
+
+class Stream:
+    """An open stream of server-sent events, read as the standard says."""
+
+    def __init__(self, response: HTTPResponse) -> None:
+        self._response = response
+        self.last = ""
+        """The last event id, as a browser would keep it."""
+
+    def next(self) -> dict[str, Any]:
+        """The data of the next event; fails when none comes, or the stream has ended."""
+        found = self.read()
+        assert found is not None, "the stream has ended"
+        return found
+
+    def until(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """The data of the next event of this kind, with these facts."""
+        while True:
+            said = self.next()
+            if said["kind"] == kind and facts.items() <= said.items():
+                return said
+
+    def read(self) -> dict[str, Any] | None:
+        """The data of the next event; None at the end of the stream."""
+        data = ""
+        while line := self._response.readline().decode():
+            name, _, value = line.rstrip("\n").partition(": ")
+            if name == "id":
+                self.last = value
+            elif name == "data":
+                data += value
+            elif name == "event":
+                kind = value
+            elif not name and data:
+                said = dict(json.loads(data))
+                assert (str(said["id"]), said["kind"]) == (self.last, kind)
+                return said
+        return None
 
 
 @dataclass
@@ -78,3 +119,32 @@ class Gateway:
         assert answer.status == 200, answer.text
         assert answer.json["outcome"] == "assigned", answer.text
         return dict(answer.json["assignment"])
+
+    @contextmanager
+    def stream(
+        self,
+        path: str = "/v1/events",
+        *,
+        bearer: str | None = "supervisor",
+        last: int | str | None = None,
+        seconds: float = 10.0,
+    ) -> Iterator[Stream]:
+        """Follow the events; each must come within so many seconds."""
+        headers = {} if last is None else {"Last-Event-ID": str(last)}
+        if bearer is not None:
+            headers["Authorization"] = f"Bearer {self.tokens.get(bearer, bearer)}"
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=seconds)
+        try:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            assert response.headers["content-type"].startswith("text/event-stream")
+            yield Stream(response)
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        """One figure without labels of what this gateway counts."""
+        told = self.get("/metrics", bearer="supervisor").text
+        full = f"assignment_workers_gateway_{name} "
+        return float(next(line for line in told.splitlines() if line.startswith(full)).split()[1])

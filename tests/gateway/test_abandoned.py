@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from datetime import timedelta
 from typing import Any
 
 from assignment_workers.client import AsyncClient
 from assignment_workers.gateway.abandoned import Abandoned
 from tests.gateway.stage import Gateway
+from tests.processes import wait_until
 
 STATE = "SELECT state FROM assignment.assignments WHERE id = :id"
 
@@ -17,10 +19,10 @@ def left_behind(gateway: Gateway, answer: dict[str, Any]) -> None:
     """What the gateway does with an answer whose caller has gone, from beginning to end."""
 
     async def see_to_it() -> None:
-        abandoned = Abandoned(gateway.stack.engine, grace=timedelta(milliseconds=50))
+        abandoned = Abandoned(grace=timedelta(milliseconds=50))
         async with AsyncClient(gateway.stack.redis_url) as client:
             abandoned.client = client
-            abandoned(None, answer)  # type: ignore[arg-type]
+            abandoned(answer)
             await asyncio.gather(*abandoned._tasks)
 
     asyncio.run(see_to_it())
@@ -36,11 +38,49 @@ def test_a_hold_that_nobody_was_told_of_is_released(gateway: Gateway) -> None:
     assert gateway.stack.value(STATE, id=held["id"]) == "released"
 
 
+def test_a_caller_who_hangs_up_leaves_no_hold_behind(gateway: Gateway) -> None:
+    body = b'{"agent_id": 66, "request_id": "sixty-six", "timeout_ms": 20000}'
+    head = (
+        f"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {gateway.tokens['frontend']}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with gateway.stack.connection() as connection:
+        connection.exec_driver_sql("SELECT 1 FROM assignment.sequencer FOR UPDATE")
+        with socket.create_connection(("127.0.0.1", gateway.port)) as opened:
+            opened.sendall(head.encode() + body)
+            wait_until(lambda: gateway.metric("waiting") == 1, "the request to wait")
+        wait_until(lambda: gateway.metric("waiting") == 0, "the gateway to notice")
+        connection.rollback()
+    made = "SELECT state FROM assignment.assignments WHERE request_id = 'sixty-six'"
+    wait_until(lambda: gateway.stack.rows(made), "the request to be met")
+    wait_until(lambda: gateway.stack.value(made) == "released", "the hold to be given back")
+
+
 def test_an_agent_who_asked_again_meanwhile_keeps_it(gateway: Gateway) -> None:
     held = gateway.assigned(61)
     assert gateway.assigned(61)["id"] == held["id"]
     left_behind(gateway, assigned(held))
     assert gateway.stack.value(STATE, id=held["id"]) == "active"
+
+
+def test_an_agent_who_asked_again_with_the_same_request_id_keeps_it(gateway: Gateway) -> None:
+    asked = {"agent_id": 64, "request_id": "sixty-four"}
+    held = gateway.post("/v1/requests", asked).json["assignment"]
+    again = gateway.post("/v1/requests", asked).json
+    assert (again["assignment"]["id"], again["replayed"]) == (held["id"], True)
+    left_behind(gateway, assigned(held))
+    assert gateway.stack.value(STATE, id=held["id"]) == "active"
+
+
+def test_a_hold_that_ended_meanwhile_is_let_be(gateway: Gateway) -> None:
+    held = gateway.assigned(65)
+    gateway.post(f"/v1/assignments/{held['id']}/skip", {"agent_id": 65})
+    races = (
+        "SELECT count(*) FROM assignment.events WHERE assignment_id = :id AND kind LIKE '%RACE%'"
+    )
+    left_behind(gateway, assigned(held))
+    assert gateway.stack.value(STATE, id=held["id"]) == "skipped"
+    assert gateway.stack.value(races, id=held["id"]) == 0
 
 
 def test_an_agent_who_renewed_meanwhile_keeps_it(gateway: Gateway) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway import tokens
+from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.limits import Pace
 from assignment_workers.gateway.serve import wants_tokens
+from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway
 from tests.processes import wait_until
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
+REFUSAL = {"type", "title", "status", "detail", "outcome", "code"}
 
 
 def routes(gateway: Gateway) -> list[tuple[str, str]]:
@@ -46,7 +52,16 @@ def test_no_route_without_a_token_answers_more_than_health(gateway: Gateway) -> 
             else:
                 assert answer.status == 401, (method, path, answer.text)
                 assert answer.headers["www-authenticate"] == "Bearer"
-                assert set(answer.json) == {"type", "title", "status", "detail"}
+                assert set(answer.json) == REFUSAL
+
+
+def test_a_body_is_not_criticised_before_its_sender_is_known(gateway: Gateway) -> None:
+    for body in ("{", b"\xff", "[]", '{"agent_id": 0}'):
+        answer = gateway.post("/v1/requests", body, bearer=None)
+        assert answer.status == 401, answer.text
+        assert set(answer.json) == REFUSAL
+        known = gateway.post("/v1/requests", body)
+        assert (known.status, known.json["code"]) == (422, "malformed")
 
 
 def test_a_token_of_agent_1_acts_for_agent_1_alone(gateway: Gateway) -> None:
@@ -146,6 +161,70 @@ def test_every_response_has_the_security_headers_and_no_origin_is_let_in(gateway
         assert "server" not in answer.headers
 
 
+def alone(**settings: str) -> FastAPI:
+    """The application without a stack behind it, and without having been started."""
+    given = {
+        "DATABASE_URL": "postgresql://127.0.0.1:1/nowhere",
+        "REDIS_URL": "redis://127.0.0.1:1",
+    }
+    read = Settings.from_environment(given | settings)
+    engine = connect(read.database, name="test", statement_timeout=read.lease)
+    return create_app(read, engine, tokens=True)
+
+
+def heads(app: FastAPI, method: str, path: str, sent: dict[str, str]) -> dict[bytes, bytes]:
+    """The headers that it answers with, whatever becomes of it."""
+    found: list[tuple[bytes, bytes]] = []
+
+    async def send(message: Any) -> None:
+        found.extend(message.get("headers", []))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    headers = [(name.encode(), value.encode()) for name, value in sent.items()]
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": headers,
+        "query_string": b"",
+    }
+
+    async def call() -> None:
+        with contextlib.suppress(AttributeError):
+            await app(scope, receive, send)
+
+    asyncio.run(call())
+    return dict(found)
+
+
+def test_an_origin_that_is_named_is_let_in_and_no_other() -> None:
+    app = alone(ASSIGNMENT_WORKERS_GATEWAY_ORIGINS="https://dialer.example, https://other.example")
+
+    def preflight(origin: str) -> dict[bytes, bytes]:
+        asked = {
+            "origin": origin,
+            "access-control-request-method": "GET",
+            "access-control-request-headers": "authorization, last-event-id",
+        }
+        return heads(app, "OPTIONS", "/v1/events", asked)
+
+    allowed = preflight("https://other.example")
+    assert allowed[b"access-control-allow-origin"] == b"https://other.example"
+    assert b"Last-Event-ID" in allowed[b"access-control-allow-headers"]
+    assert b"access-control-allow-credentials" not in allowed
+    assert allowed[b"x-content-type-options"] == b"nosniff"
+    assert b"access-control-allow-origin" not in preflight("https://elsewhere.example")
+
+
+def test_a_gateway_that_fails_has_the_security_headers_too() -> None:
+    failed = heads(alone(), "GET", "/readyz", {})  # it was not started
+    assert failed[b"content-type"] == b"application/problem+json"
+    assert failed[b"x-content-type-options"] == b"nosniff"
+    assert failed[b"cache-control"] == b"no-store"
+
+
 def test_tokens_are_off_only_with_the_embedded_servers_on_loopback() -> None:
     def wants(**given: Any) -> bool:
         return wants_tokens(Settings(**given))
@@ -194,6 +273,11 @@ def test_the_openapi_document_has_an_example_of_every_outcome(gateway: Gateway) 
     examples = ask["200"]["content"]["application/json"]["examples"]
     assert set(examples) == {"assigned", "empty", "paused", "too_late"}
     assert {"401", "403", "422", "429", "503"} <= set(ask)
+    named = [each["operationId"] for item in document["paths"].values() for each in item.values()]
+    assert len(set(named)) == len(named)
+    assert {"request_next", "complete", "skip", "release", "renew", "active_assignment"} <= set(
+        named
+    )
     for item in document["paths"].values():
         for operation in item.values():
             for code, told in operation["responses"].items():

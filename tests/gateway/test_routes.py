@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 
+from assignment_workers.assignment.answers import Code
 from assignment_workers.client import Assigned, Finished, Hold, HttpClient, Refused, Unavailable
 from assignment_workers.errors import UsageError
 from tests.gateway.stage import Gateway
@@ -34,6 +39,21 @@ def test_a_request_id_is_made_where_there_is_none(gateway: Gateway) -> None:
     answer = gateway.post("/v1/requests", {"agent_id": 11})
     assert uuid.UUID(answer.json["request_id"]).version == 7
     assert answer.headers["x-request-id"] == answer.json["request_id"]
+
+
+def test_the_request_id_comes_back_with_every_answer(gateway: Gateway) -> None:
+    asked = {"agent_id": 999_999, "request_id": "mine"}
+    for body, bearer, status in (
+        (asked, "frontend", 403),
+        (asked, "supervisor", 403),
+        (asked, None, 401),
+        (asked | {"timeout_ms": 1}, "frontend", 422),
+        (asked | {"queue": "nowhere", "agent_id": 11}, "frontend", 422),
+    ):
+        answer = gateway.post("/v1/requests", body, bearer=bearer)
+        assert answer.status == status, answer.text
+        assert answer.json["request_id"] == answer.headers["x-request-id"] == "mine"
+        assert answer.json["outcome"] == "refused"
 
 
 def test_the_four_moves_end_or_renew_a_hold(gateway: Gateway) -> None:
@@ -140,6 +160,73 @@ def test_pause_resume_and_regenerate(gateway: Gateway) -> None:
     assert gateway.post("/v1/queues/nowhere/pause", bearer="operator").status == 404
 
 
+def test_the_report_says_what_the_records_say(gateway: Gateway) -> None:
+    since = datetime.now(UTC)
+    held = gateway.assigned(18)
+    gateway.post(f"/v1/assignments/{held['id']}/release", {"agent_id": 19})
+    gateway.post(f"/v1/assignments/{held['id']}/release", {"agent_id": 18})
+    gateway.post("/v1/requests", {"agent_id": 999_999})
+    path = f"/v1/report?since={since.isoformat().replace('+', '%2B')}"
+    told = gateway.get(path, bearer="supervisor").json
+    assert told["assignments"] == 1
+    assert told["ended"]["released"] == 1
+    assert told["answers"] == {"assigned": 1, "refused": 1}
+    assert (told["success_rate"], told["failed"], told["lost"]) == (1.0, 0, 0)
+    assert told["races"] == {"not_owner": 1}
+    assert told["consistency"]["broken"] == []
+    assert told["consistency"]["checks"] > 5
+    times = told["seconds_to_assign"]
+    sql = (
+        "SELECT extract(epoch FROM answered_at - received_at) FROM assignment.requests"
+        " WHERE assignment_id = :id"
+    )
+    seconds = float(gateway.stack.value(sql, id=held["id"]))
+    assert times["measured"] == 1
+    assert [times[name] for name in ("average", "p50", "p95", "p99")] == [
+        pytest.approx(seconds, abs=1e-6)
+    ] * 4
+    ahead = (since + timedelta(days=1)).isoformat().replace("+", "%2B")
+    wrong = gateway.get(f"/v1/report?since={ahead}", bearer="supervisor")
+    assert (wrong.status, wrong.json["code"]) == (422, "malformed")
+    odd = gateway.get("/v1/report?sinc=x", bearer="supervisor")
+    assert (odd.status, odd.json["detail"].split(":")[0]) == (422, "query.sinc")
+    assert gateway.get("/v1/report", bearer="frontend").status == 403
+
+
+def test_the_report_by_command_says_the_same(gateway: Gateway) -> None:
+    gateway.assigned(19)
+    clean = {name: value for name, value in os.environ.items() if "ASSIGNMENT" not in name}
+    servers = {
+        "DATABASE_URL": gateway.stack.database_url,
+        "REDIS_URL": gateway.stack.redis_url,
+    }
+    command = [sys.executable, "-m", "assignment_workers", "report", "--since", "2h"]
+    told = [
+        subprocess.run(
+            [*command, *words], env=clean | servers, capture_output=True, text=True, check=True
+        ).stdout
+        for words in ([], ["--json"])
+    ]
+    found = json.loads(told[1])
+    assert found["assignments"] >= 1
+    assert set(found) == set(gateway.get("/v1/report", bearer="operator").json)
+    for words in ("time to assign, p99", "under 100 ms", "success rate"):
+        assert words in told[0]
+
+
+def test_the_report_of_nothing_knows_nothing(gateway: Gateway) -> None:
+    since = datetime.now(UTC).isoformat().replace("+", "%2B")
+    told = gateway.get(f"/v1/report?since={since}", bearer="operator").json
+    assert told["success_rate"] is None
+    assert told["seconds_to_assign"]["p99"] is None
+
+
+def test_the_index_says_what_this_is(gateway: Gateway) -> None:
+    told = gateway.get("/", bearer="agent 1").json
+    assert told["name"] == "assignment-workers"
+    assert gateway.get(told["interface"], bearer="agent 1").status == 200
+
+
 def test_metrics_count_the_answers(gateway: Gateway) -> None:
     gateway.assigned(16)
     told = gateway.get("/metrics", bearer="supervisor").text
@@ -218,6 +305,25 @@ def test_the_same_client_over_http(gateway: Gateway) -> None:
         with client.holding(30) as hold:
             assert isinstance(hold, Hold)
         assert client.active_assignment(30) is None
+
+
+def test_a_client_says_what_its_token_may_not_do(gateway: Gateway) -> None:
+    for token, code in (
+        (None, Code.UNAUTHENTICATED),
+        ("aw_0_0", Code.UNAUTHENTICATED),
+        (gateway.tokens["supervisor"], Code.FORBIDDEN),
+        (gateway.tokens["agent 2"], Code.FORBIDDEN),
+    ):
+        with HttpClient(gateway.url, token=token) as client:
+            for answer in (
+                client.request_next(1),
+                client.skip(uuid.UUID(int=7), 1),
+                client.active_assignment(1)
+                if code is Code.UNAUTHENTICATED
+                else client.renew(uuid.UUID(int=7), 1),
+            ):
+                assert isinstance(answer, Refused)
+                assert answer.code is code, answer
 
 
 def test_a_client_says_so_when_there_is_no_gateway() -> None:

@@ -97,6 +97,8 @@ def nobody() -> Iterator[str]:
         (["skip", ID], ["--agent"]),
         (["skip", "26", "--agent", "26"], ["'26'", "assignment's id", "0000-"]),
         (["dead-letters", "show", "last"], ["number", "integer"]),
+        (["report", "--since=a day"], ["--since", "'a day'", "24h"]),
+        (["report", "--since=9999999d"], ["--since", "up to 3650d"]),
         (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
         (["process", "gatekeeper"], ["'gatekeeper'", *PROCESSES]),
         (

@@ -21,6 +21,7 @@ ORDERED = {
     "assignment.complete",
     "assignment.skip",
     "assignment.release",
+    "assignment.release_unclaimed",
     "assignment.renew",
     "assignment.expire",
     "assignment.probe",

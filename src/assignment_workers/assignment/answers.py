@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
 
 
 class Held(_Value):
@@ -48,6 +48,10 @@ class Code(StrEnum):
     STALE_VERSION = "stale_version"
     UNKNOWN_OUTCOME = "unknown_outcome"
     UNKNOWN_GENERATION = "unknown_generation"
+    UNAUTHENTICATED = "unauthenticated"
+    """The gateway: no token, or none that is in force."""
+    FORBIDDEN = "forbidden"
+    """The gateway: this token may not do that, or not for that agent."""
 
 
 class Assigned(_Value):

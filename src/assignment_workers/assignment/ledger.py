@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, Integer, Row, Text, bindparam, func, select
+from sqlalchemy import ARRAY, Integer, Row, Text, any_, bindparam, func, select, update
 from sqlalchemy.orm import aliased
 
 from assignment_workers.assignment.answers import (
@@ -49,8 +49,9 @@ def look_up(
 
     An assignment is shown as it stands now: `state` says whether its hold has ended since. A
     request id that another agent used is refused. An assignment's request id is known for as long
-    as the assignment is kept, even when the answer was pruned. Cost: one statement, some index
-    probes for each request.
+    as the assignment is kept, even when the answer was pruned. That an active one is given again is
+    kept: somebody knows of it. Cost: one statement, some index probes for each request; one more
+    where some are given again.
     """
     found = turn.connection.execute(
         _LOOK_UP,
@@ -60,10 +61,18 @@ def look_up(
             "since": turn.now - settings.skip_agent,
         },
     )
-    return {
+    read = {
         request.request_id: _read(row, request)
         for request, row in zip(requests, found, strict=True)
     }
+    again = [name for name, each in read.items() if _is_active(each)]
+    if again:
+        turn.connection.execute(_ASKED_AGAIN, {"ids": again, "instant": turn.now})
+    return read
+
+
+def _is_active(answer: RequestAnswer | Asker) -> bool:
+    return isinstance(answer, Assigned) and answer.assignment.state == AssignmentState.ACTIVE
 
 
 def _read(row: Row[*tuple[Any, ...]], request: Request) -> RequestAnswer | Asker:
@@ -127,6 +136,12 @@ STORE = insert_rows(
     parameter="answered",
 )
 """Keep each answer, in the transaction that made it true."""
+
+_ASKED_AGAIN = (
+    update(tables.Request)
+    .where(tables.Request.request_id == any_(bindparam("ids", type_=ARRAY(Text))))
+    .values(asked_again_at=bindparam("instant", type_=Instant))
+)
 
 _asked = (
     func.unnest(bindparam("ids", type_=ARRAY(Text)), bindparam("agents", type_=ARRAY(Integer)))

@@ -66,6 +66,16 @@ def release(assignment_id: UUID | str, agent_id: int, *, version: int | None) ->
     return _finish("release", _owner(assignment_id, agent_id, version))
 
 
+def release_unclaimed(
+    assignment_id: UUID | str, agent_id: int, *, version: int, lease_expires_at: datetime
+) -> Command:
+    """Give the user back if nobody was told of the hold."""
+    said = _owner(assignment_id, agent_id, version)
+    return Command(
+        "assignment.release_unclaimed", said | {"lease_expires_at": lease_expires_at.isoformat()}
+    )
+
+
 def renew(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> Command:
     """Still at it: the lease runs anew."""
     return _finish("renew", _owner(assignment_id, agent_id, version))

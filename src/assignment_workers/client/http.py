@@ -225,10 +225,15 @@ def _answer(status: int, body: object) -> object:
             retry_after=float(seconds) if isinstance(seconds, int | float) else 2.0, reason=reason
         ).model_dump()
     code = said.get("code")
-    known = code in set(Code)
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} and not known:
-        return Refused(code=Code.NOT_OWNER, reason=reason).model_dump()
-    return Refused(code=Code(str(code)) if known else Code.MALFORMED, reason=reason).model_dump()
+    read = Code(str(code)) if code in set(Code) else _BY_STATUS.get(status, Code.MALFORMED)
+    return Refused(code=read, reason=reason).model_dump()
+
+
+_BY_STATUS: dict[int, Code] = {
+    HTTPStatus.UNAUTHORIZED: Code.UNAUTHENTICATED,
+    HTTPStatus.FORBIDDEN: Code.FORBIDDEN,
+}
+"""Where a proxy refused, which knows no codes of ours."""
 
 
 def _unavailable(answer: object) -> Unavailable:

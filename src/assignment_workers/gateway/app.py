@@ -12,7 +12,7 @@ from random import Random
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -21,8 +21,10 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from assignment_workers.assignment.answers import Done, Finished, Held
+from assignment_workers.assignment.answers import Code, Done, Finished, Held
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.report import Report
+from assignment_workers.assignment.report import report as read_report
 from assignment_workers.assignment.status import QueueStatus, sequencer_status, status
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
@@ -31,8 +33,13 @@ from assignment_workers.gateway.asking import Asking, response
 from assignment_workers.gateway.bodies import (
     FINISHED_EXAMPLES,
     REQUEST_EXAMPLES,
+    STREAM_EXAMPLE,
     CompleteBody,
+    EventsQuery,
+    Index,
+    LiveEvent,
     OwnerBody,
+    ReportQuery,
     RequestAnswer,
     RequestBody,
     Sent,
@@ -45,15 +52,22 @@ from assignment_workers.gateway.callers import (
     Caller,
     Callers,
 )
-from assignment_workers.gateway.limits import BodyLimit, Pace, SecurityHeaders
+from assignment_workers.gateway.limits import SECURITY_HEADERS, BodyLimit, Pace, SecurityHeaders
+from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.metrics import Metrics
 from assignment_workers.gateway.problems import (
     MEDIA_TYPE,
+    REQUEST_ID,
     Problem,
     ProblemDetails,
     handle,
+    problem,
+    refused,
     responses,
+    unavailable,
 )
+from assignment_workers.gateway.stream import MEDIA_TYPE as EVENTS_TYPE
+from assignment_workers.gateway.stream import EventStream
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import Assignment, TokenRole
@@ -61,7 +75,9 @@ from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.settings import Settings
 
 TIMEOUT = timedelta(seconds=10)
-ROUTES = APIRouter()
+DAY = timedelta(days=1)
+ROUTES = APIRouter(generate_unique_id_function=lambda route: route.name)
+"""An operation's id is its function's name: generated clients call it so."""
 
 
 @dataclass
@@ -71,6 +87,7 @@ class Gateway:
     engine: Engine
     asking: Asking
     callers: Callers
+    live: Live
     randomness: Random
 
 
@@ -83,11 +100,20 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        abandoned = Abandoned(engine)
-        client = AsyncClient(settings.redis, broker_url=settings.broker_url, orphaned=abandoned)
+        abandoned = Abandoned()
+        client = AsyncClient(
+            settings.redis,
+            broker_url=settings.broker_url,
+            orphaned=lambda _, answer: abandoned(answer),
+        )
         abandoned.client = client
-        app.state.gateway = Gateway(engine, Asking(client, metrics), callers, Random())
+        live = Live(engine, settings.lock_database_url or settings.database)
+        metrics.streams.set_function(lambda: live.readers)
+        app.state.gateway = Gateway(
+            engine, Asking(client, metrics, abandoned), callers, live, Random()
+        )
         yield
+        await live.close()
         await abandoned.close()
         await client.close()
 
@@ -102,15 +128,24 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(ROUTES)
-    handle(app)
+    handle(app, callers.caller)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        # Made outside of every middleware: this response has to be given its headers here.
+        detail = "the gateway failed; its log tells how"
+        response = problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+        response.raw_headers += SECURITY_HEADERS
+        return response
+
     app.add_middleware(BodyLimit)
     if settings.gateway_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=[each.strip() for each in settings.gateway_origins.split(",")],
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+            expose_headers=[REQUEST_ID, "Retry-After"],
         )
     app.add_middleware(SecurityHeaders)
     return app
@@ -139,7 +174,6 @@ WHEN_ASKED = (
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.BAD_REQUEST,
 )
 WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
@@ -149,23 +183,33 @@ WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
     tags=["agents"],
     response_model=RequestAnswer,
     responses={
-        200: {"content": {"application/json": {"examples": REQUEST_EXAMPLES}}},
+        200: {
+            "description": "The answer.",
+            "content": {"application/json": {"examples": REQUEST_EXAMPLES}},
+            "headers": {
+                REQUEST_ID: {"description": "The request id.", "schema": {"type": "string"}}
+            },
+        },
         **responses(*WHEN_ASKED),
     },
 )
 async def request_next(request: Request, body: RequestBody, here: Here, who: Who) -> Response:
     """The next user for an agent. Asked again with the same `request_id`, the same answer."""
-    here.callers.let(who, body.agent_id)
     now, timeout = datetime.now(UTC), timedelta(milliseconds=body.timeout_ms)
     name = body.request_id or str(new_id(now, here.randomness))
+    request.state.request_id = name
+    here.callers.let(who, body.agent_id)
     command = commands.request(body.agent_id, body.queue, name, now=now, timeout=timeout)
     answer = await here.asking.ask(request, command, timeout, request_id=name)
-    answer.headers["X-Request-Id"] = name
+    answer.headers[REQUEST_ID] = name
     return answer
 
 
 _FINISHED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"examples": FINISHED_EXAMPLES}}},
+    200: {
+        "description": "It is so.",
+        "content": {"application/json": {"examples": FINISHED_EXAMPLES}},
+    },
     **responses(*WHEN_FINISHED),
 }
 
@@ -260,7 +304,7 @@ def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
             .one_or_none()
         )
     if row is None:
-        raise Problem(HTTPStatus.NOT_FOUND, f"agent {agent} holds nobody")
+        raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_ASSIGNMENT, f"agent {agent} holds nobody")
     return held(row)
 
 
@@ -324,9 +368,87 @@ async def resume(request: Request, queue: Queue, here: Here, who: Who) -> Respon
 
 def _known(queue: str) -> None:
     if queue not in POLICIES:
-        raise Problem(
-            HTTPStatus.NOT_FOUND, f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}"
+        raise refused(
+            HTTPStatus.NOT_FOUND,
+            Code.UNKNOWN_QUEUE,
+            f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
         )
+
+
+@ROUTES.get(
+    "/v1/report",
+    tags=["operators"],
+    response_model=Report,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def report(here: Here, who: Who, query: Annotated[ReportQuery, Query()]) -> Report:
+    """Service levels from `since` until now, against the targets of the incident report."""
+    who.must_be(WATCHING)
+    now = datetime.now(UTC)
+    began = query.since.astimezone(UTC) if query.since else now - DAY
+    if began > now:
+        raise refused(
+            HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, "query.since: is yet to come"
+        )
+    with _reading(here) as connection:
+        return read_report(connection, since=began)
+
+
+@ROUTES.get(
+    "/v1/events",
+    tags=["events"],
+    response_class=EventStream,
+    status_code=HTTPStatus.OK,
+    responses={
+        200: {
+            "description": "Server-sent events without end; each `data` is a `LiveEvent`.",
+            "content": {
+                EVENTS_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE},
+            },
+        },
+        **responses(*ALWAYS, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE),
+    },
+)
+async def events(
+    request: Request,
+    here: Here,
+    who: Who,
+    query: Annotated[EventsQuery, Query()],
+    last_event_id: Annotated[
+        int | None,
+        Header(
+            alias="Last-Event-ID",
+            ge=0,
+            le=2**63 - 1,
+            description="The last id that was read: go on from there.",
+        ),
+    ] = None,
+) -> Response:
+    """What happens, as it is committed: assignments, their ends, generations, pauses.
+
+    With `Last-Event-ID` nothing since then is left out and nothing comes twice, at whichever
+    gateway; an `id` without `data` only says how far the stream has come. One of kind `reset` says
+    that what was missed cannot be told: read how all stands anew. A reader that is too slow is cut
+    off, and may go on from its last id. An agent's token sees that agent's assignments, a
+    frontend's those of all agents, a supervisor's and an operator's everything.
+    """
+    sight = who.sees(query.agent_id)
+
+    async def may_go_on() -> bool:
+        try:
+            return await here.callers.caller(request) == who
+        except Problem as refusal:
+            return refusal.status != HTTPStatus.UNAUTHORIZED
+
+    own = who.token if who.role == TokenRole.AGENT else None
+    return EventStream(here.live, sight, last_event_id, agent_token=own, may_go_on=may_go_on)
+
+
+@ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
+async def index(request: Request, who: Who) -> Index:
+    """What this is, and where its interface is described."""
+    who.must_be(ANYBODY)
+    return Index(name=request.app.title, version=request.app.version)
 
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)
@@ -370,10 +492,18 @@ async def openapi(request: Request, who: Who) -> JSONResponse:
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the gateway."""
+    """The OpenAPI document of the gateway: made once."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _document(app)
+    return app.openapi_schema
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     parts = made["components"]
-    parts["schemas"]["ProblemDetails"] = ProblemDetails.model_json_schema()
+    for model in (ProblemDetails, LiveEvent):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts["schemas"] |= schema.pop("$defs") | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):
         parts["schemas"].pop(unused, None)
     parts["securitySchemes"] = {
@@ -400,8 +530,4 @@ def _reading(here: Gateway) -> Iterator[Connection]:
         with here.engine.connect() as connection:
             yield connection
     except (DBAPIError, PoolTimeout) as error:
-        raise Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "the database cannot answer",
-            headers={"Retry-After": "2"},
-        ) from error
+        raise unavailable("the database cannot answer") from error

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from math import ceil
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.types import Receive
 
 from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.client import AsyncClient
 from assignment_workers.client.commands import Command
 from assignment_workers.gateway.metrics import Metrics
-from assignment_workers.gateway.problems import STATUS_OF, problem
+from assignment_workers.gateway.problems import STATUS_OF, refused, unavailable
 
 CLIENT_CLOSED_REQUEST = 499
 """Nobody reads it: the caller has gone."""
@@ -29,6 +30,8 @@ class Asking:
 
     client: AsyncClient
     metrics: Metrics
+    abandoned: Callable[[object], None]
+    """Takes on an answer whose caller has gone."""
 
     async def ask(
         self,
@@ -39,12 +42,13 @@ class Asking:
     ) -> JSONResponse:
         """The answer as a response, with `facts` added to it.
 
-        A caller who disconnects takes the command back, if it has not gone out yet.
+        A caller who disconnects takes the command back, if it has not gone out yet; a hold that
+        nobody is told of is taken on by `abandoned`.
         """
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
         asked = asyncio.ensure_future(self.client.ask(command, timeout))
-        left = asyncio.ensure_future(_until_gone(request))
+        left = asyncio.ensure_future(until_gone(request.receive))
         self.metrics.waiting.inc()
         try:
             await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
@@ -52,6 +56,9 @@ class Asking:
                 self.metrics.gone.inc()
                 return JSONResponse({}, status_code=CLIENT_CLOSED_REQUEST)
             answer = _plain(asked.result())
+            if left.done():  # the answer and the hanging up came together
+                self.metrics.gone.inc()
+                self.abandoned(answer)
         finally:
             asked.cancel()
             left.cancel()
@@ -65,18 +72,9 @@ def response(answer: dict[str, Any], **facts: str) -> JSONResponse:
     """An answer as HTTP says it: what is refused and what is unavailable is a problem."""
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:
-            status = STATUS_OF.get(code, HTTPStatus.CONFLICT)
-            said = {"outcome": "refused", "code": code}
-            return problem(status, reason, headers=None, **said, **facts)
+            return refused(STATUS_OF.get(code, HTTPStatus.CONFLICT), code, reason).response(**facts)
         case {"outcome": "unavailable", "reason": reason, "retry_after": seconds}:
-            return problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                reason,
-                headers={"Retry-After": str(max(1, ceil(seconds)))},
-                outcome="unavailable",
-                retry_after=seconds,
-                **facts,
-            )
+            return unavailable(reason, retry_after=seconds).response(**facts)
         case _:
             return JSONResponse(answer | facts)
 
@@ -89,6 +87,7 @@ def _plain(answer: object) -> dict[str, Any]:
     return (down or Unavailable(retry_after=1.0, reason=reason)).model_dump(mode="json")
 
 
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def until_gone(receive: Receive) -> None:
+    """Wait until the caller has hung up. For a call whose body was read."""
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -14,9 +16,11 @@ from assignment_workers.assignment.answers import (
     Paused,
     TooLate,
 )
+from assignment_workers.assignment.turn import EventKind
 
 TIMEOUT_MS = 10_000
 TIMEOUT_MS_MOST = 30_000
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 AgentId = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True, examples=[26])]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
@@ -58,6 +62,22 @@ class CompleteBody(OwnerBody):
     callback_at: AwareDatetime | None = None
 
 
+class ReportQuery(_Body):
+    """Of which period."""
+
+    since: AwareDatetime | None = Field(
+        None, ge=EARLIEST, description="With a zone; absent: a day ago."
+    )
+
+
+class EventsQuery(_Body):
+    """Which events."""
+
+    agent_id: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        None, description="Only what this agent does."
+    )
+
+
 class _Identified(BaseModel):
     request_id: str
 
@@ -89,6 +109,50 @@ class Sent(BaseModel):
     task_id: str
 
 
+class LiveDetails(BaseModel):
+    """What an event tells beyond its ids: what is there depends on its kind."""
+
+    rank: int | None = None
+    lease_expires_at: AwareDatetime | None = None
+    outcome: str | None = Field(None, description="How the call ended.")
+    reason: str | None = Field(None, description="The rule that took a user out.")
+    scheduled_for: AwareDatetime | None = None
+    moved_to: str | None = None
+    size: int | None = None
+    trigger: str | None = None
+    kind: str | None = Field(None, description="Of a race.")
+    done: str | None = Field(None, description="What was done about a race.")
+
+
+class LiveEvent(BaseModel):
+    """The `data` of a server-sent event; what is not known is left out.
+
+    Of kind `reset`: what was missed cannot be told, read how all stands anew.
+    """
+
+    id: int
+    kind: EventKind | Literal["reset"]
+    at: AwareDatetime | None = None
+    term: int | None = None
+    queue: str | None = None
+    user_id: int | None = None
+    agent_id: int | None = None
+    assignment_id: UUID | None = None
+    request_id: str | None = None
+    generation_id: int | None = None
+    details: LiveDetails | None = None
+
+
+class Index(BaseModel):
+    """What this is."""
+
+    name: str
+    version: str
+    interface: str = "/openapi.json"
+    live: str = "/v1/events"
+    health: str = "/readyz"
+
+
 class State(BaseModel):
     """Whether the gateway is alive, or ready."""
 
@@ -100,6 +164,8 @@ __all__ = [
     "CompleteBody",
     "Done",
     "Finished",
+    "Index",
+    "LiveEvent",
     "OwnerBody",
     "RequestAnswer",
     "RequestBody",
@@ -146,3 +212,12 @@ FINISHED_EXAMPLES: dict[str, Any] = {
     }
     for outcome in ("completed", "skipped", "released", "renewed")
 }
+STREAM_EXAMPLE = (
+    "retry: 2000\n\n: alive\nid: 4711\n\n"
+    "id: 4712\nevent: assigned\n"
+    'data: {"id":4712,"at":"2026-11-23T15:00:00Z","kind":"assigned","term":3,'
+    '"queue":"unsigned_users","user_id":2064,"agent_id":26,'
+    '"assignment_id":"01932c07-1f00-7000-8000-000000000000",'
+    '"request_id":"01932c07-1eff-7000-8000-000000000000","generation_id":7,'
+    '"details":{"rank":1,"lease_expires_at":"2026-11-23T15:05:00Z"}}\n\n'
+)

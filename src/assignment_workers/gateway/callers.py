@@ -13,9 +13,12 @@ from fastapi import Request
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from assignment_workers.assignment.answers import Code
+from assignment_workers.assignment.turn import EventKind
 from assignment_workers.gateway import tokens
 from assignment_workers.gateway.limits import Pace
-from assignment_workers.gateway.problems import Problem
+from assignment_workers.gateway.live import Sight
+from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.gateway.tokens import Kept
 from assignment_workers.schema.tables import TokenRole
 
@@ -30,6 +33,19 @@ WATCHING = frozenset({TokenRole.SUPERVISOR, TokenRole.OPERATOR})
 OPERATING = frozenset({TokenRole.OPERATOR})
 ANYBODY = frozenset(TokenRole)
 
+OF_AGENTS = frozenset(
+    {
+        EventKind.ASSIGNED,
+        EventKind.COMPLETED,
+        EventKind.SKIPPED,
+        EventKind.RELEASED,
+        EventKind.RENEWED,
+        EventKind.EXPIRED,
+        EventKind.CALLBACK_PROMISED,
+    }
+)
+"""What happens to an agent's assignments. A refused move is not among them: it names the holder."""
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -42,15 +58,25 @@ class Caller:
     def must_be(self, roles: frozenset[TokenRole]) -> None:
         """Raise `Problem` 403 for a role that is not one of these."""
         if self.role is not None and self.role not in roles:
-            raise Problem(
-                HTTPStatus.FORBIDDEN,
-                f"a token of role {self.role} may not do this: {' or '.join(sorted(roles))} may",
+            raise _forbidden(
+                f"a token of role {self.role} may not do this: {' or '.join(sorted(roles))} may"
             )
 
     def must_act_for(self, agent_id: int) -> None:
         """Raise `Problem` 403 if this is another agent's token."""
         if self.role == TokenRole.AGENT and self.agent_id != agent_id:
-            raise Problem(HTTPStatus.FORBIDDEN, f"this token acts for agent {self.agent_id} alone")
+            raise _forbidden(f"this token acts for agent {self.agent_id} alone")
+
+    def sees(self, agent_id: int | None) -> Sight:
+        """Which events they may follow, of one agent or of all. Raises `Problem` 403.
+
+        Whoever makes agents' moves sees what becomes of them; whoever watches sees everything.
+        """
+        if agent_id is not None:
+            self.must_act_for(agent_id)
+        if self.role is None or self.role in WATCHING:
+            return Sight(agent_id)
+        return Sight(self.agent_id or agent_id, OF_AGENTS)
 
 
 EVERYBODY = Caller(None, None, None)
@@ -96,11 +122,7 @@ class Callers:
         try:
             kept = await asyncio.to_thread(self._look_up, name)
         except DBAPIError as error:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "the database cannot be reached to check the token",
-                headers={"Retry-After": "2"},
-            ) from error
+            raise unavailable("the database cannot be reached to check the token") from error
         self._known.pop(name, None)
         self._known[name] = (now + KNOWN_SECONDS, kept)
         if len(self._known) > KNOWN_AT_MOST:
@@ -113,14 +135,22 @@ class Callers:
 
 
 def _unauthorised(detail: str) -> Problem:
-    return Problem(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
+    return refused(
+        HTTPStatus.UNAUTHORIZED,
+        Code.UNAUTHENTICATED,
+        detail,
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _forbidden(detail: str) -> Problem:
+    return refused(HTTPStatus.FORBIDDEN, Code.FORBIDDEN, detail)
 
 
 def _hold_back(seconds: float, what: str) -> None:
     if seconds > 0:
-        raise Problem(
-            HTTPStatus.TOO_MANY_REQUESTS,
+        raise unavailable(
             f"{what} too often",
-            headers={"Retry-After": str(max(1, round(seconds)))},
+            status=HTTPStatus.TOO_MANY_REQUESTS,
             retry_after=round(seconds, 3),
         )

@@ -35,3 +35,8 @@ class Metrics:
             "Callers who left before their answer came.",
             registry=self.registry,
         )
+        self.streams = Gauge(
+            "assignment_workers_gateway_streams",
+            "Streams of live events that are open now.",
+            registry=self.registry,
+        )

@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from math import ceil
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from assignment_workers.assignment.answers import Code
+from assignment_workers.gateway.bodies import RequestId
 
 MEDIA_TYPE = "application/problem+json"
+REQUEST_ID = "X-Request-Id"
+ASKED_AT = "/v1/requests"
+
+
+class Wrong(BaseModel):
+    """One thing that was wrong in what was sent; what was sent is not repeated."""
+
+    where: str
+    message: str
 
 
 class ProblemDetails(BaseModel):
-    """What went wrong (RFC 9457). `outcome`, `code` and `request_id` where there was an answer."""
+    """What went wrong (RFC 9457).
+
+    With `outcome` it is an answer: `refused` for a reason that `code` names, where the same again
+    gets the same; or `unavailable`, where it may be worth a try after `retry_after` seconds.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     type: str = "about:blank"
     title: str
     status: int
-    detail: str
-    outcome: str | None = None
-    code: str | None = None
-    request_id: str | None = None
+    detail: str = Field(description="For a person: what was wrong and what is accepted.")
+    outcome: Literal["refused", "unavailable"] | None = None
+    code: Code | None = Field(None, description="Why it was refused, for programs.")
+    request_id: str | None = Field(None, description="As sent or made, where a user was asked for.")
     retry_after: float | None = Field(None, description="Seconds until it may be worth a try.")
+    errors: list[Wrong] | None = Field(None, description="All that was wrong in what was sent.")
 
 
 class Problem(Exception):
@@ -50,9 +66,32 @@ class Problem(Exception):
         self.headers = headers or {}
         self.facts = facts
 
-    def response(self) -> JSONResponse:
-        """As it is sent."""
-        return problem(self.status, self.detail, headers=self.headers, **self.facts)
+    def response(self, **facts: object) -> JSONResponse:
+        """As it is sent, with more facts."""
+        return problem(self.status, self.detail, headers=self.headers, **self.facts, **facts)
+
+
+def refused(
+    status: HTTPStatus, code: str, detail: str, *, headers: dict[str, str] | None = None
+) -> Problem:
+    """The same again gets the same."""
+    return Problem(status, detail, headers=headers, outcome="refused", code=code)
+
+
+def unavailable(
+    detail: str,
+    *,
+    status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE,
+    retry_after: float = 2.0,
+) -> Problem:
+    """The same again may be answered, after so many seconds."""
+    return Problem(
+        status,
+        detail,
+        headers={"Retry-After": str(max(1, ceil(retry_after)))},
+        outcome="unavailable",
+        retry_after=retry_after,
+    )
 
 
 def problem(
@@ -81,6 +120,8 @@ STATUS_OF: dict[str, HTTPStatus] = {
     Code.NOT_ACTIVE: HTTPStatus.CONFLICT,
     Code.STALE_VERSION: HTTPStatus.CONFLICT,
     Code.UNKNOWN_OUTCOME: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Code.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    Code.FORBIDDEN: HTTPStatus.FORBIDDEN,
 }
 """What a refusal is in HTTP, by its code."""
 
@@ -97,7 +138,7 @@ def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
                         "type": "about:blank",
                         "title": status.phrase,
                         "status": int(status),
-                        "detail": EXAMPLES.get(status, status.description),
+                        **EXAMPLES.get(status, {"detail": status.description}),
                     },
                 }
             },
@@ -106,42 +147,111 @@ def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     }
 
 
-EXAMPLES = {
-    HTTPStatus.UNAUTHORIZED: "a token is needed: Authorization: Bearer ...",
-    HTTPStatus.FORBIDDEN: "this token acts for agent 26 alone",
-    HTTPStatus.NOT_FOUND: "no assignment 01932c07-1f00-7000-8000-000000000000",
-    HTTPStatus.CONFLICT: "assignment 01932c07-1f00-7000-8000-000000000000 is another agent's",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "body.agent_id: Input should be greater than or equal to 1",
-    HTTPStatus.TOO_MANY_REQUESTS: "agent 26 asks too often",
-    HTTPStatus.SERVICE_UNAVAILABLE: "no answer within 10 s",
+_ONE = "01932c07-1f00-7000-8000-000000000000"
+EXAMPLES: dict[HTTPStatus, dict[str, Any]] = {
+    HTTPStatus.UNAUTHORIZED: {
+        "detail": "a token is needed: Authorization: Bearer ...",
+        "outcome": "refused",
+        "code": "unauthenticated",
+    },
+    HTTPStatus.FORBIDDEN: {
+        "detail": "this token acts for agent 26 alone",
+        "outcome": "refused",
+        "code": "forbidden",
+    },
+    HTTPStatus.NOT_FOUND: {
+        "detail": f"no assignment {_ONE}",
+        "outcome": "refused",
+        "code": "unknown_assignment",
+    },
+    HTTPStatus.CONFLICT: {
+        "detail": f"assignment {_ONE} is another agent's",
+        "outcome": "refused",
+        "code": "not_owner",
+    },
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: {
+        "detail": "a body may have 65536 bytes at the most",
+    },
+    HTTPStatus.UNPROCESSABLE_ENTITY: {
+        "detail": "body.agent_id: Input should be greater than or equal to 1",
+        "outcome": "refused",
+        "code": "malformed",
+        "errors": [
+            {
+                "where": "body.agent_id",
+                "message": "Input should be greater than or equal to 1",
+            }
+        ],
+    },
+    HTTPStatus.TOO_MANY_REQUESTS: {
+        "detail": "agent 26 asks too often",
+        "outcome": "unavailable",
+        "retry_after": 0.05,
+    },
+    HTTPStatus.SERVICE_UNAVAILABLE: {
+        "detail": "no answer within 10 s",
+        "outcome": "unavailable",
+        "retry_after": 1.0,
+    },
 }
 
 
-def handle(app: FastAPI) -> None:
-    """Every error of `app` leaves as a problem."""
+def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
+    """Every error of `app` that is a caller's leaves as a problem.
+
+    `authenticate` raises `Problem` for who may not call: asked before a body is criticised that
+    was read before its sender was known.
+    """
 
     @app.exception_handler(Problem)
-    async def ours(_: Request, error: Problem) -> JSONResponse:
-        return error.response()
+    async def ours(request: Request, error: Problem) -> JSONResponse:
+        return _identified(error, await _request_id(request))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == HTTPStatus.BAD_REQUEST:  # a body that is no text
+            return await malformed(request, [Wrong(where="body", message=str(error.detail))])
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # What was given is not repeated: it may be what an agent wrote about a user.
         errors = [
-            {"where": ".".join(map(str, each["loc"])), "message": each["msg"]}
+            Wrong(where=".".join(map(str, each["loc"])), message=each["msg"])
             for each in error.errors()
         ]
-        first = errors[0] if errors else {"where": "body", "message": "cannot be read"}
-        return problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            f"{first['where']}: {first['message']}",
-            errors=jsonable_encoder(errors),
-        )
+        return await malformed(request, errors)
 
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, __: Exception) -> JSONResponse:
-        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the gateway failed; its log tells how")
+    async def malformed(request: Request, errors: list[Wrong]) -> JSONResponse:
+        name = await _request_id(request)
+        try:
+            await authenticate(request)
+        except Problem as refusal:
+            return _identified(refusal, name)
+        first = errors[0]
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        told = refused(status, Code.MALFORMED, f"{first.where}: {first.message}")
+        told.facts["errors"] = [each.model_dump() for each in errors]
+        return _identified(told, name)
+
+
+def _identified(error: Problem, request_id: str | None) -> JSONResponse:
+    response = error.response(request_id=request_id)
+    if request_id is not None:
+        response.headers[REQUEST_ID] = request_id
+    return response
+
+
+async def _request_id(request: Request) -> str | None:
+    """The request id of a call that asks for a user: made for it, or as it was sent."""
+    made: str | None = getattr(request.state, "request_id", None)
+    if made is not None or request.url.path != ASKED_AT:
+        return made
+    try:
+        body = await request.json()
+        return _REQUEST_ID.validate_python(body["request_id"]) if isinstance(body, dict) else None
+    except (KeyError, ValueError, ValidationError, ClientDisconnect):
+        return None
+
+
+_REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import signal
+import socket
 from datetime import timedelta
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.errors import UsageError
@@ -25,6 +27,8 @@ KEEP_ALIVE_SECONDS = 75
 """A browser that asks now and then keeps its connection."""
 GRACE_SECONDS = 5
 """For answers under way, once it is asked to end."""
+STALLED_SECONDS = 20
+"""A caller who takes nothing of what is sent for so long is hung up on."""
 
 
 def serve(settings: Settings) -> int:
@@ -47,9 +51,10 @@ def serve(settings: Settings) -> int:
         raise migrate.unreachable(error) from error
     if not tokens:
         log.warning("tokens_off", why="embedded servers, on loopback: whoever is here may do all")
-    server = uvicorn.Server(
+    app = create_app(settings, engine, tokens=tokens)
+    server = _Server(
         uvicorn.Config(
-            create_app(settings, engine, tokens=tokens),
+            app,
             host=settings.gateway_host,
             port=settings.gateway_port,
             log_config=None,
@@ -61,14 +66,36 @@ def serve(settings: Settings) -> int:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             backlog=1024,
             ws="none",
-        )
+        ),
+        app,
     )
     # uvicorn sends itself the signal again when it has ended well: that is the end of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server.run()
+    server.run([_listening(server.config)])
     engine.dispose()
     return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of live events when it is asked to end; all else it lets come to its end."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.started:
+            await self._app.state.gateway.live.close()
+        await super().shutdown(sockets)
+
+
+def _listening(config: uvicorn.Config) -> socket.socket:
+    """The address to listen on; its connections inherit what is set here."""
+    listening = config.bind_socket()
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000)
+    return listening
 
 
 def wants_tokens(settings: Settings) -> bool:

@@ -257,6 +257,8 @@ class Request(Base):
     assignment_id: Mapped[UUID | None] = mapped_column(ForeignKey(Assignment.id))
     term: Mapped[int] = mapped_column(BigInteger)
     answered_at: Mapped[datetime] = mapped_column(Instant)
+    asked_again_at: Mapped[datetime | None] = mapped_column(Instant)
+    """When an active assignment was last given again as the answer to this request id."""
 
 
 class Event(Base):

@@ -28,6 +28,7 @@ from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.unclaimed import release_unclaimed
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import Sequencer
@@ -226,6 +227,20 @@ def release(
     return task.line.run(lambda turn: finish.release(turn, owner))
 
 
+def release_if_unclaimed(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    version: Version,
+    lease_expires_at: AwareDatetime,
+) -> CommandAnswer:
+    """End a hold that nobody was told of, unless its agent has shown up meanwhile."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    return task.line.run(
+        lambda turn: release_unclaimed(turn, owner, lease_expires_at=lease_expires_at)
+    )
+
+
 def renew(
     task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
@@ -299,6 +314,7 @@ def register(app: App) -> None:
     door(app, "assignment.complete", complete)
     door(app, "assignment.skip", skip)
     door(app, "assignment.release", release)
+    door(app, "assignment.release_unclaimed", release_if_unclaimed)
     door(app, "assignment.renew", renew)
     door(app, "assignment.expire", expire_lapsed)
     # One comes every few seconds: Flower would list little else.

@@ -1,0 +1,91 @@
+"""The events in the order of their ids, for whoever follows them. Reads only.
+
+Ids of one lane commit in order, because its turns follow one another. Others write events too, so
+an id may be seen before a smaller one that is not committed yet. `writers` tells when that is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Connection, Text, any_, bindparam, func, select, text
+
+from assignment_workers.schema.tables import Event
+
+CHANNEL = "assignment_events"
+"""Notified, without words, by every transaction that leaves events."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """An event as it is stored."""
+
+    id: int
+    at: datetime
+    kind: str
+    term: int | None
+    queue: str | None
+    user_id: int | None
+    agent_id: int | None
+    assignment_id: UUID | None
+    request_id: str | None
+    generation_id: int | None
+    details: dict[str, Any]
+
+
+def between(
+    connection: Connection,
+    after: int,
+    until: int | None = None,
+    *,
+    limit: int,
+    agent_id: int | None = None,
+    kinds: Collection[str] | None = None,
+) -> Sequence[Told]:
+    """At most `limit` events beyond `after`, up to `until`, by id: by the primary key."""
+    wanted = _BEYOND
+    given: dict[str, object] = {"after": after}
+    if until is not None:
+        wanted = wanted.where(Event.id <= bindparam("until"))
+        given["until"] = until
+    if agent_id is not None:
+        wanted = wanted.where(Event.agent_id == bindparam("agent"))
+        given["agent"] = agent_id
+    if kinds is not None:
+        wanted = wanted.where(Event.kind == any_(bindparam("kinds", type_=ARRAY(Text))))
+        given["kinds"] = list(kinds)
+    return [Told(*row) for row in connection.execute(wanted.limit(limit), given)]
+
+
+def bounds(connection: Connection) -> tuple[int, int]:
+    """The ids of the oldest and the newest event; 0 and 0 where there is none."""
+    row = connection.execute(_BOUNDS).one()
+    return row[0] or 0, row[1] or 0
+
+
+def writers(connection: Connection) -> frozenset[str]:
+    """The transactions that write, or may have written, events and have not ended.
+
+    Whoever has taken an id holds this lock until the transaction ends. So once each of those that
+    held it after an id was seen is gone, every smaller id is there to be read, or never will be.
+    """
+    return frozenset(connection.execute(_WRITERS).scalars())
+
+
+_BEYOND = (
+    select(*(getattr(Event, name) for name in Told.__dataclass_fields__))
+    .where(Event.id > bindparam("after"))
+    .order_by(Event.id)
+)
+_BOUNDS = select(
+    select(func.min(Event.id)).scalar_subquery(), select(func.max(Event.id)).scalar_subquery()
+)
+_WRITERS = text(
+    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation'"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND relation = 'assignment.events'::regclass AND mode = 'RowExclusiveLock' AND granted"
+)

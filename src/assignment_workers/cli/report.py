@@ -1,0 +1,75 @@
+"""Service levels over a period."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from assignment_workers.assignment.report import Report
+from assignment_workers.assignment.report import report as read_report
+from assignment_workers.cli.servers import database
+from assignment_workers.cli.show import AsJson, as_json, as_table
+from assignment_workers.errors import UsageError
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this command."""
+    app.command()(report)
+
+
+def report(
+    since: Annotated[str, typer.Option(help="How far back: 45m, 24h, 7d.")] = "24h",
+    json: AsJson = False,
+) -> int:
+    """Assignments, time to assign, success rate, lost rows, races and consistency."""
+    began = datetime.now(UTC) - period(since)
+    with database() as connection:
+        found = read_report(connection, since=began)
+    if json:
+        as_json(found)
+    else:
+        _show(found)
+    return 1 if found.lost or found.consistency.broken else 0
+
+
+def period(said: str) -> timedelta:
+    """How long `said` is. Raises `UsageError` for what is no number with a unit."""
+    match = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", said, re.ASCII)
+    length = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else timedelta(0)
+    if not timedelta(0) < length <= timedelta(days=3650):
+        raise UsageError(f"--since {said!r}: a number and s, m, h or d, such as 24h; up to 3650d")
+    return length
+
+
+def _show(found: Report) -> None:
+    times = found.seconds_to_assign
+
+    def milliseconds(seconds: float | None) -> str:
+        return "unknown" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+    rate = "unknown" if found.success_rate is None else f"{found.success_rate:.4%}"
+    checks = f"{found.consistency.checks - len(found.consistency.broken)}"
+    as_table(
+        f"Service levels, {found.since:%Y-%m-%d %H:%M:%SZ} to {found.until:%H:%M:%SZ}",
+        ["what", "is", "target"],
+        [
+            ("assignments", found.assignments, None),
+            ("time to assign, average", milliseconds(times.average), "under 100 ms"),
+            ("time to assign, p99", milliseconds(times.p99), None),
+            ("success rate", rate, "over 99.9 %"),
+            ("lost rows", found.lost, "none"),
+            ("consistency", f"{checks} of {found.consistency.checks} checks hold", "all"),
+            *((f"answered {name}", count, None) for name, count in sorted(found.answers.items())),
+            *((f"ended {name}", count, None) for name, count in sorted(found.ended.items())),
+            *(
+                (f"race {name}", count, "resolved: no harm done")
+                for name, count in sorted(found.races.items())
+            ),
+            *((f"broken: {name}", None, "doctor tells more") for name in found.consistency.broken),
+        ],
+    )

@@ -1,0 +1,90 @@
+"""docs/gateway.md says what is so: routes, roles, settings and figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from assignment_workers.gateway import abandoned, callers, limits, live, serve, stream
+from assignment_workers.gateway.bodies import TIMEOUT_MS_MOST
+from assignment_workers.settings import Settings
+from tests.gateway.stage import Gateway
+from tests.gateway.test_document import SCHEMA
+
+PAGE = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+NOBODY = "00000000-0000-7000-8000-000000000000"
+ROLES = ("agent 1", "frontend", "supervisor", "operator")
+ROUTES = [
+    (found[1], found[2], [cell.strip() for cell in found[3].split("|")])
+    for found in re.finditer(r"^\| `(GET|POST) (/\S*)` \|(.*)\|$", PAGE, re.MULTILINE)
+]
+
+
+def test_it_names_every_route() -> None:
+    open_to_all = {("GET", "/healthz"), ("GET", "/readyz")}
+    there = {
+        (method.upper(), path)
+        for path, item in SCHEMA.raw_schema["paths"].items()
+        for method in item
+    }
+    named = {(method, path) for method, path, _ in ROUTES}
+    assert named | open_to_all == there | {("GET", "/openapi.json")}
+
+
+@pytest.mark.parametrize(("method", "path", "cells"), ROUTES, ids=lambda each: str(each)[:60])
+def test_each_role_may_do_what_it_says(
+    gateway: Gateway, method: str, path: str, cells: list[str]
+) -> None:
+    for name, value in (
+        ("{assignment}", NOBODY),
+        ("{agent}", "1"),
+        ("{queue}", "unsigned_users"),
+    ):
+        path = path.replace(name, value)
+    assert len(cells) == len(ROLES)
+    for role, cell in zip(ROLES, cells, strict=True):
+        if path == "/v1/events" and cell:
+            with gateway.stream(path, bearer=role):
+                continue
+        ended = {"outcome": "no_answer"} if path.endswith("complete") else {}
+        answer = gateway.call(method, path, {"agent_id": 1} | ended, bearer=role)
+        forbidden = answer.status == 403 and answer.json["code"] == "forbidden"
+        assert forbidden == (not cell), (role, answer.text)
+
+
+def test_its_settings_are_settings_with_these_defaults() -> None:
+    fields = {field.alias: field for field in Settings.model_fields.values()}
+    rows = re.findall(r"^\| `(ASSIGNMENT_WORKERS_\w+)` \| (\S+) \|", PAGE, re.MULTILINE)
+    assert {name for name, _ in rows} == {name for name in fields if name and "GATEWAY" in name} | {
+        "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL"
+    }
+    for name, told in rows:
+        default = fields[name].default
+        if isinstance(default, int | float | str):
+            assert told == f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        else:
+            assert default is None
+    assert set(re.findall(r"ASSIGNMENT_WORKERS_[A-Z_]+", PAGE)) <= set(fields)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{live.READERS:,} streams",
+        f"{live.READERS_OF_ONE} by one agent's token",
+        f"{live.BUFFERED:,} events",
+        f"more than {live.BEHIND_AT_MOST:,}",
+        f"every {stream.BEAT_SECONDS:g} seconds",
+        f"{stream.BEAT_SECONDS:g} more",
+        f"for {serve.STALLED_SECONDS} seconds",
+        f"under way {serve.GRACE_SECONDS} seconds",
+        f"after {abandoned.GRACE.total_seconds():g} seconds",
+        f"after {callers.KNOWN_SECONDS:g} seconds",
+        f"{limits.BODY_BYTES // 1024} KiB",
+        f"({TIMEOUT_MS_MOST:,})",
+    ],
+)
+def test_its_figures_are_those_of_the_code(said: str) -> None:
+    assert said in PAGE
