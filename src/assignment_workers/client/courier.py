@@ -22,6 +22,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 
 from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.client.database_clock import DatabaseClock
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
 from assignment_workers.client.message import RESULT_PREFIX, Result, message, result
 from assignment_workers.clock import Clock, system_clock
@@ -32,6 +33,12 @@ TICK_SECONDS = 0.25
 SOCKET_SECONDS = 5.0
 """The longest that a connection, or an answer of Redis, may take."""
 RECONNECT_SECONDS = 0.1
+SKEW = timedelta(seconds=5)
+"""How far the clock of a worker's host may be from the database's.
+
+Celery drops an expired message by the worker's clock: by so much later, that it drops none that the
+database would have answered.
+"""
 
 
 class Courier:
@@ -107,6 +114,7 @@ class Courier:
         if self._tasks:
             return
         self._broker, self._results = (_redis(url) for url in self._urls)
+        self._database = DatabaseClock(self._results, asyncio.get_running_loop().time)
         self._wake = asyncio.Event()
         self._listening = asyncio.Event()
         self._deaf: str | None = None
@@ -138,18 +146,18 @@ class Courier:
 
     async def _push(self, batch: Batch) -> None:
         command = batch.calls[0].command
-        left = timedelta(seconds=batch.ends - self.now)
-        data = message(
-            batch.task,
-            command.args,
-            batch.kwargs,
-            task_id=batch.id,
-            celery_queue=command.celery_queue,
-            expires=self._clock() + left,
-            about=batch.about,
-        )
         try:
             await self._until_listening()
+            await self._database.read()
+            data = message(
+                batch.task,
+                command.args,
+                batch.kwargs(self._database.at),
+                task_id=batch.id,
+                celery_queue=command.celery_queue,
+                expires=self._database.at(batch.ends) + SKEW,
+                about=batch.about,
+            )
             await self._broker.lpush(command.celery_queue, data)
         except (RedisError, OSError) as error:
             if batch.tries > 1:
@@ -194,6 +202,7 @@ class Courier:
         await connection.send_command("PSUBSCRIBE", f"{RESULT_PREFIX}{self._prefix}*")
         await connection.read_response(timeout=SOCKET_SECONDS)
         self._deaf = None
+        self._database.forget()
         self._listening.set()
         under_way = self._gathering.unanswered()
         if under_way:
