@@ -129,10 +129,9 @@ def plain(client: AsyncClient) -> Way:
     chance = Random()
 
     async def ask(agent: int) -> tuple[UUID, int]:
-        now = datetime.now(UTC)
-        name = str(new_id(now, chance))
-        asked = commands.request(agent, QUEUE, name, now=now, timeout=LONG)
-        return _given(as_request_answer(await client.ask(Command(asked.task, asked.said), LONG)))
+        name = str(new_id(datetime.now(UTC), chance))
+        asked = replace(commands.request(agent, QUEUE, name, timeout=LONG), many=None)
+        return _given(as_request_answer(await client.ask(asked, LONG)))
 
     async def finish(agent: int, given: tuple[UUID, int]) -> None:
         said = {"assignment_id": str(given[0]), "agent_id": agent, "outcome": "no_answer"}

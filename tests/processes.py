@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -80,14 +80,16 @@ class Stack:
         )
         keep.callback(self.engine.dispose)
 
-    def start(self, name: str, **settings: str) -> Process:
+    def start(
+        self, name: str, *, program: Sequence[str] = ("-m", "assignment_workers"), **settings: str
+    ) -> Process:
         """Start a process; it is ended, however it stands, with the test."""
         self._started += 1
         log = self.folder / f"{self._started}-{name}.log"
         given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
         with log.open("wb") as output:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "assignment_workers", "process", name],
+                [sys.executable, *program, "process", name],
                 env=given
                 | {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
                 | {"BROKER_URL": self.broker_url or ""}

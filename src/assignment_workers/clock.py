@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Protocol
 
+DATABASE_AHEAD_KEY = "assignment-workers:database-ahead"
+"""In Redis: how many seconds the database's clock is ahead of Redis's, as the sequencer found."""
+
 
 class Clock(Protocol):
     """Gives the present instant, timezone-aware UTC."""
@@ -13,5 +16,8 @@ class Clock(Protocol):
 
 
 def system_clock() -> datetime:
-    """This host's clock. Decisions about holds use the database's instead: see `sequencer.line`."""
+    """This host's clock. Decisions about holds and deadlines use the database's instead.
+
+    See `sequencer.line` and `client.database_clock`.
+    """
     return datetime.now(UTC)

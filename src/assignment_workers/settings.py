@@ -21,7 +21,6 @@ from pydantic import (
 from assignment_workers.errors import UsageError
 
 PREFIX = "ASSIGNMENT_WORKERS_"
-SHORTEST = 0.001
 
 
 def _address(*schemes: str) -> AfterValidator:
@@ -48,20 +47,24 @@ RedisAddress = Annotated[str, _address("redis", "rediss")]
 BrokerAddress = Annotated[str, _address("redis", "rediss", "amqp", "amqps")]
 
 
-def _seconds(value: object) -> object:
-    """A whole or decimal number of seconds; a timedelta passes as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not SHORTEST <= seconds <= 10 * 365 * 86_400:
-        raise ValueError("not a number of seconds from 0.001 to ten years")
-    return timedelta(seconds=seconds)
+def _seconds(least: float) -> BeforeValidator:
+    """A whole or decimal number of seconds, `least` or more; a timedelta passes as it is."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not least <= seconds <= 10 * 365 * 86_400:
+            raise ValueError(f"not a number of seconds from {least:g} to ten years")
+        return timedelta(seconds=seconds)
+
+    return BeforeValidator(read)
 
 
-Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+Seconds = Annotated[timedelta, _seconds(0.001)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -103,10 +106,13 @@ class Settings(BaseModel):
     )
     """The least time between two regenerations that the level check starts."""
 
-    request_retention: Seconds = Field(
+    request_retention: Annotated[timedelta, _seconds(3600)] = Field(
         timedelta(days=7), alias="ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS"
     )
-    """How long an answer is kept: longer than any message can be in flight."""
+    """How long an answer is kept: longer than its message can be under way while one leads.
+
+    Rows are kept longer while nobody leads: see `assignment.purge`.
+    """
     generation_retention: Seconds = Field(
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
     )

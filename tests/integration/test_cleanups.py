@@ -334,6 +334,50 @@ def _detach(connection: Connection) -> None:
     )
 
 
+def lead(world: World, *, since: timedelta, seen: timedelta) -> None:
+    """A sequencer has led for so long, and began its last turn so long ago."""
+    world.execute(
+        "UPDATE assignment.sequencer SET since = clock_timestamp() - :since,"
+        " seen_at = clock_timestamp() - :seen",
+        since=since,
+        seen=seen,
+    )
+
+
+def prune(world: World) -> Counts:
+    with world.engine.begin() as connection:
+        return prune_history(connection, settings=world.settings)
+
+
+def test_an_answer_is_kept_while_its_message_may_come_again(world: World) -> None:
+    world.add_agents(1)
+    world.regenerate(UNSIGNED)
+    week = world.settings.request_retention
+    empty = world.ask(1, request_id="empty")
+    world.ask(1, request_id="has time yet", deadline=world.now + DAY)
+    world.ask(1, request_id="late", deadline=world.now)
+    world.ask(1, request_id="of this week")
+    world.execute(
+        "UPDATE assignment.requests SET answered_at = answered_at - :week,"
+        " deadline = deadline - CASE WHEN request_id = 'late' THEN :week ELSE '0' END"
+        " WHERE request_id <> 'of this week'",
+        week=week,
+    )
+    world.add_users([User(1)])
+    world.regenerate(UNSIGNED)
+    # Nobody leads, and what a killed sequencer had taken waits in Redis for the next one.
+    lead(world, since=week, seen=HOUR)
+    assert prune(world)["requests"] == 0
+    # The next one has begun, and is at what was taken.
+    lead(world, since=SECOND, seen=SECOND)
+    assert prune(world)["requests"] == 0
+    assert world.ask(1, request_id="empty") == empty
+    lead(world, since=HOUR, seen=SECOND)
+    assert prune(world)["requests"] == 2
+    kept = world.column("SELECT request_id FROM assignment.requests ORDER BY 1")
+    assert kept == ["has time yet", "of this week"]
+
+
 def test_daily_cleaning_keeps_what_is_within_its_retention_and_all_assignments(
     world: World,
 ) -> None:
@@ -363,10 +407,9 @@ def test_daily_cleaning_keeps_what_is_within_its_retention_and_all_assignments(
         " (now() - interval '1 year', 'replayed', 'why', now() - interval '91 days')"
     )
     scores = world.rows("SELECT s::text FROM user_call_scores s ORDER BY 1")
+    lead(world, since=HOUR, seen=SECOND)
     events = len(world.events())
-    with world.engine.begin() as connection:
-        counts = prune_history(connection, settings=world.settings)
-    assert counts == {"requests": 1, "job_runs": 1, "events": 2, "dead_letters": 1}
+    assert prune(world) == {"requests": 1, "job_runs": 1, "events": 2, "dead_letters": 1}
     assert len(world.events()) == events - 2
     assert world.column("SELECT agent_id FROM assignment.requests") == [2]
     assert world.column("SELECT job FROM assignment.job_runs ORDER BY 1") == [

@@ -60,7 +60,11 @@ VARIABLES = {
         "level_interval", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),
     "ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS": Variable(
-        "request_retention", timedelta(days=7), "3600", timedelta(hours=1), NOT_SECONDS
+        "request_retention",
+        timedelta(days=7),
+        "3600",
+        timedelta(hours=1),
+        (*NOT_SECONDS, "3599"),
     ),
     "ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS": Variable(
         "generation_retention", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS

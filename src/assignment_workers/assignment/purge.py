@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, func, or_, select, text, update
+from datetime import timedelta
+
+from sqlalchemy import Connection, delete, exists, func, or_, select, text, update
 
 from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.regenerate import partition
@@ -15,6 +17,7 @@ from assignment_workers.schema.tables import (
     JobRun,
     JobStatus,
     Request,
+    Sequencer,
 )
 from assignment_workers.settings import Settings
 
@@ -66,14 +69,21 @@ _PENDING = text(
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     """Delete answers, job runs, events and replayed dead letters older than their retention.
 
-    An answer is kept as long as its message could still come again, so a redelivered one is never
-    taken for new. Assignments are never deleted.
+    An answer is kept as long as its message could come again, so that a redelivered one is never
+    taken for new: until its deadline and its retention are over, and while nobody leads, or has
+    just begun, for what a killed sequencer had taken waits in Redis for the next one, however long
+    that takes. Assignments are never deleted.
     """
     history = func.now() - settings.history_retention
     counts: Counts = {}
     for name, statement in {
         "requests": delete(Request).where(
-            Request.answered_at < func.now() - settings.request_retention
+            Request.answered_at < func.now() - settings.request_retention,
+            or_(
+                Request.deadline.is_(None),
+                Request.deadline < func.now() - settings.request_retention,
+            ),
+            ~_BEHIND,
         ),
         "job_runs": delete(JobRun).where(
             JobRun.started_at < history, JobRun.status != word(JobStatus.RUNNING)
@@ -83,3 +93,17 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     }.items():
         counts[name] = connection.execute(statement).rowcount
     return counts
+
+
+_SETTLED = timedelta(minutes=10)
+"""Long after a sequencer began, it has served whatever its predecessors had taken."""
+_SILENT = timedelta(minutes=1)
+
+_BEHIND = exists().where(
+    or_(
+        Sequencer.since.is_(None),
+        Sequencer.since > func.now() - _SETTLED,
+        Sequencer.seen_at < func.now() - _SILENT,
+    )
+)
+"""Whether a lane may have messages to serve that were answered long ago."""

@@ -10,8 +10,8 @@ from datetime import datetime
 class Request:
     """One ask. `queue` None: any dialer queue that the agent is allowed, in the policies' order.
 
-    `deadline`: after it nobody is assigned; None: no limit. `sent_at`: when the asker sent it, by
-    the asker's clock, for the records only.
+    `deadline`: from this instant of the database's clock on nobody is assigned; None: no limit.
+    `sent_at`: when it was sent, for the records only.
     """
 
     agent_id: int

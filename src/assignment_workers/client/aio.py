@@ -87,9 +87,8 @@ class AsyncClient:
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109 - it is the request's deadline too
     ) -> RequestAnswer:
         """The next user for this agent; see `Asking.request_next`."""
-        now = self._clock()
-        name = request_id or str(new_id(now, self._randomness))
-        command = commands.request(agent_id, queue, name, now=now, timeout=timeout)
+        name = request_id or str(new_id(self._clock(), self._randomness))
+        command = commands.request(agent_id, queue, name, timeout=timeout)
         return as_request_answer(await self.ask(command, timeout))
 
     async def complete(

@@ -94,9 +94,8 @@ class Client(Asking):
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
         """See `Asking.request_next`."""
-        now = self._clock()
-        name = request_id or str(new_id(now, self._randomness))
-        command = commands.request(agent_id, queue, name, now=now, timeout=timeout)
+        name = request_id or str(new_id(self._clock(), self._randomness))
+        command = commands.request(agent_id, queue, name, timeout=timeout)
         return as_request_answer(self.ask(command, timeout))
 
     def complete(

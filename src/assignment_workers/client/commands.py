@@ -22,20 +22,21 @@ class Command:
     celery_queue: str = ASSIGNMENT
     many: str | None = field(default=None, kw_only=True)
     """The task that takes a list of what is said, under `requests`; None: there is none."""
+    timeout: timedelta | None = field(default=None, kw_only=True)
+    """How long the asker waits, which is said as `sent_at` and `deadline`; None: is not said."""
+
+    def said_by(self, ends: datetime) -> dict[str, Any]:
+        """What the message says for an asker who waits until `ends`, by the database's clock."""
+        if self.timeout is None:
+            return self.said
+        times = {"sent_at": ends - self.timeout, "deadline": ends}
+        return self.said | {name: time.isoformat() for name, time in times.items()}
 
 
-def request(
-    agent_id: int, queue: str | None, request_id: str, *, now: datetime, timeout: timedelta
-) -> Command:
+def request(agent_id: int, queue: str | None, request_id: str, *, timeout: timedelta) -> Command:
     """The next user for an agent; nobody is assigned after `timeout`."""
-    said = {
-        "agent_id": agent_id,
-        "queue": queue,
-        "request_id": request_id,
-        "deadline": (now + timeout).isoformat(),
-        "sent_at": now.isoformat(),
-    }
-    return Command("assignment.request", said, many="assignment.request_many")
+    said = {"agent_id": agent_id, "queue": queue, "request_id": request_id}
+    return Command("assignment.request", said, many="assignment.request_many", timeout=timeout)
 
 
 def complete(

@@ -18,6 +18,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.client.database_clock import DatabaseClock
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
 from assignment_workers.client.message import RESULT_PREFIX, Result, message, result
 from assignment_workers.client.sending import SOCKET_SECONDS, connect_redis, sender, unreachable
@@ -28,6 +29,12 @@ from assignment_workers.identity import new_id
 TICK_SECONDS = 0.25
 """How often messages under way are looked at."""
 RECONNECT_SECONDS = 0.1
+SKEW = timedelta(seconds=5)
+"""How far the clock of a worker's host may be from the database's.
+
+Celery drops an expired message by the worker's clock: by so much later, that it drops none that the
+database would have answered.
+"""
 
 
 class Courier:
@@ -106,6 +113,7 @@ class Courier:
         if self._tasks:
             return
         self._broker, self._results = sender(self._urls[0]), connect_redis(self._urls[1])
+        self._database = DatabaseClock(self._results, asyncio.get_running_loop().time)
         self._wake = asyncio.Event()
         self._listening = asyncio.Event()
         self._deaf: BrokerUnavailable | None = None
@@ -137,22 +145,24 @@ class Courier:
 
     async def _push(self, batch: Batch) -> None:
         command = batch.calls[0].command
-        left = timedelta(seconds=batch.ends - self.now)
-        data = message(
-            batch.task,
-            command.args,
-            batch.kwargs,
-            task_id=batch.id,
-            celery_queue=command.celery_queue,
-            expires=self._clock() + left,
-            about=batch.about,
-        )
         try:
             await self._until_listening()
+            await self._database.read()
+            data = message(
+                batch.task,
+                command.args,
+                batch.kwargs(self._database.at),
+                task_id=batch.id,
+                celery_queue=command.celery_queue,
+                expires=self._database.at(batch.ends) + SKEW,
+                about=batch.about,
+            )
             await self._broker.send(command.celery_queue, data)
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, RedisError, OSError) as error:
             if batch.tries > 1:
                 return  # one was sent before, and may be answered yet; this one goes again too
+            if not isinstance(error, BrokerUnavailable):
+                error = unreachable("Redis", error)
             self._answer(batch.id, down(error))
 
     async def _until_listening(self) -> None:
@@ -195,6 +205,7 @@ class Courier:
         await connection.send_command("PSUBSCRIBE", f"{RESULT_PREFIX}{self._prefix}*")
         await connection.read_response(timeout=SOCKET_SECONDS)
         self._deaf = None
+        self._database.forget()
         self._listening.set()
         under_way = self._gathering.unanswered()
         if under_way:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from assignment_workers.client.commands import ASSIGNMENT, Command
@@ -67,12 +68,10 @@ class Batch:
         command = self.calls[0].command
         return command.many or command.task
 
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """What its message says."""
-        if self.calls[0].command.many:
-            return {"requests": [call.command.said for call in self.calls]}
-        return self.calls[0].command.said
+    def kwargs(self, at: Callable[[float], datetime]) -> dict[str, Any]:
+        """What its message says; `at`: the instant, by the database, at which a call ends."""
+        said = [call.command.said_by(at(call.ends)) for call in self.calls]
+        return {"requests": said} if self.calls[0].command.many else said[0]
 
     @property
     def about(self) -> list[str]:

@@ -195,11 +195,11 @@ WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 )
 async def request_next(request: Request, body: RequestBody, here: Here, who: Who) -> Response:
     """The next user for an agent. Asked again with the same `request_id`, the same answer."""
-    now, timeout = datetime.now(UTC), timedelta(milliseconds=body.timeout_ms)
-    name = body.request_id or str(new_id(now, here.randomness))
+    timeout = timedelta(milliseconds=body.timeout_ms)
+    name = body.request_id or str(new_id(datetime.now(UTC), here.randomness))
     request.state.request_id = name
     here.callers.let(who, body.agent_id)
-    command = commands.request(body.agent_id, body.queue, name, now=now, timeout=timeout)
+    command = commands.request(body.agent_id, body.queue, name, timeout=timeout)
     answer = await here.asking.ask(request, command, timeout, request_id=name)
     answer.headers[REQUEST_ID] = name
     return answer

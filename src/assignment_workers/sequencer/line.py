@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from random import Random
+from time import monotonic
 from typing import TypeVar
 
 from sqlalchemy import Engine, bindparam, func, select, update
@@ -26,12 +27,16 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(seconds=5)
 """How long a turn is tried again where the request names no deadline."""
+LONGEST_PATIENCE = timedelta(seconds=60)
+"""And where it names a far one."""
 
 _PROVE = (
     update(Sequencer)
     .where(Sequencer.lane == bindparam("of_lane"), Sequencer.term == bindparam("of_term"))
     .values(seen_at=func.clock_timestamp())
-    .returning(Sequencer.seen_at)
+    # Not `seen_at`: the new row is made before the wait for the lock, and again after it only if
+    # the row has changed; a turn rolled back changes nothing. This is read after the wait always.
+    .returning(func.clock_timestamp())
 )
 
 
@@ -43,6 +48,8 @@ class Line:
         self.term = term
         self.lane = DEFAULT_LANE
         self._randomness = randomness or Random()
+        self._seen: tuple[datetime, float] | None = None
+        """The last turn's time, and this process's monotonic clock then."""
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
@@ -56,6 +63,7 @@ class Line:
                     select(Sequencer.term).where(Sequencer.lane == self.lane)
                 ).scalar_one_or_none()
                 raise StaleTerm(held=self.term, current=current)
+            self._seen = now, monotonic()
             yield Turn(connection, now, self.term, self._randomness)
 
     def run(self, operation: Callable[[Turn], T], *, until: datetime | None = None) -> T:
@@ -66,10 +74,7 @@ class Line:
         agent is tried again too, and recorded as a race by the turn that resolves it.
         """
         met: list[str] = []
-        seconds = PATIENCE.total_seconds()
-        if until is not None:
-            # This clock bounds only the patience; whether it is too late, the database says.
-            seconds = min(max((until - datetime.now(UTC)).total_seconds(), 0.0), 60.0)
+        seconds = self._until(until).total_seconds()
 
         def attempt() -> T:
             with self.turn() as turn:
@@ -83,3 +88,11 @@ class Line:
                 met.append(constraint_of(error) or "unknown")
 
         return patiently(attempt, seconds=seconds, before_sleep=remember)
+
+    def _until(self, until: datetime | None) -> timedelta:
+        """How long from now, by the database's clock as the last turn read it."""
+        if until is None or self._seen is None:
+            return PATIENCE
+        now, at = self._seen
+        left = until - now - timedelta(seconds=monotonic() - at)
+        return min(max(left, timedelta()), LONGEST_PATIENCE)

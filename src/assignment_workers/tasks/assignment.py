@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -33,6 +34,7 @@ from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import Sequencer
 from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.door import RETRY_SECONDS, App, DoorTask, door, one_line
 
@@ -292,8 +294,19 @@ def repair_entries(task: DoorTask) -> CommandAnswer:
 
 
 def probe(task: DoorTask, sent_at: AwareDatetime | None = None) -> CommandAnswer:
-    """Travel the line: its turn is a sign of life, and how long it took is a figure of `status`."""
-    return task.line.run(lambda turn: _probe(turn, sent_at))
+    """Travel the line: its turn is a sign of life, and how long it took is a figure of `status`.
+
+    Its time is told to clients, who set their deadlines by it.
+    """
+    read: list[tuple[datetime, float]] = []
+
+    def turn(turn: Turn) -> Done:
+        read.append((turn.now, monotonic()))
+        return _probe(turn, sent_at)
+
+    done = task.line.run(turn)
+    tell_time(task.of.results, *read[-1])
+    return done
 
 
 def _probe(turn: Turn, sent_at: datetime | None) -> Done:

@@ -14,8 +14,10 @@ from typing import Any, Concatenate, cast
 
 import structlog
 from celery import Celery, Task
+from celery.backends.redis import RedisBackend
 from celery.exceptions import WorkerTerminate
 from pydantic import BaseModel, ValidationError, validate_call
+from redis import Redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
 
@@ -38,6 +40,11 @@ class App(Celery):
     engine: Engine
     sequencer: Sequencer
     """Only in the sequencer's process."""
+
+    @property
+    def results(self) -> Redis:
+        """The Redis that results are written to."""
+        return cast(Redis, cast(RedisBackend, self.backend).client)
 
 
 class DoorTask(Task[..., Any]):

@@ -1,0 +1,65 @@
+"""The database's clock, as a client can know it: a deadline is an instant of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from assignment_workers.clock import DATABASE_AHEAD_KEY
+
+KNOWN_SECONDS = 60.0
+"""How long a reading is gone by: clocks drift apart by some milliseconds meanwhile."""
+QUICK_SECONDS = 0.1
+"""A reading that took longer is used once."""
+
+
+class DatabaseClock:
+    """Redis's clock, set right by what the sequencer found between it and the database's.
+
+    Until a sequencer has led, it is Redis's clock. Between two readings this process's own steady
+    clock goes on, so it matters nowhere what the time of day on this host is. An instant comes out
+    too early, never too late, by as long as an answer of Redis takes.
+    """
+
+    def __init__(self, redis: Redis, steady: Callable[[], float]) -> None:
+        self._redis = redis
+        self._steady = steady
+        self._read: datetime | None = None
+        self._read_at = 0.0
+        self._known_until = 0.0
+
+    async def read(self) -> None:
+        """Ask, unless it was asked lately. Raises `RedisError`."""
+        began = self._steady()
+        if self._read is not None and began < self._known_until:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.execute_command("TIME")
+            pipe.execute_command("GET", DATABASE_AHEAD_KEY)
+            (seconds, microseconds), ahead = await pipe.execute()
+        self._read = datetime.fromtimestamp(seconds, UTC) + timedelta(
+            microseconds=microseconds, seconds=_seconds(ahead)
+        )
+        self._read_at = self._steady()
+        quick = self._read_at - began < QUICK_SECONDS
+        self._known_until = self._read_at + (KNOWN_SECONDS if quick else 0.0)
+
+    def forget(self) -> None:
+        """Ask anew next time: Redis may be another one."""
+        self._known_until = 0.0
+
+    def at(self, steady: float) -> datetime:
+        """What the database's clock says when the steady one says `steady`; after `read`."""
+        if self._read is None:
+            raise RuntimeError("the database's clock was not read")
+        return self._read + timedelta(seconds=steady - self._read_at)
+
+
+def _seconds(ahead: bytes | None) -> float:
+    try:
+        return 0.0 if ahead is None else float(ahead)
+    except ValueError:
+        raise ResponseError(f"{DATABASE_AHEAD_KEY} is {ahead!r}, not a number") from None

@@ -1,0 +1,67 @@
+"""The line's turns: one after the other, each at an instant of its own, tried again for so long."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from time import monotonic
+
+import pytest
+from psycopg import OperationalError as Lost
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.sequencer.line import Line
+from tests.processes import wait_until
+from tests.world import HOUR, SECOND, World
+
+
+def waits(world: World) -> bool:
+    sql = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    return bool(world.value(sql + " AND datname = current_database()"))
+
+
+@pytest.mark.parametrize("changed", [True, False], ids=["commits", "rolls back"])
+def test_a_turn_is_later_than_the_one_that_it_waited_for(world: World, *, changed: bool) -> None:
+    """A deadline that passes while a turn waits for its place has passed in the turn."""
+    instants: list[datetime] = []
+
+    def take_a_turn() -> None:
+        with Line(world.engine, term=1).turn() as turn:
+            instants.append(turn.now)
+
+    waiting = threading.Thread(target=take_a_turn)
+    with world.engine.connect() as before:
+        before.execute(text("SELECT 1 FROM assignment.sequencer FOR UPDATE"))
+        waiting.start()
+        wait_until(lambda: waits(world), "the turn to wait")
+        if changed:
+            before.execute(text("UPDATE assignment.sequencer SET seen_at = clock_timestamp()"))
+        ended = before.execute(text("SELECT clock_timestamp()")).scalar_one()
+        (before.commit if changed else before.rollback)()
+    waiting.join(20)
+    assert instants[0] > ended
+
+
+def test_a_turn_is_tried_again_until_the_deadline_by_the_databases_clock(world: World) -> None:
+    line = Line(world.engine, term=1)
+    tries: list[datetime] = []
+
+    def fail(turn: Turn) -> None:
+        tries.append(turn.now)
+        raise OperationalError("SELECT", {}, Lost("server closed the connection unexpectedly"))
+
+    line.run(lambda turn: turn.now)
+    with pytest.raises(DatabaseUnavailable):
+        line.run(fail, until=world.now - SECOND)
+    assert len(tries) == 1, "too late by this host's clock and by the database's"
+    line._seen = world.now + HOUR, monotonic()  # the database's clock is an hour ahead of ours
+    with pytest.raises(DatabaseUnavailable):
+        line.run(fail, until=world.now + HOUR - SECOND)
+    assert len(tries) == 2, "too late by the database's clock"
+    line._seen = world.now - HOUR, monotonic()  # and an hour behind
+    with pytest.raises(DatabaseUnavailable):
+        line.run(fail, until=world.now - HOUR + SECOND)
+    assert len(tries) > 3, "in time by the database's clock"
