@@ -110,7 +110,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             allow_origins=[each.strip() for each in settings.gateway_origins.split(",")],
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", "Date"],
         )
     app.add_middleware(SecurityHeaders)
     return app
