@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from tests.e2e.node import CLIENT, Node
+from tests.e2e.node import CLIENT, ROOT, Node
 from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway, free_port
 
@@ -20,6 +20,7 @@ def node() -> Node:
     """Node with the packages of our lock files and the client built; fails where they are not."""
     found = Node()
     found.require(CLIENT / "dist/index.js", newer_than=(CLIENT / "src").iterdir())
+    found.require(ROOT / "examples/celery-node/node_modules/celery-node/package.json")
     return found
 
 
