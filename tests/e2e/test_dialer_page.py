@@ -96,7 +96,7 @@ def test_an_agent_asks_calls_and_says_what_came_of_it(page: Page, gateway: Gatew
     press(page, "n")
     user = called(page)
     assert held(gateway, 1) == user
-    page.get_by_label("Notes").fill("12 n s")  # no shortcut while one writes
+    page.get_by_label("Notes").press_sequentially("12 n s")  # no shortcut while one writes
     page.locator("#title").focus()
     press(page, "1")
     expect(page.locator("#title")).to_have_text(f"User {user}: no answer")

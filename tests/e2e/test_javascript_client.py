@@ -19,6 +19,8 @@ STALE = "run `make client-types`"
 
 def test_the_openapi_document_is_the_one_that_the_gateway_gives(gateway: Gateway) -> None:
     kept = json.loads((CLIENT / "openapi.json").read_text())
+    package = json.loads((CLIENT / "package.json").read_text())
+    assert package["version"] == kept["info"]["version"]
     command = [sys.executable, "-m", "assignment_workers", "openapi"]
     printed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert kept == printed, STALE
