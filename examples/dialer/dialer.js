@@ -197,7 +197,7 @@ function refuse(answer) {
 function lost(why) {
   const user = held?.user_id;
   letGo();
-  tell("The lease has ended", `Do not call user ${user}, who may be somebody else's now: ${why}.`, "wrong");
+  tell("No longer yours", `Do not call user ${user}, who may be somebody else's now: ${why}.`, "wrong");
   note(`user ${user}`, "lost");
 }
 

@@ -200,7 +200,7 @@ def test_a_lease_is_counted_down_renewed_and_told_when_it_is_lost(
     expect(page.locator("#left")).not_to_have_text(seen)
     page.get_by_role("button", name="Renew now").click()
     expect(page.locator("#detail")).to_contain_text("The lease runs anew.")
-    expect(page.locator("#title")).to_have_text("The lease has ended", timeout=15_000)
+    expect(page.locator("#title")).to_have_text("No longer yours", timeout=15_000)
     press(page, "n")  # a claim ends what has lapsed first
     again = called(page)
     gateway.post(
@@ -208,7 +208,7 @@ def test_a_lease_is_counted_down_renewed_and_told_when_it_is_lost(
         {"agent_id": 64},
     )
     press(page, "1")
-    expect(page.locator("#title")).to_have_text("The lease has ended")
+    expect(page.locator("#title")).to_have_text("No longer yours")
     expect(page.locator("#detail")).to_contain_text(f"Do not call user {again}")
 
 
