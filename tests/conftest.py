@@ -90,8 +90,11 @@ def module_database_url(postgres_server: str, migrated_template: str) -> Iterato
 
 @pytest.fixture
 def redis_url(valkey_server: str) -> str:
-    """A Redis database, empty; tests take turns with 1 to 15."""
-    number = 1 + next(DATABASES) % (REDIS_DATABASES - 1)
+    """A Redis database, empty; tests take turns with 2 to 15.
+
+    0 and 1 are those of the stacks that last for a whole run.
+    """
+    number = 2 + next(DATABASES) % (REDIS_DATABASES - 2)
     url = _database(valkey_server, str(number))
     with redis.Redis.from_url(url) as client:
         client.flushdb()

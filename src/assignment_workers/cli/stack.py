@@ -13,8 +13,10 @@ from assignment_workers.assignment.answers import Assigned, Unavailable
 from assignment_workers.assignment.status import sequencer_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import resolved, settings
+from assignment_workers.cli.show import as_json
 from assignment_workers.client import Client
 from assignment_workers.errors import UsageError
+from assignment_workers.gateway.app import create_app, document
 from assignment_workers.gateway.serve import is_alive, wants_tokens
 from assignment_workers.runtime import demo as demo_data
 from assignment_workers.runtime import up as runtime
@@ -31,7 +33,7 @@ TRIES = 50
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (up, env, process):
+    for command in (up, env, process, openapi):
         app.command()(command)
 
 
@@ -66,6 +68,13 @@ def process(
 ) -> int:
     """Be one process of a stack, in the foreground; DATABASE_URL and REDIS_URL say where."""
     return processes.run(name, resolved())
+
+
+def openapi() -> int:
+    """Print the gateway's OpenAPI document, for generators of clients; nothing has to run."""
+    engine = _engine("postgresql://")
+    as_json(document(create_app(Settings.from_environment({}), engine, tokens=True)))
+    return 0
 
 
 def _engine(url: str) -> Engine:

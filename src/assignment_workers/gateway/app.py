@@ -145,7 +145,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             allow_origins=[each.strip() for each in settings.gateway_origins.split(",")],
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
-            expose_headers=[REQUEST_ID, "Retry-After"],
+            expose_headers=[REQUEST_ID, "Retry-After", "Date"],
         )
     app.add_middleware(SecurityHeaders)
     return app

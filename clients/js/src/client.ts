@@ -1,0 +1,177 @@
+import type { Code, FinishAnswer, Held, Refused, RequestAnswer, Unavailable } from "./answers.js";
+import { type LeaseEvents, LeaseKeeper } from "./lease.js";
+import { ProblemError } from "./problem.js";
+import { type Reply, type Token, Wire } from "./wire.js";
+
+export interface ClientOptions {
+  /** The API token, or what gives it before each call. Absent: a gateway that needs none. */
+  token?: Token;
+}
+
+export interface CallOptions {
+  /** How long to wait at the most, 100 to 30,000 ms. 10,000 where it is not said. */
+  timeoutMs?: number;
+  /** Aborted: the call throws the signal's reason, and the gateway takes the request back. */
+  signal?: AbortSignal;
+}
+
+export interface RequestOptions extends CallOptions {
+  /** Only from this dialer queue. */
+  queue?: string;
+  /** The same id gets the same answer; made where it is not said. */
+  requestId?: string;
+}
+
+export interface CompleteOptions extends CallOptions {
+  notes?: string;
+  /** When the user wants to be called: a Date, or ISO 8601 with a zone. */
+  callbackAt?: Date | string;
+}
+
+/** Whose assignment it is; a `Held` says it. Without `version`: whichever it has. */
+export interface Owned {
+  id: string;
+  agent_id: number;
+  version?: number;
+}
+
+const TIMEOUT_MS = { least: 100, unsaid: 10_000, most: 30_000 };
+
+/**
+ * An agent's moves, over HTTP. One client serves any number of agents and calls at a time.
+ *
+ * A call that loses its connection is made again, with the same request id, for as long as its
+ * timeout lasts: every move may be said twice. It throws `ProblemError` for what is no answer, and
+ * `RangeError` or `TypeError` for arguments that cannot be meant.
+ */
+export class Client {
+  readonly #wire: Wire;
+
+  /** @param gatewayUrl Where the gateway is: `https://gateway.example`. */
+  constructor(gatewayUrl: string | URL, options: ClientOptions = {}) {
+    this.#wire = new Wire(gatewayUrl, options.token);
+  }
+
+  /** The next user for this agent. While the agent holds somebody, that assignment again. */
+  async requestNext(agentId: number, options: RequestOptions = {}): Promise<RequestAnswer> {
+    const requestId = options.requestId ?? newRequestId();
+    const said = { agent_id: agentId, queue: options.queue ?? null, request_id: requestId };
+    const reply = await this.#post("/v1/requests", options, (left) => ({
+      ...said,
+      timeout_ms: Math.round(Math.max(left, TIMEOUT_MS.least)),
+    }));
+    return answer<RequestAnswer>(reply, requestId);
+  }
+
+  /** The call was made and `outcome` came of it. */
+  async complete(
+    held: Owned,
+    outcome: string,
+    options: CompleteOptions = {},
+  ): Promise<FinishAnswer> {
+    return this.#finish(held, "complete", options, {
+      outcome,
+      notes: options.notes ?? null,
+      callback_at: options.callbackAt === undefined ? null : instant(options.callbackAt),
+    });
+  }
+
+  /** Not this user now: offered later, to this agent last. */
+  async skip(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
+    return this.#finish(held, "skip", options);
+  }
+
+  /** Give the user back untouched. */
+  async release(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
+    return this.#finish(held, "release", options);
+  }
+
+  /** Still at it: the lease runs anew. */
+  async renew(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
+    return this.#finish(held, "renew", options);
+  }
+
+  /** What the agent holds now; null: nobody. */
+  async activeAssignment(
+    agentId: number,
+    options: CallOptions = {},
+  ): Promise<Held | null | Refused | Unavailable> {
+    const path = `/v1/agents/${encodeURIComponent(agentId)}/assignment`;
+    const reply = await this.#wire.call("GET", path, bounds(options));
+    return "problem" in reply && reply.problem.status === 404 ? null : answer<Held>(reply);
+  }
+
+  /** Renew the lease for as long as the keeper is not stopped. */
+  keepLease(held: Held, events: LeaseEvents = {}): LeaseKeeper {
+    return new LeaseKeeper(this, held, events);
+  }
+
+  /**
+   * The gateway's time in ms since 1970, for counting a lease down: the local clock, set right by
+   * the gateway's answers where it is more than two seconds wrong.
+   */
+  now(): number {
+    return this.#wire.now();
+  }
+
+  async #finish(
+    held: Owned,
+    move: "complete" | "skip" | "release" | "renew",
+    options: CallOptions,
+    said: Record<string, unknown> = {},
+  ): Promise<FinishAnswer> {
+    const path = `/v1/assignments/${encodeURIComponent(held.id)}/${move}`;
+    const owner = { agent_id: held.agent_id, version: held.version ?? null };
+    return answer<FinishAnswer>(await this.#post(path, options, () => ({ ...owner, ...said })));
+  }
+
+  #post(path: string, options: CallOptions, body: (leftMs: number) => object) {
+    return this.#wire.call("POST", path, { ...bounds(options), body });
+  }
+}
+
+function bounds({ timeoutMs = TIMEOUT_MS.unsaid, signal }: CallOptions) {
+  if (!(timeoutMs >= TIMEOUT_MS.least && timeoutMs <= TIMEOUT_MS.most)) {
+    const { least, most } = TIMEOUT_MS;
+    throw new RangeError(`timeoutMs is ${timeoutMs}; accepted: ${least} to ${most}`);
+  }
+  return { timeoutMs, signal };
+}
+
+/** Where a proxy refused, which knows no codes of ours. */
+const CODES: Record<number, Code> = { 401: "unauthenticated", 403: "forbidden", 422: "malformed" };
+
+/** The answer that a reply stands for; throws `ProblemError` for what is none. */
+function answer<T>(reply: Reply, requestId?: string): T | Refused | Unavailable {
+  const asked = requestId === undefined ? {} : { request_id: requestId };
+  if ("body" in reply) {
+    return reply.body as T;
+  }
+  if ("lost" in reply) {
+    return { outcome: "unavailable", retry_after: 1, reason: reply.lost, ...asked };
+  }
+  const { status, detail: reason, code, retry_after } = reply.problem;
+  if (status === 429 || status === 503) {
+    return { outcome: "unavailable", retry_after: retry_after ?? 2, reason, ...asked };
+  }
+  const refusal = code ?? CODES[status];
+  if (refusal === undefined) {
+    throw new ProblemError(reply.problem);
+  }
+  return { outcome: "refused", code: refusal, reason, ...asked };
+}
+
+function instant(time: Date | string): string {
+  return typeof time === "string" ? time : time.toISOString();
+}
+
+/** 128 bits by chance. `crypto.randomUUID` is only there for pages that came over TLS. */
+function newRequestId(): string {
+  const bytes = new Uint8Array(16);
+  if (globalThis.crypto === undefined) {
+    bytes.forEach((_, place) => (bytes[place] = Math.random() * 256)); // Node 18
+  } else {
+    globalThis.crypto.getRandomValues(bytes);
+  }
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

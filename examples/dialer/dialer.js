@@ -1,0 +1,366 @@
+import { Client, ProblemError } from "@assignment-workers/client";
+
+/** The outcomes of a call, in the order of their keys. */
+const OUTCOMES = {
+  no_answer: "No answer",
+  call_back: "Call back",
+  missed_call: "Missed call",
+  completed_form: "Completed the form",
+  going_to_complete: "Going to complete",
+  might_complete: "Might complete",
+  hung_up: "Hung up",
+  bad_number: "Bad number",
+  no_claim: "No claim",
+  not_interested: "Not interested",
+  do_not_contact: "Do not contact",
+};
+const KEYS = "1234567890-";
+
+/** @typedef {import("@assignment-workers/client").Held} Held */
+/** @typedef {import("@assignment-workers/client").RequestAnswer} RequestAnswer */
+/** @typedef {import("@assignment-workers/client").FinishAnswer} FinishAnswer */
+/** @typedef {import("@assignment-workers/client").LeaseKeeper} LeaseKeeper */
+
+/**
+ * The element of that id.
+ * @type {(id: string) => any}
+ */
+const $ = (id) => document.getElementById(id);
+
+/** Set by signing in.
+ * @type {Client} */
+let client;
+let agent = 0;
+/** What the agent holds.
+ * @type {Held | null} */
+let held = null;
+/** @type {LeaseKeeper | null} */
+let keeper = null;
+/** The call to the gateway that is under way.
+ * @type {AbortController | null} */
+let asking = null;
+/** Where the focus was when the call began.
+ * @type {Element | null} */
+let focused = null;
+/** Ends the countdown that runs. */
+let stopCounting = () => {};
+
+$("origin").textContent = location.origin;
+$("sign-in").addEventListener("submit", async (/** @type {SubmitEvent} */ event) => {
+  event.preventDefault();
+  const said = new FormData($("sign-in"));
+  const token = String(said.get("token"));
+  client = new Client(String(said.get("gateway")), token ? { token } : {});
+  agent = Number(said.get("agent"));
+  $("sign-in").hidden = true;
+  $("desk").hidden = $("who").hidden = $("sign-out").hidden = false;
+  $("who").textContent = `Agent ${agent}`;
+  tell("Signing in", "");
+  const found = await ask((signal) => client.activeAssignment(agent, { signal }));
+  if (found === undefined) return;
+  if (found === null) {
+    tell("Ready", "Ask for the next user to call.");
+    $("next").focus();
+  } else if ("outcome" in found) {
+    refuse(found);
+  } else {
+    hold(found, "You were on this call already.");
+  }
+});
+
+$("sign-out").addEventListener("click", async () => {
+  asking?.abort();
+  if (held) await finish("release");
+  if (held) return; // it could not be released, and the page says why
+  location.reload();
+});
+
+$("next").addEventListener("click", async () => {
+  const queue = $("queue").value;
+  tell("Asking", "");
+  const answer = await ask((signal) => client.requestNext(agent, queue ? { queue, signal } : { signal }));
+  if (answer) show(answer);
+});
+
+$("cancel").addEventListener("click", () => asking?.abort());
+$("skip").addEventListener("click", () => finish("skip"));
+$("release").addEventListener("click", () => finish("release"));
+$("keep").addEventListener("change", () => held && keep(held));
+
+$("renew").addEventListener("click", async () => {
+  const mine = held;
+  if (!mine) return;
+  const answer = await ask((signal) => client.renew(mine, { signal }));
+  if (!answer) return;
+  if (answer.outcome === "refused" || answer.outcome === "unavailable") return failed(answer);
+  hold(answer.assignment, "The lease runs anew.");
+});
+
+for (const [place, [outcome, label]] of Object.entries(OUTCOMES).entries()) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.id = outcome;
+  button.setAttribute("aria-keyshortcuts", KEYS.charAt(place));
+  button.append(`${label} `, Object.assign(document.createElement("kbd"), { textContent: KEYS.charAt(place) }));
+  button.addEventListener("click", () => finish("complete", outcome));
+  $("outcomes").append(button);
+}
+
+document.addEventListener("keydown", (event) => {
+  const writes = event.target instanceof Element && event.target.closest("input:not([type=checkbox]), select, textarea");
+  if (event.key === "Escape" && !held) asking?.abort();
+  if (writes || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  const button = document.querySelector(`#desk [aria-keyshortcuts="${CSS.escape(event.key.toLowerCase())}"]`);
+  if (button instanceof HTMLButtonElement && button.checkVisibility()) {
+    event.preventDefault();
+    button.click();
+  }
+});
+
+/**
+ * What came of a request.
+ * @param {RequestAnswer} answer
+ */
+function show(answer) {
+  switch (answer.outcome) {
+    case "assigned":
+      hold(answer.assignment, answer.replayed ? "You had this user already." : "");
+      break;
+    case "empty":
+      tell("Nobody to call", Object.entries(answer.why).map(([queue, why]) => `${queue}: ${words(why)}`).join(", ") + ".");
+      wait(answer.retry_after);
+      break;
+    case "paused":
+      tell("Paused", `An operator paused ${answer.queue ?? "every dialer queue"}.`);
+      break;
+    case "too_late":
+      tell("Too late", "The workers came to it after its time; nobody was assigned. Ask again.");
+      break;
+    case "refused":
+    case "unavailable":
+      refuse(answer);
+  }
+}
+
+/**
+ * @param {"complete" | "skip" | "release"} move
+ * @param {string} [outcome]
+ */
+async function finish(move, outcome = "") {
+  const mine = held;
+  if (!mine) return;
+  const answer = await ask((signal) => {
+    if (move !== "complete") return client[move](mine, { signal });
+    const callbackAt = $("callback").value;
+    return client.complete(mine, outcome, {
+      signal,
+      ...($("notes").value && { notes: $("notes").value }),
+      ...(callbackAt && { callbackAt: new Date(callbackAt) }),
+    });
+  });
+  if (!answer) return;
+  if (answer.outcome === "refused" || answer.outcome === "unavailable") return failed(answer);
+  letGo();
+  const what = words(outcome || answer.outcome);
+  tell(`User ${mine.user_id}: ${what}`, "Ask for the next user to call.");
+  note(`user ${mine.user_id}`, what);
+}
+
+/**
+ * A move on a hold was not made.
+ * @param {Extract<FinishAnswer, { reason: string }>} answer
+ */
+function failed(answer) {
+  if (answer.outcome === "refused" && ["not_active", "not_owner", "stale_version"].includes(answer.code)) {
+    lost(answer.reason);
+  } else {
+    refuse(answer);
+  }
+}
+
+/**
+ * @param {{ outcome: string, reason: string, retry_after?: number }} answer
+ */
+function refuse(answer) {
+  if (answer.outcome === "refused") {
+    tell("Refused", sentence(answer.reason), "wrong");
+  } else {
+    tell("No answer for now", sentence(answer.reason), "wrong");
+    wait(answer.retry_after ?? 1);
+  }
+}
+
+/**
+ * The agent no longer holds the user.
+ * @param {string} why
+ */
+function lost(why) {
+  const user = held?.user_id;
+  letGo();
+  tell("No longer yours", `Do not call user ${user}, who may be somebody else's now: ${why}.`, "wrong");
+  note(`user ${user}`, "lost");
+}
+
+/**
+ * @param {Held} assignment
+ * @param {string} detail
+ */
+function hold(assignment, detail) {
+  const anew = held?.id !== assignment.id;
+  held = assignment;
+  const { queue, reason, rank } = assignment;
+  tell("", `${detail} ${queue}, ${reason}, rank ${rank}.`.trim());
+  $("call").hidden = false;
+  $("ask").hidden = true;
+  if (anew) {
+    $("notes").value = $("callback").value = "";
+    $("title").focus(); // not a button: Enter said twice must not end the call
+  }
+  keep(assignment);
+}
+
+/**
+ * Count the lease down, and renew it if the agent wants that.
+ * @param {Held} assignment
+ */
+function keep(assignment) {
+  keeper?.stop();
+  keeper = null;
+  count(assignment);
+  if ($("keep").checked) {
+    keeper = client.keepLease(assignment, {
+      onRenewed: (renewed) => count((held = renewed)),
+      onLost: (why) => lost("reason" in why ? why.reason : why.message),
+    });
+  }
+}
+
+/** @param {Held} assignment */
+function count(assignment) {
+  const ends = Date.parse(assignment.lease_expires_at);
+  const whole = ends - client.now();
+  const soon = Math.min(30_000, (ends - Date.parse(assignment.claimed_at)) / 4);
+  countdown(ends, (left) => {
+    $("left").textContent = clock(left);
+    $("gone").value = Math.min(1, left / whole);
+    $("lease").classList.toggle("soon", left < soon);
+    if (left === 0) lost("nobody renewed it");
+  });
+}
+
+function letGo() {
+  held = null;
+  keeper?.stop();
+  keeper = null;
+  stopCounting();
+  $("call").hidden = true;
+  $("ask").hidden = false;
+  $("next").focus();
+}
+
+/**
+ * Say when it may be worth to ask again.
+ * @param {number} seconds
+ */
+function wait(seconds) {
+  if (held) return;
+  const told = $("detail").textContent;
+  countdown(client.now() + seconds * 1000, (left) => {
+    $("detail").textContent = left ? `${told} Ask again in ${clock(left)}.` : `${told} Ask again.`;
+  });
+}
+
+/**
+ * Tell how many ms are left, until none is.
+ * @param {number} ends
+ * @param {(left: number) => void} tick
+ */
+function countdown(ends, tick) {
+  stopCounting();
+  const again = () => {
+    const left = Math.max(0, ends - client.now());
+    if (left === 0) stopCounting();
+    tick(left);
+  };
+  const timer = setInterval(again, 250);
+  stopCounting = () => clearInterval(timer);
+  again();
+}
+
+/**
+ * What a call to the gateway gave; undefined where it was cancelled or failed, which is told.
+ * @template T
+ * @param {(signal: AbortSignal) => Promise<T>} call
+ * @returns {Promise<T | undefined>}
+ */
+async function ask(call) {
+  const mine = (asking = new AbortController());
+  if (!held) stopCounting();
+  busy(true);
+  try {
+    return await call(mine.signal);
+  } catch (error) {
+    if (mine.signal.aborted) {
+      tell("Cancelled", "Ask for the next user to call.");
+    } else if (error instanceof ProblemError) {
+      tell("The gateway failed", error.message, "wrong");
+    } else {
+      tell("This page failed", String(error), "wrong");
+      throw error;
+    }
+  } finally {
+    asking = null;
+    busy(false);
+  }
+}
+
+/** @param {boolean} is */
+function busy(is) {
+  if (is) focused = document.activeElement;
+  $("desk").setAttribute("aria-busy", String(is));
+  $("cancel").hidden = !is || held !== null;
+  $("desk").querySelectorAll("button:not(#cancel)").forEach((/** @type {HTMLButtonElement} */ each) => {
+    each.disabled = is;
+  });
+  if (!is && focused instanceof HTMLElement) focused.focus(); // a disabled button had lost it
+}
+
+/**
+ * While the agent holds somebody, whom to call stays in sight.
+ * @param {string} title
+ * @param {string} detail
+ * @param {string} [kind]
+ */
+function tell(title, detail, kind = "") {
+  $("title").textContent = held ? `Call user ${held.user_id}` : title;
+  $("detail").textContent = held && title ? `${title}: ${detail}` : detail;
+  $("told").className = kind;
+}
+
+/**
+ * @param {string} who
+ * @param {string} what
+ */
+function note(who, what) {
+  const line = document.createElement("li");
+  const time = Object.assign(document.createElement("time"), { textContent: new Date().toLocaleTimeString() });
+  line.append(time, ` ${who}: `, what);
+  $("done").prepend(line);
+  $("log").hidden = false;
+}
+
+/** @param {string} word */
+function words(word) {
+  return word.replaceAll("_", " ");
+}
+
+/** @param {string} text */
+function sentence(text) {
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+}
+
+/** @param {number} ms */
+function clock(ms) {
+  const seconds = Math.ceil(ms / 1000);
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+}
