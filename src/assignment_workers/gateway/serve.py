@@ -12,6 +12,7 @@ import structlog
 import uvicorn
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from assignment_workers import memory
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.schema import migrate
@@ -66,6 +67,7 @@ def serve(settings: Settings) -> int:
     # uvicorn sends itself the signal again when it has ended well: that is the end of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    memory.keep()
     server.run()
     engine.dispose()
     return 0 if server.started else 1
