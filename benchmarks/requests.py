@@ -35,8 +35,10 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import ClauseElement, Engine, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
+from assignment_workers import memory
 from assignment_workers.assignment import candidates, claim, ledger
 from assignment_workers.client import Assigned, AsyncClient, Client, Finished, HttpClient, commands
+from assignment_workers.client.asking import Asking
 from assignment_workers.client.commands import Command
 from assignment_workers.client.reading import as_finish_answer, as_request_answer
 from assignment_workers.gateway.serve import is_alive
@@ -51,14 +53,16 @@ AGENTS = 256
 CONNECTIONS = 8
 QUEUE = UNSIGNED_USERS.queue
 LONG = timedelta(seconds=60)
+IN_TURN = 20
+"""Calls of a lone caller, one way, before the next way has its turn."""
 
 NO_OP = Celery("no_op")
 NO_OP.conf.update(
     broker_url=os.environ.get("REDIS_URL"),  # noqa: TID251 - the worker's door
     result_backend=os.environ.get("REDIS_URL"),  # noqa: TID251
     task_default_queue="no_op",
-    worker_prefetch_multiplier=1,
 )
+"""What a lone request is compared with: Celery as it comes, on the same Valkey, solo pool too."""
 
 
 @NO_OP.task(name="no_op")
@@ -394,32 +398,32 @@ def _finished(answer: object) -> None:
 
 
 def lone(at: Servers, gateway_url: str, calls: int) -> list[tuple[str, list[float]]]:
-    """Seconds of each call by a caller who is alone."""
+    """Seconds of each call by a caller who is alone: a few of each way in turn, again and again."""
     NO_OP.conf.update(broker_url=at.redis_url, result_backend=at.redis_url)
 
-    def nothing() -> None:
-        NO_OP.send_task("no_op").get(timeout=10)
-
-    found: list[tuple[str, list[float]]] = [("a no-op Celery task", _timed(nothing, calls))]
-    with Client.connect(at.redis_url) as client, HttpClient(gateway_url) as http:
-        for name, asking in (("a request, Python client", client), ("a request, HTTP", http)):
-            seconds: list[float] = []
-            for _ in range(calls):
-                began = time.perf_counter()
-                answer = asking.request_next(1, queue=QUEUE)
-                seconds.append(time.perf_counter() - began)
-                _finished(asking.complete(_given(answer)[0], 1, "no_answer"))
-            found.append((name, seconds))
-    return found
-
-
-def _timed(what: Callable[[], None], calls: int) -> list[float]:
-    seconds = []
-    for _ in range(calls):
+    def nothing() -> float:
         began = time.perf_counter()
-        what()
-        seconds.append(time.perf_counter() - began)
-    return seconds
+        NO_OP.send_task("no_op").get(timeout=10)
+        return time.perf_counter() - began
+
+    def asked(asking: Asking) -> float:
+        began = time.perf_counter()
+        answer = asking.request_next(1, queue=QUEUE)
+        seconds = time.perf_counter() - began
+        _finished(asking.complete(_given(answer)[0], 1, "no_answer"))
+        return seconds
+
+    with Client.connect(at.redis_url) as client, HttpClient(gateway_url) as http:
+        ways: dict[str, Callable[[], float]] = {
+            "a no-op Celery task": nothing,
+            "a request, Python client": lambda: asked(client),
+            "a request, HTTP": lambda: asked(http),
+        }
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(calls // IN_TURN):
+            for name, way in ways.items():
+                found[name] += [way() for _ in range(IN_TURN + 1)][1:]  # the first finds it cold
+    return list(found.items())
 
 
 async def together(
@@ -459,7 +463,7 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
     }
     ours = [sys.executable, "-m", "assignment_workers", "process"]
     no_op_worker = [sys.executable, "-m", "celery", "-A", "benchmarks.requests:NO_OP", "worker"]
-    no_op_worker += ["-P", "solo", "-Q", "no_op", "-E", "--without-gossip", "--without-mingle"]
+    no_op_worker += ["--pool", "solo"]
     started = []
     try:
         for name, command in (
@@ -512,6 +516,7 @@ def main() -> None:
         port = int(free.getsockname()[1])
     with servers() as at, engine(at.database_url) as on:
         prepare(on, given.users, settings)
+        memory.keep()
         with tempfile.TemporaryDirectory() as logs, processes(at, port, Path(logs)):
             url = f"http://127.0.0.1:{port}"
             lone(at, url, 30)

@@ -231,7 +231,8 @@ def test_requests_that_waited_for_a_sequencer_are_served_in_their_order(stack: S
 def test_a_leader_that_is_asked_to_end_hands_over_at_once(stack: Stack) -> None:
     leader = stack.start("sequencer")
     client = stack.built()
-    stack.start("sequencer")
+    second = stack.start("sequencer")
+    wait_until(lambda: "standing_by" in second.said(), "the second to stand by")
     term = stack.term()
     with Agents(stack, 4) as agents:
         wait_until(lambda: len(agents.answered) > 20, "work to go on")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
+from random import Random
 from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
 from assignment_workers.assignment import finish
@@ -303,3 +306,98 @@ def test_a_score_row_that_is_gone_is_made_again(world: World) -> None:
     world.complete(hold, "no_answer")
     sql = "SELECT user_id, current_score, total_attempts FROM user_call_scores"
     assert world.rows(sql) == [(1, 1, 1)]
+
+
+def moves_of(world: World, holds: list[Held], chance: Random) -> list[finish.Move]:
+    """What agents could say about these holds in one moment, some of it twice and some of it wrong."""
+    moves: list[finish.Move] = []
+    for _ in range(chance.randint(2, 12)):
+        hold = chance.choice(holds)
+        agent = chance.choices([hold.agent_id, 3], [6, 1])[0]
+        version = chance.choices([1, 2, None], [6, 1, 2])[0]
+        who = finish.Owner(chance.choices([hold.id, UUID(int=1)], [9, 1])[0], agent, version)
+        outcome = chance.choice(["no_answer", "no_claim", "call_back", "bad_number", "nonsense"])
+        callback_at = chance.choice([None, world.now + HOUR, world.now - HOUR])
+        may: list[finish.Move] = [
+            finish.Complete(who, outcome, chance.choice([None, "said so"]), callback_at),
+            finish.Complete(who, "hung_up"),
+            finish.Skip(who, world.settings.skip_everyone),
+            finish.Release(who),
+            finish.Renew(who, chance.choice([SECOND, HOUR])),
+        ]
+        moves.append(chance.choice(may))
+    return moves
+
+
+def test_many_moves_of_one_turn_do_what_they_do_one_after_the_other(world: World) -> None:
+    world.add_agents(1, 2, 3)
+    world.add_users([User(each, each) for each in (1, 2, 3)])
+    world.regenerate(UNSIGNED)
+    holds = [world.held(2), world.held(1)]
+    world.execute("DELETE FROM user_call_scores WHERE user_id = 2")
+    world.now += SECOND
+    chance = Random(11)
+    answers: set[str] = set()
+    for _ in range(60):
+        moves = moves_of(world, holds, chance)
+        apart = effects(world, [[move] for move in moves])
+        together = effects(world, [moves])
+        assert together == apart, moves
+        answers |= {getattr(each, "code", each.outcome) for each in together[0]}
+    assert answers == {
+        *WAYS,
+        Code.NOT_OWNER,
+        Code.STALE_VERSION,
+        Code.NOT_ACTIVE,
+        Code.UNKNOWN_ASSIGNMENT,
+        Code.UNKNOWN_OUTCOME,
+        Code.MALFORMED,
+    }
+
+
+class _Undone(Exception):
+    """The turn is not to be kept."""
+
+
+def effects(
+    world: World, lists: list[list[finish.Move]]
+) -> tuple[list[Finished | Refused], list[list[str]]]:
+    """The answers, and every row as it then stands; all of it undone afterwards."""
+    try:
+        with world.turn() as given:
+            turn = replace(given, randomness=Random(5))
+            answers = [each for moves in lists for each in finish.finish(turn, moves)]
+            stand = [
+                turn.connection.execute(
+                    text(f"SELECT to_jsonb(t) - 'ended_xid' - {less} FROM {each} t")
+                )
+                .scalars()
+                .all()
+                for each, less in (
+                    ("assignment.assignments", "''"),
+                    ("assignment.entries", "''"),
+                    ("assignment.events", "'id'"),
+                    ("user_call_scores", "''"),
+                    ("callbacks", "''"),
+                )
+            ]
+            raise _Undone
+    except _Undone:
+        by_text = [sorted(map(repr, rows)) for rows in stand]
+        return answers, by_text
+
+
+def test_many_moves_cost_as_many_statements_as_one(world: World) -> None:
+    world.add_agents(*range(1, 11))
+    world.add_users([User(each, each) for each in range(1, 11)])
+    world.regenerate(UNSIGNED)
+    holds = [world.held(agent) for agent in range(1, 11)]
+    sent: list[str] = []
+    event.listen(world.engine, "before_cursor_execute", lambda *said: sent.append(said[2]))
+    counts = []
+    for some in (holds[:1], holds[1:]):
+        sent.clear()
+        moves = [finish.Complete(owner(hold), "no_answer") for hold in some]
+        assert all(isinstance(each, Finished) for each in world.run(finish.finish, moves))
+        counts.append(len(sent))
+    assert counts == [3, 3]

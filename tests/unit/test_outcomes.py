@@ -7,7 +7,7 @@ from datetime import timedelta
 from itertools import product
 
 import pytest
-from sqlalchemy import Connection, create_engine, select, text
+from sqlalchemy import ColumnElement, Connection, create_engine, literal, select, text
 
 from assignment_workers.policy.outcomes import (
     OUTCOMES,
@@ -88,20 +88,24 @@ def test_the_penalty_is_each_call_s_own_step_and_never_falls() -> None:
     assert steps == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 3, 3, 3]
 
 
+def after(name: str) -> ColumnElement[int]:
+    return score_after(literal(OUTCOMES[name].score), literal(name))
+
+
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_the_score_grows_by_the_outcome_and_the_penalty_up_to_the_ceiling(
     scores: Connection, name: str
 ) -> None:
     before, made = UserCallScore.current_score, UserCallScore.total_attempts
-    rows = scores.execute(select(before, made, score_after(OUTCOMES[name]))).all()
+    rows = scores.execute(select(before, made, after(name))).all()
     assert len(rows) == len(SCORES) * len(ATTEMPTS)
-    for score, attempts, after in rows:
+    for score, attempts, found in rows:
         grown = score + SECTION_4[name][0] + attempt_penalty(attempts + 1)
-        assert after == (min(SCORE_CEILING, grown) if name in CAPPED else grown)
+        assert found == (min(SCORE_CEILING, grown) if name in CAPPED else grown)
 
 
 def test_the_score_does_not_fall_below_zero(scores: Connection) -> None:
     scores.execute(text("INSERT INTO user_call_scores VALUES (-50, 0)"))
-    below = select(score_after(OUTCOMES["no_answer"])).where(UserCallScore.current_score < 0)
+    below = select(after("no_answer")).where(UserCallScore.current_score < 0)
     assert scores.execute(below).scalar_one() == 0
     scores.rollback()

@@ -7,9 +7,8 @@ its cost is that of the users named, whatever the size of the dialer queue.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from datetime import datetime
 
-from sqlalchemy import BigInteger, Text, bindparam, null, select, update
+from sqlalchemy import BigInteger, Text, and_, bindparam, func, null, or_, select, update
 
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.schema.base import Instant, word
@@ -50,16 +49,24 @@ _RETURN = (
     .values(state=READY)
 )
 
-_waits = rows(user_id=BigInteger(), available_from=Instant)
-_WAIT = (
+_settled = rows("settled", user_id=BigInteger(), state=Text(), until=Instant, reason=Text())
+SETTLE = (
     update(Entry)
     .where(
         Entry.generation_id.in_(PUBLISHED),
-        Entry.user_id == _waits.c.user_id,
-        Entry.state == HELD,
+        Entry.user_id == _settled.c.user_id,
+        or_(Entry.state == HELD, and_(Entry.state != OUT, _settled.c.state == OUT)),
     )
-    .values(state=WAITING, available_from=_waits.c.available_from)
+    .values(
+        state=_settled.c.state,
+        available_from=_settled.c.until,
+        reason=func.coalesce(_settled.c.reason, Entry.reason),
+    )
 )
+"""What becomes of the places of users whose holds have ended, each as its row says.
+
+What is held becomes that; what is to be out is put out however it stood.
+"""
 
 _leaves = rows(user_id=BigInteger(), reason=Text())
 _LEAVE = (
@@ -103,11 +110,6 @@ def give_back(turn: Turn, users: Collection[int]) -> None:
     """These users are claimable again, each at the place they had."""
     if users:
         turn.connection.execute(_RETURN, {"rows": [{"user_id": user} for user in users]})
-
-
-def wait(turn: Turn, user: int, until: datetime) -> None:
-    """This user is claimable again, at the place they had, from that instant on."""
-    turn.connection.execute(_WAIT, {"rows": [{"user_id": user, "available_from": until}]})
 
 
 def leave(turn: Turn, users: Iterable[int], reason: str) -> int:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import BigInteger, bindparam, cast, func, update
-from sqlalchemy import Text as TextType
+from sqlalchemy import bindparam, update
 
 from assignment_workers.assignment import entries
-from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.holds import ACTIVE, THIS_TRANSACTION
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.tables import Assignment, AssignmentState
-
-THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), TextType), BigInteger)
-"""The number of the running transaction, for `assignments.ended_xid`."""
 
 _EXPIRE = (
     update(Assignment)

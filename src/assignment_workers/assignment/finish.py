@@ -1,23 +1,22 @@
-"""End a hold or keep it alive, by its owner only (guarantees 5, 7, 8 and 10)."""
+"""End holds or keep them alive, each by its owner only (guarantees 5, 7, 8 and 10).
+
+Cost: one read and one write for any number of moves.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import bindparam, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
-
-from assignment_workers.assignment import entries
+from assignment_workers.assignment import after_call, entries
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
-from assignment_workers.assignment.expire import THIS_TRANSACTION
-from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
-from assignment_workers.assignment.turn import EventKind, Turn
-from assignment_workers.policy.outcomes import OUTCOMES, Outcome, score_after
-from assignment_workers.schema.dialer import Callback, UserCallScore
-from assignment_workers.schema.tables import Assignment, AssignmentState
+from assignment_workers.assignment.holds import CHANGE, NAMED, held
+from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
+from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.schema.tables import AssignmentState, EntryState
 from assignment_workers.settings import Settings
 
 
@@ -30,6 +29,76 @@ class Owner:
     version: int | None = None
 
 
+@dataclass(frozen=True)
+class Complete:
+    """The call was made and this came of it.
+
+    The assignment ends, the score and the time of the next call follow the outcome, a promised
+    callback is kept, the user leaves the published generations (guarantee 10). Refused, with
+    nothing changed: an unknown outcome, and a callback time or notes that it does not take so.
+    """
+
+    owner: Owner
+    outcome: str
+    notes: str | None = None
+    callback_at: datetime | None = None
+
+    becomes = AssignmentState.COMPLETED
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Not now: nobody is offered the user for `everyone`, this agent not for `skip_agent`.
+
+    Both are remembered by the assignment itself, so they survive any rebuild (hazards A9, B3).
+    """
+
+    owner: Owner
+    everyone: timedelta
+
+    becomes = AssignmentState.SKIPPED
+
+
+@dataclass(frozen=True)
+class Release:
+    """Give the user back untouched: claimable at once, by anybody, at the place they had."""
+
+    owner: Owner
+
+    becomes = AssignmentState.RELEASED
+
+
+@dataclass(frozen=True)
+class Renew:
+    """The agent is still at it: the lease runs anew from now, for so long.
+
+    The version stays, so a call that ends while a renewal is under way is not refused for it.
+    """
+
+    owner: Owner
+    lease: timedelta
+
+    becomes = AssignmentState.ACTIVE
+
+
+Move = Complete | Skip | Release | Renew
+
+
+def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
+    """The answer to each move, as if they were made one after the other in their order.
+
+    A late or foreign move is refused and recorded as a race (guarantee 8); one made before gets its
+    earlier answer (5). A refused move changes nothing and takes no other with it. Errors of the
+    database propagate; then nothing is committed.
+    """
+    named = [move.owner.assignment_id for move in moves]
+    found = turn.connection.execute(NAMED, {"named": named}).mappings()
+    work = _Finish(turn, {row["id"]: _Found(held(row), row["ended_as"]) for row in found})
+    answers = [work.carry_out(move) for move in moves]
+    work.write()
+    return answers
+
+
 def complete(
     turn: Turn,
     owner: Owner,
@@ -38,225 +107,217 @@ def complete(
     notes: str | None = None,
     callback_at: datetime | None = None,
 ) -> Finished | Refused:
-    """The call was made and this came of it.
-
-    In this one transaction: the assignment ends, the score and the time of the next call follow the
-    outcome, a promised callback is kept, the user leaves the published generations (guarantee 10).
-    Refused, with nothing changed: an unknown outcome, a callback time that is missing, past or not
-    taken by the outcome, missing notes, and what `_owned` refuses.
-    """
-    rule = OUTCOMES.get(outcome)
-    if rule is None:
-        return Refused(
-            code=Code.UNKNOWN_OUTCOME,
-            reason=f"no outcome {outcome!r}; there are {', '.join(OUTCOMES)}",
-        )
-    if wrong := _misused(rule, notes, callback_at):
-        return Refused(code=Code.MALFORMED, reason=wrong)
-    found = _owned(turn, owner, AssignmentState.COMPLETED, outcome)
-    if not isinstance(found, Held):
-        return found
-    if callback_at is not None and callback_at <= turn.now:
-        return Refused(
-            code=Code.MALFORMED, reason=f"callback_at {callback_at.isoformat()} has passed"
-        )
-    ended = _end(turn, found, AssignmentState.COMPLETED, outcome=outcome, notes=notes)
-    _score(turn, found, rule, callback_at)
-    entries.leave(turn, [found.user_id], "completed")
-    if callback_at is not None:
-        _promise(turn, found, rule, callback_at)
-    return Finished(outcome="completed", assignment=ended)
+    """See `Complete`."""
+    return finish(turn, [Complete(owner, outcome, notes, callback_at)])[0]
 
 
 def skip(turn: Turn, owner: Owner, *, settings: Settings) -> Finished | Refused:
-    """Not now: nobody is offered the user for `skip_everyone`, this agent not for `skip_agent`.
-
-    Both are remembered by the assignment itself, so they survive any rebuild (hazards A9, B3).
-    """
-    found = _owned(turn, owner, AssignmentState.SKIPPED)
-    if not isinstance(found, Held):
-        return found
-    ended = _end(turn, found, AssignmentState.SKIPPED)
-    entries.wait(turn, found.user_id, turn.now + settings.skip_everyone)
-    return Finished(outcome="skipped", assignment=ended)
+    """See `Skip`."""
+    return finish(turn, [Skip(owner, settings.skip_everyone)])[0]
 
 
 def release(turn: Turn, owner: Owner) -> Finished | Refused:
-    """Give the user back untouched: claimable at once, by anybody, at the place they had."""
-    found = _owned(turn, owner, AssignmentState.RELEASED)
-    if not isinstance(found, Held):
-        return found
-    ended = _end(turn, found, AssignmentState.RELEASED)
-    entries.give_back(turn, [found.user_id])
-    return Finished(outcome="released", assignment=ended)
+    """See `Release`."""
+    return finish(turn, [Release(owner)])[0]
 
 
 def renew(turn: Turn, owner: Owner, *, settings: Settings) -> Finished | Refused:
-    """The agent is still at it: the lease runs anew from now.
-
-    The version stays, so a call that ends while a renewal is under way is not refused for it.
-    """
-    found = _owned(turn, owner, AssignmentState.ACTIVE)
-    if not isinstance(found, Held):
-        return found
-    until = max(found.lease_expires_at, turn.now + settings.lease)
-    turn.connection.execute(_RENEW, {"assignment": found.id, "until": until})
-    renewed = found.model_copy(update={"lease_expires_at": until})
-    turn.record(_event(EventKind.RENEWED, renewed) | {"details": {"lease_expires_at": until}})
-    return Finished(outcome="renewed", assignment=renewed)
+    """See `Renew`."""
+    return finish(turn, [Renew(owner, settings.lease)])[0]
 
 
-def _owned(
-    turn: Turn, owner: Owner, becomes: AssignmentState, outcome: str | None = None
-) -> Held | Finished | Refused:
-    """The active assignment that is meant; the earlier answer if this was done before; or why not.
+@dataclass(frozen=True)
+class _Found:
+    """An assignment as it stands in this turn, and the outcome of its call."""
 
-    A late or foreign one is refused and recorded as a race (guarantee 8).
-    """
-    row = turn.connection.execute(_FIND, {"assignment": owner.assignment_id}).mappings().first()
-    if row is None:
-        return Refused(code=Code.UNKNOWN_ASSIGNMENT, reason=f"no assignment {owner.assignment_id}")
-    found = held(row)
-    if found.agent_id != owner.agent_id:
-        return _refuse(turn, owner, found, Code.NOT_OWNER, "is another agent's")
-    if found.state == AssignmentState.ACTIVE:
-        if owner.version in (None, found.version):
-            return found
-        return _refuse(
-            turn,
-            owner,
-            found,
-            Code.STALE_VERSION,
-            f"has version {found.version}, not {owner.version}",
+    hold: Held
+    outcome: str | None
+
+
+@dataclass
+class _Finish:
+    turn: Turn
+    found: dict[UUID, _Found]
+    """The assignments that are named, with what moves of this turn made of them."""
+    changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
+    """By assignment: what its row shall say."""
+    places: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def carry_out(self, move: Move) -> Finished | Refused:
+        """The answer to one move; what it changes is left for `write`."""
+        if isinstance(move, Complete) and (wrong := _misused(move)):
+            return wrong
+        hold = self._owned(move)
+        if not isinstance(hold, Held):
+            return hold
+        match move:
+            case Complete():
+                return self._complete(move, hold)
+            case Skip():
+                ended = self._end(move, hold)
+                self._settle(hold, EntryState.WAITING, until=self.turn.now + move.everyone)
+            case Release():
+                ended = self._end(move, hold)
+                self._settle(hold, EntryState.READY)
+            case Renew():
+                ended = self._renew(move, hold)
+        return Finished(outcome=_WORDS[move.becomes], assignment=ended)
+
+    def write(self) -> None:
+        """All that the moves change, in one statement."""
+        written = {
+            "changed": list(self.changed.values()),
+            "settled": self.places,
+            # In the order in which every job locks score rows, or both could wait for each other.
+            "scores": sorted(self.scores, key=lambda row: row["user_id"]),
+            "callbacks": self.callbacks,
+            "events": self.turn.dated(self.events),
+        }
+        if any(written.values()):
+            self.turn.connection.execute(_WRITE, written)
+
+    def _owned(self, move: Move) -> Held | Finished | Refused:
+        """The active assignment that is meant; the earlier answer if this was done; or why not."""
+        owner = move.owner
+        found = self.found.get(owner.assignment_id)
+        if found is None:
+            return Refused(
+                code=Code.UNKNOWN_ASSIGNMENT, reason=f"no assignment {owner.assignment_id}"
+            )
+        hold = found.hold
+        if hold.agent_id != owner.agent_id:
+            return self._refuse(owner, hold, Code.NOT_OWNER, "is another agent's")
+        if hold.state == AssignmentState.ACTIVE:
+            if owner.version in (None, hold.version):
+                return hold
+            return self._refuse(
+                owner,
+                hold,
+                Code.STALE_VERSION,
+                f"has version {hold.version}, not {owner.version}",
+            )
+        again = (
+            hold.state == move.becomes
+            and found.outcome == (move.outcome if isinstance(move, Complete) else None)
+            and owner.version in (None, hold.version - 1)
         )
-    again = (
-        found.state == becomes
-        and row["ended_as"] == outcome
-        and owner.version in (None, found.version - 1)
-    )
-    if again:
-        return Finished(outcome=_WORDS[becomes], assignment=found, replayed=True)
-    return _refuse(turn, owner, found, Code.NOT_ACTIVE, f"is {found.state}")
+        if again:
+            return Finished(outcome=_WORDS[move.becomes], assignment=hold, replayed=True)
+        return self._refuse(owner, hold, Code.NOT_ACTIVE, f"is {hold.state}")
+
+    def _refuse(self, owner: Owner, hold: Held, code: Code, how: str) -> Refused:
+        self.events.append(
+            raced(
+                code,
+                user_id=hold.user_id,
+                agent_id=owner.agent_id,
+                assignment_id=hold.id,
+                queue=hold.queue,
+                done="refused",
+                holder=hold.agent_id,
+                state=hold.state,
+                version=hold.version,
+                named_version=owner.version,
+            )
+        )
+        return Refused(code=code, reason=f"assignment {hold.id} {how}")
+
+    def _complete(self, move: Complete, hold: Held) -> Finished | Refused:
+        if move.callback_at is not None and move.callback_at <= self.turn.now:
+            return Refused(
+                code=Code.MALFORMED, reason=f"callback_at {move.callback_at.isoformat()} has passed"
+            )
+        ended = self._end(move, hold)
+        self._settle(hold, EntryState.OUT, reason="completed")
+        outcome = OUTCOMES[move.outcome]
+        self.scores.append(after_call.score_row(self.turn, hold, outcome, move.callback_at))
+        if move.callback_at is not None:
+            row = after_call.callback_row(self.turn, hold, outcome, move.callback_at)
+            self.callbacks.append(row)
+            details = {"callback_id": row["id"], "scheduled_for": move.callback_at}
+            self._tell(EventKind.CALLBACK_PROMISED, hold, details)
+        return Finished(outcome="completed", assignment=ended)
+
+    def _end(self, move: Complete | Skip | Release, hold: Held) -> Held:
+        outcome, notes = (move.outcome, move.notes) if isinstance(move, Complete) else (None, None)
+        state = move.becomes.value
+        ended = hold.model_copy(update={"state": state, "version": hold.version + 1})
+        self._change(ended, outcome=outcome, notes=notes, ended_at=self.turn.now)
+        details = {"outcome": outcome} if outcome else {}
+        self._tell(EventKind(state), ended, details)
+        return ended
+
+    def _renew(self, move: Renew, hold: Held) -> Held:
+        until = max(hold.lease_expires_at, self.turn.now + move.lease)
+        renewed = hold.model_copy(update={"lease_expires_at": until})
+        self._change(renewed)
+        self._tell(EventKind.RENEWED, renewed, {"lease_expires_at": until})
+        return renewed
+
+    def _change(
+        self,
+        becomes: Held,
+        *,
+        outcome: str | None = None,
+        notes: str | None = None,
+        ended_at: datetime | None = None,
+    ) -> None:
+        self.found[becomes.id] = _Found(becomes, outcome)
+        self.changed[becomes.id] = {
+            "id": becomes.id,
+            "state": becomes.state,
+            "version": becomes.version,
+            "lease_expires_at": becomes.lease_expires_at,
+            "ended_at": ended_at,
+            "outcome": outcome,
+            "notes": notes,
+        }
+
+    def _settle(
+        self,
+        hold: Held,
+        state: EntryState,
+        *,
+        until: datetime | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self.places.append(
+            {"user_id": hold.user_id, "state": state, "until": until, "reason": reason}
+        )
+
+    def _tell(self, kind: EventKind, hold: Held, details: Mapping[str, Any]) -> None:
+        self.events.append(
+            {
+                "kind": kind,
+                "queue": hold.queue,
+                "user_id": hold.user_id,
+                "agent_id": hold.agent_id,
+                "assignment_id": hold.id,
+                "details": details,
+            }
+        )
 
 
-def _refuse(turn: Turn, owner: Owner, found: Held, code: Code, how: str) -> Refused:
-    turn.race(
-        code,
-        user_id=found.user_id,
-        agent_id=owner.agent_id,
-        assignment_id=found.id,
-        queue=found.queue,
-        done="refused",
-        holder=found.agent_id,
-        state=found.state,
-        version=found.version,
-        named_version=owner.version,
-    )
-    return Refused(code=code, reason=f"assignment {found.id} {how}")
-
-
-def _end(
-    turn: Turn,
-    found: Held,
-    state: AssignmentState,
-    *,
-    outcome: str | None = None,
-    notes: str | None = None,
-) -> Held:
-    turn.connection.execute(
-        _END,
-        {
-            "assignment": found.id,
-            "becomes": state.value,
-            "at": turn.now,
-            "came": outcome,
-            "said": notes,
-        },
-    )
-    ended = found.model_copy(update={"state": state.value, "version": found.version + 1})
-    details = {"outcome": outcome} if outcome else {}
-    turn.record(_event(EventKind(state.value), ended) | {"details": details})
-    return ended
-
-
-def _event(kind: EventKind, assignment: Held) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "queue": assignment.queue,
-        "user_id": assignment.user_id,
-        "agent_id": assignment.agent_id,
-        "assignment_id": assignment.id,
-    }
-
-
-def _misused(rule: Outcome, notes: str | None, callback_at: datetime | None) -> str | None:
-    if rule.needs_callback and callback_at is None:
-        return f"outcome {rule.name} needs callback_at, a time with a zone"
-    if callback_at is not None and not rule.callback:
+def _misused(move: Complete) -> Refused | None:
+    rule = OUTCOMES.get(move.outcome)
+    if rule is None:
+        return Refused(
+            code=Code.UNKNOWN_OUTCOME,
+            reason=f"no outcome {move.outcome!r}; there are {', '.join(OUTCOMES)}",
+        )
+    if rule.needs_callback and move.callback_at is None:
+        wrong = f"outcome {rule.name} needs callback_at, a time with a zone"
+    elif move.callback_at is not None and not rule.callback:
         takers = ", ".join(name for name, other in OUTCOMES.items() if other.callback)
-        return f"outcome {rule.name} takes no callback_at; these do: {takers}"
-    if rule.needs_notes and not (notes and notes.strip()):
-        return f"outcome {rule.name} needs notes"
-    return None
-
-
-def _score(turn: Turn, found: Held, rule: Outcome, callback_at: datetime | None) -> None:
-    """One atomic statement on the score row: nothing is read before it (hazard D5).
-
-    A row that is gone is made again as for a first call (original-dialer section 4).
-    """
-    called = {
-        "next_call_after": callback_at or (turn.now + rule.delay if rule.delay else None),
-        "last_call_at": turn.now,
-        "last_outcome": rule.name,
-        "updated_at": turn.now,
-    }
-    turn.connection.execute(
-        upsert(UserCallScore)
-        .values(
-            id=turn.new_id(),
-            user_id=found.user_id,
-            current_score=rule.score,
-            total_attempts=1,
-            successful_calls=int(rule.success),
-            current_queue_type=found.queue,
-            created_at=turn.now,
-            **called,
-        )
-        .on_conflict_do_update(
-            index_elements=[UserCallScore.user_id],
-            set_={
-                "current_score": score_after(rule),
-                "total_attempts": UserCallScore.total_attempts + 1,
-                "successful_calls": UserCallScore.successful_calls + int(rule.success),
-                **called,
-            },
-        )
-    )
-
-
-def _promise(turn: Turn, found: Held, rule: Outcome, callback_at: datetime) -> None:
-    """A callback row.
-
-    The assignment stands for the call session, which the dialer table demands.
-    """
-    callback = turn.new_id()
-    turn.connection.execute(
-        insert(Callback).values(
-            id=callback,
-            user_id=found.user_id,
-            scheduled_for=callback_at,
-            callback_reason=rule.name,
-            preferred_agent_id=found.agent_id,
-            original_call_session_id=found.id,
-            queue_type=found.queue,
-            created_by_agent_id=found.agent_id,
-            created_at=turn.now,
-            updated_at=turn.now,
-        )
-    )
-    details = {"callback_id": callback, "scheduled_for": callback_at}
-    turn.record(_event(EventKind.CALLBACK_PROMISED, found) | {"details": details})
+        wrong = f"outcome {rule.name} takes no callback_at; these do: {takers}"
+    elif rule.needs_notes and not (move.notes and move.notes.strip()):
+        wrong = f"outcome {rule.name} needs notes"
+    else:
+        return None
+    return Refused(code=Code.MALFORMED, reason=wrong)
 
 
 _WORDS: dict[AssignmentState, Literal["completed", "skipped", "released", "renewed"]] = {
@@ -266,27 +327,10 @@ _WORDS: dict[AssignmentState, Literal["completed", "skipped", "released", "renew
     AssignmentState.ACTIVE: "renewed",
 }
 
-_FIND = (
-    select(*HELD_COLUMNS, Assignment.outcome.label("ended_as"))
-    .where(Assignment.id == bindparam("assignment"))
-    .with_for_update()
-)
-
-_END = (
-    update(Assignment)
-    .where(Assignment.id == bindparam("assignment"), Assignment.state == ACTIVE)
-    .values(
-        state=bindparam("becomes"),
-        version=Assignment.version + 1,
-        ended_at=bindparam("at"),
-        ended_xid=THIS_TRANSACTION,
-        outcome=bindparam("came"),
-        notes=bindparam("said"),
-    )
-)
-
-_RENEW = (
-    update(Assignment)
-    .where(Assignment.id == bindparam("assignment"), Assignment.state == ACTIVE)
-    .values(lease_expires_at=bindparam("until"))
+_WRITE = RECORD.add_cte(
+    CHANGE.cte("changed"),
+    entries.SETTLE.cte("settled"),
+    after_call.SCORE.cte("scored"),
+    after_call.PROMISE.cte("promised"),
+    nest_here=True,
 )

@@ -1,18 +1,73 @@
-"""Reading assignments: the columns that an answer shows, and who holds whom."""
+"""Assignments as rows: the columns that an answer shows, who holds whom, and how holds change."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import RowMapping
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    RowMapping,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    case,
+    cast,
+    func,
+    select,
+    update,
+)
 
 from assignment_workers.assignment.answers import Held
 from assignment_workers.schema.base import word
+from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.tables import Assignment, AssignmentState
 
 ACTIVE = word(AssignmentState.ACTIVE)
 
 HELD_COLUMNS = tuple(getattr(Assignment, name) for name in Held.model_fields)
+
+THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
+"""The number of the running transaction, for `assignments.ended_xid`."""
+
+NAMED = (
+    select(*HELD_COLUMNS, Assignment.outcome.label("ended_as"))
+    .where(Assignment.id == any_(bindparam("named", type_=ARRAY(Uuid))))
+    .order_by(Assignment.id)
+    .with_for_update()
+)
+"""The assignments of these ids, locked against another lane's."""
+
+_changed = rows(
+    "changed",
+    **{
+        column.key: column.type
+        for column in (
+            Assignment.id,
+            Assignment.state,
+            Assignment.version,
+            Assignment.lease_expires_at,
+            Assignment.ended_at,
+            Assignment.outcome,
+            Assignment.notes,
+        )
+    },
+)
+CHANGE = (
+    update(Assignment)
+    .where(Assignment.id == _changed.c.id, Assignment.state == ACTIVE)
+    .values(
+        state=_changed.c.state,
+        version=_changed.c.version,
+        lease_expires_at=_changed.c.lease_expires_at,
+        ended_at=_changed.c.ended_at,
+        ended_xid=case((_changed.c.ended_at.is_not(None), THIS_TRANSACTION)),
+        outcome=_changed.c.outcome,
+        notes=_changed.c.notes,
+    )
+)
+"""Active assignments become what their rows say: ended, or held for longer."""
 
 
 def held(row: RowMapping | dict[str, Any]) -> Held:

@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, Integer, Row, Text, any_, bindparam, func, select, update
+from sqlalchemy import (
+    ARRAY,
+    FromClause,
+    Integer,
+    Row,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from assignment_workers.assignment.answers import (
@@ -53,14 +66,17 @@ def look_up(
     kept: somebody knows of it. Cost: one statement, some index probes for each request; one more
     where some are given again.
     """
-    found = turn.connection.execute(
-        _LOOK_UP,
-        {
+    since = {"since": turn.now - settings.skip_agent}
+    if len(requests) == 1:
+        (request,) = requests
+        one = {"id": request.request_id, "agent": request.agent_id}
+        found = turn.connection.execute(_LOOK_UP_ONE, since | one)
+    else:
+        many = {
             "ids": [request.request_id for request in requests],
             "agents": [request.agent_id for request in requests],
-            "since": turn.now - settings.skip_agent,
-        },
-    )
+        }
+        found = turn.connection.execute(_LOOK_UP, since | many)
     read = {
         request.request_id: _read(row, request)
         for request, row in zip(requests, found, strict=True)
@@ -143,48 +159,63 @@ _ASKED_AGAIN = (
     .values(asked_again_at=bindparam("instant", type_=Instant))
 )
 
-_asked = (
+_given = aliased(Assignment, name="given")
+_hold = aliased(Assignment, name="hold")
+_WIDTH = len(HELD_COLUMNS)
+_FIXED = 6
+
+
+def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
+    """For each request that is `asked`: what is known of it, and of its agent."""
+    own = (
+        select(Assignment.id)
+        .where(Assignment.request_id == asked.c.request_id)
+        .correlate(asked)
+        .scalar_subquery()
+    )
+    skips = (
+        select(Assignment.user_id)
+        .where(
+            Assignment.state == word(AssignmentState.SKIPPED),
+            Assignment.agent_id == asked.c.agent_id,
+            Assignment.ended_at > bindparam("since", type_=Instant),
+        )
+        .correlate(asked)
+    )
+    fixed = (
+        func.coalesce(tables.Request.agent_id, _given.agent_id).label("asked_by"),
+        tables.Request.answer,
+        Agent.id.label("agent"),
+        Agent.is_active,
+        Agent.allowed_queues,
+        func.array(skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
+    )
+    return (
+        select(
+            *fixed,
+            *(getattr(_given, column.key) for column in HELD_COLUMNS),
+            *(getattr(_hold, column.key) for column in HELD_COLUMNS),
+        )
+        .select_from(asked)
+        .outerjoin(tables.Request, tables.Request.request_id == asked.c.request_id)
+        .outerjoin(_given, _given.id == func.coalesce(tables.Request.assignment_id, own))
+        .outerjoin(Agent, Agent.id == asked.c.agent_id)
+        .outerjoin(_hold, (_hold.agent_id == asked.c.agent_id) & (_hold.state == ACTIVE))
+        .order_by(asked.c.position)
+    )
+
+
+_LOOK_UP = _looking_up(
     func.unnest(bindparam("ids", type_=ARRAY(Text)), bindparam("agents", type_=ARRAY(Integer)))
     .table_valued("request_id", "agent_id", with_ordinality="position")
     .render_derived(name="asked")
 )
-_given = aliased(Assignment, name="given")
-_hold = aliased(Assignment, name="hold")
-_own = (
-    select(Assignment.id)
-    .where(Assignment.request_id == _asked.c.request_id)
-    .correlate(_asked)
-    .scalar_subquery()
-)
-_skips = (
-    select(Assignment.user_id)
-    .where(
-        Assignment.state == word(AssignmentState.SKIPPED),
-        Assignment.agent_id == _asked.c.agent_id,
-        Assignment.ended_at > bindparam("since", type_=Instant),
-    )
-    .correlate(_asked)
-)
-_WIDTH = len(HELD_COLUMNS)
-_fixed = (
-    func.coalesce(tables.Request.agent_id, _given.agent_id).label("asked_by"),
-    tables.Request.answer,
-    Agent.id.label("agent"),
-    Agent.is_active,
-    Agent.allowed_queues,
-    func.array(_skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
-)
-_FIXED = len(_fixed)
-_LOOK_UP = (
+# PostgreSQL plans anew for each array, since it may be long: a quarter of a millisecond. A lone
+# request has a statement that is planned once.
+_LOOK_UP_ONE = _looking_up(
     select(
-        *_fixed,
-        *(getattr(_given, column.key) for column in HELD_COLUMNS),
-        *(getattr(_hold, column.key) for column in HELD_COLUMNS),
-    )
-    .select_from(_asked)
-    .outerjoin(tables.Request, tables.Request.request_id == _asked.c.request_id)
-    .outerjoin(_given, _given.id == func.coalesce(tables.Request.assignment_id, _own))
-    .outerjoin(Agent, Agent.id == _asked.c.agent_id)
-    .outerjoin(_hold, (_hold.agent_id == _asked.c.agent_id) & (_hold.state == ACTIVE))
-    .order_by(_asked.c.position)
+        bindparam("id", type_=Text).label("request_id"),
+        bindparam("agent", type_=Integer).label("agent_id"),
+        literal_column("1").label("position"),
+    ).subquery("asked")
 )

@@ -64,12 +64,17 @@ class Turn:
         return [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
 
     def race(self, kind: str, **facts: object) -> None:
-        """Leave the event of a race that was met and resolved: what it was, and what was done.
+        """Leave the event of a race that was met and resolved; see `raced`."""
+        self.record(raced(kind, **facts))
 
-        `facts` are columns of an event, or `done` and others for its details.
-        """
-        columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
-        self.record({"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}})
+
+def raced(kind: str, **facts: object) -> dict[str, Any]:
+    """The event of a race that was met and resolved: what it was, and what was done.
+
+    `facts` are columns of an event, or `done` and others for its details.
+    """
+    columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
+    return {"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}}
 
 
 _COLUMNS = {"queue", "user_id", "agent_id", "assignment_id", "request_id", "generation_id"}

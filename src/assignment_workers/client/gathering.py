@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from assignment_workers.client.commands import ASSIGNMENT, Command
 
-TOGETHER = 64
+TOGETHER = 128
 """Calls in one message."""
 UNDER_WAY = 2
 """Messages of one kind under way: one being carried out, one behind it."""

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from assignment_workers import memory
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.schema import migrate
@@ -72,6 +73,7 @@ def serve(settings: Settings) -> int:
     # uvicorn sends itself the signal again when it has ended well: that is the end of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    memory.keep()
     server.run([_listening(server.config)])
     engine.dispose()
     return 0 if server.started else 1

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, case, func, literal
+from sqlalchemy import ColumnElement, case, func
 
+from assignment_workers.schema.base import word
 from assignment_workers.schema.dialer import UserCallScore
 
 SCORE_CEILING = 200
@@ -70,9 +71,16 @@ def attempt_penalty(attempt: int) -> int:
     return 1 if attempt <= 10 else 3
 
 
-def score_after(outcome: Outcome) -> ColumnElement[int]:
-    """The new score over the score row: one atomic update, nothing read before (hazard D5)."""
+CAPPED = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.capped)
+
+
+def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnElement[int]:
+    """The new score over the score row: one atomic update, nothing read before (hazard D5).
+
+    `added` is the score of the outcome `name`.
+    """
     attempt = UserCallScore.total_attempts + 1
     penalty = case((attempt <= 5, 0), (attempt <= 10, 1), else_=3)
-    grown = func.greatest(0, UserCallScore.current_score + literal(outcome.score) + penalty)
-    return func.least(SCORE_CEILING, grown) if outcome.capped else grown
+    grown = func.greatest(0, UserCallScore.current_score + added + penalty)
+    capped = name.in_([word(each) for each in CAPPED])
+    return case((capped, func.least(SCORE_CEILING, grown)), else_=grown)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Insert, TableValuedAlias, bindparam, column, func, insert, select
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import TableValuedAlias, bindparam, column, func, select
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.types import TypeEngine
+
+from assignment_workers.schema.base import Instant, NaiveInstant, word
 
 
 def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedAlias:
@@ -28,8 +30,21 @@ def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedA
 def insert_rows(
     model: type[DeclarativeBase], *columns: InstrumentedAttribute[Any], parameter: str = "rows"
 ) -> Insert:
-    """Insert the parameter of this name into these columns of the table of `model`."""
-    given = rows(parameter, **{each.key: each.type for each in columns})
+    """Insert the parameter of this name into these columns of the table of `model`.
+
+    Times are instants in every row, also where the table keeps them in UTC without a zone.
+    """
+    naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
+    types = {each.key: Instant if each.key in naive else each.type for each in columns}
+    given = rows(parameter, **types)
     return insert(model).from_select(
-        [each.key for each in columns], select(*(given.c[each.key] for each in columns))
+        [each.key for each in columns],
+        select(
+            *(
+                func.timezone(word("UTC"), given.c[each.key])
+                if each.key in naive
+                else given.c[each.key]
+                for each in columns
+            )
+        ),
     )

@@ -6,6 +6,7 @@ then the first new message. The same when Redis comes back to a leader.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import Any
@@ -57,6 +58,10 @@ class Leadership(bootsteps.StartStopStep):
         for timer in self._timers:
             timer.cancel()
         self._timers = []
+        channel = consumer.task_consumer.channel if consumer.task_consumer else None
+        if isinstance(channel, OrderedChannel):
+            with contextlib.suppress(*channel.connection_errors):
+                channel.settle()
 
     def shutdown(self, consumer: Any) -> None:
         """The worker ends in good order: the place is free at once."""

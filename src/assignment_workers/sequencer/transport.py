@@ -118,6 +118,7 @@ class OrderedChannel(Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._raw: dict[str, tuple[str, bytes]] = {}
+        self._handled: list[tuple[str, bytes]] = []
         super().__init__(*args, **kwargs)
 
     def _key(self, name: str) -> str:
@@ -132,7 +133,15 @@ class OrderedChannel(Channel):
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         source, target = self._key(self._asked), self._key(taken_key(self._asked, self.term))
-        self.client.connection.send_command("BLMOVE", source, target, "RIGHT", "LEFT", wait or 0)
+        commands: list[tuple[Any, ...]] = []
+        for queue, item in self._handled:
+            # Not answered: were it lost, the message would be put back, and its answer the same.
+            commands.append(("CLIENT", "REPLY", "SKIP"))
+            commands.append(("LREM", self._key(taken_key(queue, self.term)), 1, item))
+        commands.append(("BLMOVE", source, target, "RIGHT", "LEFT", wait or 0))
+        connection = self.client.connection
+        connection.send_packed_command(connection.pack_commands(commands))
+        self._handled = []
 
     def _received(self, **options: Any) -> tuple[str, bytes]:
         return self._asked, self._response("BLMOVE", **options)
@@ -146,9 +155,15 @@ class OrderedChannel(Channel):
         return message
 
     def forget(self, tag: str) -> None:
-        """The message was handled."""
+        """The message was handled: it leaves the list with the next asking, or by `settle`."""
         if tag in self._raw:
-            self._remove(*self._raw.pop(tag))
+            self._handled.append(self._raw.pop(tag))
+
+    def settle(self) -> None:
+        """What was handled leaves the list now: no next message is asked for."""
+        while self._handled:
+            self._remove(*self._handled[0])
+            del self._handled[0]
 
     def _remove(self, queue: str, item: bytes) -> None:
         with self.conn_or_acquire() as client:
@@ -169,6 +184,7 @@ class OrderedChannel(Channel):
 
         In the order in which it was taken; returns how many. `own` only while nothing runs.
         """
+        self.settle()
         count = 0
         with self.conn_or_acquire() as client:
             for term in range(self.term if own else self.term - 1, -1, -1):

@@ -14,7 +14,7 @@ from kombu import Queue
 
 from assignment_workers.errors import UsageError
 from assignment_workers.settings import Settings
-from assignment_workers.tasks import assignment, maintenance
+from assignment_workers.tasks import assignment, maintenance, results
 from assignment_workers.tasks.door import App, DoorTask
 
 ASSIGNMENT = "assignment"
@@ -47,6 +47,7 @@ def create_app(settings: Settings) -> App:
     """
     app = App("assignment_workers", set_as_current=False)
     app.config_from_object(_module(settings))
+    app.loader.override_backends = results.OVERRIDES
     app.conf.update(
         broker_url=settings.broker_url or settings.redis_url,
         result_backend=settings.redis_url,

@@ -141,20 +141,18 @@ class FinishBody(BaseModel):
     notes: Notes | None = None
     callback_at: AwareDatetime | None = None
 
-    def do(self, turn: Turn, settings: Settings) -> FinishAnswer:
-        """Carry it out in this turn."""
+    def meant(self, settings: Settings) -> finish.Move:
+        """The move that is meant."""
         owner = finish.Owner(self.assignment_id, self.agent_id, self.version)
         match self.move:
             case "complete":
-                return finish.complete(
-                    turn, owner, self.outcome or "", notes=self.notes, callback_at=self.callback_at
-                )
+                return finish.Complete(owner, self.outcome or "", self.notes, self.callback_at)
             case "skip":
-                return finish.skip(turn, owner, settings=settings)
+                return finish.Skip(owner, settings.skip_everyone)
             case "release":
-                return finish.release(turn, owner)
+                return finish.Release(owner)
             case "renew":
-                return finish.renew(turn, owner, settings=settings)
+                return finish.Renew(owner, settings.lease)
 
 
 _FINISH = TypeAdapter(FinishBody)
@@ -168,28 +166,25 @@ def finish_many(
     One that fails for a reason that no retry mends takes none of the others with it: then each has
     a transaction of its own, and the failure of the one is kept as a dead letter.
     """
-    read: list[FinishBody | Refused] = []
+    read: list[finish.Move | Refused] = []
     for each in requests:
         try:
-            read.append(_FINISH.validate_python(each))
+            read.append(_FINISH.validate_python(each).meant(task.of.settings))
         except ValidationError as error:
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
-    settings = task.of.settings
-
-    def turn(turn: Turn, bodies: Sequence[FinishBody | Refused] = read) -> list[Any]:
-        return [each if isinstance(each, Refused) else each.do(turn, settings) for each in bodies]
-
+    moves = [each for each in read if not isinstance(each, Refused)]
     try:
-        return task.line.run(turn)
+        answers = iter(task.line.run(lambda turn: finish.finish(turn, moves)))
     except DBAPIError:
         return [_alone(task, said, each) for said, each in zip(requests, read, strict=True)]
+    return [each if isinstance(each, Refused) else next(answers) for each in read]
 
 
-def _alone(task: DoorTask, said: object, body: FinishBody | Refused) -> FinishAnswer:
-    if isinstance(body, Refused):
-        return body
+def _alone(task: DoorTask, said: object, move: finish.Move | Refused) -> FinishAnswer:
+    if isinstance(move, Refused):
+        return move
     try:
-        return task.line.run(lambda turn: body.do(turn, task.of.settings))
+        return task.line.run(lambda turn: finish.finish(turn, [move])[0])
     except DatabaseUnavailable as error:
         return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
     except DBAPIError as error:

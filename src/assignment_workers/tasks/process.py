@@ -13,7 +13,7 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers import logs
+from assignment_workers import logs, memory
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
@@ -21,6 +21,7 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.leadership import Leadership
 from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.sequencer.telling import TellingLater
 from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import ASSIGNMENT, MAINTENANCE, create_app
@@ -66,7 +67,7 @@ def _sequencer(settings: Settings) -> int:
     )
     # RabbitMQ serves the next sequencer once it has missed this one's heartbeat twice.
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
-    app.steps["consumer"].add(Leadership)
+    app.steps["consumer"].update([Leadership, TellingLater])
     code = _work(app, "sequencer", ASSIGNMENT, "assignment_workers.sequencer.pool:TaskPool")
     return os.EX_TEMPFAIL if app.sequencer.lost else code
 
@@ -121,6 +122,7 @@ def _work(app: App, name: str, queue: str, pool: str) -> int:
         without_mingle=True,
         quiet=True,
     )
+    signals.worker_ready.connect(lambda **_: memory.keep(), weak=False)
     worker.start()
     return int(worker.exitcode or 0)
 
