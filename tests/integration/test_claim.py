@@ -220,12 +220,12 @@ def test_empty_says_why(world: World) -> None:
     world.regenerate()
     hold = world.held(1)
     assert world.ask(2, None) == Empty(
-        queue=None, retry_after=30.0, why={UNSIGNED: "all_held", OUTSTANDING: "none_left"}
+        queue=None, retry_after=30.0, why={UNSIGNED: "all_held", OUTSTANDING: "none_in_pool"}
     )
     world.now = hold.lease_expires_at - 7 * SECOND
     assert world.ask(2) == Empty(queue=UNSIGNED, retry_after=7.0, why={UNSIGNED: "all_held"})
     world.complete(hold)
-    assert world.ask(2) == Empty(queue=UNSIGNED, retry_after=30.0, why={UNSIGNED: "none_left"})
+    assert world.ask(2) == Empty(queue=UNSIGNED, retry_after=30.0, why={UNSIGNED: "cooling_down"})
 
 
 def test_a_turn_of_a_term_that_is_over_commits_nothing(ranked: World) -> None:
