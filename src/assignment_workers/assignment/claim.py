@@ -237,6 +237,7 @@ class _Claim:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
+            entries.put_off(self.turn, queue, head.generation, head.resting)
             if head.held_elsewhere:
                 entries.hold(self.turn, head.held_elsewhere)
 

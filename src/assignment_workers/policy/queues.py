@@ -44,6 +44,10 @@ class Policy:
         """The name of the first rule that does not hold; null for an eligible user."""
         return case(*((~rule.holds, word(rule.name)) for rule in self.rules), else_=null())
 
+    def is_resting(self, rule: str) -> bool:
+        """A user who breaks this rule first will be eligible by themselves, later."""
+        return any(each.name == rule and each.kind is Kind.RESTING for each in self.rules)
+
     def rests_until(self) -> ColumnElement[datetime | None]:
         """From when on the resting rules that are broken hold by themselves; null where none is.
 
