@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.contextvars import bind_contextvars
 
 from assignment_workers.assignment.answers import Code, Done, Finished, Held
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
@@ -52,9 +53,10 @@ from assignment_workers.gateway.callers import (
     Caller,
     Callers,
 )
+from assignment_workers.gateway.latest import Latest
 from assignment_workers.gateway.limits import SECURITY_HEADERS, BodyLimit, Pace, SecurityHeaders
 from assignment_workers.gateway.live import Live
-from assignment_workers.gateway.metrics import Metrics
+from assignment_workers.gateway.metrics import Metrics, StoredFigures
 from assignment_workers.gateway.problems import (
     MEDIA_TYPE,
     REQUEST_ID,
@@ -88,12 +90,15 @@ class Gateway:
     asking: Asking
     callers: Callers
     live: Live
+    latest: Latest
     randomness: Random
 
 
 def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     """The gateway on this database and the Redis of `settings`. Without `tokens` all may do all."""
     metrics = Metrics()
+    latest = Latest(engine)
+    metrics.registry.register(StoredFigures(latest))
     callers = Callers(
         engine, tokens, Pace(settings.gateway_token_rate), Pace(settings.gateway_agent_rate)
     )
@@ -110,7 +115,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         live = Live(engine, settings.lock_database_url or settings.database)
         metrics.streams.set_function(lambda: live.readers)
         app.state.gateway = Gateway(
-            engine, Asking(client, metrics, abandoned), callers, live, Random()
+            engine, Asking(client, metrics, abandoned), callers, live, latest, Random()
         )
         yield
         await live.close()
@@ -198,6 +203,7 @@ async def request_next(request: Request, body: RequestBody, here: Here, who: Who
     timeout = timedelta(milliseconds=body.timeout_ms)
     name = body.request_id or str(new_id(datetime.now(UTC), here.randomness))
     request.state.request_id = name
+    bind_contextvars(request_id=name, agent_id=body.agent_id)
     here.callers.let(who, body.agent_id)
     command = commands.request(body.agent_id, body.queue, name, timeout=timeout)
     answer = await here.asking.ask(request, command, timeout, request_id=name)
@@ -478,8 +484,8 @@ def ready(here: Here) -> State:
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}, **responses(*ALWAYS)},
 )
-async def metrics(here: Here, who: Who) -> Response:
-    """What this gateway counts, for Prometheus."""
+def metrics(here: Here, who: Who) -> Response:
+    """What this gateway counts, and what the database says, for Prometheus."""
     who.must_be(WATCHING)
     return Response(generate_latest(here.asking.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
