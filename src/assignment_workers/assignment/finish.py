@@ -64,6 +64,9 @@ class Release:
     """Give the user back untouched: claimable at once, by anybody, at the place they had."""
 
     owner: Owner
+    by: str | None = None
+    """The operator who asked for it; None: its agent did."""
+    why: str | None = None
 
     becomes = AssignmentState.RELEASED
 
@@ -253,6 +256,8 @@ class _Finish:
         ended = hold.model_copy(update={"state": state, "version": hold.version + 1})
         self._change(ended, outcome=outcome, notes=notes, ended_at=self.turn.now)
         details = {"outcome": outcome} if outcome else {}
+        if isinstance(move, Release) and move.by is not None:
+            details = {"by": move.by, "why": move.why or ""}
         self._tell(EventKind(state), ended, details)
         return ended
 
