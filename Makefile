@@ -74,7 +74,7 @@ lock: $(VENV)/.uv-$(UV) ## write the lock files for a changed pyproject.toml (AR
 		--constraints requirements.lock --constraints requirements-build.lock
 
 .PHONY: client
-client: $(JS)/dist/index.js examples/celery-node/node_modules/.package-lock.json ## build the JavaScript client
+client: $(JS)/dist/index.js $(patsubst %,%/node_modules/.package-lock.json,examples/celery-node tests/e2e) ## build the JavaScript client, and fetch what its tests need
 
 .PHONY: client-types
 client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI document and the client's types anew
@@ -85,7 +85,7 @@ client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI documen
 
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
-	@rm -rf $(JS)/dist $(JS)/node_modules examples/celery-node/node_modules
+	@rm -rf $(JS)/dist $(JS)/node_modules examples/celery-node/node_modules tests/e2e/node_modules
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find src tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
 

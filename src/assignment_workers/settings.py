@@ -155,6 +155,10 @@ class Settings(BaseModel):
     """`debug` has a line for each message of the assignment queue."""
 
     flower_port: Port = Field(5555, alias="ASSIGNMENT_WORKERS_FLOWER_PORT")
+    flower_url: Annotated[str, _address("http", "https")] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_FLOWER_URL"
+    )
+    """Where operators' browsers find Flower; unset: the dashboard links to it with `up` alone."""
     flower_basic_auth: Annotated[str, Field(pattern=r"^[^:]+:.+$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH"
     )

@@ -103,6 +103,13 @@ VARIABLES = {
         "log_level", "info", "debug", "debug", ("loud", "INFO")
     ),
     "ASSIGNMENT_WORKERS_FLOWER_PORT": Variable("flower_port", 5555, "65535", 65535, NOT_PORTS),
+    "ASSIGNMENT_WORKERS_FLOWER_URL": Variable(
+        "flower_url",
+        None,
+        "https://flower.example",
+        "https://flower.example",
+        ("ftp://x", "flower"),
+    ),
     "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH": Variable(
         "flower_basic_auth", None, "ann:hunter2", "ann:hunter2", ("hunter2", ":hunter2", "ann:")
     ),

@@ -17,6 +17,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis import Redis
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -53,6 +54,11 @@ from assignment_workers.gateway.callers import (
     Caller,
     Callers,
 )
+from assignment_workers.gateway.dashboard.pages import ROUTES as PAGES
+from assignment_workers.gateway.dashboard.pages import Dashboard, front, wants_page
+from assignment_workers.gateway.dashboard.render import environment
+from assignment_workers.gateway.dashboard.schedule import Schedule
+from assignment_workers.gateway.dashboard.views import Source
 from assignment_workers.gateway.latest import Latest
 from assignment_workers.gateway.limits import SECURITY_HEADERS, BodyLimit, Pace, SecurityHeaders
 from assignment_workers.gateway.live import Live
@@ -117,6 +123,16 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         app.state.gateway = Gateway(
             engine, Asking(client, metrics, abandoned), callers, live, latest, Random()
         )
+        app.state.dashboard = Dashboard(
+            engine,
+            client,
+            callers,
+            live,
+            Source(latest, Schedule(_redis(settings))),
+            flower_url(settings),
+            secure=not settings.embedded,
+            templates=environment(),
+        )
         yield
         await live.close()
         await abandoned.close()
@@ -133,6 +149,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(ROUTES)
+    app.include_router(PAGES)
     handle(app, callers.caller)
 
     @app.exception_handler(Exception)
@@ -451,10 +468,12 @@ async def events(
 
 
 @ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
-async def index(request: Request, who: Who) -> Index:
-    """What this is, and where its interface is described."""
-    who.must_be(ANYBODY)
-    return Index(name=request.app.title, version=request.app.version)
+async def index(request: Request, here: Here) -> Response:
+    """What this is, and where its interface is described; for a browser, the dashboard."""
+    if wants_page(request):
+        return await front(request)
+    (await here.callers.caller(request)).must_be(ANYBODY)
+    return JSONResponse(Index(name=request.app.title, version=request.app.version).model_dump())
 
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)
@@ -527,6 +546,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
                 if int(code) >= HTTPStatus.BAD_REQUEST:
                     told["content"] = {MEDIA_TYPE: told["content"][MEDIA_TYPE]}
     return made
+
+
+def flower_url(settings: Settings) -> str | None:
+    """Where Flower is, for whoever looks at the dashboard; None: it is not known."""
+    if settings.flower_url is None and settings.embedded:
+        return f"http://127.0.0.1:{settings.flower_port}"
+    return settings.flower_url
+
+
+def _redis(settings: Settings) -> Redis:
+    return Redis.from_url(settings.redis, protocol=2, socket_timeout=1, socket_connect_timeout=1)
 
 
 @contextmanager
