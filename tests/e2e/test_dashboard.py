@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.gateway import tokens
 from tests.e2e.node import ROOT
 from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway, free_port
@@ -205,8 +210,6 @@ def test_it_leads_nowhere_else_after_signing_in(gateway: Gateway) -> None:
 
 
 def test_a_page_of_a_revoked_token_ends(browser: Browser, gateway: Gateway) -> None:
-    from assignment_workers.gateway import tokens
-
     with gateway.stack.engine.begin() as connection:
         token = tokens.create(connection, "supervisor")
     with browser.new_context() as context:
@@ -367,8 +370,6 @@ def test_a_leader_that_is_killed_shows_soon_and_its_successor_tells_what_it_coun
     leader = stack.value("SELECT leader_pid FROM assignment.sequencer")
     term = stack.term()
     page.evaluate("document.querySelector('#sequencer').scrollIntoView()")
-    import os
-
     os.kill(leader, signal.SIGKILL)
     expect(page.locator("#sequencer")).to_contain_text("nobody leads", timeout=SOON)
     expect(page.locator("#alarms")).to_contain_text("nobody leads", timeout=SOON)
@@ -566,6 +567,33 @@ def test_a_supervisor_sees_and_does_not_act(browser: Browser, gateway: Gateway) 
         expect(page.get_by_role("heading", level=1)).to_have_text("Dead letter 1")
         assert page.locator("pre").count() == 0
         assert page.locator(".acts").count() == 0
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(
+    browser: Browser, gateway: Gateway, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    clean = {name: value for name, value in os.environ.items() if "ASSIGNMENT" not in name}
+    servers = {
+        "DATABASE_URL": gateway.stack.database_url,
+        "REDIS_URL": gateway.stack.redis_url,
+    }
+    words = ("report", "--since", "1h", "--html", str(file))
+    command = [sys.executable, "-m", "assignment_workers", *words]
+    subprocess.run(command, env=clean | servers, check=True, capture_output=True)
+    with browser.new_context(bypass_csp=True) as context:
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        assert asked == [file.as_uri()]
+        count = gateway.stack.value("SELECT count(*) FROM assignment.assignments")
+        assert page.locator("#assignments-count").inner_text() == f"{count:,}"
+        bars = page.locator("svg .bar title").all_text_contents()
+        assert sum(int(each.split(": ")[1].split()[0]) for each in bars) == count
+        assert page.locator("polyline").count() >= 3
+        page.evaluate(AXE.read_text())
+        assert page.evaluate("axe.run().then((run) => run.violations.map((each) => each.id))") == []
 
 
 def test_a_program_is_told_what_this_is_and_a_browser_nothing_to_load_from_elsewhere(

@@ -35,7 +35,7 @@ class Funnel(BaseModel):
 
 
 def minutes(connection: Connection) -> list[Row]:
-    """By minute of the last hour: assignments, and seconds from sending to commit.
+    """By minute of the last hour: requests answered with a user, and seconds until the commit.
 
     Of the newest `NEWEST` answers; a minute without any is absent.
     """

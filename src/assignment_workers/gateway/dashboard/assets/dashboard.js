@@ -67,7 +67,7 @@ function draw(minutes) {
     };
     charts.push(new uPlot(options, rows, at));
   };
-  make("chart-claims", [line("assignments", 1)], data.claims);
+  make("chart-claims", [line("requests", 1)], data.claims);
   make("chart-times", [line("p50", 1), line("p95", 2, [8, 4]), line("p99", 3, [2, 3])], data.times);
 }
 
