@@ -82,7 +82,7 @@ benchmark: $(READY) ## every benchmark beside its peers, into docs/benchmarks (A
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: client
-client: $(JS)/dist/index.js examples/celery-node/node_modules/.package-lock.json ## build the JavaScript client
+client: $(JS)/dist/index.js $(patsubst %,%/node_modules/.package-lock.json,examples/celery-node tests/e2e) ## build the JavaScript client, and fetch what its tests need
 
 .PHONY: client-types
 client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI document and the client's types anew
@@ -93,7 +93,7 @@ client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI documen
 
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
-	@rm -rf $(JS)/dist $(JS)/node_modules examples/celery-node/node_modules
+	@rm -rf $(JS)/dist $(JS)/node_modules examples/celery-node/node_modules tests/e2e/node_modules
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find src tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
 

@@ -109,6 +109,11 @@ beat_schedule = {
         "schedule": 60.0,
         "options": {"expires": 60},
     },
+    "examine guarantees": {
+        "task": "doctor.examine",
+        "schedule": 180.0,
+        "options": {"expires": 180},
+    },
     "regenerate every hour": {
         "task": "queue.regenerate",
         "schedule": crontab(minute="30"),

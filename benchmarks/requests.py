@@ -354,7 +354,7 @@ class Statement:
 
 LOOK_UP = Statement.of(ledger._LOOK_UP)  # noqa: SLF001 - the same work is the point
 PLACES = Statement.of(claim._PLACES)  # noqa: SLF001
-KEEP = Statement.of(claim._KEEP)  # noqa: SLF001
+KEEP = Statement.of(claim.KEEP)
 _HEAD = Statement.of(candidates._judged(UNSIGNED_USERS, 1))  # noqa: SLF001
 HEAD = replace(_HEAD, sql=_HEAD.sql.replace("LIMIT 1)", "LIMIT 1 FOR UPDATE SKIP LOCKED)"))
 FIND = "SELECT * FROM assignment.assignments WHERE id = %(assignment)s FOR UPDATE"

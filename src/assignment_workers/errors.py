@@ -30,6 +30,10 @@ class BrokerUnavailable(AssignmentWorkersError):
     """The broker cannot take a message now; nothing was enqueued."""
 
 
+class NotReplayable(AssignmentWorkersError):
+    """A dead letter does not say enough to be sent again."""
+
+
 class Overtaken(AssignmentWorkersError):
     """Another run of the same job has begun: this one must not commit."""
 

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Literal
 
 import structlog
 
+Form = Literal["logfmt", "json", "console"]
 
-def set_up() -> None:
-    """Every line of this process, ours and the libraries', in one form on standard error."""
+
+def set_up(form: Form = "logfmt", level: str = "info") -> None:
+    """Every line of this process, ours and the libraries', in one form on standard error.
+
+    From `level` on: debug, info, warning or error.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -23,6 +29,7 @@ def set_up() -> None:
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -31,15 +38,14 @@ def set_up() -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.LogfmtRenderer(
-                    key_order=["timestamp", "level", "event"], drop_missing=True
-                ),
+                _renderer(form),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level.upper()]))
+    logging.getLogger("assignment_workers").setLevel(level.upper())
     for noisy in (
         "alembic",
         "celery.app.trace",  # each task with its answer: Flower shows them
@@ -49,3 +55,15 @@ def set_up() -> None:
         "tornado.access",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _renderer(form: Form) -> structlog.typing.Processor:
+    match form:
+        case "json":
+            return structlog.processors.JSONRenderer()
+        case "console":
+            return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        case "logfmt":
+            return structlog.processors.LogfmtRenderer(
+                key_order=["timestamp", "level", "event"], drop_missing=True
+            )

@@ -139,7 +139,26 @@ class Settings(BaseModel):
         2_000.0, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE"
     )
     """Calls a second with one token."""
+    metrics_port: Port | None = Field(None, alias="ASSIGNMENT_WORKERS_METRICS_PORT")
+    """Where a sequencer, a maintenance worker or beat tells what it counts; unset: nowhere.
+
+    One process' own. `up` gives each of its processes the next one, from this on.
+    """
+    metrics_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_METRICS_HOST")
+    """The address for it."""
+    log_format: Literal["logfmt", "json", "console"] = Field(
+        "logfmt", alias="ASSIGNMENT_WORKERS_LOG_FORMAT"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", alias="ASSIGNMENT_WORKERS_LOG_LEVEL"
+    )
+    """`debug` has a line for each message of the assignment queue."""
+
     flower_port: Port = Field(5555, alias="ASSIGNMENT_WORKERS_FLOWER_PORT")
+    flower_url: Annotated[str, _address("http", "https")] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_FLOWER_URL"
+    )
+    """Where operators' browsers find Flower; unset: the dashboard links to it with `up` alone."""
     flower_basic_auth: Annotated[str, Field(pattern=r"^[^:]+:.+$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH"
     )

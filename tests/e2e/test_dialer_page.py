@@ -146,7 +146,7 @@ def test_empty_and_paused_are_told_apart(page: Page, gateway: Gateway) -> None:
     page.get_by_role("button", name="Next user").click()
     expect(page.locator("#title")).to_have_text("Nobody to call")
     expect(page.locator("#detail")).to_have_text(
-        re.compile(r"outstanding_requests: none left. Ask again in 0:\d\d.")
+        re.compile(r"outstanding_requests: none eligible. Ask again in 0:\d\d.")
     )
     gateway.post("/v1/queues/outstanding_requests/pause", bearer="operator")
     try:

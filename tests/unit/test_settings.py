@@ -92,7 +92,24 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE": Variable(
         "gateway_token_rate", 2000.0, "10", 10.0, ("0", "-1", "many")
     ),
+    "ASSIGNMENT_WORKERS_METRICS_PORT": Variable("metrics_port", None, "9100", 9100, NOT_PORTS),
+    "ASSIGNMENT_WORKERS_METRICS_HOST": Variable(
+        "metrics_host", "127.0.0.1", "10.0.0.7", "10.0.0.7", ()
+    ),
+    "ASSIGNMENT_WORKERS_LOG_FORMAT": Variable(
+        "log_format", "logfmt", "json", "json", ("xml", "JSON")
+    ),
+    "ASSIGNMENT_WORKERS_LOG_LEVEL": Variable(
+        "log_level", "info", "debug", "debug", ("loud", "INFO")
+    ),
     "ASSIGNMENT_WORKERS_FLOWER_PORT": Variable("flower_port", 5555, "65535", 65535, NOT_PORTS),
+    "ASSIGNMENT_WORKERS_FLOWER_URL": Variable(
+        "flower_url",
+        None,
+        "https://flower.example",
+        "https://flower.example",
+        ("ftp://x", "flower"),
+    ),
     "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH": Variable(
         "flower_basic_auth", None, "ann:hunter2", "ann:hunter2", ("hunter2", ":hunter2", "ann:")
     ),

@@ -263,7 +263,7 @@ class _Claim:
             self.turn.connection.execute(ledger.STORE, {"answered": kept})
             return
         self.turn.connection.execute(
-            _KEEP,
+            KEEP,
             {
                 "assigned": self.made,
                 "held": [{"user_id": row["user_id"]} for row in self.made],
@@ -333,7 +333,7 @@ _ASSIGN = insert_rows(
     parameter="assigned",
 )
 
-_KEEP = ledger.STORE.add_cte(
+KEEP = ledger.STORE.add_cte(
     _ASSIGN.cte("assigned"), entries.HOLD.cte("held"), RECORD.cte("told"), nest_here=True
 )
 """All that a turn of claims writes, in one statement."""

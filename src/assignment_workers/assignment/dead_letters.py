@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
+from assignment_workers.errors import NotReplayable
 from assignment_workers.schema.tables import DeadLetter
 
 
@@ -67,6 +70,23 @@ def letter(connection: Connection, number: int) -> Letter | None:
     columns = [getattr(DeadLetter, name) for name in Letter.__dataclass_fields__]
     row = connection.execute(select(*columns).where(DeadLetter.id == number)).first()
     return Letter(*row) if row else None
+
+
+def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
+    """The task that the message was for, and what it said.
+
+    Raises `NotReplayable`, one line, for one that cannot be sent again.
+    """
+    if found.task is None:
+        raise NotReplayable(f"dead letter {found.id} names no task: it cannot be sent again")
+    try:
+        body = json.loads(found.body)
+        args, kwargs = (body["args"], body["kwargs"]) if isinstance(body, dict) else body[:2]
+        return found.task, list(args), dict(kwargs)
+    except (ValueError, KeyError, TypeError):
+        raise NotReplayable(
+            f"dead letter {found.id} has no arguments that can be read: it cannot be sent again"
+        ) from None
 
 
 def mark_replayed(connection: Connection, number: int, task_id: str) -> None:

@@ -5,15 +5,28 @@ And what can be mended without a loss, mended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, TextClause, exists, null, select, text, update
+from sqlalchemy import (
+    Connection,
+    TextClause,
+    delete,
+    exists,
+    func,
+    insert,
+    null,
+    select,
+    text,
+    update,
+)
 
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.entries import HELD, PUBLISHED, READY, WAITING
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import Turn
+from assignment_workers.schema import tables
 from assignment_workers.schema.tables import Assignment, Entry
 
 
@@ -60,6 +73,15 @@ def examine(connection: Connection) -> list[Finding]:
             )
         )
     return findings
+
+
+def keep(connection: Connection, findings: Sequence[Finding]) -> None:
+    """Replace what was found before, all together. The caller commits."""
+    connection.execute(delete(tables.Finding))
+    connection.execute(
+        insert(tables.Finding).values(examined_at=func.clock_timestamp()),
+        [each.model_dump(exclude={"check"}) | {"check_name": each.check} for each in findings],
+    )
 
 
 def repair(turn: Turn) -> Done:
@@ -132,33 +154,36 @@ CHECKS = (
         "no generation has waited longer than 5 minutes to be published",
         2,
         "SELECT 'generation ' || id FROM assignment.generations WHERE state = 'building'"
-        " AND built_at < clock_timestamp() - interval '5 minutes'",
+        " AND built_at < statement_timestamp() - interval '5 minutes'",
     ),
     Check(
         "every answered request agrees with its assignment",
         5,
         "SELECT 'request ' || r.request_id FROM assignment.requests r"
         " JOIN assignment.assignments a ON a.id = r.assignment_id WHERE a.agent_id <> r.agent_id"
-        " AND r.answered_at > clock_timestamp() - interval '1 day'",
+        " AND r.answered_at > statement_timestamp() - interval '1 day'",
     ),
     Check(
         "no hold outlives its lease by more than 2 minutes",
         7,
         "SELECT 'assignment ' || id FROM assignment.assignments WHERE state = 'active'"
-        " AND lease_expires_at < clock_timestamp() - interval '2 minutes'",
+        " AND lease_expires_at < statement_timestamp() - interval '2 minutes'",
     ),
     Check(
         "no event is of a term that has not begun",
         9,
         "SELECT 'event ' || e.id || ' of term ' || e.term FROM assignment.events e"
         " JOIN assignment.sequencer s ON s.lane = 'default' WHERE e.term > s.term"
-        " AND e.at > clock_timestamp() - interval '1 day'",
+        " AND e.at > statement_timestamp() - interval '1 day'",
     ),
     Check(
         "every assignment of the last day has left its event",
         11,
         "SELECT 'assignment ' || a.id FROM assignment.assignments a"
-        " WHERE a.claimed_at > clock_timestamp() - interval '1 day' AND NOT EXISTS (SELECT 1"
+        " WHERE a.claimed_at > statement_timestamp() - interval '1 day'"
+        # An id begins with the milliseconds of the claim: the primary key bounds what is read.
+        " AND a.id >= rpad(lpad(to_hex((extract(epoch FROM statement_timestamp()"
+        " - interval '1 day') * 1000)::bigint), 12, '0'), 32, '0')::uuid AND NOT EXISTS (SELECT 1"
         " FROM assignment.events e WHERE e.user_id = a.user_id AND e.assignment_id = a.id"
         " AND e.kind = 'assigned')",
     ),
@@ -166,6 +191,6 @@ CHECKS = (
         "no job has been running for more than an hour",
         None,
         "SELECT job || ' run ' || id FROM assignment.job_runs WHERE status = 'running'"
-        " AND started_at < clock_timestamp() - interval '1 hour'",
+        " AND started_at < statement_timestamp() - interval '1 hour'",
     ),
 )

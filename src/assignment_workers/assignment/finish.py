@@ -6,7 +6,7 @@ Cost: one read and one write for any number of moves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -64,6 +64,9 @@ class Release:
     """Give the user back untouched: claimable at once, by anybody, at the place they had."""
 
     owner: Owner
+    by: str | None = None
+    """The operator who asked for it; None: its agent did."""
+    why: str | None = None
 
     becomes = AssignmentState.RELEASED
 
@@ -93,7 +96,10 @@ def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
     """
     named = [move.owner.assignment_id for move in moves]
     found = turn.connection.execute(NAMED, {"named": named}).mappings()
-    work = _Finish(turn, {row["id"]: _Found(held(row), row["ended_as"]) for row in found})
+    work = _Finish(
+        turn,
+        {row["id"]: _Found(held(row), row["ended_as"], row["generation_id"]) for row in found},
+    )
     answers = [work.carry_out(move) for move in moves]
     work.write()
     return answers
@@ -132,6 +138,7 @@ class _Found:
 
     hold: Held
     outcome: str | None
+    generation: int | None
 
 
 @dataclass
@@ -216,6 +223,8 @@ class _Finish:
                 agent_id=owner.agent_id,
                 assignment_id=hold.id,
                 queue=hold.queue,
+                generation_id=self.found[hold.id].generation,
+                error_code=code,
                 done="refused",
                 holder=hold.agent_id,
                 state=hold.state,
@@ -247,6 +256,8 @@ class _Finish:
         ended = hold.model_copy(update={"state": state, "version": hold.version + 1})
         self._change(ended, outcome=outcome, notes=notes, ended_at=self.turn.now)
         details = {"outcome": outcome} if outcome else {}
+        if isinstance(move, Release) and move.by is not None:
+            details = {"by": move.by, "why": move.why or ""}
         self._tell(EventKind(state), ended, details)
         return ended
 
@@ -265,7 +276,7 @@ class _Finish:
         notes: str | None = None,
         ended_at: datetime | None = None,
     ) -> None:
-        self.found[becomes.id] = _Found(becomes, outcome)
+        self.found[becomes.id] = replace(self.found[becomes.id], hold=becomes, outcome=outcome)
         self.changed[becomes.id] = {
             "id": becomes.id,
             "state": becomes.state,

@@ -9,7 +9,9 @@ from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.schema.tables import DialerQueue
 
 
-def pause(turn: Turn, queue: str, *, by: str | None = None) -> Done | Refused:
+def pause(
+    turn: Turn, queue: str, *, by: str | None = None, why: str | None = None
+) -> Done | Refused:
     """From this commit on nobody is handed out from `queue`. Saying it again changes nothing."""
     paused = _is_paused(turn, queue)
     if paused is None:
@@ -21,11 +23,13 @@ def pause(turn: Turn, queue: str, *, by: str | None = None) -> Done | Refused:
         .where(DialerQueue.name == queue)
         .values(paused_at=turn.now, paused_by=by)
     )
-    turn.record({"kind": EventKind.QUEUE_PAUSED, "queue": queue, "details": {"by": by}})
+    turn.record({"kind": EventKind.QUEUE_PAUSED, "queue": queue, "details": {"by": by, "why": why}})
     return Done()
 
 
-def resume(turn: Turn, queue: str, *, by: str | None = None) -> Done | Refused:
+def resume(
+    turn: Turn, queue: str, *, by: str | None = None, why: str | None = None
+) -> Done | Refused:
     """From this commit on `queue` hands out users again. Saying it again changes nothing."""
     paused = _is_paused(turn, queue)
     if paused is None:
@@ -35,7 +39,9 @@ def resume(turn: Turn, queue: str, *, by: str | None = None) -> Done | Refused:
     turn.connection.execute(
         update(DialerQueue).where(DialerQueue.name == queue).values(paused_at=None, paused_by=None)
     )
-    turn.record({"kind": EventKind.QUEUE_RESUMED, "queue": queue, "details": {"by": by}})
+    turn.record(
+        {"kind": EventKind.QUEUE_RESUMED, "queue": queue, "details": {"by": by, "why": why}}
+    )
     return Done()
 
 

@@ -37,6 +37,8 @@ class Fact(NamedTuple):
     rank: int | None = None
     lease_expires_at: datetime | None = None
     until: datetime | None = None
+    reassigned_from: str | None = None
+    """Of a grant by an operator: the assignment that ended for it, in the same turn."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Replay:
         """By user: until when they are not offered to anybody."""
         self._completed: dict[int, str] = {}
         """By user: their last completed assignment."""
+        self._released: tuple[str, int, datetime] | None = None
+        """The last hold that was given back: assignment, user, when."""
         self._requests: set[str] = set()
         self._tellers: dict[str, Callable[[Fact], None]] = {
             EventKind.ASSIGNED: self._assigned,
@@ -212,11 +216,14 @@ class Replay:
         self._requests.add(request)
         if held := self._by_user.get(user):
             self._breach(1, fact, f"user {user} is held by agent {held.agent} and given to {agent}")
+        elif fact.reassigned_from is not None:
+            if self._released != (fact.reassigned_from, user, fact.at):
+                self._breach(4, fact, f"user {user} is given on, and was not taken from an agent")
         else:
             self._in_order(fact, user, agent)
         if held := self._by_agent.get(agent):
             self._breach(1, fact, f"agent {agent} holds user {held.user} already")
-        if fact.queue in self._paused:
+        if fact.queue in self._paused and fact.reassigned_from is None:
             self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
         self.stood(Hold(assignment, agent, user, self._leased(fact, fact.at)))
         for board in self._boards.values():
@@ -273,6 +280,7 @@ class Replay:
 
     def _given_back(self, fact: Fact) -> None:
         if hold := self._ended(fact):
+            self._released = (hold.assignment, hold.user, fact.at)
             for board in self._boards.values():
                 board.make_ready(hold.user)
 

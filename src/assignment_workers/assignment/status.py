@@ -96,9 +96,9 @@ def status(connection: Connection, *, application: str) -> Status:
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
     return Status(
         at=now,
-        queues=_queues(connection),
+        queues=queue_statuses(connection),
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
-        jobs=_jobs(connection),
+        jobs=job_statuses(connection),
         sequencer=sequencer_status(connection, application=application),
         answers_last_hour={
             row.outcome: row.answers
@@ -141,7 +141,8 @@ def sequencer_status(connection: Connection, *, application: str) -> SequencerSt
     )
 
 
-def _queues(connection: Connection) -> list[QueueStatus]:
+def queue_statuses(connection: Connection) -> list[QueueStatus]:
+    """Each dialer queue."""
     rows = connection.execute(_QUEUES).mappings().all()
     return [
         QueueStatus(
@@ -166,7 +167,8 @@ def _count(connection: Connection, generation: int | None, state: object) -> int
     return connection.execute(counted, {"generation": generation}).scalar_one()
 
 
-def _jobs(connection: Connection) -> list[JobStatus]:
+def job_statuses(connection: Connection) -> list[JobStatus]:
+    """The last run of each job, for each dialer queue where it has one."""
     rows = connection.execute(
         select(
             JobRun.job,

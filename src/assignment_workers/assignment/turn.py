@@ -50,6 +50,8 @@ class Turn:
     now: datetime
     term: int
     randomness: Random = field(default_factory=Random)
+    races: list[dict[str, Any]] = field(default_factory=list)
+    """The events of races that were left in this turn: told in the log once it has committed."""
 
     def new_id(self) -> UUID:
         """A fresh id for something made in this turn."""
@@ -62,6 +64,7 @@ class Turn:
 
     def dated(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of these events, for `RECORD`."""
+        self.races.extend(event for event in events if event["kind"] == EventKind.RACE)
         return [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
 
     def race(self, kind: str, **facts: object) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from typing import Annotated
 
 import typer
 
-from assignment_workers.assignment.dead_letters import Letter, letter, letters, mark_replayed
+from assignment_workers.assignment.dead_letters import (
+    Letter,
+    arguments,
+    letter,
+    letters,
+    mark_replayed,
+)
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
-from assignment_workers.errors import AssignmentWorkersError, UsageError
+from assignment_workers.errors import UsageError
 
 app = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
 
@@ -53,17 +58,9 @@ def show(number: Number) -> int:
 def replay(number: Number) -> int:
     """Send a dead letter's message again, under a new id."""
     found = _find(number)
-    if found.task is None:
-        raise AssignmentWorkersError(f"dead letter {number} names no task: it cannot be sent again")
-    try:
-        body = jsonlib.loads(found.body)
-        args, kwargs = (body["args"], body["kwargs"]) if isinstance(body, dict) else body[:2]
-    except (ValueError, KeyError, TypeError):
-        raise AssignmentWorkersError(
-            f"dead letter {number} has no arguments that can be read: it cannot be sent again"
-        ) from None
+    task, args, kwargs = arguments(found)
     with client() as sending:
-        name = sending.send_again(found.task, args, kwargs, found.celery_queue or "maintenance")
+        name = sending.send_again(task, args, kwargs, found.celery_queue or "maintenance")
     with database() as connection:
         mark_replayed(connection, number, name)
         connection.commit()

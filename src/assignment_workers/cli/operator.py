@@ -233,7 +233,8 @@ def doctor(
         )
         if repair and dry_run:
             typer.echo(
-                f"would be mended: {', '.join(each.check for each in mendable) or 'nothing'}"
+                "would be mended: "
+                + (", ".join(f"{each.check} ({each.count})" for each in mendable) or "nothing")
             )
     return 1 if broken else 0
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from assignment_workers.assignment.report import Report
 from assignment_workers.assignment.report import report as read_report
+from assignment_workers.assignment.shares import Share, shares
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
+from assignment_workers.gateway.dashboard.document import document
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -25,15 +29,30 @@ def add_to(app: typer.Typer) -> None:
 def report(
     since: Annotated[str, typer.Option(help="How far back: 45m, 24h, 7d.")] = "24h",
     json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it to this file, as one HTML page with charts.")
+    ] = None,
 ) -> int:
-    """Assignments, time to assign, success rate, lost rows, races and consistency."""
+    """Assignments, time to assign, success rate, lost rows, races and consistency.
+
+    Also by dialer queue and by agents' team, but for --json.
+    """
     began = datetime.now(UTC) - period(since)
     with database() as connection:
         found = read_report(connection, since=began)
-    if json:
+        divided = shares(connection, since=found.since, until=found.until)
+    if html is not None:
+        try:
+            html.write_text(document(found, divided), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--html {str(html)!r}: {error.strerror}") from None
+        typer.echo(f"written: {html}")
+    elif json:
         as_json(found)
     else:
         _show(found)
+        for name, each in (("Dialer queues", divided.queues), ("Teams", divided.teams)):
+            _show_shares(name, each)
     return 1 if found.lost or found.consistency.broken else 0
 
 
@@ -46,12 +65,32 @@ def period(said: str) -> timedelta:
     return length
 
 
+def _show_shares(name: str, each: Sequence[Share]) -> None:
+    as_table(
+        name,
+        ["", "assignments", "completed", "skipped", "released", "expired", "average", "p99"],
+        [
+            (
+                share.name,
+                share.assignments,
+                share.completed,
+                share.skipped,
+                share.released,
+                share.expired,
+                _milliseconds(share.average),
+                _milliseconds(share.p99),
+            )
+            for share in each
+        ],
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
 def _show(found: Report) -> None:
     times = found.seconds_to_assign
-
-    def milliseconds(seconds: float | None) -> str:
-        return "unknown" if seconds is None else f"{seconds * 1000:.1f} ms"
-
     rate = "unknown" if found.success_rate is None else f"{found.success_rate:.4%}"
     checks = f"{found.consistency.checks - len(found.consistency.broken)}"
     as_table(
@@ -59,8 +98,8 @@ def _show(found: Report) -> None:
         ["what", "is", "target"],
         [
             ("assignments", found.assignments, None),
-            ("time to assign, average", milliseconds(times.average), "under 100 ms"),
-            ("time to assign, p99", milliseconds(times.p99), None),
+            ("time to assign, average", _milliseconds(times.average), "under 100 ms"),
+            ("time to assign, p99", _milliseconds(times.p99), None),
             ("success rate", rate, "over 99.9 %"),
             ("lost rows", found.lost, "none"),
             ("consistency", f"{checks} of {found.consistency.checks} checks hold", "all"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 from assignment_workers.assignment.answers import (
@@ -164,6 +164,15 @@ class AsyncClient:
             return await self._courier.send(
                 command.task, command.args, command.said, command.celery_queue
             )
+        except BrokerUnavailable as error:
+            return down(error)
+
+    async def send_again(
+        self, task: str, args: Sequence[Any], kwargs: dict[str, Any], queue: str
+    ) -> str | Unavailable:
+        """Send a message as it was, under a new id, which is returned."""
+        try:
+            return await self._courier.send(task, args, kwargs, queue)
         except BrokerUnavailable as error:
             return down(error)
 

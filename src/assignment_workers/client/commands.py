@@ -82,14 +82,27 @@ def renew(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> C
     return _finish("renew", _owner(assignment_id, agent_id, version))
 
 
-def pause(queue: str, by: str | None) -> Command:
+def pause(queue: str, by: str | None, why: str | None = None) -> Command:
     """Hand out nobody from this dialer queue."""
-    return Command("queue.pause", {"queue": queue, "by": by})
+    return Command("queue.pause", {"queue": queue, "by": by, "why": why})
 
 
-def resume(queue: str, by: str | None) -> Command:
+def resume(queue: str, by: str | None, why: str | None = None) -> Command:
     """Hand out from this dialer queue again."""
-    return Command("queue.resume", {"queue": queue, "by": by})
+    return Command("queue.resume", {"queue": queue, "by": by, "why": why})
+
+
+def take_back(assignment_id: UUID | str, by: str, why: str) -> Command:
+    """An operator ends a hold: the user is claimable at once."""
+    return Command(
+        "assignment.take_back", {"assignment_id": str(assignment_id), "by": by, "why": why}
+    )
+
+
+def reassign(assignment_id: UUID | str, agent_id: int, by: str, why: str) -> Command:
+    """An operator gives the user of a hold to another agent."""
+    said = {"assignment_id": str(assignment_id), "agent_id": agent_id, "by": by, "why": why}
+    return Command("assignment.reassign", said)
 
 
 def repair() -> Command:

@@ -17,9 +17,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis import Redis
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.contextvars import bind_contextvars
 
 from assignment_workers.assignment.answers import Code, Done, Finished, Held
 from assignment_workers.assignment.explain import Explanation, Funnel, instant
@@ -55,9 +57,15 @@ from assignment_workers.gateway.callers import (
     Caller,
     Callers,
 )
+from assignment_workers.gateway.dashboard.pages import ROUTES as PAGES
+from assignment_workers.gateway.dashboard.pages import Dashboard, front, wants_page
+from assignment_workers.gateway.dashboard.render import environment
+from assignment_workers.gateway.dashboard.schedule import Schedule
+from assignment_workers.gateway.dashboard.views import Source
+from assignment_workers.gateway.latest import Latest
 from assignment_workers.gateway.limits import SECURITY_HEADERS, BodyLimit, Pace, SecurityHeaders
 from assignment_workers.gateway.live import Live
-from assignment_workers.gateway.metrics import Metrics
+from assignment_workers.gateway.metrics import Metrics, StoredFigures
 from assignment_workers.gateway.problems import (
     MEDIA_TYPE,
     REQUEST_ID,
@@ -91,6 +99,7 @@ class Gateway:
     asking: Asking
     callers: Callers
     live: Live
+    latest: Latest
     randomness: Random
     settings: Settings
 
@@ -98,6 +107,8 @@ class Gateway:
 def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     """The gateway on this database and the Redis of `settings`. Without `tokens` all may do all."""
     metrics = Metrics()
+    latest = Latest(engine)
+    metrics.registry.register(StoredFigures(latest))
     callers = Callers(
         engine, tokens, Pace(settings.gateway_token_rate), Pace(settings.gateway_agent_rate)
     )
@@ -114,7 +125,17 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         live = Live(engine, settings.lock_database_url or settings.database)
         metrics.streams.set_function(lambda: live.readers)
         app.state.gateway = Gateway(
-            engine, Asking(client, metrics, abandoned), callers, live, Random(), settings
+            engine, Asking(client, metrics, abandoned), callers, live, latest, Random(), settings
+        )
+        app.state.dashboard = Dashboard(
+            engine,
+            client,
+            callers,
+            live,
+            Source(latest, Schedule(_redis(settings))),
+            flower_url(settings),
+            secure=not settings.embedded,
+            templates=environment(),
         )
         yield
         await live.close()
@@ -132,6 +153,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(ROUTES)
+    app.include_router(PAGES)
     handle(app, callers.caller)
 
     @app.exception_handler(Exception)
@@ -203,6 +225,7 @@ async def request_next(request: Request, body: RequestBody, here: Here, who: Who
     timeout = timedelta(milliseconds=body.timeout_ms)
     name = body.request_id or str(new_id(datetime.now(UTC), here.randomness))
     request.state.request_id = name
+    bind_contextvars(request_id=name, agent_id=body.agent_id)
     here.callers.let(who, body.agent_id)
     command = commands.request(body.agent_id, body.queue, name, timeout=timeout)
     answer = await here.asking.ask(request, command, timeout, request_id=name)
@@ -486,10 +509,12 @@ async def events(
 
 
 @ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
-async def index(request: Request, who: Who) -> Index:
-    """What this is, and where its interface is described."""
-    who.must_be(ANYBODY)
-    return Index(name=request.app.title, version=request.app.version)
+async def index(request: Request, here: Here) -> Response:
+    """What this is, and where its interface is described; for a browser, the dashboard."""
+    if wants_page(request):
+        return await front(request)
+    (await here.callers.caller(request)).must_be(ANYBODY)
+    return JSONResponse(Index(name=request.app.title, version=request.app.version).model_dump())
 
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)
@@ -519,8 +544,8 @@ def ready(here: Here) -> State:
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}, **responses(*ALWAYS)},
 )
-async def metrics(here: Here, who: Who) -> Response:
-    """What this gateway counts, for Prometheus."""
+def metrics(here: Here, who: Who) -> Response:
+    """What this gateway counts, and what the database says, for Prometheus."""
     who.must_be(WATCHING)
     return Response(generate_latest(here.asking.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -562,6 +587,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
                 if int(code) >= HTTPStatus.BAD_REQUEST:
                     told["content"] = {MEDIA_TYPE: told["content"][MEDIA_TYPE]}
     return made
+
+
+def flower_url(settings: Settings) -> str | None:
+    """Where Flower is, for whoever looks at the dashboard; None: it is not known."""
+    if settings.flower_url is None and settings.embedded:
+        return f"http://127.0.0.1:{settings.flower_port}"
+    return settings.flower_url
+
+
+def _redis(settings: Settings) -> Redis:
+    return Redis.from_url(settings.redis, protocol=2, socket_timeout=1, socket_connect_timeout=1)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive
@@ -19,6 +20,8 @@ from assignment_workers.client import AsyncClient
 from assignment_workers.client.commands import Command
 from assignment_workers.gateway.metrics import Metrics
 from assignment_workers.gateway.problems import STATUS_OF, refused, unavailable
+
+log = structlog.get_logger()
 
 CLIENT_CLOSED_REQUEST = 499
 """Nobody reads it: the caller has gone."""
@@ -63,7 +66,9 @@ class Asking:
             asked.cancel()
             left.cancel()
             self.metrics.waiting.dec()
-        self.metrics.seconds.labels(move).observe(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        log.debug("answered", move=move, outcome=answer["outcome"], ms=round(seconds * 1000, 2))
+        self.metrics.seconds.labels(move).observe(seconds)
         self.metrics.answers.labels(move, answer["outcome"]).inc()
         return response(answer, **facts)
 

@@ -98,7 +98,13 @@ class Callers:
         if not self.required:
             return EVERYBODY
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        named = tokens.parts(token.strip()) if scheme.lower() == "bearer" else None
+        return await self.bearer(token.strip() if scheme.lower() == "bearer" else "")
+
+    async def bearer(self, token: str) -> Caller:
+        """Who bears this token. Raises `Problem` 401 unless it is in force, 429 if it hurries."""
+        if not self.required:
+            return EVERYBODY
+        named = tokens.parts(token)
         if named is None:
             raise _unauthorised("a token is needed: Authorization: Bearer ...")
         name, secret = named

@@ -91,7 +91,10 @@ SECURITY_HEADERS = [
 
 
 class SecurityHeaders:
-    """Middleware: every response tells browsers to guess, frame and keep nothing."""
+    """Middleware: every response tells browsers to guess, frame and keep nothing.
+
+    A page of the dashboard says itself what it may load, a file of it how long it may be kept.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -99,7 +102,11 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+                set_already = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(each for each in SECURITY_HEADERS if each[0] not in set_already),
+                ]
             await send(message)
 
         await self._app(scope, receive, with_headers)

@@ -335,6 +335,11 @@ class Live:
         self._closed = False
 
     @property
+    def closed(self) -> bool:
+        """Whether the gateway ends."""
+        return self._closed
+
+    @property
     def readers(self) -> int:
         """Streams now."""
         return len(self._readers)

@@ -1,8 +1,30 @@
-"""What this gateway counts, for Prometheus."""
+"""What this gateway counts, and what the database says, for Prometheus."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from assignment_workers.assignment.figures import Figures, JobFigures, QueueFigures
+from assignment_workers.assignment.status import COUNTED_AT_MOST as CLAIMABLE_AT_MOST
+from assignment_workers.gateway.latest import Latest
+from assignment_workers.gateway.problems import Problem
+from assignment_workers.telemetry import PREFIX
+
+Labelled = dict[tuple[str, ...], float | None]
+"""Values by their labels; None: it is not known."""
 
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 3.0, 10.0, 30.0)
 
@@ -12,6 +34,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        for each in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+            self.registry.register(each)
         self.answers = Counter(
             "assignment_workers_gateway_answers_total",
             "Answers by move and outcome.",
@@ -40,3 +64,134 @@ class Metrics:
             "Streams of live events that are open now.",
             registry=self.registry,
         )
+
+
+class StoredFigures(Collector):
+    """What stands in the database, as gauges: the same at every gateway.
+
+    Read at most once in `FRESH_SECONDS`, whoever asks and however many. While the database cannot
+    answer there is `assignment_workers_database_up 0` and nothing else: unknown is not zero.
+    """
+
+    def __init__(self, latest: Latest) -> None:
+        self._latest = latest
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is collected when this is registered."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges."""
+        try:
+            now = self._latest.figures()
+        except Problem:
+            yield gauge("database_up", "Whether the database answers this gateway.", {(): 0})
+            return
+        yield gauge("database_up", "Whether the database answers this gateway.", {(): 1})
+        yield from _gauges(now)
+
+
+def _gauges(now: Figures) -> Iterator[Metric]:
+    yield gauge("crm_up", "Whether the CRM's users can be read.", {(): now.crm_up})
+    by_queue: dict[str, tuple[str, Callable[[QueueFigures], float | None]]] = {
+        "queue_claimable_users": (
+            f"Users who can be handed out now, counted up to {CLAIMABLE_AT_MOST}.",
+            lambda each: each.claimable,
+        ),
+        "queue_waiting_users": (
+            f"Users who wait until a time, counted up to {CLAIMABLE_AT_MOST}.",
+            lambda each: each.waiting,
+        ),
+        "queue_held_users": ("Users of the dialer queue held now.", lambda each: each.held),
+        "queue_paused": ("Whether an operator paused it.", lambda each: each.paused),
+        "queue_runway_seconds": (
+            "How long the claimable users last at the rate of the last hour.",
+            lambda each: None if each.runway_minutes is None else each.runway_minutes * 60,
+        ),
+        "generation_age_seconds": (
+            "Since the published generation was published.",
+            lambda each: each.age_seconds,
+        ),
+        "generation_users": ("Users in the published generation.", lambda each: each.size),
+    }
+    for name, (told, read) in by_queue.items():
+        found: Labelled = {(each.queue,): read(each) for each in now.queues}
+        yield gauge(name, told, found, "queue")
+    yield gauge(
+        "generations_unpublished", "Built, and waiting to be published.", {(): now.unpublished}
+    )
+    yield gauge("holds", "Active assignments.", {(): now.holds})
+    yield gauge("holds_lapsing", "Holds with less than a minute left.", {(): now.holds_lapsing})
+    yield gauge("holds_lapsed", "Holds that outlived their lease.", {(): now.holds_lapsed})
+    yield gauge(
+        "answers_last_hour", "Requests answered.", _labelled(now.answers_last_hour), "outcome"
+    )
+    yield gauge("holds_ended_last_hour", "Holds ended.", _labelled(now.ended_last_hour), "state")
+    yield gauge(
+        "races_last_hour", "Races met and resolved.", _labelled(now.races_last_hour), "kind"
+    )
+    times = now.time_to_assign
+    yield gauge(
+        "assign_seconds",
+        "From the sending of a request to the commit that assigned, over five minutes.",
+        {("0.5",): times.p50, ("0.95",): times.p95, ("0.99",): times.p99},
+        "quantile",
+    )
+    yield gauge("assign_average_seconds", "The same, on average.", {(): times.average})
+    sequencer = now.sequencer
+    yield gauge("sequencer_term", "The term of the lane.", {(): sequencer.term})
+    yield gauge("sequencer_leaders", "1 while one leads.", {(): sequencer.leader is not None})
+    yield gauge("sequencer_standbys", "Sequencers that stand by.", {(): sequencer.standbys})
+    yield gauge(
+        "sequencer_silent_seconds", "Since its last turn began.", {(): sequencer.silent_seconds}
+    )
+    yield gauge("line_probe_seconds", "The line's pace: a probe's.", {(): sequencer.probe_seconds})
+    yield gauge("dead_letters_unseen", "Dead letters not sent again.", {(): now.dead_letters})
+    yield gauge(
+        "guarantee_broken",
+        "Breaches that the doctor found when it last ran by itself.",
+        {(each.check,): each.count for each in now.findings},
+        "check",
+    )
+    yield gauge(
+        "doctor_age_seconds",
+        "Since the doctor last ran by itself.",
+        {(): (now.at - now.examined_at).total_seconds() if now.examined_at else None},
+    )
+    yield from _of_jobs(now)
+
+
+def _of_jobs(now: Figures) -> Iterator[Metric]:
+    def of_each(read: Callable[[JobFigures], float | None]) -> Labelled:
+        return {(each.job, each.queue or ""): read(each) for each in now.jobs}
+
+    yield gauge(
+        "job_success_age_seconds",
+        "Since the beginning of the last run that succeeded.",
+        of_each(lambda j: (now.at - j.succeeded_at).total_seconds() if j.succeeded_at else None),
+        "job",
+        "queue",
+    )
+    yield gauge(
+        "job_last_run_seconds", "How long it took.", of_each(lambda j: j.seconds), "job", "queue"
+    )
+    yield gauge(
+        "job_last_run_failed",
+        "Whether it failed.",
+        of_each(lambda j: j.status == "failed"),
+        "job",
+        "queue",
+    )
+
+
+def gauge(name: str, told: str, values: Labelled, *labels: str) -> Metric:
+    """A gauge by its labels; what is not known is left out."""
+    made = GaugeMetricFamily(f"{PREFIX}_{name}", told, labels=labels)
+    for given, value in values.items():
+        if value is not None:
+            made.add_metric(given, float(value))
+    return made
+
+
+def _labelled(counts: Mapping[str, int]) -> Labelled:
+    return {(name,): float(count) for name, count in counts.items()}

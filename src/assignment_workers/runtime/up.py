@@ -151,7 +151,19 @@ def _start_children(
         "ASSIGNMENT_WORKERS_EMBEDDED": str(resolved.embedded).lower(),
         "PYTHONUNBUFFERED": "1",
     }
-    supervisor.start(*(replace(each, env={**environment, **each.env}) for each in children))
+    supervisor.start(
+        *(
+            replace(each, env={**environment, **_metrics_port(resolved, place), **each.env})
+            for place, each in enumerate(children)
+        )
+    )
+
+
+def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
+    """Each process has a port of its own, one after the other from the setting on."""
+    if settings.metrics_port is None:
+        return {}
+    return {"ASSIGNMENT_WORKERS_METRICS_PORT": str(settings.metrics_port + place)}
 
 
 def _wait_until_working(resolved: Settings, steps: Steps, supervisor: Supervisor) -> None:

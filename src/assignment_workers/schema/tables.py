@@ -363,3 +363,39 @@ class ApiToken(Base):
     note: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(Instant)
     revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class Finding(Base):
+    """What the doctor found when it last ran by itself: a row for each check, replaced together."""
+
+    __tablename__ = "findings"
+
+    check_name: Mapped[str] = mapped_column(primary_key=True)
+    guarantee: Mapped[int | None]
+    ok: Mapped[bool]
+    count: Mapped[int]
+    examples: Mapped[list[str]] = mapped_column(JSONB)
+    repairable: Mapped[bool]
+    examined_at: Mapped[datetime] = mapped_column(Instant)
+
+
+class OperatorAction(Base):
+    """What an operator asked for: kept before it is done, with what came of it afterwards."""
+
+    __tablename__ = "operator_actions"
+    __table_args__ = (
+        CheckConstraint("length(why) BETWEEN 1 AND 500", name="why"),
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    who: Mapped[str]
+    """The token's name, or `anybody` where tokens are off."""
+    action: Mapped[str]
+    subject: Mapped[str]
+    """What it was done to, as words: a dialer queue, an assignment, a dead letter."""
+    why: Mapped[str]
+    outcome: Mapped[str | None]
+    """`done`, `refused: ...` or `unavailable: ...`; null: it is not known what came of it."""
+    ended_at: Mapped[datetime | None] = mapped_column(Instant)

@@ -14,6 +14,7 @@ from random import Random
 from time import monotonic
 from typing import TypeVar
 
+from psycopg.errors import UniqueViolation
 from sqlalchemy import Engine, bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 from tenacity import RetryCallState
@@ -22,6 +23,8 @@ from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import StaleTerm
 from assignment_workers.schema.retry import constraint_of, patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
+from assignment_workers.sequencer.races import tell_race
+from assignment_workers.telemetry import TURN_RETRIES, TURN_SECONDS
 
 T = TypeVar("T")
 
@@ -53,7 +56,11 @@ class Line:
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
-        """One transaction; commits at the end, rolls back on any error. Raises `StaleTerm`."""
+        """One transaction; commits at the end, rolls back on any error. Raises `StaleTerm`.
+
+        Races that were left in it are told in the log once it has committed.
+        """
+        began = monotonic()
         with self.engine.begin() as connection:
             # Nothing comes before this statement, so every later one reads what is committed now.
             proof = {"of_lane": self.lane, "of_term": self.term}
@@ -64,7 +71,11 @@ class Line:
                 ).scalar_one_or_none()
                 raise StaleTerm(held=self.term, current=current)
             self._seen = now, monotonic()
-            yield Turn(connection, now, self.term, self._randomness)
+            turn = Turn(connection, now, self.term, self._randomness)
+            yield turn
+        TURN_SECONDS.observe(monotonic() - began)
+        for race in turn.races:
+            tell_race(race, term=self.term)
 
     def run(self, operation: Callable[[Turn], T], *, until: datetime | None = None) -> T:
         """Do `operation` in a turn, again from its start when the database fails in a passing way.
@@ -79,10 +90,16 @@ class Line:
         def attempt() -> T:
             with self.turn() as turn:
                 for constraint in met:
-                    turn.race("conflict", done="tried again", constraint=constraint)
+                    turn.race(
+                        "conflict",
+                        done="tried again",
+                        constraint=constraint,
+                        error_code=UniqueViolation.sqlstate,
+                    )
                 return operation(turn)
 
         def remember(state: RetryCallState) -> None:
+            TURN_RETRIES.inc()
             error = state.outcome.exception() if state.outcome else None
             if isinstance(error, IntegrityError):
                 met.append(constraint_of(error) or "unknown")

@@ -10,11 +10,13 @@ import structlog
 from sqlalchemy import Engine, func, insert
 
 from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.assignment.turn import EventKind
+from assignment_workers.assignment.turn import raced
 from assignment_workers.errors import StaleTerm
 from assignment_workers.schema.tables import Event
 from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.races import tell_race
 from assignment_workers.sequencer.term import SILENCE, Candidacy
+from assignment_workers.telemetry import DEAD_LETTERS, TERM
 
 log = structlog.get_logger()
 
@@ -70,6 +72,7 @@ class Sequencer:
                 self.candidacy.depose()
             return None
         self._line = Line(self.engine, term=term)
+        TERM.set(term)
         return term
 
     def lose(self) -> None:
@@ -80,6 +83,7 @@ class Sequencer:
     def resign(self) -> None:
         """Lead no more; the lock is free at once."""
         self._line = None
+        TERM.set(0)
         self.candidacy.close()
 
     def overtaken(self, error: StaleTerm) -> None:
@@ -90,22 +94,17 @@ class Sequencer:
         """
         if error.held == 0:
             return
+        race = raced(
+            "stale_term",
+            done="rolled back",
+            held=error.held,
+            current=error.current,
+            host=self.candidacy.host,
+            pid=self.candidacy.pid,
+        )
         with self.engine.begin() as connection:
-            connection.execute(
-                insert(Event).values(
-                    at=func.clock_timestamp(),
-                    kind=EventKind.RACE,
-                    details={
-                        "held": error.held,
-                        "kind": "stale_term",
-                        "done": "rolled back",
-                        "current": error.current,
-                        "host": self.candidacy.host,
-                        "pid": self.candidacy.pid,
-                    },
-                )
-            )
-        log.error("overtaken", term=error.held, current=error.current)
+            connection.execute(insert(Event).values(at=func.clock_timestamp(), **race))
+        tell_race(race, term=error.held)
         self.lose()
 
     def probe(self) -> None:
@@ -125,4 +124,5 @@ class Sequencer:
             body=message.body,
             error=f"undecodable: {error}",
         )
+        DEAD_LETTERS.inc()
         message.ack()

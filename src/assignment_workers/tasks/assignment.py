@@ -27,6 +27,7 @@ from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
+from assignment_workers.assignment.reassign import reassign, take_back
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.assignment.unclaimed import release_unclaimed
@@ -44,6 +45,7 @@ GenerationId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
 Version = Annotated[int, Field(strict=True, ge=1)]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
 
 MANY = 1_000
@@ -256,14 +258,40 @@ def publish_generation(task: DoorTask, generation_id: GenerationId) -> CommandAn
     return task.line.run(lambda turn: publish(turn, generation_id, settings=task.of.settings))
 
 
-def pause_queue(task: DoorTask, queue: Word, by: Word | None = None) -> CommandAnswer:
+def take_back_hold(task: DoorTask, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
+    """End a hold for its agent, as an operator asks."""
+    return task.line.run(lambda turn: take_back(turn, assignment_id, by=by, why=why))
+
+
+def reassign_hold(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
+) -> RequestAnswer:
+    """Give the user of a hold to another agent, as an operator asks."""
+    return task.line.run(
+        lambda turn: reassign(
+            turn,
+            assignment_id,
+            agent_id,
+            by=by,
+            why=why,
+            policies=POLICIES,
+            settings=task.of.settings,
+        )
+    )
+
+
+def pause_queue(
+    task: DoorTask, queue: Word, by: Word | None = None, why: Why | None = None
+) -> CommandAnswer:
     """Hand out nobody from a dialer queue."""
-    return task.line.run(lambda turn: pause(turn, queue, by=by))
+    return task.line.run(lambda turn: pause(turn, queue, by=by, why=why))
 
 
-def resume_queue(task: DoorTask, queue: Word, by: Word | None = None) -> CommandAnswer:
+def resume_queue(
+    task: DoorTask, queue: Word, by: Word | None = None, why: Why | None = None
+) -> CommandAnswer:
     """Hand out users from a dialer queue again."""
-    return task.line.run(lambda turn: resume(turn, queue, by=by))
+    return task.line.run(lambda turn: resume(turn, queue, by=by, why=why))
 
 
 def remove_converted(
@@ -324,6 +352,8 @@ def register(app: App) -> None:
     door(app, "assignment.release", release)
     door(app, "assignment.release_unclaimed", release_if_unclaimed)
     door(app, "assignment.renew", renew)
+    door(app, "assignment.take_back", take_back_hold)
+    door(app, "assignment.reassign", reassign_hold)
     door(app, "assignment.expire", expire_lapsed)
     # One comes every few seconds: Flower would list little else.
     door(app, "assignment.probe", probe, in_flower=False)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, Concatenate, cast
 
 import structlog
@@ -27,10 +29,14 @@ from assignment_workers.errors import DatabaseUnavailable, StaleTerm
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.settings import Settings
+from assignment_workers.telemetry import ANSWERS, DEAD_LETTERS, TASK_SECONDS, TOGETHER
 
 log = structlog.get_logger()
 
 RETRY_SECONDS = 2.0
+REQUESTS_NAMED = 20
+"""Request ids that a line of the log names; it says how many there are."""
+_BOUND = ("task", "task_id", "request_id", "requests", "term")
 
 
 class App(Celery):
@@ -68,9 +74,15 @@ class DoorTask(Task[..., Any]):
         return self.of.sequencer.line
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id)
+        structlog.contextvars.bind_contextvars(
+            task=self.name, task_id=self.request.id, **self._bound(kwargs)
+        )
+        began = monotonic()
         try:
-            return _plain(self.operation(self, *args, **kwargs))
+            answer = _plain(self.operation(self, *args, **kwargs))
+            outcomes = _count(self.name, answer)
+            log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
+            return answer
         except ValidationError as error:
             reason = one_line(error, self.parameters)
             self.bury(args, kwargs, f"refused: {reason}")
@@ -92,7 +104,24 @@ class DoorTask(Task[..., Any]):
             self.bury(args, kwargs, f"{type(error).__name__}: {error}")
             raise
         finally:
-            structlog.contextvars.unbind_contextvars("task", "task_id")
+            TASK_SECONDS.labels(self.name).observe(monotonic() - began)
+            structlog.contextvars.unbind_contextvars(*_BOUND)
+
+    def _bound(self, said: dict[str, Any]) -> dict[str, object]:
+        """What every line of the log about this message has: its request ids and the term."""
+        bound: dict[str, object] = {}
+        many = said.get("requests")
+        each = many if isinstance(many, list) else [said]
+        named = [one["request_id"] for one in each if isinstance(one, dict) and "request_id" in one]
+        if named:
+            bound["request_id"] = ",".join(map(str, named[:REQUESTS_NAMED]))
+        if isinstance(many, list):
+            bound["requests"] = len(many)
+            TOGETHER.observe(len(many))
+        sequencer = getattr(self.app, "sequencer", None)
+        if sequencer is not None:
+            bound["term"] = sequencer.term
+        return bound
 
     def bury(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: str) -> None:
         """Keep what could not be handled as a dead letter."""
@@ -104,7 +133,9 @@ class DoorTask(Task[..., Any]):
             body=json.dumps({"args": args, "kwargs": kwargs}, default=str),
             error=error,
         )
-        log.error("dead_letter", number=number, error=error)
+        DEAD_LETTERS.inc()
+        # Why stands in the dead letter alone: it may repeat what an agent wrote about a user.
+        log.error("dead_letter", number=number, why=error.partition(":")[0])
 
 
 def door(
@@ -158,6 +189,17 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     shown = "" if first["type"] == "missing_argument" else f" (given: {first['input']!r:.80})"
     named_at = where if where.isprintable() else repr(where)
     return f"{named_at:.80}: {first['msg']}{shown}"
+
+
+def _count(task: str, answer: object) -> dict[str, int]:
+    """Count the answers of a task, and say how many there are of each outcome."""
+    each = answer if isinstance(answer, list) else [answer]
+    outcomes = Counter(
+        str(one.get("outcome", "done")) if isinstance(one, dict) else "done" for one in each
+    )
+    for outcome, count in outcomes.items():
+        ANSWERS.labels(task, outcome).inc(count)
+    return dict(outcomes)
 
 
 def _plain(value: Any) -> Any:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
+import structlog
 from pydantic import Field
 from sqlalchemy import Engine, func, select
 
-from assignment_workers.assignment import convert, jobs, levels, purge
+from assignment_workers.assignment import convert, doctor, jobs, levels, purge
 from assignment_workers.assignment.age import age_scores
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
@@ -20,6 +21,8 @@ from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
 from assignment_workers.tasks.door import App, DoorTask, door
+
+log = structlog.get_logger()
 
 Trigger = Literal["hourly", "level", "hand"]
 QueueName = Annotated[str, Field(max_length=200)]
@@ -119,6 +122,23 @@ def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
     return count
 
 
+def examine(task: DoorTask) -> Any:
+    """Check every guarantee, and keep what was found for whoever looks."""
+
+    def work(given: Work) -> Counts:
+        with task.of.engine.connect() as connection:
+            findings = doctor.examine(connection)
+        doctor.keep(given.connection, findings)
+        broken = [each for each in findings if not each.ok]
+        for each in broken:
+            log.error(
+                "guarantee_broken", check=each.check, guarantee=each.guarantee, count=each.count
+            )
+        return {"checks": len(findings), "broken": len(broken)}
+
+    return _told(_job(task, "doctor.examine", work))
+
+
 def clean_daily(task: DoorTask) -> Any:
     """Delete what has outlived its retention: answers, job runs, events, replayed dead letters.
 
@@ -196,3 +216,4 @@ def register(app: App) -> None:
     door(app, "queue.clean_conversions", clean_conversions)
     door(app, "queue.clean_daily", clean_daily)
     door(app, "scores.age", age)
+    door(app, "doctor.examine", examine)

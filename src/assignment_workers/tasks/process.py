@@ -15,7 +15,7 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers import logs, memory
+from assignment_workers import logs, memory, telemetry
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
@@ -47,7 +47,9 @@ def run(name: str, settings: Settings) -> int:
     """
     if name not in PROCESSES:
         raise UsageError(f"no process {name!r}; there are {', '.join(PROCESSES)}")
-    logs.set_up()
+    logs.set_up(settings.log_format, settings.log_level)
+    if settings.metrics_port is not None and name in EXPORTING:
+        telemetry.export(settings.metrics_host, settings.metrics_port)
     return PROCESSES[name](settings)
 
 
@@ -93,6 +95,7 @@ def _undecodable(app: App) -> Callable[[str, bytes], None]:
             body=item,
             error="undecodable: the message is not one of Celery's",
         )
+        telemetry.DEAD_LETTERS.inc()
 
     return keep
 
@@ -155,6 +158,7 @@ def _keep(
     if isinstance(body, memoryview):
         body = bytes(body)
     bury(app.engine, celery_queue=queue, task=task, task_id=task_id, body=body, error=error)
+    telemetry.DEAD_LETTERS.inc()
 
 
 def _beat(settings: Settings) -> int:
@@ -237,6 +241,9 @@ def _check(app: App) -> None:
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
 
+
+EXPORTING = ("sequencer", "maintenance", "beat")
+"""Those that tell what they count at `metrics_port`; the gateway and Flower have a door already."""
 
 PROCESSES: dict[str, Callable[[Settings], int]] = {
     "sequencer": _sequencer,

@@ -1,0 +1,156 @@
+"""An operator ends an agent's hold, or gives its user to another agent. Each says who and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, select
+
+from assignment_workers.assignment import ledger
+from assignment_workers.assignment.answers import (
+    Assigned,
+    Code,
+    Finished,
+    Held,
+    Refused,
+    RequestAnswer,
+)
+from assignment_workers.assignment.claim import KEEP
+from assignment_workers.assignment.finish import Owner, Release, finish
+from assignment_workers.assignment.holds import NAMED, held
+from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.policy.queues import Policy
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Assignment, AssignmentState
+from assignment_workers.settings import Settings
+
+
+def take_back(turn: Turn, assignment_id: UUID, *, by: str, why: str) -> Finished | Refused:
+    """End a hold, whoever's it is: the user is claimable at once, at the place they had.
+
+    Said twice, the same answer. Refused: an unknown assignment, one that has ended otherwise.
+    """
+    found = turn.connection.execute(NAMED, {"named": [assignment_id]}).mappings().one_or_none()
+    if found is None:
+        return _unknown(assignment_id)
+    owner = Owner(assignment_id, found["agent_id"])
+    return finish(turn, [Release(owner, by=by, why=why)])[0]
+
+
+def reassign(
+    turn: Turn,
+    assignment_id: UUID,
+    agent_id: int,
+    *,
+    by: str,
+    why: str,
+    policies: Mapping[str, Policy],
+    settings: Settings,
+) -> RequestAnswer:
+    """End a hold and give its user to another agent, in this one transaction.
+
+    A new assignment with a request id of its own, `reassigned-` and the id of the one that ended,
+    so said twice it gets the same answer. Refused, with nothing changed: an assignment that is
+    unknown or not active, an agent who is unknown, inactive, not allowed the dialer queue or holds
+    a user, and a user who may not be handed out any more by the facts as they are now (guarantee
+    3). Neither order nor a pause stands in the way: the user is held already.
+    """
+    request = Request(agent_id, f"reassigned-{assignment_id}", None, None, None)
+    match ledger.look_up(turn, [request], settings)[request.request_id]:
+        case ledger.Asker() as asker:
+            pass
+        case answer:
+            return answer
+    row = turn.connection.execute(NAMED, {"named": [assignment_id]}).mappings().one_or_none()
+    if row is None:
+        return _unknown(assignment_id)
+    hold = held(row)
+    if hold.state != AssignmentState.ACTIVE:
+        return Refused(code=Code.NOT_ACTIVE, reason=f"assignment {hold.id} is {hold.state}")
+    if wrong := _unfit(asker, agent_id, hold) or _stale(turn, hold, policies[hold.queue]):
+        return wrong
+    finish(turn, [Release(Owner(hold.id, hold.agent_id), by=by, why=why)])
+    made = hold.model_copy(
+        update={
+            "id": turn.new_id(),
+            "agent_id": agent_id,
+            "claimed_at": turn.now,
+            "lease_expires_at": turn.now + settings.lease,
+            "version": 1,
+        }
+    )
+    given = Assigned(assignment=made)
+    _keep(turn, request, given, reassigned_from=hold.id, by=by, why=why)
+    return given
+
+
+def _unknown(assignment_id: UUID) -> Refused:
+    return Refused(code=Code.UNKNOWN_ASSIGNMENT, reason=f"no assignment {assignment_id}")
+
+
+def _unfit(asker: ledger.Asker, agent_id: int, hold: Held) -> Refused | None:
+    if not asker.known:
+        return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {agent_id}")
+    if not asker.is_active:
+        return Refused(code=Code.INACTIVE_AGENT, reason=f"agent {agent_id} is not active")
+    if not isinstance(asker.allowed, list) or hold.queue not in asker.allowed:
+        return Refused(
+            code=Code.QUEUE_NOT_ALLOWED, reason=f"agent {agent_id} is not allowed {hold.queue}"
+        )
+    if asker.hold is not None:
+        return Refused(
+            code=Code.MALFORMED,
+            reason=f"agent {agent_id} holds user {asker.hold.user_id} already",
+        )
+    return None
+
+
+def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | None:
+    broken = turn.connection.execute(
+        select(policy.broken_rule())
+        .select_from(CrmUser)
+        .outerjoin(UserCallScore, UserCallScore.user_id == CrmUser.id)
+        .where(CrmUser.id == bindparam("user")),
+        {"user": hold.user_id, "now": turn.now},
+    ).first()
+    rule = "not_in_crm" if broken is None else broken[0]
+    if rule is None:
+        return None
+    return Refused(
+        code=Code.MALFORMED, reason=f"user {hold.user_id} may not be handed out any more: {rule}"
+    )
+
+
+def _keep(turn: Turn, request: Request, given: Assigned, **details: object) -> None:
+    made = given.assignment
+    generation, score = turn.connection.execute(
+        select(Assignment.generation_id, Assignment.score).where(
+            Assignment.id == details["reassigned_from"]
+        )
+    ).one()
+    row: dict[str, Any] = made.model_dump() | {
+        "request_id": request.request_id,
+        "generation_id": generation,
+        "score": score,
+        "term": turn.term,
+    }
+    event = {
+        "kind": EventKind.ASSIGNED,
+        **{name: row[name] for name in ("queue", "user_id", "agent_id", "request_id")},
+        "assignment_id": made.id,
+        "generation_id": generation,
+        "details": {"rank": made.rank, "lease_expires_at": made.lease_expires_at, **details},
+    }
+    turn.connection.execute(
+        KEEP,
+        {
+            "assigned": [row],
+            "held": [{"user_id": made.user_id}],
+            "events": turn.dated([event]),
+            "answered": ledger.answered(turn, {request: given}),
+        },
+    )

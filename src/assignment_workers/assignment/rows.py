@@ -1,0 +1,14 @@
+"""Rows of a query for a page, by the names of their columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+Row = dict[str, Any]
+
+
+def rows_of(connection: Connection, query: str, **given: object) -> list[Row]:
+    """What the query gives, in its order."""
+    return [dict(row) for row in connection.execute(text(query), given).mappings()]

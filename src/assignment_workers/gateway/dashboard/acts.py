@@ -1,0 +1,256 @@
+"""What operators may do from the dashboard: each asked for in writing, done, and its end kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from http import HTTPStatus
+from uuid import UUID
+
+from sqlalchemy import Engine, func, insert, update
+
+from assignment_workers.assignment.answers import Code
+from assignment_workers.assignment.dead_letters import Letter, arguments, letter, mark_replayed
+from assignment_workers.client import AsyncClient, Unavailable, commands
+from assignment_workers.client.commands import Command
+from assignment_workers.errors import NotReplayable
+from assignment_workers.gateway.problems import Problem, refused
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.tables import OperatorAction
+
+TIMEOUT = timedelta(seconds=10)
+WHY_AT_MOST = 500
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, of what, by whom and why."""
+
+    subject: str
+    who: str
+    why: str
+    said: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something that an operator may do."""
+
+    title: str
+    told: str
+    """What it does, for whoever is about to."""
+    do: Callable[[AsyncClient, Engine, Asked], Awaitable[str]]
+    """Does it; what came of it: `done`, `refused: ...` or `unavailable: ...`."""
+    where: Callable[[str], str]
+    """The page of its subject."""
+
+
+async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked) -> int:
+    """Do it, recorded before and after; the number of its record.
+
+    Raises `Problem` 422 for an unknown action and for one without a reason: nothing is done.
+    """
+    act = ACTS.get(name)
+    if act is None:
+        raise _malformed(f"no action {name!r}; there are {', '.join(ACTS)}")
+    if not 1 <= len(asked.why) <= WHY_AT_MOST:
+        raise _malformed(f"say why, in 1 to {WHY_AT_MOST} letters: it is kept with what you did")
+    if "\x00" in asked.why + asked.subject or len(asked.subject) > WHY_AT_MOST:
+        raise _malformed("a null character, or too long a subject")
+    number = await asyncio.to_thread(_begin, engine, name, asked)
+    try:
+        outcome = await act.do(client, engine, asked)
+    except Problem as problem:
+        outcome = f"refused: {problem.detail}"
+    await asyncio.to_thread(_end, engine, number, outcome)
+    return number
+
+
+def _begin(engine: Engine, name: str, asked: Asked) -> int:
+    row = {"who": asked.who, "action": name, "subject": asked.subject, "why": asked.why}
+    with engine.begin() as connection:
+        return connection.execute(
+            insert(OperatorAction)
+            .values(at=func.clock_timestamp(), **row)
+            .returning(OperatorAction.id)
+        ).scalar_one()
+
+
+def _end(engine: Engine, number: int, outcome: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            update(OperatorAction)
+            .where(OperatorAction.id == number)
+            .values(outcome=outcome, ended_at=func.clock_timestamp())
+        )
+
+
+async def _ask(client: AsyncClient, command: Command) -> str:
+    answer = await client.ask(command, TIMEOUT)
+    said = answer.model_dump(mode="json") if isinstance(answer, Unavailable) else answer
+    if not isinstance(said, dict):
+        return "unavailable: the workers answered what this version cannot read"
+    match said:
+        case {"outcome": "refused" | "unavailable" as how, "reason": reason}:
+            return f"{how}: {reason}"
+        case {"replayed": True}:
+            return "done: it was so already"
+        case {"counts": dict(counts)} if counts:
+            return "done: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+        case _:
+            return "done"
+
+
+def _queue(asked: Asked) -> str:
+    if asked.subject not in POLICIES:
+        raise _malformed(f"no dialer queue {asked.subject!r}; there are {', '.join(POLICIES)}")
+    return asked.subject
+
+
+def _assignment(asked: Asked) -> UUID:
+    try:
+        return UUID(asked.subject)
+    except ValueError:
+        raise _malformed(f"{asked.subject!r:.50} is no assignment's id") from None
+
+
+async def _pause(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    return await _ask(client, commands.pause(_queue(asked), asked.who, asked.why))
+
+
+async def _resume(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    return await _ask(client, commands.resume(_queue(asked), asked.who, asked.why))
+
+
+async def _drain(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    return await _all(client, [commands.pause(each, asked.who, asked.why) for each in POLICIES])
+
+
+async def _resume_all(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    return await _all(client, [commands.resume(each, asked.who, asked.why) for each in POLICIES])
+
+
+async def _all(client: AsyncClient, each: list[Command]) -> str:
+    outcomes = [await _ask(client, command) for command in each]
+    wrong = [outcome for outcome in outcomes if not outcome.startswith("done")]
+    return wrong[0] if wrong else "done"
+
+
+async def _rebuild(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    return _sent(await client.regenerate(_queue(asked)))
+
+
+async def _take_back(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    return await _ask(client, commands.take_back(_assignment(asked), asked.who, asked.why))
+
+
+async def _reassign(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    agent = asked.said.get("agent", "")
+    if not (agent.isascii() and agent.isdigit() and 1 <= int(agent[:12]) < 2**31):
+        raise _malformed("agent: the number of the agent who shall have the user")
+    return await _ask(
+        client, commands.reassign(_assignment(asked), int(agent), asked.who, asked.why)
+    )
+
+
+async def _repair(client: AsyncClient, _: Engine, __: Asked) -> str:
+    return await _ask(client, commands.repair())
+
+
+async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
+    if not (asked.subject.isascii() and asked.subject.isdigit()):
+        raise _malformed(f"{asked.subject!r:.50} is no dead letter's number")
+    number = int(asked.subject[:18])
+
+    def find() -> Letter | None:
+        with engine.connect() as connection:
+            return letter(connection, number)
+
+    found = await asyncio.to_thread(find)
+    if found is None:
+        raise _malformed(f"no dead letter {number}")
+    try:
+        task, args, kwargs = arguments(found)
+    except NotReplayable as error:
+        raise _malformed(str(error)) from None
+    sent = await client.send_again(task, args, kwargs, found.celery_queue or "maintenance")
+    if isinstance(sent, str):
+        name = sent
+
+        def mark() -> None:
+            with engine.begin() as connection:
+                mark_replayed(connection, number, name)
+
+        await asyncio.to_thread(mark)
+    return _sent(sent)
+
+
+def _sent(task: str | Unavailable) -> str:
+    if isinstance(task, Unavailable):
+        return f"unavailable: {task.reason}"
+    return f"done: sent as task {task}"
+
+
+def _malformed(detail: str) -> Problem:
+    return refused(HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, detail)
+
+
+def _of_queue(name: str) -> str:
+    return f"/queues/{name}"
+
+
+def _of_all(_: str) -> str:
+    return "/"
+
+
+def _of_assignment(name: str) -> str:
+    return f"/assignments/{name}"
+
+
+ACTS: dict[str, Act] = {
+    "pause": Act(
+        "Pause", "Nobody is handed out from it until it is resumed; holds go on.", _pause, _of_queue
+    ),
+    "resume": Act("Resume", "Users are handed out from it again.", _resume, _of_queue),
+    "rebuild": Act(
+        "Rebuild now",
+        "A new generation is built beside this one and published.",
+        _rebuild,
+        _of_queue,
+    ),
+    "drain": Act(
+        "Drain for maintenance",
+        "Every dialer queue is paused. It is drained once no hold is left.",
+        _drain,
+        _of_all,
+    ),
+    "resume_all": Act(
+        "Resume all", "Every dialer queue hands out users again.", _resume_all, _of_all
+    ),
+    "repair": Act(
+        "Repair",
+        "Entries are brought in line with holds, where findings are repairable. No hold changes.",
+        _repair,
+        _of_all,
+    ),
+    "take_back": Act(
+        "Release",
+        "The hold ends; the user is claimable at once. The agent's answer will be refused.",
+        _take_back,
+        _of_assignment,
+    ),
+    "reassign": Act(
+        "Give to another agent",
+        "The hold ends and another agent gets the user, if the user may still be called.",
+        _reassign,
+        _of_assignment,
+    ),
+    "replay": Act(
+        "Send again",
+        "The message is sent again, as it was, under a new id.",
+        _replay,
+        lambda name: f"/dead-letters/{name}",
+    ),
+}

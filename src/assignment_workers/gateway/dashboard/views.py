@@ -1,0 +1,289 @@
+"""What each page shows: its regions, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from assignment_workers.assignment import details, report
+from assignment_workers.assignment.dead_letters import letter, letters
+from assignment_workers.assignment.figures import Figures
+from assignment_workers.assignment.report import Report
+from assignment_workers.gateway.dashboard.schedule import Schedule
+from assignment_workers.gateway.latest import FRESH_SECONDS, Latest
+from assignment_workers.policy.queues import POLICIES
+
+T = TypeVar("T")
+
+SLOW_SECONDS = 5.0
+"""How old charts and estimates may be."""
+SERVICE_AT_MOST = 60.0
+"""How old a report of a day may be."""
+HOLDS = 50
+LISTED = 50
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where pages read."""
+
+    latest: Latest
+    schedule: Schedule
+
+    def now(self) -> Figures:
+        """The figures that most pages show."""
+        return self.latest.figures()
+
+    def read(
+        self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
+    ) -> T:
+        """See `Latest.read`."""
+        return self.latest.read(name, what, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class View:
+    """A page: its title, its regions (each a template `parts/NAME.html`), and its facts.
+
+    `read` gives None where there is no such thing.
+    """
+
+    title: str
+    regions: Sequence[str]
+    read: Callable[[Source], Facts | None]
+    actions: Sequence[str] = ()
+    subject: str = ""
+    charts: bool = False
+    place: Mapping[str, Any] = field(default_factory=dict)
+
+
+def overview() -> View:
+    """Everything at a glance."""
+
+    def read(source: Source) -> Facts:
+        now = source.now()
+        return {
+            "now": now,
+            "due": source.schedule.due(),
+            "holds": source.read("holds", lambda c: details.holds(c, limit=HOLDS)),
+            "agents": source.read("agent counts", details.agent_counts),
+            "races": source.read("races", lambda c: details.races(c, limit=5)),
+            "actions": source.read("actions", lambda c: details.actions(c, limit=5)),
+            "service": source.read("service", details.service, seconds=SLOW_SECONDS),
+            "minutes": source.read("minutes", details.minutes, seconds=SLOW_SECONDS),
+        }
+
+    return View(
+        "Overview",
+        (
+            "alarms",
+            "queues",
+            "levels",
+            "sequencer",
+            "agents_by_state",
+            "races_by_kind",
+            "holds",
+            "jobs",
+            "findings",
+            "actions",
+        ),
+        read,
+        actions=("drain", "resume_all", "repair"),
+        charts=True,
+    )
+
+
+def queue(name: str) -> View:
+    """A dialer queue."""
+
+    def read(source: Source) -> Facts | None:
+        found = next((each for each in source.now().queues if each.queue == name), None)
+        if found is None:
+            return None
+        generation = found.generation or 0
+        return {
+            "queue": found,
+            "due": source.schedule.due(),
+            "head": source.read(("head", name), lambda c: details.head(c, generation, limit=10)),
+            "waiting": source.read(
+                ("waiting", name), lambda c: details.waiting(c, generation, limit=10)
+            ),
+            "longest": source.read(
+                ("longest", name),
+                lambda c: details.longest(c, name, limit=10),
+                seconds=SLOW_SECONDS,
+            ),
+            "drains": source.read(
+                ("drains", name), lambda c: details.drains(c, name), seconds=SLOW_SECONDS
+            ),
+            "funnel": source.read(
+                ("funnel", name),
+                lambda c: details.funnel(c, POLICIES[name], source.now().at),
+                seconds=SLOW_SECONDS * 6,
+            )
+            if name in POLICIES and source.now().crm_up
+            else None,
+            "generations": source.read(
+                ("generations", name), lambda c: details.generations(c, name, limit=10)
+            ),
+        }
+
+    return View(
+        f"Dialer queue {name}",
+        ("queue", "funnel", "drains", "next_users", "generations"),
+        read,
+        actions=("pause", "resume", "rebuild"),
+        subject=name,
+    )
+
+
+def user(number: int) -> View:
+    """A user: ids and times only."""
+
+    def read(source: Source) -> Facts | None:
+        def ask(c: Connection) -> Facts:
+            return {
+                "user": details.user(c, number),
+                "places": details.user_places(c, number),
+                "assignments": details.user_assignments(c, number, limit=LISTED),
+                "events": details.user_events(c, number, limit=LISTED),
+            }
+
+        found: Facts = source.read(("user", number), ask)
+        return found if any(found.values()) else None
+
+    return View(f"User {number}", ("user", "assignments", "events"), read, place={"user": number})
+
+
+def agents() -> View:
+    """All agents."""
+
+    def read(source: Source) -> Facts:
+        return {
+            "agents": source.read("agent counts", details.agent_counts),
+            "list": source.read("agents", lambda c: details.agents(c, limit=500)),
+        }
+
+    return View("Agents", ("agents_by_state", "agents"), read)
+
+
+def agent(number: int) -> View:
+    """An agent."""
+
+    def read(source: Source) -> Facts | None:
+        def ask(c: Connection) -> Facts:
+            return {
+                "agent": details.agent(c, number),
+                "assignments": details.agent_assignments(c, number, limit=LISTED),
+            }
+
+        found: Facts = source.read(("agent", number), ask)
+        return found if found["agent"] else None
+
+    return View(f"Agent {number}", ("agent", "assignments"), read)
+
+
+def assignment(number: UUID) -> View:
+    """An assignment."""
+
+    def read(source: Source) -> Facts | None:
+        def ask(c: Connection) -> Facts:
+            found = details.assignment(c, number)
+            told = details.assignment_events(c, number, found["user_id"]) if found else []
+            return {"assignment": found, "events": told}
+
+        found: Facts = source.read(("assignment", number), ask)
+        return found if found["assignment"] else None
+
+    return View(
+        f"Assignment {number}",
+        ("assignment", "events"),
+        read,
+        actions=("take_back", "reassign"),
+        subject=str(number),
+    )
+
+
+def jobs() -> View:
+    """All jobs."""
+
+    def read(source: Source) -> Facts:
+        return {"now": source.now(), "due": source.schedule.due()}
+
+    return View("Jobs", ("jobs",), read)
+
+
+def job(name: str) -> View:
+    """A job."""
+
+    def read(source: Source) -> Facts | None:
+        runs = source.read(("job", name), lambda c: details.job_runs(c, name, limit=LISTED))
+        return {"runs": runs, "next": source.schedule.due().get(name)} if runs else None
+
+    return View(f"Job {name}", ("job",), read, place={"job": name})
+
+
+def races() -> View:
+    """The races met."""
+
+    def read(source: Source) -> Facts:
+        return {
+            "now": source.now(),
+            "races": source.read("all races", lambda c: details.races(c, limit=200)),
+        }
+
+    return View("Races", ("races_by_kind", "races"), read)
+
+
+def event(number: int) -> View:
+    """One event."""
+
+    def read(source: Source) -> Facts | None:
+        found = source.read(("event", number), lambda c: details.event(c, number))
+        return {"event": found} if found else None
+
+    return View(f"Event {number}", ("event",), read)
+
+
+def dead_letters() -> View:
+    """What could not be handled."""
+
+    def read(source: Source) -> Facts:
+        return {"letters": source.read("letters", letters)}
+
+    return View("Dead letters", ("dead_letters",), read)
+
+
+def dead_letter(number: int) -> View:
+    """One message that could not be handled."""
+
+    def read(source: Source) -> Facts | None:
+        found = source.read(("letter", number), lambda c: letter(c, number))
+        return {"letter": found} if found else None
+
+    return View(
+        f"Dead letter {number}",
+        ("dead_letter",),
+        read,
+        actions=("replay",),
+        subject=str(number),
+    )
+
+
+def service(since: datetime, name: str) -> View:
+    """The service levels of a period."""
+
+    def read(source: Source) -> Facts:
+        def ask(c: Connection) -> Report:
+            return report.report(c, since=since)
+
+        return {"report": source.read(("report", name), ask, seconds=SERVICE_AT_MOST)}
+
+    return View(f"Service levels, {name}", ("report",), read, place={"period": name})

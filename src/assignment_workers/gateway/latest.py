@@ -1,0 +1,69 @@
+"""What the database says now, read once for all who look at the same moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from assignment_workers.assignment.figures import Figures, figures
+from assignment_workers.gateway.problems import unavailable
+from assignment_workers.sequencer.term import APPLICATION
+
+T = TypeVar("T")
+
+FRESH_SECONDS = 0.9
+"""How old what is shown may be when it is read."""
+READS = 200
+"""Different reads that are remembered."""
+
+
+@dataclass
+class Latest:
+    """Reads of the database, each done at most once in its time, for any number of viewers.
+
+    For any thread. One who asks while another reads the same waits for that.
+    """
+
+    engine: Engine
+    clock: Callable[[], float] = time.monotonic
+    _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
+    _locks: dict[object, threading.Lock] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def figures(self) -> Figures:
+        """See `assignment.figures`."""
+        return self.read("figures", lambda each: figures(each, application=APPLICATION))
+
+    def read(
+        self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
+    ) -> T:
+        """What `what` reads, or read under this name less than `seconds` ago.
+
+        Raises `Problem` 503 where the database cannot answer.
+        """
+        with self._guard:
+            if len(self._locks) > READS:
+                self._locks.clear()
+                self._kept.clear()
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            at, found = self._kept.get(name, (float("-inf"), None))
+            if self.clock() - at >= seconds:
+                found = self._ask(what)
+                self._kept[name] = self.clock(), found
+            kept: T = found
+            return kept
+
+    def _ask(self, what: Callable[[Connection], T]) -> T:
+        try:
+            with self.engine.connect() as connection:
+                return what(connection)
+        except (DBAPIError, PoolTimeout) as error:
+            raise unavailable("the database cannot answer") from error

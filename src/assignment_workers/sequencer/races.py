@@ -1,0 +1,43 @@
+"""Races in the log and in the counters: what was met, who and whom it was about, what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from assignment_workers.assignment.turn import EventKind
+from assignment_workers.telemetry import RACES
+
+log = structlog.get_logger()
+
+
+def tell_race(event: Mapping[str, Any], *, term: int) -> None:
+    """A line named `ASSIGNMENT_RACE_CONDITION` for the event of a race that has been committed.
+
+    It has `agent_id`, `user_id`, `queue_entry_id` (generation/user), `error_code`, `kind` and
+    `done`, each `unknown` where it is not known, the `term`, and what else the event's details say.
+    Every line of the log has its `timestamp`.
+    """
+    details: dict[str, Any] = dict(event.get("details", {}))
+    kind = details.pop("kind")
+    RACES.labels(kind).inc()
+    user, generation = event.get("user_id"), event.get("generation_id")
+    log.warning(
+        EventKind.RACE.value,
+        kind=str(kind),
+        done=details.pop("done", "unknown"),
+        error_code=str(details.pop("error_code", kind)),
+        agent_id=_or_unknown(event.get("agent_id")),
+        user_id=_or_unknown(user),
+        queue_entry_id=f"{generation}/{user}" if user and generation else "unknown",
+        assignment_id=_or_unknown(event.get("assignment_id")),
+        queue=_or_unknown(event.get("queue")),
+        term=term,
+        **{name: value for name, value in details.items() if value is not None},
+    )
+
+
+def _or_unknown(value: object) -> object:
+    return "unknown" if value is None else str(value) if not isinstance(value, int) else value

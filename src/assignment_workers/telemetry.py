@@ -1,0 +1,92 @@
+"""What a process counts for Prometheus, and the door at which it is read.
+
+Names follow Prometheus' conventions: base units, `_total` for what only grows. Labels are bounded:
+names of tasks, outcomes and kinds of races are words of ours. Each process has a registry and,
+where it is asked for, an address of its own; nothing is shared between processes, so nothing can be
+left over by one that was killed. What stands in the database is told by the gateway
+(`gateway/metrics.py`): it is the same for every process.
+"""
+
+from __future__ import annotations
+
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    start_http_server,
+)
+
+from assignment_workers.errors import UsageError
+
+PREFIX = "assignment_workers"
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0, 300.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+
+REGISTRY = CollectorRegistry()
+for _each in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+    REGISTRY.register(_each)
+
+TASK_SECONDS = Histogram(
+    f"{PREFIX}_task_seconds",
+    "From the beginning of a task to its end.",
+    ["task"],
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+ANSWERS = Counter(
+    f"{PREFIX}_answers_total",
+    "Answers of tasks by outcome; a message of many requests has many.",
+    ["task", "outcome"],
+    registry=REGISTRY,
+)
+TOGETHER = Histogram(
+    f"{PREFIX}_requests_together",
+    "Requests and moves that one message carried.",
+    buckets=SIZES,
+    registry=REGISTRY,
+)
+TURN_SECONDS = Histogram(
+    f"{PREFIX}_turn_seconds",
+    "One transaction of the assignment queue, from its beginning to its commit.",
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+TURN_RETRIES = Counter(
+    f"{PREFIX}_turn_retries_total",
+    "Turns tried again because the database failed in a passing way.",
+    registry=REGISTRY,
+)
+RACES = Counter(
+    f"{PREFIX}_races_total", "Races met and resolved, by kind.", ["kind"], registry=REGISTRY
+)
+DEAD_LETTERS = Counter(
+    f"{PREFIX}_dead_letters_total",
+    "Messages that could not be handled and were kept.",
+    registry=REGISTRY,
+)
+TERM = Gauge(
+    f"{PREFIX}_sequencer_own_term",
+    "The term that this process leads; 0 while it does not.",
+    registry=REGISTRY,
+)
+
+
+def export(host: str, port: int) -> WSGIServer:
+    """Answer `GET /metrics` at this address from a thread of its own, until the process ends.
+
+    Raises `UsageError` for an address that cannot be had.
+    """
+    try:
+        server, _ = start_http_server(port, host, registry=REGISTRY)
+    except OSError as error:
+        raise UsageError(
+            f"ASSIGNMENT_WORKERS_METRICS_PORT={port}: {host} port {port} cannot be listened on: "
+            f"{error.strerror or error}; each process on a host needs a port of its own"
+        ) from None
+    return server
