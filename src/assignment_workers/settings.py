@@ -95,6 +95,14 @@ class Settings(BaseModel):
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS"
     )
     """How long a skipped user is not offered to anybody."""
+    callback_preferred: Seconds = Field(
+        timedelta(minutes=10), alias="ASSIGNMENT_WORKERS_CALLBACK_PREFERRED_SECONDS"
+    )
+    """How long after its time a callback is kept for the agent who promised it."""
+    callback_retry: Seconds = Field(
+        timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
+    )
+    """When a callback is tried again that nobody answered, or whose user may not be called now."""
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )

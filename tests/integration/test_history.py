@@ -108,9 +108,23 @@ def work(run: Run, database_url: str) -> None:
     run.regenerate(UNSIGNED)
     run.complete(run.held(2), "hung_up")
     run.release(run.held(7, None))
+    keep_promises(run)
     run.held(9, OUTSTANDING)
     run.build()
     assert run.value("SELECT count(*) FROM assignment.events WHERE kind = 'expired'") == 1, lapsing
+
+
+def keep_promises(run: Run) -> None:
+    """One callback is tried again and then kept, one is called off."""
+    for outcome in ("might_complete", "bad_number"):
+        run.complete(run.held(2), "call_back", callback_at=run.now + 5 * SECOND)
+        run.now += 5 * SECOND
+        if outcome == "might_complete":
+            retried = finish.Complete(owner(run.held(2)), "no_answer", retry=SECOND)
+            run.run(finish.finish, [retried])
+        back = run.held(2)
+        assert back.source == "callback"
+        run.complete(back, outcome)
 
 
 def breaches(run: Run, connection: Connection, **settings: Any) -> list[Breach]:
@@ -169,6 +183,7 @@ class Forger:
 
 
 A, R, E = "assignment.assignments", "assignment.requests", "assignment.events"
+PROMISED = f"id = (SELECT min(id) FROM {E} WHERE kind = 'callback_promised')"
 G, Q = "assignment.generations", "assignment.queues"
 HELD = "state = 'active'"
 THIS = "id = (SELECT id FROM assignment.assignments WHERE agent_id = 7)"
@@ -244,14 +259,22 @@ ROWS: list[tuple[Forgery, int, str]] = [
         "assignment was made under another term than its event",
     ),
     (
-        f"DELETE FROM {E} WHERE kind = 'callback_promised'",
+        f"DELETE FROM {E} WHERE {PROMISED}",
         10,
         "assignment was completed with a callback to come, and none was promised",
     ),
     (
-        f"UPDATE {E} SET at = at + interval '1 ms' WHERE kind = 'callback_promised'",
+        f"UPDATE {E} SET at = at + interval '1 ms' WHERE {PROMISED}",
         10,
         "assignment was completed with a callback to come, and none was promised",
+    ),
+    *(
+        (
+            f"DELETE FROM {E} WHERE kind = 'callback_{became}'",
+            10,
+            "assignment was the call of a callback, and what became of that is not told",
+        )
+        for became in ("kept", "postponed", "cancelled")
     ),
     (NEW, 11, "assignment was made without an event"),
     *(
@@ -411,8 +434,8 @@ EVENTS: list[tuple[Forgery, dict[int, int]]] = [
     (f"DELETE FROM {E} WHERE kind = 'generation_retired' AND generation_id = 1", {2: 1, 11: 1}),
     (f"DELETE FROM {E} WHERE kind = 'generation_failed'", {11: 1}),
     (f"DELETE FROM {E} WHERE kind IN ('queue_paused', 'queue_resumed')", {6: 1}),
-    (f"DELETE FROM {E} WHERE kind = 'queue_resumed'", {6: 4, 11: 1}),
-    (f"DELETE FROM {E} WHERE kind = 'skipped'", {1: 2, 4: 1, 7: 1, 11: 1}),
+    (f"DELETE FROM {E} WHERE kind = 'queue_resumed'", {6: 9, 11: 1}),
+    (f"DELETE FROM {E} WHERE kind = 'skipped'", {1: 2, 4: 3, 7: 1, 11: 1}),
     ("DELETE FROM assignment.entries WHERE generation_id = 2", {4: 2}),
     (f"UPDATE {Q} SET {LONG_AGO} WHERE name = 'unsigned_users'", {6: 5, 11: 1}),
     (

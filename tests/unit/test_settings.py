@@ -51,6 +51,12 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS": Variable(
         "skip_agent", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_CALLBACK_PREFERRED_SECONDS": Variable(
+        "callback_preferred", timedelta(minutes=10), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS": Variable(
+        "callback_retry", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
     "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": Variable(
         "skip_everyone", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, Protocol
+from uuid import UUID
 
 from sqlalchemy import BigInteger, Select, bindparam, exists, literal_column, select
 
 from assignment_workers.assignment.entries import READY
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.queues import Policy, reason_for
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment, Entry
+from assignment_workers.schema.tables import Assignment, Entry, Source
 
 INELIGIBLE_AT_MOST = 5_000
 """Ineligible entries that one transaction takes out: about 50 ms of work (benchmarks/claim.py)."""
@@ -36,6 +37,34 @@ class Candidate:
     user_id: int
     rank: int
     score: int
+    source: ClassVar = Source.QUEUE
+    source_id: ClassVar[UUID | None] = None
+    details: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def reason(self) -> str:
+        """Why they are to be called, for agents."""
+        return reason_for(self.score)
+
+
+class Found(Protocol):
+    """A user who may be handed out now, whatever the source."""
+
+    @property
+    def user_id(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def score(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def source(self) -> Source: ...
+    @property
+    def source_id(self) -> UUID | None: ...
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the event of the grant tells besides."""
 
 
 @dataclass

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from assignment_workers.assignment import after_call, entries
+from assignment_workers.assignment import after_call, callbacks, entries
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
 from assignment_workers.assignment.holds import CHANGE, NAMED, held
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
-from assignment_workers.policy.outcomes import OUTCOMES
-from assignment_workers.schema.tables import AssignmentState, EntryState
+from assignment_workers.policy.outcomes import OUTCOMES, Outcome
+from assignment_workers.schema.tables import AssignmentState, EntryState, Source
 from assignment_workers.settings import Settings
 
 
@@ -34,14 +34,16 @@ class Complete:
     """The call was made and this came of it.
 
     The assignment ends, the score and the time of the next call follow the outcome, a promised
-    callback is kept, the user leaves the published generations (guarantee 10). Refused, with
-    nothing changed: an unknown outcome, and a callback time or notes that it does not take so.
+    callback is written, the user leaves the published generations (guarantee 10). A callback that
+    the call was for is kept by it; or tried again after `retry`, once, if nobody answered. Refused,
+    with nothing changed: an unknown outcome, and a callback time or notes that it does not take so.
     """
 
     owner: Owner
     outcome: str
     notes: str | None = None
     callback_at: datetime | None = None
+    retry: timedelta = timedelta(minutes=15)
 
     becomes = AssignmentState.COMPLETED
 
@@ -93,7 +95,9 @@ def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
     """
     named = [move.owner.assignment_id for move in moves]
     found = turn.connection.execute(NAMED, {"named": named}).mappings()
-    work = _Finish(turn, {row["id"]: _Found(held(row), row["ended_as"]) for row in found})
+    work = _Finish(
+        turn, {row["id"]: _Found(held(row), row["ended_as"], row["source_id"]) for row in found}
+    )
     answers = [work.carry_out(move) for move in moves]
     work.write()
     return answers
@@ -128,10 +132,11 @@ def renew(turn: Turn, owner: Owner, *, settings: Settings) -> Finished | Refused
 
 @dataclass(frozen=True)
 class _Found:
-    """An assignment as it stands in this turn, and the outcome of its call."""
+    """An assignment as it stands in this turn, the outcome of its call, and what it is for."""
 
     hold: Held
     outcome: str | None
+    source_id: UUID | None
 
 
 @dataclass
@@ -143,7 +148,11 @@ class _Finish:
     """By assignment: what its row shall say."""
     places: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
+    promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """What becomes of those that the holds were for."""
+    unwilling: list[int] = field(default_factory=list)
+    """Users who are never offered again."""
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def carry_out(self, move: Move) -> Finished | Refused:
@@ -158,7 +167,9 @@ class _Finish:
                 return self._complete(move, hold)
             case Skip():
                 ended = self._end(move, hold)
-                self._settle(hold, EntryState.WAITING, until=self.turn.now + move.everyone)
+                until = self.turn.now + move.everyone
+                self._settle(hold, EntryState.WAITING, until=until)
+                self._was_called_back(hold, None, until)
             case Release():
                 ended = self._end(move, hold)
                 self._settle(hold, EntryState.READY)
@@ -167,13 +178,20 @@ class _Finish:
         return Finished(outcome=_WORDS[move.becomes], assignment=ended)
 
     def write(self) -> None:
-        """All that the moves change, in one statement."""
+        """All that the moves change, in one statement; callbacks that end or wait, in another."""
+        if self.callbacks:
+            self.events += callbacks.settle(self.turn, self.callbacks)
+        if self.unwilling:
+            self.events += callbacks.call_off(self.turn, self.unwilling, "opted_out")
+        if self.promises:
+            users = [row["user_id"] for row in self.promises]
+            self.events += callbacks.call_off(self.turn, users, "superseded")
         written = {
             "changed": list(self.changed.values()),
             "settled": self.places,
             # In the order in which every job locks score rows, or both could wait for each other.
             "scores": sorted(self.scores, key=lambda row: row["user_id"]),
-            "callbacks": self.callbacks,
+            "callbacks": self.promises,
             "events": self.turn.dated(self.events),
         }
         if any(written.values()):
@@ -234,12 +252,21 @@ class _Finish:
         self._settle(hold, EntryState.OUT, reason="completed")
         outcome = OUTCOMES[move.outcome]
         self.scores.append(after_call.score_row(self.turn, hold, outcome, move.callback_at))
+        self._was_called_back(hold, outcome, self.turn.now + move.retry)
+        if outcome.terminal:
+            self.unwilling.append(hold.user_id)
         if move.callback_at is not None:
             row = after_call.callback_row(self.turn, hold, outcome, move.callback_at)
-            self.callbacks.append(row)
+            self.promises.append(row)
             details = {"callback_id": row["id"], "scheduled_for": move.callback_at}
             self._tell(EventKind.CALLBACK_PROMISED, hold, details)
         return Finished(outcome="completed", assignment=ended)
+
+    def _was_called_back(self, hold: Held, outcome: Outcome | None, until: datetime) -> None:
+        source = self.found[hold.id].source_id
+        if hold.source == Source.CALLBACK and source is not None:
+            row = callbacks.after_move(hold, source, outcome=outcome, until=until)
+            self.callbacks.append(row)
 
     def _end(self, move: Complete | Skip | Release, hold: Held) -> Held:
         outcome, notes = (move.outcome, move.notes) if isinstance(move, Complete) else (None, None)
@@ -265,7 +292,7 @@ class _Finish:
         notes: str | None = None,
         ended_at: datetime | None = None,
     ) -> None:
-        self.found[becomes.id] = _Found(becomes, outcome)
+        self.found[becomes.id] = _Found(becomes, outcome, self.found[becomes.id].source_id)
         self.changed[becomes.id] = {
             "id": becomes.id,
             "state": becomes.state,

@@ -32,7 +32,7 @@ THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
 """The number of the running transaction, for `assignments.ended_xid`."""
 
 NAMED = (
-    select(*HELD_COLUMNS, Assignment.outcome.label("ended_as"))
+    select(*HELD_COLUMNS, Assignment.outcome.label("ended_as"), Assignment.source_id)
     .where(Assignment.id == any_(bindparam("named", type_=ARRAY(Uuid))))
     .order_by(Assignment.id)
     .with_for_update()

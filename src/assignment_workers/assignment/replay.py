@@ -34,6 +34,12 @@ class Fact(NamedTuple):
     generation_id: int | None
     rank: int | None = None
     lease_expires_at: datetime | None = None
+    source: str | None = None
+    """Of a grant that is for a callback or a missed call; None: from the dialer queue."""
+    source_id: str | None = None
+    scheduled_for: datetime | None = None
+    kept_for: int | None = None
+    """The agent whom a due callback was still kept for."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Replay:
         self._completed: dict[int, str] = {}
         """By user: their last completed assignment."""
         self._requests: set[str] = set()
+        self._done: set[str] = set()
+        """Callbacks that were kept or cancelled."""
         self._tellers: dict[str, Callable[[Fact], None]] = {
             EventKind.ASSIGNED: self._assigned,
             EventKind.COMPLETED: self._was_completed,
@@ -98,6 +106,9 @@ class Replay:
             EventKind.EXPIRED: self._expired,
             EventKind.RENEWED: self._renewed,
             EventKind.CALLBACK_PROMISED: self._promised,
+            EventKind.CALLBACK_KEPT: self._promise_ended,
+            EventKind.CALLBACK_POSTPONED: self._nothing,
+            EventKind.CALLBACK_CANCELLED: self._promise_ended,
             EventKind.TAKEN_OUT: self._taken_out,
             EventKind.CONVERTED: self._converted,
             EventKind.GENERATION_PUBLISHED: self._was_published,
@@ -208,8 +219,10 @@ class Replay:
         self._requests.add(request)
         if held := self._by_user.get(user):
             self._breach(1, fact, f"user {user} is held by agent {held.agent} and given to {agent}")
-        else:
+        elif fact.source is None:
             self._in_order(fact, user, agent)
+        else:
+            self._as_promised(fact, user, agent)
         if held := self._by_agent.get(agent):
             self._breach(1, fact, f"agent {agent} holds user {held.user} already")
         if fact.queue in self._paused:
@@ -238,6 +251,18 @@ class Replay:
             self._breach(4, fact, f"user {user} has rank {rank}, not {fact.rank}")
         elif better := board.passed_over(rank, not_for):
             self._breach(4, fact, f"user {better} has a better rank than user {user}")
+
+    def _as_promised(self, fact: Fact, user: int, agent: int) -> None:
+        """A grant that has no generation: for a callback, not before its time."""
+        not_for = self._not_for(agent, fact.at)
+        if user in not_for:
+            self._breach(4, fact, f"agent {agent} skipped user {user} at {not_for[user]}")
+        if fact.source_id in self._done:
+            self._breach(10, fact, f"{fact.source} {fact.source_id} had ended")
+        if fact.scheduled_for is not None and fact.at < fact.scheduled_for:
+            self._breach(10, fact, f"user {user} is called before {fact.scheduled_for}")
+        if fact.kept_for not in (None, agent):
+            self._breach(10, fact, f"user {user} is kept for agent {fact.kept_for}")
 
     def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
         """Whom the agent has skipped lately, and when: they are not offered to the agent again."""
@@ -287,6 +312,14 @@ class Replay:
     def _promised(self, fact: Fact) -> None:
         if fact.user_id is None or self._completed.get(fact.user_id) != fact.assignment_id:
             self._breach(10, fact, f"a callback for {fact.assignment_id}, which was not completed")
+
+    def _promise_ended(self, fact: Fact) -> None:
+        if fact.source_id is None:
+            self._breach(11, fact, f"{fact.kind}: no callback is named")
+            return
+        if fact.source_id in self._done:
+            self._breach(10, fact, f"callback {fact.source_id} ends twice")
+        self._done.add(fact.source_id)
 
     def _ended(self, fact: Fact) -> Hold | None:
         hold = self._owned(fact)

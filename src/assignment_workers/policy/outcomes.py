@@ -35,6 +35,10 @@ class Outcome:
     callback: bool = False
     """A callback time may be given."""
     needs_callback: bool = False
+    keeps: bool = True
+    """The call was one that the user was promised; without it nobody was reached."""
+    retried: bool = False
+    """A callback is tried once more where it came of it."""
     needs_notes: bool = False
 
 
@@ -47,10 +51,10 @@ OUTCOMES: dict[str, Outcome] = {
         Outcome("going_to_complete", 0, 72 * HOUR, success=True, callback=True),
         Outcome("might_complete", 2, 24 * HOUR, callback=True),
         Outcome("call_back", 0, 24 * HOUR, success=True, callback=True, needs_callback=True),
-        Outcome("no_answer", 1, 4 * HOUR),
+        Outcome("no_answer", 1, 4 * HOUR, keeps=False, retried=True),
         Outcome("missed_call", 0, 0 * HOUR, callback=True, needs_callback=True),
         Outcome("hung_up", 2, 4 * HOUR),
-        Outcome("bad_number", 50, 672 * HOUR),
+        Outcome("bad_number", 50, 672 * HOUR, keeps=False),
         Outcome("no_claim", 200, 0 * HOUR, terminal=True, capped=True),
         Outcome("not_interested", 100, 672 * HOUR),
         Outcome("do_not_contact", 200, 0 * HOUR, terminal=True, capped=True, needs_notes=True),

@@ -45,13 +45,19 @@ class Policy:
 
     def belongs(self) -> ColumnElement[bool]:
         """True for a user whose place is this dialer queue by their facts, now or once rested."""
-        return and_(
-            *(
-                rule.holds
-                for rule in self.rules
-                if rule.kind is not Kind.RESTING and rule.name not in _OF_THE_SCORE_ROW
-            )
-        )
+        return and_(*(rule.holds for rule in self._of_the_facts()))
+
+    def out_of_place(self) -> ColumnElement[str | None]:
+        """The name of the first rule that keeps a user out of this dialer queue by their facts."""
+        broken = ((~rule.holds, word(rule.name)) for rule in self._of_the_facts())
+        return case(*broken, else_=null())
+
+    def _of_the_facts(self) -> list[Rule]:
+        return [
+            rule
+            for rule in self.rules
+            if rule.kind is not Kind.RESTING and rule.name not in _OF_THE_SCORE_ROW
+        ]
 
     def converted(self) -> ColumnElement[bool]:
         """True for a user of this pool who reached what the dialer queue is for.
@@ -70,7 +76,7 @@ class Policy:
 _OF_THE_SCORE_ROW = {"in_other_queue", "inactive"}
 
 _PERSON = (rules.IN_CRM, rules.ENABLED, rules.NOT_TERMINAL, rules.CLAIM_ALIVE)
-_TIMES = (rules.ACTIVE, rules.RESTED, rules.SETTLED)
+_TIMES = (rules.ACTIVE, rules.UNPROMISED, rules.RESTED, rules.SETTLED)
 
 UNSIGNED_USERS = Policy(
     queue="unsigned_users",
@@ -101,6 +107,12 @@ def place_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
     Null for none. The first that fits wins.
     """
     return case(*((policy.belongs(), word(policy.queue)) for policy in policies), else_=null())
+
+
+def off_for_good(rule: str) -> bool:
+    """Whether a broken rule of this name ends what was promised: opted out, or converted."""
+    found = {each.name: each.kind for policy in POLICIES.values() for each in policy.rules}
+    return rule == rules.NOT_TERMINAL.name or found.get(rule) is Kind.CONVERTED
 
 
 def reason_for(score: int) -> str:

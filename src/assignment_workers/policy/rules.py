@@ -29,7 +29,7 @@ from sqlalchemy import (
 from assignment_workers.policy.outcomes import TERMINAL
 from assignment_workers.schema.base import NaiveInstant, word
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
-from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.dialer import Callback, UserCallScore
 from assignment_workers.schema.tables import Assignment
 
 NOW = bindparam("now", type_=NaiveInstant)
@@ -136,6 +136,18 @@ UNSIGNED = Rule("signed", not_(_signed()), Kind.CONVERTED)
 SIGNED = Rule("unsigned", _signed(), Kind.BARRED)
 WANTING = Rule("requirements_completed", _wanting(), Kind.CONVERTED)
 ACTIVE = Rule("inactive", UserCallScore.is_active.is_(True), Kind.BARRED)
+UNPROMISED = Rule(
+    "promised",
+    not_(
+        exists(
+            select(1)
+            .select_from(Callback)
+            .where(Callback.user_id == CrmUser.id, Callback.status == word("pending"))
+        )
+    ),
+    Kind.RESTING,
+)
+"""Whoever was promised a callback is called for it, never earlier through the queue (hazard C9)."""
 RESTED = Rule(
     "cooling_down",
     or_(UserCallScore.next_call_after.is_(None), UserCallScore.next_call_after <= NOW),

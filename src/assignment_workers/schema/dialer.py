@@ -66,7 +66,11 @@ class UserCallScore(DialerBase):
 
 
 class Callback(DialerBase):
-    """A promise to call a user at a time."""
+    """A promise to call a user at a time: pending until it is kept or cancelled; one for a user.
+
+    It stays pending while an assignment holds the user for it. `assigned`, which the original wrote
+    then, is not written.
+    """
 
     __tablename__ = "callbacks"
     __table_args__ = (
@@ -76,6 +80,18 @@ class Callback(DialerBase):
         Index(None, "assigned_to_agent_id", "status"),
         Index(None, "user_id", "status"),
         Index(None, "queue_type", "scheduled_for", "status"),
+        Index(
+            "uq_callbacks_pending_user",
+            "user_id",
+            unique=True,
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_callbacks_pending",
+            "scheduled_for",
+            "user_id",
+            postgresql_where=text("status = 'pending'"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
@@ -94,6 +110,8 @@ class Callback(DialerBase):
     retry_count: Mapped[int] = mapped_column(server_default="0")
     max_retries: Mapped[int] = mapped_column(server_default="1")
     last_attempt_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    """Ours: not offered before, where it is later than `scheduled_for`."""
     created_by_agent_id: Mapped[int | None]
     created_by_source: Mapped[str] = mapped_column(server_default="agent")
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)

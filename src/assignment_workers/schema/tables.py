@@ -179,6 +179,7 @@ class Assignment(Base):
     __table_args__ = (
         one_of("state", AssignmentState),
         one_of("source", Source),
+        CheckConstraint("(source = 'queue') = (source_id IS NULL)", name="source_id"),
         CheckConstraint("(state = 'active') = (ended_at IS NULL)", name="ended"),
         CheckConstraint("(state = 'active') = (ended_xid IS NULL)", name="ended_xid"),
         CheckConstraint("(state = 'completed') = (outcome IS NOT NULL)", name="outcome"),
@@ -220,6 +221,8 @@ class Assignment(Base):
     agent_id: Mapped[int]
     queue: Mapped[str] = mapped_column(ForeignKey(DialerQueue.name))
     source: Mapped[str] = mapped_column(server_default=Source.QUEUE)
+    source_id: Mapped[UUID | None]
+    """The callback or missed call that it is for."""
     generation_id: Mapped[int | None] = mapped_column(ForeignKey(Generation.id))
     rank: Mapped[int] = mapped_column(BigInteger)
     score: Mapped[int]

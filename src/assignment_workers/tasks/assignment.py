@@ -146,7 +146,13 @@ class FinishBody(BaseModel):
         owner = finish.Owner(self.assignment_id, self.agent_id, self.version)
         match self.move:
             case "complete":
-                return finish.Complete(owner, self.outcome or "", self.notes, self.callback_at)
+                return finish.Complete(
+                    owner,
+                    self.outcome or "",
+                    self.notes,
+                    self.callback_at,
+                    settings.callback_retry,
+                )
             case "skip":
                 return finish.Skip(owner, settings.skip_everyone)
             case "release":
@@ -203,9 +209,9 @@ def complete(
 ) -> FinishAnswer:
     """End the agent's hold with the outcome of the call."""
     owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(
-        lambda turn: finish.complete(turn, owner, outcome, notes=notes, callback_at=callback_at)
-    )
+    retry = task.of.settings.callback_retry
+    move = finish.Complete(owner, outcome, notes, callback_at, retry)
+    return task.line.run(lambda turn: finish.finish(turn, [move])[0])
 
 
 def skip(
