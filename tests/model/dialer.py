@@ -82,12 +82,19 @@ class Person:
         reasons = {
             "in_other_queue": self.queue != queue,
             "inactive": not self.is_active,
-            "promised": self.is_promised(),
             "cooling_down": rests,
             "too_new": self.score > 0 and self.created_at > now - 2 * HOUR,
+            "promised": self.is_promised(),
         }
         later = next((reason for reason, is_so in reasons.items() if is_so), None)
         return self.barred(queue) or later
+
+    def rests_until(self, queue: str, now: datetime) -> datetime | None:
+        """When the times of who breaks no other rule have passed; None for whoever does."""
+        if self.broken(queue, now) not in {"cooling_down", "too_new"}:
+            return None
+        settled = self.created_at + 2 * HOUR if self.score > 0 else now
+        return max(settled, self.next_call_after or now)
 
     def has_converted(self) -> bool:
         if self.queue == UNSIGNED:

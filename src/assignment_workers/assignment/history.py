@@ -131,6 +131,7 @@ _FACTS = (
         Event.generation_id,
         Event.details["rank"].as_integer(),
         Event.details["lease_expires_at"].as_string().cast(Instant),
+        Event.details["until"].as_string().cast(Instant),
         Event.details["source"].as_string(),
         func.coalesce(
             Event.details["source_id"].as_string(), Event.details["callback_id"].as_string()

@@ -9,6 +9,7 @@ import typer
 from assignment_workers.cli import (
     agent,
     dead_letters,
+    explain,
     operator,
     proof,
     report,
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (stack, agent, operator, report, proof):
+for module in (stack, agent, operator, explain, report, proof):
     module.add_to(app)
 app.add_typer(schema.app, name="schema")
 app.add_typer(dead_letters.app, name="dead-letters")
