@@ -115,6 +115,11 @@ beat_schedule = {
         "kwargs": {"trigger": "hourly"},
         "options": {"expires": 3000},
     },
+    "match missed calls": {
+        "task": "missed_calls.match",
+        "schedule": 60.0,
+        "options": {"expires": 60},
+    },
     "clean conversions": {
         "task": "queue.clean_conversions",
         "schedule": crontab(minute="0,10"),

@@ -103,6 +103,10 @@ class Settings(BaseModel):
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
     )
     """When a callback is tried again that nobody answered, or whose user may not be called now."""
+    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
+        "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
+    )
+    """Where a phone number without a country code is from: two capital letters."""
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )

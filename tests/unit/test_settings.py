@@ -57,6 +57,9 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS": Variable(
         "callback_retry", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_PHONE_REGION": Variable(
+        "phone_region", "GB", "DE", "DE", ("de", "DEU", "44")
+    ),
     "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": Variable(
         "skip_everyone", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),

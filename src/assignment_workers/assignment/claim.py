@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, exists, select
 
-from assignment_workers.assignment import callbacks, entries, ledger
+from assignment_workers.assignment import callbacks, entries, ledger, missed_calls
 from assignment_workers.assignment.answers import (
     Assigned,
     Code,
@@ -24,8 +24,8 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
-from assignment_workers.assignment.callbacks import Due
 from assignment_workers.assignment.candidates import Enough, Found, Head
+from assignment_workers.assignment.due import Due, Kind
 from assignment_workers.assignment.empty import Why
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.holds import ACTIVE
@@ -95,7 +95,8 @@ class _Claim:
     """By agent: the active assignment, those made in this turn included."""
     made: list[dict[str, Any]] = field(default_factory=list)
     """The rows of the new assignments."""
-    callbacks_are_due: bool = False
+    due: list[Kind] = field(default_factory=list)
+    """What comes before the dialer queues and has somebody due, in its order."""
 
     def decide(self) -> dict[Request, RequestAnswer]:
         """Their answers, kept in this transaction; those that need another turn are absent."""
@@ -119,7 +120,14 @@ class _Claim:
         """How the dialer queues stand once lapsed holds have ended and who waited is back."""
         now = self.turn.now
         rows = self.turn.connection.execute(_PLACES, {"instant": now, "now": now}).all()
-        self.callbacks_are_due = any(row.promised for row in rows)
+        self.due = [
+            kind
+            for is_due, kind in (
+                (any(row.promised for row in rows), callbacks.CALLBACKS),
+                (any(row.missed for row in rows), missed_calls.MISSED_CALLS),
+            )
+            if is_due
+        ]
         ended = expire(self.turn) if any(row.lapsed for row in rows) else set()
         self.holds = {
             request.agent_id: asker.hold
@@ -174,14 +182,14 @@ class _Claim:
             del free[agent]
         taken: set[int] = set()
         heads = self._heads(len(free) + sum(map(len, free.values())), taken)
-        due = Due(self.turn, self.policies, self.settings, taken)
+        due = [Due(kind, self.turn, self.policies, self.settings, taken) for kind in self.due]
         try:
             for request, allowed in open_requests.items():
                 if request.agent_id in self.holds:
                     answers[request] = Assigned(
                         assignment=self.holds[request.agent_id], replayed=True
                     )
-                elif hold := self._promised(request, allowed, due) or self._best(
+                elif hold := self._longest_due(request, allowed, due) or self._best(
                     request, allowed, heads
                 ):
                     answers[request] = Assigned(assignment=hold)
@@ -189,7 +197,8 @@ class _Claim:
                     without.append(request)
         except Enough:
             pass  # who is not answered yet gets another turn; what was found ineligible is out
-        due.put_aside()
+        for each in due:
+            each.put_aside()
         self._put_out(heads)
         why = Why(self.turn, self.policies, [row["user_id"] for row in self.made])
         for request in without:
@@ -198,12 +207,16 @@ class _Claim:
             )
         return answers
 
-    def _promised(self, request: Request, allowed: Sequence[str], due: Due) -> Held | None:
-        if not self.callbacks_are_due:
-            return None
-        queues = [name for name in allowed if name in self.places and not self.places[name].paused]
-        found = due.take(request.agent_id, queues, self.askers[request].skipped)
-        return self._hold(request, found.queue, found) if found else None
+    def _longest_due(
+        self, request: Request, allowed: Sequence[str], due: Sequence[Due]
+    ) -> Held | None:
+        places = self.places
+        queues = [each for each in allowed if each in places and not places[each].paused]
+        for kind in due:
+            found = kind.take(request.agent_id, queues, self.askers[request].skipped)
+            if found:
+                return self._hold(request, found.queue, found)
+        return None
 
     def _best(
         self, request: Request, allowed: Sequence[str], heads: Mapping[str, Head]
@@ -335,6 +348,7 @@ _PLACES = select(
         )
     ).label("lapsed"),
     callbacks.ANY_DUE.label("promised"),
+    missed_calls.ANY_DUE.label("missed"),
 ).outerjoin(
     Generation,
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),

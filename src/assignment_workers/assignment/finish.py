@@ -6,12 +6,12 @@ Cost: one read and one write for any number of moves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from assignment_workers.assignment import after_call, callbacks, entries
+from assignment_workers.assignment import after_call, callbacks, entries, missed_calls
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
 from assignment_workers.assignment.holds import CHANGE, NAMED, held
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
@@ -94,10 +94,11 @@ def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
     database propagate; then nothing is committed.
     """
     named = [move.owner.assignment_id for move in moves]
-    found = turn.connection.execute(NAMED, {"named": named}).mappings()
-    work = _Finish(
-        turn, {row["id"]: _Found(held(row), row["ended_as"], row["source_id"]) for row in found}
-    )
+    found: dict[UUID, _Found] = {}
+    for row in turn.connection.execute(NAMED, {"named": named}).mappings():
+        also = (row["ended_as"], row["source_id"], row["has_missed_calls"])
+        found[row["id"]] = _Found(held(row), *also)
+    work = _Finish(turn, found)
     answers = [work.carry_out(move) for move in moves]
     work.write()
     return answers
@@ -137,6 +138,8 @@ class _Found:
     hold: Held
     outcome: str | None
     source_id: UUID | None
+    has_missed_calls: bool
+    """Of the user: pending ones."""
 
 
 @dataclass
@@ -151,6 +154,11 @@ class _Finish:
     promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     """What becomes of those that the holds were for."""
+    followed_up: list[int] = field(default_factory=list)
+    """Users who were spoken to and have missed calls."""
+    called_back: list[UUID] = field(default_factory=list)
+    skipped_calls: list[dict[str, Any]] = field(default_factory=list)
+    """Missed calls."""
     unwilling: list[int] = field(default_factory=list)
     """Users who are never offered again."""
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -181,6 +189,10 @@ class _Finish:
         """All that the moves change, in one statement; callbacks that end or wait, in another."""
         if self.callbacks:
             self.events += callbacks.settle(self.turn, self.callbacks)
+        if self.followed_up or self.called_back:
+            self.events += missed_calls.follow_up(self.turn, self.followed_up, self.called_back)
+        if self.skipped_calls:
+            missed_calls.wait(self.turn, self.skipped_calls)
         if self.unwilling:
             self.events += callbacks.call_off(self.turn, self.unwilling, "opted_out")
         if self.promises:
@@ -267,6 +279,13 @@ class _Finish:
         if hold.source == Source.CALLBACK and source is not None:
             row = callbacks.after_move(hold, source, outcome=outcome, until=until)
             self.callbacks.append(row)
+        if hold.source == Source.MISSED_CALL and source is not None:
+            if outcome is None:
+                self.skipped_calls.append({"id": source, "until": until})
+            else:
+                self.called_back.append(source)
+        if outcome is not None and outcome.keeps and self.found[hold.id].has_missed_calls:
+            self.followed_up.append(hold.user_id)
 
     def _end(self, move: Complete | Skip | Release, hold: Held) -> Held:
         outcome, notes = (move.outcome, move.notes) if isinstance(move, Complete) else (None, None)
@@ -292,7 +311,7 @@ class _Finish:
         notes: str | None = None,
         ended_at: datetime | None = None,
     ) -> None:
-        self.found[becomes.id] = _Found(becomes, outcome, self.found[becomes.id].source_id)
+        self.found[becomes.id] = replace(self.found[becomes.id], hold=becomes, outcome=outcome)
         self.changed[becomes.id] = {
             "id": becomes.id,
             "state": becomes.state,

@@ -134,7 +134,9 @@ _FACTS = (
         Event.details["until"].as_string().cast(Instant),
         Event.details["source"].as_string(),
         func.coalesce(
-            Event.details["source_id"].as_string(), Event.details["callback_id"].as_string()
+            Event.details["source_id"].as_string(),
+            Event.details["callback_id"].as_string(),
+            Event.details["missed_call_id"].as_string(),
         ),
         Event.details["scheduled_for"].as_string().cast(Instant),
         Event.details["kept_for"].as_integer(),

@@ -64,7 +64,11 @@ class Hold:
     lease_until: datetime
 
 
-OUTSIDE_THE_LINE = {EventKind.GENERATION_FAILED, EventKind.RACE}
+OUTSIDE_THE_LINE = {
+    EventKind.GENERATION_FAILED,
+    EventKind.MISSED_CALL_FOR_OPERATOR,
+    EventKind.RACE,
+}
 """What may be recorded under no term: it changes nothing of who may be handed out."""
 
 
@@ -100,7 +104,7 @@ class Replay:
         """By user: their last completed assignment."""
         self._requests: set[str] = set()
         self._done: set[str] = set()
-        """Callbacks that were kept or cancelled."""
+        """Callbacks and missed calls that have ended."""
         self._tellers: dict[str, Callable[[Fact], None]] = {
             EventKind.ASSIGNED: self._assigned,
             EventKind.COMPLETED: self._was_completed,
@@ -112,6 +116,9 @@ class Replay:
             EventKind.CALLBACK_KEPT: self._promise_ended,
             EventKind.CALLBACK_POSTPONED: self._nothing,
             EventKind.CALLBACK_CANCELLED: self._promise_ended,
+            EventKind.MISSED_CALL_FOLLOWED_UP: self._promise_ended,
+            EventKind.MISSED_CALL_CANCELLED: self._promise_ended,
+            EventKind.MISSED_CALL_FOR_OPERATOR: self._promise_ended,
             EventKind.TAKEN_OUT: self._taken_out,
             EventKind.PUT_OFF: self._put_off,
             EventKind.CONVERTED: self._converted,
@@ -319,10 +326,10 @@ class Replay:
 
     def _promise_ended(self, fact: Fact) -> None:
         if fact.source_id is None:
-            self._breach(11, fact, f"{fact.kind}: no callback is named")
+            self._breach(11, fact, f"{fact.kind}: nothing is named that ended")
             return
         if fact.source_id in self._done:
-            self._breach(10, fact, f"callback {fact.source_id} ends twice")
+            self._breach(10, fact, f"{fact.kind}: {fact.source_id} ends twice")
         self._done.add(fact.source_id)
 
     def _ended(self, fact: Fact) -> Hold | None:

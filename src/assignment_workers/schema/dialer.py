@@ -119,13 +119,34 @@ class Callback(DialerBase):
 
 
 class MissedCall(DialerBase):
-    """An inbound call that nobody took."""
+    """An inbound call that nobody took.
+
+    pending → followed_up, cancelled, or for_operator: an unknown caller, or one not to be called.
+    """
 
     __tablename__ = "missed_calls"
     __table_args__ = (
         Index(None, "status", "missed_at"),
         Index(None, "assigned_to_agent_id"),
         Index(None, "phone_number"),
+        Index(None, "twilio_call_sid"),
+        Index(
+            "uq_missed_calls_pending_call",
+            "twilio_call_sid",
+            unique=True,
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_missed_calls_pending",
+            "missed_at",
+            "id",
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_missed_calls_pending_user",
+            "user_id",
+            postgresql_where=text("status = 'pending'"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
@@ -141,6 +162,8 @@ class MissedCall(DialerBase):
     assigned_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
     twilio_call_sid: Mapped[str | None]
     session_id: Mapped[str | None]
+    available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    """Ours: not offered before, where it was skipped."""
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
 

@@ -16,6 +16,7 @@ from assignment_workers.assignment import convert, jobs, levels, purge
 from assignment_workers.assignment.age import age_scores
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
+from assignment_workers.assignment.missed_calls import match
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
@@ -97,6 +98,12 @@ def tend(task: DoorTask) -> Any:
         return {"publications": len(waiting), "purged": purged["generations"]}
 
     return _told(_job(task, "generation.tend", work))
+
+
+def match_missed_calls(task: DoorTask) -> Any:
+    """Find the user of each missed call that names none, or keep it for an operator."""
+    settings = task.of.settings
+    return _told(_job(task, "missed_calls.match", lambda given: match(given, settings)))
 
 
 def clean_conversions(task: DoorTask) -> Any:
@@ -193,6 +200,7 @@ def register(app: App) -> None:
     door(app, "queue.regenerate", regenerate_queue)
     door(app, "queue.check_levels", check_levels)
     door(app, "generation.tend", tend)
+    door(app, "missed_calls.match", match_missed_calls)
     door(app, "queue.clean_conversions", clean_conversions)
     door(app, "queue.clean_daily", clean_daily)
     door(app, "scores.age", age)
