@@ -13,6 +13,7 @@ from assignment_workers.assignment.answers import Assigned, Empty, Finished, Hel
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.pause import pause
+from assignment_workers.assignment.status import status
 from assignment_workers.policy.queues import POLICIES
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
 
@@ -312,7 +313,7 @@ def test_hazard_b13_a_callback_and_the_queue_never_hand_out_one_user_twice(world
     held = world.held(1)
     world.execute(
         "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
-        " VALUES (:user, timezone('UTC', now() - interval '1 hour'), gen_random_uuid())",
+        " VALUES (:user, timezone('UTC', now() - interval '1 minute'), gen_random_uuid())",
         user=held.user_id,
     )
     assert given(world, 2) == (2, "queue")
@@ -349,6 +350,28 @@ def test_many_more_callbacks_than_one_read_takes_are_all_handed_out_oldest_first
     assert {hold.source for hold in holds[:-1]} == {"callback"}
     assert len(world.events("callback_postponed")) == 100
     unbroken(world)
+
+
+def test_an_overdue_callback_is_seen_in_the_status_and_by_the_doctor(world: World) -> None:
+    overdue = "no callback is overdue by more than an hour"
+
+    def due() -> tuple[int, int]:
+        with world.engine.connect() as connection:
+            found = status(connection, application="test").due
+        assert (found.oldest_overdue is not None) == (found.callbacks_overdue > 0)
+        return found.callbacks_pending, found.callbacks_overdue
+
+    world.execute(
+        "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id) VALUES"
+        " (1, timezone('UTC', now() - interval '9 minutes'), gen_random_uuid())"
+    )
+    assert (due(), world.unhealthy()) == ((1, 0), [])
+    world.execute("UPDATE callbacks SET scheduled_for = scheduled_for - interval '2 minutes'")
+    assert (due(), world.unhealthy()) == ((1, 1), [])
+    world.execute("UPDATE callbacks SET scheduled_for = scheduled_for - interval '1 hour'")
+    assert (due(), world.unhealthy()) == ((1, 1), [overdue])
+    world.complete(world.held(1), "might_complete")
+    assert (due(), world.unhealthy()) == ((0, 0), [])
 
 
 def test_a_claim_costs_no_statement_more_where_no_callback_is_due(world: World) -> None:

@@ -11,11 +11,12 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from assignment_workers.assignment import after_call, callbacks, entries, missed_calls
+from assignment_workers.assignment import after_call, callbacks, convert, entries, missed_calls
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
 from assignment_workers.assignment.holds import CHANGE, NAMED, held
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
 from assignment_workers.policy.outcomes import OUTCOMES, Outcome
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AssignmentState, EntryState, Source
 from assignment_workers.settings import Settings
 
@@ -159,6 +160,8 @@ class _Finish:
     called_back: list[UUID] = field(default_factory=list)
     skipped_calls: list[dict[str, Any]] = field(default_factory=list)
     """Missed calls."""
+    perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
+    """By dialer queue: users whose facts are to be looked at once their holds have ended."""
     unwilling: list[int] = field(default_factory=list)
     """Users who are never offered again."""
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -208,6 +211,8 @@ class _Finish:
         }
         if any(written.values()):
             self.turn.connection.execute(_WRITE, written)
+        for queue, users in self.perhaps_converted.items():
+            convert.remove_converted(self.turn, POLICIES[queue], users, policies=POLICIES)
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
         """The active assignment that is meant; the earlier answer if this was done; or why not."""
@@ -265,6 +270,8 @@ class _Finish:
         outcome = OUTCOMES[move.outcome]
         self.scores.append(after_call.score_row(self.turn, hold, outcome, move.callback_at))
         self._was_called_back(hold, outcome, self.turn.now + move.retry)
+        if outcome.converts and hold.queue in POLICIES:
+            self.perhaps_converted.setdefault(hold.queue, []).append(hold.user_id)
         if outcome.terminal:
             self.unwilling.append(hold.user_id)
         if move.callback_at is not None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, case, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
@@ -26,6 +27,7 @@ from assignment_workers.schema.tables import (
 )
 
 COUNTED_AT_MOST = 100_000
+OVERDUE = timedelta(minutes=10)
 
 
 class QueueStatus(BaseModel):
@@ -77,11 +79,27 @@ class SequencerStatus(BaseModel):
     probe_seconds: float | None
 
 
+class DueStatus(BaseModel):
+    """Calls that come before the dialer queues.
+
+    A callback is overdue ten minutes after its time, when anybody may have it; `oldest_overdue` is
+    the time that was promised.
+    """
+
+    callbacks_pending: int
+    callbacks_overdue: int
+    oldest_overdue: datetime | None
+    missed_calls_pending: int
+    oldest_missed_call: datetime | None
+    missed_calls_for_operator: int
+
+
 class Status(BaseModel):
     """Everything at a glance, at `at` by the database's clock."""
 
     at: datetime
     queues: list[QueueStatus]
+    due: DueStatus
     holds: list[Held]
     jobs: list[JobStatus]
     sequencer: SequencerStatus
@@ -97,6 +115,7 @@ def status(connection: Connection, *, application: str) -> Status:
     return Status(
         at=now,
         queues=_queues(connection),
+        due=DueStatus(**connection.execute(_DUE, {"late": now - OVERDUE}).mappings().one()),
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
         jobs=_jobs(connection),
         sequencer=sequencer_status(connection, application=application),
@@ -178,7 +197,7 @@ def _jobs(connection: Connection) -> list[JobStatus]:
             JobRun.counts,
             JobRun.error,
         )
-        .distinct(JobRun.job, JobRun.queue)
+        .ext(distinct_on(JobRun.job, JobRun.queue))
         .order_by(JobRun.job, JobRun.queue, JobRun.id.desc())
     ).mappings()
     return [JobStatus(**row) for row in rows]
@@ -206,6 +225,24 @@ _QUEUES = (
         Generation, (Generation.queue == DialerQueue.name) & (Generation.state == PUBLISHED_STATE)
     )
     .order_by(case((DialerQueue.name == "unsigned_users", 0), else_=1), DialerQueue.name)
+)
+_DUE = text(
+    """
+    SELECT c.*, m.*
+    FROM (
+        SELECT count(*) AS callbacks_pending,
+            count(*) FILTER (WHERE scheduled_for <= timezone('UTC', :late)) AS callbacks_overdue,
+            min(scheduled_for) FILTER (WHERE scheduled_for <= timezone('UTC', :late))
+                AT TIME ZONE 'UTC' AS oldest_overdue
+        FROM public.callbacks WHERE status = 'pending'
+    ) AS c, (
+        SELECT count(*) FILTER (WHERE status = 'pending') AS missed_calls_pending,
+            min(missed_at) FILTER (WHERE status = 'pending') AT TIME ZONE 'UTC'
+                AS oldest_missed_call,
+            count(*) FILTER (WHERE status = 'for_operator') AS missed_calls_for_operator
+        FROM public.missed_calls WHERE status IN ('pending', 'for_operator')
+    ) AS m
+    """
 )
 _HOLDS = (
     select(*HELD_COLUMNS)

@@ -138,6 +138,13 @@ def _show(found: Status) -> None:
             for each in found.queues
         ],
     )
+    due = found.due
+    since = f", the oldest since {due.oldest_overdue:%m-%d %H:%M:%SZ}" if due.oldest_overdue else ""
+    typer.echo(
+        f"Callbacks pending: {due.callbacks_pending}, overdue {due.callbacks_overdue}{since}; "
+        f"missed calls pending: {due.missed_calls_pending}, "
+        f"for an operator {due.missed_calls_for_operator}"
+    )
     as_table(
         "Active assignments (the first to lapse first)",
         ["agent", "user", "queue", "since", "lease left", "assignment"],

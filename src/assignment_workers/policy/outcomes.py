@@ -37,6 +37,8 @@ class Outcome:
     needs_callback: bool = False
     keeps: bool = True
     """The call was one that the user was promised; without it nobody was reached."""
+    converts: bool = False
+    """What the dialer queue is for may have been reached by the call: the facts are looked at."""
     retried: bool = False
     """A callback is tried once more where it came of it."""
     needs_notes: bool = False
@@ -47,7 +49,7 @@ HOUR = timedelta(hours=1)
 OUTCOMES: dict[str, Outcome] = {
     outcome.name: outcome
     for outcome in (
-        Outcome("completed_form", 0, 24 * HOUR, success=True, capped=True),
+        Outcome("completed_form", 0, 24 * HOUR, success=True, capped=True, converts=True),
         Outcome("going_to_complete", 0, 72 * HOUR, success=True, callback=True),
         Outcome("might_complete", 2, 24 * HOUR, callback=True),
         Outcome("call_back", 0, 24 * HOUR, success=True, callback=True, needs_callback=True),

@@ -172,7 +172,11 @@ class Conversion(DialerBase):
     """A user reached what their dialer queue was for."""
 
     __tablename__ = "conversions"
-    __table_args__ = (Index(None, "user_id"), Index(None, "converted_at"))
+    __table_args__ = (
+        Index(None, "user_id"),
+        Index(None, "converted_at"),
+        Index("uq_conversions_episode", "user_id", "previous_queue_type", "episode", unique=True),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
     user_id: Mapped[int] = mapped_column(BigInteger)
@@ -186,5 +190,7 @@ class Conversion(DialerBase):
     primary_agent_id: Mapped[int | None] = mapped_column(ForeignKey(Agent.id))
     contributing_agents: Mapped[Any | None] = mapped_column(JSON)
     signature_obtained: Mapped[bool] = mapped_column(server_default=text("false"))
+    episode: Mapped[int | None]
+    """Ours: which stay of the user in that dialer queue this ends, from 1. One conversion each."""
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
