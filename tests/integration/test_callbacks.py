@@ -214,6 +214,29 @@ def test_another_writer_s_promise_is_superseded_never_doubled(world: World) -> N
     assert statuses == ["pending", "cancelled"]
 
 
+def test_a_promise_that_another_writer_makes_in_that_instant_is_not_doubled(
+    world: World,
+) -> None:
+    hold = world.held(1)
+    outside: list[str] = []
+
+    def promises_too(*said: Any) -> None:
+        """After what was promised before is called off, just before our promise is written."""
+        if "INSERT INTO public.callbacks" in said[2] and not outside:
+            outside.append(said[2])
+            world.execute(
+                "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
+                " VALUES (1, now() + interval '9 hours', gen_random_uuid())"
+            )
+
+    event.listen(world.engine, "before_cursor_execute", promises_too)
+    world.complete(hold, "call_back", callback_at=world.now + HOUR)
+    assert outside
+    assert world.rows(
+        "SELECT status, scheduled_for AT TIME ZONE 'UTC', preferred_agent_id FROM callbacks"
+    ) == [("pending", world.now + HOUR, 1)]
+
+
 @pytest.mark.parametrize("outcome", ["do_not_contact", "no_claim"])
 def test_hazard_c13_whoever_is_never_offered_again_is_owed_no_callback(
     world: World, outcome: str

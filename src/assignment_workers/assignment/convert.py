@@ -119,9 +119,7 @@ _calls = (
     .where(
         Assignment.user_id == UserCallScore.user_id,
         Assignment.state == word(AssignmentState.COMPLETED),
-        Assignment.outcome.not_in(
-            [word(each.name) for each in OUTCOMES.values() if not each.keeps]
-        ),
+        Assignment.outcome.not_in(_UNANSWERED),
         Assignment.ended_at > bindparam("since", type_=Instant),
         Assignment.ended_at - Assignment.claimed_at > literal(LONGER_THAN, Interval()),
     )
