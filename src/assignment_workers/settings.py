@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -64,6 +65,18 @@ def _seconds(least: float) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _json(value: object) -> object:
+    """An object written as JSON; one that is read passes as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError(
+            """not JSON such as {"no_answer": {"score": 2, "delay_seconds": 7200}}"""
+        ) from None
+
+
 Seconds = Annotated[timedelta, _seconds(0.001)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -107,6 +120,11 @@ class Settings(BaseModel):
         "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
     )
     """Where a phone number without a country code is from: two capital letters."""
+    outcomes: Annotated[
+        dict[str, dict[Literal["score", "delay_seconds"], Annotated[int, Field(ge=0, le=10**8)]]],
+        BeforeValidator(_json),
+    ] = Field(default_factory=dict, alias="ASSIGNMENT_WORKERS_OUTCOMES")
+    """Outcomes with another score or delay than the usual, as JSON."""
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )

@@ -57,6 +57,13 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS": Variable(
         "callback_retry", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_OUTCOMES": Variable(
+        "outcomes",
+        {},
+        '{"no_answer": {"score": 2, "delay_seconds": 7200}}',
+        {"no_answer": {"score": 2, "delay_seconds": 7200}},
+        ("no_answer=2", "[]", '{"no_answer": 2}', '{"no_answer": {"delay": 2}}', "{"),
+    ),
     "ASSIGNMENT_WORKERS_PHONE_REGION": Variable(
         "phone_region", "GB", "DE", "DE", ("de", "DEU", "44")
     ),

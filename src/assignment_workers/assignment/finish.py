@@ -87,7 +87,9 @@ class Renew:
 Move = Complete | Skip | Release | Renew
 
 
-def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
+def finish(
+    turn: Turn, moves: Sequence[Move], *, outcomes: Mapping[str, Outcome] = OUTCOMES
+) -> list[Finished | Refused]:
     """The answer to each move, as if they were made one after the other in their order.
 
     A late or foreign move is refused and recorded as a race (guarantee 8); one made before gets its
@@ -99,7 +101,7 @@ def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
     for row in turn.connection.execute(NAMED, {"named": named}).mappings():
         also = (row["ended_as"], row["source_id"], row["has_missed_calls"])
         found[row["id"]] = _Found(held(row), *also)
-    work = _Finish(turn, found)
+    work = _Finish(turn, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
     work.write()
     return answers
@@ -148,6 +150,7 @@ class _Finish:
     turn: Turn
     found: dict[UUID, _Found]
     """The assignments that are named, with what moves of this turn made of them."""
+    outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     """By assignment: what its row shall say."""
     places: list[dict[str, Any]] = field(default_factory=list)
@@ -267,7 +270,7 @@ class _Finish:
             )
         ended = self._end(move, hold)
         self._settle(hold, EntryState.OUT, reason="completed")
-        outcome = OUTCOMES[move.outcome]
+        outcome = self.outcomes[move.outcome]
         self.scores.append(after_call.score_row(self.turn, hold, outcome, move.callback_at))
         self._was_called_back(hold, outcome, self.turn.now + move.retry)
         if outcome.converts and hold.queue in POLICIES:

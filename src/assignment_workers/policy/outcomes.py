@@ -5,8 +5,10 @@ The numbers are those of original-dialer section 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Literal
 
 from sqlalchemy import ColumnElement, case, func
 
@@ -46,6 +48,9 @@ class Outcome:
 
 HOUR = timedelta(hours=1)
 
+Part = Literal["score", "delay_seconds"]
+"""What of an outcome can be overridden."""
+
 OUTCOMES: dict[str, Outcome] = {
     outcome.name: outcome
     for outcome in (
@@ -64,6 +69,27 @@ OUTCOMES: dict[str, Outcome] = {
 }
 
 TERMINAL = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.terminal)
+
+
+def overridden(changes: Mapping[str, Mapping[Part, int]]) -> dict[str, Outcome]:
+    """The outcomes, some with another score or `delay_seconds`; everything else stays as it is.
+
+    Raises `ValueError` for an outcome that there is not, and for a delay of one that is terminal.
+    """
+    outcomes = dict(OUTCOMES)
+    for name, change in changes.items():
+        if name not in outcomes:
+            raise ValueError(f"no outcome {name!r}; there are {', '.join(OUTCOMES)}")
+        known = outcomes[name]
+        delay = change.get("delay_seconds")
+        if known.terminal and delay is not None:
+            raise ValueError(f"outcome {name} takes no delay_seconds: it is for good")
+        outcomes[name] = replace(
+            known,
+            score=change.get("score", known.score),
+            delay=known.delay if delay is None else timedelta(seconds=delay),
+        )
+    return outcomes
 
 
 def attempt_penalty(attempt: int) -> int:

@@ -179,8 +179,9 @@ def finish_many(
         except ValidationError as error:
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
     moves = [each for each in read if not isinstance(each, Refused)]
+    outcomes = task.of.outcomes
     try:
-        answers = iter(task.line.run(lambda turn: finish.finish(turn, moves)))
+        answers = iter(task.line.run(lambda turn: finish.finish(turn, moves, outcomes=outcomes)))
     except DBAPIError:
         return [_alone(task, said, each) for said, each in zip(requests, read, strict=True)]
     return [each if isinstance(each, Refused) else next(answers) for each in read]
@@ -189,8 +190,9 @@ def finish_many(
 def _alone(task: DoorTask, said: object, move: finish.Move | Refused) -> FinishAnswer:
     if isinstance(move, Refused):
         return move
+    outcomes = task.of.outcomes
     try:
-        return task.line.run(lambda turn: finish.finish(turn, [move])[0])
+        return task.line.run(lambda turn: finish.finish(turn, [move], outcomes=outcomes)[0])
     except DatabaseUnavailable as error:
         return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
     except DBAPIError as error:
@@ -209,9 +211,9 @@ def complete(
 ) -> FinishAnswer:
     """End the agent's hold with the outcome of the call."""
     owner = finish.Owner(assignment_id, agent_id, version)
-    retry = task.of.settings.callback_retry
+    retry, outcomes = task.of.settings.callback_retry, task.of.outcomes
     move = finish.Complete(owner, outcome, notes, callback_at, retry)
-    return task.line.run(lambda turn: finish.finish(turn, [move])[0])
+    return task.line.run(lambda turn: finish.finish(turn, [move], outcomes=outcomes)[0])
 
 
 def skip(
