@@ -106,6 +106,23 @@ class Settings(BaseModel):
     )
     """The least time between two regenerations that the level check starts."""
 
+    calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
+    """Such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
+    calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
+    """Where users are: a zone, and others by phone number, `+1212=America/New_York`."""
+    calling_holidays: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOLIDAYS")
+    """A country, or a part of it as `GB-ENG`, on whose public holidays nobody is called."""
+    calls_per_day: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLS_PER_DAY")
+    """By dialer queue, `unsigned_users=3, outstanding_requests=2`: calls to a user in 24 hours."""
+    call_cooldown: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS")
+    """By dialer queue, `unsigned_users=14400`: the least time since a user's last call."""
+    attempts_maximum: Annotated[int, Field(ge=1)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_ATTEMPTS_MAXIMUM"
+    )
+    """The most calls to a user; unset: no limit."""
+    offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
+    """The least time from one offer of a user to the next, a released one too; unset: none."""
+
     request_retention: Annotated[timedelta, _seconds(3600)] = Field(
         timedelta(days=7), alias="ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS"
     )

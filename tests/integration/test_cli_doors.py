@@ -128,6 +128,7 @@ def test_a_wrong_word_is_named_with_what_is_accepted(
     ("variable", "value", "named"),
     [
         ("ASSIGNMENT_WORKERS_LEASE", "60", ["ASSIGNMENT_WORKERS_LEASE_SECONDS"]),
+        ("ASSIGNMENT_WORKERS_CALLING_HOURS", "always", ["'always'", "mon-thu"]),
         ("ASSIGNMENT_WORKERS_LEASE_SECONDS", "soon", ["'soon'", "seconds"]),
         ("DATABASE_URL", "mysql://u:hunter2@127.0.0.1/d", ["mysql", "postgresql"]),
         ("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:port/d", ["port"]),

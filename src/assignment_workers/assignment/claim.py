@@ -95,10 +95,14 @@ class _Claim:
     """By agent: the active assignment, those made in this turn included."""
     made: list[dict[str, Any]] = field(default_factory=list)
     """The rows of the new assignments."""
+    unfinished: bool = False
+    """More have waited long enough than one transaction brings back: this one should commit."""
 
     def decide(self) -> dict[Request, RequestAnswer]:
         """Their answers, kept in this transaction; those that need another turn are absent."""
         self._read_places()
+        if self.unfinished:
+            return {}
         answers: dict[Request, RequestAnswer] = {}
         open_requests: dict[Request, list[str]] = {}
         for request, asker in self.askers.items():
@@ -124,8 +128,8 @@ class _Claim:
             if asker.hold is not None and asker.hold.id not in ended
         }
         for row in rows:
-            if row.due:
-                entries.promote(self.turn, row.generation_id)
+            if row.due and entries.promote(self.turn, row.generation_id):
+                self.unfinished = True
             self.places[row.name] = _Place(row.paused, row.generation_id)
 
     def _allowed(self, request: Request, asker: Asker) -> list[str] | Refused:
@@ -204,7 +208,11 @@ class _Claim:
         return {
             queue: Head(self.turn, self.policies[queue], place.generation, max(size, 1), taken)
             for queue, place in self.places.items()
-            if queue in self.policies and place.generation is not None and not place.paused
+            if queue in self.policies
+            and place.generation is not None
+            and not place.paused
+            # Where nobody may be called now, nobody is looked at: all night that would be everyone.
+            and not self.policies[queue].is_closed(self.turn.now)
         }
 
     def _hold(self, request: Request, head: Head, candidate: Candidate) -> Held:

@@ -57,7 +57,7 @@ def converted(connection: Connection, policy: Policy, *, after: int, now: dateti
             .where(policy.converted(), _NOT_HELD, UserCallScore.user_id > after)
             .order_by(UserCallScore.user_id)
             .limit(AT_A_TIME),
-            {"now": now},
+            policy.building(now),
         ).scalars()
     )
 
@@ -73,7 +73,7 @@ def remove_converted(
     changed back, are left alone.
     """
     before = turn.connection.execute(
-        _before(policy, policies), {"users": list(users), "now": turn.now}
+        _before(policy, policies), {"users": list(users), **policy.building(turn.now)}
     )
     rows = [dict(row) for row in before.mappings()]
     if rows:

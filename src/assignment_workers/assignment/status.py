@@ -10,7 +10,9 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, case, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 
+from assignment_workers.assignment import calling
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
@@ -24,6 +26,7 @@ from assignment_workers.schema.tables import (
     JobRun,
     Sequencer,
 )
+from assignment_workers.settings import Settings
 
 COUNTED_AT_MOST = 100_000
 
@@ -88,11 +91,15 @@ class Status(BaseModel):
     answers_last_hour: dict[str, int]
     dead_letters: int
     unpublished: int
-    calling_hours: str = "none are configured: users are handed out at any hour"
+    calling_hours: str
+    calling_rules: str
 
 
-def status(connection: Connection, *, application: str) -> Status:
-    """How things stand now. `application` is what sequencers call themselves to the database."""
+def status(connection: Connection, *, application: str, settings: Settings) -> Status:
+    """How things stand now. `application` is what sequencers call themselves to the database.
+
+    The calling rules are those of `settings`: the sequencer has its own.
+    """
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
     return Status(
         at=now,
@@ -107,6 +114,8 @@ def status(connection: Connection, *, application: str) -> Status:
         dead_letters=connection.execute(
             select(func.count()).where(DeadLetter.replayed_at.is_(None))
         ).scalar_one(),
+        calling_hours=calling.described(settings),
+        calling_rules=calling.others_described(settings),
         unpublished=connection.execute(
             select(func.count()).where(
                 Generation.state == tables.GenerationState.BUILDING,
@@ -178,7 +187,7 @@ def _jobs(connection: Connection) -> list[JobStatus]:
             JobRun.counts,
             JobRun.error,
         )
-        .distinct(JobRun.job, JobRun.queue)
+        .ext(distinct_on(JobRun.job, JobRun.queue))
         .order_by(JobRun.job, JobRun.queue, JobRun.id.desc())
     ).mappings()
     return [JobStatus(**row) for row in rows]

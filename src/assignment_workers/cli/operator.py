@@ -112,7 +112,7 @@ def _done(answer: object, what: str) -> int:
 def status(json: AsJson = False) -> int:
     """Dialer queues, holds, generations, jobs and the sequencer at a glance."""
     with database() as connection:
-        found = read_status(connection, application=APPLICATION)
+        found = read_status(connection, application=APPLICATION, settings=settings())
     if json:
         as_json(found)
     else:
@@ -186,6 +186,7 @@ def _show(found: Status) -> None:
     typer.echo(f"Answers in the last hour: {answers or 'none'}")
     typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
     typer.echo(f"Calling hours: {found.calling_hours}")
+    typer.echo(f"Other calling rules: {found.calling_rules}")
 
 
 def doctor(

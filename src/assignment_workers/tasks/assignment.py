@@ -22,6 +22,7 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Unavailable,
 )
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.expire import expire
@@ -31,7 +32,6 @@ from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.assignment.unclaimed import release_unclaimed
 from assignment_workers.errors import DatabaseUnavailable
-from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import Sequencer
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.timekeeping import tell_time
@@ -116,7 +116,7 @@ def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[
         until = max((each for each in deadlines if each), default=None) if all(deadlines) else None
 
         def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
-            return claim(turn, asked, policies=POLICIES, settings=settings)
+            return claim(turn, asked, policies=policies_of(settings), settings=settings)
 
         try:
             given = line.run(turn, until=until)
@@ -272,14 +272,15 @@ def remove_converted(
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
     """Take those users who have converted out of a dialer queue."""
-    policy = POLICIES.get(queue)
+    policies = policies_of(task.of.settings)
+    policy = policies.get(queue)
     if policy is None:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+            reason=f"no dialer queue {queue!r}; there are {', '.join(policies)}",
         )
     return task.line.run(
-        lambda turn: convert.remove_converted(turn, policy, user_ids, policies=POLICIES)
+        lambda turn: convert.remove_converted(turn, policy, user_ids, policies=policies)
     )
 
 
