@@ -34,6 +34,7 @@ task_routes = {
     "queue.resume": {"queue": "assignment"},
     "queue.remove_converted": {"queue": "assignment"},
     "queue.repair": {"queue": "assignment"},
+    "user.*": {"queue": "assignment"},
 }
 
 # Only JSON is read or written.

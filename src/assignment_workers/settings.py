@@ -106,6 +106,10 @@ class Settings(BaseModel):
     )
     """The least time between two regenerations that the level check starts."""
 
+    quarantine_after: Annotated[int, Field(ge=1)] = Field(
+        3, alias="ASSIGNMENT_WORKERS_QUARANTINE_AFTER"
+    )
+    """How often a user fails for an unclear reason within a day before they are set aside."""
     calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
     """Such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
     calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")

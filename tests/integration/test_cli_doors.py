@@ -230,6 +230,15 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
 
         lost = shell.run("release", ID, "--agent=26", **servers)
         lost.check(USED_WRONGLY, "refused (unknown_assignment)", ID)
+        barred = shell.run("do-not-contact", "add", "--user=3", "--why=asked", **servers)
+        assert (barred.code, barred.output) == (0, "barred\n")
+        (listed,) = shell.run("do-not-contact", "list", "--json", **servers).json(0)
+        assert (listed["user_id"], listed["reason"]) == (3, "asked")
+        nobody = shell.run("do-not-contact", "add", "--why=asked", **servers)
+        nobody.check(USED_WRONGLY, "refused (malformed)", "a user or a phone number")
+        free = shell.run("quarantine", "release", "3", "--why=mended", **servers)
+        free.check(USED_WRONGLY, "refused (not_barred)", "user 3")
+        assert shell.run("quarantine", "list", "--json", **servers).json(0) == []
         odd = shell.run("complete", ID, "--agent=26", "--outcome=won", **servers)
         odd.check(USED_WRONGLY, "refused (unknown_outcome)", "'won'", "completed_form")
 

@@ -41,4 +41,5 @@ def test_it_names_every_rule_that_they_add() -> None:
         for rule in policy.rules
     }
     before = {rule.name for policy in POLICIES.values() for rule in policy.rules}
-    assert rules - before == {each for each in rules if f"`{each}`" in PAGE}
+    assert len(rules - before) > 3
+    assert {each for each in rules - before if f"`{each}`" not in PAGE} == set()

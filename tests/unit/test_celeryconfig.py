@@ -28,6 +28,8 @@ ORDERED = {
     "generation.publish",
     "queue.pause",
     "queue.resume",
+    "user.bar",
+    "user.lift_bar",
     "assignment.finish_many",
     "queue.remove_converted",
     "queue.repair",

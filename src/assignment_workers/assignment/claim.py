@@ -24,6 +24,7 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
+from assignment_workers.assignment.bars import quarantine
 from assignment_workers.assignment.candidates import Candidate, Enough, Head
 from assignment_workers.assignment.empty import Why
 from assignment_workers.assignment.expire import expire
@@ -32,6 +33,7 @@ from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn
 from assignment_workers.policy.queues import Policy, reason_for
+from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import (
@@ -245,6 +247,8 @@ class _Claim:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
+            unclear = {user: why for user, why in head.ineligible.items() if why in UNCLEAR}
+            quarantine(self.turn, unclear, after=self.settings.quarantine_after)
             entries.put_off(self.turn, queue, head.generation, head.resting)
             if head.held_elsewhere:
                 entries.hold(self.turn, head.held_elsewhere)

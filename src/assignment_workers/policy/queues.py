@@ -84,7 +84,7 @@ class Policy:
             *(
                 rule.holds
                 for rule in self.rules
-                if rule.kind is not Kind.RESTING and rule.name not in _OF_THE_SCORE_ROW
+                if rule.kind is not Kind.RESTING and rule.name not in _OF_THE_SCORE_ROW | _SET_BY_US
             )
         )
 
@@ -103,8 +103,16 @@ class Policy:
 
 
 _OF_THE_SCORE_ROW = {"in_other_queue", "inactive", "attempts_used_up"}
+_SET_BY_US = {"do_not_contact", "quarantined"}
 
-_PERSON = (rules.IN_CRM, rules.ENABLED, rules.NOT_TERMINAL, rules.CLAIM_ALIVE)
+_PERSON = (
+    rules.IN_CRM,
+    rules.ENABLED,
+    rules.NOT_TERMINAL,
+    rules.CONTACTABLE,
+    rules.NOT_SET_ASIDE,
+    rules.CLAIM_ALIVE,
+)
 
 
 def policies(calling: CallingRules) -> dict[str, Policy]:

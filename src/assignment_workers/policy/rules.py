@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Interval,
+    Text,
     all_,
     and_,
     bindparam,
@@ -38,7 +39,7 @@ from assignment_workers.policy.outcomes import TERMINAL
 from assignment_workers.schema.base import Instant, NaiveInstant, word
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment, AssignmentState
+from assignment_workers.schema.tables import Assignment, AssignmentState, Bar, BarKind
 
 NOW = bindparam("now", type_=NaiveInstant)
 
@@ -143,6 +144,45 @@ NOT_TERMINAL = Rule(
     "an earlier call ended with do_not_contact or no_claim",
 )
 """Whoever asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
+PHONE_END = 9
+"""Digits at the end of phone numbers by which they are compared.
+
+A number may stand in national or international form; two people whose numbers end alike are both
+spared, which is the safe side.
+"""
+
+
+def phone_end(
+    number: ColumnElement[str | None] | InstrumentedAttribute[str | None],
+) -> ColumnElement[str]:
+    """The digits by which phone numbers are compared; empty for none."""
+    digits = func.regexp_replace(func.coalesce(number, word("")), "[^0-9]", "", "g")
+    return func.right(digits, PHONE_END, type_=Text())
+
+
+def _is_barred(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists(select(1).select_from(Bar).where(Bar.lifted_at.is_(None), *conditions))
+
+
+CONTACTABLE = Rule(
+    "do_not_contact",
+    and_(
+        not_(_is_barred(Bar.kind == word(BarKind.DO_NOT_CONTACT), Bar.user_id == CrmUser.id)),
+        not_(
+            _is_barred(Bar.phone_end.is_not(None), Bar.phone_end == phone_end(CrmUser.phone_number))
+        ),
+    ),
+    Kind.BARRED,
+    "they or their phone number are on the do-not-contact list",
+)
+NOT_SET_ASIDE = Rule(
+    "quarantined",
+    not_(_is_barred(Bar.kind == word(BarKind.QUARANTINE), Bar.user_id == CrmUser.id)),
+    Kind.BARRED,
+    "set aside until an operator releases them: they failed repeatedly for an unclear reason",
+)
+UNCLEAR = frozenset({"not_in_crm", "unsigned"})
+"""Rules that a user met at the build and breaks at the claim with no reason that explains it."""
 CLAIM_ALIVE = Rule(
     "all_claims_cancelled",
     or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),

@@ -22,6 +22,7 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Unavailable,
 )
+from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
@@ -32,7 +33,7 @@ from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.assignment.unclaimed import release_unclaimed
 from assignment_workers.errors import DatabaseUnavailable
-from assignment_workers.schema.tables import Sequencer
+from assignment_workers.schema.tables import BarKind, Sequencer
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.settings import Settings
@@ -284,6 +285,31 @@ def remove_converted(
     )
 
 
+def bar(
+    task: DoorTask,
+    reason: Notes,
+    by: Word,
+    user_id: UserId | None = None,
+    phone: Word | None = None,
+) -> CommandAnswer:
+    """Offer a user, or whoever has a phone number, to nobody."""
+    return task.line.run(
+        lambda turn: do_not_contact(turn, user=user_id, phone=phone, reason=reason, by=by)
+    )
+
+
+def lift_bar(
+    task: DoorTask,
+    kind: BarKind,
+    by: Word,
+    why: Notes,
+    user_id: UserId | None = None,
+    phone: Word | None = None,
+) -> CommandAnswer:
+    """Let a user be offered again who was set aside or was not to be contacted."""
+    return task.line.run(lambda turn: lift(turn, kind, user=user_id, phone=phone, by=by, why=why))
+
+
 def repair_entries(task: DoorTask) -> CommandAnswer:
     """Bring the entries in line with the holds, as `doctor --repair` asks."""
     return task.line.run(repair)
@@ -333,3 +359,5 @@ def register(app: App) -> None:
     door(app, "queue.resume", resume_queue)
     door(app, "queue.remove_converted", remove_converted)
     door(app, "queue.repair", repair_entries)
+    door(app, "user.bar", bar)
+    door(app, "user.lift_bar", lift_bar)
