@@ -104,6 +104,7 @@ def nobody() -> Iterator[str]:
         (["explain", "26", "--queue=unsigned_users"], ["one of the two"]),
         (["explain", "--queue=signed_users"], ["'signed_users'", *POLICIES]),
         (["explain", "nobody"], ["user", "integer"]),
+        (["drain", "signed_users"], ["'signed_users'", *POLICIES]),
         (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
         (["process", "gatekeeper"], ["'gatekeeper'", *PROCESSES]),
         (
@@ -230,6 +231,11 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
 
         lost = shell.run("release", ID, "--agent=26", **servers)
         lost.check(USED_WRONGLY, "refused (unknown_assignment)", ID)
+        would = shell.run("drain", "unsigned_users", "--dry-run", **servers)
+        assert (would.code, would.output) == (0, "would be taken out of unsigned_users: 0\n")
+        drained = shell.run("drain", "unsigned_users", **servers)
+        assert (drained.code, drained.complaint) == (0, "")
+        assert "taken out of unsigned_users: 0" in drained.output
         barred = shell.run("do-not-contact", "add", "--user=3", "--why=asked", **servers)
         assert (barred.code, barred.output) == (0, "barred\n")
         (listed,) = shell.run("do-not-contact", "list", "--json", **servers).json(0)

@@ -28,6 +28,7 @@ ORDERED = {
     "generation.publish",
     "queue.pause",
     "queue.resume",
+    "queue.drain",
     "user.bar",
     "user.lift_bar",
     "assignment.finish_many",

@@ -92,6 +92,11 @@ def resume(queue: str, by: str | None) -> Command:
     return Command("queue.resume", {"queue": queue, "by": by})
 
 
+def drain(queue: str, by: str) -> Command:
+    """Take some of who is not held out of this dialer queue."""
+    return Command("queue.drain", {"queue": queue, "by": by})
+
+
 def do_not_contact(user_id: int | None, phone: str | None, reason: str, by: str) -> Command:
     """Offer a user, or whoever has a phone number, to nobody."""
     return Command("user.bar", {"user_id": user_id, "phone": phone, "reason": reason, "by": by})

@@ -26,6 +26,7 @@ from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
+from assignment_workers.assignment.drain import drain
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
@@ -267,6 +268,11 @@ def resume_queue(task: DoorTask, queue: Word, by: Word | None = None) -> Command
     return task.line.run(lambda turn: resume(turn, queue, by=by))
 
 
+def drain_queue(task: DoorTask, queue: Word, by: Word) -> CommandAnswer:
+    """Take some of who is not held out of a dialer queue, until the next build."""
+    return task.line.run(lambda turn: drain(turn, queue, by=by))
+
+
 def remove_converted(
     task: DoorTask,
     queue: Word,
@@ -357,6 +363,7 @@ def register(app: App) -> None:
     door(app, "generation.publish", publish_generation)
     door(app, "queue.pause", pause_queue)
     door(app, "queue.resume", resume_queue)
+    door(app, "queue.drain", drain_queue)
     door(app, "queue.remove_converted", remove_converted)
     door(app, "queue.repair", repair_entries)
     door(app, "user.bar", bar)
