@@ -33,7 +33,9 @@ task_routes = {
     "queue.pause": {"queue": "assignment"},
     "queue.resume": {"queue": "assignment"},
     "queue.remove_converted": {"queue": "assignment"},
+    "queue.drain": {"queue": "assignment"},
     "queue.repair": {"queue": "assignment"},
+    "user.*": {"queue": "assignment"},
 }
 
 # Only JSON is read or written.

@@ -14,7 +14,8 @@ from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.pause import pause
 from assignment_workers.assignment.status import status
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.calling import CallingRules
+from assignment_workers.policy.queues import POLICIES, policies
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
 
 MINUTE = timedelta(minutes=1)
@@ -380,7 +381,7 @@ def test_an_overdue_callback_is_seen_in_the_status_and_by_the_doctor(world: Worl
 
     def due() -> tuple[int, int]:
         with world.engine.connect() as connection:
-            found = status(connection, application="test").due
+            found = status(connection, application="test", settings=world.settings).due
         assert (found.oldest_overdue is not None) == (found.callbacks_overdue > 0)
         return found.callbacks_pending, found.callbacks_overdue
 
@@ -422,3 +423,24 @@ def test_a_callback_that_another_ended_meanwhile_stays_as_it_is(world: World) ->
     assert isinstance(answer, Finished)
     assert callback(world, user)["status"] == "cancelled"
     unbroken(world)
+
+
+def test_calling_rules_and_bars_hold_for_callbacks_too_and_only_put_them_off(
+    world: World,
+) -> None:
+    user, at = promise(world)
+    world.now = at
+    world.execute(
+        "UPDATE assignment.assignments SET ended_at = CAST(:at AS timestamptz)"
+        " WHERE state = 'completed'",
+        at=at - MINUTE,
+    )
+    calling = CallingRules(calls_per_day={UNSIGNED: 1, OUTSTANDING: 1})
+    with world.turn() as turn:
+        answers = claim(
+            turn, [world.request(1)], policies=policies(calling), settings=world.settings
+        )
+    assert isinstance(answers[0], Assigned)
+    assert answers[0].assignment.source == "queue"
+    assert world.events("callback_postponed")[0]["details"]["reason"] == "called_enough_today"
+    assert callback(world, user)["status"] == "pending"

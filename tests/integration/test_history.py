@@ -14,12 +14,14 @@ from sqlalchemy import Connection, text
 
 from assignment_workers.assignment import convert, finish, pause
 from assignment_workers.assignment.answers import Assigned, Done, Finished, Held, Paused, TooLate
+from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.history import check, judge
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.records import RECORDS
 from assignment_workers.assignment.replay import Breach
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.tables import BarKind
 from assignment_workers.sequencer.term import Candidacy
 from tests.integration.test_cli_doors import Shell
 from tests.processes import wait_until
@@ -109,6 +111,8 @@ def work(run: Run, database_url: str) -> None:
     run.complete(run.held(2), "hung_up")
     run.release(run.held(7, None))
     keep_promises(run)
+    run.run(do_not_contact, user=20, reason="asked", by="ann")
+    run.run(lift, BarKind.DO_NOT_CONTACT, user=20, by="ann", why="a mistake")
     rests = (run.now + HOUR).replace(tzinfo=None)
     run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)
     run.held(9, OUTSTANDING)

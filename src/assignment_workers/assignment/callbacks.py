@@ -36,7 +36,7 @@ from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.due import Found, Kind, judged, limited
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.outcomes import Outcome
-from assignment_workers.policy.queues import Policy, off_for_good
+from assignment_workers.policy.queues import Policy, off_for_good, passes
 from assignment_workers.schema.base import Instant, NaiveInstant, word
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import Callback
@@ -205,7 +205,9 @@ def _put_aside(turn: Turn, settings: Settings, unfit: Sequence[Found]) -> None:
     """
     settled = []
     for row in unfit:
-        ended = off_for_good(row.broken) or turn.now >= row.due_at + GIVEN_UP_AFTER
+        ended = off_for_good(row.broken) or (
+            not passes(row.broken) and turn.now >= row.due_at + GIVEN_UP_AFTER
+        )
         settled.append(
             {
                 "id": row.id,

@@ -113,7 +113,7 @@ class Head:
         size = next(size for size in SIZES if size >= min(self.wanted, SIZES[-1]))
         rows = self.turn.connection.execute(
             _judged(self.policy, size),
-            {"generation": self.generation, "after": self._after, "now": self.turn.now},
+            {"generation": self.generation, "after": self._after, **self.policy.at(self.turn.now)},
         ).all()
         for user_id, rank, score, broken, rests_until, is_held in rows:
             self._after = rank

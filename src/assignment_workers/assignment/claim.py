@@ -24,6 +24,7 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
+from assignment_workers.assignment.bars import quarantine
 from assignment_workers.assignment.candidates import Enough, Found, Head
 from assignment_workers.assignment.due import Due, Kind
 from assignment_workers.assignment.empty import Why
@@ -33,6 +34,7 @@ from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn
 from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import (
@@ -97,10 +99,14 @@ class _Claim:
     """The rows of the new assignments."""
     due: list[Kind] = field(default_factory=list)
     """What comes before the dialer queues and has somebody due, in its order."""
+    unfinished: bool = False
+    """More have waited long enough than one transaction brings back: this one should commit."""
 
     def decide(self) -> dict[Request, RequestAnswer]:
         """Their answers, kept in this transaction; those that need another turn are absent."""
         self._read_places()
+        if self.unfinished:
+            return {}
         answers: dict[Request, RequestAnswer] = {}
         open_requests: dict[Request, list[str]] = {}
         for request, asker in self.askers.items():
@@ -135,8 +141,8 @@ class _Claim:
             if asker.hold is not None and asker.hold.id not in ended
         }
         for row in rows:
-            if row.due:
-                entries.promote(self.turn, row.generation_id)
+            if row.due and entries.promote(self.turn, row.generation_id):
+                self.unfinished = True
             self.places[row.name] = _Place(row.paused, row.generation_id)
 
     def _allowed(self, request: Request, asker: Asker) -> list[str] | Refused:
@@ -232,7 +238,11 @@ class _Claim:
         return {
             queue: Head(self.turn, self.policies[queue], place.generation, max(size, 1), taken)
             for queue, place in self.places.items()
-            if queue in self.policies and place.generation is not None and not place.paused
+            if queue in self.policies
+            and place.generation is not None
+            and not place.paused
+            # Where nobody may be called now, nobody is looked at: all night that would be everyone.
+            and not self.policies[queue].is_closed(self.turn.now)
         }
 
     def _hold(
@@ -273,6 +283,8 @@ class _Claim:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
+            unclear = {user: why for user, why in head.ineligible.items() if why in UNCLEAR}
+            quarantine(self.turn, unclear, after=self.settings.quarantine_after)
             entries.put_off(self.turn, queue, head.generation, head.resting)
             if head.held_elsewhere:
                 entries.hold(self.turn, head.held_elsewhere)

@@ -65,7 +65,7 @@ def converted(connection: Connection, policy: Policy, *, after: int, now: dateti
             .where(policy.converted(), _NOT_HELD, UserCallScore.user_id > after)
             .order_by(UserCallScore.user_id)
             .limit(AT_A_TIME),
-            {"now": now},
+            policy.building(now),
         ).scalars()
     )
 
@@ -82,7 +82,8 @@ def remove_converted(
     belongs to another dialer queue moves there. Held users, and those whose facts changed back, are
     left alone.
     """
-    given = {"users": list(users), "now": turn.now, "since": turn.now - ATTRIBUTED_FOR}
+    since = {"since": turn.now - ATTRIBUTED_FOR}
+    given = {"users": list(users), **policy.building(turn.now), **since}
     before = turn.connection.execute(_before(policy, policies), given)
     rows = [dict(row) for row in before.mappings()]
     if rows:

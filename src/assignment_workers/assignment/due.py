@@ -26,7 +26,6 @@ from sqlalchemy import (
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import Policy, place_of
-from assignment_workers.policy.rules import ACTIVE as IS_ACTIVE
 from assignment_workers.schema.base import word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent, UserCallScore
@@ -132,7 +131,7 @@ class Due:
         at, key = self._after or (now - timedelta(days=36_500), self.kind.before)
         rows = self.turn.connection.execute(
             self.kind.statement(tuple(self.policies.values())),
-            {"now": now, "after_at": at, "after_key": key},
+            {**next(iter(self.policies.values())).at(now), "after_at": at, "after_key": key},
         ).all()
         for row in rows:
             self._after = (row.due_at, row.key)
@@ -180,9 +179,9 @@ def judged(
         *((head.c.queue_type == word(each.queue), each.out_of_place()) for each in policies),
         else_=policies[0].out_of_place(),
     )
-    inactive = func.coalesce(IS_ACTIVE.holds, false()).is_(False)
+    back = case(*((place == word(each.queue), each.held_back()) for each in policies), else_=null())
     own = null() if broken is None else broken
-    facts = case((place.is_(None), out), (inactive, word("inactive")), else_=null())
+    facts = case((place.is_(None), out), else_=back)
     held = (
         select(1)
         .select_from(Assignment)

@@ -37,7 +37,7 @@ from sqlalchemy.orm import aliased
 from assignment_workers.assignment.due import Found, Kind, judged, limited
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn
-from assignment_workers.policy.queues import Policy, off_for_good
+from assignment_workers.policy.queues import Policy, off_for_good, passes
 from assignment_workers.schema.base import Instant, NaiveInstant, word
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.crm import CrmUser
@@ -123,11 +123,15 @@ def wait(turn: Turn, skipped: Sequence[dict[str, Any]]) -> None:
     turn.connection.execute(_WAIT, {"calls": list(skipped), "now": turn.now})
 
 
-def _put_aside(turn: Turn, _: Settings, unfit: Sequence[Found]) -> None:
+def _put_aside(turn: Turn, settings: Settings, unfit: Sequence[Found]) -> None:
     """Who opted out or converted is called no more, nor is one call answered twice.
 
     Who may not be called for another reason has called, and an operator is to see to it.
     """
+    until = turn.now + settings.callback_retry
+    if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
+        wait(turn, late)
+    unfit = [row for row in unfit if not passes(row.broken)]
     ended = [
         {
             "id": row.id,

@@ -127,6 +127,8 @@ class Replay:
             EventKind.GENERATION_FAILED: self._was_failed,
             EventKind.QUEUE_PAUSED: self._was_paused,
             EventKind.QUEUE_RESUMED: self._was_resumed,
+            EventKind.BARRED: self._nothing,
+            EventKind.BAR_LIFTED: self._nothing,
             EventKind.TERM_BEGUN: self._nothing,
             EventKind.RACE: self._nothing,
         }

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 
+from assignment_workers.assignment import calling
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
@@ -25,6 +26,7 @@ from assignment_workers.schema.tables import (
     JobRun,
     Sequencer,
 )
+from assignment_workers.settings import Settings
 
 COUNTED_AT_MOST = 100_000
 OVERDUE = timedelta(minutes=10)
@@ -106,11 +108,15 @@ class Status(BaseModel):
     answers_last_hour: dict[str, int]
     dead_letters: int
     unpublished: int
-    calling_hours: str = "none are configured: users are handed out at any hour"
+    calling_hours: str
+    calling_rules: str
 
 
-def status(connection: Connection, *, application: str) -> Status:
-    """How things stand now. `application` is what sequencers call themselves to the database."""
+def status(connection: Connection, *, application: str, settings: Settings) -> Status:
+    """How things stand now. `application` is what sequencers call themselves to the database.
+
+    The calling rules are those of `settings`: the sequencer has its own.
+    """
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
     return Status(
         at=now,
@@ -126,6 +132,8 @@ def status(connection: Connection, *, application: str) -> Status:
         dead_letters=connection.execute(
             select(func.count()).where(DeadLetter.replayed_at.is_(None))
         ).scalar_one(),
+        calling_hours=calling.described(settings),
+        calling_rules=calling.others_described(settings),
         unpublished=connection.execute(
             select(func.count()).where(
                 Generation.state == tables.GenerationState.BUILDING,

@@ -28,6 +28,8 @@ class EventKind(StrEnum):
     EXPIRED = "expired"
     TAKEN_OUT = "taken_out"
     PUT_OFF = "put_off"
+    BARRED = "barred"
+    BAR_LIFTED = "bar_lifted"
     CONVERTED = "converted"
     CALLBACK_PROMISED = "callback_promised"
     CALLBACK_KEPT = "callback_kept"

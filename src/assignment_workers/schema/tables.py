@@ -340,6 +340,56 @@ class JobRun(Base):
     error: Mapped[str | None]
 
 
+class BarKind(StrEnum):
+    """Why a user or phone number is not to be offered."""
+
+    DO_NOT_CONTACT = "do_not_contact"
+    QUARANTINE = "quarantine"
+
+
+class Bar(Base):
+    """A user, or whoever has a phone number, is offered to nobody until it is lifted."""
+
+    __tablename__ = "bars"
+    __table_args__ = (
+        one_of("kind", BarKind),
+        CheckConstraint("(user_id IS NULL) <> (phone IS NULL)", name="whom"),
+        CheckConstraint("(phone IS NULL) = (phone_end IS NULL)", name="phone_end"),
+        CheckConstraint("kind <> 'quarantine' OR phone IS NULL", name="quarantine"),
+        CheckConstraint(
+            "(lifted_at IS NULL) = (lifted_by IS NULL) AND"
+            " (lifted_at IS NULL) = (lifted_why IS NULL)",
+            name="lifted",
+        ),
+        Index(
+            "uq_bars_user",
+            "user_id",
+            "kind",
+            unique=True,
+            postgresql_where=text("lifted_at IS NULL AND user_id IS NOT NULL"),
+        ),
+        Index(
+            "uq_bars_phone",
+            "phone_end",
+            unique=True,
+            postgresql_where=text("lifted_at IS NULL AND phone_end IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    kind: Mapped[str]
+    user_id: Mapped[int | None] = mapped_column(BigInteger)
+    phone: Mapped[str | None]
+    phone_end: Mapped[str | None]
+    """Its last digits, by which numbers are compared."""
+    reason: Mapped[str]
+    since: Mapped[datetime] = mapped_column(Instant)
+    by: Mapped[str]
+    lifted_at: Mapped[datetime | None] = mapped_column(Instant)
+    lifted_by: Mapped[str | None]
+    lifted_why: Mapped[str | None]
+
+
 class TokenRole(StrEnum):
     """What the bearer of an API token may do."""
 

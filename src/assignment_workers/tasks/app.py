@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> App:
     _check(app)
     app.settings = settings
     try:
-        app.outcomes = overridden(settings.outcomes)
+        app.outcomes = overridden(settings.outcome_changes)
     except ValueError as error:
         raise UsageError(f"ASSIGNMENT_WORKERS_OUTCOMES: {error}") from None
     assignment.register(app)

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, func, select
 from assignment_workers.assignment import convert, jobs, levels, purge
 from assignment_workers.assignment.age import age_scores
 from assignment_workers.assignment.answers import Code, Refused
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.missed_calls import match
 from assignment_workers.assignment.regenerate import regenerate
@@ -54,7 +55,7 @@ def _build(task: DoorTask, queue: str, trigger: Trigger) -> dict[str, Any]:
 
     def work(given: Work) -> Counts:
         number, size = regenerate(
-            given, POLICIES[queue], trigger=trigger, settings=task.of.settings
+            given, policies_of(task.of.settings)[queue], trigger=trigger, settings=task.of.settings
         )
         built["generation"] = number
         return {"generation": number, "size": size}
@@ -117,7 +118,8 @@ def clean_conversions(task: DoorTask) -> Any:
 
 def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
     after = count = 0
-    while users := convert.converted(given.connection, POLICIES[queue], after=after, now=given.now):
+    policy = policies_of(task.of.settings)[queue]
+    while users := convert.converted(given.connection, policy, after=after, now=given.now):
         task.app.send_task(
             "queue.remove_converted", [queue, users], queue="assignment", ignore_result=True
         )
