@@ -33,7 +33,9 @@ task_routes = {
     "queue.pause": {"queue": "assignment"},
     "queue.resume": {"queue": "assignment"},
     "queue.remove_converted": {"queue": "assignment"},
+    "queue.drain": {"queue": "assignment"},
     "queue.repair": {"queue": "assignment"},
+    "user.*": {"queue": "assignment"},
 }
 
 # Only JSON is read or written.
@@ -119,6 +121,11 @@ beat_schedule = {
         "schedule": crontab(minute="30"),
         "kwargs": {"trigger": "hourly"},
         "options": {"expires": 3000},
+    },
+    "match missed calls": {
+        "task": "missed_calls.match",
+        "schedule": 60.0,
+        "options": {"expires": 60},
     },
     "clean conversions": {
         "task": "queue.clean_conversions",

@@ -20,6 +20,7 @@ from assignment_workers.assignment.answers import (
     Held,
     RequestAnswer,
 )
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import examine
 from assignment_workers.assignment.expire import expire
@@ -28,7 +29,7 @@ from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.crm import Claim as CrmClaim
@@ -124,6 +125,11 @@ class World:
             CrmBase.metadata.create_all(connection)
         self.execute("UPDATE assignment.sequencer SET term = 1")
         self.now: datetime = self.value("SELECT date_trunc('milliseconds', clock_timestamp())")
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """The policies under the calling rules of its settings."""
+        return policies_of(self.settings)
 
     def set(self, **settings: Any) -> None:
         """Go on with these settings."""
@@ -271,7 +277,7 @@ class World:
         def work(given: Work) -> Counts:
             number, size = regenerate(
                 replace(given, now=self.now),
-                POLICIES[queue],
+                self.policies[queue],
                 trigger="hand",
                 settings=self.settings,
             )
@@ -307,7 +313,7 @@ class World:
         while open_places := [place for place in range(len(requests)) if place not in answers]:
             asked = [requests[place] for place in open_places]
             with self.turn() as turn:
-                given = claim(turn, asked, policies=POLICIES, settings=self.settings)
+                given = claim(turn, asked, policies=self.policies, settings=self.settings)
             answers |= {
                 place: each
                 for place, each in zip(open_places, given, strict=True)

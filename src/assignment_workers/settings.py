@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
 )
 
@@ -64,6 +65,22 @@ def _seconds(least: float) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+_OUTCOMES = TypeAdapter(
+    dict[str, dict[Literal["score", "delay_seconds"], Annotated[int, Field(ge=0, le=10**8)]]]
+)
+
+
+def _outcomes(value: str) -> str:
+    """JSON that says of some outcomes another score or delay; checked here, read where used."""
+    try:
+        _OUTCOMES.validate_json(value, strict=True)
+    except ValidationError:
+        raise ValueError(
+            """not JSON such as {"no_answer": {"score": 2, "delay_seconds": 7200}}"""
+        ) from None
+    return value
+
+
 Seconds = Annotated[timedelta, _seconds(0.001)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -95,6 +112,22 @@ class Settings(BaseModel):
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS"
     )
     """How long a skipped user is not offered to anybody."""
+    callback_preferred: Seconds = Field(
+        timedelta(minutes=10), alias="ASSIGNMENT_WORKERS_CALLBACK_PREFERRED_SECONDS"
+    )
+    """How long after its time a callback is kept for the agent who promised it."""
+    callback_retry: Seconds = Field(
+        timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
+    )
+    """When a callback is tried again that nobody answered, or whose user may not be called now."""
+    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
+        "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
+    )
+    """Where a phone number without a country code is from: two capital letters."""
+    outcomes: Annotated[str, AfterValidator(_outcomes)] = Field(
+        "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
+    )
+    """Outcomes with another score or delay than the usual, as JSON."""
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
@@ -105,6 +138,27 @@ class Settings(BaseModel):
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS"
     )
     """The least time between two regenerations that the level check starts."""
+
+    quarantine_after: Annotated[int, Field(ge=1)] = Field(
+        3, alias="ASSIGNMENT_WORKERS_QUARANTINE_AFTER"
+    )
+    """How often a user fails for an unclear reason within a day before they are set aside."""
+    calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
+    """Such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
+    calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
+    """Where users are: a zone, and others by phone number, `+1212=America/New_York`."""
+    calling_holidays: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOLIDAYS")
+    """A country, or a part of it as `GB-ENG`, on whose public holidays nobody is called."""
+    calls_per_day: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLS_PER_DAY")
+    """By dialer queue, `unsigned_users=3, outstanding_requests=2`: calls to a user in 24 hours."""
+    call_cooldown: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS")
+    """By dialer queue, `unsigned_users=14400`: the least time since a user's last call."""
+    attempts_maximum: Annotated[int, Field(ge=1)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_ATTEMPTS_MAXIMUM"
+    )
+    """The most calls to a user; unset: no limit."""
+    offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
+    """The least time from one offer of a user to the next, a released one too; unset: none."""
 
     request_retention: Annotated[timedelta, _seconds(3600)] = Field(
         timedelta(days=7), alias="ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS"
@@ -176,6 +230,11 @@ class Settings(BaseModel):
         6000, alias="ASSIGNMENT_WORKERS_DEMO_USERS"
     )
     """How many users the demo CRM has in each pool."""
+
+    @property
+    def outcome_changes(self) -> dict[str, dict[Literal["score", "delay_seconds"], int]]:
+        """What `outcomes` says."""
+        return _OUTCOMES.validate_json(self.outcomes)
 
     @property
     def database(self) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from assignment_workers.assignment import age, convert, jobs, levels
 from assignment_workers.assignment.age import age_scores
@@ -421,3 +421,64 @@ def test_daily_cleaning_keeps_what_is_within_its_retention_and_all_assignments(
     assert world.column("SELECT count(*) FROM assignment.assignments") == [2]
     assert world.rows("SELECT s::text FROM user_call_scores s ORDER BY 1") == scores
     assert isinstance(world.ask(1), Empty)
+
+
+def test_a_conversion_is_credited_to_who_spoke_to_the_user_the_latest_first(world: World) -> None:
+    world.add_agents(1, 2, 3, 4, 5)
+    world.add_users([User(1, created_at=world.now - 90 * DAY)])
+
+    def call(agent: int, outcome: str, seconds: int, *, ago: timedelta) -> None:
+        world.now -= ago
+        world.execute("UPDATE user_call_scores SET next_call_after = NULL")
+        world.regenerate(UNSIGNED)
+        hold = world.held(agent)
+        world.now += seconds * SECOND
+        world.complete(hold, outcome)
+        world.now += ago - seconds * SECOND
+
+    call(5, "might_complete", 60, ago=31 * DAY)
+    call(1, "might_complete", 60, ago=9 * DAY)
+    call(2, "might_complete", 31, ago=7 * DAY)
+    call(1, "might_complete", 29, ago=5 * DAY)
+    call(3, "no_answer", 60, ago=3 * DAY)
+    call(4, "hung_up", 30, ago=DAY)
+    world.execute(SIGN, users=[1])
+    assert remove(world, UNSIGNED, 1) == 1
+    assert world.rows("SELECT primary_agent_id, contributing_agents, episode FROM conversions") == [
+        (2, [2, 1], 1)
+    ]
+
+
+def test_hazard_d13_each_stay_in_a_dialer_queue_has_one_conversion_by_constraint(
+    world: World,
+) -> None:
+    world.add_users([User(1)])
+    for episode in (1, 2):
+        world.execute(SIGN, users=[1])
+        assert remove(world, UNSIGNED, 1) == 1
+        assert remove(world, UNSIGNED, 1) == 0
+        # At once back in the dialer queue: a genuine second conversion is not lost.
+        world.execute("UPDATE crm.users SET current_signature_file_id = NULL")
+        world.execute("UPDATE user_call_scores SET current_queue_type = :queue", queue=UNSIGNED)
+        assert world.column("SELECT max(episode) FROM conversions") == [episode]
+    with pytest.raises(IntegrityError, match="uq_conversions_episode"):
+        world.execute(
+            "INSERT INTO conversions (user_id, previous_queue_type, conversion_type, converted_at,"
+            " episode) VALUES (1, :queue, 'signature_obtained', now(), 2)",
+            queue=UNSIGNED,
+        )
+
+
+def test_a_completed_form_is_a_conversion_at_once_where_the_facts_show_it(world: World) -> None:
+    world.add_agents(1, 2)
+    world.add_users([User(1), User(2)])
+    world.regenerate(UNSIGNED)
+    holds = [world.held(agent) for agent in (1, 2)]
+    world.execute(SIGN, users=[holds[0].user_id])
+    world.now += 31 * SECOND
+    for hold in holds:
+        world.complete(hold, "completed_form")
+    assert world.rows("SELECT user_id, primary_agent_id FROM conversions") == [
+        (holds[0].user_id, 1)
+    ]
+    assert world.unhealthy() == []

@@ -104,6 +104,7 @@ def nobody() -> Iterator[str]:
         (["explain", "26", "--queue=unsigned_users"], ["one of the two"]),
         (["explain", "--queue=signed_users"], ["'signed_users'", *POLICIES]),
         (["explain", "nobody"], ["user", "integer"]),
+        (["drain", "signed_users"], ["'signed_users'", *POLICIES]),
         (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
         (["process", "gatekeeper"], ["'gatekeeper'", *PROCESSES]),
         (
@@ -128,6 +129,7 @@ def test_a_wrong_word_is_named_with_what_is_accepted(
     ("variable", "value", "named"),
     [
         ("ASSIGNMENT_WORKERS_LEASE", "60", ["ASSIGNMENT_WORKERS_LEASE_SECONDS"]),
+        ("ASSIGNMENT_WORKERS_CALLING_HOURS", "always", ["'always'", "mon-thu"]),
         ("ASSIGNMENT_WORKERS_LEASE_SECONDS", "soon", ["'soon'", "seconds"]),
         ("DATABASE_URL", "mysql://u:hunter2@127.0.0.1/d", ["mysql", "postgresql"]),
         ("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:port/d", ["port"]),
@@ -229,6 +231,20 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
 
         lost = shell.run("release", ID, "--agent=26", **servers)
         lost.check(USED_WRONGLY, "refused (unknown_assignment)", ID)
+        would = shell.run("drain", "unsigned_users", "--dry-run", **servers)
+        assert (would.code, would.output) == (0, "would be taken out of unsigned_users: 0\n")
+        drained = shell.run("drain", "unsigned_users", **servers)
+        assert (drained.code, drained.complaint) == (0, "")
+        assert "taken out of unsigned_users: 0" in drained.output
+        barred = shell.run("do-not-contact", "add", "--user=3", "--why=asked", **servers)
+        assert (barred.code, barred.output) == (0, "barred\n")
+        (listed,) = shell.run("do-not-contact", "list", "--json", **servers).json(0)
+        assert (listed["user_id"], listed["reason"]) == (3, "asked")
+        nobody = shell.run("do-not-contact", "add", "--why=asked", **servers)
+        nobody.check(USED_WRONGLY, "refused (malformed)", "a user or a phone number")
+        free = shell.run("quarantine", "release", "3", "--why=mended", **servers)
+        free.check(USED_WRONGLY, "refused (not_barred)", "user 3")
+        assert shell.run("quarantine", "list", "--json", **servers).json(0) == []
         odd = shell.run("complete", ID, "--agent=26", "--outcome=won", **servers)
         odd.check(USED_WRONGLY, "refused (unknown_outcome)", "'won'", "completed_form")
 

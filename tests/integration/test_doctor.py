@@ -37,6 +37,9 @@ DAMAGE: dict[str, str] = {
     " SET claimed_at = now() - interval '1 h', lease_expires_at = now() - interval '121 s'",
     "no event is of a term that has not begun": "UPDATE assignment.events SET term = 2",
     NO_EVENT: "DELETE FROM assignment.events WHERE kind = 'assigned'",
+    "no callback is overdue by more than an hour": "INSERT INTO callbacks"
+    " (user_id, scheduled_for, original_call_session_id)"
+    " VALUES (1, timezone('UTC', now() - interval '61 min'), gen_random_uuid())",
     "no job has been running for more than an hour": "INSERT INTO assignment.job_runs"
     " (job, trigger, started_at) VALUES ('scores.age', 'beat', now() - interval '61 min')",
 }

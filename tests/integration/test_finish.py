@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from assignment_workers.assignment import finish
 from assignment_workers.assignment.answers import Code, Empty, FinishAnswer, Finished, Held, Refused
-from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.outcomes import OUTCOMES, overridden
 from tests.world import DAY, HOUR, SECOND, UNSIGNED, User, World, owner
 
 # Section 4 of original-dialer: what an outcome adds to the score, hours until the next call, and
@@ -401,3 +401,13 @@ def test_many_moves_cost_as_many_statements_as_one(world: World) -> None:
         assert all(isinstance(each, Finished) for each in world.run(finish.finish, moves))
         counts.append(len(sent))
     assert counts == [3, 3]
+
+
+def test_an_overridden_outcome_has_its_own_score_and_delay(world: World, hold: Held) -> None:
+    outcomes = overridden({"no_answer": {"score": 7, "delay_seconds": 60}})
+    moves = [finish.Complete(owner(hold), "no_answer")]
+    assert isinstance(world.run(finish.finish, moves, outcomes=outcomes)[0], Finished)
+    assert world.rows(
+        "SELECT current_score, next_call_after AT TIME ZONE 'UTC' FROM user_call_scores"
+        " WHERE user_id = 1"
+    ) == [(157, world.now + 60 * SECOND)]

@@ -20,6 +20,26 @@ OUTCOMES = {
 }
 """What is added to the score, and after how many hours the user may be called again."""
 CALLBACK_AFTER = 2 * HOUR
+ENDS_A_PROMISE = {"opted_out", "signed", "requirements_completed"}
+
+
+@dataclass
+class Promise:
+    """A callback."""
+
+    user: int
+    agent: int
+    queue: str
+    at: datetime
+    status: str = "pending"
+    retries: int = 0
+    until: datetime | None = None
+
+    def is_due(self, now: datetime) -> bool:
+        return self.at <= now and (self.until is None or self.until <= now)
+
+    def become(self, status: str, until: datetime | None = None) -> None:
+        self.status, self.until = status, until
 
 
 @dataclass
@@ -38,6 +58,11 @@ class Person:
     has_opted_out: bool = False
     next_call_after: datetime | None = None
     attempts: int = 0
+    promise: Promise | None = None
+    """The last one."""
+
+    def is_promised(self) -> bool:
+        return self.promise is not None and self.promise.status == "pending"
 
     def barred(self, queue: str) -> str | None:
         """The first rule about the person that they break."""
@@ -59,6 +84,7 @@ class Person:
             "inactive": not self.is_active,
             "cooling_down": rests,
             "too_new": self.score > 0 and self.created_at > now - 2 * HOUR,
+            "promised": self.is_promised(),
         }
         later = next((reason for reason, is_so in reasons.items() if is_so), None)
         return self.barred(queue) or later
@@ -95,6 +121,8 @@ class Hold:
     version: int = 1
     ended_at: datetime | None = None
     outcome: str | None = None
+    promise: Promise | None = field(default=None, compare=False)
+    """The callback that it is for."""
     ended: int | None = field(default=None, compare=False)
     """Which of all steps ended it."""
 
@@ -148,7 +176,7 @@ class Dialer:
     """By request id: whose it is, and its one answer."""
     paused: set[str] = field(default_factory=set)
     conversions: list[int] = field(default_factory=list)
-    callbacks: list[int] = field(default_factory=list)
+    callbacks: list[Promise] = field(default_factory=list)
     steps: Iterator[int] = field(default_factory=itertools.count)
 
     def active(self) -> dict[int, Hold]:
@@ -205,6 +233,11 @@ class Dialer:
         hold = self.active().get(request.agent_id)
         if hold is not None:
             return Said("assigned", hold=hold.request_id, replayed=True)
+        return self._hand_out(request, queues)
+
+    def _hand_out(self, request: Request, queues: list[str]) -> Said:
+        if (promise := self.due(request.agent_id, set(queues) - self.paused)) is not None:
+            return self._call_back(request, promise)
         for queue in queues:
             if (user := self.best(request.agent_id, queue)) is not None:
                 return self._hold(request, queue, user)
@@ -214,18 +247,47 @@ class Dialer:
             return Said("unavailable")
         return Said("empty")
 
-    def best(self, agent: int, queue: str) -> int | None:
-        """The user of the best rank whom the agent may have from this dialer queue."""
-        build = self.published().get(queue)
-        if build is None or queue in self.paused:
-            return None
-        skipped = {
+    def due(self, agent: int, queues: set[str]) -> Promise | None:
+        """The oldest promise that the agent may keep; who may not be called now is put aside."""
+        held, skipped, fit = self.held(), self._skipped(agent), []
+        for user in self.users.values():
+            promise = user.promise
+            if promise is None or not user.is_promised() or user.id in held:
+                continue
+            if not promise.is_due(self.now):
+                continue
+            why = user.barred(promise.queue) if user.place() is None else None
+            if why or not user.is_active:
+                over = why in ENDS_A_PROMISE or self.now >= promise.at + DAY
+                later = None if over else self.now + self.settings.callback_retry
+                promise.become("cancelled" if over else "pending", later)
+                continue
+            is_kept = self.now < promise.at + self.settings.callback_preferred
+            if user.id not in skipped and user.place() in queues:
+                fit += [promise] if promise.agent == agent or not is_kept else []
+        return min(fit, key=lambda each: (each.at, each.user), default=None)
+
+    def _call_back(self, request: Request, promise: Promise) -> Said:
+        queue = self.users[promise.user].place()
+        assert queue is not None
+        return self._hold(request, queue, promise.user, promise)
+
+    def _skipped(self, agent: int) -> set[int]:
+        """Whom they skipped lately."""
+        return {
             hold.user
             for hold in self.holds.values()
             if (hold.state, hold.agent) == ("skipped", agent)
             and hold.ended_at is not None
             and hold.ended_at > self.now - self.settings.skip_agent
         }
+
+    def best(self, agent: int, queue: str) -> int | None:
+        """The user of the best rank whom the agent may have from this dialer queue."""
+        build = self.published().get(queue)
+        if build is None or queue in self.paused:
+            return None
+        skipped = self._skipped(agent)
         held = self.held()
         may = {
             place.rank: user
@@ -237,15 +299,18 @@ class Dialer:
         }
         return may[min(may)] if may else None
 
-    def _hold(self, request: Request, queue: str, user: int) -> Said:
+    def _hold(
+        self, request: Request, queue: str, user: int, promise: Promise | None = None
+    ) -> Said:
         name = request.request_id
         self.holds[name] = Hold(
             name,
             user,
             request.agent_id,
             queue,
-            self.published()[queue].places[user].rank,
+            0 if promise else self.published()[queue].places[user].rank,
             self.now + self.settings.lease,
+            promise=promise,
         )
         for place in self.places(user):
             if place.state in {"ready", "waiting"}:
@@ -290,8 +355,11 @@ class Dialer:
             hold.lease = max(hold.lease, self.now + self.settings.lease)
             return Said(way, hold=name)
         self._end(hold, way, outcome)
+        if hold.promise is not None:
+            self._called_back(hold.promise, way, outcome)
         if outcome is not None:
             self._score(self.users[hold.user], outcome)
+            self._promise(hold, outcome)
         return Said(way, hold=name)
 
     def _score(self, user: Person, outcome: str) -> None:
@@ -302,9 +370,30 @@ class Dialer:
             user.score, user.has_opted_out = min(user.score, 200), True
         if hours is None:
             user.next_call_after = self.now + CALLBACK_AFTER
-            self.callbacks.append(user.id)
         else:
             user.next_call_after = self.now + hours * HOUR if hours else None
+
+    def _called_back(self, promise: Promise, way: str, outcome: str | None) -> None:
+        """A skip puts it off; an unanswered call too, but once only; any other call keeps it."""
+        if promise.status != "pending":
+            return
+        if way == "skipped":
+            promise.become("pending", self.now + self.settings.skip_everyone)
+        elif outcome == "no_answer":
+            again = promise.retries == 0
+            promise.retries += again
+            retry = self.now + self.settings.callback_retry if again else None
+            promise.become("pending" if again else "cancelled", retry)
+        elif outcome is not None:
+            promise.become("completed")
+
+    def _promise(self, hold: Hold, outcome: str) -> None:
+        user = self.users[hold.user]
+        if outcome in {"call_back", "do_not_contact"} and user.promise and user.is_promised():
+            user.promise.become("cancelled")
+        if outcome == "call_back":
+            user.promise = Promise(user.id, hold.agent, hold.queue, self.now + CALLBACK_AFTER)
+            self.callbacks.append(user.promise)
 
     def build(self, number: int, queue: str) -> None:
         may = [user for user in self.users.values() if user.broken(queue, self.now) is None]

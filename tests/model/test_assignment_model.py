@@ -131,6 +131,35 @@ class Machine(RuleBasedStateMachine):
             self.publish(numbers[each])
         return multiple(*new)
 
+    @rule(
+        target=holds,
+        agents=some.permutations([1, 2, 3]),
+        queue=ANY_QUEUE,
+        late=some.sampled_from([0, 599, 600]),
+        outcomes=some.lists(CALLED, min_size=3, max_size=3),
+        moves=MOVES,
+    )
+    def promise(
+        self,
+        agents: Sequence[int],
+        queue: str | None,
+        late: int,
+        outcomes: Sequence[str],
+        moves: Sequence[Move],
+    ) -> object:
+        """Two users are promised a callback, which are due when everybody works again."""
+        new: list[str] = []
+        for agent in agents[:2]:
+            if agent not in self.dialer.active():
+                new += self._ask([self.world.request(agent, queue)])
+            new += self._work([(agent, queue, "completed", "call_back")])
+        self.wait(int(CALLBACK_AFTER.total_seconds()) + late)
+        for outcome in outcomes:
+            new += self._ask([self.world.request(agent, queue) for agent in agents])
+            new += self._work([(agent, queue, "completed", outcome) for agent in agents[1:]])
+            self.wait(900)
+        return multiple(*new, *self._work(moves))
+
     def _work(self, moves: Sequence[Move]) -> list[str]:
         new: list[str] = []
         for agent, queue, way, outcome in moves:
@@ -299,8 +328,9 @@ class Machine(RuleBasedStateMachine):
         for queue, user, _, state, until, reason in found:
             place = published[queue].places[user]
             due = place.until is not None and place.until <= now
-            if state == "out" and (place.state == "ready" or due):
-                assert reason == self.dialer.users[user].broken(queue, now)
+            promised = place.state == "held" and reason == "promised"
+            if state == "out" and (place.state == "ready" or due or promised):
+                assert promised or reason == self.dialer.users[user].broken(queue, now)
                 place.become("out", reason=reason)
             elif state == "waiting" and until > now and (place.state == "ready" or due):
                 assert until == self.dialer.users[user].rests_until(queue, now)
@@ -330,12 +360,19 @@ class Machine(RuleBasedStateMachine):
             (user.id, user.queue, user.score, user.attempts, user.next_call_after)
             for user in self.dialer.users.values()
         ]
-        for table, users in (
-            ("conversions", self.dialer.conversions),
-            ("callbacks", self.dialer.callbacks),
-        ):
-            found = self.world.column(f"SELECT user_id FROM {table} ORDER BY 1")
-            assert found == sorted(users)
+        found = self.world.column("SELECT user_id FROM conversions ORDER BY 1")
+        assert found == sorted(self.dialer.conversions)
+
+    @invariant()
+    def callbacks_are_those_of_the_model(self) -> None:
+        assert self.world.rows(
+            "SELECT user_id, preferred_agent_id, queue_type, scheduled_for AT TIME ZONE 'UTC',"
+            " status, retry_count, available_from AT TIME ZONE 'UTC' FROM callbacks"
+            " ORDER BY user_id, id"
+        ) == [
+            (each.user, each.agent, each.queue, each.at, each.status, each.retries, each.until)
+            for each in sorted(self.dialer.callbacks, key=lambda each: each.user)
+        ]
 
     @invariant()
     def the_doctor_finds_nothing(self) -> None:
@@ -366,7 +403,7 @@ def empty(world: World) -> None:
     world.execute(
         "TRUNCATE assignment.generations, assignment.assignments, assignment.requests,"
         " assignment.events, assignment.job_runs, callbacks, conversions, user_call_scores,"
-        " crm.users, crm.claims, crm.claim_requirements"
+        " crm.users, crm.claims, crm.claim_requirements, assignment.bars"
     )
     world.execute("UPDATE assignment.queues SET paused_at = NULL, paused_by = NULL")
     world.now = world.value("SELECT date_trunc('milliseconds', clock_timestamp())")
@@ -375,6 +412,7 @@ def empty(world: World) -> None:
 @pytest.mark.timeout(420)
 def test_operations_in_any_order_do_what_the_model_says(database_url: str) -> None:
     with opened(database_url) as world:
+        world.set(quarantine_after=1_000_000)  # the dialer in memory knows of none
         world.add_agents(1, 2, 3)
         world.add_agents(4, allowed_queues=[OUTSTANDING])
         world.add_agents(5, is_active=False, allowed_queues=[UNSIGNED])

@@ -254,6 +254,28 @@ def a_callback_is_promised_with_its_completion(told: Teller) -> None:
     told.ended(EventKind.CALLBACK_PROMISED, 101, 1, number)
 
 
+def called_back(told: Teller, **said: Any) -> int:
+    """User 102 is called as promised, from no generation."""
+    usual = {
+        "generation_id": None,
+        "source": "callback",
+        "source_id": "promise",
+        "scheduled_for": told.now,
+    }
+    return told.assigned(102, 1, rank=0, **(usual | said))
+
+
+def a_callback_comes_before_the_queue_and_is_kept(told: Teller) -> None:
+    told.published(101)
+    number = called_back(told)
+    told.ended(EventKind.COMPLETED, 102, 1, number)
+    told.tell(EventKind.CALLBACK_POSTPONED, user_id=102, source_id="promise")
+    number = called_back(told, kept_for=1)
+    told.ended(EventKind.COMPLETED, 102, 1, number)
+    told.tell(EventKind.CALLBACK_KEPT, user_id=102, source_id="promise")
+    told.assigned(101, 1, rank=1)
+
+
 def what_is_recorded_outside_the_line_has_no_term(told: Teller) -> None:
     told.published(101, 102)
     told.tell(EventKind.RACE, term=None, queue=None)
@@ -298,6 +320,7 @@ GOOD = [
     a_converted_user_is_offered_no_more,
     a_paused_dialer_queue_is_resumed,
     a_callback_is_promised_with_its_completion,
+    a_callback_comes_before_the_queue_and_is_kept,
     what_is_recorded_outside_the_line_has_no_term,
     what_stood_before_the_first_event_is_known,
 ]
@@ -672,6 +695,33 @@ def callback_for_an_earlier_assignment(told: Teller) -> None:
     told.ended(EventKind.CALLBACK_PROMISED, 101, 1, number)
 
 
+def callback_comes_early(told: Teller) -> None:
+    called_back(told, scheduled_for=told.now + HOUR)
+
+
+def callback_that_is_kept_for_another_agent(told: Teller) -> None:
+    called_back(told, kept_for=2)
+
+
+def callback_after_it_was_kept(told: Teller) -> None:
+    told.tell(EventKind.CALLBACK_KEPT, user_id=102, source_id="promise")
+    called_back(told)
+
+
+def callback_ends_twice(told: Teller) -> None:
+    told.tell(EventKind.CALLBACK_KEPT, user_id=102, source_id="promise")
+    told.tell(EventKind.CALLBACK_CANCELLED, user_id=102, source_id="promise")
+
+
+def callback_that_is_not_named(told: Teller) -> None:
+    told.tell(EventKind.CALLBACK_KEPT, user_id=102)
+
+
+def callback_for_whom_the_agent_skipped(told: Teller) -> None:
+    told.ended(EventKind.SKIPPED, 102, 1, called_back(told))
+    called_back(told)
+
+
 def unknown_kind(told: Teller) -> None:
     told.tell("hand_over", user_id=101)
 
@@ -751,6 +801,12 @@ FORGED: list[tuple[Callable[[Teller], None], set[int]]] = [
     (changed_under_no_term, {9}),
     (callback_without_completion, {10}),
     (callback_for_an_earlier_assignment, {10}),
+    (callback_comes_early, {10}),
+    (callback_that_is_kept_for_another_agent, {10}),
+    (callback_after_it_was_kept, {10}),
+    (callback_ends_twice, {10}),
+    (callback_that_is_not_named, {11}),
+    (callback_for_whom_the_agent_skipped, {4}),
     (unknown_kind, {11}),
     (end_that_tells_of_another_user, {11}),
     (lease_is_not_named, {11}),

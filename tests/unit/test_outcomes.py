@@ -10,10 +10,13 @@ import pytest
 from sqlalchemy import ColumnElement, Connection, create_engine, literal, select, text
 
 from assignment_workers.policy.outcomes import (
+    HOUR,
     OUTCOMES,
     SCORE_CEILING,
     TERMINAL,
+    Part,
     attempt_penalty,
+    overridden,
     score_after,
 )
 from assignment_workers.schema.dialer import UserCallScore
@@ -109,3 +112,29 @@ def test_the_score_does_not_fall_below_zero(scores: Connection) -> None:
     below = select(after("no_answer")).where(UserCallScore.current_score < 0)
     assert scores.execute(below).scalar_one() == 0
     scores.rollback()
+
+
+def test_an_outcome_that_is_overridden_keeps_what_is_not_named() -> None:
+    changes: dict[str, dict[Part, int]] = {
+        "no_answer": {"score": 2},
+        "hung_up": {"delay_seconds": 60},
+    }
+    found = overridden(changes)
+    assert (found["no_answer"].score, found["no_answer"].delay) == (2, 4 * HOUR)
+    assert (found["hung_up"].score, found["hung_up"].delay) == (2, timedelta(minutes=1))
+    assert found["no_answer"].retried
+    assert {name: each for name, each in found.items() if name not in changes} == {
+        name: each for name, each in OUTCOMES.items() if name not in changes
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"no_reply": {"score": 2}}, "no outcome 'no_reply'; there are completed_form, going"),
+        ({"do_not_contact": {"delay_seconds": 60}}, "do_not_contact takes no delay_seconds"),
+    ],
+)
+def test_a_wrong_override_is_named(changes: dict[str, dict[Part, int]], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        overridden(changes)

@@ -51,6 +51,22 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS": Variable(
         "skip_agent", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_CALLBACK_PREFERRED_SECONDS": Variable(
+        "callback_preferred", timedelta(minutes=10), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS": Variable(
+        "callback_retry", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_OUTCOMES": Variable(
+        "outcomes",
+        "{}",
+        '{"no_answer": {"score": 2, "delay_seconds": 7200}}',
+        '{"no_answer": {"score": 2, "delay_seconds": 7200}}',
+        ("no_answer=2", "[]", '{"no_answer": 2}', '{"no_answer": {"delay": 2}}', "{"),
+    ),
+    "ASSIGNMENT_WORKERS_PHONE_REGION": Variable(
+        "phone_region", "GB", "DE", "DE", ("de", "DEU", "44")
+    ),
     "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": Variable(
         "skip_everyone", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),
@@ -58,6 +74,25 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_LEVEL_MINIMUM": Variable("level_minimum", 20, "1", 1, NOT_COUNTS),
     "ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS": Variable(
         "level_interval", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_QUARANTINE_AFTER": Variable("quarantine_after", 3, "5", 5, NOT_COUNTS),
+    # What they may hold is judged where they are read: tests/unit/test_calling_hours.py.
+    "ASSIGNMENT_WORKERS_CALLING_HOURS": Variable(
+        "calling_hours", None, "mon 10:00-19:00", "mon 10:00-19:00", ()
+    ),
+    "ASSIGNMENT_WORKERS_CALLING_ZONES": Variable(
+        "calling_zones", "Europe/London", "Europe/Paris", "Europe/Paris", ()
+    ),
+    "ASSIGNMENT_WORKERS_CALLING_HOLIDAYS": Variable("calling_holidays", None, "GB", "GB", ()),
+    "ASSIGNMENT_WORKERS_CALLS_PER_DAY": Variable(
+        "calls_per_day", None, "unsigned_users=3", "unsigned_users=3", ()
+    ),
+    "ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS": Variable(
+        "call_cooldown", None, "unsigned_users=60", "unsigned_users=60", ()
+    ),
+    "ASSIGNMENT_WORKERS_ATTEMPTS_MAXIMUM": Variable("attempts_maximum", None, "9", 9, NOT_COUNTS),
+    "ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS": Variable(
+        "offer_gap", None, "60", timedelta(minutes=1), NOT_SECONDS
     ),
     "ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS": Variable(
         "request_retention",

@@ -923,7 +923,7 @@ export interface components {
          * @description Why something was refused, for programs.
          * @enum {string}
          */
-        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "request_id_taken" | "unknown_user" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
+        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "request_id_taken" | "unknown_user" | "not_barred" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
         /**
          * Wrong
          * @description One thing that was wrong in what was sent; what was sent is not repeated.
@@ -992,7 +992,7 @@ export interface components {
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "converted" | "callback_promised" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import null
+
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.outcomes import Outcome, score_after
+from assignment_workers.schema.base import word
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.dialer import Callback, UserCallScore
 
@@ -82,7 +85,7 @@ SCORE = _called.on_conflict_do_update(
 The rows lock theirs in their order: by user, as every job does, or two could wait for each other.
 """
 
-PROMISE = insert_rows(
+_promised = insert_rows(
     Callback,
     Callback.id,
     Callback.user_id,
@@ -96,3 +99,19 @@ PROMISE = insert_rows(
     Callback.updated_at,
     parameter="callbacks",
 )
+PROMISE = _promised.on_conflict_do_update(
+    index_elements=[Callback.user_id],
+    index_where=Callback.status == word("pending"),
+    set_={
+        "scheduled_for": _promised.excluded.scheduled_for,
+        "callback_reason": _promised.excluded.callback_reason,
+        "preferred_agent_id": _promised.excluded.preferred_agent_id,
+        "original_call_session_id": _promised.excluded.original_call_session_id,
+        "queue_type": _promised.excluded.queue_type,
+        "available_from": null(),
+        "retry_count": 0,
+        "updated_at": _promised.excluded.updated_at,
+    },
+)
+"""One is pending for a user: should another writer of the table have promised one just now, this
+promise takes its place."""

@@ -43,6 +43,7 @@ class Code(StrEnum):
     QUEUE_NOT_ALLOWED = "queue_not_allowed"
     REQUEST_ID_TAKEN = "request_id_taken"
     UNKNOWN_USER = "unknown_user"
+    NOT_BARRED = "not_barred"
     UNKNOWN_ASSIGNMENT = "unknown_assignment"
     NOT_OWNER = "not_owner"
     NOT_ACTIVE = "not_active"

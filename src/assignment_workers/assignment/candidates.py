@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, Protocol
+from uuid import UUID
 
 from sqlalchemy import BigInteger, Select, bindparam, exists, literal_column, select
 
 from assignment_workers.assignment.entries import READY
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.queues import Policy, reason_for
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment, Entry
+from assignment_workers.schema.tables import Assignment, Entry, Source
 
 INELIGIBLE_AT_MOST = 5_000
 """Ineligible entries that one transaction takes out or puts off.
@@ -40,6 +41,34 @@ class Candidate:
     user_id: int
     rank: int
     score: int
+    source: ClassVar = Source.QUEUE
+    source_id: ClassVar[UUID | None] = None
+    details: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def reason(self) -> str:
+        """Why they are to be called, for agents."""
+        return reason_for(self.score)
+
+
+class Found(Protocol):
+    """A user who may be handed out now, whatever the source."""
+
+    @property
+    def user_id(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def score(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def source(self) -> Source: ...
+    @property
+    def source_id(self) -> UUID | None: ...
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the event of the grant tells besides."""
 
 
 @dataclass
@@ -84,7 +113,7 @@ class Head:
         size = next(size for size in SIZES if size >= min(self.wanted, SIZES[-1]))
         rows = self.turn.connection.execute(
             _judged(self.policy, size),
-            {"generation": self.generation, "after": self._after, "now": self.turn.now},
+            {"generation": self.generation, "after": self._after, **self.policy.at(self.turn.now)},
         ).all()
         for user_id, rank, score, broken, rests_until, is_held in rows:
             self._after = rank

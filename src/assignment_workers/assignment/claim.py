@@ -2,7 +2,7 @@
 
 Cost: a fixed number of statements for any number of requests, and one more for each further batch
 of entries that has to be looked at because those before were ineligible. Nothing grows with the
-size of the dialer queue.
+size of the dialer queue. Where callbacks are due, one more statement for each batch of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, exists, select
 
-from assignment_workers.assignment import entries, ledger
+from assignment_workers.assignment import callbacks, entries, ledger, missed_calls
 from assignment_workers.assignment.answers import (
     Assigned,
     Code,
@@ -24,14 +24,17 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
-from assignment_workers.assignment.candidates import Candidate, Enough, Head
+from assignment_workers.assignment.bars import quarantine
+from assignment_workers.assignment.candidates import Enough, Found, Head
+from assignment_workers.assignment.due import Due, Kind
 from assignment_workers.assignment.empty import Why
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn
-from assignment_workers.policy.queues import Policy, reason_for
+from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import (
@@ -40,7 +43,6 @@ from assignment_workers.schema.tables import (
     DialerQueue,
     Entry,
     Generation,
-    Source,
 )
 from assignment_workers.settings import Settings
 
@@ -52,10 +54,10 @@ def claim(
 
     Holds in this transaction: nobody is held twice, by the unique indexes on active assignments
     (guarantee 1); every user handed out meets the policy by facts read here (3); nobody eligible,
-    unheld and better ranked is passed over (4); a request id that was answered before gets that
-    answer (5). A request needs another turn when its id stands twice in the list, or when so many
-    ineligible entries had to be taken out that the line should breathe before it goes on. Errors of
-    the database propagate; then nothing is committed.
+    unheld and better ranked is passed over, and due callbacks come first (4); a request id that was
+    answered before gets that answer (5). A request needs another turn when its id stands twice in
+    the list, or when so many ineligible entries had to be taken out that the line should breathe
+    before it goes on. Errors of the database propagate; then nothing is committed.
     """
     first: dict[str, Request] = {}
     for request in requests:
@@ -95,10 +97,16 @@ class _Claim:
     """By agent: the active assignment, those made in this turn included."""
     made: list[dict[str, Any]] = field(default_factory=list)
     """The rows of the new assignments."""
+    due: list[Kind] = field(default_factory=list)
+    """What comes before the dialer queues and has somebody due, in its order."""
+    unfinished: bool = False
+    """More have waited long enough than one transaction brings back: this one should commit."""
 
     def decide(self) -> dict[Request, RequestAnswer]:
         """Their answers, kept in this transaction; those that need another turn are absent."""
         self._read_places()
+        if self.unfinished:
+            return {}
         answers: dict[Request, RequestAnswer] = {}
         open_requests: dict[Request, list[str]] = {}
         for request, asker in self.askers.items():
@@ -116,7 +124,16 @@ class _Claim:
 
     def _read_places(self) -> None:
         """How the dialer queues stand once lapsed holds have ended and who waited is back."""
-        rows = self.turn.connection.execute(_PLACES, {"instant": self.turn.now}).all()
+        now = self.turn.now
+        rows = self.turn.connection.execute(_PLACES, {"instant": now, "now": now}).all()
+        self.due = [
+            kind
+            for is_due, kind in (
+                (any(row.promised for row in rows), callbacks.CALLBACKS),
+                (any(row.missed for row in rows), missed_calls.MISSED_CALLS),
+            )
+            if is_due
+        ]
         ended = expire(self.turn) if any(row.lapsed for row in rows) else set()
         self.holds = {
             request.agent_id: asker.hold
@@ -124,8 +141,8 @@ class _Claim:
             if asker.hold is not None and asker.hold.id not in ended
         }
         for row in rows:
-            if row.due:
-                entries.promote(self.turn, row.generation_id)
+            if row.due and entries.promote(self.turn, row.generation_id):
+                self.unfinished = True
             self.places[row.name] = _Place(row.paused, row.generation_id)
 
     def _allowed(self, request: Request, asker: Asker) -> list[str] | Refused:
@@ -169,18 +186,25 @@ class _Claim:
         free = {request.agent_id: self.askers[request].skipped for request in open_requests}
         for agent in self.holds.keys() & free.keys():
             del free[agent]
-        heads = self._heads(len(free) + sum(map(len, free.values())))
+        taken: set[int] = set()
+        heads = self._heads(len(free) + sum(map(len, free.values())), taken)
+        due = [Due(kind, self.turn, self.policies, self.settings, taken) for kind in self.due]
         try:
             for request, allowed in open_requests.items():
                 if request.agent_id in self.holds:
-                    hold = self.holds[request.agent_id]
-                    answers[request] = Assigned(assignment=hold, replayed=True)
-                elif taken := self._best(request, allowed, heads):
-                    answers[request] = Assigned(assignment=taken)
+                    answers[request] = Assigned(
+                        assignment=self.holds[request.agent_id], replayed=True
+                    )
+                elif hold := self._longest_due(request, allowed, due) or self._best(
+                    request, allowed, heads
+                ):
+                    answers[request] = Assigned(assignment=hold)
                 else:
                     without.append(request)
         except Enough:
             pass  # who is not answered yet gets another turn; what was found ineligible is out
+        for each in due:
+            each.put_aside()
         self._put_out(heads)
         why = Why(self.turn, self.policies, [row["user_id"] for row in self.made])
         for request in without:
@@ -189,6 +213,17 @@ class _Claim:
             )
         return answers
 
+    def _longest_due(
+        self, request: Request, allowed: Sequence[str], due: Sequence[Due]
+    ) -> Held | None:
+        places = self.places
+        queues = [each for each in allowed if each in places and not places[each].paused]
+        for kind in due:
+            found = kind.take(request.agent_id, queues, self.askers[request].skipped)
+            if found:
+                return self._hold(request, found.queue, found)
+        return None
+
     def _best(
         self, request: Request, allowed: Sequence[str], heads: Mapping[str, Head]
     ) -> Held | None:
@@ -196,26 +231,35 @@ class _Claim:
             head = heads.get(queue)
             candidate = head.take(self.askers[request].skipped) if head else None
             if head and candidate:
-                return self._hold(request, head, candidate)
+                return self._hold(request, queue, candidate, head.generation)
         return None
 
-    def _heads(self, size: int) -> dict[str, Head]:
-        taken: set[int] = set()
+    def _heads(self, size: int, taken: set[int]) -> dict[str, Head]:
         return {
             queue: Head(self.turn, self.policies[queue], place.generation, max(size, 1), taken)
             for queue, place in self.places.items()
-            if queue in self.policies and place.generation is not None and not place.paused
+            if queue in self.policies
+            and place.generation is not None
+            and not place.paused
+            # Where nobody may be called now, nobody is looked at: all night that would be everyone.
+            and not self.policies[queue].is_closed(self.turn.now)
         }
 
-    def _hold(self, request: Request, head: Head, candidate: Candidate) -> Held:
+    def _hold(
+        self,
+        request: Request,
+        queue: str,
+        found: Found,
+        generation: int | None = None,
+    ) -> Held:
         hold = Held.model_construct(
             id=self.turn.new_id(),
-            user_id=candidate.user_id,
+            user_id=found.user_id,
             agent_id=request.agent_id,
-            queue=head.policy.queue,
-            source=Source.QUEUE.value,
-            reason=reason_for(candidate.score),
-            rank=candidate.rank,
+            queue=queue,
+            source=found.source.value,
+            reason=found.reason,
+            rank=found.rank,
             claimed_at=self.turn.now,
             lease_expires_at=self.turn.now + self.settings.lease,
             version=1,
@@ -226,9 +270,11 @@ class _Claim:
             hold.model_dump()
             | {
                 "request_id": request.request_id,
-                "generation_id": head.generation,
-                "score": candidate.score,
+                "source_id": found.source_id,
+                "generation_id": generation,
+                "score": found.score,
                 "term": self.turn.term,
+                "details": found.details,
             }
         )
         return hold
@@ -237,6 +283,8 @@ class _Claim:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
+            unclear = {user: why for user, why in head.ineligible.items() if why in UNCLEAR}
+            quarantine(self.turn, unclear, after=self.settings.quarantine_after)
             entries.put_off(self.turn, queue, head.generation, head.resting)
             if head.held_elsewhere:
                 entries.hold(self.turn, head.held_elsewhere)
@@ -252,7 +300,11 @@ class _Claim:
                 "assignment_id": row["id"],
                 "request_id": row["request_id"],
                 "generation_id": row["generation_id"],
-                "details": {"rank": row["rank"], "lease_expires_at": row["lease_expires_at"]},
+                "details": {
+                    "rank": row["rank"],
+                    "lease_expires_at": row["lease_expires_at"],
+                    **row.pop("details"),
+                },
             }
             for row in self.made
         ]
@@ -307,11 +359,13 @@ _PLACES = select(
             Assignment.lease_expires_at <= bindparam("instant", type_=Instant),
         )
     ).label("lapsed"),
+    callbacks.ANY_DUE.label("promised"),
+    missed_calls.ANY_DUE.label("missed"),
 ).outerjoin(
     Generation,
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
 )
-"""Each dialer queue: two index probes a row, at most the number of dialer queues."""
+"""Each dialer queue: two index probes a row, at most the number of dialer queues; one for all."""
 
 _ASSIGN = insert_rows(
     Assignment,
@@ -321,6 +375,7 @@ _ASSIGN = insert_rows(
     Assignment.agent_id,
     Assignment.queue,
     Assignment.source,
+    Assignment.source_id,
     Assignment.generation_id,
     Assignment.rank,
     Assignment.score,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     Connection,
     Integer,
+    Interval,
     Select,
     Text,
     Uuid,
@@ -20,20 +21,27 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSON, aggregate_order_by, array
 
 from assignment_workers.assignment import entries
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.policy.outcomes import OUTCOMES
 from assignment_workers.policy.queues import Policy, place_of
-from assignment_workers.schema.base import Instant
+from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import rows as rows_of
 from assignment_workers.schema.crm import CrmUser
-from assignment_workers.schema.dialer import Conversion, UserCallScore
-from assignment_workers.schema.tables import Assignment
+from assignment_workers.schema.dialer import Agent, Conversion, UserCallScore
+from assignment_workers.schema.tables import Assignment, AssignmentState
+
+ATTRIBUTED_FOR = timedelta(days=30)
+LONGER_THAN = timedelta(seconds=30)
+"""A call counts towards a conversion for so long, if it was longer than that."""
 
 AT_A_TIME = 1_000
 """Users whom one command takes out: the line waits for it some tens of milliseconds."""
@@ -57,7 +65,7 @@ def converted(connection: Connection, policy: Policy, *, after: int, now: dateti
             .where(policy.converted(), _NOT_HELD, UserCallScore.user_id > after)
             .order_by(UserCallScore.user_id)
             .limit(AT_A_TIME),
-            {"now": now},
+            policy.building(now),
         ).scalars()
     )
 
@@ -68,17 +76,20 @@ def remove_converted(
     """Take those of `users` out of the dialer queue who have converted by facts read here.
 
     The score row's change of queue guards the record: it happens once, so there is one conversion
-    for each, however often the command comes (hazard D13). The score before it is what is recorded
-    (D12). Who now belongs to another dialer queue moves there. Held users, and those whose facts
-    changed back, are left alone.
+    for each, however often the command comes; a unique index on user, dialer queue and episode says
+    the same to whoever else writes the table (hazard D13). The score before it is what is recorded
+    (D12), and the agents who spoke to the user, of whom the latest is the primary one. Who now
+    belongs to another dialer queue moves there. Held users, and those whose facts changed back, are
+    left alone.
     """
-    before = turn.connection.execute(
-        _before(policy, policies), {"users": list(users), "now": turn.now}
-    )
+    since = {"since": turn.now - ATTRIBUTED_FOR}
+    given = {"users": list(users), **policy.building(turn.now), **since}
+    before = turn.connection.execute(_before(policy, policies), given)
     rows = [dict(row) for row in before.mappings()]
     if rows:
         for row in rows:
             row |= {"id": turn.new_id(), "at": turn.now, "queue": policy.queue}
+            row["agent"] = next(iter(row["agents"]), None)
         turn.connection.execute(_MOVE, {"rows": rows})
         signed = policy.conversion_type == "signature_obtained"
         kind = {"conversion_type": policy.conversion_type, "signature_obtained": signed}
@@ -90,12 +101,48 @@ def remove_converted(
                     "kind": EventKind.CONVERTED,
                     "queue": policy.queue,
                     "user_id": row["user_id"],
-                    "details": {"conversion_id": row["id"], "moved_to": row["place"]},
+                    "details": {
+                        "conversion_id": row["id"],
+                        "moved_to": row["place"],
+                        "primary_agent": row["agent"],
+                    },
                 }
                 for row in rows
             )
         )
     return Done(counts={"converted": len(rows)})
+
+
+_UNANSWERED = [word(each.name) for each in OUTCOMES.values() if not each.keeps]
+_calls = (
+    select(Assignment.agent_id, func.max(Assignment.ended_at).label("last"))
+    .join(Agent, Agent.id == Assignment.agent_id)
+    .where(
+        Assignment.user_id == UserCallScore.user_id,
+        Assignment.state == word(AssignmentState.COMPLETED),
+        Assignment.outcome.not_in(_UNANSWERED),
+        Assignment.ended_at > bindparam("since", type_=Instant),
+        Assignment.ended_at - Assignment.claimed_at > literal(LONGER_THAN, Interval()),
+    )
+    .group_by(Assignment.agent_id)
+    .correlate(UserCallScore)
+    .subquery("calls")
+)
+# How long a user was held stands for how long they were spoken to, which the telephony knows alone.
+_spoke = select(
+    func.array_agg(aggregate_order_by(_calls.c.agent_id, _calls.c.last.desc()))
+).scalar_subquery()
+"""Who spoke to the user, the latest first."""
+
+_episode = (
+    select(func.count() + 1)
+    .select_from(Conversion)
+    .where(
+        Conversion.user_id == UserCallScore.user_id,
+        Conversion.previous_queue_type == UserCallScore.current_queue_type,
+    )
+    .scalar_subquery()
+)
 
 
 def _before(policy: Policy, policies: Mapping[str, Policy]) -> Select[*tuple[Any, ...]]:
@@ -106,6 +153,8 @@ def _before(policy: Policy, policies: Mapping[str, Policy]) -> Select[*tuple[Any
             UserCallScore.total_attempts.label("attempts"),
             UserCallScore.last_call_at,
             place_of(list(policies.values())).label("place"),
+            func.coalesce(_spoke, array([], type_=Integer)).label("agents"),
+            _episode.label("episode"),
         )
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)
         .where(
@@ -140,6 +189,9 @@ _records = rows_of(
     last_call_at=Instant,
     at=Instant,
     signature_obtained=Boolean(),
+    agent=Integer(),
+    agents=JSON(),
+    episode=Integer(),
 )
 _at = func.timezone("UTC", _records.c.at)
 _RECORD = insert(Conversion).from_select(
@@ -154,6 +206,9 @@ _RECORD = insert(Conversion).from_select(
         "last_call_at",
         "converted_at",
         "signature_obtained",
+        "primary_agent_id",
+        "contributing_agents",
+        "episode",
         "created_at",
         "updated_at",
     ],
@@ -168,6 +223,9 @@ _RECORD = insert(Conversion).from_select(
         func.timezone("UTC", _records.c.last_call_at),
         _at,
         _records.c.signature_obtained,
+        _records.c.agent,
+        _records.c.agents,
+        _records.c.episode,
         _at,
         _at,
     ),

@@ -188,6 +188,13 @@ CHECKS = (
         " AND e.kind = 'assigned')",
     ),
     Check(
+        "no callback is overdue by more than an hour",
+        None,
+        "SELECT 'callback ' || id || ' of user ' || user_id FROM public.callbacks"
+        " WHERE status = 'pending' AND scheduled_for"
+        " < timezone('UTC', clock_timestamp() - interval '1 hour') ORDER BY scheduled_for",
+    ),
+    Check(
         "no job has been running for more than an hour",
         None,
         "SELECT job || ' run ' || id FROM assignment.job_runs WHERE status = 'running'"

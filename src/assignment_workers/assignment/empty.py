@@ -81,7 +81,7 @@ class Why:
         """How the first of the pool stand, the most frequent first."""
         if name not in self._found:
             given = {"generation": place.generation, "taken": self.taken}
-            now = {"instant": self.turn.now, "now": self.turn.now}
+            now = {"instant": self.turn.now, **self.policies[name].at(self.turn.now)}
             rows = self.turn.connection.execute(
                 tally(self.policies[name], LOOKED_AT), given | now
             ).all()

@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Text, and_, bindparam, func, null, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.schema.base import Instant, word
@@ -80,15 +92,30 @@ _LEAVE = (
     .values(state=OUT, available_from=null(), reason=_leaves.c.reason)
 )
 
-_PROMOTE = (
-    update(Entry)
-    .where(
-        Entry.generation_id == bindparam("generation"),
-        Entry.state == WAITING,
-        Entry.available_from <= bindparam("instant", type_=Instant),
+PROMOTED_AT_MOST = 5_000
+"""Entries that one transaction brings back: some 50 ms of work."""
+
+
+def promotion(at_most: int) -> Update:
+    """Bring back those who have waited long enough, the first of them first."""
+    due = (
+        select(Entry.user_id)
+        .where(
+            Entry.generation_id == bindparam("generation"),
+            Entry.state == WAITING,
+            Entry.available_from <= bindparam("instant", type_=Instant),
+        )
+        .order_by(Entry.available_from)
+        .limit(literal_column(str(at_most)))
     )
-    .values(state=READY, available_from=null())
-)
+    return (
+        update(Entry)
+        .where(Entry.generation_id == bindparam("generation"), Entry.user_id.in_(due))
+        .values(state=READY, available_from=null())
+    )
+
+
+_PROMOTE = promotion(PROMOTED_AT_MOST)
 
 _taken = rows(user_id=BigInteger(), reason=Text())
 _TAKE_OUT = (
@@ -133,9 +160,13 @@ def leave(turn: Turn, users: Iterable[int], reason: str) -> int:
     return turn.connection.execute(_LEAVE, {"rows": given}).rowcount if given else 0
 
 
-def promote(turn: Turn, generation: int) -> None:
-    """Whoever has waited long enough is claimable again: one probe of an index when nobody has."""
-    turn.connection.execute(_PROMOTE, {"generation": generation, "instant": turn.now})
+def promote(turn: Turn, generation: int) -> bool:
+    """Whoever has waited long enough is claimable again: `PROMOTED_AT_MOST` of them.
+
+    True: there may be more, and who asks should be answered in another turn.
+    """
+    given = {"generation": generation, "instant": turn.now}
+    return turn.connection.execute(_PROMOTE, given).rowcount >= PROMOTED_AT_MOST
 
 
 def take_out(turn: Turn, queue: str, generation: int, reasons: dict[int, str]) -> None:

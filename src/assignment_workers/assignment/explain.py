@@ -211,7 +211,7 @@ def funnel(connection: Connection, policy: Policy, *, now: datetime) -> Funnel:
     Cost: one pass over at most `EXPLAINED_AT_MOST` users of the pool, in the database.
     """
     place = _place(connection, policy.queue)
-    given = _given(place["generation"], now)
+    given = _given(policy, place["generation"], now)
     rows = connection.execute(tally(policy, EXPLAINED_AT_MOST), given).all()
     found = {row.stands: row for row in rows}
     pool = left = sum(row.users for row in rows)
@@ -241,8 +241,8 @@ def _words(policy: Policy) -> Iterator[tuple[str, str]]:
     yield from MEANS.items()
 
 
-def _given(generation: int | None, now: datetime) -> dict[str, Any]:
-    return {"generation": generation, "taken": [], "instant": now, "now": now}
+def _given(policy: Policy, generation: int | None, now: datetime) -> dict[str, Any]:
+    return {"generation": generation, "taken": [], "instant": now, **policy.at(now)}
 
 
 def _place(connection: Connection, queue: str) -> RowMapping:
@@ -252,7 +252,7 @@ def _place(connection: Connection, queue: str) -> RowMapping:
 def _verdict(
     connection: Connection, user: int, policy: Policy, place: RowMapping, now: datetime
 ) -> QueueVerdict:
-    given = _given(place["generation"], now) | {"user": user}
+    given = _given(policy, place["generation"], now) | {"user": user}
     row = connection.execute(_judged(policy), given).mappings().one()
     why = row["stands"]
     if why not in {Stands.HELD, *(rule.name for rule in policy.rules)}:

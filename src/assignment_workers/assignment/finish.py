@@ -11,12 +11,13 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from assignment_workers.assignment import after_call, entries
+from assignment_workers.assignment import after_call, callbacks, convert, entries, missed_calls
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
 from assignment_workers.assignment.holds import CHANGE, NAMED, held
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
-from assignment_workers.policy.outcomes import OUTCOMES
-from assignment_workers.schema.tables import AssignmentState, EntryState
+from assignment_workers.policy.outcomes import OUTCOMES, Outcome
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.tables import AssignmentState, EntryState, Source
 from assignment_workers.settings import Settings
 
 
@@ -34,14 +35,16 @@ class Complete:
     """The call was made and this came of it.
 
     The assignment ends, the score and the time of the next call follow the outcome, a promised
-    callback is kept, the user leaves the published generations (guarantee 10). Refused, with
-    nothing changed: an unknown outcome, and a callback time or notes that it does not take so.
+    callback is written, the user leaves the published generations (guarantee 10). A callback that
+    the call was for is kept by it; or tried again after `retry`, once, if nobody answered. Refused,
+    with nothing changed: an unknown outcome, and a callback time or notes that it does not take so.
     """
 
     owner: Owner
     outcome: str
     notes: str | None = None
     callback_at: datetime | None = None
+    retry: timedelta = timedelta(minutes=15)
 
     becomes = AssignmentState.COMPLETED
 
@@ -87,7 +90,9 @@ class Renew:
 Move = Complete | Skip | Release | Renew
 
 
-def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
+def finish(
+    turn: Turn, moves: Sequence[Move], *, outcomes: Mapping[str, Outcome] = OUTCOMES
+) -> list[Finished | Refused]:
     """The answer to each move, as if they were made one after the other in their order.
 
     A late or foreign move is refused and recorded as a race (guarantee 8); one made before gets its
@@ -95,11 +100,11 @@ def finish(turn: Turn, moves: Sequence[Move]) -> list[Finished | Refused]:
     database propagate; then nothing is committed.
     """
     named = [move.owner.assignment_id for move in moves]
-    found = turn.connection.execute(NAMED, {"named": named}).mappings()
-    work = _Finish(
-        turn,
-        {row["id"]: _Found(held(row), row["ended_as"], row["generation_id"]) for row in found},
-    )
+    found: dict[UUID, _Found] = {}
+    for row in turn.connection.execute(NAMED, {"named": named}).mappings():
+        also = (row["ended_as"], row["generation_id"], row["source_id"], row["has_missed_calls"])
+        found[row["id"]] = _Found(held(row), *also)
+    work = _Finish(turn, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
     work.write()
     return answers
@@ -134,11 +139,14 @@ def renew(turn: Turn, owner: Owner, *, settings: Settings) -> Finished | Refused
 
 @dataclass(frozen=True)
 class _Found:
-    """An assignment as it stands in this turn, and the outcome of its call."""
+    """An assignment as it stands in this turn, the outcome of its call, and what it is for."""
 
     hold: Held
     outcome: str | None
     generation: int | None
+    source_id: UUID | None
+    has_missed_calls: bool
+    """Of the user: pending ones."""
 
 
 @dataclass
@@ -146,11 +154,23 @@ class _Finish:
     turn: Turn
     found: dict[UUID, _Found]
     """The assignments that are named, with what moves of this turn made of them."""
+    outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     """By assignment: what its row shall say."""
     places: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
+    promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """What becomes of those that the holds were for."""
+    followed_up: list[int] = field(default_factory=list)
+    """Users who were spoken to and have missed calls."""
+    called_back: list[UUID] = field(default_factory=list)
+    skipped_calls: list[dict[str, Any]] = field(default_factory=list)
+    """Missed calls."""
+    perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
+    """By dialer queue: users whose facts are to be looked at once their holds have ended."""
+    unwilling: list[int] = field(default_factory=list)
+    """Users who are never offered again."""
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def carry_out(self, move: Move) -> Finished | Refused:
@@ -165,7 +185,9 @@ class _Finish:
                 return self._complete(move, hold)
             case Skip():
                 ended = self._end(move, hold)
-                self._settle(hold, EntryState.WAITING, until=self.turn.now + move.everyone)
+                until = self.turn.now + move.everyone
+                self._settle(hold, EntryState.WAITING, until=until)
+                self._was_called_back(hold, None, until)
             case Release():
                 ended = self._end(move, hold)
                 self._settle(hold, EntryState.READY)
@@ -174,17 +196,30 @@ class _Finish:
         return Finished(outcome=_WORDS[move.becomes], assignment=ended)
 
     def write(self) -> None:
-        """All that the moves change, in one statement."""
+        """All that the moves change, in one statement; callbacks that end or wait, in another."""
+        if self.callbacks:
+            self.events += callbacks.settle(self.turn, self.callbacks)
+        if self.followed_up or self.called_back:
+            self.events += missed_calls.follow_up(self.turn, self.followed_up, self.called_back)
+        if self.skipped_calls:
+            missed_calls.wait(self.turn, self.skipped_calls)
+        if self.unwilling:
+            self.events += callbacks.call_off(self.turn, self.unwilling, "opted_out")
+        if self.promises:
+            users = [row["user_id"] for row in self.promises]
+            self.events += callbacks.call_off(self.turn, users, "superseded")
         written = {
             "changed": list(self.changed.values()),
             "settled": self.places,
             # In the order in which every job locks score rows, or both could wait for each other.
             "scores": sorted(self.scores, key=lambda row: row["user_id"]),
-            "callbacks": self.callbacks,
+            "callbacks": self.promises,
             "events": self.turn.dated(self.events),
         }
         if any(written.values()):
             self.turn.connection.execute(_WRITE, written)
+        for queue, users in self.perhaps_converted.items():
+            convert.remove_converted(self.turn, POLICIES[queue], users, policies=POLICIES)
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
         """The active assignment that is meant; the earlier answer if this was done; or why not."""
@@ -241,14 +276,32 @@ class _Finish:
             )
         ended = self._end(move, hold)
         self._settle(hold, EntryState.OUT, reason="completed")
-        outcome = OUTCOMES[move.outcome]
+        outcome = self.outcomes[move.outcome]
         self.scores.append(after_call.score_row(self.turn, hold, outcome, move.callback_at))
+        self._was_called_back(hold, outcome, self.turn.now + move.retry)
+        if outcome.converts and hold.queue in POLICIES:
+            self.perhaps_converted.setdefault(hold.queue, []).append(hold.user_id)
+        if outcome.terminal:
+            self.unwilling.append(hold.user_id)
         if move.callback_at is not None:
             row = after_call.callback_row(self.turn, hold, outcome, move.callback_at)
-            self.callbacks.append(row)
+            self.promises.append(row)
             details = {"callback_id": row["id"], "scheduled_for": move.callback_at}
             self._tell(EventKind.CALLBACK_PROMISED, hold, details)
         return Finished(outcome="completed", assignment=ended)
+
+    def _was_called_back(self, hold: Held, outcome: Outcome | None, until: datetime) -> None:
+        source = self.found[hold.id].source_id
+        if hold.source == Source.CALLBACK and source is not None:
+            row = callbacks.after_move(hold, source, outcome=outcome, until=until)
+            self.callbacks.append(row)
+        if hold.source == Source.MISSED_CALL and source is not None:
+            if outcome is None:
+                self.skipped_calls.append({"id": source, "until": until})
+            else:
+                self.called_back.append(source)
+        if outcome is not None and outcome.keeps and self.found[hold.id].has_missed_calls:
+            self.followed_up.append(hold.user_id)
 
     def _end(self, move: Complete | Skip | Release, hold: Held) -> Held:
         outcome, notes = (move.outcome, move.notes) if isinstance(move, Complete) else (None, None)

@@ -10,7 +10,8 @@ were given, as far as rows can say (6); leases and their ends (7); only the owne
 after another (9); callbacks with their completion (10); rows and events, both ways (11).
 
 Not checked: the facts of a claim (3), for the CRM keeps no history; whether 'empty' was true; which
-of several dialer queues a request should have taken from; the dialer's own tables, which others
+of several dialer queues a request should have taken from; that no due callback was passed over,
+for others promise them too; the dialer's own tables, which others
 write too. Order is checked against generations whose entries are still kept.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Text, bindparam, select, text
+from sqlalchemy import Connection, Text, bindparam, func, select, text
 
 from assignment_workers.assignment.publish import LONGEST_TURN
 from assignment_workers.assignment.records import RECORDS
@@ -132,6 +133,14 @@ _FACTS = (
         Event.details["lease_expires_at"].as_string().cast(Instant),
         Event.details["until"].as_string().cast(Instant),
         Event.details["reassigned_from"].as_string(),
+        Event.details["source"].as_string(),
+        func.coalesce(
+            Event.details["source_id"].as_string(),
+            Event.details["callback_id"].as_string(),
+            Event.details["missed_call_id"].as_string(),
+        ),
+        Event.details["scheduled_for"].as_string().cast(Instant),
+        Event.details["kept_for"].as_integer(),
     )
     .where(Event.at >= bindparam("since", type_=Instant))
     .order_by(Event.id)

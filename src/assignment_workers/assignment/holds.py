@@ -14,6 +14,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    exists,
     func,
     select,
     update,
@@ -22,6 +23,7 @@ from sqlalchemy import (
 from assignment_workers.assignment.answers import Held
 from assignment_workers.schema.base import word
 from assignment_workers.schema.bulk import rows
+from assignment_workers.schema.dialer import MissedCall
 from assignment_workers.schema.tables import Assignment, AssignmentState
 
 ACTIVE = word(AssignmentState.ACTIVE)
@@ -32,7 +34,17 @@ THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
 """The number of the running transaction, for `assignments.ended_xid`."""
 
 NAMED = (
-    select(*HELD_COLUMNS, Assignment.generation_id, Assignment.outcome.label("ended_as"))
+    select(
+        *HELD_COLUMNS,
+        Assignment.outcome.label("ended_as"),
+        Assignment.generation_id,
+        Assignment.source_id,
+        exists(
+            select(1)
+            .select_from(MissedCall)
+            .where(MissedCall.user_id == Assignment.user_id, MissedCall.status == word("pending"))
+        ).label("has_missed_calls"),
+    )
     .where(Assignment.id == any_(bindparam("named", type_=ARRAY(Uuid))))
     .order_by(Assignment.id)
     .with_for_update()

@@ -57,7 +57,7 @@ def reassign(
     so said twice it gets the same answer. Refused, with nothing changed: an assignment that is
     unknown or not active, an agent who is unknown, inactive, not allowed the dialer queue or holds
     a user, and a user who may not be handed out any more by the facts as they are now (guarantee
-    3). Neither order nor a pause stands in the way: the user is held already.
+    3). Neither order nor a pause nor a rest stands in the way: the user is held already.
     """
     request = Request(agent_id, f"reassigned-{assignment_id}", None, None, None)
     match ledger.look_up(turn, [request], settings)[request.request_id]:
@@ -111,11 +111,11 @@ def _unfit(asker: ledger.Asker, agent_id: int, hold: Held) -> Refused | None:
 
 def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | None:
     broken = turn.connection.execute(
-        select(policy.broken_rule())
+        select(policy.bar())
         .select_from(CrmUser)
         .outerjoin(UserCallScore, UserCallScore.user_id == CrmUser.id)
         .where(CrmUser.id == bindparam("user")),
-        {"user": hold.user_id, "now": turn.now},
+        {"user": hold.user_id, **policy.at(turn.now)},
     ).first()
     rule = "not_in_crm" if broken is None else broken[0]
     if rule is None:
@@ -127,14 +127,17 @@ def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | None:
 
 def _keep(turn: Turn, request: Request, given: Assigned, **details: object) -> None:
     made = given.assignment
-    generation, score = turn.connection.execute(
-        select(Assignment.generation_id, Assignment.score).where(
+    generation, score, source_id = turn.connection.execute(
+        select(Assignment.generation_id, Assignment.score, Assignment.source_id).where(
             Assignment.id == details["reassigned_from"]
         )
     ).one()
+    if source_id is not None:
+        details |= {"source": made.source, "source_id": source_id}
     row: dict[str, Any] = made.model_dump() | {
         "request_id": request.request_id,
         "generation_id": generation,
+        "source_id": source_id,
         "score": score,
         "term": turn.term,
     }

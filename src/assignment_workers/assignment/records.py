@@ -107,6 +107,18 @@ HOLDS = (
         """,
     ),
     Record(
+        10,
+        "was the call of a callback, and what became of that is not told",
+        """
+        SELECT 'assignment ' || a.id
+        FROM assignment.assignments a
+        LEFT JOIN assignment.events e ON e.assignment_id = a.id AND e.at = a.ended_at
+            AND e.kind IN ('callback_kept', 'callback_postponed', 'callback_cancelled')
+        WHERE a.source = 'callback' AND a.state = 'completed' AND a.ended_at >= :since
+            AND e.id IS NULL
+        """,
+    ),
+    Record(
         11,
         "was made without an event",
         """

@@ -93,7 +93,7 @@ def _build(
         _fill(policy, name).execution_options(preserve_rowcount=True),
         {
             "generation": number,
-            "now": now,
+            **policy.building(now),
             "skipped_since": now - settings.skip_everyone,
             "rest": settings.skip_everyone,
             "size": settings.queue_limit,

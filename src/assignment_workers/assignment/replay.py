@@ -39,6 +39,12 @@ class Fact(NamedTuple):
     until: datetime | None = None
     reassigned_from: str | None = None
     """Of a grant by an operator: the assignment that ended for it, in the same turn."""
+    source: str | None = None
+    """Of a grant that is for a callback or a missed call; None: from the dialer queue."""
+    source_id: str | None = None
+    scheduled_for: datetime | None = None
+    kept_for: int | None = None
+    """The agent whom a due callback was still kept for."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,11 @@ class Hold:
     lease_until: datetime
 
 
-OUTSIDE_THE_LINE = {EventKind.GENERATION_FAILED, EventKind.RACE}
+OUTSIDE_THE_LINE = {
+    EventKind.GENERATION_FAILED,
+    EventKind.MISSED_CALL_FOR_OPERATOR,
+    EventKind.RACE,
+}
 """What may be recorded under no term: it changes nothing of who may be handed out."""
 
 
@@ -97,6 +107,8 @@ class Replay:
         self._released: tuple[str, int, datetime] | None = None
         """The last hold that was given back: assignment, user, when."""
         self._requests: set[str] = set()
+        self._done: set[str] = set()
+        """Callbacks and missed calls that have ended."""
         self._tellers: dict[str, Callable[[Fact], None]] = {
             EventKind.ASSIGNED: self._assigned,
             EventKind.COMPLETED: self._was_completed,
@@ -105,6 +117,12 @@ class Replay:
             EventKind.EXPIRED: self._expired,
             EventKind.RENEWED: self._renewed,
             EventKind.CALLBACK_PROMISED: self._promised,
+            EventKind.CALLBACK_KEPT: self._promise_ended,
+            EventKind.CALLBACK_POSTPONED: self._nothing,
+            EventKind.CALLBACK_CANCELLED: self._promise_ended,
+            EventKind.MISSED_CALL_FOLLOWED_UP: self._promise_ended,
+            EventKind.MISSED_CALL_CANCELLED: self._promise_ended,
+            EventKind.MISSED_CALL_FOR_OPERATOR: self._promise_ended,
             EventKind.TAKEN_OUT: self._taken_out,
             EventKind.PUT_OFF: self._put_off,
             EventKind.CONVERTED: self._converted,
@@ -113,6 +131,8 @@ class Replay:
             EventKind.GENERATION_FAILED: self._was_failed,
             EventKind.QUEUE_PAUSED: self._was_paused,
             EventKind.QUEUE_RESUMED: self._was_resumed,
+            EventKind.BARRED: self._nothing,
+            EventKind.BAR_LIFTED: self._nothing,
             EventKind.TERM_BEGUN: self._nothing,
             EventKind.RACE: self._nothing,
         }
@@ -219,8 +239,10 @@ class Replay:
         elif fact.reassigned_from is not None:
             if self._released != (fact.reassigned_from, user, fact.at):
                 self._breach(4, fact, f"user {user} is given on, and was not taken from an agent")
-        else:
+        elif fact.source is None:
             self._in_order(fact, user, agent)
+        else:
+            self._as_promised(fact, user, agent)
         if held := self._by_agent.get(agent):
             self._breach(1, fact, f"agent {agent} holds user {held.user} already")
         if fact.queue in self._paused and fact.reassigned_from is None:
@@ -249,6 +271,18 @@ class Replay:
             self._breach(4, fact, f"user {user} has rank {rank}, not {fact.rank}")
         elif better := board.passed_over(rank, not_for):
             self._breach(4, fact, f"user {better} has a better rank than user {user}")
+
+    def _as_promised(self, fact: Fact, user: int, agent: int) -> None:
+        """A grant that has no generation: for a callback, not before its time."""
+        not_for = self._not_for(agent, fact.at)
+        if user in not_for:
+            self._breach(4, fact, f"agent {agent} skipped user {user} at {not_for[user]}")
+        if fact.source_id in self._done:
+            self._breach(10, fact, f"{fact.source} {fact.source_id} had ended")
+        if fact.scheduled_for is not None and fact.at < fact.scheduled_for:
+            self._breach(10, fact, f"user {user} is called before {fact.scheduled_for}")
+        if fact.kept_for not in (None, agent):
+            self._breach(10, fact, f"user {user} is kept for agent {fact.kept_for}")
 
     def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
         """Whom the agent has skipped lately, and when: they are not offered to the agent again."""
@@ -299,6 +333,14 @@ class Replay:
     def _promised(self, fact: Fact) -> None:
         if fact.user_id is None or self._completed.get(fact.user_id) != fact.assignment_id:
             self._breach(10, fact, f"a callback for {fact.assignment_id}, which was not completed")
+
+    def _promise_ended(self, fact: Fact) -> None:
+        if fact.source_id is None:
+            self._breach(11, fact, f"{fact.kind}: nothing is named that ended")
+            return
+        if fact.source_id in self._done:
+            self._breach(10, fact, f"{fact.kind}: {fact.source_id} ends twice")
+        self._done.add(fact.source_id)
 
     def _ended(self, fact: Fact) -> Hold | None:
         hold = self._owned(fact)

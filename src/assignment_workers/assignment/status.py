@@ -10,7 +10,9 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, case, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 
+from assignment_workers.assignment import calling
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
@@ -24,8 +26,10 @@ from assignment_workers.schema.tables import (
     JobRun,
     Sequencer,
 )
+from assignment_workers.settings import Settings
 
 COUNTED_AT_MOST = 100_000
+OVERDUE = timedelta(minutes=10)
 
 
 class QueueStatus(BaseModel):
@@ -77,26 +81,47 @@ class SequencerStatus(BaseModel):
     probe_seconds: float | None
 
 
+class DueStatus(BaseModel):
+    """Calls that come before the dialer queues.
+
+    A callback is overdue ten minutes after its time, when anybody may have it; `oldest_overdue` is
+    the time that was promised.
+    """
+
+    callbacks_pending: int
+    callbacks_overdue: int
+    oldest_overdue: datetime | None
+    missed_calls_pending: int
+    oldest_missed_call: datetime | None
+    missed_calls_for_operator: int
+
+
 class Status(BaseModel):
     """Everything at a glance, at `at` by the database's clock."""
 
     at: datetime
     queues: list[QueueStatus]
+    due: DueStatus
     holds: list[Held]
     jobs: list[JobStatus]
     sequencer: SequencerStatus
     answers_last_hour: dict[str, int]
     dead_letters: int
     unpublished: int
-    calling_hours: str = "none are configured: users are handed out at any hour"
+    calling_hours: str
+    calling_rules: str
 
 
-def status(connection: Connection, *, application: str) -> Status:
-    """How things stand now. `application` is what sequencers call themselves to the database."""
+def status(connection: Connection, *, application: str, settings: Settings) -> Status:
+    """How things stand now. `application` is what sequencers call themselves to the database.
+
+    The calling rules are those of `settings`: the sequencer has its own.
+    """
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
     return Status(
         at=now,
         queues=queue_statuses(connection),
+        due=DueStatus(**connection.execute(_DUE, {"late": now - OVERDUE}).mappings().one()),
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
         jobs=job_statuses(connection),
         sequencer=sequencer_status(connection, application=application),
@@ -107,6 +132,8 @@ def status(connection: Connection, *, application: str) -> Status:
         dead_letters=connection.execute(
             select(func.count()).where(DeadLetter.replayed_at.is_(None))
         ).scalar_one(),
+        calling_hours=calling.described(settings),
+        calling_rules=calling.others_described(settings),
         unpublished=connection.execute(
             select(func.count()).where(
                 Generation.state == tables.GenerationState.BUILDING,
@@ -180,7 +207,7 @@ def job_statuses(connection: Connection) -> list[JobStatus]:
             JobRun.counts,
             JobRun.error,
         )
-        .distinct(JobRun.job, JobRun.queue)
+        .ext(distinct_on(JobRun.job, JobRun.queue))
         .order_by(JobRun.job, JobRun.queue, JobRun.id.desc())
     ).mappings()
     return [JobStatus(**row) for row in rows]
@@ -208,6 +235,24 @@ _QUEUES = (
         Generation, (Generation.queue == DialerQueue.name) & (Generation.state == PUBLISHED_STATE)
     )
     .order_by(case((DialerQueue.name == "unsigned_users", 0), else_=1), DialerQueue.name)
+)
+_DUE = text(
+    """
+    SELECT c.*, m.*
+    FROM (
+        SELECT count(*) AS callbacks_pending,
+            count(*) FILTER (WHERE scheduled_for <= timezone('UTC', :late)) AS callbacks_overdue,
+            min(scheduled_for) FILTER (WHERE scheduled_for <= timezone('UTC', :late))
+                AT TIME ZONE 'UTC' AS oldest_overdue
+        FROM public.callbacks WHERE status = 'pending'
+    ) AS c, (
+        SELECT count(*) FILTER (WHERE status = 'pending') AS missed_calls_pending,
+            min(missed_at) FILTER (WHERE status = 'pending') AT TIME ZONE 'UTC'
+                AS oldest_missed_call,
+            count(*) FILTER (WHERE status = 'for_operator') AS missed_calls_for_operator
+        FROM public.missed_calls WHERE status IN ('pending', 'for_operator')
+    ) AS m
+    """
 )
 _HOLDS = (
     select(*HELD_COLUMNS)

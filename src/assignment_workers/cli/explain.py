@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.explain import Explanation, Funnel, QueueVerdict, instant
 from assignment_workers.assignment.explain import explain as explain_user
 from assignment_workers.assignment.explain import funnel as explain_queue
@@ -31,13 +32,15 @@ def explain(
         raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")
     if queue is not None and queue not in POLICIES:
         raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+    given = settings()
+    policies = policies_of(given)
     found: Explanation | Funnel | None
     with database() as connection:
         now = instant(connection)
         if user is not None:
-            found = explain_user(connection, user, policies=POLICIES, settings=settings(), now=now)
+            found = explain_user(connection, user, policies=policies, settings=given, now=now)
         else:
-            found = explain_queue(connection, POLICIES[queue or ""], now=now)
+            found = explain_queue(connection, policies[queue or ""], now=now)
     if found is None:
         raise UsageError(f"no user {user}: neither the CRM nor a score row nor a hold names them")
     if json:

@@ -8,6 +8,7 @@ import typer
 
 from assignment_workers.cli import (
     agent,
+    bars,
     dead_letters,
     explain,
     operator,
@@ -32,6 +33,8 @@ for module in (stack, agent, operator, explain, report, proof):
 app.add_typer(schema.app, name="schema")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(token.app, name="token")
+app.add_typer(bars.contact, name="do-not-contact")
+app.add_typer(bars.quarantine, name="quarantine")
 
 
 def _with_choices(error: typer.TyperException) -> str:

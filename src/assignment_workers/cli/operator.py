@@ -11,6 +11,7 @@ import typer
 
 from assignment_workers.assignment.answers import Done, Refused, Unavailable
 from assignment_workers.assignment.doctor import Finding, examine
+from assignment_workers.assignment.drain import DRAINED_AT_MOST, drainable
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.levels import unpublished
 from assignment_workers.assignment.status import Status
@@ -18,7 +19,7 @@ from assignment_workers.assignment.status import status as read_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import client, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
-from assignment_workers.client import Built, Client
+from assignment_workers.client import Built, Client, commands
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.sequencer.term import APPLICATION
@@ -34,7 +35,7 @@ QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (regenerate, pause, resume, status, doctor):
+    for command in (regenerate, pause, resume, drain, status, doctor):
         app.command()(command)
 
 
@@ -101,6 +102,34 @@ def resume(queue: QueueArgument) -> int:
         return _done(asking.resume(queue, by=getpass.getuser()), f"{queue} hands out users")
 
 
+def drain(
+    queue: QueueArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many would be taken out.")
+    ] = False,
+) -> int:
+    """Take everybody who is not held out of QUEUE, until the next build has them again.
+
+    Pause the dialer queue first if it should stay empty.
+    """
+    if queue not in POLICIES:
+        raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+    if dry_run:
+        with database() as connection:
+            typer.echo(f"would be taken out of {queue}: {drainable(connection, queue)}")
+        return 0
+    count, last = 0, DRAINED_AT_MOST
+    with client() as asking:
+        while last >= DRAINED_AT_MOST:
+            answer = asking.command(commands.drain(queue, getpass.getuser()))
+            if not isinstance(answer, Done):
+                return _done(answer, "")
+            last = answer.counts["drained"]
+            count += last
+    typer.echo(f"taken out of {queue}: {count}; the next build has them again")
+    return 0
+
+
 def _done(answer: object, what: str) -> int:
     if isinstance(answer, Done):
         typer.echo(f"{what}{' (it was already so)' if answer.replayed else ''}")
@@ -112,7 +141,7 @@ def _done(answer: object, what: str) -> int:
 def status(json: AsJson = False) -> int:
     """Dialer queues, holds, generations, jobs and the sequencer at a glance."""
     with database() as connection:
-        found = read_status(connection, application=APPLICATION)
+        found = read_status(connection, application=APPLICATION, settings=settings())
     if json:
         as_json(found)
     else:
@@ -137,6 +166,13 @@ def _show(found: Status) -> None:
             )
             for each in found.queues
         ],
+    )
+    due = found.due
+    since = f", the oldest since {due.oldest_overdue:%m-%d %H:%M:%SZ}" if due.oldest_overdue else ""
+    typer.echo(
+        f"Callbacks pending: {due.callbacks_pending}, overdue {due.callbacks_overdue}{since}; "
+        f"missed calls pending: {due.missed_calls_pending}, "
+        f"for an operator {due.missed_calls_for_operator}"
     )
     as_table(
         "Active assignments (the first to lapse first)",
@@ -186,6 +222,7 @@ def _show(found: Status) -> None:
     typer.echo(f"Answers in the last hour: {answers or 'none'}")
     typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
     typer.echo(f"Calling hours: {found.calling_hours}")
+    typer.echo(f"Other calling rules: {found.calling_rules}")
 
 
 def doctor(

@@ -10,6 +10,7 @@ from datetime import timedelta
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.client import Client
 from assignment_workers.runtime.stack import resolve
 from assignment_workers.schema import migrate
@@ -21,7 +22,9 @@ COMMAND_AT_MOST = timedelta(seconds=30)
 
 def settings() -> Settings:
     """What the environment says, nothing more."""
-    return Settings.from_environment(os.environ)
+    given = Settings.from_environment(os.environ)
+    policies_of(given)  # a wrong calling rule is told at once, by its variable's name
+    return given
 
 
 def resolved() -> Settings:

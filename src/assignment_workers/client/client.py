@@ -168,6 +168,10 @@ class Client(Asking):
         """Hand out from this dialer queue again."""
         return as_command_answer(self.ask(commands.resume(queue, by), timeout))
 
+    def command(self, command: commands.Command, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
+        """The answer to an operator's command."""
+        return as_command_answer(self.ask(command, timeout))
+
     def repair(self, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
         """Bring the entries of the published generations in line with the holds."""
         return as_command_answer(self.ask(commands.repair(), timeout))

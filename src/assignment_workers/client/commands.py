@@ -105,6 +105,24 @@ def reassign(assignment_id: UUID | str, agent_id: int, by: str, why: str) -> Com
     return Command("assignment.reassign", said)
 
 
+def drain(queue: str, by: str) -> Command:
+    """Take some of who is not held out of this dialer queue."""
+    return Command("queue.drain", {"queue": queue, "by": by})
+
+
+def do_not_contact(user_id: int | None, phone: str | None, reason: str, by: str) -> Command:
+    """Offer a user, or whoever has a phone number, to nobody."""
+    return Command("user.bar", {"user_id": user_id, "phone": phone, "reason": reason, "by": by})
+
+
+def lift(kind: str, user_id: int | None, phone: str | None, why: str, by: str) -> Command:
+    """Let a user be offered again: `kind` is `do_not_contact` or `quarantine`."""
+    return Command(
+        "user.lift_bar",
+        {"kind": kind, "user_id": user_id, "phone": phone, "why": why, "by": by},
+    )
+
+
 def repair() -> Command:
     """Bring the entries of the published generations in line with the holds."""
     return Command("queue.repair", {})

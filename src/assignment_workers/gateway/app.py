@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bind_contextvars
 
 from assignment_workers.assignment.answers import Code, Done, Finished, Held
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.explain import Explanation, Funnel, instant
 from assignment_workers.assignment.explain import explain as read_explanation
 from assignment_workers.assignment.explain import funnel as read_funnel
@@ -346,7 +347,7 @@ def queues(here: Here, who: Who) -> list[QueueStatus]:
     """How each dialer queue stands."""
     who.must_be(WATCHING)
     with _reading(here) as connection:
-        return status(connection, application=APPLICATION).queues
+        return status(connection, application=APPLICATION, settings=here.settings).queues
 
 
 @ROUTES.get(
@@ -360,7 +361,7 @@ def explain_queue(queue: Queue, here: Here, who: Who) -> Funnel:
     who.must_be(WATCHING)
     _known(queue)
     with _reading(here) as connection:
-        return read_funnel(connection, POLICIES[queue], now=instant(connection))
+        return read_funnel(connection, policies_of(here.settings)[queue], now=instant(connection))
 
 
 @ROUTES.get(
@@ -376,7 +377,7 @@ def explain_user(user: UserPath, here: Here, who: Who) -> Explanation:
         found = read_explanation(
             connection,
             user,
-            policies=POLICIES,
+            policies=policies_of(here.settings),
             settings=here.settings,
             now=instant(connection),
         )

@@ -42,6 +42,10 @@ OF_AGENTS = frozenset(
         EventKind.RENEWED,
         EventKind.EXPIRED,
         EventKind.CALLBACK_PROMISED,
+        EventKind.CALLBACK_KEPT,
+        EventKind.CALLBACK_POSTPONED,
+        EventKind.CALLBACK_CANCELLED,
+        EventKind.MISSED_CALL_FOLLOWED_UP,
     }
 )
 """What happens to an agent's assignments. A refused move is not among them: it names the holder."""

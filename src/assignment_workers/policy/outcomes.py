@@ -5,8 +5,10 @@ The numbers are those of original-dialer section 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Literal
 
 from sqlalchemy import ColumnElement, case, func
 
@@ -35,22 +37,31 @@ class Outcome:
     callback: bool = False
     """A callback time may be given."""
     needs_callback: bool = False
+    keeps: bool = True
+    """The call was one that the user was promised; without it nobody was reached."""
+    converts: bool = False
+    """What the dialer queue is for may have been reached by the call: the facts are looked at."""
+    retried: bool = False
+    """A callback is tried once more where it came of it."""
     needs_notes: bool = False
 
 
 HOUR = timedelta(hours=1)
 
+Part = Literal["score", "delay_seconds"]
+"""What of an outcome can be overridden."""
+
 OUTCOMES: dict[str, Outcome] = {
     outcome.name: outcome
     for outcome in (
-        Outcome("completed_form", 0, 24 * HOUR, success=True, capped=True),
+        Outcome("completed_form", 0, 24 * HOUR, success=True, capped=True, converts=True),
         Outcome("going_to_complete", 0, 72 * HOUR, success=True, callback=True),
         Outcome("might_complete", 2, 24 * HOUR, callback=True),
         Outcome("call_back", 0, 24 * HOUR, success=True, callback=True, needs_callback=True),
-        Outcome("no_answer", 1, 4 * HOUR),
+        Outcome("no_answer", 1, 4 * HOUR, keeps=False, retried=True),
         Outcome("missed_call", 0, 0 * HOUR, callback=True, needs_callback=True),
         Outcome("hung_up", 2, 4 * HOUR),
-        Outcome("bad_number", 50, 672 * HOUR),
+        Outcome("bad_number", 50, 672 * HOUR, keeps=False),
         Outcome("no_claim", 200, 0 * HOUR, terminal=True, capped=True),
         Outcome("not_interested", 100, 672 * HOUR),
         Outcome("do_not_contact", 200, 0 * HOUR, terminal=True, capped=True, needs_notes=True),
@@ -58,6 +69,27 @@ OUTCOMES: dict[str, Outcome] = {
 }
 
 TERMINAL = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.terminal)
+
+
+def overridden(changes: Mapping[str, Mapping[Part, int]]) -> dict[str, Outcome]:
+    """The outcomes, some with another score or `delay_seconds`; everything else stays as it is.
+
+    Raises `ValueError` for an outcome that there is not, and for a delay of one that is terminal.
+    """
+    outcomes = dict(OUTCOMES)
+    for name, change in changes.items():
+        if name not in outcomes:
+            raise ValueError(f"no outcome {name!r}; there are {', '.join(OUTCOMES)}")
+        known = outcomes[name]
+        delay = change.get("delay_seconds")
+        if known.terminal and delay is not None:
+            raise ValueError(f"outcome {name} takes no delay_seconds: it is for good")
+        outcomes[name] = replace(
+            known,
+            score=change.get("score", known.score),
+            delay=known.delay if delay is None else timedelta(seconds=delay),
+        )
+    return outcomes
 
 
 def attempt_penalty(attempt: int) -> int:

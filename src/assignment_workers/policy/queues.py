@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null
 
 from assignment_workers.policy import rules
+from assignment_workers.policy.calling import CallingHours, CallingRules
 from assignment_workers.policy.rules import Kind, Rule
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.dialer import UserCallScore
@@ -35,6 +36,25 @@ class Policy:
     conversion_type: str
     rules: tuple[Rule, ...]
     order: tuple[UnaryExpression[Any], ...] = field(default=ORDER)
+    hours: CallingHours | None = None
+
+    def at(self, now: datetime) -> dict[str, Any]:
+        """The parameters of its expressions at this instant."""
+        if self.hours is None:
+            return {"now": now}
+        found = [self.hours.opens_at(zone, now) for zone in self.hours.places]
+        closed = [number for number, at in enumerate(found) if at != now]
+        opens = {rules.opens(number): at for number, at in enumerate(found)}
+        return {"now": now, "closed": closed, **opens}
+
+    def building(self, now: datetime) -> dict[str, Any]:
+        """The same for a build: hours pass while it stands, so they are for the claim to judge."""
+        return {"now": now}
+
+    def is_closed(self, now: datetime) -> bool:
+        """Nobody may be called at this instant, wherever they are."""
+        hours = self.hours
+        return hours is not None and not any(hours.is_open(zone, now) for zone in hours.places)
 
     def eligible(self) -> ColumnElement[bool]:
         """True for a user who may be handed out from this dialer queue at `now`."""
@@ -60,13 +80,35 @@ class Policy:
 
     def belongs(self) -> ColumnElement[bool]:
         """True for a user whose place is this dialer queue by their facts, now or once rested."""
-        return and_(
-            *(
-                rule.holds
-                for rule in self.rules
-                if rule.kind is not Kind.RESTING and rule.name not in _OF_THE_SCORE_ROW
-            )
-        )
+        return and_(*(rule.holds for rule in self._of_the_facts()))
+
+    def out_of_place(self) -> ColumnElement[str | None]:
+        """The name of the first rule that keeps a user out of this dialer queue by their facts."""
+        broken = ((~rule.holds, word(rule.name)) for rule in self._of_the_facts())
+        return case(*broken, else_=null())
+
+    def held_back(self) -> ColumnElement[str | None]:
+        """The name of the first rule that keeps back who is due a call, and belongs here.
+
+        They are due now, so what the last outcome asks to wait for does not count; the calling
+        rules do, and so do the do-not-contact list and quarantine.
+        """
+        facts = {rule.name for rule in self._of_the_facts()}
+        others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]
+        broken = ((~rule.holds, word(rule.name)) for rule in others)
+        return case(*broken, else_=null())
+
+    def bar(self) -> ColumnElement[str | None]:
+        """The first broken rule that no passing of time mends; null for none."""
+        lasting = [rule for rule in self.rules if rule.kind is not Kind.RESTING]
+        return case(*((~rule.holds, word(rule.name)) for rule in lasting), else_=null())
+
+    def _of_the_facts(self) -> list[Rule]:
+        return [
+            rule
+            for rule in self.rules
+            if rule.kind is not Kind.RESTING and rule.name not in _OF_THE_SCORE_ROW | _SET_BY_US
+        ]
 
     def converted(self) -> ColumnElement[bool]:
         """True for a user of this pool who reached what the dialer queue is for.
@@ -82,32 +124,77 @@ class Policy:
         return and_(*standing, *converting)
 
 
-_OF_THE_SCORE_ROW = {"in_other_queue", "inactive"}
+_OF_THE_SCORE_ROW = {"in_other_queue", "inactive", "attempts_used_up"}
+_NOT_FOR_WHO_IS_DUE = {"in_other_queue", "cooling_down", "too_new", "promised"}
+_SET_BY_US = {"do_not_contact", "quarantined"}
 
-_PERSON = (rules.IN_CRM, rules.ENABLED, rules.NOT_TERMINAL, rules.CLAIM_ALIVE)
-_TIMES = (rules.ACTIVE, rules.RESTED, rules.SETTLED)
-
-UNSIGNED_USERS = Policy(
-    queue="unsigned_users",
-    conversion_type="signature_obtained",
-    rules=(*_PERSON, rules.UNSIGNED, rules.in_pool("unsigned_users"), *_TIMES),
-)
-OUTSTANDING_REQUESTS = Policy(
-    queue="outstanding_requests",
-    conversion_type="requirements_completed",
-    rules=(
-        *_PERSON,
-        rules.SIGNED,
-        rules.WANTING,
-        rules.in_pool("outstanding_requests"),
-        *_TIMES,
-    ),
+_PERSON = (
+    rules.IN_CRM,
+    rules.ENABLED,
+    rules.NOT_TERMINAL,
+    rules.CONTACTABLE,
+    rules.NOT_SET_ASIDE,
+    rules.CLAIM_ALIVE,
 )
 
-POLICIES: dict[str, Policy] = {
-    policy.queue: policy for policy in (UNSIGNED_USERS, OUTSTANDING_REQUESTS)
-}
-"""By dialer queue name, in the order in which an agent with no preference is served."""
+
+def policies(calling: CallingRules) -> dict[str, Policy]:
+    """Each dialer queue's policy under these calling rules.
+
+    By name, in the order in which an agent with no preference is served.
+    """
+    return {
+        policy.queue: policy
+        for policy in (
+            Policy(
+                queue="unsigned_users",
+                conversion_type="signature_obtained",
+                rules=(
+                    *_PERSON,
+                    rules.UNSIGNED,
+                    rules.in_pool("unsigned_users"),
+                    *_times(calling, "unsigned_users"),
+                ),
+                hours=calling.hours,
+            ),
+            Policy(
+                queue="outstanding_requests",
+                conversion_type="requirements_completed",
+                rules=(
+                    *_PERSON,
+                    rules.SIGNED,
+                    rules.WANTING,
+                    rules.in_pool("outstanding_requests"),
+                    *_times(calling, "outstanding_requests"),
+                ),
+                hours=calling.hours,
+            ),
+        )
+    }
+
+
+def _times(calling: CallingRules, queue: str) -> Iterator[Rule]:
+    """Whether and when they may be called; those that pass by themselves are the last."""
+    yield rules.ACTIVE
+    if calling.attempts is not None:
+        yield rules.within_attempts(calling.attempts)
+    yield rules.RESTED
+    yield rules.SETTLED
+    yield rules.UNPROMISED
+    if most := calling.calls_per_day.get(queue):
+        yield rules.within_calls_per_day(most)
+    if least := calling.cool_down.get(queue):
+        yield rules.cooled_down(least)
+    if calling.between_offers is not None:
+        yield rules.between_offers(calling.between_offers)
+    if calling.hours is not None:
+        yield rules.in_hours(calling.hours)
+
+
+POLICIES = policies(CallingRules())
+"""The policies without calling rules, by dialer queue name."""
+
+UNSIGNED_USERS, OUTSTANDING_REQUESTS = POLICIES.values()
 
 
 def place_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
@@ -116,6 +203,17 @@ def place_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
     Null for none. The first that fits wins.
     """
     return case(*((policy.belongs(), word(policy.queue)) for policy in policies), else_=null())
+
+
+def off_for_good(rule: str) -> bool:
+    """Whether a broken rule of this name ends what was promised: opted out, or converted."""
+    found = {each.name: each.kind for policy in POLICIES.values() for each in policy.rules}
+    return rule in {rules.NOT_TERMINAL.name, "do_not_contact"} or found.get(rule) is Kind.CONVERTED
+
+
+def passes(rule: str) -> bool:
+    """Whether a broken rule of this name will hold by itself: one of the calling rules."""
+    return rule in rules.PASSING
 
 
 def reason_for(score: int) -> str:

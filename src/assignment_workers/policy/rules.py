@@ -14,10 +14,15 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
+    Integer,
     Interval,
+    Text,
+    all_,
     and_,
     bindparam,
+    case,
     exists,
     false,
     func,
@@ -25,16 +30,21 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    true,
 )
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from assignment_workers.policy.calling import CallingHours
 from assignment_workers.policy.outcomes import TERMINAL
 from assignment_workers.schema.base import Instant, NaiveInstant, word
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
-from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment
+from assignment_workers.schema.dialer import Callback, UserCallScore
+from assignment_workers.schema.tables import Assignment, AssignmentState, Bar, BarKind
 
 NOW = bindparam("now", type_=NaiveInstant)
+
+PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
+"""The calling rules that hold again by themselves."""
 
 SETTLING = timedelta(hours=2)
 """How old the score row of a user above score 0 has to be (original-dialer section 3)."""
@@ -72,7 +82,7 @@ class Rule:
     kind: Kind
     means: str = ""
     """What it means that the rule does not hold, for people."""
-    until: ColumnElement[datetime] | None = None
+    until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
     """From when on a resting rule holds by itself, as the facts are; meant where it is broken."""
 
 
@@ -137,6 +147,45 @@ NOT_TERMINAL = Rule(
     "an earlier call ended with do_not_contact or no_claim",
 )
 """Whoever asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
+PHONE_END = 9
+"""Digits at the end of phone numbers by which they are compared.
+
+A number may stand in national or international form; two people whose numbers end alike are both
+spared, which is the safe side.
+"""
+
+
+def phone_end(
+    number: ColumnElement[str | None] | InstrumentedAttribute[str | None],
+) -> ColumnElement[str]:
+    """The digits by which phone numbers are compared; empty for none."""
+    digits = func.regexp_replace(func.coalesce(number, word("")), "[^0-9]", "", "g")
+    return func.right(digits, PHONE_END, type_=Text())
+
+
+def _is_barred(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists(select(1).select_from(Bar).where(Bar.lifted_at.is_(None), *conditions))
+
+
+CONTACTABLE = Rule(
+    "do_not_contact",
+    and_(
+        not_(_is_barred(Bar.kind == word(BarKind.DO_NOT_CONTACT), Bar.user_id == CrmUser.id)),
+        not_(
+            _is_barred(Bar.phone_end.is_not(None), Bar.phone_end == phone_end(CrmUser.phone_number))
+        ),
+    ),
+    Kind.BARRED,
+    "they or their phone number are on the do-not-contact list",
+)
+NOT_SET_ASIDE = Rule(
+    "quarantined",
+    not_(_is_barred(Bar.kind == word(BarKind.QUARANTINE), Bar.user_id == CrmUser.id)),
+    Kind.BARRED,
+    "set aside until an operator releases them: they failed repeatedly for an unclear reason",
+)
+UNCLEAR = frozenset({"not_in_crm", "unsigned"})
+"""Rules that a user met at the build and breaks at the claim with no reason that explains it."""
 CLAIM_ALIVE = Rule(
     "all_claims_cancelled",
     or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),
@@ -155,6 +204,19 @@ WANTING = Rule(
 ACTIVE = Rule(
     "inactive", UserCallScore.is_active.is_(True), Kind.BARRED, "their score row is not active"
 )
+UNPROMISED = Rule(
+    "promised",
+    not_(
+        exists(
+            select(1)
+            .select_from(Callback)
+            .where(Callback.user_id == CrmUser.id, Callback.status == word("pending"))
+        )
+    ),
+    Kind.RESTING,
+    "they were promised a callback, and are called for that",
+)
+"""Whoever was promised a callback is called for it, never earlier through the queue (hazard C9)."""
 RESTED = Rule(
     "cooling_down",
     or_(UserCallScore.next_call_after.is_(None), UserCallScore.next_call_after <= NOW),
@@ -172,6 +234,118 @@ SETTLED = Rule(
     "with a score above 0, and their score row is younger than two hours",
     _utc(UserCallScore.created_at + literal(SETTLING, Interval())),
 )
+
+CLOSED = bindparam("closed", value=[], type_=ARRAY(Integer))
+"""The numbers of the zones that are outside their calling hours at `now`."""
+
+
+def opens(place: int) -> str:
+    """The name of the parameter that says when the zone of this number opens next."""
+    return f"opens_{place}"
+
+
+def _place(hours: CallingHours) -> ColumnElement[int]:
+    """The number of the user's zone in `hours.places`, by the first digits of their phone number.
+
+    Spaces, brackets and hyphens do not count; 00 is +.
+    """
+    number = func.coalesce(CrmUser.phone_number, word(""))
+    digits = func.regexp_replace(func.regexp_replace(number, r"\D", "", "g"), "^00", "")
+    return case(
+        *(
+            (digits.startswith(prefix), literal(hours.places.index(zone), Integer()))
+            for prefix, zone in hours.zones
+        ),
+        else_=literal(hours.places.index(hours.default), Integer()),
+    )
+
+
+def in_hours(hours: CallingHours) -> Rule:
+    """Where the user is, it is an hour at which they may be called."""
+    place = _place(hours) if hours.zones else literal(0, Integer())
+    return Rule(
+        "outside_calling_hours",
+        place != all_(CLOSED),
+        Kind.RESTING,
+        "outside calling hours where they are",
+        case(
+            {
+                number: bindparam(opens(number), value=None, type_=Instant)
+                for number in range(len(hours.places))
+            },
+            value=place,
+        ),
+    )
+
+
+def within_attempts(most: int) -> Rule:
+    """No more calls than that while the score row lives."""
+    return Rule(
+        "attempts_used_up",
+        func.coalesce(UserCallScore.total_attempts < most, true()),
+        Kind.BARRED,
+        f"called {most} times or more",
+    )
+
+
+def within_calls_per_day(most: int) -> Rule:
+    """Fewer completed calls than that in the last 24 hours, from any dialer queue or source.
+
+    The call whose day has to pass is found by the index on user and time.
+    """
+    calls = aliased(Assignment)
+    day = literal(timedelta(hours=24), Interval())
+    ended = (
+        select(calls.ended_at)
+        .where(
+            calls.user_id == CrmUser.id,
+            calls.state == word(AssignmentState.COMPLETED),
+            calls.ended_at > _utc(NOW) - day,
+        )
+        .order_by(calls.ended_at.desc())
+        .offset(most - 1)
+        .limit(1)
+        .correlate(CrmUser)
+        .scalar_subquery()
+    )
+    return Rule(
+        "called_enough_today",
+        ended.is_(None),
+        Kind.RESTING,
+        f"called {most} times in 24 hours",
+        ended + day,
+    )
+
+
+def cooled_down(least: timedelta) -> Rule:
+    """So long since the last call."""
+    free = UserCallScore.last_call_at + literal(least, Interval())
+    return Rule(
+        "called_lately",
+        or_(UserCallScore.last_call_at.is_(None), free <= NOW),
+        Kind.RESTING,
+        f"their last call is less than {least} ago",
+        _utc(free),
+    )
+
+
+def between_offers(least: timedelta) -> Rule:
+    """So long since they were last handed to anybody, whatever came of it."""
+    offers = aliased(Assignment)
+    last = (
+        select(func.max(offers.claimed_at))
+        .where(offers.user_id == CrmUser.id)
+        .correlate(CrmUser)
+        .scalar_subquery()
+    )
+    free = last + literal(least, Interval())
+    return Rule(
+        "offered_lately",
+        func.coalesce(free <= _utc(NOW), true()),
+        Kind.RESTING,
+        f"last handed out less than {least} ago",
+        free,
+    )
 
 
 def in_pool(queue: str) -> Rule:

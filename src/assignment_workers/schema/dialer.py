@@ -66,7 +66,11 @@ class UserCallScore(DialerBase):
 
 
 class Callback(DialerBase):
-    """A promise to call a user at a time."""
+    """A promise to call a user at a time: pending until it is kept or cancelled; one for a user.
+
+    It stays pending while an assignment holds the user for it. `assigned`, which the original wrote
+    then, is not written.
+    """
 
     __tablename__ = "callbacks"
     __table_args__ = (
@@ -76,6 +80,18 @@ class Callback(DialerBase):
         Index(None, "assigned_to_agent_id", "status"),
         Index(None, "user_id", "status"),
         Index(None, "queue_type", "scheduled_for", "status"),
+        Index(
+            "uq_callbacks_pending_user",
+            "user_id",
+            unique=True,
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_callbacks_pending",
+            "scheduled_for",
+            "user_id",
+            postgresql_where=text("status = 'pending'"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
@@ -94,6 +110,8 @@ class Callback(DialerBase):
     retry_count: Mapped[int] = mapped_column(server_default="0")
     max_retries: Mapped[int] = mapped_column(server_default="1")
     last_attempt_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    """Ours: not offered before, where it is later than `scheduled_for`."""
     created_by_agent_id: Mapped[int | None]
     created_by_source: Mapped[str] = mapped_column(server_default="agent")
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
@@ -101,13 +119,34 @@ class Callback(DialerBase):
 
 
 class MissedCall(DialerBase):
-    """An inbound call that nobody took."""
+    """An inbound call that nobody took.
+
+    pending → followed_up, cancelled, or for_operator: an unknown caller, or one not to be called.
+    """
 
     __tablename__ = "missed_calls"
     __table_args__ = (
         Index(None, "status", "missed_at"),
         Index(None, "assigned_to_agent_id"),
         Index(None, "phone_number"),
+        Index(None, "twilio_call_sid"),
+        Index(
+            "uq_missed_calls_pending_call",
+            "twilio_call_sid",
+            unique=True,
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_missed_calls_pending",
+            "missed_at",
+            "id",
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_missed_calls_pending_user",
+            "user_id",
+            postgresql_where=text("status = 'pending'"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
@@ -123,6 +162,8 @@ class MissedCall(DialerBase):
     assigned_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
     twilio_call_sid: Mapped[str | None]
     session_id: Mapped[str | None]
+    available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
+    """Ours: not offered before, where it was skipped."""
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
 
@@ -131,7 +172,11 @@ class Conversion(DialerBase):
     """A user reached what their dialer queue was for."""
 
     __tablename__ = "conversions"
-    __table_args__ = (Index(None, "user_id"), Index(None, "converted_at"))
+    __table_args__ = (
+        Index(None, "user_id"),
+        Index(None, "converted_at"),
+        Index("uq_conversions_episode", "user_id", "previous_queue_type", "episode", unique=True),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=NEW_UUID)
     user_id: Mapped[int] = mapped_column(BigInteger)
@@ -145,5 +190,7 @@ class Conversion(DialerBase):
     primary_agent_id: Mapped[int | None] = mapped_column(ForeignKey(Agent.id))
     contributing_agents: Mapped[Any | None] = mapped_column(JSON)
     signature_obtained: Mapped[bool] = mapped_column(server_default=text("false"))
+    episode: Mapped[int | None]
+    """Ours: which stay of the user in that dialer queue this ends, from 1. One conversion each."""
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)

@@ -179,6 +179,7 @@ class Assignment(Base):
     __table_args__ = (
         one_of("state", AssignmentState),
         one_of("source", Source),
+        CheckConstraint("(source = 'queue') = (source_id IS NULL)", name="source_id"),
         CheckConstraint("(state = 'active') = (ended_at IS NULL)", name="ended"),
         CheckConstraint("(state = 'active') = (ended_xid IS NULL)", name="ended_xid"),
         CheckConstraint("(state = 'completed') = (outcome IS NOT NULL)", name="outcome"),
@@ -220,6 +221,8 @@ class Assignment(Base):
     agent_id: Mapped[int]
     queue: Mapped[str] = mapped_column(ForeignKey(DialerQueue.name))
     source: Mapped[str] = mapped_column(server_default=Source.QUEUE)
+    source_id: Mapped[UUID | None]
+    """The callback or missed call that it is for."""
     generation_id: Mapped[int | None] = mapped_column(ForeignKey(Generation.id))
     rank: Mapped[int] = mapped_column(BigInteger)
     score: Mapped[int]
@@ -335,6 +338,56 @@ class JobRun(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
     counts: Mapped[dict[str, int]] = mapped_column(JSONB, server_default=text("'{}'"))
     error: Mapped[str | None]
+
+
+class BarKind(StrEnum):
+    """Why a user or phone number is not to be offered."""
+
+    DO_NOT_CONTACT = "do_not_contact"
+    QUARANTINE = "quarantine"
+
+
+class Bar(Base):
+    """A user, or whoever has a phone number, is offered to nobody until it is lifted."""
+
+    __tablename__ = "bars"
+    __table_args__ = (
+        one_of("kind", BarKind),
+        CheckConstraint("(user_id IS NULL) <> (phone IS NULL)", name="whom"),
+        CheckConstraint("(phone IS NULL) = (phone_end IS NULL)", name="phone_end"),
+        CheckConstraint("kind <> 'quarantine' OR phone IS NULL", name="quarantine"),
+        CheckConstraint(
+            "(lifted_at IS NULL) = (lifted_by IS NULL) AND"
+            " (lifted_at IS NULL) = (lifted_why IS NULL)",
+            name="lifted",
+        ),
+        Index(
+            "uq_bars_user",
+            "user_id",
+            "kind",
+            unique=True,
+            postgresql_where=text("lifted_at IS NULL AND user_id IS NOT NULL"),
+        ),
+        Index(
+            "uq_bars_phone",
+            "phone_end",
+            unique=True,
+            postgresql_where=text("lifted_at IS NULL AND phone_end IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    kind: Mapped[str]
+    user_id: Mapped[int | None] = mapped_column(BigInteger)
+    phone: Mapped[str | None]
+    phone_end: Mapped[str | None]
+    """Its last digits, by which numbers are compared."""
+    reason: Mapped[str]
+    since: Mapped[datetime] = mapped_column(Instant)
+    by: Mapped[str]
+    lifted_at: Mapped[datetime | None] = mapped_column(Instant)
+    lifted_by: Mapped[str | None]
+    lifted_why: Mapped[str | None]
 
 
 class TokenRole(StrEnum):

@@ -13,6 +13,7 @@ from celery.exceptions import QueueNotFound
 from kombu import Queue
 
 from assignment_workers.errors import UsageError
+from assignment_workers.policy.outcomes import overridden
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import assignment, maintenance, results
 from assignment_workers.tasks.door import App, DoorTask
@@ -55,6 +56,10 @@ def create_app(settings: Settings) -> App:
     )
     _check(app)
     app.settings = settings
+    try:
+        app.outcomes = overridden(settings.outcome_changes)
+    except ValueError as error:
+        raise UsageError(f"ASSIGNMENT_WORKERS_OUTCOMES: {error}") from None
     assignment.register(app)
     _check_tasks(app, set(app.tasks), ASSIGNMENT)
     before = set(app.tasks)

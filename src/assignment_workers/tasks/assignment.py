@@ -22,8 +22,11 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Unavailable,
 )
+from assignment_workers.assignment.bars import do_not_contact, lift
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
+from assignment_workers.assignment.drain import drain
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
@@ -32,8 +35,7 @@ from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.assignment.unclaimed import release_unclaimed
 from assignment_workers.errors import DatabaseUnavailable
-from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import Sequencer
+from assignment_workers.schema.tables import BarKind, Sequencer
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.settings import Settings
@@ -118,7 +120,7 @@ def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[
         until = max((each for each in deadlines if each), default=None) if all(deadlines) else None
 
         def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
-            return claim(turn, asked, policies=POLICIES, settings=settings)
+            return claim(turn, asked, policies=policies_of(settings), settings=settings)
 
         try:
             given = line.run(turn, until=until)
@@ -148,7 +150,13 @@ class FinishBody(BaseModel):
         owner = finish.Owner(self.assignment_id, self.agent_id, self.version)
         match self.move:
             case "complete":
-                return finish.Complete(owner, self.outcome or "", self.notes, self.callback_at)
+                return finish.Complete(
+                    owner,
+                    self.outcome or "",
+                    self.notes,
+                    self.callback_at,
+                    settings.callback_retry,
+                )
             case "skip":
                 return finish.Skip(owner, settings.skip_everyone)
             case "release":
@@ -175,8 +183,9 @@ def finish_many(
         except ValidationError as error:
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
     moves = [each for each in read if not isinstance(each, Refused)]
+    outcomes = task.of.outcomes
     try:
-        answers = iter(task.line.run(lambda turn: finish.finish(turn, moves)))
+        answers = iter(task.line.run(lambda turn: finish.finish(turn, moves, outcomes=outcomes)))
     except DBAPIError:
         return [_alone(task, said, each) for said, each in zip(requests, read, strict=True)]
     return [each if isinstance(each, Refused) else next(answers) for each in read]
@@ -185,8 +194,9 @@ def finish_many(
 def _alone(task: DoorTask, said: object, move: finish.Move | Refused) -> FinishAnswer:
     if isinstance(move, Refused):
         return move
+    outcomes = task.of.outcomes
     try:
-        return task.line.run(lambda turn: finish.finish(turn, [move])[0])
+        return task.line.run(lambda turn: finish.finish(turn, [move], outcomes=outcomes)[0])
     except DatabaseUnavailable as error:
         return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
     except DBAPIError as error:
@@ -205,9 +215,9 @@ def complete(
 ) -> FinishAnswer:
     """End the agent's hold with the outcome of the call."""
     owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(
-        lambda turn: finish.complete(turn, owner, outcome, notes=notes, callback_at=callback_at)
-    )
+    retry, outcomes = task.of.settings.callback_retry, task.of.outcomes
+    move = finish.Complete(owner, outcome, notes, callback_at, retry)
+    return task.line.run(lambda turn: finish.finish(turn, [move], outcomes=outcomes)[0])
 
 
 def skip(
@@ -274,7 +284,7 @@ def reassign_hold(
             agent_id,
             by=by,
             why=why,
-            policies=POLICIES,
+            policies=policies_of(task.of.settings),
             settings=task.of.settings,
         )
     )
@@ -294,21 +304,52 @@ def resume_queue(
     return task.line.run(lambda turn: resume(turn, queue, by=by, why=why))
 
 
+def drain_queue(task: DoorTask, queue: Word, by: Word) -> CommandAnswer:
+    """Take some of who is not held out of a dialer queue, until the next build."""
+    return task.line.run(lambda turn: drain(turn, queue, by=by))
+
+
 def remove_converted(
     task: DoorTask,
     queue: Word,
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
     """Take those users who have converted out of a dialer queue."""
-    policy = POLICIES.get(queue)
+    policies = policies_of(task.of.settings)
+    policy = policies.get(queue)
     if policy is None:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+            reason=f"no dialer queue {queue!r}; there are {', '.join(policies)}",
         )
     return task.line.run(
-        lambda turn: convert.remove_converted(turn, policy, user_ids, policies=POLICIES)
+        lambda turn: convert.remove_converted(turn, policy, user_ids, policies=policies)
     )
+
+
+def bar(
+    task: DoorTask,
+    reason: Notes,
+    by: Word,
+    user_id: UserId | None = None,
+    phone: Word | None = None,
+) -> CommandAnswer:
+    """Offer a user, or whoever has a phone number, to nobody."""
+    return task.line.run(
+        lambda turn: do_not_contact(turn, user=user_id, phone=phone, reason=reason, by=by)
+    )
+
+
+def lift_bar(
+    task: DoorTask,
+    kind: BarKind,
+    by: Word,
+    why: Notes,
+    user_id: UserId | None = None,
+    phone: Word | None = None,
+) -> CommandAnswer:
+    """Let a user be offered again who was set aside or was not to be contacted."""
+    return task.line.run(lambda turn: lift(turn, kind, user=user_id, phone=phone, by=by, why=why))
 
 
 def repair_entries(task: DoorTask) -> CommandAnswer:
@@ -360,5 +401,8 @@ def register(app: App) -> None:
     door(app, "generation.publish", publish_generation)
     door(app, "queue.pause", pause_queue)
     door(app, "queue.resume", resume_queue)
+    door(app, "queue.drain", drain_queue)
     door(app, "queue.remove_converted", remove_converted)
     door(app, "queue.repair", repair_entries)
+    door(app, "user.bar", bar)
+    door(app, "user.lift_bar", lift_bar)

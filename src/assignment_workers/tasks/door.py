@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Concatenate, cast
 
@@ -26,6 +26,7 @@ from sqlalchemy.exc import ProgrammingError
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
+from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.settings import Settings
@@ -43,6 +44,7 @@ class App(Celery):
     """The Celery application with what the tasks of this process work on."""
 
     settings: Settings
+    outcomes: Mapping[str, Outcome]
     engine: Engine
     sequencer: Sequencer
     """Only in the sequencer's process."""

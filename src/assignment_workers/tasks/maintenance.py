@@ -16,7 +16,9 @@ from sqlalchemy import Engine, func, select
 from assignment_workers.assignment import convert, doctor, jobs, levels, purge
 from assignment_workers.assignment.age import age_scores
 from assignment_workers.assignment.answers import Code, Refused
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
+from assignment_workers.assignment.missed_calls import match
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
@@ -56,7 +58,7 @@ def _build(task: DoorTask, queue: str, trigger: Trigger) -> dict[str, Any]:
 
     def work(given: Work) -> Counts:
         number, size = regenerate(
-            given, POLICIES[queue], trigger=trigger, settings=task.of.settings
+            given, policies_of(task.of.settings)[queue], trigger=trigger, settings=task.of.settings
         )
         built["generation"] = number
         return {"generation": number, "size": size}
@@ -102,6 +104,12 @@ def tend(task: DoorTask) -> Any:
     return _told(_job(task, "generation.tend", work))
 
 
+def match_missed_calls(task: DoorTask) -> Any:
+    """Find the user of each missed call that names none, or keep it for an operator."""
+    settings = task.of.settings
+    return _told(_job(task, "missed_calls.match", lambda given: match(given, settings)))
+
+
 def clean_conversions(task: DoorTask) -> Any:
     """Find the users of each pool who converted, and send for their removal, some at a time."""
 
@@ -113,7 +121,8 @@ def clean_conversions(task: DoorTask) -> Any:
 
 def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
     after = count = 0
-    while users := convert.converted(given.connection, POLICIES[queue], after=after, now=given.now):
+    policy = policies_of(task.of.settings)[queue]
+    while users := convert.converted(given.connection, policy, after=after, now=given.now):
         task.app.send_task(
             "queue.remove_converted", [queue, users], queue="assignment", ignore_result=True
         )
@@ -213,6 +222,7 @@ def register(app: App) -> None:
     door(app, "queue.regenerate", regenerate_queue)
     door(app, "queue.check_levels", check_levels)
     door(app, "generation.tend", tend)
+    door(app, "missed_calls.match", match_missed_calls)
     door(app, "queue.clean_conversions", clean_conversions)
     door(app, "queue.clean_daily", clean_daily)
     door(app, "scores.age", age)

@@ -16,6 +16,7 @@ from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
@@ -42,11 +43,13 @@ JOB_SECONDS = 1800
 def run(name: str, settings: Settings) -> int:
     """Be the process `name` until a signal ends it; the exit code. `settings` has the addresses.
 
-    Raises `UsageError` for an unknown name, and `DatabaseUnavailable` or `SchemaMismatch` before
-    anything is started on a database that is not ours or not up to date.
+    Raises `UsageError` for an unknown name and for a calling rule that cannot be used, and
+    `DatabaseUnavailable` or `SchemaMismatch` before anything is started on a database that is not
+    ours or not up to date.
     """
     if name not in PROCESSES:
         raise UsageError(f"no process {name!r}; there are {', '.join(PROCESSES)}")
+    policies_of(settings)
     logs.set_up(settings.log_format, settings.log_level)
     if settings.metrics_port is not None and name in EXPORTING:
         telemetry.export(settings.metrics_host, settings.metrics_port)

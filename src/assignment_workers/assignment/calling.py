@@ -1,0 +1,111 @@
+"""The calling rules as the settings have them: the policies of this installation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
+
+from assignment_workers.errors import UsageError
+from assignment_workers.policy.calling import (
+    CallingHours,
+    CallingRules,
+    read_holidays,
+    read_week,
+    read_zones,
+)
+from assignment_workers.policy.queues import POLICIES, Policy, policies
+from assignment_workers.settings import Settings
+
+T = TypeVar("T")
+
+CALLS_AT_MOST = 1_000
+SECONDS_AT_MOST = 10 * 365 * 86_400
+
+
+@cache
+def policies_of(settings: Settings) -> dict[str, Policy]:
+    """The policies under the calling rules of `settings`, the same ones for the same settings.
+
+    Raises `UsageError`, one line that names the variable, for a value that cannot be used.
+    """
+    rules = calling_rules(settings)
+    return POLICIES if rules == CallingRules() else policies(rules)
+
+
+def calling_rules(settings: Settings) -> CallingRules:
+    """The calling rules of `settings`. Raises `UsageError` as `policies_of` does."""
+    default, zones = _read("calling_zones", settings.calling_zones, read_zones)
+    calendar = settings.calling_holidays
+    if calendar is not None:
+        _read("calling_holidays", calendar, read_holidays)
+    hours = None
+    if settings.calling_hours is not None:
+        week = _read("calling_hours", settings.calling_hours, read_week)
+        hours = CallingHours(week, default, zones, calendar)
+    return CallingRules(
+        hours=hours,
+        calls_per_day=_by_queue("calls_per_day", settings.calls_per_day, _count),
+        cool_down=_by_queue("call_cooldown", settings.call_cooldown, _seconds),
+        attempts=settings.attempts_maximum,
+        between_offers=settings.offer_gap,
+    )
+
+
+def described(settings: Settings) -> str:
+    """The calling hours in one line, for operators."""
+    if settings.calling_hours is None:
+        return "none are configured: users are handed out at any hour"
+    holidays = settings.calling_holidays
+    closed = f", closed on the holidays of {holidays}" if holidays else ""
+    return f"{settings.calling_hours}, in {settings.calling_zones}{closed}"
+
+
+def others_described(settings: Settings) -> str:
+    """The other calling rules in one line, for operators."""
+    rules = calling_rules(settings)
+    said = [
+        *(f"{most} calls in 24 h from {queue}" for queue, most in rules.calls_per_day.items()),
+        *(f"{least} after a call in {queue}" for queue, least in rules.cool_down.items()),
+        *([f"{rules.attempts} attempts"] if rules.attempts else []),
+        *([f"{rules.between_offers} between offers"] if rules.between_offers else []),
+    ]
+    return "; ".join(said) or "none are configured: outcomes alone say when a user rests"
+
+
+def _by_queue(name: str, said: str | None, read: Callable[[str], T]) -> dict[str, T]:
+    def pairs(value: str) -> dict[str, T]:
+        found: dict[str, T] = {}
+        for part in value.split(","):
+            queue, equals, given = (each.strip() for each in part.partition("="))
+            if not equals or queue not in POLICIES:
+                known = ", ".join(f"{each}=…" for each in POLICIES)
+                raise ValueError(f"{part.strip()!r}: by dialer queue, as in {known}")
+            found[queue] = read(given)
+        return found
+
+    return {} if said is None else _read(name, said, pairs)
+
+
+def _count(said: str) -> int:
+    return _number(said, CALLS_AT_MOST)
+
+
+def _seconds(said: str) -> timedelta:
+    return timedelta(seconds=_number(said, SECONDS_AT_MOST))
+
+
+def _number(said: str, most: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", said, re.ASCII) or not 1 <= int(said) <= most:
+        raise ValueError(f"{said!r} is not a whole number from 1 to {most}")
+    return int(said)
+
+
+def _read(name: str, said: str, read: Callable[[str], T]) -> T:
+    try:
+        return read(said)
+    except ValueError as error:
+        variable = Settings.model_fields[name].alias
+        raise UsageError(f"{variable}={said!r}: {error}") from None

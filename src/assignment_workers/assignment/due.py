@@ -1,0 +1,204 @@
+"""What comes before the dialer queue: users who are due a call, the longest due first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    FromClause,
+    Row,
+    Select,
+    case,
+    exists,
+    false,
+    func,
+    literal_column,
+    null,
+    select,
+)
+
+from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.policy.queues import Policy, place_of
+from assignment_workers.schema.base import word
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import Agent, UserCallScore
+from assignment_workers.schema.tables import Assignment, Source
+from assignment_workers.settings import Settings
+
+AT_A_TIME = 64
+"""Users that one read takes."""
+
+Found = Row[*tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class DueUser:
+    """A user who is due a call, from the dialer queue where they belong by their facts."""
+
+    source: Source
+    source_id: UUID
+    user_id: int
+    queue: str
+    due_at: datetime
+    kept_for: int | None
+    """The agent who may have them for now; None: anybody."""
+    score: int
+    rank: int = 0
+
+    @property
+    def reason(self) -> str:
+        """Why they are to be called, for agents."""
+        return self.source.value
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the event of the grant tells besides."""
+        return {
+            "source": self.source,
+            "source_id": self.source_id,
+            "scheduled_for": self.due_at,
+            "kept_for": self.kept_for,
+        }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Callbacks, or missed calls."""
+
+    source: Source
+    statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
+    """As `judged`: the next of them after `after_at` and `after_key`."""
+    before: object
+    """A key before every other."""
+    put_aside: Callable[[Turn, Settings, Sequence[Found]], None]
+    """Sees to those whose users may not be called, so that nobody meets them again at once."""
+
+
+@dataclass
+class Due:
+    """Those of one kind that are due, read only as far as somebody asks."""
+
+    kind: Kind
+    turn: Turn
+    policies: Mapping[str, Policy]
+    settings: Settings
+    taken: set[int]
+    """Users handed out in this transaction: shared with the heads of the dialer queues."""
+    _found: list[DueUser] = field(default_factory=list)
+    _unfit: list[Found] = field(default_factory=list)
+    _after: tuple[datetime, object] | None = None
+    _exhausted: bool = False
+
+    def take(
+        self, agent: int, queues: Collection[str], excluded: Collection[int]
+    ) -> DueUser | None:
+        """The longest due whom this agent may have, once only; None where there is none.
+
+        They belong to one of these dialer queues by their facts and are not in `excluded`.
+        """
+        position = 0
+        while True:
+            while position < len(self._found):
+                found = self._found[position]
+                if (
+                    found.queue in queues
+                    and found.kept_for in (None, agent)
+                    and found.user_id not in excluded
+                    and found.user_id not in self.taken
+                ):
+                    self.taken.add(found.user_id)
+                    return self._found.pop(position)
+                position += 1
+            if self._exhausted:
+                return None
+            self._read()
+
+    def put_aside(self) -> None:
+        """See to those who were met and may not be called."""
+        if self._unfit:
+            self.kind.put_aside(self.turn, self.settings, self._unfit)
+            self._unfit.clear()
+
+    def _read(self) -> None:
+        now = self.turn.now
+        at, key = self._after or (now - timedelta(days=36_500), self.kind.before)
+        rows = self.turn.connection.execute(
+            self.kind.statement(tuple(self.policies.values())),
+            {**next(iter(self.policies.values())).at(now), "after_at": at, "after_key": key},
+        ).all()
+        for row in rows:
+            self._after = (row.due_at, row.key)
+            if row.held:
+                continue
+            if row.broken is not None:
+                self._unfit.append(row)
+                continue
+            lately = now < row.due_at + self.settings.callback_preferred
+            kept_for = row.preferred_agent_id if lately and row.is_there else None
+            self._found.append(
+                DueUser(
+                    self.kind.source,
+                    row.id,
+                    row.user_id,
+                    row.place,
+                    row.due_at,
+                    kept_for,
+                    row.score,
+                )
+            )
+        self._exhausted = len(rows) < AT_A_TIME
+
+
+def limited(ordered: Select[*tuple[Any, ...]]) -> CTE:
+    """The first `AT_A_TIME` rows, fenced as the head of a dialer queue is, as the table `head`."""
+    limit: ColumnElement[int] = literal_column(str(AT_A_TIME))
+    return ordered.limit(limit).cte("head").prefix_with("MATERIALIZED")
+
+
+def judged(
+    head: FromClause,
+    policies: Sequence[Policy],
+    *,
+    broken: ColumnElement[str | None] | None = None,
+) -> Select[*tuple[Any, ...]]:
+    """The rows of `head`, with where their users belong and what keeps them from a call.
+
+    Validated as any user, but for the rules that say when: they are due now. `head` has `id`,
+    `user_id`, `due_at`, `key`, `queue_type` and `preferred_agent_id`. `broken`: what else may keep
+    a row from a call, named first.
+    """
+    place = place_of(policies)
+    out = case(
+        *((head.c.queue_type == word(each.queue), each.out_of_place()) for each in policies),
+        else_=policies[0].out_of_place(),
+    )
+    back = case(*((place == word(each.queue), each.held_back()) for each in policies), else_=null())
+    own = null() if broken is None else broken
+    facts = case((place.is_(None), out), else_=back)
+    held = (
+        select(1)
+        .select_from(Assignment)
+        .where(Assignment.user_id == head.c.user_id, Assignment.state == ACTIVE)
+    )
+    return (
+        select(
+            *head.c,
+            place.label("place"),
+            func.coalesce(own, facts).label("broken"),
+            exists(held).label("held"),
+            func.coalesce(Agent.is_active, false()).label("is_there"),
+            func.coalesce(UserCallScore.current_score, 0).label("score"),
+        )
+        .select_from(head)
+        .outerjoin(UserCallScore, UserCallScore.user_id == head.c.user_id)
+        .outerjoin(CrmUser, CrmUser.id == head.c.user_id)
+        .outerjoin(Agent, Agent.id == head.c.preferred_agent_id)
+        .order_by(head.c.due_at, head.c.key)
+    )

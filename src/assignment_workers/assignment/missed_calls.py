@@ -1,0 +1,255 @@
+"""Missed calls: inbound calls that nobody took. Each has one follow-up, or waits for an operator.
+
+As a callback, a missed call stays pending while its user is held, so a hold that ends without a
+call gives it back by itself, after the lease at the latest (hazard C12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import phonenumbers
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import aliased
+
+from assignment_workers.assignment.due import Found, Kind, judged, limited
+from assignment_workers.assignment.jobs import Counts, Work
+from assignment_workers.assignment.turn import RECORD, EventKind, Turn
+from assignment_workers.policy.queues import Policy, off_for_good, passes
+from assignment_workers.schema.base import Instant, NaiveInstant, word
+from assignment_workers.schema.bulk import rows
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import MissedCall
+from assignment_workers.schema.tables import Source
+from assignment_workers.settings import Settings
+
+PENDING = word("pending")
+FOLLOWED_UP = "followed_up"
+CANCELLED = "cancelled"
+FOR_OPERATOR = "for_operator"
+
+MATCHED_AT_MOST = 1_000
+"""Callers whom one run of `match` looks for: one pass over the users of the CRM."""
+
+
+def match(work: Work, settings: Settings) -> Counts:
+    """Find the user of each missed call that names none, by the caller's number.
+
+    A number is compared whole, in E.164 as `settings.phone_region` reads it, however the dialer and
+    the CRM write it. Where no user has it, or several do, or it is no number, the missed call is
+    kept for an operator: nobody is dialled at a guess (hazards C10, D15). Returns `matched` and
+    `for_operator`. Cost: one pass over the CRM's users while there are any to match.
+    """
+    waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
+    if not waiting:
+        return {"matched": 0, "for_operator": 0}
+    numbers = {call: e164(given, settings.phone_region) for call, given in waiting.items()}
+    users = _users(work.connection, set(filter(None, numbers.values())), settings.phone_region)
+    found = []
+    for call, number in numbers.items():
+        owners = users.get(number, []) if number else []
+        user = owners[0] if len(owners) == 1 else None
+        found.append({"id": call, "user_id": user, "status": "pending" if user else FOR_OPERATOR})
+    work.connection.execute(_MATCH, {"found": found, "now": work.now})
+    unknown = [
+        {**_told(each["id"], None, FOR_OPERATOR, "unknown_caller"), "at": work.now, "term": None}
+        for each in found
+        if each["status"] == FOR_OPERATOR
+    ]
+    if unknown:
+        work.connection.execute(RECORD, {"events": unknown})
+    matched = sum(each["user_id"] is not None for each in found)
+    return {"matched": matched, "for_operator": len(found) - matched}
+
+
+def e164(number: str | None, region: str) -> str | None:
+    """The number in E.164, a national one read as of this region; None for what is no number."""
+    try:
+        read = phonenumbers.parse(number or "", region)
+    except phonenumbers.NumberParseException:
+        return None
+    if not phonenumbers.is_possible_number(read):
+        return None
+    return phonenumbers.format_number(read, phonenumbers.PhoneNumberFormat.E164)
+
+
+def _users(connection: Connection, numbers: set[str], region: str) -> dict[str, list[int]]:
+    """Who has each of these numbers. The last digits find them, the whole number decides."""
+    endings = sorted({number[-_ENDING:] for number in numbers})
+    owners: dict[str, list[int]] = {}
+    for user, written in connection.execute(_ENDING_SO, {"endings": endings}):
+        number = e164(written, region)
+        if number in numbers:
+            owners.setdefault(number, []).append(user)
+    return owners
+
+
+def follow_up(turn: Turn, answered: Iterable[int], called: Iterable[UUID]) -> list[dict[str, Any]]:
+    """These users were spoken to, and these missed calls were called back.
+
+    Whoever was spoken to has had the follow-up of every call missed until now, whatever the call
+    was for (hazard C11). One that nobody answered has had it too: the user is in the dialer queue
+    with their history. Returns the events, to be recorded by the caller.
+    """
+    given = {"users": list(answered), "calls": list(called), "now": turn.now}
+    done = turn.connection.execute(_FOLLOW_UP, given)
+    return [_told(row.id, row.user_id, FOLLOWED_UP, None) for row in done]
+
+
+def wait(turn: Turn, skipped: Sequence[dict[str, Any]]) -> None:
+    """These missed calls, `id` each, are not offered before `until`: they were skipped."""
+    turn.connection.execute(_WAIT, {"calls": list(skipped), "now": turn.now})
+
+
+def _put_aside(turn: Turn, settings: Settings, unfit: Sequence[Found]) -> None:
+    """Who opted out or converted is called no more, nor is one call answered twice.
+
+    Who may not be called for another reason has called, and an operator is to see to it.
+    """
+    until = turn.now + settings.callback_retry
+    if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
+        wait(turn, late)
+    unfit = [row for row in unfit if not passes(row.broken)]
+    ended = [
+        {
+            "id": row.id,
+            "status": CANCELLED
+            if row.broken == FOLLOWED_UP or off_for_good(row.broken)
+            else FOR_OPERATOR,
+        }
+        for row in unfit
+    ]
+    turn.connection.execute(_END, {"calls": ended, "now": turn.now})
+    turn.record(
+        *(
+            _told(row.id, row.user_id, each["status"], row.broken)
+            for row, each in zip(unfit, ended, strict=True)
+        )
+    )
+
+
+def _told(call: UUID, user: int | None, status: str, reason: str | None) -> dict[str, Any]:
+    details = {"missed_call_id": call, "reason": reason or status}
+    return {"kind": _KINDS[status], "user_id": user, "details": details}
+
+
+_KINDS = {
+    FOLLOWED_UP: EventKind.MISSED_CALL_FOLLOWED_UP,
+    CANCELLED: EventKind.MISSED_CALL_CANCELLED,
+    FOR_OPERATOR: EventKind.MISSED_CALL_FOR_OPERATOR,
+}
+
+_NOW = bindparam("now", type_=NaiveInstant)
+_ENDING = 7
+"""Digits: fewer would find too many, more would miss numbers that are written oddly."""
+
+_IS_DUE = and_(
+    MissedCall.status == PENDING,
+    MissedCall.user_id.is_not(None),
+    MissedCall.missed_at <= _NOW,
+    or_(MissedCall.available_from.is_(None), MissedCall.available_from <= _NOW),
+)
+ANY_DUE = exists(select(1).select_from(MissedCall).where(_IS_DUE))
+"""Whether any missed call is due: one probe of ix_missed_calls_pending, which ends at the first."""
+
+
+@cache
+def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """Index: ix_missed_calls_pending, in order and no further than the limit."""
+    head = limited(
+        select(
+            MissedCall.id,
+            MissedCall.user_id,
+            MissedCall.missed_at.label("due_at"),
+            MissedCall.id.label("key"),
+            MissedCall.twilio_call_sid,
+            cast(null(), Text).label("queue_type"),
+            cast(null(), BigInteger).label("preferred_agent_id"),
+        )
+        .where(
+            _IS_DUE,
+            tuple_(MissedCall.missed_at, MissedCall.id)
+            > tuple_(
+                bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=Uuid())
+            ),
+        )
+        .order_by(MissedCall.missed_at, MissedCall.id)
+    )
+    again = aliased(MissedCall, name="again")
+    repeated = exists(
+        select(1)
+        .select_from(again)
+        .where(again.twilio_call_sid == head.c.twilio_call_sid, again.status == word(FOLLOWED_UP))
+    )
+    return judged(head, policies, broken=case((repeated, word(FOLLOWED_UP))))
+
+
+MISSED_CALLS = Kind(Source.MISSED_CALL, _due, UUID(int=0), _put_aside)
+
+_UNMATCHED = (
+    select(MissedCall.id, MissedCall.phone_number)
+    .where(MissedCall.status == PENDING, MissedCall.user_id.is_(None))
+    .order_by(MissedCall.missed_at, MissedCall.id)
+    .limit(MATCHED_AT_MOST)
+)
+_digits = func.regexp_replace(CrmUser.phone_number, "[^0-9]", "", "g")
+_ENDING_SO = select(CrmUser.id, CrmUser.phone_number).where(
+    func.right(_digits, _ENDING) == any_(bindparam("endings", type_=ARRAY(Text)))
+)
+
+_found = rows("found", id=Uuid(), user_id=BigInteger(), status=Text())
+_MATCH = (
+    update(MissedCall)
+    .where(MissedCall.id == _found.c.id, MissedCall.status == PENDING, MissedCall.user_id.is_(None))
+    .values(user_id=_found.c.user_id, status=_found.c.status, updated_at=_NOW)
+)
+
+_FOLLOW_UP = (
+    update(MissedCall)
+    .where(
+        MissedCall.status == PENDING,
+        or_(
+            and_(
+                MissedCall.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
+                MissedCall.missed_at <= _NOW,
+            ),
+            MissedCall.id == any_(bindparam("calls", type_=ARRAY(Uuid))),
+        ),
+    )
+    .values(status=word(FOLLOWED_UP), updated_at=_NOW)
+    .returning(MissedCall.id, MissedCall.user_id)
+)
+
+_calls = rows("calls", id=Uuid(), status=Text(), until=Instant)
+_END = (
+    update(MissedCall)
+    .where(MissedCall.id == _calls.c.id, MissedCall.status == PENDING)
+    .values(status=_calls.c.status, updated_at=_NOW)
+)
+_WAIT = (
+    update(MissedCall)
+    .where(MissedCall.id == _calls.c.id, MissedCall.status == PENDING)
+    .values(available_from=func.timezone("UTC", _calls.c.until), updated_at=_NOW)
+)

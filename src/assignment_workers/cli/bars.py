@@ -1,0 +1,84 @@
+"""Who is not to be offered: the do-not-contact list, and users set aside by the claim."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from assignment_workers.assignment.answers import Done, Refused
+from assignment_workers.assignment.bars import bars
+from assignment_workers.cli.agent import line
+from assignment_workers.cli.servers import client, database
+from assignment_workers.cli.show import AsJson, as_json, as_table, complain
+from assignment_workers.client import commands
+from assignment_workers.schema.tables import BarKind
+
+contact = typer.Typer(help="Who asked not to be called, by user or phone.", no_args_is_help=True)
+quarantine = typer.Typer(help="Users set aside for unclear reasons.", no_args_is_help=True)
+
+OptionalUser = Annotated[int | None, typer.Option(min=1, max=2**63 - 1, help="The user.")]
+Phone = Annotated[str | None, typer.Option(help="The phone number; its last nine digits count.")]
+Why = Annotated[str, typer.Option(help="Why, for the records.")]
+
+
+@contact.command("list")
+def list_contact(json: AsJson = False) -> int:
+    """The newest thousand."""
+    return _list("Not to be contacted", BarKind.DO_NOT_CONTACT, json=json)
+
+
+@contact.command()
+def add(why: Why, user: OptionalUser = None, phone: Phone = None) -> int:
+    """Offer a user, or whoever has a phone number, to nobody; a hold that stands goes on."""
+    return _ask(commands.do_not_contact(user, phone, why, getpass.getuser()), "barred")
+
+
+@contact.command()
+def lift(why: Why, user: OptionalUser = None, phone: Phone = None) -> int:
+    """Take a user or a phone number off the list: the next build has them again."""
+    kind = BarKind.DO_NOT_CONTACT
+    return _ask(commands.lift(kind.value, user, phone, why, getpass.getuser()), "off the list")
+
+
+@quarantine.command("list")
+def list_quarantine(json: AsJson = False) -> int:
+    """The newest thousand."""
+    return _list("In quarantine", BarKind.QUARANTINE, json=json)
+
+
+@quarantine.command()
+def release(
+    user: Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")], why: Why
+) -> int:
+    """Let a user be offered again: the next build has them."""
+    kind = BarKind.QUARANTINE
+    return _ask(commands.lift(kind.value, user, None, why, getpass.getuser()), "released")
+
+
+def _list(title: str, kind: BarKind, *, json: bool) -> int:
+    with database() as connection:
+        found = bars(connection, kind)
+    if json:
+        as_json(found)
+        return 0
+    as_table(
+        title,
+        ["user", "phone", "since", "by", "reason"],
+        [
+            (each.user_id, each.phone, f"{each.since:%Y-%m-%d %H:%M:%SZ}", each.by, each.reason)
+            for each in found
+        ],
+    )
+    return 0
+
+
+def _ask(command: commands.Command, done: str) -> int:
+    with client() as asking:
+        answer = asking.command(command)
+    if isinstance(answer, Done):
+        typer.echo(f"{done}{' (it was already so)' if answer.replayed else ''}")
+        return 0
+    complain(line(answer))
+    return 2 if isinstance(answer, Refused) else 1

@@ -1,0 +1,203 @@
+"""The calling rules that a call centre may set: when, and how often, a user may be offered.
+
+Pure: an instant is given, and zones are those of the system's database by `zoneinfo`. All of them
+are off unless they are set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import holidays
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+AHEAD_AT_MOST = 60
+"""Days that are looked through for the next opening."""
+
+_DAY = timedelta(days=1)
+_END_OF_DAY = timedelta(hours=24)
+_WINDOW = re.compile(
+    r"([a-z]{3})(?:-([a-z]{3}))?\s+([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})", re.ASCII
+)
+
+Week = tuple[tuple[tuple[timedelta, timedelta], ...], ...]
+"""By weekday from Monday: from when to when, as time on the wall since midnight."""
+
+
+@dataclass(frozen=True)
+class CallingHours:
+    """When users may be called, by the clock on the wall where they are.
+
+    `zones`: by the first digits of a phone number in international form, the longest first; who
+    fits none is in `default`. `holidays`: a country, or a country and a part of it, as GB-ENG; on
+    its public holidays nobody is called, in any zone.
+    """
+
+    week: Week
+    default: ZoneInfo
+    zones: tuple[tuple[str, ZoneInfo], ...] = ()
+    holidays: str | None = None
+    _known: dict[ZoneInfo, tuple[datetime, datetime | None]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    @property
+    def places(self) -> tuple[ZoneInfo, ...]:
+        """The zones, each once, the default first: a user's place is one of them."""
+        return tuple(dict.fromkeys([self.default, *(zone for _, zone in self.zones)]))
+
+    def is_open(self, zone: ZoneInfo, at: datetime) -> bool:
+        """Users of this zone may be called at this instant."""
+        local = at.astimezone(zone)
+        midnight = datetime.combine(local.date(), time())
+        wall = local.replace(tzinfo=None) - midnight
+        return any(start <= wall < end for start, end in self._windows(local.date()))
+
+    def opens_at(self, zone: ZoneInfo, at: datetime) -> datetime | None:
+        """The first instant from `at` on at which users of this zone may be called.
+
+        None where there is none for `AHEAD_AT_MOST` days. A time on the wall that is skipped in
+        spring opens when the clock is put forward; one that comes twice in autumn counts twice.
+        """
+        at = at.astimezone(UTC)
+        known = self._known.get(zone)
+        if known and known[1] and known[0] <= at < known[1]:
+            return known[1]  # closed until then, as was found at that earlier instant
+        found = at if self.is_open(zone, at) else self._next(zone, at)
+        self._known[zone] = (at, found)
+        return found
+
+    def _next(self, zone: ZoneInfo, at: datetime) -> datetime | None:
+        first = at.astimezone(zone).date() - _DAY
+        for number in range(AHEAD_AT_MOST):
+            instants = self._changes(zone, first + number * _DAY)
+            later = [each for each in instants if each >= at and self.is_open(zone, each)]
+            if later:
+                return min(later)
+        return None
+
+    def _changes(self, zone: ZoneInfo, day: date) -> Iterator[datetime]:
+        """Every instant of this day at which it may become open."""
+        midnight = datetime.combine(day, time())
+        for start, _ in self._windows(day):
+            for fold in (0, 1):
+                yield (midnight + start).replace(tzinfo=zone, fold=fold).astimezone(UTC)
+        begins, ends = (
+            each.replace(tzinfo=zone).astimezone(UTC) for each in (midnight, midnight + _DAY)
+        )
+        yield from _clock_changes(zone, begins, ends)
+
+    def _windows(self, day: date) -> tuple[tuple[timedelta, timedelta], ...]:
+        return () if self._is_holiday(day) else self.week[day.weekday()]
+
+    def _is_holiday(self, day: date) -> bool:
+        return self.holidays is not None and day in _calendar(self.holidays)
+
+
+@dataclass(frozen=True)
+class CallingRules:
+    """What is set. Empty: users are offered at any hour, as often as their outcomes let them be."""
+
+    hours: CallingHours | None = None
+    calls_per_day: Mapping[str, int] = field(default_factory=dict)
+    """By dialer queue: completed calls of a user, from any source, in 24 hours."""
+    cool_down: Mapping[str, timedelta] = field(default_factory=dict)
+    """By dialer queue: the least time since a user's last call."""
+    attempts: int | None = None
+    """The most calls that a user gets while their score row lives."""
+    between_offers: timedelta | None = None
+    """The least time from one offer of a user to the next, whatever came of the first."""
+
+
+_CALENDARS: dict[str, holidays.HolidayBase] = {}
+
+
+def _calendar(name: str) -> holidays.HolidayBase:
+    if name not in _CALENDARS:
+        country, _, part = name.partition("-")
+        _CALENDARS[name] = holidays.country_holidays(country, subdiv=part or None)
+    return _CALENDARS[name]
+
+
+def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator[datetime]:
+    """The first instants with another offset, at most one an hour, to the second."""
+    step = timedelta(hours=1)
+    while since < until:
+        before, after = since, since + step
+        if before.astimezone(zone).utcoffset() != after.astimezone(zone).utcoffset():
+            while after - before > timedelta(seconds=1):
+                middle = before + (after - before) / 2
+                middle = middle.replace(microsecond=0)
+                if middle.astimezone(zone).utcoffset() == before.astimezone(zone).utcoffset():
+                    before = middle
+                else:
+                    after = middle
+            yield after
+        since += step
+
+
+def read_week(said: str) -> Week:
+    """`mon-thu 10:00-19:00, fri 10:00-18:00`: days that are not named are closed.
+
+    Raises `ValueError` that says what was wrong.
+    """
+    week: list[list[tuple[timedelta, timedelta]]] = [[] for _ in DAYS]
+    for part in said.split(","):
+        match = _WINDOW.fullmatch(part.strip().lower())
+        if match is None:
+            raise ValueError(f"{part.strip()!r}: days and hours, such as mon-thu 10:00-19:00")
+        first, last = match[1], match[2] or match[1]
+        for day in (first, last):
+            if day not in DAYS:
+                raise ValueError(f"no day {day!r}; there are {', '.join(DAYS)}")
+        start, end = (timedelta(hours=int(match[at]), minutes=int(match[at + 1])) for at in (3, 5))
+        if not start < end <= _END_OF_DAY or int(match[4]) > 59 or int(match[6]) > 59:
+            raise ValueError(f"{part.strip()!r}: from an hour to a later one, up to 24:00")
+        if DAYS.index(first) > DAYS.index(last):
+            raise ValueError(f"{part.strip()!r}: the first day comes after the last")
+        for number in range(DAYS.index(first), DAYS.index(last) + 1):
+            week[number].append((start, end))
+    return tuple(tuple(sorted(each)) for each in week)
+
+
+def read_zones(said: str) -> tuple[ZoneInfo, tuple[tuple[str, ZoneInfo], ...]]:
+    """`Europe/London, +1212=America/New_York`: the default, and zones by the first digits.
+
+    Raises `ValueError` that says what was wrong.
+    """
+    default: ZoneInfo | None = None
+    zones: dict[str, ZoneInfo] = {}
+    for part in said.split(","):
+        prefix, is_prefix, name = part.strip().rpartition("=")
+        zone = _zone(name.strip())
+        if not is_prefix:
+            if default is not None:
+                raise ValueError(f"{name!r}: one zone without a prefix is the default")
+            default = zone
+        elif not re.fullmatch(r"\+[0-9]{1,14}", prefix.strip(), re.ASCII):
+            raise ValueError(f"{prefix.strip()!r}: a prefix is + and digits, such as +44")
+        else:
+            zones[prefix.strip()[1:]] = zone
+    if default is None:
+        raise ValueError("one zone stands without a prefix, for whoever fits none")
+    return default, tuple(sorted(zones.items(), key=lambda each: (-len(each[0]), each[0])))
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no time zone {name!r}; one is Europe/London") from None
+
+
+def read_holidays(said: str) -> str:
+    """`GB` or `GB-ENG`: a calendar that there is. Raises `ValueError` for another."""
+    try:
+        _calendar(said)
+    except NotImplementedError as error:
+        raise ValueError(f"no calendar {said!r}: {error}") from None
+    return said

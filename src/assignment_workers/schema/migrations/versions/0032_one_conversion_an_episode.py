@@ -1,0 +1,25 @@
+"""A user's stay in a dialer queue ends in one conversion at most."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0032"
+down_revision = "0031"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add `conversions.episode` and its unique index. Rows that are there have none, and stay."""
+    op.execute("ALTER TABLE public.conversions ADD COLUMN IF NOT EXISTS episode integer")
+    op.execute(
+        "CREATE UNIQUE INDEX IF NOT EXISTS uq_conversions_episode"
+        " ON public.conversions (user_id, previous_queue_type, episode)"
+    )
+
+
+def downgrade() -> None:
+    """Take them away."""
+    op.execute("DROP INDEX public.uq_conversions_episode")
+    op.execute("ALTER TABLE public.conversions DROP COLUMN episode")
