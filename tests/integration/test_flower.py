@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 
 from assignment_workers.client import Assigned
+from assignment_workers.tasks.told import NOT_SHOWN, NOTED
 from tests.processes import Stack, running, wait_until
 
 
@@ -38,6 +39,43 @@ def test_flower_is_told_of_requests_and_not_of_probes(stack: Stack) -> None:
         receiver.should_stop = True
         listening.join(10)
     assert "assignment.probe" not in told
+
+
+def test_flower_is_told_no_notes_whoever_sent_them(stack: Stack) -> None:
+    stack.start("sequencer")
+    client = stack.built()
+    app = Celery(broker=stack.redis_url, set_as_current=False)
+    app.conf.task_send_sent_event = False
+    received: list[dict[str, Any]] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"task-received": received.append})
+        listening = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
+        listening.start()
+
+        def seen(count: int) -> list[dict[str, Any]]:
+            return [each for each in received if each["name"] in NOTED][count - 1 :]
+
+        answer = client.request_next(26)
+        assert isinstance(answer, Assigned)
+        held = answer.assignment
+        client.complete(held.id, 26, "no_answer", notes="SECRET", version=held.version)
+        wait_until(lambda: seen(1), "the client's event")
+        by_position = [str(held.id), 26, "no_answer", None, "SECRET"]
+        by_name = dict(
+            zip(
+                ("assignment_id", "agent_id", "outcome", "version", "notes"),
+                by_position,
+                strict=True,
+            )
+        )
+        app.send_task("assignment.complete", by_position, queue="assignment")
+        app.send_task("assignment.complete", [], by_name, queue="assignment")
+        wait_until(lambda: seen(3), "the other program's events")
+        receiver.should_stop = True
+        listening.join(10)
+    assert "SECRET" not in str(received)
+    assert str(held.id) in str(seen(1)[0])
+    assert NOT_SHOWN in str(seen(2)[0])
 
 
 def _keeper(told: list[str]) -> Any:
