@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,11 @@ import pytest
 from celery import Celery
 
 from assignment_workers.client import Assigned
+from assignment_workers.settings import Settings
+from assignment_workers.tasks import create_app
+from assignment_workers.tasks.process import FLOWER_COLUMNS
 from assignment_workers.tasks.told import NOT_SHOWN, NOTED
+from tests.gateway.stage import free_port
 from tests.processes import Stack, running, wait_until
 
 
@@ -76,6 +83,42 @@ def test_flower_is_told_no_notes_whoever_sent_them(stack: Stack) -> None:
     assert "SECRET" not in str(received)
     assert str(held.id) in str(seen(1)[0])
     assert NOT_SHOWN in str(seen(2)[0])
+
+
+def test_flower_asks_for_the_login_and_lists_what_was_said_and_answered(stack: Stack) -> None:
+    port = free_port()
+    process = stack.start("flower", flower_port=str(port), flower_basic_auth="ann:hunter2")
+
+    def get(login: str | None) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        given = (
+            {}
+            if login is None
+            else {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
+        )
+        try:
+            connection.request("GET", "/tasks", headers=given)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError:
+            assert process.popen.poll() is None, process.said()
+            return 0, ""
+        finally:
+            connection.close()
+
+    wait_until(lambda: get(None)[0], "Flower to answer")
+    assert get(None)[0] == get("ann:wrong")[0] == 401
+    status, page = get("ann:hunter2")
+    assert status == 200
+    assert re.findall(r'data-column="(\w+)"', page) == FLOWER_COLUMNS.split(",")
+
+
+def test_the_page_on_flower_names_tasks_that_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "flower.md").read_text()
+    app = create_app(Settings.from_environment({"REDIS_URL": "redis://127.0.0.1:1"}))
+    named = set(re.findall(r"`((?:assignment|generation|queue|doctor|scores)\.\w+)`", page))
+    assert len(named) > 8
+    assert named <= set(app.tasks)
 
 
 def _keeper(told: list[str]) -> Any:
