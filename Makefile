@@ -72,6 +72,14 @@ lock: $(VENV)/.uv-$(UV) ## write the lock files for a changed pyproject.toml (AR
 	@$(LOCK) $(ARGS) --output-file requirements-build.lock --group build
 	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --group dev \
 		--constraints requirements.lock --constraints requirements-build.lock
+	@$(LOCK) $(ARGS) --output-file requirements-benchmark.lock --group benchmark \
+		--constraints requirements-dev.lock
+
+.PHONY: benchmark
+benchmark: $(READY) ## every benchmark beside its peers, into docs/benchmarks (ARGS='--only peers'); takes a while
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements-benchmark.lock
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: client
 client: $(JS)/dist/index.js $(patsubst %,%/node_modules/.package-lock.json,examples/celery-node tests/e2e) ## build the JavaScript client, and fetch what its tests need

@@ -155,8 +155,10 @@ class Stack:
 
     def regenerate(self, client: Client) -> None:
         """Build both dialer queues and wait until they are published."""
-        task = client.regenerate()
-        assert isinstance(task, str)
+        task = wait_until(
+            lambda: each if isinstance(each := client.regenerate(), str) else None,
+            "a worker to have made the maintenance queue",
+        )
         built = client.built(task, timeout=timedelta(seconds=60))
         assert isinstance(built, dict), built
         wait_until(

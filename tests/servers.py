@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
@@ -120,6 +121,45 @@ class Rabbit(OwnServer):
         except OSError:
             return False
         return True
+
+
+PGBOUNCER = Path("/usr/sbin/pgbouncer")
+"""Where Debian's package has it."""
+
+
+def pooler(database_url: str, directory: Path) -> Server:
+    """PgBouncer before a database, which gives each transaction whichever session is free."""
+    directory.mkdir(exist_ok=True)
+    to, port = urlsplit(database_url), free_port()
+    settings = directory / "pgbouncer.ini"
+    settings.write_text(
+        f"""
+[databases]
+* = host={to.hostname} port={to.port} user={to.username} password={to.password or ""}
+[pgbouncer]
+listen_addr = {LOOPBACK}
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 4
+"""
+    )
+    spec = ProcessSpec(
+        "pgbouncer",
+        [str(PGBOUNCER), *(("-u", "nobody") if os.geteuid() == 0 else ()), str(settings)],
+        log=directory / "pgbouncer.log",
+        ready=lambda _: _listens(port),
+    )
+    return Server(spec, database_url.replace(f":{to.port}/", f":{port}/"))
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
 
 
 def free_port() -> int:

@@ -41,6 +41,7 @@ def test_each_role_may_do_what_it_says(
         ("{assignment}", NOBODY),
         ("{agent}", "1"),
         ("{queue}", "unsigned_users"),
+        ("{user}", "1"),
     ):
         path = path.replace(name, value)
     assert len(cells) == len(ROLES)

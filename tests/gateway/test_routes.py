@@ -332,3 +332,17 @@ def test_a_client_says_so_when_there_is_no_gateway() -> None:
     assert isinstance(answer, Unavailable)
     with pytest.raises(UsageError, match="is not an address"):
         HttpClient("127.0.0.1:8000")
+
+
+def test_a_user_and_a_dialer_queue_are_explained_to_who_may_watch(gateway: Gateway) -> None:
+    held = gateway.assigned(14)
+    told = gateway.get(f"/v1/users/{held['user_id']}/explain", bearer="supervisor")
+    assert (told.status, told.json["hold"]["id"]) == (200, held["id"])
+    assert "held" in {each["why"] for each in told.json["queues"]}
+    funnel = gateway.get(f"/v1/queues/{held['queue']}/explain", bearer="supervisor").json
+    assert funnel["pool"] == funnel["claimable"] + sum(each["users"] for each in funnel["steps"])
+    assert "held" in {each["why"] for each in funnel["steps"]}
+    for path, code in (("users/999999999", "unknown_user"), ("queues/nowhere", "unknown_queue")):
+        unknown = gateway.get(f"/v1/{path}/explain", bearer="supervisor")
+        assert (unknown.status, unknown.json["code"]) == (404, code)
+    assert gateway.get("/v1/users/1/explain", bearer="frontend").status == 403

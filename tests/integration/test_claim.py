@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
@@ -14,14 +15,18 @@ from assignment_workers.errors import StaleTerm
 from assignment_workers.policy.queues import POLICIES
 from tests.world import (
     DAY,
+    HOUR,
     OUTSTANDING,
     SECOND,
     UNSIGNED,
     Claim,
+    Place,
     User,
     World,
     outstanding,
 )
+
+TICK = timedelta(milliseconds=1)
 
 
 @pytest.fixture
@@ -87,10 +92,6 @@ def test_requests_of_one_turn_get_different_users_in_the_order_of_the_requests(
         ("UPDATE user_call_scores SET last_outcome = 'no_claim' WHERE user_id = 1", "opted_out"),
         ("UPDATE user_call_scores SET is_active = false WHERE user_id = 1", "inactive"),
         ("DELETE FROM user_call_scores WHERE user_id = 1", "in_other_queue"),
-        (
-            "UPDATE user_call_scores SET next_call_after = '2999-01-01' WHERE user_id = 1",
-            "cooling_down",
-        ),
     ],
 )
 def test_a_user_whose_facts_changed_since_the_build_is_out_and_the_next_is_given(
@@ -103,6 +104,62 @@ def test_a_user_whose_facts_changed_since_the_build_is_out_and_the_next_is_given
     (event,) = ranked.events("taken_out")
     assert (event["user_id"], event["queue"], event["details"]) == (1, UNSIGNED, {"reason": reason})
     assert ranked.unhealthy() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "rest"),
+    [
+        ("next_call_after = :now + interval '1 hour'", "cooling_down", HOUR),
+        ("created_at = :now - interval '1 hour'", "too_new", HOUR),
+        (
+            "next_call_after = :now + interval '1 minute', created_at = :now",
+            "cooling_down",
+            2 * HOUR,
+        ),
+    ],
+    ids=["cooling down", "too new", "both"],
+)
+def test_a_user_who_rests_keeps_their_place_and_is_back_by_themselves(
+    ranked: World, change: str, reason: str, rest: timedelta
+) -> None:
+    naive = ranked.now.replace(tzinfo=None)
+    ranked.execute(
+        "UPDATE user_call_scores SET "
+        + change.replace(":now", "CAST(:now AS timestamp)")
+        + " WHERE user_id = 1",
+        now=naive,
+    )
+    assert ranked.held(1).user_id == 2
+    back = ranked.now + rest
+    (place, *_) = ranked.places(1)
+    assert place == Place(1, 1, "waiting", available_from=back)
+    (event,) = ranked.events("put_off")
+    assert (event["user_id"], event["queue"], event["generation_id"]) == (1, UNSIGNED, 1)
+    assert event["details"]["reason"] == reason
+    ranked.now = back - TICK
+    assert ranked.held(2).user_id == 2  # whose hold has expired
+    ranked.now = back
+    hold = ranked.held(3)
+    assert (hold.user_id, hold.rank) == (1, 1)
+    assert len(ranked.events("put_off")) == 1
+    assert ranked.unhealthy() == []
+
+
+def test_who_rests_again_when_their_time_comes_waits_again(ranked: World) -> None:
+    ranked.execute(
+        "UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 1",
+        at=(ranked.now + HOUR).replace(tzinfo=None),
+    )
+    ranked.release(ranked.held(1))
+    ranked.execute(
+        "UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 1",
+        at=(ranked.now + 2 * HOUR).replace(tzinfo=None),
+    )
+    ranked.now += HOUR
+    ranked.release(ranked.held(1))
+    assert ranked.places(1)[0] == Place(1, 1, "waiting", available_from=ranked.now + HOUR)
+    ranked.now += HOUR
+    assert ranked.held(1).user_id == 1
 
 
 def test_a_long_run_of_ineligible_users_is_taken_out_turn_by_turn(world: World) -> None:
@@ -220,12 +277,12 @@ def test_empty_says_why(world: World) -> None:
     world.regenerate()
     hold = world.held(1)
     assert world.ask(2, None) == Empty(
-        queue=None, retry_after=30.0, why={UNSIGNED: "all_held", OUTSTANDING: "none_left"}
+        queue=None, retry_after=30.0, why={UNSIGNED: "all_held", OUTSTANDING: "none_in_pool"}
     )
     world.now = hold.lease_expires_at - 7 * SECOND
     assert world.ask(2) == Empty(queue=UNSIGNED, retry_after=7.0, why={UNSIGNED: "all_held"})
     world.complete(hold)
-    assert world.ask(2) == Empty(queue=UNSIGNED, retry_after=30.0, why={UNSIGNED: "none_left"})
+    assert world.ask(2) == Empty(queue=UNSIGNED, retry_after=30.0, why={UNSIGNED: "cooling_down"})
 
 
 def test_a_turn_of_a_term_that_is_over_commits_nothing(ranked: World) -> None:

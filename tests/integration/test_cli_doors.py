@@ -18,6 +18,7 @@ from assignment_workers.policy.queues import POLICIES
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import PROCESSES
 from tests.processes import running
+from tests.world import UNSIGNED, User, opened
 
 COMMAND = Path(sys.executable).with_name("assignment-workers")
 OURS = {field.alias for field in Settings.model_fields.values()}
@@ -99,6 +100,10 @@ def nobody() -> Iterator[str]:
         (["dead-letters", "show", "last"], ["number", "integer"]),
         (["report", "--since=a day"], ["--since", "'a day'", "24h"]),
         (["report", "--since=9999999d"], ["--since", "up to 3650d"]),
+        (["explain"], ["a user", "--queue"]),
+        (["explain", "26", "--queue=unsigned_users"], ["one of the two"]),
+        (["explain", "--queue=signed_users"], ["'signed_users'", *POLICIES]),
+        (["explain", "nobody"], ["user", "integer"]),
         (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
         (["process", "gatekeeper"], ["'gatekeeper'", *PROCESSES]),
         (
@@ -150,6 +155,7 @@ def test_without_a_stack_it_says_how_to_start_one(shell: Shell, words: list[str]
         ["status"],
         ["status", "--json"],
         ["doctor", "--json"],
+        ["explain", "26"],
         ["dead-letters", "list", "--json"],
         ["schema", "migrate"],
         ["schema", "migrate", "--dry-run"],
@@ -225,3 +231,26 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
         lost.check(USED_WRONGLY, "refused (unknown_assignment)", ID)
         odd = shell.run("complete", ID, "--agent=26", "--outcome=won", **servers)
         odd.check(USED_WRONGLY, "refused (unknown_outcome)", "'won'", "completed_form")
+
+
+def test_explain_tells_a_user_and_a_funnel_as_text_and_as_json(
+    shell: Shell, database_url: str, redis_url: str
+) -> None:
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    with opened(database_url) as world:
+        world.add_users([User(1), User(2, is_enabled=False)])
+        world.regenerate(UNSIGNED)
+    disabled = shell.run("explain", "2", "--json", **servers).json(0)
+    assert (disabled["offered"], disabled["queues"][0]["why"]) == (False, "disabled")
+    funnel = shell.run("explain", "--queue", UNSIGNED, "--json", **servers).json(0)
+    assert (funnel["pool"], funnel["claimable"]) == (2, 1)
+    assert [(each["why"], each["users"]) for each in funnel["steps"]] == [("disabled", 1)]
+    for words, told in (
+        (["1"], ["User 1", "may be handed out from unsigned_users", "rank 1", "cooling_down"]),
+        (["2"], ["User 2", "is not offered", "unsigned_users: disabled: disabled in the CRM"]),
+        (["--queue", UNSIGNED], ["2 users of the pool", "disabled", "Claimable: 1"]),
+    ):
+        said = shell.run("explain", *words, **servers)
+        assert (said.code, said.complaint) == (0, "")
+        assert all(each in said.output for each in told), said.output
+    shell.run("explain", "3", **servers).check(USED_WRONGLY, "no user 3")

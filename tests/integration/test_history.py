@@ -108,6 +108,8 @@ def work(run: Run, database_url: str) -> None:
     run.regenerate(UNSIGNED)
     run.complete(run.held(2), "hung_up")
     run.release(run.held(7, None))
+    rests = (run.now + HOUR).replace(tzinfo=None)
+    run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)
     run.held(9, OUTSTANDING)
     run.build()
     assert run.value("SELECT count(*) FROM assignment.events WHERE kind = 'expired'") == 1, lapsing

@@ -195,7 +195,7 @@ def test_one_paused_and_the_other_never_built_is_not_empty(world: World) -> None
     assert isinstance(world.ask(1, None), Unavailable)
     world.regenerate(OUTSTANDING)
     assert world.ask(1, None) == Empty(
-        queue=None, retry_after=30.0, why={UNSIGNED: "paused", OUTSTANDING: "none_left"}
+        queue=None, retry_after=30.0, why={UNSIGNED: "paused", OUTSTANDING: "none_in_pool"}
     )
 
 

@@ -63,6 +63,13 @@ class Person:
         later = next((reason for reason, is_so in reasons.items() if is_so), None)
         return self.barred(queue) or later
 
+    def rests_until(self, queue: str, now: datetime) -> datetime | None:
+        """When the times of who breaks no other rule have passed; None for whoever does."""
+        if self.broken(queue, now) not in {"cooling_down", "too_new"}:
+            return None
+        settled = self.created_at + 2 * HOUR if self.score > 0 else now
+        return max(settled, self.next_call_after or now)
+
     def has_converted(self) -> bool:
         if self.queue == UNSIGNED:
             return self.is_signed

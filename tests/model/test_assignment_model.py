@@ -282,7 +282,10 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def places_are_those_of_the_model(self) -> None:
-        """But for who was found ineligible: the reason must be true, and they are out from then."""
+        """But for who was found ineligible: the reason must be true, and they are out from then.
+
+        Or they wait, until their rest ends.
+        """
         assert dict(self.world.rows("SELECT id, state FROM assignment.generations")) == {
             number: build.state for number, build in self.dialer.builds.items()
         }
@@ -293,12 +296,15 @@ class Machine(RuleBasedStateMachine):
         )
         published = self.dialer.published()
         now = self.dialer.now
-        for queue, user, _, state, _, reason in found:
+        for queue, user, _, state, until, reason in found:
             place = published[queue].places[user]
             due = place.until is not None and place.until <= now
             if state == "out" and (place.state == "ready" or due):
                 assert reason == self.dialer.users[user].broken(queue, now)
                 place.become("out", reason=reason)
+            elif state == "waiting" and until > now and (place.state == "ready" or due):
+                assert until == self.dialer.users[user].rests_until(queue, now)
+                place.become("waiting", until)
         assert [_rested(row, now) for row in found] == [
             _rested((queue, user, place.rank, place.state, place.until, place.reason), now)
             for queue, build in sorted(published.items())

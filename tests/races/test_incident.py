@@ -1,59 +1,38 @@
 """The incident: agent 26 is found user 2064, the dialer queue is rebuilt, the assignment fails.
 
-The same three steps, in the same order, are put to the dialer that failed, to two usual remedies,
-and to this project (original-dialer section 0).
+The same three steps, in the same order, are put to the dialer that failed, to the usual remedies,
+and to this project (original-dialer section 0); then all of them are put to the same load.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from random import Random
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, event, text
 
-from assignment_workers.assignment import jobs
-from assignment_workers.assignment.answers import Assigned, Done, RequestAnswer
+from assignment_workers.assignment.answers import Assigned, Done, Held, RequestAnswer
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import examine
-from assignment_workers.assignment.finish import Owner, complete
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
+from assignment_workers.incident.dialer import Given, RecordNotFound
+from assignment_workers.incident.load import Plan
+from assignment_workers.incident.original import WAYS, Original
+from assignment_workers.incident.ours import Ours
+from assignment_workers.incident.replay import Result, replay
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.runtime import demo
 from assignment_workers.schema.engine import connect
-from assignment_workers.sequencer.line import Line
-from assignment_workers.settings import Settings
 from tests.processes import wait_until
 
 AGENT = 26
 USER = demo.INCIDENT_USER
-SETTINGS = Settings.from_environment({})
-
-
-class RecordNotFound(Exception):
-    """What the original dialer met: the row to update is not there."""
-
-
-class Dialer(Protocol):
-    """The three steps, so that a test can put another's step between them."""
-
-    def find(self, agent: int) -> object:
-        """The next user for this agent, found and validated but not yet theirs."""
-
-    def rebuild(self) -> None:
-        """The dialer queue is built anew, as far as this dialer lets it while somebody is found."""
-
-    def assign(self, agent: int, found: Any) -> int:
-        """The user is the agent's now."""
-
-    def holders(self) -> list[int]:
-        """Who holds the user, by the dialer's own records, after all is done."""
 
 
 @pytest.fixture
@@ -70,114 +49,41 @@ def engine(database_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
-def incident(dialer: Dialer) -> int:
-    """What happened on 2025-07-31 at 09:04:59, in its order: the user whom agent 26 is given."""
+def incident(dialer: Original) -> Given | None:
+    """What happened on 2025-07-31 at 09:04:59, in its order: whom agent 26 is given."""
     found = dialer.find(AGENT)
+    assert found
+    assert found.user_id == USER
     dialer.rebuild()
     return dialer.assign(AGENT, found)
 
 
-class FindThenUpdate:
-    """The dialer that failed: find, then update by id; a rebuild deletes and inserts every row."""
+@pytest.fixture
+def made(database_url: str, engine: Engine) -> Iterator[Callable[[str], Original]]:
+    """A dialer of the replay by its name."""
+    with ExitStack() as keep:
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._run(
-            "CREATE TABLE unsigned_users_queue (id uuid PRIMARY KEY DEFAULT gen_random_uuid(),"
-            " user_id bigint NOT NULL, priority_score int NOT NULL, queue_position int NOT NULL,"
-            " status text NOT NULL DEFAULT 'pending', assigned_to_agent int)"
-        )
-        self._fill()
+        def make(name: str) -> Original:
+            dialer = WAYS[name][1](
+                database_url, agents=2, validation=timedelta(0), randomness=Random(7)
+            )
+            keep.callback(dialer.close)
+            return dialer
 
-    def find(self, agent: int) -> object:
-        return self._run(
-            "SELECT id, user_id FROM unsigned_users_queue WHERE status = 'pending'"
-            " ORDER BY queue_position LIMIT 1"
-        )[0]
-
-    def rebuild(self) -> None:
-        self._run("DELETE FROM unsigned_users_queue")
-        self._fill()
-
-    def assign(self, agent: int, found: Any) -> int:
-        rows = self._run(
-            "UPDATE unsigned_users_queue SET status = 'assigned', assigned_to_agent = :agent"
-            " WHERE id = :id RETURNING user_id",
-            agent=agent,
-            id=found.id,
-        )
-        if not rows:
-            raise RecordNotFound
-        return int(rows[0].user_id)
-
-    def holders(self) -> list[int]:
-        rows = self._run(
-            "SELECT assigned_to_agent FROM unsigned_users_queue"
-            " WHERE user_id = :user AND status = 'assigned'",
-            user=USER,
-        )
-        return [row.assigned_to_agent for row in rows]
-
-    def _fill(self) -> None:
-        self._run(
-            "INSERT INTO unsigned_users_queue (user_id, priority_score, queue_position)"
-            " SELECT user_id, current_score,"
-            " row_number() OVER (ORDER BY current_score, created_at DESC)"
-            " FROM user_call_scores WHERE current_queue_type = 'unsigned_users'"
-        )
-
-    def _run(self, sql: str, **parameters: object) -> list[Any]:
-        with self.engine.begin() as connection:
-            result = connection.execute(text(sql), parameters)
-            return list(result.all()) if result.returns_rows else []
+        yield make
 
 
-class FindThenUpsert(FindThenUpdate):
-    """A usual remedy: a row that is gone is inserted again."""
-
-    def assign(self, agent: int, found: Any) -> int:
-        rows = self._run(
-            "INSERT INTO unsigned_users_queue (id, user_id, priority_score, queue_position, status,"
-            " assigned_to_agent) VALUES (:id, :user, 0, 1, 'assigned', :agent)"
-            " ON CONFLICT (id) DO UPDATE SET status = 'assigned', assigned_to_agent = :agent"
-            " RETURNING user_id",
-            agent=agent,
-            id=found.id,
-            user=found.user_id,
-        )
-        return int(rows[0].user_id)
-
-
-class SkipLocked(FindThenUpdate):
-    """Another: the claim is one statement, but a rebuild still deletes every row."""
-
-    def find(self, agent: int) -> object:
-        return self._run(
-            "UPDATE unsigned_users_queue SET status = 'assigned', assigned_to_agent = :agent"
-            " WHERE id = (SELECT id FROM unsigned_users_queue WHERE status = 'pending'"
-            " ORDER BY queue_position LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id, user_id",
-            agent=agent,
-        )[0]
-
-    def assign(self, agent: int, found: Any) -> int:
-        return int(found.user_id)
-
-
-class Ours:
+class Stopped(Ours):
     """This project. A claim is stopped between its last read and its first write."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.line = Line(engine, term=0)
-        self.publishing: threading.Thread | None = None
+    def __init__(self, database_url: str) -> None:
+        super().__init__(database_url, agents=2, validation=timedelta(0), randomness=Random(7))
         self.published: list[object] = []
-        self._claiming: threading.Thread | None = None
         self._go_on = threading.Event()
         self._answers: list[RequestAnswer | None] = []
-        self._publish(self._build())
 
-    def find(self, agent: int) -> object:
-        """The claim's transaction has found the user and has written nothing."""
+    def incident(self) -> Held:
+        """The same steps; the publication, started in between, has to wait for the claim."""
         found = threading.Event()
 
         def stopped() -> None:
@@ -185,51 +91,28 @@ class Ours:
             self._go_on.wait(20)
 
         def ask(turn: Turn) -> list[RequestAnswer | None]:
-            asked = [Request(agent, "incident", "unsigned_users")]
+            asked = [Request(AGENT, "incident", "unsigned_users")]
             with before_its_first_write(turn, stopped):
-                return claim(turn, asked, policies=POLICIES, settings=SETTINGS)
+                return claim(turn, asked, policies=POLICIES, settings=self.settings)
 
-        self._claiming = threading.Thread(
+        claiming = threading.Thread(
             target=lambda: self._answers.extend(self.line.run(ask)), daemon=True
         )
-        self._claiming.start()
+        claiming.start()
         assert found.wait(10)
-        return None
-
-    def rebuild(self) -> None:
-        """The build runs to its end; its publication has to wait for the claim."""
-        built = self._build()
-        self.publishing = threading.Thread(target=lambda: self._publish(built), daemon=True)
-        self.publishing.start()
+        built = self.build()
+        assert built
+        publishing = threading.Thread(
+            target=lambda: self.published.append(self.publish(built)), daemon=True
+        )
+        publishing.start()
         wait_until(self._publication_waits, "the publication to stand behind the claim")
-
-    def assign(self, agent: int, found: Any) -> int:
         self._go_on.set()
-        assert self._claiming
-        assert self.publishing
-        self._claiming.join(10)
-        self.publishing.join(10)
+        claiming.join(10)
+        publishing.join(10)
         (answer,) = self._answers
         assert isinstance(answer, Assigned)
-        return answer.assignment.user_id
-
-    def holders(self) -> list[int]:
-        with self.engine.connect() as connection:
-            sql = "SELECT agent_id FROM assignment.assignments WHERE user_id = :u AND state = 'active'"
-            return list(connection.execute(text(sql), {"u": USER}).scalars())
-
-    def _build(self) -> int:
-        def work(given: jobs.Work) -> jobs.Counts:
-            number, _ = regenerate(given, UNSIGNED_USERS, trigger="level", settings=SETTINGS)
-            return {"generation": number}
-
-        job = jobs.Job("queue.regenerate", "level", UNSIGNED_USERS.queue)
-        return jobs.run(self.engine, job, work).counts["generation"]
-
-    def _publish(self, generation: int) -> None:
-        self.published.append(
-            self.line.run(lambda turn: publish(turn, generation, settings=SETTINGS))
-        )
+        return answer.assignment
 
     def _publication_waits(self) -> bool:
         sql = (
@@ -255,47 +138,97 @@ def before_its_first_write(turn: Turn, then: Callable[[], object]) -> Iterator[N
         event.remove(turn.connection, "before_cursor_execute", stop)
 
 
-def test_find_then_update_loses_the_user_to_the_rebuild(engine: Engine) -> None:
-    dialer = FindThenUpdate(engine)
+@pytest.mark.parametrize("name", ["original", "transaction", "retry", "optimistic"])
+def test_find_then_update_loses_the_user_to_the_rebuild(
+    made: Callable[[str], Original], name: str
+) -> None:
+    dialer = made(name)
     with pytest.raises(RecordNotFound):
         incident(dialer)
-    assert dialer.holders() == []
+    assert dialer.holders(USER) == []
 
 
-def test_an_upsert_leaves_the_user_to_be_called_twice(engine: Engine) -> None:
-    dialer = FindThenUpsert(engine)
-    assert incident(dialer) == USER
-    assert dialer.find(27).user_id == USER  # type: ignore[attr-defined]
+def test_an_upsert_leaves_the_user_to_be_called_twice(made: Callable[[str], Original]) -> None:
+    dialer = made("upsert")
+    given = incident(dialer)
+    assert given
+    assert given.user_id == USER
+    next_found = dialer.find(27)
+    assert next_found
+    assert next_found.user_id == USER
 
 
-def test_skip_locked_alone_loses_the_hold_to_the_rebuild(engine: Engine) -> None:
-    dialer = SkipLocked(engine)
-    assert incident(dialer) == USER
-    assert dialer.holders() == []
+def test_skip_locked_alone_loses_the_hold_to_the_rebuild(made: Callable[[str], Original]) -> None:
+    dialer = made("skip-locked")
+    given = incident(dialer)
+    assert given
+    assert given.user_id == USER
+    assert dialer.holders(USER) == []
+    assert not dialer.finish(AGENT, given)
 
 
-def test_here_the_agent_holds_the_user_whatever_is_rebuilt(engine: Engine) -> None:
-    dialer = Ours(engine)
-    assert incident(dialer) == USER
-    assert dialer.holders() == [AGENT]
-    first, second = dialer.published
-    assert isinstance(first, Done)
+@pytest.mark.parametrize("name", ["original", "transaction", "retry", "lock"])
+def test_two_agents_who_found_the_same_user_both_have_them(
+    made: Callable[[str], Original], name: str
+) -> None:
+    dialer = made(name)
+    found = dialer.find(AGENT), dialer.find(27)
+    for agent, row in zip((AGENT, 27), found, strict=True):
+        assert row
+        given = dialer.assign(agent, row)
+        assert given
+        assert given.user_id == USER
+
+
+def test_here_the_agent_holds_the_user_whatever_is_rebuilt(
+    database_url: str, engine: Engine
+) -> None:
+    dialer = Stopped(database_url)
+    held = dialer.incident()
+    assert held.user_id == USER
+    assert dialer.holders(USER) == [AGENT]
+    (second,) = dialer.published
     assert isinstance(second, Done)
     assert second.counts["held"] == 1, "the new generation knows that the user is held"
-    other = dialer.line.run(
-        lambda turn: claim(
-            turn, [Request(27, "next", "unsigned_users")], policies=POLICIES, settings=SETTINGS
-        )
-    )[0]
-    assert isinstance(other, Assigned)
-    assert other.assignment.user_id != USER
+    other = dialer.ask(27)
+    assert other
+    assert other.user_id != USER
     with engine.connect() as connection:
         assert [each for each in examine(connection) if not each.ok] == []
-    held = dialer._answers[0]
-    assert isinstance(held, Assigned)
-    ended = dialer.line.run(
-        lambda turn: complete(
-            turn, Owner(held.assignment.id, AGENT, held.assignment.version), "no_answer"
-        )
-    )
-    assert ended.outcome == "completed"
+    assert dialer.finish(AGENT, Given(USER, held))
+    dialer.close()
+
+
+@pytest.mark.timeout(200)
+def test_on_the_same_load_every_other_way_breaks_and_ours_does_not(postgres_server: str) -> None:
+    validation = timedelta(milliseconds=60)  # so slow that a rebuild always overtakes somebody
+    plan = Plan(agents=30, seconds=2.5, speed=600, seed=7, validation=validation)
+    found = {result.name: result for result in replay(postgres_server, plan).results}
+    assert found["ours"].requests > 100
+    assert found["ours"].rebuilds > 2
+    assert found["ours"].is_clean, found["ours"]
+    for name in ("original", "transaction", "retry"):
+        assert found[name].held_twice > 0, found[name]
+        assert found[name].destroyed > 0, found[name]
+    for name in ("original", "transaction", "optimistic"):
+        assert found[name].not_found > 0, found[name]
+        assert found[name].told_empty > 0, found[name]
+    for name in ("optimistic", "lock", "upsert", "skip-locked"):
+        assert found[name].destroyed > 0, found[name]
+    assert found["spared"].lost > 0, found["spared"]
+
+
+def test_a_replay_leaves_no_database_behind(postgres_server: str, database_url: str) -> None:
+    def databases() -> set[str]:
+        with psycopg.connect(postgres_server) as admin:
+            return {row[0] for row in admin.execute("SELECT datname FROM pg_database")}
+
+    before = databases()
+    plan = Plan(agents=2, seconds=0.2, speed=600, seed=7, validation=timedelta(0))
+    with pytest.raises(KeyboardInterrupt):
+        replay(database_url, plan, ["ours"], done=interrupted)
+    assert databases() == before
+
+
+def interrupted(_: Result) -> None:
+    raise KeyboardInterrupt

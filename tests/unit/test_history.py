@@ -136,6 +136,15 @@ def agents_ask_and_finish_while_everything_is_rebuilt(told: Teller) -> None:
     told.ended(EventKind.COMPLETED, 104, 1, sixth)
 
 
+def one_who_rests_is_passed_over_and_then_given(told: Teller) -> None:
+    told.published(101, 102, 103)
+    told.tell(EventKind.PUT_OFF, user_id=101, generation_id=1, until=told.now + 5 * SECOND)
+    first = told.assigned(102, 1, rank=2)
+    told.wait(5 * SECOND)
+    told.assigned(101, 2, rank=1)
+    told.ended(EventKind.RELEASED, 102, 1, first)
+
+
 def a_renewed_hold_outlasts_its_first_lease(told: Teller) -> None:
     told.published(101)
     number = told.assigned(101, 1, rank=1)
@@ -278,6 +287,7 @@ def what_stood_before_the_first_event_is_known(told: Teller) -> None:
 
 GOOD = [
     agents_ask_and_finish_while_everything_is_rebuilt,
+    one_who_rests_is_passed_over_and_then_given,
     a_renewed_hold_outlasts_its_first_lease,
     a_hold_stands_while_nobody_leads,
     a_skipped_user_comes_back_to_others_and_then_to_the_agent,
@@ -501,6 +511,25 @@ def offered_after_it_was_taken_out(told: Teller) -> None:
     told.assigned(101, 1, rank=1)
 
 
+def offered_before_the_rest_was_over(told: Teller) -> None:
+    until = told.now + SETTINGS.lease
+    told.tell(EventKind.PUT_OFF, user_id=101, generation_id=1, until=until)
+    told.wait(SETTINGS.lease - 3 * SECOND)
+    told.assigned(101, 1, rank=1)
+
+
+def passed_over_when_the_rest_was_over(told: Teller) -> None:
+    until = told.now + SECOND
+    told.tell(EventKind.PUT_OFF, user_id=101, generation_id=1, until=until)
+    told.wait(2 * SECOND)
+    told.assigned(102, 1, rank=2)
+
+
+def held_user_is_put_off(told: Teller) -> None:
+    told.assigned(101, 1, rank=1)
+    told.tell(EventKind.PUT_OFF, user_id=101, generation_id=1, until=told.now)
+
+
 def offered_after_conversion(told: Teller) -> None:
     told.tell(EventKind.CONVERTED, user_id=101)
     told.assigned(101, 1, rank=1)
@@ -693,6 +722,9 @@ FORGED: list[tuple[Callable[[Teller], None], set[int]]] = [
     (offered_after_a_completion_that_the_build_missed, {4}),
     (offered_after_a_hold_over_a_publication_was_completed, {4}),
     (offered_after_it_was_taken_out, {4}),
+    (offered_before_the_rest_was_over, {4}),
+    (passed_over_when_the_rest_was_over, {4}),
+    (held_user_is_put_off, {2}),
     (offered_after_conversion, {4}),
     (offered_after_conversion_while_resting, {4}),
     (request_answered_twice, {5}),
@@ -750,6 +782,7 @@ def test_a_forged_generation_leaves_the_next_ones_judged() -> None:
 WHOLE = {
     EventKind.ASSIGNED: ("user_id", "agent_id", "assignment_id", "request_id"),
     EventKind.TAKEN_OUT: ("user_id", "generation_id"),
+    EventKind.PUT_OFF: ("user_id", "generation_id", "until"),
     EventKind.CONVERTED: ("user_id",),
     EventKind.GENERATION_PUBLISHED: ("queue", "generation_id"),
     EventKind.GENERATION_FAILED: ("generation_id",),
@@ -770,6 +803,7 @@ def test_an_event_that_does_not_name_what_it_is_about_is_rejected(
         "assignment_id": name(1),
         "request_id": "request",
         "generation_id": 1,
+        "until": told.now,
     }
     told.tell(kind, **(named | {missing: None}))
     assert told.breaches() == [11]

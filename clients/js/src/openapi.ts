@@ -144,6 +144,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/queues/{queue}/explain": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Explain Queue
+         * @description From every user of the pool to the claimable ones: how many each rule holds back.
+         */
+        get: operations["explain_queue"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/users/{user}/explain": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Explain User
+         * @description Where a user stands, and why they are or are not offered now, rule by rule.
+         */
+        get: operations["explain_user"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/queues/{queue}/regenerate": {
         parameters: {
             query?: never;
@@ -428,6 +468,49 @@ export interface components {
             request_id: string;
         };
         /**
+         * Explanation
+         * @description Where a user stands at `at`. `offered`: some dialer queue would hand them out now.
+         *
+         *     `events`: the latest `EVENTS`, the last first.
+         */
+        Explanation: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** User Id */
+            user_id: number;
+            /** Offered */
+            offered: boolean;
+            hold: components["schemas"]["Held"] | null;
+            facts: components["schemas"]["Facts"] | null;
+            /** Queues */
+            queues: components["schemas"]["QueueVerdict"][];
+            /** Not For */
+            not_for: components["schemas"]["NotFor"][];
+            /** Events */
+            events: components["schemas"]["Told"][];
+        };
+        /**
+         * Facts
+         * @description What the user's score row says; times are UTC.
+         */
+        Facts: {
+            /** Queue */
+            queue: string | null;
+            /** Score */
+            score: number;
+            /** Attempts */
+            attempts: number;
+            /** Last Outcome */
+            last_outcome: string | null;
+            /** Last Call At */
+            last_call_at: string | null;
+            /** Next Call After */
+            next_call_after: string | null;
+        };
+        /**
          * Finished
          * @description The assignment is in this state by this call, or by an earlier one like it (`replayed`).
          */
@@ -443,6 +526,36 @@ export interface components {
              * @default false
              */
             replayed: boolean;
+        };
+        /**
+         * Funnel
+         * @description From every user of the pool to the claimable ones, at `at`, each user counted once.
+         *
+         *     `complete` False: the pool is larger, and these are its first `EXPLAINED_AT_MOST` by score.
+         *     `claimable` would be handed out if the dialer queue is not paused.
+         */
+        Funnel: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Queue */
+            queue: string;
+            /** Paused */
+            paused: boolean;
+            /** Generation */
+            generation: number | null;
+            /** Published At */
+            published_at: string | null;
+            /** Complete */
+            complete: boolean;
+            /** Pool */
+            pool: number;
+            /** Steps */
+            steps: components["schemas"]["Step"][];
+            /** Claimable */
+            claimable: number;
         };
         /**
          * Held
@@ -509,6 +622,19 @@ export interface components {
             health: string;
         };
         /**
+         * NotFor
+         * @description An agent who is not offered the user, whom they skipped, before `until`.
+         */
+        NotFor: {
+            /** Agent Id */
+            agent_id: number;
+            /**
+             * Until
+             * Format: date-time
+             */
+            until: string;
+        };
+        /**
          * OwnerBody
          * @description Whose assignment it is. `version` as it was given; absent: whichever it has.
          */
@@ -537,6 +663,24 @@ export interface components {
             request_id: string;
         };
         /**
+         * PlaceFound
+         * @description The user's entry in the published generation. `ahead` stops at `AHEAD_AT_MOST`.
+         */
+        PlaceFound: {
+            /** Generation */
+            generation: number;
+            /** Rank */
+            rank: number;
+            /** Ahead */
+            ahead: number;
+            /** State */
+            state: string;
+            /** Available From */
+            available_from: string | null;
+            /** Reason */
+            reason: string | null;
+        };
+        /**
          * QueueStatus
          * @description A dialer queue. `claimable` and `waiting` stop at `COUNTED_AT_MOST`; None: never built.
          */
@@ -561,6 +705,27 @@ export interface components {
             trigger: string | null;
             /** Published At */
             published_at: string | null;
+        };
+        /**
+         * QueueVerdict
+         * @description What one dialer queue makes of the user.
+         *
+         *     `why`: `claimable`, or what stands in the way first: `held`, the name of a rule, `paused`,
+         *     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at`: when that ends by
+         *     itself, where it is known.
+         */
+        QueueVerdict: {
+            /** Queue */
+            queue: string;
+            /** Why */
+            why: string;
+            /** Means */
+            means: string;
+            /** Free At */
+            free_at: string | null;
+            /** Rules */
+            rules: components["schemas"]["RuleVerdict"][];
+            place: components["schemas"]["PlaceFound"] | null;
         };
         /**
          * Report
@@ -650,6 +815,24 @@ export interface components {
             timeout_ms: number;
         };
         /**
+         * RuleVerdict
+         * @description One rule of a dialer queue, and whether it holds for the user.
+         *
+         *     `kind` says what it means when it does not: converted, barred, or resting until `until`.
+         */
+        RuleVerdict: {
+            /** Rule */
+            rule: string;
+            /** Holds */
+            holds: boolean;
+            /** Kind */
+            kind: string;
+            /** Means */
+            means: string;
+            /** Until */
+            until: string | null;
+        };
+        /**
          * Sent
          * @description A regeneration was asked for.
          */
@@ -664,6 +847,24 @@ export interface components {
         State: {
             /** Status */
             status: string;
+        };
+        /**
+         * Step
+         * @description What holds some users of the pool back, and how many are left after it.
+         *
+         *     `next_free_at`: when the first of them is free of it by itself, where that is known.
+         */
+        Step: {
+            /** Why */
+            why: string;
+            /** Means */
+            means: string;
+            /** Users */
+            users: number;
+            /** Left */
+            left: number;
+            /** Next Free At */
+            next_free_at: string | null;
         };
         /**
          * TimeToAssign
@@ -684,6 +885,27 @@ export interface components {
             p99: number | null;
         };
         /**
+         * Told
+         * @description An event of the user.
+         */
+        Told: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Kind */
+            kind: string;
+            /** Agent Id */
+            agent_id: number | null;
+            /** Queue */
+            queue: string | null;
+            /** Details */
+            details: {
+                [key: string]: unknown;
+            };
+        };
+        /**
          * TooLateAnswer
          * @description The deadline had passed; nobody was assigned.
          */
@@ -701,7 +923,7 @@ export interface components {
          * @description Why something was refused, for programs.
          * @enum {string}
          */
-        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "request_id_taken" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
+        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "request_id_taken" | "unknown_user" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
         /**
          * Wrong
          * @description One thing that was wrong in what was sent; what was sent is not repeated.
@@ -770,7 +992,7 @@ export interface components {
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "converted" | "callback_promised" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "converted" | "callback_promised" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.
@@ -1945,6 +2167,254 @@ export interface operations {
                      *       "detail": "this token acts for agent 26 alone",
                      *       "outcome": "refused",
                      *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    explain_queue: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The dialer queue. */
+                queue: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Funnel"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Not Found",
+                     *       "status": 404,
+                     *       "detail": "no assignment 01932c07-1f00-7000-8000-000000000000",
+                     *       "outcome": "refused",
+                     *       "code": "unknown_assignment"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    explain_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The user. */
+                user: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Explanation"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Not Found",
+                     *       "status": 404,
+                     *       "detail": "no assignment 01932c07-1f00-7000-8000-000000000000",
+                     *       "outcome": "refused",
+                     *       "code": "unknown_assignment"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemDetails"];

@@ -91,7 +91,7 @@ test("what cannot be is refused, with its code and a reason", async () => {
 test("paused and empty are different answers", async () => {
   const queue = "outstanding_requests"; // nobody is in it: see the test that starts this one
   const empty = is(await client.requestNext(14, { queue }), "empty");
-  assert.deepEqual(empty.why, { [queue]: "none_left" });
+  assert.deepEqual(empty.why, { [queue]: "none_in_pool" });
   assert.ok(empty.retry_after > 0);
   const operator = { method: "POST", headers: { Authorization: `Bearer ${OPERATOR}` } };
   assert.ok((await fetch(`${GATEWAY_URL}/v1/queues/${queue}/pause`, operator)).ok);

@@ -42,6 +42,7 @@ class Code(StrEnum):
     UNKNOWN_QUEUE = "unknown_queue"
     QUEUE_NOT_ALLOWED = "queue_not_allowed"
     REQUEST_ID_TAKEN = "request_id_taken"
+    UNKNOWN_USER = "unknown_user"
     UNKNOWN_ASSIGNMENT = "unknown_assignment"
     NOT_OWNER = "not_owner"
     NOT_ACTIVE = "not_active"

@@ -22,6 +22,8 @@ class Board:
     ready: set[int] = field(default_factory=set)
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
+    until: dict[int, datetime] = field(default_factory=dict)
+    """By user who waits: the one of their places in `waiting` that counts."""
 
     @classmethod
     def of(
@@ -38,10 +40,12 @@ class Board:
         waiting = [(at, user) for user, at in resting.items() if user not in held]
         heapq.heapify(waiting)
         heapq.heapify(heap)
-        return cls(generation, ranks, ready, heap, waiting)
+        until = {user: at for at, user in waiting}
+        return cls(generation, ranks, ready, heap, waiting, until)
 
     def make_ready(self, user: int) -> None:
         """The user is claimable, at the place they had; nothing for one who is out."""
+        self.until.pop(user, None)
         if user in self.ranks and user not in self.ready:
             self.ready.add(user)
             heapq.heappush(self.heap, (self.ranks[user], user))
@@ -49,20 +53,26 @@ class Board:
     def wait(self, user: int, until: datetime) -> None:
         """The user is claimable from that instant on."""
         if user in self.ranks:
+            self.ready.discard(user)
+            self.until[user] = until
             heapq.heappush(self.waiting, (until, user))
 
     def promote(self, now: datetime) -> None:
         """Whoever has waited long enough is claimable."""
         while self.waiting and self.waiting[0][0] <= now:
-            self.make_ready(heapq.heappop(self.waiting)[1])
+            at, user = heapq.heappop(self.waiting)
+            if self.until.get(user) == at:
+                self.make_ready(user)
 
     def hold(self, user: int) -> None:
         """The user is not claimable and keeps their place."""
         self.ready.discard(user)
+        self.until.pop(user, None)
 
     def drop(self, user: int) -> None:
         """The user is out."""
         self.ready.discard(user)
+        self.until.pop(user, None)
         self.ranks.pop(user, None)
 
     def passed_over(self, rank: int, not_for: Collection[int]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,10 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Assignment, Entry
 
 INELIGIBLE_AT_MOST = 5_000
-"""Ineligible entries that one transaction takes out: about 50 ms of work (benchmarks/claim.py)."""
+"""Ineligible entries that one transaction takes out or puts off.
+
+About 50 ms of work (benchmarks/claim.py).
+"""
 
 
 SIZES = (1, 4, 16, 64, 256, 1024, INELIGIBLE_AT_MOST)
@@ -50,6 +54,8 @@ class Head:
     taken: set[int]
     """Users handed out in this transaction, from any dialer queue: shared among the heads."""
     ineligible: dict[int, str] = field(default_factory=dict)
+    resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
+    """Who will be eligible by themselves: the rule that they break, and from when on not."""
     held_elsewhere: list[int] = field(default_factory=list)
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
@@ -73,17 +79,19 @@ class Head:
             self._read()
 
     def _read(self) -> None:
-        if len(self.ineligible) >= INELIGIBLE_AT_MOST:
+        if len(self.ineligible) + len(self.resting) >= INELIGIBLE_AT_MOST:
             raise Enough
         size = next(size for size in SIZES if size >= min(self.wanted, SIZES[-1]))
         rows = self.turn.connection.execute(
             _judged(self.policy, size),
             {"generation": self.generation, "after": self._after, "now": self.turn.now},
         ).all()
-        for user_id, rank, score, broken, is_held in rows:
+        for user_id, rank, score, broken, rests_until, is_held in rows:
             self._after = rank
             if is_held:
                 self.held_elsewhere.append(user_id)
+            elif broken is not None and rests_until is not None and self.policy.is_resting(broken):
+                self.resting[user_id] = (broken, rests_until)
             elif broken is not None:
                 self.ineligible[user_id] = broken
             else:
@@ -125,6 +133,7 @@ def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
             head.c.rank,
             head.c.score,
             policy.broken_rule().label("broken"),
+            policy.rests_until().label("rests_until"),
             held.label("held"),
         )
         .select_from(head)

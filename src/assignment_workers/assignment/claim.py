@@ -25,7 +25,7 @@ from assignment_workers.assignment.answers import (
     Unavailable,
 )
 from assignment_workers.assignment.candidates import Candidate, Enough, Head
-from assignment_workers.assignment.empty import nothing_claimable
+from assignment_workers.assignment.empty import Why
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.ledger import Asker
@@ -182,9 +182,10 @@ class _Claim:
         except Enough:
             pass  # who is not answered yet gets another turn; what was found ineligible is out
         self._put_out(heads)
+        why = Why(self.turn, self.policies, [row["user_id"] for row in self.made])
         for request in without:
             answers[request] = self._without(
-                open_requests[request], skipped=bool(self.askers[request].skipped)
+                why, open_requests[request], skipped=bool(self.askers[request].skipped)
             )
         return answers
 
@@ -236,6 +237,7 @@ class _Claim:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
+            entries.put_off(self.turn, queue, head.generation, head.resting)
             if head.held_elsewhere:
                 entries.hold(self.turn, head.held_elsewhere)
 
@@ -270,7 +272,7 @@ class _Claim:
             },
         )
 
-    def _without(self, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
+    def _without(self, why: Why, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
         """Why there is nobody for a request that may take from these dialer queues."""
         queue = allowed[0] if len(allowed) == 1 else None
         places = {name: self.places.get(name, _Place(False, None)) for name in allowed}
@@ -281,7 +283,7 @@ class _Claim:
             return Unavailable(
                 retry_after=5.0, reason=f"{', '.join(unbuilt)} has no published generation yet"
             )
-        return nothing_claimable(self.turn, queue, places, skipped=skipped)
+        return why.nothing_claimable(queue, places, skipped=skipped)
 
 
 _PLACES = select(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -11,11 +11,17 @@ from sqlalchemy import ARRAY, BigInteger, any_, bindparam, func, select
 from assignment_workers.assignment.answers import Empty
 from assignment_workers.assignment.entries import WAITING
 from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.standing import Stands, tally
 from assignment_workers.assignment.turn import Turn
+from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.rules import Kind
 from assignment_workers.schema.tables import Assignment, Entry
 
 RETRY_SECONDS = 30.0
 """When to ask again where nothing becomes claimable sooner by itself."""
+
+LOOKED_AT = 64
+"""Users of the pool, the best by score, who are looked at to say why: one or two milliseconds."""
 
 
 class Place(Protocol):
@@ -27,31 +33,81 @@ class Place(Protocol):
     def generation(self) -> int | None: ...
 
 
-def nothing_claimable(
-    turn: Turn, queue: str | None, places: Mapping[str, Place], *, skipped: bool
-) -> Empty:
-    """The answer for a request that nobody was found for in these dialer queues.
+class Why:
+    """Why a turn had nobody to hand out, found once for each dialer queue that is asked about."""
 
-    Per dialer queue one of: 'paused'; 'skipped_by_agent' (who is claimable was skipped by this
-    agent lately, or nobody is); 'all_held'; 'waiting' (skipped lately); 'none_left' (no user of
-    this generation is left; the next may have some). Cost: two index reads for all of them.
-    """
-    generations = [place.generation for place in places.values() if place.generation is not None]
-    waiting = _times(turn, _WAITING, generations=generations)
-    held = _times(turn, _HELD, queues=list(places))
-    why: dict[str, str] = {}
-    for name, place in places.items():
-        if place.paused:
-            why[name] = "paused"
-        elif place.generation in waiting:
-            why[name] = "waiting"
-        elif name in held:
-            why[name] = "all_held"
-        else:
-            why[name] = "skipped_by_agent" if skipped else "none_left"
-    soonest = min([*waiting.values(), *held.values()], default=None)
-    seconds = (soonest - turn.now).total_seconds() if soonest else RETRY_SECONDS
-    return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
+    def __init__(self, turn: Turn, policies: Mapping[str, Policy], taken: Collection[int]) -> None:
+        self.turn = turn
+        self.policies = policies
+        self.taken = list(taken)
+        """Users handed out in this turn."""
+        self._found: dict[str, dict[str, datetime | None]] = {}
+
+    def nothing_claimable(
+        self, queue: str | None, places: Mapping[str, Place], *, skipped: bool
+    ) -> Empty:
+        """The answer for a request that nobody was found for in these dialer queues.
+
+        Per dialer queue one of: `paused`; `skipped_by_agent` (who is claimable was skipped by this
+        agent lately, or is); `rebuild_stale` (somebody is eligible whom the published generation
+        lacks: the next build has them); the name of the resting rule that holds most back, such as
+        `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool`; `none_eligible` (all
+        of the pool have converted or are barred). Judged by the first `LOOKED_AT` of the pool by
+        score: `explain --queue` judges them all. Cost: two index reads for all of the dialer
+        queues, and for each one read of `LOOKED_AT` users, once a turn.
+        """
+        generations = [each.generation for each in places.values() if each.generation is not None]
+        waiting = _times(self.turn, _WAITING, generations=generations)
+        held = _times(self.turn, _HELD, queues=list(places))
+        why: dict[str, str] = {}
+        times = [*waiting.values(), *held.values()]
+        for name, place in places.items():
+            if place.paused:
+                why[name] = "paused"
+                continue
+            stands = self._stands(name, place)
+            times += [at for at in stands.values() if at is not None]
+            word = self._word(self.policies[name], stands)
+            if skipped and word in {Stands.CLAIMABLE, "none_eligible", "none_in_pool"}:
+                word = "skipped_by_agent"
+            elif word in {Stands.CLAIMABLE, "none_eligible"}:
+                word = _known(place, name, waiting, held) or "none_eligible"
+            why[name] = word
+        soonest = min(times, default=None)
+        seconds = (soonest - self.turn.now).total_seconds() if soonest else RETRY_SECONDS
+        return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
+
+    def _stands(self, name: str, place: Place) -> dict[str, datetime | None]:
+        """How the first of the pool stand, the most frequent first."""
+        if name not in self._found:
+            given = {"generation": place.generation, "taken": self.taken}
+            now = {"instant": self.turn.now, "now": self.turn.now}
+            rows = self.turn.connection.execute(
+                tally(self.policies[name], LOOKED_AT), given | now
+            ).all()
+            rows = sorted(rows, key=lambda row: (-row.users, row.stands))
+            self._found[name] = {row.stands: row.free_at for row in rows}
+        return self._found[name]
+
+    @staticmethod
+    def _word(policy: Policy, stands: Collection[str]) -> str:
+        if not stands:
+            return "none_in_pool"
+        if Stands.NOT_IN_GENERATION in stands or Stands.TAKEN_OUT in stands:
+            return "rebuild_stale"
+        if Stands.CLAIMABLE in stands:
+            return Stands.CLAIMABLE
+        passing = {rule.name: rule.name for rule in policy.rules if rule.kind is Kind.RESTING}
+        passing |= {Stands.HELD: "all_held", Stands.WAITING: "waiting"}
+        return next((passing[each] for each in stands if each in passing), "none_eligible")
+
+
+def _known(
+    place: Place, name: str, waiting: Collection[object], held: Collection[object]
+) -> str | None:
+    if place.generation in waiting:
+        return "waiting"
+    return "all_held" if name in held else None
 
 
 def _times(turn: Turn, statement: object, **parameters: object) -> dict[object, datetime]:
@@ -59,14 +115,18 @@ def _times(turn: Turn, statement: object, **parameters: object) -> dict[object, 
     return {key: at for key, at in rows if at is not None}
 
 
-_WAITING = (
-    select(Entry.generation_id, func.min(Entry.available_from))
-    .where(
-        Entry.generation_id == any_(bindparam("generations", type_=ARRAY(BigInteger))),
-        Entry.state == WAITING,
-    )
-    .group_by(Entry.generation_id)
+_generations = (
+    func.unnest(bindparam("generations", type_=ARRAY(BigInteger)))
+    .table_valued("id")
+    .render_derived()
 )
+_WAITING = select(
+    _generations.c.id,
+    select(func.min(Entry.available_from))
+    .where(Entry.generation_id == _generations.c.id, Entry.state == WAITING)
+    .scalar_subquery(),
+)
+"""One probe of the index on who waits, for each generation."""
 _HELD = (
     select(Assignment.queue, func.min(Assignment.lease_expires_at))
     .where(Assignment.state == ACTIVE, Assignment.queue == any_(bindparam("queues")))

@@ -7,6 +7,7 @@ its cost is that of the users named, whatever the size of the dialer queue.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from datetime import datetime
 
 from sqlalchemy import BigInteger, Text, and_, bindparam, func, null, or_, select, update
 
@@ -100,6 +101,17 @@ _TAKE_OUT = (
     .values(state=OUT, reason=_taken.c.reason)
 )
 
+_put_off = rows(user_id=BigInteger(), until=Instant)
+_PUT_OFF = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.user_id == _put_off.c.user_id,
+        Entry.state == READY,
+    )
+    .values(state=WAITING, available_from=_put_off.c.until)
+)
+
 
 def hold(turn: Turn, users: Iterable[int]) -> None:
     """Nobody else is offered these users: their places in every published generation are held."""
@@ -142,5 +154,30 @@ def take_out(turn: Turn, queue: str, generation: int, reasons: dict[int, str]) -
                 "details": {"reason": reason},
             }
             for user, reason in reasons.items()
+        )
+    )
+
+
+def put_off(
+    turn: Turn, queue: str, generation: int, resting: dict[int, tuple[str, datetime]]
+) -> None:
+    """These users wait at their places, each until their rest ends, and an event each.
+
+    They cost nothing to those behind: who waits is not looked at.
+    """
+    if not resting:
+        return
+    given = [{"user_id": user, "until": until} for user, (_, until) in resting.items()]
+    turn.connection.execute(_PUT_OFF, {"rows": given, "generation": generation})
+    turn.record(
+        *(
+            {
+                "kind": EventKind.PUT_OFF,
+                "queue": queue,
+                "user_id": user,
+                "generation_id": generation,
+                "details": {"reason": reason, "until": until},
+            }
+            for user, (reason, until) in resting.items()
         )
     )

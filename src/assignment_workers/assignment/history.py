@@ -130,6 +130,7 @@ _FACTS = (
         Event.generation_id,
         Event.details["rank"].as_integer(),
         Event.details["lease_expires_at"].as_string().cast(Instant),
+        Event.details["until"].as_string().cast(Instant),
         Event.details["reassigned_from"].as_string(),
     )
     .where(Event.at >= bindparam("since", type_=Instant))

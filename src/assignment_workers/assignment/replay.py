@@ -19,6 +19,8 @@ from assignment_workers.settings import Settings
 class Fact(NamedTuple):
     """One event as far as the check needs it: `rank` of a grant, the lease of a grant or renewal.
 
+    `until`: when a user who was put off is claimable again.
+
     `term` is that of a change made in a turn; None for what was recorded outside the line.
     """
 
@@ -34,6 +36,7 @@ class Fact(NamedTuple):
     generation_id: int | None
     rank: int | None = None
     lease_expires_at: datetime | None = None
+    until: datetime | None = None
     reassigned_from: str | None = None
     """Of a grant by an operator: the assignment that ended for it, in the same turn."""
 
@@ -103,6 +106,7 @@ class Replay:
             EventKind.RENEWED: self._renewed,
             EventKind.CALLBACK_PROMISED: self._promised,
             EventKind.TAKEN_OUT: self._taken_out,
+            EventKind.PUT_OFF: self._put_off,
             EventKind.CONVERTED: self._converted,
             EventKind.GENERATION_PUBLISHED: self._was_published,
             EventKind.GENERATION_RETIRED: self._was_retired,
@@ -338,6 +342,16 @@ class Replay:
         for board in self._boards.values():
             if board.generation == fact.generation_id:
                 board.drop(fact.user_id)
+
+    def _put_off(self, fact: Fact) -> None:
+        if fact.user_id is None or fact.generation_id is None or fact.until is None:
+            self._breach(11, fact, "put_off: a user, a generation or until when is not named")
+            return
+        if fact.user_id in self._by_user:
+            self._breach(2, fact, f"user {fact.user_id} is put off while held")
+        for board in self._boards.values():
+            if board.generation == fact.generation_id:
+                board.wait(fact.user_id, fact.until)
 
     def _converted(self, fact: Fact) -> None:
         if fact.user_id is None:

@@ -27,6 +27,7 @@ class EventKind(StrEnum):
     RENEWED = "renewed"
     EXPIRED = "expired"
     TAKEN_OUT = "taken_out"
+    PUT_OFF = "put_off"
     CONVERTED = "converted"
     CALLBACK_PROMISED = "callback_promised"
     GENERATION_PUBLISHED = "generation_published"

@@ -6,7 +6,17 @@ import sys
 
 import typer
 
-from assignment_workers.cli import agent, dead_letters, operator, report, schema, stack, token
+from assignment_workers.cli import (
+    agent,
+    dead_letters,
+    explain,
+    operator,
+    proof,
+    report,
+    schema,
+    stack,
+    token,
+)
 from assignment_workers.cli.show import complain
 from assignment_workers.errors import AssignmentWorkersError
 
@@ -17,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (stack, agent, operator, report):
+for module in (stack, agent, operator, explain, report, proof):
     module.add_to(app)
 app.add_typer(schema.app, name="schema")
 app.add_typer(dead_letters.app, name="dead-letters")

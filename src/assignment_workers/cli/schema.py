@@ -8,6 +8,7 @@ import typer
 
 from assignment_workers.cli.servers import resolved
 from assignment_workers.schema import migrate as migrations
+from assignment_workers.schema.engine import direct_url
 
 app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
@@ -27,7 +28,7 @@ def migrate(
 
     What is there of the dialer's is adopted.
     """
-    url = resolved().database
+    url = direct_url(resolved())
     if dry_run:
         sql = migrations.plan(url)
         typer.echo(sql or f"nothing is missing: the schema is at revision {migrations.head()}")

@@ -40,6 +40,9 @@ def add_to(app: typer.Typer) -> None:
 def up(
     demo: Annotated[bool, typer.Option(help="Fill a new database with a demo CRM.")] = True,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The gateway's port.")] = None,
+    sequencers: Annotated[
+        int, typer.Option(min=1, max=9, help="How many: one leads, the others stand by.")
+    ] = 1,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
     given = settings()
@@ -51,7 +54,7 @@ def up(
         missing=_missing,
         announce=lambda stack: _announce(stack, first=demo, tokens=tokens),
     )
-    return runtime.up(given, runtime.processes(), steps, port=port)
+    return runtime.up(given, runtime.processes(sequencers=sequencers), steps, port=port)
 
 
 def env() -> int:

@@ -24,6 +24,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bind_contextvars
 
 from assignment_workers.assignment.answers import Code, Done, Finished, Held
+from assignment_workers.assignment.explain import Explanation, Funnel, instant
+from assignment_workers.assignment.explain import explain as read_explanation
+from assignment_workers.assignment.explain import funnel as read_funnel
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.report import Report
 from assignment_workers.assignment.report import report as read_report
@@ -98,6 +101,7 @@ class Gateway:
     live: Live
     latest: Latest
     randomness: Random
+    settings: Settings
 
 
 def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
@@ -121,7 +125,13 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         live = Live(engine, settings.lock_database_url or settings.database)
         metrics.streams.set_function(lambda: live.readers)
         app.state.gateway = Gateway(
-            engine, Asking(client, metrics, abandoned), callers, live, latest, Random()
+            engine,
+            Asking(client, metrics, abandoned),
+            callers,
+            live,
+            latest,
+            Random(),
+            settings,
         )
         app.state.dashboard = Dashboard(
             engine,
@@ -188,6 +198,7 @@ async def _caller(request: Request, here: Here) -> Caller:
 Who = Annotated[Caller, Depends(_caller)]
 AssignmentId = Annotated[UUID, Path(description="The assignment's id.")]
 AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
+UserPath = Annotated[int, Path(ge=1, le=2**63 - 1, description="The user.")]
 Queue = Annotated[str, Path(max_length=200, description="The dialer queue.")]
 
 ALWAYS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -342,6 +353,42 @@ def queues(here: Here, who: Who) -> list[QueueStatus]:
     who.must_be(WATCHING)
     with _reading(here) as connection:
         return status(connection, application=APPLICATION).queues
+
+
+@ROUTES.get(
+    "/v1/queues/{queue}/explain",
+    tags=["operators"],
+    response_model=Funnel,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def explain_queue(queue: Queue, here: Here, who: Who) -> Funnel:
+    """From every user of the pool to the claimable ones: how many each rule holds back."""
+    who.must_be(WATCHING)
+    _known(queue)
+    with _reading(here) as connection:
+        return read_funnel(connection, POLICIES[queue], now=instant(connection))
+
+
+@ROUTES.get(
+    "/v1/users/{user}/explain",
+    tags=["operators"],
+    response_model=Explanation,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def explain_user(user: UserPath, here: Here, who: Who) -> Explanation:
+    """Where a user stands, and why they are or are not offered now, rule by rule."""
+    who.must_be(WATCHING)
+    with _reading(here) as connection:
+        found = read_explanation(
+            connection,
+            user,
+            policies=POLICIES,
+            settings=here.settings,
+            now=instant(connection),
+        )
+    if found is None:
+        raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_USER, f"no user {user}")
+    return found
 
 
 @ROUTES.post(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, UnaryExpression, and_, case, null
+from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.rules import Kind, Rule
-from assignment_workers.schema.base import word
+from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.dialer import UserCallScore
 
 ORDER: tuple[UnaryExpression[Any], ...] = (
@@ -42,6 +43,20 @@ class Policy:
     def broken_rule(self) -> ColumnElement[str | None]:
         """The name of the first rule that does not hold; null for an eligible user."""
         return case(*((~rule.holds, word(rule.name)) for rule in self.rules), else_=null())
+
+    def is_resting(self, rule: str) -> bool:
+        """A user who breaks this rule first will be eligible by themselves, later."""
+        return any(each.name == rule and each.kind is Kind.RESTING for each in self.rules)
+
+    def rests_until(self) -> ColumnElement[datetime | None]:
+        """From when on the resting rules that are broken hold by themselves; null where none is.
+
+        Meant for whoever breaks no other: resting rules are the last of a policy.
+        """
+        resting = [rule for rule in self.rules if rule.until is not None]
+        return func.greatest(
+            *(case((~rule.holds, rule.until), else_=null()) for rule in resting), type_=Instant
+        )
 
     def belongs(self) -> ColumnElement[bool]:
         """True for a user whose place is this dialer queue by their facts, now or once rested."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,9 +26,10 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.orm import InstrumentedAttribute
 
 from assignment_workers.policy.outcomes import TERMINAL
-from assignment_workers.schema.base import NaiveInstant, word
+from assignment_workers.schema.base import Instant, NaiveInstant, word
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Assignment
@@ -68,6 +70,14 @@ class Rule:
     name: str
     holds: ColumnElement[bool]
     kind: Kind
+    means: str = ""
+    """What it means that the rule does not hold, for people."""
+    until: ColumnElement[datetime] | None = None
+    """From when on a resting rule holds by itself, as the facts are; meant where it is broken."""
+
+
+def _utc(naive: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[datetime]:
+    return func.timezone(word("UTC"), naive, type_=Instant)
 
 
 def _words(values: Iterable[str]) -> list[ColumnElement[str]]:
@@ -106,8 +116,8 @@ def _wanting() -> ColumnElement[bool]:
     )
 
 
-IN_CRM = Rule("not_in_crm", CrmUser.id.is_not(None), Kind.BARRED)
-ENABLED = Rule("disabled", CrmUser.is_enabled.is_(True), Kind.BARRED)
+IN_CRM = Rule("not_in_crm", CrmUser.id.is_not(None), Kind.BARRED, "the CRM does not know them")
+ENABLED = Rule("disabled", CrmUser.is_enabled.is_(True), Kind.BARRED, "disabled in the CRM")
 NOT_TERMINAL = Rule(
     "opted_out",
     and_(
@@ -124,30 +134,43 @@ NOT_TERMINAL = Rule(
         ),
     ),
     Kind.BARRED,
+    "an earlier call ended with do_not_contact or no_claim",
 )
 """Whoever asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
 CLAIM_ALIVE = Rule(
     "all_claims_cancelled",
     or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),
     Kind.BARRED,
+    "all their claims are cancelled",
 )
 """A user without any claim passes (original-dialer section 3)."""
-UNSIGNED = Rule("signed", not_(_signed()), Kind.CONVERTED)
-SIGNED = Rule("unsigned", _signed(), Kind.BARRED)
-WANTING = Rule("requirements_completed", _wanting(), Kind.CONVERTED)
-ACTIVE = Rule("inactive", UserCallScore.is_active.is_(True), Kind.BARRED)
+UNSIGNED = Rule("signed", not_(_signed()), Kind.CONVERTED, "they have signed")
+SIGNED = Rule("unsigned", _signed(), Kind.BARRED, "they have not signed yet")
+WANTING = Rule(
+    "requirements_completed",
+    _wanting(),
+    Kind.CONVERTED,
+    "nothing is pending that a call can obtain",
+)
+ACTIVE = Rule(
+    "inactive", UserCallScore.is_active.is_(True), Kind.BARRED, "their score row is not active"
+)
 RESTED = Rule(
     "cooling_down",
     or_(UserCallScore.next_call_after.is_(None), UserCallScore.next_call_after <= NOW),
     Kind.RESTING,
+    "their last outcome asks to wait",
+    _utc(UserCallScore.next_call_after),
 )
 SETTLED = Rule(
     "too_new",
     or_(
         UserCallScore.current_score <= 0,
         UserCallScore.created_at <= NOW - literal(SETTLING, Interval()),
-    ),
+    ).is_(True),
     Kind.RESTING,
+    "with a score above 0, and their score row is younger than two hours",
+    _utc(UserCallScore.created_at + literal(SETTLING, Interval())),
 )
 
 
@@ -157,4 +180,5 @@ def in_pool(queue: str) -> Rule:
         "in_other_queue",
         func.coalesce(UserCallScore.current_queue_type, word("")) == word(queue),
         Kind.BARRED,
+        "their score row names another dialer queue, or there is none",
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any, cast
 
+import psycopg
 from pydantic_core import to_json
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.settings import Settings
 
 KEEPALIVES = {
     "keepalives": "1",
@@ -17,6 +23,8 @@ KEEPALIVES = {
     "tcp_user_timeout": "5000",
 }
 """A host that vanished is noticed in about five seconds, in whichever state the connection was."""
+
+POOLED = "behind a pooler"
 
 
 def driver_url(database_url: str) -> URL:
@@ -35,17 +43,19 @@ def connect(
     """An engine whose sessions speak UTC, run READ COMMITTED and give up in a known time.
 
     `name` is what `pg_stat_activity` shows. No connection is made yet. Set-up is one statement a
-    connection, not start-up options: poolers such as PgBouncer refuse unknown options.
+    connection, not start-up options: poolers such as PgBouncer refuse unknown options. Behind a
+    pooler, which may give every transaction another session, it is one a transaction, and no
+    statement is prepared.
     """
     milliseconds = {
         "statement_timeout": statement_timeout,
         "lock_timeout": lock_timeout,
         "idle_in_transaction_session_timeout": statement_timeout + timedelta(seconds=5),
     }
-    set_up = "SET timezone TO 'UTC'" + "".join(
-        f"; SET {setting} TO {round(limit.total_seconds() * 1000)}"
+    limits = ["timezone TO 'UTC'"] + [
+        f"{setting} TO {round(limit.total_seconds() * 1000)}"
         for setting, limit in milliseconds.items()
-    )
+    ]
     engine = create_engine(
         driver_url(database_url),
         isolation_level="READ COMMITTED",
@@ -55,15 +65,58 @@ def connect(
         json_serializer=lambda value: to_json(value).decode(),
         connect_args={"application_name": name, "connect_timeout": 5, **KEEPALIVES},
     )
-    _on_connect(engine, set_up)
+    _limit(engine, limits)
     return engine
 
 
-def _on_connect(engine: Engine, statement: str) -> None:
-    def set_up(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        cursor.execute(statement)
-        cursor.close()
-        connection.commit()
+def direct_url(settings: Settings) -> str:
+    """The address of PostgreSQL itself: for what lasts longer than a transaction.
 
-    event.listen(engine, "connect", set_up)
+    That is the sequencer's lock, `LISTEN` and a migration. Raises `UsageError` where a connection
+    pooler is between, `DatabaseUnavailable` where nothing answers.
+    """
+    named = settings.lock_database_url
+    setting = "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL" if named else "DATABASE_URL"
+    url = named or settings.database
+    address = driver_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        with psycopg.connect(address, connect_timeout=5, autocommit=True) as connection:
+            pooled = _is_pooled(connection)
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(
+            f"the database cannot be reached: {setting}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if pooled:
+        raise UsageError(
+            f"{setting} leads to a connection pooler; the sequencer's lock, live events and"
+            " migrations need the PostgreSQL server itself: give its address as"
+            " ASSIGNMENT_WORKERS_LOCK_DATABASE_URL"
+        )
+    return url
+
+
+def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Whether another server process answers than the one that the connection was opened with.
+
+    A pooler makes up the number that it names at the start.
+    """
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return row is None or row[0] != connection.info.backend_pid
+
+
+def _limit(engine: Engine, limits: Sequence[str]) -> None:
+    def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        to = cast("psycopg.Connection[Any]", record.driver_connection)
+        record.info[POOLED] = pooled = _is_pooled(to)
+        if pooled:
+            to.prepare_threshold = None
+        else:
+            to.execute("; ".join(f"SET {limit}" for limit in limits))
+        to.commit()
+
+    def begun(connection: Connection) -> None:
+        if connection.info.get(POOLED):
+            connection.exec_driver_sql("; ".join(f"SET LOCAL {limit}" for limit in limits))
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import redis
+import structlog
 from celery import signals
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -17,7 +19,7 @@ from assignment_workers import logs, memory, telemetry
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
-from assignment_workers.schema.engine import connect
+from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.leadership import Leadership
 from assignment_workers.sequencer.sequencer import Sequencer
@@ -26,6 +28,8 @@ from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import ASSIGNMENT, MAINTENANCE, create_app
 from assignment_workers.tasks.door import App
+
+log = structlog.get_logger()
 
 TURN_SECONDS = 5
 """The longest statement of a turn."""
@@ -65,7 +69,7 @@ def _sequencer(settings: Settings) -> int:
     _check(app)
     app.sequencer = Sequencer(
         app.engine,
-        Candidacy(settings.lock_database_url or database_url),
+        Candidacy(direct_url(settings)),
         queue=ASSIGNMENT,
         send_probe=lambda: _send_probe(app),
     )
@@ -188,6 +192,7 @@ def _gateway(settings: Settings) -> int:
     from assignment_workers.gateway.serve import serve
 
     _database(settings)
+    direct_url(settings)
     return serve(settings)
 
 
@@ -200,7 +205,39 @@ def _database(settings: Settings) -> str:
     return settings.database
 
 
+def _check_redis(settings: Settings) -> None:
+    """Raises `UsageError` for a Redis that would lose messages, or would not keep their order."""
+    for setting, url in (("REDIS_URL", settings.redis), ("BROKER_URL", settings.broker_url)):
+        if url is None or not url.startswith("redis"):
+            continue
+        try:
+            with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as server:
+                said = server.info()
+        except redis.RedisError as error:
+            log.warning("redis_not_checked", setting=setting, error=str(error))  # Celery waits
+            continue
+        wrong = _unfit(said)
+        if wrong:
+            raise UsageError(f"{setting} leads to {wrong}")
+
+
+def _unfit(said: Mapping[str, object]) -> str | None:
+    role, policy = said.get("role"), said.get("maxmemory_policy")
+    mode = said.get("server_mode") or said.get("redis_mode")  # Valkey's, Redis's word
+    if mode in {"cluster", "sentinel"}:
+        return f"a Redis in {mode} mode; a single server is needed, named by its own address"
+    if role == "slave":
+        return "a replica, which takes no messages; the primary is needed"
+    if str(policy).startswith("allkeys"):
+        return (
+            f"a Redis that may throw messages away (maxmemory-policy {policy});"
+            " noeviction is needed"
+        )
+    return None
+
+
 def _check(app: App) -> None:
+    _check_redis(app.settings)
     try:
         with app.engine.connect() as connection:
             migrate.check(connection)

@@ -1,0 +1,371 @@
+"""Why a user is or is not offered, and what holds a dialer queue's users back. Reads only.
+
+Judged by the expressions of the claim and the build, at an instant that is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Interval,
+    RowMapping,
+    Select,
+    bindparam,
+    func,
+    select,
+)
+
+from assignment_workers.assignment.answers import Held
+from assignment_workers.assignment.entries import PUBLISHED_STATE, READY
+from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.standing import MEANS, Stands, standing, tally
+from assignment_workers.policy.queues import Policy
+from assignment_workers.schema.base import word
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import (
+    Assignment,
+    AssignmentState,
+    DialerQueue,
+    Entry,
+    Event,
+    Generation,
+)
+from assignment_workers.settings import Settings
+
+EXPLAINED_AT_MOST = 200_000
+"""Users of a pool whom a funnel judges: about two seconds of the database's work."""
+AHEAD_AT_MOST = 100_000
+EVENTS = 10
+
+PAUSED = "paused"
+NEVER_BUILT = "never_built"
+
+
+class RuleVerdict(BaseModel):
+    """One rule of a dialer queue, and whether it holds for the user.
+
+    `kind` says what it means when it does not: converted, barred, or resting until `until`.
+    """
+
+    rule: str
+    holds: bool
+    kind: str
+    means: str
+    until: datetime | None
+
+
+class PlaceFound(BaseModel):
+    """The user's entry in the published generation. `ahead` stops at `AHEAD_AT_MOST`."""
+
+    generation: int
+    rank: int
+    ahead: int
+    state: str
+    available_from: datetime | None
+    reason: str | None
+
+
+class QueueVerdict(BaseModel):
+    """What one dialer queue makes of the user.
+
+    `why`: `claimable`, or what stands in the way first: `held`, the name of a rule, `paused`,
+    `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at`: when that ends by
+    itself, where it is known.
+    """
+
+    queue: str
+    why: str
+    means: str
+    free_at: datetime | None
+    rules: list[RuleVerdict]
+    place: PlaceFound | None
+
+
+class Facts(BaseModel):
+    """What the user's score row says; times are UTC."""
+
+    queue: str | None
+    score: int
+    attempts: int
+    last_outcome: str | None
+    last_call_at: datetime | None
+    next_call_after: datetime | None
+
+
+class NotFor(BaseModel):
+    """An agent who is not offered the user, whom they skipped, before `until`."""
+
+    agent_id: int
+    until: datetime
+
+
+class Told(BaseModel):
+    """An event of the user."""
+
+    at: datetime
+    kind: str
+    agent_id: int | None
+    queue: str | None
+    details: dict[str, Any]
+
+
+class Explanation(BaseModel):
+    """Where a user stands at `at`. `offered`: some dialer queue would hand them out now.
+
+    `events`: the latest `EVENTS`, the last first.
+    """
+
+    at: datetime
+    user_id: int
+    offered: bool
+    hold: Held | None
+    facts: Facts | None
+    queues: list[QueueVerdict]
+    not_for: list[NotFor]
+    events: list[Told]
+
+
+class Step(BaseModel):
+    """What holds some users of the pool back, and how many are left after it.
+
+    `next_free_at`: when the first of them is free of it by itself, where that is known.
+    """
+
+    why: str
+    means: str
+    users: int
+    left: int
+    next_free_at: datetime | None
+
+
+class Funnel(BaseModel):
+    """From every user of the pool to the claimable ones, at `at`, each user counted once.
+
+    `complete` False: the pool is larger, and these are its first `EXPLAINED_AT_MOST` by score.
+    `claimable` would be handed out if the dialer queue is not paused.
+    """
+
+    at: datetime
+    queue: str
+    paused: bool
+    generation: int | None
+    published_at: datetime | None
+    complete: bool
+    pool: int
+    steps: list[Step]
+    claimable: int
+
+
+def instant(connection: Connection) -> datetime:
+    """Now, by the database's clock."""
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return now
+
+
+def explain(
+    connection: Connection,
+    user: int,
+    *,
+    policies: Mapping[str, Policy],
+    settings: Settings,
+    now: datetime,
+) -> Explanation | None:
+    """Why the user is or is not offered now, rule by rule; None for one whom nobody knows.
+
+    Cost: that of judging one user, and of counting those ahead by the index, which is bounded.
+    """
+    row = connection.execute(_FACTS, {"user": user}).mappings().one_or_none()
+    hold = connection.execute(_HOLD, {"user": user}).mappings().one_or_none()
+    if row is None and hold is None:
+        return None
+    queues = [
+        _verdict(connection, user, policy, _place(connection, policy.queue), now)
+        for policy in policies.values()
+    ]
+    skipped = {"user": user, "since": now - settings.skip_agent, "rest": settings.skip_agent}
+    return Explanation(
+        at=now,
+        user_id=user,
+        offered=any(each.why == Stands.CLAIMABLE for each in queues),
+        hold=None if hold is None else held(hold),
+        facts=Facts(**row) if row and row["score"] is not None else None,
+        queues=queues,
+        not_for=[NotFor(**each) for each in connection.execute(_SKIPPED, skipped).mappings()],
+        events=[
+            Told(**each) for each in connection.execute(_EVENTS, {"user": user}).mappings().all()
+        ],
+    )
+
+
+def funnel(connection: Connection, policy: Policy, *, now: datetime) -> Funnel:
+    """How many of the pool each rule holds back, in the order of the rules, and who is left.
+
+    Cost: one pass over at most `EXPLAINED_AT_MOST` users of the pool, in the database.
+    """
+    place = _place(connection, policy.queue)
+    given = _given(place["generation"], now)
+    rows = connection.execute(tally(policy, EXPLAINED_AT_MOST), given).all()
+    found = {row.stands: row for row in rows}
+    pool = left = sum(row.users for row in rows)
+    steps = []
+    for why, means in _words(policy):
+        row = found.get(why)
+        if row is not None and why != Stands.CLAIMABLE:
+            left -= row.users
+            steps.append(
+                Step(why=why, means=means, users=row.users, left=left, next_free_at=row.free_at)
+            )
+    return Funnel(
+        at=now,
+        queue=policy.queue,
+        paused=place["paused"],
+        generation=place["generation"],
+        published_at=place["published_at"],
+        complete=pool < EXPLAINED_AT_MOST,
+        pool=pool,
+        steps=steps,
+        claimable=left,
+    )
+
+
+def _words(policy: Policy) -> Iterator[tuple[str, str]]:
+    yield from ((rule.name, rule.means or rule.name) for rule in policy.rules)
+    yield from MEANS.items()
+
+
+def _given(generation: int | None, now: datetime) -> dict[str, Any]:
+    return {"generation": generation, "taken": [], "instant": now, "now": now}
+
+
+def _place(connection: Connection, queue: str) -> RowMapping:
+    return connection.execute(_PLACE, {"queue": queue}).mappings().one()
+
+
+def _verdict(
+    connection: Connection, user: int, policy: Policy, place: RowMapping, now: datetime
+) -> QueueVerdict:
+    given = _given(place["generation"], now) | {"user": user}
+    row = connection.execute(_judged(policy), given).mappings().one()
+    why = row["stands"]
+    if why not in {Stands.HELD, *(rule.name for rule in policy.rules)}:
+        if place["paused"]:
+            why = PAUSED
+        elif place["generation"] is None:
+            why = NEVER_BUILT
+    words = {**dict(_words(policy)), **_OF_THE_QUEUE}
+    return QueueVerdict(
+        queue=policy.queue,
+        why=why,
+        means=words[why],
+        free_at=None if why in _OF_THE_QUEUE else row["free_at"],
+        rules=[
+            RuleVerdict(
+                rule=rule.name,
+                holds=row[f"{rule.name} holds"],
+                kind=rule.kind.value,
+                means=rule.means or rule.name,
+                until=None if row[f"{rule.name} holds"] else row.get(f"{rule.name} until"),
+            )
+            for rule in policy.rules
+        ],
+        place=_found(connection, row),
+    )
+
+
+def _found(connection: Connection, row: RowMapping) -> PlaceFound | None:
+    if row["rank"] is None:
+        return None
+    better = {"generation": row["generation_id"], "rank": row["rank"]}
+    return PlaceFound(
+        generation=row["generation_id"],
+        rank=row["rank"],
+        ahead=connection.execute(_AHEAD, better).scalar_one(),
+        state=row["state"],
+        available_from=row["available_from"],
+        reason=row["reason"],
+    )
+
+
+@cache
+def _judged(policy: Policy) -> Select[*tuple[Any, ...]]:
+    person = select(bindparam("user", type_=BigInteger).label("user_id")).cte("person")
+    rules = [rule.holds.label(f"{rule.name} holds") for rule in policy.rules]
+    untils = [
+        rule.until.label(f"{rule.name} until") for rule in policy.rules if rule.until is not None
+    ]
+    return standing(policy, person, [*rules, *untils])
+
+
+_OF_THE_QUEUE = {
+    PAUSED: "an operator paused the dialer queue",
+    NEVER_BUILT: "the dialer queue was never built",
+}
+
+_person = select(bindparam("user", type_=BigInteger).label("user_id")).subquery("person")
+_FACTS = (
+    select(
+        UserCallScore.current_queue_type.label("queue"),
+        UserCallScore.current_score.label("score"),
+        UserCallScore.total_attempts.label("attempts"),
+        UserCallScore.last_outcome,
+        UserCallScore.last_call_at,
+        UserCallScore.next_call_after,
+    )
+    .select_from(_person)
+    .outerjoin(UserCallScore, UserCallScore.user_id == _person.c.user_id)
+    .outerjoin(CrmUser, CrmUser.id == _person.c.user_id)
+    .where(UserCallScore.user_id.is_not(None) | CrmUser.id.is_not(None))
+)
+_HOLD = select(*HELD_COLUMNS).where(
+    Assignment.user_id == bindparam("user", type_=BigInteger), Assignment.state == ACTIVE
+)
+_PLACE = (
+    select(
+        DialerQueue.paused_at.is_not(None).label("paused"),
+        Generation.id.label("generation"),
+        Generation.published_at,
+    )
+    .select_from(DialerQueue)
+    .outerjoin(
+        Generation, (Generation.queue == DialerQueue.name) & (Generation.state == PUBLISHED_STATE)
+    )
+    .where(DialerQueue.name == bindparam("queue"))
+)
+_better = (
+    select(Entry.user_id)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.state == READY,
+        Entry.rank < bindparam("rank"),
+    )
+    .limit(AHEAD_AT_MOST)
+    .subquery()
+)
+_AHEAD = select(func.count()).select_from(_better)
+_SKIPPED = (
+    select(
+        Assignment.agent_id,
+        (func.max(Assignment.ended_at) + bindparam("rest", type_=Interval())).label("until"),
+    )
+    .where(
+        Assignment.user_id == bindparam("user", type_=BigInteger),
+        Assignment.state == word(AssignmentState.SKIPPED),
+        Assignment.ended_at > bindparam("since"),
+    )
+    .group_by(Assignment.agent_id)
+    .order_by(Assignment.agent_id)
+)
+_EVENTS = (
+    select(Event.at, Event.kind, Event.agent_id, Event.queue, Event.details)
+    .where(Event.user_id == bindparam("user", type_=BigInteger))
+    .order_by(Event.id.desc())
+    .limit(EVENTS)
+)

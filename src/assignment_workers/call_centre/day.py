@@ -1,0 +1,132 @@
+"""One simulated day, or a piece of it, on a stack that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from random import Random
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from assignment_workers.assignment.levels import unpublished
+from assignment_workers.call_centre.agent import Agent
+from assignment_workers.call_centre.book import Book, Sample
+from assignment_workers.call_centre.chaos import Chaos
+from assignment_workers.call_centre.outside import Outside
+from assignment_workers.call_centre.plan import Plan
+from assignment_workers.call_centre.verdict import Verdict, judge
+from assignment_workers.client import AsyncClient, Client
+from assignment_workers.errors import AssignmentWorkersError, BrokerUnavailable, UsageError
+from assignment_workers.runtime.stack import Stack
+from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
+
+QUIET_SECONDS = 60.0
+"""How long a stack may take to come to rest after the day."""
+
+AGENTS = """
+INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)
+SELECT n, 'agent' || n || '@example.com', 'Agent', n::text, now(), now()
+FROM generate_series(1, :agents) n ON CONFLICT DO NOTHING
+"""
+STRANGERS = """
+SELECT EXISTS (SELECT 1 FROM agents WHERE email !~ '^agent[0-9]+@example[.]com$')
+    OR EXISTS (SELECT 1 FROM crm.users WHERE email_address !~ '^user[0-9]+@example[.]com$')
+    OR NOT EXISTS (SELECT 1 FROM crm.users)
+"""
+LEADS = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since"
+
+
+def run(
+    stack: Stack, plan: Plan, settings: Settings, show: Callable[[Book, Sample], None]
+) -> tuple[Book, Verdict]:
+    """Simulate, wait until all is quiet, and judge. `settings` are those of the stack.
+
+    Raises `UsageError` for a stack whose users are not the demo's: nobody real is called.
+    """
+    engine = connect(
+        stack.database_url,
+        name="assignment-workers demo",
+        statement_timeout=timedelta(minutes=2),
+        pool_size=4,
+    )
+    try:
+        _prepare(engine, plan)
+        with Client.connect(stack.redis_url, broker_url=stack.broker_url) as client:
+            book, outside = asyncio.run(_Day(stack, plan, settings, engine, client).go(show))
+            _come_to_rest(engine, client)
+        verdict = judge(engine, plan, book, signed_at=outside.signed_at, settings=settings)
+        return book, verdict
+    finally:
+        engine.dispose()
+
+
+def _prepare(engine: Engine, plan: Plan) -> None:
+    with engine.begin() as connection:
+        there = connection.execute(text("SELECT to_regclass('crm.users') IS NOT NULL"))
+        if not there.scalar_one() or connection.execute(text(STRANGERS)).scalar_one():
+            raise UsageError(
+                "the stack that runs here has other users than the demo's, and the demo plays with"
+                " all of them: stop it, or name another ASSIGNMENT_WORKERS_HOME"
+            )
+        connection.execute(text(AGENTS), {"agents": plan.agents})
+
+
+@dataclass
+class _Day:
+    stack: Stack
+    plan: Plan
+    settings: Settings
+    engine: Engine
+    client: Client
+
+    async def go(self, show: Callable[[Book, Sample], None]) -> tuple[Book, Outside]:
+        """Everybody at once, until it is over and each agent has ended their call."""
+        plan, stack = self.plan, self.stack
+        book, over = Book(), asyncio.Event()
+        outside = Outside(plan, self.engine, self.client, book, over)
+        async with AsyncClient(stack.redis_url, broker_url=stack.broker_url) as asking:
+            agents = [
+                Agent(number, plan, asking, book, over, outside.signs, self.settings.lease)
+                for number in range(1, plan.agents + 1)
+            ]
+            around = [
+                outside.users(),
+                outside.jobs(),
+                outside.cleanups(),
+                outside.watch(lambda sample: show(book, sample)),
+            ]
+            if plan.chaos:
+                chance = Random(f"{plan.seed} chaos")
+                chaos = Chaos(stack, self.engine, self.client, book, over, plan.seconds, chance)
+                around.append(chaos.reign())
+            async with asyncio.TaskGroup() as group:
+                for each in (*around, *(agent.work() for agent in agents)):
+                    group.create_task(each)
+                await asyncio.sleep(plan.seconds)
+                over.set()
+        return book, outside
+
+
+def _come_to_rest(engine: Engine, client: Client) -> None:
+    """Until somebody leads and whatever was built is published; holds whose lease lapsed end."""
+    ends = time.monotonic() + QUIET_SECONDS
+    while time.monotonic() < ends:
+        try:
+            client.send_again("assignment.expire", [], {}, "assignment")
+            client.send_again("generation.tend", [], {}, "maintenance")
+            with engine.connect() as connection:
+                waiting = unpublished(connection)
+                leads = connection.execute(text(LEADS)).scalar_one()
+            if leads and not waiting:
+                return
+        except (SQLAlchemyError, BrokerUnavailable):
+            engine.dispose()
+        time.sleep(1.0)
+    raise AssignmentWorkersError(
+        f"the stack did not come to rest within {QUIET_SECONDS:g} s after the day"
+    )

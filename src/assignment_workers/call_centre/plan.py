@@ -1,0 +1,43 @@
+"""What is simulated: how many agents, for how long, how fast, and with which faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+LEASE = timedelta(minutes=5)
+SHORTEST_LEASE = 15.0
+"""However fast the day goes, a fault takes its time: a hold outlives the usual one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run. The day goes `speed` times as fast as the wall's clock; the stack does not."""
+
+    agents: int
+    users: int
+    """In each pool."""
+    seconds: float
+    speed: float
+    seed: int
+    chaos: bool
+
+    def wall(self, span: timedelta) -> float:
+        """The seconds on the wall that this takes."""
+        return span.total_seconds() / self.speed
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The settings of a stack whose times go with the day's."""
+        return {
+            "ASSIGNMENT_WORKERS_DEMO_USERS": str(self.users),
+            "ASSIGNMENT_WORKERS_DEMO_SEED": str(self.seed),
+            "ASSIGNMENT_WORKERS_LEASE_SECONDS": _seconds(max(self.wall(LEASE), SHORTEST_LEASE)),
+            "ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS": _seconds(self.wall(timedelta(hours=1))),
+            "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": _seconds(self.wall(timedelta(minutes=15))),
+            "ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS": _seconds(self.wall(timedelta(minutes=15))),
+        }
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}"

@@ -1,0 +1,132 @@
+"""Why a user is or is not offered, and why a dialer queue has nobody to offer."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from assignment_workers.assignment.explain import Explanation, Funnel, QueueVerdict, instant
+from assignment_workers.assignment.explain import explain as explain_user
+from assignment_workers.assignment.explain import funnel as explain_queue
+from assignment_workers.cli.servers import database, settings
+from assignment_workers.cli.show import AsJson, as_json, as_table
+from assignment_workers.errors import UsageError
+from assignment_workers.policy.queues import POLICIES
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this command."""
+    app.command()(explain)
+
+
+def explain(
+    user: Annotated[int | None, typer.Argument(help="The user.", min=1, max=2**63 - 1)] = None,
+    queue: Annotated[str | None, typer.Option(help="The dialer queue.")] = None,
+    json: AsJson = False,
+) -> int:
+    """Say why USER is or is not offered now, or with --queue what holds its users back."""
+    if (user is None) == (queue is None):
+        raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")
+    if queue is not None and queue not in POLICIES:
+        raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+    found: Explanation | Funnel | None
+    with database() as connection:
+        now = instant(connection)
+        if user is not None:
+            found = explain_user(connection, user, policies=POLICIES, settings=settings(), now=now)
+        else:
+            found = explain_queue(connection, POLICIES[queue or ""], now=now)
+    if found is None:
+        raise UsageError(f"no user {user}: neither the CRM nor a score row nor a hold names them")
+    if json:
+        as_json(found)
+    elif isinstance(found, Funnel):
+        _show_funnel(found)
+    else:
+        _show_user(found)
+    return 0
+
+
+def _show_user(found: Explanation) -> None:
+    offered = [each.queue for each in found.queues if each.why == "claimable"]
+    typer.echo(
+        f"User {found.user_id} at {_time(found.at)}: "
+        + (f"may be handed out from {', '.join(offered)}" if offered else "is not offered")
+    )
+    if found.hold:
+        hold = found.hold
+        typer.echo(
+            f"Held by agent {hold.agent_id} since {_time(hold.claimed_at)}, "
+            f"until {_time(hold.lease_expires_at)} at the latest unless renewed ({hold.id})"
+        )
+    if found.facts:
+        facts = found.facts
+        typer.echo(
+            f"Score {facts.score}, attempts {facts.attempts}, last outcome {facts.last_outcome}, "
+            f"pool {facts.queue}"
+        )
+    for each in found.not_for:
+        typer.echo(f"Not offered to agent {each.agent_id} before {_time(each.until)}: skipped")
+    for verdict in found.queues:
+        _show_verdict(verdict)
+    as_table(
+        "Latest events",
+        ["at", "event", "agent", "queue", "details"],
+        [
+            (
+                _time(each.at),
+                each.kind,
+                each.agent_id,
+                each.queue,
+                ", ".join(f"{name} {value}" for name, value in each.details.items()),
+            )
+            for each in found.events
+        ],
+    )
+
+
+def _show_verdict(verdict: QueueVerdict) -> None:
+    place = verdict.place
+    typer.echo(
+        f"\n{verdict.queue}: {verdict.why}: {verdict.means}"
+        + (f", until {_time(verdict.free_at)}" if verdict.free_at else "")
+    )
+    if place:
+        typer.echo(
+            f"Place in generation {place.generation}: rank {place.rank}, {place.ahead} claimable "
+            f"ahead, {place.state}"
+            + (f" ({place.reason})" if place.reason else "")
+            + (f" until {_time(place.available_from)}" if place.available_from else "")
+        )
+    as_table(
+        f"Rules of {verdict.queue}",
+        ["rule", "holds", "if not", "until"],
+        [
+            (each.rule, "yes" if each.holds else "NO", each.means, _time(each.until))
+            for each in verdict.rules
+        ],
+    )
+
+
+def _show_funnel(found: Funnel) -> None:
+    pool = f"{found.pool} users of the pool" if found.complete else f"the first {found.pool} users"
+    as_table(
+        f"{found.queue} at {_time(found.at)}: {pool}",
+        ["held back by", "users", "left", "the first is free at", "which means"],
+        [
+            (each.why, each.users, each.left, _time(each.next_free_at), each.means)
+            for each in found.steps
+        ],
+    )
+    state = ", but the dialer queue is paused" if found.paused else ""
+    typer.echo(f"Claimable: {found.claimable}{state}")
+    if found.generation is None:
+        typer.echo("Nothing is published: the dialer queue was never built")
+    else:
+        typer.echo(f"Generation {found.generation}, published {_time(found.published_at)}")
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else f"{at:%Y-%m-%d %H:%M:%SZ}"
