@@ -79,7 +79,7 @@ def browser() -> Iterator[Browser]:
 def operator(browser: Browser, gateway: Gateway) -> Iterator[BrowserContext]:
     """A browser in which an operator has signed in."""
     with browser.new_context() as context:
-        sign_in(context.new_page(), gateway, "operator")
+        signed_in(context, gateway)
         yield context
 
 
@@ -102,6 +102,15 @@ def sign_in(page: Page, gateway: Gateway, bearer: str, path: str = "/") -> None:
     expect(page.get_by_label("Token of")).to_be_focused()
     page.keyboard.type(gateway.tokens.get(bearer, bearer))
     page.keyboard.press("Enter")
+
+
+def signed_in(context: BrowserContext, gateway: Gateway) -> Page:
+    """A page on which an operator has signed in, and sees the overview."""
+    page = context.new_page()
+    sign_in(page, gateway, "operator")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Overview")
+    expect(page.locator("#live")).to_have_text("Live")
+    return page
 
 
 def visit(page: Page, gateway: Gateway, path: str = "/") -> None:
@@ -234,10 +243,9 @@ def test_every_page_can_be_used_by_everybody(
         viewport={"width": width, "height": 800},
         bypass_csp=True,
     ) as context:
-        page = context.new_page()
+        page = signed_in(context, gateway)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
-        sign_in(page, gateway, "operator")
         for path in paths(gateway):
             page.goto(gateway.url + path)
             if path not in {"/login", "/users/999999999"}:
@@ -327,8 +335,11 @@ def test_a_user_an_agent_and_an_assignment_tell_their_history(page: Page, gatewa
     expect(page.get_by_role("heading", level=1)).to_have_text(f"User {hold['user_id']}")
     assert figure(page, "place unsigned_users") == "out"
     assert figure(page, "attempts").startswith("1, ")
+    explained = gateway.get(f"/v1/users/{hold['user_id']}/explain", bearer="supervisor").json
+    for each in explained["queues"]:
+        assert figure(page, f"why {each['queue']}") == each["why"].replace("_", " ")
     told = page.locator("#events tbody a[href^='/events/']").all_inner_texts()
-    assert told == ["completed", "assigned"]
+    assert told[:2] == ["completed", "assigned"]
     page.locator("#assignments tbody a").first.click()
     assert figure(page, "state") == "completed: no answer"
     page.locator("#assignment a[href='/agents/41']").click()

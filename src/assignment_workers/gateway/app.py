@@ -138,7 +138,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             client,
             callers,
             live,
-            Source(latest, Schedule(_redis(settings))),
+            Source(latest, Schedule(_redis(settings)), settings),
             flower_url(settings),
             secure=not settings.embedded,
             templates=environment(),
