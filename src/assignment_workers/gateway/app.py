@@ -516,7 +516,7 @@ async def events(
 
 @ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
 async def index(request: Request, here: Here) -> Response:
-    """What this is, and where its interface is described; for a browser, the dashboard."""
+    """What this is, and where its interface is described."""
     if wants_page(request):
         return await front(request)
     (await here.callers.caller(request)).must_be(ANYBODY)
@@ -551,7 +551,7 @@ def ready(here: Here) -> State:
     responses={200: {"content": {"text/plain": {}}}, **responses(*ALWAYS)},
 )
 def metrics(here: Here, who: Who) -> Response:
-    """What this gateway counts, and what the database says, for Prometheus."""
+    """What this gateway counts, for Prometheus."""
     who.must_be(WATCHING)
     return Response(generate_latest(here.asking.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
