@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 FRESH_SECONDS = 0.9
 """How old what is shown may be when it is read."""
+AT_ONCE = 2
+"""Connections that viewers take: the others are left for who asks for users."""
 READS = 200
 """Different reads that are remembered."""
 
@@ -36,6 +38,9 @@ class Latest:
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
+    _slots: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(AT_ONCE)
+    )
 
     def figures(self) -> Figures:
         """See `assignment.figures`."""
@@ -63,7 +68,7 @@ class Latest:
 
     def _ask(self, what: Callable[[Connection], T]) -> T:
         try:
-            with self.engine.connect() as connection:
+            with self._slots, self.engine.connect() as connection:
                 return what(connection)
         except (DBAPIError, PoolTimeout) as error:
             raise unavailable("the database cannot answer") from error
