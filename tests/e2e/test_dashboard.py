@@ -270,27 +270,35 @@ def test_the_overview_says_what_the_database_says(page: Page, gateway: Gateway) 
                 f"{value(states, queue=queue, state=state):,}", timeout=SOON
             )
     active = value("SELECT count(*) FROM assignment.assignments WHERE state = 'active'")
-    assert figure(page, "holds") == figure(page, "agents holding") == str(active)
-    assert page.locator("#holds tbody tr").count() == active
     idle = value("SELECT count(*) FROM agents WHERE is_active") - active
-    assert figure(page, "agents idle") == str(idle)
-    assert figure(page, "term") == str(value("SELECT term FROM assignment.sequencer"))
     answers = dict(
         gateway.stack.rows("SELECT outcome, count(*) FROM assignment.requests GROUP BY 1")
-    )
-    assert figure(page, "answers") == ", ".join(
-        f"{name} {count}" for name, count in answers.items()
     )
     average = value(
         "SELECT avg(greatest(extract(epoch FROM answered_at - received_at), 0)) FROM assignment.requests"
         " WHERE outcome = 'assigned' AND answered_at > now() - interval '5 minutes'"
     )
-    assert figure(page, "average").startswith(f"{float(average) * 1000:.1f} ms")
-    assert figure(page, "success").startswith("100.00%")
-    assert figure(page, "lost").startswith("0 ")
+    for name, told in {
+        "holds": active,
+        "agents holding": active,
+        "agents idle": idle,
+        "term": value("SELECT term FROM assignment.sequencer"),
+        "answers": ", ".join(f"{name} {count}" for name, count in answers.items()),
+        "average": f"{float(average) * 1000:.1f} ms",
+        "success": "100.00%",
+        "lost": "0 ",
+    }.items():
+        shown = page.locator(f'[data-figure="{name}"]')
+        expect(shown, name).to_contain_text(re.compile(f"^{re.escape(str(told))}"), timeout=SOON)
+    assert page.locator("#holds tbody tr").count() == active
     page.get_by_text("The charts as a table").click()
     rows = page.locator("#levels details tbody tr")
-    assert sum(int(each.split("\t")[1]) for each in rows.all_inner_texts()) == answers["assigned"]
+    wait_until(
+        lambda: (
+            sum(int(row.split("\t")[1]) for row in rows.all_inner_texts()) == answers["assigned"]
+        ),
+        "the minutes to add up: they are read every five seconds",
+    )
 
 
 def test_a_queue_says_where_it_drains_and_which_rules_hold_users_back(
@@ -304,7 +312,8 @@ def test_a_queue_says_where_it_drains_and_which_rules_hold_users_back(
     )
     assert {kind for kind, _, _ in drains} >= {"assigned", "completed", "skipped", "released"}
     for kind, why, count in drains:
-        assert figure(page, f"drain {kind} {why}") == str(count)
+        shown = page.locator(f'[data-figure="drain {kind} {why}"]')
+        expect(shown).to_have_text(str(count), timeout=10_000)  # read every five seconds
     counts = {
         each.get_attribute("data-figure"): int(each.inner_text().replace(",", ""))
         for each in page.locator('[data-figure^="rule "]').all()
@@ -323,7 +332,7 @@ def test_a_queue_says_where_it_drains_and_which_rules_hold_users_back(
         " ON g.id = e.generation_id WHERE g.state = 'published' AND g.queue = 'unsigned_users'"
         " AND e.state = 'ready' ORDER BY rank LIMIT 1"
     )
-    assert page.locator("#next_users tbody a").first.inner_text() == str(first)
+    expect(page.locator("#next_users tbody a").first).to_have_text(str(first), timeout=SOON)
 
 
 def test_a_user_an_agent_and_an_assignment_tell_their_history(page: Page, gateway: Gateway) -> None:

@@ -145,6 +145,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         )
         yield
         await live.close()
+        app.state.dashboard.threads.shutdown(wait=False, cancel_futures=True)
         await abandoned.close()
         await client.close()
 
