@@ -580,6 +580,19 @@ def test_a_form_from_elsewhere_or_without_a_reason_does_nothing(
     assert refused.startswith("refused: no dialer queue 'nobody'")
 
 
+def test_what_cannot_be_kept_is_not_done(page: Page, gateway: Gateway) -> None:
+    move = "ALTER TABLE assignment.{} RENAME TO {}"
+    form = {"subject": "unsigned_users", "why": WHY, "proof": proof_of(page)}
+    with gateway.stack.engine.begin() as connection:
+        connection.exec_driver_sql(move.format("operator_actions", "away"))
+    try:
+        assert post(gateway, "/act/pause", form, cookie=gateway.tokens["operator"])[0] == 503
+    finally:
+        with gateway.stack.engine.begin() as connection:
+            connection.exec_driver_sql(move.format("away", "operator_actions"))
+    assert not gateway.stack.rows("SELECT 1 FROM assignment.queues WHERE paused_at IS NOT NULL")
+
+
 def test_a_supervisor_sees_and_does_not_act(browser: Browser, gateway: Gateway) -> None:
     with browser.new_context() as context:
         page = context.new_page()

@@ -31,6 +31,7 @@ from assignment_workers.gateway.callers import OPERATING, WATCHING, Caller, Call
 from assignment_workers.gateway.dashboard import acts, session, views
 from assignment_workers.gateway.dashboard.render import HERE
 from assignment_workers.gateway.dashboard.views import Source, View
+from assignment_workers.gateway.latest import FRESH_SECONDS
 from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.problems import Problem, unavailable
 from assignment_workers.policy.queues import POLICIES
@@ -227,7 +228,15 @@ async def _may_go_on(request: Request, caller: Caller) -> bool:
 
 
 def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
-    """The regions as they are now, and under `trouble` why they are not known."""
+    """The regions as they are now, made once for all who look at the same page."""
+    name = ("page", view.title, _may_act(caller))
+    return here.source.latest.once(
+        name, lambda: _rendered(here, view, caller), seconds=FRESH_SECONDS / 2
+    )
+
+
+def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
+    """The regions, and under `trouble` why they are not known."""
     try:
         facts = view.read(here.source)
     except Problem as problem:

@@ -107,7 +107,8 @@ def queue(name: str) -> View:
     """A dialer queue."""
 
     def read(source: Source) -> Facts | None:
-        found = next((each for each in source.now().queues if each.queue == name), None)
+        now = source.now()
+        found = next((each for each in now.queues if each.queue == name), None)
         if found is None:
             return None
         generation = found.generation or 0
@@ -128,10 +129,10 @@ def queue(name: str) -> View:
             ),
             "funnel": source.read(
                 ("funnel", name),
-                lambda c: details.funnel(c, POLICIES[name], source.now().at),
+                lambda c: details.funnel(c, POLICIES[name], now.at),
                 seconds=SLOW_SECONDS * 6,
             )
-            if name in POLICIES and source.now().crm_up
+            if name in POLICIES and now.crm_up
             else None,
             "generations": source.read(
                 ("generations", name), lambda c: details.generations(c, name, limit=10)
