@@ -91,6 +91,10 @@ client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI documen
 	@$(NPM) --prefix $(JS) run types
 	@$(MAKE) --no-print-directory client
 
+.PHONY: screenshots
+screenshots: $(READY) ## take the pictures of the documentation anew; needs Chromium
+	@$(BIN)/python -m tests.e2e.screenshots
+
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
 	@rm -rf $(JS)/dist $(JS)/node_modules examples/celery-node/node_modules tests/e2e/node_modules

@@ -14,10 +14,14 @@ import pytest
 from prometheus_client import Metric
 from ruamel.yaml import YAML
 
+from assignment_workers.assignment import details, figures
 from assignment_workers.assignment.figures import Broken, Figures, JobFigures, QueueFigures
 from assignment_workers.assignment.figures import TimeToAssign as Times
-from assignment_workers.assignment.status import Leader, SequencerStatus
+from assignment_workers.assignment.status import COUNTED_AT_MOST, Leader, SequencerStatus
+from assignment_workers.gateway.dashboard import session
+from assignment_workers.gateway.dashboard.acts import ACTS
 from assignment_workers.gateway.metrics import Metrics, _gauges, gauge
+from assignment_workers.settings import Settings
 from assignment_workers.telemetry import PREFIX, REGISTRY
 
 OPS = Path(__file__).parents[2] / "ops"
@@ -123,6 +127,26 @@ def test_every_alert_fires_when_it_should_and_not_before() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_for_operators_is_true() -> None:
+    page = (OPS.parent / "docs" / "operators.md").read_text()
+    known = {field.alias for field in Settings.model_fields.values()}
+    assert set(re.findall(r"ASSIGNMENT_WORKERS_[A-Z_]+", page)) <= known
+    rules = YAML(typ="safe").load((OPS / "alerts.yml").read_text())["groups"][0]["rules"]
+    table = page[page.index("| alert |") : page.index("## Logs")]
+    assert set(re.findall(r"`([A-Z]\w+[a-z])`", table)) == {rule["alert"] for rule in rules}
+    acting = page[page.index("## Acting") : page.index("## Service levels")]
+    assert [act.title for act in ACTS.values() if act.title not in acting] == []
+    for said in (
+        f"to {COUNTED_AT_MOST:,}: then",
+        f"| to {figures.COUNTED_AT_MOST:,} |",
+        f"the newest {figures.NEWEST:,}",
+        f"a pool of up to {details.SAMPLED:,} users",
+        f"the newest {details.LOOKED_BACK:,} of all agents",
+        f"for {session.LASTS_SECONDS // 3600} hours",
+    ):
+        assert said in page, said
 
 
 def test_every_alert_has_its_test() -> None:

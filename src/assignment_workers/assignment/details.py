@@ -160,30 +160,19 @@ def funnel(connection: Connection, policy: Policy, now: datetime) -> Funnel:
     rows = float(connection.execute(text(_SCORE_ROWS)).scalar_one())
     share = min(1.0, SAMPLED / rows) if rows > 0 else 1.0
     broken = policy.broken_rule().label("broken")
-    scores = select(UserCallScore.id).where(UserCallScore.current_queue_type == policy.queue)
+    pool = select(UserCallScore.id).where(UserCallScore.current_queue_type == policy.queue)
     if share < 1.0:
-        sampled = func.system(bindparam("percent", share * 100))
-        scores = scores.select_from(UserCallScore.__table__.tablesample(sampled))
-        sample = scores.subquery()
-        query = (
-            select(broken, func.count())
-            .select_from(sample)
-            .join(UserCallScore, UserCallScore.id == sample.c.id)
-        )
-    else:
-        query = (
-            select(broken, func.count())
-            .select_from(UserCallScore)
-            .where(UserCallScore.current_queue_type == policy.queue)
-        )
-    found = dict(
-        connection.execute(
-            query.outerjoin(CrmUser, CrmUser.id == UserCallScore.user_id).group_by("broken"),
-            {"now": now},
-        )
-        .tuples()
-        .all()
+        table = UserCallScore.__table__.tablesample(func.system(bindparam("percent", share * 100)))
+        pool = select(table.c.id).where(table.c.current_queue_type == policy.queue)
+    sample = pool.subquery("sample")
+    query = (
+        select(broken, func.count())
+        .select_from(sample)
+        .join(UserCallScore, UserCallScore.id == sample.c.id)
+        .outerjoin(CrmUser, CrmUser.id == UserCallScore.user_id)
+        .group_by("broken")
     )
+    found = {row[0]: row[1] for row in connection.execute(query, {"now": now})}
     names = ["eligible", *(rule.name for rule in policy.rules)]
     counts = {
         name: round(found.get(None if name == "eligible" else name, 0) / share) for name in names

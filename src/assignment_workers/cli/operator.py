@@ -31,6 +31,7 @@ HISTORY_AT_MOST = timedelta(minutes=15)
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
+WhyOption = Annotated[str | None, typer.Option(help="Kept with who did it.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -90,16 +91,18 @@ def _lines(built: Built) -> str:
     )
 
 
-def pause(queue: QueueArgument) -> int:
+def pause(queue: QueueArgument, why: WhyOption = None) -> int:
     """Hand out nobody from QUEUE until it is resumed; holds go on."""
     with client() as asking:
-        return _done(asking.pause(queue, by=getpass.getuser()), f"{queue} is paused")
+        answer = asking.pause(queue, by=getpass.getuser(), why=why)
+        return _done(answer, f"{queue} is paused")
 
 
-def resume(queue: QueueArgument) -> int:
+def resume(queue: QueueArgument, why: WhyOption = None) -> int:
     """Hand out users from QUEUE again."""
     with client() as asking:
-        return _done(asking.resume(queue, by=getpass.getuser()), f"{queue} hands out users")
+        answer = asking.resume(queue, by=getpass.getuser(), why=why)
+        return _done(answer, f"{queue} hands out users")
 
 
 def drain(

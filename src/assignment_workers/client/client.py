@@ -157,16 +157,26 @@ class Client(Asking):
         return as_finish_answer(self.ask(command, timeout))
 
     def pause(
-        self, queue: str, *, by: str | None = None, timeout: timedelta = TIMEOUT
+        self,
+        queue: str,
+        *,
+        by: str | None = None,
+        why: str | None = None,
+        timeout: timedelta = TIMEOUT,
     ) -> CommandAnswer:
         """Hand out nobody from this dialer queue."""
-        return as_command_answer(self.ask(commands.pause(queue, by), timeout))
+        return as_command_answer(self.ask(commands.pause(queue, by, why), timeout))
 
     def resume(
-        self, queue: str, *, by: str | None = None, timeout: timedelta = TIMEOUT
+        self,
+        queue: str,
+        *,
+        by: str | None = None,
+        why: str | None = None,
+        timeout: timedelta = TIMEOUT,
     ) -> CommandAnswer:
         """Hand out from this dialer queue again."""
-        return as_command_answer(self.ask(commands.resume(queue, by), timeout))
+        return as_command_answer(self.ask(commands.resume(queue, by, why), timeout))
 
     def command(self, command: commands.Command, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
         """The answer to an operator's command."""

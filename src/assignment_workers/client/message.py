@@ -24,6 +24,7 @@ RESULT_PREFIX = "celery-task-meta-"
 
 _ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
 _SHOWN_AT_MOST = 120
+NOTES = "notes"
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,20 @@ def message(
 
 
 def _shown(kwargs: dict[str, Any]) -> str:
-    """What Flower shows of it: a list by its first item and its length."""
+    """What Flower shows of it: a list by its first item and its length.
+
+    Not what was left unsaid, and no notes: an agent wrote them about a user.
+    """
     match kwargs:
-        case {"requests": [first, *others]}:
-            return f"{str(first)[:_SHOWN_AT_MOST]} and {len(others)} more"
+        case {"requests": [dict(first), *others]}:
+            return f"{_said(first)} and {len(others)} more"
         case _:
-            return str(kwargs)[:_SHOWN_AT_MOST]
+            return _said(kwargs)
+
+
+def _said(facts: dict[str, Any]) -> str:
+    shown = {name: each for name, each in facts.items() if each is not None and name != NOTES}
+    return str(shown)[:_SHOWN_AT_MOST]
 
 
 def result(data: bytes | str) -> Result | None:

@@ -126,20 +126,27 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         live = Live(engine, settings.lock_database_url or settings.database)
         metrics.streams.set_function(lambda: live.readers)
         app.state.gateway = Gateway(
-            engine, Asking(client, metrics, abandoned), callers, live, latest, Random(), settings
+            engine,
+            Asking(client, metrics, abandoned),
+            callers,
+            live,
+            latest,
+            Random(),
+            settings,
         )
         app.state.dashboard = Dashboard(
             engine,
             client,
             callers,
             live,
-            Source(latest, Schedule(_redis(settings))),
+            Source(latest, Schedule(_redis(settings)), settings),
             flower_url(settings),
             secure=not settings.embedded,
             templates=environment(),
         )
         yield
         await live.close()
+        app.state.dashboard.threads.shutdown(wait=False, cancel_futures=True)
         await abandoned.close()
         await client.close()
 
@@ -511,7 +518,7 @@ async def events(
 
 @ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
 async def index(request: Request, here: Here) -> Response:
-    """What this is, and where its interface is described; for a browser, the dashboard."""
+    """What this is, and where its interface is described."""
     if wants_page(request):
         return await front(request)
     (await here.callers.caller(request)).must_be(ANYBODY)
@@ -546,7 +553,7 @@ def ready(here: Here) -> State:
     responses={200: {"content": {"text/plain": {}}}, **responses(*ALWAYS)},
 )
 def metrics(here: Here, who: Who) -> Response:
-    """What this gateway counts, and what the database says, for Prometheus."""
+    """What this gateway counts, for Prometheus."""
     who.must_be(WATCHING)
     return Response(generate_latest(here.asking.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

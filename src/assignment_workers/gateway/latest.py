@@ -18,8 +18,10 @@ from assignment_workers.sequencer.term import APPLICATION
 
 T = TypeVar("T")
 
-FRESH_SECONDS = 0.9
+FRESH_SECONDS = 0.5
 """How old what is shown may be when it is read."""
+AT_ONCE = 2
+"""Connections that viewers take: the others are left for who asks for users."""
 READS = 200
 """Different reads that are remembered."""
 
@@ -36,6 +38,9 @@ class Latest:
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
+    _slots: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(AT_ONCE)
+    )
 
     def figures(self) -> Figures:
         """See `assignment.figures`."""
@@ -46,8 +51,14 @@ class Latest:
     ) -> T:
         """What `what` reads, or read under this name less than `seconds` ago.
 
+        `what` reads by its connection alone: it must not ask for another here.
+
         Raises `Problem` 503 where the database cannot answer.
         """
+        return self.once(name, lambda: self._ask(what), seconds=seconds)
+
+    def once(self, name: object, what: Callable[[], T], *, seconds: float = FRESH_SECONDS) -> T:
+        """What `what` returns, or returned under this name less than `seconds` ago."""
         with self._guard:
             if len(self._locks) > READS:
                 self._locks.clear()
@@ -56,14 +67,14 @@ class Latest:
         with lock:
             at, found = self._kept.get(name, (float("-inf"), None))
             if self.clock() - at >= seconds:
-                found = self._ask(what)
+                found = what()
                 self._kept[name] = self.clock(), found
             kept: T = found
             return kept
 
     def _ask(self, what: Callable[[Connection], T]) -> T:
         try:
-            with self.engine.connect() as connection:
+            with self._slots, self.engine.connect() as connection:
                 return what(connection)
         except (DBAPIError, PoolTimeout) as error:
             raise unavailable("the database cannot answer") from error

@@ -60,6 +60,7 @@ class DoorTask(Task[..., Any]):
 
     abstract = True
     typing = False
+    Request = "assignment_workers.tasks.told:ToldRequest"
     acks_on_failure = True
     operation: Callable[..., Any]
     parameters: Sequence[str] = ()

@@ -36,6 +36,8 @@ TURN_SECONDS = 5
 """The longest statement of a turn."""
 HEARTBEAT_SECONDS = 4
 """Between a sequencer and RabbitMQ; Redis has none."""
+FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
+"""What Flower lists of a task: the worker's name tells `assignment` from `maintenance`."""
 JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
@@ -174,6 +176,7 @@ def _flower(settings: Settings) -> int:
     app = create_app(settings)
     signals.setup_logging.connect(lambda **_: None, weak=False)
     argv = ["--quiet", "flower", f"--port={settings.flower_port}", "--persistent=False"]
+    argv.append(f"--tasks_columns={FLOWER_COLUMNS}")
     if settings.flower_basic_auth:
         argv.append(f"--basic_auth={settings.flower_basic_auth}")
         argv.append("--address=0.0.0.0")

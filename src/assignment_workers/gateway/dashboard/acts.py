@@ -10,13 +10,15 @@ from http import HTTPStatus
 from uuid import UUID
 
 from sqlalchemy import Engine, func, insert, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.dead_letters import Letter, arguments, letter, mark_replayed
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
 from assignment_workers.errors import NotReplayable
-from assignment_workers.gateway.problems import Problem, refused
+from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import OperatorAction
 
@@ -50,7 +52,8 @@ class Act:
 async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked) -> int:
     """Do it, recorded before and after; the number of its record.
 
-    Raises `Problem` 422 for an unknown action and for one without a reason: nothing is done.
+    Raises `Problem`: 422 for an unknown action and for one without a reason, where nothing is done;
+    503 where the database did not answer: what was begun is there with no outcome.
     """
     act = ACTS.get(name)
     if act is None:
@@ -59,12 +62,15 @@ async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked
         raise _malformed(f"say why, in 1 to {WHY_AT_MOST} letters: it is kept with what you did")
     if "\x00" in asked.why + asked.subject or len(asked.subject) > WHY_AT_MOST:
         raise _malformed("a null character, or too long a subject")
-    number = await asyncio.to_thread(_begin, engine, name, asked)
     try:
-        outcome = await act.do(client, engine, asked)
-    except Problem as problem:
-        outcome = f"refused: {problem.detail}"
-    await asyncio.to_thread(_end, engine, number, outcome)
+        number = await asyncio.to_thread(_begin, engine, name, asked)
+        try:
+            outcome = await act.do(client, engine, asked)
+        except Problem as problem:
+            outcome = f"refused: {problem.detail}"
+        await asyncio.to_thread(_end, engine, number, outcome)
+    except (DBAPIError, PoolTimeout) as error:
+        raise unavailable("the database cannot answer: look whether it was done") from error
     return number
 
 

@@ -10,11 +10,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from http import HTTPStatus
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -30,11 +31,13 @@ from assignment_workers.gateway.callers import OPERATING, WATCHING, Caller, Call
 from assignment_workers.gateway.dashboard import acts, session, views
 from assignment_workers.gateway.dashboard.render import HERE
 from assignment_workers.gateway.dashboard.views import Source, View
+from assignment_workers.gateway.latest import FRESH_SECONDS
 from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.problems import Problem, unavailable
 from assignment_workers.policy.queues import POLICIES
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 TICK_SECONDS = 1.0
 """How often what is shown is looked at anew."""
@@ -43,6 +46,7 @@ BEAT_SECONDS = 15.0
 CHECKED_SECONDS = 3.0
 """How often it is asked whether whoever watches still may."""
 WATCHERS = 200
+THREADS = 4
 DIGITS = 18
 """The longest number that is read."""
 HTML = "text/html"
@@ -78,6 +82,14 @@ class Dashboard:
     """Whether the cookie is for HTTPS alone; to a browser its own device is as good."""
     templates: Environment
     watchers: int = 0
+    threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(THREADS, "dashboard")
+    )
+    """Their own: what waits for the database here holds no caller up."""
+
+    async def aside(self, what: Callable[..., T], *given: object) -> T:
+        """What `what` returns, from another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, what, *given)
 
 
 def wants_page(request: Request) -> bool:
@@ -154,11 +166,11 @@ async def show(request: Request, view: View) -> Response:
             media_type=EVENTS,
             headers={"X-Accel-Buffering": "no"},
         )
-    facts = await asyncio.to_thread(view.read, here.source)
+    facts = await here.aside(view.read, here.source)
     if facts is None:
         raise _nothing(view)
     said = request.query_params.get("said", "")
-    done = await asyncio.to_thread(_done, here, int(said)) if _is_number(said) else None
+    done = await here.aside(_done, here, int(said)) if _is_number(said) else None
     offered = {name: acts.ACTS[name] for name in view.actions} if _may_act(caller) else {}
     of_page = {
         "title": view.title,
@@ -194,7 +206,7 @@ async def _regions(request: Request, caller: Caller, view: View) -> AsyncIterato
                 checked = began
                 if not await _may_go_on(request, caller):
                     return
-            said = await asyncio.to_thread(_now, here, view, caller)
+            said = await here.aside(_now, here, view, caller)
             changed = {name: text for name, text in said.items() if shown.get(name) != text}
             shown |= changed
             if changed:
@@ -216,7 +228,15 @@ async def _may_go_on(request: Request, caller: Caller) -> bool:
 
 
 def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
-    """The regions as they are now, and under `trouble` why they are not known."""
+    """The regions as they are now, made once for all who look at the same page."""
+    name = ("page", view.title, _may_act(caller))
+    return here.source.latest.once(
+        name, lambda: _rendered(here, view, caller), seconds=FRESH_SECONDS / 2
+    )
+
+
+def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
+    """The regions, and under `trouble` why they are not known."""
     try:
         facts = view.read(here.source)
     except Problem as problem:

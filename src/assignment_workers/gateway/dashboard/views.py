@@ -12,11 +12,13 @@ from sqlalchemy import Connection
 
 from assignment_workers.assignment import details, report
 from assignment_workers.assignment.dead_letters import letter, letters
+from assignment_workers.assignment.explain import explain, instant
 from assignment_workers.assignment.figures import Figures
 from assignment_workers.assignment.report import Report
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.latest import FRESH_SECONDS, Latest
 from assignment_workers.policy.queues import POLICIES
+from assignment_workers.settings import Settings
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Source:
 
     latest: Latest
     schedule: Schedule
+    settings: Settings
 
     def now(self) -> Figures:
         """The figures that most pages show."""
@@ -104,7 +107,8 @@ def queue(name: str) -> View:
     """A dialer queue."""
 
     def read(source: Source) -> Facts | None:
-        found = next((each for each in source.now().queues if each.queue == name), None)
+        now = source.now()
+        found = next((each for each in now.queues if each.queue == name), None)
         if found is None:
             return None
         generation = found.generation or 0
@@ -125,10 +129,10 @@ def queue(name: str) -> View:
             ),
             "funnel": source.read(
                 ("funnel", name),
-                lambda c: details.funnel(c, POLICIES[name], source.now().at),
+                lambda c: details.funnel(c, POLICIES[name], now.at),
                 seconds=SLOW_SECONDS * 6,
             )
-            if name in POLICIES and source.now().crm_up
+            if name in POLICIES and now.crm_up
             else None,
             "generations": source.read(
                 ("generations", name), lambda c: details.generations(c, name, limit=10)
@@ -151,15 +155,22 @@ def user(number: int) -> View:
         def ask(c: Connection) -> Facts:
             return {
                 "user": details.user(c, number),
+                "explained": explain(
+                    c, number, policies=POLICIES, settings=source.settings, now=instant(c)
+                )
+                if crm_up
+                else None,
                 "places": details.user_places(c, number),
                 "assignments": details.user_assignments(c, number, limit=LISTED),
                 "events": details.user_events(c, number, limit=LISTED),
             }
 
+        crm_up = source.now().crm_up
         found: Facts = source.read(("user", number), ask)
         return found if any(found.values()) else None
 
-    return View(f"User {number}", ("user", "assignments", "events"), read, place={"user": number})
+    regions = ("user", "explain", "assignments", "events")
+    return View(f"User {number}", regions, read)
 
 
 def agents() -> View:
