@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
+from sqlalchemy import text
 
-from assignment_workers.cli.servers import resolved
+from assignment_workers.adoption.inspect import Report
+from assignment_workers.adoption.inspect import inspect as read_schema
+from assignment_workers.cli.servers import database, resolved
+from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import direct_url
 
@@ -16,6 +21,50 @@ app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 @app.callback()
 def schema() -> None:
     """The database's schema."""
+
+
+INSPECT_AT_MOST = timedelta(minutes=10)
+
+
+@app.command()
+def inspect(json: AsJson = False) -> int:
+    """Say which schema is deployed, table by table, and what would block a migration.
+
+    Changes nothing; a role that may only read is enough. Exit code 1 where it is not ours.
+    """
+    with database(checked=False, patience=INSPECT_AT_MOST) as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        found = read_schema(connection)
+    if json:
+        as_json(found.as_json())
+    else:
+        _show(found)
+    return 0 if found.is_ours else 1
+
+
+def _show(found: Report) -> None:
+    typer.echo(
+        f"the schema `assignment` is {'at ' + found.revision if found.revision else 'not there'}, "
+        f"this version needs {found.needs}"
+    )
+    as_table("tables", ("table", "is"), [(each.table, each.verdict) for each in found.tables])
+    differences = [
+        (each.table, one.than, one.aspect, one.what, one.expected, one.found)
+        for each in found.tables
+        for one in each.differences
+    ]
+    if differences:
+        columns = ("table", "other than", "aspect", "what", "expected", "found")
+        as_table("differences", columns, differences)
+    if found.blockers:
+        as_table(
+            "rows to decide about",
+            ("table", "what", "count"),
+            [
+                (each.table, each.what, "not readable" if each.count is None else each.count)
+                for each in found.blockers
+            ],
+        )
 
 
 @app.command()

@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
@@ -17,6 +17,8 @@ from assignment_workers.schema.base import DialerBase
 from assignment_workers.schema.engine import driver_url
 
 VERSION_TABLE = "alembic_version"
+OUR_VIEW = "assignment-workers: a view for the old reader"
+"""The comment by which a view of ours in `public` is known."""
 
 
 def upgrade(database_url: str) -> str:
@@ -65,6 +67,7 @@ def check(connection: Connection) -> None:
             "run `assignment-workers schema migrate`"
         )
     check_dialer_tables(connection)
+    check_queue_tables(connection)
 
 
 def check_dialer_tables(connection: Connection) -> None:
@@ -85,6 +88,30 @@ def check_dialer_tables(connection: Connection) -> None:
                 f"the table {table.schema}.{table.name} lacks {', '.join(missing)}: "
                 "this database has another schema than the dialer's; see docs/adopting.md"
             )
+
+
+def check_queue_tables(connection: Connection) -> None:
+    """Raise `SchemaMismatch` where the dialer's own queue tables are still fed: two queues."""
+    found = connection.execute(_QUEUE_TABLES, {"comment": OUR_VIEW}).first()
+    if found is not None:
+        raise SchemaMismatch(
+            f"the table public.{found.name} (column {found.column}) is still the dialer's own: "
+            "run `assignment-workers schema migrate`, or `schema inspect` to see what is there; "
+            "see docs/adopting.md"
+        )
+
+
+_QUEUE_TABLES = text("""
+    SELECT c.relname AS name, coalesce(min(a.attname) FILTER (
+               WHERE a.attname IN ('assigned_to_agent', 'assigned_to_agent_id')
+           ), 'user_id') AS column
+    FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+    WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'public')
+    AND c.relname IN ('unsigned_users_queue', 'outstanding_requests_queue')
+    AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND obj_description(c.oid, 'pg_class') IS DISTINCT FROM :comment
+    GROUP BY c.relname ORDER BY c.relname LIMIT 1
+""")
 
 
 def revision(connection: Connection) -> str | None:
