@@ -10,6 +10,8 @@ from sqlalchemy import text
 
 from assignment_workers.adoption.inspect import Report
 from assignment_workers.adoption.inspect import inspect as read_schema
+from assignment_workers.adoption.migrate import migrate as adopt
+from assignment_workers.adoption.rollback import rollback as roll_back
 from assignment_workers.cli.servers import database, resolved
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.schema import migrate as migrations
@@ -82,5 +84,17 @@ def migrate(
         sql = migrations.plan(url)
         typer.echo(sql or f"nothing is missing: the schema is at revision {migrations.head()}")
         return 0
-    typer.echo(f"the schema is at revision {migrations.upgrade(url)}")
+    reached = adopt(url, settings=resolved(), tell=typer.echo)
+    typer.echo(f"the schema is at revision {reached}")
+    return 0
+
+
+@app.command()
+def rollback() -> int:
+    """Give the old application its queue tables back, with the holds as they stand.
+
+    Stop every process of this system first. Our schema and its records stay.
+    """
+    for table in roll_back(direct_url(resolved())):
+        typer.echo(f"public.{table} is the dialer's own table again")
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from datetime import timedelta
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
@@ -21,19 +23,26 @@ OUR_VIEW = "assignment-workers: a view for the old reader"
 """The comment by which a view of ours in `public` is known."""
 
 
-def upgrade(database_url: str) -> str:
+def upgrade(database_url: str, *, lock_timeout: timedelta | None = None) -> str:
     """Run every migration that is missing, each in its transaction; returns the revision reached.
 
     Safe to run twice and from several processes at once: an advisory lock lets one in after the
-    other. Raises `DatabaseUnavailable` and `SchemaMismatch`.
+    other. Raises `DatabaseUnavailable` and `SchemaMismatch`. With `lock_timeout` it waits no
+    longer than that for any lock, and raises SQLAlchemy's `OperationalError` where it would have.
     """
     engine = create_engine(driver_url(database_url))
     try:
         with engine.connect() as connection:
+            if lock_timeout is not None:
+                milliseconds = round(lock_timeout.total_seconds() * 1000)
+                connection.execute(text(f"SET lock_timeout TO {milliseconds}"))
+                connection.commit()
             config = _config(connection)
             command.upgrade(config, "head")
             return head()
     except (OperationalError, ProgrammingError) as error:
+        if lock_timeout is not None and isinstance(error.orig, LockNotAvailable):
+            raise
         raise unreachable(error) from error
     finally:
         engine.dispose()
