@@ -174,3 +174,5 @@ def dirty(connection: psycopg.Connection) -> None:
     )
     queue(connection, OUTSTANDING, (2, 1, "pending", None), (3, 2, "assigned", 9))
     queue(connection, OUTSTANDING, (11, 3, "assigned", 8), (12, 4, "pending", None))
+    # What was assigned in this table was assigned last.
+    connection.execute(f"UPDATE {OUTSTANDING} SET assigned_at = assigned_at + interval '1 s'")

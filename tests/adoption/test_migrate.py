@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from assignment_workers.adoption.migrate import migrate
+from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.assignment import history
 from assignment_workers.assignment.doctor import examine
@@ -23,6 +24,7 @@ from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import Settings
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
+from tests.processes import wait_until
 
 SETTINGS = Settings.from_environment({})
 FIND_FIRST = (
@@ -155,7 +157,6 @@ def test_duplicates_and_dangling_holds_are_decided_by_the_stated_rules(
     url = empty_database_url
     with connected(url) as connection:
         dialers.dirty(connection)
-        connection.execute(f"UPDATE {OUTSTANDING} SET assigned_at = assigned_at + interval '1 s'")
     moved(url)
     check(url)
     unsigned, outstanding, holds, decisions = state(url)
@@ -256,6 +257,8 @@ def test_a_rollback_gives_back_tables_on_which_the_old_statements_run(
     with pytest.raises(UsageError, match="a sequencer is running"):
         rollback(url)
     leader.close()
+    held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
+    wait_until(lambda: not rows(url, held), "the leader's lock to be free")
     with connected(url) as connection:
         # The agent of user 3 finished the call; user 11 is still on the phone.
         connection.execute(
@@ -361,3 +364,30 @@ def test_the_dialer_is_not_blocked_for_a_second_even_behind_a_long_transaction(
     assert min(counts.values()) > 10
     assert max(longest.values()) < 1.0, longest
     check(url)
+
+
+def test_a_dry_run_says_every_statement_with_rows_and_locks_and_changes_nothing(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.dirty(connection)
+    catalogue = "SELECT oid, relname FROM pg_class ORDER BY 1"
+    before = rows(url, catalogue)
+    engine = create_engine(driver_url(url))
+    with engine.connect() as connection:
+        said = plan(connection, url)
+    assert rows(url, catalogue) == before
+    places = [
+        said.index(f"-- {number}. {step}")
+        for number, step in enumerate(("expand", "backfill", "switch", "contract"), 1)
+    ]
+    assert places == sorted(places)
+    assert f"-- {UNSIGNED}: 10 rows in 1 batches" in said
+    assert "-- live holds: 6;" in said
+    assert f"LOCK TABLE public.{UNSIGNED}, public.{OUTSTANDING} IN ACCESS EXCLUSIVE MODE;" in said
+    assert "ALTER TABLE public.agents ALTER COLUMN updated_at SET DEFAULT now();" in said
+    moved(url)
+    with engine.connect() as connection:
+        assert plan(connection, url) == ""
+    engine.dispose()

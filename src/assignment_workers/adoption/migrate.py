@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, TextClause, insert, select, text
+from sqlalchemy import Connection, Engine, insert, select, text
 from sqlalchemy.schema import CreateColumn
 
 from assignment_workers.adoption import views
@@ -181,13 +181,13 @@ def backfill(engine: Engine, source: Source, *, tell: Tell, batch: int) -> int:
     while True:
         with engine.begin() as connection:
             row = connection.execute(
-                _copy(source, number, table), {"queue": source.queue, "batch": batch}
+                text(copy_statement(source, number, table)), {"queue": source.queue, "batch": batch}
             ).one()
         if not row.copied:
             break
         tell(f"backfill: {source.table}: {row.total} rows read")
     with engine.begin() as connection:
-        connection.execute(_duplicates(source))
+        connection.execute(text(duplicates_statement(source)))
     return number
 
 
@@ -270,8 +270,8 @@ def switch(
         turn = locked_turn(connection)
         names = ", ".join(f"public.{each.table}" for each in sources)
         connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
-        connection.execute(text(_HOLDS_FOUND.format(holds=" UNION ALL ".join(_holds(sources)))))
-        connection.execute(_JUDGE_HOLDS)
+        connection.execute(text(holds_statement(sources)))
+        connection.execute(text(JUDGE_HOLDS))
         connection.execute(_LEAVE_OTHERS, {"generations": list(numbers.values())})
         for each in sources:
             given = {"queue": each.queue, "generation": numbers[each.queue]}
@@ -375,6 +375,12 @@ def _answers(made: list[dict[str, Any]]) -> dict[Request, RequestAnswer]:
     }
 
 
+def holds_statement(sources: Iterable[Source]) -> str:
+    """Everything that the tables call assigned, for `JUDGE_HOLDS`."""
+    holds = " UNION ALL ".join(_holds(sources))
+    return f"CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"
+
+
 def _holds(sources: Iterable[Source]) -> Iterator[str]:
     for each in sources:
         yield (
@@ -385,8 +391,8 @@ def _holds(sources: Iterable[Source]) -> Iterator[str]:
         )
 
 
-def _copy(source: Source, number: int, table: str) -> TextClause:
-    return text(f"""
+def copy_statement(source: Source, number: int, table: str) -> str:
+    return f"""
         WITH batch AS MATERIALIZED (
             SELECT q.id, q.user_id, q.status, q.queue_position, q.priority_score, q.created_at
             FROM public.{source.table} q
@@ -406,12 +412,12 @@ def _copy(source: Source, number: int, table: str) -> TextClause:
                last_id = coalesce((SELECT id FROM batch ORDER BY id DESC LIMIT 1), a.last_id)
         WHERE a.queue = :queue
         RETURNING (SELECT count(*) FROM batch) AS copied, a.rows_read AS total
-    """)
+    """
 
 
-def _duplicates(source: Source) -> TextClause:
+def duplicates_statement(source: Source) -> str:
     """Say which rows lost: a user's best position stays; no other status than ours is copied."""
-    return text(f"""
+    return f"""
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)
         SELECT clock_timestamp(), '{source.table}', id, user_id, rule FROM (
             SELECT q.id, q.user_id, CASE
@@ -424,7 +430,7 @@ def _duplicates(source: Source) -> TextClause:
                 THEN 'twice in this queue: the lowest position stays' END AS rule
             FROM public.{source.table} q) AS judged
         WHERE rule IS NOT NULL ON CONFLICT DO NOTHING
-    """)
+    """
 
 
 def _grant(table: str) -> str:
@@ -476,9 +482,8 @@ _ATTACHED = text("SELECT relispartition FROM pg_class WHERE oid = CAST(:name AS 
 _SWITCHED = text("""
     UPDATE assignment.adoptions SET switched_at = :at WHERE queue = ANY(:queues)
 """)
-_HOLDS_FOUND = "CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"
 # An agent keeps their newest hold; of the agents left on one user the newest keeps the user.
-_JUDGE_HOLDS = text("""
+JUDGE_HOLDS = """
     UPDATE found_holds SET rule = 'assigned with no agent: back in the queue'
     WHERE agent_id IS NULL;
     UPDATE found_holds h SET rule = 'the agent does not exist: back in the queue'
@@ -499,7 +504,7 @@ _JUDGE_HOLDS = text("""
     INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, agent_id, rule)
     SELECT clock_timestamp(), found_in, row_id, user_id, agent_id, rule FROM found_holds
     WHERE rule IS NOT NULL ON CONFLICT DO NOTHING
-""")
+"""
 _LEAVE_OTHERS = text("""
     DELETE FROM assignment.entries e USING found_holds h
     WHERE h.rule IS NULL AND e.user_id = h.user_id AND e.generation_id = ANY(:generations)

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from assignment_workers.adoption.inspect import Report
 from assignment_workers.adoption.inspect import inspect as read_schema
 from assignment_workers.adoption.migrate import migrate as adopt
+from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
 from assignment_workers.cli.servers import database, resolved
 from assignment_workers.cli.show import AsJson, as_json, as_table
@@ -72,7 +73,7 @@ def _show(found: Report) -> None:
 @app.command()
 def migrate(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the SQL that is missing; run none.")
+        bool, typer.Option("--dry-run", help="Print the plan and its SQL; run none.")
     ] = False,
 ) -> int:
     """Bring the database to the schema of this version.
@@ -81,7 +82,9 @@ def migrate(
     """
     url = direct_url(resolved())
     if dry_run:
-        sql = migrations.plan(url)
+        with database(checked=False, patience=INSPECT_AT_MOST) as connection:
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            sql = plan(connection, url)
         typer.echo(sql or f"nothing is missing: the schema is at revision {migrations.head()}")
         return 0
     reached = adopt(url, settings=resolved(), tell=typer.echo)
