@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 from sqlalchemy import text
 
+from assignment_workers.adoption.compare import compare as read_differences
 from assignment_workers.adoption.inspect import Report
 from assignment_workers.adoption.inspect import inspect as read_schema
 from assignment_workers.adoption.migrate import migrate as adopt
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
+from assignment_workers.assignment.explain import instant
 from assignment_workers.cli.servers import database, resolved
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.schema import migrate as migrations
@@ -89,6 +91,24 @@ def migrate(
         return 0
     reached = adopt(url, settings=resolved(), tell=typer.echo)
     typer.echo(f"the schema is at revision {reached}")
+    return 0
+
+
+@app.command()
+def compare(json: AsJson = False) -> int:
+    """Say whom we would queue and the deployed tables do not, and the other way round, by rule.
+
+    Changes nothing. Before the switch only: it needs the dialer's own tables.
+    """
+    with database(checked=False, patience=INSPECT_AT_MOST) as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        found = read_differences(connection, now=instant(connection))
+    if json:
+        as_json(found)
+        return 0
+    columns = ("dialer queue", "only", "rule", "users", "such as user")
+    rows = [(each.queue, each.only, each.rule, each.users, each.first) for each in found]
+    as_table("who is offered by one side only", columns, rows)
     return 0
 
 
