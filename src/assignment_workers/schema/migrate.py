@@ -15,7 +15,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
-from assignment_workers.schema.base import DialerBase
+from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import driver_url
 
 VERSION_TABLE = "alembic_version"
@@ -82,7 +82,7 @@ def check(connection: Connection) -> None:
 def check_dialer_tables(connection: Connection) -> None:
     """Raise `SchemaMismatch` for the first table of the dialer that lacks a column we use."""
     inspector = inspect(connection)
-    for table in DialerBase.metadata.sorted_tables:
+    for table in Agent.metadata.sorted_tables:
         if not inspector.has_table(table.name, schema=table.schema):
             raise SchemaMismatch(
                 f"the table {table.schema}.{table.name} is not there: "
@@ -95,7 +95,7 @@ def check_dialer_tables(connection: Connection) -> None:
         if missing:
             raise SchemaMismatch(
                 f"the table {table.schema}.{table.name} lacks {', '.join(missing)}: "
-                "this database has another schema than the dialer's; see docs/adopting.md"
+                "run `assignment-workers schema migrate`; see docs/adopting.md"
             )
 
 
