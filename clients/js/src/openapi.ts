@@ -299,7 +299,7 @@ export interface paths {
         };
         /**
          * Index
-         * @description What this is, and where its interface is described; for a browser, the dashboard.
+         * @description What this is, and where its interface is described.
          */
         get: operations["index"];
         put?: never;
@@ -359,7 +359,7 @@ export interface paths {
         };
         /**
          * Metrics
-         * @description What this gateway counts, and what the database says, for Prometheus.
+         * @description What this gateway counts, for Prometheus.
          */
         get: operations["metrics"];
         put?: never;

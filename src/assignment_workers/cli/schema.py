@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
+from sqlalchemy import text
 
-from assignment_workers.cli.servers import resolved
+from assignment_workers.adoption.compare import compare as read_differences
+from assignment_workers.adoption.inspect import Report
+from assignment_workers.adoption.inspect import inspect as read_schema
+from assignment_workers.adoption.migrate import migrate as adopt
+from assignment_workers.adoption.plan import plan
+from assignment_workers.adoption.rollback import rollback as roll_back
+from assignment_workers.assignment.explain import instant
+from assignment_workers.cli.servers import database, resolved
+from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import direct_url
 
@@ -18,10 +28,54 @@ def schema() -> None:
     """The database's schema."""
 
 
+INSPECT_AT_MOST = timedelta(minutes=10)
+
+
+@app.command()
+def inspect(json: AsJson = False) -> int:
+    """Say which schema is deployed, table by table, and what would block a migration.
+
+    Changes nothing; a role that may only read is enough. Exit code 1 where it is not ours.
+    """
+    with database(checked=False, patience=INSPECT_AT_MOST) as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        found = read_schema(connection)
+    if json:
+        as_json(found.as_json())
+    else:
+        _show(found)
+    return 0 if found.is_ours else 1
+
+
+def _show(found: Report) -> None:
+    typer.echo(
+        f"the schema `assignment` is {'at ' + found.revision if found.revision else 'not there'}, "
+        f"this version needs {found.needs}"
+    )
+    as_table("tables", ("table", "is"), [(each.table, each.verdict) for each in found.tables])
+    differences = [
+        (each.table, one.than, one.aspect, one.what, one.expected, one.found)
+        for each in found.tables
+        for one in each.differences
+    ]
+    if differences:
+        columns = ("table", "other than", "aspect", "what", "expected", "found")
+        as_table("differences", columns, differences)
+    if found.blockers:
+        as_table(
+            "rows to decide about",
+            ("table", "what", "count"),
+            [
+                (each.table, each.what, "not readable" if each.count is None else each.count)
+                for each in found.blockers
+            ],
+        )
+
+
 @app.command()
 def migrate(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the SQL that is missing; run none.")
+        bool, typer.Option("--dry-run", help="Print the plan and its SQL; run none.")
     ] = False,
 ) -> int:
     """Bring the database to the schema of this version.
@@ -30,8 +84,40 @@ def migrate(
     """
     url = direct_url(resolved())
     if dry_run:
-        sql = migrations.plan(url)
+        with database(checked=False, patience=INSPECT_AT_MOST) as connection:
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            sql = plan(connection, url)
         typer.echo(sql or f"nothing is missing: the schema is at revision {migrations.head()}")
         return 0
-    typer.echo(f"the schema is at revision {migrations.upgrade(url)}")
+    reached = adopt(url, settings=resolved(), tell=typer.echo)
+    typer.echo(f"the schema is at revision {reached}")
+    return 0
+
+
+@app.command()
+def compare(json: AsJson = False) -> int:
+    """Say whom we would queue and the deployed tables do not, and the other way round, by rule.
+
+    Changes nothing. Before the switch only: it needs the dialer's own tables.
+    """
+    with database(checked=False, patience=INSPECT_AT_MOST) as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        found = read_differences(connection, now=instant(connection))
+    if json:
+        as_json(found)
+        return 0
+    columns = ("dialer queue", "only", "rule", "users", "such as user")
+    rows = [(each.queue, each.only, each.rule, each.users, each.first) for each in found]
+    as_table("who is offered by one side only", columns, rows)
+    return 0
+
+
+@app.command()
+def rollback() -> int:
+    """Give the old application its queue tables back, with the holds as they stand.
+
+    Stop every process of this system first. Our schema and its records stay.
+    """
+    for table in roll_back(direct_url(resolved())):
+        typer.echo(f"public.{table} is the dialer's own table again")
     return 0

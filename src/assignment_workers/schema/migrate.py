@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import io
+from datetime import timedelta
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
-from assignment_workers.schema.base import DialerBase
+from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import driver_url
 
 VERSION_TABLE = "alembic_version"
+OUR_VIEW = "assignment-workers: a view for the old reader"
+"""The comment by which a view of ours in `public` is known."""
 
 
-def upgrade(database_url: str) -> str:
+def upgrade(database_url: str, *, lock_timeout: timedelta | None = None) -> str:
     """Run every migration that is missing, each in its transaction; returns the revision reached.
 
     Safe to run twice and from several processes at once: an advisory lock lets one in after the
-    other. Raises `DatabaseUnavailable` and `SchemaMismatch`.
+    other. Raises `DatabaseUnavailable` and `SchemaMismatch`. With `lock_timeout` it waits no
+    longer than that for any lock, and raises SQLAlchemy's `OperationalError` where it would have.
     """
     engine = create_engine(driver_url(database_url))
     try:
         with engine.connect() as connection:
+            if lock_timeout is not None:
+                milliseconds = round(lock_timeout.total_seconds() * 1000)
+                connection.execute(text(f"SET lock_timeout TO {milliseconds}"))
+                connection.commit()
             config = _config(connection)
             command.upgrade(config, "head")
             return head()
     except (OperationalError, ProgrammingError) as error:
+        if lock_timeout is not None and isinstance(error.orig, LockNotAvailable):
+            raise
         raise unreachable(error) from error
     finally:
         engine.dispose()
@@ -65,12 +76,13 @@ def check(connection: Connection) -> None:
             "run `assignment-workers schema migrate`"
         )
     check_dialer_tables(connection)
+    check_queue_tables(connection)
 
 
 def check_dialer_tables(connection: Connection) -> None:
     """Raise `SchemaMismatch` for the first table of the dialer that lacks a column we use."""
     inspector = inspect(connection)
-    for table in DialerBase.metadata.sorted_tables:
+    for table in Agent.metadata.sorted_tables:
         if not inspector.has_table(table.name, schema=table.schema):
             raise SchemaMismatch(
                 f"the table {table.schema}.{table.name} is not there: "
@@ -83,8 +95,32 @@ def check_dialer_tables(connection: Connection) -> None:
         if missing:
             raise SchemaMismatch(
                 f"the table {table.schema}.{table.name} lacks {', '.join(missing)}: "
-                "this database has another schema than the dialer's; see docs/adopting.md"
+                "run `assignment-workers schema migrate`; see docs/adopting.md"
             )
+
+
+def check_queue_tables(connection: Connection) -> None:
+    """Raise `SchemaMismatch` where the dialer's own queue tables are still fed: two queues."""
+    found = connection.execute(_QUEUE_TABLES, {"comment": OUR_VIEW}).first()
+    if found is not None:
+        raise SchemaMismatch(
+            f"the table public.{found.name} (column {found.column}) is still the dialer's own: "
+            "run `assignment-workers schema migrate`, or `schema inspect` to see what is there; "
+            "see docs/adopting.md"
+        )
+
+
+_QUEUE_TABLES = text("""
+    SELECT c.relname AS name, coalesce(min(a.attname) FILTER (
+               WHERE a.attname IN ('assigned_to_agent', 'assigned_to_agent_id')
+           ), 'user_id') AS column
+    FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+    WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'public')
+    AND c.relname IN ('unsigned_users_queue', 'outstanding_requests_queue')
+    AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND obj_description(c.oid, 'pg_class') IS DISTINCT FROM :comment
+    GROUP BY c.relname ORDER BY c.relname LIMIT 1
+""")
 
 
 def revision(connection: Connection) -> str | None:

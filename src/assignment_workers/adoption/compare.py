@@ -1,0 +1,136 @@
+"""Who we would queue and the deployed tables do not, and the other way round. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Table,
+    Text,
+    case,
+    column,
+    exists,
+    func,
+    literal,
+    select,
+    table,
+    text,
+)
+from sqlalchemy.sql.visitors import replacement_traverse
+
+from assignment_workers.adoption.migrate import found_sources
+from assignment_workers.errors import UsageError
+from assignment_workers.policy.queues import POLICIES, Policy
+from assignment_workers.schema.base import Base, word
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Assignment
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Users whom only one side would offer, in one dialer queue and for one reason.
+
+    `only` is `ours` or `theirs`; `rule` the first of our rules that those of `theirs` break, or
+    `no_score_row` or `not_in_crm` where no rule can be asked. `first` is the lowest user id.
+    """
+
+    queue: str
+    only: str
+    rule: str
+    users: int
+    first: int
+
+
+def compare(connection: Connection, *, now: datetime) -> list[Compared]:
+    """The differences at `now`. They are counted in the database: here are a few lines only.
+
+    A deployed row is offered when it is pending or assigned. Raises `UsageError` where the dialer's
+    queue tables, the score table or the CRM's users are not there.
+    """
+    sources = found_sources(connection)
+    if not sources:
+        raise UsageError("nothing to compare with: the dialer's own queue tables are not there")
+    for needed in ("public.user_call_scores", "crm.users", "crm.claims", "crm.claim_requirements"):
+        if connection.execute(text("SELECT to_regclass(:name)"), {"name": needed}).scalar() is None:
+            raise UsageError(f"the table {needed} is not there: our rules cannot be asked")
+    return [
+        each
+        for source in sources
+        for each in _compared(connection, POLICIES[source.queue], source.table, now)
+    ]
+
+
+def _compared(
+    connection: Connection, policy: Policy, name: str, now: datetime
+) -> Iterator[Compared]:
+    is_ours_there = connection.execute(_ARE_THERE).scalar_one()
+    theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
+    offered = theirs.c.status.in_([word("pending"), word("assigned")])
+    queued = select(theirs.c.user_id).where(offered).distinct().subquery("queued")
+    rule = case(
+        (UserCallScore.user_id.is_(None), word("no_score_row")),
+        (CrmUser.id.is_(None), word("not_in_crm")),
+        else_=policy.broken_rule(),
+    )
+    lost = (
+        select(queued.c.user_id, rule.label("rule"))
+        .select_from(queued)
+        .outerjoin(UserCallScore, UserCallScore.user_id == queued.c.user_id)
+        .outerjoin(CrmUser, CrmUser.id == queued.c.user_id)
+        .subquery("lost")
+    )
+    gained = (
+        select(UserCallScore.user_id, literal("meets every rule").label("rule"))
+        .join(CrmUser, CrmUser.id == UserCallScore.user_id)
+        .where(
+            policy.eligible(),
+            ~exists(
+                select(1)
+                .select_from(theirs)
+                .where(theirs.c.user_id == UserCallScore.user_id, offered)
+            ),
+        )
+        .subquery("gained")
+    )
+    for only, found in (("theirs", lost), ("ours", gained)):
+        counted = (
+            select(found.c.rule, func.count().label("users"), func.min(found.c.user_id).label("id"))
+            .where(found.c.rule.is_not(None))
+            .group_by(found.c.rule)
+            .order_by(found.c.rule)
+        )
+        if not is_ours_there:
+            counted = cast("Any", replacement_traverse(counted, {}, _without_assignments))
+        for row in connection.execute(counted, {"now": now}):
+            yield Compared(policy.queue, only, row.rule, row.users, row.id)
+
+
+_ARE_THERE = text("SELECT to_regclass('assignment.assignments') IS NOT NULL")
+_NOBODY = (
+    text("SELECT NULL::bigint AS user_id, NULL::text AS outcome WHERE false")
+    .columns(user_id=BigInteger, outcome=Text)
+    .subquery("assignments")
+)
+
+
+def _without_assignments(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
+    """Before a migration nobody has been assigned: a rule that asks for assignments finds none."""
+    if isinstance(element, Column) and _is_ours(element.table):
+        return _NOBODY.c[element.name]
+    return _NOBODY if _is_ours(element) else None
+
+
+def _is_ours(element: object) -> bool:
+    return isinstance(element, Table) and (element.schema, element.name) == (
+        Base.metadata.schema,
+        Assignment.__tablename__,
+    )

@@ -1,0 +1,94 @@
+"""What `schema migrate` would do: every statement, on how many rows, under which lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, text
+
+from assignment_workers.adoption import views
+from assignment_workers.adoption.inspect import inspect
+from assignment_workers.adoption.migrate import (
+    BATCH,
+    BOOKS,
+    JUDGE_HOLDS,
+    KEPT,
+    LOCK_AT_MOST,
+    Source,
+    additions,
+    copy_statement,
+    duplicates_statement,
+    found_sources,
+    holds_statement,
+    refuse_unknown,
+)
+from assignment_workers.assignment.regenerate import partition
+from assignment_workers.schema import migrate as migrations
+
+
+def plan(connection: Connection, database_url: str) -> str:
+    """The steps as SQL with comments; empty where nothing is to be done. Changes nothing.
+
+    Rows are counted by reading the queue tables once. The number of a generation is that of the
+    next one to be made. Raises `SchemaMismatch` for a table of neither schema.
+    """
+    refuse_unknown(inspect(connection))
+    lines = list(_expand(connection, database_url))
+    sources = found_sources(connection)
+    if sources:
+        lines += _backfill(connection, sources)
+        lines += _switch(connection, sources)
+        lines.append(
+            f"-- 4. contract: nothing is dropped; the old tables keep their rows, as NAME{KEPT}"
+        )
+    return "\n".join(lines)
+
+
+def _wait() -> str:
+    milliseconds = round(LOCK_AT_MOST.total_seconds() * 1000)
+    return f"waits at most {milliseconds} ms for it and is tried again"
+
+
+def _expand(connection: Connection, database_url: str) -> Iterator[str]:
+    ours = migrations.plan(database_url)
+    added = list(additions(connection))
+    if ours or added:
+        yield f"-- 1. expand: locks the tables of agents and ours, no row rewritten; {_wait()}"
+    if ours:
+        yield ours
+    for sql in added:
+        lock = "SHARE UPDATE EXCLUSIVE" if "CONCURRENTLY" in sql else "ACCESS EXCLUSIVE, an instant"
+        yield f"-- lock {lock}; rows rewritten: 0\n{sql};"
+
+
+def _backfill(connection: Connection, sources: list[Source]) -> Iterator[str]:
+    yield "-- 2. backfill: only reads the dialer's tables (ACCESS SHARE)"
+    yield from (f"{sql};" for sql in BOOKS)
+    next_number = 1
+    if connection.execute(text("SELECT to_regclass('assignment.generations')")).scalar():
+        known = connection.execute(text("SELECT max(id) FROM assignment.generations")).scalar()
+        next_number = (known or 0) + 1
+    for number, source in enumerate(sources, next_number):
+        rows = connection.execute(text(f"SELECT count(*) FROM public.{source.table}")).scalar_one()
+        batches = -(-rows // BATCH)
+        yield f"-- {source.table}: {rows} rows in {batches} batches of at most {BATCH}, by key"
+        yield f"{copy_statement(source, number, partition(number))};"
+        yield f"-- {source.table}: which rows lose; {rows} rows read once"
+        yield f"{duplicates_statement(source)};"
+
+
+def _switch(connection: Connection, sources: list[Source]) -> Iterator[str]:
+    names = ", ".join(f"public.{each.table}" for each in sources)
+    held = " + ".join(
+        f"(SELECT count(*) FROM public.{each.table} WHERE status = 'assigned')" for each in sources
+    )
+    holds = connection.execute(text(f"SELECT {held}")).scalar_one()
+    yield f"-- 3. switch, one transaction: ACCESS EXCLUSIVE on {names}; {_wait()}"
+    yield f"-- live holds: {holds}; nothing in it grows with the tables"
+    yield f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE;"
+    yield f"{holds_statement(sources)};"
+    yield f"{JUDGE_HOLDS};"
+    yield f"{views.REFUSE_WRITES.strip()};"
+    for each in sources:
+        yield f"ALTER TABLE public.{each.table} RENAME TO {each.table}{KEPT};"
+        yield from (f"{sql};" for sql in views.create(each.table, each.queue, each.types))

@@ -1,0 +1,99 @@
+"""Give the old application its tables back, with the holds and the ends as they stand now."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, text
+
+from assignment_workers.adoption.inspect import agent_expression
+from assignment_workers.adoption.migrate import (
+    KEPT,
+    TRY_SECONDS,
+    Source,
+    found_sources,
+    locked_turn,
+    opened,
+)
+from assignment_workers.adoption.shapes import AGENT_COLUMNS, QUEUE_TABLES
+from assignment_workers.assignment.finish import Owner, Release, finish
+from assignment_workers.assignment.locks import try_lock
+from assignment_workers.errors import UsageError
+from assignment_workers.schema.retry import patiently
+from assignment_workers.schema.tables import DEFAULT_LANE
+
+
+def rollback(database_url: str) -> list[str]:
+    """Put the dialer's queue tables back; returns their names. One transaction, all or nothing.
+
+    What was completed or skipped since the switch is so in them; live holds are theirs again and
+    released in ours. Our schema and its records stay. Raises `UsageError` while a sequencer runs
+    or where nothing was taken over.
+    """
+    with opened(database_url) as engine:
+        return patiently(lambda: _roll_back(engine), seconds=TRY_SECONDS)
+
+
+def _roll_back(engine: Engine) -> list[str]:
+    with engine.begin() as connection:
+        kept = [
+            (queue, table)
+            for queue, table in QUEUE_TABLES.items()
+            if connection.execute(
+                text("SELECT to_regclass(:name)"), {"name": f"public.{table}{KEPT}"}
+            ).scalar()
+        ]
+        if not kept:
+            raise UsageError("nothing was taken over here: there are no tables to put back")
+        if not try_lock(connection, f"sequencer {DEFAULT_LANE}"):
+            raise UsageError("a sequencer is running: stop every process of this system first")
+        turn = locked_turn(connection)
+        for _, table in kept:
+            connection.execute(text(f"DROP VIEW public.{table}"))
+            connection.execute(text(f"ALTER TABLE public.{table}{KEPT} RENAME TO {table}"))
+        for source in found_sources(connection):
+            for sql in _statements(source):
+                connection.execute(text(sql), {"queue": source.queue})
+        active = connection.execute(
+            text("SELECT id, agent_id FROM assignment.assignments WHERE state = 'active'")
+        )
+        finish(turn, [Release(Owner(row.id, row.agent_id)) for row in active])
+        return [table for _, table in kept]
+
+
+def _statements(source: Source) -> list[str]:
+    """Ends first, then the holds; of a user's rows the one with the best position stands for it."""
+    agents = [name for name in AGENT_COLUMNS if name in source.types]
+    cleared = ", ".join(f"{name} = NULL" for name in agents)
+    given = ", ".join(f"{name} = a.agent_id" for name in agents)
+    table = f"public.{source.table}"
+    now = "(clock_timestamp() AT TIME ZONE 'UTC')"
+    agent = agent_expression(source.types, "q")
+    return [
+        (
+            f"UPDATE {table} q SET status = coalesce((SELECT CASE a.state WHEN 'completed' THEN "
+            "'completed' WHEN 'skipped' THEN 'skipped' ELSE 'pending' END"
+            " FROM assignment.assignments a WHERE a.user_id = q.user_id AND a.queue = :queue"
+            " AND a.claimed_at >= s.switched_at ORDER BY a.claimed_at DESC LIMIT 1), 'pending'),"
+            f" {cleared}, assigned_at = NULL, updated_at = {now} FROM assignment.adoptions s"
+            " WHERE s.queue = :queue AND (q.status = 'assigned' OR (q.status = 'pending' AND EXISTS"
+            " (SELECT FROM assignment.assignments a WHERE a.user_id = q.user_id"
+            " AND a.queue = :queue AND a.state IN ('completed', 'skipped')"
+            " AND a.claimed_at >= s.switched_at)))"
+        ),
+        (
+            f"UPDATE {table} q SET status = 'assigned', {given},"
+            " assigned_at = a.claimed_at AT TIME ZONE 'UTC',"
+            f" updated_at = {now} FROM assignment.assignments a WHERE a.state = 'active'"
+            f" AND a.queue = :queue AND q.id = (SELECT o.id FROM {table} o"
+            " WHERE o.user_id = a.user_id ORDER BY o.queue_position NULLS LAST, o.created_at, o.id"
+            " LIMIT 1)"
+        ),
+        (
+            f"INSERT INTO {table} (id, user_id, priority_score, queue_position, status,"
+            f" queue_reason, {', '.join(agents)}, assigned_at, updated_at)"
+            " SELECT gen_random_uuid(), a.user_id, a.score, a.rank, 'assigned', a.reason,"
+            f" {', '.join('a.agent_id' for _ in agents)}, a.claimed_at AT TIME ZONE 'UTC', {now}"
+            " FROM assignment.assignments a WHERE a.state = 'active' AND a.queue = :queue"
+            f" AND NOT EXISTS (SELECT FROM {table} q WHERE q.user_id = a.user_id"
+            f" AND q.status = 'assigned' AND {agent} = a.agent_id)"
+        ),
+    ]

@@ -1,0 +1,207 @@
+"""The two schemas that a dialer's database may have, as data (original-dialer section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+QUEUE_TABLES: Mapping[str, str] = {
+    "unsigned_users": "unsigned_users_queue",
+    "outstanding_requests": "outstanding_requests_queue",
+}
+"""The table of each dialer queue."""
+
+STATUSES = ("pending", "assigned", "completed", "skipped", "inactive", "invalid")
+"""What the dialer writes and declares as the status of a queue row."""
+
+AGENT_COLUMNS = ("assigned_to_agent_id", "assigned_to_agent")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as PostgreSQL prints it: `default` is None where there is none."""
+
+    type: str
+    null: bool = True
+    default: str | None = None
+
+    def __str__(self) -> str:
+        words = [self.type, "null" if self.null else "not null"]
+        return " ".join(words + ([f"default {self.default}"] if self.default else []))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a table consists of. Foreign keys are pairs of a column and the table it points at."""
+
+    columns: Mapping[str, Column]
+    unique: frozenset[tuple[str, ...]] = frozenset()
+    foreign_keys: frozenset[tuple[str, str]] = frozenset()
+    indexes: frozenset[tuple[str, ...]] = field(default_factory=frozenset)
+
+
+TIME = "timestamp(3) without time zone"
+
+
+def _columns(text: str) -> dict[str, Column]:
+    """One column a line: its name, its type, `not null` and `default` where it has them."""
+    found = {}
+    for line in text.strip().splitlines():
+        name, _, rest = line.strip().partition(" ")
+        rest, _, default = rest.partition(" default ")
+        kind = rest.removesuffix(" not null")
+        found[name] = Column(
+            TIME if kind == "time" else kind,
+            null=not rest.endswith(" not null"),
+            default=default or None,
+        )
+    return found
+
+
+_BASE = _columns("""
+    id uuid not null
+    user_id bigint not null
+    claim_id bigint
+    priority_score integer not null default 0
+    status text not null default 'pending'
+    queue_reason text
+    assigned_at time
+    created_at time not null default now()
+    updated_at time not null
+""")
+_DEPLOYED = _BASE | _columns("""
+    queue_position integer not null
+    available_from time not null default now()
+    assigned_to_agent integer
+""")
+_TARGET = _BASE | _columns("""
+    queue_position integer
+    available_from time
+    assigned_to_agent_id integer
+    callback_id uuid
+""")
+_SIGNATURE = _columns("""
+    signature_missing_since time
+    signature_type text
+""")
+_REQUIREMENTS = _columns("""
+    total_requirements integer not null default 0
+    pending_requirements integer not null default 0
+    completed_requirements integer not null default 0
+    oldest_requirement_date time
+""")
+_DEPLOYED_INDEXES = frozenset(
+    {("status", "priority_score"), ("available_from",), ("queue_position",)}
+)
+_TARGET_KEYS = frozenset(
+    {
+        ("user_id", "user_call_scores"),
+        ("assigned_to_agent_id", "agents"),
+        ("callback_id", "callbacks"),
+    }
+)
+_TARGET_INDEXES = frozenset(
+    {
+        ("status", "priority_score", "available_from"),
+        ("user_id",),
+        ("assigned_to_agent_id", "status"),
+    }
+)
+
+DEPLOYED: Mapping[str, Shape] = {
+    "unsigned_users_queue": Shape(_DEPLOYED | _SIGNATURE, indexes=_DEPLOYED_INDEXES),
+    "outstanding_requests_queue": Shape(
+        _DEPLOYED | _REQUIREMENTS | _columns("requirement_types jsonb not null default '[]'"),
+        indexes=_DEPLOYED_INDEXES,
+    ),
+}
+"""What runs in production."""
+
+TARGET: Mapping[str, Shape] = {
+    "unsigned_users_queue": Shape(
+        _TARGET
+        | _SIGNATURE
+        | _columns("""
+            reminders_sent integer not null default 0
+            last_reminder_at time
+            signature_block_reason text
+            urgent_signature boolean not null default false
+        """),
+        unique=frozenset({("user_id",)}),
+        foreign_keys=_TARGET_KEYS,
+        indexes=_TARGET_INDEXES
+        | {
+            ("signature_missing_since", "urgent_signature"),
+            ("reminders_sent", "last_reminder_at"),
+            ("urgent_signature", "status", "priority_score"),
+        },
+    ),
+    "outstanding_requests_queue": Shape(
+        _TARGET
+        | _REQUIREMENTS
+        | _columns("""
+            requirement_types text[]
+            follow_up_scheduled time
+            requirements_priority text
+            last_document_received time
+            document_deadline time
+            escalation_level integer not null default 0
+        """),
+        unique=frozenset({("user_id",)}),
+        foreign_keys=_TARGET_KEYS,
+        indexes=_TARGET_INDEXES
+        | {
+            ("total_requirements", "pending_requirements"),
+            ("oldest_requirement_date", "escalation_level"),
+            ("requirements_priority", "follow_up_scheduled"),
+            ("document_deadline", "escalation_level"),
+            ("escalation_level", "status", "priority_score"),
+        },
+    ),
+}
+"""What the draft that never was deployed whole wants."""
+
+LEGACY_CALL_QUEUE = Shape(
+    _columns("""
+        id uuid not null
+        user_id bigint not null
+        claim_id bigint
+        queue_type text not null
+        priority_score integer not null default 0
+        queue_position integer
+        status text not null default 'pending'
+        queue_reason text
+        assigned_to_agent_id integer
+        assigned_at time
+        callback_id uuid
+        available_from time
+        created_at time not null default now()
+        updated_at time not null
+    """)
+)
+"""Both schemas have it. Foreign keys are left out: a script of the dialer drops one."""
+
+TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "callbacks": (
+        frozenset(
+            {
+                "assigned_to_agent_id",
+                "assigned_at",
+                "lease_expires_at",
+                "completed_at",
+                "retry_count",
+                "max_retries",
+                "last_attempt_at",
+                "created_by_agent_id",
+                "created_by_source",
+            }
+        ),
+        frozenset(),
+    ),
+    "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
+    "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
+}
+"""Columns that only the deployed schema has, and only the target, of tables alike but for them."""
+
+OTHERS = ("call_queue", "agent_sessions", "call_sessions")
+"""Tables of the dialer that we neither need nor change; they are named, not judged in full."""

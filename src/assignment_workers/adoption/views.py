@@ -1,0 +1,87 @@
+"""What the old reader sees after the switch: views by the names of its tables, fed from ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from assignment_workers.adoption.shapes import DEPLOYED, TARGET
+from assignment_workers.schema.migrate import OUR_VIEW
+
+REFUSE_WRITES = """
+CREATE OR REPLACE FUNCTION assignment.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $refuse$
+BEGIN
+    RAISE EXCEPTION 'public.% can only be read: ask for the next user with POST /v1/requests, '
+        'finish with POST /v1/assignments/{id}/complete, skip or release, and rebuild with '
+        'POST /v1/queues/{queue}/regenerate', TG_TABLE_NAME
+        USING ERRCODE = 'feature_not_supported',
+        HINT = 'docs/adopting.md says which call takes the place of which write';
+END $refuse$
+"""
+
+# The id is the same for a user in a dialer queue however often it is rebuilt.
+_VALUES: Mapping[str, str] = {
+    "id": "md5('{queue} ' || user_id)::uuid",
+    "user_id": "user_id",
+    "priority_score": "score",
+    "queue_position": "rank::integer",
+    "status": "status",
+    "queue_reason": "reason",
+    "assigned_to_agent": "agent_id",
+    "assigned_to_agent_id": "agent_id",
+    "assigned_at": "(claimed_at AT TIME ZONE 'UTC')::timestamp(3)",
+    "available_from": ("(coalesce(available_from, published_at) AT TIME ZONE 'UTC')::timestamp(3)"),
+    "created_at": "(published_at AT TIME ZONE 'UTC')::timestamp(3)",
+    "updated_at": "(coalesce(claimed_at, published_at) AT TIME ZONE 'UTC')::timestamp(3)",
+}
+"""What we know of a column of the dialer's; of the others the default, or null."""
+
+
+def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[str]:
+    """The statements that make the view of a dialer queue, with the columns of either schema.
+
+    `found_types` are the types of the columns of the table that it takes the place of: where the
+    two schemas disagree the view is as that table was. Waiting users show as skipped, those who
+    are out as inactive.
+    """
+    columns = {**TARGET[table].columns, **DEPLOYED[table].columns}
+    shown = []
+    for name, column in columns.items():
+        kind = found_types.get(name, column.type)
+        default = "NULL" if column.default in (None, "now()") else column.default
+        if name == "requirement_types":
+            default = "'[]'" if kind == "jsonb" else "'{}'"
+        value = _VALUES.get(name, f"{default}::{kind}").replace("{queue}", queue)
+        shown.append(f'{value} AS "{name}"')
+    return (
+        f"CREATE VIEW public.{table} AS SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place",
+        f"COMMENT ON VIEW public.{table} IS '{OUR_VIEW}'",
+        (
+            f"CREATE TRIGGER refuse_write INSTEAD OF INSERT OR UPDATE OR DELETE ON public.{table} "
+            "FOR EACH ROW EXECUTE FUNCTION assignment.refuse_write()"
+        ),
+        (
+            f"CREATE TRIGGER refuse_statement BEFORE INSERT OR UPDATE OR DELETE ON public.{table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION assignment.refuse_write()"
+        ),
+    )
+
+
+def _places(queue: str) -> str:
+    """Everybody in the published generation, and who is held of this queue without a place."""
+    return f"""
+        SELECT e.user_id, e.score, e.rank, g.published_at, e.available_from,
+               coalesce(a.reason, e.reason) AS reason, a.agent_id, a.claimed_at,
+               CASE WHEN a.id IS NOT NULL THEN 'assigned' WHEN e.state = 'waiting' THEN 'skipped'
+                    WHEN e.state = 'out' THEN 'inactive' ELSE 'pending' END AS status
+        FROM assignment.generations g JOIN assignment.entries e ON e.generation_id = g.id
+        LEFT JOIN assignment.assignments a ON a.user_id = e.user_id AND a.state = 'active'
+        WHERE g.queue = '{queue}' AND g.state = 'published'
+        UNION ALL
+        SELECT a.user_id, a.score, a.rank, a.claimed_at, NULL, a.reason, a.agent_id, a.claimed_at,
+               'assigned'
+        FROM assignment.assignments a
+        WHERE a.queue = '{queue}' AND a.state = 'active' AND NOT EXISTS (
+            SELECT FROM assignment.generations g
+            JOIN assignment.entries e ON e.generation_id = g.id AND e.user_id = a.user_id
+            WHERE g.queue = '{queue}' AND g.state = 'published')
+    """

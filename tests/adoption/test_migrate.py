@@ -1,0 +1,395 @@
+"""`schema migrate` and `schema rollback`: from every state, killed anywhere, and back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine
+
+from assignment_workers.adoption.migrate import migrate
+from assignment_workers.adoption.plan import plan
+from assignment_workers.adoption.rollback import rollback
+from assignment_workers.assignment import history
+from assignment_workers.assignment.doctor import examine
+from assignment_workers.errors import SchemaMismatch, UsageError
+from assignment_workers.schema import migrate as migrations
+from assignment_workers.schema.engine import driver_url
+from assignment_workers.sequencer.term import Candidacy
+from assignment_workers.settings import Settings
+from tests.adoption import dialers
+from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
+from tests.processes import wait_until
+
+SETTINGS = Settings.from_environment({})
+FIND_FIRST = (
+    'SELECT "public"."{table}"."id", "public"."{table}"."user_id", '
+    '"public"."{table}"."queue_position", "public"."{table}"."{agent}" FROM "public"."{table}" '
+    'WHERE ("public"."{table}"."status" = %s AND "public"."{table}"."{agent}" IS NULL) '
+    'ORDER BY "public"."{table}"."queue_position" ASC LIMIT %s OFFSET %s'
+)
+
+
+class Killed(BaseException):
+    """What a test ends a migration with."""
+
+
+def nobody(_: str) -> None:
+    """Listens to nothing."""
+
+
+def moved(url: str, *, batch: int = 3, tell: Callable[[str], None] = nobody) -> str:
+    return migrate(url, settings=SETTINGS, tell=tell, batch=batch)
+
+
+def rows(url: str, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    with connected(url) as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def check(url: str) -> None:
+    """This version runs on it, and no guarantee is broken."""
+    engine = create_engine(driver_url(url))
+    with engine.connect() as connection:
+        migrations.check(connection)
+        connection.rollback()
+        assert [each for each in examine(connection) if not each.ok] == []
+        connection.rollback()
+        assert history.check(connection, settings=SETTINGS, bound=timedelta(minutes=2)) == []
+    engine.dispose()
+
+
+def state(url: str) -> list[Any]:
+    """What a taking over ends in, without what is made anew by each: numbers, ids and times."""
+    return [
+        rows(
+            url,
+            f"SELECT user_id, queue_position, status, assigned_to_agent FROM {table} ORDER BY 1",
+        )
+        for table in (UNSIGNED, OUTSTANDING)
+    ] + [
+        rows(url, "SELECT user_id, agent_id, queue, state FROM assignment.assignments ORDER BY 1"),
+        rows(
+            url,
+            "SELECT found_in, user_id, agent_id, rule FROM assignment.adoption_decisions "
+            "ORDER BY 1, 2, 3, 4",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", ["deployed", "target", "hybrid by column", "hybrid by table"])
+def test_every_state_becomes_ours_and_the_old_reader_reads_on(
+    empty_database_url: str, name: str
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        STATES[name](connection)
+        connection.execute(
+            "INSERT INTO user_call_scores (id, user_id, current_queue_type, updated_at) "
+            "SELECT gen_random_uuid(), n, CASE WHEN n > 20 THEN 'outstanding_requests' "
+            "ELSE 'unsigned_users' END, now() FROM generate_series(1, 40) n"
+        )
+        for table, first in ((UNSIGNED, 1), (OUTSTANDING, 21)):
+            target = name == "target" or (name == "hybrid by table" and table == OUTSTANDING)
+            dialers.queue(
+                connection,
+                table,
+                (first, 2, "pending", None),
+                (first + 1, 1, "pending", None),
+                (first + 2, 3, "assigned", first),
+                (first + 3, 4, "completed", None),
+                agent_column="assigned_to_agent_id" if target else "assigned_to_agent",
+            )
+    moved(url)
+    check(url)
+    for table, first in ((UNSIGNED, 1), (OUTSTANDING, 21)):
+        for agent in ("assigned_to_agent", "assigned_to_agent_id"):
+            ((_, user, place, holder),) = rows(
+                url, FIND_FIRST.format(table=table, agent=agent), "pending", 1, 0
+            )
+            assert (user, place, holder) == (first + 1, 1, None)
+            assert rows(url, f"SELECT user_id, {agent} FROM {table} WHERE status = 'assigned'") == [
+                (first + 2, first)
+            ]
+        assert rows(
+            url, f'SELECT COUNT(*), "status" FROM "public"."{table}" GROUP BY "status" ORDER BY 2'
+        ) == [(1, "assigned"), (2, "pending")]
+    before = state(url)
+    moved(url)
+    assert state(url) == before
+
+
+def test_a_database_with_nothing_becomes_ours_and_someone_elses_is_left_alone(
+    empty_database_url: str,
+) -> None:
+    assert moved(empty_database_url) == migrations.head()
+    check(empty_database_url)
+
+
+def test_someone_elses_is_named_and_not_touched(empty_database_url: str) -> None:
+    with connected(empty_database_url) as connection:
+        dialers.someone_elses(connection)
+    with pytest.raises(SchemaMismatch, match=rf"public\.{UNSIGNED} is of no schema"):
+        moved(empty_database_url)
+    assert rows(empty_database_url, "SELECT to_regnamespace('assignment')::text") == [(None,)]
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+def test_ours_at_an_older_revision_is_brought_up(empty_database_url: str, revision: str) -> None:
+    from alembic import command
+
+    engine = create_engine(driver_url(empty_database_url))
+    with engine.connect() as connection:
+        command.upgrade(migrations._config(connection), revision)
+    engine.dispose()
+    moved(empty_database_url)
+    check(empty_database_url)
+
+
+def test_duplicates_and_dangling_holds_are_decided_by_the_stated_rules(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.dirty(connection)
+    moved(url)
+    check(url)
+    unsigned, outstanding, holds, decisions = state(url)
+    # 3 is held by 9, who took them last, and 11 by 8, whose older hold of 10 is given up.
+    assert holds == [
+        (3, 9, "outstanding_requests", "active"),
+        (11, 8, "outstanding_requests", "active"),
+    ]
+    assert unsigned == [
+        (1, 1, "pending", None),
+        (2, 2, "pending", None),
+        (4, 4, "pending", None),
+        (5, 5, "pending", None),
+        (10, 6, "pending", None),
+    ]
+    assert outstanding[-1] == (12, 2, "pending", None)
+    assert [each[0:3:1] + each[3:] for each in decisions] == [
+        (OUTSTANDING, 2, None, "in both queues: stays in unsigned_users"),
+        (OUTSTANDING, 3, None, "in both queues: stays in unsigned_users"),
+        (UNSIGNED, 1, None, "twice in this queue: the lowest position stays"),
+        (UNSIGNED, 3, 7, "an older hold of the user: the newest agent keeps them"),
+        (UNSIGNED, 3, None, "twice in this queue: the lowest position stays"),
+        (UNSIGNED, 4, 999, "the agent does not exist: back in the queue"),
+        (UNSIGNED, 5, None, "assigned with no agent: back in the queue"),
+        (UNSIGNED, 6, None, "status outside the vocabulary: not queued"),
+        (UNSIGNED, 10, 8, "an older hold of the agent: back in the queue"),
+    ]
+
+
+def test_a_run_that_is_killed_after_any_step_is_taken_up_by_the_next(
+    postgres_server: str, empty_database_url: str
+) -> None:
+    with connected(empty_database_url) as connection:
+        dialers.dirty(connection)
+        name = connection.info.dbname
+    copy = f"{name}_copy"
+    steps: list[str] = []
+    ends: list[Any] = []
+    number = 0
+    while number == 0 or number <= len(steps):
+        with connected(postgres_server) as admin:
+            admin.execute(f"CREATE DATABASE {copy} TEMPLATE {name}")
+        url = f"{postgres_server.rpartition('/')[0]}/{copy}"
+        try:
+            told = 0
+
+            def tell(said: str, *, at: int = number) -> None:
+                nonlocal told
+                told += 1
+                if at == 0:
+                    steps.append(said)
+                elif told == at:
+                    raise Killed
+
+            if number == 0:
+                moved(url, tell=tell)
+            else:
+                with pytest.raises(Killed):
+                    moved(url, tell=tell)
+                moved(url)
+            ends.append(state(url))
+        finally:
+            with connected(postgres_server) as admin:
+                admin.execute(f"DROP DATABASE {copy} WITH (FORCE)")
+        number += 1
+    assert len(steps) >= 6
+    assert all(end == ends[0] for end in ends)
+
+
+def test_a_write_to_a_view_is_refused_with_the_call_that_takes_its_place(
+    empty_database_url: str,
+) -> None:
+    with connected(empty_database_url) as connection:
+        dialers.deployed(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "pending", None))
+    moved(empty_database_url)
+    with connected(empty_database_url) as connection:
+        for sql in (
+            f"UPDATE {UNSIGNED} SET status = 'assigned', assigned_to_agent = 7 WHERE user_id = 1",
+            f"UPDATE {UNSIGNED} SET status = 'assigned' WHERE user_id = 999",
+            f"DELETE FROM {UNSIGNED}",
+            f"INSERT INTO {OUTSTANDING} (id, user_id) VALUES (gen_random_uuid(), 5)",
+        ):
+            with pytest.raises(psycopg.errors.FeatureNotSupported, match="POST /v1/requests"):
+                connection.execute(sql)
+
+
+def test_a_rollback_gives_back_tables_on_which_the_old_statements_run(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.dirty(connection)
+        before = connection.execute(f"SELECT count(*) FROM {UNSIGNED}").fetchone()
+    moved(url)
+    leader = Candidacy(url)
+    assert leader.try_to_lead() is not None
+    with pytest.raises(UsageError, match="a sequencer is running"):
+        rollback(url)
+    leader.close()
+    held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
+    wait_until(lambda: not rows(url, held), "the leader's lock to be free")
+    with connected(url) as connection:
+        # The agent of user 3 finished the call; user 11 is still on the phone.
+        connection.execute(
+            "UPDATE assignment.assignments SET state = 'completed', outcome = 'no_answer', "
+            "ended_at = now(), ended_xid = 1, version = 2 WHERE user_id = 3"
+        )
+    assert rollback(url) == [UNSIGNED, OUTSTANDING]
+    with connected(url) as connection:
+        assert connection.execute(f"SELECT count(*) FROM {UNSIGNED}").fetchone() == before
+        assert connection.execute(
+            f"SELECT user_id, assigned_to_agent FROM {OUTSTANDING} WHERE status = 'assigned'"
+        ).fetchall() == [(11, 8)]
+        assert connection.execute(
+            f"SELECT status FROM {OUTSTANDING} WHERE user_id = 3"
+        ).fetchall() == [("completed",)]
+        assert (
+            connection.execute(
+                f"UPDATE {UNSIGNED} SET status = 'assigned', assigned_to_agent = 7 WHERE user_id = 1"
+            ).rowcount
+            == 2
+        )
+        connection.execute(f"DELETE FROM {UNSIGNED}")
+        dialers.queue(connection, UNSIGNED, (50, 1, "pending", None))
+    with pytest.raises(UsageError, match="nothing was taken over"):
+        rollback(url)
+    moved(url)
+    assert state(url)[0] == [(50, 1, "pending", None)]
+    assert (11, 8, "outstanding_requests", "active") in state(url)[2]
+
+
+def test_the_dialer_is_not_blocked_for_a_second_even_behind_a_long_transaction(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        connection.execute(
+            f"INSERT INTO {UNSIGNED} (id, user_id, queue_position, updated_at) "
+            "SELECT gen_random_uuid(), n, n, now() FROM generate_series(1, 20000) n"
+        )
+    longest = {"read": 0.0, "write": 0.0}
+    counts = {"read": 0, "write": 0}
+    over = threading.Event()
+    broke: list[BaseException] = []
+
+    def loop(kind: str, sql: str) -> None:
+        with connected(url) as mine:
+            while not over.is_set():
+                began = time.monotonic()
+                try:
+                    mine.execute(sql)
+                except psycopg.errors.FeatureNotSupported:
+                    return  # the switch: from now on writes are refused
+                except psycopg.Error as error:
+                    broke.append(error)
+                    return
+                finally:
+                    longest[kind] = max(longest[kind], time.monotonic() - began)
+                counts[kind] += 1
+
+    threads = [
+        threading.Thread(
+            target=loop,
+            args=(
+                "read",
+                f"SELECT id FROM {UNSIGNED} WHERE status = 'pending' ORDER BY queue_position LIMIT 1",
+            ),
+        ),
+        threading.Thread(
+            target=loop,
+            args=(
+                "write",
+                f"UPDATE {UNSIGNED} SET priority_score = priority_score + 1 WHERE id = (SELECT id FROM {UNSIGNED} LIMIT 1)",
+            ),
+        ),
+    ]
+    with psycopg.connect(url) as long, connected(url) as watching:
+        long.execute(f"SELECT count(*) FROM {UNSIGNED}")  # and stays in its transaction
+        for thread in threads:
+            thread.start()
+        moving = threading.Thread(target=moved, args=(url,), kwargs={"batch": 2000})
+        moving.start()
+        try:
+            waits, was_waiting = 0, False
+            ends = time.monotonic() + 20
+            while waits < 3 and time.monotonic() < ends:
+                is_waiting = bool(
+                    watching.execute(
+                        "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' "
+                        "AND relation = %s::regclass",
+                        [UNSIGNED],
+                    ).fetchone()
+                )
+                waits += is_waiting and not was_waiting
+                was_waiting = is_waiting
+            assert waits == 3, "it gives the lock up and tries again"
+        finally:
+            long.rollback()
+            moving.join(60)
+            over.set()
+            for thread in threads:
+                thread.join(10)
+    assert not moving.is_alive()
+    assert broke == []
+    assert min(counts.values()) > 10
+    assert max(longest.values()) < 1.0, longest
+    check(url)
+
+
+def test_a_dry_run_says_every_statement_with_rows_and_locks_and_changes_nothing(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.dirty(connection)
+    catalogue = "SELECT oid, relname FROM pg_class ORDER BY 1"
+    before = rows(url, catalogue)
+    engine = create_engine(driver_url(url))
+    with engine.connect() as connection:
+        said = plan(connection, url)
+    assert rows(url, catalogue) == before
+    places = [
+        said.index(f"-- {number}. {step}")
+        for number, step in enumerate(("expand", "backfill", "switch", "contract"), 1)
+    ]
+    assert places == sorted(places)
+    assert f"-- {UNSIGNED}: 10 rows in 1 batches" in said
+    assert "-- live holds: 6;" in said
+    assert f"LOCK TABLE public.{UNSIGNED}, public.{OUTSTANDING} IN ACCESS EXCLUSIVE MODE;" in said
+    assert "ALTER TABLE public.agents ALTER COLUMN updated_at SET DEFAULT now();" in said
+    moved(url)
+    with engine.connect() as connection:
+        assert plan(connection, url) == ""
+    engine.dispose()

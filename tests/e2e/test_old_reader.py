@@ -1,0 +1,63 @@
+"""A Node program with the `pg` driver and Prisma's SQL, unchanged before and after the switch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from assignment_workers.adoption.migrate import migrate
+from assignment_workers.adoption.rollback import rollback
+from assignment_workers.settings import Settings
+from tests.adoption import dialers
+from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
+from tests.e2e.node import ROOT, Node
+
+READER = ROOT / "examples/old-reader"
+
+
+@pytest.mark.parametrize(
+    ("name", "agent"), [("deployed", "assigned_to_agent"), ("target", "assigned_to_agent_id")]
+)
+def test_the_old_reader_reads_the_same_and_its_write_is_refused_with_a_word(
+    empty_database_url: str, name: str, agent: str
+) -> None:
+    url = empty_database_url
+    Node.require(READER / "node_modules/pg/package.json")
+
+    def read(table: str) -> Any:
+        said = Node.run("read.mjs", table, agent, folder=READER, variables={"DATABASE_URL": url})
+        assert (said.returncode, said.stderr) == (0, "")
+        return json.loads(said.stdout)
+
+    with connected(url) as connection:
+        STATES[name](connection)
+        connection.execute(
+            "INSERT INTO user_call_scores (id, user_id, current_queue_type, updated_at) "
+            "SELECT gen_random_uuid(), n, CASE WHEN n > 10 THEN 'outstanding_requests' "
+            "ELSE 'unsigned_users' END, now() FROM generate_series(1, 20) n"
+        )
+        for table, user in ((UNSIGNED, 1), (OUTSTANDING, 11)):
+            dialers.queue(
+                connection,
+                table,
+                (user, 1, "assigned", user),
+                (user + 1, 3, "pending", None),
+                (user + 2, 2, "pending", None),
+                agent_column=agent,
+            )
+    before = {table: read(table) for table in (UNSIGNED, OUTSTANDING)}
+    assert before[UNSIGNED] == {
+        "first": 3,
+        "groups": {"assigned": 1, "pending": 2},
+        "many": [[1, "assigned", 1], [3, "pending", None], [2, "pending", None]],
+        "update": 1,
+    }
+    migrate(url, settings=Settings.from_environment({}), tell=lambda _: None)
+    for table, seen in before.items():
+        after = read(table)
+        assert "POST /v1/requests" in after.pop("update")
+        assert after == {key: value for key, value in seen.items() if key != "update"}
+    rollback(url)
+    assert {table: read(table) for table in before} == before
