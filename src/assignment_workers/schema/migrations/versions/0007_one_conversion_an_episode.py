@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0032"
-down_revision = "0031"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0020"
-down_revision = "0040"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
