@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from functools import cache
+from typing import Any, TypeGuard, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -13,16 +14,22 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
+    Subquery,
     Table,
     Text,
     case,
     column,
     exists,
+    false,
     func,
     literal,
+    null,
     select,
     table,
     text,
+)
+from sqlalchemy import (
+    cast as as_type,
 )
 from sqlalchemy.sql.visitors import replacement_traverse
 
@@ -32,7 +39,6 @@ from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.base import Base, word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,13 @@ def compare(connection: Connection, *, now: datetime) -> list[Compared]:
     sources = found_sources(connection)
     if not sources:
         raise UsageError("nothing to compare with: the dialer's own queue tables are not there")
-    for needed in ("public.user_call_scores", "crm.users", "crm.claims", "crm.claim_requirements"):
+    for needed in (
+        "public.user_call_scores",
+        "public.callbacks",
+        "crm.users",
+        "crm.claims",
+        "crm.claim_requirements",
+    ):
         if connection.execute(text("SELECT to_regclass(:name)"), {"name": needed}).scalar() is None:
             raise UsageError(f"the table {needed} is not there: our rules cannot be asked")
     return [
@@ -109,28 +121,27 @@ def _compared(
             .order_by(found.c.rule)
         )
         if not is_ours_there:
-            counted = cast("Any", replacement_traverse(counted, {}, _without_assignments))
+            counted = cast("Any", replacement_traverse(counted, {}, _without_ours))
         for row in connection.execute(counted, {"now": now}):
             yield Compared(policy.queue, only, row.rule, row.users, row.id)
 
 
 _ARE_THERE = text("SELECT to_regclass('assignment.assignments') IS NOT NULL")
-_NOBODY = (
-    text("SELECT NULL::bigint AS user_id, NULL::text AS outcome WHERE false")
-    .columns(user_id=BigInteger, outcome=Text)
-    .subquery("assignments")
-)
 
 
-def _without_assignments(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
-    """Before a migration nobody has been assigned: a rule that asks for assignments finds none."""
+@cache
+def _nobody(of: Table) -> Subquery:
+    """A table of ours as it is before a migration: without a row."""
+    columns = (as_type(null(), each.type).label(each.name) for each in of.columns)
+    return select(*columns).where(false()).subquery(of.name)
+
+
+def _without_ours(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
+    """Before a migration nobody was assigned or barred: a rule that asks for that finds none."""
     if isinstance(element, Column) and _is_ours(element.table):
-        return _NOBODY.c[element.name]
-    return _NOBODY if _is_ours(element) else None
+        return _nobody(element.table).c[element.name]
+    return _nobody(element) if _is_ours(element) else None
 
 
-def _is_ours(element: object) -> bool:
-    return isinstance(element, Table) and (element.schema, element.name) == (
-        Base.metadata.schema,
-        Assignment.__tablename__,
-    )
+def _is_ours(element: object) -> TypeGuard[Table]:
+    return isinstance(element, Table) and element.schema == Base.metadata.schema

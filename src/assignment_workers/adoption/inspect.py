@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, text
 from sqlalchemy.dialects import postgresql
 
 from assignment_workers.adoption.shapes import (
+    ADDED,
     AGENT_COLUMNS,
     DEPLOYED,
     LEGACY_CALL_QUEUE,
@@ -190,13 +191,14 @@ def _dialer_table(table: Table, found: Found | None) -> Inspected:
         each for each in _differences(shape, _modelled(table), "ours") if each.expected is not None
     )
     telling = _telling(differences)
-    missing = {each.what for each in telling if each.aspect == "column"}
+    absent = {each.what for each in telling if each.aspect == "column"}
+    missing = absent - ADDED.get(table.name, frozenset())
     of_deployed = TELLING.get(table.name, (frozenset(), frozenset()))[0]
     if any(each.aspect == "type" for each in telling) or missing - of_deployed:
         verdict = Verdict.UNKNOWN
     elif missing:
         verdict = Verdict.TARGET if missing == of_deployed else Verdict.HYBRID
-    elif any(each.aspect in ("default", "unique") for each in telling):
+    elif absent or any(each.aspect in ("default", "unique") for each in telling):
         verdict = Verdict.DEPLOYED
     else:
         verdict = Verdict.OURS
@@ -217,7 +219,9 @@ def _modelled(table: Table) -> Shape:
         columns,
         unique=frozenset((column.name,) for column in table.columns if column.unique),
         indexes=frozenset(
-            tuple(column.name for column in index.columns) for index in table.indexes
+            tuple(column.name for column in index.columns)
+            for index in table.indexes
+            if not index.unique
         ),
     )
 

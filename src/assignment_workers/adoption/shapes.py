@@ -203,5 +203,12 @@ TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 """Columns that only the deployed schema has, and only the target, of tables alike but for them."""
 
+ADDED: Mapping[str, frozenset[str]] = {
+    "callbacks": frozenset({"available_from"}),
+    "missed_calls": frozenset({"available_from"}),
+    "conversions": frozenset({"episode"}),
+}
+"""Columns that our own revisions add to the dialer's tables: in neither of its schemas."""
+
 OTHERS = ("call_queue", "agent_sessions", "call_sessions")
 """Tables of the dialer that we neither need nor change; they are named, not judged in full."""
