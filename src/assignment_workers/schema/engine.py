@@ -107,12 +107,16 @@ def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
 def _limit(engine: Engine, limits: Sequence[str]) -> None:
     def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         to = cast("psycopg.Connection[Any]", record.driver_connection)
-        record.info[POOLED] = pooled = _is_pooled(to)
-        if pooled:
-            to.prepare_threshold = None
-        else:
-            to.execute("; ".join(f"SET {limit}" for limit in limits))
-        to.commit()
+        try:
+            record.info[POOLED] = pooled = _is_pooled(to)
+            if pooled:
+                to.prepare_threshold = None
+            else:
+                to.execute("; ".join(f"SET {limit}" for limit in limits))
+            to.commit()
+        except psycopg.Error:
+            to.close()  # the pool never had it, and would leave it open
+            raise
 
     def begun(connection: Connection) -> None:
         if connection.info.get(POOLED):
