@@ -51,6 +51,22 @@ def dialer(url: str) -> None:
         )
 
 
+def run_command(url: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *words],
+        env=dict(os.environ)
+        | {
+            "DATABASE_URL": url,
+            "REDIS_URL": "redis://127.0.0.1:1/0",
+            "ASSIGNMENT_WORKERS_HOME": str(home),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_compare_says_whom_one_side_only_would_offer_and_by_which_rule(
     empty_database_url: str,
 ) -> None:
@@ -67,6 +83,17 @@ def test_compare_says_whom_one_side_only_would_offer_and_by_which_rule(
     assert "sign" in rules["theirs", 3]
     assert rules["theirs", 3] != rules["theirs", 4]
     assert isinstance(found[0], Compared)
+
+
+def test_whoever_may_only_read_can_look_compare_and_plan(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    """The embedded server lets no second role in, so it is its sessions that may only read."""
+    dialer(empty_database_url)
+    reader = f"{empty_database_url}?options=-cdefault_transaction_read_only%3Don"
+    for words, code in (("inspect", 1), ("compare", 0), ("migrate --dry-run", 0)):
+        done = run_command(reader, tmp_path, "schema", *words.split())
+        assert (done.returncode, done.stderr) == (code, ""), words
 
 
 def test_compare_needs_the_dialers_tables(database_url: str) -> None:
@@ -90,19 +117,7 @@ def test_the_runbooks_commands_do_what_it_says(empty_database_url: str, tmp_path
     ]
     for line in lines:
         words, _, said = line.partition("#")
-        done = subprocess.run(
-            [COMMAND, *words.split()[1:]],
-            env=dict(os.environ)
-            | {
-                "DATABASE_URL": empty_database_url,
-                "REDIS_URL": "redis://127.0.0.1:1/0",
-                "ASSIGNMENT_WORKERS_HOME": str(tmp_path),
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command(empty_database_url, tmp_path, *words.split()[1:])
         assert (done.returncode, done.stderr) == (1 if "exits 1" in said else 0, ""), line
     with connected(empty_database_url) as connection:
         assert connection.execute(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import psycopg
@@ -139,7 +143,9 @@ def test_someone_elses_is_named_and_not_touched(empty_database_url: str) -> None
     assert rows(empty_database_url, "SELECT to_regnamespace('assignment')::text") == [(None,)]
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+@pytest.mark.parametrize(
+    "revision", [f"{number:04}" for number in range(1, int(migrations.head()))]
+)
 def test_ours_at_an_older_revision_is_brought_up(empty_database_url: str, revision: str) -> None:
     from alembic import command
 
@@ -224,6 +230,82 @@ def test_a_run_that_is_killed_after_any_step_is_taken_up_by_the_next(
         number += 1
     assert len(steps) >= 6
     assert all(end == ends[0] for end in ends)
+
+
+MOVE = """
+import sys
+from assignment_workers.adoption.migrate import migrate
+from assignment_workers.settings import Settings
+migrate(sys.argv[1], settings=Settings.from_environment({}), tell=print, batch=2)
+"""
+COPYING = "SELECT 1 FROM assignment.adoptions WHERE last_id IS NOT NULL"
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "once", "ended"),
+    [
+        ("LOCK TABLE callbacks IN ACCESS SHARE MODE", "SELECT 1", "kill"),
+        ("SELECT 1 FROM assignment.adoptions FOR UPDATE", COPYING, "kill"),
+        ("LOCK TABLE agents IN ACCESS EXCLUSIVE MODE", COPYING, "kill"),
+        ("LOCK TABLE agents IN ACCESS EXCLUSIVE MODE", COPYING, "terminate"),
+    ],
+    ids=["expand", "backfill", "switch", "switch, its connection cut"],
+)
+def test_a_run_that_is_killed_inside_a_transaction_is_taken_up_by_the_next(
+    postgres_server: str, empty_database_url: str, waits_for: str, once: str, ended: str
+) -> None:
+    """It is stopped where it waits for a lock of ours, with what it did before uncommitted."""
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.dirty(connection)
+        copy = f"{connection.info.dbname}_copy"
+    with connected(postgres_server) as admin:
+        admin.execute(f"CREATE DATABASE {copy} TEMPLATE {copy.removesuffix('_copy')}")
+    with psycopg.connect(url) as blocking, connected(url) as watching:
+
+        def is_copying() -> bool:
+            with contextlib.suppress(psycopg.errors.UndefinedTable):
+                return watching.execute(once).fetchone() is not None
+            return False
+
+        with subprocess.Popen([sys.executable, "-c", MOVE, url], stderr=subprocess.PIPE) as process:
+            try:
+                wait_until(is_copying, "the run to be there")
+                blocking.execute(waits_for)
+                (waiting,) = wait_until(
+                    lambda: watching.execute(
+                        "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
+                        " WHERE NOT granted AND a.datname = current_database()"
+                    ).fetchone(),
+                    "it to wait for the lock",
+                )
+                if ended == "kill":
+                    process.kill()
+                else:
+                    watching.execute("SELECT pg_terminate_backend(%s)", [waiting])
+                    blocking.rollback()  # it connects anew, and does the transaction again
+                process.wait(30)
+                assert (process.returncode == 0) == (ended == "terminate")
+            finally:
+                process.kill()
+        blocking.rollback()
+        wait_until(
+            lambda: (
+                not watching.execute(
+                    "SELECT 1 FROM pg_stat_activity WHERE pid = %s", [waiting]
+                ).fetchone()
+            ),
+            "its connection to end",
+        )
+    moved(url)
+    check(url)
+    other = f"{postgres_server.rpartition('/')[0]}/{copy}"
+    try:
+        moved(other)
+        assert state(url) == state(other)
+    finally:
+        with connected(postgres_server) as admin:
+            admin.execute(f"DROP DATABASE {copy} WITH (FORCE)")
 
 
 def test_a_write_to_a_view_is_refused_with_the_call_that_takes_its_place(
@@ -365,6 +447,77 @@ def test_the_dialer_is_not_blocked_for_a_second_even_behind_a_long_transaction(
     assert broke == []
     assert min(counts.values()) > 10
     assert max(longest.values()) < 1.0, longest
+    check(url)
+
+
+def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
+    empty_database_url: str,
+) -> None:
+    """Agents work on the old tables until the switch; whom they hold then they hold after it."""
+    url = empty_database_url
+    agents, users = range(1, 6), 3000
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        connection.execute(
+            f"INSERT INTO {UNSIGNED} (id, user_id, queue_position, updated_at) "
+            f"SELECT gen_random_uuid(), n, n, now() FROM generate_series(1, {users}) n"
+        )
+    holds: dict[int, int | None] = {}
+    longest: list[float] = []
+    broke: list[BaseException] = []
+
+    def work(agent: int) -> None:
+        """Take the next user, promise them a callback, and so on until writes are refused."""
+        chance, hold = Random(agent), None
+        with connected(url) as mine:
+
+            def do(sql: str, *values: Any) -> psycopg.Cursor[Any]:
+                began = time.monotonic()
+                try:
+                    return mine.execute(sql, values)
+                finally:
+                    longest.append(time.monotonic() - began)
+
+            try:
+                while True:
+                    taken = do(
+                        f"UPDATE {UNSIGNED} SET status = 'assigned', assigned_to_agent = %s,"
+                        f" assigned_at = timezone('UTC', clock_timestamp()) WHERE id = ("
+                        f" SELECT id FROM {UNSIGNED} WHERE status = 'pending'"
+                        " ORDER BY queue_position LIMIT 1 FOR UPDATE SKIP LOCKED)"
+                        " RETURNING id, user_id",
+                        agent,
+                    ).fetchone()
+                    if taken is None:
+                        raise AssertionError("too few users")
+                    hold = taken[1]
+                    do(
+                        "INSERT INTO callbacks (id, user_id, scheduled_for,"
+                        " original_call_session_id, updated_at)"
+                        " VALUES (gen_random_uuid(), %s, now(), gen_random_uuid(), now())",
+                        chance.randint(1, 20),
+                    )
+                    do(f"UPDATE {UNSIGNED} SET status = 'completed' WHERE id = %s", taken[0])
+                    hold = None
+            except psycopg.errors.FeatureNotSupported:
+                holds[agent] = hold
+            except (psycopg.Error, AssertionError) as error:
+                broke.append(error)
+
+    threads = [threading.Thread(target=work, args=(agent,)) for agent in agents]
+    for thread in threads:
+        thread.start()
+    try:
+        moved(url, batch=500)
+    finally:
+        for thread in threads:
+            thread.join(30)
+    assert broke == []
+    assert dict(
+        rows(url, "SELECT agent_id, user_id FROM assignment.assignments WHERE state = 'active'")
+    ) == {agent: user for agent, user in holds.items() if user is not None}
+    assert rows(url, "SELECT count(*) FROM callbacks")[0][0] > len(agents)
+    assert max(longest) < 1.0
     check(url)
 
 
