@@ -123,7 +123,7 @@ def _peers(at: Servers, settings: Settings, given: argparse.Namespace) -> list[T
         "alone",
         "A caller who is alone",
         "The floors are in the first rows.",
-        ["", "median ms", "p99 ms", "times a no-op task"],
+        ["", "median ms", "p99 ms", "times a no-op task in a solo pool"],
         [
             *([name, *quantiles(seconds), None] for name, seconds in low.items()),
             *(

@@ -62,7 +62,9 @@ NO_OP.conf.update(
     result_backend=os.environ.get("REDIS_URL"),  # noqa: TID251
     task_default_queue="no_op",
 )
-"""What a lone request is compared with: Celery as it comes, on the same Valkey, solo pool too."""
+"""What a lone request is compared with: Celery as it comes, on the same Valkey."""
+POOLS = ("solo", "prefork")
+"""The sequencer's, which is quicker for one task at a time, and Celery's default."""
 
 
 @NO_OP.task(name="no_op")
@@ -249,7 +251,7 @@ class SkipLocked:
             asker = _one(connection, LOOK_UP, asked)
             if not asker["is_active"] or asker["id_1"] or QUEUE not in asker["allowed_queues"]:
                 raise RuntimeError(f"agent {agent} may not ask")
-            places = _rows(connection, PLACES, {"instant": now}).fetchall()
+            places = _rows(connection, PLACES, {"instant": now, "now": now}).fetchall()
             (generation,) = (each["generation_id"] for each in places if each["name"] == QUEUE)
             head = {"generation": generation, "after": -1, "now": now}
             while (found := _one(connection, HEAD, head))["broken"] or found["held"]:
@@ -401,9 +403,9 @@ def lone(at: Servers, gateway_url: str, calls: int) -> list[tuple[str, list[floa
     """Seconds of each call by a caller who is alone: a few of each way in turn, again and again."""
     NO_OP.conf.update(broker_url=at.redis_url, result_backend=at.redis_url)
 
-    def nothing() -> float:
+    def nothing(pool: str) -> float:
         began = time.perf_counter()
-        NO_OP.send_task("no_op").get(timeout=10)
+        NO_OP.send_task("no_op", queue=f"no_op_{pool}").get(timeout=10)
         return time.perf_counter() - began
 
     def asked(asking: Asking) -> float:
@@ -415,7 +417,8 @@ def lone(at: Servers, gateway_url: str, calls: int) -> list[tuple[str, list[floa
 
     with Client.connect(at.redis_url) as client, HttpClient(gateway_url) as http:
         ways: dict[str, Callable[[], float]] = {
-            "a no-op Celery task": nothing,
+            "a no-op Celery task, solo pool": lambda: nothing("solo"),
+            "a no-op Celery task, prefork pool (the default)": lambda: nothing("prefork"),
             "a request, Python client": lambda: asked(client),
             "a request, HTTP": lambda: asked(http),
         }
@@ -453,7 +456,7 @@ async def together(
 
 @contextmanager
 def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
-    """A sequencer, a gateway and a worker for the no-op task."""
+    """A sequencer, a gateway and two workers for the no-op task."""
     environment = os.environ | {  # noqa: TID251 - handed on
         "DATABASE_URL": at.database_url,
         "REDIS_URL": at.redis_url,
@@ -463,13 +466,15 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
     }
     ours = [sys.executable, "-m", "assignment_workers", "process"]
     no_op_worker = [sys.executable, "-m", "celery", "-A", "benchmarks.requests:NO_OP", "worker"]
-    no_op_worker += ["--pool", "solo"]
     started = []
     try:
         for name, command in (
             ("sequencer", [*ours, "sequencer"]),
             ("gateway", [*ours, "gateway"]),
-            ("no-op", no_op_worker),
+            *(
+                (f"no-op-{pool}", [*no_op_worker, "--pool", pool, "-Q", f"no_op_{pool}"])
+                for pool in POOLS
+            ),
         ):
             with (logs / f"{name}.log").open("wb") as log:
                 started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
@@ -535,7 +540,7 @@ def show_lone(runs: list[list[tuple[str, list[float]]]]) -> None:
     base = statistics.median(merged[0][1])
     show(
         "A lone caller, ms",
-        ["", "median", "p99", "times the no-op"],
+        ["", "median", "p99", "times the first"],
         [(n, *milliseconds(s), f"{statistics.median(s) / base:.2f}") for n, s in merged],
     )
 

@@ -55,6 +55,8 @@ def set_up(form: Form = "logfmt", level: str = "info") -> None:
         "tornado.access",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Flower asks workers that start beside it, and asks again.
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)
 
 
 def _renderer(form: Form) -> structlog.typing.Processor:

@@ -122,15 +122,12 @@ _KINDS = {
 
 _NOW = bindparam("now", type_=NaiveInstant)
 
-ANY_DUE = exists(
-    select(1)
-    .select_from(Callback)
-    .where(
-        Callback.status == PENDING,
-        Callback.scheduled_for <= _NOW,
-        or_(Callback.available_from.is_(None), Callback.available_from <= _NOW),
-    )
+_IS_DUE = and_(
+    Callback.status == PENDING,
+    Callback.scheduled_for <= _NOW,
+    or_(Callback.available_from.is_(None), Callback.available_from <= _NOW),
 )
+ANY_DUE = exists(select(1).select_from(Callback).where(_IS_DUE))
 """Whether any callback is due: one probe of ix_callbacks_pending, which ends at the first."""
 
 
@@ -147,9 +144,7 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
             Callback.preferred_agent_id,
         )
         .where(
-            Callback.status == PENDING,
-            Callback.scheduled_for <= _NOW,
-            or_(Callback.available_from.is_(None), Callback.available_from <= _NOW),
+            _IS_DUE,
             tuple_(Callback.scheduled_for, Callback.user_id)
             > tuple_(
                 bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=BigInteger)

@@ -16,7 +16,6 @@ from assignment_workers.assignment.shares import Share, shares
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
-from assignment_workers.gateway.dashboard.document import document
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -42,6 +41,8 @@ def report(
         found = read_report(connection, since=began)
         divided = shares(connection, since=found.since, until=found.until)
     if html is not None:
+        from assignment_workers.gateway.dashboard.document import document
+
         try:
             html.write_text(document(found, divided), encoding="utf-8")
         except OSError as error:

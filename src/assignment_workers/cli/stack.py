@@ -16,10 +16,6 @@ from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import as_json
 from assignment_workers.client import Client
 from assignment_workers.errors import UsageError
-from assignment_workers.gateway.app import create_app, document
-from assignment_workers.gateway.serve import is_alive, wants_tokens
-from assignment_workers.runtime import demo as demo_data
-from assignment_workers.runtime import up as runtime
 from assignment_workers.runtime.stack import Stack, running_stack, shell_assignments
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
@@ -45,6 +41,9 @@ def up(
     ] = 1,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
+    from assignment_workers.gateway.serve import wants_tokens
+    from assignment_workers.runtime import up as runtime
+
     given = settings()
     embedded = given.database_url is None and given.redis_url is None
     tokens = wants_tokens(given.model_copy(update={"embedded": embedded}))
@@ -75,6 +74,8 @@ def process(
 
 def openapi() -> int:
     """Print the gateway's OpenAPI document, for generators of clients; nothing has to run."""
+    from assignment_workers.gateway.app import create_app, document
+
     engine = _engine("postgresql://")
     as_json(document(create_app(Settings.from_environment({}), engine, tokens=True)))
     return 0
@@ -85,6 +86,8 @@ def _engine(url: str) -> Engine:
 
 
 def _seed(given: Settings) -> None:
+    from assignment_workers.runtime import demo as demo_data
+
     engine = _engine(given.database)
     with engine.begin() as connection:
         if not demo_data.is_seeded(connection):
@@ -95,6 +98,8 @@ def _seed(given: Settings) -> None:
 
 
 def _missing(given: Settings) -> str | None:
+    from assignment_workers.gateway.serve import is_alive
+
     engine = _engine(given.database)
     with engine.connect() as connection:
         leader = sequencer_status(connection, application=APPLICATION).leader

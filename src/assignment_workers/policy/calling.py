@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import holidays
+if TYPE_CHECKING:
+    from holidays import HolidayBase
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 AHEAD_AT_MOST = 60
@@ -113,14 +116,12 @@ class CallingRules:
     """The least time from one offer of a user to the next, whatever came of the first."""
 
 
-_CALENDARS: dict[str, holidays.HolidayBase] = {}
+@cache
+def _calendar(name: str) -> HolidayBase:
+    import holidays  # a tenth of what every process would wait for at its start
 
-
-def _calendar(name: str) -> holidays.HolidayBase:
-    if name not in _CALENDARS:
-        country, _, part = name.partition("-")
-        _CALENDARS[name] = holidays.country_holidays(country, subdiv=part or None)
-    return _CALENDARS[name]
+    country, _, part = name.partition("-")
+    return holidays.country_holidays(country, subdiv=part or None)
 
 
 def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator[datetime]:
