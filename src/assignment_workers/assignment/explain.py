@@ -149,7 +149,7 @@ class Step(BaseModel):
 class Funnel(BaseModel):
     """From every user of the pool to the claimable ones, at `at`, each user counted once.
 
-    `complete` False: the pool is larger, and these are its first by score.
+    `complete` False: the pool is larger, and these are its first `EXPLAINED_AT_MOST` by score.
     `claimable` would be handed out if the dialer queue is not paused.
     """
 
