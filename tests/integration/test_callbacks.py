@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from assignment_workers.assignment import finish
 from assignment_workers.assignment.answers import Assigned, Empty, Finished, Held, Paused
@@ -16,9 +17,14 @@ from assignment_workers.assignment.pause import pause
 from assignment_workers.assignment.status import status
 from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.queues import POLICIES, policies
+from tests.processes import wait_until
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
 
 MINUTE = timedelta(minutes=1)
+WAITING = (
+    "SELECT count(*) FROM pg_locks WHERE NOT granted AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
 @pytest.fixture
@@ -235,7 +241,51 @@ def test_a_promise_that_another_writer_makes_in_that_instant_is_not_doubled(
     assert outside
     assert world.rows(
         "SELECT status, scheduled_for AT TIME ZONE 'UTC', preferred_agent_id FROM callbacks"
+        " WHERE status <> 'cancelled'"
     ) == [("pending", world.now + HOUR, 1)]
+    assert world.value("SELECT count(*) FROM callbacks") == 2
+    unbroken(world)
+
+
+def test_another_writer_may_promise_again_and_what_was_said_last_stays(world: World) -> None:
+    def promised(hours: int) -> None:
+        world.execute(
+            "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
+            f" VALUES (1, now() + interval '{hours} hours', gen_random_uuid())"
+        )
+
+    for hours in (1, 2, 3):
+        promised(hours)
+    by_time = "SELECT status FROM callbacks ORDER BY scheduled_for"
+    assert world.column(by_time) == ["cancelled", "cancelled", "pending"]
+    assert [each["user_id"] for each in world.events("callback_superseded")] == [1, 1]
+    # An older promise that is taken up again does not displace the newer one.
+    world.execute("UPDATE callbacks SET status = 'assigned' WHERE status = 'pending'")
+    world.execute("UPDATE callbacks SET status = 'pending' WHERE status = 'assigned'")
+    promised(4)
+    world.execute(
+        "UPDATE callbacks SET status = 'pending' WHERE scheduled_for < now() + interval '3 hours'"
+    )
+    assert world.column(by_time) == ["cancelled", "cancelled", "cancelled", "pending"]
+    unbroken(world)
+
+
+def test_two_writers_who_promise_at_once_follow_each_other(world: World) -> None:
+    promise_one = (
+        "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
+        " VALUES (1, now() + interval '1 hour', gen_random_uuid())"
+    )
+    with world.engine.connect() as first:
+        first.execute(text(promise_one))
+        with ThreadPoolExecutor() as threads:
+            second = threads.submit(world.execute, promise_one)
+            wait_until(
+                lambda: world.value(WAITING) > 0,
+                "the second writer to wait for the first",
+            )
+            first.commit()
+            second.result()
+    assert sorted(world.column("SELECT status FROM callbacks")) == ["cancelled", "pending"]
 
 
 @pytest.mark.parametrize("outcome", ["do_not_contact", "no_claim"])

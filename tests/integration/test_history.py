@@ -86,6 +86,10 @@ def work(run: Run, database_url: str) -> None:
     run.begin_term(database_url)
     run.release(fourth)
     run.complete(third, "call_back", callback_at=run.now + HOUR)
+    run.execute(  # another writer promises the same
+        "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
+        " SELECT user_id, scheduled_for, original_call_session_id FROM callbacks"
+    )
     run.run(pause.pause, UNSIGNED)
     other = run.held(2, OUTSTANDING)
     run.now += SECOND

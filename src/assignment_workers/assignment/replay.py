@@ -67,6 +67,7 @@ class Hold:
 
 
 OUTSIDE_THE_LINE = {
+    EventKind.CALLBACK_SUPERSEDED,
     EventKind.GENERATION_FAILED,
     EventKind.MISSED_CALL_FOR_OPERATOR,
     EventKind.RACE,
@@ -120,6 +121,7 @@ class Replay:
             EventKind.CALLBACK_KEPT: self._promise_ended,
             EventKind.CALLBACK_POSTPONED: self._nothing,
             EventKind.CALLBACK_CANCELLED: self._promise_ended,
+            EventKind.CALLBACK_SUPERSEDED: self._promise_ended,
             EventKind.MISSED_CALL_FOLLOWED_UP: self._promise_ended,
             EventKind.MISSED_CALL_CANCELLED: self._promise_ended,
             EventKind.MISSED_CALL_FOR_OPERATOR: self._promise_ended,

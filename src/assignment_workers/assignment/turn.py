@@ -35,6 +35,8 @@ class EventKind(StrEnum):
     CALLBACK_KEPT = "callback_kept"
     CALLBACK_POSTPONED = "callback_postponed"
     CALLBACK_CANCELLED = "callback_cancelled"
+    CALLBACK_SUPERSEDED = "callback_superseded"
+    """Its user was promised another: told by the database, whoever wrote that one."""
     MISSED_CALL_FOLLOWED_UP = "missed_call_followed_up"
     MISSED_CALL_CANCELLED = "missed_call_cancelled"
     MISSED_CALL_FOR_OPERATOR = "missed_call_for_operator"

@@ -45,6 +45,7 @@ OF_AGENTS = frozenset(
         EventKind.CALLBACK_KEPT,
         EventKind.CALLBACK_POSTPONED,
         EventKind.CALLBACK_CANCELLED,
+        EventKind.CALLBACK_SUPERSEDED,
         EventKind.MISSED_CALL_FOLLOWED_UP,
     }
 )
