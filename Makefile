@@ -73,7 +73,7 @@ setup: $(READY) ## the virtual environment alone
 lock: $(VENV)/.uv-$(UV) ## write the lock files for a changed pyproject.toml (ARGS=--upgrade: the newest of everything)
 	@$(LOCK) $(ARGS) --output-file requirements.lock pyproject.toml
 	@$(LOCK) $(ARGS) --output-file requirements-build.lock --group build
-	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --group dev \
+	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --extra traces --group dev \
 		--constraints requirements.lock --constraints requirements-build.lock
 	@$(LOCK) $(ARGS) --output-file requirements-benchmark.lock --group benchmark \
 		--constraints requirements-dev.lock

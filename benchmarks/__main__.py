@@ -30,6 +30,7 @@ from rich.table import Table as RichTable
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
 from benchmarks import growth, requests
+from benchmarks import observing as observed
 from benchmarks.floors import floors
 from benchmarks.peers import WORKER, WORKER_OPTIONS, Bare, merge, peers, plain_celery
 from benchmarks.rebuilds import meanwhile, rebuilds
@@ -236,10 +237,26 @@ def _growth(at: Servers, settings: Settings, given: argparse.Namespace) -> list[
     ]
 
 
+def _observing(at: Servers, settings: Settings, given: argparse.Namespace) -> list[Table]:
+    found = observed.observing(at, settings, turns=given.rounds * 8, rounds=4)
+    return [
+        Table(
+            "observing",
+            "A claim, and what it costs to be observed",
+            "A lone caller's claim through the Python client, and the claims of 256 agents who ask"
+            " at once. `times`: as long as where no event is left, nothing counted and nothing"
+            " bound to the log; the median of the turns, and where the middle half of them lies.",
+            observed.COLUMNS,
+            observed.figures(found),
+        )
+    ]
+
+
 MEASURES: dict[str, Callable[[Servers, Settings, argparse.Namespace], list[Table]]] = {
     "peers": _peers,
     "rebuild": _rebuilds,
     "growth": _growth,
+    "observing": _observing,
 }
 
 

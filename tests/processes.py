@@ -49,11 +49,17 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def ask_to_end(self) -> bool:
+        """Send the signal for it; False where it has ended."""
+        if self.popen.poll() is not None:
+            return False
+        self.signal(signal.SIGCONT)
+        self.popen.terminate()
+        return True
+
     def stop(self) -> int:
         """Ask it to end, and wait: its exit code."""
-        if self.popen.poll() is None:
-            self.signal(signal.SIGCONT)
-            self.popen.terminate()
+        if self.ask_to_end():
             try:
                 self.popen.wait(20)
             except subprocess.TimeoutExpired:
@@ -74,7 +80,7 @@ class Stack:
         """Where it is not Redis: of processes and clients that are made from now on."""
         self.folder = folder
         self._keep = keep
-        self._started = 0
+        self.started: list[Process] = []
         self.engine: Engine = connect(
             database_url, name="test", statement_timeout=timedelta(seconds=60), pool_size=4
         )
@@ -84,8 +90,7 @@ class Stack:
         self, name: str, *, program: Sequence[str] = ("-m", "assignment_workers"), **settings: str
     ) -> Process:
         """Start a process; it is ended, however it stands, with the test."""
-        self._started += 1
-        log = self.folder / f"{self._started}-{name}.log"
+        log = self.folder / f"{len(self.started) + 1}-{name}.log"
         given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
         with log.open("wb") as output:
             popen = subprocess.Popen(
@@ -99,6 +104,7 @@ class Stack:
                 start_new_session=True,
             )
         process = Process(name, popen, log)
+        self.started.append(process)
         self._keep.callback(process.stop)
         return process
 
@@ -233,6 +239,9 @@ class Keeper:
 
 @contextmanager
 def running(database_url: str, redis_url: str, folder: Path) -> Iterator[Stack]:
-    """A stack without processes yet; the last started is ended first."""
+    """A stack without processes yet; all of them are asked to end before the first is waited for."""
     with ExitStack() as keep:
-        yield Stack(database_url, redis_url, folder, keep)
+        stack = Stack(database_url, redis_url, folder, keep)
+        yield stack
+        for process in stack.started:
+            process.ask_to_end()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy import text
 
+from tests.e2e.browser import CHROMIUM
 from tests.e2e.node import CLIENT, ROOT, Node
 from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway, free_port
@@ -22,6 +24,15 @@ def node() -> Node:
     found.require(CLIENT / "dist/index.js", newer_than=(CLIENT / "src").iterdir())
     found.require(ROOT / "examples/celery-node/node_modules/celery-node/package.json")
     return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests: each opens a context of its own."""
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,20 +15,19 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.gateway import tokens
+from tests.e2e.browser import needs_chromium
 from tests.e2e.node import ROOT
 from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway, free_port
 from tests.processes import Agents, wait_until
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
+pytestmark = needs_chromium
 AXE = ROOT / "tests/e2e/node_modules/axe-core/axe.min.js"
+VIOLATIONS = "axe.run({resultTypes: ['violations']}).then((run) => run.violations)"
 SOON = 2_000
 """Milliseconds within which what happens is shown."""
 WHY = "a test of the dashboard"
@@ -65,14 +63,6 @@ def gateway(
             error="refused: <b>not</b> a tag",
         )
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +241,7 @@ def test_every_page_can_be_used_by_everybody(
             if path not in {"/login", "/users/999999999"}:
                 expect(page.locator("#live"), path).to_have_text("Live")
             page.evaluate(axe)
-            found = page.evaluate("axe.run().then((run) => run.violations)")
+            found = page.evaluate(VIOLATIONS)
             told = [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found]
             assert told == [], path
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
@@ -626,7 +616,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(
         assert sum(int(each.split(": ")[1].split()[0]) for each in bars) == count
         assert page.locator("polyline").count() >= 3
         page.evaluate(AXE.read_text())
-        assert page.evaluate("axe.run().then((run) => run.violations.map((each) => each.id))") == []
+        assert page.evaluate(VIOLATIONS) == []
 
 
 def test_a_program_is_told_what_this_is_and_a_browser_nothing_to_load_from_elsewhere(

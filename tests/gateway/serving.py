@@ -39,12 +39,12 @@ def serving(
         made = _tokens(stack)
         stack.start("sequencer", **settings)
         stack.start("maintenance", **settings)
-        stack.wait_for_leader()
-        stack.regenerate(stack.client())
         port = free_port()
         process = stack.start(
             "gateway", gateway_port=str(port), gateway_agent_rate="200", **settings
         )
+        stack.wait_for_leader()
+        stack.regenerate(stack.client())
         found = Gateway(stack, port, made)
 
         def ready() -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+from sqlalchemy import text
+
+from assignment_workers.assignment import doctor
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.doctor import CHECKS, examine, repair
+from assignment_workers.sequencer.line import Line
 from tests.world import User, World
 
 TWICE = (
@@ -13,6 +19,14 @@ TWICE = (
     " (id, request_id, user_id, agent_id, queue, rank, score, reason, term, claimed_at,"
     " lease_expires_at) SELECT gen_random_uuid(), 'forged', {user}, {agent}, queue, rank, score,"
     " reason, term, claimed_at, lease_expires_at FROM assignment.assignments"
+)
+ENDED = (
+    "INSERT INTO assignment.assignments (id, request_id, user_id, agent_id, queue, rank, score,"
+    " reason, term, claimed_at, lease_expires_at, state, outcome, ended_at, ended_xid)"
+    " SELECT gen_random_uuid(), 'forged', 5, 99, queue, rank, score, reason, term, claimed_at,"
+    " lease_expires_at, {}, now(), 1 FROM assignment.assignments; INSERT INTO assignment.events"
+    " (at, kind, term, user_id, agent_id, assignment_id) SELECT now(), {}, term, user_id,"
+    " agent_id, id FROM assignment.assignments WHERE request_id = 'forged'"
 )
 USER_TWICE = TWICE.format(who="user", user="user_id", agent="99")
 AGENT_TWICE = TWICE.format(who="agent", user="99", agent="agent_id")
@@ -31,6 +45,21 @@ DAMAGE: dict[str, str] = {
     " DETACH PARTITION assignment.entries_1; DROP TABLE assignment.entries_1",
     "no generation has waited longer than 5 minutes to be published": "UPDATE"
     " assignment.generations SET built_at = now() - interval '301 s' WHERE state = 'building'",
+    "nobody was handed out who was barred or had opted out": "INSERT INTO assignment.bars"
+    " (kind, user_id, reason, since, by) VALUES"
+    " ('do_not_contact', 1, 'asked', now() - interval '1 h', 'an operator')",
+    "nobody claimable was passed over": "UPDATE assignment.entries SET rank = 0 WHERE user_id = 2",
+    "every answer was true when it was given": "UPDATE assignment.requests"
+    " SET deadline = answered_at - interval '1 ms'",
+    "every hold was ended and renewed by its own agent": "INSERT INTO assignment.events"
+    " (at, kind, term, user_id, agent_id, assignment_id) SELECT now(), 'renewed', term, user_id,"
+    " 99, id FROM assignment.assignments",
+    "every call that was to be called back has left the promise": ENDED.format(
+        "'completed', 'call_back'", "unnest(ARRAY['completed', 'assigned'])"
+    ),
+    "every hold that ended in the last day has left the event of its end": ENDED.format(
+        "'released', NULL", "'assigned'"
+    ),
     "every answered request agrees with its assignment": "UPDATE assignment.requests"
     " SET agent_id = 99",
     "no hold outlives its lease by more than 2 minutes": "UPDATE assignment.assignments"
@@ -115,3 +144,81 @@ def test_at_most_five_examples_are_shown_and_a_hundred_counted(world: World) -> 
     assert (found.check, found.count, len(found.examples)) == (MARKED_NOT_HELD, 100, 5)
     assert mend(world) == {"marked_held": 0, "given_back": 150}
     assert world.unhealthy() == []
+
+
+def test_no_check_and_no_repair_reads_more_than_it_says(
+    healthy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many records, lately and long ago, and as many claimable entries."""
+    monkeypatch.setattr(doctor, "NEWEST", 2_000)
+    fill(healthy, 20_000)
+    most = {check.name: 4 * doctor.NEWEST for check in CHECKS if ":newest" in check.query}
+    with healthy.engine.connect() as connection:
+        for check in CHECKS:
+            query = check.bounded
+            explain = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}")
+            found = connection.execute(explain, query.compile().params).scalar_one()
+            rows = sum(read(found[0]["Plan"]))
+            assert rows <= most.get(check.name, 1_000), (check.name, rows)
+    healthy.execute("UPDATE assignment.entries SET state = 'held' WHERE user_id = 2")
+    healthy.execute("UPDATE assignment.entries SET state = 'ready' WHERE user_id = 1")
+    with Line(healthy.engine, term=healthy.term).turn() as turn:
+        assert repair(turn).counts == {"marked_held": 1, "given_back": 1}
+        scanned = turn.connection.execute(
+            text(
+                "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+                " WHERE relname LIKE 'entries%'"
+            )
+        ).scalar_one()
+    assert 0 < scanned < 1_000
+
+
+def fill(world: World, size: int) -> None:
+    """So many records of the last day, as many older ones, and so many users who are claimable."""
+    for back in ("30 min", "3 days"):
+        given = {"size": size, "back": back, "name": back}
+        world.execute(
+            "INSERT INTO assignment.assignments (id, request_id, user_id, agent_id, queue, rank,"
+            " score, reason, term, state, claimed_at, lease_expires_at, ended_at, ended_xid) SELECT"
+            " (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7000'"
+            " || '8000' || lpad(to_hex(n), 12, '0'))::uuid, :name || n, n + 1000, n % 50,"
+            " 'unsigned_users', 1, 0, 'new', 1, 'released', at, at + interval '1 min', at, 1"
+            " FROM (SELECT n, now() - cast(:back AS interval) - n * interval '1 ms' AS at"
+            " FROM generate_series(1, :size) n) AS made",
+            **given,
+        )
+        world.execute(
+            "INSERT INTO assignment.requests (request_id, agent_id, outcome, answer, assignment_id,"
+            " term, answered_at) SELECT request_id, agent_id, 'assigned', '{}', id, 1, claimed_at"
+            " FROM assignment.assignments WHERE request_id LIKE :name || '%'",
+            name=back,
+        )
+        world.execute(
+            "INSERT INTO assignment.events (at, kind, term, user_id, agent_id, assignment_id)"
+            " SELECT claimed_at, unnest(ARRAY['assigned', 'released']), 1, user_id, agent_id, id"
+            " FROM assignment.assignments WHERE request_id LIKE :name || '%'",
+            name=back,
+        )
+    world.execute(
+        "INSERT INTO assignment.job_runs (job, trigger, status, started_at, ended_at)"
+        " SELECT 'generation.tend', 'beat', 'succeeded', now(), now()"
+        " FROM generate_series(1, cast(:size AS int))",
+        size=size,
+    )
+    world.execute(
+        "INSERT INTO assignment.entries (generation_id, user_id, rank, score) SELECT g.id, n, n, 0"
+        " FROM assignment.generations g, generate_series(1000, cast(:size AS int)) n"
+        " WHERE g.queue = 'unsigned_users' AND g.state = 'published'",
+        size=size,
+    )
+    world.execute("ANALYZE")
+    assert world.unhealthy() == []
+
+
+def read(plan: dict[str, Any]) -> Iterator[int]:
+    """The rows that each scan of a plan read, those that it threw away too."""
+    if "Scan" in plan["Node Type"] and "Relation Name" in plan:
+        thrown = plan.get("Rows Removed by Filter", 0)
+        yield round((plan["Actual Rows"] + thrown) * plan["Actual Loops"])
+    for each in plan.get("Plans", ()):
+        yield from read(each)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from assignment_workers.assignment import explain as explaining
 from assignment_workers.assignment.answers import Empty
 from assignment_workers.assignment.explain import Explanation, Funnel, explain, funnel
 from assignment_workers.assignment.pause import pause
@@ -173,13 +172,15 @@ def test_nobody_is_explained_who_is_not_known(world: World) -> None:
     assert why(world, 1) == "in_other_queue"
 
 
-def test_a_large_pool_is_counted_by_its_best_and_the_funnel_says_so(
-    pool: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(explaining, "EXPLAINED_AT_MOST", 4)
-    found = counted(pool)
+def test_a_large_pool_is_counted_by_its_best_and_the_funnel_says_so(pool: World) -> None:
+    with pool.engine.connect() as connection:
+        policy = POLICIES[UNSIGNED]
+        found = funnel(connection, policy, now=pool.now, at_most=4)
+        whole = funnel(connection, policy, now=pool.now, at_most=None)
     assert (found.pool, found.complete) == (4, False)
     assert found.pool == found.claimable + sum(steps(found).values())
+    assert whole.complete
+    assert whole == counted(pool)
 
 
 HELD_BACK: dict[str, tuple[dict[str, Any], str, float]] = {

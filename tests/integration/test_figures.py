@@ -38,6 +38,10 @@ def busy(world: World) -> World:
         "UPDATE assignment.assignments SET claimed_at = now() - interval '10 min',"
         " lease_expires_at = now() - interval '1 s' WHERE agent_id = 5"
     )
+    world.execute(
+        "INSERT INTO assignment.bars (kind, user_id, reason, since, by) SELECT 'quarantine', n,"
+        " 'unclear', now(), 'the claim' FROM generate_series(19, 20) n"
+    )
     return world
 
 
@@ -60,6 +64,8 @@ def test_every_figure_is_what_the_tables_say(busy: World) -> None:
     )
     assert unsigned.claimed_last_hour == 5
     assert unsigned.runway_minutes == 16 * 60 / 5
+    assert (unsigned.skipped_last_hour, outstanding.skipped_last_hour) == (1, 0)
+    assert (unsigned.quarantined, outstanding.quarantined) == (2, 0)
     assert (outstanding.claimable, outstanding.runway_minutes) == (0, None)
     assert (found.holds, found.holds_lapsing, found.holds_lapsed) == (2, 0, 1)
     assert found.answers_last_hour == dict(
@@ -179,6 +185,10 @@ def test_no_figure_reads_a_table_whole(busy: World) -> None:
         " now() - n * interval '1 min', now(), now() - n * interval '1 min', 1"
         " FROM generate_series(100, 60000) n"
     )
+    busy.execute(
+        "INSERT INTO assignment.bars (kind, user_id, reason, since, by)"
+        " SELECT 'do_not_contact', n, 'asked', now(), 'them' FROM generate_series(100, 60000) n"
+    )
     busy.execute("ANALYZE")
     with busy.engine.connect() as connection:
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
@@ -196,11 +206,11 @@ def _scanned(connection: object) -> dict[str, int]:
     rows = connection.execute(  # type: ignore[attr-defined]
         text(
             "SELECT relname, seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE schemaname = 'assignment'"
-            " AND relname IN ('events', 'requests', 'assignments')"
+            " AND relname IN ('events', 'requests', 'assignments', 'bars')"
         )
     )
     found = {str(name): int(count) for name, count in rows}
-    assert len(found) == 3
+    assert len(found) == 4
     return found
 
 

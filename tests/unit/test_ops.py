@@ -43,6 +43,8 @@ NOW = Figures(
             published_at=AT,
             age_seconds=60.0,
             claimed_last_hour=60,
+            skipped_last_hour=3,
+            quarantined=2,
             runway_minutes=30.0,
         )
     ],

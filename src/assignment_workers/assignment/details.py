@@ -172,7 +172,7 @@ def funnel(connection: Connection, policy: Policy, now: datetime) -> Funnel:
         .outerjoin(CrmUser, CrmUser.id == UserCallScore.user_id)
         .group_by("broken")
     )
-    found = {row[0]: row[1] for row in connection.execute(query, {"now": now})}
+    found = {row[0]: row[1] for row in connection.execute(query, policy.at(now))}
     names = ["eligible", *(rule.name for rule in policy.rules)]
     counts = {
         name: round(found.get(None if name == "eligible" else name, 0) / share) for name in names

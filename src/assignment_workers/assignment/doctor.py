@@ -17,17 +17,23 @@ from sqlalchemy import (
     func,
     insert,
     null,
-    select,
     text,
     update,
 )
 
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.entries import HELD, PUBLISHED, READY, WAITING
+from assignment_workers.assignment.figures import JOB_NAMES, RUNS
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import Turn
+from assignment_workers.policy.outcomes import OUTCOMES
 from assignment_workers.schema import tables
 from assignment_workers.schema.tables import Assignment, Entry
+
+NEWEST = 20_000
+"""Records that a check looks at: those between two runs by itself, at a hundred claims a second."""
+HEAD = 100
+"""Claimable entries, the best by rank, of whom it is asked whether they were passed over."""
 
 
 class Finding(BaseModel):
@@ -43,21 +49,30 @@ class Finding(BaseModel):
 
 @dataclass(frozen=True)
 class Check:
-    """A query whose rows, of one text column each, are breaches. At most a hundred are read."""
+    """A query whose rows, of one text column each, are breaches. At most a hundred are read.
+
+    `cost` says what the query reads at the most, however large the tables are.
+    """
 
     name: str
     guarantee: int | None
+    cost: str
     query: str
     repairable: bool = False
 
     @property
     def bounded(self) -> TextClause:
-        """The query, read no further than a hundred rows."""
-        return text(f"SELECT breach FROM ({self.query}) AS found (breach) LIMIT 100")  # noqa: S608
+        """The query, read no further than a hundred rows; `newest` is how many records it reads."""
+        return text(f"SELECT breach FROM ({self.query}) AS found (breach) LIMIT 100").bindparams(
+            **({"newest": NEWEST} if ":newest" in self.query else {})
+        )
 
 
 def examine(connection: Connection) -> list[Finding]:
-    """Run every check in one read-only snapshot of the database, so that none sees half a turn."""
+    """Run every check in one read-only snapshot of the database, so that none sees half a turn.
+
+    Cost: what the checks say of themselves; the whole records are `history.check`'s to read.
+    """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     findings = []
     for check in CHECKS:
@@ -87,41 +102,74 @@ def keep(connection: Connection, findings: Sequence[Finding]) -> None:
 def repair(turn: Turn) -> Done:
     """Bring the entries of the published generations in line with the holds.
 
-    No assignment changes.
+    No assignment changes. Cost: that of the active holds and of the entries marked held.
     """
-    published = Entry.generation_id.in_(PUBLISHED)
-    held = exists(
-        select(1)
-        .select_from(Assignment)
-        .where(Assignment.user_id == Entry.user_id, Assignment.state == ACTIVE)
-    )
-    marked = turn.connection.execute(
-        update(Entry)
-        .where(published, Entry.state.in_([READY, WAITING]), held)
-        .values(state=HELD, available_from=null())
-    )
-    freed = turn.connection.execute(
-        update(Entry).where(published, Entry.state == HELD, ~held).values(state=READY)
-    )
+    marked = turn.connection.execute(_MARK_HELD)
+    freed = turn.connection.execute(_GIVE_BACK)
     return Done(counts={"marked_held": marked.rowcount, "given_back": freed.rowcount})
 
+
+_MARK_HELD = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == Assignment.user_id,
+        Assignment.state == ACTIVE,
+        Entry.state.in_([READY, WAITING]),
+    )
+    .values(state=HELD, available_from=null())
+)
+_GIVE_BACK = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.state == HELD,
+        ~exists().where(Assignment.user_id == Entry.user_id, Assignment.state == ACTIVE),
+    )
+    .values(state=READY)
+)
+
+# What is kept of the last day, the newest first and no more than so many: by the index on the time,
+# or on the id of an assignment, which begins with the milliseconds of its claim. What belongs to a
+# row is looked up by LIMIT 1 in a query of its own, which the planner cannot turn into a join that
+# reads the other table whole.
+_DAY = "statement_timestamp() - interval '1 day'"
+_MADE = f"""(SELECT * FROM assignment.assignments
+    WHERE id >= rpad(lpad(to_hex((extract(epoch FROM {_DAY}) * 1000)::bigint), 12, '0'), 32, '0')
+        ::uuid ORDER BY id DESC LIMIT :newest) AS a"""
+_ENDED = f"""(SELECT * FROM assignment.assignments
+    WHERE state <> 'active' AND ended_at > {_DAY} ORDER BY ended_at DESC LIMIT :newest) AS a"""
+_ANSWERED = f"""(SELECT request_id, agent_id, outcome, deadline, assignment_id, answered_at
+    FROM assignment.requests WHERE answered_at > {_DAY}
+    ORDER BY answered_at DESC LIMIT :newest) AS r"""
+_TOLD = f"""(SELECT id, at, kind, term, user_id, agent_id, assignment_id FROM assignment.events
+    WHERE at > {_DAY} ORDER BY at DESC LIMIT :newest) AS e"""
+_PROMISING = ", ".join(f"'{each.name}'" for each in OUTCOMES.values() if each.needs_callback)
+_ENDS = "'completed', 'skipped', 'released', 'expired'"
+
+HOLDS = "the active holds, by their index"
+NEWEST_ROWS = f"the newest {NEWEST:,} of the last day, and a row or two by index for each"
+FEW = "a row for each dialer queue"
 
 CHECKS = (
     Check(
         "no user has two active assignments",
         1,
+        HOLDS,
         "SELECT 'user ' || user_id FROM assignment.assignments WHERE state = 'active'"
         " GROUP BY user_id HAVING count(*) > 1",
     ),
     Check(
         "no agent has two active assignments",
         1,
+        HOLDS,
         "SELECT 'agent ' || agent_id FROM assignment.assignments WHERE state = 'active'"
         " GROUP BY agent_id HAVING count(*) > 1",
     ),
     Check(
         "the indexes that keep holds single are in place",
         1,
+        "two rows of the catalogue",
         "SELECT name || ' is missing or invalid' FROM unnest(ARRAY['uq_assignments_active_user',"
         " 'uq_assignments_active_agent']) AS name WHERE NOT EXISTS (SELECT 1 FROM pg_index"
         " WHERE indexrelid = to_regclass('assignment.' || name) AND indisunique AND indisvalid)",
@@ -129,67 +177,139 @@ CHECKS = (
     Check(
         "every held user is marked held in the published generations",
         2,
-        "SELECT 'user ' || a.user_id || ' in generation ' || e.generation_id"
-        " FROM assignment.assignments a JOIN assignment.entries e ON e.user_id = a.user_id"
-        " JOIN assignment.generations g ON g.id = e.generation_id AND g.state = 'published'"
-        " WHERE a.state = 'active' AND e.state IN ('ready', 'waiting')",
+        "the active holds, and an entry by its key for each in each published generation",
+        "SELECT 'user ' || a.user_id || ' in generation ' || g.id"
+        " FROM assignment.assignments a CROSS JOIN assignment.generations g"
+        " CROSS JOIN LATERAL (SELECT state FROM assignment.entries"
+        " WHERE generation_id = g.id AND user_id = a.user_id LIMIT 1) AS e"
+        " WHERE a.state = 'active' AND g.state = 'published' AND e.state IN ('ready', 'waiting')",
         repairable=True,
     ),
     Check(
         "nobody is marked held without an active assignment",
         2,
-        "SELECT 'user ' || e.user_id || ' in generation ' || e.generation_id"
-        " FROM assignment.generations g JOIN assignment.entries e ON e.generation_id = g.id"
-        " WHERE g.state = 'published' AND e.state = 'held' AND NOT EXISTS (SELECT 1"
-        " FROM assignment.assignments a WHERE a.user_id = e.user_id AND a.state = 'active')",
+        "the entries marked held, by their index, and a hold by its index for each",
+        "SELECT 'user ' || e.user_id || ' in generation ' || g.id FROM assignment.generations g"
+        " CROSS JOIN LATERAL (SELECT user_id FROM assignment.entries"
+        " WHERE generation_id = g.id AND state = 'held' OFFSET 0) AS e"
+        " WHERE g.state = 'published' AND (SELECT 1 FROM assignment.assignments a"
+        " WHERE a.user_id = e.user_id AND a.state = 'active' LIMIT 1) IS NULL",
         repairable=True,
     ),
     Check(
         "every published generation has its entries",
         2,
+        FEW,
         "SELECT 'generation ' || id FROM assignment.generations WHERE state = 'published'"
         " AND to_regclass('assignment.entries_' || id) IS NULL",
     ),
     Check(
         "no generation has waited longer than 5 minutes to be published",
         2,
+        "the generations, of which there are as many as builds were kept",
         "SELECT 'generation ' || id FROM assignment.generations WHERE state = 'building'"
         " AND built_at < statement_timestamp() - interval '5 minutes'",
     ),
     Check(
+        "nobody was handed out who was barred or had opted out",
+        3,
+        NEWEST_ROWS,
+        # What the CRM said at the claim is not kept: of the facts only those that are ours.
+        f"SELECT 'assignment ' || a.id FROM {_MADE}"
+        " WHERE (SELECT 1 FROM assignment.bars b WHERE b.user_id = a.user_id"
+        " AND b.lifted_at IS NULL AND b.since < a.claimed_at LIMIT 1) = 1"
+        " OR (SELECT 1 FROM assignment.assignments t WHERE t.user_id = a.user_id"
+        " AND t.outcome IN ('do_not_contact', 'no_claim') AND t.ended_at < a.claimed_at"
+        " LIMIT 1) = 1",
+    ),
+    Check(
+        "nobody claimable was passed over",
+        4,
+        f"the {HEAD} best ranks of each published generation, and its newest {NEWEST:,} claims",
+        # Of whom nothing at all is told there is no reason why they were not handed out before a
+        # worse rank, but that the agent had skipped them, which would be told.
+        "SELECT 'user ' || e.user_id || ' in generation ' || g.id FROM assignment.generations g"
+        " CROSS JOIN LATERAL (SELECT max(a.rank) AS rank FROM (SELECT rank, generation_id"
+        f" FROM {_MADE} WHERE source = 'queue') AS a WHERE a.generation_id = g.id) AS worst"
+        " CROSS JOIN LATERAL (SELECT user_id, rank FROM assignment.entries"
+        " WHERE generation_id = g.id AND state = 'ready'"
+        f" ORDER BY rank LIMIT {HEAD}) AS e"
+        " WHERE g.state = 'published' AND e.rank < worst.rank AND (SELECT 1"
+        " FROM assignment.events v WHERE v.user_id = e.user_id LIMIT 1) IS NULL AND (SELECT 1"
+        " FROM assignment.assignments v WHERE v.user_id = e.user_id LIMIT 1) IS NULL",
+    ),
+    Check(
         "every answered request agrees with its assignment",
         5,
-        "SELECT 'request ' || r.request_id FROM assignment.requests r"
-        " JOIN assignment.assignments a ON a.id = r.assignment_id WHERE a.agent_id <> r.agent_id"
-        " AND r.answered_at > statement_timestamp() - interval '1 day'",
+        NEWEST_ROWS,
+        f"SELECT 'request ' || r.request_id FROM {_ANSWERED} CROSS JOIN LATERAL"
+        " (SELECT agent_id FROM assignment.assignments WHERE id = r.assignment_id LIMIT 1) AS a"
+        " WHERE a.agent_id <> r.agent_id",
+    ),
+    Check(
+        "every answer was true when it was given",
+        6,
+        NEWEST_ROWS,
+        "SELECT 'request ' || r.request_id || ' was ' || CASE r.outcome WHEN 'assigned' THEN"
+        " 'given a user after its deadline, or one who was not held' ELSE"
+        f" 'told too soon that it was late' END FROM {_ANSWERED}"
+        " WHERE CASE r.outcome WHEN 'too_late' THEN coalesce(r.deadline > r.answered_at, true)"
+        " WHEN 'assigned' THEN coalesce(r.deadline <= r.answered_at, false) OR coalesce((SELECT"
+        " NOT r.answered_at BETWEEN a.claimed_at AND coalesce(a.ended_at, 'infinity')"
+        " FROM assignment.assignments a WHERE a.id = r.assignment_id LIMIT 1), true) END",
     ),
     Check(
         "no hold outlives its lease by more than 2 minutes",
         7,
+        "what it finds, by the index on leases",
         "SELECT 'assignment ' || id FROM assignment.assignments WHERE state = 'active'"
         " AND lease_expires_at < statement_timestamp() - interval '2 minutes'",
     ),
     Check(
+        "every hold was ended and renewed by its own agent",
+        8,
+        NEWEST_ROWS,
+        f"SELECT 'event ' || e.id || ' of assignment ' || e.assignment_id FROM {_TOLD}"
+        " CROSS JOIN LATERAL (SELECT agent_id, user_id FROM assignment.assignments"
+        " WHERE id = e.assignment_id LIMIT 1) AS a"
+        f" WHERE e.kind IN ({_ENDS}, 'renewed')"
+        " AND (a.agent_id, a.user_id) IS DISTINCT FROM (e.agent_id, e.user_id)",
+    ),
+    Check(
         "no event is of a term that has not begun",
         9,
-        "SELECT 'event ' || e.id || ' of term ' || e.term FROM assignment.events e"
-        " JOIN assignment.sequencer s ON s.lane = 'default' WHERE e.term > s.term"
-        " AND e.at > statement_timestamp() - interval '1 day'",
+        f"the newest {NEWEST:,} events of the last day",
+        f"SELECT 'event ' || e.id || ' of term ' || e.term FROM {_TOLD}"
+        " JOIN assignment.sequencer s ON s.lane = 'default' WHERE e.term > s.term",
+    ),
+    Check(
+        "every call that was to be called back has left the promise",
+        10,
+        NEWEST_ROWS,
+        f"SELECT 'assignment ' || a.id FROM {_ENDED} WHERE a.outcome IN ({_PROMISING})"
+        " AND (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
+        " AND e.assignment_id = a.id AND e.kind = 'callback_promised' LIMIT 1) IS NULL",
     ),
     Check(
         "every assignment of the last day has left its event",
         11,
-        "SELECT 'assignment ' || a.id FROM assignment.assignments a"
-        " WHERE a.claimed_at > statement_timestamp() - interval '1 day'"
-        # An id begins with the milliseconds of the claim: the primary key bounds what is read.
-        " AND a.id >= rpad(lpad(to_hex((extract(epoch FROM statement_timestamp()"
-        " - interval '1 day') * 1000)::bigint), 12, '0'), 32, '0')::uuid AND NOT EXISTS (SELECT 1"
-        " FROM assignment.events e WHERE e.user_id = a.user_id AND e.assignment_id = a.id"
-        " AND e.kind = 'assigned')",
+        NEWEST_ROWS,
+        f"SELECT 'assignment ' || a.id FROM {_MADE} WHERE a.claimed_at > {_DAY}"
+        " AND (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
+        " AND e.assignment_id = a.id AND e.kind = 'assigned' LIMIT 1) IS NULL",
+    ),
+    Check(
+        "every hold that ended in the last day has left the event of its end",
+        11,
+        NEWEST_ROWS,
+        f"SELECT 'assignment ' || a.id FROM {_ENDED}"
+        " WHERE (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
+        " AND e.assignment_id = a.id AND e.kind = a.state LIMIT 1) IS NULL",
     ),
     Check(
         "no callback is overdue by more than an hour",
         None,
+        "what it finds, by the index on callbacks that are pending",
         "SELECT 'callback ' || id || ' of user ' || user_id FROM public.callbacks"
         " WHERE status = 'pending' AND scheduled_for"
         " < timezone('UTC', clock_timestamp() - interval '1 hour') ORDER BY scheduled_for",
@@ -197,7 +317,10 @@ CHECKS = (
     Check(
         "no job has been running for more than an hour",
         None,
-        "SELECT job || ' run ' || id FROM assignment.job_runs WHERE status = 'running'"
-        " AND started_at < statement_timestamp() - interval '1 hour'",
+        f"the newest {RUNS} runs of each job, by their index",
+        f"WITH RECURSIVE {JOB_NAMES} SELECT r.job || ' run ' || r.id FROM names n"
+        " CROSS JOIN LATERAL (SELECT job, id, status, started_at FROM assignment.job_runs"
+        f" WHERE job = n.job ORDER BY id DESC LIMIT {RUNS}) AS r"
+        " WHERE r.status = 'running' AND r.started_at < statement_timestamp() - interval '1 hour'",
     ),
 )

@@ -205,14 +205,20 @@ def explain(
     )
 
 
-def funnel(connection: Connection, policy: Policy, *, now: datetime) -> Funnel:
+def funnel(
+    connection: Connection,
+    policy: Policy,
+    *,
+    now: datetime,
+    at_most: int | None = EXPLAINED_AT_MOST,
+) -> Funnel:
     """How many of the pool each rule holds back, in the order of the rules, and who is left.
 
-    Cost: one pass over at most `EXPLAINED_AT_MOST` users of the pool, in the database.
+    Cost: one pass over `at_most` users of the pool, in the database; None: over all of them.
     """
     place = _place(connection, policy.queue)
     given = _given(policy, place["generation"], now)
-    rows = connection.execute(tally(policy, EXPLAINED_AT_MOST), given).all()
+    rows = connection.execute(tally(policy, at_most), given).all()
     found = {row.stands: row for row in rows}
     pool = left = sum(row.users for row in rows)
     steps = []
@@ -229,7 +235,7 @@ def funnel(connection: Connection, policy: Policy, *, now: datetime) -> Funnel:
         paused=place["paused"],
         generation=place["generation"],
         published_at=place["published_at"],
-        complete=pool < EXPLAINED_AT_MOST,
+        complete=at_most is None or pool < at_most,
         pool=pool,
         steps=steps,
         claimable=left,

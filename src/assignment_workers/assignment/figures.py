@@ -7,6 +7,8 @@ is named beside it. Whoever shows a figure says which.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 
 from pydantic import BaseModel
@@ -19,11 +21,12 @@ from assignment_workers.assignment.status import (
     queue_statuses,
     sequencer_status,
 )
+from assignment_workers.schema.tables import AssignmentState
 
 NEWEST = 50_000
 """Answers, races and ends of holds that are looked at, at the most: the newest."""
 COUNTED_AT_MOST = 10_000
-"""Dead letters and holds are counted no further."""
+"""Dead letters, holds and who is quarantined are counted no further."""
 RUNS = 200
 """Runs of each job that are looked at: the newest."""
 
@@ -34,6 +37,9 @@ class QueueFigures(QueueStatus):
     age_seconds: float | None
     """Since the generation was published."""
     claimed_last_hour: int
+    skipped_last_hour: int
+    quarantined: int
+    """Users of its pool who are set aside until an operator releases them."""
     runway_minutes: float | None
     """How long the claimable users last at the rate of the last hour; None: nobody was claimed."""
 
@@ -111,18 +117,26 @@ def figures(connection: Connection, *, application: str) -> Figures:
         return {str(name): count for name, count in connection.execute(text(query))}
 
     holds = connection.execute(text(_HOLDS)).one()
-    claimed = counts(_CLAIMED)
+    claimed, quarantined = counts(_CLAIMED), counts(_QUARANTINED)
+    ended: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for queue, state, count in connection.execute(text(_ENDED)):
+        ended[state] += count
+        skipped[queue] += count if state == AssignmentState.SKIPPED else 0
     now: datetime = connection.execute(text("SELECT statement_timestamp()")).scalar_one()
     findings = connection.execute(text(_FINDINGS)).mappings().all()
     return Figures(
         at=now,
-        queues=[_queue(each, claimed, now) for each in queue_statuses(connection)],
+        queues=[
+            _queue(each, now, claimed=claimed, skipped=skipped, quarantined=quarantined)
+            for each in queue_statuses(connection)
+        ],
         sequencer=sequencer_status(connection, application=application),
         holds=holds.all_holds,
         holds_lapsing=holds.lapsing,
         holds_lapsed=holds.lapsed,
         answers_last_hour=counts(_ANSWERS),
-        ended_last_hour=counts(_ENDED),
+        ended_last_hour=dict(ended),
         races_last_hour=counts(_RACES),
         time_to_assign=TimeToAssign(**connection.execute(text(_TIMES)).mappings().one()),
         jobs=[JobFigures(**row) for row in connection.execute(text(_JOBS)).mappings()],
@@ -134,13 +148,22 @@ def figures(connection: Connection, *, application: str) -> Figures:
     )
 
 
-def _queue(status: QueueStatus, claimed: dict[str, int], now: datetime) -> QueueFigures:
+def _queue(
+    status: QueueStatus,
+    now: datetime,
+    *,
+    claimed: Mapping[str, int],
+    skipped: Mapping[str, int],
+    quarantined: Mapping[str, int],
+) -> QueueFigures:
     count = claimed.get(status.queue, 0)
     known = count > 0 and status.claimable is not None
     return QueueFigures(
         **status.model_dump(),
         age_seconds=(now - status.published_at).total_seconds() if status.published_at else None,
         claimed_last_hour=count,
+        skipped_last_hour=skipped.get(status.queue, 0),
+        quarantined=quarantined.get(status.queue, 0),
         runway_minutes=(status.claimable or 0) * 60 / count if known else None,
     )
 
@@ -195,10 +218,18 @@ _RACES = f"""
 SELECT details->>'kind', count(*) FROM {_NEWEST_EVENTS % "ASSIGNMENT_RACE_CONDITION"} GROUP BY 1
 """
 _ENDED = f"""
-SELECT state, count(*) FROM (SELECT state FROM assignment.assignments
+SELECT queue, state, count(*) FROM (SELECT queue, state FROM assignment.assignments
     WHERE state <> 'active' AND ended_at > statement_timestamp() - interval '1 hour'
     ORDER BY ended_at DESC LIMIT {NEWEST}) AS newest
-GROUP BY state
+GROUP BY queue, state
+"""
+_QUARANTINED = f"""
+SELECT s.current_queue_type, count(*)
+FROM (SELECT user_id FROM assignment.bars
+    WHERE kind = 'quarantine' AND lifted_at IS NULL LIMIT {COUNTED_AT_MOST}) AS b
+CROSS JOIN LATERAL (SELECT current_queue_type FROM user_call_scores
+    WHERE user_id = b.user_id LIMIT 1) AS s
+GROUP BY 1
 """
 _DEAD_LETTERS = f"""
 SELECT count(*) FROM (SELECT 1 FROM assignment.dead_letters WHERE replayed_at IS NULL
@@ -211,14 +242,16 @@ _FINDINGS = """
 SELECT check_name AS check, guarantee, ok, count, examples, repairable, examined_at
 FROM assignment.findings ORDER BY ok, guarantee NULLS LAST, check_name
 """
-# Each job's name by one probe of the index on (job, id), and its newest runs by the same index.
-_JOBS = f"""
-WITH RECURSIVE names AS (
+JOB_NAMES = """names AS (
     (SELECT job FROM assignment.job_runs ORDER BY job LIMIT 1)
     UNION ALL
     SELECT (SELECT r.job FROM assignment.job_runs r WHERE r.job > n.job ORDER BY r.job LIMIT 1)
     FROM names n WHERE n.job IS NOT NULL
-), runs AS (
+)"""
+"""Each job's name, by one probe of the index on (job, id)."""
+# A job's newest runs are found by the same index.
+_JOBS = f"""
+WITH RECURSIVE {JOB_NAMES}, runs AS (
     SELECT r.* FROM names n CROSS JOIN LATERAL (
         SELECT * FROM assignment.job_runs WHERE job = n.job ORDER BY id DESC LIMIT {RUNS}
     ) AS r

@@ -104,6 +104,9 @@ def _build(
     connection.execute(
         text(f"CREATE INDEX ON {name} (generation_id, available_from) WHERE state = 'waiting'")
     )
+    connection.execute(
+        text(f"CREATE INDEX ON {name} (generation_id, user_id) WHERE state = 'held'")
+    )
     connection.execute(text(f"ANALYZE {name}"))
     connection.execute(
         text(f"ALTER TABLE assignment.entries ATTACH PARTITION {name} FOR VALUES IN ({number})")

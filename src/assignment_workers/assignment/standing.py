@@ -123,20 +123,18 @@ def standing(
 
 
 @cache
-def tally(policy: Policy, at_most: int) -> Select[*tuple[Any, ...]]:
+def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
     """How many of the pool stand how, and the first instant at which one of them does no more.
 
     Of the first `at_most` of the pool by score, which are read by the index on queue and score and
-    no further. Parameters: those of `standing`.
+    no further; None: of them all. Parameters: those of `standing`.
     """
-    pool = (
-        select(UserCallScore.user_id)
-        .where(UserCallScore.current_queue_type == word(policy.queue))
-        .order_by(UserCallScore.current_score)
-        .limit(literal_column(str(at_most)))
-        .cte("pool")
-        .prefix_with("MATERIALIZED")
+    members = select(UserCallScore.user_id).where(
+        UserCallScore.current_queue_type == word(policy.queue)
     )
+    if at_most is not None:
+        members = members.order_by(UserCallScore.current_score).limit(literal_column(str(at_most)))
+    pool = members.cte("pool").prefix_with("MATERIALIZED")
     each = standing(policy, pool).subquery("each")
     return select(
         each.c.stands, func.count().label("users"), func.min(each.c.free_at).label("free_at")

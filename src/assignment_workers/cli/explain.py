@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
 
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.explain import Explanation, Funnel, QueueVerdict, instant
+from assignment_workers.assignment.explain import (
+    EXPLAINED_AT_MOST,
+    Explanation,
+    Funnel,
+    QueueVerdict,
+    instant,
+)
 from assignment_workers.assignment.explain import explain as explain_user
 from assignment_workers.assignment.explain import funnel as explain_queue
-from assignment_workers.cli.servers import database, settings
+from assignment_workers.cli.servers import COMMAND_AT_MOST, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES
+
+WHOLE_AT_MOST = timedelta(minutes=30)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,22 +33,36 @@ def add_to(app: typer.Typer) -> None:
 def explain(
     user: Annotated[int | None, typer.Argument(help="The user.", min=1, max=2**63 - 1)] = None,
     queue: Annotated[str | None, typer.Option(help="The dialer queue.")] = None,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help=f"All of the pool, beyond its first {EXPLAINED_AT_MOST:,}."),
+    ] = False,
     json: AsJson = False,
 ) -> int:
-    """Say why USER is or is not offered now, or with --queue what holds its users back."""
+    """Say why USER is or is not offered now, or with --queue what holds its users back.
+
+    --whole reads each user of the pool: minutes for ten millions.
+    """
     if (user is None) == (queue is None):
         raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")
+    if whole and queue is None:
+        raise UsageError("--whole is for --queue: a user is always judged whole")
     if queue is not None and queue not in POLICIES:
         raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
     given = settings()
     policies = policies_of(given)
     found: Explanation | Funnel | None
-    with database() as connection:
+    with database(patience=WHOLE_AT_MOST if whole else COMMAND_AT_MOST) as connection:
         now = instant(connection)
         if user is not None:
             found = explain_user(connection, user, policies=policies, settings=given, now=now)
         else:
-            found = explain_queue(connection, policies[queue or ""], now=now)
+            found = explain_queue(
+                connection,
+                policies[queue or ""],
+                now=now,
+                at_most=None if whole else EXPLAINED_AT_MOST,
+            )
     if found is None:
         raise UsageError(f"no user {user}: neither the CRM nor a score row nor a hold names them")
     if json:

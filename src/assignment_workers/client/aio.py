@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
+from assignment_workers import traces
 from assignment_workers.assignment.answers import (
     CommandAnswer,
     FinishAnswer,
@@ -184,9 +185,13 @@ class AsyncClient:
         """What the task returned, as it is; `Unavailable` where nothing came in time."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         seconds = timeout.total_seconds()
-        self._courier.post(Call(command, self._courier.now + seconds, future))
+        traced = traces.ask(command.task, command.said)
+        self._courier.post(Call(command, self._courier.now + seconds, future, traced))
         try:
             async with asyncio.timeout(seconds):
                 return await future
         except TimeoutError:
             return no_answer(timeout)
+        finally:
+            if traced is not None:
+                traced.end()

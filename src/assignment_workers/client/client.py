@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, TypeVar
 from uuid import UUID
 
+from assignment_workers import traces
 from assignment_workers.assignment.answers import (
     CommandAnswer,
     FinishAnswer,
@@ -228,8 +229,10 @@ class Client(Asking):
         future: Future[object] = Future()
         loop = self._running()
 
+        traced = traces.ask(command.task, command.said)
+
         def post() -> None:
-            self._courier.post(Call(command, loop.time() + seconds, future))
+            self._courier.post(Call(command, loop.time() + seconds, future, traced))
 
         try:
             loop.call_soon_threadsafe(post)
@@ -239,6 +242,9 @@ class Client(Asking):
         except BaseException:
             future.cancel()
             raise
+        finally:
+            if traced is not None:
+                traced.end()
 
     def _run(self, what: Callable[[Courier], Coroutine[Any, Any, T]]) -> T:
         loop = self._running()

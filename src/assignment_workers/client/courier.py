@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent import futures
+from contextvars import Context
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from assignment_workers import traces
 from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.client.database_clock import DatabaseClock
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
@@ -89,7 +91,9 @@ class Courier:
         """Send one message without waiting for its result; its id. Raises `BrokerUnavailable`."""
         self._start()
         name = str(new_id(self._clock(), self._chance))  # not one of those whose results are taken
-        data = message(task, args, kwargs, task_id=name, celery_queue=to, expires=None)
+        data = message(
+            task, args, kwargs, task_id=name, celery_queue=to, expires=None, traced=traces.here()
+        )
         await self._broker.send(to, data)
         return name
 
@@ -117,7 +121,11 @@ class Courier:
         self._wake = asyncio.Event()
         self._listening = asyncio.Event()
         self._deaf: BrokerUnavailable | None = None
-        self._tasks = [asyncio.create_task(self._carry()), asyncio.create_task(self._hear())]
+        # In a context of their own: what the first caller bound to its log and trace is not theirs.
+        self._tasks = [
+            asyncio.create_task(self._carry(), context=Context()),
+            asyncio.create_task(self._hear(), context=Context()),
+        ]
         for task in self._tasks:
             task.add_done_callback(self._ended)
 
@@ -148,16 +156,18 @@ class Courier:
         try:
             await self._until_listening()
             await self._database.read()
-            data = message(
-                batch.task,
-                command.args,
-                batch.kwargs(self._database.at),
-                task_id=batch.id,
-                celery_queue=command.celery_queue,
-                expires=self._database.at(batch.ends) + SKEW,
-                about=batch.about,
-            )
-            await self._broker.send(command.celery_queue, data)
+            with traces.sending([call.traced for call in batch.calls]) as traced:
+                data = message(
+                    batch.task,
+                    command.args,
+                    batch.kwargs(self._database.at),
+                    task_id=batch.id,
+                    celery_queue=command.celery_queue,
+                    expires=self._database.at(batch.ends) + SKEW,
+                    about=batch.about,
+                    traced=traced,
+                )
+                await self._broker.send(command.celery_queue, data)
         except (BrokerUnavailable, RedisError, OSError) as error:
             if batch.tries > 1:
                 return  # one was sent before, and may be answered yet; this one goes again too

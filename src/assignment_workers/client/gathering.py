@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from assignment_workers.client.commands import ASSIGNMENT, Command
+from assignment_workers.traces import Ask
 
 TOGETHER = 128
 """Calls in one message."""
@@ -40,6 +41,7 @@ class Call:
     command: Command
     ends: float
     future: Settled
+    traced: Ask | None = None
 
     def waits(self, now: float) -> bool:
         """Whether the caller still wants the answer."""

@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -44,11 +44,12 @@ def message(
     celery_queue: str,
     expires: datetime | None,
     about: Sequence[str] = (),
+    traced: Mapping[str, Any] | None = None,
 ) -> Envelope:
     """The message; its JSON is what Redis has in the list `celery_queue`.
 
     A worker that comes to it after `expires` does not run it. `about` names the requests in it, for
-    whoever looks at what waits in Redis; nothing reads it.
+    whoever looks at what waits in Redis; nothing reads it. `traced`: headers that carry a trace on.
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
@@ -78,6 +79,7 @@ def message(
             "stamped_headers": None,
             "stamps": {},
             "about": list(about),
+            **(traced or {}),
         },
         "properties": {
             "correlation_id": task_id,

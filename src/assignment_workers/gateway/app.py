@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bind_contextvars
 
+from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Done, Finished, Held
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.explain import Explanation, Funnel, instant
@@ -159,6 +160,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=traces.of_gateway(),
     )
     app.include_router(ROUTES)
     app.include_router(PAGES)

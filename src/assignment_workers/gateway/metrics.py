@@ -103,6 +103,14 @@ def _gauges(now: Figures) -> Iterator[Metric]:
             lambda each: each.waiting,
         ),
         "queue_held_users": ("Users of the dialer queue held now.", lambda each: each.held),
+        "queue_quarantined_users": (
+            "Users of the pool who are set aside until an operator releases them.",
+            lambda each: each.quarantined,
+        ),
+        "queue_skipped_last_hour": (
+            "Holds of the dialer queue that ended in a skip.",
+            lambda each: each.skipped_last_hour,
+        ),
         "queue_paused": ("Whether an operator paused it.", lambda each: each.paused),
         "queue_runway_seconds": (
             "How long the claimable users last at the rate of the last hour.",

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers import memory
+from assignment_workers import memory, traces
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.schema import migrate
@@ -45,6 +45,7 @@ def serve(settings: Settings) -> int:
         statement_timeout=timedelta(seconds=STATEMENT_SECONDS),
         pool_size=4,
     )
+    traces.of_engine(engine)
     try:
         with engine.connect() as connection:
             migrate.check(connection)

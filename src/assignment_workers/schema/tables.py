@@ -160,6 +160,9 @@ class Entry(Base):
             "available_from",
             postgresql_where=text("state = 'waiting'"),
         ),
+        Index(
+            "ix_entries_held", "generation_id", "user_id", postgresql_where=text("state = 'held'")
+        ),
         {"postgresql_partition_by": "LIST (generation_id)"},
     )
 
@@ -373,6 +376,11 @@ class Bar(Base):
             "phone_end",
             unique=True,
             postgresql_where=text("lifted_at IS NULL AND phone_end IS NOT NULL"),
+        ),
+        Index(
+            "ix_bars_quarantined",
+            "since",
+            postgresql_where=text("kind = 'quarantine' AND lifted_at IS NULL"),
         ),
     )
 

@@ -23,6 +23,7 @@ from redis import Redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
 
+from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
@@ -77,9 +78,9 @@ class DoorTask(Task[..., Any]):
         return self.of.sequencer.line
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        structlog.contextvars.bind_contextvars(
-            task=self.name, task_id=self.request.id, **self._bound(kwargs)
-        )
+        bound = self._bound(kwargs)
+        structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **bound)
+        traces.served(getattr(self.request, traces.SHARED, None), bound)
         began = monotonic()
         try:
             answer = _plain(self.operation(self, *args, **kwargs))

@@ -15,7 +15,7 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers import logs, memory, telemetry
+from assignment_workers import logs, memory, telemetry, traces
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.errors import UsageError
@@ -55,6 +55,8 @@ def run(name: str, settings: Settings) -> int:
     logs.set_up(settings.log_format, settings.log_level)
     if settings.metrics_port is not None and name in EXPORTING:
         telemetry.export(settings.metrics_host, settings.metrics_port)
+    if name != "flower":
+        traces.set_up(os.environ)
     return PROCESSES[name](settings)
 
 
@@ -69,6 +71,7 @@ def _sequencer(settings: Settings) -> int:
         lock_timeout=timedelta(seconds=TURN_SECONDS),
         pool_size=2,
     )
+    traces.of_engine(app.engine)
     _check(app)
     app.sequencer = Sequencer(
         app.engine,
@@ -115,6 +118,7 @@ def _maintenance(settings: Settings) -> int:
         lock_timeout=timedelta(seconds=60),
         pool_size=4,
     )
+    traces.of_engine(app.engine)
     _check(app)
     return _work(app, "maintenance", MAINTENANCE, "solo")
 

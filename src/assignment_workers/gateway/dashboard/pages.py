@@ -260,6 +260,13 @@ async def queue(request: Request, name: str) -> Response:
     return await show(request, views.queue(name))
 
 
+@ROUTES.get("/queues/{name}/rules")
+@_page
+async def rules(request: Request, name: str) -> Response:
+    """Which rules hold a dialer queue's users back, counted and not estimated."""
+    return await show(request, views.rules(name))
+
+
 @ROUTES.get("/users/{number}")
 @_page
 async def user(request: Request, number: str) -> Response:

@@ -11,13 +11,15 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from assignment_workers.assignment import details, report
+from assignment_workers.assignment import explain as explaining
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import letter, letters
 from assignment_workers.assignment.explain import explain, instant
 from assignment_workers.assignment.figures import Figures
 from assignment_workers.assignment.report import Report
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.latest import FRESH_SECONDS, Latest
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.queues import Policy
 from assignment_workers.settings import Settings
 
 T = TypeVar("T")
@@ -39,6 +41,11 @@ class Source:
     latest: Latest
     schedule: Schedule
     settings: Settings
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """The policies of the claim: under the configured calling rules."""
+        return policies_of(self.settings)
 
     def now(self) -> Figures:
         """The figures that most pages show."""
@@ -129,10 +136,10 @@ def queue(name: str) -> View:
             ),
             "funnel": source.read(
                 ("funnel", name),
-                lambda c: details.funnel(c, POLICIES[name], now.at),
+                lambda c: details.funnel(c, source.policies[name], now.at),
                 seconds=SLOW_SECONDS * 6,
             )
-            if name in POLICIES and now.crm_up
+            if name in source.policies and now.crm_up
             else None,
             "generations": source.read(
                 ("generations", name), lambda c: details.generations(c, name, limit=10)
@@ -148,6 +155,25 @@ def queue(name: str) -> View:
     )
 
 
+def rules(name: str) -> View:
+    """Which rules hold a dialer queue's users back, counted one by one."""
+
+    def read(source: Source) -> Facts | None:
+        if name not in source.policies:
+            return None
+        if not source.now().crm_up:
+            return {"counted": None}
+        return {
+            "counted": source.read(
+                ("counted", name),
+                lambda c: explaining.funnel(c, source.policies[name], now=instant(c)),
+                seconds=SERVICE_AT_MOST,
+            )
+        }
+
+    return View(f"Rules of {name}", ("rules",), read, place={"queue_name": name})
+
+
 def user(number: int) -> View:
     """A user: ids and times only."""
 
@@ -156,7 +182,7 @@ def user(number: int) -> View:
             return {
                 "user": details.user(c, number),
                 "explained": explain(
-                    c, number, policies=POLICIES, settings=source.settings, now=instant(c)
+                    c, number, policies=source.policies, settings=source.settings, now=instant(c)
                 )
                 if crm_up
                 else None,

@@ -1,0 +1,12 @@
+"""Which browser the tests drive."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")

@@ -1,0 +1,404 @@
+"""Every number that the dashboard counts is the same by SQL, and no number is left out of that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from assignment_workers.assignment import doctor
+from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.finish import release
+from assignment_workers.gateway.dashboard import views
+from assignment_workers.gateway.dashboard.render import (
+    duration,
+    environment,
+    milliseconds,
+    number,
+    share,
+)
+from assignment_workers.gateway.dashboard.schedule import Schedule
+from assignment_workers.gateway.dashboard.views import Source, View
+from assignment_workers.gateway.latest import Latest
+from tests.world import OUTSTANDING, UNSIGNED, User, World, outstanding, owner
+
+QUEUES = (UNSIGNED, OUTSTANDING)
+SAID = {"under 100 ms", "over 99.9 %"}
+LATELY = "> now() - interval '1 hour'"
+
+
+class Shown(HTMLParser):
+    """The figures of a page by their names, and the numbers that stand outside of one."""
+
+    VOID = frozenset({"meter", "input", "br", "meta", "link"})
+    """`meter` is closed, and has no words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.figures: dict[str, str] = {}
+        self.loose: list[str] = []
+        self._open: list[tuple[str, str | None, bool]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag not in self.VOID:
+            named = given.get("data-figure")
+            # A time, a name that leads somewhere, a heading, an explanation: none of them counts.
+            aside = tag in {"time", "a", "th", "h2", "h3", "details"} or (
+                "quiet" in (given.get("class") or "") and named is None
+            )
+            self._open.append((tag, named, aside))
+            if named is not None:
+                assert named not in self.figures, named
+                self.figures[named] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            while self._open.pop()[0] != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        named = next((each for _, each, _ in reversed(self._open) if each is not None), None)
+        if named is not None:
+            self.figures[named] = " ".join(f"{self.figures[named]} {data}".split())
+        elif (
+            re.search(r"\d", data)
+            and data not in SAID
+            and not any(aside for _, _, aside in self._open)
+        ):
+            self.loose.append(data.strip())
+
+
+@pytest.fixture
+def busy(world: World) -> World:
+    """Something of everything that is counted."""
+    world.add_agents(*range(1, 9))
+    world.add_agents(9, is_active=False)
+    world.add_users([User(user) for user in range(1, 31)])
+    world.add_users([User(31, is_enabled=False), *(outstanding(user) for user in range(40, 45))])
+    world.regenerate()
+    holds = {agent: world.held(agent) for agent in range(1, 7)}
+    world.held(7, OUTSTANDING)
+    world.complete(holds[1])
+    world.skip(holds[2])
+    world.skip(holds[3])
+    world.release(holds[4])
+    world.run(release, owner(holds[4], agent=5))
+    world.build()
+    world.execute(
+        "UPDATE assignment.requests SET received_at = answered_at - agent_id * interval '10 ms'"
+    )
+    world.execute(
+        "INSERT INTO assignment.bars (kind, user_id, reason, since, by) SELECT 'quarantine', n,"
+        " 'unclear', now(), 'the claim' FROM generate_series(1, 30) n WHERE NOT EXISTS"
+        " (SELECT 1 FROM assignment.assignments WHERE user_id = n) ORDER BY n DESC LIMIT 2"
+    )
+    for slot, status, error in (
+        (3, "succeeded", None),
+        (2, "failed", "it broke"),
+        (1, "skipped", "locked"),
+        (0, "succeeded", None),
+    ):
+        world.execute(
+            "INSERT INTO assignment.job_runs (job, queue, trigger, slot, status, started_at,"
+            " ended_at, error) VALUES ('queue.regenerate', :queue, 'hourly',"
+            " date_trunc('hour', now()) - :slot * interval '1 h', :status,"
+            " now() - :slot * interval '1 h', now() - :slot * interval '1 h' + interval '2.5 s', :error)",
+            queue=UNSIGNED,
+            slot=slot,
+            status=status,
+            error=error,
+        )
+    for task in ("assignment.request", "assignment.expire"):
+        bury(world.engine, celery_queue="assignment", task=task, task_id=task, body="", error="no")
+    world.execute(
+        "UPDATE assignment.entries SET state = 'held' WHERE user_id = (SELECT min(n)"
+        " FROM generate_series(1, 30) n WHERE NOT EXISTS"
+        " (SELECT 1 FROM assignment.assignments WHERE user_id = n))"
+    )
+    with world.engine.connect() as connection:
+        findings = doctor.examine(connection)
+    with world.engine.begin() as connection:
+        doctor.keep(connection, findings)
+    return world
+
+
+@contextmanager
+def source_of(world: World, redis_url: str) -> Iterator[Source]:
+    with Redis.from_url(redis_url) as redis:
+        yield Source(Latest(world.engine), Schedule(redis), world.settings)
+
+
+def shown(world: World, redis_url: str, view: View) -> Shown:
+    """A page's regions, as they are sent."""
+    with source_of(world, redis_url) as source:
+        facts = view.read(source)
+    assert facts is not None
+    given = dict(view.place) | facts | {"may_act": True}
+    parts = [
+        environment().get_template(f"parts/{each}.html").render(given) for each in view.regions
+    ]
+    return Shown("".join(parts))
+
+
+def agrees(page: Shown, expected: dict[str, str]) -> None:
+    """Each figure says what is expected, with perhaps a word after it; none is left out."""
+    assert page.figures.keys() == expected.keys()
+    for name, told in expected.items():
+        assert re.match(re.escape(told) + r"(?!\d|[.,]\d)", page.figures[name]), (
+            name,
+            told,
+            page.figures[name],
+        )
+    assert page.loose == []
+
+
+def counted(world: World, sql: str, **given: Any) -> str:
+    return number(world.value(f"SELECT count(*) FROM {sql}", **given))
+
+
+def of_queues(world: World) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for queue in QUEUES:
+        entries = (
+            "assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id"
+            " WHERE g.state = 'published' AND g.queue = :q AND e.state = :state"
+        )
+        lately = f"assignment.events WHERE kind = 'assigned' AND queue = :q AND at {LATELY}"
+        claimable, claimed = (
+            world.value(f"SELECT count(*) FROM {sql}", q=queue, **given)
+            for sql, given in ((entries, {"state": "ready"}), (lately, {}))
+        )
+        found[queue] = {
+            "claimable": number(claimable),
+            "waiting": counted(world, entries, q=queue, state="waiting"),
+            "held": counted(
+                world, "assignment.assignments WHERE state = 'active' AND queue = :q", q=queue
+            ),
+            "skipped": counted(
+                world,
+                f"assignment.assignments WHERE state = 'skipped' AND queue = :q AND ended_at {LATELY}",
+                q=queue,
+            ),
+            "quarantined": counted(
+                world,
+                "assignment.bars b JOIN user_call_scores s USING (user_id) WHERE b.kind = 'quarantine'"
+                " AND b.lifted_at IS NULL AND s.current_queue_type = :q",
+                q=queue,
+            ),
+            "runway": duration(claimable * 3600 / claimed),
+            "claimed": number(claimed),
+        }
+    return found
+
+
+def times(world: World, since: str) -> tuple[str, str]:
+    """The average and the quantiles of the seconds to assign."""
+    row = world.rows(
+        "SELECT avg(s), percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY s) FROM"
+        " (SELECT extract(epoch FROM answered_at - received_at)::float8 AS s FROM assignment.requests"
+        f" WHERE outcome = 'assigned' AND answered_at > now() - interval '{since}') x"
+    )[0]
+    return milliseconds(row[0]), ", ".join(map(milliseconds, row[1]))
+
+
+def success(world: World) -> str:
+    found = world.value(
+        "SELECT a::float8 / (a + l + d) FROM (SELECT count(*) FILTER (WHERE outcome = 'assigned') AS a,"
+        " count(*) FILTER (WHERE outcome = 'too_late') AS l FROM assignment.requests) r,"
+        " (SELECT count(*) AS d FROM assignment.dead_letters WHERE task LIKE 'assignment.request%') f"
+    )
+    return share(found)
+
+
+def test_the_overview(busy: World, redis_url: str) -> None:
+    average, quantiles = times(busy, "5 minutes")
+    held = counted(busy, "assignment.assignments WHERE state = 'active'")
+    good, checks = busy.rows(
+        "SELECT count(*) FILTER (WHERE ok), count(*) FROM assignment.findings"
+    )[0]
+    assert good == checks - 1
+    agents = (
+        "agents g LEFT JOIN assignment.assignments a ON a.agent_id = g.id AND a.state = 'active'"
+    )
+    answers = busy.rows(
+        "SELECT outcome, count(*) FROM assignment.requests GROUP BY 1 ORDER BY 2 DESC"
+    )
+    expected = {
+        "dead letters": f"Dead letters {counted(busy, 'assignment.dead_letters')} to see to",
+        "holds": held,
+        "holds listed": f"The first to lapse first, {held} of {held}",
+        "broken": "Guarantees 1 broken",
+        "unpublished": counted(
+            busy, "assignment.generations WHERE state = 'building' AND built_at IS NOT NULL"
+        ),
+        "average": average,
+        "quantiles": quantiles,
+        "success": success(busy),
+        "lost": counted(
+            busy,
+            "assignment.events e WHERE kind = 'assigned' AND NOT EXISTS (SELECT 1"
+            " FROM assignment.assignments WHERE id = e.assignment_id)",
+        ),
+        "consistency": f"{good} of {checks} checks hold",
+        "checks": f"{good} of {checks} checks hold",
+        "broken checks": "broken guarantee 2: nobody is marked held without an active assignment: 1 (",
+        "answers": ", ".join(f"{name} {count}" for name, count in answers),
+        "term": counted(busy, "generate_series(1, (SELECT term FROM assignment.sequencer))"),
+        "standbys": "0",
+        "agents holding": counted(busy, f"{agents} WHERE a.id IS NOT NULL"),
+        "agents idle": counted(busy, f"{agents} WHERE g.is_active AND a.id IS NULL"),
+        "agents not active": counted(busy, "agents WHERE NOT is_active"),
+        "race not_owner": counted(
+            busy,
+            "assignment.events WHERE kind = 'ASSIGNMENT_RACE_CONDITION'"
+            " AND details->>'kind' = 'not_owner'",
+        ),
+    }
+    for queue, figures in of_queues(busy).items():
+        expected |= {f"{name} {queue}": told for name, told in figures.items() if name != "claimed"}
+    for at, count, *seconds in busy.rows(
+        "SELECT date_trunc('minute', answered_at), count(*), percentile_cont(0.5) WITHIN GROUP (ORDER BY s),"
+        " percentile_cont(0.95) WITHIN GROUP (ORDER BY s), percentile_cont(0.99) WITHIN GROUP (ORDER BY s)"
+        " FROM (SELECT answered_at, extract(epoch FROM answered_at - received_at)::float8 AS s"
+        " FROM assignment.requests WHERE outcome = 'assigned') x GROUP BY 1"
+    ):
+        told = " ".join([f"{at:%H:%MZ}", number(count), *map(milliseconds, seconds)])
+        expected[f"minute {at.timestamp():.0f}"] = told
+    agrees(shown(busy, redis_url, views.overview()), expected | of_jobs(busy))
+
+
+def of_jobs(world: World) -> dict[str, str]:
+    expected: dict[str, str] = {}
+    for job, queue, seconds, failed, overlapping, missed in world.rows(
+        "SELECT job, queue, extract(epoch FROM (array_agg(ended_at - started_at ORDER BY id DESC))[1])::float8,"
+        " count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE error = 'locked'),"
+        " CASE WHEN count(slot) > 0 THEN (SELECT count(*) FROM generate_series(min(slot), max(slot),"
+        " interval '1 hour') AS due WHERE NOT EXISTS (SELECT 1 FROM assignment.job_runs d"
+        " WHERE d.job = r.job AND d.queue = r.queue AND d.slot = due AND d.status = 'succeeded')) END"
+        " FROM assignment.job_runs r GROUP BY job, queue"
+    ):
+        expected |= {
+            f"seconds {job} {queue}": duration(seconds),
+            f"failed {job} {queue}": str(failed),
+            f"overlapping {job} {queue}": str(overlapping),
+            f"missed {job} {queue}": "unknown" if missed is None else str(missed),
+        }
+    return expected
+
+
+def test_the_jobs(busy: World, redis_url: str) -> None:
+    expected = of_jobs(busy)
+    assert expected[f"missed queue.regenerate {UNSIGNED}"] == "2"
+    agrees(shown(busy, redis_url, views.jobs()), expected)
+
+
+def test_a_dialer_queue(busy: World, redis_url: str) -> None:
+    figures = of_queues(busy)[UNSIGNED]
+    generation, size = busy.rows(
+        "SELECT id, (SELECT count(*) FROM assignment.entries WHERE generation_id = g.id)"
+        " FROM assignment.generations g WHERE queue = :q AND state = 'published'",
+        q=UNSIGNED,
+    )[0]
+    expected = {name: told for name, told in figures.items() if name != "claimed"}
+    expected["runway"] = f"{figures['runway']} at {figures['claimed']} an hour"
+    expected["generation"] = f"{generation}, {number(size)} users"
+    for name, count in busy.rows(
+        "SELECT kind || ' ' || coalesce(details->>'reason', details->>'outcome', ''), count(*)"
+        f" FROM assignment.events WHERE queue = :q AND at {LATELY} AND kind IN"
+        " ('assigned', 'completed', 'skipped', 'released', 'expired', 'taken_out') GROUP BY 1",
+        q=UNSIGNED,
+    ):
+        expected[f"drain {name}"] = number(count)
+    for number_of, built in busy.rows(
+        "SELECT id, (SELECT count(*) FROM assignment.entries WHERE generation_id = g.id)"
+        " FROM assignment.generations g WHERE queue = :q",
+        q=UNSIGNED,
+    ):
+        expected[f"size {number_of}"] = number(built)
+    pool = "user_call_scores s JOIN crm.users u ON u.id = s.user_id WHERE s.current_queue_type = :q"
+    expected |= dict.fromkeys(
+        (f"rule {each.name}" for each in busy.policies[UNSIGNED].rules), number(0)
+    )
+    expected["rule disabled"] = counted(busy, f"{pool} AND NOT u.is_enabled", q=UNSIGNED)
+    expected["rule quarantined"] = figures["quarantined"]
+    expected["rule cooling_down"] = counted(busy, f"{pool} AND next_call_after > now()", q=UNSIGNED)
+    kept_back = sum(int(told) for name, told in expected.items() if name.startswith("rule "))
+    whole = busy.value(f"SELECT count(*) FROM {pool}", q=UNSIGNED)
+    expected["rule eligible"] = number(whole - kept_back)
+    page = shown(busy, redis_url, views.queue(UNSIGNED))
+    # Ranks, scores and numbers of generations are what the rows say, and count nothing.
+    page.loose = [each for each in page.loose if not each.isdigit()]
+    agrees(page, expected)
+
+
+def test_which_rules_hold_users_back(busy: World, redis_url: str) -> None:
+    page = shown(busy, redis_url, views.rules(UNSIGNED))
+    pool = "user_call_scores s JOIN crm.users u ON u.id = s.user_id WHERE s.current_queue_type = :q"
+    whole = busy.value(f"SELECT count(*) FROM {pool}", q=UNSIGNED)
+    left, expected = whole, {"pool": number(whole)}
+    held = "EXISTS (SELECT 1 FROM assignment.assignments a WHERE a.user_id = s.user_id AND a.state = 'active')"
+    barred = "EXISTS (SELECT 1 FROM assignment.bars b WHERE b.user_id = s.user_id)"
+    waiting = (
+        "EXISTS (SELECT 1 FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id"
+        " WHERE g.state = 'published' AND e.user_id = s.user_id AND e.state = 'waiting')"
+    )
+    for why, condition in (
+        ("disabled", "NOT u.is_enabled"),
+        ("quarantined", barred),
+        ("cooling_down", "next_call_after > now()"),
+        ("held", held),
+        ("waiting", waiting),
+    ):
+        count = busy.value(f"SELECT count(*) FROM {pool} AND {condition}", q=UNSIGNED)
+        assert count > 0, why
+        left -= count
+        expected |= {f"step {why}": number(count), f"left {why}": number(left)}
+    expected["counted claimable"] = number(left)
+    agrees(page, expected)
+
+
+def test_the_service_levels(busy: World, redis_url: str) -> None:
+    page = shown(
+        busy, redis_url, views.service(datetime.now(UTC) - timedelta(hours=1), "last hour")
+    )
+    average, quantiles = times(busy, "1 hour")
+    checks = len(doctor.CHECKS)
+    expected = {
+        "assignments": counted(busy, "assignment.assignments"),
+        "average": average,
+        "quantiles": quantiles,
+        "success": success(busy),
+        "lost": "0",
+        "consistency": f"{checks - 1} of {checks} checks hold",
+    }
+    for name, sql in (
+        ("Answers", "SELECT outcome, count(*) FROM assignment.requests GROUP BY 1"),
+        (
+            "Holds ended",
+            "SELECT state, count(*) FROM assignment.assignments WHERE state <> 'active' GROUP BY 1",
+        ),
+        (
+            "Races met and resolved",
+            (
+                "SELECT details->>'kind', count(*) FROM assignment.events"
+                " WHERE kind = 'ASSIGNMENT_RACE_CONDITION' GROUP BY 1"
+            ),
+        ),
+    ):
+        expected |= {f"{name}: {each}": number(count) for each, count in busy.rows(sql)}
+    agrees(page, expected)
+
+
+def test_all_agents(busy: World, redis_url: str) -> None:
+    page = shown(busy, redis_url, views.agents())
+    everybody = counted(busy, "agents")
+    assert page.figures["agents listed"] == f"Who holds a user first; {everybody} of {everybody}."
+    assert page.loose == []
