@@ -137,7 +137,7 @@ def queue(name: str) -> View:
             "funnel": source.read(
                 ("funnel", name),
                 lambda c: details.funnel(c, source.policies[name], now.at),
-                seconds=SLOW_SECONDS * 6,
+                seconds=SLOW_SECONDS,
             )
             if name in source.policies and now.crm_up
             else None,
