@@ -31,6 +31,7 @@ from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import connect
+from assignment_workers.schema.migrate import OUR_VIEW
 from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Assignment, Generation, Sequencer
 from assignment_workers.settings import Settings
@@ -98,6 +99,8 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
             )
             tell(f"switch: {', '.join(each.table for each in sources)} are views now")
             tell(f"contract: the old tables are kept, their names end with {KEPT}")
+        if patiently(lambda: show_call_queue(engine), seconds=TRY_SECONDS):
+            tell(f"contract: {views.CALL_QUEUE}, which was not there, is a view to read")
     return migrations.head()
 
 
@@ -290,6 +293,16 @@ def switch(
         connection.execute(_SWITCHED, {"queues": list(numbers), "at": turn.now})
 
 
+def show_call_queue(engine: Engine) -> bool:
+    """Where a dialer was taken over that has no `call_queue`, show one; whether it was made now."""
+    with engine.begin() as connection:
+        if not connection.execute(_CALL_QUEUE_MISSING, {"comment": OUR_VIEW}).scalar_one():
+            return False
+        for sql in views.create_call_queue():
+            connection.execute(text(sql))
+        return True
+
+
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
     """Index and attach the filled tables, and mark them built; done before, nothing is done."""
     for number in numbers.values():
@@ -466,6 +479,12 @@ _SOURCES = text("""
     AND NOT a.attisdropped
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
     AND c.relname = ANY(:names)
+""")
+_CALL_QUEUE_MISSING = text(f"""
+    SELECT to_regclass('public.{views.CALL_QUEUE}') IS NULL AND EXISTS (
+        SELECT FROM pg_class c WHERE c.relkind = 'v'
+        AND c.relnamespace = 'public'::regnamespace
+        AND obj_description(c.oid, 'pg_class') = :comment)
 """)
 _SNAPSHOT = text("SELECT pg_current_snapshot()::text")
 _FIND_BUILD = text("""

@@ -41,6 +41,10 @@ def plan(connection: Connection, database_url: str) -> str:
         lines.append(
             f"-- 4. contract: nothing is dropped; the old tables keep their rows, as NAME{KEPT}"
         )
+        missing = text(f"SELECT to_regclass('public.{views.CALL_QUEUE}') IS NULL")
+        if connection.execute(missing).scalar_one():
+            lines.append(f"-- {views.CALL_QUEUE} is not there: a view to read; no lock on a table")
+            lines += [f"{sql};" for sql in views.create_call_queue()]
     return "\n".join(lines)
 
 

@@ -401,6 +401,7 @@ async def act(request: Request, name: str) -> Response:
     here = _here(request)
     asked = acts.Asked(acts.subject_of(said), caller.name, said.get("why", ""), said)
     number = await acts.carry_out(here.client, here.engine, name, asked)
+    here.source.latest.forget()
     where = acts.ACTS[name].where(quote(asked.subject, safe=""))
     return RedirectResponse(f"{where}?said={number}#said", HTTPStatus.SEE_OTHER)
 
