@@ -17,7 +17,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from assignment_workers.adoption.migrate import migrate
+from assignment_workers.adoption.migrate import BOOKS, migrate
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.adoption.shapes import LEGACY_CALL_QUEUE
@@ -241,7 +241,7 @@ def test_a_run_that_is_killed_after_any_step_is_taken_up_by_the_next(
 
 MOVE = """
 import sys
-from assignment_workers.adoption.migrate import migrate
+from assignment_workers.adoption.migrate import BOOKS, migrate
 from assignment_workers.settings import Settings
 migrate(sys.argv[1], settings=Settings.from_environment({}), tell=print, batch=2)
 """
@@ -546,6 +546,35 @@ def test_the_dialer_is_not_blocked_for_a_second_even_behind_a_long_transaction(
     assert broke == []
     assert min(counts.values()) > 10
     assert max(longest.values()) < 1.0, longest
+    check(url)
+
+
+def test_a_switch_that_takes_too_long_is_undone_and_tried_again(empty_database_url: str) -> None:
+    """The dialer waits for it with its tables locked: no try may last."""
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "assigned", 999), (2, 2, "pending", None))
+    migrations.upgrade(url)
+    with connected(url) as connection:
+        for sql in BOOKS:
+            connection.execute(sql.encode())
+        connection.execute("CREATE SEQUENCE tries")
+        connection.execute("""
+            CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('tries') < 3 THEN PERFORM pg_sleep(30); END IF;
+                RETURN NEW;
+            END $$
+        """)
+        connection.execute(
+            "CREATE TRIGGER dawdle BEFORE INSERT ON assignment.adoption_decisions FOR EACH ROW"
+            " WHEN (NEW.agent_id = 999) EXECUTE FUNCTION dawdle()"
+        )
+    began = time.monotonic()
+    moved(url)
+    assert time.monotonic() - began < 20
+    assert rows(url, "SELECT last_value FROM tries") == [(3,)]
+    assert [row[:3] for row in state(url)[0]] == [(1, 1, "pending"), (2, 2, "pending")]
     check(url)
 
 

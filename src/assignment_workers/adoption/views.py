@@ -15,6 +15,8 @@ from assignment_workers.schema.migrate import OUR_VIEW
 CALL_QUEUE = "call_queue"
 """The legacy table, which the dialer needs for its call sessions."""
 
+MADE = "_made_by_adoption"
+
 REFUSE_WRITES = """
 CREATE OR REPLACE FUNCTION assignment.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $refuse$
 BEGIN
@@ -47,6 +49,7 @@ _VALUES: Mapping[str, str] = {
 def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[str]:
     """The statements that make the view of a dialer queue, with the columns of either schema.
 
+    Its name ends with `MADE`, until `take_name`.
     `found_types` are the types of the columns of the table that it takes the place of: where the
     two schemas disagree the view is as that table was. Waiting users show as skipped, those who
     are out as inactive.
@@ -60,7 +63,13 @@ def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[s
             default = "'[]'" if kind == "jsonb" else "'{}'"
         value = _VALUES.get(name, f"{default}::{kind}").replace("{queue}", queue)
         shown.append(f'{value} AS "{name}"')
-    return _view(table, f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place")
+    query = f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place"
+    return _view(f"{table}{MADE}", query)
+
+
+def take_name(table: str) -> str:
+    """The statement by which the view takes the name of the table, which is free by then."""
+    return f"ALTER VIEW public.{table}{MADE} RENAME TO {table}"
 
 
 def create_call_queue() -> Sequence[str]:
