@@ -83,6 +83,7 @@ class User:
     """Of the score row. None: a day before the world's instant."""
     in_crm: bool = True
     has_score_row: bool = True
+    phone: str | None = None
 
 
 def outstanding(user: int, score: int = 0) -> User:
@@ -183,7 +184,11 @@ class World:
         with self.engine.begin() as connection:
             connection.execute(
                 insert_rows(
-                    CrmUser, CrmUser.id, CrmUser.is_enabled, CrmUser.current_signature_file_id
+                    CrmUser,
+                    CrmUser.id,
+                    CrmUser.is_enabled,
+                    CrmUser.current_signature_file_id,
+                    CrmUser.phone_number,
                 ),
                 {
                     "rows": [
@@ -191,6 +196,7 @@ class World:
                             "id": user.id,
                             "is_enabled": user.is_enabled,
                             "current_signature_file_id": user.signature,
+                            "phone_number": user.phone,
                         }
                         for user in people
                         if user.in_crm

@@ -65,18 +65,32 @@ def _seconds(least: float) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-_OUTCOMES = TypeAdapter(
-    dict[str, dict[Literal["score", "delay_seconds"], Annotated[int, Field(ge=0, le=10**8)]]]
-)
+class _OutcomeChange(BaseModel):
+    """What of an outcome is not as usual: what was set, and nothing else.
+
+    `review_after` null: no review for being repeated.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    score: Annotated[int, Field(ge=0, le=10**8)] = 0
+    delay_seconds: Annotated[int, Field(ge=0, le=10**8)] = 0
+    actions: tuple[str, ...] = ()
+    review_after: Annotated[int, Field(ge=0, le=10**8)] | None = None
+    review_unpromised: bool = False
+
+
+_OUTCOMES = TypeAdapter(dict[str, _OutcomeChange])
 
 
 def _outcomes(value: str) -> str:
-    """JSON that says of some outcomes another score or delay; checked here, read where used."""
+    """JSON that says of some outcomes what is not as usual; checked here, read where used."""
     try:
         _OUTCOMES.validate_json(value, strict=True)
     except ValidationError:
         raise ValueError(
-            """not JSON such as {"no_answer": {"score": 2, "delay_seconds": 7200}}"""
+            """not JSON such as {"no_answer": {"score": 2, "delay_seconds": 7200, "actions":"""
+            """ ["send_sms"]}}"""
         ) from None
     return value
 
@@ -127,7 +141,7 @@ class Settings(BaseModel):
     outcomes: Annotated[str, AfterValidator(_outcomes)] = Field(
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
-    """Outcomes with another score or delay than the usual, as JSON."""
+    """Outcomes with another score, delay or actions than the usual, as JSON."""
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
@@ -232,9 +246,10 @@ class Settings(BaseModel):
     """How many users the demo CRM has in each pool."""
 
     @property
-    def outcome_changes(self) -> dict[str, dict[Literal["score", "delay_seconds"], int]]:
-        """What `outcomes` says."""
-        return _OUTCOMES.validate_json(self.outcomes)
+    def outcome_changes(self) -> dict[str, dict[str, Any]]:
+        """What `outcomes` says, by outcome."""
+        changes = _OUTCOMES.validate_json(self.outcomes)
+        return {name: each.model_dump(exclude_unset=True) for name, each in changes.items()}
 
     @property
     def database(self) -> str:

@@ -32,6 +32,20 @@ SECTION_4: dict[str, tuple[int, int, bool]] = {
     "not_interested": (250, 672, False),
     "do_not_contact": (200, 0, False),
 }
+ACTIONS = {
+    "completed_form": ["send_sms"],
+    "going_to_complete": ["send_magic_link", "send_sms", "review"],
+    "might_complete": ["send_sms", "review"],
+    "call_back": ["send_sms"],
+    "no_answer": [],
+    "missed_call": ["send_sms", "review"],
+    "hung_up": [],
+    "bad_number": ["flag_number", "review"],
+    "no_claim": [],
+    "not_interested": [],
+    "do_not_contact": [],
+}
+"""What others are to do about a first call that ended so."""
 NEED_A_CALLBACK = {"call_back", "missed_call"}
 TAKE_A_CALLBACK = {"going_to_complete", "might_complete", *NEED_A_CALLBACK}
 
@@ -86,7 +100,7 @@ def test_an_outcome_has_the_effects_of_section_4(world: World, hold: Held, outco
     assert world.states() == {1: "out", 2: "ready", 3: "ready"}
     (event,) = world.events("completed")
     assert (event["assignment_id"], event["agent_id"]) == (hold.id, 1)
-    assert event["details"] == {"outcome": outcome}
+    assert event["details"] == {"outcome": outcome, "actions": ACTIONS[outcome]}
     assert world.unhealthy() == []
 
 
@@ -117,7 +131,7 @@ def test_each_further_attempt_adds_its_own_step(world: World, hold: Held) -> Non
         (30, 10, "completed_form", 13),
         (0, 199, "bad_number", 249),
         (10, 199, "completed_form", 200),
-        (0, 230, "completed_form", 200),
+        (0, 230, "completed_form", 230),
         (0, -7, "hung_up", 0),
     ):
         world.execute(
@@ -401,6 +415,17 @@ def test_many_moves_cost_as_many_statements_as_one(world: World) -> None:
         assert all(isinstance(each, Finished) for each in world.run(finish.finish, moves))
         counts.append(len(sent))
     assert counts == [3, 3]
+
+
+def test_a_review_is_asked_for_at_the_third_call_that_nobody_answers(world: World) -> None:
+    world.add_agents(1)
+    world.add_users([User(1)])
+    for _ in range(3):
+        world.regenerate(UNSIGNED)
+        world.complete(world.held(1), "no_answer")
+        world.now += DAY
+    told = [each["details"]["actions"] for each in world.events("completed")]
+    assert told == [[], [], ["review"]]
 
 
 def test_an_overridden_outcome_has_its_own_score_and_delay(world: World, hold: Held) -> None:

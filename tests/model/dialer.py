@@ -3,108 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.request import Request
 from assignment_workers.settings import Settings
-from tests.world import BOTH, DAY, HOUR, OUTSTANDING, UNSIGNED
+from tests.model.rules import (
+    ENDS_A_PROMISE,
+    OUTCOMES,
+    PASSING,
+    UNCLEAR,
+    Missed,
+    Person,
+    Promise,
+    Rules,
+)
+from tests.world import BOTH, DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED
 
-OUTCOMES = {
-    "no_answer": (1, 4),
-    "hung_up": (2, 4),
-    "call_back": (0, None),
-    "do_not_contact": (200, 0),
-}
-"""What is added to the score, and after how many hours the user may be called again."""
-CALLBACK_AFTER = 2 * HOUR
-ENDS_A_PROMISE = {"opted_out", "signed", "requirements_completed"}
-
-
-@dataclass
-class Promise:
-    """A callback."""
-
-    user: int
-    agent: int
-    queue: str
-    at: datetime
-    status: str = "pending"
-    retries: int = 0
-    until: datetime | None = None
-
-    def is_due(self, now: datetime) -> bool:
-        return self.at <= now and (self.until is None or self.until <= now)
-
-    def become(self, status: str, until: datetime | None = None) -> None:
-        self.status, self.until = status, until
-
-
-@dataclass
-class Person:
-    """A user as the CRM and their score row stand."""
-
-    id: int
-    queue: str | None
-    score: int
-    created_at: datetime
-    is_signed: bool
-    is_enabled: bool = True
-    has_live_claim: bool = True
-    has_pending_requirement: bool = True
-    is_active: bool = True
-    has_opted_out: bool = False
-    next_call_after: datetime | None = None
-    attempts: int = 0
-    promise: Promise | None = None
-    """The last one."""
-
-    def is_promised(self) -> bool:
-        return self.promise is not None and self.promise.status == "pending"
-
-    def barred(self, queue: str) -> str | None:
-        """The first rule about the person that they break."""
-        reasons = {
-            "disabled": not self.is_enabled,
-            "opted_out": self.has_opted_out,
-            "all_claims_cancelled": not self.has_live_claim,
-            "signed": queue == UNSIGNED and self.is_signed,
-            "unsigned": queue == OUTSTANDING and not self.is_signed,
-            "requirements_completed": queue == OUTSTANDING and not self.has_pending_requirement,
-        }
-        return next((reason for reason, is_so in reasons.items() if is_so), None)
-
-    def broken(self, queue: str, now: datetime) -> str | None:
-        """The first rule of the policy that they break; None for who may be handed out."""
-        rests = self.next_call_after is not None and self.next_call_after > now
-        reasons = {
-            "in_other_queue": self.queue != queue,
-            "inactive": not self.is_active,
-            "cooling_down": rests,
-            "too_new": self.score > 0 and self.created_at > now - 2 * HOUR,
-            "promised": self.is_promised(),
-        }
-        later = next((reason for reason, is_so in reasons.items() if is_so), None)
-        return self.barred(queue) or later
-
-    def rests_until(self, queue: str, now: datetime) -> datetime | None:
-        """When the times of who breaks no other rule have passed; None for whoever does."""
-        if self.broken(queue, now) not in {"cooling_down", "too_new"}:
-            return None
-        settled = self.created_at + 2 * HOUR if self.score > 0 else now
-        return max(settled, self.next_call_after or now)
-
-    def has_converted(self) -> bool:
-        if self.queue == UNSIGNED:
-            return self.is_signed
-        wanting = self.has_pending_requirement and self.has_live_claim
-        return self.queue == OUTSTANDING and self.is_signed and not wanting
-
-    def place(self) -> str | None:
-        """The dialer queue they belong to by their facts."""
-        return next((queue for queue in BOTH if self.barred(queue) is None), None)
+PREFERRED = timedelta(minutes=10)
+"""How long a callback is kept for the agent who promised it."""
+TRIED_AGAIN = timedelta(minutes=15)
+"""When a callback is tried again that nobody answered, or whose user may not be called now."""
 
 
 @dataclass
@@ -115,14 +36,18 @@ class Hold:
     user: int
     agent: int
     queue: str
+    source: str
     rank: int
     lease: datetime
     state: str = "active"
     version: int = 1
     ended_at: datetime | None = None
     outcome: str | None = None
+    claimed_at: datetime | None = field(default=None, compare=False)
     promise: Promise | None = field(default=None, compare=False)
     """The callback that it is for."""
+    missed: Missed | None = field(default=None, compare=False)
+    """The missed call that it is for."""
     ended: int | None = field(default=None, compare=False)
     """Which of all steps ended it."""
 
@@ -161,12 +86,41 @@ class Said:
     replayed: bool = False
 
 
+@dataclass(frozen=True)
+class Came:
+    """What came of a call, as the agent says it. `after`: a callback is promised for then."""
+
+    outcome: str
+    after: timedelta | None = None
+    notes: str | None = "said so"
+
+    def is_well_said(self) -> bool:
+        """What the outcome needs is given, and what it does not take is not."""
+        if self.outcome == "do_not_contact" and not self.notes:
+            return False
+        takes = OUTCOMES[self.outcome].callback
+        return takes != "none" if self.after is not None else takes != "must"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A conversion, with the agents who are credited, the primary one first."""
+
+    user: int
+    queue: str
+    episode: int
+    score: int
+    attempts: int
+    agents: tuple[int, ...]
+
+
 @dataclass
 class Dialer:
     """Everything that the operations change. Each method is one turn or one job."""
 
     now: datetime
     settings: Settings
+    rules: Rules
     allowed: dict[int, list[str] | None]
     """By agent: the dialer queues that they may take from; None for one who is not active."""
     users: dict[int, Person]
@@ -175,8 +129,9 @@ class Dialer:
     answers: dict[str, tuple[int, Said]] = field(default_factory=dict)
     """By request id: whose it is, and its one answer."""
     paused: set[str] = field(default_factory=set)
-    conversions: list[int] = field(default_factory=list)
+    conversions: list[Converted] = field(default_factory=list)
     callbacks: list[Promise] = field(default_factory=list)
+    missed: list[Missed] = field(default_factory=list)
     steps: Iterator[int] = field(default_factory=itertools.count)
 
     def active(self) -> dict[int, Hold]:
@@ -194,6 +149,10 @@ class Dialer:
         """Where the user stands in what is published."""
         found = self.published().values()
         return [build.places[user] for build in found if user in build.places]
+
+    def broken(self, user: int, queue: str) -> str | None:
+        """The first rule of this dialer queue's policy that the user breaks now."""
+        return self.users[user].broken(queue, self.now, self.rules)
 
     def ask(self, requests: Sequence[Request]) -> list[Said]:
         """The answers to different request ids, in one turn."""
@@ -236,41 +195,77 @@ class Dialer:
         return self._hand_out(request, queues)
 
     def _hand_out(self, request: Request, queues: list[str]) -> Said:
-        if (promise := self.due(request.agent_id, set(queues) - self.paused)) is not None:
-            return self._call_back(request, promise)
+        """Callbacks come first, then missed calls, then the dialer queues."""
+        going = set(queues) - self.paused
+        if (promise := self.due_callback(request.agent_id, going)) is not None:
+            return self._hold(request, self._where(promise.user), promise.user, promise=promise)
+        if (missed := self.due_missed_call(request.agent_id, going)) is not None:
+            assert missed.user is not None
+            return self._hold(request, self._where(missed.user), missed.user, missed=missed)
         for queue in queues:
             if (user := self.best(request.agent_id, queue)) is not None:
                 return self._hold(request, queue, user)
         if self.paused.issuperset(queues):
             return Said("paused")
-        if set(queues) - self.paused - self.published().keys():
+        if going - self.published().keys():
             return Said("unavailable")
         return Said("empty")
 
-    def due(self, agent: int, queues: set[str]) -> Promise | None:
+    def _where(self, user: int) -> str:
+        queue = self.users[user].where()
+        assert queue is not None
+        return queue
+
+    def _rests(self, user: int) -> bool:
+        """Somebody skipped them lately: they are not offered to anybody, from any source."""
+        since = self.now - self.settings.skip_everyone
+        return any(at > since for each, at in self._skips(0).items() if each == user)
+
+    def due_callback(self, agent: int, queues: Collection[str]) -> Promise | None:
         """The oldest promise that the agent may keep; who may not be called now is put aside."""
         held, skipped, fit = self.held(), self._skipped(agent), []
         for user in self.users.values():
             promise = user.promise
-            if promise is None or not user.is_promised() or user.id in held:
+            if promise is None or not user.is_promised() or not promise.is_due(self.now):
                 continue
-            if not promise.is_due(self.now):
+            if user.id in held or self._rests(user.id):
                 continue
-            why = user.barred(promise.queue) if user.place() is None else None
-            if why or not user.is_active:
-                over = why in ENDS_A_PROMISE or self.now >= promise.at + DAY
-                later = None if over else self.now + self.settings.callback_retry
-                promise.become("cancelled" if over else "pending", later)
+            why = user.held_back(self.now, self.rules, promise.queue)
+            if why is not None:
+                late = why not in PASSING and self.now >= promise.at + DAY
+                over = why in ENDS_A_PROMISE or late
+                promise.become(
+                    "cancelled" if over else "pending", None if over else self.now + TRIED_AGAIN
+                )
                 continue
-            is_kept = self.now < promise.at + self.settings.callback_preferred
-            if user.id not in skipped and user.place() in queues:
+            is_kept = self.now < promise.at + PREFERRED and self._is_active(promise.agent)
+            if user.id not in skipped and user.where() in queues:
                 fit += [promise] if promise.agent == agent or not is_kept else []
         return min(fit, key=lambda each: (each.at, each.user), default=None)
 
-    def _call_back(self, request: Request, promise: Promise) -> Said:
-        queue = self.users[promise.user].place()
-        assert queue is not None
-        return self._hold(request, queue, promise.user, promise)
+    def _is_active(self, agent: int | None) -> bool:
+        return agent is not None and self.allowed.get(agent) is not None
+
+    def due_missed_call(self, agent: int, queues: Collection[str]) -> Missed | None:
+        """The oldest whom the agent may call; who may not be called is put aside."""
+        held, skipped, fit = self.held(), self._skipped(agent), []
+        followed_up = {each.call for each in self.missed if each.status == "followed_up"}
+        for each in self.missed:
+            if each.user is None or not each.is_due(self.now):
+                continue
+            user = self.users[each.user]
+            if user.id in held or self._rests(user.id):
+                continue
+            why = user.held_back(self.now, self.rules, UNSIGNED)
+            if each.call in followed_up or why in ENDS_A_PROMISE:
+                each.become("cancelled")
+            elif why in PASSING:
+                each.become("pending", self.now + TRIED_AGAIN)
+            elif why is not None:
+                each.become("for_operator")
+            elif user.id not in skipped and user.where() in queues:
+                fit.append(each)
+        return min(fit, key=lambda each: each.at, default=None)
 
     def _skipped(self, agent: int) -> set[int]:
         """Whom they skipped lately."""
@@ -287,31 +282,43 @@ class Dialer:
         build = self.published().get(queue)
         if build is None or queue in self.paused:
             return None
-        skipped = self._skipped(agent)
-        held = self.held()
+        skipped, held = self._skipped(agent), self.held()
         may = {
             place.rank: user
             for user, place in build.places.items()
             if place.state == "ready"
             and user not in skipped
             and user not in held
-            and self.users[user].broken(queue, self.now) is None
+            and self.broken(user, queue) is None
         }
-        return may[min(may)] if may else None
+        best = may[min(may)] if may else None
+        assert best is None or not self._rests(best)
+        return best
 
     def _hold(
-        self, request: Request, queue: str, user: int, promise: Promise | None = None
+        self,
+        request: Request,
+        queue: str,
+        user: int,
+        *,
+        promise: Promise | None = None,
+        missed: Missed | None = None,
     ) -> Said:
         name = request.request_id
+        source = "callback" if promise else "missed_call" if missed else "queue"
         self.holds[name] = Hold(
             name,
             user,
             request.agent_id,
             queue,
-            0 if promise else self.published()[queue].places[user].rank,
+            source,
+            self.published()[queue].places[user].rank if source == "queue" else 0,
             self.now + self.settings.lease,
+            claimed_at=self.now,
             promise=promise,
+            missed=missed,
         )
+        self.users[user].offered_at = self.now
         for place in self.places(user):
             if place.state in {"ready", "waiting"}:
                 place.become("held")
@@ -337,14 +344,17 @@ class Dialer:
                     place.become("ready")
 
     def finish(
-        self, name: str, agent: int, version: int | None, way: str, outcome: str | None = None
+        self, name: str, agent: int, version: int | None, way: str, came: Came | None = None
     ) -> Said:
         """What the agent says about this hold, with the version that they name."""
         hold = self.holds[name]
-        becomes = "active" if way == "renewed" else way
+        if came is not None and not came.is_well_said():
+            return Said("refused", Code.MALFORMED)
         if agent != hold.agent:
             return Said("refused", Code.NOT_OWNER)
+        outcome = came.outcome if came else None
         if hold.state != "active":
+            becomes = "active" if way == "renewed" else way
             same = (hold.state, hold.outcome) == (becomes, outcome)
             if same and version in {None, hold.version - 1}:
                 return Said(way, hold=name, replayed=True)
@@ -355,26 +365,48 @@ class Dialer:
             hold.lease = max(hold.lease, self.now + self.settings.lease)
             return Said(way, hold=name)
         self._end(hold, way, outcome)
-        if hold.promise is not None:
-            self._called_back(hold.promise, way, outcome)
-        if outcome is not None:
-            self._score(self.users[hold.user], outcome)
-            self._promise(hold, outcome)
+        self._settle(hold, way, outcome)
+        if came is not None:
+            self._was_called(hold, came.outcome, came.after)
         return Said(way, hold=name)
 
-    def _score(self, user: Person, outcome: str) -> None:
-        added, hours = OUTCOMES[outcome]
+    def _settle(self, hold: Hold, way: str, outcome: str | None) -> None:
+        """What becomes of the callback or missed call that the hold was for."""
+        if hold.promise is not None:
+            self._called_back(hold.promise, way, outcome)
+        if hold.missed is not None and hold.missed.status == "pending":
+            if way == "skipped":
+                hold.missed.become("pending", self.now + self.settings.skip_everyone)
+            elif outcome is not None:
+                hold.missed.become("followed_up")
+
+    def _was_called(self, hold: Hold, outcome: str, after: timedelta | None) -> None:
+        user, rules = self.users[hold.user], OUTCOMES[outcome]
+        if not user.has_score_row:
+            user.has_score_row, user.queue, user.created_at = True, hold.queue, self.now
         user.attempts += 1
-        user.score += added + (0 if user.attempts <= 5 else 1 if user.attempts <= 10 else 3)
-        if outcome == "do_not_contact":
-            user.score, user.has_opted_out = min(user.score, 200), True
-        if hours is None:
-            user.next_call_after = self.now + CALLBACK_AFTER
+        user.score = user.score_after(rules)
+        user.successes += rules.is_success
+        user.has_opted_out |= rules.is_terminal
+        user.last_call_at, user.last_outcome = self.now, outcome
+        user.calls.append(self.now)
+        if after is not None:
+            user.next_call_after = self.now + after
         else:
-            user.next_call_after = self.now + hours * HOUR if hours else None
+            user.next_call_after = self.now + rules.hours * HOUR if rules.hours else None
+        if rules.is_answered:
+            for each in self.missed:
+                if each.user == user.id and each.status == "pending" and each.at <= self.now:
+                    each.become("followed_up")
+        if (rules.is_terminal or after is not None) and user.promise and user.is_promised():
+            user.promise.become("cancelled")
+        if after is not None:
+            self.promise(user.id, hold.agent, hold.queue, self.now + after)
+        if rules.converts:
+            self.remove_converted(hold.queue, [user.id])
 
     def _called_back(self, promise: Promise, way: str, outcome: str | None) -> None:
-        """A skip puts it off; an unanswered call too, but once only; any other call keeps it."""
+        """A skip puts it off; an unanswered call too, but once only; any other call ends it."""
         if promise.status != "pending":
             return
         if way == "skipped":
@@ -382,21 +414,75 @@ class Dialer:
         elif outcome == "no_answer":
             again = promise.retries == 0
             promise.retries += again
-            retry = self.now + self.settings.callback_retry if again else None
-            promise.become("pending" if again else "cancelled", retry)
+            promise.become(
+                "pending" if again else "cancelled", self.now + TRIED_AGAIN if again else None
+            )
         elif outcome is not None:
-            promise.become("completed")
+            promise.become("completed" if OUTCOMES[outcome].is_answered else "cancelled")
 
-    def _promise(self, hold: Hold, outcome: str) -> None:
-        user = self.users[hold.user]
-        if outcome in {"call_back", "do_not_contact"} and user.promise and user.is_promised():
-            user.promise.become("cancelled")
-        if outcome == "call_back":
-            user.promise = Promise(user.id, hold.agent, hold.queue, self.now + CALLBACK_AFTER)
-            self.callbacks.append(user.promise)
+    def promise(self, user: int, agent: int | None, queue: str, at: datetime) -> None:
+        """One is pending for a user: the last one that was promised."""
+        person = self.users[user]
+        if person.promise and person.is_promised():
+            person.promise.become("cancelled")
+        person.promise = Promise(user, agent, queue, at)
+        self.callbacks.append(person.promise)
+
+    def miss(self, missed: Missed) -> None:
+        """A call comes in and nobody takes it; the webhook may say so twice."""
+        twice = any((each.call, each.status) == (missed.call, "pending") for each in self.missed)
+        missed.status = "cancelled" if twice else "pending"
+        self.missed.append(missed)
+
+    def match(self) -> tuple[int, int]:
+        """Each missed call's user by the whole number, or an operator's: how many of both."""
+        matched = unknown = 0
+        for each in self.missed:
+            if each.status != "pending" or each.user is not None:
+                continue
+            owners = [
+                user.id
+                for user in self.users.values()
+                if user.in_crm and user.phone is not None and user.phone == each.phone
+            ]
+            if len(owners) == 1:
+                each.user, matched = owners[0], matched + 1
+            else:
+                each.status, unknown = "for_operator", unknown + 1
+        return matched, unknown
+
+    def fail(self, user: int, reason: str) -> None:
+        """A user was found ineligible at a claim; for an unclear reason, it is counted."""
+        person = self.users[user]
+        if reason in UNCLEAR:
+            person.failures.append(self.now)
+            lately = [at for at in person.failures if at > self.now - DAY]
+            person.is_set_aside |= len(lately) >= self.rules.quarantine_after
+
+    def let_go(self, user: int) -> bool:
+        """An operator releases a user who was set aside; False: they were not."""
+        person = self.users[user]
+        if not person.is_set_aside:
+            return False
+        person.is_set_aside = False
+        person.failures.clear()
+        return True
+
+    def drain(self, queue: str) -> int:
+        build = self.published().get(queue)
+        places = build.places.values() if build else ()
+        found = [place for place in places if place.state in {"ready", "waiting"}]
+        for place in found:
+            place.become("out", reason="drained")
+        return len(found)
 
     def build(self, number: int, queue: str) -> None:
-        may = [user for user in self.users.values() if user.broken(queue, self.now) is None]
+        """Whoever meets the policy, but for the hours: those are for the claim to judge."""
+        may = [
+            user
+            for user in self.users.values()
+            if user.broken_rules(queue, self.now, self.rules).keys() <= {"outside_calling_hours"}
+        ]
         may.sort(key=lambda user: (user.score, -user.created_at.timestamp(), -user.id))
         places = {user.id: Place(rank) for rank, user in enumerate(may, start=1)}
         for user, at in self._skips(0).items():
@@ -451,25 +537,88 @@ class Dialer:
             elif user in skips and skips[user] + self.settings.skip_everyone > self.now:
                 place.become("waiting", skips[user] + self.settings.skip_everyone)
 
-    def remove_converted(self, queue: str) -> list[int]:
-        """Who leaves the dialer queue for having reached what it is for."""
+    def remove_converted(self, queue: str, users: Collection[int]) -> list[int]:
+        """Who of these leaves the dialer queue for having reached what it is for."""
         held = self.held()
         found = [
             user
             for user in self.users.values()
-            if user.queue == queue and user.has_converted() and user.id not in held
+            if user.id in users
+            and user.queue == queue
+            and user.has_converted()
+            and user.id not in held
         ]
         for user in found:
-            user.score, user.queue = 0, user.place()
-            self.conversions.append(user.id)
+            episode = sum((each.user, each.queue) == (user.id, queue) for each in self.conversions)
+            self.conversions.append(
+                Converted(
+                    user.id, queue, episode + 1, user.score, user.attempts, self.credited(user.id)
+                )
+            )
+            user.score, user.queue = 0, user.where()
             for place in self.places(user.id):
                 if place.state != "out":
                     place.become("out", reason="converted")
         return sorted(user.id for user in found)
 
+    def credited(self, user: int) -> tuple[int, ...]:
+        """Who spoke to them for more than half a minute within 30 days, the last one first."""
+        spoke = {
+            hold.agent: hold.ended_at
+            for hold in sorted(self.holds.values(), key=lambda hold: hold.ended or 0)
+            if hold.user == user
+            and hold.outcome is not None
+            and OUTCOMES[hold.outcome].is_answered
+            and hold.ended_at is not None
+            and hold.claimed_at is not None
+            and hold.ended_at - hold.claimed_at > 30 * SECOND
+            and hold.ended_at > self.now - 30 * DAY
+        }
+        return tuple(sorted(spoke, key=lambda agent: spoke[agent], reverse=True))
 
-def small(now: datetime, settings: Settings) -> Dialer:
-    """Seven users in each pool, and agents of every kind."""
+    def stands(self, user: int, queue: str) -> str:
+        """Where a user stands in a dialer queue, in one word."""
+        if user in self.held():
+            return "held"
+        if (broken := self.broken(user, queue)) is not None:
+            return broken
+        build = self.published().get(queue)
+        place = build.places.get(user) if build else None
+        if place is None:
+            return "not_in_generation"
+        if place.state == "out":
+            return "taken_out"
+        if place.state == "waiting" and place.until is not None and place.until > self.now:
+            return "waiting"
+        return "claimable"
+
+    def pool(self, queue: str) -> list[int]:
+        return [user.id for user in self.users.values() if user.queue == queue]
+
+    def may_be_why(self, agent: int, queue: str) -> set[str]:
+        """The words that truly say why the agent gets nobody from this dialer queue."""
+        if queue in self.paused:
+            return {"paused"}
+        stands = {self.stands(user, queue) for user in self.pool(queue)}
+        if not stands:
+            return {"none_in_pool", *({"skipped_by_agent"} if self._skipped(agent) else ())}
+        if stands & {"not_in_generation", "taken_out"}:
+            return {"rebuild_stale"}
+        words = {"all_held"} if self._is_held_from(queue) else set()
+        words |= stands & {*PASSING, "cooling_down", "too_new", "promised", "waiting"}
+        words |= {"skipped_by_agent"} if self._skipped(agent) else set()
+        return words or {"none_eligible"}
+
+    def _is_held_from(self, queue: str) -> bool:
+        pool = self.pool(queue)
+        return any(each.queue == queue or each.user in pool for each in self.active().values())
+
+
+def small(now: datetime, settings: Settings, rules: Rules) -> Dialer:
+    """Seven users in each pool, two who are in none, and agents of every kind.
+
+    Every third user is in New York, by their phone number.
+    """
     ages = (3 * HOUR, DAY, DAY, HOUR)
     people = [
         Person(
@@ -478,8 +627,22 @@ def small(now: datetime, settings: Settings) -> Dialer:
             score=(0, 3, 3, 0, 10, 1, 199, 0)[number % 8],
             created_at=now - ages[number % 4],
             is_signed=queue == OUTSTANDING,
+            phone=f"+12125550{number:03d}" if number % 3 == 0 else f"+4420794600{number:02d}",
+            place="New York" if number % 3 == 0 else "London",
         )
         for number, queue in enumerate([UNSIGNED] * 7 + [OUTSTANDING] * 7, start=1)
     ]
+    people += [
+        Person(
+            number,
+            None,
+            score=0,
+            created_at=now,
+            is_signed=is_signed,
+            phone="+442079460099" if number > 16 else f"+4420794600{number:02d}",
+            has_score_row=False,
+        )
+        for number, is_signed in ((15, False), (16, True), (17, False), (18, False))
+    ]
     allowed = {1: list(BOTH), 2: list(BOTH), 3: list(BOTH), 4: [OUTSTANDING], 5: None}
-    return Dialer(now, settings, allowed, {person.id: person for person in people})
+    return Dialer(now, settings, rules, allowed, {person.id: person for person in people})

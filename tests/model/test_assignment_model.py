@@ -1,9 +1,15 @@
-"""The real operations, in any order, against the dialer in memory (guarantees 1, 2, 4, 5 and 8)."""
+"""The real operations, in any order and at any time, against the dialer in memory.
+
+`make model` takes forty times as many steps as `make test`.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -20,38 +26,122 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from assignment_workers.assignment import convert
+from assignment_workers.assignment import convert, jobs, missed_calls
 from assignment_workers.assignment.answers import (
     Assigned,
     CommandAnswer,
     Done,
+    Empty,
     FinishAnswer,
     Finished,
     Held,
+    Refused,
     RequestAnswer,
 )
+from assignment_workers.assignment.bars import do_not_contact, lift
+from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
+from assignment_workers.assignment.drain import drain
+from assignment_workers.assignment.explain import explain, funnel
 from assignment_workers.assignment.finish import Owner, complete, release, renew, skip
 from assignment_workers.assignment.history import check
+from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.request import Request
+from assignment_workers.errors import StaleTerm
 from assignment_workers.policy.queues import POLICIES
-from tests.model.dialer import CALLBACK_AFTER, OUTCOMES, Dialer, Hold, Said, small
-from tests.world import BOTH, OUTSTANDING, SECOND, UNSIGNED, Claim, Requirement, User, World, opened
+from assignment_workers.schema.tables import BarKind
+from tests.model.dialer import Came, Dialer, Said, small
+from tests.model.rules import MINUTE, OUTCOMES, RESTING, Missed, Rules, Windows
+from tests.world import (
+    BOTH,
+    DAY,
+    HOUR,
+    OUTSTANDING,
+    SECOND,
+    UNSIGNED,
+    Claim,
+    Requirement,
+    User,
+    World,
+    opened,
+)
+
+EXAMPLES = settings().max_examples // 12
+STEPS = 50
+
+DAY_LONG: Windows = ((8 * 60, 20 * 60),)
+OFFICE = (*[DAY_LONG] * 5, ((10 * 60, 18 * 60),), ((9 * 60, 13 * 60), (15 * 60, 17 * 60)))
+NIGHT: tuple[Windows, ...] = (*[()] * 5, ((1290, 1440),), ((15, 75), (105, 165)))
+ZONES = "Europe/London, +1=America/New_York"
+
+CALL_CENTRES: dict[str, tuple[dict[str, Any], Rules]] = {
+    "as it comes": ({"quarantine_after": 3}, Rules()),
+    "as the original declared": (
+        {
+            "calling_hours": "mon-fri 08:00-20:00, sat 10:00-18:00,"
+            " sun 09:00-13:00, sun 15:00-17:00",
+            "calling_zones": ZONES,
+            "calling_holidays": "GB-ENG",
+            "calls_per_day": f"{UNSIGNED}=3, {OUTSTANDING}=2",
+            "call_cooldown": f"{UNSIGNED}=14400, {OUTSTANDING}=21600",
+            "quarantine_after": 2,
+        },
+        Rules(
+            week=OFFICE,
+            has_holidays=True,
+            calls_per_day={UNSIGNED: 3, OUTSTANDING: 2},
+            cool_down={UNSIGNED: 4 * HOUR, OUTSTANDING: 6 * HOUR},
+            quarantine_after=2,
+        ),
+    ),
+    "when the clocks change": (
+        {
+            "calling_hours": "sat 21:30-24:00, sun 00:15-01:15, sun 01:45-02:45",
+            "calling_zones": ZONES,
+            "calls_per_day": f"{UNSIGNED}=1",
+            "quarantine_after": 2,
+        },
+        Rules(week=NIGHT, calls_per_day={UNSIGNED: 1}, quarantine_after=2),
+    ),
+    "seldom": (
+        {
+            "call_cooldown": f"{OUTSTANDING}=3600",
+            "attempts_maximum": 3,
+            "offer_gap": 20 * MINUTE,
+            "quarantine_after": 2,
+        },
+        Rules(cool_down={OUTSTANDING: HOUR}, attempts=3, offer_gap=20 * MINUTE, quarantine_after=2),
+    ),
+}
+
+BEGINNINGS = [
+    datetime(2027, month, day, hour, tzinfo=UTC)
+    for month, day in ((3, 13), (3, 27), (10, 30), (11, 6))
+    for hour in (11, 20)
+]
+"""The Saturdays before the clocks change in New York and London: forward, and back."""
 
 AGENTS = some.sampled_from([1, 2, 3, 4])
 ANYBODY = some.sampled_from([1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 5, 99])
 LATE = some.sampled_from([None, None, None, None, None, -1, 0, 1])
 QUEUES = some.sampled_from(BOTH)
+PLACES = some.sampled_from(["London", "New York"])
 ANY_QUEUE = some.sampled_from([None, *BOTH])
 VERSIONS = some.sampled_from([1, 1, None, 2])
 FOREIGN = some.sampled_from([None, None, None, 1, 2])
-WAYS = some.sampled_from(["completed", "completed", "skipped", "released", "renewed"])
-CALLED = some.sampled_from(list(OUTCOMES))
-Move = tuple[int, str | None, str, str]
-MOVES = some.lists(some.tuples(AGENTS, ANY_QUEUE, WAYS, CALLED), min_size=2, max_size=6)
-WAITS = some.sampled_from([1, 60, 299, 300, 900, 3600, 4 * 3600])
-USERS = some.integers(1, 14)
+WAYS = some.sampled_from(["completed", "completed", "completed", "skipped", "released", "renewed"])
+CALLED = some.sampled_from(["no_answer", "no_answer", *OUTCOMES])
+AFTER = some.sampled_from([20 * MINUTE, 2 * HOUR, DAY + HOUR])
+SPOKEN = some.sampled_from([0, 5, 30, 31, 200])
+"""Seconds for which somebody is held."""
+Move = tuple[int, str | None, str, str, timedelta, int]
+MOVE = some.tuples(AGENTS, ANY_QUEUE, WAYS, CALLED, AFTER, SPOKEN)
+MOVES = some.lists(MOVE, min_size=2, max_size=6)
+WAITS = some.sampled_from([1, 60, 299, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600])
+USERS = some.integers(1, 18)
+CALLERS = some.sampled_from([*range(1, 19), 0, 19])
+"""19 has a number that nobody has; 0 shows none."""
 FACTS = {
     "is_enabled": "UPDATE crm.users SET is_enabled = NOT is_enabled WHERE id = :user",
     "is_signed": "UPDATE crm.users SET current_signature_file_id"
@@ -62,6 +152,8 @@ FACTS = {
     "has_pending_requirement": "UPDATE crm.claim_requirements SET status"
     " = CASE status WHEN 'PENDING' THEN 'COMPLETED' ELSE 'PENDING' END WHERE claim_id = :user * 10",
     "is_active": "UPDATE user_call_scores SET is_active = NOT is_active WHERE user_id = :user",
+    "in_crm": "UPDATE crm.users SET id = -id, phone_number = reverse(phone_number)"
+    " WHERE abs(id) = :user",
 }
 
 
@@ -74,12 +166,25 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self, world: World) -> None:
         super().__init__()
-        empty(world)
         self.world = world
-        self.dialer: Dialer = small(world.now, world.settings)
+        self.dialer: Dialer
         self.held: dict[str, Held] = {}
         """By the request that they answered first."""
-        world.add_users(
+
+    @initialize(
+        target=generations,
+        centre=some.sampled_from(list(CALL_CENTRES)),
+        begins=some.sampled_from(BEGINNINGS),
+        place=PLACES,
+        queues=some.sampled_from([BOTH] * 7 + [(UNSIGNED,)]),
+    )
+    def open(self, centre: str, begins: datetime, place: str, queues: tuple[str, ...]) -> object:
+        """Most runs begin with both dialer queues published, at an hour that is open somewhere."""
+        given, rules = CALL_CENTRES[centre]
+        begins = rules.opens(place, begins)
+        empty(self.world, begins, given)
+        self.dialer = small(begins, self.world.settings, rules)
+        self.world.add_users(
             User(
                 user.id,
                 user.score,
@@ -87,13 +192,11 @@ class Machine(RuleBasedStateMachine):
                 signature="file" if user.is_signed else None,
                 claims=(Claim("open", (Requirement(),)),),
                 created_at=user.created_at,
+                has_score_row=user.has_score_row,
+                phone=user.phone,
             )
             for user in self.dialer.users.values()
         )
-
-    @initialize(target=generations, queues=some.sampled_from([BOTH] * 7 + [(UNSIGNED,)]))
-    def open(self, queues: tuple[str, ...]) -> object:
-        """Most runs begin with both dialer queues published."""
         numbers = [self.build(queue) for queue in queues]
         for number in numbers:
             self.publish(number)
@@ -135,7 +238,8 @@ class Machine(RuleBasedStateMachine):
         target=holds,
         agents=some.permutations([1, 2, 3]),
         queue=ANY_QUEUE,
-        late=some.sampled_from([0, 599, 600]),
+        after=AFTER,
+        late=some.sampled_from([-1, 0, 599, 600]),
         outcomes=some.lists(CALLED, min_size=3, max_size=3),
         moves=MOVES,
     )
@@ -143,6 +247,8 @@ class Machine(RuleBasedStateMachine):
         self,
         agents: Sequence[int],
         queue: str | None,
+        after: timedelta,
+        *,
         late: int,
         outcomes: Sequence[str],
         moves: Sequence[Move],
@@ -152,28 +258,37 @@ class Machine(RuleBasedStateMachine):
         for agent in agents[:2]:
             if agent not in self.dialer.active():
                 new += self._ask([self.world.request(agent, queue)])
-            new += self._work([(agent, queue, "completed", "call_back")])
-        self.wait(int(CALLBACK_AFTER.total_seconds()) + late)
+            new += self._work([(agent, queue, "completed", "call_back", after, 0)])
+        self.wait(int(after.total_seconds()) + late)
         for outcome in outcomes:
             new += self._ask([self.world.request(agent, queue) for agent in agents])
-            new += self._work([(agent, queue, "completed", outcome) for agent in agents[1:]])
+            calls = [(agent, queue, "completed", outcome, after, 31) for agent in agents[1:]]
+            new += self._work(calls)
             self.wait(900)
         return multiple(*new, *self._work(moves))
 
     def _work(self, moves: Sequence[Move]) -> list[str]:
         new: list[str] = []
-        for agent, queue, way, outcome in moves:
+        for agent, queue, way, outcome, after, seconds in moves:
             hold = self.dialer.active().get(agent)
             if hold is not None:
-                self._finish(hold.request_id, agent, hold.version, way, outcome)
+                self.wait(seconds)
+                self._finish(hold.request_id, agent, hold.version, way, _fit(outcome, after))
             else:
                 new += self._ask([self.world.request(agent, queue)])
         return new
 
-    @rule(target=holds, agent=ANYBODY, queue=ANY_QUEUE, late=LATE)
-    def ask_alone(self, agent: int, queue: str | None, late: int | None) -> object:
+    @rule(target=holds, agent=ANYBODY, queue=ANY_QUEUE, late=LATE, fails=some.booleans())
+    def ask_alone(self, agent: int, queue: str | None, late: int | None, *, fails: bool) -> object:
+        """A turn that fails leaves nothing, and is tried again."""
         deadline = None if late is None else self.world.now + late * SECOND
-        return multiple(*self._ask([self.world.request(agent, queue, deadline=deadline)]))
+        request = self.world.request(agent, queue, deadline=deadline)
+        if fails:
+            with suppress(ConnectionError), self.world.turn() as turn:
+                given = self.world
+                claim(turn, [request], policies=given.policies, settings=given.settings)
+                raise ConnectionError
+        return multiple(*self._ask([request]))
 
     @rule(target=holds, asks=some.lists(some.tuples(ANYBODY, ANY_QUEUE), min_size=2, max_size=9))
     def ask_together(self, asks: list[tuple[int, str | None]]) -> object:
@@ -191,14 +306,25 @@ class Machine(RuleBasedStateMachine):
 
     def _ask(self, requests: Sequence[Request]) -> list[str]:
         """Ask in one turn; returns the new holds."""
+        broken = self._broken()
         answers = self.world.answer(*requests)
         new = set()
-        for request, said, answer in zip(requests, self.dialer.ask(requests), answers, strict=True):
+        saids = self.dialer.ask(requests)
+        for request, said, answer in zip(requests, saids, answers, strict=True):
             if isinstance(answer, Assigned) and not answer.replayed:
                 self.held[request.request_id] = answer.assignment
                 new.add(request.request_id)
             assert self._shown(answer) == said, (request, answer)
+        self._look_at_places(broken)
+        for request, said, answer in zip(requests, saids, answers, strict=True):
+            if isinstance(answer, Empty) and not self._is_old(request, said):
+                for queue, why in answer.why.items():
+                    assert why in self.dialer.may_be_why(request.agent_id, queue), answer
         return sorted(new)
+
+    def _is_old(self, request: Request, said: Said) -> bool:
+        known = [answer for _, answer in self.dialer.answers.values() if answer is said]
+        return not known
 
     def _shown(self, answer: RequestAnswer | FinishAnswer | CommandAnswer) -> Said:
         hold = None
@@ -207,7 +333,11 @@ class Machine(RuleBasedStateMachine):
             (hold,) = [name for name, held in self.held.items() if held.id == shown.id]
             known = self.dialer.holds[hold]
             assert (shown.user_id, shown.agent_id) == (known.user, known.agent)
-            assert (shown.queue, shown.rank) == (known.queue, known.rank)
+            assert (shown.queue, shown.rank, shown.source) == (
+                known.queue,
+                known.rank,
+                known.source,
+            )
         return Said(
             answer.outcome,
             getattr(answer, "code", None),
@@ -215,32 +345,91 @@ class Machine(RuleBasedStateMachine):
             replayed=getattr(answer, "replayed", False),
         )
 
-    @rule(name=holds, foreign=FOREIGN, version=VERSIONS, way=WAYS, outcome=CALLED)
+    def _broken(self) -> dict[tuple[str, int], tuple[str | None, datetime | None]]:
+        """By place in what is published: the rule that the user breaks, and until when."""
+        dialer = self.dialer
+        return {
+            (queue, user): (
+                dialer.broken(user, queue),
+                dialer.users[user].rests_until(queue, dialer.now, dialer.rules),
+            )
+            for queue, build in dialer.published().items()
+            for user in build.places
+        }
+
+    def _look_at_places(
+        self, broken: dict[tuple[str, int], tuple[str | None, datetime | None]]
+    ) -> None:
+        """Who was found ineligible is out, and the reason was true; or waits, until it ends.
+
+        How far a claim looks is its own affair.
+        """
+        published, now = self.dialer.published(), self.dialer.now
+        for queue, user, state, until, reason in self._places():
+            place = published[queue].places[user]
+            why, rests = broken[queue, user]
+            if state == "out" and place.state in {"ready", "held"}:
+                assert reason == why
+                place.become("out", reason=reason)
+                self.dialer.fail(user, reason)
+            elif state == "waiting" and until > now and place.state == "ready":
+                assert until == rests
+                assert why in RESTING
+                place.become("waiting", until)
+
+    def _places(self) -> list[tuple[Any, ...]]:
+        return self.world.rows(
+            "SELECT g.queue, e.user_id, e.state, e.available_from, e.reason"
+            " FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id"
+            " WHERE g.state = 'published'"
+        )
+
+    @rule(name=holds, foreign=FOREIGN, version=VERSIONS, way=WAYS, outcome=CALLED, after=AFTER)
     def finish(
-        self, name: str, foreign: int | None, version: int | None, way: str, outcome: str
+        self,
+        name: str,
+        foreign: int | None,
+        version: int | None,
+        *,
+        way: str,
+        outcome: str,
+        after: timedelta,
     ) -> None:
         """A word about a hold that may have ended, from its agent or another."""
         agent = foreign or self.dialer.holds[name].agent
-        self._finish(name, agent, version, way, outcome)
+        self._finish(name, agent, version, way, _fit(outcome, after))
 
     @rule(name=holds, way=WAYS, outcome=CALLED)
     def finish_twice(self, name: str, way: str, outcome: str) -> None:
         """The same message comes twice."""
         for _ in range(2):
-            self._finish(name, self.dialer.holds[name].agent, 1, way, outcome)
+            came = _fit(outcome, HOUR)
+            self._finish(name, self.dialer.holds[name].agent, 1, way, came)
 
-    def _finish(self, name: str, agent: int, version: int | None, way: str, outcome: str) -> None:
+    @rule(
+        name=holds,
+        outcome=CALLED,
+        after=some.sampled_from([None, HOUR]),
+        notes=some.sampled_from([None, "said so"]),
+    )
+    def complete_carelessly(
+        self, name: str, outcome: str, after: timedelta | None, notes: str | None
+    ) -> None:
+        """What an outcome needs may be missing, and there may be what it does not take."""
+        agent = self.dialer.holds[name].agent
+        self._finish(name, agent, None, "completed", Came(outcome, after, notes))
+
+    def _finish(self, name: str, agent: int, version: int | None, way: str, came: Came) -> None:
         who = Owner(self.held[name].id, agent, version)
-        came = outcome if way == "completed" else None
-        said = self.dialer.finish(name, agent, version, way, came)
-        assert self._shown(self._say(who, way, outcome)) == said
+        said = self.dialer.finish(name, agent, version, way, came if way == "completed" else None)
+        assert self._shown(self._say(who, way, came)) == said
 
-    def _say(self, who: Owner, way: str, outcome: str) -> FinishAnswer:
+    def _say(self, who: Owner, way: str, came: Came) -> FinishAnswer:
         world = self.world
         match way:
             case "completed":
-                at = world.now + CALLBACK_AFTER if outcome == "call_back" else None
-                return world.run(complete, who, outcome, notes="said so", callback_at=at)
+                at = None if came.after is None else world.now + came.after
+                return world.run(complete, who, came.outcome, notes=came.notes, callback_at=at)
             case "skipped":
                 return world.run(skip, who, settings=world.settings)
             case "released":
@@ -250,9 +439,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=WAITS)
     def wait(self, seconds: int) -> None:
-        """Time goes by: leases lapse, who was skipped has rested."""
+        """Time goes by: leases lapse, who was skipped has rested, the clocks change."""
         self.world.now += timedelta(seconds=seconds)
         self.dialer.now = self.world.now
+
+    @rule(place=PLACES, seconds=some.sampled_from([-1, 0, 300]))
+    def wait_for_the_opening(self, place: str, seconds: int) -> None:
+        """Until it is open there, or just not yet."""
+        until = self.dialer.rules.opens(place, self.dialer.now) + seconds * SECOND
+        self.wait(max(0, int((until - self.dialer.now).total_seconds())))
 
     @rule()
     def expire(self) -> None:
@@ -269,12 +464,25 @@ class Machine(RuleBasedStateMachine):
         answer = self.world.publish(number)
         assert self._shown(answer) == self.dialer.publish(number)
 
-    @rule(user=USERS, fact=some.sampled_from(list(FACTS)))
+    @rule(user=USERS, fact=some.sampled_from([*FACTS, "in_crm"]))
     def change(self, user: int, fact: str) -> None:
         """A fact about a user turns over, in the CRM or in their score row."""
-        assert self.world.execute(FACTS[fact], user=user) == 1
         person = self.dialer.users[user]
-        setattr(person, fact, not getattr(person, fact))
+        if (fact == "in_crm" or person.in_crm) and (fact != "is_active" or person.has_score_row):
+            assert self.world.execute(FACTS[fact], user=user) == 1
+            setattr(person, fact, not getattr(person, fact))
+
+    @rule(target=holds, user=USERS, moves=MOVES)
+    def come_and_go(self, user: int, moves: Sequence[Move]) -> object:
+        """The CRM loses a user and has them again, twice, each time with a build between."""
+        new = []
+        for _ in range(2):
+            for _ in range(2):
+                self.change(user, "in_crm")
+                new += self._work(moves)
+            for queue in BOTH:
+                self.publish(self.build(queue))
+        return multiple(*new)
 
     @rule(queue=QUEUES, user=USERS)
     def clean_conversions(self, queue: str, user: int) -> None:
@@ -287,7 +495,7 @@ class Machine(RuleBasedStateMachine):
         done = self.world.run(
             convert.remove_converted, policy, list(self.dialer.users), policies=POLICIES
         )
-        assert found == self.dialer.remove_converted(queue)
+        assert found == self.dialer.remove_converted(queue, list(self.dialer.users))
         assert isinstance(done, Done)
         assert done.counts == {"converted": len(found)}
 
@@ -301,118 +509,306 @@ class Machine(RuleBasedStateMachine):
             assert again == Done(replayed=True)
         self.dialer.paused = set() if self.dialer.paused else {queue}
 
-    @invariant()
-    def assignments_are_those_of_the_model(self) -> None:
-        found = self.world.rows(
-            "SELECT request_id, user_id, agent_id, queue, rank, lease_expires_at, state, version,"
-            " ended_at, outcome FROM assignment.assignments"
+    @rule(queue=QUEUES)
+    def drain(self, queue: str) -> None:
+        done = self.world.run(drain, queue, by="test")
+        assert done == Done(counts={"drained": self.dialer.drain(queue)})
+
+    @rule(user=USERS, by_phone=some.booleans())
+    def bar_or_lift(self, user: int, *, by_phone: bool) -> None:
+        """A user, or whoever has their number, asks not to be called; or thinks better of it."""
+        person = self.dialer.users[user]
+        phone = person.phone if by_phone else None
+        is_barred = person.is_phone_barred if phone else person.is_barred
+        whom: dict[str, Any] = {"phone": phone} if phone else {"user": user}
+        if is_barred:
+            kind = BarKind.DO_NOT_CONTACT
+            answer = self.world.run(lift, kind, **whom, by="test", why="asked again")
+        else:
+            answer = self.world.run(do_not_contact, **whom, reason="asked", by="test")
+        assert answer == Done()
+        for each in self.dialer.users.values():
+            if phone and each.phone == phone:
+                each.is_phone_barred = not is_barred
+        if phone is None:
+            person.is_barred = not is_barred
+
+    @rule(user=USERS)
+    def let_go(self, user: int) -> None:
+        """An operator releases whoever is set aside, or is told that nobody is."""
+        found = [each.id for each in self.dialer.users.values() if each.is_set_aside]
+        whom = found[0] if found else user
+        answer = self.world.run(lift, BarKind.QUARANTINE, user=whom, by="test", why="seen to")
+        assert isinstance(answer, Done if self.dialer.let_go(whom) else Refused)
+
+    @rule(user=USERS, queue=QUEUES, minutes=some.sampled_from([-20, 0, 5]))
+    def others_promise(self, user: int, queue: str, minutes: int) -> None:
+        """The dialer's own code promises a callback, for a dialer queue that it guesses."""
+        at = self.world.now + minutes * MINUTE
+        self.world.execute(
+            "INSERT INTO callbacks (user_id, scheduled_for, queue_type, original_call_session_id)"
+            " VALUES (:user, timezone('UTC', CAST(:at AS timestamptz)), :queue, gen_random_uuid())",
+            user=user,
+            at=at,
+            queue=queue,
         )
-        assert {name: Hold(name, *row) for name, *row in found} == self.dialer.holds
+        self.dialer.promise(user, None, queue, at)
 
-    @invariant()
-    def places_are_those_of_the_model(self) -> None:
-        """But for who was found ineligible: the reason must be true, and they are out from then.
+    @rule(target=holds, callers=some.lists(CALLERS, min_size=1, max_size=3), moves=MOVES)
+    def call_in(self, callers: Sequence[int], moves: Sequence[Move]) -> object:
+        """Users call and nobody is there; webhooks come twice; then agents work."""
+        for caller in callers:
+            for _ in range(1 + caller % 2):
+                self._miss(caller, f"{self.world.now} {caller}")
+        self.match()
+        return multiple(*self._work(moves))
 
-        Or they wait, until their rest ends.
-        """
-        assert dict(self.world.rows("SELECT id, state FROM assignment.generations")) == {
-            number: build.state for number, build in self.dialer.builds.items()
-        }
-        found = self.world.rows(
-            "SELECT g.queue, e.user_id, e.rank, e.state, e.available_from, e.reason"
-            " FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id"
-            " WHERE g.state = 'published' ORDER BY g.queue, e.user_id"
+    @rule(which=some.integers(0, 100))
+    def webhook_again(self, which: int) -> None:
+        """The telephony tells of a call that was told of before."""
+        if self.dialer.missed:
+            call = self.dialer.missed[which % len(self.dialer.missed)].call
+            self._miss(int(call.split()[-1]), call)
+
+    def _miss(self, caller: int, call: str) -> None:
+        known = self.dialer.users.get(caller)
+        phone = (known.phone if known else "+442079461234" if caller else None) or "anonymous"
+        at = self.world.now - (1 + len(self.dialer.missed)) * timedelta(milliseconds=1)
+        self.world.execute(
+            "INSERT INTO missed_calls (phone_number, missed_at, reason, twilio_call_sid) VALUES"
+            " (:phone, timezone('UTC', CAST(:at AS timestamptz)), 'agents_busy', :call)",
+            phone=_as_dialled(phone),
+            at=at,
+            call=call,
         )
-        published = self.dialer.published()
-        now = self.dialer.now
-        for queue, user, _, state, until, reason in found:
-            place = published[queue].places[user]
-            due = place.until is not None and place.until <= now
-            promised = place.state == "held" and reason == "promised"
-            if state == "out" and (place.state == "ready" or due or promised):
-                assert promised or reason == self.dialer.users[user].broken(queue, now)
-                place.become("out", reason=reason)
-            elif state == "waiting" and until > now and (place.state == "ready" or due):
-                assert until == self.dialer.users[user].rests_until(queue, now)
-                place.become("waiting", until)
-        assert [_rested(row, now) for row in found] == [
-            _rested((queue, user, place.rank, place.state, place.until, place.reason), now)
-            for queue, build in sorted(published.items())
-            for user, place in sorted(build.places.items())
-        ]
+        self.dialer.miss(Missed(phone, at, call))
 
-    @invariant()
-    def requests_have_the_one_answer_of_the_model(self) -> None:
-        assert self.world.rows(
-            "SELECT r.request_id, r.agent_id, r.outcome, a.request_id FROM assignment.requests r"
-            " LEFT JOIN assignment.assignments a ON a.id = r.assignment_id ORDER BY r.request_id"
-        ) == sorted(
-            (name, agent, said.outcome, said.hold)
-            for name, (agent, said) in self.dialer.answers.items()
+    @rule()
+    def match(self) -> None:
+        """The job that finds who called."""
+        ran = jobs.run(self.world.engine, Job("missed_calls.match", "hand"), self._match)
+        assert (ran.counts["matched"], ran.counts["for_operator"]) == self.dialer.match()
+
+    def _match(self, work: Work) -> Counts:
+        at = Work(work.connection, work.ledger, self.world.now, work.job, work.number)
+        return missed_calls.match(at, self.world.settings)
+
+    @rule()
+    def restart(self) -> None:
+        """Another sequencer takes over: what the one before still tries is refused."""
+        world = self.world
+        world.execute("UPDATE assignment.sequencer SET term = term + 1")
+        with pytest.raises(StaleTerm):
+            world.expire()
+        world.term += 1
+        world.execute(
+            "INSERT INTO assignment.events (at, kind, term) VALUES (:at, 'term_begun', :term)",
+            at=world.now,
+            term=world.term,
         )
 
-    @invariant()
-    def score_rows_are_those_of_the_model(self) -> None:
-        assert self.world.rows(
-            "SELECT user_id, current_queue_type, current_score, total_attempts,"
-            " next_call_after AT TIME ZONE 'UTC' FROM user_call_scores ORDER BY user_id"
-        ) == [
-            (user.id, user.queue, user.score, user.attempts, user.next_call_after)
-            for user in self.dialer.users.values()
-        ]
-        found = self.world.column("SELECT user_id FROM conversions ORDER BY 1")
-        assert found == sorted(self.dialer.conversions)
+    @rule(user=USERS, queue=QUEUES)
+    def explain(self, user: int, queue: str) -> None:
+        """Where a user stands, rule by rule, and where all of a pool do."""
+        dialer, world = self.dialer, self.world
+        with world.engine.connect() as connection:
+            found = explain(
+                connection, user, policies=world.policies, settings=world.settings, now=world.now
+            )
+            counted = funnel(connection, world.policies[queue], now=world.now)
+        person = dialer.users[user]
+        if found is None:
+            assert not person.in_crm
+            assert not person.has_score_row
+        else:
+            for verdict in found.queues:
+                self._is_true(user, verdict.queue, verdict.why)
+                if person.in_crm:
+                    assert {each.rule: each.until for each in verdict.rules if not each.holds} == (
+                        person.broken_rules(verdict.queue, dialer.now, dialer.rules)
+                    )
+        stands = Counter(dialer.stands(each, queue) for each in dialer.pool(queue))
+        assert counted.claimable == stands.pop("claimable", 0)
+        assert {each.why: each.users for each in counted.steps} == stands
+
+    def _is_true(self, user: int, queue: str, why: str) -> None:
+        stands = self.dialer.stands(user, queue)
+        if stands in {"not_in_generation", "taken_out", "waiting", "claimable"}:
+            if queue in self.dialer.paused:
+                stands = "paused"
+            elif queue not in self.dialer.published():
+                stands = "never_built"
+        assert why == stands
 
     @invariant()
-    def callbacks_are_those_of_the_model(self) -> None:
-        assert self.world.rows(
-            "SELECT user_id, preferred_agent_id, queue_type, scheduled_for AT TIME ZONE 'UTC',"
-            " status, retry_count, available_from AT TIME ZONE 'UTC' FROM callbacks"
-            " ORDER BY user_id, id"
-        ) == [
-            (each.user, each.agent, each.queue, each.at, each.status, each.retries, each.until)
-            for each in sorted(self.dialer.callbacks, key=lambda each: each.user)
-        ]
-
-    @invariant()
-    def the_doctor_finds_nothing(self) -> None:
-        assert self.world.unhealthy() == []
+    def tables_are_those_of_the_model(self) -> None:
+        """Every row that the operations write, in one read."""
+        found = self.world.value(f"SELECT json_build_object({', '.join(map(_read, TABLES))})")
+        known = _rows(self.dialer)
+        for table in TABLES:
+            assert Counter(map(tuple, found[table] or ())) == Counter(known[table]), table
 
     def teardown(self) -> None:
         """The history that the events tell breaks nothing either, and there is nothing to mend."""
+        if not hasattr(self, "dialer"):
+            return  # it was not opened
         with self.world.engine.connect() as connection:
             breaches = check(
                 connection, settings=self.world.settings, bound=timedelta(seconds=1 << 30)
             )
         assert breaches == []
+        assert self.world.unhealthy() == []
         assert self.world.run(repair) == Done(counts={"marked_held": 0, "given_back": 0})
 
 
-def _rested(row: tuple[Any, ...], now: Any) -> tuple[Any, ...]:
-    """A place whose time has come is as good as ready."""
-    queue, user, rank, state, until, reason = row
-    if state == "waiting" and until <= now:
-        return (queue, user, rank, "ready", None, reason)
-    return row
+def _fit(outcome: str, after: timedelta) -> Came:
+    """What a careful agent says: a callback time where one must be, and at times where it may."""
+    takes = OUTCOMES[outcome].callback
+    return Came(outcome, after if takes == "must" or (takes == "may" and after < DAY) else None)
 
 
-def empty(world: World) -> None:
-    """The world as it was, but for its clock, which is the database's again."""
+def _as_dialled(phone: str) -> str:
+    """The telephony writes British numbers as they are dialled at home."""
+    return f"0{phone[3:6]} {phone[6:]}" if phone.startswith("+44") else phone
+
+
+TABLES = {
+    "assignments": "SELECT request_id, user_id, agent_id, queue, source, rank,"
+    " {lease_expires_at}, state, version, {ended_at}, outcome FROM assignment.assignments",
+    "generations": "SELECT id, state FROM assignment.generations",
+    "entries": "SELECT g.queue, e.user_id, e.rank, e.state, {available_from}, e.reason"
+    " FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id"
+    " WHERE g.state = 'published'",
+    "requests": "SELECT r.request_id, r.agent_id, r.outcome, a.request_id"
+    " FROM assignment.requests r LEFT JOIN assignment.assignments a ON a.id = r.assignment_id",
+    "scores": "SELECT user_id, current_queue_type, current_score, total_attempts,"
+    " successful_calls, last_outcome, {next_call_after}, {last_call_at} FROM user_call_scores",
+    "conversions": "SELECT user_id, previous_queue_type, episode, final_score,"
+    " total_call_attempts, primary_agent_id, contributing_agents::text FROM conversions",
+    "callbacks": "SELECT user_id, preferred_agent_id, queue_type, {scheduled_for}, status,"
+    " retry_count, CASE status WHEN 'pending' THEN {available_from} END FROM callbacks",
+    "missed calls": "SELECT twilio_call_sid, {missed_at}, user_id, status,"
+    " CASE status WHEN 'pending' THEN {available_from} END FROM missed_calls",
+    "bars": "SELECT kind, user_id FROM assignment.bars WHERE lifted_at IS NULL AND phone IS NULL",
+}
+"""A name in braces is an instant, in milliseconds.
+
+When a callback or missed call is tried again is of no consequence once it has ended.
+"""
+
+
+def _read(table: str) -> str:
+    columns, _, rest = TABLES[table].removeprefix("SELECT ").partition(" FROM ")
+    columns = re.sub(r"{(\w+)}", r"(extract(epoch FROM \1) * 1000)::bigint", columns)
+    return f"'{table}', (SELECT json_agg(json_build_array({columns})) FROM {rest})"
+
+
+def _rows(dialer: Dialer) -> dict[str, list[tuple[Any, ...]]]:
+    """What the tables should hold."""
+    users = dialer.users.values()
+    return {
+        "assignments": [
+            (
+                each.request_id,
+                each.user,
+                each.agent,
+                each.queue,
+                each.source,
+                each.rank,
+                _ms(each.lease),
+                each.state,
+                each.version,
+                _ms(each.ended_at),
+                each.outcome,
+            )
+            for each in dialer.holds.values()
+        ],
+        "generations": [(number, each.state) for number, each in dialer.builds.items()],
+        "entries": [
+            (queue, user, place.rank, place.state, _ms(place.until), place.reason)
+            for queue, build in dialer.published().items()
+            for user, place in build.places.items()
+        ],
+        "requests": [
+            (name, agent, said.outcome, said.hold) for name, (agent, said) in dialer.answers.items()
+        ],
+        "scores": [
+            (
+                each.id,
+                each.queue,
+                each.score,
+                each.attempts,
+                each.successes,
+                each.last_outcome,
+                _ms(each.next_call_after),
+                _ms(each.last_call_at),
+            )
+            for each in users
+            if each.has_score_row
+        ],
+        "conversions": [
+            (
+                each.user,
+                each.queue,
+                each.episode,
+                each.score,
+                each.attempts,
+                next(iter(each.agents), None),
+                str(list(each.agents)),
+            )
+            for each in dialer.conversions
+        ],
+        "callbacks": [
+            (
+                each.user,
+                each.agent,
+                each.queue,
+                _ms(each.at),
+                each.status,
+                each.retries,
+                _ms(each.until) if each.status == "pending" else None,
+            )
+            for each in dialer.callbacks
+        ],
+        "missed calls": [
+            (
+                each.call,
+                _ms(each.at),
+                each.user,
+                each.status,
+                _ms(each.until) if each.status == "pending" else None,
+            )
+            for each in dialer.missed
+        ],
+        "bars": [
+            *(("do_not_contact", each.id) for each in users if each.is_barred),
+            *(("quarantine", each.id) for each in users if each.is_set_aside),
+        ],
+    }
+
+
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else round(at.timestamp() * 1000)
+
+
+def empty(world: World, begins: datetime, given: dict[str, Any]) -> None:
+    """The world as it was, at this instant and with these settings."""
     for number in world.column("SELECT id FROM assignment.generations"):
         world.execute(f"DROP TABLE IF EXISTS assignment.entries_{number}")
     world.execute(
         "TRUNCATE assignment.generations, assignment.assignments, assignment.requests,"
-        " assignment.events, assignment.job_runs, callbacks, conversions, user_call_scores,"
-        " crm.users, crm.claims, crm.claim_requirements, assignment.bars"
+        " assignment.events, assignment.job_runs, callbacks, missed_calls, conversions,"
+        " user_call_scores, crm.users, crm.claims, crm.claim_requirements, assignment.bars"
     )
     world.execute("UPDATE assignment.queues SET paused_at = NULL, paused_by = NULL")
-    world.now = world.value("SELECT date_trunc('milliseconds', clock_timestamp())")
+    world.now = begins
+    world.settings = world.settings.from_environment({})
+    world.set(**given)
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(30 + 10 * EXAMPLES)
 def test_operations_in_any_order_do_what_the_model_says(database_url: str) -> None:
     with opened(database_url) as world:
-        world.set(quarantine_after=1_000_000)  # the dialer in memory knows of none
         world.add_agents(1, 2, 3)
         world.add_agents(4, allowed_queues=[OUTSTANDING])
         world.add_agents(5, is_active=False, allowed_queues=[UNSIGNED])
@@ -420,6 +816,6 @@ def test_operations_in_any_order_do_what_the_model_says(database_url: str) -> No
         run_state_machine_as_test(
             begun,
             settings=settings(
-                max_examples=30, stateful_step_count=30, deadline=None, database=None
+                max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, database=None
             ),
         )

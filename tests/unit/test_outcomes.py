@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import product
+from typing import Any
 
 import pytest
 from sqlalchemy import ColumnElement, Connection, create_engine, literal, select, text
@@ -14,7 +15,7 @@ from assignment_workers.policy.outcomes import (
     OUTCOMES,
     SCORE_CEILING,
     TERMINAL,
-    Part,
+    Action,
     attempt_penalty,
     overridden,
     score_after,
@@ -104,7 +105,8 @@ def test_the_score_grows_by_the_outcome_and_the_penalty_up_to_the_ceiling(
     assert len(rows) == len(SCORES) * len(ATTEMPTS)
     for score, attempts, found in rows:
         grown = score + SECTION_4[name][0] + attempt_penalty(attempts + 1)
-        assert found == (min(SCORE_CEILING, grown) if name in CAPPED else grown)
+        assert found == (max(score, min(SCORE_CEILING, grown)) if name in CAPPED else grown)
+        assert found >= score
 
 
 def test_the_score_does_not_fall_below_zero(scores: Connection) -> None:
@@ -115,26 +117,74 @@ def test_the_score_does_not_fall_below_zero(scores: Connection) -> None:
 
 
 def test_an_outcome_that_is_overridden_keeps_what_is_not_named() -> None:
-    changes: dict[str, dict[Part, int]] = {
+    changes: dict[str, dict[str, Any]] = {
         "no_answer": {"score": 2},
-        "hung_up": {"delay_seconds": 60},
+        "hung_up": {"delay_seconds": 60, "actions": ("send_sms",), "review_after": None},
     }
     found = overridden(changes)
     assert (found["no_answer"].score, found["no_answer"].delay) == (2, 4 * HOUR)
     assert (found["hung_up"].score, found["hung_up"].delay) == (2, timedelta(minutes=1))
     assert found["no_answer"].retried
+    assert found["no_answer"].review_after == 2
+    assert (found["hung_up"].actions, found["hung_up"].review_after) == (("send_sms",), None)
     assert {name: each for name, each in found.items() if name not in changes} == {
         name: each for name, each in OUTCOMES.items() if name not in changes
     }
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("name", "change", "said"),
     [
-        ({"no_reply": {"score": 2}}, "no outcome 'no_reply'; there are completed_form, going"),
-        ({"do_not_contact": {"delay_seconds": 60}}, "do_not_contact takes no delay_seconds"),
+        ("no_reply", {"score": 2}, "no outcome 'no_reply'; there are completed_form, go"),
+        ("do_not_contact", {"delay_seconds": 60}, "do_not_contact takes no delay_secon"),
+        ("hung_up", {"actions": ("phone",)}, "no action 'phone'; there are send_sms, se"),
     ],
 )
-def test_a_wrong_override_is_named(changes: dict[str, dict[Part, int]], said: str) -> None:
+def test_a_wrong_override_is_named(name: str, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        overridden(changes)
+        overridden({name: change})
+
+
+SECTION_4_ACTIONS = {
+    "completed_form": ["send_sms"],
+    "going_to_complete": ["send_magic_link", "send_sms", "review"],
+    "might_complete": ["send_sms", "review"],
+    "call_back": ["send_sms"],
+    "no_answer": [],
+    "missed_call": ["send_sms", "review"],
+    "hung_up": [],
+    "bad_number": ["flag_number", "review"],
+    "no_claim": [],
+    "not_interested": [],
+    "do_not_contact": [],
+}
+"""What others are to do about a user's first call with an outcome, no callback promised.
+
+What the table names besides, we do: callbacks, removal, opting out, conversions.
+"""
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_an_outcome_asks_others_for_what_section_4_names(name: str) -> None:
+    assert OUTCOMES[name].asks_for(earlier=0, promised=False) == SECTION_4_ACTIONS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "earlier", "promised", "is_reviewed"),
+    [
+        ("no_answer", 1, False, False),
+        ("no_answer", 2, False, True),
+        ("hung_up", 1, False, False),
+        ("hung_up", 2, False, True),
+        ("not_interested", 1, False, True),
+        ("going_to_complete", 5, True, False),
+        ("might_complete", 0, True, False),
+        ("missed_call", 0, True, True),
+        ("completed_form", 9, False, False),
+    ],
+)
+def test_a_review_is_asked_for_when_it_is_repeated_or_nothing_was_promised(
+    name: str, earlier: int, *, promised: bool, is_reviewed: bool
+) -> None:
+    asked = OUTCOMES[name].asks_for(earlier=earlier, promised=promised)
+    assert (Action.REVIEW in asked) == is_reviewed

@@ -62,7 +62,15 @@ VARIABLES = {
         "{}",
         '{"no_answer": {"score": 2, "delay_seconds": 7200}}',
         '{"no_answer": {"score": 2, "delay_seconds": 7200}}',
-        ("no_answer=2", "[]", '{"no_answer": 2}', '{"no_answer": {"delay": 2}}', "{"),
+        (
+            "no_answer=2",
+            "[]",
+            '{"no_answer": 2}',
+            '{"no_answer": {"delay": 2}}',
+            '{"no_answer": {"score": null}}',
+            '{"no_answer": {"actions": "send_sms"}}',
+            "{",
+        ),
     ),
     "ASSIGNMENT_WORKERS_PHONE_REGION": Variable(
         "phone_region", "GB", "DE", "DE", ("de", "DEU", "44")

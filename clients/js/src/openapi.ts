@@ -1000,11 +1000,17 @@ export interface components {
             [key: string]: unknown;
         };
         /**
+         * Action
+         * @description What an outcome asks others to do: the event of the completed call names it.
+         * @enum {string}
+         */
+        Action: "send_sms" | "send_magic_link" | "flag_number" | "review";
+        /**
          * EventKind
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.
@@ -1026,6 +1032,12 @@ export interface components {
              * @default null
              */
             outcome: string | null;
+            /**
+             * Actions
+             * @description What others are to do about the call.
+             * @default null
+             */
+            actions: components["schemas"]["Action"][] | null;
             /**
              * Reason
              * @description The rule that took a user out.

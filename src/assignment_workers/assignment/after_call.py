@@ -22,7 +22,7 @@ def score_row(
     return {
         "id": turn.new_id(),
         "user_id": hold.user_id,
-        "current_score": outcome.score,
+        "current_score": outcome.first_score,
         "total_attempts": 1,
         "successful_calls": int(outcome.success),
         "current_queue_type": hold.queue,

@@ -6,7 +6,7 @@ A bar is a row of its own with who and why; lifting it is recorded too. A hold t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.turn import EventKind, Turn
-from assignment_workers.policy.rules import PHONE_END
+from assignment_workers.policy.rules import PHONE_END, UNCLEAR
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.tables import Bar, BarKind, Event
 
@@ -130,17 +130,18 @@ def lift(
     return Done()
 
 
-def quarantine(turn: Turn, failed: Mapping[int, str], *, after: int) -> None:
+def quarantine(turn: Turn, failed: Collection[int], *, after: int) -> None:
     """Set aside those of these users who have now failed `after` times within `COUNTED`.
 
-    `failed`: users just taken out, by the unclear rule that each broke. Failures before an
-    operator's release do not count. Cost: that of the events of these users.
+    `failed`: users just taken out, each for an unclear rule; whichever it was the other times
+    counts as well. Failures before an operator's release do not. Cost: that of the events of these
+    users.
     """
     if not failed:
         return
     given = {
         "users": list(failed),
-        "rules": sorted(set(failed.values())),
+        "rules": sorted(UNCLEAR),
         "since": turn.now - COUNTED,
         "now": turn.now,
         "times": after,

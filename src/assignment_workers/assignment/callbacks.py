@@ -78,7 +78,7 @@ def settle(turn: Turn, settled: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     """Write what became of callbacks; returns the event of each, to be recorded by the caller.
 
     One that had its last attempt is cancelled, and its user goes back to the dialer queue with
-    their history. One that somebody else has ended meanwhile stays as it is.
+    their history. One that somebody else has ended meanwhile stays as it is, and that is told.
     """
     given = {"callbacks": list(settled), "now": turn.now}
     became = {row.id: row.status for row in turn.connection.execute(_BECOME, given)}
@@ -100,9 +100,7 @@ def call_off(turn: Turn, users: Collection[int], reason: str) -> list[dict[str, 
 def _told(row: Mapping[str, Any], status: str | None) -> dict[str, Any]:
     columns = {name: row[name] for name in ("agent_id", "assignment_id") if name in row}
     details = {"callback_id": row["id"], "reason": row["reason"]}
-    if status is None:
-        details["reason"] = "ended_elsewhere"
-    elif status == "pending":
+    if status == "pending":
         details["until"] = row["until"]
     return {
         "kind": _KINDS[status],
@@ -117,7 +115,7 @@ _KINDS = {
     "pending": EventKind.CALLBACK_POSTPONED,
     "completed": EventKind.CALLBACK_KEPT,
     "cancelled": EventKind.CALLBACK_CANCELLED,
-    None: EventKind.CALLBACK_CANCELLED,
+    None: EventKind.CALLBACK_ENDED_ELSEWHERE,
 }
 
 _NOW = bindparam("now", type_=NaiveInstant)

@@ -283,7 +283,7 @@ class _Claim:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
-            unclear = {user: why for user, why in head.ineligible.items() if why in UNCLEAR}
+            unclear = [user for user, why in head.ineligible.items() if why in UNCLEAR]
             quarantine(self.turn, unclear, after=self.settings.quarantine_after)
             entries.put_off(self.turn, queue, head.generation, head.resting)
             if head.held_elsewhere:

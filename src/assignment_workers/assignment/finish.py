@@ -15,7 +15,7 @@ from assignment_workers.assignment import after_call, callbacks, convert, entrie
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
 from assignment_workers.assignment.holds import CHANGE, NAMED, held
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
-from assignment_workers.policy.outcomes import OUTCOMES, Outcome
+from assignment_workers.policy.outcomes import OUTCOMES, Action, Outcome
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AssignmentState, EntryState, Source
 from assignment_workers.settings import Settings
@@ -102,8 +102,14 @@ def finish(
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
     for row in turn.connection.execute(NAMED, {"named": named}).mappings():
-        also = (row["ended_as"], row["generation_id"], row["source_id"], row["has_missed_calls"])
-        found[row["id"]] = _Found(held(row), *also)
+        found[row["id"]] = _Found(
+            held(row),
+            row["ended_as"],
+            row["generation_id"],
+            row["source_id"],
+            row["has_missed_calls"],
+            row["earlier"],
+        )
     work = _Finish(turn, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
     work.write()
@@ -147,6 +153,8 @@ class _Found:
     source_id: UUID | None
     has_missed_calls: bool
     """Of the user: pending ones."""
+    earlier: Sequence[str]
+    """The outcomes of the user's calls before this turn."""
 
 
 @dataclass
@@ -308,11 +316,20 @@ class _Finish:
         state = move.becomes.value
         ended = hold.model_copy(update={"state": state, "version": hold.version + 1})
         self._change(ended, outcome=outcome, notes=notes, ended_at=self.turn.now)
-        details = {"outcome": outcome} if outcome else {}
+        details: dict[str, Any] = {}
+        if isinstance(move, Complete):
+            details = {"outcome": outcome, "actions": self._actions(move, hold)}
         if isinstance(move, Release) and move.by is not None:
             details = {"by": move.by, "why": move.why or ""}
         self._tell(EventKind(state), ended, details)
         return ended
+
+    def _actions(self, move: Complete, hold: Held) -> list[Action]:
+        """What others are to do about the call: they read it in its event."""
+        return self.outcomes[move.outcome].asks_for(
+            earlier=self.found[hold.id].earlier.count(move.outcome),
+            promised=move.callback_at is not None,
+        )
 
     def _renew(self, move: Renew, hold: Held) -> Held:
         until = max(hold.lease_expires_at, self.turn.now + move.lease)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.orm import aliased
 
 from assignment_workers.assignment.answers import Held
 from assignment_workers.schema.base import word
@@ -33,6 +34,7 @@ HELD_COLUMNS = tuple(getattr(Assignment, name) for name in Held.model_fields)
 THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
 """The number of the running transaction, for `assignments.ended_xid`."""
 
+_calls = aliased(Assignment, name="calls")
 NAMED = (
     select(
         *HELD_COLUMNS,
@@ -44,12 +46,25 @@ NAMED = (
             .select_from(MissedCall)
             .where(MissedCall.user_id == Assignment.user_id, MissedCall.status == word("pending"))
         ).label("has_missed_calls"),
+        func.array(
+            select(_calls.outcome)
+            .where(
+                _calls.user_id == Assignment.user_id,
+                _calls.state == word(AssignmentState.COMPLETED),
+            )
+            .correlate(Assignment)
+            .scalar_subquery(),
+            type_=ARRAY(Text),
+        ).label("earlier"),
     )
     .where(Assignment.id == any_(bindparam("named", type_=ARRAY(Uuid))))
     .order_by(Assignment.id)
     .with_for_update()
 )
-"""The assignments of these ids, locked against another lane's."""
+"""The assignments of these ids, locked against another lane's.
+
+`earlier`: the outcomes of their users' completed calls, by the index on user.
+"""
 
 _changed = rows(
     "changed",

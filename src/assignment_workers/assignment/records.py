@@ -113,7 +113,8 @@ HOLDS = (
         SELECT 'assignment ' || a.id
         FROM assignment.assignments a
         LEFT JOIN assignment.events e ON e.assignment_id = a.id AND e.at = a.ended_at
-            AND e.kind IN ('callback_kept', 'callback_postponed', 'callback_cancelled')
+            AND e.kind IN ('callback_kept', 'callback_postponed', 'callback_cancelled',
+                'callback_ended_elsewhere')
         WHERE a.source = 'callback' AND a.state = 'completed' AND a.ended_at >= :since
             AND e.id IS NULL
         """,

@@ -122,6 +122,7 @@ class Replay:
             EventKind.CALLBACK_POSTPONED: self._nothing,
             EventKind.CALLBACK_CANCELLED: self._promise_ended,
             EventKind.CALLBACK_SUPERSEDED: self._promise_ended,
+            EventKind.CALLBACK_ENDED_ELSEWHERE: self._nothing,
             EventKind.MISSED_CALL_FOLLOWED_UP: self._promise_ended,
             EventKind.MISSED_CALL_CANCELLED: self._promise_ended,
             EventKind.MISSED_CALL_FOR_OPERATOR: self._promise_ended,

@@ -37,6 +37,8 @@ class EventKind(StrEnum):
     CALLBACK_CANCELLED = "callback_cancelled"
     CALLBACK_SUPERSEDED = "callback_superseded"
     """Its user was promised another: told by the database, whoever wrote that one."""
+    CALLBACK_ENDED_ELSEWHERE = "callback_ended_elsewhere"
+    """A call was for it, and somebody else had ended it meanwhile: it stays as they left it."""
     MISSED_CALL_FOLLOWED_UP = "missed_call_followed_up"
     MISSED_CALL_CANCELLED = "missed_call_cancelled"
     MISSED_CALL_FOR_OPERATOR = "missed_call_for_operator"

@@ -18,6 +18,7 @@ from assignment_workers.assignment.answers import (
     TooLate,
 )
 from assignment_workers.assignment.turn import EventKind
+from assignment_workers.policy.outcomes import Action
 
 TIMEOUT_MS = 10_000
 TIMEOUT_MS_MOST = 30_000
@@ -124,6 +125,7 @@ class LiveDetails(BaseModel):
     rank: int | None = None
     lease_expires_at: AwareDatetime | None = None
     outcome: str | None = Field(None, description="How the call ended.")
+    actions: list[Action] | None = Field(None, description="What others are to do about the call.")
     reason: str | None = Field(None, description="The rule that took a user out.")
     scheduled_for: AwareDatetime | None = None
     moved_to: str | None = None

@@ -46,6 +46,7 @@ OF_AGENTS = frozenset(
         EventKind.CALLBACK_POSTPONED,
         EventKind.CALLBACK_CANCELLED,
         EventKind.CALLBACK_SUPERSEDED,
+        EventKind.CALLBACK_ENDED_ELSEWHERE,
         EventKind.MISSED_CALL_FOLLOWED_UP,
     }
 )

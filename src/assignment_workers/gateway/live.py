@@ -58,6 +58,7 @@ SHOWN = (
     "rank",
     "lease_expires_at",
     "outcome",
+    "actions",
     "reason",
     "scheduled_for",
     "moved_to",

@@ -1,6 +1,6 @@
 """What the outcome of a call does to a user's score and to when they may be called again.
 
-The numbers are those of original-dialer section 4.
+And what others are to do about it. The numbers and actions are those of original-dialer section 4.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Literal
+from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import ColumnElement, case, func
 
@@ -16,6 +17,17 @@ from assignment_workers.schema.base import word
 from assignment_workers.schema.dialer import UserCallScore
 
 SCORE_CEILING = 200
+
+
+class Action(StrEnum):
+    """What an outcome asks others to do: the event of the completed call names it."""
+
+    SEND_SMS = "send_sms"
+    SEND_MAGIC_LINK = "send_magic_link"
+    FLAG_NUMBER = "flag_number"
+    """The phone number is wrong: whoever keeps it is to know."""
+    REVIEW = "review"
+    """An operator is to look at the user."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Outcome:
     success: bool = False
     """Counts towards `successful_calls`."""
     capped: bool = False
-    """The score does not grow beyond `SCORE_CEILING`."""
+    """The score does not grow beyond `SCORE_CEILING`; one that is beyond it already stays."""
     callback: bool = False
     """A callback time may be given."""
     needs_callback: bool = False
@@ -44,26 +56,88 @@ class Outcome:
     retried: bool = False
     """A callback is tried once more where it came of it."""
     needs_notes: bool = False
+    actions: tuple[Action, ...] = ()
+    review_after: int | None = None
+    """So many earlier calls of the user with this outcome, and an operator is to look at them."""
+    review_unpromised: bool = False
+    """An operator is to look at the user unless a callback was promised."""
+
+    def asks_for(self, *, earlier: int, promised: bool) -> list[Action]:
+        """What others are to do about a call that ended so.
+
+        `earlier`: calls of the user that had this outcome before. `promised`: a callback was.
+        """
+        repeated = self.review_after is not None and earlier >= self.review_after
+        review = repeated or (self.review_unpromised and not promised)
+        return [*self.actions, *([Action.REVIEW] if review else [])]
+
+    @property
+    def first_score(self) -> int:
+        """The score of a user who had none before this call, their first: there is no penalty."""
+        return min(self.score, SCORE_CEILING) if self.capped else self.score
 
 
 HOUR = timedelta(hours=1)
 
-Part = Literal["score", "delay_seconds"]
-"""What of an outcome can be overridden."""
-
 OUTCOMES: dict[str, Outcome] = {
     outcome.name: outcome
     for outcome in (
-        Outcome("completed_form", 0, 24 * HOUR, success=True, capped=True, converts=True),
-        Outcome("going_to_complete", 0, 72 * HOUR, success=True, callback=True),
-        Outcome("might_complete", 2, 24 * HOUR, callback=True),
-        Outcome("call_back", 0, 24 * HOUR, success=True, callback=True, needs_callback=True),
-        Outcome("no_answer", 1, 4 * HOUR, keeps=False, retried=True),
-        Outcome("missed_call", 0, 0 * HOUR, callback=True, needs_callback=True),
-        Outcome("hung_up", 2, 4 * HOUR),
-        Outcome("bad_number", 50, 672 * HOUR, keeps=False),
+        Outcome(
+            "completed_form",
+            0,
+            24 * HOUR,
+            success=True,
+            capped=True,
+            converts=True,
+            actions=(Action.SEND_SMS,),
+        ),
+        Outcome(
+            "going_to_complete",
+            0,
+            72 * HOUR,
+            success=True,
+            callback=True,
+            actions=(Action.SEND_MAGIC_LINK, Action.SEND_SMS),
+            review_unpromised=True,
+        ),
+        Outcome(
+            "might_complete",
+            2,
+            24 * HOUR,
+            callback=True,
+            actions=(Action.SEND_SMS,),
+            review_unpromised=True,
+        ),
+        Outcome(
+            "call_back",
+            0,
+            24 * HOUR,
+            success=True,
+            callback=True,
+            needs_callback=True,
+            actions=(Action.SEND_SMS,),
+        ),
+        Outcome("no_answer", 1, 4 * HOUR, keeps=False, retried=True, review_after=2),
+        Outcome(
+            "missed_call",
+            0,
+            0 * HOUR,
+            callback=True,
+            needs_callback=True,
+            actions=(Action.SEND_SMS,),
+            review_after=0,
+        ),
+        Outcome("hung_up", 2, 4 * HOUR, review_after=2),
+        Outcome(
+            "bad_number",
+            50,
+            672 * HOUR,
+            keeps=False,
+            actions=(Action.FLAG_NUMBER,),
+            review_after=0,
+        ),
         Outcome("no_claim", 200, 0 * HOUR, terminal=True, capped=True),
-        Outcome("not_interested", 100, 672 * HOUR),
+        Outcome("not_interested", 100, 672 * HOUR, review_after=1),
         Outcome("do_not_contact", 200, 0 * HOUR, terminal=True, capped=True, needs_notes=True),
     )
 }
@@ -71,25 +145,33 @@ OUTCOMES: dict[str, Outcome] = {
 TERMINAL = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.terminal)
 
 
-def overridden(changes: Mapping[str, Mapping[Part, int]]) -> dict[str, Outcome]:
-    """The outcomes, some with another score or `delay_seconds`; everything else stays as it is.
+def overridden(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
+    """The outcomes, some with another score, delay or actions; everything else stays as it is.
 
-    Raises `ValueError` for an outcome that there is not, and for a delay of one that is terminal.
+    A change has some of `score`, `delay_seconds`, `actions`, `review_after`, `review_unpromised`.
+    Raises `ValueError` for an outcome or action that there is not, and for a delay of an outcome
+    that is terminal.
     """
     outcomes = dict(OUTCOMES)
     for name, change in changes.items():
         if name not in outcomes:
             raise ValueError(f"no outcome {name!r}; there are {', '.join(OUTCOMES)}")
-        known = outcomes[name]
-        delay = change.get("delay_seconds")
-        if known.terminal and delay is not None:
-            raise ValueError(f"outcome {name} takes no delay_seconds: it is for good")
-        outcomes[name] = replace(
-            known,
-            score=change.get("score", known.score),
-            delay=known.delay if delay is None else timedelta(seconds=delay),
-        )
+        given = dict(change)
+        if "delay_seconds" in given:
+            if outcomes[name].terminal:
+                raise ValueError(f"outcome {name} takes no delay_seconds: it is for good")
+            given["delay"] = timedelta(seconds=given.pop("delay_seconds"))
+        if "actions" in given:
+            given["actions"] = tuple(map(_action, given["actions"]))
+        outcomes[name] = replace(outcomes[name], **given)
     return outcomes
+
+
+def _action(said: str) -> Action:
+    try:
+        return Action(said)
+    except ValueError:
+        raise ValueError(f"no action {said!r}; there are {', '.join(Action)}") from None
 
 
 def attempt_penalty(attempt: int) -> int:
@@ -115,4 +197,6 @@ def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnEl
     penalty = case((attempt <= 5, 0), (attempt <= 10, 1), else_=3)
     grown = func.greatest(0, UserCallScore.current_score + added + penalty)
     capped = name.in_([word(each) for each in CAPPED])
-    return case((capped, func.least(SCORE_CEILING, grown)), else_=grown)
+    # Monotonic: a cap that lowered a score would bring whoever is cold to the front.
+    upto = func.greatest(UserCallScore.current_score, func.least(SCORE_CEILING, grown))
+    return case((capped, upto), else_=grown)

@@ -202,8 +202,9 @@ WANTING = Rule(
     "nothing is pending that a call can obtain",
 )
 ACTIVE = Rule(
-    "inactive", UserCallScore.is_active.is_(True), Kind.BARRED, "their score row is not active"
+    "inactive", UserCallScore.is_active.is_not(False), Kind.BARRED, "their score row is not active"
 )
+"""Whoever has no score row yet can be due a call all the same: they called or were promised one."""
 UNPROMISED = Rule(
     "promised",
     not_(
@@ -229,7 +230,7 @@ SETTLED = Rule(
     or_(
         UserCallScore.current_score <= 0,
         UserCallScore.created_at <= NOW - literal(SETTLING, Interval()),
-    ).is_(True),
+    ).is_not(False),
     Kind.RESTING,
     "with a score above 0, and their score row is younger than two hours",
     _utc(UserCallScore.created_at + literal(SETTLING, Interval())),
