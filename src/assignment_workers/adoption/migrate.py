@@ -285,7 +285,7 @@ def switch(
                 connection.execute(text(sql))
             connection.execute(text(_grant(each.table)))
         for number in numbers.values():
-            publish(turn, number, settings=settings)
+            publish(turn, number)
         _take_over(turn, numbers, settings)
         connection.execute(_SWITCHED, {"queues": list(numbers), "at": turn.now})
 
@@ -338,6 +338,7 @@ def _take_over(turn: Turn, numbers: dict[str, int], settings: Settings) -> None:
             "version": 1,
             "claimed_at": turn.now,
             "lease_expires_at": turn.now + settings.lease,
+            "accepted_at": turn.now,
         }
         for row in kept
     ]
@@ -541,6 +542,7 @@ _INSERT_HOLDS = insert_rows(
             "version",
             "claimed_at",
             "lease_expires_at",
+            "accepted_at",
         )
     ),
 )

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import Policy, place_of
+from assignment_workers.policy.rules import PUT_OFF, is_put_off
 from assignment_workers.schema.base import word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent, UserCallScore
@@ -180,7 +181,8 @@ def judged(
         else_=policies[0].out_of_place(),
     )
     back = case(*((place == word(each.queue), each.held_back()) for each in policies), else_=null())
-    own = null() if broken is None else broken
+    put_off = case((is_put_off(head.c.user_id), word(PUT_OFF)))
+    own = put_off if broken is None else func.coalesce(broken, put_off)
     facts = case((place.is_(None), out), else_=back)
     held = (
         select(1)

@@ -43,8 +43,17 @@ from assignment_workers.schema.tables import Assignment, AssignmentState, Bar, B
 
 NOW = bindparam("now", type_=NaiveInstant)
 
-PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
-"""The calling rules that hold again by themselves."""
+PUT_OFF = "put_off"
+"""What keeps back who is due a call and was skipped or deferred: their place in a dialer queue
+waits by itself."""
+PASSING = {
+    "outside_calling_hours",
+    "called_enough_today",
+    "called_lately",
+    "offered_lately",
+    PUT_OFF,
+}
+"""What holds again by itself: the calling rules, and `PUT_OFF`."""
 
 SETTLING = timedelta(hours=2)
 """How old the score row of a user above score 0 has to be (original-dialer section 3)."""
@@ -184,6 +193,32 @@ NOT_SET_ASIDE = Rule(
     Kind.BARRED,
     "set aside until an operator releases them: they failed repeatedly for an unclear reason",
 )
+
+
+def not_closed(queue: str) -> Rule:
+    """No agent has closed this dialer queue for the user."""
+    return Rule(
+        "closed",
+        not_(
+            _is_barred(
+                Bar.kind == word(BarKind.CLOSED),
+                Bar.user_id == CrmUser.id,
+                Bar.queue == word(queue),
+            )
+        ),
+        Kind.BARRED,
+        "an agent closed this dialer queue for them, until an operator lifts that",
+    )
+
+
+def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether a skip or a deferral keeps everybody from being offered this user at `now`."""
+    ended = aliased(Assignment)
+    return exists(
+        select(1).select_from(ended).where(ended.user_id == user, ended.put_off_until > _utc(NOW))
+    )
+
+
 UNCLEAR = frozenset({"not_in_crm", "unsigned"})
 """Rules that a user met at the build and breaks at the claim with no reason that explains it."""
 CLAIM_ALIVE = Rule(
