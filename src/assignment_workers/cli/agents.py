@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Annotated
 
 import typer
 
 from assignment_workers.assignment.agents import all_shown
+from assignment_workers.cli.acting import OptionalWhy, kept, whoever
 from assignment_workers.cli.agent import tell
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
@@ -49,9 +49,10 @@ def list_agents(json: AsJson = False) -> int:
 def state(
     agent: Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="The agent.")],
     becomes: Annotated[AgentStates, typer.Argument(help="What they are about from now on.")],
-    why: Annotated[str | None, typer.Option(help="Why, for the records.")] = None,
+    why: OptionalWhy = None,
     json: AsJson = False,
 ) -> int:
     """Say what AGENT is about; on break or offline an offer not accepted is released."""
-    with client() as asking:
-        return tell(asking.state(agent, becomes.value, by=getpass.getuser(), why=why), json)
+    with kept("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
+        answer = told(asking.state(agent, becomes.value, by=whoever(), why=why))
+    return tell(answer, json)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from assignment_workers.assignment.actions import WHY_AT_MOST
 from assignment_workers.assignment.answers import (
     Assigned,
     Done,
@@ -89,6 +90,14 @@ class HeartbeatBody(_Body):
     """Which assignment the agent works on: the first heartbeat that names an offer accepts it."""
 
     assignment_id: UUID | None = None
+
+
+class ActBody(_Body):
+    """What an operator adds to what they do."""
+
+    why: (
+        Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] | None
+    ) = Field(None, description="Kept with who did it.", examples=["the CRM is being mended"])
 
 
 class ReportQuery(_Body):
@@ -191,6 +200,7 @@ class State(BaseModel):
 
 
 __all__ = [
+    "ActBody",
     "AgentId",
     "CompleteBody",
     "Done",
