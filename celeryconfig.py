@@ -29,6 +29,8 @@ task_default_queue = "maintenance"
 task_create_missing_queues = False
 task_routes = {
     "assignment.*": {"queue": "assignment"},
+    "agent.state": {"queue": "assignment"},
+    "agent.end_sessions": {"queue": "assignment"},
     "generation.publish": {"queue": "assignment"},
     "queue.pause": {"queue": "assignment"},
     "queue.resume": {"queue": "assignment"},
@@ -121,6 +123,11 @@ beat_schedule = {
         "schedule": crontab(minute="30"),
         "kwargs": {"trigger": "hourly"},
         "options": {"expires": 3000},
+    },
+    "tend agents": {
+        "task": "agent.tend",
+        "schedule": 60.0,
+        "options": {"expires": 60},
     },
     "match missed calls": {
         "task": "missed_calls.match",

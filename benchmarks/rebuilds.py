@@ -76,7 +76,7 @@ def rebuilds(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int) 
             began = time.perf_counter()
             number = build(on, UNSIGNED_USERS, limited)
             each.builds.append(time.perf_counter() - began)
-            each.publishes.append(publishing(line(on), number, limited))
+            each.publishes.append(publishing(line(on), number))
         found.append(each)
     with on.begin() as connection:
         connection.execute(text("DROP TABLE deleted_queue"))

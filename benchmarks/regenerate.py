@@ -48,10 +48,10 @@ def bare(on: Engine) -> float:
     return seconds
 
 
-def publishing(sequence: Line, generation: int, settings: Settings) -> float:
+def publishing(sequence: Line, generation: int) -> float:
     """The seconds for which publishing this generation has the assignment queue."""
     began = time.perf_counter()
-    sequence.run(lambda turn: publish(turn, generation, settings=settings))
+    sequence.run(lambda turn: publish(turn, generation))
     return time.perf_counter() - began
 
 
@@ -93,7 +93,7 @@ def main() -> None:
             began = time.perf_counter()
             generation = build(on, UNSIGNED_USERS, settings)
             builds.append(time.perf_counter() - began)
-            publishes.append(publishing(line(on), generation, settings))
+            publishes.append(publishing(line(on), generation))
             if number == 0:
                 held(on, 100, settings)
         stop.set()

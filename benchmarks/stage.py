@@ -98,7 +98,7 @@ def build(on: Engine, policy: Policy, settings: Settings) -> int:
 def build_and_publish(on: Engine, policy: Policy, settings: Settings) -> None:
     """A published generation of this dialer queue."""
     number = build(on, policy, settings)
-    line(on).run(lambda turn: publish(turn, number, settings=settings))
+    line(on).run(lambda turn: publish(turn, number))
 
 
 def milliseconds(seconds: Sequence[float]) -> tuple[str, str]:

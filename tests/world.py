@@ -295,7 +295,7 @@ class World:
         return built[0]
 
     def publish(self, generation: int) -> CommandAnswer:
-        return self.run(publish, generation, settings=self.settings)
+        return self.run(publish, generation)
 
     def regenerate(self, *queues: str) -> None:
         """Build and publish these dialer queues, or both."""
@@ -350,7 +350,7 @@ class World:
 
     def expire(self) -> int:
         """End the lapsed holds: how many there were."""
-        return len(self.run(expire))
+        return len(self.run(expire, settings=self.settings).ended)
 
     def places(self, generation: int) -> list[Place]:
         """The entries of a generation in the order of their rank."""

@@ -95,6 +95,24 @@ def _outcomes(value: str) -> str:
     return value
 
 
+def by_team(value: str) -> dict[str | None, int]:
+    """Whole numbers for agents: one for all under None, and others by the name of their team."""
+    found: dict[str | None, int] = {}
+    for part in value.split(","):
+        name, equals, said = (each.strip() for each in part.rpartition("="))
+        if not said.isdecimal() or not 1 <= int(said) <= 10**8 or bool(equals) != bool(name):
+            raise ValueError(
+                f"{part.strip()!r}: a whole number from 1, for all, or by team as in unsigned=80"
+            )
+        found[name or None] = int(said)
+    return found
+
+
+def _by_team(value: str) -> str:
+    by_team(value)
+    return value
+
+
 Seconds = Annotated[timedelta, _seconds(0.001)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -119,7 +137,29 @@ class Settings(BaseModel):
     """Where the sequencer holds its lock: the server itself, when DATABASE_URL is a pooler."""
 
     lease: Seconds = Field(timedelta(minutes=5), alias="ASSIGNMENT_WORKERS_LEASE_SECONDS")
-    """How long an assignment lasts without a renewal."""
+    """How long an assignment that was accepted lasts without a sign of life."""
+    offer: Seconds = Field(timedelta(minutes=2), alias="ASSIGNMENT_WORKERS_OFFER_SECONDS")
+    """How long an assignment waits to be accepted."""
+    offers_lapsed: Annotated[int, Field(ge=1)] = Field(
+        3, alias="ASSIGNMENT_WORKERS_OFFERS_LAPSED_MAXIMUM"
+    )
+    """How many offers an agent may let lapse in a row before they are set on break."""
+    defer_maximum: Seconds = Field(
+        timedelta(days=30), alias="ASSIGNMENT_WORKERS_DEFER_MAXIMUM_SECONDS"
+    )
+    """For how long a user can be deferred at the most."""
+    session_calls: Annotated[str, AfterValidator(_by_team)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_SESSION_CALLS"
+    )
+    """The most calls in an agent's session, for all or by team: `100, unsigned=80`."""
+    call_gap: Annotated[str, AfterValidator(_by_team)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_CALL_GAP_SECONDS"
+    )
+    """The least time from an agent's call to their next user, as `session_calls`."""
+    break_interval: Annotated[str, AfterValidator(_by_team)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_BREAK_INTERVAL_SECONDS"
+    )
+    """How long an agent may work without a break, as `session_calls`."""
     skip_agent: Seconds = Field(timedelta(hours=1), alias="ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS")
     """How long a skipped user is not offered again to the agent who skipped them."""
     skip_everyone: Seconds = Field(
@@ -244,6 +284,11 @@ class Settings(BaseModel):
         6000, alias="ASSIGNMENT_WORKERS_DEMO_USERS"
     )
     """How many users the demo CRM has in each pool."""
+
+    @property
+    def first_lease(self) -> timedelta:
+        """How long a new assignment waits to be accepted: never longer than work would last."""
+        return min(self.offer, self.lease)
 
     @property
     def outcome_changes(self) -> dict[str, dict[str, Any]]:

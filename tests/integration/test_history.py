@@ -196,7 +196,7 @@ class Forger:
 
     def publish_and_release(self) -> None:
         turn = Turn(self.connection, self.run.now + SECOND, self.run.term)
-        publish(turn, 7, settings=self.run.settings)
+        publish(turn, 7)
         held = self.connection.execute(text(f"SELECT id FROM {A} WHERE {HELD}")).scalar_one()
         done = finish.release(turn, finish.Owner(held, 9))
         assert isinstance(done, Finished)

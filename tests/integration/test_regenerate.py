@@ -195,7 +195,7 @@ def test_readers_see_the_old_generation_until_the_new_one_is_there(ranked: World
     number = ranked.build()
     assert ranked.states() == before
     with ranked.turn() as turn:
-        publish(turn, number, settings=ranked.settings)
+        publish(turn, number)
         assert ranked.states() == before
     assert generations(ranked) == [
         (number - 1, UNSIGNED, "retired"),

@@ -26,12 +26,14 @@ export type Paused = Schemas["PausedAnswer"];
 /** The deadline had passed; nobody was assigned. */
 export type TooLate = Schemas["TooLateAnswer"];
 
-/** Asking again unchanged gets the same. */
+/** Asking again unchanged gets the same, but where `retry_after` says when time will mend it. */
 export interface Refused {
   outcome: "refused";
   code: Code;
   /** For a person: what was wrong and what is accepted. */
   reason: string;
+  /** Seconds. */
+  retry_after?: number;
   request_id?: string;
 }
 
@@ -54,5 +56,23 @@ export type Finished = Schemas["Finished"];
 /** The answer to `requestNext`. */
 export type RequestAnswer = Assigned | Empty | Paused | TooLate | Refused | Unavailable;
 
-/** The answer to `complete`, `skip`, `release` and `renew`. */
+/** The answer to a move on a hold: `complete`, `skip`, `renew` and the like. */
 export type FinishAnswer = Finished | Refused | Unavailable;
+
+/** What an agent is about. */
+export type AgentState = Schemas["AgentStates"];
+
+/** The agent's state is this. Who says `available` while they hold work is `on_call`. */
+export type Stated = Schemas["Stated"];
+
+/** The answer to `state`. */
+export type StateAnswer = Stated | Refused | Unavailable;
+
+/** A heartbeat was kept, and how the agent stands. */
+export type Noted = Schemas["Noted"];
+
+/** The answer to `heartbeat`. */
+export type HeartbeatAnswer = Noted | Refused | Unavailable;
+
+/** How an agent stands. */
+export type AgentShown = Schemas["AgentShown"];

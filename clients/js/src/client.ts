@@ -1,4 +1,15 @@
-import type { Code, FinishAnswer, Held, Refused, RequestAnswer, Unavailable } from "./answers.js";
+import type {
+  AgentState,
+  AgentShown,
+  Code,
+  FinishAnswer,
+  Held,
+  HeartbeatAnswer,
+  Refused,
+  RequestAnswer,
+  StateAnswer,
+  Unavailable,
+} from "./answers.js";
 import { type LeaseEvents, LeaseKeeper } from "./lease.js";
 import { ProblemError } from "./problem.js";
 import { type Reply, type Token, Wire } from "./wire.js";
@@ -26,6 +37,22 @@ export interface CompleteOptions extends CallOptions {
   notes?: string;
   /** When the user wants to be called: a Date, or ISO 8601 with a zone. */
   callbackAt?: Date | string;
+}
+
+/** Until when nobody is offered the user: a time, or so many seconds from now. One of the two. */
+export type DeferOptions = CallOptions & { why?: string } & (
+    | { until: Date | string; seconds?: never }
+    | { seconds: number; until?: never }
+  );
+
+export interface StateOptions extends CallOptions {
+  /** For the records. */
+  why?: string;
+}
+
+export interface HeartbeatOptions extends CallOptions {
+  /** What the agent works on: the first heartbeat that names an offer accepts it. */
+  assignmentId?: string;
 }
 
 /** Whose assignment it is; a `Held` says it. Without `version`: whichever it has. */
@@ -76,9 +103,28 @@ export class Client {
     });
   }
 
-  /** Not this user now: offered later, to this agent last. */
+  /** The offer is taken up: it is work now, and the lease runs anew. Renewing it does the same. */
+  async accept(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
+    return this.#finish(held, "accept", options);
+  }
+
+  /** Not me: offered later, to this agent last. */
   async skip(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
     return this.#finish(held, "skip", options);
+  }
+
+  /** Later, for everyone: nobody is offered the user before then. */
+  async defer(held: Owned, options: DeferOptions): Promise<FinishAnswer> {
+    return this.#finish(held, "defer", options, {
+      until: options.until === undefined ? null : instant(options.until),
+      seconds: options.seconds ?? null,
+      why: options.why ?? null,
+    });
+  }
+
+  /** The user is out of this dialer queue, until an operator lifts it. */
+  async close(held: Owned, why: string, options: CallOptions = {}): Promise<FinishAnswer> {
+    return this.#finish(held, "close", options, { why });
   }
 
   /** Give the user back untouched. */
@@ -91,13 +137,41 @@ export class Client {
     return this.#finish(held, "renew", options);
   }
 
+  /**
+   * The agent is about this from now on. On break or offline they are handed nobody, and an offer
+   * that is not accepted is released; accepted work is kept.
+   */
+  async state(
+    agentId: number,
+    becomes: AgentState,
+    options: StateOptions = {},
+  ): Promise<StateAnswer> {
+    const said = { state: becomes, why: options.why ?? null };
+    return answer<StateAnswer>(await this.#post(agent(agentId, "/state"), options, () => said));
+  }
+
+  /** The agent is there: what they have accepted lives by it. It changes no state. */
+  async heartbeat(agentId: number, options: HeartbeatOptions = {}): Promise<HeartbeatAnswer> {
+    const said = { assignment_id: options.assignmentId ?? null };
+    return answer<HeartbeatAnswer>(
+      await this.#post(agent(agentId, "/heartbeat"), options, () => said),
+    );
+  }
+
+  /** How the agent stands: their state, session, last sign of life, and what they hold. */
+  async agent(
+    agentId: number,
+    options: CallOptions = {},
+  ): Promise<AgentShown | Refused | Unavailable> {
+    return answer<AgentShown>(await this.#wire.call("GET", agent(agentId), bounds(options)));
+  }
+
   /** What the agent holds now; null: nobody. */
   async activeAssignment(
     agentId: number,
     options: CallOptions = {},
   ): Promise<Held | null | Refused | Unavailable> {
-    const path = `/v1/agents/${encodeURIComponent(agentId)}/assignment`;
-    const reply = await this.#wire.call("GET", path, bounds(options));
+    const reply = await this.#wire.call("GET", agent(agentId, "/assignment"), bounds(options));
     return "problem" in reply && reply.problem.status === 404 ? null : answer<Held>(reply);
   }
 
@@ -116,7 +190,7 @@ export class Client {
 
   async #finish(
     held: Owned,
-    move: "complete" | "skip" | "release" | "renew",
+    move: "complete" | "skip" | "defer" | "close" | "release" | "accept" | "renew",
     options: CallOptions,
     said: Record<string, unknown> = {},
   ): Promise<FinishAnswer> {
@@ -128,6 +202,10 @@ export class Client {
   #post(path: string, options: CallOptions, body: (leftMs: number) => object) {
     return this.#wire.call("POST", path, { ...bounds(options), body });
   }
+}
+
+function agent(agentId: number, what = ""): string {
+  return `/v1/agents/${encodeURIComponent(agentId)}${what}`;
 }
 
 function bounds({ timeoutMs = TIMEOUT_MS.unsaid, signal }: CallOptions) {
@@ -158,7 +236,8 @@ function answer<T>(reply: Reply, requestId?: string): T | Refused | Unavailable 
   if (refusal === undefined) {
     throw new ProblemError(reply.problem);
   }
-  return { outcome: "refused", code: refusal, reason, ...asked };
+  const soon = retry_after == null ? {} : { retry_after };
+  return { outcome: "refused", code: refusal, reason, ...soon, ...asked };
 }
 
 function instant(time: Date | string): string {

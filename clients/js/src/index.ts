@@ -1,14 +1,20 @@
 export type {
+  AgentShown,
+  AgentState,
   Assigned,
   Code,
   Empty,
   FinishAnswer,
   Finished,
   Held,
+  HeartbeatAnswer,
+  Noted,
   Paused,
   ProblemDetails,
   Refused,
   RequestAnswer,
+  StateAnswer,
+  Stated,
   TooLate,
   Unavailable,
 } from "./answers.js";
@@ -17,8 +23,11 @@ export type {
   CallOptions,
   ClientOptions,
   CompleteOptions,
+  DeferOptions,
+  HeartbeatOptions,
   Owned,
   RequestOptions,
+  StateOptions,
 } from "./client.js";
 export { LeaseKeeper } from "./lease.js";
 export type { LeaseEvents } from "./lease.js";

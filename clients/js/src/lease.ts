@@ -13,7 +13,8 @@ const RENEWALS_A_LEASE = 3;
 const SOONEST_MS = 500;
 
 /**
- * Renews one assignment until it is stopped or lost. Made by `Client.keepLease`.
+ * Renews one assignment until it is stopped or lost. Made by `Client.keepLease`. The first renewal
+ * accepts an offer.
  *
  * A renewal that gets no answer is made again, sooner the nearer the end of the lease is. A keeper
  * does not keep a Node process alive.
@@ -21,7 +22,7 @@ const SOONEST_MS = 500;
 export class LeaseKeeper {
   readonly #client: Client;
   readonly #events: LeaseEvents;
-  readonly #leaseMs: number;
+  #leaseMs: number;
   readonly #stopped = new AbortController();
   #held: Held;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -65,11 +66,19 @@ export class LeaseKeeper {
     }
     if (!signal.aborted) {
       if (answer.outcome !== "unavailable") {
-        this.#held = answer.assignment;
+        this.#renewed(answer.assignment);
         this.#events.onRenewed?.(answer.assignment);
       }
       this.#wait();
     }
+  }
+
+  /** The first renewal accepts an offer: work lasts longer. */
+  #renewed(held: Held): void {
+    if (this.#held.accepted_at == null && held.accepted_at != null) {
+      this.#leaseMs = Date.parse(held.lease_expires_at) - Date.parse(held.accepted_at);
+    }
+    this.#held = held;
   }
 
   #lose(why: Refused | Error): void {

@@ -55,9 +55,69 @@ export interface paths {
         put?: never;
         /**
          * Skip
-         * @description Not this user now: offered later, to this agent last.
+         * @description Not me: offered later, to this agent last.
          */
         post: operations["skip"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/assignments/{assignment}/defer": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Defer
+         * @description Later, for everyone: nobody is offered the user before `until`, or for `seconds`.
+         */
+        post: operations["defer"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/assignments/{assignment}/close": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Close
+         * @description The user is out of this dialer queue, until an operator lifts it.
+         */
+        post: operations["close"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/assignments/{assignment}/accept": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Accept
+         * @description The offer is taken up: it is work now, and the lease runs anew.
+         */
+        post: operations["accept"];
         delete?: never;
         options?: never;
         head?: never;
@@ -98,6 +158,69 @@ export interface paths {
          * @description Still at it: the lease runs anew.
          */
         post: operations["renew"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/agents/{agent}/state": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * State
+         * @description The agent is about this from now on. On break or offline an unaccepted offer is released.
+         */
+        post: operations["state"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/agents/{agent}/heartbeat": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Heartbeat
+         * @description The agent is there: what they have accepted lives by it. It changes no state.
+         *
+         *     Written together with others, about once a second. The first one that names an offer in
+         *     `assignment_id` accepts it.
+         */
+        post: operations["heartbeat"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/agents/{agent}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Agent State
+         * @description How an agent stands: their state, session, last sign of life, and what they hold.
+         */
+        get: operations["agent_state"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -387,6 +510,48 @@ export interface components {
             why?: string | null;
         };
         /**
+         * AgentShown
+         * @description How an agent stands. `state` None: they never stated any, and are served.
+         *
+         *     `stale`: no heartbeat, request or move for `STALE`, though a session is open.
+         */
+        AgentShown: {
+            /** Agent Id */
+            agent_id: number;
+            /** Is Active */
+            is_active: boolean;
+            /** State */
+            state: string | null;
+            /** Since */
+            since: string | null;
+            /** By */
+            by: string | null;
+            /** Why */
+            why: string | null;
+            /** Session Began */
+            session_began: string | null;
+            /** Calls In Session */
+            calls_in_session: number;
+            /** Last Call Ended At */
+            last_call_ended_at: string | null;
+            /** Offers Lapsed */
+            offers_lapsed: number;
+            /** Seen At */
+            seen_at: string | null;
+            /** Stale */
+            stale: boolean;
+            /** Assignment Id */
+            assignment_id: string | null;
+            /** Accepted At */
+            accepted_at: string | null;
+        };
+        /**
+         * AgentStates
+         * @description What an agent is about, as they or their moves say.
+         * @enum {string}
+         */
+        AgentStates: "available" | "on_call" | "wrap_up" | "break" | "offline";
+        /**
          * AssignedAnswer
          * @description The user is this agent's.
          */
@@ -404,6 +569,24 @@ export interface components {
             replayed: boolean;
             /** Request Id */
             request_id: string;
+        };
+        /**
+         * CloseBody
+         * @description Why the user is to be out of the dialer queue.
+         */
+        CloseBody: {
+            /**
+             * Agent Id
+             * @example 26
+             */
+            agent_id: number;
+            /** Version */
+            version?: number | null;
+            /**
+             * Why
+             * @example deceased
+             */
+            why: string;
         };
         /**
          * CompleteBody
@@ -436,6 +619,32 @@ export interface components {
             checks: number;
             /** Broken */
             broken: string[];
+        };
+        /**
+         * DeferBody
+         * @description Until when nobody is offered the user: a time, or so many seconds from now.
+         */
+        DeferBody: {
+            /**
+             * Agent Id
+             * @example 26
+             */
+            agent_id: number;
+            /** Version */
+            version?: number | null;
+            /**
+             * Until
+             * @example 2026-11-23T18:00:00Z
+             */
+            until?: string | null;
+            /** Seconds */
+            seconds?: number | null;
+            /**
+             * Why
+             * @description For the records.
+             * @example on holiday
+             */
+            why?: string | null;
         };
         /**
          * Done
@@ -531,7 +740,7 @@ export interface components {
              * Outcome
              * @enum {string}
              */
-            outcome: "completed" | "skipped" | "released" | "renewed";
+            outcome: "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed";
             assignment: components["schemas"]["Held"];
             /**
              * Replayed
@@ -568,6 +777,14 @@ export interface components {
             steps: components["schemas"]["Step"][];
             /** Claimable */
             claimable: number;
+        };
+        /**
+         * HeartbeatBody
+         * @description Which assignment the agent works on: the first heartbeat that names an offer accepts it.
+         */
+        HeartbeatBody: {
+            /** Assignment Id */
+            assignment_id?: string | null;
         };
         /**
          * Held
@@ -607,6 +824,8 @@ export interface components {
             version: number;
             /** State */
             state: string;
+            /** Accepted At */
+            accepted_at: string | null;
         };
         /**
          * Index
@@ -645,6 +864,29 @@ export interface components {
              * Format: date-time
              */
             until: string;
+        };
+        /**
+         * Noted
+         * @description A heartbeat was kept, and this is how the agent stands.
+         *
+         *     `state` None: none was ever stated. `lease_expires_at` of what they hold, if anything, reckoned
+         *     by this heartbeat where it counts: for work, not for an offer.
+         */
+        Noted: {
+            /**
+             * Outcome
+             * @default noted
+             * @constant
+             */
+            outcome: "noted";
+            /** Agent Id */
+            agent_id: number;
+            /** State */
+            state: string | null;
+            /** Assignment Id */
+            assignment_id: string | null;
+            /** Lease Expires At */
+            lease_expires_at: string | null;
         };
         /**
          * OwnerBody
@@ -861,6 +1103,49 @@ export interface components {
             status: string;
         };
         /**
+         * StateBody
+         * @description What the agent is about from now on.
+         */
+        StateBody: {
+            /** @example available */
+            state: components["schemas"]["AgentStates"];
+            /**
+             * Why
+             * @example lunch
+             */
+            why?: string | null;
+        };
+        /**
+         * Stated
+         * @description The agent's state is this, by this call or an earlier one like it (`replayed`).
+         *
+         *     Not always as it was said: who says that they are available while they hold work is `on_call`.
+         */
+        Stated: {
+            /**
+             * Outcome
+             * @default stated
+             * @constant
+             */
+            outcome: "stated";
+            /** Agent Id */
+            agent_id: number;
+            /** State */
+            state: string;
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /** Released */
+            released: string | null;
+            /**
+             * Replayed
+             * @default false
+             */
+            replayed: boolean;
+        };
+        /**
          * Step
          * @description What holds some users of the pool back, and how many are left after it.
          *
@@ -935,7 +1220,7 @@ export interface components {
          * @description Why something was refused, for programs.
          * @enum {string}
          */
-        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "request_id_taken" | "unknown_user" | "not_barred" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
+        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_barred" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
         /**
          * Wrong
          * @description One thing that was wrong in what was sent; what was sent is not repeated.
@@ -1010,7 +1295,7 @@ export interface components {
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.
@@ -1026,6 +1311,18 @@ export interface components {
              * @default null
              */
             lease_expires_at: string | null;
+            /**
+             * Until
+             * @description Before then nobody is offered the user.
+             * @default null
+             */
+            until: string | null;
+            /**
+             * State
+             * @description Of an agent.
+             * @default null
+             */
+            state: string | null;
             /**
              * Outcome
              * @description How the call ended.
@@ -1197,6 +1494,25 @@ export interface operations {
                      *       "detail": "this token acts for agent 26 alone",
                      *       "outcome": "refused",
                      *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Conflict",
+                     *       "status": 409,
+                     *       "detail": "assignment 01932c07-1f00-7000-8000-000000000000 is another agent's",
+                     *       "outcome": "refused",
+                     *       "code": "not_owner"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemDetails"];
@@ -1468,6 +1784,555 @@ export interface operations {
         };
     };
     skip: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The assignment's id. */
+                assignment: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["OwnerBody"];
+            };
+        };
+        responses: {
+            /** @description It is so. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Finished"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Not Found",
+                     *       "status": 404,
+                     *       "detail": "no assignment 01932c07-1f00-7000-8000-000000000000",
+                     *       "outcome": "refused",
+                     *       "code": "unknown_assignment"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Conflict",
+                     *       "status": 409,
+                     *       "detail": "assignment 01932c07-1f00-7000-8000-000000000000 is another agent's",
+                     *       "outcome": "refused",
+                     *       "code": "not_owner"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Request Entity Too Large",
+                     *       "status": 413,
+                     *       "detail": "a body may have 65536 bytes at the most"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Too Many Requests",
+                     *       "status": 429,
+                     *       "detail": "agent 26 asks too often",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 0.05
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    defer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The assignment's id. */
+                assignment: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeferBody"];
+            };
+        };
+        responses: {
+            /** @description It is so. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Finished"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Not Found",
+                     *       "status": 404,
+                     *       "detail": "no assignment 01932c07-1f00-7000-8000-000000000000",
+                     *       "outcome": "refused",
+                     *       "code": "unknown_assignment"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Conflict",
+                     *       "status": 409,
+                     *       "detail": "assignment 01932c07-1f00-7000-8000-000000000000 is another agent's",
+                     *       "outcome": "refused",
+                     *       "code": "not_owner"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Request Entity Too Large",
+                     *       "status": 413,
+                     *       "detail": "a body may have 65536 bytes at the most"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Too Many Requests",
+                     *       "status": 429,
+                     *       "detail": "agent 26 asks too often",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 0.05
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    close: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The assignment's id. */
+                assignment: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CloseBody"];
+            };
+        };
+        responses: {
+            /** @description It is so. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Finished"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Not Found",
+                     *       "status": 404,
+                     *       "detail": "no assignment 01932c07-1f00-7000-8000-000000000000",
+                     *       "outcome": "refused",
+                     *       "code": "unknown_assignment"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Conflict",
+                     *       "status": 409,
+                     *       "detail": "assignment 01932c07-1f00-7000-8000-000000000000 is another agent's",
+                     *       "outcome": "refused",
+                     *       "code": "not_owner"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Request Entity Too Large",
+                     *       "status": 413,
+                     *       "detail": "a body may have 65536 bytes at the most"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Too Many Requests",
+                     *       "status": 429,
+                     *       "detail": "agent 26 asks too often",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 0.05
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    accept: {
         parameters: {
             query?: never;
             header?: never;
@@ -1990,6 +2855,458 @@ export interface operations {
                      *       "detail": "agent 26 asks too often",
                      *       "outcome": "unavailable",
                      *       "retry_after": 0.05
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    state: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The agent. */
+                agent: number;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StateBody"];
+            };
+        };
+        responses: {
+            /** @description It is so. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Stated"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Request Entity Too Large",
+                     *       "status": 413,
+                     *       "detail": "a body may have 65536 bytes at the most"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Too Many Requests",
+                     *       "status": 429,
+                     *       "detail": "agent 26 asks too often",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 0.05
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    heartbeat: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The agent. */
+                agent: number;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["HeartbeatBody"];
+            };
+        };
+        responses: {
+            /** @description It is kept. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Noted"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Not Found",
+                     *       "status": 404,
+                     *       "detail": "no assignment 01932c07-1f00-7000-8000-000000000000",
+                     *       "outcome": "refused",
+                     *       "code": "unknown_assignment"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Conflict",
+                     *       "status": 409,
+                     *       "detail": "assignment 01932c07-1f00-7000-8000-000000000000 is another agent's",
+                     *       "outcome": "refused",
+                     *       "code": "not_owner"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Request Entity Too Large",
+                     *       "status": 413,
+                     *       "detail": "a body may have 65536 bytes at the most"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Too Many Requests",
+                     *       "status": 429,
+                     *       "detail": "agent 26 asks too often",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 0.05
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    agent_state: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The agent. */
+                agent: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AgentShown"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Not Found",
+                     *       "status": 404,
+                     *       "detail": "no assignment 01932c07-1f00-7000-8000-000000000000",
+                     *       "outcome": "refused",
+                     *       "code": "unknown_assignment"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemDetails"];
@@ -3008,7 +4325,7 @@ export interface operations {
                      *
                      *     id: 4712
                      *     event: assigned
-                     *     data: {"id":4712,"at":"2026-11-23T15:00:00Z","kind":"assigned","term":3,"queue":"unsigned_users","user_id":2064,"agent_id":26,"assignment_id":"01932c07-1f00-7000-8000-000000000000","request_id":"01932c07-1eff-7000-8000-000000000000","generation_id":7,"details":{"rank":1,"lease_expires_at":"2026-11-23T15:05:00Z"}}
+                     *     data: {"id":4712,"at":"2026-11-23T15:00:00Z","kind":"assigned","term":3,"queue":"unsigned_users","user_id":2064,"agent_id":26,"assignment_id":"01932c07-1f00-7000-8000-000000000000","request_id":"01932c07-1eff-7000-8000-000000000000","generation_id":7,"details":{"rank":1,"lease_expires_at":"2026-11-23T15:02:00Z"}}
                      */
                     "text/event-stream": string;
                 };

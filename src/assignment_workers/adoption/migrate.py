@@ -276,7 +276,7 @@ def switch(
     with engine.begin() as connection:
         turn = locked_turn(connection)
         for number in numbers.values():
-            publish(turn, number, settings=settings)
+            publish(turn, number)
         connection.execute(text(views.REFUSE_WRITES))
         for each in sources:
             for sql in views.create(each.table, each.queue, each.types):
@@ -362,6 +362,7 @@ def _take_over(turn: Turn, numbers: dict[str, int], settings: Settings) -> None:
             "version": 1,
             "claimed_at": turn.now,
             "lease_expires_at": turn.now + settings.lease,
+            "accepted_at": turn.now,
         }
         for row in kept
     ]
@@ -587,6 +588,7 @@ _INSERT_HOLDS = insert_rows(
             "version",
             "claimed_at",
             "lease_expires_at",
+            "accepted_at",
         )
     ),
 )

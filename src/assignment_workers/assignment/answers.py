@@ -31,6 +31,8 @@ class Held(_Value):
     lease_expires_at: datetime
     version: int
     state: str
+    accepted_at: datetime | None = None
+    """When its agent took it up; None: it is an offer, and lapses as one."""
 
 
 class Code(StrEnum):
@@ -41,6 +43,11 @@ class Code(StrEnum):
     INACTIVE_AGENT = "inactive_agent"
     UNKNOWN_QUEUE = "unknown_queue"
     QUEUE_NOT_ALLOWED = "queue_not_allowed"
+    ON_BREAK = "on_break"
+    OFFLINE = "offline"
+    SESSION_LIMIT = "session_limit"
+    BREAK_DUE = "break_due"
+    CALL_GAP = "call_gap"
     REQUEST_ID_TAKEN = "request_id_taken"
     UNKNOWN_USER = "unknown_user"
     NOT_BARRED = "not_barred"
@@ -97,17 +104,25 @@ class TooLate(_Value):
 
 
 class Refused(_Value):
-    """The request cannot be met as it is; asking again unchanged gets the same."""
+    """The request cannot be met as it is; asking again unchanged gets the same.
+
+    But where `retry_after` says when time will have mended it.
+    """
 
     outcome: Literal["refused"] = "refused"
     code: Code
     reason: str
+    retry_after: float | None = None
+    """Seconds."""
+
+
+Ended = Literal["completed", "skipped", "deferred", "closed", "released", "accepted", "renewed"]
 
 
 class Finished(_Value):
     """The assignment is in this state by this call, or by an earlier one like it (`replayed`)."""
 
-    outcome: Literal["completed", "skipped", "released", "renewed"]
+    outcome: Ended
     assignment: Held
     replayed: bool = False
 
@@ -120,10 +135,41 @@ class Done(_Value):
     counts: dict[str, int] = Field(default_factory=dict)
 
 
+class Stated(_Value):
+    """The agent's state is this, by this call or an earlier one like it (`replayed`).
+
+    Not always as it was said: who says that they are available while they hold work is `on_call`.
+    """
+
+    outcome: Literal["stated"] = "stated"
+    agent_id: int
+    state: str
+    since: datetime
+    released: UUID | None = None
+    """The offer that was taken back by it."""
+    replayed: bool = False
+
+
+class Noted(_Value):
+    """A heartbeat was kept, and this is how the agent stands.
+
+    `state` None: none was ever stated. `lease_expires_at` of what they hold, if anything, reckoned
+    by this heartbeat where it counts: for work, not for an offer.
+    """
+
+    outcome: Literal["noted"] = "noted"
+    agent_id: int
+    state: str | None
+    assignment_id: UUID | None
+    lease_expires_at: datetime | None
+
+
 RequestAnswer = Assigned | Empty | Paused | Unavailable | TooLate | Refused
 FinishAnswer = Finished | Unavailable | Refused
 CommandAnswer = Done | Unavailable | Refused
-Answer = RequestAnswer | Finished | Done
+StateAnswer = Stated | Unavailable | Refused
+HeartbeatAnswer = Noted | Unavailable | Refused
+Answer = RequestAnswer | Finished | Done | Stated | Noted
 
 _ADAPTER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="outcome")])
 

@@ -26,10 +26,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from assignment_workers.assignment.answers import Code, Done, Refused
+from assignment_workers.assignment.answers import Code, Done, Held, Refused
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.rules import PHONE_END, UNCLEAR
 from assignment_workers.schema.base import Instant, word
+from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Bar, BarKind, Event
 
 COUNTED = timedelta(days=1)
@@ -45,6 +46,8 @@ class BarShown(BaseModel):
     kind: str
     user_id: int | None
     phone: str | None
+    queue: str | None
+    """Of one that is `closed`: the dialer queue."""
     reason: str
     since: datetime
     by: str
@@ -112,22 +115,45 @@ def lift(
     *,
     user: int | None = None,
     phone: str | None = None,
+    queue: str | None = None,
     by: str,
     why: str,
 ) -> Done | Refused:
     """The bar of this kind stands no more; the next build has the user again.
 
-    Refused: there is none, and what `do_not_contact` refuses.
+    Refused: there is none, what `do_not_contact` refuses, and one that is `closed` without its
+    dialer queue.
     """
     if wrong := _unfit(user, phone):
         return wrong
+    if (kind is BarKind.CLOSED) != (queue is not None):
+        needs = "needs" if queue is None else "takes no"
+        return Refused(code=Code.MALFORMED, reason=f"a bar that is {kind} {needs} dialer queue")
     given = {"at": turn.now, "by_whom": by, "why": why}
-    if not turn.connection.execute(_LIFT, _whom(kind, user, phone) | given).rowcount:
+    if not turn.connection.execute(_LIFT, _whom(kind, user, phone, queue) | given).rowcount:
         whom = f"user {user}" if user is not None else f"phone number {phone}"
-        return Refused(code=Code.NOT_BARRED, reason=f"no {kind.value} stands for {whom}")
+        place = f" in {queue}" if queue is not None else ""
+        return Refused(code=Code.NOT_BARRED, reason=f"no {kind.value} stands for {whom}{place}")
     details = {"kind": kind.value, "by": by, "why": why, "phone": phone}
-    turn.record({"kind": EventKind.BAR_LIFTED, "user_id": user, "details": details})
+    turn.record({"kind": EventKind.BAR_LIFTED, "user_id": user, "queue": queue, "details": details})
     return Done()
+
+
+def closing(turn: Turn, hold: Held, why: str) -> dict[str, Any]:
+    """A row for `CLOSE`: the dialer queue of this hold is closed for its user."""
+    return {
+        "kind": BarKind.CLOSED,
+        "user_id": hold.user_id,
+        "queue": hold.queue,
+        "reason": why,
+        "since": turn.now,
+        "by": f"agent {hold.agent_id}",
+    }
+
+
+CLOSE = insert_rows(
+    Bar, Bar.kind, Bar.user_id, Bar.queue, Bar.reason, Bar.since, Bar.by, parameter="bars"
+).on_conflict_do_nothing()
 
 
 def quarantine(turn: Turn, failed: Collection[int], *, after: int) -> None:
@@ -165,8 +191,15 @@ def _digits(phone: str) -> str:
     return re.sub(r"[^0-9]", "", phone)
 
 
-def _whom(kind: BarKind, user: int | None, phone: str | None) -> dict[str, Any]:
-    return {"whose_kind": kind.value, "whose_user": user, "whose_phone": _end(phone)}
+def _whom(
+    kind: BarKind, user: int | None, phone: str | None, queue: str | None = None
+) -> dict[str, Any]:
+    return {
+        "whose_kind": kind.value,
+        "whose_user": user,
+        "whose_phone": _end(phone),
+        "whose_queue": queue,
+    }
 
 
 def _end(phone: str | None) -> str | None:
@@ -178,6 +211,7 @@ _standing = (
     Bar.kind == bindparam("whose_kind"),
     Bar.user_id.is_not_distinct_from(bindparam("whose_user", type_=BigInteger)),
     Bar.phone_end.is_not_distinct_from(bindparam("whose_phone", type_=Text)),
+    Bar.queue.is_not_distinct_from(bindparam("whose_queue", type_=Text)),
 )
 _STANDS = select(Bar.id).where(*_standing)
 _LIFT = (

@@ -28,10 +28,11 @@ from assignment_workers.assignment.bars import quarantine
 from assignment_workers.assignment.candidates import Enough, Found, Head
 from assignment_workers.assignment.due import Due, Kind
 from assignment_workers.assignment.empty import Why
-from assignment_workers.assignment.expire import expire
+from assignment_workers.assignment.expire import Lapsed, expire
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.sessions import Session, turned_away
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import UNCLEAR
@@ -95,6 +96,8 @@ class _Claim:
     places: dict[str, _Place] = field(default_factory=dict)
     holds: dict[int, Held] = field(default_factory=dict)
     """By agent: the active assignment, those made in this turn included."""
+    on_break: dict[int, Session] = field(default_factory=dict)
+    """Agents who are set on break in this turn: their offers lapsed."""
     made: list[dict[str, Any]] = field(default_factory=list)
     """The rows of the new assignments."""
     due: list[Kind] = field(default_factory=list)
@@ -134,11 +137,13 @@ class _Claim:
             )
             if is_due
         ]
-        ended = expire(self.turn) if any(row.lapsed for row in rows) else set()
+        some = any(row.lapsed for row in rows)
+        lapsed = expire(self.turn, settings=self.settings) if some else Lapsed()
+        self.on_break = lapsed.on_break
         self.holds = {
-            request.agent_id: asker.hold
+            request.agent_id: hold
             for request, asker in self.askers.items()
-            if asker.hold is not None and asker.hold.id not in ended
+            if asker.hold is not None and (hold := lapsed.still(asker.hold))
         }
         for row in rows:
             if row.due and entries.promote(self.turn, row.generation_id):
@@ -153,6 +158,10 @@ class _Claim:
             return Refused(
                 code=Code.INACTIVE_AGENT, reason=f"agent {request.agent_id} is not active"
             )
+        if request.agent_id not in self.holds:
+            session = self.on_break.get(request.agent_id, asker.session)
+            if away := turned_away(session, self.settings, self.turn.now):
+                return away
         allowed = asker.allowed
         if not isinstance(allowed, list):
             return Refused(
@@ -261,9 +270,10 @@ class _Claim:
             reason=found.reason,
             rank=found.rank,
             claimed_at=self.turn.now,
-            lease_expires_at=self.turn.now + self.settings.lease,
+            lease_expires_at=self.turn.now + self.settings.first_lease,
             version=1,
             state=AssignmentState.ACTIVE.value,
+            accepted_at=None,
         )
         self.holds[request.agent_id] = hold
         self.made.append(
@@ -309,7 +319,7 @@ class _Claim:
             for row in self.made
         ]
         # Whoever is told to ask again may do so with the same request id: that is not kept.
-        said = {ask: answer for ask, answer in answers.items() if answer.outcome != "unavailable"}
+        said = {ask: answer for ask, answer in answers.items() if not _passes(answer)}
         kept = ledger.answered(self.turn, said)
         if not self.made:
             self.turn.connection.execute(ledger.STORE, {"answered": kept})
@@ -336,6 +346,13 @@ class _Claim:
                 retry_after=5.0, reason=f"{', '.join(unbuilt)} has no published generation yet"
             )
         return why.nothing_claimable(queue, places, skipped=skipped)
+
+
+def _passes(answer: RequestAnswer) -> bool:
+    """Whether the same request may be answered otherwise later."""
+    return answer.outcome == "unavailable" or (
+        isinstance(answer, Refused) and answer.retry_after is not None
+    )
 
 
 _PLACES = select(

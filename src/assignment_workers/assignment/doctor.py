@@ -145,7 +145,10 @@ _ANSWERED = f"""(SELECT request_id, agent_id, outcome, deadline, assignment_id, 
 _TOLD = f"""(SELECT id, at, kind, term, user_id, agent_id, assignment_id FROM assignment.events
     WHERE at > {_DAY} ORDER BY at DESC LIMIT :newest) AS e"""
 _PROMISING = ", ".join(f"'{each.name}'" for each in OUTCOMES.values() if each.needs_callback)
-_ENDS = "'completed', 'skipped', 'released', 'expired'"
+_MOVES = (
+    "'completed', 'skipped', 'deferred', 'closed', 'released', 'expired', 'offer_lapsed',"
+    " 'accepted', 'renewed'"
+)
 
 HOLDS = "the active holds, by their index"
 NEWEST_ROWS = f"the newest {NEWEST:,} of the last day, and a row or two by index for each"
@@ -217,7 +220,8 @@ CHECKS = (
         # What the CRM said at the claim is not kept: of the facts only those that are ours.
         f"SELECT 'assignment ' || a.id FROM {_MADE}"
         " WHERE (SELECT 1 FROM assignment.bars b WHERE b.user_id = a.user_id"
-        " AND b.lifted_at IS NULL AND b.since < a.claimed_at LIMIT 1) = 1"
+        " AND b.lifted_at IS NULL AND b.since < a.claimed_at"
+        " AND coalesce(b.queue, a.queue) = a.queue LIMIT 1) = 1"
         " OR (SELECT 1 FROM assignment.assignments t WHERE t.user_id = a.user_id"
         " AND t.outcome IN ('do_not_contact', 'no_claim') AND t.ended_at < a.claimed_at"
         " LIMIT 1) = 1",
@@ -272,7 +276,7 @@ CHECKS = (
         f"SELECT 'event ' || e.id || ' of assignment ' || e.assignment_id FROM {_TOLD}"
         " CROSS JOIN LATERAL (SELECT agent_id, user_id FROM assignment.assignments"
         " WHERE id = e.assignment_id LIMIT 1) AS a"
-        f" WHERE e.kind IN ({_ENDS}, 'renewed')"
+        f" WHERE e.kind IN ({_MOVES})"
         " AND (a.agent_id, a.user_id) IS DISTINCT FROM (e.agent_id, e.user_id)",
     ),
     Check(
@@ -304,7 +308,8 @@ CHECKS = (
         NEWEST_ROWS,
         f"SELECT 'assignment ' || a.id FROM {_ENDED}"
         " WHERE (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
-        " AND e.assignment_id = a.id AND e.kind = a.state LIMIT 1) IS NULL",
+        " AND e.assignment_id = a.id AND e.kind = coalesce(a.ended_how, a.state)"
+        " LIMIT 1) IS NULL",
     ),
     Check(
         "no callback is overdue by more than an hour",

@@ -14,7 +14,6 @@ from sqlalchemy import (
     FromClause,
     Row,
     Select,
-    bindparam,
     case,
     exists,
     false,
@@ -27,10 +26,11 @@ from sqlalchemy import (
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import Policy, place_of
-from assignment_workers.schema.base import Instant, word
+from assignment_workers.policy.rules import is_put_off
+from assignment_workers.schema.base import word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent, UserCallScore
-from assignment_workers.schema.tables import Assignment, AssignmentState, Source
+from assignment_workers.schema.tables import Assignment, Source
 from assignment_workers.settings import Settings
 
 AT_A_TIME = 64
@@ -132,16 +132,11 @@ class Due:
         at, key = self._after or (now - timedelta(days=36_500), self.kind.before)
         rows = self.turn.connection.execute(
             self.kind.statement(tuple(self.policies.values())),
-            {
-                **next(iter(self.policies.values())).at(now),
-                "after_at": at,
-                "after_key": key,
-                "skipped_since": now - self.settings.skip_everyone,
-            },
+            {**next(iter(self.policies.values())).at(now), "after_at": at, "after_key": key},
         ).all()
         for row in rows:
             self._after = (row.due_at, row.key)
-            if row.held or row.skipped:
+            if row.held or row.put_off:
                 continue
             if row.broken is not None:
                 self._unfit.append(row)
@@ -178,8 +173,8 @@ def judged(
 
     Validated as any user, but for the rules that say when: they are due now. `head` has `id`,
     `user_id`, `due_at`, `key`, `queue_type` and `preferred_agent_id`. `broken`: what else may keep
-    a row from a call, named first. Parameters: those of the policies, and `skipped_since`: whoever
-    was skipped later than that rests, whatever they are due for.
+    a row from a call, named first. `put_off`: whoever was skipped or deferred rests, whatever they
+    are due for.
     """
     place = place_of(policies)
     out = case(
@@ -194,22 +189,13 @@ def judged(
         .select_from(Assignment)
         .where(Assignment.user_id == head.c.user_id, Assignment.state == ACTIVE)
     )
-    skipped = (
-        select(1)
-        .select_from(Assignment)
-        .where(
-            Assignment.user_id == head.c.user_id,
-            Assignment.state == word(AssignmentState.SKIPPED),
-            Assignment.ended_at > bindparam("skipped_since", type_=Instant),
-        )
-    )
     return (
         select(
             *head.c,
             place.label("place"),
             func.coalesce(own, facts).label("broken"),
             exists(held).label("held"),
-            exists(skipped).label("skipped"),
+            is_put_off(head.c.user_id).label("put_off"),
             func.coalesce(Agent.is_active, false()).label("is_there"),
             func.coalesce(UserCallScore.current_score, 0).label("score"),
         )

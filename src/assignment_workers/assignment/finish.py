@@ -8,16 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar
 from uuid import UUID
 
-from assignment_workers.assignment import after_call, callbacks, convert, entries, missed_calls
-from assignment_workers.assignment.answers import Code, Finished, Held, Refused
+from assignment_workers.assignment import (
+    after_call,
+    callbacks,
+    convert,
+    entries,
+    missed_calls,
+    sessions,
+)
+from assignment_workers.assignment.answers import Code, Ended, Finished, Held, Refused
+from assignment_workers.assignment.bars import CLOSE, closing
 from assignment_workers.assignment.holds import CHANGE, NAMED, held
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
 from assignment_workers.policy.outcomes import OUTCOMES, Action, Outcome
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import AssignmentState, EntryState, Source
+from assignment_workers.schema.tables import AssignmentState, EndedHow, EntryState, Source
 from assignment_workers.settings import Settings
 
 
@@ -47,11 +55,13 @@ class Complete:
     retry: timedelta = timedelta(minutes=15)
 
     becomes = AssignmentState.COMPLETED
+    how = None
+    word: ClassVar[Ended] = "completed"
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Not now: nobody is offered the user for `everyone`, this agent not for `skip_agent`.
+    """Not me: this agent is not offered the user for `skip_agent`, nobody for `everyone`.
 
     Both are remembered by the assignment itself, so they survive any rebuild (hazards A9, B3).
     """
@@ -60,6 +70,43 @@ class Skip:
     everyone: timedelta
 
     becomes = AssignmentState.SKIPPED
+    how = None
+    word: ClassVar[Ended] = "skipped"
+
+
+@dataclass(frozen=True)
+class Defer:
+    """Later, for everyone: nobody is offered the user before `until`, or for `rest` from now.
+
+    One of the two. Remembered as a skip is; whoever the user is offered to then, this agent may be
+    one of them. Refused: a time that has passed, and one more than `most` from now.
+    """
+
+    owner: Owner
+    most: timedelta
+    until: datetime | None = None
+    rest: timedelta | None = None
+    why: str | None = None
+
+    becomes = AssignmentState.SKIPPED
+    how = EndedHow.DEFERRED
+    word: ClassVar[Ended] = "deferred"
+
+
+@dataclass(frozen=True)
+class Close:
+    """The user is out of this dialer queue, for good, until an operator lifts it.
+
+    What they were promised in it is called off. A bar of the kind `closed` remembers it, which the
+    policy reads: builds, claims and explanations know it.
+    """
+
+    owner: Owner
+    why: str
+
+    becomes = AssignmentState.SKIPPED
+    how = EndedHow.CLOSED
+    word: ClassVar[Ended] = "closed"
 
 
 @dataclass(frozen=True)
@@ -68,15 +115,32 @@ class Release:
 
     owner: Owner
     by: str | None = None
-    """The operator who asked for it; None: its agent did."""
+    """Who else asked for it, an operator say; None: its agent did."""
     why: str | None = None
 
     becomes = AssignmentState.RELEASED
+    how = None
+    word: ClassVar[Ended] = "released"
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The agent takes the offer up: it is work from now on, and the lease runs so long from now.
+
+    The version stays. Said again, nothing changes.
+    """
+
+    owner: Owner
+    lease: timedelta
+
+    becomes = AssignmentState.ACTIVE
+    how = None
+    word: ClassVar[Ended] = "accepted"
 
 
 @dataclass(frozen=True)
 class Renew:
-    """The agent is still at it: the lease runs anew from now, for so long.
+    """The agent is still at it: the lease runs anew from now, for so long. An offer is accepted.
 
     The version stays, so a call that ends while a renewal is under way is not refused for it.
     """
@@ -85,9 +149,11 @@ class Renew:
     lease: timedelta
 
     becomes = AssignmentState.ACTIVE
+    how = None
+    word: ClassVar[Ended] = "renewed"
 
 
-Move = Complete | Skip | Release | Renew
+Move = Complete | Skip | Defer | Close | Release | Accept | Renew
 
 
 def finish(
@@ -102,14 +168,15 @@ def finish(
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
     for row in turn.connection.execute(NAMED, {"named": named}).mappings():
-        found[row["id"]] = _Found(
-            held(row),
-            row["ended_as"],
-            row["generation_id"],
-            row["source_id"],
-            row["has_missed_calls"],
-            row["earlier"],
+        also = (
+            "ended_as",
+            "ended_how",
+            "generation_id",
+            "source_id",
+            "has_missed_calls",
+            "earlier",
         )
+        found[row["id"]] = _Found(held(row), *(row[name] for name in also))
     work = _Finish(turn, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
     work.write()
@@ -143,12 +210,36 @@ def renew(turn: Turn, owner: Owner, *, settings: Settings) -> Finished | Refused
     return finish(turn, [Renew(owner, settings.lease)])[0]
 
 
+def accept(turn: Turn, owner: Owner, *, settings: Settings) -> Finished | Refused:
+    """See `Accept`."""
+    return finish(turn, [Accept(owner, settings.lease)])[0]
+
+
+def defer(
+    turn: Turn,
+    owner: Owner,
+    *,
+    settings: Settings,
+    until: datetime | None = None,
+    rest: timedelta | None = None,
+    why: str | None = None,
+) -> Finished | Refused:
+    """See `Defer`."""
+    return finish(turn, [Defer(owner, settings.defer_maximum, until, rest, why)])[0]
+
+
+def close(turn: Turn, owner: Owner, why: str) -> Finished | Refused:
+    """See `Close`."""
+    return finish(turn, [Close(owner, why)])[0]
+
+
 @dataclass(frozen=True)
 class _Found:
     """An assignment as it stands in this turn, the outcome of its call, and what it is for."""
 
     hold: Held
     outcome: str | None
+    how: str | None
     generation: int | None
     source_id: UUID | None
     has_missed_calls: bool
@@ -179,6 +270,9 @@ class _Finish:
     """By dialer queue: users whose facts are to be looked at once their holds have ended."""
     unwilling: list[int] = field(default_factory=list)
     """Users who are never offered again."""
+    closed: list[dict[str, Any]] = field(default_factory=list)
+    """Bars of users for whom a dialer queue is closed."""
+    agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def carry_out(self, move: Move) -> Finished | Refused:
@@ -188,20 +282,24 @@ class _Finish:
         hold = self._owned(move)
         if not isinstance(hold, Held):
             return hold
+        ended: Held | Refused
         match move:
             case Complete():
                 return self._complete(move, hold)
-            case Skip():
-                ended = self._end(move, hold)
-                until = self.turn.now + move.everyone
-                self._settle(hold, EntryState.WAITING, until=until)
-                self._was_called_back(hold, None, until)
+            case Skip() | Defer():
+                ended = self._put_off(move, hold)
+            case Close():
+                ended = self._close(move, hold)
             case Release():
                 ended = self._end(move, hold)
                 self._settle(hold, EntryState.READY)
-            case Renew():
+            case Accept() if hold.accepted_at is not None:
+                return Finished(outcome=move.word, assignment=hold, replayed=True)
+            case Accept() | Renew():
                 ended = self._renew(move, hold)
-        return Finished(outcome=_WORDS[move.becomes], assignment=ended)
+        if isinstance(ended, Refused):
+            return ended
+        return Finished(outcome=move.word, assignment=ended)
 
     def write(self) -> None:
         """All that the moves change, in one statement; callbacks that end or wait, in another."""
@@ -213,6 +311,9 @@ class _Finish:
             missed_calls.wait(self.turn, self.skipped_calls)
         if self.unwilling:
             self.events += callbacks.call_off(self.turn, self.unwilling, "opted_out")
+        if self.closed:
+            users = [row["user_id"] for row in self.closed]
+            self.events += callbacks.call_off(self.turn, users, "closed")
         if self.promises:
             users = [row["user_id"] for row in self.promises]
             self.events += callbacks.call_off(self.turn, users, "superseded")
@@ -222,10 +323,12 @@ class _Finish:
             # In the order in which every job locks score rows, or both could wait for each other.
             "scores": sorted(self.scores, key=lambda row: row["user_id"]),
             "callbacks": self.promises,
+            "bars": self.closed,
+            "agents": self.agents.rows(),
             "events": self.turn.dated(self.events),
         }
         if any(written.values()):
-            self.turn.connection.execute(_WRITE, written)
+            self.turn.connection.execute(_WRITE, written | {"moved_at": self.turn.now})
         for queue, users in self.perhaps_converted.items():
             convert.remove_converted(self.turn, POLICIES[queue], users, policies=POLICIES)
 
@@ -250,12 +353,12 @@ class _Finish:
                 f"has version {hold.version}, not {owner.version}",
             )
         again = (
-            hold.state == move.becomes
+            (hold.state, found.how) == (move.becomes, move.how)
             and found.outcome == (move.outcome if isinstance(move, Complete) else None)
             and owner.version in (None, hold.version - 1)
         )
         if again:
-            return Finished(outcome=_WORDS[move.becomes], assignment=hold, replayed=True)
+            return Finished(outcome=move.word, assignment=hold, replayed=True)
         return self._refuse(owner, hold, Code.NOT_ACTIVE, f"is {hold.state}")
 
     def _refuse(self, owner: Owner, hold: Held, code: Code, how: str) -> Refused:
@@ -283,6 +386,7 @@ class _Finish:
                 code=Code.MALFORMED, reason=f"callback_at {move.callback_at.isoformat()} has passed"
             )
         ended = self._end(move, hold)
+        self.agents.called(hold.agent_id)
         self._settle(hold, EntryState.OUT, reason="completed")
         outcome = self.outcomes[move.outcome]
         self.scores.append(after_call.score_row(self.turn, hold, outcome, move.callback_at))
@@ -298,6 +402,32 @@ class _Finish:
             self._tell(EventKind.CALLBACK_PROMISED, hold, details)
         return Finished(outcome="completed", assignment=ended)
 
+    def _put_off(self, move: Skip | Defer, hold: Held) -> Held | Refused:
+        """Nobody is offered the user before then, and a callback that the hold was for waits."""
+        if isinstance(move, Skip):
+            until, why = self.turn.now + move.everyone, None
+        else:
+            if (move.until is None) == (move.rest is None):
+                wrong = "until, a time with a zone, or seconds: one of the two"
+                return Refused(code=Code.MALFORMED, reason=wrong)
+            until, why = move.until or self.turn.now + (move.rest or timedelta()), move.why
+            if not self.turn.now < until <= self.turn.now + move.most:
+                wrong = f"until {until.isoformat()}: later than now, by {move.most} at the most"
+                return Refused(code=Code.MALFORMED, reason=wrong)
+        ended = self._end(move, hold, until=until, why=why)
+        self._settle(hold, EntryState.WAITING, until=until)
+        self._was_called_back(hold, None, until)
+        return ended
+
+    def _close(self, move: Close, hold: Held) -> Held:
+        ended = self._end(move, hold, why=move.why)
+        self._settle(hold, EntryState.OUT, reason="closed")
+        self.closed.append(closing(self.turn, hold, move.why))
+        source = self.found[hold.id].source_id
+        if hold.source == Source.MISSED_CALL and source is not None:
+            self.called_back.append(source)
+        return ended
+
     def _was_called_back(self, hold: Held, outcome: Outcome | None, until: datetime) -> None:
         source = self.found[hold.id].source_id
         if hold.source == Source.CALLBACK and source is not None:
@@ -311,17 +441,33 @@ class _Finish:
         if outcome is not None and outcome.keeps and self.found[hold.id].has_missed_calls:
             self.followed_up.append(hold.user_id)
 
-    def _end(self, move: Complete | Skip | Release, hold: Held) -> Held:
+    def _end(
+        self,
+        move: Complete | Skip | Defer | Close | Release,
+        hold: Held,
+        *,
+        until: datetime | None = None,
+        why: str | None = None,
+    ) -> Held:
         outcome, notes = (move.outcome, move.notes) if isinstance(move, Complete) else (None, None)
-        state = move.becomes.value
-        ended = hold.model_copy(update={"state": state, "version": hold.version + 1})
-        self._change(ended, outcome=outcome, notes=notes, ended_at=self.turn.now)
-        details: dict[str, Any] = {}
+        ended = hold.model_copy(update={"state": move.becomes.value, "version": hold.version + 1})
+        self._change(
+            ended,
+            outcome=outcome,
+            notes=notes,
+            ended_at=self.turn.now,
+            ended_how=move.how,
+            put_off_until=until,
+        )
+        if not isinstance(move, Complete):
+            self.agents.let_go(hold.agent_id)
+        details: dict[str, Any] = {"outcome": outcome, "until": until, "why": why}
         if isinstance(move, Complete):
-            details = {"outcome": outcome, "actions": self._actions(move, hold)}
+            details["actions"] = self._actions(move, hold)
         if isinstance(move, Release) and move.by is not None:
-            details = {"by": move.by, "why": move.why or ""}
-        self._tell(EventKind(state), ended, details)
+            details |= {"by": move.by, "why": move.why or ""}
+        known = {name: value for name, value in details.items() if value is not None}
+        self._tell(EventKind(move.word), ended, known)
         return ended
 
     def _actions(self, move: Complete, hold: Held) -> list[Action]:
@@ -331,11 +477,14 @@ class _Finish:
             promised=move.callback_at is not None,
         )
 
-    def _renew(self, move: Renew, hold: Held) -> Held:
+    def _renew(self, move: Accept | Renew, hold: Held) -> Held:
         until = max(hold.lease_expires_at, self.turn.now + move.lease)
-        renewed = hold.model_copy(update={"lease_expires_at": until})
+        accepted_at = hold.accepted_at or self.turn.now
+        renewed = hold.model_copy(update={"lease_expires_at": until, "accepted_at": accepted_at})
         self._change(renewed)
-        self._tell(EventKind.RENEWED, renewed, {"lease_expires_at": until})
+        kind = EventKind.RENEWED if hold.accepted_at else EventKind.ACCEPTED
+        self._tell(kind, renewed, {"lease_expires_at": until})
+        self.agents.took_up(hold.agent_id)
         return renewed
 
     def _change(
@@ -345,8 +494,11 @@ class _Finish:
         outcome: str | None = None,
         notes: str | None = None,
         ended_at: datetime | None = None,
+        ended_how: EndedHow | None = None,
+        put_off_until: datetime | None = None,
     ) -> None:
-        self.found[becomes.id] = replace(self.found[becomes.id], hold=becomes, outcome=outcome)
+        found = self.found[becomes.id]
+        self.found[becomes.id] = replace(found, hold=becomes, outcome=outcome, how=ended_how)
         self.changed[becomes.id] = {
             "id": becomes.id,
             "state": becomes.state,
@@ -355,6 +507,9 @@ class _Finish:
             "ended_at": ended_at,
             "outcome": outcome,
             "notes": notes,
+            "accepted_at": becomes.accepted_at,
+            "ended_how": ended_how,
+            "put_off_until": put_off_until,
         }
 
     def _settle(
@@ -401,17 +556,12 @@ def _misused(move: Complete) -> Refused | None:
     return Refused(code=Code.MALFORMED, reason=wrong)
 
 
-_WORDS: dict[AssignmentState, Literal["completed", "skipped", "released", "renewed"]] = {
-    AssignmentState.COMPLETED: "completed",
-    AssignmentState.SKIPPED: "skipped",
-    AssignmentState.RELEASED: "released",
-    AssignmentState.ACTIVE: "renewed",
-}
-
 _WRITE = RECORD.add_cte(
     CHANGE.cte("changed"),
     entries.SETTLE.cte("settled"),
     after_call.SCORE.cte("scored"),
     after_call.PROMISE.cte("promised"),
+    CLOSE.cte("closed"),
+    sessions.MOVED.cte("moved"),
     nest_here=True,
 )

@@ -78,9 +78,13 @@ def _what_stood(
     """What was so before the first event that is surely kept, as the rows tell it."""
     earlier = {"since": since, "skipped_since": since - settings.skip_agent}
     for row in connection.execute(_HELD, earlier):
-        replay.stood(Hold(row.id, row.agent_id, row.user_id, row.lease_expires_at))
+        replay.stood(
+            Hold(row.id, row.agent_id, row.user_id, row.lease_expires_at, accepted=row.accepted)
+        )
     for row in connection.execute(_SKIPPED, earlier):
-        replay.had_skipped(row.agent_id, row.user_id, row.ended_at)
+        replay.had_skipped(row.agent_id, row.user_id, row.ended_at, row.put_off_until)
+    for row in connection.execute(_DEFERRED, earlier):
+        replay.had_deferred(row.user_id, row.put_off_until)
     for row in connection.execute(_PUBLISHED, earlier):
         replay.had_published(row.queue, row.id)
     for queue in connection.execute(_PAUSED, earlier).scalars():
@@ -141,19 +145,28 @@ _FACTS = (
         ),
         Event.details["scheduled_for"].as_string().cast(Instant),
         Event.details["kept_for"].as_integer(),
+        Event.details["state"].as_string(),
     )
     .where(Event.at >= bindparam("since", type_=Instant))
     .order_by(Event.id)
 )
 
 _HELD = text(
-    "SELECT id::text, agent_id, user_id, lease_expires_at FROM assignment.assignments"
+    "SELECT id::text, agent_id, user_id, lease_expires_at,"
+    " coalesce(accepted_at < :since, false) AS accepted FROM assignment.assignments"
     " WHERE claimed_at < :since AND (ended_at IS NULL OR ended_at >= :since)"
 )
 
 _SKIPPED = text(
-    "SELECT agent_id, user_id, ended_at FROM assignment.assignments WHERE state = 'skipped'"
+    "SELECT agent_id, user_id, ended_at, put_off_until FROM assignment.assignments"
+    " WHERE state = 'skipped' AND ended_how IS NULL"
     " AND ended_at >= :skipped_since AND ended_at < :since ORDER BY ended_at"
+)
+
+_DEFERRED = text(
+    "SELECT user_id, put_off_until FROM assignment.assignments"
+    " WHERE ended_how = 'deferred' AND ended_at < :since AND put_off_until > :since"
+    " ORDER BY ended_at"
 )
 
 _PUBLISHED = text(

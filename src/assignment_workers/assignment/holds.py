@@ -41,6 +41,7 @@ NAMED = (
         Assignment.outcome.label("ended_as"),
         Assignment.generation_id,
         Assignment.source_id,
+        Assignment.ended_how,
         exists(
             select(1)
             .select_from(MissedCall)
@@ -78,6 +79,9 @@ _changed = rows(
             Assignment.ended_at,
             Assignment.outcome,
             Assignment.notes,
+            Assignment.accepted_at,
+            Assignment.ended_how,
+            Assignment.put_off_until,
         )
     },
 )
@@ -92,6 +96,9 @@ CHANGE = (
         ended_xid=case((_changed.c.ended_at.is_not(None), THIS_TRANSACTION)),
         outcome=_changed.c.outcome,
         notes=_changed.c.notes,
+        accepted_at=_changed.c.accepted_at,
+        ended_how=_changed.c.ended_how,
+        put_off_until=_changed.c.put_off_until,
     )
 )
 """Active assignments become what their rows say: ended, or held for longer."""

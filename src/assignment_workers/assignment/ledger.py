@@ -33,12 +33,13 @@ from assignment_workers.assignment.answers import (
 )
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.sessions import Session
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.schema import tables
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.dialer import Agent
-from assignment_workers.schema.tables import Assignment, AssignmentState
+from assignment_workers.schema.tables import AgentState, Assignment, AssignmentState
 from assignment_workers.settings import Settings
 
 
@@ -53,6 +54,8 @@ class Asker:
     hold: Held | None
     skipped: frozenset[int]
     """Whom they skipped lately: not offered to them again."""
+    session: Session | None = None
+    """What they stated, if ever."""
 
 
 def look_up(
@@ -100,6 +103,17 @@ def _read(row: Row[*tuple[Any, ...]], request: Request) -> RequestAnswer | Asker
             allowed=row.allowed_queues,
             hold=_held(hold),
             skipped=frozenset(row.skipped),
+            session=None
+            if row.stated is None
+            else Session(
+                request.agent_id,
+                row.stated,
+                row.why,
+                row.calls_in_session,
+                row.working_since,
+                row.last_call_ended_at,
+                row.team,
+            ),
         )
     if row.asked_by != request.agent_id:
         return Refused(
@@ -162,7 +176,7 @@ _ASKED_AGAIN = (
 _given = aliased(Assignment, name="given")
 _hold = aliased(Assignment, name="hold")
 _WIDTH = len(HELD_COLUMNS)
-_FIXED = 6
+_FIXED = 12
 
 
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
@@ -177,6 +191,7 @@ def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
         select(Assignment.user_id)
         .where(
             Assignment.state == word(AssignmentState.SKIPPED),
+            Assignment.ended_how.is_(None),
             Assignment.agent_id == asked.c.agent_id,
             Assignment.ended_at > bindparam("since", type_=Instant),
         )
@@ -189,6 +204,12 @@ def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
         Agent.is_active,
         Agent.allowed_queues,
         func.array(skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
+        AgentState.state.label("stated"),
+        AgentState.why,
+        AgentState.calls_in_session,
+        AgentState.working_since,
+        AgentState.last_call_ended_at,
+        Agent.team,
     )
     return (
         select(
@@ -200,6 +221,7 @@ def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
         .outerjoin(tables.Request, tables.Request.request_id == asked.c.request_id)
         .outerjoin(_given, _given.id == func.coalesce(tables.Request.assignment_id, own))
         .outerjoin(Agent, Agent.id == asked.c.agent_id)
+        .outerjoin(AgentState, AgentState.agent_id == asked.c.agent_id)
         .outerjoin(_hold, (_hold.agent_id == asked.c.agent_id) & (_hold.state == ACTIVE))
         .order_by(asked.c.position)
     )

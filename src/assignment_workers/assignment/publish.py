@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Interval, Row, bindparam, func, null, select, text, update
+from sqlalchemy import Row, bindparam, func, null, select, text, update
 
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.entries import (
@@ -30,19 +30,18 @@ from assignment_workers.schema.tables import (
     Generation,
     GenerationState,
 )
-from assignment_workers.settings import Settings
 
 LONGEST_TURN = timedelta(minutes=10)
 """No turn lasts longer, so whatever a build missed ended at most this long before it began."""
 
 
-def publish(turn: Turn, number: int, *, settings: Settings) -> Done | Refused:
+def publish(turn: Turn, number: int) -> Done | Refused:
     """Make this generation the one its queue hands out from; the one before is retired.
 
     Held users are marked held in it and keep their place; users completed since the build began are
-    out of it; users skipped since then wait (guarantee 2). Saying it again changes nothing.
-    Refused: a number that is no generation, or one that is not built or has failed. One that is
-    older than the published one is marked failed: the newer build wins.
+    out of it; users skipped or deferred since then wait (guarantee 2). Saying it again changes
+    nothing. Refused: a number that is no generation, or one that is not built or has failed. One
+    that is older than the published one is marked failed: the newer build wins.
     """
     row = turn.connection.execute(_FIND, {"generation": number}).first()
     if row is None:
@@ -66,7 +65,7 @@ def publish(turn: Turn, number: int, *, settings: Settings) -> Done | Refused:
             }
         )
     turn.connection.execute(_PUBLISH, {"generation": number, "at": turn.now})
-    counts = _bring_in(turn, number, row, settings)
+    counts = _bring_in(turn, number, row)
     turn.record(
         {
             "kind": EventKind.GENERATION_PUBLISHED,
@@ -78,20 +77,17 @@ def publish(turn: Turn, number: int, *, settings: Settings) -> Done | Refused:
     return Done(counts=counts)
 
 
-def _bring_in(
-    turn: Turn, number: int, row: Row[*tuple[Any, ...]], settings: Settings
-) -> dict[str, int]:
+def _bring_in(turn: Turn, number: int, row: Row[*tuple[Any, ...]]) -> dict[str, int]:
     """What the build could not know: who is held now, and who was finished since it began."""
     since = {
         "generation": number,
         "earliest": row.started_at - LONGEST_TURN,
         "snapshot": row.snapshot,
     }
-    waits = {"rest": settings.skip_everyone, "instant": turn.now}
     return {
         "held": turn.connection.execute(_HOLD, {"generation": number}).rowcount,
         "completed_since": turn.connection.execute(_LEAVE, since).rowcount,
-        "skipped_since": turn.connection.execute(_WAIT, since | waits).rowcount,
+        "skipped_since": turn.connection.execute(_WAIT, since | {"instant": turn.now}).rowcount,
     }
 
 
@@ -152,19 +148,18 @@ _LEAVE = (
 )
 
 _skipped = (
-    select(Assignment.user_id, func.max(Assignment.ended_at).label("last"))
+    select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
     .where(Assignment.state == word(AssignmentState.SKIPPED), _UNSEEN)
     .group_by(Assignment.user_id)
     .subquery("skipped")
 )
-_rested_at = _skipped.c.last + bindparam("rest", type_=Interval())
 _WAIT = (
     update(Entry)
     .where(
         Entry.generation_id == bindparam("generation"),
         Entry.user_id == _skipped.c.user_id,
-        _rested_at > bindparam("instant", type_=Instant),
+        _skipped.c.until > bindparam("instant", type_=Instant),
         Entry.state.in_([READY, WAITING]),
     )
-    .values(state=WAITING, available_from=_rested_at)
+    .values(state=WAITING, available_from=_skipped.c.until)
 )

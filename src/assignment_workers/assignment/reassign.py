@@ -21,6 +21,7 @@ from assignment_workers.assignment.claim import KEEP
 from assignment_workers.assignment.finish import Owner, Release, finish
 from assignment_workers.assignment.holds import NAMED, held
 from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.sessions import turned_away
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
@@ -55,9 +56,10 @@ def reassign(
 
     A new assignment with a request id of its own, `reassigned-` and the id of the one that ended,
     so said twice it gets the same answer. Refused, with nothing changed: an assignment that is
-    unknown or not active, an agent who is unknown, inactive, not allowed the dialer queue or holds
-    a user, and a user who may not be handed out any more by the facts as they are now (guarantee
-    3). Neither order nor a pause nor a rest stands in the way: the user is held already.
+    unknown or not active, an agent who is unknown, inactive, not allowed the dialer queue, turned
+    away by their state or session, or holds a user, and a user who may not be handed out any more
+    by the facts as they are now (guarantee 3). Neither order nor a pause nor a rest stands in the
+    way: the user is held already.
     """
     request = Request(agent_id, f"reassigned-{assignment_id}", None, None, None)
     match ledger.look_up(turn, [request], settings)[request.request_id]:
@@ -71,7 +73,8 @@ def reassign(
     hold = held(row)
     if hold.state != AssignmentState.ACTIVE:
         return Refused(code=Code.NOT_ACTIVE, reason=f"assignment {hold.id} is {hold.state}")
-    if wrong := _unfit(asker, agent_id, hold) or _stale(turn, hold, policies[hold.queue]):
+    away = turned_away(asker.session, settings, turn.now)
+    if wrong := _unfit(asker, agent_id, hold) or away or _stale(turn, hold, policies[hold.queue]):
         return wrong
     finish(turn, [Release(Owner(hold.id, hold.agent_id), by=by, why=why)])
     made = hold.model_copy(
@@ -79,7 +82,8 @@ def reassign(
             "id": turn.new_id(),
             "agent_id": agent_id,
             "claimed_at": turn.now,
-            "lease_expires_at": turn.now + settings.lease,
+            "lease_expires_at": turn.now + settings.first_lease,
+            "accepted_at": None,
             "version": 1,
         }
     )

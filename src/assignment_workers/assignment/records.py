@@ -135,8 +135,9 @@ HOLDS = (
         """
         SELECT 'assignment ' || a.id
         FROM assignment.assignments a
-        LEFT JOIN assignment.events e ON e.assignment_id = a.id AND e.kind = a.state
-            AND e.at = a.ended_at AND e.details->>'outcome' IS NOT DISTINCT FROM a.outcome
+        LEFT JOIN assignment.events e ON e.assignment_id = a.id
+            AND e.kind = coalesce(a.ended_how, a.state) AND e.at = a.ended_at
+            AND e.details->>'outcome' IS NOT DISTINCT FROM a.outcome
         WHERE a.ended_at >= :since AND e.id IS NULL
         """,
     ),
@@ -147,7 +148,8 @@ HOLDS = (
         SELECT 'assignment ' || a.id
         FROM assignment.assignments a
         JOIN assignment.events e ON e.assignment_id = a.id
-        WHERE a.state = 'active' AND e.kind IN ('completed', 'skipped', 'released', 'expired')
+        WHERE a.state = 'active' AND e.kind IN ('completed', 'skipped', 'deferred', 'closed',
+            'released', 'expired', 'offer_lapsed')
         """,
     ),
     Record(
@@ -158,7 +160,8 @@ HOLDS = (
         FROM assignment.assignments a
         JOIN (
             SELECT assignment_id, max((details->>'lease_expires_at')::timestamptz) AS until
-            FROM assignment.events WHERE kind IN ('assigned', 'renewed') GROUP BY assignment_id
+            FROM assignment.events WHERE kind IN ('assigned', 'accepted', 'renewed')
+            GROUP BY assignment_id
         ) AS e ON e.assignment_id = a.id
         WHERE a.lease_expires_at IS DISTINCT FROM e.until
         """,

@@ -12,7 +12,6 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Insert,
-    Interval,
     Text,
     bindparam,
     case,
@@ -35,7 +34,6 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import (
     Assignment,
-    AssignmentState,
     Event,
     Generation,
     GenerationState,
@@ -46,11 +44,12 @@ from assignment_workers.settings import Settings
 def regenerate(work: Work, policy: Policy, *, trigger: str, settings: Settings) -> tuple[int, int]:
     """Build a generation of this dialer queue; returns its number and its size.
 
-    Whoever meets the policy now is in it, ranked; those skipped lately wait. Whoever is held is in
-    it too: publishing marks them held, so that they keep their place for when the hold ends. A
-    failure at any point leaves the published generation as it was, and this one marked failed; that
-    of a process that died is marked by the next build of the queue. Cost: one statement over the
-    pool, in the database; this process holds no row. The generation's row is committed at once, by
+    Whoever meets the policy now is in it, ranked; those skipped lately or deferred wait. Whoever is
+    held is in it too: publishing marks them held, so that they keep their place for when the hold
+    ends. A failure at any point leaves the published generation as it was, and this one marked
+    failed; that of a process that died is marked by the next build of the queue. Cost: one
+    statement over the pool, in the database; this process holds no row. The generation's row is
+    committed at once, by
     `work.ledger`.
     """
     _bury(work.ledger, policy.queue)
@@ -94,8 +93,7 @@ def _build(
         {
             "generation": number,
             **policy.building(now),
-            "skipped_since": now - settings.skip_everyone,
-            "rest": settings.skip_everyone,
+            "instant": now,
             "size": settings.queue_limit,
         },
     ).rowcount
@@ -159,19 +157,13 @@ def _bury(ledger: Connection, queue: str) -> None:
 def _fill(policy: Policy, table_name: str) -> Insert:
     """Everybody who meets the policy, ranked; one pass over the pool and one sort.
 
-    Whoever was skipped lately waits: there are few of them, so they are a hashed join.
+    Whoever was skipped lately or is deferred waits: there are few, so they are a hashed join.
     """
-    skips = (
-        select(
-            Assignment.user_id,
-            (func.max(Assignment.ended_at) + bindparam("rest", type_=Interval())).label("until"),
-        )
-        .where(
-            Assignment.state == word(AssignmentState.SKIPPED),
-            Assignment.ended_at > bindparam("skipped_since", type_=Instant),
-        )
+    put_off = (
+        select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
+        .where(Assignment.put_off_until > bindparam("instant", type_=Instant))
         .group_by(Assignment.user_id)
-        .cte("skips")
+        .cte("put_off")
     )
     chosen = (
         select(
@@ -179,11 +171,11 @@ def _fill(policy: Policy, table_name: str) -> Insert:
             UserCallScore.user_id,
             func.row_number().over(order_by=policy.order).label("rank"),
             UserCallScore.current_score,
-            case((skips.c.until.is_(None), READY), else_=WAITING),
-            skips.c.until,
+            case((put_off.c.until.is_(None), READY), else_=WAITING),
+            put_off.c.until,
         )
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)
-        .outerjoin(skips, skips.c.user_id == UserCallScore.user_id)
+        .outerjoin(put_off, put_off.c.user_id == UserCallScore.user_id)
         .where(policy.eligible())
         .order_by(text("rank"))
         .limit(bindparam("size", type_=BigInteger))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from assignment_workers.assignment.board import Board
 from assignment_workers.assignment.turn import EventKind
+from assignment_workers.schema.tables import AgentStates
 from assignment_workers.settings import Settings
 
 
@@ -45,6 +46,8 @@ class Fact(NamedTuple):
     scheduled_for: datetime | None = None
     kept_for: int | None = None
     """The agent whom a due callback was still kept for."""
+    state: str | None = None
+    """Of an agent: what they are about from then on."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Hold:
     agent: int
     user: int
     lease_until: datetime
+    accepted: bool = False
+    """An offer until then."""
 
 
 OUTSIDE_THE_LINE = {
@@ -108,15 +113,22 @@ class Replay:
         self._released: tuple[str, int, datetime] | None = None
         """The last hold that was given back: assignment, user, when."""
         self._requests: set[str] = set()
+        self._away: dict[int, str] = {}
+        """Agents on break or offline, and which."""
         self._done: set[str] = set()
         """Callbacks and missed calls that have ended."""
         self._tellers: dict[str, Callable[[Fact], None]] = {
             EventKind.ASSIGNED: self._assigned,
             EventKind.COMPLETED: self._was_completed,
             EventKind.SKIPPED: self._was_skipped,
+            EventKind.DEFERRED: self._was_deferred,
+            EventKind.CLOSED: self._was_closed,
             EventKind.RELEASED: self._given_back,
             EventKind.EXPIRED: self._expired,
+            EventKind.OFFER_LAPSED: self._expired,
+            EventKind.ACCEPTED: self._renewed,
             EventKind.RENEWED: self._renewed,
+            EventKind.AGENT_STATE: self._stated,
             EventKind.CALLBACK_PROMISED: self._promised,
             EventKind.CALLBACK_KEPT: self._promise_ended,
             EventKind.CALLBACK_POSTPONED: self._nothing,
@@ -145,10 +157,16 @@ class Replay:
         self._holds[hold.assignment] = hold
         self._by_user[hold.user] = self._by_agent[hold.agent] = hold
 
-    def had_skipped(self, agent: int, user: int, at: datetime) -> None:
+    def had_skipped(
+        self, agent: int, user: int, at: datetime, until: datetime | None = None
+    ) -> None:
         """This agent had skipped this user before the first fact happened."""
         self._skipped.setdefault(agent, {})[user] = at
-        self._resting[user] = at + self._settings.skip_everyone
+        self._resting[user] = until or at + self._settings.skip_everyone
+
+    def had_deferred(self, user: int, until: datetime) -> None:
+        """This user had been deferred before the first fact happened."""
+        self._resting[user] = until
 
     def had_published(self, queue: str, generation: int) -> None:
         """This generation was published when the first fact happened; its ranks are not known."""
@@ -248,11 +266,17 @@ class Replay:
             self._as_promised(fact, user, agent)
         if held := self._by_agent.get(agent):
             self._breach(1, fact, f"agent {agent} holds user {held.user} already")
-        if fact.queue in self._paused and fact.reassigned_from is None:
-            self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
+        self._may_be_handed_out(fact, user, agent)
         self.stood(Hold(assignment, agent, user, self._leased(fact, fact.at)))
         for board in self._boards.values():
             board.hold(user)
+
+    def _may_be_handed_out(self, fact: Fact, user: int, agent: int) -> None:
+        """The agent is at work, and the dialer queue is not paused."""
+        if agent in self._away:
+            self._breach(3, fact, f"agent {agent} is {self._away[agent]} and is given user {user}")
+        if fact.queue in self._paused and fact.reassigned_from is None:
+            self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
 
     def _in_order(self, fact: Fact, user: int, agent: int) -> None:
         """The best who may be had of the published generation, as far as its ranks are known."""
@@ -307,12 +331,17 @@ class Replay:
 
     def _renewed(self, fact: Fact) -> None:
         if hold := self._owned(fact):
+            if fact.kind == EventKind.ACCEPTED and hold.accepted:
+                self._breach(5, fact, f"assignment {hold.assignment} is accepted twice")
+            hold.accepted = True
             hold.lease_until = self._leased(fact, hold.lease_until)
 
     def _expired(self, fact: Fact) -> None:
         hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
         if hold is not None and fact.at < hold.lease_until:
             self._breach(7, fact, f"assignment {hold.assignment} expired before its lease lapsed")
+        if hold is not None and fact.kind == EventKind.OFFER_LAPSED and hold.accepted:
+            self._breach(7, fact, f"assignment {hold.assignment} lapsed as an offer, and was not")
         self._given_back(fact)
 
     def _given_back(self, fact: Fact) -> None:
@@ -323,9 +352,23 @@ class Replay:
 
     def _was_skipped(self, fact: Fact) -> None:
         if hold := self._ended(fact):
-            self.had_skipped(hold.agent, hold.user, fact.at)
+            self.had_skipped(hold.agent, hold.user, fact.at, fact.until)
             for board in self._boards.values():
                 board.wait(hold.user, self._resting[hold.user])
+
+    def _was_deferred(self, fact: Fact) -> None:
+        if fact.until is None:
+            self._breach(11, fact, "deferred: until when is not named")
+            return
+        if hold := self._ended(fact):
+            self.had_deferred(hold.user, fact.until)
+            for board in self._boards.values():
+                board.wait(hold.user, fact.until)
+
+    def _was_closed(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            for board in self._boards.values():
+                board.drop(hold.user)
 
     def _was_completed(self, fact: Fact) -> None:
         if hold := self._ended(fact):
@@ -440,6 +483,15 @@ class Replay:
 
     def _was_resumed(self, fact: Fact) -> None:
         self._paused.discard(fact.queue or "")
+
+    def _stated(self, fact: Fact) -> None:
+        if fact.agent_id is None or fact.state is None:
+            self._breach(11, fact, "agent_state: an agent or their state is not named")
+            return
+        if fact.state in (AgentStates.BREAK, AgentStates.OFFLINE):
+            self._away[fact.agent_id] = fact.state
+        else:
+            self._away.pop(fact.agent_id, None)
 
     def _nothing(self, fact: Fact) -> None:
         """Changes nothing of who may be handed out."""

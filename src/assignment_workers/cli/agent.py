@@ -1,4 +1,4 @@
-"""An agent's moves, by hand: request, complete, skip, release, renew."""
+"""An agent's moves, by hand: request, accept, complete, skip, defer, close, release, renew."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from assignment_workers.assignment.answers import (
     Finished,
     Paused,
     Refused,
+    Stated,
     TooLate,
     Unavailable,
 )
@@ -30,7 +31,7 @@ VersionOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (request, complete, skip, release, renew):
+    for command in (request, accept, complete, skip, defer, close, release, renew):
         app.command()(command)
 
 
@@ -48,7 +49,7 @@ def request(
         answer = asking.request_next(
             agent, queue=queue, request_id=request_id, timeout=timedelta(seconds=timeout)
         )
-    return _tell(answer, json)
+    return tell(answer, json)
 
 
 def complete(
@@ -63,12 +64,12 @@ def complete(
     json: AsJson = False,
 ) -> int:
     """The call was made: end ASSIGNMENT with its outcome."""
-    when = _instant(callback_at) if callback_at else None
+    when = _instant(callback_at, "--callback-at") if callback_at else None
     with client() as asking:
         answer = asking.complete(
             _id(assignment), agent, outcome, version=version, notes=notes, callback_at=when
         )
-    return _tell(answer, json)
+    return tell(answer, json)
 
 
 def skip(
@@ -77,9 +78,54 @@ def skip(
     version: VersionOption = None,
     json: AsJson = False,
 ) -> int:
-    """Not this user now: end ASSIGNMENT; they are offered later, to this agent last."""
+    """Not me: end ASSIGNMENT; the user is offered later, to this agent last."""
     with client() as asking:
-        return _tell(asking.skip(_id(assignment), agent, version=version), json)
+        return tell(asking.skip(_id(assignment), agent, version=version), json)
+
+
+def accept(
+    assignment: AssignmentArgument,
+    agent: AgentOption,
+    version: VersionOption = None,
+    json: AsJson = False,
+) -> int:
+    """Take the offer ASSIGNMENT up: it is work now, and its lease runs anew."""
+    with client() as asking:
+        return tell(asking.accept(_id(assignment), agent, version=version), json)
+
+
+def defer(
+    assignment: AssignmentArgument,
+    agent: AgentOption,
+    until: Annotated[
+        str | None, typer.Option(help="Not before this time: ISO 8601 with a zone.")
+    ] = None,
+    seconds: Annotated[int | None, typer.Option(min=1, help="Or not for so long.")] = None,
+    why: Annotated[str | None, typer.Option(help="Why, for the records.")] = None,
+    version: VersionOption = None,
+    json: AsJson = False,
+) -> int:
+    """Later, for everyone: end ASSIGNMENT; nobody is offered the user before then."""
+    if (until is None) == (seconds is None):
+        raise UsageError("defer takes --until or --seconds: one of the two")
+    when = _instant(until, "--until") if until else None
+    with client() as asking:
+        answer = asking.defer(
+            _id(assignment), agent, until=when, seconds=seconds, why=why, version=version
+        )
+    return tell(answer, json)
+
+
+def close(
+    assignment: AssignmentArgument,
+    agent: AgentOption,
+    why: Annotated[str, typer.Option(help="Why, for the records.")],
+    version: VersionOption = None,
+    json: AsJson = False,
+) -> int:
+    """End ASSIGNMENT; the user is out of its dialer queue until `closed lift`."""
+    with client() as asking:
+        return tell(asking.close_user(_id(assignment), agent, why, version=version), json)
 
 
 def release(
@@ -90,7 +136,7 @@ def release(
 ) -> int:
     """Give the user of ASSIGNMENT back untouched."""
     with client() as asking:
-        return _tell(asking.release(_id(assignment), agent, version=version), json)
+        return tell(asking.release(_id(assignment), agent, version=version), json)
 
 
 def renew(
@@ -101,7 +147,7 @@ def renew(
 ) -> int:
     """Still at it: the lease of ASSIGNMENT runs anew."""
     with client() as asking:
-        return _tell(asking.renew(_id(assignment), agent, version=version), json)
+        return tell(asking.renew(_id(assignment), agent, version=version), json)
 
 
 def line(answer: object) -> str:
@@ -125,6 +171,9 @@ def line(answer: object) -> str:
             return "too late: the deadline had passed, nobody was assigned"
         case Refused(reason=reason, code=code):
             return f"refused ({code}): {reason}"
+        case Stated(agent_id=number, state=state, since=since, replayed=replayed):
+            again = " (they were already)" if replayed else ""
+            return f"agent {number} is {state}{again} since {since:%H:%M:%SZ}"
         case Finished(outcome=outcome, assignment=held, replayed=replayed):
             again = " (it was already)" if replayed else ""
             return f"{outcome}{again}: user {held.user_id}, assignment {held.id}"
@@ -132,8 +181,9 @@ def line(answer: object) -> str:
             return str(answer)
 
 
-def _tell(answer: object, json: bool) -> int:
-    good = isinstance(answer, Assigned | Finished)
+def tell(answer: object, json: bool) -> int:
+    """Print an answer; the exit code that it means."""
+    good = isinstance(answer, Assigned | Finished | Stated)
     if json:
         as_json(answer)
     elif good:
@@ -152,13 +202,11 @@ def _id(text: str) -> UUID:
         ) from None
 
 
-def _instant(text: str) -> datetime:
+def _instant(text: str, option: str) -> datetime:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(
-            f"--callback-at {text!r}: not a time such as 2026-11-23T15:00:00Z"
-        ) from None
+        raise UsageError(f"{option} {text!r}: not a time such as 2026-11-23T15:00:00Z") from None
     if when.tzinfo is None:
-        raise UsageError(f"--callback-at {text!r}: has no zone; write 2026-11-23T15:00:00Z")
+        raise UsageError(f"{option} {text!r}: has no zone; write 2026-11-23T15:00:00Z")
     return when.astimezone(UTC)

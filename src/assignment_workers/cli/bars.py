@@ -18,6 +18,8 @@ from assignment_workers.schema.tables import BarKind
 contact = typer.Typer(help="Who asked not to be called, by user or phone.", no_args_is_help=True)
 quarantine = typer.Typer(help="Users set aside for unclear reasons.", no_args_is_help=True)
 
+closed = typer.Typer(help="Users out of a dialer queue: an agent closed it.", no_args_is_help=True)
+
 OptionalUser = Annotated[int | None, typer.Option(min=1, max=2**63 - 1, help="The user.")]
 Phone = Annotated[str | None, typer.Option(help="The phone number; its last nine digits count.")]
 
@@ -64,6 +66,24 @@ def _subject(user: int | None) -> str:
     return "a phone number" if user is None else str(user)
 
 
+@closed.command("list")
+def list_closed(json: AsJson = False) -> int:
+    """The newest thousand."""
+    return _list("Closed", BarKind.CLOSED, json=json)
+
+
+@closed.command("lift")
+def lift_closed(
+    user: Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")],
+    queue: Annotated[str, typer.Option(help="The dialer queue.")],
+    why: Why,
+) -> int:
+    """Let a user be offered in a dialer queue again: the next build has them."""
+    kind = BarKind.CLOSED.value
+    command = commands.lift(kind, user, None, why, whoever(), queue=queue)
+    return _ask("lift_closed", f"{user} in {queue}", why, command, "lifted")
+
+
 def _list(title: str, kind: BarKind, *, json: bool) -> int:
     with database() as connection:
         found = bars(connection, kind)
@@ -72,9 +92,16 @@ def _list(title: str, kind: BarKind, *, json: bool) -> int:
         return 0
     as_table(
         title,
-        ["user", "phone", "since", "by", "reason"],
+        ["user", "phone", "queue", "since", "by", "reason"],
         [
-            (each.user_id, each.phone, f"{each.since:%Y-%m-%d %H:%M:%SZ}", each.by, each.reason)
+            (
+                each.user_id,
+                each.phone,
+                each.queue,
+                f"{each.since:%Y-%m-%d %H:%M:%SZ}",
+                each.by,
+                each.reason,
+            )
             for each in found
         ],
     )

@@ -8,6 +8,7 @@ import typer
 
 from assignment_workers.cli import (
     agent,
+    agents,
     bars,
     dead_letters,
     explain,
@@ -35,6 +36,8 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(token.app, name="token")
 app.add_typer(bars.contact, name="do-not-contact")
 app.add_typer(bars.quarantine, name="quarantine")
+app.add_typer(bars.closed, name="closed")
+app.add_typer(agents.app, name="agents")
 
 
 def _with_choices(error: typer.TyperException) -> str:

@@ -10,7 +10,13 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from assignment_workers.assignment.answers import Assigned, FinishAnswer, RequestAnswer
+from assignment_workers.assignment.answers import (
+    Assigned,
+    FinishAnswer,
+    HeartbeatAnswer,
+    RequestAnswer,
+    StateAnswer,
+)
 from assignment_workers.client.holding import Hold
 
 TIMEOUT = timedelta(seconds=10)
@@ -73,7 +79,72 @@ class Asking(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Not this user now."""
+        """Not me: later for everyone, and for this agent last."""
+
+    @abstractmethod
+    def defer(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        until: datetime | None = None,
+        seconds: int | None = None,
+        why: str | None = None,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """Later, for everyone: offered to nobody before `until`, or for so many seconds."""
+
+    @abstractmethod
+    def close_user(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        why: str,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """The user is out of this dialer queue, for `why`, until an operator lifts it."""
+
+    @abstractmethod
+    def accept(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """The offer is taken up: it is work now, and the lease runs anew."""
+
+    @abstractmethod
+    def state(
+        self,
+        agent_id: int,
+        becomes: str,
+        *,
+        by: str | None = None,
+        why: str | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> StateAnswer:
+        """The agent is available, on_call, wrap_up, break or offline from now on.
+
+        On break or offline an offer that is not accepted is released; accepted work is kept.
+        """
+
+    @abstractmethod
+    def heartbeat(
+        self,
+        agent_id: int,
+        *,
+        assignment_id: UUID | str | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> HeartbeatAnswer:
+        """The agent is there. What they have accepted lives by it; it changes no state.
+
+        The first one that names an offer in `assignment_id` accepts it.
+        """
 
     @abstractmethod
     def release(

@@ -16,10 +16,14 @@ from assignment_workers import traces
 from assignment_workers.assignment.answers import (
     CommandAnswer,
     FinishAnswer,
+    Finished,
+    HeartbeatAnswer,
     RequestAnswer,
+    StateAnswer,
     Unavailable,
 )
 from assignment_workers.client import commands
+from assignment_workers.client.accepted import Accepted
 from assignment_workers.client.asking import TIMEOUT, Asking
 from assignment_workers.client.commands import Command
 from assignment_workers.client.courier import Courier, down
@@ -29,7 +33,9 @@ from assignment_workers.client.reading import (
     Built,
     as_command_answer,
     as_finish_answer,
+    as_heartbeat_answer,
     as_request_answer,
+    as_state_answer,
     no_answer,
 )
 from assignment_workers.clock import Clock, system_clock
@@ -60,6 +66,7 @@ class Client(Asking):
     ) -> None:
         self._clock = clock
         self._randomness = randomness or Random()
+        self._accepted = Accepted()
         self._make: Callable[[], Courier] = lambda: Courier(
             redis_url,
             broker_url,
@@ -132,6 +139,77 @@ class Client(Asking):
         """See `Asking.skip`."""
         command = commands.skip(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
+
+    def defer(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        until: datetime | None = None,
+        seconds: int | None = None,
+        why: str | None = None,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.defer`."""
+        command = commands.defer(
+            assignment_id, agent_id, version=version, until=until, seconds=seconds, why=why
+        )
+        return as_finish_answer(self.ask(command, timeout))
+
+    def close_user(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        why: str,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.close_user`."""
+        command = commands.close(assignment_id, agent_id, why, version=version)
+        return as_finish_answer(self.ask(command, timeout))
+
+    def accept(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.accept`."""
+        command = commands.accept(assignment_id, agent_id, version=version)
+        return as_finish_answer(self.ask(command, timeout))
+
+    def state(
+        self,
+        agent_id: int,
+        becomes: str,
+        *,
+        by: str | None = None,
+        why: str | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> StateAnswer:
+        """See `Asking.state`."""
+        command = commands.state(agent_id, becomes, by=by, why=why)
+        return as_state_answer(self.ask(command, timeout))
+
+    def heartbeat(
+        self,
+        agent_id: int,
+        *,
+        assignment_id: UUID | str | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> HeartbeatAnswer:
+        """See `Asking.heartbeat`."""
+        if assignment_id is not None and assignment_id not in self._accepted:
+            taken = self.accept(assignment_id, agent_id, timeout=timeout)
+            if not isinstance(taken, Finished):
+                return taken
+            self._accepted.add(assignment_id)
+        command = commands.heartbeat(agent_id, timeout=timeout)
+        return as_heartbeat_answer(self.ask(command, timeout))
 
     def release(
         self,

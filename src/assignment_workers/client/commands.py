@@ -62,6 +62,51 @@ def skip(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> Co
     return _finish("skip", _owner(assignment_id, agent_id, version))
 
 
+def defer(
+    assignment_id: UUID | str,
+    agent_id: int,
+    *,
+    version: int | None,
+    until: datetime | None,
+    seconds: int | None,
+    why: str | None,
+) -> Command:
+    """Later, for everyone: not before a time, or for so many seconds."""
+    said = _owner(assignment_id, agent_id, version) | {
+        "until": until.isoformat() if until else None,
+        "seconds": seconds,
+        "why": why,
+    }
+    return _finish("defer", said)
+
+
+def close(assignment_id: UUID | str, agent_id: int, why: str, *, version: int | None) -> Command:
+    """Out of this dialer queue for good."""
+    return _finish("close", _owner(assignment_id, agent_id, version) | {"why": why})
+
+
+def accept(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> Command:
+    """The offer is taken up."""
+    return _finish("accept", _owner(assignment_id, agent_id, version))
+
+
+def state(agent_id: int, becomes: str, *, by: str | None, why: str | None) -> Command:
+    """The agent is about this from now on."""
+    said = {"agent_id": agent_id, "state": becomes, "by": by, "why": why}
+    return Command("agent.state", said)
+
+
+def heartbeat(agent_id: int, *, timeout: timedelta) -> Command:
+    """The agent is there, now."""
+    return Command(
+        "agent.heartbeats",
+        {"agent_id": agent_id},
+        celery_queue=MAINTENANCE,
+        many="agent.heartbeats",
+        timeout=timeout,
+    )
+
+
 def release(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> Command:
     """Give the user back untouched."""
     return _finish("release", _owner(assignment_id, agent_id, version))
@@ -115,12 +160,18 @@ def do_not_contact(user_id: int | None, phone: str | None, reason: str, by: str)
     return Command("user.bar", {"user_id": user_id, "phone": phone, "reason": reason, "by": by})
 
 
-def lift(kind: str, user_id: int | None, phone: str | None, why: str, by: str) -> Command:
-    """Let a user be offered again: `kind` is `do_not_contact` or `quarantine`."""
-    return Command(
-        "user.lift_bar",
-        {"kind": kind, "user_id": user_id, "phone": phone, "why": why, "by": by},
-    )
+def lift(
+    kind: str,
+    user_id: int | None,
+    phone: str | None,
+    why: str,
+    by: str,
+    *,
+    queue: str | None = None,
+) -> Command:
+    """Let a user be offered again: `do_not_contact`, `quarantine`, or `closed` of one queue."""
+    said = {"kind": kind, "user_id": user_id, "phone": phone, "why": why, "by": by}
+    return Command("user.lift_bar", said if queue is None else said | {"queue": queue})
 
 
 def repair() -> Command:

@@ -20,6 +20,8 @@ SOONEST_SECONDS = 0.2
 class Hold:
     """One assignment of one agent; a thread of its own renews it. Made by `Asking.holding`.
 
+    The first renewal accepts the offer.
+
     `lost` is set once a renewal was refused: the user may be somebody else's then.
     """
 
@@ -72,10 +74,40 @@ class Hold:
         )
 
     def skip(self) -> FinishAnswer:
-        """Not this user now."""
+        """Not me: later for everyone, and for this agent last."""
         held = self.assignment
         return self._end(
             self._client.skip(held.id, held.agent_id, version=held.version, timeout=self._timeout)
+        )
+
+    def defer(
+        self,
+        *,
+        until: datetime | None = None,
+        seconds: int | None = None,
+        why: str | None = None,
+    ) -> FinishAnswer:
+        """Later, for everyone: not before a time, or for so many seconds."""
+        held = self.assignment
+        return self._end(
+            self._client.defer(
+                held.id,
+                held.agent_id,
+                until=until,
+                seconds=seconds,
+                why=why,
+                version=held.version,
+                timeout=self._timeout,
+            )
+        )
+
+    def close_user(self, why: str) -> FinishAnswer:
+        """The user is out of this dialer queue until an operator lifts it."""
+        held = self.assignment
+        return self._end(
+            self._client.close_user(
+                held.id, held.agent_id, why, version=held.version, timeout=self._timeout
+            )
         )
 
     def release(self) -> FinishAnswer:
@@ -103,6 +135,9 @@ class Hold:
             match answer:
                 case Finished(assignment=renewed):
                     until = renewed.lease_expires_at
+                    if held.accepted_at is None and renewed.accepted_at is not None:
+                        lease = until - renewed.accepted_at  # work lasts longer than an offer
+                        held = renewed
                 case Refused():
                     if not self._ended.is_set():
                         self.lost.set()

@@ -17,13 +17,21 @@ from uuid import UUID
 from assignment_workers.assignment.answers import (
     Code,
     FinishAnswer,
+    HeartbeatAnswer,
     Held,
     Refused,
     RequestAnswer,
+    StateAnswer,
     Unavailable,
 )
 from assignment_workers.client.asking import TIMEOUT, Asking
-from assignment_workers.client.reading import as_finish_answer, as_request_answer, no_answer
+from assignment_workers.client.reading import (
+    as_finish_answer,
+    as_heartbeat_answer,
+    as_request_answer,
+    as_state_answer,
+    no_answer,
+)
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import new_id
@@ -116,6 +124,78 @@ class HttpClient(Asking):
         """See `Asking.skip`."""
         said = {"agent_id": agent_id, "version": version}
         return self._finish(assignment_id, "skip", said, timeout)
+
+    def defer(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        until: datetime | None = None,
+        seconds: int | None = None,
+        why: str | None = None,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.defer`."""
+        said = {
+            "agent_id": agent_id,
+            "version": version,
+            "until": until.isoformat() if until else None,
+            "seconds": seconds,
+            "why": why,
+        }
+        return self._finish(assignment_id, "defer", said, timeout)
+
+    def close_user(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        why: str,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.close_user`."""
+        said = {"agent_id": agent_id, "version": version, "why": why}
+        return self._finish(assignment_id, "close", said, timeout)
+
+    def accept(
+        self,
+        assignment_id: UUID | str,
+        agent_id: int,
+        *,
+        version: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> FinishAnswer:
+        """See `Asking.accept`."""
+        said = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "accept", said, timeout)
+
+    def state(
+        self,
+        agent_id: int,
+        becomes: str,
+        *,
+        by: str | None = None,
+        why: str | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> StateAnswer:
+        """See `Asking.state`; who said so is the token, and `by` is not sent."""
+        said = {"state": becomes, "why": why}
+        path = f"/v1/agents/{agent_id}/state"
+        return as_state_answer(self._post(path, said, timeout, timed=False))
+
+    def heartbeat(
+        self,
+        agent_id: int,
+        *,
+        assignment_id: UUID | str | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> HeartbeatAnswer:
+        """See `Asking.heartbeat`."""
+        said = {"assignment_id": None if assignment_id is None else str(assignment_id)}
+        path = f"/v1/agents/{agent_id}/heartbeat"
+        return as_heartbeat_answer(self._post(path, said, timeout, timed=False))
 
     def release(
         self,
@@ -224,9 +304,11 @@ def _answer(status: int, body: object) -> object:
         return Unavailable(
             retry_after=float(seconds) if isinstance(seconds, int | float) else 2.0, reason=reason
         ).model_dump()
-    code = said.get("code")
+    code, soon = said.get("code"), said.get("retry_after")
     read = Code(str(code)) if code in set(Code) else _BY_STATUS.get(status, Code.MALFORMED)
-    return Refused(code=read, reason=reason).model_dump()
+    return Refused(
+        code=read, reason=reason, retry_after=float(soon) if isinstance(soon, int | float) else None
+    ).model_dump()
 
 
 _BY_STATUS: dict[int, Code] = {

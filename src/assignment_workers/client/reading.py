@@ -15,9 +15,13 @@ from assignment_workers.assignment.answers import (
     Empty,
     FinishAnswer,
     Finished,
+    HeartbeatAnswer,
+    Noted,
     Paused,
     Refused,
     RequestAnswer,
+    StateAnswer,
+    Stated,
     TooLate,
     Unavailable,
     from_json,
@@ -37,7 +41,7 @@ def as_request_answer(value: object) -> RequestAnswer:
 
 
 def as_finish_answer(value: object) -> FinishAnswer:
-    """The answer to complete, skip, release and renew."""
+    """The answer to a move on a hold."""
     match _read(value):
         case (Finished() | Unavailable() | Refused()) as answer:
             return answer
@@ -49,6 +53,24 @@ def as_command_answer(value: object) -> CommandAnswer:
     """The answer to an operator's command."""
     match _read(value):
         case (Done() | Unavailable() | Refused()) as answer:
+            return answer
+        case other:
+            return _not_understood(other)
+
+
+def as_state_answer(value: object) -> StateAnswer:
+    """The answer to a state that was stated."""
+    match _read(value):
+        case (Stated() | Unavailable() | Refused()) as answer:
+            return answer
+        case other:
+            return _not_understood(other)
+
+
+def as_heartbeat_answer(value: object) -> HeartbeatAnswer:
+    """The answer to a heartbeat."""
+    match _read(value):
+        case (Noted() | Unavailable() | Refused()) as answer:
             return answer
         case other:
             return _not_understood(other)

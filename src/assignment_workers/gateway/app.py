@@ -24,8 +24,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bind_contextvars
 
 from assignment_workers import traces
+from assignment_workers.assignment import agents
 from assignment_workers.assignment.actions import Action
-from assignment_workers.assignment.answers import Code, Done, Finished, Held
+from assignment_workers.assignment.agents import AgentShown
+from assignment_workers.assignment.answers import Code, Done, Finished, Held, Noted, Stated
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.explain import Explanation, Funnel, instant
 from assignment_workers.assignment.explain import explain as read_explanation
@@ -41,11 +43,16 @@ from assignment_workers.gateway.acting import kept, told_by
 from assignment_workers.gateway.asking import Asking, response
 from assignment_workers.gateway.bodies import (
     FINISHED_EXAMPLES,
+    NOTED_EXAMPLES,
     REQUEST_EXAMPLES,
+    STATED_EXAMPLES,
     STREAM_EXAMPLE,
     ActBody,
+    CloseBody,
     CompleteBody,
+    DeferBody,
     EventsQuery,
+    HeartbeatBody,
     Index,
     LiveEvent,
     OwnerBody,
@@ -54,8 +61,10 @@ from assignment_workers.gateway.bodies import (
     RequestBody,
     Sent,
     State,
+    StateBody,
 )
 from assignment_workers.gateway.callers import (
+    ACTING,
     ANYBODY,
     OPERATING,
     WATCHING,
@@ -67,6 +76,7 @@ from assignment_workers.gateway.dashboard.pages import Dashboard, front, wants_p
 from assignment_workers.gateway.dashboard.render import environment
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.dashboard.views import Source
+from assignment_workers.gateway.heartbeats import Heartbeats
 from assignment_workers.gateway.latest import Latest
 from assignment_workers.gateway.limits import SECURITY_HEADERS, BodyLimit, Pace, SecurityHeaders
 from assignment_workers.gateway.live import Live
@@ -105,6 +115,7 @@ class Gateway:
     callers: Callers
     live: Live
     latest: Latest
+    heartbeats: Heartbeats
     randomness: Random
     settings: Settings
 
@@ -135,6 +146,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             callers,
             live,
             latest,
+            Heartbeats(engine, settings),
             Random(),
             settings,
         )
@@ -150,6 +162,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         )
         yield
         await live.close()
+        await app.state.gateway.heartbeats.close()
         app.state.dashboard.threads.shutdown(wait=False, cancel_futures=True)
         await abandoned.close()
         await client.close()
@@ -231,7 +244,7 @@ WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
                 REQUEST_ID: {"description": "The request id.", "schema": {"type": "string"}}
             },
         },
-        **responses(*WHEN_ASKED),
+        **responses(*WHEN_ASKED, HTTPStatus.CONFLICT),
     },
 )
 async def request_next(request: Request, body: RequestBody, here: Here, who: Who) -> Response:
@@ -286,8 +299,57 @@ async def complete(
 async def skip(
     request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
 ) -> Response:
-    """Not this user now: offered later, to this agent last."""
+    """Not me: offered later, to this agent last."""
     command = commands.skip(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@ROUTES.post(
+    "/v1/assignments/{assignment}/defer",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def defer(
+    request: Request, assignment: AssignmentId, body: DeferBody, here: Here, who: Who
+) -> Response:
+    """Later, for everyone: nobody is offered the user before `until`, or for `seconds`."""
+    command = commands.defer(
+        assignment,
+        body.agent_id,
+        version=body.version,
+        until=body.until,
+        seconds=body.seconds,
+        why=body.why,
+    )
+    return await _finish(request, command, body, here, who)
+
+
+@ROUTES.post(
+    "/v1/assignments/{assignment}/close",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def close(
+    request: Request, assignment: AssignmentId, body: CloseBody, here: Here, who: Who
+) -> Response:
+    """The user is out of this dialer queue, until an operator lifts it."""
+    command = commands.close(assignment, body.agent_id, body.why, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@ROUTES.post(
+    "/v1/assignments/{assignment}/accept",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def accept(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+) -> Response:
+    """The offer is taken up: it is work now, and the lease runs anew."""
+    command = commands.accept(assignment, body.agent_id, version=body.version)
     return await _finish(request, command, body, here, who)
 
 
@@ -324,6 +386,81 @@ async def _finish(
 ) -> Response:
     here.callers.let(who, body.agent_id)
     return await here.asking.ask(request, command, TIMEOUT)
+
+
+@ROUTES.post(
+    "/v1/agents/{agent}/state",
+    tags=["agents"],
+    response_model=Stated,
+    responses={
+        200: {
+            "description": "It is so.",
+            "content": {"application/json": {"examples": STATED_EXAMPLES}},
+        },
+        **responses(*WHEN_ASKED),
+    },
+)
+async def state(
+    request: Request, agent: AgentPath, body: StateBody, here: Here, who: Who
+) -> Response:
+    """The agent is about this from now on. On break or offline an unaccepted offer is released."""
+    here.callers.let(who, agent, ACTING | OPERATING)
+
+    def ask(by: str | None) -> Awaitable[Response]:
+        command = commands.state(agent, body.state, by=by, why=body.why)
+        return here.asking.ask(request, command, TIMEOUT)
+
+    if who.role is None or who.role in ACTING:
+        return await ask(None)
+    action = Action("agent_state", f"{agent} {body.state}", who.name, body.why)
+    return (await kept(here.engine, action, lambda: ask(who.name), told_by))[1]
+
+
+@ROUTES.post(
+    "/v1/agents/{agent}/heartbeat",
+    tags=["agents"],
+    response_model=Noted,
+    responses={
+        200: {
+            "description": "It is kept.",
+            "content": {"application/json": {"examples": NOTED_EXAMPLES}},
+        },
+        **responses(*WHEN_FINISHED),
+    },
+)
+async def heartbeat(
+    request: Request, agent: AgentPath, body: HeartbeatBody, here: Here, who: Who
+) -> Response:
+    """The agent is there: what they have accepted lives by it. It changes no state.
+
+    Written together with others, about once a second. The first one that names an offer in
+    `assignment_id` accepts it.
+    """
+    here.callers.let(who, agent)
+    offer = body.assignment_id
+    if offer is not None and offer not in here.heartbeats.accepted:
+        command = commands.accept(offer, agent, version=None)
+        taken = await here.asking.ask(request, command, TIMEOUT)
+        if taken.status_code != HTTPStatus.OK:
+            return taken
+        here.heartbeats.accepted.add(offer)
+    return response((await here.heartbeats.beat(agent)).model_dump(mode="json"))
+
+
+@ROUTES.get(
+    "/v1/agents/{agent}",
+    tags=["agents"],
+    response_model=AgentShown,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def agent_state(agent: AgentPath, here: Here, who: Who) -> AgentShown:
+    """How an agent stands: their state, session, last sign of life, and what they hold."""
+    who.must_act_for(agent)
+    with _reading(here) as connection:
+        found = agents.shown(connection, agent)
+    if found is None:
+        raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_AGENT, f"no agent {agent}")
+    return found
 
 
 @ROUTES.get(

@@ -77,7 +77,9 @@ def response(answer: dict[str, Any], **facts: str) -> JSONResponse:
     """An answer as HTTP says it: what is refused and what is unavailable is a problem."""
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:
-            return refused(STATUS_OF.get(code, HTTPStatus.CONFLICT), code, reason).response(**facts)
+            status = STATUS_OF.get(code, HTTPStatus.CONFLICT)
+            soon = answer.get("retry_after")
+            return refused(status, code, reason, retry_after=soon).response(**facts)
         case {"outcome": "unavailable", "reason": reason, "retry_after": seconds}:
             return unavailable(reason, retry_after=seconds).response(**facts)
         case _:

@@ -19,6 +19,7 @@ from assignment_workers.assignment.answers import (
 )
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.policy.outcomes import Action
+from assignment_workers.schema.tables import AgentStates
 
 TIMEOUT_MS = 10_000
 TIMEOUT_MS_MOST = 30_000
@@ -27,6 +28,7 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 AgentId = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True, examples=[26])]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
 Word = Annotated[str, Field(max_length=200, pattern=r"^[!-~]*$")]
+Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 
 
@@ -62,6 +64,33 @@ class CompleteBody(OwnerBody):
     outcome: Word = Field(examples=["no_answer"])
     notes: Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")] | None = None
     callback_at: AwareDatetime | None = None
+
+
+class DeferBody(OwnerBody):
+    """Until when nobody is offered the user: a time, or so many seconds from now."""
+
+    until: AwareDatetime | None = Field(None, examples=["2026-11-23T18:00:00Z"])
+    seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400, strict=True)] | None = None
+    why: Why | None = Field(None, description="For the records.", examples=["on holiday"])
+
+
+class CloseBody(OwnerBody):
+    """Why the user is to be out of the dialer queue."""
+
+    why: Why = Field(examples=["deceased"])
+
+
+class StateBody(_Body):
+    """What the agent is about from now on."""
+
+    state: AgentStates = Field(examples=["available"])
+    why: Why | None = Field(None, examples=["lunch"])
+
+
+class HeartbeatBody(_Body):
+    """Which assignment the agent works on: the first heartbeat that names an offer accepts it."""
+
+    assignment_id: UUID | None = None
 
 
 class ActBody(_Body):
@@ -124,6 +153,8 @@ class LiveDetails(BaseModel):
 
     rank: int | None = None
     lease_expires_at: AwareDatetime | None = None
+    until: AwareDatetime | None = Field(None, description="Before then nobody is offered the user.")
+    state: str | None = Field(None, description="Of an agent.")
     outcome: str | None = Field(None, description="How the call ended.")
     actions: list[Action] | None = Field(None, description="What others are to do about the call.")
     reason: str | None = Field(None, description="The rule that took a user out.")
@@ -194,10 +225,12 @@ _HELD = {
     "reason": "score 0",
     "rank": 1,
     "claimed_at": "2026-11-23T15:00:00Z",
-    "lease_expires_at": "2026-11-23T15:05:00Z",
+    "lease_expires_at": "2026-11-23T15:02:00Z",
     "version": 1,
     "state": "active",
+    "accepted_at": None,
 }
+_WORK = _HELD | {"accepted_at": "2026-11-23T15:00:30Z", "lease_expires_at": "2026-11-23T15:05:30Z"}
 _ID = {"request_id": "01932c07-1eff-7000-8000-000000000000"}
 REQUEST_EXAMPLES: dict[str, Any] = {
     "assigned": {"value": {"outcome": "assigned", "assignment": _HELD, "replayed": False} | _ID},
@@ -217,12 +250,42 @@ FINISHED_EXAMPLES: dict[str, Any] = {
     outcome: {
         "value": {
             "outcome": outcome,
-            "assignment": _HELD
-            | ({} if outcome == "renewed" else {"state": outcome, "version": 2}),
+            "assignment": _WORK | ({"state": state, "version": 2} if state else {}),
             "replayed": False,
         }
     }
-    for outcome in ("completed", "skipped", "released", "renewed")
+    for outcome, state in {
+        "completed": "completed",
+        "skipped": "skipped",
+        "deferred": "skipped",
+        "closed": "skipped",
+        "released": "released",
+        "accepted": None,
+        "renewed": None,
+    }.items()
+}
+STATED_EXAMPLES: dict[str, Any] = {
+    "break": {
+        "value": {
+            "outcome": "stated",
+            "agent_id": 26,
+            "state": "break",
+            "since": "2026-11-23T15:00:00Z",
+            "released": None,
+            "replayed": False,
+        }
+    }
+}
+NOTED_EXAMPLES: dict[str, Any] = {
+    "at work": {
+        "value": {
+            "outcome": "noted",
+            "agent_id": 26,
+            "state": "on_call",
+            "assignment_id": _WORK["id"],
+            "lease_expires_at": "2026-11-23T15:06:00Z",
+        }
+    }
 }
 STREAM_EXAMPLE = (
     "retry: 2000\n\n: alive\nid: 4711\n\n"
@@ -231,5 +294,5 @@ STREAM_EXAMPLE = (
     '"queue":"unsigned_users","user_id":2064,"agent_id":26,'
     '"assignment_id":"01932c07-1f00-7000-8000-000000000000",'
     '"request_id":"01932c07-1eff-7000-8000-000000000000","generation_id":7,'
-    '"details":{"rank":1,"lease_expires_at":"2026-11-23T15:05:00Z"}}\n\n'
+    '"details":{"rank":1,"lease_expires_at":"2026-11-23T15:02:00Z"}}\n\n'
 )

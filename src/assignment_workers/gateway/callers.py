@@ -38,6 +38,11 @@ OF_AGENTS = frozenset(
         EventKind.ASSIGNED,
         EventKind.COMPLETED,
         EventKind.SKIPPED,
+        EventKind.DEFERRED,
+        EventKind.CLOSED,
+        EventKind.ACCEPTED,
+        EventKind.OFFER_LAPSED,
+        EventKind.AGENT_STATE,
         EventKind.RELEASED,
         EventKind.RENEWED,
         EventKind.EXPIRED,
@@ -50,7 +55,10 @@ OF_AGENTS = frozenset(
         EventKind.MISSED_CALL_FOLLOWED_UP,
     }
 )
-"""What happens to an agent's assignments. A refused move is not among them: it names the holder."""
+"""What happens to an agent and their assignments.
+
+A refused move is not among them: it names the holder.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,9 +133,9 @@ class Callers:
         _hold_back(self.per_token.wait(name), "this token is used")
         return Caller(name, kept.role, kept.agent_id)
 
-    def let(self, caller: Caller, agent_id: int) -> None:
+    def let(self, caller: Caller, agent_id: int, roles: frozenset[TokenRole] = ACTING) -> None:
         """Let the caller act for this agent now, or raise `Problem` 403 or 429."""
-        caller.must_be(ACTING)
+        caller.must_be(roles)
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
 

@@ -57,6 +57,8 @@ RESET = "reset"
 SHOWN = (
     "rank",
     "lease_expires_at",
+    "until",
+    "state",
     "outcome",
     "actions",
     "reason",

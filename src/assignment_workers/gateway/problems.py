@@ -72,10 +72,18 @@ class Problem(Exception):
 
 
 def refused(
-    status: HTTPStatus, code: str, detail: str, *, headers: dict[str, str] | None = None
+    status: HTTPStatus,
+    code: str,
+    detail: str,
+    *,
+    headers: dict[str, str] | None = None,
+    retry_after: float | None = None,
 ) -> Problem:
-    """The same again gets the same."""
-    return Problem(status, detail, headers=headers, outcome="refused", code=code)
+    """The same again gets the same, but where `retry_after` says when time will have mended it."""
+    if retry_after is not None:
+        headers = (headers or {}) | {"Retry-After": str(max(1, ceil(retry_after)))}
+    facts = {"outcome": "refused", "code": code, "retry_after": retry_after}
+    return Problem(status, detail, headers=headers, **facts)
 
 
 def unavailable(
@@ -114,6 +122,11 @@ STATUS_OF: dict[str, HTTPStatus] = {
     Code.INACTIVE_AGENT: HTTPStatus.FORBIDDEN,
     Code.UNKNOWN_QUEUE: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.QUEUE_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
+    Code.ON_BREAK: HTTPStatus.CONFLICT,
+    Code.OFFLINE: HTTPStatus.CONFLICT,
+    Code.SESSION_LIMIT: HTTPStatus.CONFLICT,
+    Code.BREAK_DUE: HTTPStatus.CONFLICT,
+    Code.CALL_GAP: HTTPStatus.CONFLICT,
     Code.REQUEST_ID_TAKEN: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.UNKNOWN_ASSIGNMENT: HTTPStatus.NOT_FOUND,
     Code.NOT_OWNER: HTTPStatus.CONFLICT,

@@ -108,7 +108,7 @@ class Ours:
 
     def publish(self, generation: int) -> CommandAnswer:
         """The pointer flips."""
-        return self.line.run(lambda turn: publish(turn, generation, settings=self.settings))
+        return self.line.run(lambda turn: publish(turn, generation))
 
     def rebuilds(self) -> int:
         """How often it was rebuilt."""
@@ -119,7 +119,7 @@ class Ours:
         ends = time.monotonic() + LEASE.total_seconds() + 1
         while self.stuck() and time.monotonic() < ends:
             time.sleep(0.05)
-            self.line.run(expire)
+            self.line.run(lambda turn: expire(turn, settings=self.settings))
 
     def stuck(self) -> int:
         """Active assignments."""

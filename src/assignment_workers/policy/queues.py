@@ -126,7 +126,7 @@ class Policy:
 
 _OF_THE_SCORE_ROW = {"in_other_queue", "inactive", "attempts_used_up"}
 _NOT_FOR_WHO_IS_DUE = {"in_other_queue", "cooling_down", "too_new", "promised"}
-_SET_BY_US = {"do_not_contact", "quarantined"}
+_SET_BY_US = {"do_not_contact", "quarantined", "closed"}
 
 _PERSON = (
     rules.IN_CRM,
@@ -151,6 +151,7 @@ def policies(calling: CallingRules) -> dict[str, Policy]:
                 conversion_type="signature_obtained",
                 rules=(
                     *_PERSON,
+                    rules.not_closed("unsigned_users"),
                     rules.UNSIGNED,
                     rules.in_pool("unsigned_users"),
                     *_times(calling, "unsigned_users"),
@@ -162,6 +163,7 @@ def policies(calling: CallingRules) -> dict[str, Policy]:
                 conversion_type="requirements_completed",
                 rules=(
                     *_PERSON,
+                    rules.not_closed("outstanding_requests"),
                     rules.SIGNED,
                     rules.WANTING,
                     rules.in_pool("outstanding_requests"),

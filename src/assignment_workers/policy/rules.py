@@ -184,6 +184,32 @@ NOT_SET_ASIDE = Rule(
     Kind.BARRED,
     "set aside until an operator releases them: they failed repeatedly for an unclear reason",
 )
+
+
+def not_closed(queue: str) -> Rule:
+    """No agent has closed this dialer queue for the user."""
+    return Rule(
+        "closed",
+        not_(
+            _is_barred(
+                Bar.kind == word(BarKind.CLOSED),
+                Bar.user_id == CrmUser.id,
+                Bar.queue == word(queue),
+            )
+        ),
+        Kind.BARRED,
+        "an agent closed this dialer queue for them, until an operator lifts that",
+    )
+
+
+def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether a skip or a deferral keeps everybody from being offered this user at `now`."""
+    ended = aliased(Assignment)
+    return exists(
+        select(1).select_from(ended).where(ended.user_id == user, ended.put_off_until > _utc(NOW))
+    )
+
+
 UNCLEAR = frozenset({"not_in_crm", "unsigned"})
 """Rules that a user met at the build and breaks at the claim with no reason that explains it."""
 CLAIM_ALIVE = Rule(

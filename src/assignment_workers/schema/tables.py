@@ -57,6 +57,25 @@ class AssignmentState(StrEnum):
     EXPIRED = "expired"
 
 
+class EndedHow(StrEnum):
+    """How a hold ended where its state does not say it all: two are skipped, one is expired."""
+
+    DEFERRED = "deferred"
+    CLOSED = "closed"
+    OFFER_LAPSED = "offer_lapsed"
+    """Nobody accepted it in its time."""
+
+
+class AgentStates(StrEnum):
+    """What an agent is about, as they or their moves say."""
+
+    AVAILABLE = "available"
+    ON_CALL = "on_call"
+    WRAP_UP = "wrap_up"
+    BREAK = "break"
+    OFFLINE = "offline"
+
+
 class Source(StrEnum):
     """Where the user of an assignment came from."""
 
@@ -186,6 +205,11 @@ class Assignment(Base):
         CheckConstraint("(state = 'active') = (ended_at IS NULL)", name="ended"),
         CheckConstraint("(state = 'active') = (ended_xid IS NULL)", name="ended_xid"),
         CheckConstraint("(state = 'completed') = (outcome IS NOT NULL)", name="outcome"),
+        CheckConstraint(
+            "ended_how IS NULL OR (ended_how IN ('deferred', 'closed') AND state = 'skipped')"
+            " OR (ended_how = 'offer_lapsed' AND state = 'expired')",
+            name="ended_how",
+        ),
         CheckConstraint("lease_expires_at > claimed_at", name="lease"),
         CheckConstraint("version >= 1", name="version"),
         Index(
@@ -211,6 +235,11 @@ class Assignment(Base):
             postgresql_where=text("state = 'skipped'"),
         ),
         Index(None, "user_id", "claimed_at"),
+        Index(
+            "ix_assignments_put_off",
+            "put_off_until",
+            postgresql_where=text("put_off_until IS NOT NULL"),
+        ),
         Index(
             "ix_assignments_terminal",
             "user_id",
@@ -240,6 +269,53 @@ class Assignment(Base):
     """The transaction that ended it: a build knows by its snapshot whether it had seen that."""
     outcome: Mapped[str | None]
     notes: Mapped[str | None]
+    accepted_at: Mapped[datetime | None] = mapped_column(Instant)
+    """When its agent took it up. Before, it is an offer; afterwards, work."""
+    ended_how: Mapped[str | None]
+    put_off_until: Mapped[datetime | None] = mapped_column(Instant)
+    """Of one that was skipped or deferred: nobody is offered the user before."""
+
+
+class AgentState(Base):
+    """An agent as the line knows them: what they said they are about, and their session.
+
+    A row is made by the first state that is stated, or by the first offer that lapses; `state` is
+    null for who never stated any. Written in turns only, so no heartbeat can overwrite it.
+    """
+
+    __tablename__ = "agents_state"
+    __table_args__ = (
+        one_of("state", AgentStates),
+        CheckConstraint("(state IS NULL) = (since IS NULL)", name="since"),
+        CheckConstraint(
+            "(session_began IS NULL) = (state IS NULL OR state = 'offline')", name="session"
+        ),
+        CheckConstraint("calls_in_session >= 0 AND offers_lapsed >= 0", name="counts"),
+    )
+
+    agent_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str | None]
+    since: Mapped[datetime | None] = mapped_column(Instant)
+    by: Mapped[str | None]
+    """Who said so: the agent, an operator, or us; null: their own move."""
+    why: Mapped[str | None]
+    session_began: Mapped[datetime | None] = mapped_column(Instant)
+    calls_in_session: Mapped[int] = mapped_column(server_default="0")
+    working_since: Mapped[datetime | None] = mapped_column(Instant)
+    """When the session began, or the last break in it ended."""
+    last_call_ended_at: Mapped[datetime | None] = mapped_column(Instant)
+    offers_lapsed: Mapped[int] = mapped_column(server_default="0")
+    """In a row, since the agent last took one up or ended one."""
+
+
+class AgentSeen(Base):
+    """An agent's last heartbeat: written by set, off the assignment queue, and nothing else is."""
+
+    __tablename__ = "agents_seen"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+
+    agent_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seen_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class Request(Base):
@@ -348,17 +424,23 @@ class BarKind(StrEnum):
 
     DO_NOT_CONTACT = "do_not_contact"
     QUARANTINE = "quarantine"
+    CLOSED = "closed"
+    """Of one dialer queue: an agent closed it for the user."""
 
 
 class Bar(Base):
-    """A user, or whoever has a phone number, is offered to nobody until it is lifted."""
+    """A user, or whoever has a phone number, is offered to nobody until it is lifted.
+
+    One that is `closed` is of one dialer queue, `queue`; the others are of every one.
+    """
 
     __tablename__ = "bars"
     __table_args__ = (
         one_of("kind", BarKind),
         CheckConstraint("(user_id IS NULL) <> (phone IS NULL)", name="whom"),
         CheckConstraint("(phone IS NULL) = (phone_end IS NULL)", name="phone_end"),
-        CheckConstraint("kind <> 'quarantine' OR phone IS NULL", name="quarantine"),
+        CheckConstraint("kind = 'do_not_contact' OR phone IS NULL", name="user"),
+        CheckConstraint("(kind = 'closed') = (queue IS NOT NULL)", name="queue"),
         CheckConstraint(
             "(lifted_at IS NULL) = (lifted_by IS NULL) AND"
             " (lifted_at IS NULL) = (lifted_why IS NULL)",
@@ -368,6 +450,7 @@ class Bar(Base):
             "uq_bars_user",
             "user_id",
             "kind",
+            text("coalesce(queue, '')"),
             unique=True,
             postgresql_where=text("lifted_at IS NULL AND user_id IS NOT NULL"),
         ),
@@ -390,6 +473,7 @@ class Bar(Base):
     phone: Mapped[str | None]
     phone_end: Mapped[str | None]
     """Its last digits, by which numbers are compared."""
+    queue: Mapped[str | None]
     reason: Mapped[str]
     since: Mapped[datetime] = mapped_column(Instant)
     by: Mapped[str]

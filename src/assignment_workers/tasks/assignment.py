@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError
 
-from assignment_workers.assignment import convert, finish
+from assignment_workers.assignment import agents, convert, finish
 from assignment_workers.assignment.answers import (
     Code,
     CommandAnswer,
@@ -20,6 +20,7 @@ from assignment_workers.assignment.answers import (
     FinishAnswer,
     Refused,
     RequestAnswer,
+    StateAnswer,
     Unavailable,
 )
 from assignment_workers.assignment.bars import do_not_contact, lift
@@ -35,7 +36,7 @@ from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.assignment.unclaimed import release_unclaimed
 from assignment_workers.errors import DatabaseUnavailable
-from assignment_workers.schema.tables import BarKind, Sequencer
+from assignment_workers.schema.tables import AgentStates, BarKind, Sequencer
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.settings import Settings
@@ -48,6 +49,7 @@ Version = Annotated[int, Field(strict=True, ge=1)]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+Rest = Annotated[int, Field(strict=True, ge=1, le=10 * 365 * 86_400)]
 Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
 
 MANY = 1_000
@@ -137,16 +139,19 @@ class FinishBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    move: Literal["complete", "skip", "release", "renew"]
+    move: Literal["complete", "skip", "defer", "close", "release", "accept", "renew"]
     assignment_id: UUID
     agent_id: AgentId
     version: Version | None = None
     outcome: Word | None = None
     notes: Notes | None = None
     callback_at: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    seconds: Rest | None = None
+    why: Why | None = None
 
     def meant(self, settings: Settings) -> finish.Move:
-        """The move that is meant."""
+        """The move that is meant. Raises `ValueError` for one that lacks what it needs."""
         owner = finish.Owner(self.assignment_id, self.agent_id, self.version)
         match self.move:
             case "complete":
@@ -159,8 +164,17 @@ class FinishBody(BaseModel):
                 )
             case "skip":
                 return finish.Skip(owner, settings.skip_everyone)
+            case "defer":
+                rest = None if self.seconds is None else timedelta(seconds=self.seconds)
+                return finish.Defer(owner, settings.defer_maximum, self.until, rest, self.why)
+            case "close":
+                if self.why is None:
+                    raise ValueError("why: closing needs a reason")
+                return finish.Close(owner, self.why)
             case "release":
                 return finish.Release(owner)
+            case "accept":
+                return finish.Accept(owner, settings.lease)
             case "renew":
                 return finish.Renew(owner, settings.lease)
 
@@ -182,6 +196,8 @@ def finish_many(
             read.append(_FINISH.validate_python(each).meant(task.of.settings))
         except ValidationError as error:
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
+        except ValueError as error:
+            read.append(Refused(code=Code.MALFORMED, reason=str(error)))
     moves = [each for each in read if not isinstance(each, Refused)]
     outcomes = task.of.outcomes
     try:
@@ -228,6 +244,45 @@ def skip(
     return task.line.run(lambda turn: finish.skip(turn, owner, settings=task.of.settings))
 
 
+def defer(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    version: Version | None = None,
+    until: AwareDatetime | None = None,
+    seconds: Rest | None = None,
+    why: Why | None = None,
+) -> FinishAnswer:
+    """End the agent's hold: the user is offered to nobody before a time, or for so many seconds."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    rest = None if seconds is None else timedelta(seconds=seconds)
+    return task.line.run(
+        lambda turn: finish.defer(
+            turn, owner, settings=task.of.settings, until=until, rest=rest, why=why
+        )
+    )
+
+
+def close(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    why: Why,
+    version: Version | None = None,
+) -> FinishAnswer:
+    """End the agent's hold: its dialer queue is closed for the user, until an operator lifts it."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    return task.line.run(lambda turn: finish.close(turn, owner, why))
+
+
+def accept(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """The agent takes the offer up: it is work from now on."""
+    owner = finish.Owner(assignment_id, agent_id, version)
+    return task.line.run(lambda turn: finish.accept(turn, owner, settings=task.of.settings))
+
+
 def release(
     task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
@@ -260,12 +315,33 @@ def renew(
 
 def expire_lapsed(task: DoorTask) -> CommandAnswer:
     """End every hold whose lease has lapsed."""
-    return Done(counts={"expired": len(task.line.run(expire))})
+    lapsed = task.line.run(lambda turn: expire(turn, settings=task.of.settings))
+    return Done(counts={"expired": len(lapsed.ended), "kept": len(lapsed.kept)})
+
+
+def state_of_agent(
+    task: DoorTask,
+    agent_id: AgentId,
+    state: AgentStates,
+    by: Word | None = None,
+    why: Why | None = None,
+) -> StateAnswer:
+    """The agent is about this from now on: available, on_call, wrap_up, break or offline."""
+    return task.line.run(lambda turn: agents.state(turn, agent_id, state, by=by, why=why))
+
+
+def end_sessions(
+    task: DoorTask,
+    agent_ids: Annotated[list[AgentId], Field(max_length=agents.ENDED_AT_ONCE)],
+    silent_at: AwareDatetime,
+) -> CommandAnswer:
+    """End the sessions of those of these agents who are silent still."""
+    return task.line.run(lambda turn: agents.end_sessions(turn, agent_ids, silent_at=silent_at))
 
 
 def publish_generation(task: DoorTask, generation_id: GenerationId) -> CommandAnswer:
     """Make a built generation the one its dialer queue hands out from."""
-    return task.line.run(lambda turn: publish(turn, generation_id, settings=task.of.settings))
+    return task.line.run(lambda turn: publish(turn, generation_id))
 
 
 def take_back_hold(task: DoorTask, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
@@ -347,9 +423,12 @@ def lift_bar(
     why: Notes,
     user_id: UserId | None = None,
     phone: Word | None = None,
+    queue: Word | None = None,
 ) -> CommandAnswer:
-    """Let a user be offered again who was set aside or was not to be contacted."""
-    return task.line.run(lambda turn: lift(turn, kind, user=user_id, phone=phone, by=by, why=why))
+    """Let a user be offered again who was set aside, was not to be contacted, or was closed."""
+    return task.line.run(
+        lambda turn: lift(turn, kind, user=user_id, phone=phone, queue=queue, by=by, why=why)
+    )
 
 
 def repair_entries(task: DoorTask) -> CommandAnswer:
@@ -390,6 +469,9 @@ def register(app: App) -> None:
     door(app, "assignment.finish_many", finish_many)
     door(app, "assignment.complete", complete)
     door(app, "assignment.skip", skip)
+    door(app, "assignment.defer", defer)
+    door(app, "assignment.close", close)
+    door(app, "assignment.accept", accept)
     door(app, "assignment.release", release)
     door(app, "assignment.release_unclaimed", release_if_unclaimed)
     door(app, "assignment.renew", renew)
@@ -398,6 +480,8 @@ def register(app: App) -> None:
     door(app, "assignment.expire", expire_lapsed)
     # One comes every few seconds: Flower would list little else.
     door(app, "assignment.probe", probe, in_flower=False)
+    door(app, "agent.state", state_of_agent)
+    door(app, "agent.end_sessions", end_sessions)
     door(app, "generation.publish", publish_generation)
     door(app, "queue.pause", pause_queue)
     door(app, "queue.resume", resume_queue)

@@ -10,19 +10,20 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import Engine, func, select
 
-from assignment_workers.assignment import convert, doctor, jobs, levels, purge
+from assignment_workers.assignment import agents, convert, doctor, jobs, levels, purge
 from assignment_workers.assignment.age import age_scores
-from assignment_workers.assignment.answers import Code, Refused
+from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Refused
 from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.heartbeats import beat
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.missed_calls import match
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
-from assignment_workers.tasks.door import App, DoorTask, door
+from assignment_workers.tasks.door import App, DoorTask, door, one_line
 
 log = structlog.get_logger()
 
@@ -31,6 +32,9 @@ QueueName = Annotated[str, Field(max_length=200)]
 
 PATIENCE = timedelta(seconds=30)
 """How long a job is tried again; longer than a database server takes to restart."""
+
+MANY = 1_000
+"""Heartbeats that one message may carry."""
 
 DAYS_MADE_UP_FOR = 7
 """Ageing days that were missed and are still done: after a week their weekday is back."""
@@ -102,6 +106,58 @@ def tend(task: DoorTask) -> Any:
         return {"publications": len(waiting), "purged": purged["generations"]}
 
     return _told(_job(task, "generation.tend", work))
+
+
+def heartbeats(task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
+    """Keep many agents' signs of life, in one transaction; each is told how they stand.
+
+    Each counts from when it was sent, however late it comes here.
+    """
+    read: list[HeartbeatBody | Refused] = []
+    for each in requests:
+        try:
+            read.append(_HEARTBEAT.validate_python(each))
+        except ValidationError as error:
+            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
+    beats: dict[int, datetime | None] = {}
+    for body in read:
+        if isinstance(body, HeartbeatBody):
+            beats[body.agent_id] = body.sent_at
+
+    def work() -> dict[int, HeartbeatAnswer]:
+        with task.of.engine.begin() as connection:
+            return beat(connection, beats, settings=task.of.settings)
+
+    kept = patiently(work, seconds=PATIENCE.total_seconds())
+    return [body if isinstance(body, Refused) else kept[body.agent_id] for body in read]
+
+
+class HeartbeatBody(BaseModel):
+    """One sign of life as a message says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    agent_id: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+    sent_at: AwareDatetime | None = None
+    deadline: AwareDatetime | None = None
+
+
+_HEARTBEAT = TypeAdapter(HeartbeatBody)
+
+
+def tend_agents(task: DoorTask) -> Any:
+    """Send for the end of the sessions of agents who have been silent for hours."""
+
+    def work(given: Work) -> Counts:
+        found = agents.silent(given.connection, given.now)
+        if found:
+            said = {"agent_ids": found, "silent_at": given.now.isoformat()}
+            task.app.send_task(
+                "agent.end_sessions", kwargs=said, queue="assignment", ignore_result=True
+            )
+        return {"silent": len(found)}
+
+    return _told(_job(task, "agent.tend", work))
 
 
 def match_missed_calls(task: DoorTask) -> Any:
@@ -223,6 +279,9 @@ def register(app: App) -> None:
     door(app, "queue.check_levels", check_levels)
     door(app, "generation.tend", tend)
     door(app, "missed_calls.match", match_missed_calls)
+    # They come by the dozen each second: Flower would list little else.
+    door(app, "agent.heartbeats", heartbeats, in_flower=False)
+    door(app, "agent.tend", tend_agents)
     door(app, "queue.clean_conversions", clean_conversions)
     door(app, "queue.clean_daily", clean_daily)
     door(app, "scores.age", age)

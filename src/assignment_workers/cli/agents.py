@@ -1,0 +1,58 @@
+"""Agents' states: who is available, on a call, on break or gone, and changing that."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from assignment_workers.assignment.agents import all_shown
+from assignment_workers.cli.acting import OptionalWhy, kept, whoever
+from assignment_workers.cli.agent import tell
+from assignment_workers.cli.servers import client, database
+from assignment_workers.cli.show import AsJson, as_json, as_table
+from assignment_workers.schema.tables import AgentStates
+
+LISTED_AT_MOST = 10_000
+
+app = typer.Typer(help="What agents are about, and their sessions.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_agents(json: AsJson = False) -> int:
+    """Who ever stated a state, gave a sign of life or holds somebody."""
+    with database() as connection:
+        found = all_shown(connection, limit=LISTED_AT_MOST)
+    if json:
+        as_json(found)
+        return 0
+    as_table(
+        "Agents",
+        ["agent", "state", "since", "calls", "seen", "holds", "why"],
+        [
+            (
+                each.agent_id,
+                f"{each.state or 'never stated'}{', stale' if each.stale else ''}",
+                each.since and f"{each.since:%Y-%m-%d %H:%M:%SZ}",
+                each.calls_in_session,
+                each.seen_at and f"{each.seen_at:%Y-%m-%d %H:%M:%SZ}",
+                each.assignment_id and ("work" if each.accepted_at else "an offer"),
+                each.why,
+            )
+            for each in found
+        ],
+    )
+    return 0
+
+
+@app.command()
+def state(
+    agent: Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="The agent.")],
+    becomes: Annotated[AgentStates, typer.Argument(help="What they are about from now on.")],
+    why: OptionalWhy = None,
+    json: AsJson = False,
+) -> int:
+    """Say what AGENT is about; on break or offline an offer not accepted is released."""
+    with kept("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
+        answer = told(asking.state(agent, becomes.value, by=whoever(), why=why))
+    return tell(answer, json)

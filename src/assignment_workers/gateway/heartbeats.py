@@ -1,0 +1,70 @@
+"""Signs of life, gathered for a second and written together, off the assignment queue."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from assignment_workers.assignment.answers import HeartbeatAnswer, Unavailable
+from assignment_workers.assignment.heartbeats import beat
+from assignment_workers.client.accepted import Accepted
+from assignment_workers.settings import Settings
+
+EVERY_SECONDS = 1.0
+"""The least time from one writing to the next. One that comes after a pause is written at once."""
+
+
+@dataclass
+class Heartbeats:
+    """The heartbeats of one gateway. Each is answered once it is written."""
+
+    engine: Engine
+    settings: Settings
+    accepted: Accepted = field(default_factory=Accepted)
+    """Offers that a heartbeat of this gateway, or another move, has accepted."""
+    _waiting: dict[int, asyncio.Future[HeartbeatAnswer]] = field(default_factory=dict)
+    _task: asyncio.Task[None] | None = None
+    _written_at: float = float("-inf")
+
+    async def beat(self, agent: int) -> HeartbeatAnswer:
+        """How the agent stands, once it is kept that they are there now."""
+        loop = asyncio.get_running_loop()
+        if agent not in self._waiting:
+            self._waiting[agent] = loop.create_future()
+        mine = self._waiting[agent]
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._write())
+        return await asyncio.shield(mine)
+
+    async def close(self) -> None:
+        """Write what waits."""
+        if self._task is not None:
+            await self._task
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            await asyncio.sleep(max(0.0, self._written_at + EVERY_SECONDS - loop.time()))
+            waiting, self._waiting = self._waiting, {}
+            self._written_at = loop.time()
+            answers: dict[int, HeartbeatAnswer]
+            try:
+                answers = await asyncio.to_thread(self._kept, list(waiting))
+            except (DBAPIError, PoolTimeout):
+                down = Unavailable(retry_after=2.0, reason="the database cannot answer")
+                answers = dict.fromkeys(waiting, down)
+            except BaseException as error:
+                for future in waiting.values():
+                    future.set_exception(error)
+                raise
+            for agent, future in waiting.items():
+                if not future.done():
+                    future.set_result(answers[agent])
+
+    def _kept(self, agents: list[int]) -> dict[int, HeartbeatAnswer]:
+        with self.engine.begin() as connection:
+            return beat(connection, dict.fromkeys(agents), settings=self.settings)
