@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from assignment_workers.assignment.sight import crm_of
 from assignment_workers.assignment.status import (
     QueueStatus,
     SequencerStatus,
@@ -170,6 +171,9 @@ def _queue(
 
 def _crm_up(connection: Connection) -> bool:
     """Whether the CRM's users can be read."""
+    crm = crm_of(connection)
+    if crm is not None:
+        return crm.is_up()
     try:
         connection.execute(text("SELECT id FROM crm.users LIMIT 1"))
     except DBAPIError as error:

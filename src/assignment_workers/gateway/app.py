@@ -35,6 +35,7 @@ from assignment_workers.assignment.report import report as read_report
 from assignment_workers.assignment.status import QueueStatus, sequencer_status, status
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
+from assignment_workers.errors import CrmUnavailable
 from assignment_workers.gateway.abandoned import Abandoned
 from assignment_workers.gateway.asking import Asking, response
 from assignment_workers.gateway.bodies import (
@@ -616,5 +617,7 @@ def _reading(here: Gateway) -> Iterator[Connection]:
     try:
         with here.engine.connect() as connection:
             yield connection
+    except CrmUnavailable as error:
+        raise unavailable(str(error), retry_after=error.retry_after) from error
     except (DBAPIError, PoolTimeout) as error:
         raise unavailable("the database cannot answer") from error

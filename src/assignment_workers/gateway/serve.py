@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import memory, traces
+from assignment_workers.assignment.crm import configured
+from assignment_workers.assignment.sight import attach
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.schema import migrate
@@ -51,6 +53,7 @@ def serve(settings: Settings) -> int:
             migrate.check(connection)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
+    attach(engine, configured(settings))
     if not tokens:
         log.warning("tokens_off", why="embedded servers, on loopback: whoever is here may do all")
     app = create_app(settings, engine, tokens=tokens)
