@@ -101,7 +101,7 @@ screenshots: $(READY) ## take the pictures of the documentation anew; needs Chro
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
 	@rm -rf $(JS)/dist $(JS)/node_modules $(EXAMPLES:=/node_modules) tests/e2e/node_modules
-	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
 	@find src tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
 
 # Nothing is downloaded that the lock file does not name with its hash: the package itself is built
