@@ -14,18 +14,22 @@ import psycopg
 import pytest
 from sqlalchemy import make_url, text
 
-from assignment_workers.assignment import convert
+from assignment_workers.adoption.compare import compare
+from assignment_workers.adoption.inspect import inspect
+from assignment_workers.assignment import convert, mirror
 from assignment_workers.assignment.answers import Assigned, Empty, Refused, Unavailable
 from assignment_workers.assignment.crm import FAILURES, Crm, configured
 from assignment_workers.assignment.explain import explain
+from assignment_workers.assignment.figures import figures
 from assignment_workers.assignment.reassign import reassign
 from assignment_workers.assignment.sight import attach
+from assignment_workers.assignment.status import CrmStatus, status
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.crm import MAPPINGS, ClaimRequirement, CrmUser
 from tests.elsewhere import OtherCrm
-from tests.servers import MARIADB, Maria, wire
+from tests.servers import MARIADB, Maria, free_port, wire
 from tests.world import OUTSTANDING, UNSIGNED, User, World, opened, outstanding
 
 NUMBERS = itertools.count(1)
@@ -292,6 +296,54 @@ def test_a_crm_that_can_never_be_read_stops_the_start_with_one_line(crm: OtherCr
     assert complaint(crm.url) == f"CRM_DATABASE_URL: the CRM's table {name} lacks {column}"
 
 
+def test_operators_see_where_the_crm_is_and_whether_it_answers(world: World, crm: OtherCrm) -> None:
+    world.add_users([User(1)])
+    told = crm_told(world)
+    assert (told.elsewhere, told.trouble, told.mirror_age_seconds) == (True, None, None)
+    world.regenerate()
+    age_mirror(world, 600)
+    age = crm_told(world).mirror_age_seconds
+    assert age is not None
+    assert 600 <= age < 700
+    with silent(crm.url) as url, seeing(world, url, crm_timeout=timedelta(seconds=0.1)):
+        told = crm_told(world)
+        assert told.trouble == "the CRM cannot be read: no answer within 0.1 s"
+        with world.engine.connect() as connection:
+            found = figures(connection, application="nobody")
+    assert (found.crm_up, found.crm.elsewhere) == (False, True)
+    assert world.unhealthy() == []
+    age_mirror(world, 600)
+    assert world.unhealthy() == ["the mirror of a CRM elsewhere is younger than 20 minutes"]
+    with world.engine.begin() as connection:
+        mirror.forget(connection)
+    assert world.unhealthy() == []
+
+
+def crm_told(world: World) -> CrmStatus:
+    with world.engine.connect() as connection:
+        return status(connection, application="nobody", settings=world.settings).crm
+
+
+def test_the_schema_is_inspected_where_the_crm_is(world: World, crm: OtherCrm) -> None:
+    users, claims, requirements = (f"the CRM's {name}" for name in crm.mapping.tables.values())
+    assert verdicts(world) == {users: "ours", claims: "ours", requirements: "ours"}
+    column = crm.mapping.column(CrmUser, "phone_number")
+    with crm.engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {crm.tables[ClaimRequirement].name}"))
+        connection.execute(text(f"ALTER TABLE {crm.tables[CrmUser].name} DROP COLUMN {column}"))
+    assert verdicts(world) == {users: "unknown", claims: "ours", requirements: "absent"}
+    with seeing(world, f"postgresql://nobody@127.0.0.1:{free_port()}/none"):
+        assert verdicts(world) == {"the CRM": "unknown"}
+    with world.engine.connect() as connection, pytest.raises(UsageError, match="CRM_DATABASE_URL"):
+        compare(connection, now=world.now)
+
+
+def verdicts(world: World) -> dict[str, str]:
+    with world.engine.connect() as connection:
+        tables = inspect(connection).tables
+    return {each.table: each.verdict for each in tables if "CRM" in each.table}
+
+
 def test_a_crm_without_anybody_is_taken_for_sick(world: World, crm: OtherCrm) -> None:
     world.add_users([User(1)])
     world.regenerate()
@@ -350,7 +402,7 @@ def test_the_stopped_server_comes_back_and_all_goes_on_by_itself(
         assert nobody_was_removed(world)
         maria.start()
         deadline = time.monotonic() + 30
-        while not found.is_up():
+        while found.trouble() is not None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert world.held(2).user_id == 1

@@ -10,6 +10,7 @@ from threading import Thread
 from time import monotonic
 from typing import Any, TypeVar
 
+import structlog
 from circuitbreaker import CircuitBreaker
 from sqlalchemy import Connection, inspect, make_url
 from sqlalchemy.exc import DBAPIError, NoSuchTableError, SQLAlchemyError
@@ -30,6 +31,7 @@ from assignment_workers.settings import Settings
 from assignment_workers.telemetry import CRM_OPEN, CRM_READS, CRM_SECONDS
 
 T = TypeVar("T")
+log = structlog.get_logger()
 
 FAILURES = 2
 """Reads that fail one after the other until the CRM is left alone."""
@@ -78,13 +80,13 @@ class Crm:
         rows = self._read(lambda each: each.execute(read, {"users": asked}).all()) if asked else []
         return self._queries.facts_of(rows)
 
-    def is_up(self) -> bool:
-        """Whether it can be read now, found out by reading unless it is left alone."""
+    def trouble(self) -> str | None:
+        """Why it cannot be read now, found out by reading unless it is left alone; None: it can."""
         try:
             self._probe()
-        except CrmUnavailable:
-            return False
-        return True
+        except CrmUnavailable as error:
+            return str(error)
+        return None
 
     @property
     def is_open(self) -> bool:
@@ -129,21 +131,31 @@ class Crm:
         `UsageError` for an address that leads to no such database, `SchemaMismatch` for a table or
         a column that is not there, `CrmUnavailable` for one that does not answer now.
         """
-        for model, name in self.mapping.tables.items():
-            try:
-                found = self._within(partial(self._columns, name), CHECK_SECONDS)
-            except CrmUnavailable as error:
-                if is_wrong(error.__cause__):
-                    raise UsageError(f"CRM_DATABASE_URL: {error}") from error
-                raise
-            if found is None:
+        try:
+            lacking = self.lacking()
+        except CrmUnavailable as error:
+            if is_wrong(error.__cause__):
+                raise UsageError(f"CRM_DATABASE_URL: {error}") from error
+            raise
+        for name, missing in lacking.items():
+            if missing is None:
                 raise SchemaMismatch(f"CRM_DATABASE_URL: the CRM has no table {name}")
-            wanted = [self.mapping.column(model, each) for each in FACTS[model]]
-            missing = [each for each in wanted if each not in found]
             if missing:
                 raise SchemaMismatch(
                     f"CRM_DATABASE_URL: the CRM's table {name} lacks {', '.join(missing)}"
                 )
+
+    def lacking(self) -> dict[str, list[str] | None]:
+        """By each table that is read, as the CRM names it: the columns that it has not.
+
+        None: it is not there, nor a view of that name. Raises `CrmUnavailable`.
+        """
+        found = {}
+        for model, name in self.mapping.tables.items():
+            has = self._within(partial(self._columns, name), CHECK_SECONDS)
+            wanted = [self.mapping.column(model, each) for each in FACTS[model]]
+            found[name] = None if has is None else [each for each in wanted if each not in has]
+        return found
 
     def close(self) -> None:
         """Hang up."""
@@ -248,3 +260,17 @@ def configured(settings: Settings) -> Crm | None:
     return Crm(
         settings.crm_database_url, mapping, timeout=settings.crm_timeout, grace=settings.crm_grace
     )
+
+
+def checked(settings: Settings) -> Crm | None:
+    """The same for a process that starts: one that can never be read as it is stops it.
+
+    Raises as `Crm.check` does, but for one that is away now: that is logged, and holds go on.
+    """
+    crm = configured(settings)
+    if crm is not None:
+        try:
+            crm.check()
+        except CrmUnavailable as error:
+            log.warning("crm_away", reason=str(error))
+    return crm

@@ -50,6 +50,11 @@ def age(connection: Connection) -> timedelta | None:
     return found
 
 
+def forget(connection: Connection) -> None:
+    """The CRM is in our own database now: what was read of another is of no age."""
+    connection.execute(delete(CrmRead))
+
+
 def freshen(engine: Engine) -> None:
     """Read a CRM elsewhere whole, unless the mirror is younger than `FRESH`.
 

@@ -115,9 +115,11 @@ def match_missed_calls(task: DoorTask) -> Any:
 
 
 def mirror_crm(task: DoorTask) -> Any:
-    """Bring the mirror of a CRM elsewhere up to date; for one that is here, nothing is done."""
+    """Bring the mirror of a CRM elsewhere up to date; of one that is here there is none."""
     crm = crm_of(task.of.engine)
     if crm is None:
+        with task.of.engine.begin() as connection:
+            mirror.forget(connection)
         return {}
     return _told(_job(task, mirror.READING, lambda given: mirror.read_whole(given, crm)))
 

@@ -17,10 +17,10 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.crm import configured
+from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.sight import attach
-from assignment_workers.errors import CrmUnavailable, UsageError
+from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.sequencer import transport
@@ -74,7 +74,7 @@ def _sequencer(settings: Settings) -> int:
     )
     traces.of_engine(app.engine)
     _check(app)
-    _use_crm(app)
+    attach(app.engine, checked(app.settings))
     app.sequencer = Sequencer(
         app.engine,
         Candidacy(direct_url(settings)),
@@ -122,7 +122,7 @@ def _maintenance(settings: Settings) -> int:
     )
     traces.of_engine(app.engine)
     _check(app)
-    _use_crm(app)
+    attach(app.engine, checked(app.settings))
     return _work(app, "maintenance", MAINTENANCE, "solo")
 
 
@@ -203,20 +203,6 @@ def _gateway(settings: Settings) -> int:
 
     direct_url(settings)
     return serve(settings)
-
-
-def _use_crm(app: App) -> None:
-    """Let the engine find a CRM elsewhere.
-
-    One that can never be read as it is stops the start; one that is away does not: holds go on.
-    """
-    crm = configured(app.settings)
-    if crm is not None:
-        try:
-            crm.check()
-        except CrmUnavailable as error:
-            log.warning("crm_away", reason=str(error))
-    attach(app.engine, crm)
 
 
 def _check_redis(settings: Settings) -> None:
