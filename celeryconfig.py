@@ -134,10 +134,25 @@ beat_schedule = {
         "schedule": 60.0,
         "options": {"expires": 60},
     },
+    "mirror a CRM elsewhere": {
+        "task": "crm.mirror",
+        "schedule": 300.0,
+        "options": {"expires": 300},
+    },
     "clean conversions": {
         "task": "queue.clean_conversions",
         "schedule": crontab(minute="0,10"),
         "options": {"expires": 600},
+    },
+    "discover who is new": {
+        "task": "queue.discover",
+        "schedule": 300.0,
+        "options": {"expires": 300},
+    },
+    "reconcile the pools": {
+        "task": "queue.reconcile",
+        "schedule": crontab(minute="45"),
+        "options": {"expires": 3000},
     },
     "clean daily": {
         "task": "queue.clean_daily",

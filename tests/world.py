@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -38,6 +38,7 @@ from assignment_workers.schema.dialer import Agent, UserCallScore
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.line import Line
 from assignment_workers.settings import Settings
+from tests.elsewhere import OtherCrm
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -115,8 +116,9 @@ class World:
     by hand.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, crm: OtherCrm | None = None) -> None:
         self.engine = engine
+        self.crm = crm
         self.settings = Settings.from_environment({})
         self.randomness = Random(7)
         self.term = 1
@@ -135,6 +137,16 @@ class World:
     def set(self, **settings: Any) -> None:
         """Go on with these settings."""
         self.settings = self.settings.model_copy(update=settings)
+
+    def add_facts(self, model: type[CrmBase], rows: Sequence[dict[str, Any]]) -> None:
+        """Rows of the CRM, wherever it is."""
+        if self.crm is not None:
+            self.crm.add(model, rows)
+            return
+        if rows:
+            columns = [getattr(model, name) for name in rows[0]]
+            with self.engine.begin() as connection:
+                connection.execute(insert_rows(model, *columns), {"rows": list(rows)})
 
     def execute(self, sql: str, **parameters: Any) -> int:
         """Run one statement by itself; returns how many rows it changed."""
@@ -181,60 +193,41 @@ class World:
             for user in people
             for number, each in enumerate(user.claims)
         ]
+        self.add_facts(
+            CrmUser,
+            [
+                {
+                    "id": user.id,
+                    "is_enabled": user.is_enabled,
+                    "current_signature_file_id": user.signature,
+                    "phone_number": user.phone,
+                }
+                for user in people
+                if user.in_crm
+            ],
+        )
+        self.add_facts(
+            CrmClaim,
+            [
+                {"id": number, "user_id": user, "status": each.status}
+                for number, user, each in claims
+            ],
+        )
+        self.add_facts(
+            ClaimRequirement,
+            [
+                {
+                    "id": f"{number}-{place}",
+                    "claim_id": number,
+                    "type": requirement.type,
+                    "status": requirement.status,
+                    "claim_requirement_reason": requirement.reason,
+                }
+                for number, _, each in claims
+                for place, requirement in enumerate(each.requirements)
+            ],
+        )
         with self.engine.begin() as connection:
-            connection.execute(
-                insert_rows(
-                    CrmUser,
-                    CrmUser.id,
-                    CrmUser.is_enabled,
-                    CrmUser.current_signature_file_id,
-                    CrmUser.phone_number,
-                ),
-                {
-                    "rows": [
-                        {
-                            "id": user.id,
-                            "is_enabled": user.is_enabled,
-                            "current_signature_file_id": user.signature,
-                            "phone_number": user.phone,
-                        }
-                        for user in people
-                        if user.in_crm
-                    ]
-                },
-            )
-            connection.execute(
-                insert_rows(CrmClaim, CrmClaim.id, CrmClaim.user_id, CrmClaim.status),
-                {
-                    "rows": [
-                        {"id": number, "user_id": user, "status": each.status}
-                        for number, user, each in claims
-                    ]
-                },
-            )
-            connection.execute(
-                insert_rows(
-                    ClaimRequirement,
-                    ClaimRequirement.id,
-                    ClaimRequirement.claim_id,
-                    ClaimRequirement.type,
-                    ClaimRequirement.status,
-                    ClaimRequirement.claim_requirement_reason,
-                ),
-                {
-                    "rows": [
-                        {
-                            "id": f"{number}-{place}",
-                            "claim_id": number,
-                            "type": requirement.type,
-                            "status": requirement.status,
-                            "claim_requirement_reason": requirement.reason,
-                        }
-                        for number, _, each in claims
-                        for place, requirement in enumerate(each.requirements)
-                    ]
-                },
-            )
             connection.execute(
                 insert_rows(
                     UserCallScore,
@@ -392,12 +385,12 @@ def owner(hold: Held, *, agent: int | None = None, version: int | None = None) -
 
 
 @contextmanager
-def opened(database_url: str) -> Iterator[World]:
-    """A world in this database."""
+def opened(database_url: str, crm: OtherCrm | None = None) -> Iterator[World]:
+    """A world in this database, with its CRM there or elsewhere."""
     engine = connect(
         database_url, name="test", statement_timeout=timedelta(seconds=30), pool_size=6
     )
     try:
-        yield World(engine)
+        yield World(engine, crm)
     finally:
         engine.dispose()

@@ -26,6 +26,14 @@ class DatabaseUnavailable(AssignmentWorkersError):
     """PostgreSQL cannot answer now; nothing was changed."""
 
 
+class CrmUnavailable(DatabaseUnavailable):
+    """The CRM cannot be read now: what it would say is unknown, and nobody was judged by it."""
+
+    def __init__(self, reason: str, *, retry_after: float) -> None:
+        super().__init__(f"the CRM cannot be read: {reason}")
+        self.retry_after = retry_after
+
+
 class BrokerUnavailable(AssignmentWorkersError):
     """The broker cannot take a message now; nothing was enqueued."""
 

@@ -44,6 +44,13 @@ def _address(*schemes: str) -> AfterValidator:
 PostgresAddress = Annotated[
     str, _address("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 ]
+CrmAddress = Annotated[
+    str,
+    _address(
+        *("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"),
+        *("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql"),
+    ),
+]
 RedisAddress = Annotated[str, _address("redis", "rediss")]
 BrokerAddress = Annotated[str, _address("redis", "rediss", "amqp", "amqps")]
 
@@ -128,13 +135,23 @@ class Settings(BaseModel):
     database_url: PostgresAddress | None = Field(None, alias="DATABASE_URL")
     redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
-    crm_database_url: PostgresAddress | None = Field(None, alias="CRM_DATABASE_URL")
+    crm_database_url: CrmAddress | None = Field(None, alias="CRM_DATABASE_URL")
+    """Where the CRM is; unset: in the schema `crm` of DATABASE_URL."""
     home: Path = Field(Path(".assignment-workers"), alias="ASSIGNMENT_WORKERS_HOME")
 
     lock_database_url: PostgresAddress | None = Field(
         None, alias="ASSIGNMENT_WORKERS_LOCK_DATABASE_URL"
     )
     """Where the sequencer holds its lock: the server itself, when DATABASE_URL is a pooler."""
+
+    crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
+    """How the tables and columns of a CRM elsewhere are named: see `schema.crm.MAPPINGS`."""
+    crm_timeout: Annotated[timedelta, _seconds(0.01)] = Field(
+        timedelta(seconds=0.3), alias="ASSIGNMENT_WORKERS_CRM_TIMEOUT_SECONDS"
+    )
+    """How long a claim waits for an answer of a CRM elsewhere."""
+    crm_grace: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS")
+    """While a CRM elsewhere is away, users are judged by facts no older than this; unset: never."""
 
     lease: Seconds = Field(timedelta(minutes=5), alias="ASSIGNMENT_WORKERS_LEASE_SECONDS")
     """How long an assignment that was accepted lasts without a sign of life."""

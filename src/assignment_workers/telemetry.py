@@ -75,6 +75,23 @@ TERM = Gauge(
     "The term that this process leads; 0 while it does not.",
     registry=REGISTRY,
 )
+CRM_SECONDS = Histogram(
+    f"{PREFIX}_crm_read_seconds",
+    "One read of a CRM elsewhere for the facts of some users, from its beginning to its end.",
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+CRM_READS = Counter(
+    f"{PREFIX}_crm_reads_total",
+    "Reads of a CRM elsewhere: answered, late or failed; and rows that make no sense, unreadable.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+CRM_OPEN = Gauge(
+    f"{PREFIX}_crm_breaker_open",
+    "1 while a CRM elsewhere is left alone because it failed repeatedly.",
+    registry=REGISTRY,
+)
 
 
 def export(host: str, port: int) -> WSGIServer:

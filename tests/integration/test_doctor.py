@@ -69,6 +69,8 @@ DAMAGE: dict[str, str] = {
     "no callback is overdue by more than an hour": "INSERT INTO callbacks"
     " (user_id, scheduled_for, original_call_session_id)"
     " VALUES (1, timezone('UTC', now() - interval '61 min'), gen_random_uuid())",
+    "the mirror of a CRM elsewhere is younger than 20 minutes": "INSERT INTO assignment.crm_reads"
+    " (whole, read_at, seconds, counts) VALUES (true, now() - interval '21 min', 1, '{}')",
     "no job has been running for more than an hour": "INSERT INTO assignment.job_runs"
     " (job, trigger, started_at) VALUES ('scores.age', 'beat', now() - interval '61 min')",
 }

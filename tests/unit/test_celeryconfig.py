@@ -33,6 +33,7 @@ ORDERED = {
     "queue.drain",
     "user.bar",
     "user.lift_bar",
+    "user.place",
     "assignment.finish_many",
     "queue.remove_converted",
     "queue.repair",

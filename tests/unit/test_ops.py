@@ -17,7 +17,12 @@ from ruamel.yaml import YAML
 from assignment_workers.assignment import details, figures
 from assignment_workers.assignment.figures import Broken, Figures, JobFigures, QueueFigures
 from assignment_workers.assignment.figures import TimeToAssign as Times
-from assignment_workers.assignment.status import COUNTED_AT_MOST, Leader, SequencerStatus
+from assignment_workers.assignment.status import (
+    COUNTED_AT_MOST,
+    CrmStatus,
+    Leader,
+    SequencerStatus,
+)
 from assignment_workers.gateway.dashboard import session
 from assignment_workers.gateway.dashboard.acts import ACTS
 from assignment_workers.gateway.metrics import Metrics, _gauges, gauge
@@ -81,7 +86,7 @@ NOW = Figures(
     unpublished=0,
     findings=[Broken(check="one", guarantee=1, ok=True, count=0, examples=[], repairable=False)],
     examined_at=AT,
-    crm_up=True,
+    crm=CrmStatus(elsewhere=True, trouble=None, mirror_age_seconds=12.0),
 )
 
 

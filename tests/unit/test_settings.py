@@ -24,6 +24,7 @@ class Variable(NamedTuple):
 
 
 POSTGRES = "postgresql://someone:hunter2@db.example:5432/dialer"
+MYSQL = "mysql://reader:hunter2@replica.example:3306/crm"
 AMQP = "amqps://:hunter2@rabbitmq.example:5671/dialer"
 REDIS = "rediss://:hunter2@redis.example:6379/0"
 NOT_SECONDS = ("0", "1e-7", "-1", "nan", "inf", "five minutes", "1e12")
@@ -37,7 +38,14 @@ VARIABLES = {
     "REDIS_URL": Variable("redis_url", None, REDIS, REDIS, ("http://:hunter2@h", "hunter2")),
     "BROKER_URL": Variable("broker_url", None, AMQP, AMQP, ("sqs://u:hunter2@h", "hunter2")),
     "CRM_DATABASE_URL": Variable(
-        "crm_database_url", None, POSTGRES, POSTGRES, ("sqlite:///hunter2",)
+        "crm_database_url", None, MYSQL, MYSQL, ("sqlite:///hunter2", "mysql+aiomysql://hunter2")
+    ),
+    "ASSIGNMENT_WORKERS_CRM_MAPPING": Variable("crm_mapping", "original", "people", "people", ()),
+    "ASSIGNMENT_WORKERS_CRM_TIMEOUT_SECONDS": Variable(
+        "crm_timeout", timedelta(seconds=0.3), "1.5", timedelta(seconds=1.5), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS": Variable(
+        "crm_grace", None, "900", timedelta(minutes=15), NOT_SECONDS
     ),
     "ASSIGNMENT_WORKERS_HOME": Variable(
         "home", Path(".assignment-workers"), "/var/lib/aw", Path("/var/lib/aw"), ()

@@ -34,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from assignment_workers.adoption.migrate import found_sources
+from assignment_workers.assignment.sight import crm_of
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.base import Base, word
@@ -62,6 +63,10 @@ def compare(connection: Connection, *, now: datetime) -> list[Compared]:
     A deployed row is offered when it is pending or assigned. Raises `UsageError` where the dialer's
     queue tables, the score table or the CRM's users are not there.
     """
+    if crm_of(connection) is not None:
+        raise UsageError(
+            "CRM_DATABASE_URL: a comparison needs the CRM in the schema crm of DATABASE_URL"
+        )
     sources = found_sources(connection)
     if not sources:
         raise UsageError("nothing to compare with: the dialer's own queue tables are not there")

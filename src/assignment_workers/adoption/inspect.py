@@ -25,6 +25,9 @@ from assignment_workers.adoption.shapes import (
     Column,
     Shape,
 )
+from assignment_workers.assignment.crm import Crm
+from assignment_workers.assignment.sight import crm_of
+from assignment_workers.errors import CrmUnavailable
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.migrate import OUR_VIEW, head
@@ -273,8 +276,13 @@ def _other(name: str, found: Found | None) -> Inspected:
 def _crm(connection: Connection) -> Iterable[Inspected]:
     """The CRM's tables that are read, tables or views: more columns than those do no harm.
 
-    None is needed here: a CRM may be in a database of its own.
+    None is needed here: a CRM may be in a database of its own. Then they are those of there, by
+    the names that its mapping has for them.
     """
+    crm = crm_of(connection)
+    if crm is not None:
+        yield from _crm_elsewhere(crm)
+        return
     found: dict[str, set[str]] = defaultdict(set)
     for row in connection.execute(_CRM_COLUMNS, {"schema": CrmUser.metadata.schema}):
         found[row.name].add(row.column)
@@ -290,6 +298,22 @@ def _crm(connection: Connection) -> Iterable[Inspected]:
         )
         verdict = Verdict.UNKNOWN if missing else Verdict.OURS
         yield Inspected(name, verdict, needed=False, differences=missing)
+
+
+def _crm_elsewhere(crm: Crm) -> Iterable[Inspected]:
+    try:
+        lacking = crm.lacking()
+    except CrmUnavailable as error:
+        trouble = Difference("ours", "kind", "CRM_DATABASE_URL", "a CRM that answers", str(error))
+        yield Inspected("the CRM", Verdict.UNKNOWN, needed=False, differences=(trouble,))
+        return
+    for name, columns in lacking.items():
+        missing = tuple(Difference("ours", "column", each, "there", None) for each in columns or ())
+        if columns is None:
+            verdict = Verdict.ABSENT
+        else:
+            verdict = Verdict.UNKNOWN if missing else Verdict.OURS
+        yield Inspected(f"the CRM's {name}", verdict, needed=False, differences=missing)
 
 
 def _not_a_table(name: str, found: Found, *, needed: bool) -> Inspected:

@@ -129,27 +129,30 @@ ANY_DUE = exists(select(1).select_from(Callback).where(_IS_DUE))
 """Whether any callback is due: one probe of ix_callbacks_pending, which ends at the first."""
 
 
+_HEAD = (
+    select(
+        Callback.id,
+        Callback.user_id,
+        Callback.scheduled_for.label("due_at"),
+        Callback.user_id.label("key"),
+        Callback.queue_type,
+        Callback.preferred_agent_id,
+    )
+    .where(
+        _IS_DUE,
+        tuple_(Callback.scheduled_for, Callback.user_id)
+        > tuple_(
+            bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=BigInteger)
+        ),
+    )
+    .order_by(Callback.scheduled_for, Callback.user_id)
+)
+
+
 @cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Index: ix_callbacks_pending, in order and no further than the limit."""
-    head = limited(
-        select(
-            Callback.id,
-            Callback.user_id,
-            Callback.scheduled_for.label("due_at"),
-            Callback.user_id.label("key"),
-            Callback.queue_type,
-            Callback.preferred_agent_id,
-        )
-        .where(
-            _IS_DUE,
-            tuple_(Callback.scheduled_for, Callback.user_id)
-            > tuple_(
-                bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=BigInteger)
-            ),
-        )
-        .order_by(Callback.scheduled_for, Callback.user_id)
-    )
+    head = limited(_HEAD)
     return judged(head, policies)
 
 
@@ -215,4 +218,4 @@ def _put_aside(turn: Turn, settings: Settings, unfit: Sequence[Found]) -> None:
     turn.record(*settle(turn, settled))
 
 
-CALLBACKS = Kind(Source.CALLBACK, _due, 0, _put_aside)
+CALLBACKS = Kind(Source.CALLBACK, _HEAD, _due, 0, _put_aside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, ClassVar, Protocol
 from uuid import UUID
@@ -25,6 +25,13 @@ INELIGIBLE_AT_MOST = 5_000
 About 50 ms of work (benchmarks/claim.py).
 """
 
+
+UNKNOWN = "unknown"
+UNKNOWN_FOR = timedelta(minutes=1)
+"""How long a user waits, at their place, of whom the CRM cannot say now whether they may be called.
+
+Neither ineligible, for nobody knows, nor in the way of those behind.
+"""
 
 SIZES = (1, 4, 16, 64, 256, 1024, INELIGIBLE_AT_MOST)
 """How many entries one read takes: few statements, so that each is prepared once."""
@@ -111,14 +118,21 @@ class Head:
         if len(self.ineligible) + len(self.resting) >= INELIGIBLE_AT_MOST:
             raise Enough
         size = next(size for size in SIZES if size >= min(self.wanted, SIZES[-1]))
-        rows = self.turn.connection.execute(
+        sight = self.turn.sight
+        if sight.is_spent and (self.ineligible or self.resting):
+            raise Enough
+        place = {"generation": self.generation, "after": self._after}
+        rows, fresh = sight.judge_or_recall(
             _judged(self.policy, size),
-            {"generation": self.generation, "after": self._after, **self.policy.at(self.turn.now)},
-        ).all()
+            {**place, **self.policy.at(self.turn.now)},
+            users=_head(size).with_only_columns(Entry.user_id),
+        )
         for user_id, rank, score, broken, rests_until, is_held in rows:
             self._after = rank
             if is_held:
                 self.held_elsewhere.append(user_id)
+            elif user_id in sight.unknown or (broken is not None and not fresh):
+                self.resting[user_id] = (UNKNOWN, self.turn.now + UNKNOWN_FOR)
             elif broken is not None and rests_until is not None and self.policy.is_resting(broken):
                 self.resting[user_id] = (broken, rests_until)
             elif broken is not None:
@@ -127,6 +141,21 @@ class Head:
                 self._found.append(Candidate(user_id, rank, score))
         self._exhausted = len(rows) < size
         self.wanted = size * 4
+
+
+@cache
+def _head(size: int) -> Select[*tuple[Any, ...]]:
+    """The next ready entries. Index: ix_entries_ready of the generation's partition, in order."""
+    return (
+        select(Entry.user_id, Entry.rank, Entry.score)
+        .where(
+            Entry.generation_id == bindparam("generation", type_=BigInteger),
+            Entry.state == READY,
+            Entry.rank > bindparam("after", type_=BigInteger),
+        )
+        .order_by(Entry.rank)
+        .limit(literal_column(str(size)))
+    )
 
 
 @cache
@@ -139,18 +168,7 @@ def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
     Locks nothing: the lane's row lock keeps every other claim and publish out. Whoever is held by
     another lane is seen by the index on active assignments.
     """
-    head = (
-        select(Entry.user_id, Entry.rank, Entry.score)
-        .where(
-            Entry.generation_id == bindparam("generation", type_=BigInteger),
-            Entry.state == READY,
-            Entry.rank > bindparam("after", type_=BigInteger),
-        )
-        .order_by(Entry.rank)
-        .limit(literal_column(str(size)))
-        .cte("head")
-        .prefix_with("MATERIALIZED")
-    )
+    head = _head(size).cte("head").prefix_with("MATERIALIZED")
     held = exists(
         select(1)
         .select_from(Assignment)

@@ -34,6 +34,7 @@ from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.sessions import Session, turned_away
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn
+from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant
@@ -212,14 +213,20 @@ class _Claim:
                     without.append(request)
         except Enough:
             pass  # who is not answered yet gets another turn; what was found ineligible is out
+        except CrmUnavailable as error:
+            away = Unavailable(retry_after=error.retry_after, reason=str(error))
+            answers = dict.fromkeys(open_requests, away) | answers
+            without.clear()
         for each in due:
             each.put_aside()
         self._put_out(heads)
         why = Why(self.turn, self.policies, [row["user_id"] for row in self.made])
         for request in without:
-            answers[request] = self._without(
-                why, open_requests[request], skipped=bool(self.askers[request].skipped)
-            )
+            skipped = bool(self.askers[request].skipped)
+            try:
+                answers[request] = self._without(why, open_requests[request], skipped=skipped)
+            except CrmUnavailable as error:  # a sick CRM is never 'empty'
+                answers[request] = Unavailable(retry_after=error.retry_after, reason=str(error))
         return answers
 
     def _longest_due(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -84,8 +85,9 @@ def remove_converted(
     """
     since = {"since": turn.now - ATTRIBUTED_FOR}
     given = {"users": list(users), **policy.building(turn.now), **since}
-    before = turn.connection.execute(_before(policy, policies), given)
-    rows = [dict(row) for row in before.mappings()]
+    statement = _before(policy, tuple(policies.values()))
+    before = turn.sight.judge(statement, given, users=users)
+    rows = [row._asdict() for row in before if row.user_id not in turn.sight.unknown]
     if rows:
         for row in rows:
             row |= {"id": turn.new_id(), "at": turn.now, "queue": policy.queue}
@@ -145,14 +147,15 @@ _episode = (
 )
 
 
-def _before(policy: Policy, policies: Mapping[str, Policy]) -> Select[*tuple[Any, ...]]:
+@cache
+def _before(policy: Policy, policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     return (
         select(
             UserCallScore.user_id,
             UserCallScore.current_score.label("score"),
             UserCallScore.total_attempts.label("attempts"),
             UserCallScore.last_call_at,
-            place_of(list(policies.values())).label("place"),
+            place_of(policies).label("place"),
             func.coalesce(_spoke, array([], type_=Integer)).label("agents"),
             _episode.label("episode"),
         )

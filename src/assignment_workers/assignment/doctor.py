@@ -320,6 +320,13 @@ CHECKS = (
         " < timezone('UTC', clock_timestamp() - interval '1 hour') ORDER BY scheduled_for",
     ),
     Check(
+        "the mirror of a CRM elsewhere is younger than 20 minutes",
+        None,
+        "one row",
+        "SELECT 'read ' || round(extract(epoch FROM statement_timestamp() - read_at)) || ' s ago'"
+        " FROM assignment.crm_reads WHERE read_at < statement_timestamp() - interval '20 minutes'",
+    ),
+    Check(
         "no job has been running for more than an hour",
         None,
         f"the newest {RUNS} runs of each job, by their index",

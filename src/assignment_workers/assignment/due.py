@@ -74,8 +74,10 @@ class Kind:
     """Callbacks, or missed calls."""
 
     source: Source
+    head: Select[*tuple[Any, ...]]
+    """The next of them after `after_at` and `after_key`."""
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """As `judged`: the next of them after `after_at` and `after_key`."""
+    """As `judged`, of those."""
     before: object
     """A key before every other."""
     put_aside: Callable[[Turn, Settings, Sequence[Found]], None]
@@ -130,13 +132,17 @@ class Due:
     def _read(self) -> None:
         now = self.turn.now
         at, key = self._after or (now - timedelta(days=36_500), self.kind.before)
-        rows = self.turn.connection.execute(
+        sight = self.turn.sight
+        people = limited(self.kind.head)
+        rows, fresh = sight.judge_or_recall(
             self.kind.statement(tuple(self.policies.values())),
             {**next(iter(self.policies.values())).at(now), "after_at": at, "after_key": key},
-        ).all()
+            users=select(people.c.user_id),
+        )
         for row in rows:
             self._after = (row.due_at, row.key)
-            if row.held or row.put_off:
+            passed_over = row.held or row.put_off or row.user_id in sight.unknown
+            if passed_over or (row.broken is not None and not fresh):
                 continue
             if row.broken is not None:
                 self._unfit.append(row)

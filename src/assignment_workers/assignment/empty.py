@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, BigInteger, any_, bindparam, func, select
 from assignment_workers.assignment.answers import Empty
 from assignment_workers.assignment.entries import WAITING
 from assignment_workers.assignment.holds import ACTIVE
-from assignment_workers.assignment.standing import Stands, tally
+from assignment_workers.assignment.standing import Stands, members, tally
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import Kind
@@ -82,9 +82,10 @@ class Why:
         if name not in self._found:
             given = {"generation": place.generation, "taken": self.taken}
             now = {"instant": self.turn.now, **self.policies[name].at(self.turn.now)}
-            rows = self.turn.connection.execute(
-                tally(self.policies[name], LOOKED_AT), given | now
-            ).all()
+            policy = self.policies[name]
+            rows = self.turn.sight.judge(
+                tally(policy, LOOKED_AT), given | now, users=members(policy, LOOKED_AT)
+            )
             rows = sorted(rows, key=lambda row: (-row.users, row.stands))
             self._found[name] = {row.stands: row.free_at for row in rows}
         return self._found[name]

@@ -25,7 +25,9 @@ from sqlalchemy import (
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.sight import Sight
 from assignment_workers.assignment.standing import MEANS, Stands, standing, tally
+from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import word
 from assignment_workers.schema.crm import CrmUser
@@ -180,16 +182,18 @@ def explain(
 ) -> Explanation | None:
     """Why the user is or is not offered now, rule by rule; None for one whom nobody knows.
 
+    By facts read for it, wherever the CRM is: raises `CrmUnavailable` where they are unknown.
     Cost: that of judging one user, and of counting those ahead by the index, which is bounded.
     """
-    row = connection.execute(_FACTS, {"user": user}).mappings().one_or_none()
+    sight = Sight(connection)
+    known = sight.judge(_FACTS, {"user": user}, users=[user])
+    row = known[0]._asdict() if known else None
+    if user in sight.unknown:
+        raise CrmUnavailable("what it says of this user makes no sense", retry_after=30.0)
     hold = connection.execute(_HOLD, {"user": user}).mappings().one_or_none()
     if row is None and hold is None:
         return None
-    queues = [
-        _verdict(connection, user, policy, _place(connection, policy.queue), now)
-        for policy in policies.values()
-    ]
+    queues = [_verdict(sight, connection, user, policy, now) for policy in policies.values()]
     skipped = {"user": user, "since": now - settings.skip_agent, "rest": settings.skip_agent}
     return Explanation(
         at=now,
@@ -256,10 +260,12 @@ def _place(connection: Connection, queue: str) -> RowMapping:
 
 
 def _verdict(
-    connection: Connection, user: int, policy: Policy, place: RowMapping, now: datetime
+    sight: Sight, connection: Connection, user: int, policy: Policy, now: datetime
 ) -> QueueVerdict:
+    place = _place(connection, policy.queue)
     given = _given(policy, place["generation"], now) | {"user": user}
-    row = connection.execute(_judged(policy), given).mappings().one()
+    (found,) = sight.judge(_judged(policy), given, users=[user])
+    row = found._asdict()
     why = row["stands"]
     if why not in {Stands.HELD, *(rule.name for rule in policy.rules)}:
         if place["paused"]:
@@ -286,7 +292,7 @@ def _verdict(
     )
 
 
-def _found(connection: Connection, row: RowMapping) -> PlaceFound | None:
+def _found(connection: Connection, row: Mapping[str, Any]) -> PlaceFound | None:
     if row["rank"] is None:
         return None
     better = {"generation": row["generation_id"], "rank": row["rank"]}

@@ -13,11 +13,12 @@ from datetime import datetime
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.status import (
+    CrmStatus,
     QueueStatus,
     SequencerStatus,
+    crm_status,
     queue_statuses,
     sequencer_status,
 )
@@ -103,7 +104,12 @@ class Figures(BaseModel):
     unpublished: int
     findings: list[Broken]
     examined_at: datetime | None
-    crm_up: bool
+    crm: CrmStatus
+
+    @property
+    def crm_up(self) -> bool:
+        """Whether the CRM can be read."""
+        return self.crm.trouble is None
 
 
 def figures(connection: Connection, *, application: str) -> Figures:
@@ -111,7 +117,7 @@ def figures(connection: Connection, *, application: str) -> Figures:
 
     In some transactions: the figures may be milliseconds apart.
     """
-    crm_up = _crm_up(connection)
+    crm = crm_status(connection)
 
     def counts(query: str) -> dict[str, int]:
         return {str(name): count for name, count in connection.execute(text(query))}
@@ -144,7 +150,7 @@ def figures(connection: Connection, *, application: str) -> Figures:
         unpublished=connection.execute(text(_UNPUBLISHED)).scalar_one(),
         findings=[Broken(**row) for row in findings],
         examined_at=min((row["examined_at"] for row in findings), default=None),
-        crm_up=crm_up,
+        crm=crm,
     )
 
 
@@ -166,18 +172,6 @@ def _queue(
         quarantined=quarantined.get(status.queue, 0),
         runway_minutes=(status.claimable or 0) * 60 / count if known else None,
     )
-
-
-def _crm_up(connection: Connection) -> bool:
-    """Whether the CRM's users can be read."""
-    try:
-        connection.execute(text("SELECT id FROM crm.users LIMIT 1"))
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise
-        connection.rollback()
-        return False
-    return True
 
 
 _HOLDS = f"""

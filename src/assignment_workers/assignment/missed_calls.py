@@ -36,6 +36,7 @@ from sqlalchemy.orm import aliased
 
 from assignment_workers.assignment.due import Found, Kind, judged, limited
 from assignment_workers.assignment.jobs import Counts, Work
+from assignment_workers.assignment.mirror import freshen
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn
 from assignment_workers.policy.queues import Policy, off_for_good, passes
 from assignment_workers.schema.base import Instant, NaiveInstant, word
@@ -65,6 +66,7 @@ def match(work: Work, settings: Settings) -> Counts:
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
         return {"matched": 0, "for_operator": 0}
+    freshen(work.connection.engine)
     numbers = {call: e164(given, settings.phone_region) for call, given in waiting.items()}
     users = _users(work.connection, set(filter(None, numbers.values())), settings.phone_region)
     found = []
@@ -175,28 +177,29 @@ ANY_DUE = exists(select(1).select_from(MissedCall).where(_IS_DUE))
 """Whether any missed call is due: one probe of ix_missed_calls_pending, which ends at the first."""
 
 
+_HEAD = (
+    select(
+        MissedCall.id,
+        MissedCall.user_id,
+        MissedCall.missed_at.label("due_at"),
+        MissedCall.id.label("key"),
+        MissedCall.twilio_call_sid,
+        cast(null(), Text).label("queue_type"),
+        cast(null(), BigInteger).label("preferred_agent_id"),
+    )
+    .where(
+        _IS_DUE,
+        tuple_(MissedCall.missed_at, MissedCall.id)
+        > tuple_(bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=Uuid())),
+    )
+    .order_by(MissedCall.missed_at, MissedCall.id)
+)
+
+
 @cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Index: ix_missed_calls_pending, in order and no further than the limit."""
-    head = limited(
-        select(
-            MissedCall.id,
-            MissedCall.user_id,
-            MissedCall.missed_at.label("due_at"),
-            MissedCall.id.label("key"),
-            MissedCall.twilio_call_sid,
-            cast(null(), Text).label("queue_type"),
-            cast(null(), BigInteger).label("preferred_agent_id"),
-        )
-        .where(
-            _IS_DUE,
-            tuple_(MissedCall.missed_at, MissedCall.id)
-            > tuple_(
-                bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=Uuid())
-            ),
-        )
-        .order_by(MissedCall.missed_at, MissedCall.id)
-    )
+    head = limited(_HEAD)
     again = aliased(MissedCall, name="again")
     repeated = exists(
         select(1)
@@ -206,7 +209,7 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     return judged(head, policies, broken=case((repeated, word(FOLLOWED_UP))))
 
 
-MISSED_CALLS = Kind(Source.MISSED_CALL, _due, UUID(int=0), _put_aside)
+MISSED_CALLS = Kind(Source.MISSED_CALL, _HEAD, _due, UUID(int=0), _put_aside)
 
 _UNMATCHED = (
     select(MissedCall.id, MissedCall.phone_number)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import BigInteger, Select, bindparam, select
 
 from assignment_workers.assignment import ledger
 from assignment_workers.assignment.answers import (
@@ -16,6 +17,7 @@ from assignment_workers.assignment.answers import (
     Held,
     Refused,
     RequestAnswer,
+    Unavailable,
 )
 from assignment_workers.assignment.claim import KEEP
 from assignment_workers.assignment.finish import Owner, Release, finish
@@ -28,6 +30,8 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Assignment, AssignmentState
 from assignment_workers.settings import Settings
+
+UNKNOWN_SECONDS = 30.0
 
 
 def take_back(turn: Turn, assignment_id: UUID, *, by: str, why: str) -> Finished | Refused:
@@ -113,19 +117,28 @@ def _unfit(asker: ledger.Asker, agent_id: int, hold: Held) -> Refused | None:
     return None
 
 
-def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | None:
-    broken = turn.connection.execute(
-        select(policy.bar())
-        .select_from(CrmUser)
-        .outerjoin(UserCallScore, UserCallScore.user_id == CrmUser.id)
-        .where(CrmUser.id == bindparam("user")),
-        {"user": hold.user_id, **policy.at(turn.now)},
-    ).first()
-    rule = "not_in_crm" if broken is None else broken[0]
+def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | Unavailable | None:
+    found = turn.sight.judge(
+        _bar(policy), {"user": hold.user_id, **policy.at(turn.now)}, users=[hold.user_id]
+    )
+    if hold.user_id in turn.sight.unknown:
+        reason = f"what the CRM says of user {hold.user_id} makes no sense"
+        return Unavailable(retry_after=UNKNOWN_SECONDS, reason=reason)
+    rule = found[0].bar if found else "not_in_crm"
     if rule is None:
         return None
     return Refused(
         code=Code.MALFORMED, reason=f"user {hold.user_id} may not be handed out any more: {rule}"
+    )
+
+
+@cache
+def _bar(policy: Policy) -> Select[*tuple[Any, ...]]:
+    return (
+        select(policy.bar().label("bar"))
+        .select_from(CrmUser)
+        .outerjoin(UserCallScore, UserCallScore.user_id == CrmUser.id)
+        .where(CrmUser.id == bindparam("user", type_=BigInteger))
     )
 
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from assignment_workers.assignment.entries import READY, WAITING
 from assignment_workers.assignment.jobs import Work
+from assignment_workers.assignment.mirror import freshen
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import Instant, word
@@ -49,12 +50,13 @@ def regenerate(work: Work, policy: Policy, *, trigger: str, settings: Settings) 
     ends. A failure at any point leaves the published generation as it was, and this one marked
     failed; that of a process that died is marked by the next build of the queue. Cost: one
     statement over the pool, in the database; this process holds no row. The generation's row is
-    committed at once, by
-    `work.ledger`.
+    committed at once, by `work.ledger`. Facts of a CRM elsewhere are read first: one that is away
+    fails the build, and so removes nobody.
     """
     _bury(work.ledger, policy.queue)
     number = _begin(work, policy.queue, trigger)
     try:
+        freshen(work.connection.engine)
         size = _build(work.connection, policy, number, work.now, settings)
     except BaseException as error:
         work.connection.rollback()

@@ -73,6 +73,7 @@ class Hold:
 
 OUTSIDE_THE_LINE = {
     EventKind.CALLBACK_SUPERSEDED,
+    EventKind.DISCOVERED,
     EventKind.GENERATION_FAILED,
     EventKind.MISSED_CALL_FOR_OPERATOR,
     EventKind.RACE,
@@ -146,6 +147,8 @@ class Replay:
             EventKind.GENERATION_FAILED: self._was_failed,
             EventKind.QUEUE_PAUSED: self._was_paused,
             EventKind.QUEUE_RESUMED: self._was_resumed,
+            EventKind.DISCOVERED: self._nothing,
+            EventKind.POOL_CHANGED: self._nothing,
             EventKind.BARRED: self._nothing,
             EventKind.BAR_LIFTED: self._nothing,
             EventKind.TERM_BEGUN: self._nothing,

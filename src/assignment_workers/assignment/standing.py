@@ -122,6 +122,16 @@ def standing(
     )
 
 
+def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
+    """The users of the pool, or the first `at_most` of them by score."""
+    found = select(UserCallScore.user_id).where(
+        UserCallScore.current_queue_type == word(policy.queue)
+    )
+    if at_most is not None:
+        found = found.order_by(UserCallScore.current_score).limit(literal_column(str(at_most)))
+    return found
+
+
 @cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
     """How many of the pool stand how, and the first instant at which one of them does no more.
@@ -129,12 +139,7 @@ def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
     Of the first `at_most` of the pool by score, which are read by the index on queue and score and
     no further; None: of them all. Parameters: those of `standing`.
     """
-    members = select(UserCallScore.user_id).where(
-        UserCallScore.current_queue_type == word(policy.queue)
-    )
-    if at_most is not None:
-        members = members.order_by(UserCallScore.current_score).limit(literal_column(str(at_most)))
-    pool = members.cte("pool").prefix_with("MATERIALIZED")
+    pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")
     each = standing(policy, pool).subquery("each")
     return select(
         each.c.stands, func.count().label("users"), func.min(each.c.free_at).label("free_at")

@@ -11,12 +11,15 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.exc import DBAPIError
 
-from assignment_workers.assignment import calling
+from assignment_workers.assignment import calling, mirror
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.sight import crm_of
 from assignment_workers.schema import tables
+from assignment_workers.schema.elsewhere import one_line
 from assignment_workers.schema.tables import (
     Assignment,
     DeadLetter,
@@ -81,6 +84,18 @@ class SequencerStatus(BaseModel):
     probe_seconds: float | None
 
 
+class CrmStatus(BaseModel):
+    """The CRM. `trouble` is why it cannot be read now; None: it answers.
+
+    `mirror_age_seconds` is how old the facts are by which whole pools are looked at, where it is
+    elsewhere; None: it is in our own database, or was never read whole.
+    """
+
+    elsewhere: bool
+    trouble: str | None
+    mirror_age_seconds: float | None
+
+
 class DueStatus(BaseModel):
     """Calls that come before the dialer queues.
 
@@ -110,6 +125,7 @@ class Status(BaseModel):
     unpublished: int
     calling_hours: str
     calling_rules: str
+    crm: CrmStatus
 
 
 def status(connection: Connection, *, application: str, settings: Settings) -> Status:
@@ -117,9 +133,11 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
 
     The calling rules are those of `settings`: the sequencer has its own.
     """
+    crm = crm_status(connection)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
     return Status(
         at=now,
+        crm=crm,
         queues=queue_statuses(connection),
         due=DueStatus(**connection.execute(_DUE, {"late": now - OVERDUE}).mappings().one()),
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
@@ -141,6 +159,30 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
             )
         ).scalar_one(),
     )
+
+
+def crm_status(connection: Connection) -> CrmStatus:
+    """Whether the CRM can be read, found out by reading. To be asked first in a transaction.
+
+    One that is elsewhere is waited for as long as a claim would.
+    """
+    crm = crm_of(connection)
+    if crm is not None:
+        age = mirror.age(connection)
+        return CrmStatus(
+            elsewhere=True,
+            trouble=crm.trouble(),
+            mirror_age_seconds=None if age is None else age.total_seconds(),
+        )
+    trouble = None
+    try:
+        connection.execute(text("SELECT id FROM crm.users LIMIT 1"))
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        connection.rollback()
+        trouble = one_line(error)
+    return CrmStatus(elsewhere=False, trouble=trouble, mirror_age_seconds=None)
 
 
 def sequencer_status(connection: Connection, *, application: str) -> SequencerStatus:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from random import Random
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection
 
+from assignment_workers.assignment.sight import Sight
 from assignment_workers.identity import new_id
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event
@@ -37,6 +39,9 @@ class EventKind(StrEnum):
     BARRED = "barred"
     BAR_LIFTED = "bar_lifted"
     CONVERTED = "converted"
+    DISCOVERED = "discovered"
+    """They are new: they have a score row from now on, in the pool where they belong or in none."""
+    POOL_CHANGED = "pool_changed"
     CALLBACK_PROMISED = "callback_promised"
     CALLBACK_KEPT = "callback_kept"
     CALLBACK_POSTPONED = "callback_postponed"
@@ -70,6 +75,11 @@ class Turn:
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
     """The events of races that were left in this turn: told in the log once it has committed."""
+
+    @cached_property
+    def sight(self) -> Sight:
+        """How this turn sees the CRM."""
+        return Sight(self.connection)
 
     def new_id(self) -> UUID:
         """A fresh id for something made in this turn."""

@@ -13,7 +13,7 @@ from assignment_workers.assignment.doctor import Finding, examine
 from assignment_workers.assignment.drain import DRAINED_AT_MOST, drainable
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.levels import unpublished
-from assignment_workers.assignment.status import Status
+from assignment_workers.assignment.status import CrmStatus, Status
 from assignment_workers.assignment.status import status as read_status
 from assignment_workers.cli.acting import OptionalWhy, kept, whoever
 from assignment_workers.cli.agent import line
@@ -230,8 +230,17 @@ def _show(found: Status) -> None:
     answers = ", ".join(f"{name} {count}" for name, count in found.answers_last_hour.items())
     typer.echo(f"Answers in the last hour: {answers or 'none'}")
     typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
+    typer.echo(f"CRM: {_crm(found.crm)}")
     typer.echo(f"Calling hours: {found.calling_hours}")
     typer.echo(f"Other calling rules: {found.calling_rules}")
+
+
+def _crm(found: CrmStatus) -> str:
+    said = found.trouble or "answers"
+    if not found.elsewhere:
+        return f"{said}, in the database itself"
+    age = found.mirror_age_seconds
+    return f"{said}, elsewhere; mirrored {'never' if age is None else f'{age:.0f} s ago'}"
 
 
 def doctor(

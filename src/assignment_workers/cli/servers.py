@@ -11,6 +11,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.crm import configured
+from assignment_workers.assignment.sight import attach
 from assignment_workers.client import Client
 from assignment_workers.runtime.stack import resolve
 from assignment_workers.schema import migrate
@@ -54,6 +56,7 @@ def database(
         statement_timeout=patience,
         pool_size=1,
     )
+    attach(made, configured(resolved()))
     try:
         with made.connect() as connection:
             if checked:

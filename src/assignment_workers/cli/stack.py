@@ -10,6 +10,7 @@ import typer
 from sqlalchemy import Engine
 
 from assignment_workers.assignment.answers import Assigned, Unavailable
+from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.status import sequencer_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import resolved, settings
@@ -45,6 +46,8 @@ def up(
     from assignment_workers.runtime import up as runtime
 
     given = settings()
+    checked(given)
+    demo = demo and given.crm_database_url is None  # its users would be unknown to that CRM
     embedded = given.database_url is None and given.redis_url is None
     tokens = wants_tokens(given.model_copy(update={"embedded": embedded}))
     steps = runtime.Steps(

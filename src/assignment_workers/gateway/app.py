@@ -35,9 +35,15 @@ from assignment_workers.assignment.explain import funnel as read_funnel
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.report import Report
 from assignment_workers.assignment.report import report as read_report
-from assignment_workers.assignment.status import QueueStatus, sequencer_status, status
+from assignment_workers.assignment.status import (
+    QueueStatus,
+    crm_status,
+    queue_statuses,
+    sequencer_status,
+)
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
+from assignment_workers.errors import CrmUnavailable
 from assignment_workers.gateway.abandoned import Abandoned
 from assignment_workers.gateway.acting import kept, told_by
 from assignment_workers.gateway.asking import Asking, response
@@ -56,6 +62,7 @@ from assignment_workers.gateway.bodies import (
     Index,
     LiveEvent,
     OwnerBody,
+    Readiness,
     ReportQuery,
     RequestAnswer,
     RequestBody,
@@ -497,7 +504,7 @@ def queues(here: Here, who: Who) -> list[QueueStatus]:
     """How each dialer queue stands."""
     who.must_be(WATCHING)
     with _reading(here) as connection:
-        return status(connection, application=APPLICATION, settings=here.settings).queues
+        return queue_statuses(connection)
 
 
 @ROUTES.get(
@@ -693,16 +700,21 @@ async def alive() -> State:
 @ROUTES.get(
     "/readyz",
     tags=["health"],
-    response_model=State,
+    response_model=Readiness,
     responses=responses(HTTPStatus.SERVICE_UNAVAILABLE),
 )
-def ready(here: Here) -> State:
-    """Ready: the database answers, and a sequencer leads."""
+def ready(here: Here) -> Readiness:
+    """Ready: the database answers, and a sequencer leads.
+
+    A CRM that cannot be read is told, and does not make it less ready: calls are completed, skipped
+    and released all the same, and who asks for a user is told `unavailable`.
+    """
     with _reading(here) as connection:
         leader = sequencer_status(connection, application=APPLICATION).leader
     if leader is None:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
-    return State(status="ready")
+    crm = here.latest.read("crm", crm_status)
+    return Readiness(status="ready", crm=crm.trouble or "answers")
 
 
 @ROUTES.get(
@@ -773,5 +785,7 @@ def _reading(here: Gateway) -> Iterator[Connection]:
     try:
         with here.engine.connect() as connection:
             yield connection
+    except CrmUnavailable as error:
+        raise unavailable(str(error), retry_after=error.retry_after) from error
     except (DBAPIError, PoolTimeout) as error:
         raise unavailable("the database cannot answer") from error

@@ -196,9 +196,16 @@ class Index(BaseModel):
 
 
 class State(BaseModel):
-    """Whether the gateway is alive, or ready."""
+    """Whether the gateway is alive."""
 
     status: str
+
+
+class Readiness(BaseModel):
+    """Whether the gateway is ready, and whether the CRM `answers` or why it cannot be read."""
+
+    status: str
+    crm: str
 
 
 __all__ = [

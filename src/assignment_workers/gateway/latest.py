@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.figures import Figures, figures
+from assignment_workers.errors import CrmUnavailable
 from assignment_workers.gateway.problems import unavailable
 from assignment_workers.sequencer.term import APPLICATION
 
@@ -85,5 +86,7 @@ class Latest:
         try:
             with self._slots, self.engine.connect() as connection:
                 return what(connection)
+        except CrmUnavailable as error:
+            raise unavailable(str(error), retry_after=error.retry_after) from error
         except (DBAPIError, PoolTimeout) as error:
             raise unavailable("the database cannot answer") from error

@@ -93,6 +93,11 @@ class StoredFigures(Collector):
 
 def _gauges(now: Figures) -> Iterator[Metric]:
     yield gauge("crm_up", "Whether the CRM's users can be read.", {(): now.crm_up})
+    yield gauge(
+        "crm_mirror_age_seconds",
+        "Since the last reading of a CRM elsewhere as a whole began.",
+        {(): now.crm.mirror_age_seconds},
+    )
     by_queue: dict[str, tuple[str, Callable[[QueueFigures], float | None]]] = {
         "queue_claimable_users": (
             f"Users who can be handed out now, counted up to {CLAIMABLE_AT_MOST}.",

@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import memory, traces
+from assignment_workers.assignment.crm import checked
+from assignment_workers.assignment.sight import attach
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.schema import migrate
@@ -36,7 +38,7 @@ def serve(settings: Settings) -> int:
     """Serve until a signal ends it; the exit code.
 
     Raises `UsageError` for tokens that are off where others could call, and `DatabaseUnavailable`
-    or `SchemaMismatch` for a database that cannot be used.
+    or `SchemaMismatch` for a database that cannot be used, the CRM's among them.
     """
     tokens = wants_tokens(settings)
     engine = connect(
@@ -51,6 +53,7 @@ def serve(settings: Settings) -> int:
             migrate.check(connection)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
+    attach(engine, checked(settings))
     if not tokens:
         log.warning("tokens_off", why="embedded servers, on loopback: whoever is here may do all")
     app = create_app(settings, engine, tokens=tokens)

@@ -1,13 +1,16 @@
-"""The CRM's tables as far as they are read (original-dialer section 2).
+"""The CRM's tables as far as they are read (original-dialer section 2), here and elsewhere.
 
-Nothing here is ever written in production.
+Nothing of the CRM is ever written in production. A CRM elsewhere may name its tables and columns as
+it likes: a `CrmMapping` says how, and is all that another CRM needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Index
+from sqlalchemy import BigInteger, Column, Index, MetaData, Table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from assignment_workers.schema.base import CrmBase, NaiveInstant
@@ -55,3 +58,80 @@ class ClaimRequirement(CrmBase):
     claim_requirement_reason: Mapped[str | None]
     claim_requirement_rejection_reason: Mapped[str | None]
     created_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
+
+
+FACTS: dict[type[CrmBase], tuple[str, ...]] = {
+    CrmUser: ("id", "is_enabled", "phone_number", "current_signature_file_id", "created_at"),
+    Claim: ("id", "user_id", "status"),
+    ClaimRequirement: (
+        *("id", "claim_id", "type", "status", "claim_requirement_reason", "created_at"),
+    ),
+}
+"""What the rules and the jobs read, and so all that is ever brought here from a CRM elsewhere.
+
+No name and no address of a person is among it.
+"""
+
+FOLDED = {(Claim, "status"), (ClaimRequirement, "status"), (ClaimRequirement, "type")}
+"""Words: a MySQL server takes 'PENDING', 'pending' and 'pending ' for one and the same."""
+
+
+@dataclass(frozen=True)
+class CrmMapping:
+    """How a CRM names what we read: for each of our tables its own, and for our columns its own."""
+
+    tables: Mapping[type[CrmBase], str]
+    columns: Mapping[type[CrmBase], Mapping[str, str]]
+
+    def column(self, model: type[CrmBase], name: str) -> str:
+        """What the CRM calls this column of ours; one that is not mapped has our name."""
+        return self.columns.get(model, {}).get(name, name)
+
+
+MAPPINGS = {
+    "original": CrmMapping({model: model.__tablename__ for model in FACTS}, {}),
+    "people": CrmMapping(
+        {CrmUser: "people", Claim: "cases", ClaimRequirement: "case_documents"},
+        {
+            CrmUser: {
+                "id": "people_id",
+                "is_enabled": "enabled_flag",
+                "phone_number": "telephone",
+                "current_signature_file_id": "signature_ref",
+                "created_at": "registered_at",
+            },
+            Claim: {"id": "case_id", "user_id": "people_id", "status": "case_state"},
+            ClaimRequirement: {
+                "id": "document_id",
+                "claim_id": "case_id",
+                "type": "document_kind",
+                "status": "document_state",
+                "claim_requirement_reason": "reason_text",
+                "created_at": "asked_at",
+            },
+        },
+    ),
+}
+"""The CRMs that are known, by the name that chooses one in the settings."""
+
+MIRROR_SCHEMA = "crm_mirror"
+MIRROR = MetaData(schema=MIRROR_SCHEMA, naming_convention=CrmBase.metadata.naming_convention)
+"""The facts of a CRM elsewhere as they were last read whole, in our database."""
+
+INCOMING = "incoming_"
+"""What is being read stands in tables of these names until it is complete."""
+
+for _model, _names in FACTS.items():
+    _of = _model.__table__
+    for _prefix in ("", INCOMING):
+        _made = Table(
+            _prefix + _model.__tablename__,
+            MIRROR,
+            *(
+                Column(name, _of.c[name].type, primary_key=name == "id", autoincrement=False)
+                for name in _names
+            ),
+            prefixes=["UNLOGGED"] if _prefix else [],
+        )
+        if not _prefix and len(_names[1:]) and _names[1].endswith("_id"):
+            Index(None, _made.c[_names[1]])

@@ -544,3 +544,33 @@ class OperatorAction(Base):
     outcome: Mapped[str | None]
     """`done`, `refused: ...` or `unavailable: ...`; null: it is not known what came of it."""
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class CrmRead(Base):
+    """When the CRM, which is elsewhere, was last read whole: the age of `crm_mirror`. One row."""
+
+    __tablename__ = "crm_reads"
+    __table_args__ = (CheckConstraint("whole", name="one"),)
+
+    whole: Mapped[bool] = mapped_column(primary_key=True)
+    read_at: Mapped[datetime] = mapped_column(Instant)
+    """When the reading began: the mirror has the facts as they were then, or later."""
+    seconds: Mapped[float]
+    counts: Mapped[dict[str, int]] = mapped_column(JSONB)
+
+
+class Watermark(Base):
+    """How far a source was read for what is new in it (`assignment.discover`)."""
+
+    __tablename__ = "watermarks"
+
+    source: Mapped[str] = mapped_column(primary_key=True)
+    reached: Mapped[datetime | None] = mapped_column(Instant)
+    """Whatever was there up to this instant was seen to; null: nothing yet."""
+    seen: Mapped[datetime | None] = mapped_column(Instant)
+    """The latest that the sweep under way has met."""
+    at: Mapped[datetime | None] = mapped_column(Instant)
+    key: Mapped[str | None]
+    """Where the sweep under way goes on, with `at`; null: the next begins anew."""
+    swept_at: Mapped[datetime | None] = mapped_column(Instant)
+    """When a sweep last came to its end."""

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError
 
-from assignment_workers.assignment import agents, convert, finish
+from assignment_workers.assignment import agents, convert, discover, finish
 from assignment_workers.assignment.answers import (
     Code,
     CommandAnswer,
@@ -403,6 +403,14 @@ def remove_converted(
     )
 
 
+def place_users(
+    task: DoorTask, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
+) -> CommandAnswer:
+    """Put those users who are out of place into the pool where they belong."""
+    policies = policies_of(task.of.settings)
+    return task.line.run(lambda turn: discover.place(turn, user_ids, policies))
+
+
 def bar(
     task: DoorTask,
     reason: Notes,
@@ -488,5 +496,6 @@ def register(app: App) -> None:
     door(app, "queue.drain", drain_queue)
     door(app, "queue.remove_converted", remove_converted)
     door(app, "queue.repair", repair_entries)
+    door(app, "user.place", place_users)
     door(app, "user.bar", bar)
     door(app, "user.lift_bar", lift_bar)

@@ -26,7 +26,7 @@ from sqlalchemy.exc import ProgrammingError
 from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.errors import DatabaseUnavailable, StaleTerm
+from assignment_workers.errors import CrmUnavailable, DatabaseUnavailable, StaleTerm
 from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.sequencer import Sequencer
@@ -93,7 +93,8 @@ class DoorTask(Task[..., Any]):
             return _plain(Refused(code=Code.MALFORMED, reason=reason))
         except DatabaseUnavailable as error:
             log.warning("unavailable", reason=str(error))
-            return _plain(Unavailable(retry_after=RETRY_SECONDS, reason=str(error)))
+            after = error.retry_after if isinstance(error, CrmUnavailable) else RETRY_SECONDS
+            return _plain(Unavailable(retry_after=after, reason=str(error)))
         except StaleTerm as error:
             # Nothing was committed, nothing is acknowledged: the leader's next sweep puts the
             # message back at the head.

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
+from random import Random
 from typing import Annotated, Any, Literal
 
 import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import Engine, func, select
 
-from assignment_workers.assignment import agents, convert, doctor, jobs, levels, purge
+from assignment_workers.assignment import agents, convert, doctor, jobs, levels, mirror, purge
 from assignment_workers.assignment.age import age_scores
 from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Refused
 from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.discover import discover, reconcile
 from assignment_workers.assignment.heartbeats import beat
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.missed_calls import match
 from assignment_workers.assignment.regenerate import regenerate
+from assignment_workers.assignment.sight import crm_of
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
 from assignment_workers.tasks.door import App, DoorTask, door, one_line
@@ -166,10 +170,21 @@ def match_missed_calls(task: DoorTask) -> Any:
     return _told(_job(task, "missed_calls.match", lambda given: match(given, settings)))
 
 
+def mirror_crm(task: DoorTask) -> Any:
+    """Bring the mirror of a CRM elsewhere up to date; of one that is here there is none."""
+    crm = crm_of(task.of.engine)
+    if crm is None:
+        with task.of.engine.begin() as connection:
+            mirror.forget(connection)
+        return {}
+    return _told(_job(task, mirror.READING, lambda given: mirror.read_whole(given, crm)))
+
+
 def clean_conversions(task: DoorTask) -> Any:
     """Find the users of each pool who converted, and send for their removal, some at a time."""
 
     def work(given: Work) -> Counts:
+        mirror.freshen(task.of.engine)
         return {queue: _send_converted(task, given, queue) for queue in POLICIES}
 
     return _told(_job(task, "queue.clean_conversions", work))
@@ -185,6 +200,33 @@ def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
         count += len(users)
         after = users[-1]
     return count
+
+
+def discover_new(task: DoorTask) -> Any:
+    """See to the users and requirements that are new in the CRM since the last run."""
+    policies = policies_of(task.of.settings)
+    send = partial(_send_for_place, task)
+
+    def work(given: Work) -> Counts:
+        return discover(given, policies, send, randomness=Random())
+
+    return _told(_job(task, "queue.discover", work))
+
+
+def reconcile_pools(task: DoorTask) -> Any:
+    """Find the users who are in no pool or in the wrong one, and send for them to be placed."""
+    policies = policies_of(task.of.settings)
+    send = partial(_send_for_place, task)
+
+    def work(given: Work) -> Counts:
+        mirror.freshen(task.of.engine)
+        return reconcile(given, policies, send)
+
+    return _told(_job(task, "queue.reconcile", work))
+
+
+def _send_for_place(task: DoorTask, users: list[int]) -> None:
+    task.app.send_task("user.place", [users], queue="assignment", ignore_result=True)
 
 
 def examine(task: DoorTask) -> Any:
@@ -282,7 +324,10 @@ def register(app: App) -> None:
     # They come by the dozen each second: Flower would list little else.
     door(app, "agent.heartbeats", heartbeats, in_flower=False)
     door(app, "agent.tend", tend_agents)
+    door(app, mirror.READING, mirror_crm)
     door(app, "queue.clean_conversions", clean_conversions)
+    door(app, "queue.discover", discover_new)
+    door(app, "queue.reconcile", reconcile_pools)
     door(app, "queue.clean_daily", clean_daily)
     door(app, "scores.age", age)
     door(app, "doctor.examine", examine)

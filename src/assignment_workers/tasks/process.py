@@ -17,7 +17,9 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces
 from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.sight import attach
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
@@ -61,11 +63,10 @@ def run(name: str, settings: Settings) -> int:
 
 
 def _sequencer(settings: Settings) -> int:
-    database_url = _database(settings)
     app = create_app(settings)
     transport.install(ordered=True, on_undecodable=_undecodable(app))
     app.engine = connect(
-        database_url,
+        settings.database,
         name="assignment-workers turns",
         statement_timeout=timedelta(seconds=TURN_SECONDS),
         lock_timeout=timedelta(seconds=TURN_SECONDS),
@@ -73,6 +74,7 @@ def _sequencer(settings: Settings) -> int:
     )
     traces.of_engine(app.engine)
     _check(app)
+    attach(app.engine, checked(app.settings))
     app.sequencer = Sequencer(
         app.engine,
         Candidacy(direct_url(settings)),
@@ -112,14 +114,15 @@ def _maintenance(settings: Settings) -> int:
     app = create_app(settings)
     transport.install(ordered=False, on_undecodable=_undecodable(app))
     app.engine = connect(
-        _database(settings),
+        settings.database,
         name="assignment-workers maintenance",
         statement_timeout=timedelta(seconds=JOB_SECONDS),
         lock_timeout=timedelta(seconds=60),
-        pool_size=4,
+        pool_size=6,
     )
     traces.of_engine(app.engine)
     _check(app)
+    attach(app.engine, checked(app.settings))
     return _work(app, "maintenance", MAINTENANCE, "solo")
 
 
@@ -198,18 +201,8 @@ def _flower(settings: Settings) -> int:
 def _gateway(settings: Settings) -> int:
     from assignment_workers.gateway.serve import serve
 
-    _database(settings)
     direct_url(settings)
     return serve(settings)
-
-
-def _database(settings: Settings) -> str:
-    if settings.crm_database_url is not None:
-        raise UsageError(
-            "CRM_DATABASE_URL: a CRM in another database is not supported by this version; "
-            "the CRM is read from the schema crm of DATABASE_URL"
-        )
-    return settings.database
 
 
 def _check_redis(settings: Settings) -> None:

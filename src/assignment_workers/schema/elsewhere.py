@@ -1,0 +1,119 @@
+"""Connections to a CRM in another database: short of patience, reading in UTC, writing nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import closing
+from typing import Any
+
+from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from assignment_workers.schema.engine import KEEPALIVES, driver_url
+
+MYSQL = frozenset({"mysql", "mariadb"})
+CONNECT_SECONDS = 5.0
+
+
+def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
+    """An engine that reads in UTC and whose own limits are `seconds` as well as it knows."""
+    address = make_url(url)
+    milliseconds = round(seconds * 1000)
+    arguments: dict[str, Any]
+    if address.get_backend_name() in MYSQL:
+        address = address.set(drivername=f"{address.get_backend_name()}+pymysql")
+        if "charset" not in address.query:
+            address = address.update_query_dict({"charset": "utf8mb4"})
+        arguments = {
+            "connect_timeout": min(seconds, CONNECT_SECONDS),
+            "read_timeout": seconds,
+            "write_timeout": seconds,
+        }
+        limits = ["SET time_zone = '+00:00'"]
+    else:
+        address = driver_url(url)
+        arguments = {
+            "application_name": "assignment-workers crm",
+            "connect_timeout": max(2, round(min(seconds, CONNECT_SECONDS))),
+            **KEEPALIVES,
+        }
+        limits = [
+            "SET timezone TO 'UTC'",
+            f"SET statement_timeout TO {milliseconds}",
+            "SET default_transaction_read_only TO on",
+        ]
+    pooled: dict[str, Any] = (
+        {"poolclass": NullPool}
+        if pool is None
+        else {
+            "poolclass": QueuePool,
+            "pool_size": pool,
+            "max_overflow": 0,
+            "pool_timeout": seconds,
+            "pool_recycle": 600,
+        }
+    )
+    engine = create_engine(address, connect_args=arguments, **pooled)
+
+    def connected(to: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        with closing(to.cursor()) as cursor:
+            for limit in limits:
+                cursor.execute(limit)
+            for limit in _statement_limits(engine, cursor, seconds):
+                cursor.execute(limit)
+        to.commit()
+
+    event.listen(engine, "connect", connected)
+    return engine
+
+
+def _statement_limits(engine: Engine, cursor: DBAPICursor, seconds: float) -> list[str]:
+    """The server's own limit on a statement, by the name that MariaDB or MySQL has for it."""
+    if engine.dialect.name not in MYSQL:
+        return []
+    cursor.execute("SELECT VERSION()")
+    if "mariadb" in str(cursor.fetchone()).lower():
+        return [f"SET SESSION max_statement_time = {seconds:g}"]
+    return [f"SET SESSION max_execution_time = {round(seconds * 1000)}"]
+
+
+def cut(connection: Connection) -> None:
+    """Break the line of a connection that another thread waits on: that thread ends at once."""
+    if connection.closed:
+        return
+    try:
+        driver: Any = connection.connection.driver_connection
+        if not hasattr(driver, "pgconn"):
+            return  # PyMySQL ends its wait by itself
+        descriptor = driver.pgconn.socket
+        with socket.socket(fileno=os.dup(descriptor)) as line:
+            line.shutdown(socket.SHUT_RDWR)
+    except (OSError, AttributeError, SQLAlchemyError):
+        return  # it is closed already
+
+
+def one_line(error: BaseException) -> str:
+    """What a driver says, in one line; none says the address, which holds a password."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def is_wrong(error: BaseException | None) -> bool:
+    """Whether the CRM answered that it never will, or there is no such host."""
+    reason: object = getattr(error, "orig", None) or error
+    code = getattr(reason, "args", (None,))[0]
+    return code in _WRONG_CODES or any(each in str(reason) for each in _WRONG_WORDS)
+
+
+_WRONG_CODES = {1044, 1045, 1049, 1698}
+"""MySQL: access denied, or no such database."""
+_WRONG_WORDS = (
+    "password authentication failed",
+    "does not exist",
+    "Name or service not known",
+    "failed to resolve host",
+    "no pg_hba.conf entry",
+)
