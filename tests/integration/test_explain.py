@@ -9,7 +9,7 @@ import pytest
 
 from assignment_workers.assignment.answers import Empty
 from assignment_workers.assignment.explain import Explanation, Funnel, explain, funnel
-from assignment_workers.assignment.pause import pause
+from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.policy.queues import POLICIES
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, Claim, User, World, outstanding
 
@@ -160,6 +160,46 @@ def test_the_dialer_queue_itself_may_be_what_holds_a_user_back(world: World) -> 
     world.run(pause, UNSIGNED)
     assert why(world, 1) == "paused"
     assert counted(world).paused
+    assert not explained(world, 1).offered
+
+
+def test_what_a_user_is_due_is_explained_and_they_are_offered_for_it(world: World) -> None:
+    world.add_agents(1, 2)
+    world.add_users([User(1)])
+    world.regenerate(UNSIGNED)
+    at = world.now + HOUR
+    world.complete(world.held(1), "call_back", callback_at=at)
+    world.execute(
+        "INSERT INTO missed_calls (user_id, phone_number, missed_at, reason)"
+        " VALUES (1, '07700900123', timezone('UTC', CAST(:at AS timestamptz)), 'agents_busy')",
+        at=world.now - SECOND,
+    )
+
+    def due() -> list[tuple[str, str, Any, int | None]]:
+        return [
+            (each.source, each.why, each.free_at, each.kept_for) for each in explained(world, 1).due
+        ]
+
+    missed = ("missed_call", "due", None, None)
+    assert due() == [("callback", "not_due", at, 1), missed]
+    assert explained(world, 1).offered
+    world.now = at
+    world.run(pause, UNSIGNED)
+    assert due() == [("callback", "paused", None, 1), ("missed_call", "paused", None, None)]
+    assert not explained(world, 1).offered
+    world.run(resume, UNSIGNED)
+    assert due() == [("callback", "due", None, 1), missed]
+    hold = world.held(1)
+    assert hold.source == "callback"
+    assert {why for _, why, _, _ in due()} == {"held"}
+    world.complete(hold, "no_answer")
+    again = world.now + world.settings.callback_retry
+    assert due() == [("callback", "postponed", again, 1), missed]
+    world.skip(world.held(2))
+    assert due()[1][1] == "postponed"
+    world.now = again
+    world.execute("UPDATE crm.users SET is_enabled = false WHERE id = 1")
+    assert {why for _, why, _, _ in due()} == {"disabled"}
     assert not explained(world, 1).offered
 
 

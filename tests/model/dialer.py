@@ -592,6 +592,33 @@ class Dialer:
             return "waiting"
         return "claimable"
 
+    def due(self, user: int) -> list[tuple[str, str]]:
+        """What is pending for a user, by source, each with what stands in its way."""
+        person = self.users[user]
+        found = [("callback", person.promise)] if person.is_promised() else []
+        pending = [each for each in self.missed if (each.user, each.status) == (user, "pending")]
+        missed = [("missed_call", each) for each in sorted(pending, key=lambda each: each.at)]
+        return [
+            (source, self._in_the_way(person, each)) for source, each in (*found, *missed) if each
+        ]
+
+    def _in_the_way(self, person: Person, each: Promise | Missed) -> str:
+        if person.id in self.held():
+            return "held"
+        if each.at > self.now:
+            return "not_due"
+        if each.until is not None and each.until > self.now:
+            return "postponed"
+        if self._rests(person.id):
+            return "skipped"
+        if isinstance(each, Missed) and any(
+            (other.call, other.status) == (each.call, "followed_up") for other in self.missed
+        ):
+            return "followed_up"
+        queue = each.queue if isinstance(each, Promise) else UNSIGNED
+        why = person.held_back(self.now, self.rules, queue)
+        return why or ("paused" if person.where() in self.paused else "due")
+
     def pool(self, queue: str) -> list[int]:
         return [user.id for user in self.users.values() if user.queue == queue]
 

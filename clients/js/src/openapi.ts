@@ -690,9 +690,10 @@ export interface components {
         };
         /**
          * Explanation
-         * @description Where a user stands at `at`. `offered`: some dialer queue would hand them out now.
+         * @description Where a user stands at `at`. `offered`: some source would hand them out now.
          *
-         *     `events`: the latest `EVENTS`, the last first.
+         *     `due`: their callbacks, then their missed calls, which come before every dialer queue. `events`:
+         *     the latest `EVENTS`, the last first.
          */
         Explanation: {
             /**
@@ -706,6 +707,8 @@ export interface components {
             offered: boolean;
             hold: components["schemas"]["Held"] | null;
             facts: components["schemas"]["Facts"] | null;
+            /** Due */
+            due: components["schemas"]["PromiseFound"][];
             /** Queues */
             queues: components["schemas"]["QueueVerdict"][];
             /** Not For */
@@ -935,6 +938,37 @@ export interface components {
             reason: string | null;
         };
         /**
+         * PromiseFound
+         * @description A callback or missed call of the user that is pending.
+         *
+         *     `why`: `due`, or what stands in the way first: `held`, `not_due`, `postponed`, `skipped`,
+         *     `paused` or the name of a rule. `queue`: where they belong by their facts, if anywhere.
+         *     `kept_for`: the agent who alone may have them for `callback_preferred` from `due_at` on.
+         */
+        PromiseFound: {
+            source: components["schemas"]["Source"];
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * Due At
+             * Format: date-time
+             */
+            due_at: string;
+            /** Queue */
+            queue: string | null;
+            /** Why */
+            why: string;
+            /** Means */
+            means: string;
+            /** Free At */
+            free_at: string | null;
+            /** Kept For */
+            kept_for: number | null;
+        };
+        /**
          * QueueStatus
          * @description A dialer queue. `claimable` and `waiting` stop at `COUNTED_AT_MOST`; None: never built.
          */
@@ -1094,6 +1128,12 @@ export interface components {
             /** Task Id */
             task_id: string;
         };
+        /**
+         * Source
+         * @description Where the user of an assignment came from.
+         * @enum {string}
+         */
+        Source: "queue" | "callback" | "missed_call";
         /**
          * State
          * @description Whether the gateway is alive, or ready.

@@ -156,6 +156,25 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     return judged(head, policies)
 
 
+@cache
+def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """What the parameter `user` was promised and is pending, judged as it is when it is due."""
+    head = (
+        select(
+            Callback.id,
+            Callback.user_id,
+            Callback.scheduled_for.label("due_at"),
+            Callback.user_id.label("key"),
+            Callback.available_from,
+            Callback.queue_type,
+            Callback.preferred_agent_id,
+        )
+        .where(Callback.user_id == bindparam("user", type_=BigInteger), Callback.status == PENDING)
+        .cte("head")
+    )
+    return judged(head, policies)
+
+
 _given = rows(
     "callbacks",
     id=Uuid(),

@@ -5,16 +5,18 @@ Judged by the expressions of the claim and the build, at an instant that is give
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy import (
     BigInteger,
     Connection,
     Interval,
+    Row,
     RowMapping,
     Select,
     bindparam,
@@ -22,6 +24,7 @@ from sqlalchemy import (
     select,
 )
 
+from assignment_workers.assignment import callbacks, missed_calls
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
@@ -39,6 +42,7 @@ from assignment_workers.schema.tables import (
     Entry,
     Event,
     Generation,
+    Source,
 )
 from assignment_workers.settings import Settings
 
@@ -49,6 +53,7 @@ EVENTS = 10
 
 PAUSED = "paused"
 NEVER_BUILT = "never_built"
+DUE = "due"
 
 
 class RuleVerdict(BaseModel):
@@ -91,6 +96,24 @@ class QueueVerdict(BaseModel):
     place: PlaceFound | None
 
 
+class PromiseFound(BaseModel):
+    """A callback or missed call of the user that is pending.
+
+    `why`: `due`, or what stands in the way first: `held`, `not_due`, `postponed`, `put_off`,
+    `paused` or the name of a rule. `queue`: where they belong by their facts, if anywhere.
+    `kept_for`: the agent who alone may have them for `callback_preferred` from `due_at` on.
+    """
+
+    source: Source
+    id: UUID
+    due_at: datetime
+    queue: str | None
+    why: str
+    means: str
+    free_at: datetime | None
+    kept_for: int | None
+
+
 class Facts(BaseModel):
     """What the user's score row says; times are UTC."""
 
@@ -120,9 +143,10 @@ class Told(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Where a user stands at `at`. `offered`: some dialer queue would hand them out now.
+    """Where a user stands at `at`. `offered`: some source would hand them out now.
 
-    `events`: the latest `EVENTS`, the last first.
+    `due`: their callbacks, then their missed calls, which come before every dialer queue. `events`:
+    the latest `EVENTS`, the last first.
     """
 
     at: datetime
@@ -130,6 +154,7 @@ class Explanation(BaseModel):
     offered: bool
     hold: Held | None
     facts: Facts | None
+    due: list[PromiseFound]
     queues: list[QueueVerdict]
     not_for: list[NotFor]
     events: list[Told]
@@ -194,13 +219,17 @@ def explain(
     if row is None and hold is None:
         return None
     queues = [_verdict(sight, connection, user, policy, now) for policy in policies.values()]
+    ways = tuple(policies.values())
+    due = list(_due(sight, connection, user, ways, settings=settings, now=now))
     skipped = {"user": user, "since": now - settings.skip_agent, "rest": settings.skip_agent}
     return Explanation(
         at=now,
         user_id=user,
-        offered=any(each.why == Stands.CLAIMABLE for each in queues),
+        offered=any(each.why == DUE for each in due)
+        or any(each.why == Stands.CLAIMABLE for each in queues),
         hold=None if hold is None else held(hold),
         facts=Facts(**row) if row and row["score"] is not None else None,
+        due=due,
         queues=queues,
         not_for=[NotFor(**each) for each in connection.execute(_SKIPPED, skipped).mappings()],
         events=[
@@ -244,6 +273,57 @@ def funnel(
         steps=steps,
         claimable=left,
     )
+
+
+def _due(
+    sight: Sight,
+    connection: Connection,
+    user: int,
+    policies: tuple[Policy, ...],
+    *,
+    settings: Settings,
+    now: datetime,
+) -> Iterator[PromiseFound]:
+    """By the expressions with which the claim judges whoever is due a call."""
+    given = {**policies[0].at(now), "user": user}
+    paused = set(connection.execute(_PAUSED).scalars())
+    for source, statement in (
+        (Source.CALLBACK, callbacks.of_user),
+        (Source.MISSED_CALL, missed_calls.of_user),
+    ):
+        for row in sight.judge(statement(policies), given, users=[user]):
+            why, free_at = _stands_in_the_way(row, paused, now)
+            lately = row.is_there and now < row.due_at + settings.callback_preferred
+            yield PromiseFound(
+                source=source,
+                id=row.id,
+                due_at=row.due_at,
+                queue=row.place,
+                why=why,
+                means=_MEANS_OF_DUE[why] if why in _MEANS_OF_DUE else _of_rules(policies)[why],
+                free_at=free_at,
+                kept_for=row.preferred_agent_id if lately else None,
+            )
+
+
+def _stands_in_the_way(
+    row: Row[Any], paused: Collection[str], now: datetime
+) -> tuple[str, datetime | None]:
+    if row.held:
+        return Stands.HELD, None
+    if row.due_at > now:
+        return "not_due", row.due_at
+    if row.available_from is not None and row.available_from > now:
+        return "postponed", row.available_from
+    if row.put_off:
+        return "put_off", None
+    if row.broken is not None:
+        return row.broken, None
+    return (PAUSED if row.place in paused else DUE), None
+
+
+def _of_rules(policies: Iterable[Policy]) -> dict[str, str]:
+    return {word: means for policy in policies for word, means in _words(policy)}
 
 
 def _words(policy: Policy) -> Iterator[tuple[str, str]]:
@@ -320,6 +400,17 @@ _OF_THE_QUEUE = {
     PAUSED: "an operator paused the dialer queue",
     NEVER_BUILT: "the dialer queue was never built",
 }
+
+_MEANS_OF_DUE = {
+    Stands.HELD: MEANS[Stands.HELD],
+    "not_due": "its time has not come",
+    "postponed": "put off: nobody answered, it was skipped, or the user could not be called",
+    "put_off": "somebody skipped or deferred the user, and they rest whatever they are due",
+    missed_calls.FOLLOWED_UP: "the same call was followed up, its webhook came again",
+    PAUSED: _OF_THE_QUEUE[PAUSED],
+    DUE: "handed out to the next who asks and may have them",
+}
+_PAUSED = select(DialerQueue.name).where(DialerQueue.paused_at.is_not(None))
 
 _person = select(bindparam("user", type_=BigInteger).label("user_id")).subquery("person")
 _FACTS = (

@@ -14,7 +14,9 @@ from uuid import UUID
 import phonenumbers
 from sqlalchemy import (
     ARRAY,
+    CTE,
     BigInteger,
+    ColumnElement,
     Connection,
     Select,
     Text,
@@ -200,13 +202,41 @@ _HEAD = (
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Index: ix_missed_calls_pending, in order and no further than the limit."""
     head = limited(_HEAD)
+    return judged(head, policies, broken=_repeated(head))
+
+
+@cache
+def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """The calls of the parameter `user` that wait for a follow-up, judged as when it is due."""
+    head = (
+        select(
+            MissedCall.id,
+            MissedCall.user_id,
+            MissedCall.missed_at.label("due_at"),
+            MissedCall.id.label("key"),
+            MissedCall.available_from,
+            MissedCall.twilio_call_sid,
+            cast(null(), Text).label("queue_type"),
+            cast(null(), BigInteger).label("preferred_agent_id"),
+        )
+        .where(
+            MissedCall.user_id == bindparam("user", type_=BigInteger),
+            MissedCall.status == PENDING,
+        )
+        .cte("head")
+    )
+    return judged(head, policies, broken=_repeated(head))
+
+
+def _repeated(head: CTE) -> ColumnElement[str | None]:
+    """The call was followed up under another row: its webhook came again (hazard C11)."""
     again = aliased(MissedCall, name="again")
     repeated = exists(
         select(1)
         .select_from(again)
         .where(again.twilio_call_sid == head.c.twilio_call_sid, again.status == word(FOLLOWED_UP))
     )
-    return judged(head, policies, broken=case((repeated, word(FOLLOWED_UP))))
+    return case((repeated, word(FOLLOWED_UP)))
 
 
 MISSED_CALLS = Kind(Source.MISSED_CALL, _HEAD, _due, UUID(int=0), _put_aside)

@@ -9,9 +9,11 @@ import typer
 
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.explain import (
+    DUE,
     EXPLAINED_AT_MOST,
     Explanation,
     Funnel,
+    PromiseFound,
     QueueVerdict,
     instant,
 )
@@ -21,6 +23,7 @@ from assignment_workers.cli.servers import COMMAND_AT_MOST, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.tables import Source
 
 WHOLE_AT_MOST = timedelta(minutes=30)
 
@@ -75,7 +78,8 @@ def explain(
 
 
 def _show_user(found: Explanation) -> None:
-    offered = [each.queue for each in found.queues if each.why == "claimable"]
+    offered = [each.source.value for each in found.due if each.why == DUE]
+    offered += [each.queue for each in found.queues if each.why == "claimable"]
     typer.echo(
         f"User {found.user_id} at {_time(found.at)}: "
         + (f"may be handed out from {', '.join(offered)}" if offered else "is not offered")
@@ -94,6 +98,8 @@ def _show_user(found: Explanation) -> None:
         )
     for each in found.not_for:
         typer.echo(f"Not offered to agent {each.agent_id} before {_time(each.until)}: skipped")
+    for due in found.due:
+        _show_due(due)
     for verdict in found.queues:
         _show_verdict(verdict)
     as_table(
@@ -109,6 +115,16 @@ def _show_user(found: Explanation) -> None:
             )
             for each in found.events
         ],
+    )
+
+
+def _show_due(found: PromiseFound) -> None:
+    name = found.source.value.replace("_", " ").capitalize()
+    when = "of" if found.source is Source.MISSED_CALL else "for"
+    typer.echo(
+        f"{name} {when} {_time(found.due_at)}: {found.why}: {found.means}"
+        + (f", until {_time(found.free_at)}" if found.free_at else "")
+        + (f"; kept for agent {found.kept_for} at first" if found.kept_for else "")
     )
 
 
