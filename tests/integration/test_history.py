@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from assignment_workers.assignment import convert, finish, pause
+from assignment_workers.assignment import agents, convert, finish, pause
 from assignment_workers.assignment.answers import Assigned, Done, Finished, Held, Paused, TooLate
 from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.history import check, judge
@@ -21,7 +21,7 @@ from assignment_workers.assignment.records import RECORDS
 from assignment_workers.assignment.replay import Breach
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import BarKind
+from assignment_workers.schema.tables import AgentStates, BarKind
 from assignment_workers.sequencer.term import Candidacy
 from tests.integration.test_cli_doors import Shell
 from tests.processes import wait_until
@@ -66,6 +66,21 @@ def run(module_database_url: str) -> Iterator[Run]:
         yield made
 
 
+def let_lapse(run: Run) -> None:
+    """Work expires, an offer lapses; who is on break and back lets go of one that is deferred."""
+    work = run.held(5)
+    run.run(finish.accept, owner(work), settings=run.settings)
+    run.now += run.settings.lease
+    assert run.expire() == 1
+    run.held(5)
+    run.now += run.settings.offer
+    assert run.expire() == 1
+    run.run(agents.state, 5, AgentStates.BREAK, why="lunch")
+    run.run(agents.state, 5, AgentStates.AVAILABLE)
+    run.run(finish.defer, owner(run.held(5)), settings=run.settings, rest=2 * HOUR, why="at work")
+    run.run(finish.close, owner(run.held(5)), "moved abroad")
+
+
 def work(run: Run, database_url: str) -> None:
     """Agents 1 to 9 work; at the end agent 9 alone holds somebody, and generation 7 is unpublished."""
     run.add_agents(*range(1, 10))
@@ -106,9 +121,7 @@ def work(run: Run, database_url: str) -> None:
     assert run.run(convert.remove_converted, policy, [5], policies=POLICIES) == Done(
         counts={"converted": 1}
     )
-    lapsing = run.held(5)
-    run.now += run.settings.lease
-    assert run.expire() == 1
+    let_lapse(run)
     run.now += run.settings.skip_everyone
     run.release(run.held(6))
     run.regenerate(UNSIGNED)
@@ -121,7 +134,7 @@ def work(run: Run, database_url: str) -> None:
     run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)
     run.held(9, OUTSTANDING)
     run.build()
-    assert run.value("SELECT count(*) FROM assignment.events WHERE kind = 'expired'") == 1, lapsing
+    assert run.value("SELECT count(*) FROM assignment.events WHERE kind = 'expired'") == 1
 
 
 def keep_promises(run: Run) -> None:
