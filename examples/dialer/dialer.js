@@ -53,6 +53,8 @@ $("sign-in").addEventListener("submit", async (/** @type {SubmitEvent} */ event)
   client = new Client(String(said.get("gateway")), token ? { token } : {});
   agent = Number(said.get("agent"));
   $("sign-in").hidden = true;
+  $("stated").hidden = false;
+  void stand();
   $("desk").hidden = $("who").hidden = $("sign-out").hidden = false;
   $("who").textContent = `Agent ${agent}`;
   tell("Signing in", "");
@@ -84,17 +86,46 @@ $("next").addEventListener("click", async () => {
 
 $("cancel").addEventListener("click", () => asking?.abort());
 $("skip").addEventListener("click", () => finish("skip"));
+$("defer").addEventListener("click", () => finish("defer"));
+$("close").addEventListener("click", () => {
+  if ($("notes").value) return finish("close");
+  tell("Not closed", "write into the notes why the user is to be out of this dialer queue.", "wrong");
+});
 $("release").addEventListener("click", () => finish("release"));
 $("keep").addEventListener("change", () => held && keep(held));
 
-$("renew").addEventListener("click", async () => {
+$("renew").addEventListener("click", () => lengthen("renew", "The lease runs anew."));
+$("accept").addEventListener("click", () => lengthen("accept", "It is yours until you finish."));
+
+$("state").addEventListener("change", async () => {
+  const becomes = $("state").value;
+  if (!becomes) return;
+  const answer = await ask((signal) => client.state(agent, becomes, { signal }));
+  if (!answer) return;
+  if (answer.outcome === "refused" || answer.outcome === "unavailable") return refuse(answer);
+  $("state").value = answer.state;
+  if (answer.released === held?.id) letGo();
+  tell(`You are ${words(answer.state)}`, held ? "what you accepted stays yours." : "Ask for the next user to call.");
+});
+
+/**
+ * @param {"renew" | "accept"} move
+ * @param {string} told
+ */
+async function lengthen(move, told) {
   const mine = held;
   if (!mine) return;
-  const answer = await ask((signal) => client.renew(mine, { signal }));
+  const answer = await ask((signal) => client[move](mine, { signal }));
   if (!answer) return;
   if (answer.outcome === "refused" || answer.outcome === "unavailable") return failed(answer);
-  hold(answer.assignment, "The lease runs anew.");
-});
+  hold(answer.assignment, told);
+}
+
+/** What the gateway knows of the agent's state. */
+async function stand() {
+  const found = await client.agent(agent).catch(() => null);
+  if (found && !("outcome" in found)) $("state").value = found.state ?? "";
+}
 
 for (const [place, [outcome, label]] of Object.entries(OUTCOMES).entries()) {
   const button = document.createElement("button");
@@ -143,15 +174,20 @@ function show(answer) {
 }
 
 /**
- * @param {"complete" | "skip" | "release"} move
+ * @param {"complete" | "skip" | "defer" | "close" | "release"} move
  * @param {string} [outcome]
  */
 async function finish(move, outcome = "") {
   const mine = held;
   if (!mine) return;
   const answer = await ask((signal) => {
-    if (move !== "complete") return client[move](mine, { signal });
     const callbackAt = $("callback").value;
+    if (move === "defer") {
+      const when = callbackAt ? { until: new Date(callbackAt) } : { seconds: 3_600 };
+      return client.defer(mine, { signal, ...when, ...($("notes").value && { why: $("notes").value }) });
+    }
+    if (move === "close") return client.close(mine, $("notes").value, { signal });
+    if (move !== "complete") return client[move](mine, { signal });
     return client.complete(mine, outcome, {
       signal,
       ...($("notes").value && { notes: $("notes").value }),
@@ -164,6 +200,7 @@ async function finish(move, outcome = "") {
   const what = words(outcome || answer.outcome);
   tell(`User ${mine.user_id}: ${what}`, "Ask for the next user to call.");
   note(`user ${mine.user_id}`, what);
+  void stand();
 }
 
 /**
@@ -238,6 +275,8 @@ function keep(assignment) {
 /** @param {Held} assignment */
 function count(assignment) {
   const ends = Date.parse(assignment.lease_expires_at);
+  $("what").textContent = assignment.accepted_at ? "left of the lease" : "left to accept the offer";
+  $("accept").hidden = Boolean(assignment.accepted_at);
   const whole = ends - client.now();
   const soon = Math.min(30_000, (ends - Date.parse(assignment.claimed_at)) / 4);
   countdown(ends, (left) => {

@@ -133,6 +133,7 @@ def paths(gateway: Gateway) -> list[str]:
         "/dead-letters",
         "/dead-letters/1",
         "/quarantine",
+        "/closed",
         "/do-not-contact",
         "/report?period=hour",
         "/login",

@@ -45,7 +45,7 @@ def test_an_answer_is_a_hold_a_place_an_event_and_a_kept_request_that_agree(rank
     assert (hold.user_id, hold.agent_id, hold.queue, hold.rank) == (1, 3, UNSIGNED, 1)
     assert (hold.source, hold.reason, hold.version, hold.state) == ("queue", "high", 1, "active")
     assert hold.claimed_at == ranked.now
-    assert hold.lease_expires_at == ranked.now + ranked.settings.lease
+    assert hold.lease_expires_at == ranked.now + ranked.settings.offer
     (generation,) = ranked.column("SELECT id FROM assignment.generations WHERE state = 'published'")
     row = (
         "SELECT id, request_id, user_id, agent_id, queue, source, generation_id, rank, score,"
@@ -238,7 +238,7 @@ def test_a_lapsed_hold_ends_in_the_claim_that_hands_its_user_out_again(ranked: W
     assert ranked.rows(
         "SELECT state, version, ended_at FROM assignment.assignments WHERE id = :id", id=lapsed.id
     ) == [("expired", 2, ranked.now)]
-    (event,) = ranked.events("expired")
+    (event,) = ranked.events("offer_lapsed")
     assert (event["assignment_id"], event["agent_id"], event["user_id"]) == (lapsed.id, 1, 1)
 
 

@@ -269,7 +269,7 @@ def test_expire_ends_lapsed_holds_and_no_others(world: World) -> None:
         (3, "completed", 2, begun + SECOND),
     ]
     assert world.states() == {1: "ready", 2: "held", 3: "out"}
-    (told,) = world.events("expired")
+    (told,) = world.events("offer_lapsed")
     assert (told["assignment_id"], told["agent_id"], told["user_id"]) == (first.id, 1, 1)
     world.now = second.lease_expires_at
     assert world.expire() == 1

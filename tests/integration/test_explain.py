@@ -86,7 +86,7 @@ def test_a_funnel_counts_every_user_of_the_pool_once_and_leaves_the_claimable(po
     assert free == {
         "cooling_down": pool.now + HOUR,
         "too_new": pool.now + HOUR,
-        "held": pool.now + pool.settings.lease,
+        "held": pool.now + pool.settings.offer,
         "waiting": pool.now + pool.settings.skip_everyone,
     }
     assert steps(counted(pool, OUTSTANDING)) == {}

@@ -269,7 +269,7 @@ def test_a_skipped_user_waits_and_their_score_stays(world: World, hold: Held) ->
 def test_a_renewal_lengthens_the_lease_and_never_shortens_it(world: World, hold: Held) -> None:
     world.now = hold.lease_expires_at - SECOND
     until = world.now + world.settings.lease
-    renewed = hold.model_copy(update={"lease_expires_at": until})
+    renewed = hold.model_copy(update={"lease_expires_at": until, "accepted_at": world.now})
     assert say(world, "renewed", owner(hold)) == Finished(outcome="renewed", assignment=renewed)
     world.set(lease=SECOND)
     assert say(world, "renewed", owner(hold)) == Finished(outcome="renewed", assignment=renewed)

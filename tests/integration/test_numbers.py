@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from assignment_workers.assignment import agents as standing
 from assignment_workers.assignment import doctor
 from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.assignment.finish import release
+from assignment_workers.assignment.finish import accept, close, release
 from assignment_workers.gateway.dashboard import views
 from assignment_workers.gateway.dashboard.render import (
     duration,
@@ -27,7 +28,7 @@ from assignment_workers.gateway.dashboard.render import (
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.dashboard.views import Source, View
 from assignment_workers.gateway.latest import Latest
-from assignment_workers.schema.tables import BarKind
+from assignment_workers.schema.tables import AgentStates, BarKind
 from tests.world import OUTSTANDING, UNSIGNED, User, World, outstanding, owner
 
 QUEUES = (UNSIGNED, OUTSTANDING)
@@ -88,6 +89,9 @@ def busy(world: World) -> World:
     world.regenerate()
     holds = {agent: world.held(agent) for agent in range(1, 7)}
     world.held(7, OUTSTANDING)
+    world.run(accept, owner(holds[5]), settings=world.settings)
+    for agent, state in enumerate(AgentStates, 5):
+        world.run(standing.state, agent, state)
     world.complete(holds[1])
     world.skip(holds[2])
     world.skip(holds[3])
@@ -256,6 +260,15 @@ def test_the_overview(busy: World, redis_url: str) -> None:
         "term": counted(busy, "generate_series(1, (SELECT term FROM assignment.sequencer))"),
         "standbys": "0",
         "agents holding": counted(busy, f"{agents} WHERE a.id IS NOT NULL"),
+        "agents offered": counted(
+            busy, f"{agents} WHERE a.accepted_at IS NULL AND a.id IS NOT NULL"
+        ),
+        **{
+            f"agents {state}": counted(
+                busy, "assignment.agents_state WHERE state = :state", state=state
+            )
+            for state in AgentStates
+        },
         "agents idle": counted(busy, f"{agents} WHERE g.is_active AND a.id IS NULL"),
         "agents not active": counted(busy, "agents WHERE NOT is_active"),
         "race not_owner": counted(
@@ -410,13 +423,16 @@ def test_who_is_set_aside_and_who_is_not_to_be_contacted(busy: World, redis_url:
     for phone in ("07700 900123", "07700 900124"):
         busy.run(do_not_contact, phone=phone, reason="asked", by="ann")
     busy.run(do_not_contact, user=1, reason="asked", by="ann")
+    for _ in range(2):
+        busy.run(close, owner(busy.held(3)), "moved abroad")
     busy.run(lift, BarKind.DO_NOT_CONTACT, phone="07700 900124", by="ann", why="another's")
     for view, kind in (
         (views.quarantine(), BarKind.QUARANTINE),
         (views.do_not_contact(), BarKind.DO_NOT_CONTACT),
+        (views.closed(), BarKind.CLOSED),
     ):
         stand = counted(busy, "assignment.bars WHERE lifted_at IS NULL AND kind = :k", k=kind)
         assert stand == "2"
         page = shown(busy, redis_url, view)
-        page.loose = [each for each in page.loose if not each.isdigit()]
+        page.loose = [each for each in page.loose if not re.fullmatch(r"(agent )?\d+", each)]
         agrees(page, {"listed": f"The newest first, {stand} of {stand}."})

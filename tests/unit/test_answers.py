@@ -19,10 +19,13 @@ from assignment_workers.assignment.answers import (
     Code,
     Done,
     Empty,
+    Ended,
     Finished,
     Held,
+    Noted,
     Paused,
     Refused,
+    Stated,
     TooLate,
     Unavailable,
     from_json,
@@ -57,6 +60,7 @@ held = st.builds(
     version=numbers,
     claimed_at=instants,
     lease_expires_at=instants,
+    accepted_at=st.none() | instants,
 )
 every_answer: st.SearchStrategy[Answer] = st.one_of(
     st.builds(Assigned, assignment=held, replayed=st.booleans()),
@@ -66,12 +70,27 @@ every_answer: st.SearchStrategy[Answer] = st.one_of(
     st.builds(Paused, queue=st.none() | texts),
     st.builds(Unavailable, retry_after=seconds, reason=texts),
     st.builds(TooLate),
-    st.builds(Refused, code=st.sampled_from(Code), reason=texts),
+    st.builds(Refused, code=st.sampled_from(Code), reason=texts, retry_after=st.none() | seconds),
     st.builds(
         Finished,
-        outcome=st.sampled_from(["completed", "skipped", "released", "renewed"]),
+        outcome=st.sampled_from(get_args(Ended)),
         assignment=held,
         replayed=st.booleans(),
+    ),
+    st.builds(
+        Stated,
+        agent_id=numbers,
+        state=texts,
+        since=instants,
+        released=st.none() | st.uuids(),
+        replayed=st.booleans(),
+    ),
+    st.builds(
+        Noted,
+        agent_id=numbers,
+        state=st.none() | texts,
+        assignment_id=st.none() | st.uuids(),
+        lease_expires_at=st.none() | instants,
     ),
     st.builds(Done, replayed=st.booleans(), counts=st.dictionaries(texts, numbers)),
 )
@@ -90,15 +109,20 @@ def test_each_answer_has_words_of_its_own() -> None:
         for word in get_args(member.model_fields["outcome"].annotation)
     ]
     assert sorted(outcomes) == [
+        "accepted",
         "assigned",
+        "closed",
         "completed",
+        "deferred",
         "done",
         "empty",
+        "noted",
         "paused",
         "refused",
         "released",
         "renewed",
         "skipped",
+        "stated",
         "too_late",
         "unavailable",
     ]

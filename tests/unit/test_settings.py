@@ -28,6 +28,7 @@ MYSQL = "mysql://reader:hunter2@replica.example:3306/crm"
 AMQP = "amqps://:hunter2@rabbitmq.example:5671/dialer"
 REDIS = "rediss://:hunter2@redis.example:6379/0"
 NOT_SECONDS = ("0", "1e-7", "-1", "nan", "inf", "five minutes", "1e12")
+NO_LIMITS = ("0", "ten", "=5", "unsigned=", "1.5")
 NOT_COUNTS = ("0", "-3", "2.5", "many")
 NOT_PORTS = ("0", "65536", "http")
 
@@ -55,6 +56,22 @@ VARIABLES = {
     ),
     "ASSIGNMENT_WORKERS_LEASE_SECONDS": Variable(
         "lease", timedelta(minutes=5), "90.5", timedelta(seconds=90.5), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_OFFER_SECONDS": Variable(
+        "offer", timedelta(minutes=2), "45", timedelta(seconds=45), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_OFFERS_LAPSED_MAXIMUM": Variable(
+        "offers_lapsed", 3, "1", 1, ("0", "-1", "two", "1.5")
+    ),
+    "ASSIGNMENT_WORKERS_DEFER_MAXIMUM_SECONDS": Variable(
+        "defer_maximum", timedelta(days=30), "60", timedelta(minutes=1), NOT_SECONDS
+    ),
+    "ASSIGNMENT_WORKERS_SESSION_CALLS": Variable(
+        "session_calls", None, "100, unsigned=80", "100, unsigned=80", NO_LIMITS
+    ),
+    "ASSIGNMENT_WORKERS_CALL_GAP_SECONDS": Variable("call_gap", None, "30", "30", NO_LIMITS),
+    "ASSIGNMENT_WORKERS_BREAK_INTERVAL_SECONDS": Variable(
+        "break_interval", None, "7200", "7200", NO_LIMITS
     ),
     "ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS": Variable(
         "skip_agent", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS

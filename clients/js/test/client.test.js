@@ -65,25 +65,25 @@ test("the four moves end or renew a hold, and say the same when they are said tw
 });
 
 test("an offer is accepted by a word, a renewal or the first heartbeat that names it", async () => {
-  const offer = await assigned(17);
+  const offer = await assigned(24);
   assert.equal(offer.accepted_at, null);
   const work = is(await client.accept(offer), "accepted").assignment;
   assert.ok(work.accepted_at);
   assert.ok(work.lease_expires_at > offer.lease_expires_at);
   assert.equal(is(await client.accept(offer), "accepted").replayed, true);
   is(await client.release(work), "released");
-  const second = await assigned(17);
-  const noted = is(await client.heartbeat(17, { assignmentId: second.id }), "noted");
+  const second = await assigned(24);
+  const noted = is(await client.heartbeat(24, { assignmentId: second.id }), "noted");
   assert.equal(noted.assignment_id, second.id);
-  assert.ok(/** @type {Held} */ (await client.activeAssignment(17)).accepted_at);
+  assert.ok(/** @type {Held} */ (await client.activeAssignment(24)).accepted_at);
   is(await client.release(second), "released");
-  assert.equal(is(await client.heartbeat(17, { assignmentId: second.id }), "noted").assignment_id, null);
+  assert.equal(is(await client.heartbeat(24, { assignmentId: second.id }), "noted").assignment_id, null);
 });
 
 test("defer and close are not skip, and need what they need", async () => {
-  const held = await assigned(18);
+  const held = await assigned(25);
   is(await client.defer(held, { seconds: 3_600, why: "at work" }), "deferred");
-  const next = await assigned(18);
+  const next = await assigned(25);
   assert.notEqual(next.user_id, held.user_id);
   const far = { until: new Date(Date.now() + 90 * 24 * HOUR_MS) };
   assert.equal(is(await client.defer(next, far), "refused").code, "malformed");
@@ -93,18 +93,18 @@ test("defer and close are not skip, and need what they need", async () => {
 });
 
 test("an agent on break is handed nobody, and the offer that they had not accepted is released", async () => {
-  is(await client.state(19, "available"), "stated");
-  const offer = await assigned(19);
-  assert.equal(is(await client.state(19, "break", { why: "lunch" }), "stated").released, offer.id);
-  const refused = is(await client.requestNext(19), "refused");
+  is(await client.state(26, "available"), "stated");
+  const offer = await assigned(26);
+  assert.equal(is(await client.state(26, "break", { why: "lunch" }), "stated").released, offer.id);
+  const refused = is(await client.requestNext(26), "refused");
   assert.equal(refused.code, "on_break");
   assert.match(refused.reason, /lunch/);
-  const shown = await client.agent(19);
+  const shown = await client.agent(26);
   assert.ok("session_began" in shown);
   assert.equal(shown.state, "break");
-  is(await client.state(19, "offline"), "stated");
+  is(await client.state(26, "offline"), "stated");
   // @ts-expect-error: TypeScript knows the states
-  assert.equal(is(await client.state(19, "asleep"), "refused").code, "malformed");
+  assert.equal(is(await client.state(26, "asleep"), "refused").code, "malformed");
 });
 
 test("what cannot be is refused, with its code and a reason", async () => {

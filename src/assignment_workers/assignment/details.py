@@ -58,7 +58,7 @@ def agents(connection: Connection, *, limit: int) -> list[Row]:
 
 
 def agent_counts(connection: Connection) -> Row:
-    """How many agents there are, active and not, and how many hold a user."""
+    """How many agents there are, active and not, how many hold a user, and what they stated."""
     return rows_of(connection, _AGENT_COUNTS)[0]
 
 
@@ -225,14 +225,22 @@ ORDER BY lease_expires_at LIMIT :limit
 """
 _AGENTS = """
 SELECT g.id, g.is_active, a.id AS assignment_id, a.user_id, a.queue, a.claimed_at,
-    a.lease_expires_at
+    a.lease_expires_at, a.accepted_at, s.state, s.since, s.why
 FROM agents g LEFT JOIN assignment.assignments a ON a.agent_id = g.id AND a.state = 'active'
+LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
 ORDER BY a.id IS NULL, g.is_active DESC, g.id LIMIT :limit
 """
 _AGENT_COUNTS = """
 SELECT count(*) AS agents, count(*) FILTER (WHERE g.is_active) AS active,
-    count(a.id) AS holding, count(*) FILTER (WHERE g.is_active AND a.id IS NULL) AS idle
+    count(a.id) AS holding, count(*) FILTER (WHERE g.is_active AND a.id IS NULL) AS idle,
+    count(a.id) FILTER (WHERE a.accepted_at IS NULL) AS offered,
+    count(*) FILTER (WHERE s.state = 'available') AS available,
+    count(*) FILTER (WHERE s.state = 'on_call') AS on_call,
+    count(*) FILTER (WHERE s.state = 'wrap_up') AS wrap_up,
+    count(*) FILTER (WHERE s.state = 'break') AS on_break,
+    count(*) FILTER (WHERE s.state = 'offline') AS offline
 FROM agents g LEFT JOIN assignment.assignments a ON a.agent_id = g.id AND a.state = 'active'
+LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
 """
 _AGENT = "SELECT id, is_active, is_ai_agent, allowed_queues FROM agents WHERE id = :agent"
 _AGENT_ASSIGNMENTS = f"""
@@ -282,7 +290,7 @@ _DRAINS = f"""
 SELECT kind, details->>'reason' AS reason, details->>'outcome' AS outcome, count(*) AS users
 FROM (SELECT kind, queue, details FROM assignment.events
     WHERE at > statement_timestamp() - interval '1 hour' ORDER BY at DESC LIMIT {NEWEST}) AS newest
-WHERE queue = :queue AND kind NOT IN ('renewed', 'ASSIGNMENT_RACE_CONDITION',
+WHERE queue = :queue AND kind NOT IN ('accepted', 'renewed', 'ASSIGNMENT_RACE_CONDITION',
     'generation_published', 'generation_retired', 'queue_paused', 'queue_resumed')
 GROUP BY 1, 2, 3 ORDER BY users DESC, kind LIMIT 50
 """

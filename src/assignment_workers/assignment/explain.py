@@ -461,6 +461,7 @@ _SKIPPED = (
     .where(
         Assignment.user_id == bindparam("user", type_=BigInteger),
         Assignment.state == word(AssignmentState.SKIPPED),
+        Assignment.ended_how.is_(None),
         Assignment.ended_at > bindparam("since"),
     )
     .group_by(Assignment.agent_id)

@@ -111,6 +111,17 @@ class DueStatus(BaseModel):
     missed_calls_for_operator: int
 
 
+class AgentsStatus(BaseModel):
+    """Active agents by what they stated. `unstated` never did, and are served."""
+
+    available: int
+    on_call: int
+    wrap_up: int
+    on_break: int
+    offline: int
+    unstated: int
+
+
 class Status(BaseModel):
     """Everything at a glance, at `at` by the database's clock."""
 
@@ -118,6 +129,7 @@ class Status(BaseModel):
     queues: list[QueueStatus]
     due: DueStatus
     holds: list[Held]
+    agents: AgentsStatus
     jobs: list[JobStatus]
     sequencer: SequencerStatus
     answers_last_hour: dict[str, int]
@@ -141,6 +153,7 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
         queues=queue_statuses(connection),
         due=DueStatus(**connection.execute(_DUE, {"late": now - OVERDUE}).mappings().one()),
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
+        agents=AgentsStatus(**connection.execute(_AGENTS).mappings().one()),
         jobs=job_statuses(connection),
         sequencer=sequencer_status(connection, application=application),
         answers_last_hour={
@@ -301,6 +314,18 @@ _HOLDS = (
     .where(Assignment.state == ACTIVE)
     .order_by(Assignment.lease_expires_at)
     .limit(1_000)
+)
+_AGENTS = text(
+    """
+    SELECT count(*) FILTER (WHERE s.state = 'available') AS available,
+        count(*) FILTER (WHERE s.state = 'on_call') AS on_call,
+        count(*) FILTER (WHERE s.state = 'wrap_up') AS wrap_up,
+        count(*) FILTER (WHERE s.state = 'break') AS on_break,
+        count(*) FILTER (WHERE s.state = 'offline') AS offline,
+        count(*) FILTER (WHERE s.state IS NULL) AS unstated
+    FROM agents g LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
+    WHERE g.is_active
+    """
 )
 _ANSWERS = (
     select(tables.Request.outcome, func.count().label("answers"))

@@ -96,6 +96,9 @@ class Agent:
                     await self._sleep(min(seconds, 5.0))
                 case Unavailable(retry_after=seconds):
                     await self._sleep(min(seconds, 2.0))
+                case Refused(code=Code.ON_BREAK):  # three offers lapsed while the tab was closed
+                    self.book.counts["set on break"] += 1
+                    await self.client.state(self.number, "available", timeout=SAID)
                 case other:
                     if other.outcome not in {"too_late", "paused"}:
                         self._surprise(f"asked and was told {other}")

@@ -198,6 +198,8 @@ def _show(found: Status) -> None:
             for each in found.holds[:50]
         ],
     )
+    agents = [f"{name} {count}" for name, count in found.agents.model_dump().items()]
+    typer.echo(f"Active agents: {', '.join(agents).replace('_', ' ')}")
     as_table(
         "Jobs, last run",
         ["job", "queue", "trigger", "status", "started", "seconds", "did"],

@@ -168,6 +168,15 @@ async def _release(client: AsyncClient, _: Engine, asked: Asked) -> str:
     return await _ask(client, commands.lift(kind, user, None, asked.why, asked.who))
 
 
+async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    user, _phone = _whom(asked)
+    queue = asked.said.get("queue", "")
+    if queue not in POLICIES:
+        raise _malformed(f"no dialer queue {queue!r:.50}; there are {', '.join(POLICIES)}")
+    kind = BarKind.CLOSED.value
+    return await _ask(client, commands.lift(kind, user, None, asked.why, asked.who, queue=queue))
+
+
 def subject_of(said: Mapping[str, str]) -> str:
     """What is acted on, as it is kept: a phone number is not, its bar has it."""
     named = said.get("subject") or said.get("user")
@@ -302,6 +311,13 @@ ACTS: dict[str, Act] = {
         _release,
         _of_whom,
         (_USER,),
+    ),
+    "lift_closed": Act(
+        "Open the dialer queue again",
+        "The next build of this dialer queue has the user again.",
+        _lift_closed,
+        _of_whom,
+        (_USER, Field("queue", "Dialer queue", digits=False)),
     ),
     "do_not_contact": Act(
         "Do not contact",

@@ -335,6 +335,13 @@ async def quarantine(request: Request) -> Response:
     return await show(request, views.quarantine())
 
 
+@ROUTES.get("/closed")
+@_page
+async def closed(request: Request) -> Response:
+    """Who is out of a dialer queue."""
+    return await show(request, views.closed())
+
+
 @ROUTES.get("/do-not-contact")
 @_page
 async def do_not_contact(request: Request) -> Response:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from assignment_workers.assignment import bars, details, report
 from assignment_workers.assignment import explain as explaining
+from assignment_workers.assignment.agents import shown
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import letter, letters
 from assignment_workers.assignment.explain import explain, instant
@@ -202,7 +203,11 @@ def user(number: int) -> View:
     def actions(found: Facts) -> Sequence[str]:
         kinds = {each.kind for each in found["bars"] if each.user_id == number}
         listed = "lift" if BarKind.DO_NOT_CONTACT in kinds else "do_not_contact"
-        return ("release_from_quarantine", listed) if BarKind.QUARANTINE in kinds else (listed,)
+        return (
+            *(("release_from_quarantine",) if BarKind.QUARANTINE in kinds else ()),
+            *(("lift_closed",) if BarKind.CLOSED in kinds else ()),
+            listed,
+        )
 
     regions = ("user", "explain", "assignments", "events")
     return View(f"User {number}", regions, read, actions=actions, subject=str(number))
@@ -211,6 +216,11 @@ def user(number: int) -> View:
 def quarantine() -> View:
     """Who is set aside until an operator lets them go."""
     return _bars("Quarantine", "quarantine", BarKind.QUARANTINE, ("release_from_quarantine",))
+
+
+def closed() -> View:
+    """Users who are out of a dialer queue until an operator lifts that."""
+    return _bars("Closed", "closed", BarKind.CLOSED, ("lift_closed",))
 
 
 def do_not_contact() -> View:
@@ -247,7 +257,7 @@ def agent(number: int) -> View:
     def read(source: Source) -> Facts | None:
         def ask(c: Connection) -> Facts:
             return {
-                "agent": details.agent(c, number),
+                "agent": _stands(c, number),
                 "assignments": details.agent_assignments(c, number, limit=LISTED),
             }
 
@@ -255,6 +265,12 @@ def agent(number: int) -> View:
         return found if found["agent"] else None
 
     return View(f"Agent {number}", ("agent", "assignments"), read)
+
+
+def _stands(connection: Connection, number: int) -> Facts | None:
+    """An agent as the dialer has them, and as the line knows them."""
+    known, stood = details.agent(connection, number), shown(connection, number)
+    return known | stood.model_dump() if known and stood else None
 
 
 def assignment(number: UUID) -> View:
