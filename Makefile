@@ -46,8 +46,8 @@ $(TESTS:%=test-%): test-%: $(READY)
 test-e2e: client
 
 .PHONY: model
-model: $(READY) ## the assignment policy against its plain model: 10,000 steps and more, some ten minutes
-	@$(BIN)/python -m pytest tests/model/test_assignment_model.py --hypothesis-profile=long --hypothesis-show-statistics $(ARGS)
+model: $(READY) ## the assignment policy against its plain model: 10,000 steps and more
+	@$(BIN)/python -m pytest tests/model/test_assignment_model.py --hypothesis-profile=long $(ARGS)
 
 .PHONY: check
 check: lint types layers ## lint, types and layers

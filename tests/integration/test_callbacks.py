@@ -494,3 +494,23 @@ def test_calling_rules_and_bars_hold_for_callbacks_too_and_only_put_them_off(
     assert answers[0].assignment.source == "queue"
     assert world.events("callback_postponed")[0]["details"]["reason"] == "called_enough_today"
     assert callback(world, user)["status"] == "pending"
+
+
+def test_hazard_c6_a_call_for_something_else_leaves_a_promise_that_is_to_come(
+    world: World,
+) -> None:
+    hold = world.held(1)
+    at = world.now + HOUR
+    world.execute(
+        "INSERT INTO callbacks (user_id, scheduled_for, queue_type, original_call_session_id)"
+        " VALUES (:user, timezone('UTC', CAST(:at AS timestamptz)), :queue, gen_random_uuid())",
+        user=hold.user_id,
+        at=at,
+        queue=UNSIGNED,
+    )
+    world.complete(hold, "hung_up")
+    assert callback(world, hold.user_id)["status"] == "pending"
+    assert callback(world, hold.user_id)["scheduled_for"] == at.replace(tzinfo=None)
+    world.now = at
+    assert given(world, 2) == (hold.user_id, "callback")
+    unbroken(world)

@@ -38,3 +38,15 @@ def test_a_hazard_without_a_test_says_that_it_cannot_arise_or_is_open() -> None:
     assert [
         here for here in without.values() if "cannot arise" not in here and "open" not in here
     ] == []
+
+
+def test_what_stands_against_a_hazard_names_the_guarantee_that_it_is_part_of() -> None:
+    """Sessions have theirs in words: the telephone and the dialer's own sessions are not ours."""
+    without = [
+        found[1]
+        for found in ROW.finditer(PAGE)
+        if found[1][0] in "BCD"
+        and "cannot arise" not in found[3]
+        and not re.search(r"\((?:[1-9]|1[01])(?:, (?:[1-9]|1[01]))*\)", found[3])
+    ]
+    assert set(without) <= {"D14"}
