@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 from sqlalchemy import (
     Boolean,
@@ -27,7 +28,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.types import BigInteger
+from sqlalchemy.types import BigInteger, TypeEngine
 
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.crm import Crm
@@ -53,12 +54,13 @@ def fill(on: Engine, url: str) -> None:
         there = create_engine(address.set(drivername="mysql+pymysql"))
     else:
         there = create_engine(driver_url(url))
+    kinds: dict[type[Any], TypeEngine[Any]]
     kinds = {bool: Boolean(), int: BigInteger(), str: String(255)}
     made = MetaData()
     with on.connect() as source, there.begin() as target:
         for model, names in FACTS.items():
             of = model.__table__
-            columns = [
+            columns: list[Column[Any]] = [
                 Column(
                     name,
                     kinds.get(of.c[name].type.python_type, DateTime()),
