@@ -17,6 +17,7 @@ from sqlalchemy import make_url, text
 from assignment_workers.adoption.compare import compare
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.assignment import convert, mirror
+from assignment_workers.assignment import crm as crm_module
 from assignment_workers.assignment.answers import Assigned, Empty, Refused, Unavailable
 from assignment_workers.assignment.crm import FAILURES, Crm, configured
 from assignment_workers.assignment.explain import explain
@@ -195,8 +196,9 @@ def test_it_may_be_explained_and_reassigned_by_facts_of_now(world: World, crm: O
 
 
 def test_while_it_is_away_the_answer_is_unavailable_and_nobody_is_removed(
-    world: World, crm: OtherCrm
+    world: World, crm: OtherCrm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(crm_module, "PROBE_SECONDS", 0.2)
     world.add_agents(1, 2)
     world.add_users([User(1), User(2), User(3)])
     world.regenerate()
