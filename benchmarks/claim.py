@@ -32,13 +32,18 @@ LISTS = (1, 8, 64, 256)
 AGENTS = max(LISTS)
 
 
-def measure(on: Engine, size: int, turns: int, settings: Settings) -> list[float]:
-    """The seconds of each of so many turns that answer `size` requests."""
+def measure(
+    on: Engine, size: int, turns: int, settings: Settings, *, label: str = ""
+) -> list[float]:
+    """The seconds of each of so many turns that answer `size` requests.
+
+    `label` begins their ids: who measures twice on one database gives another each time.
+    """
     seconds: list[float] = []
     sequence = line(on)
     for number in range(turns + 5):
         asked = [
-            Request(agent, f"{size}-{number}-{agent}", "unsigned_users", None, None)
+            Request(agent, f"{label}{size}-{number}-{agent}", "unsigned_users", None, None)
             for agent in range(1, size + 1)
         ]
 

@@ -463,6 +463,9 @@ export interface paths {
         /**
          * Ready
          * @description Ready: the database answers, and a sequencer leads.
+         *
+         *     A CRM that cannot be read is told, and does not make it less ready: calls are completed, skipped
+         *     and released all the same, and who asks for a user is told `unavailable`.
          */
         get: operations["ready"];
         put?: never;
@@ -1016,6 +1019,16 @@ export interface components {
             place: components["schemas"]["PlaceFound"] | null;
         };
         /**
+         * Readiness
+         * @description Whether the gateway is ready, and whether the CRM `answers` or why it cannot be read.
+         */
+        Readiness: {
+            /** Status */
+            status: string;
+            /** Crm */
+            crm: string;
+        };
+        /**
          * Report
          * @description The service levels that the incident report set, from `since` to `until`.
          */
@@ -1136,7 +1149,7 @@ export interface components {
         Source: "queue" | "callback" | "missed_call";
         /**
          * State
-         * @description Whether the gateway is alive, or ready.
+         * @description Whether the gateway is alive.
          */
         State: {
             /** Status */
@@ -1335,7 +1348,7 @@ export interface components {
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.
@@ -4591,7 +4604,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["State"];
+                    "application/json": components["schemas"]["Readiness"];
                 };
             };
             /** @description Service Unavailable */

@@ -41,6 +41,8 @@ BATCH = 10_000
 """Rows that a reading of the whole CRM holds at a time."""
 BATCH_SECONDS = 60.0
 """And how long it waits for them."""
+PROBE_SECONDS = 3.0
+"""How long such a reading waits to find out whether it is there."""
 CHECK_SECONDS = 10.0
 CONNECTIONS = 4
 IDS = (1, 4, 16, 64, 256, 1024, 5_000)
@@ -72,12 +74,17 @@ class Crm:
         self._slow = reader(url, BATCH_SECONDS, pool=None)
         self._queries = Queries(mapping, folds=self.folds)
 
-    def facts(self, users: Sequence[int]) -> Facts:
-        """The facts of these users as one statement found them; who is not there has none."""
+    def facts(self, users: Sequence[int], *, seconds: float | None = None) -> Facts:
+        """The facts of these users as one statement found them; who is not there has none.
+
+        For a claim; a job gives `seconds` and is waited for so long.
+        """
         size = next((size for size in IDS if size >= len(users)), len(users))
         asked = [*users, *[users[-1]] * (size - len(users))] if users else []
         read = self._queries.facts
-        rows = self._read(lambda each: each.execute(read, {"users": asked}).all()) if asked else []
+        if not asked:
+            return self._queries.facts_of([])
+        rows = self._read(lambda each: each.execute(read, {"users": asked}).all(), seconds=seconds)
         return self._queries.facts_of(rows)
 
     def trouble(self) -> str | None:
@@ -109,7 +116,7 @@ class Crm:
 
         With each batch, how many of its rows could not be read, and are not in it.
         """
-        self._probe()
+        self._probe(PROBE_SECONDS)
         connection: Connection | None = None
         try:
             connection = self._within(self._snapshot, CONNECT_SECONDS)
@@ -162,8 +169,8 @@ class Crm:
         self._quick.dispose()
         self._slow.dispose()
 
-    def _probe(self) -> None:
-        self._read(lambda each: each.execute(self._queries.probe).all())
+    def _probe(self, seconds: float | None = None) -> None:
+        self._read(lambda each: each.execute(self._queries.probe).all(), seconds=seconds)
 
     def _columns(self, name: str) -> set[str] | None:
         with self._slow.connect() as connection:
@@ -179,7 +186,11 @@ class Crm:
         )
 
     def _read(self, what: Callable[[Connection], T], *, seconds: float | None = None) -> T:
-        """What `what` reads, on a connection of the pool."""
+        """What `what` reads: on a connection of the pool, or with `seconds` on one of its own.
+
+        Those of the pool have the limits of a claim, by their server too.
+        """
+        engine = self._quick if seconds is None else self._slow
         if self._breaker.opened:
             left = max(0.1, float(self._breaker.open_remaining))
             raise CrmUnavailable(f"{self._why}; it is tried again soon", retry_after=left)
@@ -187,7 +198,7 @@ class Crm:
         began = monotonic()
 
         def read() -> T:
-            with self._quick.connect() as connection:
+            with engine.connect() as connection:
                 used.append(connection)
                 return what(connection)
 

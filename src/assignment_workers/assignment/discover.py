@@ -40,6 +40,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import InstrumentedAttribute
 
 from assignment_workers.assignment.answers import Done
+from assignment_workers.assignment.crm import BATCH_SECONDS
 from assignment_workers.assignment.facts import Found, Position
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.jobs import Counts, Work
@@ -184,7 +185,7 @@ class _Run:
 
     def _see_to(self, users: list[int]) -> None:
         now, ledger = self.work.now, self.work.ledger
-        judged = _judge(Sight(ledger), self.policies, users, now)
+        judged = _judge(Sight(ledger, patience=BATCH_SECONDS), self.policies, users, now)
         events = _create(ledger, judged, now, lambda: new_id(now, self.randomness))
         if events:
             dated = [{**event, "at": now, "term": None} for event in events]

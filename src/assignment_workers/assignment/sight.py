@@ -48,12 +48,14 @@ class Sight:
     """How one transaction sees the CRM. It is asked for facts, and waits no longer than it may.
 
     `waited` is what its reads took; beyond the timeout nothing more is read, so that a transaction
-    waits for a CRM elsewhere at most three times as long: up to the timeout in reads that were
-    answered, then one that is not, and what threads and sockets take.
+    waits for a CRM elsewhere at most twice as long: up to the timeout in reads that were answered,
+    then one that is not. A job off the assignment queue gives its `patience` in the timeout's
+    place.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, patience: float | None = None) -> None:
         self._connection = connection
+        self._patience = patience
         self._crm = crm_of(connection)
         self.waited = 0.0
         self.unknown: set[int] = set()
@@ -63,7 +65,7 @@ class Sight:
     @property
     def is_spent(self) -> bool:
         """Whether so long was waited that this transaction should read nothing more."""
-        return self._crm is not None and self.waited >= self._crm.timeout
+        return self._crm is not None and self.waited >= (self._patience or self._crm.timeout)
 
     def judge(
         self,
@@ -118,7 +120,7 @@ class Sight:
                 raise CrmUnavailable(
                     f"it took {self.waited:.1f} s for a part of what was asked", retry_after=2.0
                 )
-            return crm.facts(asked)
+            return crm.facts(asked, seconds=self._patience)
         except CrmUnavailable as error:
             self.failure = error
             raise
