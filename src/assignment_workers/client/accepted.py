@@ -12,13 +12,14 @@ class Accepted:
     """The offers accepted last: `KNOWN_AT_MOST`. One that is forgotten is accepted again."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._known: OrderedDict[tuple[int, str], None] = OrderedDict()
 
-    def __contains__(self, assignment: UUID | str) -> bool:
-        return str(assignment) in self._known
+    def knows(self, agent: int, assignment: UUID | str) -> bool:
+        """Whether this agent accepted it."""
+        return (agent, str(assignment)) in self._known
 
-    def add(self, assignment: UUID | str) -> None:
-        """It was accepted."""
-        self._known[str(assignment)] = None
+    def add(self, agent: int, assignment: UUID | str) -> None:
+        """This agent accepted it."""
+        self._known[agent, str(assignment)] = None
         if len(self._known) > KNOWN_AT_MOST:
             self._known.popitem(last=False)

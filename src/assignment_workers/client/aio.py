@@ -196,11 +196,11 @@ class AsyncClient:
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> HeartbeatAnswer:
         """See `Asking.heartbeat`."""
-        if assignment_id is not None and assignment_id not in self._accepted:
+        if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
             taken = await self.accept(assignment_id, agent_id, timeout=timeout)
             if not isinstance(taken, Finished):
                 return taken
-            self._accepted.add(assignment_id)
+            self._accepted.add(agent_id, assignment_id)
         command = commands.heartbeat(agent_id, timeout=timeout)
         return as_heartbeat_answer(await self.ask(command, timeout))
 

@@ -203,11 +203,11 @@ class Client(Asking):
         timeout: timedelta = TIMEOUT,
     ) -> HeartbeatAnswer:
         """See `Asking.heartbeat`."""
-        if assignment_id is not None and assignment_id not in self._accepted:
+        if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
             taken = self.accept(assignment_id, agent_id, timeout=timeout)
             if not isinstance(taken, Finished):
                 return taken
-            self._accepted.add(assignment_id)
+            self._accepted.add(agent_id, assignment_id)
         command = commands.heartbeat(agent_id, timeout=timeout)
         return as_heartbeat_answer(self.ask(command, timeout))
 

@@ -445,12 +445,12 @@ async def heartbeat(
     """
     here.callers.let(who, agent)
     offer = body.assignment_id
-    if offer is not None and offer not in here.heartbeats.accepted:
+    if offer is not None and not here.heartbeats.accepted.knows(agent, offer):
         command = commands.accept(offer, agent, version=None)
         taken = await here.asking.ask(request, command, TIMEOUT)
         if taken.status_code != HTTPStatus.OK:
             return taken
-        here.heartbeats.accepted.add(offer)
+        here.heartbeats.accepted.add(agent, offer)
     return response((await here.heartbeats.beat(agent)).model_dump(mode="json"))
 
 
