@@ -63,7 +63,7 @@ def test_a_user_is_given_on_in_one_turn_with_who_and_why(desk: World) -> None:
     made = given.assignment
     assert (made.user_id, made.agent_id, made.rank) == (hold.user_id, 3, hold.rank)
     assert made.claimed_at == desk.now
-    assert made.lease_expires_at == desk.now + desk.settings.lease
+    assert made.lease_expires_at == desk.now + desk.settings.first_lease
     ended, began = desk.events("released")[0], desk.events("assigned")[-1]
     assert ended["at"] == began["at"]
     assert ended["details"] == SAID

@@ -14,7 +14,7 @@ from assignment_workers.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "calling-rules.md").read_text()
 ROWS = dict(re.findall(r"^\| `(ASSIGNMENT_WORKERS_\w+)` \| `([^`]*)` \|", PAGE, re.MULTILINE))
-CALLING = re.compile(r"_(CALL(?!BACK)|ATTEMPTS|OFFER)")
+CALLING = re.compile(r"_(CALLING|CALLS_PER|CALL_COOLDOWN|ATTEMPTS|OFFER_GAP)")
 
 
 def test_every_calling_rule_has_its_row() -> None:

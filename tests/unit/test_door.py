@@ -116,6 +116,7 @@ def test_an_unknown_dialer_queue_is_refused_with_those_that_there_are(
         "outcome": "refused",
         "code": "unknown_queue",
         "reason": "no dialer queue 'signed_users'; there are unsigned_users, outstanding_requests",
+        "retry_after": None,
     }
     assert door.letters() == []
 
