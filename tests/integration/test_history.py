@@ -154,7 +154,9 @@ def keep_promises(run: Run) -> None:
     run.complete(run.held(2), "call_back", callback_at=run.now + 5 * SECOND)
     run.now += 5 * SECOND
     back = run.held(2)
-    run.execute("UPDATE callbacks SET status = 'cancelled' WHERE user_id = :user", user=back.user_id)
+    run.execute(
+        "UPDATE callbacks SET status = 'cancelled' WHERE user_id = :user", user=back.user_id
+    )
     run.complete(back, "bad_number")
     # Of three missed calls one is followed up, and one is called off; nobody knows who the last is.
     run.execute(
