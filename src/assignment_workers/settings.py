@@ -128,6 +128,11 @@ class Settings(BaseModel):
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
     """Outcomes with another score or delay than the usual, as JSON."""
+    lanes: str | None = Field(None, alias="ASSIGNMENT_WORKERS_LANES")
+    """Lanes beside the default one, with their dialer queues: `outstanding=outstanding_requests`.
+
+    The same for every process.
+    """
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
@@ -279,7 +284,8 @@ def _needed(variable: str, value: str | None) -> str:
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    begun = sorted(each for each in known if each.startswith(name))
+    close = begun or difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"settings: {', '.join(sorted(known))}"
     return f"{name} is not a setting; {hint}"
 

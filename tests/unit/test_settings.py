@@ -45,6 +45,9 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL": Variable(
         "lock_database_url", None, POSTGRES, POSTGRES, ("redis://:hunter2@h",)
     ),
+    "ASSIGNMENT_WORKERS_LANES": Variable(
+        "lanes", None, "outstanding=outstanding_requests", "outstanding=outstanding_requests", ()
+    ),
     "ASSIGNMENT_WORKERS_LEASE_SECONDS": Variable(
         "lease", timedelta(minutes=5), "90.5", timedelta(seconds=90.5), NOT_SECONDS
     ),

@@ -69,6 +69,9 @@ def claim(
         match found[request.request_id]:
             case Asker() as asker:
                 askers[request] = asker
+            case Assigned(assignment=hold) as answer:
+                turn.need(hold.queue)
+                answers[request.request_id] = answer
             case answer:
                 answers[request.request_id] = answer
     if askers:
@@ -83,6 +86,8 @@ class _Place:
 
     paused: bool
     generation: int | None
+    waited: bool = False
+    """Of another lane: somebody has waited long enough there and is not brought back yet."""
 
 
 @dataclass
@@ -134,16 +139,16 @@ class _Claim:
             )
             if is_due
         ]
-        ended = expire(self.turn) if any(row.lapsed for row in rows) else set()
-        self.holds = {
-            request.agent_id: asker.hold
-            for request, asker in self.askers.items()
-            if asker.hold is not None and asker.hold.id not in ended
-        }
+        holds = [asker.hold for asker in self.askers.values() if asker.hold is not None]
+        self.turn.need(*(hold.queue for hold in holds))  # or one could end as it is told of
+        lapsed = any(row.lapsed for row in rows if self.turn.has(row.name))
+        ended = expire(self.turn) if lapsed else set()
+        self.holds = {hold.agent_id: hold for hold in holds if hold.id not in ended}
         for row in rows:
-            if row.due and entries.promote(self.turn, row.generation_id):
+            ours = self.turn.has(row.name)
+            if row.due and ours and entries.promote(self.turn, row.generation_id):
                 self.unfinished = True
-            self.places[row.name] = _Place(row.paused, row.generation_id)
+            self.places[row.name] = _Place(row.paused, row.generation_id, row.due and not ours)
 
     def _allowed(self, request: Request, asker: Asker) -> list[str] | Refused:
         """The dialer queues that the request may take from, in order; or why none."""
@@ -221,6 +226,7 @@ class _Claim:
         for kind in due:
             found = kind.take(request.agent_id, queues, self.askers[request].skipped)
             if found:
+                self.turn.need(found.queue)
                 return self._hold(request, found.queue, found)
         return None
 
@@ -229,8 +235,11 @@ class _Claim:
     ) -> Held | None:
         for queue in allowed:
             head = heads.get(queue)
+            if head and self.places[queue].waited:
+                self.turn.need(queue)
             candidate = head.take(self.askers[request].skipped) if head else None
             if head and candidate:
+                self.turn.need(queue)
                 return self._hold(request, queue, candidate, head.generation)
         return None
 
@@ -282,6 +291,10 @@ class _Claim:
     def _put_out(self, heads: Mapping[str, Head]) -> None:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
+            if head.found_out:
+                self.turn.need(queue)
+            if head.held_elsewhere:
+                self.turn.need_all()  # or the hold could end while its place is marked
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
             unclear = {user: why for user, why in head.ineligible.items() if why in UNCLEAR}
             quarantine(self.turn, unclear, after=self.settings.quarantine_after)
@@ -314,6 +327,7 @@ class _Claim:
         if not self.made:
             self.turn.connection.execute(ledger.STORE, {"answered": kept})
             return
+        entries.need_places(self.turn, [row["user_id"] for row in self.made])
         self.turn.connection.execute(
             KEEP,
             {
@@ -357,6 +371,7 @@ _PLACES = select(
         .where(
             Assignment.state == ACTIVE,
             Assignment.lease_expires_at <= bindparam("instant", type_=Instant),
+            Assignment.queue == DialerQueue.name,
         )
     ).label("lapsed"),
     callbacks.ANY_DUE.label("promised"),

@@ -82,6 +82,7 @@ def remove_converted(
     belongs to another dialer queue moves there. Held users, and those whose facts changed back, are
     left alone.
     """
+    turn.need(policy.queue)
     since = {"since": turn.now - ATTRIBUTED_FOR}
     given = {"users": list(users), **policy.building(turn.now), **since}
     before = turn.connection.execute(_before(policy, policies), given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import ARRAY, Text, all_, bindparam, update
 
 from assignment_workers.assignment import entries
 from assignment_workers.assignment.holds import ACTIVE, THIS_TRANSACTION
@@ -30,14 +30,20 @@ _EXPIRE = (
 )
 
 
+_EXPIRE_HERE = _EXPIRE.where(Assignment.queue != all_(bindparam("others", type_=ARRAY(Text))))
+
+
 def expire(turn: Turn) -> set[UUID]:
     """End every hold whose lease has lapsed; each user keeps their place.
 
-    Returns the ids of the assignments. It runs every 30 s and at the start of every claim, so a
+    Of the turn's lane: those of others are their sequencers' to end. Returns the ids of the
+    assignments. It runs every 30 s and at the start of every claim, so a
     lapsed hold never stands in the way of one. Cost: that of the holds that lapsed, by the index on
     leases.
     """
-    rows = turn.connection.execute(_EXPIRE, {"instant": turn.now}).all()
+    others = turn.elsewhere
+    statement = _EXPIRE_HERE if others else _EXPIRE
+    rows = turn.connection.execute(statement, {"instant": turn.now, "others": others}).all()
     entries.give_back(turn, [row.user_id for row in rows])
     turn.record(
         *(

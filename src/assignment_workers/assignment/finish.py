@@ -104,6 +104,7 @@ def finish(
     for row in turn.connection.execute(NAMED, {"named": named}).mappings():
         also = (row["ended_as"], row["generation_id"], row["source_id"], row["has_missed_calls"])
         found[row["id"]] = _Found(held(row), *also)
+    turn.need(*(each.hold.queue for each in found.values()))
     work = _Finish(turn, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
     work.write()
@@ -216,6 +217,7 @@ class _Finish:
             "callbacks": self.promises,
             "events": self.turn.dated(self.events),
         }
+        entries.need_places(self.turn, [row["user_id"] for row in self.places])
         if any(written.values()):
             self.turn.connection.execute(_WRITE, written)
         for queue, users in self.perhaps_converted.items():

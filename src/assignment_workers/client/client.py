@@ -19,6 +19,7 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Unavailable,
 )
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import commands
 from assignment_workers.client.asking import TIMEOUT, Asking
 from assignment_workers.client.commands import Command
@@ -55,6 +56,7 @@ class Client(Asking):
         broker_url: str | None = None,
         together: int = TOGETHER,
         under_way: int = UNDER_WAY,
+        lanes: Lanes = ONE_LANE,
         clock: Clock = system_clock,
         randomness: Random | None = None,
     ) -> None:
@@ -67,14 +69,17 @@ class Client(Asking):
             under_way=under_way,
             clock=clock,
             randomness=self._randomness,
+            lanes=lanes,
         )
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
-    def connect(cls, redis_url: str, *, broker_url: str | None = None) -> Client:
+    def connect(
+        cls, redis_url: str, *, broker_url: str | None = None, lanes: Lanes = ONE_LANE
+    ) -> Client:
         """A client of the stack on this Redis; nothing is contacted yet."""
-        return cls(redis_url, broker_url=broker_url)
+        return cls(redis_url, broker_url=broker_url, lanes=lanes)
 
     def close(self) -> None:
         """Give back the connections; whoever waits is answered `Unavailable`."""

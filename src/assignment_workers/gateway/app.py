@@ -30,9 +30,10 @@ from assignment_workers.assignment.explain import Explanation, Funnel, instant
 from assignment_workers.assignment.explain import explain as read_explanation
 from assignment_workers.assignment.explain import funnel as read_funnel
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.report import Report
 from assignment_workers.assignment.report import report as read_report
-from assignment_workers.assignment.status import QueueStatus, sequencer_status, status
+from assignment_workers.assignment.status import QueueStatus, sequencer_statuses, status
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
 from assignment_workers.gateway.abandoned import Abandoned
@@ -109,7 +110,8 @@ class Gateway:
 def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     """The gateway on this database and the Redis of `settings`. Without `tokens` all may do all."""
     metrics = Metrics()
-    latest = Latest(engine)
+    lanes = lanes_of(settings)
+    latest = Latest(engine, lanes)
     metrics.registry.register(StoredFigures(latest))
     callers = Callers(
         engine, tokens, Pace(settings.gateway_token_rate), Pace(settings.gateway_agent_rate)
@@ -121,6 +123,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         client = AsyncClient(
             settings.redis,
             broker_url=settings.broker_url,
+            lanes=lanes,
             orphaned=lambda _, answer: abandoned(answer),
         )
         abandoned.client = client
@@ -540,10 +543,12 @@ async def alive() -> State:
     responses=responses(HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def ready(here: Here) -> State:
-    """Ready: the database answers, and a sequencer leads."""
+    """Ready: the database answers, and a sequencer leads: of one lane, where there are several."""
     with _reading(here) as connection:
-        leader = sequencer_status(connection, application=APPLICATION).leader
-    if leader is None:
+        lanes = sequencer_statuses(
+            connection, application=APPLICATION, lanes=lanes_of(here.settings)
+        )
+    if all(lane.leader is None for lane in lanes):
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
     return State(status="ready")
 
