@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import create_engine
 
 from assignment_workers.adoption.compare import Compared, compare
-from assignment_workers.adoption.migrate import BATCH, KEPT, LOCK_AT_MOST
+from assignment_workers.adoption.migrate import BATCH, KEPT, LOCK_AT_MOST, SWITCH_AT_MOST
 from assignment_workers.errors import UsageError
+from assignment_workers.schema import online
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.engine import driver_url
@@ -129,4 +130,6 @@ def test_the_runbooks_commands_do_what_it_says(empty_database_url: str, tmp_path
 def test_the_runbooks_figures_are_those_of_the_code() -> None:
     assert f"{BATCH:,} rows at a time" in DOCUMENT
     assert f"at most {round(LOCK_AT_MOST.total_seconds() * 1000)} ms" in DOCUMENT
+    assert f"{round(SWITCH_AT_MOST.total_seconds() * 1000)} ms for the switch" in DOCUMENT
+    assert f"cancelled {online.BATCH:,} at a time" in DOCUMENT
     assert f"`{UNSIGNED}{KEPT}`" in DOCUMENT

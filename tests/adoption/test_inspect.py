@@ -65,11 +65,32 @@ def test_a_database_of_ours_is_ours_and_an_older_revision_is_not(database_url: s
     found = inspected(database_url)
     differences = [each for table in found.tables for each in table.differences]
     assert differences == []
-    assert {name for name, said in verdicts(found).items() if said == "ours"} == OF_OURS
+    ours = {name for name, said in verdicts(found).items() if said == "ours"}
+    assert {name for name in ours if not name.startswith("crm.")} == OF_OURS
     assert found.is_ours
     with connected(database_url) as connection:
         connection.execute("UPDATE assignment.alembic_version SET version_num = '0001'")
     assert not inspected(database_url).is_ours
+
+
+def test_the_crms_tables_are_named_with_what_they_lack(empty_database_url: str) -> None:
+    with connected(empty_database_url) as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE VIEW crm.claims AS SELECT 1::bigint AS id, 2::bigint AS user_id, 'x' AS type,"
+            " 'open' AS status, 'bank' AS lender, 3 AS theirs"
+        )
+        connection.execute("CREATE TABLE crm.users (id bigint, is_enabled boolean, status text)")
+    found = inspected(empty_database_url)
+    tables = {each.table: each for each in found.tables if each.table.startswith("crm.")}
+    assert {name: (each.verdict.value, each.needed) for name, each in tables.items()} == {
+        "crm.users": ("unknown", False),
+        "crm.claims": ("ours", False),
+        "crm.claim_requirements": ("absent", False),
+    }
+    lacks = {each.what for each in tables["crm.users"].differences}
+    assert lacks >= {"current_signature_file_id", "created_at", "phone_number"}
+    assert "status" not in lacks
 
 
 def test_every_kind_of_difference_is_listed(empty_database_url: str) -> None:

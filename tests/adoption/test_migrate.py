@@ -14,11 +14,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from assignment_workers.adoption.migrate import migrate
+from assignment_workers.adoption.migrate import BOOKS, migrate
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback
+from assignment_workers.adoption.shapes import LEGACY_CALL_QUEUE
 from assignment_workers.assignment import history
 from assignment_workers.assignment.doctor import examine
 from assignment_workers.errors import SchemaMismatch, UsageError
@@ -143,9 +145,14 @@ def test_someone_elses_is_named_and_not_touched(empty_database_url: str) -> None
     assert rows(empty_database_url, "SELECT to_regnamespace('assignment')::text") == [(None,)]
 
 
-@pytest.mark.parametrize(
-    "revision", [f"{number:04}" for number in range(1, int(migrations.head()))]
-)
+OLDER = [
+    each.revision
+    for each in ScriptDirectory.from_config(migrations._config(None)).walk_revisions()
+    if each.revision != migrations.head()
+]
+
+
+@pytest.mark.parametrize("revision", OLDER[::-1])
 def test_ours_at_an_older_revision_is_brought_up(empty_database_url: str, revision: str) -> None:
     from alembic import command
 
@@ -234,7 +241,7 @@ def test_a_run_that_is_killed_after_any_step_is_taken_up_by_the_next(
 
 MOVE = """
 import sys
-from assignment_workers.adoption.migrate import migrate
+from assignment_workers.adoption.migrate import BOOKS, migrate
 from assignment_workers.settings import Settings
 migrate(sys.argv[1], settings=Settings.from_environment({}), tell=print, batch=2)
 """
@@ -306,6 +313,98 @@ def test_a_run_that_is_killed_inside_a_transaction_is_taken_up_by_the_next(
     finally:
         with connected(postgres_server) as admin:
             admin.execute(f"DROP DATABASE {copy} WITH (FORCE)")
+
+
+def test_a_run_that_is_killed_while_it_builds_an_index_is_taken_up_by_the_next(
+    empty_database_url: str,
+) -> None:
+    """It waits, with the index half built, for a transaction that was there before: nobody for it."""
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.dirty(connection)
+        connection.execute(
+            "INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id, updated_at,"
+            " created_at) SELECT gen_random_uuid(), n % 3, now(), gen_random_uuid(), now(),"
+            " now() - n * interval '1 s' FROM generate_series(1, 12) n"
+        )
+    left = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+    with psycopg.connect(url) as before, connected(url) as watching:
+        before.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        before.execute("SELECT 1")
+        with subprocess.Popen([sys.executable, "-c", MOVE, url], stderr=subprocess.PIPE) as process:
+            try:
+                wait_until(
+                    lambda: watching.execute(
+                        "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'virtualxid'"
+                    ).fetchone(),
+                    "it to wait with the index half built",
+                )
+                # The dialer promises, and is told of missed calls, meanwhile.
+                watching.execute("SET statement_timeout TO '1 s'")
+                watching.execute(
+                    "INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id,"
+                    " updated_at) VALUES (gen_random_uuid(), 1, now(), gen_random_uuid(), now())"
+                )
+            finally:
+                process.kill()
+        # Its server process would look for its client only once it no longer waits.
+        watching.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted"
+            " AND locktype = 'virtualxid'"
+        )
+        wait_until(
+            lambda: (
+                watching.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                ).fetchone()
+                == (2,)
+            ),
+            "its connection to end",
+        )
+        assert watching.execute(left).fetchone() == (1,)
+    moved(url)
+    check(url)
+    assert rows(url, left) == [(0,)]
+    assert rows(
+        url, "SELECT count(*), count(DISTINCT user_id) FROM callbacks WHERE status = 'pending'"
+    ) == [(3, 3)]
+
+
+def test_where_there_is_no_call_queue_the_old_reader_finds_a_view_of_it(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "pending", None), (2, 2, "assigned", 7))
+        dialers.queue(connection, OUTSTANDING, (3, 1, "pending", None))
+    moved(url)
+    listed = "SELECT queue_type, user_id, status, assigned_to_agent_id FROM call_queue ORDER BY 2"
+    assert rows(url, listed) == [
+        ("unsigned_users", 1, "pending", None),
+        ("unsigned_users", 2, "assigned", 7),
+        ("outstanding_requests", 3, "pending", None),
+    ]
+    columns = "SELECT attname FROM pg_attribute WHERE attrelid = 'call_queue'::regclass"
+    assert {name for (name,) in rows(url, columns)} == LEGACY_CALL_QUEUE.columns.keys()
+    assert rows(url, "SELECT count(DISTINCT id) FROM call_queue") == [(3,)]
+    with connected(url) as connection:
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="POST /v1/requests"):
+            connection.execute("UPDATE call_queue SET status = 'assigned'")
+    rollback(url)
+    assert rows(url, "SELECT to_regclass('call_queue')::text") == [(None,)]
+
+
+def test_a_call_queue_that_is_there_stays_the_dialers_own(empty_database_url: str) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        connection.execute("CREATE TABLE call_queue (id uuid PRIMARY KEY, user_id bigint NOT NULL)")
+    kind = "SELECT relkind::text FROM pg_class WHERE oid = 'call_queue'::regclass"
+    moved(url)
+    assert rows(url, kind) == [("r",)]
+    rollback(url)
+    assert rows(url, kind) == [("r",)]
 
 
 def test_a_write_to_a_view_is_refused_with_the_call_that_takes_its_place(
@@ -447,6 +546,35 @@ def test_the_dialer_is_not_blocked_for_a_second_even_behind_a_long_transaction(
     assert broke == []
     assert min(counts.values()) > 10
     assert max(longest.values()) < 1.0, longest
+    check(url)
+
+
+def test_a_switch_that_takes_too_long_is_undone_and_tried_again(empty_database_url: str) -> None:
+    """The dialer waits for it with its tables locked: no try may last."""
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "assigned", 999), (2, 2, "pending", None))
+    migrations.upgrade(url)
+    with connected(url) as connection:
+        for sql in BOOKS:
+            connection.execute(sql.encode())
+        connection.execute("CREATE SEQUENCE tries")
+        connection.execute("""
+            CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('tries') < 3 THEN PERFORM pg_sleep(30); END IF;
+                RETURN NEW;
+            END $$
+        """)
+        connection.execute(
+            "CREATE TRIGGER dawdle BEFORE INSERT ON assignment.adoption_decisions FOR EACH ROW"
+            " WHEN (NEW.agent_id = 999) EXECUTE FUNCTION dawdle()"
+        )
+    began = time.monotonic()
+    moved(url)
+    assert time.monotonic() - began < 20
+    assert rows(url, "SELECT last_value FROM tries") == [(3,)]
+    assert [row[:3] for row in state(url)[0]] == [(1, 1, "pending"), (2, 2, "pending")]
     check(url)
 
 

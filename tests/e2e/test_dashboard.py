@@ -132,6 +132,8 @@ def paths(gateway: Gateway) -> list[str]:
         f"/events/{race}",
         "/dead-letters",
         "/dead-letters/1",
+        "/quarantine",
+        "/do-not-contact",
         "/report?period=hour",
         "/login",
         "/users/999999999",
@@ -169,11 +171,11 @@ def proof_of(page: Page) -> str:
     return str(page.locator("input[name=proof]").first.input_value())
 
 
-def act(page: Page, button: str, *, agent: str | None = None) -> str:
+def act(page: Page, button: str, **fields: str) -> str:
     """Do something from the page: what it says came of it."""
     form = page.locator("form", has=page.get_by_role("button", name=button, exact=True))
-    if agent is not None:
-        form.get_by_label("To agent").fill(agent)
+    for name, value in fields.items():
+        form.locator(f"input[name={name}]").fill(value)
     form.get_by_label("Why").fill(WHY)
     form.get_by_label("Why").press("Enter")
     expect(page.locator("#said")).to_be_visible()
@@ -527,6 +529,59 @@ def test_an_operator_sends_a_dead_letter_again(page: Page, gateway: Gateway) -> 
     assert act(page, "Send again").startswith("done: sent as task")
     expect(page.locator("#dead_letter")).to_contain_text(" as ", timeout=SOON)
     assert gateway.stack.value("SELECT replayed_as IS NOT NULL FROM assignment.dead_letters")
+
+
+def test_an_operator_releases_from_quarantine_and_keeps_the_do_not_contact_list(
+    page: Page, gateway: Gateway
+) -> None:
+    other = gateway.stack.value("SELECT max(id) FROM crm.users")
+    user = other - 1
+    visit(page, gateway, "/quarantine")
+    with gateway.stack.engine.begin() as connection:
+        for each in (user, other):
+            connection.exec_driver_sql(
+                "INSERT INTO assignment.bars (kind, user_id, reason, since, by)"
+                f" VALUES ('quarantine', {each}, '3 times not_in_crm', now(), 'claim')"
+            )
+    row = page.locator("#quarantine tbody tr")
+    expect(row).to_have_count(2, timeout=SOON)
+    assert act(page, "Release from quarantine", user=str(other)) == "done"
+    assert page.url.startswith(f"{gateway.url}/users/{other}?")
+    visit(page, gateway, "/quarantine")
+    expect(row).to_have_count(1)
+    row.get_by_role("link").click()
+    expect(page.locator('[data-figure="quarantine"]')).to_contain_text("set aside")
+    assert act(page, "Release from quarantine") == "done"
+    assert page.locator('[data-figure="quarantine"]').count() == 0
+    assert page.get_by_role("button", name="Release from quarantine").count() == 0
+    assert act(page, "Do not contact") == "done"
+    expect(page.locator('[data-figure="do_not_contact"]')).to_contain_text("offered to nobody")
+    assert act(page, "Take off the do-not-contact list") == "done"
+
+    visit(page, gateway, "/do-not-contact")
+    assert act(page, "Do not contact", phone="07700 900 321") == "done"
+    expect(page.locator("#do_not_contact tbody")).to_contain_text("07700 900 321")
+    assert act(page, "Do not contact", user="3", phone="07700 900 321").startswith(
+        "refused: a user or"
+    )
+    visit(page, gateway, "/do-not-contact")
+    assert act(page, "Do not contact", phone="12").startswith("refused: phone '12'")
+    assert act(page, "Take off the do-not-contact list", phone="+447700900321") == "done"
+    expect(page.locator("#do_not_contact tbody")).to_have_text("nobody")
+    kept = gateway.stack.rows(
+        "SELECT kind, user_id, by, lifted_by, lifted_why FROM assignment.bars ORDER BY id"
+    )
+    who = f"token {gateway.tokens['operator'].split('_')[1]}"
+    assert kept == [
+        ("quarantine", user, "claim", who, WHY),
+        ("quarantine", other, "claim", who, WHY),
+        ("do_not_contact", user, who, who, WHY),
+        ("do_not_contact", None, who, who, WHY),
+    ]
+    subjects = gateway.stack.rows(
+        "SELECT DISTINCT subject FROM assignment.operator_actions WHERE action IN ('lift', 'do_not_contact')"
+    )
+    assert {row[0] for row in subjects} == {str(user), "3", "a phone number"}
 
 
 def test_what_the_doctor_finds_shows_and_is_repaired(page: Page, gateway: Gateway) -> None:

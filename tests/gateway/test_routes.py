@@ -10,6 +10,7 @@ import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_an_unknown_path_and_a_wrong_method_are_problems(gateway: Gateway) -> No
 
 def test_pause_resume_and_regenerate(gateway: Gateway) -> None:
     at = "/v1/queues/outstanding_requests"
-    paused = gateway.post(f"{at}/pause", bearer="operator")
+    paused = gateway.post(f"{at}/pause", {"why": "a test"}, bearer="operator")
     assert (paused.status, paused.json["outcome"]) == (200, "done")
     try:
         asked = {"agent_id": 15, "queue": "outstanding_requests"}
@@ -158,6 +159,36 @@ def test_pause_resume_and_regenerate(gateway: Gateway) -> None:
     built = gateway.stack.client().built(sent.json["task_id"], timeout=timedelta(seconds=60))
     assert isinstance(built, dict)
     assert gateway.post("/v1/queues/nowhere/pause", bearer="operator").status == 404
+    who = f"token {gateway.tokens['operator'].split('_')[1]}"
+    assert gateway.stack.rows(
+        "SELECT who, action, subject, why, outcome FROM assignment.operator_actions"
+        " ORDER BY id DESC LIMIT 3"
+    )[::-1] == [
+        (who, "pause", "outstanding_requests", "a test", "done"),
+        (who, "resume", "outstanding_requests", None, "done"),
+        (who, "rebuild", "outstanding_requests", None, "done"),
+    ]
+    assert gateway.stack.value(
+        "SELECT details FROM assignment.events WHERE kind = 'queue_paused' ORDER BY id DESC LIMIT 1"
+    ) == {"by": who, "why": "a test"}
+
+
+def test_a_reason_that_cannot_be_kept_is_refused_and_nothing_is_done(gateway: Gateway) -> None:
+    kept = "SELECT count(*) FROM assignment.operator_actions"
+    before = gateway.stack.value(kept)
+    wrong: list[Any] = [
+        {"why": ""},
+        {"why": "x" * 501},
+        {"why": 5},
+        {"reason": "x"},
+        [],
+        "nonsense",
+    ]
+    for body in wrong:
+        answer = gateway.post("/v1/queues/unsigned_users/pause", body, bearer="operator")
+        assert (answer.status, answer.json["code"]) == (422, "malformed"), body
+    assert gateway.post("/v1/queues/unsigned_users/pause", bearer="supervisor").status == 403
+    assert gateway.stack.value(kept) == before
 
 
 def test_the_report_says_what_the_records_say(gateway: Gateway) -> None:

@@ -106,6 +106,9 @@ def nobody() -> Iterator[str]:
         (["explain", "nobody"], ["user", "integer"]),
         (["drain", "signed_users"], ["'signed_users'", *POLICIES]),
         (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
+        (["pause", "unsigned_users", "--why="], ["--why", "1 to 500"]),
+        (["quarantine", "release", "3", f"--why={'x' * 501}"], ["--why", "1 to 500"]),
+        (["dead-letters", "replay", "1", "--why=\udcff"], ["--why", "1 to 500"]),
         (["process", "gatekeeper"], ["'gatekeeper'", *PROCESSES]),
         (
             ["complete", ID, "--agent=26", "--outcome=call_back", "--callback-at=tomorrow"],
@@ -245,6 +248,17 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
         free = shell.run("quarantine", "release", "3", "--why=mended", **servers)
         free.check(USED_WRONGLY, "refused (not_barred)", "user 3")
         assert shell.run("quarantine", "list", "--json", **servers).json(0) == []
+        kept = stack.rows(
+            "SELECT action, subject, why, outcome FROM assignment.operator_actions ORDER BY id"
+        )
+        assert kept == [
+            ("pause", "signed_users", None, kept[0].outcome),
+            ("take_out", "unsigned_users", None, "done"),
+            ("do_not_contact", "3", "asked", "done"),
+            ("do_not_contact", "a phone number", "asked", kept[3].outcome),
+            ("release_from_quarantine", "3", "mended", kept[4].outcome),
+        ]
+        assert all(kept[place].outcome.startswith("refused: ") for place in (0, 3, 4))
         odd = shell.run("complete", ID, "--agent=26", "--outcome=won", **servers)
         odd.check(USED_WRONGLY, "refused (unknown_outcome)", "'won'", "completed_form")
 

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from assignment_workers.assignment import doctor
+from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.finish import release
 from assignment_workers.gateway.dashboard import views
@@ -26,6 +27,7 @@ from assignment_workers.gateway.dashboard.render import (
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.dashboard.views import Source, View
 from assignment_workers.gateway.latest import Latest
+from assignment_workers.schema.tables import BarKind
 from tests.world import OUTSTANDING, UNSIGNED, User, World, outstanding, owner
 
 QUEUES = (UNSIGNED, OUTSTANDING)
@@ -402,3 +404,19 @@ def test_all_agents(busy: World, redis_url: str) -> None:
     everybody = counted(busy, "agents")
     assert page.figures["agents listed"] == f"Who holds a user first; {everybody} of {everybody}."
     assert page.loose == []
+
+
+def test_who_is_set_aside_and_who_is_not_to_be_contacted(busy: World, redis_url: str) -> None:
+    for phone in ("07700 900123", "07700 900124"):
+        busy.run(do_not_contact, phone=phone, reason="asked", by="ann")
+    busy.run(do_not_contact, user=1, reason="asked", by="ann")
+    busy.run(lift, BarKind.DO_NOT_CONTACT, phone="07700 900124", by="ann", why="another's")
+    for view, kind in (
+        (views.quarantine(), BarKind.QUARANTINE),
+        (views.do_not_contact(), BarKind.DO_NOT_CONTACT),
+    ):
+        stand = counted(busy, "assignment.bars WHERE lifted_at IS NULL AND kind = :k", k=kind)
+        assert stand == "2"
+        page = shown(busy, redis_url, view)
+        page.loose = [each for each in page.loose if not each.isdigit()]
+        agrees(page, {"listed": f"The newest first, {stand} of {stand}."})

@@ -375,6 +375,18 @@ export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /**
+         * ActBody
+         * @description What an operator adds to what they do.
+         */
+        ActBody: {
+            /**
+             * Why
+             * @description Kept with who did it.
+             * @example the CRM is being mended
+             */
+            why?: string | null;
+        };
+        /**
          * AssignedAnswer
          * @description The user is this agent's.
          */
@@ -2476,7 +2488,11 @@ export interface operations {
             };
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ActBody"] | null;
+            };
+        };
         responses: {
             /** @description Successful Response */
             202: {
@@ -2600,7 +2616,11 @@ export interface operations {
             };
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ActBody"] | null;
+            };
+        };
         responses: {
             /** @description Successful Response */
             200: {
@@ -2724,7 +2744,11 @@ export interface operations {
             };
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ActBody"] | null;
+            };
+        };
         responses: {
             /** @description Successful Response */
             200: {

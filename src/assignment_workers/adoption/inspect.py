@@ -25,6 +25,7 @@ from assignment_workers.adoption.shapes import (
     Column,
     Shape,
 )
+from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.migrate import OUR_VIEW, head
 
@@ -110,6 +111,7 @@ def inspect(connection: Connection) -> Report:
         _dialer_table(table, relations.get(table.name)) for table in Agent.metadata.sorted_tables
     ]
     tables += [_other(name, relations.get(name)) for name in OTHERS]
+    tables += _crm(connection)
     live = {
         each.table: relations[each.table]
         for each in tables
@@ -266,6 +268,28 @@ def _other(name: str, found: Found | None) -> Inspected:
         Difference("target", "column", column, "there", None) for column in sorted(target - has)
     )
     return Inspected(name, Verdict.HYBRID, needed=False, differences=differences)
+
+
+def _crm(connection: Connection) -> Iterable[Inspected]:
+    """The CRM's tables that are read, tables or views: more columns than those do no harm.
+
+    None is needed here: a CRM may be in a database of its own.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in connection.execute(_CRM_COLUMNS, {"schema": CrmUser.metadata.schema}):
+        found[row.name].add(row.column)
+    for table in CrmUser.metadata.sorted_tables:
+        name, has = f"{table.schema}.{table.name}", found.get(table.name)
+        if has is None:
+            yield Inspected(name, Verdict.ABSENT, needed=False)
+            continue
+        missing = tuple(
+            Difference("ours", "column", column, str(wanted), None)
+            for column, wanted in _modelled(table).columns.items()
+            if column not in has
+        )
+        verdict = Verdict.UNKNOWN if missing else Verdict.OURS
+        yield Inspected(name, verdict, needed=False, differences=missing)
 
 
 def _not_a_table(name: str, found: Found, *, needed: bool) -> Inspected:
@@ -439,6 +463,12 @@ _COLUMNS = text(f"""
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
     AND NOT a.attisdropped LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
     WHERE {_OF_INTEREST} AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+""")
+_CRM_COLUMNS = text("""
+    SELECT c.relname AS name, a.attname AS column
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE n.nspname = :schema AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """)
 _INDEXES = text(f"""
     SELECT c.relname AS name, i.indisunique AS is_unique, i.indisprimary AS is_primary,

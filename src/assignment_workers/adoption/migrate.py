@@ -31,6 +31,7 @@ from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import connect
+from assignment_workers.schema.migrate import OUR_VIEW
 from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Assignment, Generation, Sequencer
 from assignment_workers.settings import Settings
@@ -40,6 +41,8 @@ KEPT = "_before_adoption"
 BATCH = 20_000
 LOCK_AT_MOST = timedelta(milliseconds=250)
 """How long a statement waits for a lock, and the dialer's statements behind it."""
+SWITCH_AT_MOST = timedelta(milliseconds=700)
+"""How long the switch keeps the tables to itself: under a second with the wait for them."""
 TRY_SECONDS = 300.0
 STATEMENT_AT_MOST = timedelta(minutes=30)
 
@@ -98,6 +101,8 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
             )
             tell(f"switch: {', '.join(each.table for each in sources)} are views now")
             tell(f"contract: the old tables are kept, their names end with {KEPT}")
+        if patiently(lambda: show_call_queue(engine), seconds=TRY_SECONDS):
+            tell(f"contract: {views.CALL_QUEUE}, which was not there, is a view to read")
     return migrations.head()
 
 
@@ -262,32 +267,51 @@ def switch(
 ) -> None:
     """In one transaction: holds become assignments, tables become views, generations are published.
 
-    The dialer waits for it, once: its cost is that of the holds, not of the tables.
+    The dialer waits for it, once: its cost is that of the holds, not of the tables. What takes
+    longer than `SWITCH_AT_MOST` once the tables are locked is undone, to be tried again: raises
+    SQLAlchemy's `OperationalError`.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
     with engine.begin() as connection:
         turn = locked_turn(connection)
+        for number in numbers.values():
+            publish(turn, number, settings=settings)
+        connection.execute(text(views.REFUSE_WRITES))
+        for each in sources:
+            for sql in views.create(each.table, each.queue, each.types):
+                connection.execute(text(sql))
+            connection.execute(text(_grant(each.table)))
         names = ", ".join(f"public.{each.table}" for each in sources)
         connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(text(_BRIEFLY))
         connection.execute(text(holds_statement(sources)))
         connection.execute(text(JUDGE_HOLDS))
         connection.execute(_LEAVE_OTHERS, {"generations": list(numbers.values())})
         for each in sources:
             given = {"queue": each.queue, "generation": numbers[each.queue]}
             connection.execute(_PLACE_HOLDS, given)
-        connection.execute(text(views.REFUSE_WRITES))
         for each in sources:
-            connection.execute(
-                text(f"ALTER TABLE public.{each.table} RENAME TO {each.table}{KEPT}")
-            )
-            for sql in views.create(each.table, each.queue, each.types):
+            for sql in renaming(each.table):
                 connection.execute(text(sql))
-            connection.execute(text(_grant(each.table)))
-        for number in numbers.values():
-            publish(turn, number, settings=settings)
         _take_over(turn, numbers, settings)
         connection.execute(_SWITCHED, {"queues": list(numbers), "at": turn.now})
+        connection.execute(_IN_TIME)
+
+
+def renaming(table: str) -> tuple[str, str]:
+    """The statements by which the table gives its name to the view."""
+    return f"ALTER TABLE public.{table} RENAME TO {table}{KEPT}", views.take_name(table)
+
+
+def show_call_queue(engine: Engine) -> bool:
+    """Where a dialer was taken over that has no `call_queue`, show one; whether it was made now."""
+    with engine.begin() as connection:
+        if not connection.execute(_CALL_QUEUE_MISSING, {"comment": OUR_VIEW}).scalar_one():
+            return False
+        for sql in views.create_call_queue():
+            connection.execute(text(sql))
+        return True
 
 
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
@@ -439,10 +463,10 @@ def _grant(table: str) -> str:
     return f"""
         DO $grant$ DECLARE given record; BEGIN
             FOR given IN SELECT DISTINCT grantee, privilege_type FROM pg_class c,
-                LATERAL aclexplode(c.relacl) WHERE c.oid = 'public.{table}{KEPT}'::regclass
+                LATERAL aclexplode(c.relacl) WHERE c.oid = 'public.{table}'::regclass
                 AND privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
             LOOP
-                EXECUTE format('GRANT %s ON public.{table} TO %s', given.privilege_type,
+                EXECUTE format('GRANT %s ON public.{table}{views.MADE} TO %s', given.privilege_type,
                     CASE given.grantee WHEN 0 THEN 'PUBLIC'
                     ELSE quote_ident(pg_get_userbyid(given.grantee)) END);
             END LOOP;
@@ -467,6 +491,28 @@ _SOURCES = text("""
     AND NOT a.attisdropped
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
     AND c.relname = ANY(:names)
+""")
+_CALL_QUEUE_MISSING = text(f"""
+    SELECT to_regclass('public.{views.CALL_QUEUE}') IS NULL AND EXISTS (
+        SELECT FROM pg_class c WHERE c.relkind = 'v'
+        AND c.relnamespace = 'public'::regnamespace
+        AND obj_description(c.oid, 'pg_class') = :comment)
+""")
+_SWITCH_MS = round(SWITCH_AT_MOST.total_seconds() * 1000)
+# No statement outlasts the time, nor does a client that has stopped; the last of these asks whether
+# all of it together did, and ends it as PostgreSQL ends a statement that takes too long.
+_BRIEFLY = f"""
+    SET LOCAL statement_timeout TO {_SWITCH_MS};
+    SET LOCAL idle_in_transaction_session_timeout TO {_SWITCH_MS};
+    SELECT set_config('assignment.locked_at', clock_timestamp()::text, true)
+"""
+_IN_TIME = text(f"""
+    DO $in_time$ BEGIN
+        IF clock_timestamp() - current_setting('assignment.locked_at')::timestamptz
+            > interval '{_SWITCH_MS} ms' THEN
+            RAISE EXCEPTION 'the switch took too long' USING ERRCODE = 'query_canceled';
+        END IF;
+    END $in_time$
 """)
 _SNAPSHOT = text("SELECT pg_current_snapshot()::text")
 _FIND_BUILD = text("""

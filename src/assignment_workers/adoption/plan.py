@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 from sqlalchemy import Connection, text
 
@@ -14,6 +15,7 @@ from assignment_workers.adoption.migrate import (
     JUDGE_HOLDS,
     KEPT,
     LOCK_AT_MOST,
+    SWITCH_AT_MOST,
     Source,
     additions,
     copy_statement,
@@ -21,6 +23,7 @@ from assignment_workers.adoption.migrate import (
     found_sources,
     holds_statement,
     refuse_unknown,
+    renaming,
 )
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema import migrate as migrations
@@ -41,12 +44,19 @@ def plan(connection: Connection, database_url: str) -> str:
         lines.append(
             f"-- 4. contract: nothing is dropped; the old tables keep their rows, as NAME{KEPT}"
         )
+        missing = text(f"SELECT to_regclass('public.{views.CALL_QUEUE}') IS NULL")
+        if connection.execute(missing).scalar_one():
+            lines.append(f"-- {views.CALL_QUEUE} is not there: a view to read; no lock on a table")
+            lines += [f"{sql};" for sql in views.create_call_queue()]
     return "\n".join(lines)
 
 
 def _wait() -> str:
-    milliseconds = round(LOCK_AT_MOST.total_seconds() * 1000)
-    return f"waits at most {milliseconds} ms for it and is tried again"
+    return f"waits at most {_milliseconds(LOCK_AT_MOST)} ms for it and is tried again"
+
+
+def _milliseconds(time: timedelta) -> int:
+    return round(time.total_seconds() * 1000)
 
 
 def _expand(connection: Connection, database_url: str) -> Iterator[str]:
@@ -85,10 +95,12 @@ def _switch(connection: Connection, sources: list[Source]) -> Iterator[str]:
     holds = connection.execute(text(f"SELECT {held}")).scalar_one()
     yield f"-- 3. switch, one transaction: ACCESS EXCLUSIVE on {names}; {_wait()}"
     yield f"-- live holds: {holds}; nothing in it grows with the tables"
-    yield f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE;"
-    yield f"{holds_statement(sources)};"
-    yield f"{JUDGE_HOLDS};"
     yield f"{views.REFUSE_WRITES.strip()};"
     for each in sources:
-        yield f"ALTER TABLE public.{each.table} RENAME TO {each.table}{KEPT};"
         yield from (f"{sql};" for sql in views.create(each.table, each.queue, each.types))
+    yield f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE;"
+    yield f"-- undone and tried again where it takes longer than {_milliseconds(SWITCH_AT_MOST)} ms"
+    yield f"{holds_statement(sources)};"
+    yield f"{JUDGE_HOLDS};"
+    for each in sources:
+        yield from (f"{sql};" for sql in renaming(each.table))

@@ -14,9 +14,11 @@ from assignment_workers.adoption.migrate import (
     opened,
 )
 from assignment_workers.adoption.shapes import AGENT_COLUMNS, QUEUE_TABLES
+from assignment_workers.adoption.views import CALL_QUEUE
 from assignment_workers.assignment.finish import Owner, Release, finish
 from assignment_workers.assignment.locks import try_lock
 from assignment_workers.errors import UsageError
+from assignment_workers.schema.migrate import OUR_VIEW
 from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import Sequencer
 
@@ -47,6 +49,8 @@ def _roll_back(engine: Engine) -> list[str]:
         if not all(try_lock(connection, f"sequencer {lane}") for lane in lanes):
             raise UsageError("a sequencer is running: stop every process of this system first")
         turn = locked_turn(connection)
+        if connection.execute(_SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
+            connection.execute(text(f"DROP VIEW public.{CALL_QUEUE}"))
         for _, table in kept:
             connection.execute(text(f"DROP VIEW public.{table}"))
             connection.execute(text(f"ALTER TABLE public.{table}{KEPT} RENAME TO {table}"))
@@ -58,6 +62,11 @@ def _roll_back(engine: Engine) -> list[str]:
         )
         finish(turn, [Release(Owner(row.id, row.agent_id)) for row in active])
         return [table for _, table in kept]
+
+
+_SHOWS_CALL_QUEUE = text(
+    f"SELECT obj_description(to_regclass('public.{CALL_QUEUE}'), 'pg_class') = :comment"
+)
 
 
 def _statements(source: Source) -> list[str]:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from assignment_workers.adoption.shapes import DEPLOYED, TARGET
+from assignment_workers.adoption.shapes import (
+    DEPLOYED,
+    LEGACY_CALL_QUEUE,
+    QUEUE_TABLES,
+    TARGET,
+)
 from assignment_workers.schema.migrate import OUR_VIEW
+
+CALL_QUEUE = "call_queue"
+"""The legacy table, which the dialer needs for its call sessions."""
+
+MADE = "_made_by_adoption"
 
 REFUSE_WRITES = """
 CREATE OR REPLACE FUNCTION assignment.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $refuse$
@@ -39,6 +49,7 @@ _VALUES: Mapping[str, str] = {
 def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[str]:
     """The statements that make the view of a dialer queue, with the columns of either schema.
 
+    Its name ends with `MADE`, until `take_name`.
     `found_types` are the types of the columns of the table that it takes the place of: where the
     two schemas disagree the view is as that table was. Waiting users show as skipped, those who
     are out as inactive.
@@ -52,8 +63,35 @@ def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[s
             default = "'[]'" if kind == "jsonb" else "'{}'"
         value = _VALUES.get(name, f"{default}::{kind}").replace("{queue}", queue)
         shown.append(f'{value} AS "{name}"')
+    query = f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place"
+    return _view(f"{table}{MADE}", query)
+
+
+def take_name(table: str) -> str:
+    """The statement by which the view takes the name of the table, which is free by then."""
+    return f"ALTER VIEW public.{table}{MADE} RENAME TO {table}"
+
+
+def create_call_queue() -> Sequence[str]:
+    """The statements that make `call_queue` for reading: both dialer queues, by `queue_type`.
+
+    Only for a database that has no table of that name; where it has, call sessions point at it.
+    """
+    shown = []
+    for name, column in LEGACY_CALL_QUEUE.columns.items():
+        default = "NULL" if column.default in (None, "now()") else column.default
+        value = _VALUES.get(name, f"{default}::{column.type}").replace("'{queue} '", "queue || ' '")
+        shown.append(f'{"queue" if name == "queue_type" else value} AS "{name}"')
+    places = " UNION ALL ".join(
+        f"SELECT '{queue}' AS queue, place.* FROM ({_places(queue)}) AS place"
+        for queue in QUEUE_TABLES
+    )
+    return _view(CALL_QUEUE, f"SELECT {', '.join(shown)} FROM ({places}) AS every")
+
+
+def _view(table: str, query: str) -> Sequence[str]:
     return (
-        f"CREATE VIEW public.{table} AS SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place",
+        f"CREATE VIEW public.{table} AS {query}",
         f"COMMENT ON VIEW public.{table} IS '{OUR_VIEW}'",
         (
             f"CREATE TRIGGER refuse_write INSTEAD OF INSERT OR UPDATE OR DELETE ON public.{table} "

@@ -35,6 +35,7 @@ from assignment_workers.schema.tables import Bar, BarKind, Event
 COUNTED = timedelta(days=1)
 """How far back a user's failures count towards their quarantine."""
 LISTED_AT_MOST = 1_000
+COUNTED_AT_MOST = 10_000
 
 
 class BarShown(BaseModel):
@@ -49,15 +50,32 @@ class BarShown(BaseModel):
     by: str
 
 
-def bars(connection: Connection, kind: BarKind) -> list[BarShown]:
-    """The bars of this kind that stand, the newest first: at most `LISTED_AT_MOST`."""
+_shown = select(*(getattr(Bar, name) for name in BarShown.model_fields))
+
+
+def bars(connection: Connection, kind: BarKind, *, limit: int = LISTED_AT_MOST) -> list[BarShown]:
+    """The bars of this kind that stand, the newest first: at most `limit`.
+
+    Cost: they are found from the newest on; bars that were lifted since are passed over.
+    """
     rows = connection.execute(
-        select(*(getattr(Bar, name) for name in BarShown.model_fields))
-        .where(Bar.kind == kind, Bar.lifted_at.is_(None))
-        .order_by(Bar.id.desc())
-        .limit(LISTED_AT_MOST)
+        _shown.where(Bar.kind == kind, Bar.lifted_at.is_(None)).order_by(Bar.id.desc()).limit(limit)
     ).mappings()
     return [BarShown(**row) for row in rows]
+
+
+def bars_of(connection: Connection, user: int) -> list[BarShown]:
+    """The bars that stand on this user, without those on their phone number."""
+    rows = connection.execute(_shown.where(Bar.user_id == user, Bar.lifted_at.is_(None))).mappings()
+    return [BarShown(**row) for row in rows]
+
+
+def count(connection: Connection, kind: BarKind) -> int:
+    """How many bars of this kind stand: counted to `COUNTED_AT_MOST`."""
+    some = (
+        select(Bar.id).where(Bar.kind == kind, Bar.lifted_at.is_(None)).limit(COUNTED_AT_MOST)
+    ).subquery()
+    return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
 
 def do_not_contact(

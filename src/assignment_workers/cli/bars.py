@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Annotated
 
 import typer
 
 from assignment_workers.assignment.answers import Done, Refused
 from assignment_workers.assignment.bars import bars
+from assignment_workers.cli.acting import Why, kept, whoever
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
@@ -20,7 +20,6 @@ quarantine = typer.Typer(help="Users set aside for unclear reasons.", no_args_is
 
 OptionalUser = Annotated[int | None, typer.Option(min=1, max=2**63 - 1, help="The user.")]
 Phone = Annotated[str | None, typer.Option(help="The phone number; its last nine digits count.")]
-Why = Annotated[str, typer.Option(help="Why, for the records.")]
 
 
 @contact.command("list")
@@ -32,14 +31,16 @@ def list_contact(json: AsJson = False) -> int:
 @contact.command()
 def add(why: Why, user: OptionalUser = None, phone: Phone = None) -> int:
     """Offer a user, or whoever has a phone number, to nobody; a hold that stands goes on."""
-    return _ask(commands.do_not_contact(user, phone, why, getpass.getuser()), "barred")
+    command = commands.do_not_contact(user, phone, why, whoever())
+    return _ask("do_not_contact", _subject(user), why, command, "barred")
 
 
 @contact.command()
 def lift(why: Why, user: OptionalUser = None, phone: Phone = None) -> int:
     """Take a user or a phone number off the list: the next build has them again."""
     kind = BarKind.DO_NOT_CONTACT
-    return _ask(commands.lift(kind.value, user, phone, why, getpass.getuser()), "off the list")
+    command = commands.lift(kind.value, user, phone, why, whoever())
+    return _ask("lift", _subject(user), why, command, "off the list")
 
 
 @quarantine.command("list")
@@ -54,7 +55,13 @@ def release(
 ) -> int:
     """Let a user be offered again: the next build has them."""
     kind = BarKind.QUARANTINE
-    return _ask(commands.lift(kind.value, user, None, why, getpass.getuser()), "released")
+    command = commands.lift(kind.value, user, None, why, whoever())
+    return _ask("release_from_quarantine", str(user), why, command, "released")
+
+
+def _subject(user: int | None) -> str:
+    """As it is kept: a phone number is not, its bar has it."""
+    return "a phone number" if user is None else str(user)
 
 
 def _list(title: str, kind: BarKind, *, json: bool) -> int:
@@ -74,9 +81,9 @@ def _list(title: str, kind: BarKind, *, json: bool) -> int:
     return 0
 
 
-def _ask(command: commands.Command, done: str) -> int:
-    with client() as asking:
-        answer = asking.command(command)
+def _ask(name: str, subject: str, why: str, command: commands.Command, done: str) -> int:
+    with kept(name, subject, why) as told, client() as asking:
+        answer = told(asking.command(command))
     if isinstance(answer, Done):
         typer.echo(f"{done}{' (it was already so)' if answer.replayed else ''}")
         return 0

@@ -13,6 +13,7 @@ from assignment_workers.assignment.dead_letters import (
     letters,
     mark_replayed,
 )
+from assignment_workers.cli.acting import OptionalWhy, kept
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -55,12 +56,12 @@ def show(number: Number) -> int:
 
 
 @app.command()
-def replay(number: Number) -> int:
+def replay(number: Number, why: OptionalWhy = None) -> int:
     """Send a dead letter's message again, under a new id."""
     found = _find(number)
     task, args, kwargs = arguments(found)
-    with client() as sending:
-        name = sending.send_again(task, args, kwargs, found.celery_queue or "maintenance")
+    with kept("replay", str(number), why) as told, client() as sending:
+        name = told(sending.send_again(task, args, kwargs, found.celery_queue or "maintenance"))
     with database() as connection:
         mark_replayed(connection, number, name)
         connection.commit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from datetime import timedelta
 from typing import Annotated
@@ -16,6 +15,7 @@ from assignment_workers.assignment.history import check
 from assignment_workers.assignment.levels import unpublished
 from assignment_workers.assignment.status import SequencerStatus, Status
 from assignment_workers.assignment.status import status as read_status
+from assignment_workers.cli.acting import OptionalWhy, kept, whoever
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import client, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
@@ -31,7 +31,6 @@ HISTORY_AT_MOST = timedelta(minutes=15)
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
-WhyOption = Annotated[str | None, typer.Option(help="Kept with who did it.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
 def regenerate(
     queues: Annotated[list[str] | None, typer.Argument(help="Dialer queues; none: all.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until they are built.")] = False,
+    why: OptionalWhy = None,
     json: AsJson = False,
 ) -> int:
     """Build new generations of dialer queues now."""
@@ -51,7 +51,7 @@ def regenerate(
             raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
     each_queue: list[str | None] = [*queues] if queues else [None]
     with client() as asking:
-        asked = [asking.regenerate(queue) for queue in each_queue]
+        asked = [_rebuild(asking, queue, why) for queue in each_queue]
         told = [_built(asking, each) if wait else each for each in asked]
     if json:
         as_json(told)
@@ -61,6 +61,11 @@ def regenerate(
         elif not json:
             typer.echo(each if isinstance(each, str) else _lines(each))
     return 1 if any(isinstance(each, Unavailable) for each in told) else 0
+
+
+def _rebuild(asking: Client, queue: str | None, why: str | None) -> str | Unavailable:
+    with kept("rebuild", queue or "all", why) as told:
+        return told(asking.regenerate(queue))
 
 
 def _built(asking: Client, task: str | Unavailable) -> Built | Unavailable:
@@ -91,18 +96,18 @@ def _lines(built: Built) -> str:
     )
 
 
-def pause(queue: QueueArgument, why: WhyOption = None) -> int:
+def pause(queue: QueueArgument, why: OptionalWhy = None) -> int:
     """Hand out nobody from QUEUE until it is resumed; holds go on."""
-    with client() as asking:
-        answer = asking.pause(queue, by=getpass.getuser(), why=why)
-        return _done(answer, f"{queue} is paused")
+    with kept("pause", queue, why) as told, client() as asking:
+        answer = told(asking.pause(queue, by=whoever(), why=why))
+    return _done(answer, f"{queue} is paused")
 
 
-def resume(queue: QueueArgument, why: WhyOption = None) -> int:
+def resume(queue: QueueArgument, why: OptionalWhy = None) -> int:
     """Hand out users from QUEUE again."""
-    with client() as asking:
-        answer = asking.resume(queue, by=getpass.getuser(), why=why)
-        return _done(answer, f"{queue} hands out users")
+    with kept("resume", queue, why) as told, client() as asking:
+        answer = told(asking.resume(queue, by=whoever(), why=why))
+    return _done(answer, f"{queue} hands out users")
 
 
 def drain(
@@ -110,6 +115,7 @@ def drain(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many would be taken out.")
     ] = False,
+    why: OptionalWhy = None,
 ) -> int:
     """Take everybody who is not held out of QUEUE, until the next build has them again.
 
@@ -122,9 +128,9 @@ def drain(
             typer.echo(f"would be taken out of {queue}: {drainable(connection, queue)}")
         return 0
     count, last = 0, DRAINED_AT_MOST
-    with client() as asking:
+    with kept("take_out", queue, why) as told, client() as asking:
         while last >= DRAINED_AT_MOST:
-            answer = asking.command(commands.drain(queue, getpass.getuser()))
+            answer = told(asking.command(commands.drain(queue, whoever())))
             if not isinstance(answer, Done):
                 return _done(answer, "")
             last = answer.counts["drained"]
@@ -244,6 +250,7 @@ def doctor(
     history: Annotated[
         bool, typer.Option("--history", help="Replay all recorded events too.")
     ] = False,
+    why: OptionalWhy = None,
     json: AsJson = False,
 ) -> int:
     """Check every guarantee that the database can show. Exit 1 when one is broken.
@@ -255,8 +262,8 @@ def doctor(
     broken = [each for each in findings if not each.ok]
     mendable = [each for each in broken if each.repairable]
     if repair and mendable and not dry_run:
-        with client() as asking:
-            answer = asking.repair()
+        with kept("repair", "all", why) as told, client() as asking:
+            answer = told(asking.repair())
         if not isinstance(answer, Done):
             complain(line(answer))
             return 1

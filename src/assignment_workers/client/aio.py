@@ -153,13 +153,17 @@ class AsyncClient:
         command = commands.renew(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
-    async def pause(self, queue: str, *, by: str | None = None) -> CommandAnswer:
+    async def pause(
+        self, queue: str, *, by: str | None = None, why: str | None = None
+    ) -> CommandAnswer:
         """Hand out nobody from this dialer queue."""
-        return as_command_answer(await self.ask(commands.pause(queue, by), TIMEOUT))
+        return as_command_answer(await self.ask(commands.pause(queue, by, why), TIMEOUT))
 
-    async def resume(self, queue: str, *, by: str | None = None) -> CommandAnswer:
+    async def resume(
+        self, queue: str, *, by: str | None = None, why: str | None = None
+    ) -> CommandAnswer:
         """Hand out from this dialer queue again."""
-        return as_command_answer(await self.ask(commands.resume(queue, by), TIMEOUT))
+        return as_command_answer(await self.ask(commands.resume(queue, by, why), TIMEOUT))
 
     async def regenerate(self, queue: str | None = None) -> str | Unavailable:
         """Ask for a new generation of a dialer queue, or of each; the id of the building task."""

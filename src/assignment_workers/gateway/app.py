@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from random import Random
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bind_contextvars
 
 from assignment_workers import traces
+from assignment_workers.assignment.actions import Action
 from assignment_workers.assignment.answers import Code, Done, Finished, Held
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.explain import Explanation, Funnel, instant
@@ -37,11 +38,13 @@ from assignment_workers.assignment.status import QueueStatus, sequencer_statuses
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
 from assignment_workers.gateway.abandoned import Abandoned
+from assignment_workers.gateway.acting import kept, told_by
 from assignment_workers.gateway.asking import Asking, response
 from assignment_workers.gateway.bodies import (
     FINISHED_EXAMPLES,
     REQUEST_EXAMPLES,
     STREAM_EXAMPLE,
+    ActBody,
     CompleteBody,
     EventsQuery,
     Index,
@@ -207,6 +210,7 @@ AssignmentId = Annotated[UUID, Path(description="The assignment's id.")]
 AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
 UserPath = Annotated[int, Path(ge=1, le=2**63 - 1, description="The user.")]
 Queue = Annotated[str, Path(max_length=200, description="The dialer queue.")]
+Said = Annotated[ActBody | None, Body(description="May be left out.")]
 
 ALWAYS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
 WHEN_ASKED = (
@@ -405,14 +409,16 @@ def explain_user(user: UserPath, here: Here, who: Who) -> Explanation:
     response_model=Sent,
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
-async def regenerate(queue: Queue, here: Here, who: Who) -> Response:
+async def regenerate(queue: Queue, here: Here, who: Who, body: Said = None) -> Response:
     """Build a new generation of a dialer queue now."""
-    who.must_be(OPERATING)
-    _known(queue)
-    sent = await here.asking.client.regenerate(queue)
-    if isinstance(sent, Unavailable):
-        return response(sent.model_dump(mode="json"))
-    return JSONResponse({"task_id": sent}, status_code=HTTPStatus.ACCEPTED)
+
+    async def do() -> Response:
+        sent = await here.asking.client.regenerate(queue)
+        if isinstance(sent, Unavailable):
+            return response(sent.model_dump(mode="json"))
+        return JSONResponse({"task_id": sent}, status_code=HTTPStatus.ACCEPTED)
+
+    return await _act(here, who, Action("rebuild", queue, who.name, _why(body)), do)
 
 
 @ROUTES.post(
@@ -421,12 +427,13 @@ async def regenerate(queue: Queue, here: Here, who: Who) -> Response:
     response_model=Done,
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
-async def pause(request: Request, queue: Queue, here: Here, who: Who) -> Response:
+async def pause(
+    request: Request, queue: Queue, here: Here, who: Who, body: Said = None
+) -> Response:
     """Hand out nobody from a dialer queue; holds go on."""
-    who.must_be(OPERATING)
-    _known(queue)
-    by = f"token {who.token}" if who.token else "gateway"
-    return await here.asking.ask(request, commands.pause(queue, by), TIMEOUT)
+    action = Action("pause", queue, who.name, _why(body))
+    command = commands.pause(queue, action.who, action.why)
+    return await _act(here, who, action, lambda: here.asking.ask(request, command, TIMEOUT))
 
 
 @ROUTES.post(
@@ -435,12 +442,25 @@ async def pause(request: Request, queue: Queue, here: Here, who: Who) -> Respons
     response_model=Done,
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
-async def resume(request: Request, queue: Queue, here: Here, who: Who) -> Response:
+async def resume(
+    request: Request, queue: Queue, here: Here, who: Who, body: Said = None
+) -> Response:
     """Hand out users from a dialer queue again."""
+    action = Action("resume", queue, who.name, _why(body))
+    command = commands.resume(queue, action.who, action.why)
+    return await _act(here, who, action, lambda: here.asking.ask(request, command, TIMEOUT))
+
+
+async def _act(
+    here: Gateway, who: Caller, action: Action, do: Callable[[], Awaitable[Response]]
+) -> Response:
     who.must_be(OPERATING)
-    _known(queue)
-    by = f"token {who.token}" if who.token else "gateway"
-    return await here.asking.ask(request, commands.resume(queue, by), TIMEOUT)
+    _known(action.subject)
+    return (await kept(here.engine, action, do, told_by))[1]
+
+
+def _why(body: ActBody | None) -> str | None:
+    return body.why if body else None
 
 
 def _known(queue: str) -> None:

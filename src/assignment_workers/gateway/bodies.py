@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from assignment_workers.assignment.actions import WHY_AT_MOST
 from assignment_workers.assignment.answers import (
     Assigned,
     Done,
@@ -60,6 +61,14 @@ class CompleteBody(OwnerBody):
     outcome: Word = Field(examples=["no_answer"])
     notes: Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")] | None = None
     callback_at: AwareDatetime | None = None
+
+
+class ActBody(_Body):
+    """What an operator adds to what they do."""
+
+    why: (
+        Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] | None
+    ) = Field(None, description="Kept with who did it.", examples=["the CRM is being mended"])
 
 
 class ReportQuery(_Body):
@@ -160,6 +169,7 @@ class State(BaseModel):
 
 
 __all__ = [
+    "ActBody",
     "AgentId",
     "CompleteBody",
     "Done",

@@ -60,6 +60,11 @@ class Caller:
     role: TokenRole | None
     agent_id: int | None
 
+    @property
+    def name(self) -> str:
+        """Who acts, as it is kept with what an operator did."""
+        return f"token {self.token}" if self.token else "anybody"
+
     def must_be(self, roles: frozenset[TokenRole]) -> None:
         """Raise `Problem` 403 for a role that is not one of these."""
         if self.role is not None and self.role not in roles:

@@ -38,6 +38,8 @@ class Latest:
     lanes: Lanes = ONE_LANE
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
+    _age: int = 0
+    """Grows when what was read until then is to be forgotten."""
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.BoundedSemaphore = field(
@@ -71,10 +73,17 @@ class Latest:
         with lock:
             at, found = self._kept.get(name, (float("-inf"), None))
             if self.clock() - at >= seconds:
-                found = what()
-                self._kept[name] = self.clock(), found
+                age, found = self._age, what()
+                if age == self._age:
+                    self._kept[name] = self.clock(), found
             kept: T = found
             return kept
+
+    def forget(self) -> None:
+        """Whoever asks from now on gets what is so from now on: something was changed."""
+        with self._guard:
+            self._age += 1
+            self._kept.clear()
 
     def _ask(self, what: Callable[[Connection], T]) -> T:
         try:

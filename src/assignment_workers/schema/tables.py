@@ -461,11 +461,11 @@ class OperatorAction(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The token's name, or `anybody` where tokens are off."""
+    """The token's name, `anybody` where tokens are off, or who ran the command."""
     action: Mapped[str]
     subject: Mapped[str]
-    """What it was done to, as words: a dialer queue, an assignment, a dead letter."""
-    why: Mapped[str]
+    """What it was done to, as words: a dialer queue, a user, an assignment, a dead letter."""
+    why: Mapped[str | None]
     outcome: Mapped[str | None]
     """`done`, `refused: ...` or `unavailable: ...`; null: it is not known what came of it."""
     ended_at: Mapped[datetime | None] = mapped_column(Instant)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 from uuid import UUID
 
-from sqlalchemy import Engine, func, insert, update
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import Engine
 
+from assignment_workers.assignment.actions import WHY_AT_MOST, Action
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.dead_letters import Letter, arguments, letter, mark_replayed
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
 from assignment_workers.errors import NotReplayable
-from assignment_workers.gateway.problems import Problem, refused, unavailable
+from assignment_workers.gateway.acting import kept
+from assignment_workers.gateway.problems import Problem, refused
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import OperatorAction
+from assignment_workers.schema.tables import BarKind
 
 TIMEOUT = timedelta(seconds=10)
-WHY_AT_MOST = 500
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,18 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Field:
+    """Something that a form asks for besides the reason."""
+
+    name: str
+    label: str
+    required: bool = True
+    digits: bool = True
+    of_lists: bool = False
+    """Names the subject: asked for where the page is of many."""
+
+
+@dataclass(frozen=True)
 class Act:
     """Something that an operator may do."""
 
@@ -47,6 +58,7 @@ class Act:
     """Does it; what came of it: `done`, `refused: ...` or `unavailable: ...`."""
     where: Callable[[str], str]
     """The page of its subject."""
+    fields: Sequence[Field] = ()
 
 
 async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked) -> int:
@@ -62,35 +74,15 @@ async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked
         raise _malformed(f"say why, in 1 to {WHY_AT_MOST} letters: it is kept with what you did")
     if "\x00" in asked.why + asked.subject or len(asked.subject) > WHY_AT_MOST:
         raise _malformed("a null character, or too long a subject")
-    try:
-        number = await asyncio.to_thread(_begin, engine, name, asked)
+
+    async def do() -> str:
         try:
-            outcome = await act.do(client, engine, asked)
+            return await act.do(client, engine, asked)
         except Problem as problem:
-            outcome = f"refused: {problem.detail}"
-        await asyncio.to_thread(_end, engine, number, outcome)
-    except (DBAPIError, PoolTimeout) as error:
-        raise unavailable("the database cannot answer: look whether it was done") from error
-    return number
+            return f"refused: {problem.detail}"
 
-
-def _begin(engine: Engine, name: str, asked: Asked) -> int:
-    row = {"who": asked.who, "action": name, "subject": asked.subject, "why": asked.why}
-    with engine.begin() as connection:
-        return connection.execute(
-            insert(OperatorAction)
-            .values(at=func.clock_timestamp(), **row)
-            .returning(OperatorAction.id)
-        ).scalar_one()
-
-
-def _end(engine: Engine, number: int, outcome: str) -> None:
-    with engine.begin() as connection:
-        connection.execute(
-            update(OperatorAction)
-            .where(OperatorAction.id == number)
-            .values(outcome=outcome, ended_at=func.clock_timestamp())
-        )
+    action = Action(name, asked.subject, asked.who, asked.why)
+    return (await kept(engine, action, do, str))[0]
 
 
 async def _ask(client: AsyncClient, command: Command) -> str:
@@ -153,12 +145,45 @@ async def _take_back(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 async def _reassign(client: AsyncClient, _: Engine, asked: Asked) -> str:
-    agent = asked.said.get("agent", "")
-    if not (agent.isascii() and agent.isdigit() and 1 <= int(agent[:12]) < 2**31):
+    agent = _number(asked.said.get("agent", ""), 2**31 - 1)
+    if agent is None:
         raise _malformed("agent: the number of the agent who shall have the user")
-    return await _ask(
-        client, commands.reassign(_assignment(asked), int(agent), asked.who, asked.why)
-    )
+    return await _ask(client, commands.reassign(_assignment(asked), agent, asked.who, asked.why))
+
+
+async def _bar(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    user, phone = _whom(asked)
+    return await _ask(client, commands.do_not_contact(user, phone, asked.why, asked.who))
+
+
+async def _lift(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    user, phone = _whom(asked)
+    kind = BarKind.DO_NOT_CONTACT.value
+    return await _ask(client, commands.lift(kind, user, phone, asked.why, asked.who))
+
+
+async def _release(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    user, _phone = _whom(asked)
+    kind = BarKind.QUARANTINE.value
+    return await _ask(client, commands.lift(kind, user, None, asked.why, asked.who))
+
+
+def subject_of(said: Mapping[str, str]) -> str:
+    """What is acted on, as it is kept: a phone number is not, its bar has it."""
+    named = said.get("subject") or said.get("user")
+    return named or ("a phone number" if said.get("phone") else "all")
+
+
+def _whom(asked: Asked) -> tuple[int | None, str | None]:
+    """The user of this page or of the form, or the phone number; or both, which is refused."""
+    phone = asked.said.get("phone") or None
+    named = asked.said.get("subject") or asked.said.get("user")
+    if not named:
+        return None, phone
+    user = _number(named, 2**63 - 1)
+    if user is None:
+        raise _malformed("user: the number of a user")
+    return user, phone
 
 
 async def _repair(client: AsyncClient, _: Engine, __: Asked) -> str:
@@ -166,9 +191,9 @@ async def _repair(client: AsyncClient, _: Engine, __: Asked) -> str:
 
 
 async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
-    if not (asked.subject.isascii() and asked.subject.isdigit()):
+    number = _number(asked.subject, 2**63 - 1)
+    if number is None:
         raise _malformed(f"{asked.subject!r:.50} is no dead letter's number")
-    number = int(asked.subject[:18])
 
     def find() -> Letter | None:
         with engine.connect() as connection:
@@ -199,6 +224,12 @@ def _sent(task: str | Unavailable) -> str:
     return f"done: sent as task {task}"
 
 
+def _number(said: str, most: int) -> int | None:
+    """The number that was written; None where it is none, or not between 1 and `most`."""
+    is_one = said.isascii() and said.isdigit() and len(said) <= len(str(most))
+    return int(said) if is_one and 1 <= int(said) <= most else None
+
+
 def _malformed(detail: str) -> Problem:
     return refused(HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, detail)
 
@@ -213,6 +244,17 @@ def _of_all(_: str) -> str:
 
 def _of_assignment(name: str) -> str:
     return f"/assignments/{name}"
+
+
+def _of_whom(name: str) -> str:
+    return f"/users/{name}" if name.isdigit() else "/do-not-contact"
+
+
+_USER = Field("user", "User", of_lists=True)
+_WHOM = (
+    Field("user", "User", required=False, of_lists=True),
+    Field("phone", "or phone", required=False, digits=False, of_lists=True),
+)
 
 
 ACTS: dict[str, Act] = {
@@ -252,6 +294,28 @@ ACTS: dict[str, Act] = {
         "The hold ends and another agent gets the user, if the user may still be called.",
         _reassign,
         _of_assignment,
+        (Field("agent", "To agent"),),
+    ),
+    "release_from_quarantine": Act(
+        "Release from quarantine",
+        "The next build has the user again; failures until now do not count any more.",
+        _release,
+        _of_whom,
+        (_USER,),
+    ),
+    "do_not_contact": Act(
+        "Do not contact",
+        "The user, or whoever has this phone number, is offered to nobody; a hold goes on.",
+        _bar,
+        _of_whom,
+        _WHOM,
+    ),
+    "lift": Act(
+        "Take off the do-not-contact list",
+        "The next build has the user, or whoever has this phone number, again.",
+        _lift,
+        _of_whom,
+        _WHOM,
     ),
     "replay": Act(
         "Send again",

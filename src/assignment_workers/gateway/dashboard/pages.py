@@ -171,7 +171,8 @@ async def show(request: Request, view: View) -> Response:
         raise _nothing(view)
     said = request.query_params.get("said", "")
     done = await here.aside(_done, here, int(said)) if _is_number(said) else None
-    offered = {name: acts.ACTS[name] for name in view.actions} if _may_act(caller) else {}
+    names = view.actions(facts) if callable(view.actions) else view.actions
+    offered = {name: acts.ACTS[name] for name in names} if _may_act(caller) else {}
     of_page = {
         "title": view.title,
         "view": view,
@@ -327,6 +328,20 @@ async def event(request: Request, number: str) -> Response:
     return await show(request, views.event(_number(number, "event")))
 
 
+@ROUTES.get("/quarantine")
+@_page
+async def quarantine(request: Request) -> Response:
+    """Who is set aside."""
+    return await show(request, views.quarantine())
+
+
+@ROUTES.get("/do-not-contact")
+@_page
+async def do_not_contact(request: Request) -> Response:
+    """Who is not to be contacted."""
+    return await show(request, views.do_not_contact())
+
+
 @ROUTES.get("/dead-letters")
 @_page
 async def dead_letters(request: Request) -> Response:
@@ -384,9 +399,9 @@ async def act(request: Request, name: str) -> Response:
     caller.must_be(OPERATING)
     said = await session.fields(request)
     here = _here(request)
-    who = f"token {caller.token}" if caller.token else "anybody"
-    asked = acts.Asked(said.get("subject", "") or "all", who, said.get("why", ""), said)
+    asked = acts.Asked(acts.subject_of(said), caller.name, said.get("why", ""), said)
     number = await acts.carry_out(here.client, here.engine, name, asked)
+    here.source.latest.forget()
     where = acts.ACTS[name].where(quote(asked.subject, safe=""))
     return RedirectResponse(f"{where}?said={number}#said", HTTPStatus.SEE_OTHER)
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from assignment_workers.assignment import details, report
+from assignment_workers.assignment import bars, details, report
 from assignment_workers.assignment import explain as explaining
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import letter, letters
@@ -20,6 +20,7 @@ from assignment_workers.assignment.report import Report
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.latest import FRESH_SECONDS, Latest
 from assignment_workers.policy.queues import Policy
+from assignment_workers.schema.tables import BarKind
 from assignment_workers.settings import Settings
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ SERVICE_AT_MOST = 60.0
 """How old a report of a day may be."""
 HOLDS = 50
 LISTED = 50
+BARRED = 200
 
 Facts = dict[str, Any]
 
@@ -68,7 +70,8 @@ class View:
     title: str
     regions: Sequence[str]
     read: Callable[[Source], Facts | None]
-    actions: Sequence[str] = ()
+    actions: Sequence[str] | Callable[[Facts], Sequence[str]] = ()
+    """What may be done here; or what of it there is to do, by the facts."""
     subject: str = ""
     charts: bool = False
     place: Mapping[str, Any] = field(default_factory=dict)
@@ -186,6 +189,7 @@ def user(number: int) -> View:
                 )
                 if crm_up
                 else None,
+                "bars": bars.bars_of(c, number),
                 "places": details.user_places(c, number),
                 "assignments": details.user_assignments(c, number, limit=LISTED),
                 "events": details.user_events(c, number, limit=LISTED),
@@ -195,8 +199,34 @@ def user(number: int) -> View:
         found: Facts = source.read(("user", number), ask)
         return found if any(found.values()) else None
 
+    def actions(found: Facts) -> Sequence[str]:
+        kinds = {each.kind for each in found["bars"] if each.user_id == number}
+        listed = "lift" if BarKind.DO_NOT_CONTACT in kinds else "do_not_contact"
+        return ("release_from_quarantine", listed) if BarKind.QUARANTINE in kinds else (listed,)
+
     regions = ("user", "explain", "assignments", "events")
-    return View(f"User {number}", regions, read)
+    return View(f"User {number}", regions, read, actions=actions, subject=str(number))
+
+
+def quarantine() -> View:
+    """Who is set aside until an operator lets them go."""
+    return _bars("Quarantine", "quarantine", BarKind.QUARANTINE, ("release_from_quarantine",))
+
+
+def do_not_contact() -> View:
+    """Who asked not to be called, by user or by phone number."""
+    kind = BarKind.DO_NOT_CONTACT
+    return _bars("Do not contact", "do_not_contact", kind, ("do_not_contact", "lift"))
+
+
+def _bars(title: str, region: str, kind: BarKind, actions: Sequence[str]) -> View:
+    def read(source: Source) -> Facts:
+        return {
+            "bars": source.read(region, lambda c: bars.bars(c, kind, limit=BARRED)),
+            "count": source.read((region, "count"), lambda c: bars.count(c, kind)),
+        }
+
+    return View(title, (region,), read, actions=actions)
 
 
 def agents() -> View:

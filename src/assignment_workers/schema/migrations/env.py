@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from alembic import context
@@ -12,6 +13,7 @@ from assignment_workers.schema.migrate import VERSION_TABLE
 
 LOCK = 0x61737369676E
 """The advisory lock under which one process at a time migrates: 'assign' in ASCII."""
+TURN_SECONDS = 0.1
 
 options: dict[str, Any] = {
     "target_metadata": Base.metadata,
@@ -23,8 +25,14 @@ options: dict[str, Any] = {
 
 
 def run_on(connection: Connection) -> None:
-    """Migrate, one process at a time; the version table needs the schema to be there first."""
-    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+    """Migrate, one process at a time; the version table needs the schema to be there first.
+
+    Who waits for their turn has no transaction meanwhile: an index that is built while the table is
+    in use waits for all of them, and two would wait for each other.
+    """
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}).scalar():
+        connection.commit()
+        time.sleep(TURN_SECONDS)
     try:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS assignment"))
         connection.commit()

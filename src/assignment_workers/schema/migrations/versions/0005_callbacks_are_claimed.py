@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from assignment_workers.schema import online
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -14,39 +16,39 @@ def upgrade() -> None:
     """Add `assignments.source_id`, `callbacks.available_from` and the indexes of pending callbacks.
 
     Of several callbacks that are pending for one user the one promised last stays, as the user said
-    it last; the others become cancelled. No row goes. A trigger keeps to the same rule from then
-    on, so a dialer that promises a second time goes on doing so, and no write of its fails.
+    it last; the others become cancelled. No row goes. A trigger keeps to the same rule from before
+    that on, so a dialer that promises a second time goes on doing so, and no write of its fails.
     """
-    op.execute("ALTER TABLE assignment.assignments ADD COLUMN source_id uuid")
+    op.execute("ALTER TABLE assignment.assignments ADD COLUMN IF NOT EXISTS source_id uuid")
     op.execute(
-        "ALTER TABLE assignment.assignments ADD CONSTRAINT ck_assignments_source_id"
+        "ALTER TABLE assignment.assignments DROP CONSTRAINT IF EXISTS ck_assignments_source_id,"
+        " ADD CONSTRAINT ck_assignments_source_id"
         " CHECK ((source = 'queue') = (source_id IS NULL))"
     )
-    op.execute("ALTER TABLE public.callbacks ADD COLUMN IF NOT EXISTS available_from timestamp(3)")
-    op.execute(
-        """
-        UPDATE public.callbacks c SET status = 'cancelled', updated_at = timezone('UTC', now())
-        WHERE c.status = 'pending' AND EXISTS (
-            SELECT 1 FROM public.callbacks o
-            WHERE o.user_id = c.user_id AND o.status = 'pending'
-                AND (o.created_at, o.id) > (c.created_at, c.id)
+    with online.alone():
+        op.execute(
+            "ALTER TABLE public.callbacks ADD COLUMN IF NOT EXISTS available_from timestamp(3)"
         )
-        """
-    )
-    op.execute(
-        "CREATE UNIQUE INDEX IF NOT EXISTS uq_callbacks_pending_user ON public.callbacks (user_id)"
-        " WHERE status = 'pending'"
-    )
-    op.execute(_ONE_PROMISE)
-    op.execute(
-        "CREATE OR REPLACE TRIGGER one_promise BEFORE INSERT OR UPDATE OF status, user_id"
-        " ON public.callbacks FOR EACH ROW WHEN (NEW.status = 'pending')"
-        " EXECUTE FUNCTION assignment.one_promise()"
-    )
-    op.execute(
-        "CREATE INDEX IF NOT EXISTS ix_callbacks_pending"
-        " ON public.callbacks (scheduled_for, user_id) WHERE status = 'pending'"
-    )
+        op.execute(_ONE_PROMISE)
+        op.execute(
+            "CREATE OR REPLACE TRIGGER one_promise BEFORE INSERT OR UPDATE OF status, user_id"
+            " ON public.callbacks FOR EACH ROW WHEN (NEW.status = 'pending')"
+            " EXECUTE FUNCTION assignment.one_promise()"
+        )
+        online.cancel("callbacks", _SUPERSEDED)
+        online.index(
+            "uq_callbacks_pending_user",
+            "callbacks",
+            "user_id",
+            unique=True,
+            where="status = 'pending'",
+        )
+        online.index(
+            "ix_callbacks_pending",
+            "callbacks",
+            "scheduled_for, user_id",
+            where="status = 'pending'",
+        )
 
 
 def downgrade() -> None:
@@ -58,6 +60,13 @@ def downgrade() -> None:
     op.execute("ALTER TABLE public.callbacks DROP COLUMN available_from")
     op.execute("ALTER TABLE assignment.assignments DROP COLUMN source_id")
 
+
+_SUPERSEDED = """
+    SELECT id FROM (
+        SELECT id, row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS n
+        FROM public.callbacks WHERE status = 'pending'
+    ) AS promised WHERE n > 1
+"""
 
 # The lock lets two who promise the same user at once in after each other.
 _ONE_PROMISE = """

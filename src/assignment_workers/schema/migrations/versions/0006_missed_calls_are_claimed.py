@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from assignment_workers.schema import online
+
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
@@ -14,45 +16,33 @@ def upgrade() -> None:
     """Add `missed_calls.available_from` and the indexes of pending missed calls.
 
     Of several pending rows of one inbound call, which retried webhooks left, the first stays; the
-    others become cancelled. No row goes. A trigger keeps to the same rule from then on, so that no
-    webhook fails.
+    others become cancelled. No row goes. A trigger keeps to the same rule from before that on, so
+    that no webhook fails.
     """
-    op.execute(
-        "ALTER TABLE public.missed_calls ADD COLUMN IF NOT EXISTS available_from timestamp(3)"
-    )
-    op.execute(
-        """
-        UPDATE public.missed_calls m SET status = 'cancelled', updated_at = timezone('UTC', now())
-        WHERE m.status = 'pending' AND EXISTS (
-            SELECT 1 FROM public.missed_calls o
-            WHERE o.twilio_call_sid = m.twilio_call_sid AND o.status = 'pending'
-                AND (o.created_at, o.id) < (m.created_at, m.id)
+    with online.alone():
+        op.execute(
+            "ALTER TABLE public.missed_calls ADD COLUMN IF NOT EXISTS available_from timestamp(3)"
         )
-        """
-    )
-    op.execute(
-        "CREATE UNIQUE INDEX IF NOT EXISTS uq_missed_calls_pending_call"
-        " ON public.missed_calls (twilio_call_sid) WHERE status = 'pending'"
-    )
-    op.execute(_ONE_FOLLOW_UP)
-    op.execute(
-        "CREATE OR REPLACE TRIGGER one_follow_up BEFORE INSERT OR UPDATE OF status, twilio_call_sid"
-        " ON public.missed_calls FOR EACH ROW"
-        " WHEN (NEW.status = 'pending' AND NEW.twilio_call_sid IS NOT NULL)"
-        " EXECUTE FUNCTION assignment.one_follow_up()"
-    )
-    op.execute(
-        "CREATE INDEX IF NOT EXISTS ix_missed_calls_pending"
-        " ON public.missed_calls (missed_at, id) WHERE status = 'pending'"
-    )
-    op.execute(
-        "CREATE INDEX IF NOT EXISTS ix_missed_calls_pending_user"
-        " ON public.missed_calls (user_id) WHERE status = 'pending'"
-    )
-    op.execute(
-        "CREATE INDEX IF NOT EXISTS ix_missed_calls_twilio_call_sid"
-        " ON public.missed_calls (twilio_call_sid)"
-    )
+        op.execute(_ONE_FOLLOW_UP)
+        op.execute(
+            "CREATE OR REPLACE TRIGGER one_follow_up"
+            " BEFORE INSERT OR UPDATE OF status, twilio_call_sid"
+            " ON public.missed_calls FOR EACH ROW"
+            " WHEN (NEW.status = 'pending' AND NEW.twilio_call_sid IS NOT NULL)"
+            " EXECUTE FUNCTION assignment.one_follow_up()"
+        )
+        online.cancel("missed_calls", _TOLD_TWICE)
+        pending = "status = 'pending'"
+        online.index(
+            "uq_missed_calls_pending_call",
+            "missed_calls",
+            "twilio_call_sid",
+            unique=True,
+            where=pending,
+        )
+        online.index("ix_missed_calls_pending", "missed_calls", "missed_at, id", where=pending)
+        online.index("ix_missed_calls_pending_user", "missed_calls", "user_id", where=pending)
+        online.index("ix_missed_calls_twilio_call_sid", "missed_calls", "twilio_call_sid")
 
 
 def downgrade() -> None:
@@ -68,6 +58,13 @@ def downgrade() -> None:
         op.execute(f"DROP INDEX public.{name}")
     op.execute("ALTER TABLE public.missed_calls DROP COLUMN available_from")
 
+
+_TOLD_TWICE = """
+    SELECT id FROM (
+        SELECT id, row_number() OVER (PARTITION BY twilio_call_sid ORDER BY created_at, id) AS n
+        FROM public.missed_calls WHERE status = 'pending' AND twilio_call_sid IS NOT NULL
+    ) AS told WHERE n > 1
+"""
 
 # The lock lets two webhooks of the same call in after each other.
 _ONE_FOLLOW_UP = """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from assignment_workers.schema import online
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
@@ -12,11 +14,14 @@ depends_on = None
 
 def upgrade() -> None:
     """Add `conversions.episode` and its unique index. Rows that are there have none, and stay."""
-    op.execute("ALTER TABLE public.conversions ADD COLUMN IF NOT EXISTS episode integer")
-    op.execute(
-        "CREATE UNIQUE INDEX IF NOT EXISTS uq_conversions_episode"
-        " ON public.conversions (user_id, previous_queue_type, episode)"
-    )
+    with online.alone():
+        op.execute("ALTER TABLE public.conversions ADD COLUMN IF NOT EXISTS episode integer")
+        online.index(
+            "uq_conversions_episode",
+            "conversions",
+            "user_id, previous_queue_type, episode",
+            unique=True,
+        )
 
 
 def downgrade() -> None:

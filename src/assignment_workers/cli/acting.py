@@ -1,0 +1,67 @@
+"""What operators do by command: kept with who and why before it is done, as other doors do."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, TypeVar
+
+import typer
+
+from assignment_workers.assignment.actions import WHY_AT_MOST, Action, begin, end
+from assignment_workers.assignment.answers import Refused, Unavailable
+from assignment_workers.cli.servers import database
+
+T = TypeVar("T")
+
+
+def _reason(said: str | None) -> str | None:
+    if said is None:
+        return None
+    if not 1 <= len(said.strip()) <= WHY_AT_MOST or not said.isprintable():
+        raise typer.BadParameter(f"a reason of 1 to {WHY_AT_MOST} printable letters")
+    return said.strip()
+
+
+Why = Annotated[str, typer.Option(help="Why, for the records.", callback=_reason)]
+OptionalWhy = Annotated[
+    str | None, typer.Option("--why", help="Kept with who did it.", callback=_reason)
+]
+
+
+def whoever() -> str:
+    """Who runs this command."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container a number need not have a name
+        return f"uid {os.getuid()}"
+
+
+@contextmanager
+def kept(name: str, subject: str, why: str | None) -> Iterator[Callable[[T], T]]:
+    """A block in which an operator does something; it hands what came of it to what it is given.
+
+    Raises `DatabaseUnavailable` before anything is done. A block that fails leaves a record without
+    an outcome.
+    """
+    outcome: list[str] = []
+
+    def told(answer: T) -> T:
+        outcome.append(_line(answer))
+        return answer
+
+    with database() as connection:
+        number = begin(connection, Action(name, subject, whoever(), why))
+        connection.commit()
+        yield told
+        if outcome:
+            end(connection, number, outcome[-1])
+            connection.commit()
+
+
+def _line(answer: object) -> str:
+    if isinstance(answer, Refused | Unavailable):
+        return f"{answer.outcome}: {answer.reason}"
+    return "done"
