@@ -331,3 +331,15 @@ def test_where_nobody_is_claimable_in_either_lane_both_say_why(served: World) ->
         assert isinstance(answer, Empty), answer
         assert answer.why is not None
         assert answer.why.keys() == {UNSIGNED, OUTSTANDING}
+
+
+def test_that_there_is_nobody_is_said_only_while_no_other_lane_can_give_somebody_back(
+    served: World,
+) -> None:
+    default, other = line(served), line(served, OTHER)
+    for agent in (1, 2):
+        ask(served, default, agent, UNSIGNED)
+    served.execute("DELETE FROM assignment.entries WHERE user_id IN (21, 22)")
+    answers: list[RequestAnswer] = []
+    assert waits(served, lambda: answers.append(ask(served, other, 3)), DEFAULT_LANE)
+    assert isinstance(answers[0], Empty)

@@ -210,6 +210,8 @@ class _Claim:
             pass  # who is not answered yet gets another turn; what was found ineligible is out
         for each in due:
             each.put_aside()
+        # Or somebody could be given back there before this turn commits that there is nobody.
+        self.turn.need(*(queue for request in without for queue in open_requests[request]))
         self._put_out(heads)
         why = Why(self.turn, self.policies, [row["user_id"] for row in self.made])
         for request in without:

@@ -24,7 +24,7 @@ RECOVERY = 12.0
 """Seconds at the end without a new fault, in which all has to recover; half of a shorter day."""
 FREEZE = 4.0
 
-LEADER = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL"
+LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
 CUT = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'
@@ -94,7 +94,8 @@ class Chaos:
 
     def _leader(self) -> int | None:
         with self.engine.connect() as connection:
-            return connection.execute(text(LEADER)).scalar_one_or_none()
+            leaders = connection.execute(text(LEADERS)).scalars().all()
+        return self.chance.choice(leaders) if leaders else None
 
     def _valkey(self) -> int | None:
         with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as connection:

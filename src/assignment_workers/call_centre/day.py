@@ -12,6 +12,7 @@ from random import Random
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from assignment_workers.assignment.lanes import Lanes, lanes_of
 from assignment_workers.assignment.levels import unpublished
 from assignment_workers.call_centre.agent import Agent
 from assignment_workers.call_centre.book import Book, Sample
@@ -38,7 +39,7 @@ SELECT EXISTS (SELECT 1 FROM agents WHERE email !~ '^agent[0-9]+@example[.]com$'
     OR EXISTS (SELECT 1 FROM crm.users WHERE email_address !~ '^user[0-9]+@example[.]com$')
     OR NOT EXISTS (SELECT 1 FROM crm.users)
 """
-LEADS = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since"
+LED = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since AND lane = ANY(:lanes)"
 
 
 def run(
@@ -56,9 +57,10 @@ def run(
     )
     try:
         _prepare(engine, plan)
-        with Client.connect(stack.redis_url, broker_url=stack.broker_url) as client:
+        lanes = lanes_of(settings)
+        with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
             book, outside = asyncio.run(_Day(stack, plan, settings, engine, client).go(show))
-            _come_to_rest(engine, client)
+            _come_to_rest(engine, client, lanes)
         verdict = judge(engine, plan, book, signed_at=outside.signed_at, settings=settings)
         return book, verdict
     finally:
@@ -89,7 +91,8 @@ class _Day:
         plan, stack = self.plan, self.stack
         book, over = Book(), asyncio.Event()
         outside = Outside(plan, self.engine, self.client, book, over)
-        async with AsyncClient(stack.redis_url, broker_url=stack.broker_url) as asking:
+        lanes = lanes_of(self.settings)
+        async with AsyncClient(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as asking:
             agents = [
                 Agent(number, plan, asking, book, over, outside.signs, self.settings.lease)
                 for number in range(1, plan.agents + 1)
@@ -112,17 +115,18 @@ class _Day:
         return book, outside
 
 
-def _come_to_rest(engine: Engine, client: Client) -> None:
-    """Until somebody leads and whatever was built is published; holds whose lease lapsed end."""
+def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
+    """Until every lane is led and whatever was built is published; holds whose lease lapsed end."""
     ends = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < ends:
         try:
-            client.send_again("assignment.expire", [], {}, "assignment")
+            for queue in lanes.celery_queues:
+                client.send_again("assignment.expire", [], {}, queue)
             client.send_again("generation.tend", [], {}, "maintenance")
             with engine.connect() as connection:
                 waiting = unpublished(connection)
-                leads = connection.execute(text(LEADS)).scalar_one()
-            if leads and not waiting:
+                led = connection.execute(text(LED), {"lanes": list(lanes.names)}).scalar_one()
+            if led == len(lanes.names) and not waiting:
                 return
         except (SQLAlchemyError, BrokerUnavailable):
             engine.dispose()
