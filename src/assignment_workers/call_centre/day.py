@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
+from typing import Any
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,12 +43,25 @@ SELECT EXISTS (SELECT 1 FROM agents WHERE email !~ '^agent[0-9]+@example[.]com$'
 LED = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since AND lane = ANY(:lanes)"
 
 
+Beside = Callable[[Book, asyncio.Event], Coroutine[Any, Any, None]]
+
+
+async def nothing(book: Book, over: asyncio.Event) -> None:
+    """Nothing goes on beside the day."""
+
+
 def run(
-    stack: Stack, plan: Plan, settings: Settings, show: Callable[[Book, Sample], None]
+    stack: Stack,
+    plan: Plan,
+    settings: Settings,
+    show: Callable[[Book, Sample], None],
+    *,
+    beside: Beside = nothing,
 ) -> tuple[Book, Verdict]:
     """Simulate, wait until all is quiet, and judge. `settings` are those of the stack.
 
-    Raises `UsageError` for a stack whose users are not the demo's: nobody real is called.
+    `beside` goes on until its event says that the day is over. Raises `UsageError` for a
+    stack whose users are not the demo's: nobody real is called.
     """
     engine = connect(
         stack.database_url,
@@ -59,7 +73,9 @@ def run(
         _prepare(engine, plan)
         lanes = lanes_of(settings)
         with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
-            book, outside = asyncio.run(_Day(stack, plan, settings, engine, client).go(show))
+            book, outside = asyncio.run(
+                _Day(stack, plan, settings, engine, client).go(show, beside)
+            )
             _come_to_rest(engine, client, lanes)
         verdict = judge(engine, plan, book, signed_at=outside.signed_at, settings=settings)
         return book, verdict
@@ -86,7 +102,11 @@ class _Day:
     engine: Engine
     client: Client
 
-    async def go(self, show: Callable[[Book, Sample], None]) -> tuple[Book, Outside]:
+    async def go(
+        self,
+        show: Callable[[Book, Sample], None],
+        beside: Beside,
+    ) -> tuple[Book, Outside]:
         """Everybody at once, until it is over and each agent has ended their call."""
         plan, stack = self.plan, self.stack
         book, over = Book(), asyncio.Event()
@@ -102,10 +122,11 @@ class _Day:
                 outside.jobs(),
                 outside.cleanups(),
                 outside.watch(lambda sample: show(book, sample)),
+                beside(book, over),
             ]
             if plan.chaos:
                 chance = Random(f"{plan.seed} chaos")
-                chaos = Chaos(stack, self.engine, self.client, book, over, plan.seconds, chance)
+                chaos = Chaos(stack, self.engine, self.client, book, over, plan, chance)
                 around.append(chaos.reign())
             async with asyncio.TaskGroup() as group:
                 for each in (*around, *(agent.work() for agent in agents)):
