@@ -176,10 +176,13 @@ class Settings(BaseModel):
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
     )
     """How long a retired generation's entries are kept."""
-    history_retention: Seconds = Field(
+    history_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"
     )
-    """How long job runs, replayed dead letters and events are kept."""
+    """How long job runs, replayed dead letters and events are kept.
+
+    A day at the least: `doctor` looks for the events of the last day.
+    """
 
     gateway_port: Port = Field(8000, alias="ASSIGNMENT_WORKERS_GATEWAY_PORT")
     gateway_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_GATEWAY_HOST")

@@ -15,7 +15,9 @@ from assignment_workers.call_centre.verdict import judge
 from assignment_workers.runtime.stack import Stack
 from tests.world import HOUR, UNSIGNED, User, World
 
-PLAN = Plan(agents=1, users=1, seconds=300, speed=1, seed=1, chaos=True, retention=HOUR)
+PLAN = Plan(
+    agents=1, users=1, seconds=300, speed=1, seed=1, chaos=True, retention=timedelta(minutes=10)
+)
 
 
 @pytest.fixture

@@ -108,7 +108,11 @@ VARIABLES = {
         "generation_retention", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS
     ),
     "ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS": Variable(
-        "history_retention", timedelta(days=90), "86400", timedelta(days=1), NOT_SECONDS
+        "history_retention",
+        timedelta(days=90),
+        "86400",
+        timedelta(days=1),
+        (*NOT_SECONDS, "86399"),
     ),
     "ASSIGNMENT_WORKERS_GATEWAY_PORT": Variable("gateway_port", 8000, "1", 1, NOT_PORTS),
     "ASSIGNMENT_WORKERS_GATEWAY_HOST": Variable(

@@ -24,7 +24,7 @@ class Plan:
     between: tuple[float, float] = (6.0, 14.0)
     """The least and the most seconds from the end of a fault to the next."""
     retention: timedelta | None = None
-    """How long history is kept, and entries a fifth of that; None: as the stack has it."""
+    """How long the entries of a retired generation are kept; None: as the stack has it."""
 
     def wall(self, span: timedelta) -> float:
         """The seconds on the wall that this takes."""
@@ -35,9 +35,8 @@ class Plan:
         """The settings of a stack whose times go with the day's."""
         kept = {}
         if self.retention is not None:
-            history = self.retention.total_seconds()
-            kept["ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"] = _seconds(history)
-            kept["ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"] = _seconds(history / 5)
+            seconds = _seconds(self.retention.total_seconds())
+            kept["ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"] = seconds
         return kept | {
             "ASSIGNMENT_WORKERS_DEMO_USERS": str(self.users),
             "ASSIGNMENT_WORKERS_DEMO_SEED": str(self.seed),

@@ -195,10 +195,10 @@ def soak(
 
     Memory, open files, connections, table sizes, dead rows, Valkey's data, time to assign between
     faults, and what should have been deleted: the last third of the run against the middle one.
-    Exit 1, with the names, if something drifted or a guarantee broke. A stack of its own keeps its
-    history for a fifth of the run.
+    Exit 1, with the names, if something drifted or a guarantee broke. A stack of its own keeps the
+    entries of retired generations for a twentieth of the run.
     """
-    retention = timedelta(seconds=seconds / 5)
+    retention = timedelta(seconds=seconds / 20)
     plan = Day(agents, users, seconds, speed, seed, chaos=True, between=CALM, retention=retention)
     if not report.absolute().parent.is_dir():
         raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
