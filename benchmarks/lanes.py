@@ -147,7 +147,7 @@ class Closed:
     """Seconds of the caller's processor for one call and its answer, of each turn."""
 
 
-async def closed(client: AsyncClient, rounds: int, found: Closed, agents: int = AGENTS) -> None:
+async def closed(client: AsyncClient, rounds: int, found: Closed, agents: int) -> None:
     """Each agent so many times, half of them for each dialer queue; the first is not counted."""
     waits: list[float] = []
 
@@ -260,7 +260,7 @@ class Measured:
     two: Closed
 
 
-def measure(settings: Settings, *, users: int, rounds: int, turns: int) -> Measured:
+def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: int) -> Measured:
     """One lane and two, each on servers of its own, by turns."""
     with ExitStack() as keep:
         at = {lanes: keep.enter_context(servers()) for lanes in ("one", "two")}
@@ -285,7 +285,7 @@ def measure(settings: Settings, *, users: int, rounds: int, turns: int) -> Measu
                     for name, client in sorted(
                         {"one": one, "two": two}.items(), reverse=bool(number % 2)
                     ):
-                        await closed(client, rounds, found[name])
+                        await closed(client, rounds, found[name], agents)
                     plain.append(await plainly(one, 200))
 
         asyncio.run(by_turns())
@@ -299,11 +299,11 @@ def measure(settings: Settings, *, users: int, rounds: int, turns: int) -> Measu
     )
 
 
-def simulated(measured: Measured) -> list[list[object]]:
+def simulated(measured: Measured, agents: int) -> list[list[object]]:
     """What was measured at full speed, and what the simulation makes of the same costs."""
     rows: list[list[object]] = []
     for name, count, each in (("one lane", 1, measured.one), ("two lanes", 2, measured.two)):
-        centre = Centre(AGENTS, lanes=count, cycle=0.0)
+        centre = Centre(agents, lanes=count, cycle=0.0)
         said = simulate(centre, measured.costs, seconds=20.0, warm_up=2.0)
         rate = statistics.median(each.rates)
         median = statistics.median(each.waits)
@@ -377,25 +377,28 @@ def main() -> None:
     """Measure, print the tables and write them down."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--users", type=int, default=60_000)
+    options.add_argument("--agents", type=int, default=AGENTS)
     options.add_argument("--rounds", type=int, default=8, help="requests of each agent in a turn")
     options.add_argument("--turns", type=int, default=5)
     options.add_argument("--out", type=Path, default=Path("docs/scaling.json"))
     given = options.parse_args()
     lanes_of(Settings.from_environment({VARIABLE: SETTING}))
     settings = Settings.from_environment({})
-    found = measure(settings, users=given.users, rounds=given.rounds, turns=given.turns)
+    found = measure(
+        settings, agents=given.agents, users=given.users, rounds=given.rounds, turns=given.turns
+    )
     tables: dict[str, tuple[list[str], list[list[object]]]] = {
         "A turn that answers one request, ms": (
             ["", "median", "p99", "times one lane"],
             rows_of_turns(found.turns),
         ),
-        f"{AGENTS} agents ask and finish without pause": (
+        f"{given.agents} agents ask and finish without pause": (
             ["", "requests/s", "median ms", "p99 ms", "times"],
             rows_of_closed(found),
         ),
         "The same, measured and simulated": (
             ["", "measured/s", "simulated/s", "ratio", "median ms", "simulated ms"],
-            simulated(found),
+            simulated(found, given.agents),
         ),
         "Call centres, simulated": (
             [

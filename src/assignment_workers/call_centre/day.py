@@ -27,8 +27,8 @@ from assignment_workers.runtime.stack import Stack
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
-QUIET_SECONDS = 60.0
-"""How long a stack may take to come to rest after the day."""
+QUIET_SECONDS = 300.0
+"""How long a stack may take to come to rest after the day, on a busy machine too."""
 
 AGENTS = """
 INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)
