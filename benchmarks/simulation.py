@@ -63,6 +63,8 @@ class Found:
     busy: list[float] = field(default_factory=list)
     """By lane: the share of the time in which its sequencer worked."""
     messages: int = 0
+    carried: int = 0
+    """Requests and finishes in those messages."""
 
     @property
     def rate(self) -> float:
@@ -77,7 +79,7 @@ class Found:
     @property
     def together(self) -> float:
         """Requests and finishes in a message, on average."""
-        return 2 * self.answered / max(self.messages, 1)
+        return self.carried / max(self.messages, 1)
 
 
 def simulate(
@@ -123,9 +125,12 @@ class _Run:
 
     def go(self) -> Found:
         within = self.centre.begins_within
-        spread = self.centre.cycle if within is None else within
         for agent in range(self.centre.agents):
-            self._at(self.chance.uniform(0, spread), self._asks(agent))
+            if within is None:  # as it stands at any moment: half of them have somebody
+                begins = self._asks if self.chance.random() < 1 / 2 else self._finishes
+                self._at(self.chance.uniform(0, self.centre.cycle / 2), begins(agent))
+            else:
+                self._at(self.chance.uniform(0, within), self._asks(agent))
         while self._events and self._events[0][0] < self.ends:
             self.now, _, happens = heapq.heappop(self._events)
             happens()
@@ -182,6 +187,7 @@ class _Run:
                 each.worked += max(0.0, min(done, self.ends) - begins)
         if begins >= self.warm_up:
             self.found.messages += 1
+            self.found.carried += size
         return done
 
     def _answers(self, lane: _Lane, calls: list[_Call]) -> Callable[[], None]:
