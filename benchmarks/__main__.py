@@ -214,7 +214,7 @@ def _rebuilds(at: Servers, settings: Settings, given: argparse.Namespace) -> lis
 
 
 def _growth(at: Servers, settings: Settings, given: argparse.Namespace) -> list[Table]:
-    rounds = 100
+    rounds = 200
     with engine(at.database_url) as on:
         seed(on, users=given.pool)
         sizes = [size for size in GROWTH if size < given.pool]

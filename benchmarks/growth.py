@@ -12,18 +12,20 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Engine, text
 
 from assignment_workers.assignment.answers import Assigned
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.finish import Owner, release
+from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
 from assignment_workers.sequencer.line import Line
 from assignment_workers.settings import Settings
-from benchmarks.stage import build_and_publish, line
+from benchmarks.stage import build, build_and_publish, line
 
 AGENT = 1
 NUMBERS = itertools.count(1)
@@ -67,6 +69,13 @@ SELECT gen_random_uuid(), gen_random_uuid()::text, user_id, {AGENT}, 'unsigned_u
        pg_current_xact_id()::text::bigint FROM head
 """
 FORGET = "DELETE FROM assignment.assignments WHERE state = 'skipped'"
+RETIRE = """
+UPDATE assignment.generations SET state = 'retired', retired_at = now()
+WHERE queue = 'unsigned_users' AND state = 'published'
+"""
+PUBLISH = """
+UPDATE assignment.generations SET state = 'published', retired_at = NULL WHERE id = :generation
+"""
 SIGN = f"""
 WITH head AS ({HEAD})
 UPDATE crm.users SET current_signature_file_id = 'signed-for-the-benchmark'
@@ -111,13 +120,24 @@ def claims(sequence: Line, settings: Settings, rounds: int) -> list[float]:
     return [one(sequence, settings) for _ in range(rounds + 10)][10:]
 
 
-def pending(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int) -> list[Cost]:
-    """By how many are pending, forth and back, so that a slow moment does not stay with a size."""
-    found: dict[int, list[float]] = {}
-    for size in (*sizes, *reversed(sizes)):
+def pending(
+    on: Engine, sizes: Sequence[int], settings: Settings, rounds: int, turns: int = 10
+) -> list[Cost]:
+    """By how many are pending: each size is built once, and they are published by turns.
+
+    So that a slow moment of the machine does not stay with a size.
+    """
+    found: dict[int, list[float]] = {size: [] for size in sizes}
+    built: dict[int, int] = {}
+    for size in sizes:
         limited = settings.model_copy(update={"queue_limit": size})
-        build_and_publish(on, UNSIGNED_USERS, limited)
-        found.setdefault(size, []).extend(claims(line(on), settings, rounds))
+        built[size] = build(on, UNSIGNED_USERS, limited)
+        line(on).run(partial(publish, number=built[size]))
+    for turn in range(turns):
+        for size in sizes if turn % 2 else reversed(sizes):
+            _run(on, RETIRE)
+            _run(on, PUBLISH, generation=built[size])
+            found[size] += claims(line(on), settings, rounds // turns)
     return [Cost("pending", size, seconds) for size, seconds in found.items()]
 
 

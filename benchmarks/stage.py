@@ -71,9 +71,46 @@ def engine(database_url: str, *, pool_size: int = 2) -> Iterator[Engine]:
 
 
 def seed(on: Engine, *, users: int) -> None:
-    """The demo CRM with so many users in each pool."""
+    """The demo CRM with so many users in each pool.
+
+    Beyond `SPREAD` they are unsigned ones alone, plain and eligible: what a claim costs does not
+    ask for more, and ten million in each pool as the demo spreads them take an hour to make.
+    """
+    spread = min(users, SPREAD)
     with on.begin() as connection:
-        demo.seed(connection, users=users, seed=1, now=datetime.now(UTC))
+        demo.seed(connection, users=spread, seed=1, now=datetime.now(UTC))
+    for first in range(spread * 2 + 1, spread * 2 + 1 + users - spread, SPREAD):
+        last = min(first + SPREAD, spread * 2 + 1 + users - spread) - 1
+        with on.begin() as connection:
+            for statement in PLAIN:
+                connection.execute(text(statement), {"first": first, "last": last})
+    with on.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for table in ("crm.users", "crm.claims", "public.user_call_scores"):
+            connection.execute(text(f"VACUUM ANALYZE {table}"))
+
+
+SPREAD = 1_100_000
+PLAIN = (
+    """
+    INSERT INTO crm.users (id, is_enabled, status, first_name, last_name, phone_number,
+      email_address, created_at)
+    SELECT id, true, 'active', 'Ben', 'Baker', '+447700900' || lpad((id % 1000)::text, 3, '0'),
+      'user' || id || '@example.com', timezone('UTC', now()) - interval '9 days'
+    FROM generate_series(CAST(:first AS bigint), :last) AS id
+    """,
+    """
+    INSERT INTO crm.claims (id, user_id, type, status, lender)
+    SELECT id * 10, id, 'irl', 'open', 'West Bank'
+    FROM generate_series(CAST(:first AS bigint), :last) AS id
+    """,
+    """
+    INSERT INTO public.user_call_scores (id, user_id, current_score, total_attempts,
+      successful_calls, is_active, current_queue_type, created_at, updated_at)
+    SELECT md5(id::text)::uuid, id, (id * 7919) % 200, 1, 0, true, 'unsigned_users',
+      timezone('UTC', now()) - (id % 180) * interval '1 day', timezone('UTC', now())
+    FROM generate_series(CAST(:first AS bigint), :last) AS id
+    """,
+)
 
 
 def line(on: Engine) -> Line:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, text
 
 from assignment_workers.assignment.doctor import examine
 from assignment_workers.assignment.history import check
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import Assigned, Client, Finished
 from assignment_workers.runtime import demo
 from assignment_workers.schema.engine import connect
@@ -87,14 +88,18 @@ class Stack:
         keep.callback(self.engine.dispose)
 
     def start(
-        self, name: str, *, program: Sequence[str] = ("-m", "assignment_workers"), **settings: str
+        self,
+        name: str,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "assignment_workers"),
+        **settings: str,
     ) -> Process:
         """Start a process; it is ended, however it stands, with the test."""
         log = self.folder / f"{len(self.started) + 1}-{name}.log"
         given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
         with log.open("wb") as output:
             popen = subprocess.Popen(
-                [sys.executable, *program, "process", name],
+                [sys.executable, *program, "process", name, *arguments],
                 env=given
                 | {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
                 | {"BROKER_URL": self.broker_url or ""}
@@ -108,8 +113,10 @@ class Stack:
         self._keep.callback(process.stop)
         return process
 
-    def client(self) -> Client:
-        return self._keep.enter_context(Client.connect(self.redis_url, broker_url=self.broker_url))
+    def client(self, lanes: Lanes = ONE_LANE) -> Client:
+        return self._keep.enter_context(
+            Client.connect(self.redis_url, broker_url=self.broker_url, lanes=lanes)
+        )
 
     def seed(self, *, users: int) -> None:
         with self.engine.begin() as connection:
@@ -177,10 +184,21 @@ class Stack:
 
 
 class Agents:
-    """Agents who ask and finish without pause, each in a thread, until they are told to stop."""
+    """Agents who ask and finish without pause, each in a thread, until they are told to stop.
 
-    def __init__(self, stack: Stack, count: int) -> None:
-        self._client = stack.client()
+    By turns for one of `queues`; None: for any.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        count: int,
+        *,
+        lanes: Lanes = ONE_LANE,
+        queues: Sequence[str | None] = (None,),
+    ) -> None:
+        self._client = stack.client(lanes)
+        self._queues = queues
         self._stop = threading.Event()
         self.answered: list[tuple[float, int, int]] = []
         self.unanswered: list[object] = []
@@ -201,7 +219,8 @@ class Agents:
     def _work(self, agent: int) -> None:
         patience = timedelta(seconds=40)
         while not self._stop.is_set():
-            answer = self._client.request_next(agent, timeout=patience)
+            queue = self._queues[agent % len(self._queues)]
+            answer = self._client.request_next(agent, queue=queue, timeout=patience)
             if not isinstance(answer, Assigned):
                 self.unanswered.append(answer)
                 self._stop.wait(0.1)

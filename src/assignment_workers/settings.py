@@ -199,6 +199,11 @@ class Settings(BaseModel):
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
     """Outcomes with another score, delay or actions than the usual, as JSON."""
+    lanes: str | None = Field(None, alias="ASSIGNMENT_WORKERS_LANES")
+    """Lanes beside the default one, with their dialer queues: `outstanding=outstanding_requests`.
+
+    The same for every process.
+    """
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
@@ -242,10 +247,13 @@ class Settings(BaseModel):
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
     )
     """How long a retired generation's entries are kept."""
-    history_retention: Seconds = Field(
+    history_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"
     )
-    """How long job runs, replayed dead letters and events are kept."""
+    """How long job runs, replayed dead letters and events are kept.
+
+    A day at the least: `doctor` looks for the events of the last day.
+    """
 
     gateway_port: Port = Field(8000, alias="ASSIGNMENT_WORKERS_GATEWAY_PORT")
     gateway_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_GATEWAY_HOST")
@@ -356,7 +364,8 @@ def _needed(variable: str, value: str | None) -> str:
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    begun = sorted(each for each in known if each.startswith(name))
+    close = begun or difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"settings: {', '.join(sorted(known))}"
     return f"{name} is not a setting; {hint}"
 

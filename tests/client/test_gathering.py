@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import Future
+from dataclasses import replace
+from datetime import timedelta
 
-from assignment_workers.client.commands import Command
+from assignment_workers.assignment.lanes import Lanes
+from assignment_workers.client.commands import Command, pause, regenerate, release, request
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
+from assignment_workers.client.routes import REMEMBERED_AT_MOST, Routes
 
 
 def gathering(*, together: int = TOGETHER, under_way: int = UNDER_WAY) -> Gathering:
@@ -130,3 +134,43 @@ def test_a_message_is_forgotten_long_after_its_last_caller() -> None:
     assert not on.is_idle()
     list(on.take(100.0))
     assert on.is_idle()
+
+
+def test_calls_to_two_lanes_share_no_message_and_do_not_wait_for_each_other() -> None:
+    on = gathering(under_way=1)
+    other = call(2)
+    other.command = replace(other.command, celery_queue="assignment.other")
+    for each in (call(1), other, call(3)):
+        on.add(each)
+    assert [ids(batch) for batch in on.take(0.0)] == [["r1", "r3"], ["r2"]]
+    assert [ids(batch) for batch in on.take(4.0)] == [["r1", "r3"], ["r2"]], "lost, both"
+
+
+def test_a_command_goes_to_the_lane_that_it_concerns() -> None:
+    routes = Routes(Lanes({"outstanding_requests": "other"}))
+
+    def way(command: Command) -> str:
+        return routes.way(command).celery_queue
+
+    def ask(agent: int, queue: str | None) -> Command:
+        return request(agent, queue, "r", timeout=timedelta(seconds=1))
+
+    assert way(ask(1, "outstanding_requests")) == "assignment.other"
+    assert way(ask(1, "unsigned_users")) == "assignment"
+    assert way(pause("outstanding_requests", None)) == "assignment.other"
+    assert way(regenerate("outstanding_requests")) == "maintenance"
+    assert way(ask(1, None)) == "assignment", "nothing is known of the agent yet"
+    held = {"agent_id": 1, "queue": "outstanding_requests"}
+    routes.heard({"outcome": "assigned", "assignment": held})
+    assert way(release("a", 1, version=None)) == "assignment.other"
+    assert way(ask(1, None)) == "assignment.other", "where they were last given somebody"
+    assert way(release("a", 2, version=None)) == "assignment"
+    for agent in range(2, REMEMBERED_AT_MOST + 2):
+        held = {"agent_id": agent, "queue": "outstanding_requests"}
+        routes.heard({"outcome": "assigned", "assignment": held})
+    assert way(ask(1, None)) == "assignment", "the one heard of longest ago is forgotten"
+
+
+def test_with_one_lane_a_command_goes_as_it_is() -> None:
+    command = release("a", 1, version=None)
+    assert Routes().way(command) is command

@@ -204,3 +204,40 @@ def test_what_rabbitmq_s_line_rests_on_is_refused_by_name(
         on_rabbitmq(tmp_path, change)
     assert str(caught.value).startswith("celeryconfig.py: ")
     assert named in str(caught.value)
+
+
+def test_each_lane_has_a_queue_like_the_default_ones_and_its_holds_are_ended(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "celeryconfig.py"
+    file.write_text(SHIPPED, encoding="utf-8")
+    lanes = "outstanding=outstanding_requests"
+    given = settings(file).model_copy(update={"lanes": lanes})
+    app = create_app(given)
+    name = "assignment.outstanding"
+    queues = {each.name: each.queue_arguments for each in app.conf.task_queues}
+    assert queues.keys() == {"assignment", "maintenance", name}
+    assert queues[name] == queues["assignment"]
+    sent = [
+        entry.get("options", {}).get("queue")
+        for entry in app.conf.beat_schedule.values()
+        if entry["task"] == "assignment.expire"
+    ]
+    assert sent == [None, name]
+    assert app.amqp.router.route({"queue": name}, "assignment.expire")["queue"].name == name
+
+
+def test_a_lanes_queue_in_the_file_is_checked_as_the_default_one_is(tmp_path: Path) -> None:
+    file = tmp_path / "celeryconfig.py"
+    change = (
+        f"{NO_OPTIONS}; task_queues.append(Queue('assignment.outstanding', queue_arguments={{}}))"
+    )
+    file.write_text(f"{SHIPPED}\n{change}\n", encoding="utf-8")
+    given = settings(file).model_copy(
+        update={
+            "lanes": "outstanding=outstanding_requests",
+            "broker_url": "amqp://broker.example//",
+        }
+    )
+    with pytest.raises(UsageError, match=r"x-queue-type of assignment\.outstanding is None"):
+        create_app(given)

@@ -32,6 +32,15 @@ from assignment_workers.telemetry import PREFIX, REGISTRY
 OPS = Path(__file__).parents[2] / "ops"
 PROMTOOL = shutil.which("promtool")
 AT = datetime(2026, 11, 24, tzinfo=UTC)
+LED = SequencerStatus(
+    lane="default",
+    queues=["outstanding_requests", "unsigned_users"],
+    term=3,
+    leader=Leader(pid=1, host="here", since=AT),
+    standbys=1,
+    silent_seconds=1.0,
+    probe_seconds=0.01,
+)
 NOW = Figures(
     at=AT,
     queues=[
@@ -53,13 +62,8 @@ NOW = Figures(
             runway_minutes=30.0,
         )
     ],
-    sequencer=SequencerStatus(
-        term=3,
-        leader=Leader(pid=1, host="here", since=AT),
-        standbys=1,
-        silent_seconds=1.0,
-        probe_seconds=0.01,
-    ),
+    sequencer=LED,
+    lanes=[LED],
     holds=1,
     holds_lapsing=0,
     holds_lapsed=0,

@@ -54,6 +54,9 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL": Variable(
         "lock_database_url", None, POSTGRES, POSTGRES, ("redis://:hunter2@h",)
     ),
+    "ASSIGNMENT_WORKERS_LANES": Variable(
+        "lanes", None, "outstanding=outstanding_requests", "outstanding=outstanding_requests", ()
+    ),
     "ASSIGNMENT_WORKERS_LEASE_SECONDS": Variable(
         "lease", timedelta(minutes=5), "90.5", timedelta(seconds=90.5), NOT_SECONDS
     ),
@@ -138,7 +141,11 @@ VARIABLES = {
         "generation_retention", timedelta(hours=1), "60", timedelta(minutes=1), NOT_SECONDS
     ),
     "ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS": Variable(
-        "history_retention", timedelta(days=90), "86400", timedelta(days=1), NOT_SECONDS
+        "history_retention",
+        timedelta(days=90),
+        "86400",
+        timedelta(days=1),
+        (*NOT_SECONDS, "86399"),
     ),
     "ASSIGNMENT_WORKERS_GATEWAY_PORT": Variable("gateway_port", 8000, "1", 1, NOT_PORTS),
     "ASSIGNMENT_WORKERS_GATEWAY_HOST": Variable(

@@ -335,10 +335,11 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
 
 
 def locked_turn(connection: Connection) -> Turn:
-    """A turn of the default lane: no sequencer writes while it lasts."""
-    term = connection.execute(
-        select(Sequencer.term).where(Sequencer.lane == DEFAULT_LANE).with_for_update()
-    ).scalar_one()
+    """A turn of the default lane: no sequencer, of whichever lane, writes while it lasts."""
+    rows = connection.execute(
+        select(Sequencer.lane, Sequencer.term).order_by(Sequencer.lane).with_for_update()
+    ).all()
+    term = next(row.term for row in rows if row.lane == DEFAULT_LANE)
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     return Turn(connection, now, term)
 

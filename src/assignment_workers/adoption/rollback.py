@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
 from assignment_workers.adoption.inspect import agent_expression
 from assignment_workers.adoption.migrate import (
@@ -20,7 +20,7 @@ from assignment_workers.assignment.locks import try_lock
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.migrate import OUR_VIEW
 from assignment_workers.schema.retry import patiently
-from assignment_workers.schema.tables import DEFAULT_LANE
+from assignment_workers.schema.tables import Sequencer
 
 
 def rollback(database_url: str) -> list[str]:
@@ -45,7 +45,8 @@ def _roll_back(engine: Engine) -> list[str]:
         ]
         if not kept:
             raise UsageError("nothing was taken over here: there are no tables to put back")
-        if not try_lock(connection, f"sequencer {DEFAULT_LANE}"):
+        lanes = connection.execute(select(Sequencer.lane)).scalars().all()
+        if not all(try_lock(connection, f"sequencer {lane}") for lane in lanes):
             raise UsageError("a sequencer is running: stop every process of this system first")
         turn = locked_turn(connection)
         if connection.execute(_SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():

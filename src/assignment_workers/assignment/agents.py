@@ -83,6 +83,7 @@ def state(
     up, while they hold accepted work is on a call. `available` forgives lapsed offers. Refused: an
     agent who is unknown.
     """
+    turn.need_all()  # or another lane could offer somebody to an agent who goes on break
     found = turn.connection.execute(_AS_IT_WAS, {"agents": [agent]}).one_or_none()
     if found is None or not found.known:
         return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {agent}")
@@ -104,6 +105,7 @@ def end_sessions(turn: Turn, agents: Sequence[int], *, silent_at: datetime) -> D
 
     Whoever has asked, moved or given a sign of life since stays. `ended` counts the others.
     """
+    turn.need_all()
     given = {"before": turn.now - SESSION_ENDS, "asked_since": silent_at}
     among = _SILENT.where(AgentState.agent_id == any_(bindparam("among", type_=ARRAY(Integer))))
     still = list(turn.connection.execute(among, given | {"among": list(agents)}).scalars())

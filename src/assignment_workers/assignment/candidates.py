@@ -97,6 +97,11 @@ class Head:
     _after: int = -1
     _exhausted: bool = False
 
+    @property
+    def found_out(self) -> bool:
+        """Whether there is something to write about entries that were read."""
+        return bool(self.ineligible or self.resting or self.held_elsewhere)
+
     def take(self, excluded: Collection[int]) -> Candidate | None:
         """The best-ranked eligible user not in `excluded`, once only; None when there is none.
 

@@ -71,6 +71,9 @@ def claim(
         match found[request.request_id]:
             case Asker() as asker:
                 askers[request] = asker
+            case Assigned(assignment=hold) as answer:
+                turn.need(hold.queue)
+                answers[request.request_id] = answer
             case answer:
                 answers[request.request_id] = answer
     if askers:
@@ -85,6 +88,8 @@ class _Place:
 
     paused: bool
     generation: int | None
+    waited: bool = False
+    """Of another lane: somebody has waited long enough there and is not brought back yet."""
 
 
 @dataclass
@@ -138,18 +143,19 @@ class _Claim:
             )
             if is_due
         ]
-        some = any(row.lapsed for row in rows)
+        holds = [asker.hold for asker in self.askers.values() if asker.hold is not None]
+        self.turn.need(*(hold.queue for hold in holds))  # or one could end as it is told of
+        some = any(row.lapsed for row in rows if self.turn.has(row.name))
         lapsed = expire(self.turn, settings=self.settings) if some else Lapsed()
         self.on_break = lapsed.on_break
         self.holds = {
-            request.agent_id: hold
-            for request, asker in self.askers.items()
-            if asker.hold is not None and (hold := lapsed.still(asker.hold))
+            hold.agent_id: hold for each in holds if (hold := lapsed.still(each)) is not None
         }
         for row in rows:
-            if row.due and entries.promote(self.turn, row.generation_id):
+            ours = self.turn.has(row.name)
+            if row.due and ours and entries.promote(self.turn, row.generation_id):
                 self.unfinished = True
-            self.places[row.name] = _Place(row.paused, row.generation_id)
+            self.places[row.name] = _Place(row.paused, row.generation_id, row.due and not ours)
 
     def _allowed(self, request: Request, asker: Asker) -> list[str] | Refused:
         """The dialer queues that the request may take from, in order; or why none."""
@@ -219,6 +225,8 @@ class _Claim:
             without.clear()
         for each in due:
             each.put_aside()
+        # Or somebody could be given back there before this turn commits that there is nobody.
+        self.turn.need(*(queue for request in without for queue in open_requests[request]))
         self._put_out(heads)
         why = Why(self.turn, self.policies, [row["user_id"] for row in self.made])
         for request in without:
@@ -237,6 +245,7 @@ class _Claim:
         for kind in due:
             found = kind.take(request.agent_id, queues, self.askers[request].skipped)
             if found:
+                self.turn.need(found.queue)
                 return self._hold(request, found.queue, found)
         return None
 
@@ -245,8 +254,11 @@ class _Claim:
     ) -> Held | None:
         for queue in allowed:
             head = heads.get(queue)
+            if head and self.places[queue].waited:
+                self.turn.need(queue)
             candidate = head.take(self.askers[request].skipped) if head else None
             if head and candidate:
+                self.turn.need(queue)
                 return self._hold(request, queue, candidate, head.generation)
         return None
 
@@ -299,6 +311,10 @@ class _Claim:
     def _put_out(self, heads: Mapping[str, Head]) -> None:
         """What the search found out; before the new holds, for whoever reads the events."""
         for queue, head in heads.items():
+            if head.found_out:
+                self.turn.need(queue)
+            if head.held_elsewhere:
+                self.turn.need_all()  # or the hold could end while its place is marked
             entries.take_out(self.turn, queue, head.generation, head.ineligible)
             unclear = [user for user, why in head.ineligible.items() if why in UNCLEAR]
             quarantine(self.turn, unclear, after=self.settings.quarantine_after)
@@ -331,6 +347,7 @@ class _Claim:
         if not self.made:
             self.turn.connection.execute(ledger.STORE, {"answered": kept})
             return
+        entries.need_places(self.turn, [row["user_id"] for row in self.made])
         self.turn.connection.execute(
             KEEP,
             {
@@ -381,6 +398,7 @@ _PLACES = select(
         .where(
             Assignment.state == ACTIVE,
             Assignment.lease_expires_at <= bindparam("instant", type_=Instant),
+            Assignment.queue == DialerQueue.name,
         )
     ).label("lapsed"),
     callbacks.ANY_DUE.label("promised"),

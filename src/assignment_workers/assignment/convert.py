@@ -83,6 +83,7 @@ def remove_converted(
     belongs to another dialer queue moves there. Held users, and those whose facts changed back, are
     left alone.
     """
+    turn.need(policy.queue)
     since = {"since": turn.now - ATTRIBUTED_FOR}
     given = {"users": list(users), **policy.building(turn.now), **since}
     statement = _before(policy, tuple(policies.values()))

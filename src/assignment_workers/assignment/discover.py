@@ -126,6 +126,7 @@ def place(turn: Turn, users: Sequence[int], policies: Mapping[str, Policy]) -> D
     Those who belong where they are, are held, or have converted are left alone; nobody is made
     active who was not.
     """
+    turn.need_all()  # or another lane could hand a user out of the dialer queue that they leave
     judged = _judge(turn.sight, tuple(policies.values()), users, turn.now)
     created = _create(turn.connection, judged, turn.now, turn.new_id)
     moves = [

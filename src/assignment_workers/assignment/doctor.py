@@ -104,6 +104,7 @@ def repair(turn: Turn) -> Done:
 
     No assignment changes. Cost: that of the active holds and of the entries marked held.
     """
+    turn.need_all()
     marked = turn.connection.execute(_MARK_HELD)
     freed = turn.connection.execute(_GIVE_BACK)
     return Done(counts={"marked_held": marked.rowcount, "given_back": freed.rowcount})
@@ -284,7 +285,7 @@ CHECKS = (
         9,
         f"the newest {NEWEST:,} events of the last day",
         f"SELECT 'event ' || e.id || ' of term ' || e.term FROM {_TOLD}"
-        " JOIN assignment.sequencer s ON s.lane = 'default' WHERE e.term > s.term",
+        " WHERE e.term > (SELECT max(term) FROM assignment.sequencer)",
     ),
     Check(
         "every call that was to be called back has left the promise",

@@ -32,6 +32,7 @@ def drain(turn: Turn, queue: str, *, by: str) -> Done | Refused:
             code=Code.UNKNOWN_QUEUE,
             reason=f"no dialer queue {queue!r}; there are {', '.join(sorted(known))}",
         )
+    turn.need(queue)
     generation = turn.connection.execute(_PUBLISHED, {"queue": queue}).scalar_one_or_none()
     users = list(turn.connection.execute(_DRAIN, {"generation": generation}).scalars())
     turn.record(

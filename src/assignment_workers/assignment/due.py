@@ -145,7 +145,8 @@ class Due:
             if passed_over or (row.broken is not None and not fresh):
                 continue
             if row.broken is not None:
-                self._unfit.append(row)
+                if self.turn.has(row.place or row.queue_type or ""):
+                    self._unfit.append(row)
                 continue
             lately = now < row.due_at + self.settings.callback_preferred
             kept_for = row.preferred_agent_id if lately and row.is_there else None

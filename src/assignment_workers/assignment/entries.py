@@ -6,15 +6,18 @@ its cost is that of the users named, whatever the size of the dialer queue.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Text,
     Update,
     and_,
+    any_,
     bindparam,
+    exists,
     func,
     literal_column,
     null,
@@ -140,22 +143,47 @@ _PUT_OFF = (
 )
 
 
-def hold(turn: Turn, users: Iterable[int]) -> None:
+def need_places(turn: Turn, users: Collection[int]) -> None:
+    """Go on only if nothing else runs of the lanes where these users have places.
+
+    See `Turn.need`. A publication holds every lane, so no place appears meanwhile. Cost: nothing
+    with one lane; else a probe of a primary key for each user in each other lane's generation.
+    """
+    others = turn.elsewhere
+    if others and users:
+        given = {"queues": others, "users": list(users)}
+        turn.need(*turn.connection.execute(_PLACED, given).scalars())
+
+
+_PLACED = select(Generation.queue).where(
+    Generation.state == PUBLISHED_STATE,
+    Generation.queue == any_(bindparam("queues", type_=ARRAY(Text))),
+    exists().where(
+        Entry.generation_id == Generation.id,
+        Entry.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
+    ),
+)
+
+
+def hold(turn: Turn, users: Collection[int]) -> None:
     """Nobody else is offered these users: their places in every published generation are held."""
+    need_places(turn, users)
     turn.connection.execute(HOLD, {"held": [{"user_id": user} for user in users]})
 
 
 def give_back(turn: Turn, users: Collection[int]) -> None:
     """These users are claimable again, each at the place they had."""
     if users:
+        need_places(turn, users)
         turn.connection.execute(_RETURN, {"rows": [{"user_id": user} for user in users]})
 
 
-def leave(turn: Turn, users: Iterable[int], reason: str) -> int:
+def leave(turn: Turn, users: Collection[int], reason: str) -> int:
     """These users are offered no more in the published generations.
 
     Returns how many places ended.
     """
+    need_places(turn, users)
     given = [{"user_id": user, "reason": reason} for user in users]
     return turn.connection.execute(_LEAVE, {"rows": given}).rowcount if given else 0
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Interval, bindparam, case, null, select, update
+from sqlalchemy import ARRAY, Interval, Text, all_, bindparam, case, null, select, update
 
 from assignment_workers.assignment import entries, sessions
 from assignment_workers.assignment.answers import Held
@@ -54,7 +54,11 @@ _lapsed = (
         ).label("until"),
     )
     .outerjoin(AgentSeen, AgentSeen.agent_id == Assignment.agent_id)
-    .where(Assignment.state == ACTIVE, Assignment.lease_expires_at <= _NOW)
+    .where(
+        Assignment.state == ACTIVE,
+        Assignment.lease_expires_at <= _NOW,
+        Assignment.queue != all_(bindparam("others", type_=ARRAY(Text))),
+    )
     .order_by(Assignment.id)
     .with_for_update(of=Assignment)
     .cte("lapsed")
@@ -89,11 +93,11 @@ _EXPIRE = (
 def expire(turn: Turn, *, settings: Settings) -> Lapsed:
     """End every hold whose lease has lapsed and whose agent is silent; users keep their places.
 
-    It runs every 30 s and at the start of every claim, so a lapsed hold never stands in the way of
-    one. An agent who lets offers lapse in a row is set on break. Cost: that of the holds that
-    lapsed, by the index on leases.
+    Of the turn's lanes: those of others are their sequencers' to end. It runs every 30 s and at the
+    start of every claim, so a lapsed hold never stands in the way of one. An agent who lets offers
+    lapse in a row is set on break. Cost: that of the holds that lapsed, by the index on leases.
     """
-    given = {"instant": turn.now, "lease": settings.lease}
+    given = {"instant": turn.now, "lease": settings.lease, "others": turn.elsewhere}
     found = turn.connection.execute(_EXPIRE, given).all()
     ended = [row for row in found if row.state == AssignmentState.EXPIRED]
     offers = {row.agent_id for row in ended if row.ended_how == EndedHow.OFFER_LAPSED}

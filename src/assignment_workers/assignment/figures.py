@@ -14,13 +14,14 @@ from datetime import datetime
 from pydantic import BaseModel
 from sqlalchemy import Connection, text
 
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.status import (
     CrmStatus,
     QueueStatus,
     SequencerStatus,
     crm_status,
     queue_statuses,
-    sequencer_status,
+    sequencer_statuses,
 )
 from assignment_workers.schema.tables import AssignmentState
 
@@ -90,6 +91,9 @@ class Figures(BaseModel):
     at: datetime
     queues: list[QueueFigures]
     sequencer: SequencerStatus
+    """The default lane's."""
+    lanes: list[SequencerStatus]
+    """Every lane's, the default one's first."""
     holds: int
     holds_lapsing: int
     """Whose lease ends within a minute."""
@@ -112,7 +116,7 @@ class Figures(BaseModel):
         return self.crm.trouble is None
 
 
-def figures(connection: Connection, *, application: str) -> Figures:
+def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE) -> Figures:
     """How everything stands. `application` is what sequencers call themselves to the database.
 
     In some transactions: the figures may be milliseconds apart.
@@ -122,6 +126,7 @@ def figures(connection: Connection, *, application: str) -> Figures:
     def counts(query: str) -> dict[str, int]:
         return {str(name): count for name, count in connection.execute(text(query))}
 
+    led = sequencer_statuses(connection, application=application, lanes=lanes)
     holds = connection.execute(text(_HOLDS)).one()
     claimed, quarantined = counts(_CLAIMED), counts(_QUARANTINED)
     ended: Counter[str] = Counter()
@@ -137,7 +142,8 @@ def figures(connection: Connection, *, application: str) -> Figures:
             _queue(each, now, claimed=claimed, skipped=skipped, quarantined=quarantined)
             for each in queue_statuses(connection)
         ],
-        sequencer=sequencer_status(connection, application=application),
+        sequencer=led[0],
+        lanes=led,
         holds=holds.all_holds,
         holds_lapsing=holds.lapsing,
         holds_lapsed=holds.lapsed,

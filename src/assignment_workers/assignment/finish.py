@@ -177,6 +177,7 @@ def finish(
             "earlier",
         )
         found[row["id"]] = _Found(held(row), *(row[name] for name in also))
+    turn.need(*(each.hold.queue for each in found.values()))
     work = _Finish(turn, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
     work.write()
@@ -327,6 +328,7 @@ class _Finish:
             "agents": self.agents.rows(),
             "events": self.turn.dated(self.events),
         }
+        entries.need_places(self.turn, [row["user_id"] for row in self.places])
         if any(written.values()):
             self.turn.connection.execute(_WRITE, written | {"moved_at": self.turn.now})
         for queue, users in self.perhaps_converted.items():

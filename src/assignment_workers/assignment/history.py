@@ -1,7 +1,8 @@
 """Checks a whole run by its records: what the events, assignments and requests say really happened.
 
-Events of a lane are numbered in the order in which their turns committed, so one pass over them
-replays the run against a small model (`replay`). What the rows say must then be what the events say
+Events of a lane are numbered in the order in which their turns committed, and so are those of two
+lanes about one user, agent or dialer queue, so one pass over them replays the run against a small
+model (`replay`). What the rows say must then be what the events say
 (`records`).
 
 Checked: one holder (guarantee 1); a rebuild publishes and does nothing else (2); every grant in the
@@ -29,7 +30,7 @@ from assignment_workers.assignment.replay import Breach, Fact, Hold, Replay
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.policy.outcomes import OUTCOMES
 from assignment_workers.schema.base import Instant
-from assignment_workers.schema.tables import Event
+from assignment_workers.schema.tables import Event, Sequencer
 from assignment_workers.settings import Settings
 
 
@@ -77,9 +78,18 @@ def _what_stood(
 ) -> None:
     """What was so before the first event that is surely kept, as the rows tell it."""
     earlier = {"since": since, "skipped_since": since - settings.skip_agent}
+    for row in connection.execute(select(Sequencer.lane, Sequencer.terms)):
+        replay.led(row.lane, row.terms)
     for row in connection.execute(_HELD, earlier):
         replay.stood(
-            Hold(row.id, row.agent_id, row.user_id, row.lease_expires_at, accepted=row.accepted)
+            Hold(
+                row.id,
+                row.agent_id,
+                row.user_id,
+                row.lease_expires_at,
+                row.queue,
+                accepted=row.accepted,
+            )
         )
     for row in connection.execute(_SKIPPED, earlier):
         replay.had_skipped(row.agent_id, row.user_id, row.ended_at, row.put_off_until)
@@ -146,13 +156,14 @@ _FACTS = (
         Event.details["scheduled_for"].as_string().cast(Instant),
         Event.details["kept_for"].as_integer(),
         Event.details["state"].as_string(),
+        Event.details["lane"].as_string(),
     )
     .where(Event.at >= bindparam("since", type_=Instant))
     .order_by(Event.id)
 )
 
 _HELD = text(
-    "SELECT id::text, agent_id, user_id, lease_expires_at,"
+    "SELECT id::text, agent_id, user_id, lease_expires_at, queue,"
     " coalesce(accepted_at < :since, false) AS accepted FROM assignment.assignments"
     " WHERE claimed_at < :since AND (ended_at IS NULL OR ended_at >= :since)"
 )

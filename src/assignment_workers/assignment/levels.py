@@ -59,15 +59,14 @@ def _built_lately(connection: Connection, queue: str, settings: Settings) -> boo
     ).scalar_one()
 
 
-def unpublished(connection: Connection) -> list[int]:
-    """Generations that are built and wait for their publication, oldest first.
+def unpublished(connection: Connection) -> dict[int, str]:
+    """Generations that are built and wait for their publication, oldest first: their queues.
 
     A publish command that Redis lost is sent again from this: the database is what remembers.
     """
-    return list(
-        connection.execute(
-            select(Generation.id)
-            .where(Generation.state == "building", Generation.built_at.is_not(None))
-            .order_by(Generation.id)
-        ).scalars()
+    rows = connection.execute(
+        select(Generation.id, Generation.queue)
+        .where(Generation.state == "building", Generation.built_at.is_not(None))
+        .order_by(Generation.id)
     )
+    return {row.id: row.queue for row in rows}

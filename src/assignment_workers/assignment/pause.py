@@ -13,6 +13,7 @@ def pause(
     turn: Turn, queue: str, *, by: str | None = None, why: str | None = None
 ) -> Done | Refused:
     """From this commit on nobody is handed out from `queue`. Saying it again changes nothing."""
+    turn.need(queue)
     paused = _is_paused(turn, queue)
     if paused is None:
         return _unknown(turn, queue)
@@ -31,6 +32,7 @@ def resume(
     turn: Turn, queue: str, *, by: str | None = None, why: str | None = None
 ) -> Done | Refused:
     """From this commit on `queue` hands out users again. Saying it again changes nothing."""
+    turn.need(queue)
     paused = _is_paused(turn, queue)
     if paused is None:
         return _unknown(turn, queue)

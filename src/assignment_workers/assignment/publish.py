@@ -43,6 +43,8 @@ def publish(turn: Turn, number: int) -> Done | Refused:
     nothing. Refused: a number that is no generation, or one that is not built or has failed. One
     that is older than the published one is marked failed: the newer build wins.
     """
+    # Of every lane: a turn of another may be ending holds of users who have places here.
+    turn.need_all()
     row = turn.connection.execute(_FIND, {"generation": number}).first()
     if row is None:
         return Refused(code=Code.UNKNOWN_GENERATION, reason=f"no generation {number}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import Connection, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, or_, select, text, update
 
 from assignment_workers.assignment.jobs import Counts
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema.base import word
 from assignment_workers.schema.tables import (
@@ -83,7 +85,7 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
                 Request.deadline.is_(None),
                 Request.deadline < func.now() - settings.request_retention,
             ),
-            ~_BEHIND,
+            ~_behind(lanes_of(settings).names),
         ),
         "job_runs": delete(JobRun).where(
             JobRun.started_at < history, JobRun.status != word(JobStatus.RUNNING)
@@ -99,11 +101,14 @@ _SETTLED = timedelta(minutes=10)
 """Long after a sequencer began, it has served whatever its predecessors had taken."""
 _SILENT = timedelta(minutes=1)
 
-_BEHIND = exists().where(
-    or_(
-        Sequencer.since.is_(None),
-        Sequencer.since > func.now() - _SETTLED,
-        Sequencer.seen_at < func.now() - _SILENT,
+
+def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
+    """Whether one of these lanes may have messages to serve that were answered long ago."""
+    return exists().where(
+        Sequencer.lane.in_(lanes),
+        or_(
+            Sequencer.since.is_(None),
+            Sequencer.since > func.now() - _SETTLED,
+            Sequencer.seen_at < func.now() - _SILENT,
+        ),
     )
-)
-"""Whether a lane may have messages to serve that were answered long ago."""

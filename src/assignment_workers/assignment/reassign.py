@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, Select, bindparam, select
 
-from assignment_workers.assignment import ledger
+from assignment_workers.assignment import entries, ledger
 from assignment_workers.assignment.answers import (
     Assigned,
     Code,
@@ -68,13 +68,15 @@ def reassign(
     request = Request(agent_id, f"reassigned-{assignment_id}", None, None, None)
     match ledger.look_up(turn, [request], settings)[request.request_id]:
         case ledger.Asker() as asker:
-            pass
+            if asker.hold is not None:
+                turn.need(asker.hold.queue)
         case answer:
             return answer
     row = turn.connection.execute(NAMED, {"named": [assignment_id]}).mappings().one_or_none()
     if row is None:
         return _unknown(assignment_id)
     hold = held(row)
+    turn.need(hold.queue)
     if hold.state != AssignmentState.ACTIVE:
         return Refused(code=Code.NOT_ACTIVE, reason=f"assignment {hold.id} is {hold.state}")
     away = turned_away(asker.session, settings, turn.now)
@@ -165,6 +167,7 @@ def _keep(turn: Turn, request: Request, given: Assigned, **details: object) -> N
         "generation_id": generation,
         "details": {"rank": made.rank, "lease_expires_at": made.lease_expires_at, **details},
     }
+    entries.need_places(turn, [made.user_id])
     turn.connection.execute(
         KEEP,
         {

@@ -263,7 +263,8 @@ ANSWERS = (
         "was answered under a term that had not begun or was over",
         """
         WITH terms AS (
-            SELECT term, at, lead(at, 1, 'infinity') OVER (ORDER BY id) AS until
+            SELECT term, at, lead(at, 1, 'infinity')
+                OVER (PARTITION BY coalesce(details->>'lane', 'default') ORDER BY id) AS until
             FROM assignment.events WHERE kind = 'term_begun'
         )
         SELECT 'request ' || r.request_id

@@ -6,14 +6,15 @@ which rank. It knows nothing of the database: facts in, breaches out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from assignment_workers.assignment.board import Board
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.turn import EventKind
-from assignment_workers.schema.tables import AgentStates
+from assignment_workers.schema.tables import DEFAULT_LANE, AgentStates
 from assignment_workers.settings import Settings
 
 
@@ -48,6 +49,8 @@ class Fact(NamedTuple):
     """The agent whom a due callback was still kept for."""
     state: str | None = None
     """Of an agent: what they are about from then on."""
+    lane: str | None = None
+    """Of the beginning of a term: the lane that it leads; None: the default one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Hold:
     agent: int
     user: int
     lease_until: datetime
+    queue: str | None = None
     accepted: bool = False
     """An offer until then."""
 
@@ -92,10 +96,15 @@ class Replay:
         self.breaches: list[Breach] = []
         self._settings = settings
         self._bound = bound
-        self._at: datetime | None = None
-        self._term: int | None = None
-        self._silences: list[tuple[datetime, datetime]] = []
-        """From the last event of a term until the next term began: perhaps nobody led."""
+        self._lanes = lanes_of(settings)
+        self._at: dict[str, datetime] = {}
+        """By lane: when its last turn was."""
+        self._terms: dict[str, int] = {}
+        """By lane: the term that leads it."""
+        self._lane_of: dict[int, str] = {}
+        """By term: the lane that it leads."""
+        self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
+        """By lane: from the last event of a term until the next began, perhaps nobody led."""
         self._holds: dict[str, Hold] = {}
         self._by_user: dict[int, Hold] = {}
         self._by_agent: dict[int, Hold] = {}
@@ -111,8 +120,8 @@ class Replay:
         """By user: until when they are not offered to anybody."""
         self._completed: dict[int, str] = {}
         """By user: their last completed assignment."""
-        self._released: tuple[str, int, datetime] | None = None
-        """The last hold that was given back: assignment, user, when."""
+        self._released: dict[int, tuple[str, datetime]] = {}
+        """By user: the last hold that was given back, and when."""
         self._requests: set[str] = set()
         self._away: dict[int, str] = {}
         """Agents on break or offline, and which."""
@@ -155,6 +164,10 @@ class Replay:
             EventKind.RACE: self._nothing,
         }
 
+    def led(self, lane: str, terms: Collection[int]) -> None:
+        """These terms led this lane, some of them perhaps before the first fact."""
+        self._lane_of |= dict.fromkeys(terms, lane)
+
     def stood(self, hold: Hold) -> None:
         """This hold stood already when the first fact happened."""
         self._holds[hold.assignment] = hold
@@ -189,9 +202,9 @@ class Replay:
             self._line(fact, fact.term)
         elif fact.kind not in OUTSIDE_THE_LINE:
             self._breach(9, fact, f"{fact.kind} under no term")
-        for board in self._boards.values():
-            if board.waiting:
-                board.promote(fact.at)
+        board = self._boards.get(fact.queue or "")
+        if board is not None and board.waiting:
+            board.promote(fact.at)
         teller(fact)
 
     def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
@@ -221,25 +234,34 @@ class Replay:
             self._breach(2, self._retired, "a generation was retired and none published")
 
     def _line(self, fact: Fact, term: int) -> None:
-        """Turns follow one another, in the order of their terms; a publication is one turn."""
-        before, self._at = self._at, fact.at
+        """A lane's turns follow one another, in the order of its terms; a publication is one turn.
+
+        Lanes go on side by side, but nothing comes between the events of a publication.
+        """
+        if fact.kind == EventKind.TERM_BEGUN:
+            self._lane_of[term] = fact.lane or DEFAULT_LANE
+        lane = self._lane_of.get(term, DEFAULT_LANE)
+        before = self._at.get(lane)
+        self._at[lane] = fact.at
         if before is not None and fact.at < before:
             self._breach(9, fact, f"of {fact.at}, after an event of {before}")
         if before is not None and fact.kind == EventKind.TERM_BEGUN:
-            self._silences.append((before, fact.at))
-        if term != self._term or fact.kind == EventKind.TERM_BEGUN:
-            self._change_term(fact, term)
+            self._silences.setdefault(lane, []).append((before, fact.at))
+        if term != self._terms.get(lane) or fact.kind == EventKind.TERM_BEGUN:
+            self._change_term(fact, term, lane)
         if self._retired is not None and fact.kind != EventKind.GENERATION_PUBLISHED:
             self._breach(2, fact, f"{fact.kind} before the next generation is published")
             self._retired = None
 
-    def _change_term(self, fact: Fact, term: int) -> None:
-        known, self._term = self._term, max(self._term or term, term)
-        if known is None:
-            return
+    def _change_term(self, fact: Fact, term: int, lane: str) -> None:
+        last = max(self._terms.values(), default=None)
+        known = self._terms.get(lane)
+        self._terms[lane] = max(known or term, term)
         if fact.kind == EventKind.TERM_BEGUN:
-            if term != known + 1:
-                self._breach(9, fact, f"term {term} begins after term {known}")
+            if last is not None and term != last + 1:
+                self._breach(9, fact, f"term {term} begins after term {last}")
+        elif known is None:
+            return
         elif term < known:
             self._breach(9, fact, f"{fact.kind} of term {term} after term {known} began")
         else:
@@ -261,7 +283,7 @@ class Replay:
         if held := self._by_user.get(user):
             self._breach(1, fact, f"user {user} is held by agent {held.agent} and given to {agent}")
         elif fact.reassigned_from is not None:
-            if self._released != (fact.reassigned_from, user, fact.at):
+            if self._released.get(user) != (fact.reassigned_from, fact.at):
                 self._breach(4, fact, f"user {user} is given on, and was not taken from an agent")
         elif fact.source is None:
             self._in_order(fact, user, agent)
@@ -270,7 +292,7 @@ class Replay:
         if held := self._by_agent.get(agent):
             self._breach(1, fact, f"agent {agent} holds user {held.user} already")
         self._may_be_handed_out(fact, user, agent)
-        self.stood(Hold(assignment, agent, user, self._leased(fact, fact.at)))
+        self.stood(Hold(assignment, agent, user, self._leased(fact, fact.at), fact.queue))
         for board in self._boards.values():
             board.hold(user)
 
@@ -349,7 +371,7 @@ class Replay:
 
     def _given_back(self, fact: Fact) -> None:
         if hold := self._ended(fact):
-            self._released = (hold.assignment, hold.user, fact.at)
+            self._released[hold.user] = (hold.assignment, fact.at)
             for board in self._boards.values():
                 board.make_ready(hold.user)
 
@@ -419,7 +441,7 @@ class Replay:
     def _due(self, hold: Hold) -> datetime:
         """When the hold must have ended: nobody could end it while nobody led."""
         due = hold.lease_until + self._bound
-        for stopped, begun in self._silences:
+        for stopped, begun in self._silences.get(self._lanes.of(hold.queue), ()):
             if stopped <= due < begun:
                 due = begun + self._bound
         return due

@@ -6,10 +6,12 @@ Each query has a bound on its cost: counts of entries go through partial indexes
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, bindparam, case, func, select, text
+from sqlalchemy import Connection, Row, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import DBAPIError
 
@@ -17,6 +19,7 @@ from assignment_workers.assignment import calling, mirror
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.lanes import Lanes, lanes_of
 from assignment_workers.assignment.sight import crm_of
 from assignment_workers.schema import tables
 from assignment_workers.schema.elsewhere import one_line
@@ -72,10 +75,13 @@ class Leader(BaseModel):
 
 
 class SequencerStatus(BaseModel):
-    """The lane's writer.
+    """A lane's writer, and the lane's dialer queues.
 
     `leader` None: nobody holds the place now. `probe_seconds`: the line's pace.
     """
+
+    lane: str
+    queues: list[str]
 
     term: int
     leader: Leader | None
@@ -132,6 +138,9 @@ class Status(BaseModel):
     agents: AgentsStatus
     jobs: list[JobStatus]
     sequencer: SequencerStatus
+    """The default lane's."""
+    lanes: list[SequencerStatus]
+    """Every lane's, the default one's first."""
     answers_last_hour: dict[str, int]
     dead_letters: int
     unpublished: int
@@ -147,6 +156,7 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
     """
     crm = crm_status(connection)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
+    lanes = sequencer_statuses(connection, application=application, lanes=lanes_of(settings))
     return Status(
         at=now,
         crm=crm,
@@ -155,7 +165,8 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
         agents=AgentsStatus(**connection.execute(_AGENTS).mappings().one()),
         jobs=job_statuses(connection),
-        sequencer=sequencer_status(connection, application=application),
+        sequencer=lanes[0],
+        lanes=lanes,
         answers_last_hour={
             row.outcome: row.answers
             for row in connection.execute(_ANSWERS, {"since": now - timedelta(hours=1)})
@@ -198,28 +209,45 @@ def crm_status(connection: Connection) -> CrmStatus:
     return CrmStatus(elsewhere=False, trouble=trouble, mirror_age_seconds=None)
 
 
-def sequencer_status(connection: Connection, *, application: str) -> SequencerStatus:
-    """Who leads and how many stand by: by the connections that sequencers keep for the lock."""
-    row = connection.execute(
-        select(
-            Sequencer.term,
-            Sequencer.leader_pid,
-            Sequencer.leader_host,
-            Sequencer.since,
-            Sequencer.probe_seconds,
-            func.extract("epoch", func.clock_timestamp() - Sequencer.seen_at).label("silent"),
-        ).where(Sequencer.lane == tables.DEFAULT_LANE)
-    ).one()
+def sequencer_statuses(
+    connection: Connection, *, application: str, lanes: Lanes
+) -> list[SequencerStatus]:
+    """Of each lane, the default one first: who leads and how many stand by.
+
+    By the connections that sequencers keep for the lock. `application` is what they call
+    themselves, the default lane's as they do; others say their lane after it.
+    """
+    rows = {row.lane: row for row in connection.execute(_LANES)}
     names = set(connection.execute(_SEQUENCERS, {"prefix": f"{application} %"}).scalars())
-    leading = f"{application} {row.leader_host}:{row.leader_pid}"[:63] in names
+    return [_sequencer(lane, rows.get(lane), names, application, lanes) for lane in lanes.names]
+
+
+def _sequencer(
+    lane: str,
+    row: Row[*tuple[Any, ...]] | None,
+    names: Collection[str],
+    application: str,
+    lanes: Lanes,
+) -> SequencerStatus:
+    other = f"{application} lane "
+    if lane == tables.DEFAULT_LANE:
+        prefix = f"{application} "
+        ours = {name for name in names if not name.startswith(other)}
+    else:
+        prefix = f"{other}{lane} "
+        ours = {name for name in names if name.startswith(prefix)}
+    leader = f"{prefix}{row.leader_host}:{row.leader_pid}"[:63] if row else None
+    leading = leader in ours
     return SequencerStatus(
-        term=row.term,
+        lane=lane,
+        queues=lanes.queues(lane),
+        term=row.term if row else 0,
         leader=Leader(pid=row.leader_pid, host=row.leader_host, since=row.since)
-        if leading
+        if row and leading
         else None,
-        standbys=len(names) - int(leading),
-        silent_seconds=None if row.silent is None else float(row.silent),
-        probe_seconds=row.probe_seconds,
+        standbys=len(ours) - int(leading),
+        silent_seconds=None if row is None or row.silent is None else float(row.silent),
+        probe_seconds=row.probe_seconds if row else None,
     )
 
 
@@ -268,6 +296,15 @@ def job_statuses(connection: Connection) -> list[JobStatus]:
     return [JobStatus(**row) for row in rows]
 
 
+_LANES = select(
+    Sequencer.lane,
+    Sequencer.term,
+    Sequencer.leader_pid,
+    Sequencer.leader_host,
+    Sequencer.since,
+    Sequencer.probe_seconds,
+    func.extract("epoch", func.clock_timestamp() - Sequencer.seen_at).label("silent"),
+)
 _HELD_NOW = (
     select(Assignment.queue, func.count().label("held"))
     .where(Assignment.state == ACTIVE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -13,10 +13,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.sight import Sight
 from assignment_workers.identity import new_id
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.bulk import insert_rows
-from assignment_workers.schema.tables import Event
+from assignment_workers.schema.tables import DEFAULT_LANE, Event
 
 
 class EventKind(StrEnum):
@@ -62,6 +64,14 @@ class EventKind(StrEnum):
     RACE = "ASSIGNMENT_RACE_CONDITION"
 
 
+class OtherLanes(Exception):
+    """The turn has to be taken again from its start, with the rows of these lanes locked too."""
+
+    def __init__(self, lanes: frozenset[str]) -> None:
+        super().__init__(f"needs {', '.join(sorted(lanes))}")
+        self.lanes = lanes
+
+
 @dataclass(frozen=True)
 class Turn:
     """One transaction that has its lane's row lock: nothing else of the lane runs.
@@ -75,6 +85,37 @@ class Turn:
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
     """The events of races that were left in this turn: told in the log once it has committed."""
+    lanes: Lanes = ONE_LANE
+    locked: frozenset[str] = frozenset({DEFAULT_LANE})
+    """The lanes whose rows this transaction has locked."""
+
+    def has(self, queue: str) -> bool:
+        """Whether nothing else of this dialer queue's lane runs."""
+        return self.lanes.is_one or self.lanes.of(queue) in self.locked
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """The dialer queues of other lanes; what is theirs is not this transaction's to write."""
+        return [] if self.lanes.is_one else [each for each in POLICIES if not self.has(each)]
+
+    def need(self, *queues: str) -> None:
+        """Go on only if nothing else of these dialer queues' lanes runs.
+
+        To be called before the first write to what is theirs: published entries, assignments, a
+        pause. Raises `OtherLanes` where it is not so; then the line takes the turn again, holding
+        those rows too, locked in the order of their names. With one lane it costs a comparison.
+        """
+        if not self.lanes.is_one:
+            self._need(map(self.lanes.of, queues))
+
+    def need_all(self) -> None:
+        """The same for every lane."""
+        if not self.lanes.is_one:
+            self._need(self.lanes.names)
+
+    def _need(self, lanes: Iterable[str]) -> None:
+        if lacking := frozenset(lanes) - self.locked:
+            raise OtherLanes(lacking)
 
     @cached_property
     def sight(self) -> Sight:

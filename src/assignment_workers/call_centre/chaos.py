@@ -15,16 +15,16 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from assignment_workers.call_centre.book import Book
+from assignment_workers.call_centre.plan import Plan
 from assignment_workers.client import Client
 from assignment_workers.runtime.stack import Stack
 
 FIRST_AFTER = 5.0
-BETWEEN = 6.0, 14.0
 RECOVERY = 12.0
 """Seconds at the end without a new fault, in which all has to recover; half of a shorter day."""
 FREEZE = 4.0
 
-LEADER = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL"
+LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
 CUT = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'
@@ -40,15 +40,15 @@ class Chaos:
     client: Client
     book: Book
     over: asyncio.Event
-    seconds: float
+    plan: Plan
     chance: Random
     _frozen: list[int] = field(default_factory=list)
 
     async def reign(self) -> None:
         """One fault after another, all kinds in turn and in an order by the seed."""
-        await asyncio.sleep(min(FIRST_AFTER, self.seconds / 4))
+        await asyncio.sleep(min(FIRST_AFTER, self.plan.seconds / 4))
         faults: list[tuple[str, Callable[[], bool], float]] = []
-        last = self.seconds - min(RECOVERY, self.seconds / 2)
+        last = self.plan.seconds - min(RECOVERY, self.plan.seconds / 2)
         while self.book.now < last and not self.over.is_set():
             if not faults:
                 faults = self._faults()
@@ -65,7 +65,7 @@ class Chaos:
                 await asyncio.sleep(thaw_after)
             finally:
                 self._thaw()
-            await asyncio.sleep(self.chance.uniform(*BETWEEN))
+            await asyncio.sleep(self.chance.uniform(*self.plan.between))
 
     def _faults(self) -> list[tuple[str, Callable[[], bool], float]]:
         return [
@@ -94,7 +94,8 @@ class Chaos:
 
     def _leader(self) -> int | None:
         with self.engine.connect() as connection:
-            return connection.execute(text(LEADER)).scalar_one_or_none()
+            leaders = connection.execute(text(LEADERS)).scalars().all()
+        return self.chance.choice(leaders) if leaders else None
 
     def _valkey(self) -> int | None:
         with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as connection:

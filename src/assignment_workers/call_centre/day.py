@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
+from typing import Any
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from assignment_workers.assignment.lanes import Lanes, lanes_of
 from assignment_workers.assignment.levels import unpublished
 from assignment_workers.call_centre.agent import Agent
 from assignment_workers.call_centre.book import Book, Sample
@@ -25,8 +27,8 @@ from assignment_workers.runtime.stack import Stack
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
-QUIET_SECONDS = 60.0
-"""How long a stack may take to come to rest after the day."""
+QUIET_SECONDS = 300.0
+"""How long a stack may take to come to rest after the day, on a busy machine too."""
 
 AGENTS = """
 INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)
@@ -38,15 +40,28 @@ SELECT EXISTS (SELECT 1 FROM agents WHERE email !~ '^agent[0-9]+@example[.]com$'
     OR EXISTS (SELECT 1 FROM crm.users WHERE email_address !~ '^user[0-9]+@example[.]com$')
     OR NOT EXISTS (SELECT 1 FROM crm.users)
 """
-LEADS = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since"
+LED = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since AND lane = ANY(:lanes)"
+
+
+Beside = Callable[[Book, asyncio.Event], Coroutine[Any, Any, None]]
+
+
+async def nothing(book: Book, over: asyncio.Event) -> None:
+    """Nothing goes on beside the day."""
 
 
 def run(
-    stack: Stack, plan: Plan, settings: Settings, show: Callable[[Book, Sample], None]
+    stack: Stack,
+    plan: Plan,
+    settings: Settings,
+    show: Callable[[Book, Sample], None],
+    *,
+    beside: Beside = nothing,
 ) -> tuple[Book, Verdict]:
     """Simulate, wait until all is quiet, and judge. `settings` are those of the stack.
 
-    Raises `UsageError` for a stack whose users are not the demo's: nobody real is called.
+    `beside` goes on until its event says that the day is over. Raises `UsageError` for a
+    stack whose users are not the demo's: nobody real is called.
     """
     engine = connect(
         stack.database_url,
@@ -56,9 +71,12 @@ def run(
     )
     try:
         _prepare(engine, plan)
-        with Client.connect(stack.redis_url, broker_url=stack.broker_url) as client:
-            book, outside = asyncio.run(_Day(stack, plan, settings, engine, client).go(show))
-            _come_to_rest(engine, client)
+        lanes = lanes_of(settings)
+        with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
+            book, outside = asyncio.run(
+                _Day(stack, plan, settings, engine, client).go(show, beside)
+            )
+            _come_to_rest(engine, client, lanes)
         verdict = judge(engine, plan, book, signed_at=outside.signed_at, settings=settings)
         return book, verdict
     finally:
@@ -84,12 +102,17 @@ class _Day:
     engine: Engine
     client: Client
 
-    async def go(self, show: Callable[[Book, Sample], None]) -> tuple[Book, Outside]:
+    async def go(
+        self,
+        show: Callable[[Book, Sample], None],
+        beside: Beside,
+    ) -> tuple[Book, Outside]:
         """Everybody at once, until it is over and each agent has ended their call."""
         plan, stack = self.plan, self.stack
         book, over = Book(), asyncio.Event()
         outside = Outside(plan, self.engine, self.client, book, over)
-        async with AsyncClient(stack.redis_url, broker_url=stack.broker_url) as asking:
+        lanes = lanes_of(self.settings)
+        async with AsyncClient(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as asking:
             agents = [
                 Agent(number, plan, asking, book, over, outside.signs, self.settings.lease)
                 for number in range(1, plan.agents + 1)
@@ -99,10 +122,11 @@ class _Day:
                 outside.jobs(),
                 outside.cleanups(),
                 outside.watch(lambda sample: show(book, sample)),
+                beside(book, over),
             ]
             if plan.chaos:
                 chance = Random(f"{plan.seed} chaos")
-                chaos = Chaos(stack, self.engine, self.client, book, over, plan.seconds, chance)
+                chaos = Chaos(stack, self.engine, self.client, book, over, plan, chance)
                 around.append(chaos.reign())
             async with asyncio.TaskGroup() as group:
                 for each in (*around, *(agent.work() for agent in agents)):
@@ -112,17 +136,18 @@ class _Day:
         return book, outside
 
 
-def _come_to_rest(engine: Engine, client: Client) -> None:
-    """Until somebody leads and whatever was built is published; holds whose lease lapsed end."""
+def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
+    """Until every lane is led and whatever was built is published; holds whose lease lapsed end."""
     ends = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < ends:
         try:
-            client.send_again("assignment.expire", [], {}, "assignment")
+            for queue in lanes.celery_queues:
+                client.send_again("assignment.expire", [], {}, queue)
             client.send_again("generation.tend", [], {}, "maintenance")
             with engine.connect() as connection:
                 waiting = unpublished(connection)
-                leads = connection.execute(text(LEADS)).scalar_one()
-            if leads and not waiting:
+                led = connection.execute(text(LED), {"lanes": list(lanes.names)}).scalar_one()
+            if led == len(lanes.names) and not waiting:
                 return
         except (SQLAlchemyError, BrokerUnavailable):
             engine.dispose()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from assignment_workers.call_centre.book import Book, State
+from assignment_workers.call_centre.soak import Soaked
 from assignment_workers.call_centre.verdict import Verdict
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 860, 200, 56, 22
@@ -20,6 +21,19 @@ COLOURS = {
     State.RESTING: "#b7b7a4",
     State.AWAY: "#e5e5e5",
 }
+
+SHADES = (
+    "#013a63",
+    "#2a6f97",
+    "#61a5c2",
+    "#2a9d8f",
+    "#e9c46a",
+    "#f4a261",
+    "#e76f51",
+    "#9d4edd",
+    "#6c757d",
+    "#b7b7a4",
+)
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 920px; margin: 2em auto;
@@ -38,8 +52,8 @@ svg { display: block; margin: .5em 0 } text { font-size: 11px; fill: #555 }
 Point = tuple[float, float]
 
 
-def page(book: Book, verdict: Verdict) -> str:
-    """The whole page."""
+def page(book: Book, verdict: Verdict, soaked: Soaked | None = None) -> str:
+    """The whole page; of a soak also what was measured, and what drifted."""
     levels = verdict.levels
     broken = "".join(f"<li>{escape(each)}</li>" for each in verdict.broken)
     said = (
@@ -76,6 +90,7 @@ times the real pace{faults}, seed {verdict.seed}</h1>
 {_waits(book)}
 <h2>What the agents did</h2>{_states(book)}
 <h2>Claimable users</h2>{_claimable(book)}
+{"" if soaked is None else _drift(book, soaked)}
 {_faults(verdict)}
 <p>Red lines are faults. Waits are those of the agents, from the first sending of a request to its
 answer, whatever was down meanwhile.</p>
@@ -104,6 +119,38 @@ def _faults(verdict: Verdict) -> str:
         "<h2>Faults</h2><table><tr><th>at, s</th><th>what</th>"
         f"<th>next answer to a new request after, s</th></tr>{rows}</table>"
     )
+
+
+def _drift(book: Book, soaked: Soaked) -> str:
+    said = "".join(f"<li>{escape(each)}</li>" for each in soaked.drifted)
+    parts = [
+        "<h2>Drift</h2>",
+        f'<p class="verdict bad">Drifted: {len(soaked.drifted)}</p><ul>{said}</ul>'
+        if soaked.drifted
+        else '<p class="verdict good">Nothing drifted.</p>',
+        "<table><tr><th>of</th><th></th><th>middle third</th><th>last third</th><th></th></tr>",
+        *(
+            f"<tr><td>{escape(each.kind)}</td><td>{escape(each.name)}</td>"
+            + "".join(
+                f'<td class="number">{"" if value is None else f"{value:,.4g}"}</td>'
+                for value in (each.middle, each.last)
+            )
+            + f"<td>{escape(each.unit)}{' drifted' if each.drifted else ''}</td></tr>"
+            for each in soaked.series
+        ),
+        "</table>",
+    ]
+    for kind in dict.fromkeys(each.kind for each in soaked.series):
+        same = [each for each in soaked.series if each.kind == kind]
+        shades = [(each.points, SHADES[number % len(SHADES)]) for number, each in enumerate(same)]
+        key = "".join(
+            f'<span><i style="background:{colour}"></i>{escape(each.name)}</span>'
+            for each, (_, colour) in zip(same, shades, strict=True)
+        )
+        unit = f", {same[0].unit}" if same[0].unit else ""
+        parts.append(f"<h2>{escape(kind)}{escape(unit)}</h2>{_chart(book, shades)}")
+        parts.append(f'<div class="key">{key}</div>')
+    return "".join(parts)
 
 
 def _rate(book: Book) -> str:

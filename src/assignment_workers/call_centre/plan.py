@@ -21,6 +21,10 @@ class Plan:
     speed: float
     seed: int
     chaos: bool
+    between: tuple[float, float] = (6.0, 14.0)
+    """The least and the most seconds from the end of a fault to the next."""
+    retention: timedelta | None = None
+    """How long the entries of a retired generation are kept; None: as the stack has it."""
 
     def wall(self, span: timedelta) -> float:
         """The seconds on the wall that this takes."""
@@ -29,7 +33,11 @@ class Plan:
     @property
     def variables(self) -> dict[str, str]:
         """The settings of a stack whose times go with the day's."""
-        return {
+        kept = {}
+        if self.retention is not None:
+            seconds = _seconds(self.retention.total_seconds())
+            kept["ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"] = seconds
+        return kept | {
             "ASSIGNMENT_WORKERS_DEMO_USERS": str(self.users),
             "ASSIGNMENT_WORKERS_DEMO_SEED": str(self.seed),
             "ASSIGNMENT_WORKERS_LEASE_SECONDS": _seconds(max(self.wall(LEASE), SHORTEST_LEASE)),

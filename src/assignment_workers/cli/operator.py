@@ -13,7 +13,7 @@ from assignment_workers.assignment.doctor import Finding, examine
 from assignment_workers.assignment.drain import DRAINED_AT_MOST, drainable
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.levels import unpublished
-from assignment_workers.assignment.status import CrmStatus, Status
+from assignment_workers.assignment.status import CrmStatus, SequencerStatus, Status
 from assignment_workers.assignment.status import status as read_status
 from assignment_workers.cli.acting import OptionalWhy, kept, whoever
 from assignment_workers.cli.agent import line
@@ -216,7 +216,17 @@ def _show(found: Status) -> None:
             for each in found.jobs
         ],
     )
-    sequencer = found.sequencer
+    for lane in found.lanes:
+        _echo_sequencer(lane, alone=len(found.lanes) == 1)
+    answers = ", ".join(f"{name} {count}" for name, count in found.answers_last_hour.items())
+    typer.echo(f"Answers in the last hour: {answers or 'none'}")
+    typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
+    typer.echo(f"CRM: {_crm(found.crm)}")
+    typer.echo(f"Calling hours: {found.calling_hours}")
+    typer.echo(f"Other calling rules: {found.calling_rules}")
+
+
+def _echo_sequencer(sequencer: SequencerStatus, *, alone: bool) -> None:
     leader = sequencer.leader
     led = (
         f"led by {leader.host} pid {leader.pid} since {leader.since:%H:%M:%SZ}"
@@ -228,13 +238,9 @@ def _show(found: Status) -> None:
         if sequencer.probe_seconds is None
         else f", a probe takes {sequencer.probe_seconds * 1000:.0f} ms"
     )
-    typer.echo(f"Sequencer: term {sequencer.term}, {led}, standbys {sequencer.standbys}{probe}")
-    answers = ", ".join(f"{name} {count}" for name, count in found.answers_last_hour.items())
-    typer.echo(f"Answers in the last hour: {answers or 'none'}")
-    typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
-    typer.echo(f"CRM: {_crm(found.crm)}")
-    typer.echo(f"Calling hours: {found.calling_hours}")
-    typer.echo(f"Other calling rules: {found.calling_rules}")
+    of = "" if alone else f" of lane {sequencer.lane}"
+    of += "" if alone else f" ({', '.join(sequencer.queues) or 'no dialer queue'})"
+    typer.echo(f"Sequencer{of}: term {sequencer.term}, {led}, standbys {sequencer.standbys}{probe}")
 
 
 def _crm(found: CrmStatus) -> str:

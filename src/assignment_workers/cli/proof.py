@@ -18,6 +18,7 @@ from assignment_workers.call_centre import day
 from assignment_workers.call_centre.book import Book, Sample, State
 from assignment_workers.call_centre.page import page
 from assignment_workers.call_centre.plan import Plan as Day
+from assignment_workers.call_centre.soak import run as run_soak
 from assignment_workers.call_centre.verdict import Verdict
 from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
@@ -28,10 +29,13 @@ from assignment_workers.runtime import temporary
 from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
+CALM = 30.0, 60.0
+"""Seconds from a fault of a soak to the next: long enough to see how it stands between."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (replay_incident, demo):
+    for command in (replay_incident, demo, soak):
         app.command()(command)
 
 
@@ -170,6 +174,51 @@ def demo(
         _judge(verdict)
     complain(f"the page of this run is {report}")
     return 1 if verdict.broken else 0
+
+
+def soak(
+    agents: Annotated[int, typer.Option(min=1, max=2000, help="Agents at work.")] = 50,
+    users: Annotated[
+        int, typer.Option(min=5000, max=1_000_000, help="Users in each pool of a new stack.")
+    ] = 20_000,
+    seconds: Annotated[float, typer.Option(min=60, max=604_800, help="How long it runs.")] = 28_800,
+    speed: Annotated[
+        float, typer.Option(min=1, max=200, help="How many times faster than real the day goes.")
+    ] = 30,
+    seed: Annotated[int, typer.Option(help="The same seed: the same agents and users.")] = 7,
+    report: Annotated[Path, typer.Option(help="Where the page of the run is written.")] = Path(
+        "soak.html"
+    ),
+    json: AsJson = False,
+) -> int:
+    """The simulated call centre for hours, with faults, and whether anything drifts meanwhile.
+
+    Memory, open files, connections, table sizes, dead rows, Valkey's data, time to assign between
+    faults, and what should have been deleted: the last third of the run against the middle one.
+    Exit 1, with the names, if something drifted or a guarantee broke. A stack of its own keeps the
+    entries of retired generations for a twentieth of the run.
+    """
+    retention = timedelta(seconds=seconds / 20)
+    plan = Day(agents, users, seconds, speed, seed, chaos=True, between=CALM, retention=retention)
+    if not report.absolute().parent.is_dir():
+        raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
+    with _stack(plan) as (stack, given):
+        progress = _Progress(plan, stack)
+        with nullcontext() if json else progress.live:
+            book, soaked = run_soak(stack, plan, given, progress.show)
+    report.write_text(page(book, soaked.verdict, soaked), encoding="utf-8")
+    if json:
+        as_json(soaked)
+    else:
+        _judge(soaked.verdict)
+        rows = [(each.kind, each.name, each.middle, each.last, each.unit) for each in soaked.series]
+        as_table("Drift", ["", "", "middle third", "last third", ""], rows)
+        for each in soaked.drifted:
+            typer.echo(f"DRIFTED: {each}")
+        if not soaked.drifted:
+            typer.echo("Nothing drifted.")
+    complain(f"the page of this run is {report}")
+    return 0 if soaked.is_good else 1
 
 
 @contextmanager

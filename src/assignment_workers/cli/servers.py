@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.crm import configured
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.sight import attach
 from assignment_workers.client import Client
 from assignment_workers.runtime.stack import resolve
@@ -26,6 +27,7 @@ def settings() -> Settings:
     """What the environment says, nothing more."""
     given = Settings.from_environment(os.environ)
     policies_of(given)  # a wrong calling rule is told at once, by its variable's name
+    lanes_of(given)
     return given
 
 
@@ -38,7 +40,8 @@ def resolved() -> Settings:
 def client() -> Iterator[Client]:
     """A client of the running stack."""
     given = resolved()
-    with Client.connect(given.redis, broker_url=given.broker_url) as made:
+    lanes = lanes_of(given)
+    with Client.connect(given.redis, broker_url=given.broker_url, lanes=lanes) as made:
         yield made
 
 

@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 
 from assignment_workers.assignment.answers import Assigned, Unavailable
 from assignment_workers.assignment.crm import checked
-from assignment_workers.assignment.status import sequencer_status
+from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.status import sequencer_statuses
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import as_json
@@ -38,7 +39,7 @@ def up(
     demo: Annotated[bool, typer.Option(help="Fill a new database with a demo CRM.")] = True,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The gateway's port.")] = None,
     sequencers: Annotated[
-        int, typer.Option(min=1, max=9, help="How many: one leads, the others stand by.")
+        int, typer.Option(min=1, max=9, help="For each lane: one leads, the others stand by.")
     ] = 1,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
@@ -56,7 +57,9 @@ def up(
         missing=_missing,
         announce=lambda stack: _announce(stack, first=demo, tokens=tokens),
     )
-    return runtime.up(given, runtime.processes(sequencers=sequencers), steps, port=port)
+    lanes = lanes_of(given).names
+    children = runtime.processes(sequencers=sequencers, lanes=lanes[1:])
+    return runtime.up(given, children, steps, port=port)
 
 
 def env() -> int:
@@ -70,9 +73,12 @@ def env() -> int:
 
 def process(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(processes.PROCESSES)}.")],
+    lane: Annotated[
+        str | None, typer.Option(help="The sequencer's: one of ASSIGNMENT_WORKERS_LANES.")
+    ] = None,
 ) -> int:
     """Be one process of a stack, in the foreground; DATABASE_URL and REDIS_URL say where."""
-    return processes.run(name, resolved())
+    return processes.run(name, resolved(), lane=lane)
 
 
 def openapi() -> int:
@@ -105,9 +111,9 @@ def _missing(given: Settings) -> str | None:
 
     engine = _engine(given.database)
     with engine.connect() as connection:
-        leader = sequencer_status(connection, application=APPLICATION).leader
+        lanes = sequencer_statuses(connection, application=APPLICATION, lanes=lanes_of(given))
     engine.dispose()
-    if leader is None:
+    if any(lane.leader is None for lane in lanes):
         return "no sequencer leads yet"
     return None if is_alive(given) else "the gateway does not answer yet"
 
@@ -117,7 +123,8 @@ def _announce(stack: Stack, *, first: bool, tokens: bool) -> None:
     typer.echo(f"gateway      {stack.gateway_url} ({how})")
     typer.echo(f"Flower       {stack.flower_url}")
     typer.echo('addresses    eval "$(assignment-workers env)"')
-    with Client.connect(stack.redis_url, broker_url=stack.broker_url) as client:
+    lanes = lanes_of(settings())
+    with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
         task = client.regenerate()
         if isinstance(task, str):
             client.built(task, timeout=timedelta(seconds=60))

@@ -20,6 +20,7 @@ from assignment_workers.assignment.answers import (
     StateAnswer,
     Unavailable,
 )
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import commands
 from assignment_workers.client.accepted import Accepted
 from assignment_workers.client.asking import TIMEOUT
@@ -53,6 +54,7 @@ class AsyncClient:
         broker_url: str | None = None,
         together: int = TOGETHER,
         under_way: int = UNDER_WAY,
+        lanes: Lanes = ONE_LANE,
         clock: Clock = system_clock,
         randomness: Random | None = None,
         orphaned: Callable[[Call, object], None] | None = None,
@@ -68,6 +70,7 @@ class AsyncClient:
             under_way=under_way,
             clock=clock,
             randomness=self._randomness,
+            lanes=lanes,
             orphaned=orphaned,
         )
 

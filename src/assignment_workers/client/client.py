@@ -22,6 +22,7 @@ from assignment_workers.assignment.answers import (
     StateAnswer,
     Unavailable,
 )
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import commands
 from assignment_workers.client.accepted import Accepted
 from assignment_workers.client.asking import TIMEOUT, Asking
@@ -61,6 +62,7 @@ class Client(Asking):
         broker_url: str | None = None,
         together: int = TOGETHER,
         under_way: int = UNDER_WAY,
+        lanes: Lanes = ONE_LANE,
         clock: Clock = system_clock,
         randomness: Random | None = None,
     ) -> None:
@@ -74,14 +76,17 @@ class Client(Asking):
             under_way=under_way,
             clock=clock,
             randomness=self._randomness,
+            lanes=lanes,
         )
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
-    def connect(cls, redis_url: str, *, broker_url: str | None = None) -> Client:
+    def connect(
+        cls, redis_url: str, *, broker_url: str | None = None, lanes: Lanes = ONE_LANE
+    ) -> Client:
         """A client of the stack on this Redis; nothing is contacted yet."""
-        return cls(redis_url, broker_url=broker_url)
+        return cls(redis_url, broker_url=broker_url, lanes=lanes)
 
     def close(self) -> None:
         """Give back the connections; whoever waits is answered `Unavailable`."""

@@ -20,9 +20,11 @@ from redis.exceptions import RedisError
 
 from assignment_workers import traces
 from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client.database_clock import DatabaseClock
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
 from assignment_workers.client.message import RESULT_PREFIX, Result, message, result
+from assignment_workers.client.routes import Routes
 from assignment_workers.client.sending import SOCKET_SECONDS, connect_redis, sender, unreachable
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
@@ -51,6 +53,7 @@ class Courier:
         under_way: int = UNDER_WAY,
         clock: Clock = system_clock,
         randomness: Random | None = None,
+        lanes: Lanes = ONE_LANE,
         orphaned: Callable[[Call, object], None] | None = None,
     ) -> None:
         """`orphaned` is told of each answer that came when its caller had gone."""
@@ -63,6 +66,7 @@ class Courier:
             together=together,
             under_way=under_way,
         )
+        self._routes = Routes(lanes)
         self._orphaned = orphaned
         self._tasks: list[asyncio.Task[None]] = []
         self._handled: list[str] = []
@@ -70,6 +74,7 @@ class Courier:
     def post(self, call: Call) -> None:
         """Take a call on; its future gets what the task returned, or `Unavailable`."""
         self._start()
+        call.command = self._routes.way(call.command)
         self._gathering.add(call)
         self._wake.set()
 
@@ -251,6 +256,7 @@ class Courier:
 
     def _answer(self, name: str, value: object) -> None:
         for call, answer in self._gathering.answered(name, value):
+            self._routes.heard(answer)
             if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
                 self._orphaned(call, answer)
 

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from assignment_workers.client.commands import ASSIGNMENT, Command
+from assignment_workers.client.commands import MAINTENANCE, Command
 from assignment_workers.traces import Ask
 
 TOGETHER = 128
@@ -24,6 +24,13 @@ ASK_AGAIN_SECONDS = 3.0
 """When a message is taken for lost."""
 REMEMBERED_SECONDS = 60.0
 """How long a message is known after its calls have gone, for an answer that comes late."""
+
+
+class Kind(NamedTuple):
+    """Calls of one kind share messages: those of one task that takes many, and of one lane."""
+
+    many: str | None
+    celery_queue: str
 
 
 class Settled(Protocol):
@@ -65,6 +72,12 @@ class Batch:
         return max(call.ends for call in self.calls)
 
     @property
+    def kind(self) -> Kind:
+        """What it is one of."""
+        command = self.calls[0].command
+        return Kind(command.many, command.celery_queue)
+
+    @property
     def task(self) -> str:
         """The task that carries it out."""
         command = self.calls[0].command
@@ -98,12 +111,14 @@ class Gathering:
     together: int = TOGETHER
     under_way: int = UNDER_WAY
     ask_again: float = ASK_AGAIN_SECONDS
-    _waiting: dict[str, deque[Call]] = field(default_factory=dict)
+    _waiting: dict[Kind, deque[Call]] = field(default_factory=dict)
     _batches: dict[str, Batch] = field(default_factory=dict)
 
     def add(self, call: Call) -> None:
         """The last in its line."""
-        self._waiting.setdefault(call.command.many or "", deque()).append(call)
+        command = call.command
+        kind = Kind(command.many, command.celery_queue if command.many else "")
+        self._waiting.setdefault(kind, deque()).append(call)
 
     def take(self, now: float) -> Iterator[Batch]:
         """The messages to send now, lost ones first; each counts as sent once it is taken.
@@ -115,9 +130,9 @@ class Gathering:
             batch.superseded = True
             if calls := tuple(call for call in batch.calls if call.waits(now)):
                 yield self._send(calls, now, tries=batch.tries + 1)
-        for many, line in list(self._waiting.items()):
-            while line and (not many or self._open(many, now)):
-                calls = self._first(line, self.together if many else 1, now)
+        for kind, line in list(self._waiting.items()):
+            while line and (kind.many is None or self._open(kind, now)):
+                calls = self._first(line, self.together if kind.many else 1, now)
                 if calls:
                     yield self._send(calls, now)
 
@@ -155,15 +170,15 @@ class Gathering:
                 calls.append(call)
         return tuple(calls)
 
-    def _open(self, many: str, now: float) -> bool:
+    def _open(self, kind: Kind, now: float) -> bool:
         under_way = sum(
-            not batch.superseded and batch.task == many and self._is_wanted(batch, now)
+            not batch.superseded and batch.kind == kind and self._is_wanted(batch, now)
             for batch in self._batches.values()
         )
         return under_way < self.under_way
 
     def _is_lost(self, batch: Batch, now: float) -> bool:
-        if batch.superseded or batch.calls[0].command.celery_queue != ASSIGNMENT:
+        if batch.superseded or batch.calls[0].command.celery_queue == MAINTENANCE:
             return False
         late = now - batch.sent_at >= self.ask_again * batch.tries
         return late and self._is_wanted(batch, now)

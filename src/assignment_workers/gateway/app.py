@@ -33,13 +33,14 @@ from assignment_workers.assignment.explain import Explanation, Funnel, instant
 from assignment_workers.assignment.explain import explain as read_explanation
 from assignment_workers.assignment.explain import funnel as read_funnel
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.report import Report
 from assignment_workers.assignment.report import report as read_report
 from assignment_workers.assignment.status import (
     QueueStatus,
     crm_status,
     queue_statuses,
-    sequencer_status,
+    sequencer_statuses,
 )
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
@@ -130,7 +131,8 @@ class Gateway:
 def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     """The gateway on this database and the Redis of `settings`. Without `tokens` all may do all."""
     metrics = Metrics()
-    latest = Latest(engine)
+    lanes = lanes_of(settings)
+    latest = Latest(engine, lanes)
     metrics.registry.register(StoredFigures(latest))
     callers = Callers(
         engine, tokens, Pace(settings.gateway_token_rate), Pace(settings.gateway_agent_rate)
@@ -142,6 +144,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         client = AsyncClient(
             settings.redis,
             broker_url=settings.broker_url,
+            lanes=lanes,
             orphaned=lambda _, answer: abandoned(answer),
         )
         abandoned.client = client
@@ -704,14 +707,16 @@ async def alive() -> State:
     responses=responses(HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def ready(here: Here) -> Readiness:
-    """Ready: the database answers, and a sequencer leads.
+    """Ready: the database answers, and a sequencer leads: of one lane, where there are several.
 
     A CRM that cannot be read is told, and does not make it less ready: calls are completed, skipped
     and released all the same, and who asks for a user is told `unavailable`.
     """
     with _reading(here) as connection:
-        leader = sequencer_status(connection, application=APPLICATION).leader
-    if leader is None:
+        lanes = sequencer_statuses(
+            connection, application=APPLICATION, lanes=lanes_of(here.settings)
+        )
+    if all(lane.leader is None for lane in lanes):
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
     crm = here.latest.read("crm", crm_status)
     return Readiness(status="ready", crm=crm.trouble or "answers")

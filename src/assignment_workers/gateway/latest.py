@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.figures import Figures, figures
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.gateway.problems import unavailable
 from assignment_workers.sequencer.term import APPLICATION
@@ -35,6 +36,7 @@ class Latest:
     """
 
     engine: Engine
+    lanes: Lanes = ONE_LANE
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _age: int = 0
@@ -47,7 +49,9 @@ class Latest:
 
     def figures(self) -> Figures:
         """See `assignment.figures`."""
-        return self.read("figures", lambda each: figures(each, application=APPLICATION))
+        return self.read(
+            "figures", lambda each: figures(each, application=APPLICATION, lanes=self.lanes)
+        )
 
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from assignment_workers.assignment.figures import Figures, JobFigures, QueueFigures
 from assignment_workers.assignment.status import COUNTED_AT_MOST as CLAIMABLE_AT_MOST
+from assignment_workers.assignment.status import SequencerStatus
 from assignment_workers.gateway.latest import Latest
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.telemetry import PREFIX
@@ -151,14 +152,7 @@ def _gauges(now: Figures) -> Iterator[Metric]:
         "quantile",
     )
     yield gauge("assign_average_seconds", "The same, on average.", {(): times.average})
-    sequencer = now.sequencer
-    yield gauge("sequencer_term", "The term of the lane.", {(): sequencer.term})
-    yield gauge("sequencer_leaders", "1 while one leads.", {(): sequencer.leader is not None})
-    yield gauge("sequencer_standbys", "Sequencers that stand by.", {(): sequencer.standbys})
-    yield gauge(
-        "sequencer_silent_seconds", "Since its last turn began.", {(): sequencer.silent_seconds}
-    )
-    yield gauge("line_probe_seconds", "The line's pace: a probe's.", {(): sequencer.probe_seconds})
+    yield from _of_lanes(now)
     yield gauge("dead_letters_unseen", "Dead letters not sent again.", {(): now.dead_letters})
     yield gauge(
         "guarantee_broken",
@@ -172,6 +166,24 @@ def _gauges(now: Figures) -> Iterator[Metric]:
         {(): (now.at - now.examined_at).total_seconds() if now.examined_at else None},
     )
     yield from _of_jobs(now)
+
+
+def _of_lanes(now: Figures) -> Iterator[Metric]:
+    def of_each(read: Callable[[SequencerStatus], float | None]) -> Labelled:
+        return {(each.lane,): read(each) for each in now.lanes}
+
+    by_lane: dict[str, tuple[str, Callable[[SequencerStatus], float | None]]] = {
+        "sequencer_term": ("The term of the lane.", lambda each: each.term),
+        "sequencer_leaders": ("1 while one leads.", lambda each: each.leader is not None),
+        "sequencer_standbys": ("Sequencers that stand by.", lambda each: each.standbys),
+        "sequencer_silent_seconds": (
+            "Since its last turn began.",
+            lambda each: each.silent_seconds,
+        ),
+        "line_probe_seconds": ("The line's pace: a probe's.", lambda each: each.probe_seconds),
+    }
+    for name, (told, read) in by_lane.items():
+        yield gauge(name, told, of_each(read), "lane")
 
 
 def _of_jobs(now: Figures) -> Iterator[Metric]:

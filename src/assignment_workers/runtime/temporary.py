@@ -23,7 +23,8 @@ from assignment_workers.runtime.ports import LOOPBACK
 from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
+"""Patience with a machine that is busy: one that fails to start ends, and is told of at once."""
 STOP_SECONDS = 60.0
 FIRST = re.compile(rb"\b(assigned|no user)\b")
 """The last that a start says: both dialer queues are built by then."""

@@ -43,15 +43,23 @@ class Steps:
     """Tell the person who started it, once."""
 
 
-def processes(*, sequencers: int = 1) -> list[ProcessSpec]:
+def processes(*, sequencers: int = 1, lanes: Sequence[str] = ()) -> list[ProcessSpec]:
     """Our processes in order of start; they are stopped in the reverse, senders before workers.
 
-    More than one sequencer: the first to lead works, the others stand by.
+    More than one sequencer: the first to lead works, the others stand by. `lanes`: those beside the
+    default one, each with as many.
     """
-    workers = ["sequencer"] + [f"sequencer-{number}" for number in range(2, sequencers + 1)]
-    names = [*workers, "maintenance", FLOWER, "beat", GATEWAY]
     command = [sys.executable, "-m", "assignment_workers", "process"]
-    return [ProcessSpec(name, [*command, name.partition("-")[0]]) for name in names]
+    workers = []
+    for lane in ("", *lanes):
+        name = f"sequencer-{lane}" if lane else "sequencer"
+        led = [*command, "sequencer", *(["--lane", lane] if lane else [])]
+        workers += [
+            ProcessSpec(name if number == 1 else f"{name}-{number}", led)
+            for number in range(1, sequencers + 1)
+        ]
+    others = ("maintenance", FLOWER, "beat", GATEWAY)
+    return [*workers, *(ProcessSpec(name, [*command, name]) for name in others)]
 
 
 def up(

@@ -52,11 +52,19 @@ def is_passing(error: BaseException) -> bool:
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     if isinstance(error, IntegrityError):
-        return constraint_of(error) in {"uq_assignments_active_user", "uq_assignments_active_agent"}
+        return constraint_of(error) in _MET_ELSEWHERE
     if isinstance(error.orig, _PASSING):
         return True
     return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) is None
 
+
+_MET_ELSEWHERE = {
+    "uq_assignments_active_user",
+    "uq_assignments_active_agent",
+    "uq_assignments_request_id",
+    "pk_requests",
+}
+"""What another lane's turn may have written meanwhile: the next try finds it and goes by it."""
 
 _PASSING = (
     postgres.SerializationFailure,

@@ -11,11 +11,13 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     ForeignKey,
     Identity,
     Index,
+    Text,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -112,6 +114,13 @@ class Sequencer(Base):
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
     """How long the last probe took from its sending to its turn."""
+    queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """The dialer queues of the lane, as its last leader had them; null: before there were lanes."""
+    terms: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default="{}")
+    """The lane's latest terms, the newest first: where its messages that were taken are looked for.
+
+    Terms grow by one with each new sequencer of any lane, so those of one lane have gaps.
+    """
 
 
 class DialerQueue(Base):

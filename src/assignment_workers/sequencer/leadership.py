@@ -87,6 +87,7 @@ class Leadership(bootsteps.StartStopStep):
 
     def _take_up(self, consumer: Any, *, own: bool) -> None:
         OrderedChannel.term = self.sequencer.term
+        OrderedChannel.earlier = self.sequencer.candidacy.earlier
         self._put_back(consumer, own=own)
         consumer.add_task_queue(self.sequencer.queue)
 

@@ -7,7 +7,7 @@ woke up commits nothing (guarantee 9); and it leaves the time, which is the lead
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from random import Random
@@ -15,11 +15,23 @@ from time import monotonic
 from typing import TypeVar
 
 from psycopg.errors import UniqueViolation
-from sqlalchemy import Engine, bindparam, func, select, update
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Engine,
+    Text,
+    any_,
+    bindparam,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from tenacity import RetryCallState
 
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
+from assignment_workers.assignment.turn import OtherLanes, Turn
 from assignment_workers.errors import StaleTerm
 from assignment_workers.schema.retry import constraint_of, patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
@@ -46,22 +58,36 @@ _PROVE = (
 class Line:
     """The assignment queue's side of the database, for as long as a term lasts."""
 
-    def __init__(self, engine: Engine, *, term: int, randomness: Random | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        term: int,
+        lane: str = DEFAULT_LANE,
+        lanes: Lanes = ONE_LANE,
+        randomness: Random | None = None,
+    ) -> None:
         self.engine = engine
         self.term = term
-        self.lane = DEFAULT_LANE
+        self.lane = lane
+        self.lanes = lanes
         self._randomness = randomness or Random()
         self._seen: tuple[datetime, float] | None = None
         """The last turn's time, and this process's monotonic clock then."""
 
     @contextmanager
-    def turn(self) -> Iterator[Turn]:
+    def turn(self, others: Collection[str] = ()) -> Iterator[Turn]:
         """One transaction; commits at the end, rolls back on any error. Raises `StaleTerm`.
 
-        Races that were left in it are told in the log once it has committed.
+        `others`: lanes whose rows it locks beside its own, so that nothing of theirs runs either.
+        Always all in the order of their names, so two such turns never wait in a ring. Races that
+        were left in it are told in the log once it has committed.
         """
         began = monotonic()
+        locked = frozenset({self.lane, *others})
         with self.engine.begin() as connection:
+            if others:
+                _lock(connection, sorted(locked))
             # Nothing comes before this statement, so every later one reads what is committed now.
             proof = {"of_lane": self.lane, "of_term": self.term}
             now = connection.execute(_PROVE, proof).scalar_one_or_none()
@@ -71,7 +97,9 @@ class Line:
                 ).scalar_one_or_none()
                 raise StaleTerm(held=self.term, current=current)
             self._seen = now, monotonic()
-            turn = Turn(connection, now, self.term, self._randomness)
+            turn = Turn(
+                connection, now, self.term, self._randomness, lanes=self.lanes, locked=locked
+            )
             yield turn
         TURN_SECONDS.observe(monotonic() - began)
         for race in turn.races:
@@ -82,13 +110,22 @@ class Line:
 
         Again in place, never by a message sent back: that would lose the order. Bounded by `until`,
         or `PATIENCE`; then `DatabaseUnavailable`. A conflict with another lane over a user or an
-        agent is tried again too, and recorded as a race by the turn that resolves it.
+        agent is tried again too, and recorded as a race by the turn that resolves it. An operation
+        that turns out to concern what is another lane's begins anew with that lane's row locked.
         """
         met: list[str] = []
+        others: set[str] = set()
         seconds = self._until(until).total_seconds()
 
         def attempt() -> T:
-            with self.turn() as turn:
+            while True:
+                try:
+                    return alone()
+                except OtherLanes as more:
+                    others.update(more.lanes)
+
+        def alone() -> T:
+            with self.turn(others) as turn:
                 for constraint in met:
                     turn.race(
                         "conflict",
@@ -113,3 +150,21 @@ class Line:
         now, at = self._seen
         left = until - now - timedelta(seconds=monotonic() - at)
         return min(max(left, timedelta()), LONGEST_PATIENCE)
+
+
+def _lock(connection: Connection, lanes: Sequence[str]) -> None:
+    """Lock the rows of these lanes, in their order; one that nobody has led yet gets its row."""
+    given = {"lanes": list(lanes)}
+    if len(connection.execute(_LOCK, given).all()) < len(lanes):
+        connection.execute(
+            insert(Sequencer).on_conflict_do_nothing(), [{"lane": each} for each in lanes]
+        )
+        connection.execute(_LOCK, given)
+
+
+_LOCK = (
+    select(Sequencer.lane)
+    .where(Sequencer.lane == any_(bindparam("lanes", type_=ARRAY(Text))))
+    .order_by(Sequencer.lane)
+    .with_for_update()
+)

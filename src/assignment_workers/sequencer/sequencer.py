@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import Engine, func, insert
 
 from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.turn import raced
 from assignment_workers.errors import StaleTerm
 from assignment_workers.schema.tables import Event
@@ -32,11 +33,13 @@ class Sequencer:
         candidacy: Candidacy,
         *,
         queue: str,
+        lanes: Lanes = ONE_LANE,
         send_probe: Callable[[], None],
     ) -> None:
         self.engine = engine
         self.candidacy = candidacy
         self.queue = queue
+        self.lanes = lanes
         self._send_probe = send_probe
         self.lost = False
         self._line: Line | None = None
@@ -71,7 +74,7 @@ class Sequencer:
                 log.warning("deposing", term=sign.term, silent=round(sign.silent, 1))
                 self.candidacy.depose()
             return None
-        self._line = Line(self.engine, term=term)
+        self._line = Line(self.engine, term=term, lane=self.candidacy.lane, lanes=self.lanes)
         TERM.set(term)
         return term
 

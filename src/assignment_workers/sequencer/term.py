@@ -17,8 +17,10 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.locks import key
 from assignment_workers.assignment.turn import EventKind
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.engine import KEEPALIVES, driver_url
 from assignment_workers.schema.tables import DEFAULT_LANE
 
@@ -42,9 +44,14 @@ class Sign:
 class Candidacy:
     """This process's connection for the lock, and what it knows by it. For one thread at a time."""
 
-    def __init__(self, database_url: str, *, lane: str = DEFAULT_LANE) -> None:
+    def __init__(
+        self, database_url: str, *, lane: str = DEFAULT_LANE, lanes: Lanes = ONE_LANE
+    ) -> None:
         self.lane = lane
-        self.lock = key(f"sequencer {lane}")
+        self.lanes = lanes
+        self.lock = lock_of(lane)
+        self.earlier: list[int] = []
+        """The terms of this lane before the one that this process began."""
         self.host = socket.gethostname()
         self.pid = os.getpid()
         self._url = driver_url(database_url).set(drivername="postgresql")
@@ -56,7 +63,7 @@ class Candidacy:
             self._connection = psycopg.connect(
                 make_conninfo(
                     self._url.render_as_string(hide_password=False),
-                    application_name=f"{APPLICATION} {self.host}:{self.pid}"[:63],
+                    application_name=application_of(self.lane, self.host, self.pid),
                     connect_timeout=5,
                     options="-c statement_timeout=5000",
                     **KEEPALIVES,
@@ -72,19 +79,51 @@ class Candidacy:
             self._connection = None
 
     def try_to_lead(self) -> int | None:
-        """The new term if the lock was free; None while another holds it."""
+        """The new term if the lock was free; None while another holds it.
+
+        Terms grow by one with each new sequencer of any lane, so a term names one. Raises
+        `psycopg.OperationalError` too where another lane is led under other lanes than ours.
+        """
         connection = self.connect()
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self.lock]).fetchone()
         if row is None or not row[0]:
             return None
         with connection.transaction():
-            begun = connection.execute(_BEGIN, [self.host, self.pid, self.lane]).fetchone()
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [key("terms")])
+            if wrong := self._disagreement(connection):
+                raise psycopg.OperationalError(wrong)
+            connection.execute(_MAKE, [self.lane])
+            kept = [self.host, self.pid, self.lanes.queues(self.lane), self.lane]
+            begun = connection.execute(_BEGIN, kept).fetchone()
             if begun is None:
                 raise psycopg.OperationalError(f"no lane {self.lane!r} in assignment.sequencer")
-            term = int(str(begun[0]))
-            details = Jsonb({"host": self.host, "pid": self.pid})
+            term, *self.earlier = (int(each) for each in begun[0])  # type: ignore[attr-defined]
+            details = Jsonb({"host": self.host, "pid": self.pid, "lane": self.lane})
             connection.execute(_TELL, [EventKind.TERM_BEGUN, term, details])
         return term
+
+    def disagreement(self) -> str | None:
+        """Why this process may not lead now, in one line: another lane is led under other lanes.
+
+        Two sequencers that put a dialer queue in different lanes would both write to it.
+        """
+        return self._disagreement(self.connect())
+
+    def _disagreement(self, connection: psycopg.Connection[tuple[object, ...]]) -> str | None:
+        for lane, queues in connection.execute(_QUEUES).fetchall():
+            kept = POLICIES if queues is None else queues
+            name, has = str(lane), sorted(map(str, kept))  # type: ignore[call-overload]
+            if name == self.lane or has == self.lanes.queues(name):
+                continue
+            row = connection.execute(_LED, [lock_of(name)]).fetchone()
+            if row and row[0]:
+                return (
+                    f"lane {name} is led with {', '.join(has) or 'no dialer queue'}, and by"
+                    f" ASSIGNMENT_WORKERS_LANES here it has"
+                    f" {', '.join(self.lanes.queues(name)) or 'none'}: stop every sequencer, then"
+                    " start them all with the same value"
+                )
+        return None
 
     def sign(self) -> Sign | None:
         """The leader's last sign of life; None where there was never one."""
@@ -108,12 +147,26 @@ class Candidacy:
         return bool(row and row[0])
 
 
+def lock_of(lane: str) -> int:
+    """The key of the advisory lock that the lane's sequencer holds."""
+    return key(f"sequencer {lane}")
+
+
+def application_of(lane: str, host: str | None, pid: int | None) -> str:
+    """What a sequencer's connection for the lock calls itself to the database."""
+    named = "" if lane == DEFAULT_LANE else f"lane {lane} "
+    return f"{APPLICATION} {named}{host}:{pid}"[:63]
+
+
+_MAKE = "INSERT INTO assignment.sequencer (lane) VALUES (%s) ON CONFLICT DO NOTHING"
 _BEGIN = """
-UPDATE assignment.sequencer
-SET term = term + 1, leader_host = %s, leader_pid = %s, since = clock_timestamp(),
-    seen_at = clock_timestamp()
-WHERE lane = %s RETURNING term
+UPDATE assignment.sequencer AS s
+SET term = last.term + 1, terms = (last.term + 1 || s.terms)[:21], leader_host = %s,
+    leader_pid = %s, since = clock_timestamp(), seen_at = clock_timestamp(), queues = %s
+FROM (SELECT max(term) AS term FROM assignment.sequencer) AS last
+WHERE s.lane = %s RETURNING s.terms
 """
+_QUEUES = "SELECT lane, queues FROM assignment.sequencer WHERE since IS NOT NULL ORDER BY lane"
 _TELL = """
 INSERT INTO assignment.events (at, kind, term, details) VALUES (clock_timestamp(), %s, %s, %s)
 """
@@ -127,5 +180,6 @@ locktype = 'advisory' AND granted AND objsubid = 1
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 AND classid::bigint << 32 | objid::bigint = %s
 """
+_LED = "SELECT count(*) > 0 FROM pg_locks WHERE " + _KEY
 _DEPOSE = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE pid <> pg_backend_pid() AND " + _KEY
 _MINE = "SELECT count(*) > 0 FROM pg_locks WHERE pid = pg_backend_pid() AND " + _KEY

@@ -10,7 +10,7 @@ what it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
@@ -21,7 +21,10 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 TERMS_LOOKED_BACK = 20
-"""How many earlier terms' lists are looked at: each is emptied by its successor within a second."""
+"""How many earlier terms' lists are looked at: each is emptied by its successor within a second.
+
+Besides those that the lane's row remembers: other lanes begin terms too.
+"""
 
 
 def taken_key(queue: str, term: int) -> str:
@@ -115,6 +118,8 @@ class OrderedChannel(Channel):
 
     QoS = OrderedQoS  # type: ignore[assignment]
     term: ClassVar[int] = 0
+    earlier: ClassVar[Sequence[int]] = ()
+    """Terms of this lane before, as its row remembers them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._raw: dict[str, tuple[str, bytes]] = {}
@@ -187,9 +192,8 @@ class OrderedChannel(Channel):
         self.settle()
         count = 0
         with self.conn_or_acquire() as client:
-            for term in range(self.term if own else self.term - 1, -1, -1):
-                if term < self.term - TERMS_LOOKED_BACK:
-                    break
+            lately = range(max(self.term - TERMS_LOOKED_BACK, 0), self.term + own)
+            for term in sorted({*lately, *self.earlier}, reverse=True):
                 while client.lmove(taken_key(queue, term), queue, "LEFT", "RIGHT"):
                     count += 1
         return count

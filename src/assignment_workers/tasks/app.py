@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,13 +13,13 @@ import amqp
 from celery.exceptions import QueueNotFound
 from kombu import Queue
 
+from assignment_workers.assignment.lanes import ASSIGNMENT, Lanes, lanes_of
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.outcomes import overridden
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import assignment, maintenance, results
 from assignment_workers.tasks.door import App, DoorTask
 
-ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
 
 FIXED: dict[str, object] = {
@@ -34,6 +35,9 @@ FIXED: dict[str, object] = {
     "task_always_eager": False,
 }
 """Settings that the order of the assignment queue, or the safety of its messages, rests on."""
+
+EACH_LANE = ("assignment.expire",)
+"""What beat sends to every lane."""
 
 SINGLE: dict[str, object] = {"x-queue-type": "quorum", "x-single-active-consumer": True}
 """The same, as arguments of the queue in RabbitMQ."""
@@ -54,8 +58,9 @@ def create_app(settings: Settings) -> App:
         result_backend=settings.redis_url,
         redbeat_redis_url=settings.redis_url,
     )
-    _check(app)
-    app.settings = settings
+    lanes = lanes_of(settings)
+    _check(app, lanes)
+    app.settings, app.lanes = settings, lanes
     try:
         app.outcomes = overridden(settings.outcome_changes)
     except ValueError as error:
@@ -93,20 +98,44 @@ def _module(settings: Settings) -> ModuleType:
     return module
 
 
-def _check(app: App) -> None:
+def _check(app: App, lanes: Lanes) -> None:
     for name, value in FIXED.items():
         found = getattr(app.conf, name)
         if found != value:
             raise UsageError(
                 f"celeryconfig.py: {name} is {found!r}; the assignment queue needs {value!r}"
             )
-    queues = {str(getattr(each, "name", "a word")): each for each in app.conf.task_queues or ()}
+    queues = _queues(app)
     if not {ASSIGNMENT, MAINTENANCE} <= queues.keys():
         raise UsageError(
             f"celeryconfig.py: task_queues has {', '.join(sorted(queues)) or 'none'}; "
             f"{ASSIGNMENT} and {MAINTENANCE} are needed"
         )
-    _check_broker(app, queues[ASSIGNMENT])
+    _add_lanes(app, lanes, queues)
+    for each in lanes.celery_queues:
+        _check_broker(app, _queues(app)[each])
+
+
+def _queues(app: App) -> dict[str, Any]:
+    return {str(getattr(each, "name", "a word")): each for each in app.conf.task_queues or ()}
+
+
+def _add_lanes(app: App, lanes: Lanes, queues: Mapping[str, Any]) -> None:
+    """Each lane beside the default one has a queue like its, and what beat sends to that.
+
+    A queue that the file declares itself is taken as it is.
+    """
+    for name in lanes.celery_queues[1:]:
+        if name not in queues:
+            arguments = queues[ASSIGNMENT].queue_arguments
+            app.conf.task_queues = [
+                *(app.conf.task_queues or ()),
+                Queue(name, queue_arguments=arguments),
+            ]
+        for job, entry in dict(app.conf.beat_schedule or {}).items():
+            if entry.get("task") in EACH_LANE and "queue" not in entry.get("options", {}):
+                options = {**entry.get("options", {}), "queue": name}
+                app.conf.beat_schedule[f"{job}, {name}"] = {**entry, "options": options}
 
 
 def _check_broker(app: App, assignment: Queue) -> None:
@@ -127,7 +156,7 @@ def _check_broker(app: App, assignment: Queue) -> None:
     for name, value in SINGLE.items():
         if arguments.get(name) != value:
             raise UsageError(
-                f"celeryconfig.py: {name} of {ASSIGNMENT} is {arguments.get(name)!r}; "
+                f"celeryconfig.py: {name} of {assignment.name} is {arguments.get(name)!r}; "
                 f"on RabbitMQ the assignment queue needs {value!r}"
             )
 

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ProgrammingError
 from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.errors import CrmUnavailable, DatabaseUnavailable, StaleTerm
 from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
@@ -45,6 +46,7 @@ class App(Celery):
     """The Celery application with what the tasks of this process work on."""
 
     settings: Settings
+    lanes: Lanes
     outcomes: Mapping[str, Outcome]
     engine: Engine
     sequencer: Sequencer

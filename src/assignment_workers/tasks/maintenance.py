@@ -75,13 +75,14 @@ def _build(task: DoorTask, queue: str, trigger: Trigger) -> dict[str, Any]:
     job = Job("queue.regenerate", trigger, queue=queue, slot=slot, task_id=task.request.id)
     ran = _run(task, job, work)
     if ran.skipped is None:
-        send_publish(task.of, built["generation"])
+        send_publish(task.of, built["generation"], queue)
     return {"skipped": ran.skipped} if ran.skipped else dict(ran.counts)
 
 
-def send_publish(app: App, generation: int) -> None:
+def send_publish(app: App, generation: int, dialer_queue: str) -> None:
     """Send for the publication of a generation; if it is lost, `tend` sends again."""
-    app.send_task("generation.publish", [generation], queue="assignment", ignore_result=True)
+    queue = app.lanes.way_to(dialer_queue)
+    app.send_task("generation.publish", [generation], queue=queue, ignore_result=True)
 
 
 def check_levels(task: DoorTask) -> Any:
@@ -102,8 +103,8 @@ def tend(task: DoorTask) -> Any:
 
     def work(given: Work) -> Counts:
         waiting = levels.unpublished(given.connection)
-        for number in waiting:
-            send_publish(task.of, number)
+        for number, queue in waiting.items():
+            send_publish(task.of, number, queue)
         autocommit = task.of.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         with autocommit as connection:
             purged = purge.purge_generations(connection, settings=task.of.settings)
@@ -195,7 +196,10 @@ def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
     policy = policies_of(task.of.settings)[queue]
     while users := convert.converted(given.connection, policy, after=after, now=given.now):
         task.app.send_task(
-            "queue.remove_converted", [queue, users], queue="assignment", ignore_result=True
+            "queue.remove_converted",
+            [queue, users],
+            queue=task.of.lanes.way_to(queue),
+            ignore_result=True,
         )
         count += len(users)
         after = users[-1]

@@ -19,17 +19,19 @@ from assignment_workers import logs, memory, telemetry, traces
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.lanes import VARIABLE, lanes_of
 from assignment_workers.assignment.sight import attach
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
+from assignment_workers.schema.tables import DEFAULT_LANE
 from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.leadership import Leadership
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.telling import TellingLater
 from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import Settings
-from assignment_workers.tasks.app import ASSIGNMENT, MAINTENANCE, create_app
+from assignment_workers.tasks.app import MAINTENANCE, create_app
 from assignment_workers.tasks.door import App
 
 log = structlog.get_logger()
@@ -44,25 +46,32 @@ JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
 
-def run(name: str, settings: Settings) -> int:
+def run(name: str, settings: Settings, *, lane: str | None = None) -> int:
     """Be the process `name` until a signal ends it; the exit code. `settings` has the addresses.
 
-    Raises `UsageError` for an unknown name and for a calling rule that cannot be used, and
+    `lane`: the sequencer's; None: the default one. Raises `UsageError` for an unknown name or lane
+    and for a calling rule that cannot be used, and
     `DatabaseUnavailable` or `SchemaMismatch` before anything is started on a database that is not
     ours or not up to date.
     """
     if name not in PROCESSES:
         raise UsageError(f"no process {name!r}; there are {', '.join(PROCESSES)}")
     policies_of(settings)
+    lanes = lanes_of(settings)
+    if lane is not None and (name != "sequencer" or lane not in lanes.names):
+        raise UsageError(
+            f"--lane {lane}: a sequencer's, and one of {', '.join(lanes.names)};"
+            f" {VARIABLE} names them"
+        )
     logs.set_up(settings.log_format, settings.log_level)
     if settings.metrics_port is not None and name in EXPORTING:
         telemetry.export(settings.metrics_host, settings.metrics_port)
     if name != "flower":
         traces.set_up(os.environ)
-    return PROCESSES[name](settings)
+    return _sequencer(settings, lane) if lane else PROCESSES[name](settings)
 
 
-def _sequencer(settings: Settings) -> int:
+def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
     app = create_app(settings)
     transport.install(ordered=True, on_undecodable=_undecodable(app))
     app.engine = connect(
@@ -75,23 +84,29 @@ def _sequencer(settings: Settings) -> int:
     traces.of_engine(app.engine)
     _check(app)
     attach(app.engine, checked(app.settings))
+    queue = app.lanes.celery_queue(lane)
+    candidacy = Candidacy(direct_url(settings), lane=lane, lanes=app.lanes)
+    if wrong := candidacy.disagreement():
+        raise UsageError(wrong)
     app.sequencer = Sequencer(
         app.engine,
-        Candidacy(direct_url(settings)),
-        queue=ASSIGNMENT,
-        send_probe=lambda: _send_probe(app),
+        candidacy,
+        queue=queue,
+        lanes=app.lanes,
+        send_probe=lambda: _send_probe(app, queue),
     )
     # RabbitMQ serves the next sequencer once it has missed this one's heartbeat twice.
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     app.steps["consumer"].update([Leadership, TellingLater])
-    code = _work(app, "sequencer", ASSIGNMENT, "assignment_workers.sequencer.pool:TaskPool")
+    name = "sequencer" if lane == DEFAULT_LANE else f"sequencer-{lane}"
+    code = _work(app, name, queue, "assignment_workers.sequencer.pool:TaskPool")
     return os.EX_TEMPFAIL if app.sequencer.lost else code
 
 
-def _send_probe(app: App) -> None:
+def _send_probe(app: App, queue: str) -> None:
     sent_at = datetime.now(UTC).isoformat()
     app.send_task(
-        "assignment.probe", [sent_at], queue=ASSIGNMENT, ignore_result=True, expires=10, retry=False
+        "assignment.probe", [sent_at], queue=queue, ignore_result=True, expires=10, retry=False
     )
 
 

@@ -1,0 +1,433 @@
+"""One lane beside two, on this machine, by turns; and the simulation held against what is measured.
+
+.venv/bin/python -m benchmarks.lanes [--rounds N] [--turns N] [--out docs/scaling.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, text
+
+from assignment_workers.assignment.answers import Assigned
+from assignment_workers.assignment.claim import claim
+from assignment_workers.assignment.finish import Complete, Move, Owner, Release, finish
+from assignment_workers.assignment.lanes import ONE_LANE, VARIABLE, Lanes, lanes_of
+from assignment_workers.assignment.request import Request
+from assignment_workers.client import AsyncClient, commands
+from assignment_workers.client.reading import as_request_answer
+from assignment_workers.identity import new_id
+from assignment_workers.policy.queues import OUTSTANDING_REQUESTS, POLICIES, UNSIGNED_USERS
+from assignment_workers.sequencer.line import Line
+from assignment_workers.settings import Settings
+from benchmarks import record
+from benchmarks.requests import AGENTS, prepare
+from benchmarks.simulation import Centre, Costs, simulate
+from benchmarks.stage import Servers, build_and_publish, engine, servers, show
+
+OTHER = "outstanding"
+SETTING = f"{OTHER}={OUTSTANDING_REQUESTS.queue}"
+TWO = Lanes({OUTSTANDING_REQUESTS.queue: OTHER})
+QUEUES = (UNSIGNED_USERS.queue, OUTSTANDING_REQUESTS.queue)
+LONG = timedelta(seconds=60)
+SMALL, LARGE = 1, 128
+SIZES = ((100, 300.0), (1_000, 300.0), (10_000, 300.0), (100_000, 300.0), (10_000, 20.0))
+"""Agents, and seconds from one answer to the next request; the last: a predictive dialer's pace."""
+
+
+def lines(on: Engine, lanes: Lanes) -> dict[str, Line]:
+    """The line of each lane, under one new term."""
+    with on.begin() as connection:
+        for lane in lanes.names:
+            made = "INSERT INTO assignment.sequencer (lane) VALUES (:lane) ON CONFLICT DO NOTHING"
+            connection.execute(text(made), {"lane": lane})
+        raised = text(
+            "UPDATE assignment.sequencer SET term = (SELECT max(term) + 1 FROM"
+            " assignment.sequencer) RETURNING term"
+        )
+        term = connection.execute(raised).scalars().first()
+    if term is None:
+        raise RuntimeError("the schema has no sequencer row")
+    return {lane: Line(on, term=term, lane=lane, lanes=lanes) for lane in lanes.names}
+
+
+def turns_of(on: Engine, settings: Settings, turns: int) -> dict[str, list[float]]:
+    """Seconds of a turn that answers one request, without transport, each way by turns."""
+    one, two = ONE_LANE.names[0], TWO.names[0]
+    ways = {
+        "one lane": (ONE_LANE, one, QUEUES[0]),
+        "two lanes, a dialer queue of its own": (TWO, two, QUEUES[0]),
+        "two lanes, no dialer queue named": (TWO, two, None),
+        "two lanes, a dialer queue of the other": (TWO, two, QUEUES[1]),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(turns):
+        for name, (lanes, lane, queue) in ways.items():
+            line = lines(on, lanes)[lane]
+            seconds = [_one(line, settings, queue, f"{name} {number} {n}") for n in range(12)]
+            found[name] += seconds[2:]
+    return found
+
+
+def _one(line: Line, settings: Settings, queue: str | None, name: str) -> float:
+    work = partial(claim, policies=POLICIES, settings=settings)
+    began = time.perf_counter()
+    (answer,) = line.run(lambda turn: work(turn, [Request(1, name, queue, None, None)]))
+    seconds = time.perf_counter() - began
+    line.run(partial(finish, moves=[Release(Owner(_given(answer), 1))]))
+    return seconds
+
+
+def _given(answer: object) -> UUID:
+    match answer:
+        case Assigned(assignment=held):
+            return held.id
+        case other:
+            raise RuntimeError(f"nobody was assigned: {other}")
+
+
+def turn_costs(on: Engine, settings: Settings, turns: int) -> dict[str, float]:
+    """What a turn takes, and each request or completion in it more, without transport."""
+    line = lines(on, ONE_LANE)[ONE_LANE.names[0]]
+    work = partial(claim, policies=POLICIES, settings=settings)
+    seconds: dict[tuple[str, int], list[float]] = {}
+    for number in range(turns + 2):
+        for size in (SMALL, LARGE):
+            asked = [
+                Request(agent, f"cost-{number}-{size}-{agent}", QUEUES[0], None, None)
+                for agent in range(1, size + 1)
+            ]
+            began = time.perf_counter()
+            answers = line.run(lambda turn, asked=asked: work(turn, asked))  # type: ignore[misc]
+            claimed = time.perf_counter()
+            held = [each.assignment for each in answers if isinstance(each, Assigned)]
+            moves: list[Move] = [
+                Complete(Owner(each.id, each.agent_id), "no_answer") for each in held
+            ]
+            line.run(partial(finish, moves=moves))
+            ended = time.perf_counter()
+            if len(held) != size:
+                raise RuntimeError(f"{len(held)} of {size} were given a user")
+            if number > 1:
+                seconds.setdefault(("claim", size), []).append(claimed - began)
+                seconds.setdefault(("finish", size), []).append(ended - claimed)
+    medians = {key: statistics.median(each) for key, each in seconds.items()}
+    found = {}
+    for what in ("claim", "finish"):
+        each = (medians[what, LARGE] - medians[what, SMALL]) / (LARGE - SMALL)
+        found[f"{what}_each"] = each
+        found[f"{what}_turn"] = max(medians[what, SMALL] - each, 0.0)
+    return found
+
+
+@dataclass
+class Closed:
+    """All agents ask and finish without pause."""
+
+    waits: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    """Requests answered a second, of each turn; as many finishes."""
+    client_call: list[float] = field(default_factory=list)
+    """Seconds of the caller's processor for one call and its answer, of each turn."""
+
+
+async def closed(client: AsyncClient, rounds: int, found: Closed, agents: int) -> None:
+    """Each agent so many times, half of them for each dialer queue; the first is not counted."""
+    waits: list[float] = []
+
+    async def work(agent: int, count: int) -> None:
+        queue = QUEUES[agent % 2]
+        for _ in range(count):
+            began = time.perf_counter()
+            answer = await client.request_next(agent, queue=queue, timeout=LONG)
+            waits.append(time.perf_counter() - began)
+            done = await client.complete(
+                _given(answer), agent, "no_answer", version=1, timeout=LONG
+            )
+            if done.outcome != "completed":
+                raise RuntimeError(f"not finished: {done}")
+
+    async def all_work(count: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            for agent in range(1, agents + 1):
+                group.create_task(work(agent, count))
+
+    await all_work(1)
+    waits.clear()
+    worked, began = time.process_time(), time.perf_counter()
+    await all_work(rounds)
+    seconds = time.perf_counter() - began
+    found.rates.append(agents * rounds / seconds)
+    found.client_call.append((time.process_time() - worked) / (agents * rounds * 2))
+    found.waits += waits
+
+
+async def plainly(client: AsyncClient, count: int) -> float:
+    """Seconds for each message of one request, where the next always waits already."""
+    chance = Random()
+
+    async def ask(number: int) -> None:
+        name = str(new_id(datetime.now(UTC), chance))
+        # The one who asks has somebody: a claim that finds that costs a turn and writes little.
+        asked = replace(commands.request(1 + number % 8, QUEUES[0], name, timeout=LONG), many=None)
+        as_request_answer(await client.ask(asked, LONG))
+
+    await asyncio.gather(*(ask(number) for number in range(8)))
+    began = time.perf_counter()
+    await asyncio.gather(*(ask(number) for number in range(count)))
+    return (time.perf_counter() - began) / count
+
+
+def held_turn(on: Engine, settings: Settings, turns: int) -> float:
+    """Seconds of a turn for an agent who has somebody: what `plainly` asks for."""
+    line = lines(on, ONE_LANE)[ONE_LANE.names[0]]
+    work = partial(claim, policies=POLICIES, settings=settings)
+    seconds = []
+    for number in range(turns + 1):
+        began = time.perf_counter()
+        line.run(lambda turn: work(turn, [Request(1, f"held {time.time_ns()}", QUEUES[0])]))
+        if number:
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+@contextmanager
+def sequencers(at: Servers, lanes: Lanes) -> Iterator[None]:
+    """The sequencer of each lane, in a process of its own, until each leads."""
+    setting = SETTING if not lanes.is_one else ""
+    given = os.environ | {  # noqa: TID251 - handed on
+        "DATABASE_URL": at.database_url,
+        "REDIS_URL": at.redis_url,
+        VARIABLE: setting,
+    }
+    started = []
+    try:
+        for lane in lanes.names:
+            command = [sys.executable, "-m", "assignment_workers", "process", "sequencer"]
+            more = [] if lane == lanes.names[0] else ["--lane", lane]
+            started.append(
+                subprocess.Popen(
+                    [*command, *more],
+                    env=given,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+        _until_led(at, len(lanes.names))
+        yield
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+
+
+def _until_led(at: Servers, count: int) -> None:
+    ends = time.monotonic() + 120
+    with engine(at.database_url) as on:
+        while time.monotonic() < ends:
+            with on.connect() as connection:
+                led = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since"
+                if connection.execute(text(led)).scalar_one() >= count:
+                    return
+            time.sleep(0.1)
+    raise RuntimeError("the sequencers do not lead")
+
+
+@dataclass
+class Measured:
+    """All of a run."""
+
+    turns: dict[str, list[float]]
+    costs: Costs
+    one: Closed
+    two: Closed
+
+
+def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: int) -> Measured:
+    """One lane and two, each on servers of its own, by turns."""
+    with ExitStack() as keep:
+        at = {lanes: keep.enter_context(servers()) for lanes in ("one", "two")}
+        on = {name: keep.enter_context(engine(each.database_url)) for name, each in at.items()}
+        for each in on.values():
+            prepare(each, users, settings)
+            build_and_publish(each, OUTSTANDING_REQUESTS, settings)
+        alone = turns_of(on["two"], settings, turns * 4)
+        cost = turn_costs(on["one"], settings, turns * 5)
+        found = {"one": Closed(), "two": Closed()}
+        plain: list[float] = []
+        lanes = {"one": ONE_LANE, "two": TWO}
+        for name, there in at.items():
+            keep.enter_context(sequencers(there, lanes[name]))
+
+        async def by_turns() -> None:
+            async with (
+                AsyncClient(at["one"].redis_url, lanes=ONE_LANE) as one,
+                AsyncClient(at["two"].redis_url, lanes=TWO) as two,
+            ):
+                for number in range(turns):
+                    for name, client in sorted(
+                        {"one": one, "two": two}.items(), reverse=bool(number % 2)
+                    ):
+                        await closed(client, rounds, found[name], agents)
+                    plain.append(await plainly(one, 200))
+
+        asyncio.run(by_turns())
+    with servers() as idle, engine(idle.database_url) as apart:
+        prepare(apart, 5000, settings)
+        again = held_turn(apart, settings, turns * 20)
+    message = max(statistics.median(plain) - again, 0.0)
+    client_call = statistics.median(found["one"].client_call)
+    return Measured(
+        alone, Costs(message=message, client_call=client_call, **cost), found["one"], found["two"]
+    )
+
+
+def simulated(measured: Measured, agents: int) -> list[list[object]]:
+    """What was measured at full speed, and what the simulation makes of the same costs."""
+    rows: list[list[object]] = []
+    for name, count, each in (("one lane", 1, measured.one), ("two lanes", 2, measured.two)):
+        centre = Centre(agents, lanes=count, cycle=0.0)
+        said = simulate(centre, measured.costs, seconds=20.0, warm_up=2.0)
+        rate = statistics.median(each.rates)
+        median = statistics.median(each.waits)
+        rows.append(
+            [
+                name,
+                round(rate),
+                round(said.rate),
+                round(said.rate / rate, 2),
+                round(median * 1000, 1),
+                round(said.wait(0.5) * 1000, 1),
+            ]
+        )
+    return rows
+
+
+def sizes(costs: Costs) -> list[list[object]]:
+    """Call centres of several sizes, each with as many client processes as its calls ask for."""
+    rows: list[list[object]] = []
+    for agents, cycle in SIZES:
+        rate = agents / cycle
+        clients = max(1, round(rate * 2 * costs.client_call / 0.5 + 0.5))
+        for lanes, within in ((1, None), (2, None), (1, 60.0)):
+            centre = Centre(agents, lanes, clients, cycle, begins_within=within)
+            span = max(60.0, min(300.0, 60_000 / rate)) if within is None else 60.0
+            warm = 0.0 if within else min(30.0, cycle)
+            said = simulate(centre, costs, seconds=span, warm_up=warm)
+            rows.append(
+                [
+                    f"{agents:,}",
+                    f"{cycle:g} s" if within is None else f"all ask within {within:g} s",
+                    lanes,
+                    clients,
+                    round(said.rate, 1),
+                    round(said.together, 1),
+                    f"{max(said.busy):.1%}",
+                    round(said.wait(0.5) * 1000, 1),
+                    round(said.wait(0.99) * 1000, 1),
+                ]
+            )
+    return rows
+
+
+def limit(costs: Costs) -> float:
+    """Requests a second, each finished too, at which one lane's sequencer has no time left."""
+    claims = (costs.message + costs.claim_turn) / LARGE + costs.claim_each
+    finishes = (costs.message + costs.finish_turn) / LARGE + costs.finish_each
+    return 1 / (claims + finishes)
+
+
+def rows_of_turns(found: dict[str, list[float]]) -> list[list[object]]:
+    """Milliseconds, and times the first."""
+    base = statistics.median(next(iter(found.values())))
+    return [
+        [name, *record.quantiles(each), round(statistics.median(each) / base, 2)]
+        for name, each in found.items()
+    ]
+
+
+def rows_of_closed(found: Measured) -> list[list[object]]:
+    """Requests a second with as many finishes, by turns, and times one lane."""
+    pairs = zip(found.one.rates, found.two.rates, strict=True)
+    ratio = statistics.median(two / one for one, two in pairs)
+    return [
+        [name, round(statistics.median(each.rates)), *record.quantiles(each.waits), times]
+        for name, each, times in (("one lane", found.one, 1.0), ("two", found.two, round(ratio, 2)))
+    ]
+
+
+def main() -> None:
+    """Measure, print the tables and write them down."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--users", type=int, default=60_000)
+    options.add_argument("--agents", type=int, default=AGENTS)
+    options.add_argument("--rounds", type=int, default=8, help="requests of each agent in a turn")
+    options.add_argument("--turns", type=int, default=5)
+    options.add_argument("--out", type=Path, default=Path("docs/scaling.json"))
+    given = options.parse_args()
+    lanes_of(Settings.from_environment({VARIABLE: SETTING}))
+    settings = Settings.from_environment({})
+    found = measure(
+        settings, agents=given.agents, users=given.users, rounds=given.rounds, turns=given.turns
+    )
+    tables: dict[str, tuple[list[str], list[list[object]]]] = {
+        "A turn that answers one request, ms": (
+            ["", "median", "p99", "times one lane"],
+            rows_of_turns(found.turns),
+        ),
+        f"{given.agents} agents ask and finish without pause": (
+            ["", "requests/s", "median ms", "p99 ms", "times"],
+            rows_of_closed(found),
+        ),
+        "The same, measured and simulated": (
+            ["", "measured/s", "simulated/s", "ratio", "median ms", "simulated ms"],
+            simulated(found, given.agents),
+        ),
+        "Call centres, simulated": (
+            [
+                "agents",
+                "between answer and request",
+                "lanes",
+                "clients",
+                "requests/s",
+                "together",
+                "busiest",
+                "median ms",
+                "p99 ms",
+            ],
+            sizes(found.costs),
+        ),
+    }
+    for title, (columns, rows) in tables.items():
+        show(title, columns, rows)
+    costs = asdict(found.costs) | {"limit_requests_per_second": round(limit(found.costs))}
+    told: dict[str, Any] = {
+        "at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "processors": os.cpu_count(),
+        "load_after": round(os.getloadavg()[0], 1),
+        "costs_seconds": costs,
+        "tables": {title: {"columns": c, "rows": rows} for title, (c, rows) in tables.items()},
+    }
+    print(json.dumps(costs))  # noqa: T201
+    given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

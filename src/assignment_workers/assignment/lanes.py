@@ -1,0 +1,105 @@
+"""Which lane each dialer queue belongs to, as the settings have it.
+
+A lane is a set of dialer queues with an assignment queue, a sequencer, a term and a lock of its
+own. Turns of one lane follow one another; turns of two lanes run side by side. So a turn writes
+only what belongs to lanes whose rows it has locked: see `Turn.need`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from assignment_workers.errors import UsageError
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.tables import DEFAULT_LANE
+from assignment_workers.settings import Settings
+
+ASSIGNMENT = "assignment"
+"""The Celery queue of the default lane; `assignment.NAME` is that of another."""
+
+VARIABLE = "ASSIGNMENT_WORKERS_LANES"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,19}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes of this installation. `others`: the lane of each dialer queue not in the default's.
+
+    The same for every process: sequencers that disagree do not lead side by side.
+    """
+
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every lane, the default one first."""
+        return (DEFAULT_LANE, *sorted(set(self.others.values())))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is the default lane alone."""
+        return not self.others
+
+    def of(self, queue: str | None) -> str:
+        """The lane of a dialer queue; the default one's where it is not known."""
+        return self.others.get(queue or "", DEFAULT_LANE)
+
+    def queues(self, lane: str) -> list[str]:
+        """The dialer queues of a lane, by name."""
+        return sorted(queue for queue in POLICIES if self.of(queue) == lane)
+
+    def celery_queue(self, lane: str) -> str:
+        """The assignment queue of a lane."""
+        return ASSIGNMENT if lane == DEFAULT_LANE else f"{ASSIGNMENT}.{lane}"
+
+    @property
+    def celery_queues(self) -> list[str]:
+        """The assignment queue of every lane."""
+        return [self.celery_queue(lane) for lane in self.names]
+
+    def way_to(self, queue: str | None) -> str:
+        """The assignment queue for what concerns a dialer queue."""
+        return self.celery_queue(self.of(queue))
+
+
+ONE_LANE = Lanes()
+
+
+@cache
+def lanes_of(settings: Settings) -> Lanes:
+    """The lanes of `settings`. Raises `UsageError`, one line, for a value that cannot be used."""
+    if settings.lanes is None:
+        return ONE_LANE
+    try:
+        return Lanes(dict(_pairs(settings.lanes.split(","))))
+    except ValueError as error:
+        raise UsageError(f"{VARIABLE}={settings.lanes!r}: {error}") from None
+
+
+def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Each dialer queue that is named, with its lane."""
+    seen: dict[str, str] = {}
+    for part in parts:
+        lane, equals, said = (each.strip() for each in part.partition("="))
+        if not equals:
+            raise ValueError(
+                f"{part.strip()!r} is not of the form lane=dialer_queue, as in"
+                " outstanding=outstanding_requests; several queues of a lane have + between"
+            )
+        if not _NAME.fullmatch(lane) or lane == DEFAULT_LANE:
+            raise ValueError(
+                f"lane {lane!r}: a name is up to 20 small letters, digits and _, begins with a"
+                f" letter and is not {DEFAULT_LANE}"
+            )
+        if lane in seen.values():
+            raise ValueError(f"lane {lane} stands twice; several queues of a lane have + between")
+        for queue in (each.strip() for each in said.split("+")):
+            if queue not in POLICIES:
+                raise ValueError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+            if queue in seen:
+                raise ValueError(f"dialer queue {queue} is in lane {seen[queue]} already")
+            seen[queue] = lane
+            yield queue, lane
