@@ -17,7 +17,7 @@ from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import Home, hold
 from assignment_workers.runtime.log import Log
 
-pytest.register_assert_rewrite("tests.processes", "tests.world")
+pytest.register_assert_rewrite("tests.commands", "tests.processes", "tests.world")
 
 REDIS_DATABASES = 16
 DATABASES = itertools.count(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
+from tests.commands import type_in
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/adopting.md").read_text()
-COMMAND = Path(sys.executable).with_name("assignment-workers")
 
 
 def dialer(url: str) -> None:
@@ -53,19 +52,8 @@ def dialer(url: str) -> None:
 
 
 def run_command(url: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *words],
-        env=dict(os.environ)
-        | {
-            "DATABASE_URL": url,
-            "REDIS_URL": "redis://127.0.0.1:1/0",
-            "ASSIGNMENT_WORKERS_HOME": str(home),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    servers = {"DATABASE_URL": url, "REDIS_URL": "redis://127.0.0.1:1/0"}
+    return type_in(words, os.environ | servers | {"ASSIGNMENT_WORKERS_HOME": str(home)})
 
 
 def test_compare_says_whom_one_side_only_would_offer_and_by_which_rule(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
+from tests.commands import type_in
 
 OF_OURS = {"agents", "user_call_scores", "callbacks", "missed_calls", "conversions"}
 
@@ -153,19 +153,9 @@ def test_agent_columns_that_disagree_are_counted(empty_database_url: str) -> Non
 
 
 def command(url: str, *words: str, home: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "assignment_workers", "schema", *words],
-        env=dict(os.environ)
-        | {
-            "DATABASE_URL": url,
-            "REDIS_URL": "redis://127.0.0.1:1/0",
-            "ASSIGNMENT_WORKERS_HOME": str(home),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    servers = {"DATABASE_URL": url, "REDIS_URL": "redis://127.0.0.1:1/0"}
+    environment = os.environ | servers | {"ASSIGNMENT_WORKERS_HOME": str(home)}
+    return type_in(["schema", *words], environment)
 
 
 def test_a_role_that_may_only_read_inspects_and_is_told_what_it_may_not_count(

@@ -43,6 +43,21 @@ def test_a_day_that_the_records_confirm_is_good(world: World, hold: Held) -> Non
     assert broken(world, book, {USER: hold.claimed_at + SECOND}) == []
 
 
+def test_a_user_who_is_given_to_two_at_once_is_a_surprise_in_whatever_order_it_is_told(
+    hold: Held,
+) -> None:
+    late = hold.lease_expires_at + SECOND
+    other = {"id": UUID(int=7), "agent_id": 27, "lease_expires_at": late + SECOND}
+    meanwhile = hold.model_copy(update=other | {"claimed_at": hold.claimed_at + SECOND})
+    after = hold.model_copy(update=other | {"claimed_at": late})
+    for second, surprises in ((meanwhile, 1), (after, 0)):
+        for answers in ((hold, second), (second, hold)):
+            book = Book()
+            for each in answers:
+                book.given(each)
+            assert len(book.surprises) == surprises, answers
+
+
 def test_an_assignment_that_is_not_there_is_named(world: World, hold: Held) -> None:
     lost = hold.model_copy(update={"id": UUID(int=7)})
     (said,) = broken(world, told(lost))

@@ -17,6 +17,7 @@ import pytest
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import PROCESSES
+from tests.commands import type_in
 from tests.processes import running
 from tests.world import UNSIGNED, User, opened
 
@@ -59,15 +60,7 @@ class Shell:
     def run(self, *words: str, **variables: str) -> Said:
         """What the command says."""
         inherited = {name: value for name, value in os.environ.items() if name not in OURS}
-        done = subprocess.run(
-            [COMMAND, *words],
-            cwd=self.folder,
-            env=inherited | variables,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = type_in(words, inherited | variables, self.folder)
         return Said(done.returncode, done.stdout, done.stderr)
 
 
@@ -146,6 +139,21 @@ def test_a_wrong_setting_is_named_with_what_is_accepted(
     servers = {"DATABASE_URL": f"postgresql://{nobody}/d", "REDIS_URL": f"redis://{nobody}"}
     said = shell.run("status", "--json", **servers | {variable: value})
     said.check(USED_WRONGLY, variable, *named)
+
+
+@pytest.mark.parametrize("start", [[str(COMMAND)], [sys.executable, "-m", "assignment_workers"]])
+def test_it_is_installed_and_starts_by_itself(shell: Shell, start: list[str]) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name not in OURS}
+    done = subprocess.run(
+        [*start, "status"],
+        cwd=shell.folder,
+        env=inherited,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    Said(done.returncode, done.stdout, done.stderr).check(USED_WRONGLY, "assignment-workers up")
 
 
 @pytest.mark.parametrize("words", [["status"], ["request", "26"], ["process", "sequencer"]])

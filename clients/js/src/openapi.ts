@@ -462,7 +462,7 @@ export interface paths {
         };
         /**
          * Ready
-         * @description Ready: the database answers, and a sequencer leads.
+         * @description Ready: the database answers, and a sequencer leads: of one lane, where there are several.
          *
          *     A CRM that cannot be read is told, and does not make it less ready: calls are completed, skipped
          *     and released all the same, and who asks for a user is told `unavailable`.
@@ -944,7 +944,7 @@ export interface components {
          * PromiseFound
          * @description A callback or missed call of the user that is pending.
          *
-         *     `why`: `due`, or what stands in the way first: `held`, `not_due`, `postponed`, `skipped`,
+         *     `why`: `due`, or what stands in the way first: `held`, `not_due`, `postponed`, `put_off`,
          *     `paused` or the name of a rule. `queue`: where they belong by their facts, if anywhere.
          *     `kept_for`: the agent who alone may have them for `callback_preferred` from `due_at` on.
          */
@@ -1348,7 +1348,7 @@ export interface components {
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "released" | "renewed" | "expired" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.

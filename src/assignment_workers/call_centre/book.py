@@ -94,22 +94,22 @@ class Book:
         self.waits.append(Wait(self.now, seconds, outcome))
 
     def given(self, held: Held) -> None:
-        """An agent was told that this user is theirs."""
-        before = self._has.get(held.user_id)
-        if before is not None and before != held.id:
-            other = self.told[before]
-            if held.claimed_at < other.lease_until:
-                self.surprises.append(
-                    f"user {held.user_id} was given to agent {held.agent_id} while agent"
-                    f" {other.agent} had them until {other.lease_until:%H:%M:%S.%fZ}"
-                )
-        self._has[held.user_id] = held.id
+        """An agent was told that this user is theirs; maybe long after it was so."""
         if held.id in self.told:
             self.renewed(held)
         else:
             self.told[held.id] = Told(
                 held.agent_id, held.user_id, held.claimed_at, held.lease_expires_at
             )
+        known = self._has.setdefault(held.user_id, held.id)
+        first, second = sorted((known, held.id), key=lambda each: self.told[each].claimed_at)
+        had, has = self.told[first], self.told[second]
+        if first != second and has.claimed_at < had.lease_until:
+            self.surprises.append(
+                f"user {held.user_id} was given to agent {has.agent} while agent"
+                f" {had.agent} had them until {had.lease_until:%H:%M:%S.%fZ}"
+            )
+        self._has[held.user_id] = second
 
     def renewed(self, held: Held) -> None:
         """The lease runs on."""
