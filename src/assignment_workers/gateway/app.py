@@ -226,6 +226,15 @@ async def _caller(request: Request, here: Here) -> Caller:
 
 
 Who = Annotated[Caller, Depends(_caller)]
+
+
+def _operator(who: Who) -> Caller:
+    """Before the body is read: what is wrong with it is for an operator to know."""
+    who.must_be(OPERATING)
+    return who
+
+
+Operator = Annotated[Caller, Depends(_operator)]
 AssignmentId = Annotated[UUID, Path(description="The assignment's id.")]
 AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
 UserPath = Annotated[int, Path(ge=1, le=2**63 - 1, description="The user.")]
@@ -553,7 +562,7 @@ def explain_user(user: UserPath, here: Here, who: Who) -> Explanation:
     response_model=Sent,
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
-async def regenerate(queue: Queue, here: Here, who: Who, body: Said = None) -> Response:
+async def regenerate(queue: Queue, here: Here, who: Operator, body: Said = None) -> Response:
     """Build a new generation of a dialer queue now."""
 
     async def do() -> Response:
@@ -562,7 +571,7 @@ async def regenerate(queue: Queue, here: Here, who: Who, body: Said = None) -> R
             return response(sent.model_dump(mode="json"))
         return JSONResponse({"task_id": sent}, status_code=HTTPStatus.ACCEPTED)
 
-    return await _act(here, who, Action("rebuild", queue, who.name, _why(body)), do)
+    return await _act(here, Action("rebuild", queue, who.name, _why(body)), do)
 
 
 @ROUTES.post(
@@ -572,12 +581,12 @@ async def regenerate(queue: Queue, here: Here, who: Who, body: Said = None) -> R
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def pause(
-    request: Request, queue: Queue, here: Here, who: Who, body: Said = None
+    request: Request, queue: Queue, here: Here, who: Operator, body: Said = None
 ) -> Response:
     """Hand out nobody from a dialer queue; holds go on."""
     action = Action("pause", queue, who.name, _why(body))
     command = commands.pause(queue, action.who, action.why)
-    return await _act(here, who, action, lambda: here.asking.ask(request, command, TIMEOUT))
+    return await _act(here, action, lambda: here.asking.ask(request, command, TIMEOUT))
 
 
 @ROUTES.post(
@@ -587,18 +596,15 @@ async def pause(
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def resume(
-    request: Request, queue: Queue, here: Here, who: Who, body: Said = None
+    request: Request, queue: Queue, here: Here, who: Operator, body: Said = None
 ) -> Response:
     """Hand out users from a dialer queue again."""
     action = Action("resume", queue, who.name, _why(body))
     command = commands.resume(queue, action.who, action.why)
-    return await _act(here, who, action, lambda: here.asking.ask(request, command, TIMEOUT))
+    return await _act(here, action, lambda: here.asking.ask(request, command, TIMEOUT))
 
 
-async def _act(
-    here: Gateway, who: Caller, action: Action, do: Callable[[], Awaitable[Response]]
-) -> Response:
-    who.must_be(OPERATING)
+async def _act(here: Gateway, action: Action, do: Callable[[], Awaitable[Response]]) -> Response:
     _known(action.subject)
     return (await kept(here.engine, action, do, told_by))[1]
 
@@ -719,7 +725,7 @@ def ready(here: Here) -> Readiness:
     if all(lane.leader is None for lane in lanes):
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
     crm = here.latest.read("crm", crm_status)
-    return Readiness(status="ready", crm=crm.trouble or "answers")
+    return Readiness(status="ready", crm="unavailable" if crm.trouble else "answers")
 
 
 @ROUTES.get(

@@ -202,10 +202,10 @@ class State(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the gateway is ready, and whether the CRM `answers` or why it cannot be read."""
+    """Whether the gateway is ready, and whether the CRM can be read; why not is not told here."""
 
-    status: str
-    crm: str
+    status: Literal["ready"]
+    crm: Literal["answers", "unavailable"]
 
 
 __all__ = [
