@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.request import Request
 from assignment_workers.settings import Settings
+from tests.model.agents import Agent
 from tests.model.rules import (
     ENDS_A_PROMISE,
     OUTCOMES,
@@ -28,6 +29,15 @@ TRIED_AGAIN = timedelta(minutes=15)
 """When a callback is tried again that nobody answered, or whose user may not be called now."""
 
 
+BECOMES = {
+    "renewed": ("active", None),
+    "accepted": ("active", None),
+    "deferred": ("skipped", "deferred"),
+    "closed": ("skipped", "closed"),
+}
+"""The state, and how it came to it, of a hold of which this is said; of others that very word."""
+
+
 @dataclass
 class Hold:
     """An assignment. It is known by the request that it answered."""
@@ -43,6 +53,11 @@ class Hold:
     version: int = 1
     ended_at: datetime | None = None
     outcome: str | None = None
+    accepted_at: datetime | None = None
+    how: str | None = None
+    """How it ended, where its state leaves that open."""
+    until: datetime | None = None
+    """Before then nobody is offered the user."""
     claimed_at: datetime | None = field(default=None, compare=False)
     promise: Promise | None = field(default=None, compare=False)
     """The callback that it is for."""
@@ -124,6 +139,7 @@ class Dialer:
     allowed: dict[int, list[str] | None]
     """By agent: the dialer queues that they may take from; None for one who is not active."""
     users: dict[int, Person]
+    agents: dict[int, Agent] = field(default_factory=dict)
     holds: dict[str, Hold] = field(default_factory=dict)
     builds: dict[int, Build] = field(default_factory=dict)
     answers: dict[str, tuple[int, Said]] = field(default_factory=dict)
@@ -174,7 +190,10 @@ class Dialer:
                 return Said("refused", Code.REQUEST_ID_TAKEN)
             return Said(said.outcome, said.code, said.hold, replayed=said.hold is not None)
         said = self._decide(request)
-        if said.outcome != "unavailable":  # who is told to ask again may use the same request id
+        # Who is told to ask again may use the same request id.
+        if said.outcome != "unavailable" and said.code != Code.CALL_GAP:
+            if request.agent_id in self.agents:
+                self.agents[request.agent_id].asked_at = self.now
             self.answers[request.request_id] = (request.agent_id, said)
         return said
 
@@ -186,10 +205,13 @@ class Dialer:
         allowed = self.allowed[request.agent_id]
         if allowed is None:
             return Said("refused", Code.INACTIVE_AGENT)
+        hold = self.active().get(request.agent_id)
+        away = self.agents[request.agent_id].turned_away(self.now, self.rules.limits)
+        if hold is None and away is not None:
+            return Said("refused", away)
         queues = [each for each in BOTH if each in allowed and request.queue in (None, each)]
         if not queues:
             return Said("refused", Code.QUEUE_NOT_ALLOWED)
-        hold = self.active().get(request.agent_id)
         if hold is not None:
             return Said("assigned", hold=hold.request_id, replayed=True)
         return self._hand_out(request, queues)
@@ -217,9 +239,8 @@ class Dialer:
         return queue
 
     def _rests(self, user: int) -> bool:
-        """Somebody skipped them lately: they are not offered to anybody, from any source."""
-        since = self.now - self.settings.skip_everyone
-        return any(at > since for each, at in self._skips(0).items() if each == user)
+        """Somebody skipped or deferred them: they are not offered to anybody, from any source."""
+        return any(at > self.now for each, at in self._put_off(0).items() if each == user)
 
     def due_callback(self, agent: int, queues: Collection[str]) -> Promise | None:
         """The oldest promise that the agent may keep; who may not be called now is put aside."""
@@ -272,7 +293,7 @@ class Dialer:
         return {
             hold.user
             for hold in self.holds.values()
-            if (hold.state, hold.agent) == ("skipped", agent)
+            if (hold.state, hold.how, hold.agent) == ("skipped", None, agent)
             and hold.ended_at is not None
             and hold.ended_at > self.now - self.settings.skip_agent
         }
@@ -313,7 +334,7 @@ class Dialer:
             queue,
             source,
             self.published()[queue].places[user].rank if source == "queue" else 0,
-            self.now + self.settings.lease,
+            self.now + self.settings.offer,
             claimed_at=self.now,
             promise=promise,
             missed=missed,
@@ -325,59 +346,136 @@ class Dialer:
         return Said("assigned", hold=name)
 
     def expire(self) -> int:
-        lapsed = [hold for hold in self.active().values() if hold.lease <= self.now]
-        for hold in lapsed:
-            self._end(hold, "expired")
-        return len(lapsed)
+        """Work lives by its agent's signs of life, an offer by being accepted."""
+        ended = 0
+        for hold in self.active().values():
+            agent = self.agents[hold.agent]
+            if hold.lease > self.now:
+                continue
+            lives = agent.lives_until(hold.accepted_at, self.now, self.settings.lease)
+            if lives is not None:
+                hold.lease = lives
+                continue
+            ended += 1
+            self._end(hold, "expired", how=None if hold.accepted_at else "offer_lapsed")
+            if hold.accepted_at is None:
+                agent.lets_lapse(self.now, self.settings.offers_lapsed)
+            else:
+                agent.moves("available", self.now)
+        return ended
 
-    def _end(self, hold: Hold, state: str, outcome: str | None = None) -> None:
+    def state(self, agent: int, becomes: str) -> Said:
+        """The agent says what they are about, and loses an offer that they walk away from."""
+        if agent not in self.agents:
+            return Said("refused", Code.UNKNOWN_AGENT)
+        known, hold = self.agents[agent], self.active().get(agent)
+        if hold and hold.accepted_at and becomes in {"available", "wrap_up"}:
+            becomes = "on_call"
+        if known.state == becomes and not (known.offers_lapsed and becomes == "available"):
+            return Said("stated", replayed=True)
+        known.states(becomes, self.now)
+        if becomes in {"break", "offline"} and hold and hold.accepted_at is None:
+            self._end(hold, "released")
+            known.moves("available", self.now)
+        return Said("stated")
+
+    def tend(self) -> int:
+        """The sessions of whoever is silent end."""
+        active = self.active()
+        found = [
+            each
+            for agent, each in self.agents.items()
+            if agent not in active and each.is_silent(self.now)
+        ]
+        for each in found:
+            each.states("offline", self.now)
+        return len(found)
+
+    def _end(
+        self,
+        hold: Hold,
+        state: str,
+        outcome: str | None = None,
+        *,
+        how: str | None = None,
+        until: datetime | None = None,
+    ) -> None:
         hold.state, hold.version, hold.ended_at = state, hold.version + 1, self.now
-        hold.outcome, hold.ended = outcome, next(self.steps)
+        hold.outcome, hold.how, hold.until, hold.ended = outcome, how, until, next(self.steps)
         for place in self.places(hold.user):
-            if state == "completed":
+            if state == "completed" or how == "closed":
                 if place.state != "out":
-                    place.become("out", reason="completed")
+                    place.become("out", reason=how or state)
             elif place.state == "held":
-                if state == "skipped":
-                    place.become("waiting", self.now + self.settings.skip_everyone)
-                else:
-                    place.become("ready")
+                place.become(*(("waiting", until) if until else ("ready",)))
 
     def finish(
-        self, name: str, agent: int, version: int | None, way: str, came: Came | None = None
+        self,
+        name: str,
+        agent: int,
+        version: int | None,
+        way: str,
+        came: Came | None = None,
+        *,
+        rest: timedelta | None = None,
     ) -> Said:
-        """What the agent says about this hold, with the version that they name."""
+        """What the agent says about this hold, with the version that they name.
+
+        `rest`: for how long a user is deferred.
+        """
         hold = self.holds[name]
         if came is not None and not came.is_well_said():
             return Said("refused", Code.MALFORMED)
         if agent != hold.agent:
             return Said("refused", Code.NOT_OWNER)
         outcome = came.outcome if came else None
+        becomes, how = BECOMES.get(way, (way, None))
         if hold.state != "active":
-            becomes = "active" if way == "renewed" else way
-            same = (hold.state, hold.outcome) == (becomes, outcome)
+            same = (hold.state, hold.how, hold.outcome) == (becomes, how, outcome)
             if same and version in {None, hold.version - 1}:
                 return Said(way, hold=name, replayed=True)
             return Said("refused", Code.NOT_ACTIVE)
         if version not in {None, hold.version}:
             return Said("refused", Code.STALE_VERSION)
-        if way == "renewed":
-            hold.lease = max(hold.lease, self.now + self.settings.lease)
-            return Said(way, hold=name)
-        self._end(hold, way, outcome)
-        self._settle(hold, way, outcome)
+        if becomes == "active":
+            return self._work_on(hold, way)
+        until = {
+            "skipped": self.now + self.settings.skip_everyone,
+            "deferred": self.now + (rest or timedelta()),
+        }.get(way)
+        self._end(hold, becomes, outcome, how=how, until=until)
+        self._settle(hold, outcome)
+        known = self.agents[agent]
         if came is not None:
+            known.moves("wrap_up", self.now, calls=1)
             self._was_called(hold, came.outcome, came.after)
+        else:
+            known.moves("available", self.now)
+        if how == "closed":
+            self._close(self.users[hold.user], hold.queue)
         return Said(way, hold=name)
 
-    def _settle(self, hold: Hold, way: str, outcome: str | None) -> None:
+    def _work_on(self, hold: Hold, way: str) -> Said:
+        if way == "accepted" and hold.accepted_at is not None:
+            return Said(way, hold=hold.request_id, replayed=True)
+        hold.accepted_at = hold.accepted_at or self.now
+        hold.lease = max(hold.lease, self.now + self.settings.lease)
+        self.agents[hold.agent].moves("on_call", self.now)
+        return Said(way, hold=hold.request_id)
+
+    def _close(self, user: Person, queue: str) -> None:
+        user.closed.add(queue)
+        if user.promise and user.is_promised():
+            user.promise.become("cancelled")
+
+    def _settle(self, hold: Hold, outcome: str | None) -> None:
         """What becomes of the callback or missed call that the hold was for."""
         if hold.promise is not None:
-            self._called_back(hold.promise, way, outcome)
+            self._called_back(hold.promise, hold.until, outcome)
         if hold.missed is not None and hold.missed.status == "pending":
-            if way == "skipped":
-                hold.missed.become("pending", self.now + self.settings.skip_everyone)
-            elif outcome is not None:
+            if hold.until is not None:
+                hold.missed.become("pending", hold.until)
+            elif outcome is not None or hold.how == "closed":
                 hold.missed.become("followed_up")
 
     def _was_called(self, hold: Hold, outcome: str, after: timedelta | None) -> None:
@@ -405,12 +503,12 @@ class Dialer:
         if rules.converts:
             self.remove_converted(hold.queue, [user.id])
 
-    def _called_back(self, promise: Promise, way: str, outcome: str | None) -> None:
-        """A skip puts it off; an unanswered call too, but once only; any other call ends it."""
+    def _called_back(self, promise: Promise, until: datetime | None, outcome: str | None) -> None:
+        """Who puts the user off puts it off; an unanswered call too, once; any other ends it."""
         if promise.status != "pending":
             return
-        if way == "skipped":
-            promise.become("pending", self.now + self.settings.skip_everyone)
+        if until is not None:
+            promise.become("pending", until)
         elif outcome == "no_answer":
             again = promise.retries == 0
             promise.retries += again
@@ -485,22 +583,18 @@ class Dialer:
         ]
         may.sort(key=lambda user: (user.score, -user.created_at.timestamp(), -user.id))
         places = {user.id: Place(rank) for rank, user in enumerate(may, start=1)}
-        for user, at in self._skips(0).items():
-            until = at + self.settings.skip_everyone
+        for user, until in self._put_off(0).items():
             if user in places and until > self.now:
                 places[user].become("waiting", until)
         self.builds[number] = Build(queue, places, next(self.steps))
 
-    def _skips(self, since: int) -> dict[int, datetime]:
-        """By user: when they were last skipped, from this step on."""
-        return {
-            hold.user: hold.ended_at
-            for hold in sorted(self.holds.values(), key=lambda hold: hold.ended or 0)
-            if hold.state == "skipped"
-            and hold.ended is not None
-            and hold.ended >= since
-            and hold.ended_at is not None
-        }
+    def _put_off(self, since: int) -> dict[int, datetime]:
+        """By user: until when whoever had them, from this step on, put them off."""
+        until: dict[int, datetime] = {}
+        for hold in self.holds.values():
+            if hold.until is not None and hold.ended is not None and hold.ended >= since:
+                until[hold.user] = max(hold.until, until.get(hold.user, hold.until))
+        return until
 
     def publish(self, number: int) -> Said:
         build = self.builds[number]
@@ -523,7 +617,7 @@ class Dialer:
         return Said("done")
 
     def _bring_in(self, build: Build) -> None:
-        held, skips = self.held(), self._skips(build.begun)
+        held, put_off = self.held(), self._put_off(build.begun)
         completed = {
             hold.user
             for hold in self.holds.values()
@@ -534,8 +628,8 @@ class Dialer:
                 place.become("held")
             elif user in completed:
                 place.become("out", reason="completed")
-            elif user in skips and skips[user] + self.settings.skip_everyone > self.now:
-                place.become("waiting", skips[user] + self.settings.skip_everyone)
+            elif user in put_off and put_off[user] > self.now:
+                place.become("waiting", put_off[user])
 
     def remove_converted(self, queue: str, users: Collection[int]) -> list[int]:
         """Who of these leaves the dialer queue for having reached what it is for."""
@@ -610,7 +704,7 @@ class Dialer:
         if each.until is not None and each.until > self.now:
             return "postponed"
         if self._rests(person.id):
-            return "skipped"
+            return "put_off"
         if isinstance(each, Missed) and any(
             (other.call, other.status) == (each.call, "followed_up") for other in self.missed
         ):
@@ -672,4 +766,5 @@ def small(now: datetime, settings: Settings, rules: Rules) -> Dialer:
         for number, is_signed in ((15, False), (16, True), (17, False), (18, False))
     ]
     allowed = {1: list(BOTH), 2: list(BOTH), 3: list(BOTH), 4: [OUTSTANDING], 5: None}
-    return Dialer(now, settings, rules, allowed, {person.id: person for person in people})
+    agents = {agent: Agent() for agent in allowed}
+    return Dialer(now, settings, rules, allowed, {person.id: person for person in people}, agents)

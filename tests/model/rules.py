@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 
+from tests.model.agents import Limits
 from tests.world import BOTH, DAY, HOUR, OUTSTANDING, UNSIGNED
 
 MINUTE = timedelta(minutes=1)
@@ -98,6 +99,7 @@ class Rules:
     attempts: int | None = None
     offer_gap: timedelta | None = None
     quarantine_after: int = 3
+    limits: Limits = Limits()
 
     def is_open(self, place: str, at: datetime) -> bool:
         if self.week is None:
@@ -196,6 +198,8 @@ class Person:
     """They are on the do-not-contact list."""
     is_phone_barred: bool = False
     is_set_aside: bool = False
+    closed: set[str] = field(default_factory=set)
+    """The dialer queues that an agent closed for them."""
     failures: list[datetime] = field(default_factory=list)
     """When they failed for an unclear reason, since an operator released them."""
     calls: list[datetime] = field(default_factory=list)
@@ -243,6 +247,7 @@ class Person:
             ("opted_out", self.has_opted_out and self.in_crm),
             *((name, is_so and self.in_crm) for name, is_so in self._set_by_us()),
             ("all_claims_cancelled", not self.has_live_claim and self.in_crm),
+            ("closed", queue in self.closed and self.in_crm),
             *self._purpose(queue),
             ("in_other_queue", self.queue != queue),
             ("inactive", self.has_score_row and not self.is_active),
@@ -295,6 +300,7 @@ class Person:
             return self.out_of_place(queue)
         lasting = [
             *self._set_by_us(),
+            ("closed", where in self.closed),
             ("inactive", self.has_score_row and not self.is_active),
             ("attempts_used_up", self._attempts_used_up(rules)),
         ]

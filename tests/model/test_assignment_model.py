@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from assignment_workers.assignment import convert, jobs, missed_calls
+from assignment_workers.assignment import agents, convert, jobs, missed_calls
 from assignment_workers.assignment.answers import (
     Assigned,
     CommandAnswer,
@@ -37,20 +37,31 @@ from assignment_workers.assignment.answers import (
     Held,
     Refused,
     RequestAnswer,
+    Stated,
 )
 from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.drain import drain
 from assignment_workers.assignment.explain import explain, funnel
-from assignment_workers.assignment.finish import Owner, complete, release, renew, skip
+from assignment_workers.assignment.finish import (
+    Owner,
+    accept,
+    close,
+    complete,
+    defer,
+    release,
+    renew,
+    skip,
+)
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.request import Request
 from assignment_workers.errors import StaleTerm
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import BarKind
+from assignment_workers.schema.tables import AgentStates, BarKind
+from tests.model.agents import Limits
 from tests.model.dialer import Came, Dialer, Said, small
 from tests.model.rules import MINUTE, OUTCOMES, RESTING, Missed, Rules, Windows
 from tests.world import (
@@ -110,8 +121,18 @@ CALL_CENTRES: dict[str, tuple[dict[str, Any], Rules]] = {
             "attempts_maximum": 3,
             "offer_gap": 20 * MINUTE,
             "quarantine_after": 2,
+            "offers_lapsed": 2,
+            "session_calls": "4",
+            "call_gap": "60",
+            "break_interval": "14400",
         },
-        Rules(cool_down={OUTSTANDING: HOUR}, attempts=3, offer_gap=20 * MINUTE, quarantine_after=2),
+        Rules(
+            cool_down={OUTSTANDING: HOUR},
+            attempts=3,
+            offer_gap=20 * MINUTE,
+            quarantine_after=2,
+            limits=Limits(calls=4, gap=MINUTE, interval=4 * HOUR),
+        ),
     ),
 }
 
@@ -130,7 +151,15 @@ PLACES = some.sampled_from(["London", "New York"])
 ANY_QUEUE = some.sampled_from([None, *BOTH])
 VERSIONS = some.sampled_from([1, 1, None, 2])
 FOREIGN = some.sampled_from([None, None, None, 1, 2])
-WAYS = some.sampled_from(["completed", "completed", "completed", "skipped", "released", "renewed"])
+WAYS = some.sampled_from(
+    [
+        *["completed"] * 6,
+        *["accepted"] * 3,
+        *["skipped", "released", "renewed"] * 2,
+        "deferred",
+        "closed",
+    ]
+)
 CALLED = some.sampled_from(["no_answer", "no_answer", *OUTCOMES])
 AFTER = some.sampled_from([20 * MINUTE, 2 * HOUR, DAY + HOUR])
 SPOKEN = some.sampled_from([0, 5, 30, 31, 200])
@@ -421,12 +450,20 @@ class Machine(RuleBasedStateMachine):
 
     def _finish(self, name: str, agent: int, version: int | None, way: str, came: Came) -> None:
         who = Owner(self.held[name].id, agent, version)
-        said = self.dialer.finish(name, agent, version, way, came if way == "completed" else None)
-        assert self._shown(self._say(who, way, came)) == said
+        rest = came.after or HOUR
+        call = came if way == "completed" else None
+        said = self.dialer.finish(name, agent, version, way, call, rest=rest)
+        assert self._shown(self._say(who, way, came, rest)) == said
 
-    def _say(self, who: Owner, way: str, came: Came) -> FinishAnswer:
+    def _say(self, who: Owner, way: str, came: Came, rest: timedelta) -> FinishAnswer:
         world = self.world
         match way:
+            case "accepted":
+                return world.run(accept, who, settings=world.settings)
+            case "deferred":
+                return world.run(defer, who, settings=world.settings, rest=rest)
+            case "closed":
+                return world.run(close, who, "moved away")
             case "completed":
                 at = None if came.after is None else world.now + came.after
                 return world.run(complete, who, came.outcome, notes=came.notes, callback_at=at)
@@ -436,6 +473,63 @@ class Machine(RuleBasedStateMachine):
                 return world.run(release, who)
             case _:
                 return world.run(renew, who, settings=world.settings)
+
+    @rule(agent=ANYBODY, becomes=some.sampled_from([*AgentStates, AgentStates.AVAILABLE]))
+    def state(self, agent: int, becomes: AgentStates) -> None:
+        """An agent logs in, goes on break, comes back, goes home."""
+        said = self.dialer.state(agent, becomes.value)
+        answer = self.world.run(agents.state, agent, becomes)
+        shown = Said(
+            answer.outcome,
+            getattr(answer, "code", None),
+            replayed=getattr(answer, "replayed", False),
+        )
+        assert shown == said
+        if isinstance(answer, Stated):
+            assert answer.state == self.dialer.agents[agent].state
+
+    @rule(agent=AGENTS, ago=some.sampled_from([0, 0, 60, 299]))
+    def give_a_sign(self, agent: int, ago: int) -> None:
+        """A heartbeat that was gathered a while ago is kept."""
+        known, at = self.dialer.agents[agent], self.world.now - ago * SECOND
+        known.seen_at = max(known.seen_at or at, at)
+        self.world.execute(
+            "INSERT INTO assignment.agents_seen AS kept (agent_id, seen_at) VALUES (:agent, :at)"
+            " ON CONFLICT (agent_id) DO UPDATE"
+            " SET seen_at = greatest(kept.seen_at, excluded.seen_at)",
+            agent=agent,
+            at=at,
+        )
+
+    @rule(agent=AGENTS, queue=ANY_QUEUE, signs=some.lists(some.sampled_from([0, 1, 290, 310])))
+    def talk_on(self, agent: int, queue: str | None, signs: Sequence[int]) -> None:
+        """Somebody is accepted, and held for as long as signs of life come in time."""
+        if agent not in self.dialer.active():
+            self._ask([self.world.request(agent, queue)])
+        hold = self.dialer.active().get(agent)
+        if hold is not None:
+            self._finish(hold.request_id, agent, None, "accepted", Came("no_answer"))
+            for seconds in signs:
+                self.wait(seconds)
+                self.give_a_sign(agent, 0)
+            self.wait(300)
+            self.expire()
+
+    @rule(agent=AGENTS, queue=ANY_QUEUE, lapses=some.integers(1, 4))
+    def look_away(self, agent: int, queue: str | None, lapses: int) -> None:
+        """Offers lapse one after the other, until the agent is not asked any more."""
+        for _ in range(lapses):
+            self._ask([self.world.request(agent, queue)])
+            self.wait(120)
+            self.expire()
+
+    @rule()
+    def tend(self) -> None:
+        """The sessions of whoever fell silent end."""
+        with self.world.engine.connect() as connection:
+            silent = agents.silent(connection, self.world.now)
+        done = self.world.run(agents.end_sessions, silent, silent_at=self.world.now)
+        assert done == Done(counts={"ended": self.dialer.tend()})
 
     @rule(seconds=WAITS)
     def wait(self, seconds: int) -> None:
@@ -540,6 +634,18 @@ class Machine(RuleBasedStateMachine):
         whom = found[0] if found else user
         answer = self.world.run(lift, BarKind.QUARANTINE, user=whom, by="test", why="seen to")
         assert isinstance(answer, Done if self.dialer.let_go(whom) else Refused)
+
+    @rule(user=USERS, queue=QUEUES)
+    def open_again(self, user: int, queue: str) -> None:
+        """An operator opens a dialer queue that an agent closed for a user."""
+        closed = [
+            (each.id, its) for each in self.dialer.users.values() for its in sorted(each.closed)
+        ]
+        whom, where = closed[0] if closed else (user, queue)
+        kind = BarKind.CLOSED
+        answer = self.world.run(lift, kind, user=whom, queue=where, by="test", why="is back")
+        assert isinstance(answer, Done if closed else Refused)
+        self.dialer.users[whom].closed.discard(where)
 
     @rule(user=USERS, queue=QUEUES, minutes=some.sampled_from([-20, 0, 5]))
     def others_promise(self, user: int, queue: str, minutes: int) -> None:
@@ -675,7 +781,8 @@ def _as_dialled(phone: str) -> str:
 
 TABLES = {
     "assignments": "SELECT request_id, user_id, agent_id, queue, source, rank,"
-    " {lease_expires_at}, state, version, {ended_at}, outcome FROM assignment.assignments",
+    " {lease_expires_at}, state, version, {ended_at}, outcome, {accepted_at}, ended_how,"
+    " {put_off_until} FROM assignment.assignments",
     "generations": "SELECT id, state FROM assignment.generations",
     "entries": "SELECT g.queue, e.user_id, e.rank, e.state, {available_from}, e.reason"
     " FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id"
@@ -690,6 +797,8 @@ TABLES = {
     " retry_count, CASE status WHEN 'pending' THEN {available_from} END FROM callbacks",
     "missed calls": "SELECT twilio_call_sid, {missed_at}, user_id, status,"
     " CASE status WHEN 'pending' THEN {available_from} END FROM missed_calls",
+    "agents": "SELECT agent_id, state, {since}, {session_began}, {working_since},"
+    " {last_call_ended_at}, calls_in_session, offers_lapsed FROM assignment.agents_state",
     "bars": "SELECT kind, user_id FROM assignment.bars WHERE lifted_at IS NULL AND phone IS NULL",
 }
 """A name in braces is an instant, in milliseconds.
@@ -721,6 +830,9 @@ def _rows(dialer: Dialer) -> dict[str, list[tuple[Any, ...]]]:
                 each.version,
                 _ms(each.ended_at),
                 each.outcome,
+                _ms(each.accepted_at),
+                each.how,
+                _ms(each.until),
             )
             for each in dialer.holds.values()
         ],
@@ -784,6 +896,21 @@ def _rows(dialer: Dialer) -> dict[str, list[tuple[Any, ...]]]:
         "bars": [
             *(("do_not_contact", each.id) for each in users if each.is_barred),
             *(("quarantine", each.id) for each in users if each.is_set_aside),
+            *(("closed", each.id) for each in users for _ in each.closed),
+        ],
+        "agents": [
+            (
+                agent,
+                each.state,
+                _ms(each.since),
+                _ms(each.session_began),
+                _ms(each.working_since),
+                _ms(each.last_call_ended_at),
+                each.calls,
+                each.offers_lapsed,
+            )
+            for agent, each in dialer.agents.items()
+            if each.is_kept
         ],
     }
 
@@ -799,7 +926,8 @@ def empty(world: World, begins: datetime, given: dict[str, Any]) -> None:
     world.execute(
         "TRUNCATE assignment.generations, assignment.assignments, assignment.requests,"
         " assignment.events, assignment.job_runs, callbacks, missed_calls, conversions,"
-        " user_call_scores, crm.users, crm.claims, crm.claim_requirements, assignment.bars"
+        " user_call_scores, crm.users, crm.claims, crm.claim_requirements, assignment.bars,"
+        " assignment.agents_state, assignment.agents_seen"
     )
     world.execute("UPDATE assignment.queues SET paused_at = NULL, paused_by = NULL")
     world.now = begins
