@@ -18,7 +18,7 @@ import redis
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned
-from tests.processes import Agents, Stack, running, wait_until
+from tests.processes import Agents, Process, Stack, running, wait_until
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
 
 @pytest.mark.timeout(240)
 def test_a_killed_leader_is_followed_at_once_and_no_request_is_lost(stack: Stack) -> None:
-    processes = [stack.start("sequencer"), stack.start("sequencer")]
+    processes = [stack.start("sequencer")]
+    stack.wait_for_leader()
+    processes.append(stack.start("sequencer"))
     stack.built()
     gaps = []
     chance = random.Random(1)
@@ -41,9 +43,13 @@ def test_a_killed_leader_is_followed_at_once_and_no_request_is_lost(stack: Stack
         def answered_after(at: float) -> bool:
             return agents.answered[-1][0] > at
 
-        for _ in range(30):
+        def stands_by(process: Process) -> bool:
+            return "standing_by" in process.said()
+
+        for _ in range(15):
             seen = len(agents.answered)
             wait_until(partial(went_on, seen + 64), "work to go on")
+            wait_until(partial(stands_by, processes[-1]), "a sequencer to stand by")
             time.sleep(chance.random() * 0.05)  # at a random moment of the work
             leader = stack.value("SELECT leader_pid FROM assignment.sequencer")
             (killed,) = (each for each in processes if each.pid == leader)

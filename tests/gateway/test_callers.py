@@ -48,7 +48,7 @@ def test_no_route_without_a_token_answers_more_than_health(gateway: Gateway) -> 
             )
             if path in {"/healthz", "/readyz"}:
                 assert answer.status == 200
-                assert answer.json in ({"status": "ok"}, {"status": "ready", "crm": "answers"})
+                assert answer.json in ({"status": "alive"}, {"status": "ready", "crm": "answers"})
             else:
                 assert answer.status == 401, (method, path, answer.text)
                 assert answer.headers["www-authenticate"] == "Bearer"

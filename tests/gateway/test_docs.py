@@ -16,6 +16,14 @@ from tests.gateway.test_document import SCHEMA
 PAGE = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
 NOBODY = "00000000-0000-7000-8000-000000000000"
 ROLES = ("agent 1", "frontend", "supervisor", "operator")
+BODIES: dict[str, dict[str, object]] = {
+    "complete": {"agent_id": 1, "outcome": "no_answer"},
+    "close": {"agent_id": 1, "why": "moved away"},
+    "defer": {"agent_id": 1, "seconds": 60},
+    "state": {"state": "available"},
+    "heartbeat": {},
+}
+"""By the end of a path; of other paths the agent alone."""
 ROUTES = [
     (found[1], found[2], [cell.strip() for cell in found[3].split("|")])
     for found in re.finditer(r"^\| `(GET|POST) (/\S*)` \|(.*)\|$", PAGE, re.MULTILINE)
@@ -49,8 +57,8 @@ def test_each_role_may_do_what_it_says(
         if path == "/v1/events" and cell:
             with gateway.stream(path, bearer=role):
                 continue
-        ended = {"outcome": "no_answer"} if path.endswith("complete") else {}
-        answer = gateway.call(method, path, {"agent_id": 1} | ended, bearer=role)
+        body = BODIES.get(path.rpartition("/")[2], {"agent_id": 1})
+        answer = gateway.call(method, path, body, bearer=role)
         forbidden = answer.status == 403 and answer.json["code"] == "forbidden"
         assert forbidden == (not cell), (role, answer.text)
 

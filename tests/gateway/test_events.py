@@ -76,11 +76,11 @@ def ids(said: bytes) -> list[int]:
 def test_an_agents_moves_are_seen_as_they_are_committed(gateway: Gateway) -> None:
     with gateway.stream() as stream:
         held = gateway.assigned(70)
-        gateway.post(f"/v1/assignments/{held['id']}/renew", {"agent_id": 70})
-        gateway.post(f"/v1/assignments/{held['id']}/skip", {"agent_id": 70})
+        for move in ("accept", "renew", "skip"):
+            gateway.post(f"/v1/assignments/{held['id']}/{move}", {"agent_id": 70})
         seen = [
             stream.until(kind, agent_id=70, assignment_id=held["id"], user_id=held["user_id"])
-            for kind in ("assigned", "renewed", "skipped")
+            for kind in ("assigned", "accepted", "renewed", "skipped")
         ]
         assert [each["id"] for each in seen] == sorted(each["id"] for each in seen)
         assert seen[0]["details"]["lease_expires_at"] == held["lease_expires_at"]

@@ -99,7 +99,7 @@ class Rules:
     attempts: int | None = None
     offer_gap: timedelta | None = None
     quarantine_after: int = 3
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     def is_open(self, place: str, at: datetime) -> bool:
         if self.week is None:

@@ -1,7 +1,7 @@
 """Our way, as the replay drives it: the same operations in the same turns as the sequencer's.
 
-Every agent's thread runs its own turn, so the lane's row lock orders what on the real stack the
-assignment queue orders already.
+Every agent's thread runs its own turn, over one of two connections: one works while the other waits
+for the lane's row lock, which orders what on the real stack the assignment queue orders already.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.assignment.request import Request
 from assignment_workers.errors import AssignmentWorkersError
-from assignment_workers.incident.dialer import Given, warm
+from assignment_workers.incident.dialer import Given
 from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.line import Line
@@ -46,15 +46,17 @@ class Ours:
     ) -> None:
         """`validation`: nothing, for a claim reads the facts that it needs in its own statement."""
         self.settings = Settings.from_environment({}).model_copy(update={"lease": LEASE})
-        self.engine = connect(
-            database_url,
-            name="replay",
-            statement_timeout=timedelta(seconds=30),
-            lock_timeout=timedelta(seconds=30),
-            pool_size=agents + 4,
+        self.engine, self._sequencer = (
+            connect(
+                database_url,
+                name="replay",
+                statement_timeout=timedelta(seconds=30),
+                lock_timeout=timedelta(seconds=30),
+                pool_size=size,
+            )
+            for size in (4, 2)
         )
-        self.line = Line(self.engine, term=0, randomness=randomness)
-        warm(self.engine, agents)
+        self.line = Line(self._sequencer, term=0, randomness=randomness)
         self._numbers = itertools.count(1)
         self._rebuilds = 0
         self.rebuild()
@@ -138,3 +140,4 @@ class Ours:
     def close(self) -> None:
         """Give back the connections."""
         self.engine.dispose()
+        self._sequencer.dispose()
