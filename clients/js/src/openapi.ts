@@ -1020,13 +1020,19 @@ export interface components {
         };
         /**
          * Readiness
-         * @description Whether the gateway is ready, and whether the CRM `answers` or why it cannot be read.
+         * @description Whether the gateway is ready, and whether the CRM can be read; why not is not told here.
          */
         Readiness: {
-            /** Status */
-            status: string;
-            /** Crm */
-            crm: string;
+            /**
+             * Status
+             * @constant
+             */
+            status: "ready";
+            /**
+             * Crm
+             * @enum {string}
+             */
+            crm: "answers" | "unavailable";
         };
         /**
          * Report
