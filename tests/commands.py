@@ -2,7 +2,7 @@
 
 Each has its own environment, folder and output, as if it had been typed; but the second and a half
 that Python takes to import everything is spent once. That the command is installed, and starts by
-itself, is a test of its own.
+itself, is a test of its own; the tests of `up` start every process by itself as well.
 """
 
 from __future__ import annotations
@@ -14,11 +14,53 @@ from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from multiprocessing import get_context
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, TimeoutExpired
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["assignment_workers.cli.main", "assignment_workers.tasks.process"])
+FORKS.set_forkserver_preload(
+    [
+        "assignment_workers.cli.main",
+        "assignment_workers.tasks.process",
+        "assignment_workers.gateway.serve",
+    ]
+)
 SECONDS = 60.0
+
+
+class Forked:
+    """A command that goes on by itself, to be had as a `subprocess.Popen` is.
+
+    It leads a session of its own, and what it writes goes to one file.
+    """
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+        given = (list(words), dict(environment), Path.cwd(), output, None)
+        output.touch()
+        self._process = FORKS.Process(target=_run, args=given)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As of a process that has been waited for."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise TimeoutExpired(self._process.name, timeout or 0)
+        return code
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
 
 
 def type_in(
@@ -43,12 +85,22 @@ def type_in(
 
 
 def _run(
-    words: list[str], environment: dict[str, str], folder: Path, output: Path, complaint: Path
+    words: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    output: Path,
+    complaint: Path | None,
 ) -> None:
+    """`complaint` None: it goes where the output goes, in a session of its own."""
+    if complaint is None:
+        os.setsid()
     for place, number in ((output, 1), (complaint, 2)):
-        made = os.open(place, os.O_WRONLY | os.O_CREAT)
-        os.dup2(made, number)
-        os.close(made)
+        if place is not None:
+            made = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(made, number)
+            os.close(made)
+        else:
+            os.dup2(1, number)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["assignment-workers", *words]

@@ -24,6 +24,7 @@ from assignment_workers.client import Assigned, Client, Finished
 from assignment_workers.runtime import demo
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
+from tests.commands import Forked
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0) -> Any:
@@ -40,7 +41,7 @@ class Process:
     """One process of the stack, with what it wrote."""
 
     name: str
-    popen: subprocess.Popen[bytes]
+    popen: Forked | subprocess.Popen[bytes]
     log: Path
 
     @property
@@ -71,6 +72,19 @@ class Process:
         return self.log.read_text(errors="replace")
 
 
+def _begun(
+    arguments: Sequence[str], environment: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
 class Stack:
     """A database, a Redis and the processes that a test starts on them."""
 
@@ -91,23 +105,27 @@ class Stack:
         self,
         name: str,
         *arguments: str,
-        program: Sequence[str] = ("-m", "assignment_workers"),
+        program: Sequence[str] | None = None,
         **settings: str,
     ) -> Process:
-        """Start a process; it is ended, however it stands, with the test."""
+        """Start a process; it is ended, however it stands, with the test.
+
+        `program`: what Python is to run in place of the command.
+        """
         log = self.folder / f"{len(self.started) + 1}-{name}.log"
         given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
-        with log.open("wb") as output:
-            popen = subprocess.Popen(
-                [sys.executable, *program, "process", name, *arguments],
-                env=given
-                | {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
-                | {"BROKER_URL": self.broker_url or ""}
-                | {f"ASSIGNMENT_WORKERS_{key.upper()}": value for key, value in settings.items()},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = (
+            given
+            | {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
+            | {"BROKER_URL": self.broker_url or ""}
+            | {f"ASSIGNMENT_WORKERS_{key.upper()}": value for key, value in settings.items()}
+        )
+        words = ["process", name, *arguments]
+        popen = (
+            Forked(words, environment, log)
+            if program is None
+            else _begun([*program, *words], environment, log)
+        )
         process = Process(name, popen, log)
         self.started.append(process)
         self._keep.callback(process.stop)

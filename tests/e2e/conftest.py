@@ -26,9 +26,12 @@ def node() -> Node:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests: each opens a context of its own."""
+    """One for the tests of a module: each opens a context of its own.
+
+    While it is open an event loop runs in this thread, and no other test could begin one.
+    """
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found

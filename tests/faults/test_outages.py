@@ -162,7 +162,7 @@ def test_every_message_is_delivered_twice(
 def test_thousands_of_requests_that_waited_are_served_in_their_order(
     own_postgres: OwnServer, own_valkey: OwnServer, tmp_path: Path
 ) -> None:
-    waiting = 4_000
+    waiting = 2_000
     with running(own_postgres.url, own_valkey.url, tmp_path) as stack:
         first = stack.start("sequencer")
         stack.built(users=waiting + 2_000)

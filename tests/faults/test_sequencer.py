@@ -46,7 +46,7 @@ def test_a_killed_leader_is_followed_at_once_and_no_request_is_lost(stack: Stack
         def stands_by(process: Process) -> bool:
             return "standing_by" in process.said()
 
-        for _ in range(15):
+        for _ in range(8):
             seen = len(agents.answered)
             wait_until(partial(went_on, seen + 64), "work to go on")
             wait_until(partial(stands_by, processes[-1]), "a sequencer to stand by")

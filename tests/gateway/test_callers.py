@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from assignment_workers.gateway.limits import Pace
 from assignment_workers.gateway.serve import wants_tokens
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
+from tests.commands import type_in
 from tests.gateway.stage import Gateway
 from tests.processes import wait_until
 
@@ -125,14 +125,8 @@ def test_only_the_hash_is_kept(gateway: Gateway) -> None:
 def test_tokens_are_made_listed_and_revoked_by_command(gateway: Gateway) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if "ASSIGNMENT" not in name}
-        return subprocess.run(
-            [sys.executable, "-m", "assignment_workers", "token", *words],
-            env=clean
-            | {"DATABASE_URL": gateway.stack.database_url, "REDIS_URL": gateway.stack.redis_url},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        there = {"DATABASE_URL": gateway.stack.database_url, "REDIS_URL": gateway.stack.redis_url}
+        return type_in(["token", *words], clean | there)
 
     made = run("create", "agent", "--agent", "40", "--note", "desk 40").stdout.strip()
     assert gateway.post("/v1/requests", {"agent_id": 40}, bearer=made).status == 200

@@ -21,7 +21,7 @@ REQUESTS = 40
 KILL_AFTER = (150, 450, 750)
 DESERTERS = range(AGENTS + 1, AGENTS + 11)
 """Agents who ask a gateway once and go when it is killed."""
-LEASE = timedelta(seconds=6)
+LEASE = timedelta(seconds=20)
 SETTINGS = {"lease_seconds": str(LEASE.total_seconds())}
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,6 +15,7 @@ import pytest
 from assignment_workers.assignment.answers import Code
 from assignment_workers.client import Assigned, Finished, Hold, HttpClient, Refused, Unavailable
 from assignment_workers.errors import UsageError
+from tests.commands import type_in
 from tests.gateway.stage import Gateway
 from tests.processes import wait_until
 
@@ -231,13 +230,8 @@ def test_the_report_by_command_says_the_same(gateway: Gateway) -> None:
         "DATABASE_URL": gateway.stack.database_url,
         "REDIS_URL": gateway.stack.redis_url,
     }
-    command = [sys.executable, "-m", "assignment_workers", "report", "--since", "2h"]
-    told = [
-        subprocess.run(
-            [*command, *words], env=clean | servers, capture_output=True, text=True, check=True
-        ).stdout
-        for words in ([], ["--json"])
-    ]
+    command = ["report", "--since", "2h"]
+    told = [type_in([*command, *words], clean | servers).stdout for words in ([], ["--json"])]
     found = json.loads(told[1])
     assert found["assignments"] >= 1
     assert set(found) == set(gateway.get("/v1/report", bearer="operator").json)
