@@ -254,7 +254,9 @@ def test_holding_renews_and_releases_on_an_error(worker: Worker) -> None:
     assert seen.count("renew") >= 2
 
 
-def test_our_message_is_the_one_that_celery_would_send(worker: Worker, redis_url: str) -> None:
+def test_hazard_c14_our_message_is_the_one_that_celery_would_send(
+    worker: Worker, redis_url: str
+) -> None:
     import json
 
     app = Celery("other", broker=redis_url, backend=redis_url, set_as_current=False)

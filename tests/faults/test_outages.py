@@ -74,7 +74,7 @@ def test_redis_is_killed_and_comes_back(
         stack.assert_healthy()
 
 
-def test_every_database_connection_is_cut_each_second(
+def test_hazard_d8_every_database_connection_is_cut_each_second(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     with running(database_url, redis_url, tmp_path) as stack:
@@ -97,7 +97,7 @@ def test_every_database_connection_is_cut_each_second(
         stack.assert_healthy()
 
 
-def test_postgresql_is_away_for_ten_seconds(
+def test_hazard_b6_postgresql_is_away_for_ten_seconds(
     own_postgres: OwnServer, redis_url: str, tmp_path: Path
 ) -> None:
     with running(own_postgres.url, redis_url, tmp_path) as stack:
@@ -135,7 +135,7 @@ def test_a_leader_whose_broker_connection_is_a_black_hole_is_followed(
         stack.assert_healthy()
 
 
-def test_every_message_is_delivered_twice(
+def test_hazard_b9_every_message_is_delivered_twice(
     database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = kombu_redis.Channel._put

@@ -211,7 +211,9 @@ def test_a_message_delivered_twice_hands_out_once(stack: Stack) -> None:
     assert stack.value("SELECT count(*) FROM assignment.requests") == 1
 
 
-def test_requests_that_waited_for_a_sequencer_are_served_in_their_order(stack: Stack) -> None:
+def test_hazard_e6_requests_that_waited_for_a_sequencer_are_served_in_their_order(
+    stack: Stack,
+) -> None:
     first = stack.start("sequencer")
     stack.built()
     first.stop()

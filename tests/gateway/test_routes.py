@@ -74,7 +74,7 @@ def test_the_four_moves_end_or_renew_a_hold(gateway: Gateway) -> None:
     assert (nobody.status, nobody.headers["content-type"]) == (404, PROBLEM)
 
 
-def test_what_is_refused_is_a_problem_with_its_code(gateway: Gateway) -> None:
+def test_hazard_b11_what_is_refused_is_a_problem_with_its_code(gateway: Gateway) -> None:
     held = gateway.assigned(13)
     path = f"/v1/assignments/{held['id']}"
     unknown = f"/v1/assignments/{uuid.UUID(int=7)}"

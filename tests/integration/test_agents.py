@@ -288,3 +288,30 @@ def test_whoever_is_back_before_the_command_comes_keeps_their_session(desk: Worl
     desk.release(desk.held(1))  # asked since
     seen(desk, 2, desk.now)
     assert desk.run(agents.end_sessions, found, silent_at=at) == Done(counts={"ended": 0})
+
+
+def test_hazard_e4_no_state_of_a_telephone_ends_a_hold_or_a_break(desk: World) -> None:
+    """Whoever says it: only the owner and the lease end a hold, only the agent a break."""
+    say(desk, AVAILABLE)
+    work = accept(desk, desk.held(1))
+    for state in (ON_CALL, WRAP_UP, BREAK, OFFLINE, BREAK):
+        say(desk, state, by="telephony")
+        again = desk.ask(1)
+        assert isinstance(again, Assigned)
+        assert again.assignment.id == work.id
+    desk.complete(work)
+    assert state_of(desk, 1) == "break"
+    answer = desk.ask(1)
+    assert isinstance(answer, Refused)
+    assert answer.code == Code.ON_BREAK
+
+
+def test_hazard_e5_the_hold_of_an_agent_who_is_deleted_lapses(desk: World) -> None:
+    held = desk.held(1)
+    desk.execute("DELETE FROM agents WHERE id = 1")
+    answer = desk.ask(1)
+    assert isinstance(answer, Refused)
+    assert answer.code == Code.UNKNOWN_AGENT
+    desk.now = held.lease_expires_at
+    assert desk.held(2).user_id == held.user_id
+    assert breaches(desk) == []

@@ -38,7 +38,9 @@ def ranked(world: World) -> World:
     return world
 
 
-def test_an_answer_is_a_hold_a_place_an_event_and_a_kept_request_that_agree(ranked: World) -> None:
+def test_hazard_d15_an_answer_is_a_hold_a_place_an_event_and_a_kept_request_that_agree(
+    ranked: World,
+) -> None:
     given = ranked.ask(3, request_id="ask")
     assert isinstance(given, Assigned)
     hold = given.assignment
@@ -94,7 +96,7 @@ def test_requests_of_one_turn_get_different_users_in_the_order_of_the_requests(
         ("DELETE FROM user_call_scores WHERE user_id = 1", "in_other_queue"),
     ],
 )
-def test_a_user_whose_facts_changed_since_the_build_is_out_and_the_next_is_given(
+def test_hazard_b4_a_user_whose_facts_changed_since_the_build_is_out_and_the_next_is_given(
     ranked: World, change: str, reason: str
 ) -> None:
     ranked.execute(change)
@@ -145,7 +147,7 @@ def test_a_user_who_rests_keeps_their_place_and_is_back_by_themselves(
     assert ranked.unhealthy() == []
 
 
-def test_who_rests_again_when_their_time_comes_waits_again(ranked: World) -> None:
+def test_hazard_b12_who_rests_again_when_their_time_comes_waits_again(ranked: World) -> None:
     ranked.execute(
         "UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 1",
         at=(ranked.now + HOUR).replace(tzinfo=None),
@@ -162,7 +164,7 @@ def test_who_rests_again_when_their_time_comes_waits_again(ranked: World) -> Non
     assert ranked.held(1).user_id == 1
 
 
-def test_a_long_run_of_ineligible_users_is_taken_out_turn_by_turn(world: World) -> None:
+def test_hazard_b5_a_long_run_of_ineligible_users_is_taken_out_turn_by_turn(world: World) -> None:
     count = INELIGIBLE_AT_MOST * 2
     world.add_agents(1)
     world.add_users(User(each, each) for each in range(1, count + 2))
@@ -183,7 +185,7 @@ def test_a_long_run_of_ineligible_users_is_taken_out_turn_by_turn(world: World) 
     assert len(world.events("taken_out")) == count
 
 
-def test_a_user_who_moved_to_another_dialer_queue_is_held_in_both(world: World) -> None:
+def test_hazard_b13_a_user_who_moved_to_another_dialer_queue_is_held_in_both(world: World) -> None:
     world.add_agents(1, 2)
     world.add_users([User(1), outstanding(2, score=5)])
     world.regenerate(UNSIGNED)
@@ -227,7 +229,9 @@ def test_the_database_refuses_a_second_active_assignment(
         )
 
 
-def test_a_lapsed_hold_ends_in_the_claim_that_hands_its_user_out_again(ranked: World) -> None:
+def test_hazard_b8_a_lapsed_hold_ends_in_the_claim_that_hands_its_user_out_again(
+    ranked: World,
+) -> None:
     lapsed = ranked.held(1)
     ranked.now = lapsed.lease_expires_at - SECOND
     assert ranked.held(2).user_id == 2
@@ -251,7 +255,7 @@ def test_a_skipped_user_waits_and_then_has_their_place_again(ranked: World) -> N
     assert ranked.held(3).user_id == 1
 
 
-def test_who_skips_a_user_is_not_offered_them_for_an_hour(world: World) -> None:
+def test_hazard_b3_who_skips_a_user_is_not_offered_them_for_an_hour(world: World) -> None:
     world.add_agents(1, 2)
     world.add_users([User(1)])
     world.regenerate(UNSIGNED)
@@ -285,7 +289,7 @@ def test_empty_says_why(world: World) -> None:
     assert world.ask(2) == Empty(queue=UNSIGNED, retry_after=30.0, why={UNSIGNED: "cooling_down"})
 
 
-def test_a_turn_of_a_term_that_is_over_commits_nothing(ranked: World) -> None:
+def test_hazard_d7_a_turn_of_a_term_that_is_over_commits_nothing(ranked: World) -> None:
     ranked.execute("UPDATE assignment.sequencer SET term = 2")
     with pytest.raises(StaleTerm, match="term 1 is over: the current term is 2"):
         ranked.ask(1)

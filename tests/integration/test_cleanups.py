@@ -46,7 +46,9 @@ def remove(world: World, queue: str, *users: int) -> int:
     return done.counts["converted"]
 
 
-def test_who_signed_leaves_with_one_conversion_and_moves_where_they_belong(world: World) -> None:
+def test_hazard_d12_who_signed_leaves_with_one_conversion_and_moves_where_they_belong(
+    world: World,
+) -> None:
     wanting = (Claim("open", (Requirement(),)),)
     called_at = world.now - DAY
     world.add_agents(1)
@@ -99,7 +101,9 @@ def test_whose_requirements_are_complete_leaves(world: World) -> None:
     assert world.states(OUTSTANDING) == {1: "out", 2: "ready", 3: "ready", 4: "ready"}
 
 
-def test_held_users_and_those_whose_facts_changed_back_are_left_alone(world: World) -> None:
+def test_hazard_d10_held_users_and_those_whose_facts_changed_back_are_left_alone(
+    world: World,
+) -> None:
     world.add_agents(1)
     world.add_users([User(each, each) for each in (1, 2, 3)])
     world.regenerate()
@@ -378,7 +382,7 @@ def test_an_answer_is_kept_while_its_message_may_come_again(world: World) -> Non
     assert kept == ["has time yet", "of this week"]
 
 
-def test_daily_cleaning_keeps_what_is_within_its_retention_and_all_assignments(
+def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_assignments(
     world: World,
 ) -> None:
     world.add_agents(1, 2)

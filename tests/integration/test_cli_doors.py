@@ -215,7 +215,7 @@ def test_a_redis_that_is_not_there_is_an_answer_too(
     [["status"], ["doctor", "--json"], ["dead-letters", "list"], ["process", "maintenance"]],
     ids=" ".join,
 )
-def test_a_database_without_our_schema_is_told_with_what_mends_it(
+def test_hazard_e3_a_database_without_our_schema_is_told_with_what_mends_it(
     shell: Shell, empty_database_url: str, redis_url: str, words: list[str]
 ) -> None:
     said = shell.run(*words, DATABASE_URL=empty_database_url, REDIS_URL=redis_url)

@@ -187,7 +187,7 @@ ENDS = ("completed", "skipped", "released")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_foreign_stale_or_unknown_word_is_refused_and_recorded(
+def test_hazard_b10_a_foreign_stale_or_unknown_word_is_refused_and_recorded(
     world: World, hold: Held, way: str
 ) -> None:
     before = everything(world)
@@ -206,7 +206,7 @@ def test_a_foreign_stale_or_unknown_word_is_refused_and_recorded(
 
 @pytest.mark.parametrize("first", [*ENDS, "expired"])
 @pytest.mark.parametrize("then", WAYS)
-def test_a_second_word_is_a_replay_if_it_is_the_same_and_refused_if_not(
+def test_hazard_d9_a_second_word_is_a_replay_if_it_is_the_same_and_refused_if_not(
     world: World, hold: Held, first: str, then: str
 ) -> None:
     if first == "expired":
@@ -254,7 +254,7 @@ def test_a_released_user_is_claimable_at_once_at_the_same_place(world: World, ho
     assert again.id != hold.id
 
 
-def test_a_skipped_user_waits_and_their_score_stays(world: World, hold: Held) -> None:
+def test_hazard_b16_a_skipped_user_waits_and_their_score_stays(world: World, hold: Held) -> None:
     before = world.rows("SELECT t::text FROM user_call_scores t ORDER BY 1")
     world.now += SECOND
     assert isinstance(world.skip(hold), Finished)
@@ -287,7 +287,7 @@ def test_whoever_comes_after_the_lease_but_before_anybody_noticed_is_in_time(
 
 
 @pytest.mark.parametrize("broken", ["callbacks", "assignment.events"])
-def test_a_completion_that_fails_half_way_leaves_nothing(
+def test_hazard_d6_a_completion_that_fails_half_way_leaves_nothing(
     world: World, hold: Held, broken: str
 ) -> None:
     before = everything(world), world.events()

@@ -175,7 +175,7 @@ def breaches(run: Run, connection: Connection, **settings: Any) -> list[Breach]:
     return judge(connection, settings=given, bound=BOUND)
 
 
-def test_a_real_run_breaks_nothing(run: Run) -> None:
+def test_hazard_d11_a_real_run_breaks_nothing(run: Run) -> None:
     kinds = set(run.column("SELECT kind FROM assignment.events"))
     assert kinds == set(EventKind) - {EventKind.RACE}
     with run.engine.connect() as connection:

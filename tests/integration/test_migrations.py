@@ -50,7 +50,7 @@ def catalogue(connection: Connection) -> set[tuple[str, ...]]:
     return {tuple(row) for row in found if not row[1].endswith(migrate.VERSION_TABLE)}
 
 
-def test_the_migrated_schema_is_that_of_the_models(database_url: str) -> None:
+def test_hazard_b15_the_migrated_schema_is_that_of_the_models(database_url: str) -> None:
     # Without a search path every schema is named, as in the models.
     with connected(f"{database_url}?options=-csearch_path%3Dpg_catalog") as connection:
         context = MigrationContext.configure(

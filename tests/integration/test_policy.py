@@ -198,7 +198,9 @@ def test_both_policies_say_of_every_user_what_section_3_says(world: World) -> No
     assert not wrong, (len(wrong), wrong[:3])
 
 
-def test_a_terminal_outcome_bars_a_user_after_the_score_row_has_forgotten_it(world: World) -> None:
+def test_hazard_d4_a_terminal_outcome_bars_a_user_after_the_score_row_has_forgotten_it(
+    world: World,
+) -> None:
     world.add_agents(1, 2, 3)
     world.add_users([User(each, each) for each in (1, 2, 3, 4)])
     world.regenerate(UNSIGNED)

@@ -157,7 +157,7 @@ def test_an_end_that_commits_during_the_build_is_brought_in_although_it_came_bef
     assert ranked.unhealthy() == []
 
 
-def test_what_ended_before_a_build_follows_the_facts(ranked: World) -> None:
+def test_hazard_c5_what_ended_before_a_build_follows_the_facts(ranked: World) -> None:
     begun = ranked.now
     ranked.complete(ranked.held(1), "no_answer")
     ranked.skip(ranked.held(2))

@@ -34,7 +34,7 @@ def refused(answer: RequestAnswer) -> Code:
     return answer.code
 
 
-def test_a_request_asked_again_gets_the_same_assignment_as_it_stands_now(
+def test_hazard_b7_a_request_asked_again_gets_the_same_assignment_as_it_stands_now(
     call_centre: World,
 ) -> None:
     first = call_centre.ask(1, request_id="one")
@@ -133,7 +133,7 @@ def test_without_a_queue_only_those_that_the_agent_is_allowed_are_taken_from(
     assert call_centre.held(22, None).user_id == 1
 
 
-def test_agents_who_may_not_ask_are_refused_and_told_why(call_centre: World) -> None:
+def test_hazard_b14_agents_who_may_not_ask_are_refused_and_told_why(call_centre: World) -> None:
     call_centre.add_agents(21, is_active=False)
     call_centre.add_agents(22, allowed_queues=[OUTSTANDING])
     call_centre.add_agents(23, allowed_queues=[])
@@ -199,7 +199,7 @@ def test_one_paused_and_the_other_never_built_is_not_empty(world: World) -> None
     )
 
 
-def test_a_user_is_handed_out_in_any_order_of_requests_for_both_dialer_queues(
+def test_hazard_b2_a_user_is_handed_out_in_any_order_of_requests_for_both_dialer_queues(
     call_centre: World,
 ) -> None:
     for first, second in itertools.permutations(BOTH):

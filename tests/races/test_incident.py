@@ -139,7 +139,7 @@ def before_its_first_write(turn: Turn, then: Callable[[], object]) -> Iterator[N
 
 
 @pytest.mark.parametrize("name", ["original", "transaction", "retry", "optimistic"])
-def test_find_then_update_loses_the_user_to_the_rebuild(
+def test_hazard_b1_find_then_update_loses_the_user_to_the_rebuild(
     made: Callable[[str], Original], name: str
 ) -> None:
     dialer = made(name)

@@ -97,7 +97,7 @@ def after(name: str) -> ColumnElement[int]:
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_the_score_grows_by_the_outcome_and_the_penalty_up_to_the_ceiling(
+def test_hazard_d5_the_score_grows_by_the_outcome_and_the_penalty_up_to_the_ceiling(
     scores: Connection, name: str
 ) -> None:
     before, made = UserCallScore.current_score, UserCallScore.total_attempts
