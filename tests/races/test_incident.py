@@ -204,7 +204,7 @@ def test_on_the_same_load_every_other_way_breaks_and_ours_does_not(postgres_serv
     validation = timedelta(milliseconds=60)  # so slow that a rebuild always overtakes somebody
     plan = Plan(agents=30, seconds=2.5, speed=600, seed=7, validation=validation)
     found = {result.name: result for result in replay(postgres_server, plan).results}
-    assert found["ours"].requests > 100
+    assert found["ours"].requests > plan.agents, "hardly anybody asked"
     assert found["ours"].rebuilds > 2
     assert found["ours"].is_clean, found["ours"]
     for name in ("original", "transaction", "retry"):
