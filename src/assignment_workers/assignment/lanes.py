@@ -24,6 +24,16 @@ VARIABLE = "ASSIGNMENT_WORKERS_LANES"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,19}", re.ASCII)
 
 
+def name_prefix(application: str, lane: str) -> str:
+    """How the names begin that a lane's sequencers give their connections for the lock."""
+    return f"{application} " if lane == DEFAULT_LANE else f"{application} lane {lane} "
+
+
+def connection_name(application: str, lane: str, host: str | None, pid: int | None) -> str:
+    """Such a name whole: PostgreSQL keeps 63 bytes of it."""
+    return f"{name_prefix(application, lane)}{host}:{pid}"[:63]
+
+
 @dataclass(frozen=True)
 class Lanes:
     """The lanes of this installation. `others`: the lane of each dialer queue not in the default's.

@@ -19,7 +19,7 @@ from assignment_workers.assignment import calling, mirror
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
-from assignment_workers.assignment.lanes import Lanes, lanes_of
+from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
 from assignment_workers.assignment.sight import crm_of
 from assignment_workers.schema import tables
 from assignment_workers.schema.elsewhere import one_line
@@ -229,14 +229,12 @@ def _sequencer(
     application: str,
     lanes: Lanes,
 ) -> SequencerStatus:
-    other = f"{application} lane "
-    if lane == tables.DEFAULT_LANE:
-        prefix = f"{application} "
-        ours = {name for name in names if not name.startswith(other)}
-    else:
-        prefix = f"{other}{lane} "
-        ours = {name for name in names if name.startswith(prefix)}
-    leader = f"{prefix}{row.leader_host}:{row.leader_pid}"[:63] if row else None
+    prefix = name_prefix(application, lane)
+    # What follows it is a host and a process; another lane's name has words more.
+    ours = {
+        name for name in names if name.startswith(prefix) and " " not in name.removeprefix(prefix)
+    }
+    leader = connection_name(application, lane, row.leader_host, row.leader_pid) if row else None
     leading = leader in ours
     return SequencerStatus(
         lane=lane,

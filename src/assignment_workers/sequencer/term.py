@@ -17,7 +17,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from assignment_workers.assignment.lanes import ONE_LANE, Lanes
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes, connection_name
 from assignment_workers.assignment.locks import key
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.policy.queues import POLICIES
@@ -63,7 +63,7 @@ class Candidacy:
             self._connection = psycopg.connect(
                 make_conninfo(
                     self._url.render_as_string(hide_password=False),
-                    application_name=application_of(self.lane, self.host, self.pid),
+                    application_name=connection_name(APPLICATION, self.lane, self.host, self.pid),
                     connect_timeout=5,
                     options="-c statement_timeout=5000",
                     **KEEPALIVES,
@@ -150,12 +150,6 @@ class Candidacy:
 def lock_of(lane: str) -> int:
     """The key of the advisory lock that the lane's sequencer holds."""
     return key(f"sequencer {lane}")
-
-
-def application_of(lane: str, host: str | None, pid: int | None) -> str:
-    """What a sequencer's connection for the lock calls itself to the database."""
-    named = "" if lane == DEFAULT_LANE else f"lane {lane} "
-    return f"{APPLICATION} {named}{host}:{pid}"[:63]
 
 
 _MAKE = "INSERT INTO assignment.sequencer (lane) VALUES (%s) ON CONFLICT DO NOTHING"
