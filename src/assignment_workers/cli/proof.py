@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -28,6 +28,9 @@ from assignment_workers.incident.replay import NAMES, OURS, Report, Result, repl
 from assignment_workers.runtime import temporary
 from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
+
+T = TypeVar("T")
+Run = Callable[[Stack, Day, Settings, Callable[[Book, Sample], None]], tuple[Book, T]]
 
 CALM = 30.0, 60.0
 """Seconds from a fault of a soak to the next: long enough to see how it stands between."""
@@ -136,22 +139,27 @@ def _row(result: Result) -> list[object]:
     ]
 
 
+AgentsAtWork = Annotated[int, typer.Option(min=1, max=2000, help="Agents at work.")]
+Users = Annotated[
+    int, typer.Option(min=5000, max=1_000_000, help="Users in each pool of a new stack.")
+]
+Speed = Annotated[
+    float, typer.Option(min=1, max=200, help="How many times faster than real the day goes.")
+]
+Seed = Annotated[int, typer.Option(help="The same seed: the same agents and users.")]
+ReportPath = Annotated[Path, typer.Option(help="Where the page of the run is written.")]
+
+
 def demo(
-    agents: Annotated[int, typer.Option(min=1, max=2000, help="Agents at work.")] = 50,
-    users: Annotated[
-        int, typer.Option(min=5000, max=1_000_000, help="Users in each pool of a new stack.")
-    ] = 20_000,
+    agents: AgentsAtWork = 50,
+    users: Users = 20_000,
     seconds: Annotated[float, typer.Option(min=5, max=86_400, help="How long it runs.")] = 60,
-    speed: Annotated[
-        float, typer.Option(min=1, max=200, help="How many times faster than real the day goes.")
-    ] = 30,
-    seed: Annotated[int, typer.Option(help="The same seed: the same agents and users.")] = 7,
+    speed: Speed = 30,
+    seed: Seed = 7,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off parts of the stack meanwhile.")
     ] = False,
-    report: Annotated[Path, typer.Option(help="Where the page of the run is written.")] = Path(
-        "demo.html"
-    ),
+    report: ReportPath = Path("demo.html"),
     json: AsJson = False,
 ) -> int:
     """A simulated call centre, and whether every guarantee held. Exit 1 if one broke.
@@ -161,12 +169,7 @@ def demo(
     by themselves, requirements appear, callbacks are promised, both dialer queues are rebuilt.
     """
     plan = Day(agents, users, seconds, speed, seed, chaos)
-    if not report.absolute().parent.is_dir():
-        raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
-    with _stack(plan) as (stack, given):
-        progress = _Progress(plan, stack)
-        with nullcontext() if json else progress.live:
-            book, verdict = day.run(stack, plan, given, progress.show)
+    book, verdict = _simulated(day.run, plan, report, json)
     report.write_text(page(book, verdict), encoding="utf-8")
     if json:
         as_json(verdict)
@@ -177,18 +180,12 @@ def demo(
 
 
 def soak(
-    agents: Annotated[int, typer.Option(min=1, max=2000, help="Agents at work.")] = 50,
-    users: Annotated[
-        int, typer.Option(min=5000, max=1_000_000, help="Users in each pool of a new stack.")
-    ] = 20_000,
+    agents: AgentsAtWork = 50,
+    users: Users = 20_000,
     seconds: Annotated[float, typer.Option(min=60, max=604_800, help="How long it runs.")] = 28_800,
-    speed: Annotated[
-        float, typer.Option(min=1, max=200, help="How many times faster than real the day goes.")
-    ] = 30,
-    seed: Annotated[int, typer.Option(help="The same seed: the same agents and users.")] = 7,
-    report: Annotated[Path, typer.Option(help="Where the page of the run is written.")] = Path(
-        "soak.html"
-    ),
+    speed: Speed = 30,
+    seed: Seed = 7,
+    report: ReportPath = Path("soak.html"),
     json: AsJson = False,
 ) -> int:
     """The simulated call centre for hours, with faults, and whether anything drifts meanwhile.
@@ -200,12 +197,7 @@ def soak(
     """
     retention = timedelta(seconds=seconds / 20)
     plan = Day(agents, users, seconds, speed, seed, chaos=True, between=CALM, retention=retention)
-    if not report.absolute().parent.is_dir():
-        raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
-    with _stack(plan) as (stack, given):
-        progress = _Progress(plan, stack)
-        with nullcontext() if json else progress.live:
-            book, soaked = run_soak(stack, plan, given, progress.show)
+    book, soaked = _simulated(run_soak, plan, report, json)
     report.write_text(page(book, soaked.verdict, soaked), encoding="utf-8")
     if json:
         as_json(soaked)
@@ -219,6 +211,19 @@ def soak(
             typer.echo("Nothing drifted.")
     complain(f"the page of this run is {report}")
     return 0 if soaked.is_good else 1
+
+
+def _simulated(run: Run[T], plan: Day, report: Path, json: bool) -> tuple[Book, T]:
+    """The run and its judgement, shown as it goes unless a program asked.
+
+    Raises `UsageError`, before anything starts, where the report could not be written.
+    """
+    if not report.absolute().parent.is_dir():
+        raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
+    with _stack(plan) as (stack, given):
+        progress = _Progress(plan, stack)
+        with nullcontext() if json else progress.live:
+            return run(stack, plan, given, progress.show)
 
 
 @contextmanager
