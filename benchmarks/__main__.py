@@ -36,7 +36,7 @@ from benchmarks.peers import WORKER, WORKER_OPTIONS, Bare, merge, peers, plain_c
 from benchmarks.rebuilds import meanwhile, rebuilds
 from benchmarks.record import Table, environment, quantiles, write
 from benchmarks.requests import Figures
-from benchmarks.stage import Servers, build_and_publish, engine, seed, servers
+from benchmarks.stage import Servers, build_and_publish, ending, engine, seed, servers
 from benchmarks.stage import line as line_of
 
 GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -279,11 +279,8 @@ def _worker(at: Servers, database_url: str) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    try:
+    with ending([process]):
         yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _free_port() -> int:

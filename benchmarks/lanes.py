@@ -39,7 +39,7 @@ from assignment_workers.settings import Settings
 from benchmarks import record
 from benchmarks.requests import AGENTS, prepare
 from benchmarks.simulation import Centre, Costs, simulate
-from benchmarks.stage import Servers, build_and_publish, engine, servers, show
+from benchmarks.stage import Servers, build_and_publish, ending, engine, servers, show
 
 OTHER = "outstanding"
 SETTING = f"{OTHER}={OUTSTANDING_REQUESTS.queue}"
@@ -216,8 +216,8 @@ def sequencers(at: Servers, lanes: Lanes) -> Iterator[None]:
         "REDIS_URL": at.redis_url,
         VARIABLE: setting,
     }
-    started = []
-    try:
+    started: list[subprocess.Popen[bytes]] = []
+    with ending(started):
         for lane in lanes.names:
             command = [sys.executable, "-m", "assignment_workers", "process", "sequencer"]
             more = [] if lane == lanes.names[0] else ["--lane", lane]
@@ -231,11 +231,6 @@ def sequencers(at: Servers, lanes: Lanes) -> Iterator[None]:
             )
         _until_led(at, len(lanes.names))
         yield
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
 
 
 def _until_led(at: Servers, count: int) -> None:

@@ -31,7 +31,7 @@ from assignment_workers.sequencer import line
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app, door, process
 from benchmarks.requests import QUEUE, coalesced, measure, prepare
-from benchmarks.stage import Servers, engine, servers, show
+from benchmarks.stage import Servers, ending, engine, servers, show
 
 AS_IT_IS, NO_FLOWER, BLIND = "as it is", "nothing told to Flower", "no events, metrics, logs"
 IN_TURN = 20
@@ -138,11 +138,8 @@ def _place(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    try:
+    with ending([started]):
         yield here
-    finally:
-        started.terminate()
-        started.wait()
 
 
 class _Nothing:

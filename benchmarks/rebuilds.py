@@ -20,7 +20,7 @@ from assignment_workers.client import Assigned, Client, Unavailable
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
 from benchmarks.regenerate import bare, publishing
-from benchmarks.stage import Servers, build, line
+from benchmarks.stage import Servers, build, ending, line
 
 QUEUE = UNSIGNED_USERS.queue
 PAUSE = 0.01
@@ -181,14 +181,9 @@ def _until_answered(client: Client) -> None:
 def processes(at: Servers, *names: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """These processes of ours on the servers; whichever run at the end are ended."""
     started = [_start(at, name) for name in names]
-    try:
+    with ending(started):
         time.sleep(4)  # each has started and the first leads
         yield started
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
 
 
 def _start(at: Servers, name: str) -> subprocess.Popen[bytes]:

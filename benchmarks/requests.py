@@ -45,7 +45,16 @@ from assignment_workers.gateway.serve import is_alive
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
-from benchmarks.stage import Servers, build_and_publish, engine, milliseconds, seed, servers, show
+from benchmarks.stage import (
+    Servers,
+    build_and_publish,
+    ending,
+    engine,
+    milliseconds,
+    seed,
+    servers,
+    show,
+)
 
 T = TypeVar("T")
 
@@ -466,8 +475,8 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
     }
     ours = [sys.executable, "-m", "assignment_workers", "process"]
     no_op_worker = [sys.executable, "-m", "celery", "-A", "benchmarks.requests:NO_OP", "worker"]
-    started = []
-    try:
+    started: list[subprocess.Popen[bytes]] = []
+    with ending(started):
         for name, command in (
             ("sequencer", [*ours, "sequencer"]),
             ("gateway", [*ours, "gateway"]),
@@ -485,11 +494,6 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
                 raise RuntimeError("the gateway does not answer")
             time.sleep(0.1)
         yield
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
 
 
 def prepare(on: Engine, users: int, settings: Settings) -> None:

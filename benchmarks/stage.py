@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,18 @@ def servers() -> Iterator[Servers]:
         finally:
             for child in started:
                 child.stop()
+
+
+@contextmanager
+def ending(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Whatever has been started by the end is ended then, all at once."""
+    try:
+        yield
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
 
 
 @contextmanager
