@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -405,6 +405,98 @@ def test_a_call_queue_that_is_there_stays_the_dialers_own(empty_database_url: st
     assert rows(url, kind) == [("r",)]
     rollback(url)
     assert rows(url, kind) == [("r",)]
+
+
+def test_the_first_by_position_costs_the_same_whatever_waits_behind_or_was_before(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        connection.execute(
+            f"INSERT INTO {UNSIGNED} (id, user_id, queue_position, updated_at)"
+            " SELECT gen_random_uuid(), n, n, now() FROM generate_series(1, 20000) n"
+        )
+    moved(url)
+    with connected(url) as connection:
+        connection.execute(
+            "UPDATE assignment.entries SET state = 'out', reason = 'converted' WHERE rank <= 1000"
+        )
+        connection.execute("ANALYZE assignment.entries")
+        for table, more in ((UNSIGNED, ""), ("call_queue", " AND queue_type = 'unsigned_users'")):
+            find = (
+                f"SELECT user_id FROM {table} WHERE status = 'pending'"
+                f" AND assigned_to_agent_id IS NULL{more} ORDER BY queue_position LIMIT 1"
+            )
+            assert connection.execute(find).fetchall() == [(1001,)]
+            found = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {find}").fetchone()
+            assert found is not None
+            read = [node["Actual Rows"] for node in nodes(found[0][0]["Plan"])]
+            assert sum(read) < 50, (table, read)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A node of a query's plan, and all below it."""
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from nodes(each)
+
+
+def test_the_views_of_an_older_version_are_brought_up_with_whoever_may_use_them(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "pending", None), (2, 2, "assigned", 7))
+    moved(url)
+    acl = (
+        "SELECT grantee::regrole, privilege_type FROM pg_class, aclexplode(relacl)"
+        f" WHERE pg_class.oid = '{UNSIGNED}'::regclass ORDER BY 1, 2"
+    )
+    with connected(url) as connection:
+        made, called = as_of_revision_14(connection)
+        connection.execute(f"GRANT SELECT, DELETE ON {UNSIGNED} TO PUBLIC, pg_monitor")
+        may = connection.execute(acl).fetchall()
+        connection.execute(
+            "CREATE TABLE assignment.entries_99 (rank bigint);"
+            "COMMENT ON TABLE assignment.entries_99 IS 'being filled'"
+        )
+    moved(url)
+    with connected(url) as connection:
+        assert definitions(connection) == (made, called)
+        types = "SELECT DISTINCT atttypid::regtype::text FROM pg_attribute"
+        assert connection.execute(
+            f"{types} WHERE attname = 'rank' AND attrelid::regclass::text ~ '^assignment.entries'"
+        ).fetchall() == [("integer",)]
+        connection.execute("DROP TABLE assignment.entries_99")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="POST /v1/requests"):
+            connection.execute(f"DELETE FROM {UNSIGNED} WHERE user_id = 1")
+        assert len(may) > 4
+        assert connection.execute(acl).fetchall() == may
+    check(url)
+
+
+def as_of_revision_14(connection: psycopg.Connection[Any]) -> tuple[str, ...]:
+    """Make the rank what it was, and the views so that they cast it; the views as they are now."""
+    made = definitions(connection)
+    for table in (UNSIGNED, OUTSTANDING, "call_queue"):
+        connection.execute(f"DROP VIEW {table}")
+    connection.execute("ALTER TABLE assignment.entries ALTER COLUMN rank TYPE bigint")
+    for table, sql in zip((UNSIGNED, "call_queue"), made, strict=True):
+        connection.execute(f"CREATE VIEW {table} AS {sql.replace('e.rank', 'e.rank::integer')}")
+        connection.execute(f"COMMENT ON VIEW {table} IS '{migrations.OUR_VIEW}'")
+    connection.execute("UPDATE assignment.alembic_version SET version_num = '0014'")
+    return made
+
+
+def definitions(connection: psycopg.Connection[Any]) -> tuple[str, ...]:
+    """How the views are made."""
+    found = connection.execute(
+        f"SELECT pg_get_viewdef('{UNSIGNED}'::regclass), pg_get_viewdef('call_queue'::regclass)"
+    ).fetchone()
+    assert found is not None
+    return tuple(found)
 
 
 def test_a_write_to_a_view_is_refused_with_the_call_that_takes_its_place(

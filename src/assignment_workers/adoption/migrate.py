@@ -6,13 +6,13 @@ taken up where it stood, and one that is done changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select, text
+from sqlalchemy import Connection, Engine, TextClause, insert, select, text
 from sqlalchemy.schema import CreateColumn
 
 from assignment_workers.adoption import views
@@ -101,6 +101,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
             )
             tell(f"switch: {', '.join(each.table for each in sources)} are views now")
             tell(f"contract: the old tables are kept, their names end with {KEPT}")
+        patiently(lambda: renew_views(engine), seconds=TRY_SECONDS)
         if patiently(lambda: show_call_queue(engine), seconds=TRY_SECONDS):
             tell(f"contract: {views.CALL_QUEUE}, which was not there, is a view to read")
     return migrations.head()
@@ -121,7 +122,11 @@ def _unlike(table: Inspected) -> str:
 
 def found_sources(connection: Connection) -> list[Source]:
     """The dialer's queue tables that are still its own."""
-    found = connection.execute(_SOURCES, {"names": list(QUEUE_TABLES.values())})
+    return _described(connection, _SOURCES, {})
+
+
+def _described(connection: Connection, which: TextClause, given: Mapping[str, str]) -> list[Source]:
+    found = connection.execute(which, {"names": list(QUEUE_TABLES.values()), **given})
     types: dict[str, dict[str, str]] = {}
     for row in found:
         types.setdefault(row.name, {})[row.column] = row.type
@@ -302,6 +307,21 @@ def switch(
 def renaming(table: str) -> tuple[str, str]:
     """The statements by which the table gives its name to the view."""
     return f"ALTER TABLE public.{table} RENAME TO {table}{KEPT}", views.take_name(table)
+
+
+def renew_views(engine: Engine) -> None:
+    """The views of an older version become those of this one; else nothing changes."""
+    with engine.begin() as connection:
+        for sql in renewal(connection):
+            connection.execute(text(sql))
+
+
+def renewal(connection: Connection) -> Iterator[str]:
+    """The statements that make the views that are there as this version makes them."""
+    for each in _described(connection, _VIEWS, {"comment": OUR_VIEW}):
+        yield from views.renew(each.table, each.queue, each.types)
+    if connection.execute(SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
+        yield from views.create_call_queue()
 
 
 def show_call_queue(engine: Engine) -> bool:
@@ -486,13 +506,17 @@ BOOKS = (
 )
 """How far a taking over is, and what it decided: only where there is something to take over."""
 
-_SOURCES = text("""
+_COLUMNS = """
     SELECT c.relname AS name, a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
     AND NOT a.attisdropped
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-    AND c.relname = ANY(:names)
-""")
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names)
+"""
+_SOURCES = text(f"{_COLUMNS} AND c.relkind IN ('r', 'p')")
+_VIEWS = text(f"{_COLUMNS} AND c.relkind = 'v' AND obj_description(c.oid, 'pg_class') = :comment")
+SHOWS_CALL_QUEUE = text(
+    f"SELECT obj_description(to_regclass('public.{views.CALL_QUEUE}'), 'pg_class') = :comment"
+)
 _CALL_QUEUE_MISSING = text(f"""
     SELECT to_regclass('public.{views.CALL_QUEUE}') IS NULL AND EXISTS (
         SELECT FROM pg_class c WHERE c.relkind = 'v'

@@ -24,6 +24,7 @@ from assignment_workers.adoption.migrate import (
     holds_statement,
     refuse_unknown,
     renaming,
+    renewal,
 )
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema import migrate as migrations
@@ -66,6 +67,7 @@ def _expand(connection: Connection, database_url: str) -> Iterator[str]:
         yield f"-- 1. expand: locks the tables of agents and ours, no row rewritten; {_wait()}"
     if ours:
         yield ours
+        yield from (f"{sql};" for sql in renewal(connection))
     for sql in added:
         lock = "SHARE UPDATE EXCLUSIVE" if "CONCURRENTLY" in sql else "ACCESS EXCLUSIVE, an instant"
         yield f"-- lock {lock}; rows rewritten: 0\n{sql};"

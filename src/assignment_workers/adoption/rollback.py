@@ -7,6 +7,7 @@ from sqlalchemy import Engine, select, text
 from assignment_workers.adoption.inspect import agent_expression
 from assignment_workers.adoption.migrate import (
     KEPT,
+    SHOWS_CALL_QUEUE,
     TRY_SECONDS,
     Source,
     found_sources,
@@ -49,7 +50,7 @@ def _roll_back(engine: Engine) -> list[str]:
         if not all(try_lock(connection, f"sequencer {lane}") for lane in lanes):
             raise UsageError("a sequencer is running: stop every process of this system first")
         turn = locked_turn(connection)
-        if connection.execute(_SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
+        if connection.execute(SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
             connection.execute(text(f"DROP VIEW public.{CALL_QUEUE}"))
         for _, table in kept:
             connection.execute(text(f"DROP VIEW public.{table}"))
@@ -62,11 +63,6 @@ def _roll_back(engine: Engine) -> list[str]:
         )
         finish(turn, [Release(Owner(row.id, row.agent_id)) for row in active])
         return [table for _, table in kept]
-
-
-_SHOWS_CALL_QUEUE = text(
-    f"SELECT obj_description(to_regclass('public.{CALL_QUEUE}'), 'pg_class') = :comment"
-)
 
 
 def _statements(source: Source) -> list[str]:

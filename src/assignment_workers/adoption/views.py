@@ -33,7 +33,7 @@ _VALUES: Mapping[str, str] = {
     "id": "md5('{queue} ' || user_id)::uuid",
     "user_id": "user_id",
     "priority_score": "score",
-    "queue_position": "rank::integer",
+    "queue_position": "rank",
     "status": "status",
     "queue_reason": "reason",
     "assigned_to_agent": "agent_id",
@@ -54,6 +54,18 @@ def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[s
     two schemas disagree the view is as that table was. Waiting users show as skipped, those who
     are out as inactive.
     """
+    return _view(f"{table}{MADE}", _query(table, queue, found_types))
+
+
+def renew(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[str]:
+    """The statements that make a view that is there as this version makes it, under its name.
+
+    Who may use it still may. The same again changes nothing.
+    """
+    return _view(table, _query(table, queue, found_types))
+
+
+def _query(table: str, queue: str, found_types: Mapping[str, str]) -> str:
     columns = {**TARGET[table].columns, **DEPLOYED[table].columns}
     shown = []
     for name, column in columns.items():
@@ -63,8 +75,7 @@ def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[s
             default = "'[]'" if kind == "jsonb" else "'{}'"
         value = _VALUES.get(name, f"{default}::{kind}").replace("{queue}", queue)
         shown.append(f'{value} AS "{name}"')
-    query = f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place"
-    return _view(f"{table}{MADE}", query)
+    return f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place"
 
 
 def take_name(table: str) -> str:
@@ -90,36 +101,56 @@ def create_call_queue() -> Sequence[str]:
 
 
 def _view(table: str, query: str) -> Sequence[str]:
-    return (
-        f"CREATE VIEW public.{table} AS {query}",
-        f"COMMENT ON VIEW public.{table} IS '{OUR_VIEW}'",
-        (
-            f"CREATE TRIGGER refuse_write INSTEAD OF INSERT OR UPDATE OR DELETE ON public.{table} "
-            "FOR EACH ROW EXECUTE FUNCTION assignment.refuse_write()"
-        ),
-        (
-            f"CREATE TRIGGER refuse_statement BEFORE INSERT OR UPDATE OR DELETE ON public.{table} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION assignment.refuse_write()"
-        ),
-    )
+    made = [f"CREATE OR REPLACE VIEW public.{table} AS {query}"]
+    made.append(f"COMMENT ON VIEW public.{table} IS '{OUR_VIEW}'")
+    for name, when, every in (
+        ("refuse_write", "INSTEAD OF", "ROW"),
+        ("refuse_statement", "BEFORE", "STATEMENT"),
+    ):
+        made.append(
+            f"CREATE OR REPLACE TRIGGER {name} {when} INSERT OR UPDATE OR DELETE ON public.{table} "
+            f"FOR EACH {every} EXECUTE FUNCTION assignment.refuse_write()"
+        )
+    return made
 
 
 def _places(queue: str) -> str:
-    """Everybody in the published generation, and who is held of this queue without a place."""
-    return f"""
-        SELECT e.user_id, e.score, e.rank, g.published_at, e.available_from,
-               coalesce(a.reason, e.reason) AS reason, a.agent_id, a.claimed_at,
-               CASE WHEN a.id IS NOT NULL THEN 'assigned' WHEN e.state = 'waiting' THEN 'skipped'
-                    WHEN e.state = 'out' THEN 'inactive' ELSE 'pending' END AS status
-        FROM assignment.generations g JOIN assignment.entries e ON e.generation_id = g.id
-        LEFT JOIN assignment.assignments a ON a.user_id = e.user_id AND a.state = 'active'
-        WHERE g.queue = '{queue}' AND g.state = 'published'
-        UNION ALL
-        SELECT a.user_id, a.score, a.rank, a.claimed_at, NULL, a.reason, a.agent_id, a.claimed_at,
-               'assigned'
-        FROM assignment.assignments a
-        WHERE a.queue = '{queue}' AND a.state = 'active' AND NOT EXISTS (
-            SELECT FROM assignment.generations g
-            JOIN assignment.entries e ON e.generation_id = g.id AND e.user_id = a.user_id
-            WHERE g.queue = '{queue}' AND g.state = 'published')
+    """Everybody in the published generation, and who is held of this queue without a place.
+
+    A branch for each status, so that a reader who names one reads that one alone. Who is pending
+    comes in the order of rank from the index that claims use, which is worth saying here: within
+    a branch the planner looks for no order but its own. So the first by position costs the same
+    in ten entries and ten million.
     """
+    number, published_at = (
+        f"(SELECT {column} FROM assignment.generations"
+        f" WHERE queue = '{queue}' AND state = 'published')"
+        for column in ("id", "published_at")
+    )
+
+    def placed(state: str, status: str, rest: str) -> str:
+        return f"""
+        (SELECT e.user_id, e.score, e.rank, {published_at} AS published_at, e.available_from,
+                e.reason, NULL::integer AS agent_id, NULL::timestamptz AS claimed_at,
+                '{status}'::text AS status
+         FROM assignment.entries e
+         WHERE e.generation_id = {number} AND e.state = '{state}' {rest})"""
+
+    unheld = """AND NOT EXISTS (
+            SELECT FROM assignment.assignments a
+            WHERE a.user_id = e.user_id AND a.state = 'active')"""
+    held = f"""
+        (SELECT a.user_id, coalesce(e.score, a.score), coalesce(e.rank, a.rank::integer),
+                CASE WHEN e.user_id IS NULL THEN a.claimed_at ELSE {published_at} END,
+                e.available_from, a.reason, a.agent_id, a.claimed_at, 'assigned'
+         FROM assignment.assignments a
+         LEFT JOIN assignment.entries e ON e.generation_id = {number} AND e.user_id = a.user_id
+         WHERE a.state = 'active' AND (a.queue = '{queue}' OR e.user_id IS NOT NULL))"""
+    return " UNION ALL ".join(
+        (
+            placed("ready", "pending", "ORDER BY e.rank"),
+            placed("waiting", "skipped", unheld),
+            placed("out", "inactive", unheld),
+            held,
+        )
+    )

@@ -196,7 +196,8 @@ class Entry(Base):
 
     generation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    rank: Mapped[int] = mapped_column(BigInteger)
+    rank: Mapped[int]
+    """An integer, as the old reader has it: where its view had to cast, no index would serve it."""
     score: Mapped[int]
     state: Mapped[str] = mapped_column(server_default=EntryState.READY)
     available_from: Mapped[datetime | None] = mapped_column(Instant)
