@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -288,6 +289,11 @@ def test_a_crm_that_can_never_be_read_stops_the_start_with_one_line(crm: OtherCr
 
     Crm(crm.url, crm.mapping, timeout=TIMEOUT).check()
     assert complaint(crm.url.replace("/crm_", "/no_such_")).startswith("CRM_DATABASE_URL: ")
+    wrong = make_url(crm.url).set(password="not-the-one")
+    told = complaint(wrong.render_as_string(hide_password=False))
+    assert re.match("CRM_DATABASE_URL: .*(password authentication failed|Access denied)", told)
+    assert "not-the-one" not in told
+    assert "\n" not in told
     other = next(each for each in MAPPINGS if each != crm.name)
     table = MAPPINGS[other].tables[CrmUser]
     assert complaint(crm.url, other) == f"CRM_DATABASE_URL: the CRM has no table {table}"
