@@ -222,14 +222,15 @@ def _growth(at: Servers, settings: Settings, given: argparse.Namespace) -> list[
         limited = settings.model_copy(update={"queue_limit": 200_000})
         costs += growth.held(on, (0, 100, 1_000, 10_000), limited, rounds)
         costs += growth.skipped(on, (0, 10, 100, 1_000), limited, rounds)
+        costs += growth.quarantined(on, (0, 1_000, 10_000, 100_000), limited, rounds)
         costs += growth.ineligible(on, (0, 1_000, 10_000, 100_000), limited, rounds)
     rows = [[each.what, each.size, *quantiles(each.seconds)] for each in costs]
     return [
         Table(
             "growth",
             "One claim, by what the dialer queue holds",
-            "A turn that answers one request, without transport. Held, skipped and ineligible users"
-            " are the best ranked of a generation of 200,000.",
+            "A turn that answers one request, without transport. Held, skipped, quarantined and"
+            " ineligible users are the best ranked of a generation of 200,000.",
             ["", "users", "median ms", "p99 ms"],
             rows,
             {"kind": "lines", "x": 1, "y": 2, "by": 0, "scale": "log"},

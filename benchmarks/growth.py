@@ -4,6 +4,7 @@ Each figure is one turn on the assignment queue that answers one request, in thi
 transport. Pending: users in the published generation. Held: active assignments of other agents on
 the best ranked. Skipped: users at the head whom this agent has skipped. Ineligible: users at the
 head who have signed since the build; the first claim takes them out, the second finds them gone.
+Quarantined: users of the head who were taken out and set aside by claims before.
 """
 
 from __future__ import annotations
@@ -81,6 +82,16 @@ WITH head AS ({HEAD})
 UPDATE crm.users SET current_signature_file_id = 'signed-for-the-benchmark'
 WHERE id IN (SELECT user_id FROM head)
 """
+QUARANTINED = f"""
+WITH head AS ({HEAD}), barred AS (
+  INSERT INTO assignment.bars (user_id, kind, reason, since, by)
+  SELECT user_id, 'quarantine', 'for the benchmark', now(), 'benchmark' FROM head
+  RETURNING user_id)
+UPDATE assignment.entries e SET state = 'out', reason = 'quarantine'
+FROM barred, assignment.generations g
+WHERE e.user_id = barred.user_id AND g.id = e.generation_id AND g.state = 'published'
+"""
+RELEASED = "DELETE FROM assignment.bars"
 UNSIGN = """
 UPDATE crm.users SET current_signature_file_id = NULL
 WHERE current_signature_file_id = 'signed-for-the-benchmark'
@@ -176,6 +187,17 @@ def ineligible(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int
         found.append(Cost("ineligible, second claim", size, [one(sequence, settings)]))
         found.append(Cost("ineligible, later claims", size, claims(sequence, settings, rounds)))
         _run(on, UNSIGN)
+    return found
+
+
+def quarantined(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int) -> list[Cost]:
+    """By how many of the head are in quarantine, each put there as a claim does it."""
+    found = []
+    for size in sizes:
+        build_and_publish(on, UNSIGNED_USERS, settings)
+        _run(on, QUARANTINED, many=size)
+        found.append(Cost("quarantined", size, claims(line(on), settings, rounds)))
+        _run(on, RELEASED)
     return found
 
 

@@ -6,6 +6,11 @@ The message is a sentence for the person who can act on it.
 from __future__ import annotations
 
 
+def plain(message: str) -> str:
+    """What a check said, without the words that Pydantic puts before it."""
+    return message.replace("Value error, ", "", 1)
+
+
 class AssignmentWorkersError(Exception):
     """Something is wrong that a person has to know of; the message is one line."""
 

@@ -19,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from assignment_workers.errors import UsageError
+from assignment_workers.errors import UsageError, plain
 
 PREFIX = "ASSIGNMENT_WORKERS_"
 
@@ -351,7 +351,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             variable = str(first["loc"][0])
-            reason = first["msg"].removeprefix("Value error, ")
+            reason = plain(first["msg"])
             raise UsageError(f"{variable}={_shown(variable, given[variable])}: {reason}") from None
 
 

@@ -88,6 +88,7 @@ def nobody() -> Iterator[str]:
         (["request", "twenty"], ["agent", "integer"]),
         (["request", "0"], ["agent", "greater than or equal to 1"]),
         (["request", "26", "--timeout", "0"], ["--timeout", "0.1"]),
+        (["agents", "state", "26", "asleep"], ["value for 'becomes': 'asleep' is not", "'break'"]),
         (["skip", ID], ["--agent"]),
         (["skip", "26", "--agent", "26"], ["'26'", "assignment's id", "0000-"]),
         (["dead-letters", "show", "last"], ["number", "integer"]),

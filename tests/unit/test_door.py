@@ -84,6 +84,7 @@ REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any], str]] = [
     ("a generation in words", "generation.publish", ("7",), {}, "generation_id: "),
     ("no dialer queue", "queue.pause", (), {}, "queue: "),
     ("a user in words", "queue.remove_converted", ("q", [1, "2"]), {}, "user_ids.1: "),
+    ("no state of an agent", "agent.state", (2, "asleep"), {}, "state: "),
     ("an unknown trigger", "queue.regenerate", (None, "whim"), {}, "trigger: "),
 ]
 
@@ -100,6 +101,7 @@ def test_a_wrong_message_is_refused_by_name_in_one_line_and_kept(
     reason = answer["reason"]
     assert named in reason
     assert reason.isprintable()
+    assert "Value error" not in reason
     assert len(reason) < 300
     ((kept, body, error),) = door.letters()
     assert kept == task

@@ -20,7 +20,7 @@ from assignment_workers.cli import (
     token,
 )
 from assignment_workers.cli.show import complain
-from assignment_workers.errors import AssignmentWorkersError
+from assignment_workers.errors import AssignmentWorkersError, plain
 
 app = typer.Typer(
     help="Hands call-centre agents the next user to call: each user to one agent.",
@@ -42,7 +42,7 @@ app.add_typer(agents.app, name="agents")
 
 def _with_choices(error: typer.TyperException) -> str:
     """What was wrong, and for an unknown command which there are."""
-    said: str = error.format_message()
+    said = plain(error.format_message())
     context = getattr(error, "ctx", None)
     names = getattr(context and context.command, "commands", None)
     if names and said.startswith("No such command"):

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from assignment_workers.assignment.answers import Code
+from assignment_workers.errors import plain
 from assignment_workers.gateway.bodies import RequestId
 
 MEDIA_TYPE = "application/problem+json"
@@ -230,7 +231,7 @@ def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # What was given is not repeated: it may be what an agent wrote about a user.
         errors = [
-            Wrong(where=".".join(map(str, each["loc"])), message=each["msg"])
+            Wrong(where=".".join(map(str, each["loc"])), message=plain(each["msg"]))
             for each in error.errors()
         ]
         return await malformed(request, errors)

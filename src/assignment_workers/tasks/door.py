@@ -27,7 +27,7 @@ from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.lanes import Lanes
-from assignment_workers.errors import CrmUnavailable, DatabaseUnavailable, StaleTerm
+from assignment_workers.errors import CrmUnavailable, DatabaseUnavailable, StaleTerm, plain
 from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.sequencer import Sequencer
@@ -195,7 +195,7 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     where = ".".join(str(part) for part in (named, *rest))
     shown = "" if first["type"] == "missing_argument" else f" (given: {first['input']!r:.80})"
     named_at = where if where.isprintable() else repr(where)
-    return f"{named_at:.80}: {first['msg']}{shown}"
+    return f"{named_at:.80}: {plain(first['msg'])}{shown}"
 
 
 def _count(task: str, answer: object) -> dict[str, int]:
