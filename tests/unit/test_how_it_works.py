@@ -1,0 +1,34 @@
+"""docs/how-it-works.md names files, indexes and guarantees that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from assignment_workers.assignment.doctor import CHECKS
+from assignment_workers.schema.base import Base
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "assignment_workers"
+PAGE = (ROOT / "docs" / "how-it-works.md").read_text()
+
+
+def test_every_file_that_is_named_exists() -> None:
+    named = set(re.findall(r"`((?:tests/)?[a-z_]+/(?:[a-z_]+(?:\.py)?)?)`", PAGE))
+    assert len(named) > 40
+    there = {name for name in named if any((start / name).exists() for start in (ROOT, PACKAGE))}
+    assert named - there == set()
+
+
+def test_every_index_that_is_named_is_one_of_the_schema() -> None:
+    ours = {index.name for table in Base.metadata.tables.values() for index in table.indexes}
+    named = set(re.findall(r"`(uq_\w+)`", PAGE))
+    assert named
+    assert named - ours == set()
+
+
+def test_every_guarantee_has_its_row_and_its_checks_by_the_doctor() -> None:
+    rows = re.findall(r"^\| (\d+) \|.*\| (yes|no) \|$", PAGE, re.MULTILINE)
+    asked = {str(check.guarantee) for check in CHECKS if check.guarantee is not None}
+    assert [number for number, _ in rows] == [str(number) for number in range(1, 12)]
+    assert {number for number, answer in rows if answer == "yes"} == asked
