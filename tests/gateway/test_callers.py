@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
@@ -99,6 +100,19 @@ def test_each_role_does_its_own(gateway: Gateway, bearer: str, allowed: set[str]
     assert {name for name, answer in tried.items() if answer.status == 200} == allowed
     assert {a.status for name, a in tried.items() if name not in allowed} <= {403}
     assert gateway.get("/metrics", bearer=bearer).status == (200 if "watch" in allowed else 403)
+
+
+def test_what_is_wrong_with_a_call_is_told_to_those_who_may_make_it(gateway: Gateway) -> None:
+    for path, body, may, may_not in (
+        ("/v1/requests", {"agent_id": 0}, "frontend", "supervisor"),
+        (f"/v1/assignments/{uuid4()}/skip", {}, "frontend", "operator"),
+        ("/v1/agents/1/state", {"state": "asleep"}, "operator", "supervisor"),
+        ("/v1/queues/unsigned_users/pause", {"why": 1}, "operator", "supervisor"),
+    ):
+        assert gateway.post(path, body, bearer=may).status == 422, path
+        assert gateway.post(path, body, bearer=may_not).status == 403, path
+    assert gateway.get("/v1/report?since=x", bearer="supervisor").status == 422
+    assert gateway.get("/v1/report?since=x", bearer="frontend").status == 403
 
 
 def test_a_revoked_token_is_refused(gateway: Gateway) -> None:

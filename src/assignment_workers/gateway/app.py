@@ -12,7 +12,18 @@ from random import Random
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import (
+    APIRouter,
+    Body,
+    Depends,
+    FastAPI,
+    Header,
+    Path,
+    Query,
+    Request,
+    Response,
+    params,
+)
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -228,13 +239,20 @@ async def _caller(request: Request, here: Here) -> Caller:
 Who = Annotated[Caller, Depends(_caller)]
 
 
-def _operator(who: Who) -> Caller:
-    """Before the body is read: what is wrong with it is for an operator to know."""
-    who.must_be(OPERATING)
-    return who
+def _of(roles: frozenset[TokenRole]) -> params.Depends:
+    """Whoever calls, if of these roles; before the body is judged, which is for those to know."""
+
+    async def checked(who: Who) -> Caller:
+        who.must_be(roles)
+        return who
+
+    return params.Depends(checked)
 
 
-Operator = Annotated[Caller, Depends(_operator)]
+Actor = Annotated[Caller, _of(ACTING)]
+Stater = Annotated[Caller, _of(ACTING | OPERATING)]
+Operator = Annotated[Caller, _of(OPERATING)]
+WATCHED = _of(WATCHING)
 AssignmentId = Annotated[UUID, Path(description="The assignment's id.")]
 AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
 UserPath = Annotated[int, Path(ge=1, le=2**63 - 1, description="The user.")]
@@ -266,7 +284,7 @@ WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         **responses(*WHEN_ASKED, HTTPStatus.CONFLICT),
     },
 )
-async def request_next(request: Request, body: RequestBody, here: Here, who: Who) -> Response:
+async def request_next(request: Request, body: RequestBody, here: Here, who: Actor) -> Response:
     """The next user for an agent. Asked again with the same `request_id`, the same answer."""
     timeout = timedelta(milliseconds=body.timeout_ms)
     name = body.request_id or str(new_id(datetime.now(UTC), here.randomness))
@@ -295,7 +313,7 @@ _FINISHED: dict[int | str, dict[str, Any]] = {
     responses=_FINISHED,
 )
 async def complete(
-    request: Request, assignment: AssignmentId, body: CompleteBody, here: Here, who: Who
+    request: Request, assignment: AssignmentId, body: CompleteBody, here: Here, who: Actor
 ) -> Response:
     """The call was made and `outcome` came of it. Said twice, the same answer."""
     command = commands.complete(
@@ -316,7 +334,7 @@ async def complete(
     responses=_FINISHED,
 )
 async def skip(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
     """Not me: offered later, to this agent last."""
     command = commands.skip(assignment, body.agent_id, version=body.version)
@@ -330,7 +348,7 @@ async def skip(
     responses=_FINISHED,
 )
 async def defer(
-    request: Request, assignment: AssignmentId, body: DeferBody, here: Here, who: Who
+    request: Request, assignment: AssignmentId, body: DeferBody, here: Here, who: Actor
 ) -> Response:
     """Later, for everyone: nobody is offered the user before `until`, or for `seconds`."""
     command = commands.defer(
@@ -351,7 +369,7 @@ async def defer(
     responses=_FINISHED,
 )
 async def close(
-    request: Request, assignment: AssignmentId, body: CloseBody, here: Here, who: Who
+    request: Request, assignment: AssignmentId, body: CloseBody, here: Here, who: Actor
 ) -> Response:
     """The user is out of this dialer queue, until an operator lifts it."""
     command = commands.close(assignment, body.agent_id, body.why, version=body.version)
@@ -365,7 +383,7 @@ async def close(
     responses=_FINISHED,
 )
 async def accept(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
     """The offer is taken up: it is work now, and the lease runs anew."""
     command = commands.accept(assignment, body.agent_id, version=body.version)
@@ -379,7 +397,7 @@ async def accept(
     responses=_FINISHED,
 )
 async def release(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
     """Give the user back untouched."""
     command = commands.release(assignment, body.agent_id, version=body.version)
@@ -393,7 +411,7 @@ async def release(
     responses=_FINISHED,
 )
 async def renew(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Who
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
     """Still at it: the lease runs anew."""
     command = commands.renew(assignment, body.agent_id, version=body.version)
@@ -420,10 +438,10 @@ async def _finish(
     },
 )
 async def state(
-    request: Request, agent: AgentPath, body: StateBody, here: Here, who: Who
+    request: Request, agent: AgentPath, body: StateBody, here: Here, who: Stater
 ) -> Response:
     """The agent is about this from now on. On break or offline an unaccepted offer is released."""
-    here.callers.let(who, agent, ACTING | OPERATING)
+    here.callers.let(who, agent)
 
     def ask(by: str | None) -> Awaitable[Response]:
         command = commands.state(agent, body.state, by=by, why=body.why)
@@ -448,7 +466,7 @@ async def state(
     },
 )
 async def heartbeat(
-    request: Request, agent: AgentPath, body: HeartbeatBody, here: Here, who: Who
+    request: Request, agent: AgentPath, body: HeartbeatBody, here: Here, who: Actor
 ) -> Response:
     """The agent is there: what they have accepted lives by it. It changes no state.
 
@@ -511,10 +529,10 @@ def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
     tags=["operators"],
     response_model=list[QueueStatus],
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
 )
-def queues(here: Here, who: Who) -> list[QueueStatus]:
+def queues(here: Here) -> list[QueueStatus]:
     """How each dialer queue stands."""
-    who.must_be(WATCHING)
     with _reading(here) as connection:
         return queue_statuses(connection)
 
@@ -524,10 +542,10 @@ def queues(here: Here, who: Who) -> list[QueueStatus]:
     tags=["operators"],
     response_model=Funnel,
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
 )
-def explain_queue(queue: Queue, here: Here, who: Who) -> Funnel:
+def explain_queue(queue: Queue, here: Here) -> Funnel:
     """From every user of the pool to the claimable ones: how many each rule holds back."""
-    who.must_be(WATCHING)
     _known(queue)
     with _reading(here) as connection:
         return read_funnel(connection, policies_of(here.settings)[queue], now=instant(connection))
@@ -538,10 +556,10 @@ def explain_queue(queue: Queue, here: Here, who: Who) -> Funnel:
     tags=["operators"],
     response_model=Explanation,
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
 )
-def explain_user(user: UserPath, here: Here, who: Who) -> Explanation:
+def explain_user(user: UserPath, here: Here) -> Explanation:
     """Where a user stands, and why they are or are not offered now, rule by rule."""
-    who.must_be(WATCHING)
     with _reading(here) as connection:
         found = read_explanation(
             connection,
@@ -627,10 +645,10 @@ def _known(queue: str) -> None:
     tags=["operators"],
     response_model=Report,
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
 )
-def report(here: Here, who: Who, query: Annotated[ReportQuery, Query()]) -> Report:
+def report(here: Here, query: Annotated[ReportQuery, Query()]) -> Report:
     """Service levels from `since` until now, against the targets of the incident report."""
-    who.must_be(WATCHING)
     now = datetime.now(UTC)
     began = query.since.astimezone(UTC) if query.since else now - DAY
     if began > now:
@@ -733,10 +751,10 @@ def ready(here: Here) -> Readiness:
     tags=["operators"],
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}, **responses(*ALWAYS)},
+    dependencies=[WATCHED],
 )
-def metrics(here: Here, who: Who) -> Response:
+def metrics(here: Here) -> Response:
     """What this gateway counts, for Prometheus."""
-    who.must_be(WATCHING)
     return Response(generate_latest(here.asking.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

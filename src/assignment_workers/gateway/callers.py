@@ -133,9 +133,8 @@ class Callers:
         _hold_back(self.per_token.wait(name), "this token is used")
         return Caller(name, kept.role, kept.agent_id)
 
-    def let(self, caller: Caller, agent_id: int, roles: frozenset[TokenRole] = ACTING) -> None:
+    def let(self, caller: Caller, agent_id: int) -> None:
         """Let the caller act for this agent now, or raise `Problem` 403 or 429."""
-        caller.must_be(roles)
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
 
