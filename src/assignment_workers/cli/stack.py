@@ -83,7 +83,8 @@ def process(
 
 def openapi() -> int:
     """Print the gateway's OpenAPI document, for generators of clients; nothing has to run."""
-    from assignment_workers.gateway.app import create_app, document
+    from assignment_workers.gateway.about import document
+    from assignment_workers.gateway.app import create_app
 
     engine = _engine("postgresql://")
     as_json(document(create_app(Settings.from_environment({}), engine, tokens=True)))
