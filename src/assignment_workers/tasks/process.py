@@ -43,7 +43,7 @@ HEARTBEAT_SECONDS = 4
 FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
 """What Flower lists of a task: the worker's name tells `assignment` from `maintenance`."""
 FLOWER_TASKS = "5000"
-"""So many it remembers, at some 6 kB each: its own default, 100,000, is most of a gigabyte."""
+"""So many it remembers, at some 10 kB each: its own default, 100,000, is a gigabyte."""
 JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
