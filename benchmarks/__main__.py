@@ -66,7 +66,7 @@ def main() -> None:
             for table in MEASURES[name](at, settings, given):
                 _show(table)
                 tables.append(table)
-    page = write(given.out, machine, tables)
+    page = write(given.out, machine, tables, "benchmarks")
     Console().print(f"written: {page}")
 
 

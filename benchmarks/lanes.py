@@ -1,13 +1,15 @@
 """One lane beside two, on this machine, by turns; and the simulation held against what is measured.
 
-.venv/bin/python -m benchmarks.lanes [--rounds N] [--turns N] [--out docs/scaling.json]
+    python -m benchmarks.lanes [--rounds N] [--turns N] [--out FOLDER]
+
+Needs the dependency group `benchmark` (make benchmark installs it). Compare the ratios, not the
+figures of two runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import subprocess
@@ -15,12 +17,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Engine, text
@@ -37,8 +39,9 @@ from assignment_workers.policy.queues import OUTSTANDING_REQUESTS, POLICIES, UNS
 from assignment_workers.sequencer.line import Line
 from assignment_workers.settings import Settings
 from benchmarks import record
+from benchmarks.lanes_page import LARGE, Closed, Measured, tables_of
 from benchmarks.requests import AGENTS, prepare
-from benchmarks.simulation import Centre, Costs, simulate
+from benchmarks.simulation import Costs
 from benchmarks.stage import Servers, build_and_publish, ending, engine, servers, show
 
 OTHER = "outstanding"
@@ -46,9 +49,7 @@ SETTING = f"{OTHER}={OUTSTANDING_REQUESTS.queue}"
 TWO = Lanes({OUTSTANDING_REQUESTS.queue: OTHER})
 QUEUES = (UNSIGNED_USERS.queue, OUTSTANDING_REQUESTS.queue)
 LONG = timedelta(seconds=60)
-SMALL, LARGE = 1, 128
-SIZES = ((100, 300.0), (1_000, 300.0), (10_000, 300.0), (100_000, 300.0), (10_000, 20.0))
-"""Agents, and seconds from one answer to the next request; the last: a predictive dialer's pace."""
+SMALL = 1
 
 
 def lines(on: Engine, lanes: Lanes) -> dict[str, Line]:
@@ -136,17 +137,6 @@ def turn_costs(on: Engine, settings: Settings, turns: int) -> dict[str, float]:
     return found
 
 
-@dataclass
-class Closed:
-    """All agents ask and finish without pause."""
-
-    waits: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    """Requests answered a second, of each turn; as many finishes."""
-    client_call: list[float] = field(default_factory=list)
-    """Seconds of the caller's processor for one call and its answer, of each turn."""
-
-
 async def closed(client: AsyncClient, rounds: int, found: Closed, agents: int) -> None:
     """Each agent so many times, half of them for each dialer queue; the first is not counted."""
     waits: list[float] = []
@@ -231,6 +221,9 @@ def sequencers(at: Servers, lanes: Lanes) -> Iterator[None]:
             )
         _until_led(at, len(lanes.names))
         yield
+        for lane, process in zip(lanes.names, started, strict=True):
+            if process.poll() is not None:
+                raise RuntimeError(f"the sequencer of {lane} ended with {process.returncode}")
 
 
 def _until_led(at: Servers, count: int) -> None:
@@ -245,16 +238,6 @@ def _until_led(at: Servers, count: int) -> None:
     raise RuntimeError("the sequencers do not lead")
 
 
-@dataclass
-class Measured:
-    """All of a run."""
-
-    turns: dict[str, list[float]]
-    costs: Costs
-    one: Closed
-    two: Closed
-
-
 def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: int) -> Measured:
     """One lane and two, each on servers of its own, by turns."""
     with ExitStack() as keep:
@@ -263,8 +246,8 @@ def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: 
         for each in on.values():
             prepare(each, users, settings)
             build_and_publish(each, OUTSTANDING_REQUESTS, settings)
-        alone = turns_of(on["two"], settings, turns * 4)
-        cost = turn_costs(on["one"], settings, turns * 5)
+        alone = turns_of(on["two"], settings, turns)
+        cost = turn_costs(on["one"], settings, turns * 2)
         found = {"one": Closed(), "two": Closed()}
         plain: list[float] = []
         lanes = {"one": ONE_LANE, "two": TWO}
@@ -286,7 +269,7 @@ def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: 
         asyncio.run(by_turns())
     with servers() as idle, engine(idle.database_url) as apart:
         prepare(apart, 5000, settings)
-        again = held_turn(apart, settings, turns * 20)
+        again = held_turn(apart, settings, turns * 6)
     message = max(statistics.median(plain) - again, 0.0)
     client_call = statistics.median(found["one"].client_call)
     return Measured(
@@ -294,134 +277,32 @@ def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: 
     )
 
 
-def simulated(measured: Measured, agents: int) -> list[list[object]]:
-    """What was measured at full speed, and what the simulation makes of the same costs."""
-    rows: list[list[object]] = []
-    for name, count, each in (("one lane", 1, measured.one), ("two lanes", 2, measured.two)):
-        centre = Centre(agents, lanes=count, cycle=0.0)
-        said = simulate(centre, measured.costs, seconds=20.0, warm_up=2.0)
-        rate = statistics.median(each.rates)
-        median = statistics.median(each.waits)
-        rows.append(
-            [
-                name,
-                round(rate),
-                round(said.rate),
-                round(said.rate / rate, 2),
-                round(median * 1000, 1),
-                round(said.wait(0.5) * 1000, 1),
-            ]
-        )
-    return rows
-
-
-def sizes(costs: Costs) -> list[list[object]]:
-    """Call centres of several sizes, each with as many client processes as its calls ask for."""
-    rows: list[list[object]] = []
-    for agents, cycle in SIZES:
-        rate = agents / cycle
-        clients = max(1, round(rate * 2 * costs.client_call / 0.5 + 0.5))
-        for lanes, within in ((1, None), (2, None), (1, 60.0)):
-            centre = Centre(agents, lanes, clients, cycle, begins_within=within)
-            span = max(60.0, min(300.0, 60_000 / rate)) if within is None else 60.0
-            warm = 0.0 if within else min(30.0, cycle)
-            said = simulate(centre, costs, seconds=span, warm_up=warm)
-            rows.append(
-                [
-                    f"{agents:,}",
-                    f"{cycle:g} s" if within is None else f"all ask within {within:g} s",
-                    lanes,
-                    clients,
-                    round(said.rate, 1),
-                    round(said.together, 1),
-                    f"{max(said.busy):.1%}",
-                    round(said.wait(0.5) * 1000, 1),
-                    round(said.wait(0.99) * 1000, 1),
-                ]
-            )
-    return rows
-
-
-def limit(costs: Costs) -> float:
-    """Requests a second, each finished too, at which one lane's sequencer has no time left."""
-    claims = (costs.message + costs.claim_turn) / LARGE + costs.claim_each
-    finishes = (costs.message + costs.finish_turn) / LARGE + costs.finish_each
-    return 1 / (claims + finishes)
-
-
-def rows_of_turns(found: dict[str, list[float]]) -> list[list[object]]:
-    """Milliseconds, and times the first."""
-    base = statistics.median(next(iter(found.values())))
-    return [
-        [name, *record.quantiles(each), round(statistics.median(each) / base, 2)]
-        for name, each in found.items()
-    ]
-
-
-def rows_of_closed(found: Measured) -> list[list[object]]:
-    """Requests a second with as many finishes, by turns, and times one lane."""
-    pairs = zip(found.one.rates, found.two.rates, strict=True)
-    ratio = statistics.median(two / one for one, two in pairs)
-    return [
-        [name, round(statistics.median(each.rates)), *record.quantiles(each.waits), times]
-        for name, each, times in (("one lane", found.one, 1.0), ("two", found.two, round(ratio, 2)))
-    ]
-
-
 def main() -> None:
     """Measure, print the tables and write them down."""
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.lanes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     options.add_argument("--users", type=int, default=60_000)
     options.add_argument("--agents", type=int, default=AGENTS)
-    options.add_argument("--rounds", type=int, default=8, help="requests of each agent in a turn")
-    options.add_argument("--turns", type=int, default=5)
-    options.add_argument("--out", type=Path, default=Path("docs/scaling.json"))
+    options.add_argument("--rounds", type=int, default=4, help="requests of each agent in a turn")
+    options.add_argument("--turns", type=int, default=16)
+    options.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     given = options.parse_args()
+    if not find_spec("matplotlib"):
+        options.error("matplotlib not installed: `make benchmark` does it")
     lanes_of(Settings.from_environment({VARIABLE: SETTING}))
     settings = Settings.from_environment({})
+    with servers() as at:
+        machine = record.environment(at)
     found = measure(
         settings, agents=given.agents, users=given.users, rounds=given.rounds, turns=given.turns
     )
-    tables: dict[str, tuple[list[str], list[list[object]]]] = {
-        "A turn that answers one request, ms": (
-            ["", "median", "p99", "times one lane"],
-            rows_of_turns(found.turns),
-        ),
-        f"{given.agents} agents ask and finish without pause": (
-            ["", "requests/s", "median ms", "p99 ms", "times"],
-            rows_of_closed(found),
-        ),
-        "The same, measured and simulated": (
-            ["", "measured/s", "simulated/s", "ratio", "median ms", "simulated ms"],
-            simulated(found, given.agents),
-        ),
-        "Call centres, simulated": (
-            [
-                "agents",
-                "between answer and request",
-                "lanes",
-                "clients",
-                "requests/s",
-                "together",
-                "busiest",
-                "median ms",
-                "p99 ms",
-            ],
-            sizes(found.costs),
-        ),
-    }
-    for title, (columns, rows) in tables.items():
-        show(title, columns, rows)
-    costs = asdict(found.costs) | {"limit_requests_per_second": round(limit(found.costs))}
-    told: dict[str, Any] = {
-        "at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "processors": os.cpu_count(),
-        "load_after": round(os.getloadavg()[0], 1),
-        "costs_seconds": costs,
-        "tables": {title: {"columns": c, "rows": rows} for title, (c, rows) in tables.items()},
-    }
-    print(json.dumps(costs))  # noqa: T201
-    given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    tables = tables_of(found, given.agents)
+    for table in tables:
+        show(table.title, table.columns, table.rows)
+    record.write(given.out, machine, tables, "benchmarks.lanes")
 
 
 if __name__ == "__main__":

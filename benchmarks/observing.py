@@ -30,6 +30,7 @@ from assignment_workers.schema.migrate import upgrade
 from assignment_workers.sequencer import line
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app, door, process
+from benchmarks.record import spread
 from benchmarks.requests import QUEUE, coalesced, measure, prepare
 from benchmarks.stage import Servers, ending, engine, servers, show
 
@@ -186,12 +187,6 @@ VARIANTS: dict[str, Callable[[], None]] = {
     NO_FLOWER: _tell_flower_nothing,
     BLIND: _leave_nothing,
 }
-
-
-def spread(ratios: Sequence[float]) -> tuple[float, str]:
-    """The median, and the quarter below and above which a quarter of the turns lie."""
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return round(middle, 3), f"{low:.2f} to {high:.2f}"
 
 
 COLUMNS = ["", "lone ms", "times", "middle half", "256 at once, /s", "times", "middle half"]

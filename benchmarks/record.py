@@ -71,31 +71,41 @@ def quantiles(seconds: Sequence[float]) -> list[float]:
     return [round(statistics.median(ranked) * 1000, 3), round(worst * 1000, 3)]
 
 
-def write(folder: Path, found: dict[str, Any], tables: Sequence[Table]) -> Path:
-    """`DATE.json`, `DATE.md` and a plot for each table that has one; returns the page."""
+def spread(ratios: Sequence[float]) -> tuple[float, str]:
+    """The median, and the quarter below and above which a quarter of the turns lie."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return round(middle, 3), f"{low:.2f} to {high:.2f}"
+
+
+def write(folder: Path, found: dict[str, Any], tables: Sequence[Table], module: str) -> Path:
+    """A page, the same as JSON, and a plot for each table that has one; returns the page.
+
+    `module`: what was run. The names are its day's, and of all but `benchmarks` itself its own too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     day = found["at"][:10]
+    name = day + module.removeprefix("benchmarks").replace(".", "-")
     data = {"environment": found, "tables": [asdict(table) for table in tables]}
-    (folder / f"{day}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    parts = [f"# Benchmarks of {day}\n\n{_machine(found)}"]
+    (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    parts = [f"# Benchmarks of {day}\n\n{_machine(found, module)}"]
     for table in tables:
         parts.append(f"## {table.title}\n\n{table.says}\n\n{_markdown(table)}")
         if table.plot:
-            name = f"{day}-{table.name}.svg"
-            _draw(table, folder / name)
-            parts.append(f"![{table.title}]({name})")
-    page = folder / f"{day}.md"
+            plot = f"{day}-{table.name}.svg"
+            _draw(table, folder / plot)
+            parts.append(f"![{table.title}]({plot})")
+    page = folder / f"{name}.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return page
 
 
-def _machine(found: dict[str, Any]) -> str:
+def _machine(found: dict[str, Any], module: str) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
     return (
         f"{found['processors']} processors ({found['processor']}), {found['memory_gb']} GB,"
         f" {found['system']}, Python {found['python']}, PostgreSQL {found['postgresql']},"
         f" Valkey {found['valkey']}; load {found['load_before']} before the run.\n"
-        "Servers, workers and callers all on this machine. Made by `python -m benchmarks`.\n\n"
+        f"Servers, workers and callers all on this machine. Made by `python -m {module}`.\n\n"
         f"{packages}."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import signal
 import threading
@@ -18,6 +19,7 @@ import redis
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned
+from assignment_workers.sequencer.term import SILENCE
 from tests.processes import Agents, Process, Stack, running, wait_until
 
 
@@ -90,6 +92,34 @@ def test_two_sequencers_take_turns_to_lead_and_a_frozen_one_commits_nothing(stac
     assert stack.term() == successor
     assert isinstance(client.request_next(27), Assigned)
     stack.assert_healthy()
+
+
+def test_a_lone_leader_that_could_not_run_for_a_while_leads_on(stack: Stack) -> None:
+    leader = stack.start("sequencer")
+    client = stack.built()
+    term = stack.term()
+    leader.signal(signal.SIGSTOP)
+    silent = (
+        "SELECT clock_timestamp() - seen_at > make_interval(secs => :limit)"
+        " FROM assignment.sequencer"
+    )
+    wait_until(lambda: stack.value(silent, limit=SILENCE.total_seconds() + 2), "it to be silent")
+    leader.signal(signal.SIGCONT)
+    assert isinstance(client.request_next(26), Assigned)
+    wait_until(lambda: not stack.value(silent, limit=1), "its probes to go round again")
+    assert leader.popen.poll() is None
+    assert stack.term() == term
+    stack.assert_healthy()
+
+
+def test_a_leader_whose_line_stands_still_leaves_though_it_runs(stack: Stack) -> None:
+    leader = stack.start("sequencer")
+    stack.wait_for_leader()
+    with stack.connection() as connection:
+        # No turn can be proved while this row is held; the watch only reads it.
+        connection.execute(text("SELECT 1 FROM assignment.sequencer FOR UPDATE"))
+        assert leader.popen.wait(40) == os.EX_TEMPFAIL
+    assert "event=leaving" in leader.said()
 
 
 def test_the_lock_connection_is_lost_and_the_leader_leaves(stack: Stack) -> None:

@@ -6,11 +6,13 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from assignment_workers.call_centre.book import Book, Fault, Wait
 from assignment_workers.call_centre.page import page
 from assignment_workers.call_centre.plan import Plan
-from assignment_workers.call_centre.soak import LIMITS, ROWS, Meter, Soaked
+from assignment_workers.call_centre.soak import LIMITS, WITH_THE_WORK, Meter
+from assignment_workers.call_centre.tables import bloated, weighed
 from assignment_workers.call_centre.verdict import judge
 from assignment_workers.runtime.stack import Stack
 from tests.world import HOUR, UNSIGNED, User, World
@@ -33,30 +35,14 @@ def meter(world: World, database_url: str, redis_url: str) -> Meter:
     return Meter(stack, world.engine, PLAN, world.settings.model_copy(update=kept))
 
 
-def went(meter: Meter, *thirds: float) -> Meter:
-    """A figure that had these values in the thirds of the run."""
-    meter.points["memory", "gateway"] = [
-        (third * 100.0 + each, value) for third, value in enumerate(thirds) for each in range(90)
-    ]
+def grew(meter: Meter, by: float) -> Meter:
+    """A process that has two lives, in each of which it grows so much each second."""
+    for number in range(2):
+        life = number, 0.0
+        meter.points["memory", "gateway"][life] = [
+            (number * 200.0 + age, 100 + by * age) for age in range(0, 200, 5)
+        ]
     return meter
-
-
-@pytest.mark.parametrize(
-    ("thirds", "drifted"),
-    [
-        ((50, 100, 100), False),
-        ((50, 100, 130), True),
-        ((50, 100, 110), False),
-        ((1, 2, 4), False),
-        ((200, 100, 60), False),
-    ],
-)
-def test_a_figure_drifts_by_how_much_higher_the_last_third_is_than_the_middle_one(
-    meter: Meter, thirds: tuple[float, ...], *, drifted: bool
-) -> None:
-    found = went(meter, *thirds).judged("memory", "gateway")
-    assert (found.middle, found.last) == thirds[1:]
-    assert found.drifted is drifted
 
 
 def test_every_table_valkey_and_every_process_are_measured(world: World, meter: Meter) -> None:
@@ -65,24 +51,44 @@ def test_every_table_valkey_and_every_process_are_measured(world: World, meter: 
     world.regenerate(UNSIGNED)
     world.held(1)
     world.execute("ANALYZE")
+    world.execute("CREATE TABLE assignment.entries_99 (LIKE assignment.entries)")  # not attached
     meter.sample(1.0)
     tables = set(
         world.column("SELECT tablename FROM pg_tables WHERE schemaname = 'assignment'")
     ) - set(world.column("SELECT inhrelid::regclass::text FROM pg_inherits"))
-    named = {name for kind, name in meter.points if kind in {"size", "row"}}
-    empty = {name for name, query in ROWS.items() if not world.value(query)}
+    named = {name for kind, name in meter.points if kind == "size"} - {"Valkey's data"}
     partitions = {name for name in tables if name.startswith("entries_")}
-    assert tables - partitions - {"alembic_version"} <= named | empty
+    ours = tables - partitions - {"alembic_version"}
+    assert named | WITH_THE_WORK == ours | {"user_call_scores", "callbacks", "conversions"}
+    assert named & WITH_THE_WORK == set()
+    assert meter.dead.keys() == named | WITH_THE_WORK
     assert {kind for kind, _ in meter.points} | {"time to assign"} == LIMITS.keys()
-    assert meter.points["memory", "up"][0][1] > 1
-    assert meter.points["row", "requests"][0][1] > 0
+    (life,) = meter.points["memory", "up"].values()
+    assert life[0][1] > 1
 
 
-def test_dead_rows_that_nobody_takes_away_are_named(meter: Meter) -> None:
-    meter._dead["entries"] = [(at, 5.0) for at in range(300)]
-    meter._dead["events"] = [(at, 5.0 if at % 2 else 0.5) for at in range(300)]
-    (said,) = meter.never_vacuumed()
-    assert said.startswith("dead rows of entries: never less than 5.0 times")
+def test_a_table_whose_rows_were_rewritten_takes_more_than_a_copy_of_it(
+    world: World, meter: Meter
+) -> None:
+    world.add_users([User(each) for each in range(11, 2011)])
+    world.regenerate(UNSIGNED)
+    with world.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE user_call_scores SET (autovacuum_enabled = false)"))
+    for _ in range(5):
+        with world.engine.begin() as connection:
+            connection.execute(text("UPDATE user_call_scores SET current_score = base_score + 1"))
+            connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    with world.engine.begin() as connection:
+        weights = {each.name: each for each in weighed(connection)}
+    assert weights["user_call_scores"].rows == 2000
+    assert weights["user_call_scores"].times > 3
+    assert weights["entries"].rows == 2000
+    assert weights["entries"].times == pytest.approx(1.0, abs=0.2)
+    assert [each.split(":")[0] for each in bloated(list(weights.values()))] == [
+        "bloat of user_call_scores"
+    ]
+    meter.sample(1.0)
+    assert meter.dead["user_call_scores"][0][1] > 2
 
 
 def test_what_outlives_its_retention_is_named(world: World, meter: Meter) -> None:
@@ -103,16 +109,37 @@ def test_waits_that_a_fault_touched_are_not_the_systems(meter: Meter) -> None:
     book = Book(faults=[Fault(100.0, "killed")])
     book.waits = [Wait(90, 0.01, "assigned"), Wait(101, 0.9, "assigned"), Wait(150, 0.02, "empty")]
     meter.latency(book)
-    assert [each for _, each in meter.points["time to assign", "median"]] == [10.0, 20.0]
+    (points,) = meter.points["time to assign", "median"].values()
+    assert [each for _, each in points] == [10.0, 20.0]
 
 
-def test_the_page_of_a_soak_says_what_drifted(world: World, meter: Meter) -> None:
+def test_the_page_of_a_soak_says_what_drifted_and_what_it_was_too_short_for(
+    world: World, meter: Meter
+) -> None:
     book = Book()
     verdict = judge(world.engine, PLAN, book, signed_at={}, settings=world.settings)
-    series = [went(meter, 50, 100, 130).judged("memory", "gateway")]
-    said = "memory of gateway: 100 MB <then> 130"
-    soaked = Soaked(verdict=verdict, drifted=[said], series=series, samples=3, not_taken=0)
-    assert not soaked.is_good
+    grew(meter, 0.5).points["memory", "<beat>"][1, 0.0] = [(at, 50.0) for at in range(0, 60, 5)]
+    soaked = meter.soaked(verdict)
+    assert soaked.drifted == ["memory of gateway: 181.2 MB, 67.5 more within 135 s"]
+    assert soaked.unjudged == [
+        "memory of <beat>: too few samples",
+        "size of entries: no generation was purged",
+    ]
+    assert soaked.exit_code == 1
+    assert soaked.model_copy(update={"drifted": []}).exit_code == 2
     shown = page(book, verdict, soaked)
-    assert "100 MB &lt;then&gt; 130" in shown
-    assert "MB drifted" in shown
+    assert "memory of gateway: 181.2 MB, 67.5 more within 135 s" in shown
+    assert "memory of &lt;beat&gt;: too few samples" in shown
+    assert "<td>MB grows</td>" in shown
+
+
+def test_a_healthy_run_that_was_long_enough_is_good(world: World, meter: Meter) -> None:
+    world.add_users([User(11)])
+    world.regenerate(UNSIGNED)
+    world.regenerate(UNSIGNED)
+    world.execute("UPDATE assignment.generations SET purged_at = now() WHERE state = 'retired'")
+    verdict = judge(world.engine, PLAN, Book(), signed_at={}, settings=world.settings)
+    soaked = grew(meter, 0.0).soaked(verdict)
+    assert (soaked.drifted, soaked.unjudged, soaked.purged) == ([], [], 1)
+    assert verdict.broken == []
+    assert soaked.exit_code == 0

@@ -122,33 +122,49 @@ def _faults(verdict: Verdict) -> str:
 
 
 def _drift(book: Book, soaked: Soaked) -> str:
-    said = "".join(f"<li>{escape(each)}</li>" for each in soaked.drifted)
+    said = "".join(f"<li>{escape(each)}</li>" for each in [*soaked.drifted, *soaked.unjudged])
+    if soaked.drifted or soaked.unjudged:
+        words = f"Drifted: {len(soaked.drifted)}. Not judged: {len(soaked.unjudged)}."
+    else:
+        words = "Nothing drifted."
     parts = [
         "<h2>Drift</h2>",
-        f'<p class="verdict bad">Drifted: {len(soaked.drifted)}</p><ul>{said}</ul>'
-        if soaked.drifted
-        else '<p class="verdict good">Nothing drifted.</p>',
-        "<table><tr><th>of</th><th></th><th>middle third</th><th>last third</th><th></th></tr>",
+        f'<p class="verdict {"bad" if said else "good"}">{words}</p><ul>{said}</ul>',
+        "<table><tr><th></th><th></th><th>level</th><th>grown by</th><th>in, s</th><th></th></tr>",
         *(
             f"<tr><td>{escape(each.kind)}</td><td>{escape(each.name)}</td>"
             + "".join(
                 f'<td class="number">{"" if value is None else f"{value:,.4g}"}</td>'
-                for value in (each.middle, each.last)
+                for value in (each.level, each.grown, each.watched)
             )
-            + f"<td>{escape(each.unit)}{' drifted' if each.drifted else ''}</td></tr>"
+            + f"<td>{escape(each.unit)} {escape(each.finding)}</td></tr>"
             for each in soaked.series
+        ),
+        "</table>",
+        f"<h2>Tables, after {soaked.purged} generations were purged</h2>",
+        "<table><tr><th></th><th>rows</th><th>MB</th><th>bytes a row</th><th>written anew</th>",
+        "<th>times</th></tr>",
+        *(
+            f"<tr><td>{escape(each.name)}</td>"
+            + "".join(
+                f'<td class="number">{"" if value is None else value}</td>'
+                for value in each.shown()
+            )
+            + "</tr>"
+            for each in soaked.tables
         ),
         "</table>",
     ]
     for kind in dict.fromkeys(each.kind for each in soaked.series):
         same = [each for each in soaked.series if each.kind == kind]
-        shades = [(each.points, SHADES[number % len(SHADES)]) for number, each in enumerate(same)]
+        shades = [(each, SHADES[number % len(SHADES)]) for number, each in enumerate(same)]
+        lines = [(life, colour) for each, colour in shades for life in each.lives]
         key = "".join(
             f'<span><i style="background:{colour}"></i>{escape(each.name)}</span>'
-            for each, (_, colour) in zip(same, shades, strict=True)
+            for each, colour in shades
         )
         unit = f", {same[0].unit}" if same[0].unit else ""
-        parts.append(f"<h2>{escape(kind)}{escape(unit)}</h2>{_chart(book, shades)}")
+        parts.append(f"<h2>{escape(kind)}{escape(unit)}</h2>{_chart(book, lines)}")
         parts.append(f'<div class="key">{key}</div>')
     return "".join(parts)
 

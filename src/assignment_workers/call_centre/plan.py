@@ -9,6 +9,9 @@ LEASE = timedelta(minutes=5)
 SHORTEST_LEASE = 15.0
 """However fast the day goes, a fault takes its time: a hold outlives the usual one."""
 
+FLOWER_TASKS = "1000"
+"""So many of the last tasks it remembers: a minute of fifty agents. Its memory is full early."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -24,7 +27,10 @@ class Plan:
     between: tuple[float, float] = (6.0, 14.0)
     """The least and the most seconds from the end of a fault to the next."""
     retention: timedelta | None = None
-    """How long the entries of a retired generation are kept; None: as the stack has it."""
+    """How long the entries of a retired generation are kept; None: as the stack has it.
+
+    Of a soak alone, whose Flower remembers `FLOWER_TASKS` too.
+    """
 
     def wall(self, span: timedelta) -> float:
         """The seconds on the wall that this takes."""
@@ -37,6 +43,7 @@ class Plan:
         if self.retention is not None:
             seconds = _seconds(self.retention.total_seconds())
             kept["ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"] = seconds
+            kept["FLOWER_MAX_TASKS"] = FLOWER_TASKS
         return kept | {
             "ASSIGNMENT_WORKERS_DEMO_USERS": str(self.users),
             "ASSIGNMENT_WORKERS_DEMO_SEED": str(self.seed),

@@ -1,19 +1,18 @@
 """A long run with faults, and whether anything in it drifts: memory, tables, dead rows, latency.
 
-Of each figure the middle third of the run is held against the last: the first is warming up. A
-figure has drifted when its median is more than `times` as high at the end, and by more than
-`beyond`, which says what is too little to mean anything.
+What is sampled is judged by `trend`: whether it grows on after its warm-up. Tables that grow with
+the work done are weighed once, at the end, beside a copy written anew. What the run was too short
+to judge is told apart from what is good.
 """
 
 from __future__ import annotations
 
 import asyncio
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple
 
 import psutil
 import redis
@@ -22,48 +21,40 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from assignment_workers.assignment.purge import prune_history
-from assignment_workers.call_centre import day
+from assignment_workers.call_centre import day, processes, tables
 from assignment_workers.call_centre.book import Book, Sample
 from assignment_workers.call_centre.plan import Plan
+from assignment_workers.call_centre.processes import Life
+from assignment_workers.call_centre.tables import Weight
+from assignment_workers.call_centre.trend import Finding, Limit, judge
 from assignment_workers.call_centre.verdict import Verdict
 from assignment_workers.runtime.stack import Stack
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
-SAMPLES = 120
-"""Of a run, and no two nearer than `NEAREST`."""
+SAMPLES = 2000
+"""Of a run, and no two nearer than `NEAREST` seconds."""
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0
 """Seconds after a fault whose waits are the fault's, not the system's."""
-DEAD_ROWS = 2.0
-"""How many times autovacuum's own threshold, throughout the last third, is too many."""
 GRACE = timedelta(minutes=2)
 """How long after its time a row may still stand when the run is over."""
 
-TABLES = """
-SELECT coalesce(parent.relname, c.relname) AS name, sum(pg_total_relation_size(c.oid)) AS bytes,
-  sum(s.n_dead_tup) AS dead,
-  sum(current_setting('autovacuum_vacuum_threshold')::float
-    + current_setting('autovacuum_vacuum_scale_factor')::float * greatest(s.n_live_tup, 0))
-    AS tolerated
-FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
-LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class parent ON parent.oid = i.inhparent
-WHERE s.schemaname = 'assignment'
-  OR s.schemaname = 'public' AND s.relname IN ('user_call_scores', 'callbacks', 'conversions')
-GROUP BY 1
-"""
-ROWS = {
-    "assignments": "SELECT count(*) FROM assignment.assignments",
-    "events": "SELECT count(*) FROM assignment.events",
-    "requests": "SELECT count(*) FROM assignment.requests",
-    "job_runs": "SELECT count(*) FROM assignment.job_runs",
-    "generations": "SELECT count(*) FROM assignment.generations",
-    "callbacks": "SELECT count(*) FROM public.callbacks",
-    "conversions": "SELECT count(*) FROM public.conversions",
+WITH_THE_WORK = {
+    "agents_seen",
+    "assignments",
+    "callbacks",
+    "conversions",
+    "events",
+    "findings",
+    "generations",
+    "job_runs",
+    "requests",
 }
-"""Of the tables that grow with the work done: what is judged is how many bytes a row takes."""
+"""Tables that grow with what is done, or with what is kept of it: see `tables.weighed`."""
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+PURGED = "SELECT count(*) FROM assignment.generations WHERE purged_at > now() - :run"
 OUTLIVED = {
     "events": "SELECT count(*) FROM assignment.events WHERE at < now() - :history",
     "job_runs": "SELECT count(*) FROM assignment.job_runs"
@@ -73,52 +64,53 @@ OUTLIVED = {
 }
 """What has outlived its retention."""
 
-
-class Limit(NamedTuple):
-    """How much higher a figure may be in the last third than in the middle one."""
-
-    unit: str
-    times: float
-    beyond: float
-
-
 LIMITS = {
-    "memory": Limit("MB", 1.15, 8),
-    "open files": Limit("", 1.2, 8),
-    "connections": Limit("", 1.2, 5),
-    "size": Limit("MB", 1.3, 4),
-    "row": Limit("bytes a row", 1.25, 60),
-    "keys": Limit("", 1.3, 200),
-    "time to assign": Limit("ms", 1.5, 10),
+    "memory": Limit("MB", 0.1, 8),
+    "open files": Limit("", 0.1, 8),
+    "connections": Limit("", 0.1, 5),
+    "size": Limit("MB", 0.3, 4),
+    "keys": Limit("", 0.3, 200),
+    "time to assign": Limit("ms", 0.5, 10),
 }
 
 
 class Series(BaseModel):
-    """One figure over the run, and whether it drifted. `points`: seconds of the run, and value."""
+    """One figure over the run, and what became of it after its warm-up (see `trend`).
+
+    `lives`: of each process that it was measured of, one after the other, seconds of the run and
+    value. `grown`: in the longest of them, over `watched` seconds.
+    """
 
     kind: str
     name: str
     unit: str
-    middle: float | None
-    last: float | None
-    drifted: bool
-    points: list[tuple[float, float]]
+    finding: Finding
+    level: float | None
+    grown: float | None
+    watched: float | None
+    lives: list[list[tuple[float, float]]]
 
 
 class Soaked(BaseModel):
-    """`drifted` names what did, in words; the verdict is that of a demo with faults."""
+    """What drifted and what could not be judged, in words; the verdict is a demo's with faults."""
 
     verdict: Verdict
     drifted: list[str]
+    unjudged: list[str]
     series: list[Series]
+    tables: list[Weight]
+    purged: int
+    """Generations whose entries were dropped during the run."""
     samples: int
     not_taken: int
     """Samples that a fault kept from being taken."""
 
     @property
-    def is_good(self) -> bool:
-        """Nothing drifted, and no guarantee broke."""
-        return not self.drifted and not self.verdict.broken
+    def exit_code(self) -> int:
+        """1: something drifted or a guarantee broke. 2: too short to judge everything. 0: good."""
+        if self.drifted or self.verdict.broken:
+            return 1
+        return 2 if self.unjudged else 0
 
 
 def run(
@@ -128,30 +120,22 @@ def run(
     engine = connect(
         stack.database_url,
         name="assignment-workers soak",
-        statement_timeout=timedelta(minutes=2),
+        statement_timeout=timedelta(minutes=10),
         pool_size=2,
     )
     try:
         meter = Meter(stack, engine, plan, settings)
         book, verdict = day.run(stack, plan, settings, show, beside=meter.watch)
         meter.latency(book)
-        late = meter.outlived()
-        series = [meter.judged(*key) for key in sorted(meter.points)]
-        told = [
-            f"{each.kind} of {each.name}: {each.middle:g} {each.unit} in the middle third of the"
-            f" run, {each.last:g} in the last"
-            for each in series
-            if each.drifted
-        ]
-        return book, Soaked(
-            verdict=verdict,
-            drifted=[*told, *meter.never_vacuumed(), *late],
-            series=series,
-            samples=meter.taken,
-            not_taken=meter.missed,
-        )
+        return book, meter.soaked(verdict)
     finally:
         engine.dispose()
+
+
+Figure = tuple[str, str]
+"""Of which kind, and of what."""
+LASTING: Life = (0, 0.0)
+"""Of what outlives every process."""
 
 
 @dataclass
@@ -162,13 +146,13 @@ class Meter:
     engine: Engine
     plan: Plan
     settings: Settings
-    points: dict[tuple[str, str], list[tuple[float, float]]] = field(
-        default_factory=lambda: defaultdict(list)
+    points: dict[Figure, dict[Life, list[tuple[float, float]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
+    dead: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    """By table: seconds of the run, and how many times autovacuum's threshold there are dead."""
     taken: int = 0
     missed: int = 0
-    _dead: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    """By table: seconds of the run, and how many times autovacuum's threshold there are dead."""
 
     async def watch(self, book: Book, over: asyncio.Event) -> None:
         """A sample now and then until it is over; what has outlived its retention is deleted."""
@@ -190,14 +174,19 @@ class Meter:
     def sample(self, at: float) -> None:
         """Everything, once. Whatever cannot be read now leaves the whole sample out."""
         found = [*self._of_processes(), *self._of_valkey()]
-        dead: dict[str, float] = {}
         with self.engine.connect() as connection:
-            found += self._of_tables(connection, dead)
-            found.append((("connections", "PostgreSQL"), _count(connection, CONNECTIONS)))
-        for figure, value in found:
-            self.points[figure].append((at, value))
+            sizes, dead = tables.measured(connection)
+            connections = _count(connection, CONNECTIONS)
+        found += [
+            (("size", name), LASTING, size)
+            for name, size in sizes.items()
+            if name not in WITH_THE_WORK
+        ]
+        found.append((("connections", "PostgreSQL"), LASTING, connections))
+        for figure, life, value in found:
+            self.points[figure][life].append((at, value))
         for table, times in dead.items():
-            self._dead[table].append((at, times))
+            self.dead[table].append((at, times))
         self.taken += 1
 
     def prune(self) -> None:
@@ -208,7 +197,7 @@ class Meter:
     def latency(self, book: Book) -> None:
         """The medians of the waits that no fault touched."""
         faults = [fault.at for fault in book.faults]
-        width = max(self.plan.seconds / SAMPLES, NEAREST) * 2
+        width = max(self.plan.seconds / SAMPLES, NEAREST)
         waits: dict[int, list[float]] = defaultdict(list)
         for wait in book.waits:
             sent = wait.at - wait.seconds
@@ -216,42 +205,56 @@ class Meter:
                 waits[int(wait.at / width)].append(wait.seconds * 1000)
         for number, each in sorted(waits.items()):
             at = (number + 0.5) * width
-            self.points["time to assign", "median"].append((at, statistics.median(each)))
+            self.points["time to assign", "median"][LASTING].append((at, statistics.median(each)))
 
-    def judged(self, kind: str, name: str) -> Series:
-        """One figure, its middle third against its last."""
-        points = self.points[kind, name]
-        limit = LIMITS[kind]
-        middle = _median(points, self.plan.seconds / 3, self.plan.seconds * 2 / 3)
-        last = _median(points, self.plan.seconds * 2 / 3, self.plan.seconds)
-        drifted = (
-            middle is not None
-            and last is not None
-            and last > middle * limit.times
-            and last - middle > limit.beyond
+    def soaked(self, verdict: Verdict) -> Soaked:
+        """All of it, judged; after a last round of what deletes what has outlived its retention."""
+        late = self.outlived()
+        with self.engine.begin() as connection:
+            weights = tables.weighed(connection)
+            run = {"run": timedelta(seconds=self.plan.seconds)}
+            purged = int(_count(connection, PURGED, run))
+        series = [self.judged(figure) for figure in sorted(self.points)]
+        grew = [
+            f"{each.kind} of {each.name}: {each.level:,.4g} {each.unit}, {each.grown:,.4g} more"
+            f" within {each.watched:,.0f} s"
+            for each in series
+            if each.finding == Finding.GROWS
+        ]
+        unjudged = [
+            f"{each.kind} of {each.name}: {each.finding}"
+            for each in series
+            if each.finding == Finding.UNKNOWN
+        ]
+        if not purged:
+            unjudged.append("size of entries: no generation was purged")
+        return Soaked(
+            verdict=verdict,
+            drifted=[*grew, *tables.bloated(weights), *tables.never_vacuumed(self.dead), *late],
+            unjudged=unjudged,
+            series=series,
+            tables=weights,
+            purged=purged,
+            samples=self.taken,
+            not_taken=self.missed,
         )
+
+    def judged(self, figure: Figure) -> Series:
+        """One figure."""
+        kind, name = figure
+        lives = self.points[figure].values()
+        limit = LIMITS[kind]
+        trend = judge(lives, limit)
         return Series(
             kind=kind,
             name=name,
             unit=limit.unit,
-            middle=middle,
-            last=last,
-            drifted=drifted,
-            points=[(round(at, 1), round(value, 3)) for at, value in points],
+            finding=trend.finding,
+            level=trend.level,
+            grown=trend.grown,
+            watched=trend.seconds,
+            lives=[[(round(at, 1), round(value, 3)) for at, value in life] for life in lives],
         )
-
-    def never_vacuumed(self) -> list[str]:
-        """The tables whose dead rows stood above autovacuum's threshold all the last third."""
-        begins = self.plan.seconds * 2 / 3
-        found = []
-        for name, points in sorted(self._dead.items()):
-            late = [times for at, times in points if at >= begins]
-            if late and min(late) > DEAD_ROWS:
-                found.append(
-                    f"dead rows of {name}: never less than {min(late):.1f} times autovacuum's"
-                    " threshold in the last third of the run"
-                )
-        return found
 
     def outlived(self) -> list[str]:
         """What should have been deleted by now, after a last round of what deletes it."""
@@ -268,59 +271,17 @@ class Meter:
             if count
         ]
 
-    def _of_processes(self) -> Iterable[tuple[tuple[str, str], float]]:
-        memory: Counter[str] = Counter()
-        files: Counter[str] = Counter()
-        main = psutil.Process(self.stack.pid)
-        for process in (main, *main.children(recursive=True)):
-            try:
-                name = _name(process.cmdline(), is_main=process.pid == main.pid)
-                if name is not None:
-                    memory[name] += process.memory_full_info().uss
-                    files[name] += process.num_fds()
-            except psutil.NoSuchProcess:
-                continue  # it has just ended
-        for name in memory:
-            yield ("memory", name), memory[name] / 1e6
-            yield ("open files", name), float(files[name])
+    def _of_processes(self) -> Iterable[tuple[Figure, Life, float]]:
+        for each in processes.measured(self.stack.pid):
+            yield ("memory", each.name), each.life, each.memory_mb
+            yield ("open files", each.name), each.life, float(each.files)
 
-    def _of_valkey(self) -> Iterable[tuple[tuple[str, str], float]]:
+    def _of_valkey(self) -> Iterable[tuple[Figure, Life, float]]:
         with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as valkey:
-            yield ("size", "Valkey's data"), valkey.info("memory")["used_memory"] / 1e6
-            yield ("keys", "Valkey"), float(valkey.dbsize())
-
-    def _of_tables(
-        self, connection: Connection, dead: dict[str, float]
-    ) -> Iterable[tuple[tuple[str, str], float]]:
-        for row in connection.execute(text(TABLES)):
-            dead[row.name] = float(row.dead) / float(row.tolerated)
-            if row.name not in ROWS:
-                yield ("size", row.name), float(row.bytes) / 1e6
-            elif rows := _count(connection, ROWS[row.name]):
-                # Of a handful of rows a page more or less would be all that is seen.
-                yield ("row", row.name), float(row.bytes) / max(rows, 2000.0)
-
-
-def _name(command: Sequence[str], *, is_main: bool) -> str | None:
-    """What a process of the stack is; None for what comes and goes, like a build's backend."""
-    if is_main:
-        return "up"
-    match list(command):
-        case [*_, "process", "sequencer", "--lane", lane]:
-            return f"sequencers of {lane}"
-        case [*_, "process", "sequencer"]:
-            return "sequencers"
-        case [*_, "process", str(name)]:
-            return name
-        case [first, *_] if "valkey" in first:
-            return "Valkey"
-        case _:
-            return None
-
-
-def _median(points: Sequence[tuple[float, float]], begins: float, ends: float) -> float | None:
-    values = [value for at, value in points if begins <= at < ends]
-    return round(statistics.median(values), 3) if values else None
+            yield ("size", "Valkey's data"), LASTING, valkey.info("memory")["used_memory"] / 1e6
+            database = valkey.connection_pool.connection_kwargs["db"]
+            said = valkey.info("keyspace").get(f"db{database}", {"keys": 0, "expires": 0})
+            yield ("keys", "Valkey, without an end"), LASTING, float(said["keys"] - said["expires"])
 
 
 def _count(connection: Connection, query: str, given: Mapping[str, object] | None = None) -> float:

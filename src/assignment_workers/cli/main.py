@@ -10,10 +10,11 @@ from assignment_workers.cli import (
     agent,
     agents,
     bars,
+    call_centre,
     dead_letters,
     explain,
+    incident,
     operator,
-    proof,
     report,
     schema,
     stack,
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (stack, agent, operator, explain, report, proof):
+for module in (stack, agent, operator, explain, report, incident, call_centre):
     module.add_to(app)
 app.add_typer(schema.app, name="schema")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -96,7 +96,8 @@ def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:
             break
         time.sleep(0.1)
     words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise StackFailed(f"the stack did not start: {words[-1] if words else 'it said nothing'}")
+    why = [line for line in words if "stopping: " in line] or words or ["it said nothing"]
+    raise StackFailed(f"the stack did not start: {why[-1]}")
 
 
 def _free_port() -> int:

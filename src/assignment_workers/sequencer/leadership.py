@@ -24,6 +24,13 @@ log = structlog.get_logger()
 
 TRY_SECONDS = 0.25
 WATCH_SECONDS = 1.0
+LOOKS = 4
+"""So many times in a row, `WATCH_SECONDS` apart, it looks before it believes in its own silence.
+
+A process that could not run, or whose servers could not, finds itself silent when it goes on. It is
+given the time for a turn: to end and to begin again would only take longer. Where a standby runs,
+that one leads by then, and the lock is gone.
+"""
 LEAVE_SECONDS = 5.0
 """How long the worker may take to stop in good order once its place is lost."""
 
@@ -107,6 +114,7 @@ class Leadership(bootsteps.StartStopStep):
     def _watch(self) -> None:
         """In a thread of its own, for the loop may be stuck: leave when the place is lost."""
         pause = threading.Event()
+        silent_looks = 0
         while not pause.wait(WATCH_SECONDS):
             try:
                 held = self.sequencer.candidacy.holds_lock()
@@ -119,7 +127,8 @@ class Leadership(bootsteps.StartStopStep):
                 return self._leave("the lock is gone")
             if sign is None or sign.term != self.sequencer.term:
                 return self._leave("another leads")
-            if sign.silent > SILENCE.total_seconds():
+            silent_looks = silent_looks + 1 if sign.silent > SILENCE.total_seconds() else 0
+            if silent_looks >= LOOKS:
                 return self._leave(
                     f"no turn for {sign.silent:.0f} s: nothing comes from the broker"
                 )

@@ -42,6 +42,8 @@ HEARTBEAT_SECONDS = 4
 """Between a sequencer and RabbitMQ; Redis has none."""
 FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
 """What Flower lists of a task: the worker's name tells `assignment` from `maintenance`."""
+FLOWER_TASKS = "5000"
+"""So many it remembers, at some 10 kB each: its own default, 100,000, is a gigabyte."""
 JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
@@ -199,6 +201,7 @@ def _flower(settings: Settings) -> int:
     signals.setup_logging.connect(lambda **_: None, weak=False)
     argv = ["--quiet", "flower", f"--port={settings.flower_port}", "--persistent=False"]
     argv.append(f"--tasks_columns={FLOWER_COLUMNS}")
+    os.environ.setdefault("FLOWER_MAX_TASKS", FLOWER_TASKS)
     if settings.flower_basic_auth:
         argv.append(f"--basic_auth={settings.flower_basic_auth}")
         argv.append("--address=0.0.0.0")

@@ -1,4 +1,4 @@
-"""What a stranger runs to see it for themselves: the incident replayed, a call centre simulated."""
+"""A call centre simulated, for a minute or for hours, and whether all held meanwhile."""
 
 from __future__ import annotations
 
@@ -17,126 +17,30 @@ from rich.table import Table
 from assignment_workers.call_centre import day
 from assignment_workers.call_centre.book import Book, Sample, State
 from assignment_workers.call_centre.page import page
-from assignment_workers.call_centre.plan import Plan as Day
+from assignment_workers.call_centre.plan import Plan
+from assignment_workers.call_centre.soak import Soaked
 from assignment_workers.call_centre.soak import run as run_soak
 from assignment_workers.call_centre.verdict import Verdict
 from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.errors import UsageError
-from assignment_workers.incident.load import Plan
-from assignment_workers.incident.replay import NAMES, OURS, Report, Result, replay
 from assignment_workers.runtime import temporary
 from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
 T = TypeVar("T")
-Run = Callable[[Stack, Day, Settings, Callable[[Book, Sample], None]], tuple[Book, T]]
+Run = Callable[[Stack, Plan, Settings, Callable[[Book, Sample], None]], tuple[Book, T]]
 
-CALM = 30.0, 60.0
-"""Seconds from a fault of a soak to the next: long enough to see how it stands between."""
+CALM_SECONDS = 30.0
+"""From a fault of a soak to the next, at the least: long enough to see how it stands between."""
+FAULTS = 200
+"""Of a long soak, about: the longer it runs, the longer its processes live between them."""
 
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (replay_incident, demo, soak):
+    for command in (demo, soak):
         app.command()(command)
-
-
-def replay_incident(
-    ways: Annotated[
-        list[str] | None, typer.Argument(help=f"Of {', '.join(NAMES)}; none: all.")
-    ] = None,
-    agents: Annotated[int, typer.Option(min=2, max=90, help="Agents who ask.")] = 40,
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="Seconds for each way.")] = 10,
-    speed: Annotated[
-        float, typer.Option(min=1, max=2000, help="How many times faster than real the day goes.")
-    ] = 300,
-    seed: Annotated[int, typer.Option(help="The same seed: the same users, calls and pauses.")] = 7,
-    validation: Annotated[
-        float, typer.Option(min=0, max=1000, help="Milliseconds of a read on the replica.")
-    ] = 20,
-    json: AsJson = False,
-) -> int:
-    """The incident, before and after: the original, its remedies and ours on the same load.
-
-    Runs in scratch databases on the server of DATABASE_URL, of the running stack, or of its own; no
-    other database is touched. Exit 1 when ours lost anything.
-    """
-    for name in ways or ():
-        if name not in NAMES:
-            raise UsageError(f"no way {name!r}; there are {', '.join(NAMES)}")
-    plan = Plan(agents, seconds, speed, seed, timedelta(milliseconds=validation))
-    with _server() as url:
-        report = replay(
-            url,
-            plan,
-            ways or NAMES,
-            done=lambda result: None if json else typer.echo(f"{result.name}: done", err=True),
-        )
-    if json:
-        as_json(report)
-    else:
-        _show(report)
-    ours = [result for result in report.results if result.name == OURS]
-    if any(not result.is_clean for result in ours):
-        complain("our way broke a guarantee under this load")
-        return 1
-    return 0
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    """A PostgreSQL on which databases may be made: as set, as it runs, or a new one."""
-    given = settings()
-    if given.database_url is not None:
-        yield given.database_url
-    elif stack := running_stack(given):
-        yield stack.database_url
-    else:
-        with temporary.database() as url:
-            yield url
-
-
-def _show(report: Report) -> None:
-    columns = [
-        "",
-        "requests",
-        "like P2025",
-        "other errors",
-        "users held twice",
-        "holds destroyed",
-        "told 'empty'",
-        "users lost",
-        "rebuilds",
-        "median ms",
-        "p99 ms",
-    ]
-    title = (
-        f"{report.agents} agents, {report.users:,} users, {report.seconds:g} s at"
-        f" {report.speed:g} times the real pace, seed {report.seed}"
-    )
-    as_table(title, columns, [_row(result) for result in report.results])
-    typer.echo("like P2025: the row that was found is gone, or changed, at its update; the agent")
-    typer.echo("sees 'queue empty'.")
-    typer.echo("held twice: two agents had the user at the same time. destroyed: the hold was gone")
-    typer.echo("when its agent came to finish the call. told 'empty': while users were waiting.")
-    typer.echo("lost: held, after all have left and a last rebuild, by nobody who is there.")
-
-
-def _row(result: Result) -> list[object]:
-    return [
-        f"{result.name}: {result.way}",
-        result.requests,
-        result.not_found,
-        result.failed + sum(result.errors.values()) if result.errors else result.failed,
-        result.held_twice,
-        result.destroyed,
-        result.told_empty,
-        result.lost,
-        result.rebuilds,
-        result.median_ms,
-        result.p99_ms,
-    ]
 
 
 AgentsAtWork = Annotated[int, typer.Option(min=1, max=2000, help="Agents at work.")]
@@ -168,7 +72,7 @@ def demo(
     it. Agents log in, ask, talk, choose outcomes, skip, take breaks and close the tab; users sign
     by themselves, requirements appear, callbacks are promised, both dialer queues are rebuilt.
     """
-    plan = Day(agents, users, seconds, speed, seed, chaos)
+    plan = Plan(agents, users, seconds, speed, seed, chaos)
     book, verdict = _simulated(day.run, plan, report, json)
     report.write_text(page(book, verdict), encoding="utf-8")
     if json:
@@ -190,30 +94,36 @@ def soak(
 ) -> int:
     """The simulated call centre for hours, with faults, and whether anything drifts meanwhile.
 
-    Memory, open files, connections, table sizes, dead rows, Valkey's data, time to assign between
-    faults, and what should have been deleted: the last third of the run against the middle one.
-    Exit 1, with the names, if something drifted or a guarantee broke. A stack of its own keeps the
-    entries of retired generations for a twentieth of the run.
+    Memory and open files of each process from its warm-up on, connections, Valkey's data, time to
+    assign between faults; what tables take beside a copy written anew, dead rows, and what should
+    have been deleted. Exit 1, with the names, if something drifted or a guarantee broke; exit 2 if
+    the run was too short to judge something. A stack of its own keeps the entries of retired
+    generations for a twentieth of the run.
     """
     retention = timedelta(seconds=seconds / 20)
-    plan = Day(agents, users, seconds, speed, seed, chaos=True, between=CALM, retention=retention)
+    calm = max(CALM_SECONDS, seconds / FAULTS / 1.5)
+    plan = Plan(
+        agents,
+        users,
+        seconds,
+        speed,
+        seed,
+        chaos=True,
+        between=(calm, 2 * calm),
+        retention=retention,
+    )
     book, soaked = _simulated(run_soak, plan, report, json)
     report.write_text(page(book, soaked.verdict, soaked), encoding="utf-8")
     if json:
         as_json(soaked)
     else:
         _judge(soaked.verdict)
-        rows = [(each.kind, each.name, each.middle, each.last, each.unit) for each in soaked.series]
-        as_table("Drift", ["", "", "middle third", "last third", ""], rows)
-        for each in soaked.drifted:
-            typer.echo(f"DRIFTED: {each}")
-        if not soaked.drifted:
-            typer.echo("Nothing drifted.")
+        _show_drift(soaked)
     complain(f"the page of this run is {report}")
-    return 0 if soaked.is_good else 1
+    return soaked.exit_code
 
 
-def _simulated(run: Run[T], plan: Day, report: Path, json: bool) -> tuple[Book, T]:
+def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Book, T]:
     """The run and its judgement, shown as it goes unless a program asked.
 
     Raises `UsageError`, before anything starts, where the report could not be written.
@@ -227,7 +137,7 @@ def _simulated(run: Run[T], plan: Day, report: Path, json: bool) -> tuple[Book, 
 
 
 @contextmanager
-def _stack(plan: Day) -> Iterator[tuple[Stack, Settings]]:
+def _stack(plan: Plan) -> Iterator[tuple[Stack, Settings]]:
     """The stack that runs here, with its settings; else a new one."""
     if running := running_stack(settings()):
         yield running, resolved()
@@ -243,7 +153,7 @@ class _Progress:
 
     EVERY = 10.0
 
-    def __init__(self, plan: Day, stack: Stack) -> None:
+    def __init__(self, plan: Plan, stack: Stack) -> None:
         self._plan = plan
         self._stack = stack
         console = Console(stderr=True, highlight=False)
@@ -319,3 +229,33 @@ def _judge(verdict: Verdict) -> None:
         typer.echo(f"BROKEN: {each}")
     if not verdict.broken:
         typer.echo("Every guarantee held.")
+
+
+def _show_drift(soaked: Soaked) -> None:
+    as_table(
+        "Drift",
+        ["", "", "level", "grown by", "", "within, s", ""],
+        [
+            (
+                each.kind,
+                each.name,
+                None if each.level is None else f"{each.level:,.4g}",
+                None if each.grown is None else f"{each.grown:,.3g}",
+                each.unit,
+                None if each.watched is None else f"{each.watched:,.0f}",
+                each.finding,
+            )
+            for each in soaked.series
+        ],
+    )
+    as_table(
+        f"Tables, after {soaked.purged} generations were purged",
+        ["", "rows", "MB", "bytes a row", "written anew", "times"],
+        [(each.name, *each.shown()) for each in soaked.tables],
+    )
+    for each in soaked.drifted:
+        typer.echo(f"DRIFTED: {each}")
+    for each in soaked.unjudged:
+        typer.echo(f"NOT JUDGED: {each}")
+    if not soaked.drifted and not soaked.unjudged:
+        typer.echo("Nothing drifted.")

@@ -1,0 +1,120 @@
+"""The incident, before and after, for a stranger to see for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from assignment_workers.cli.servers import settings
+from assignment_workers.cli.show import AsJson, as_json, as_table, complain
+from assignment_workers.errors import UsageError
+from assignment_workers.incident.load import Plan
+from assignment_workers.incident.replay import NAMES, OURS, Report, Result, replay
+from assignment_workers.runtime import temporary
+from assignment_workers.runtime.stack import running_stack
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(replay_incident)
+
+
+def replay_incident(
+    ways: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(NAMES)}; none: all.")
+    ] = None,
+    agents: Annotated[int, typer.Option(min=2, max=90, help="Agents who ask.")] = 40,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Seconds for each way.")] = 10,
+    speed: Annotated[
+        float, typer.Option(min=1, max=2000, help="How many times faster than real the day goes.")
+    ] = 300,
+    seed: Annotated[int, typer.Option(help="The same seed: the same users, calls and pauses.")] = 7,
+    validation: Annotated[
+        float, typer.Option(min=0, max=1000, help="Milliseconds of a read on the replica.")
+    ] = 20,
+    json: AsJson = False,
+) -> int:
+    """The incident, before and after: the original, its remedies and ours on the same load.
+
+    Runs in scratch databases on the server of DATABASE_URL, of the running stack, or of its own; no
+    other database is touched. Exit 1 when ours lost anything.
+    """
+    for name in ways or ():
+        if name not in NAMES:
+            raise UsageError(f"no way {name!r}; there are {', '.join(NAMES)}")
+    plan = Plan(agents, seconds, speed, seed, timedelta(milliseconds=validation))
+    with _server() as url:
+        report = replay(
+            url,
+            plan,
+            ways or NAMES,
+            done=lambda result: None if json else typer.echo(f"{result.name}: done", err=True),
+        )
+    if json:
+        as_json(report)
+    else:
+        _show(report)
+    ours = [result for result in report.results if result.name == OURS]
+    if any(not result.is_clean for result in ours):
+        complain("our way broke a guarantee under this load")
+        return 1
+    return 0
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """A PostgreSQL on which databases may be made: as set, as it runs, or a new one."""
+    given = settings()
+    if given.database_url is not None:
+        yield given.database_url
+    elif stack := running_stack(given):
+        yield stack.database_url
+    else:
+        with temporary.database() as url:
+            yield url
+
+
+def _show(report: Report) -> None:
+    columns = [
+        "",
+        "requests",
+        "like P2025",
+        "other errors",
+        "users held twice",
+        "holds destroyed",
+        "told 'empty'",
+        "users lost",
+        "rebuilds",
+        "median ms",
+        "p99 ms",
+    ]
+    title = (
+        f"{report.agents} agents, {report.users:,} users, {report.seconds:g} s at"
+        f" {report.speed:g} times the real pace, seed {report.seed}"
+    )
+    as_table(title, columns, [_row(result) for result in report.results])
+    typer.echo("like P2025: the row that was found is gone, or changed, at its update; the agent")
+    typer.echo("sees 'queue empty'.")
+    typer.echo("held twice: two agents had the user at the same time. destroyed: the hold was gone")
+    typer.echo("when its agent came to finish the call. told 'empty': while users were waiting.")
+    typer.echo("lost: held, after all have left and a last rebuild, by nobody who is there.")
+
+
+def _row(result: Result) -> list[object]:
+    return [
+        f"{result.name}: {result.way}",
+        result.requests,
+        result.not_found,
+        result.failed + sum(result.errors.values()) if result.errors else result.failed,
+        result.held_twice,
+        result.destroyed,
+        result.told_empty,
+        result.lost,
+        result.rebuilds,
+        result.median_ms,
+        result.p99_ms,
+    ]
