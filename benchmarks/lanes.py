@@ -1,5 +1,7 @@
 """One lane beside two, on this machine, by turns; and the simulation held against what is measured.
 
+Every guarantee is checked at the end, on both.
+
     python -m benchmarks.lanes [--rounds N] [--turns N] [--out FOLDER]
 
 Needs the dependency group `benchmark` (make benchmark installs it). Compare the ratios, not the
@@ -29,7 +31,9 @@ from sqlalchemy import Engine, text
 
 from assignment_workers.assignment.answers import Assigned
 from assignment_workers.assignment.claim import claim
+from assignment_workers.assignment.doctor import examine
 from assignment_workers.assignment.finish import Complete, Move, Owner, Release, finish
+from assignment_workers.assignment.history import check
 from assignment_workers.assignment.lanes import ONE_LANE, VARIABLE, Lanes, lanes_of
 from assignment_workers.assignment.request import Request
 from assignment_workers.client import AsyncClient, commands
@@ -69,20 +73,22 @@ def lines(on: Engine, lanes: Lanes) -> dict[str, Line]:
 
 
 def turns_of(on: Engine, settings: Settings, turns: int) -> dict[str, list[float]]:
-    """Seconds of a turn that answers one request, without transport, each way by turns."""
-    one, two = ONE_LANE.names[0], TWO.names[0]
+    """Seconds of a turn that answers one request, without transport, one of each way by turns."""
+    lane = ONE_LANE.names[0]
+    term = lines(on, TWO)[lane].term
+    one, two = (Line(on, term=term, lane=lane, lanes=lanes) for lanes in (ONE_LANE, TWO))
     ways = {
-        "one lane": (ONE_LANE, one, QUEUES[0]),
-        "two lanes, a dialer queue of its own": (TWO, two, QUEUES[0]),
-        "two lanes, no dialer queue named": (TWO, two, None),
-        "two lanes, a dialer queue of the other": (TWO, two, QUEUES[1]),
+        "one lane": (one, QUEUES[0]),
+        "two lanes, a dialer queue of its own": (two, QUEUES[0]),
+        "two lanes, no dialer queue named": (two, None),
+        "two lanes, a dialer queue of the other": (two, QUEUES[1]),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(turns):
-        for name, (lanes, lane, queue) in ways.items():
-            line = lines(on, lanes)[lane]
-            seconds = [_one(line, settings, queue, f"{name} {number} {n}") for n in range(12)]
-            found[name] += seconds[2:]
+    for number in range(turns + 1):
+        for name, (line, queue) in ways.items():
+            seconds = _one(line, settings, queue, f"{name} {number}")
+            if number:
+                found[name].append(seconds)
     return found
 
 
@@ -239,20 +245,19 @@ def _until_led(at: Servers, count: int) -> None:
 
 
 def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: int) -> Measured:
-    """One lane and two, each on servers of its own, by turns."""
+    """One lane and two, each on servers of its own, by turns; on others what a turn costs then."""
     with ExitStack() as keep:
-        at = {lanes: keep.enter_context(servers()) for lanes in ("one", "two")}
+        at = {lanes: keep.enter_context(servers()) for lanes in ("one", "two", "alone")}
         on = {name: keep.enter_context(engine(each.database_url)) for name, each in at.items()}
         for each in on.values():
             prepare(each, users, settings)
             build_and_publish(each, OUTSTANDING_REQUESTS, settings)
-        alone = turns_of(on["two"], settings, turns)
-        cost = turn_costs(on["one"], settings, turns * 2)
+        turns_alone = turns_of(on["two"], settings, turns * 20)
         found = {"one": Closed(), "two": Closed()}
-        plain: list[float] = []
+        costs: list[dict[str, float]] = []
         lanes = {"one": ONE_LANE, "two": TWO}
-        for name, there in at.items():
-            keep.enter_context(sequencers(there, lanes[name]))
+        for name, each_lanes in lanes.items():
+            keep.enter_context(sequencers(at[name], each_lanes))
 
         async def by_turns() -> None:
             async with (
@@ -264,17 +269,28 @@ def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: 
                         {"one": one, "two": two}.items(), reverse=bool(number % 2)
                     ):
                         await closed(client, rounds, found[name], agents)
-                    plain.append(await plainly(one, 200))
+                    plain = await plainly(one, 200)
+                    message = max(plain - held_turn(on["alone"], settings, 10), 0.0)
+                    costs.append(turn_costs(on["alone"], settings, 2) | {"message": message})
 
         asyncio.run(by_turns())
-    with servers() as idle, engine(idle.database_url) as apart:
-        prepare(apart, 5000, settings)
-        again = held_turn(apart, settings, turns * 6)
-    message = max(statistics.median(plain) - again, 0.0)
+        for name, setting in {"one": "", "two": SETTING}.items():
+            _hold(on[name], Settings.from_environment({VARIABLE: setting}))
     client_call = statistics.median(found["one"].client_call)
-    return Measured(
-        alone, Costs(message=message, client_call=client_call, **cost), found["one"], found["two"]
-    )
+    medians = {name: statistics.median(each[name] for each in costs) for name in costs[0]}
+    return Measured(turns_alone, Costs(client_call=client_call, **medians), *found.values())
+
+
+def _hold(on: Engine, settings: Settings) -> None:
+    """Raises `RuntimeError` for a guarantee that broke, by the doctor or by the whole history."""
+    with on.connect() as connection:
+        broken = [f"{each.check}: {each.examples}" for each in examine(connection) if not each.ok]
+    with on.connect() as connection:
+        found = check(connection, settings=settings, bound=timedelta(minutes=1))
+    # The terms of turns without a sequencer were raised by hand, and have no event.
+    broken += [str(each) for each in found if not each.what.endswith("which has not begun")]
+    if broken:
+        raise RuntimeError(f"{len(broken)} breaches of guarantees: {broken[:5]}")
 
 
 def main() -> None:
