@@ -22,7 +22,7 @@ from psycopg import adapt
 from psycopg.abc import Transformer
 from psycopg.adapt import PyFormat
 from psycopg.errors import FeatureNotSupported, error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from pydantic_core import to_json
 from sqlalchemy import BindParameter, ClauseElement, Connection, Interval, Row
@@ -157,9 +157,12 @@ def _results(to: PGconn, count: int) -> list[PGresult]:
 
 
 def _good(result: PGresult) -> None:
-    """Raise what the server said was wrong."""
-    if result.status not in _GOOD:
-        raise error_from_result(result)
+    """Raise what was wrong: by the server, or with the connection where it said nothing."""
+    if result.status in _GOOD:
+        return
+    if result.error_field(DiagnosticField.SQLSTATE) is None:
+        raise psycopg.OperationalError(result.get_error_message().strip())
+    raise error_from_result(result)
 
 
 def _next(to: PGconn) -> PGresult:

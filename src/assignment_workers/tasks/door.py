@@ -65,6 +65,8 @@ class DoorTask(Task[..., Any]):
     typing = False
     Request = "assignment_workers.tasks.told:ToldRequest"
     acks_on_failure = True
+    resultrepr_maxsize = 240
+    """Of an answer Flower is told its beginning: Celery writes it out for every task."""
     operation: Callable[..., Any]
     parameters: Sequence[str] = ()
     """The names of what a message may say, in their order."""
