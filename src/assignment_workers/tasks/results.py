@@ -8,6 +8,8 @@ from typing import Any
 from celery.backends.redis import RedisBackend
 from kombu.utils.encoding import bytes_to_str
 
+from assignment_workers.sequencer.transport import packed
+
 
 class ResultBackend(RedisBackend):
     """Celery's own but for the look at what is there before each result, and for the transaction.
@@ -40,13 +42,12 @@ class ResultBackend(RedisBackend):
 
     def _set(self, key: bytes, value: str, expires: int | None = None) -> None:
         seconds = expires or self.expires
-        kept = ("SETEX", key, seconds, value) if seconds else ("SET", key, value)
+        lasting = ("EX", str(seconds)) if seconds else ()
+        sent = packed("SET", key, value, *lasting) + packed("PUBLISH", key, value)
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
-            connection.send_packed_command(
-                connection.pack_commands([kept, ("PUBLISH", key, value)])
-            )
+            connection.send_packed_command([sent])
             connection.read_response()
             connection.read_response()
         except BaseException:
