@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from random import Random
 
@@ -92,8 +92,8 @@ class Stopped(Ours):
 
         def ask(turn: Turn) -> list[RequestAnswer | None]:
             asked = [Request(AGENT, "incident", "unsigned_users")]
-            with before_its_first_write(turn, stopped):
-                return claim(turn, asked, policies=POLICIES, settings=self.settings)
+            before_its_first_write(turn, stopped)
+            return claim(turn, asked, policies=POLICIES, settings=self.settings)
 
         claiming = threading.Thread(
             target=lambda: self._answers.extend(self.line.run(ask)), daemon=True
@@ -123,8 +123,7 @@ class Stopped(Ours):
             return bool(connection.execute(text(sql)).scalar_one())
 
 
-@contextmanager
-def before_its_first_write(turn: Turn, then: Callable[[], object]) -> Iterator[None]:
+def before_its_first_write(turn: Turn, then: Callable[[], object]) -> None:
     """Stop the turn where the original dialer was overtaken."""
 
     def stop(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -132,10 +131,6 @@ def before_its_first_write(turn: Turn, then: Callable[[], object]) -> Iterator[N
             then()
 
     event.listen(turn.connection, "before_cursor_execute", stop)
-    try:
-        yield
-    finally:
-        event.remove(turn.connection, "before_cursor_execute", stop)
 
 
 @pytest.mark.parametrize("name", ["original", "transaction", "retry", "optimistic"])

@@ -130,7 +130,7 @@ class Head:
         rows, fresh = sight.judge_or_recall(
             _judged(self.policy, size),
             {**place, **self.policy.at(self.turn.now)},
-            users=_head(size).with_only_columns(Entry.user_id),
+            users=_users(size),
         )
         for user_id, rank, score, broken, rests_until, is_held in rows:
             self._after = rank
@@ -161,6 +161,11 @@ def _head(size: int) -> Select[*tuple[Any, ...]]:
         .order_by(Entry.rank)
         .limit(literal_column(str(size)))
     )
+
+
+@cache
+def _users(size: int) -> Select[tuple[int]]:
+    return _head(size).with_only_columns(Entry.user_id)
 
 
 @cache

@@ -46,6 +46,7 @@ from assignment_workers.schema.tables import (
     Entry,
     Generation,
 )
+from assignment_workers.schema.trips import Ask, Rows
 from assignment_workers.settings import Settings
 
 
@@ -66,8 +67,13 @@ def claim(
         first.setdefault(request.request_id, request)
     answers: dict[str, RequestAnswer] = {}
     askers: dict[Request, Asker] = {}
-    found = ledger.look_up(turn, list(first.values()), settings)
-    for request in first.values():
+    asked = list(first.values())
+    looked_up, places = turn.run(
+        ledger.asking(turn, asked, settings),
+        Ask(_PLACES, {"instant": turn.now, "now": turn.now}),
+    )
+    found = ledger.understood(turn, asked, looked_up)
+    for request in asked:
         match found[request.request_id]:
             case Asker() as asker:
                 askers[request] = asker
@@ -77,7 +83,7 @@ def claim(
             case answer:
                 answers[request.request_id] = answer
     if askers:
-        decided = _Claim(turn, policies, settings, askers).decide()
+        decided = _Claim(turn, policies, settings, askers).decide(places)
         answers |= {request.request_id: answer for request, answer in decided.items()}
     return [answers.pop(request.request_id, None) for request in requests]
 
@@ -111,9 +117,9 @@ class _Claim:
     unfinished: bool = False
     """More have waited long enough than one transaction brings back: this one should commit."""
 
-    def decide(self) -> dict[Request, RequestAnswer]:
+    def decide(self, places: Rows) -> dict[Request, RequestAnswer]:
         """Their answers, kept in this transaction; those that need another turn are absent."""
-        self._read_places()
+        self._see_places(places)
         if self.unfinished:
             return {}
         answers: dict[Request, RequestAnswer] = {}
@@ -131,10 +137,8 @@ class _Claim:
         self._keep(answers)
         return answers
 
-    def _read_places(self) -> None:
+    def _see_places(self, rows: Rows) -> None:
         """How the dialer queues stand once lapsed holds have ended and who waited is back."""
-        now = self.turn.now
-        rows = self.turn.connection.execute(_PLACES, {"instant": now, "now": now}).all()
         self.due = [
             kind
             for is_due, kind in (
@@ -280,7 +284,7 @@ class _Claim:
         found: Found,
         generation: int | None = None,
     ) -> Held:
-        hold = Held.model_construct(
+        hold = Held(
             id=self.turn.new_id(),
             user_id=found.user_id,
             agent_id=request.agent_id,
@@ -345,10 +349,10 @@ class _Claim:
         said = {ask: answer for ask, answer in answers.items() if not _passes(answer)}
         kept = ledger.answered(self.turn, said)
         if not self.made:
-            self.turn.connection.execute(ledger.STORE, {"answered": kept})
+            self.turn.write_last(ledger.STORE, {"answered": kept})
             return
         entries.need_places(self.turn, [row["user_id"] for row in self.made])
-        self.turn.connection.execute(
+        self.turn.write_last(
             KEEP,
             {
                 "assigned": self.made,

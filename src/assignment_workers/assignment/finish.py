@@ -21,11 +21,12 @@ from assignment_workers.assignment import (
 )
 from assignment_workers.assignment.answers import Code, Ended, Finished, Held, Refused
 from assignment_workers.assignment.bars import CLOSE, closing
-from assignment_workers.assignment.holds import CHANGE, NAMED, held
+from assignment_workers.assignment.holds import CHANGE, HELD_COLUMNS, NAMED, held_by
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
 from assignment_workers.policy.outcomes import OUTCOMES, Action, Outcome
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AssignmentState, EndedHow, EntryState, Source
+from assignment_workers.schema.trips import Ask
 from assignment_workers.settings import Settings
 
 
@@ -167,16 +168,17 @@ def finish(
     """
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
-    for row in turn.connection.execute(NAMED, {"named": named}).mappings():
-        also = (
-            "ended_as",
-            "ended_how",
-            "generation_id",
-            "source_id",
-            "has_missed_calls",
-            "earlier",
+    (rows,) = turn.run(Ask(NAMED, {"named": named}))
+    for row in rows:
+        found[row.id] = _Found(
+            held_by(row[: len(HELD_COLUMNS)]),
+            row.ended_as,
+            row.ended_how,
+            row.generation_id,
+            row.source_id,
+            row.has_missed_calls,
+            row.earlier,
         )
-        found[row["id"]] = _Found(held(row), *(row[name] for name in also))
     turn.need(*(each.hold.queue for each in found.values()))
     work = _Finish(turn, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
@@ -330,7 +332,7 @@ class _Finish:
         }
         entries.need_places(self.turn, [row["user_id"] for row in self.places])
         if any(written.values()):
-            self.turn.connection.execute(_WRITE, written | {"moved_at": self.turn.now})
+            self.turn.run(Ask(_WRITE, written | {"moved_at": self.turn.now}))
         for queue, users in self.perhaps_converted.items():
             convert.remove_converted(self.turn, POLICIES[queue], users, policies=POLICIES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -105,8 +106,10 @@ CHANGE = (
 
 
 def held(row: RowMapping | dict[str, Any]) -> Held:
-    """The assignment in a row that has `HELD_COLUMNS`.
+    """The assignment in a row that has `HELD_COLUMNS`."""
+    return Held(**{name: row[name] for name in Held.model_fields})
 
-    Not validated again: the table's types and constraints have.
-    """
-    return Held.model_construct(**{name: row[name] for name in Held.model_fields})
+
+def held_by(values: Sequence[Any]) -> Held:
+    """The same, of the values of those columns in their order."""
+    return Held(**dict(zip(Held.model_fields, values, strict=True)))

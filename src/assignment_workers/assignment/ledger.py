@@ -31,7 +31,7 @@ from assignment_workers.assignment.answers import (
     from_json,
     to_json,
 )
-from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held_by
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.sessions import Session
 from assignment_workers.assignment.turn import Turn
@@ -40,6 +40,7 @@ from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.tables import AgentState, Assignment, AssignmentState
+from assignment_workers.schema.trips import Ask, Rows
 from assignment_workers.settings import Settings
 
 
@@ -69,17 +70,28 @@ def look_up(
     kept: somebody knows of it. Cost: one statement, some index probes for each request; one more
     where some are given again.
     """
+    (found,) = turn.run(asking(turn, requests, settings))
+    return understood(turn, requests, found)
+
+
+def asking(turn: Turn, requests: Sequence[Request], settings: Settings) -> Ask:
+    """What `look_up` asks the database, for whoever asks more in the same trip."""
     since = {"since": turn.now - settings.skip_agent}
     if len(requests) == 1:
         (request,) = requests
         one = {"id": request.request_id, "agent": request.agent_id}
-        found = turn.connection.execute(_LOOK_UP_ONE, since | one)
-    else:
-        many = {
-            "ids": [request.request_id for request in requests],
-            "agents": [request.agent_id for request in requests],
-        }
-        found = turn.connection.execute(_LOOK_UP, since | many)
+        return Ask(_LOOK_UP_ONE, since | one)
+    many = {
+        "ids": [request.request_id for request in requests],
+        "agents": [request.agent_id for request in requests],
+    }
+    return Ask(_LOOK_UP, since | many)
+
+
+def understood(
+    turn: Turn, requests: Sequence[Request], found: Rows
+) -> dict[str, RequestAnswer | Asker]:
+    """What `look_up` makes of the rows."""
     read = {
         request.request_id: _read(row, request)
         for request, row in zip(requests, found, strict=True)
@@ -128,8 +140,7 @@ def _read(row: Row[*tuple[Any, ...]], request: Request) -> RequestAnswer | Asker
 
 
 def _held(values: Sequence[Any]) -> Held | None:
-    names = Held.model_fields
-    return None if values[0] is None else held(dict(zip(names, values, strict=True)))
+    return None if values[0] is None else held_by(values)
 
 
 def answered(turn: Turn, answers: Mapping[Request, RequestAnswer]) -> list[dict[str, Any]]:

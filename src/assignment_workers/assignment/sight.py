@@ -9,7 +9,7 @@ of the engine, so every operation finds it by the connection it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from time import monotonic
 from typing import Any, TypeGuard, cast
@@ -37,6 +37,7 @@ from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.crm import FACTS, MIRROR_SCHEMA
 from assignment_workers.schema.tables import CrmRead
+from assignment_workers.schema.trips import Ask, Rows
 
 ELSEWHERE = "crm"
 """The option of an engine whose CRM is elsewhere: its `Crm`."""
@@ -53,8 +54,16 @@ class Sight:
     place.
     """
 
-    def __init__(self, connection: Connection, *, patience: float | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        patience: float | None = None,
+        run: Callable[[Ask], list[Rows]] | None = None,
+    ) -> None:
+        """`run`: how a turn runs the few statements that it asks again and again."""
         self._connection = connection
+        self._run_in_turn = run
         self._patience = patience
         self._crm = crm_of(connection)
         self.waited = 0.0
@@ -81,13 +90,10 @@ class Sight:
         `unknown`. Raises `CrmUnavailable`.
         """
         if self._crm is None:
-            return self._connection.execute(statement, parameters).all()
+            return self._run(statement, parameters)
         asked = users if isinstance(users, Sequence) else self._ids(users, parameters)
         facts = self._facts(self._crm, asked)
-        found = self._connection.execute(
-            given(statement),
-            {**parameters, **facts.parameters},
-        ).all()
+        found = self._run(given(statement), {**parameters, **facts.parameters})
         rows = {row.user_id for row in found if hasattr(row, "user_id")}
         self.unknown |= rows - set(asked) | facts.unreadable
         return found
@@ -110,6 +116,12 @@ class Sight:
             if not self._may_recall():
                 raise
         return self._connection.execute(statement, parameters).all(), False
+
+    def _run(self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any]) -> Rows:
+        if self._run_in_turn is None:
+            return self._connection.execute(statement, parameters).all()
+        (found,) = self._run_in_turn(Ask(statement, parameters))
+        return found
 
     def _facts(self, crm: Crm, asked: Sequence[int]) -> Facts:
         if self.failure is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import ClauseElement, Connection
 
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.sight import Sight
@@ -19,6 +19,7 @@ from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import DEFAULT_LANE, Event
+from assignment_workers.schema.trips import Ask, Rows, ask
 
 
 class EventKind(StrEnum):
@@ -88,6 +89,8 @@ class Turn:
     lanes: Lanes = ONE_LANE
     locked: frozenset[str] = frozenset({DEFAULT_LANE})
     """The lanes whose rows this transaction has locked."""
+    last: list[Ask] | None = None
+    """What goes with the commit, for the line; None: nobody sees to that, and nothing waits."""
 
     def has(self, queue: str) -> bool:
         """Whether nothing else of this dialer queue's lane runs."""
@@ -120,7 +123,22 @@ class Turn:
     @cached_property
     def sight(self) -> Sight:
         """How this turn sees the CRM."""
-        return Sight(self.connection)
+        return Sight(self.connection, run=self.run)
+
+    def run(self, *asks: Ask) -> list[Rows]:
+        """The rows of each of these statements, which go in one trip."""
+        return ask(self.connection, *asks)
+
+    def write_last(self, statement: ClauseElement, parameters: Mapping[str, Any]) -> None:
+        """Write this once the operation is done, in one trip with the commit: both or neither.
+
+        For what nothing in the rest of the turn reads or builds on.
+        """
+        asked = Ask(statement, parameters)
+        if self.last is None:
+            self.run(asked)
+        else:
+            self.last.append(asked)
 
     def new_id(self) -> UUID:
         """A fresh id for something made in this turn."""

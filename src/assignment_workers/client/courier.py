@@ -31,7 +31,7 @@ from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
 
 TICK_SECONDS = 0.25
-"""How often messages under way are looked at."""
+"""How often messages under way are looked at, and results that were read are taken off Redis."""
 RECONNECT_SECONDS = 0.1
 SKEW = timedelta(seconds=5)
 """How far the clock of a worker's host may be from the database's.
@@ -70,6 +70,7 @@ class Courier:
         self._orphaned = orphaned
         self._tasks: list[asyncio.Task[None]] = []
         self._handled: list[str] = []
+        self._unlinked_at = 0.0
 
     def post(self, call: Call) -> None:
         """Take a call on; its future gets what the task returned, or `Unavailable`."""
@@ -152,7 +153,7 @@ class Courier:
             self._wake.clear()
             for batch in self._gathering.take(self.now):
                 await self._push(batch)
-            if self._handled:
+            if self._handled and self.now >= self._unlinked_at + TICK_SECONDS:
                 with contextlib.suppress(RedisError, OSError):
                     await self._unlink()
 
@@ -195,6 +196,7 @@ class Courier:
 
     async def _unlink(self) -> None:
         names, self._handled = self._handled, []
+        self._unlinked_at = self.now
         if names:
             await self._results.unlink(*names)
 
@@ -248,14 +250,16 @@ class Courier:
         if found is None:
             return
         self._handled.append(f"{RESULT_PREFIX}{name}")
-        self._wake.set()
         if found.failure is None:
             self._answer(name, found.value)
         else:
             self._answer(name, Unavailable(retry_after=1.0, reason=found.failure))
 
     def _answer(self, name: str, value: object) -> None:
-        for call, answer in self._gathering.answered(name, value):
+        answered = self._gathering.answered(name, value)
+        if self._gathering.has_waiting():
+            self._wake.set()
+        for call, answer in answered:
             self._routes.heard(answer)
             if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
                 self._orphaned(call, answer)

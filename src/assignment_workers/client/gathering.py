@@ -152,9 +152,13 @@ class Gathering:
         under_way = [call for batch in self._batches.values() for call in batch.calls]
         return under_way + [call for line in self._waiting.values() for call in line]
 
+    def has_waiting(self) -> bool:
+        """Whether calls are gathered that have not been sent yet."""
+        return any(self._waiting.values())
+
     def is_idle(self) -> bool:
         """Whether nothing is under way or gathered."""
-        return not self._batches and not any(self._waiting.values())
+        return not self._batches and not self.has_waiting()
 
     def _send(self, calls: tuple[Call, ...], now: float, *, tries: int = 1) -> Batch:
         batch = Batch(self.new_id(), calls, now, tries)

@@ -109,9 +109,10 @@ def _limit(engine: Engine, limits: Sequence[str]) -> None:
         to = cast("psycopg.Connection[Any]", record.driver_connection)
         try:
             record.info[POOLED] = pooled = _is_pooled(to)
-            if pooled:
-                to.prepare_threshold = None
-            else:
+            # psycopg prepares nothing by itself: after a rollback, say, it would deallocate what
+            # `trips` has prepared too.
+            to.prepare_threshold = None
+            if not pooled:
                 to.execute("; ".join(f"SET {limit}" for limit in limits))
             to.commit()
         except psycopg.Error:

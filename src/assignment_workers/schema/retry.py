@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TypeVar
 
 from psycopg import errors as postgres
@@ -31,14 +32,28 @@ def patiently(
     Raises `DatabaseUnavailable` when it still fails in a passing way after `seconds`; any other
     failure at once, as it is. `attempt` is a whole transaction: what it began was rolled back.
     """
+    began = monotonic()
+    failed: list[BaseException] = []
+
+    def again() -> T:
+        if failed:
+            raise failed.pop()
+        return attempt()
+
+    try:
+        return attempt()  # mostly that is all, and the machinery costs as much as a statement
+    except DBAPIError as error:
+        if not is_passing(error):
+            raise
+        failed.append(error)
     try:
         return Retrying(
             retry=retry_if_exception(is_passing),
             wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
-            stop=stop_after_delay(seconds),
+            stop=stop_after_delay(seconds - (monotonic() - began)),
             before_sleep=before_sleep,
             reraise=True,
-        )(attempt)
+        )(again)
     except (DBAPIError, DatabaseUnavailable) as error:
         if is_passing(error):
             raise DatabaseUnavailable(_reason(error)) from error

@@ -35,6 +35,7 @@ from assignment_workers.assignment.turn import OtherLanes, Turn
 from assignment_workers.errors import StaleTerm
 from assignment_workers.schema.retry import constraint_of, patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
+from assignment_workers.schema.trips import Ask, ask, commit
 from assignment_workers.sequencer.races import tell_race
 from assignment_workers.telemetry import TURN_RETRIES, TURN_SECONDS
 
@@ -90,17 +91,26 @@ class Line:
                 _lock(connection, sorted(locked))
             # Nothing comes before this statement, so every later one reads what is committed now.
             proof = {"of_lane": self.lane, "of_term": self.term}
-            now = connection.execute(_PROVE, proof).scalar_one_or_none()
-            if now is None:
+            (proved,) = ask(connection, Ask(_PROVE, proof))
+            if not proved:
                 current = connection.execute(
                     select(Sequencer.term).where(Sequencer.lane == self.lane)
                 ).scalar_one_or_none()
                 raise StaleTerm(held=self.term, current=current)
+            now: datetime = proved[0][0]
             self._seen = now, monotonic()
+            last: list[Ask] = []
             turn = Turn(
-                connection, now, self.term, self._randomness, lanes=self.lanes, locked=locked
+                connection,
+                now,
+                self.term,
+                self._randomness,
+                lanes=self.lanes,
+                locked=locked,
+                last=last,
             )
             yield turn
+            commit(connection, *last)
         TURN_SECONDS.observe(monotonic() - began)
         for race in turn.races:
             tell_race(race, term=self.term)

@@ -32,6 +32,12 @@ def taken_key(queue: str, term: int) -> str:
     return f"{queue}.taken.{term}"
 
 
+def packed(*words: str | bytes) -> bytes:
+    """A command as Redis takes it; redis-py takes ten times as long to write one."""
+    said = [each if isinstance(each, bytes) else each.encode() for each in words]
+    return b"*%d\r\n" % len(said) + b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in said)
+
+
 class Channel(redis.Channel):
     """A consumer that keeps what is not a message of Celery's, and goes on."""
 
@@ -138,14 +144,13 @@ class OrderedChannel(Channel):
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         source, target = self._key(self._asked), self._key(taken_key(self._asked, self.term))
-        commands: list[tuple[Any, ...]] = []
+        sent = b""
         for queue, item in self._handled:
             # Not answered: were it lost, the message would be put back, and its answer the same.
-            commands.append(("CLIENT", "REPLY", "SKIP"))
-            commands.append(("LREM", self._key(taken_key(queue, self.term)), 1, item))
-        commands.append(("BLMOVE", source, target, "RIGHT", "LEFT", wait or 0))
-        connection = self.client.connection
-        connection.send_packed_command(connection.pack_commands(commands))
+            sent += packed("CLIENT", "REPLY", "SKIP")
+            sent += packed("LREM", self._key(taken_key(queue, self.term)), "1", item)
+        sent += packed("BLMOVE", source, target, "RIGHT", "LEFT", str(wait or 0))
+        self.client.connection.send_packed_command([sent])
         self._handled = []
 
     def _received(self, **options: Any) -> tuple[str, bytes]:

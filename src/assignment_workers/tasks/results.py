@@ -1,4 +1,4 @@
-"""Results in Redis, written in one trip."""
+"""Results in Redis, written and announced in one trip."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 from celery.backends.redis import RedisBackend
 from kombu.utils.encoding import bytes_to_str
 
+from assignment_workers.sequencer.transport import packed
+
 
 class ResultBackend(RedisBackend):
-    """Celery's own but for the look at what is there before each result.
+    """Celery's own but for the look at what is there before each result, and for the transaction.
 
     That look keeps a result from being replaced by a later failure of the same message. Here a
     message that is handled again gets the answer it had (guarantee 5), and the look cost a trip to
-    Redis for each.
+    Redis for each. A result is there before it is announced without a transaction too: both go
+    over one connection.
     """
 
     _get_result_meta: Callable[..., dict[str, Any]]
     _set_with_state: Callable[..., None]
+    expires: int | None
 
     def _store_result(
         self,
@@ -35,6 +39,22 @@ class ResultBackend(RedisBackend):
         meta["task_id"] = bytes_to_str(task_id)
         self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
         return result
+
+    def _set(self, key: bytes, value: str, expires: int | None = None) -> None:
+        seconds = expires or self.expires
+        lasting = ("EX", str(seconds)) if seconds else ()
+        sent = packed("SET", key, value, *lasting) + packed("PUBLISH", key, value)
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command([sent])
+            connection.read_response()
+            connection.read_response()
+        except BaseException:
+            connection.disconnect()  # or the next result would take this one's reply for its own
+            raise
+        finally:
+            pool.release(connection)
 
 
 OVERRIDES = dict.fromkeys(("redis", "rediss"), f"{__name__}:{ResultBackend.__name__}")
