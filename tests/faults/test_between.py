@@ -16,7 +16,7 @@ from assignment_workers.runtime.home import Home
 from assignment_workers.runtime.server import Server
 from assignment_workers.schema.engine import driver_url
 from tests.processes import Stack, running
-from tests.servers import PGBOUNCER, OwnServer, pooler
+from tests.servers import PGBOUNCER, OwnServer, free_port, pooler
 
 needs_pooler = pytest.mark.skipif(
     not PGBOUNCER.exists(), reason="PgBouncer is not installed (Debian: apt install pgbouncer)"
@@ -70,10 +70,9 @@ def test_a_pooler_in_the_place_of_the_server_is_refused(
     assert process.popen.returncode == 2
 
 
+OF_A_CLUSTER = "cluster-enabled yes"
 UNFIT = {
-    "cluster-enabled yes": (
-        "a Redis in cluster mode; a single server is needed, named by its own address"
-    ),
+    OF_A_CLUSTER: ("a Redis in cluster mode; a single server is needed, named by its own address"),
     "replicaof 127.0.0.1 1": "a replica, which takes no messages; the primary is needed",
     "maxmemory-policy allkeys-lru": (
         "a Redis that may throw messages away (maxmemory-policy allkeys-lru); noeviction is needed"
@@ -90,6 +89,9 @@ def test_a_redis_that_cannot_keep_the_line_is_refused(
         prepared = valkey.prepare(directory, fsync=False)
         with (directory / "valkey.conf").open("a") as file:
             file.write(f"{configuration}\n")
+            if configuration == OF_A_CLUSTER:
+                # Its own default is 10,000 above the other, where anybody may be.
+                file.write(f"cluster-port {free_port()}\n")
         return prepared
 
     directory = test_home.path / f"valkey-{setting}-{len(configuration)}"
