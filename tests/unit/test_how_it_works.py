@@ -1,4 +1,4 @@
-"""docs/how-it-works.md names files, indexes and guarantees that are there."""
+"""docs/how-it-works.md and docs/decisions name files, indexes and guarantees that are there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from assignment_workers.schema.base import Base
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "assignment_workers"
 PAGE = (ROOT / "docs" / "how-it-works.md").read_text()
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[a-z]*.md"))
 
 
 def test_every_file_that_is_named_exists() -> None:
-    named = set(re.findall(r"`((?:tests/)?[a-z_]+/(?:[a-z_]+(?:\.py)?)?)`", PAGE))
+    pages = PAGE + "".join(each.read_text() for each in DECISIONS)
+    named = set(re.findall(r"`((?:tests/)?[a-z_]+/(?:[a-z_]+(?:\.py)?)?)`", pages))
     assert len(named) > 40
     there = {name for name in named if any((start / name).exists() for start in (ROOT, PACKAGE))}
     assert named - there == set()
@@ -32,3 +34,11 @@ def test_every_guarantee_has_its_row_and_its_checks_by_the_doctor() -> None:
     asked = {str(check.guarantee) for check in CHECKS if check.guarantee is not None}
     assert [number for number, _ in rows] == [str(number) for number in range(1, 12)]
     assert {number for number, answer in rows if answer == "yes"} == asked
+
+
+def test_every_decision_is_listed_and_says_what_else_there_was_and_what_it_costs() -> None:
+    listed = re.findall(r"\]\((.*)\)", (ROOT / "docs" / "decisions" / "README.md").read_text())
+    assert sorted(listed) == [each.name for each in DECISIONS]
+    for each in DECISIONS:
+        parts = re.findall(r"^\*\*(\w+)", each.read_text(), re.MULTILINE)
+        assert parts == ["Chosen", "Instead", "Costs"], each.name
