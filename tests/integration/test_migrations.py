@@ -130,3 +130,16 @@ def test_a_database_without_our_schema_or_with_another_dialers_is_named(
         connection.execute(text("ALTER TABLE callbacks DROP COLUMN retry_count"))
         with pytest.raises(SchemaMismatch, match=r"callbacks lacks retry_count: run `assig"):
             migrate.check(connection)
+
+
+def test_somebody_elses_view_in_the_way_is_named_in_one_line(database_url: str) -> None:
+    with connected(database_url) as connection:
+        connection.execute(text("ALTER TABLE assignment.entries ALTER COLUMN rank TYPE bigint"))
+        connection.execute(text("CREATE VIEW public.ours AS SELECT rank FROM assignment.entries"))
+        connection.execute(text("UPDATE assignment.alembic_version SET version_num = '0014'"))
+    with pytest.raises(SchemaMismatch, match=r"cannot be changed: .*; .*view ours depends on"):
+        migrate.upgrade(database_url)
+    with connected(database_url) as connection:
+        assert migrate.revision(connection) == "0014"
+        connection.execute(text("DROP VIEW public.ours"))
+    assert migrate.upgrade(database_url) == migrate.head()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -12,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, create_engine, inspect, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import NotSupportedError, OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
 from assignment_workers.schema.dialer import Agent
@@ -27,8 +28,9 @@ def upgrade(database_url: str, *, lock_timeout: timedelta | None = None) -> str:
     """Run every migration that is missing, each in its transaction; returns the revision reached.
 
     Safe to run twice and from several processes at once: an advisory lock lets one in after the
-    other. Raises `DatabaseUnavailable` and `SchemaMismatch`. With `lock_timeout` it waits no
-    longer than that for any lock, and raises SQLAlchemy's `OperationalError` where it would have.
+    other. Raises `DatabaseUnavailable`, and `SchemaMismatch` where something that is not ours
+    stands in the way, a view of a table that changes. With `lock_timeout` it waits no longer than
+    that for any lock, and raises SQLAlchemy's `OperationalError` where it would have.
     """
     engine = create_engine(driver_url(database_url))
     try:
@@ -44,6 +46,8 @@ def upgrade(database_url: str, *, lock_timeout: timedelta | None = None) -> str:
         if lock_timeout is not None and isinstance(error.orig, LockNotAvailable):
             raise
         raise unreachable(error) from error
+    except NotSupportedError as error:
+        raise SchemaMismatch(f"the schema cannot be changed: {_in_the_way(error)}") from error
     finally:
         engine.dispose()
 
@@ -149,6 +153,12 @@ def unreachable(error: OperationalError | ProgrammingError) -> DatabaseUnavailab
         raise error
     reason = str(error.orig).strip().splitlines()
     return DatabaseUnavailable(f"the database cannot be reached: {reason[0] if reason else error}")
+
+
+def _in_the_way(error: NotSupportedError) -> str:
+    """What stands in the way, in one line, and whose it is."""
+    said: Any = error.orig
+    return "; ".join(filter(None, (said.diag.message_primary, said.diag.message_detail)))
 
 
 def _config(connection: Connection | None, *, output: io.StringIO | None = None) -> Config:
