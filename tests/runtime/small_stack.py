@@ -59,7 +59,5 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    # A run of the tests under nohup ignores it, and would hand that on.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(json.loads(sys.argv[1])))

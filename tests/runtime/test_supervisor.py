@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,13 +92,24 @@ def test_a_program_that_is_not_there_is_one_clear_line(runs: Runs) -> None:
     assert "Traceback" not in run.said()
 
 
+@contextmanager
+def hanging_up(does: signal.Handlers) -> Iterator[None]:
+    """What is started here inherits this for SIGHUP, whatever the tests themselves were given."""
+    before = signal.signal(signal.SIGHUP, does)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_children_in_reverse_order_each_when_the_last_has_ended(
     runs: Runs, number: signal.Signals
 ) -> None:
     names = ["sequencer", "maintenance", "beat"]
     code = SIGNALLED.format(delay=0.1)
-    run = runs.start(*(child(name, code) for name in names), env=NO_SERVERS)
+    with hanging_up(signal.SIG_DFL):
+        run = runs.start(*(child(name, code) for name in names), env=NO_SERVERS)
     run.wait_for("works", times=3)
     run.ready()
     run.popen.send_signal(number)
@@ -209,11 +222,8 @@ while True:
 
 
 def test_started_under_nohup_it_does_not_end_with_its_terminal(runs: Runs) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with hanging_up(signal.SIG_IGN):
         run = runs.start(child("worker"), env=NO_SERVERS)
-    finally:
-        signal.signal(signal.SIGHUP, before)
     run.ready()
     run.popen.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
