@@ -167,13 +167,8 @@ def held(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int) -> l
 
 def skipped(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int) -> list[Cost]:
     """By how many at the head this agent has skipped."""
-    found = []
-    for size in sizes:
-        build_and_publish(on, UNSIGNED_USERS, settings)
-        _run(on, SKIPPED, many=size)
-        found.append(Cost("skipped", size, claims(line(on), settings, rounds)))
-        _run(on, FORGET)
-    return found
+    given = {"what": "skipped", "begins": SKIPPED, "ends": FORGET}
+    return [_behind(on, size, settings, rounds, **given) for size in sizes]
 
 
 def ineligible(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int) -> list[Cost]:
@@ -192,13 +187,19 @@ def ineligible(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int
 
 def quarantined(on: Engine, sizes: Sequence[int], settings: Settings, rounds: int) -> list[Cost]:
     """By how many of the head are in quarantine, each put there as a claim does it."""
-    found = []
-    for size in sizes:
-        build_and_publish(on, UNSIGNED_USERS, settings)
-        _run(on, QUARANTINED, many=size)
-        found.append(Cost("quarantined", size, claims(line(on), settings, rounds)))
-        _run(on, RELEASED)
-    return found
+    given = {"what": "quarantined", "begins": QUARANTINED, "ends": RELEASED}
+    return [_behind(on, size, settings, rounds, **given) for size in sizes]
+
+
+def _behind(
+    on: Engine, size: int, settings: Settings, rounds: int, *, what: str, begins: str, ends: str
+) -> Cost:
+    """Claims of a new generation while so many of its head cannot be had."""
+    build_and_publish(on, UNSIGNED_USERS, settings)
+    _run(on, begins, many=size)
+    cost = Cost(what, size, claims(line(on), settings, rounds))
+    _run(on, ends)
+    return cost
 
 
 def _run(on: Engine, sql: str, **parameters: object) -> None:

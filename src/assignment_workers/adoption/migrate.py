@@ -88,6 +88,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
         with engine.connect() as connection:
             refuse_unknown(read_schema(connection))
         expand(engine, database_url, tell)
+        patiently(lambda: renew_views(engine), seconds=TRY_SECONDS)
         with engine.connect() as connection:
             sources = found_sources(connection)
         if sources:
@@ -101,7 +102,6 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
             )
             tell(f"switch: {', '.join(each.table for each in sources)} are views now")
             tell(f"contract: the old tables are kept, their names end with {KEPT}")
-        patiently(lambda: renew_views(engine), seconds=TRY_SECONDS)
         if patiently(lambda: show_call_queue(engine), seconds=TRY_SECONDS):
             tell(f"contract: {views.CALL_QUEUE}, which was not there, is a view to read")
     return migrations.head()

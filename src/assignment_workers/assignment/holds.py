@@ -107,7 +107,7 @@ CHANGE = (
 
 def held(row: RowMapping | dict[str, Any]) -> Held:
     """The assignment in a row that has `HELD_COLUMNS`."""
-    return Held(**{name: row[name] for name in Held.model_fields})
+    return held_by([row[name] for name in Held.model_fields])
 
 
 def held_by(values: Sequence[Any]) -> Held:

@@ -92,15 +92,14 @@ class DoorTask(Task[..., Any]):
             answer = _plain(self.operation(self, *args, **kwargs))
             outcomes = _count(self.name, answer)
             log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
-            return self._answer(answer)
         except ValidationError as error:
             reason = one_line(error, self.parameters)
             self.bury(args, kwargs, f"refused: {reason}")
-            return self._answer(_plain(Refused(code=Code.MALFORMED, reason=reason)))
+            answer = _plain(Refused(code=Code.MALFORMED, reason=reason))
         except DatabaseUnavailable as error:
             log.warning("unavailable", reason=str(error))
             after = error.retry_after if isinstance(error, CrmUnavailable) else RETRY_SECONDS
-            return self._answer(_plain(Unavailable(retry_after=after, reason=str(error))))
+            answer = _plain(Unavailable(retry_after=after, reason=str(error)))
         except StaleTerm as error:
             # Nothing was committed, nothing is acknowledged: the leader's next sweep puts the
             # message back at the head.
@@ -110,15 +109,13 @@ class DoorTask(Task[..., Any]):
             # The database is not as this version needs it, the CRM's tables are not there, say.
             reason = f"the database cannot answer: {str(error.orig).splitlines()[0]}"
             self.bury(args, kwargs, reason)
-            return self._answer(_plain(Unavailable(retry_after=RETRY_SECONDS, reason=reason)))
+            answer = _plain(Unavailable(retry_after=RETRY_SECONDS, reason=reason))
         except Exception as error:
             self.bury(args, kwargs, f"{type(error).__name__}: {error}")
             raise
         finally:
             TASK_SECONDS.labels(self.name).observe(monotonic() - began)
             structlog.contextvars.unbind_contextvars(*_BOUND)
-
-    def _answer(self, answer: object) -> object:
         self.answered = answer
         return answer
 
