@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import psycopg
 
-from assignment_workers.assignment import claim, entries, ledger
+from assignment_workers.assignment import grants
 from assignment_workers.client import Assigned, AsyncClient, Client
 from assignment_workers.schema.migrate import upgrade
 from assignment_workers.sequencer import line
@@ -168,16 +168,12 @@ def _tell_flower_nothing() -> None:
 def _leave_nothing() -> None:
     """No events of a claim, no counts, nothing bound to the log; nothing told to Flower either."""
     _tell_flower_nothing()
-    keep = ledger.STORE.add_cte(
-        claim._ASSIGN.cte("assigned"),  # noqa: SLF001 - the same but for one part
-        entries.HOLD.cte("held"),
-        nest_here=True,
-    )
-    patch.object(claim, "KEEP", keep).start()
+    silent = grants.ANSWER.add_cte(grants.HOLD, grants.PLACE, nest_here=True)
+    patch.object(grants, "KEEP", silent).start()
     patch.object(line, "TURN_SECONDS", _Nothing()).start()
 
     def bare(self: door.DoorTask, /, *args: object, **kwargs: object) -> object:
-        return door._plain(self.operation(self, *args, **kwargs))  # noqa: SLF001
+        return self.operation(self, *args, **kwargs)
 
     patch.object(door.DoorTask, "__call__", bare).start()
 

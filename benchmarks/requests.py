@@ -36,7 +36,7 @@ from sqlalchemy import ClauseElement, Engine, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from assignment_workers import memory
-from assignment_workers.assignment import candidates, claim, ledger
+from assignment_workers.assignment import candidates, claim, grants, ledger
 from assignment_workers.client import Assigned, AsyncClient, Client, Finished, HttpClient, commands
 from assignment_workers.client.asking import Asking
 from assignment_workers.client.commands import Command
@@ -258,7 +258,7 @@ class SkipLocked:
             name = str(new_id(now, Random()))
             asked = {"ids": [name], "agents": [agent], "since": now - self._settings.skip_agent}
             asker = _one(connection, LOOK_UP, asked)
-            if not asker["is_active"] or asker["id_1"] or QUEUE not in asker["allowed_queues"]:
+            if not asker["is_active"] or asker["hold"] or QUEUE not in asker["allowed_queues"]:
                 raise RuntimeError(f"agent {agent} may not ask")
             places = _rows(connection, PLACES, {"instant": now, "now": now}).fetchall()
             (generation,) = (each["generation_id"] for each in places if each["name"] == QUEUE)
@@ -294,30 +294,17 @@ class SkipLocked:
             "version": 1,
             "state": "active",
         }
-        more = {"request_id": name, "generation_id": generation, "term": 1}
-        event = {"at": at, "kind": "assigned", "queue": QUEUE, "agent_id": agent, **more}
-        event |= {"user_id": found["user_id"], "assignment_id": str(made)}
-        event["details"] = {"rank": found["rank"], "lease_expires_at": until}
-        answered = {
+        granted = {
+            **hold,
             "request_id": name,
-            "agent_id": agent,
-            "queue": QUEUE,
-            "outcome": "assigned",
-            "answer": {"outcome": "assigned", "assignment": hold, "replayed": False},
-            "assignment_id": str(made),
+            "generation_id": generation,
+            "score": found["score"],
             "term": 1,
-            "answered_at": at,
+            "details": {"rank": found["rank"], "lease_expires_at": until},
+            "asked_queue": QUEUE,
+            "answer": {"outcome": "assigned", "assignment": hold, "replayed": False},
         }
-        _rows(
-            connection,
-            KEEP,
-            {
-                "assigned": Jsonb([hold | more | {"score": found["score"]}]),
-                "held": Jsonb([{"user_id": found["user_id"]}]),
-                "events": Jsonb([event]),
-                "answered": Jsonb([answered]),
-            },
-        )
+        _rows(connection, KEEP, {"granted": Jsonb([granted]), "answered": Jsonb([])})
         return made
 
     @staticmethod
@@ -365,7 +352,7 @@ class Statement:
 
 LOOK_UP = Statement.of(ledger._LOOK_UP)  # noqa: SLF001 - the same work is the point
 PLACES = Statement.of(claim._PLACES)  # noqa: SLF001
-KEEP = Statement.of(claim.KEEP)
+KEEP = Statement.of(grants.KEEP)
 _HEAD = Statement.of(candidates._judged(UNSIGNED_USERS, 1))  # noqa: SLF001
 HEAD = replace(_HEAD, sql=_HEAD.sql.replace("LIMIT 1)", "LIMIT 1 FOR UPDATE SKIP LOCKED)"))
 FIND = "SELECT * FROM assignment.assignments WHERE id = %(assignment)s FOR UPDATE"

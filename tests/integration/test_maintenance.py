@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from assignment_workers.assignment import levels
+from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import maintenance
 from assignment_workers.tasks.app import create_app
@@ -59,8 +60,8 @@ def test_a_job_that_the_database_fails_too_long_is_unavailable_and_no_dead_lette
     monkeypatch.setattr(maintenance, "PATIENCE", timedelta(seconds=0.2))
     failing(monkeypatch, "DO $$ BEGIN RAISE deadlock_detected; END $$", times=1_000)
     answer = check_levels()
-    assert answer["outcome"] == "unavailable"
-    assert "deadlock" in answer["reason"]
+    assert isinstance(answer, Unavailable)
+    assert "deadlock" in answer.reason
     assert set(world.column(RUNS)) == {"failed"}
     assert world.rows(LETTERS) == []
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.pool import StaticPool
 
@@ -27,7 +28,7 @@ class Door:
 
     def call(self, task: str, /, *args: Any, **kwargs: Any) -> Any:
         """The task's answer to a message with these arguments, as JSON."""
-        return json.loads(json.dumps(self.tasks[task](*args, **kwargs)))
+        return json.loads(to_json(self.tasks[task](*args, **kwargs)))
 
     def letters(self) -> list[Any]:
         """Task, body and error of each dead letter."""

@@ -33,7 +33,7 @@ UNKNOWN_FOR = timedelta(minutes=1)
 Neither ineligible, for nobody knows, nor in the way of those behind.
 """
 
-SIZES = (1, 4, 16, 64, 256, 1024, INELIGIBLE_AT_MOST)
+SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
 """How many entries one read takes: few statements, so that each is prepared once."""
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import bindparam, exists, select
 
-from assignment_workers.assignment import callbacks, entries, ledger, missed_calls
+from assignment_workers.assignment import callbacks, entries, grants, ledger, missed_calls
 from assignment_workers.assignment.answers import (
     Assigned,
     Code,
@@ -29,16 +28,16 @@ from assignment_workers.assignment.candidates import Enough, Found, Head
 from assignment_workers.assignment.due import Due, Kind
 from assignment_workers.assignment.empty import Why
 from assignment_workers.assignment.expire import Lapsed, expire
+from assignment_workers.assignment.grants import Grant
 from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.sessions import Session, turned_away
-from assignment_workers.assignment.turn import RECORD, EventKind, Turn
+from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant
-from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import (
     Assignment,
     AssignmentState,
@@ -110,8 +109,7 @@ class _Claim:
     """By agent: the active assignment, those made in this turn included."""
     on_break: dict[int, Session] = field(default_factory=dict)
     """Agents who are set on break in this turn: their offers lapsed."""
-    made: list[dict[str, Any]] = field(default_factory=list)
-    """The rows of the new assignments."""
+    made: dict[Request, Grant] = field(default_factory=dict)
     due: list[Kind] = field(default_factory=list)
     """What comes before the dialer queues and has somebody due, in its order."""
     unfinished: bool = False
@@ -232,7 +230,7 @@ class _Claim:
         # Or somebody could be given back there before this turn commits that there is nobody.
         self.turn.need(*(queue for request in without for queue in open_requests[request]))
         self._put_out(heads)
-        why = Why(self.turn, self.policies, [row["user_id"] for row in self.made])
+        why = Why(self.turn, self.policies, [grant.hold.user_id for grant in self.made.values()])
         for request in without:
             skipped = bool(self.askers[request].skipped)
             try:
@@ -299,17 +297,7 @@ class _Claim:
             accepted_at=None,
         )
         self.holds[request.agent_id] = hold
-        self.made.append(
-            hold.model_dump()
-            | {
-                "request_id": request.request_id,
-                "source_id": found.source_id,
-                "generation_id": generation,
-                "score": found.score,
-                "term": self.turn.term,
-                "details": found.details,
-            }
-        )
+        self.made[request] = Grant(hold, found.score, generation, found.source_id, found.details)
         return hold
 
     def _put_out(self, heads: Mapping[str, Head]) -> None:
@@ -328,39 +316,13 @@ class _Claim:
 
     def _keep(self, answers: Mapping[Request, RequestAnswer]) -> None:
         """The new holds, each with its place held and its event, and every answer that stands."""
-        events = [
-            {
-                "kind": EventKind.ASSIGNED,
-                "queue": row["queue"],
-                "user_id": row["user_id"],
-                "agent_id": row["agent_id"],
-                "assignment_id": row["id"],
-                "request_id": row["request_id"],
-                "generation_id": row["generation_id"],
-                "details": {
-                    "rank": row["rank"],
-                    "lease_expires_at": row["lease_expires_at"],
-                    **row.pop("details"),
-                },
-            }
-            for row in self.made
-        ]
         # Whoever is told to ask again may do so with the same request id: that is not kept.
-        said = {ask: answer for ask, answer in answers.items() if not _passes(answer)}
-        kept = ledger.answered(self.turn, said)
-        if not self.made:
-            self.turn.write_last(ledger.STORE, {"answered": kept})
-            return
-        entries.need_places(self.turn, [row["user_id"] for row in self.made])
-        self.turn.write_last(
-            KEEP,
-            {
-                "assigned": self.made,
-                "held": [{"user_id": row["user_id"]} for row in self.made],
-                "events": self.turn.dated(events),
-                "answered": kept,
-            },
-        )
+        said = {
+            request: answer
+            for request, answer in answers.items()
+            if request not in self.made and not _passes(answer)
+        }
+        grants.keep(self.turn, self.made, said)
 
     def _without(self, why: Why, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
         """Why there is nobody for a request that may take from these dialer queues."""
@@ -412,29 +374,3 @@ _PLACES = select(
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
 )
 """Each dialer queue: two index probes a row, at most the number of dialer queues; one for all."""
-
-_ASSIGN = insert_rows(
-    Assignment,
-    Assignment.id,
-    Assignment.request_id,
-    Assignment.user_id,
-    Assignment.agent_id,
-    Assignment.queue,
-    Assignment.source,
-    Assignment.source_id,
-    Assignment.generation_id,
-    Assignment.rank,
-    Assignment.score,
-    Assignment.reason,
-    Assignment.state,
-    Assignment.version,
-    Assignment.term,
-    Assignment.claimed_at,
-    Assignment.lease_expires_at,
-    parameter="assigned",
-)
-
-KEEP = ledger.STORE.add_cte(
-    _ASSIGN.cte("assigned"), entries.HOLD.cte("held"), RECORD.cte("told"), nest_here=True
-)
-"""All that a turn of claims writes, in one statement."""

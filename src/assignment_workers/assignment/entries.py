@@ -12,6 +12,7 @@ from datetime import datetime
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    ColumnElement,
     Text,
     Update,
     and_,
@@ -44,16 +45,21 @@ WAITING = word(EntryState.WAITING)
 HELD = word(EntryState.HELD)
 OUT = word(EntryState.OUT)
 
-_held = rows("held", user_id=BigInteger())
-HOLD = (
-    update(Entry)
-    .where(
-        Entry.generation_id.in_(PUBLISHED),
-        Entry.user_id == _held.c.user_id,
-        Entry.state.in_([READY, WAITING]),
+
+def holding(user: ColumnElement[int]) -> Update:
+    """The places of whoever is this `user`, a column of a table or CTE, are held."""
+    return (
+        update(Entry)
+        .where(
+            Entry.generation_id.in_(PUBLISHED),
+            Entry.user_id == user,
+            Entry.state.in_([READY, WAITING]),
+        )
+        .values(state=HELD, available_from=null())
     )
-    .values(state=HELD, available_from=null())
-)
+
+
+_HOLD = holding(rows("held", user_id=BigInteger()).c.user_id)
 _given = rows(user_id=BigInteger())
 _RETURN = (
     update(Entry)
@@ -168,7 +174,7 @@ _PLACED = select(Generation.queue).where(
 def hold(turn: Turn, users: Collection[int]) -> None:
     """Nobody else is offered these users: their places in every published generation are held."""
     need_places(turn, users)
-    turn.connection.execute(HOLD, {"held": [{"user_id": user} for user in users]})
+    turn.connection.execute(_HOLD, {"held": [{"user_id": user} for user in users]})
 
 
 def give_back(turn: Turn, users: Collection[int]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -13,14 +14,15 @@ from sqlalchemy import (
     Row,
     Select,
     Text,
+    Uuid,
     any_,
     bindparam,
     func,
     literal_column,
     select,
+    true,
     update,
 )
-from sqlalchemy.orm import aliased
 
 from assignment_workers.assignment.answers import (
     Assigned,
@@ -29,7 +31,6 @@ from assignment_workers.assignment.answers import (
     Refused,
     RequestAnswer,
     from_json,
-    to_json,
 )
 from assignment_workers.assignment.holds import ACTIVE, HELD_COLUMNS, held_by
 from assignment_workers.assignment.request import Request
@@ -68,7 +69,7 @@ def look_up(
     request id that another agent used is refused. An assignment's request id is known for as long
     as the assignment is kept, even when the answer was pruned. That an active one is given again is
     kept: somebody knows of it. Cost: one statement, some index probes for each request; one more
-    where some are given again.
+    where some have assignments, and one where these are given again.
     """
     (found,) = turn.run(asking(turn, requests, settings))
     return understood(turn, requests, found)
@@ -92,8 +93,9 @@ def understood(
     turn: Turn, requests: Sequence[Request], found: Rows
 ) -> dict[str, RequestAnswer | Asker]:
     """What `look_up` makes of the rows."""
+    shown = _shown(turn, {row.given for row in found} | {row.hold for row in found})
     read = {
-        request.request_id: _read(row, request)
+        request.request_id: _read(row, request, shown)
         for request, row in zip(requests, found, strict=True)
     }
     again = [name for name, each in read.items() if _is_active(each)]
@@ -102,18 +104,28 @@ def understood(
     return read
 
 
+def _shown(turn: Turn, named: Collection[UUID | None]) -> dict[UUID, Held]:
+    ids = [each for each in named if each is not None]
+    if not ids:
+        return {}
+    (rows,) = turn.run(Ask(_SHOWN, {"ids": ids}))
+    return {row.id: held_by(row) for row in rows}
+
+
 def _is_active(answer: RequestAnswer | Asker) -> bool:
     return isinstance(answer, Assigned) and answer.assignment.state == AssignmentState.ACTIVE
 
 
-def _read(row: Row[*tuple[Any, ...]], request: Request) -> RequestAnswer | Asker:
-    given, hold = row[_FIXED : _FIXED + _WIDTH], row[_FIXED + _WIDTH :]
-    if row.asked_by is None:
+def _read(
+    row: Row[*tuple[Any, ...]], request: Request, shown: Mapping[UUID, Held]
+) -> RequestAnswer | Asker:
+    given = shown.get(row.given)
+    if row.asked_by is None or (given is None and row.answer is None):  # pruned just now
         return Asker(
             known=row.agent is not None,
             is_active=bool(row.is_active),
             allowed=row.allowed_queues,
-            hold=_held(hold),
+            hold=shown.get(row.hold),
             skipped=frozenset(row.skipped),
             session=None
             if row.stated is None
@@ -132,15 +144,10 @@ def _read(row: Row[*tuple[Any, ...]], request: Request) -> RequestAnswer | Asker
             code=Code.REQUEST_ID_TAKEN,
             reason=f"request id {request.request_id} was used by another agent; use a new one",
         )
-    shown = _held(given)
-    if shown is not None:
-        return Assigned(assignment=shown, replayed=True)
+    if given is not None:
+        return Assigned(assignment=given, replayed=True)
     stored: RequestAnswer = from_json(row.answer)  # type: ignore[assignment]
     return stored
-
-
-def _held(values: Sequence[Any]) -> Held | None:
-    return None if values[0] is None else held_by(values)
 
 
 def answered(turn: Turn, answers: Mapping[Request, RequestAnswer]) -> list[dict[str, Any]]:
@@ -153,7 +160,7 @@ def answered(turn: Turn, answers: Mapping[Request, RequestAnswer]) -> list[dict[
             "deadline": request.deadline,
             "received_at": request.sent_at,
             "outcome": answer.outcome,
-            "answer": to_json(answer),
+            "answer": answer,
             "assignment_id": answer.assignment.id if isinstance(answer, Assigned) else None,
             "term": turn.term,
             "answered_at": turn.now,
@@ -162,8 +169,7 @@ def answered(turn: Turn, answers: Mapping[Request, RequestAnswer]) -> list[dict[
     ]
 
 
-STORE = insert_rows(
-    tables.Request,
+COLUMNS = (
     tables.Request.request_id,
     tables.Request.agent_id,
     tables.Request.queue,
@@ -174,8 +180,8 @@ STORE = insert_rows(
     tables.Request.assignment_id,
     tables.Request.term,
     tables.Request.answered_at,
-    parameter="answered",
 )
+STORE = insert_rows(tables.Request, *COLUMNS, parameter="answered")
 """Keep each answer, in the transaction that made it true."""
 
 _ASKED_AGAIN = (
@@ -184,17 +190,26 @@ _ASKED_AGAIN = (
     .values(asked_again_at=bindparam("instant", type_=Instant))
 )
 
-_given = aliased(Assignment, name="given")
-_hold = aliased(Assignment, name="hold")
-_WIDTH = len(HELD_COLUMNS)
-_FIXED = 12
+_SHOWN = select(*HELD_COLUMNS).where(
+    Assignment.id == any_(bindparam("ids", type_=ARRAY(Uuid))),
+)
 
 
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
-    """For each request that is `asked`: what is known of it, and of its agent."""
+    """For each request that is `asked`: what is known of it, and of its agent.
+
+    Of an assignment its id alone: few requests have one. They are looked up one by one and not
+    joined, or the planner might read all of a table that it finds small, and keep to that.
+    """
     own = (
-        select(Assignment.id)
+        select(Assignment.id, Assignment.agent_id)
         .where(Assignment.request_id == asked.c.request_id)
+        .limit(literal_column("1"))
+        .lateral("own")
+    )
+    hold = (
+        select(Assignment.id)
+        .where(Assignment.agent_id == asked.c.agent_id, Assignment.state == ACTIVE)
         .correlate(asked)
         .scalar_subquery()
     )
@@ -208,32 +223,28 @@ def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
         )
         .correlate(asked)
     )
-    fixed = (
-        func.coalesce(tables.Request.agent_id, _given.agent_id).label("asked_by"),
-        tables.Request.answer,
-        Agent.id.label("agent"),
-        Agent.is_active,
-        Agent.allowed_queues,
-        func.array(skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
-        AgentState.state.label("stated"),
-        AgentState.why,
-        AgentState.calls_in_session,
-        AgentState.working_since,
-        AgentState.last_call_ended_at,
-        Agent.team,
-    )
     return (
         select(
-            *fixed,
-            *(getattr(_given, column.key) for column in HELD_COLUMNS),
-            *(getattr(_hold, column.key) for column in HELD_COLUMNS),
+            func.coalesce(tables.Request.agent_id, own.c.agent_id).label("asked_by"),
+            func.coalesce(tables.Request.assignment_id, own.c.id).label("given"),
+            tables.Request.answer,
+            Agent.id.label("agent"),
+            Agent.is_active,
+            Agent.allowed_queues,
+            hold.label("hold"),
+            func.array(skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
+            AgentState.state.label("stated"),
+            AgentState.why,
+            AgentState.calls_in_session,
+            AgentState.working_since,
+            AgentState.last_call_ended_at,
+            Agent.team,
         )
         .select_from(asked)
         .outerjoin(tables.Request, tables.Request.request_id == asked.c.request_id)
-        .outerjoin(_given, _given.id == func.coalesce(tables.Request.assignment_id, own))
+        .outerjoin(own, true())
         .outerjoin(Agent, Agent.id == asked.c.agent_id)
         .outerjoin(AgentState, AgentState.agent_id == asked.c.agent_id)
-        .outerjoin(_hold, (_hold.agent_id == asked.c.agent_id) & (_hold.state == ACTIVE))
         .order_by(asked.c.position)
     )
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, Select, bindparam, select
 
-from assignment_workers.assignment import entries, ledger
+from assignment_workers.assignment import grants, ledger
 from assignment_workers.assignment.answers import (
     Assigned,
     Code,
@@ -19,12 +19,12 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Unavailable,
 )
-from assignment_workers.assignment.claim import KEEP
 from assignment_workers.assignment.finish import Owner, Release, finish
+from assignment_workers.assignment.grants import Grant
 from assignment_workers.assignment.holds import NAMED, held
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.sessions import turned_away
-from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
@@ -93,9 +93,8 @@ def reassign(
             "version": 1,
         }
     )
-    given = Assigned(assignment=made)
-    _keep(turn, request, given, reassigned_from=hold.id, by=by, why=why)
-    return given
+    _keep(turn, request, made, reassigned_from=hold.id, by=by, why=why)
+    return Assigned(assignment=made)
 
 
 def _unknown(assignment_id: UUID) -> Refused:
@@ -144,36 +143,12 @@ def _bar(policy: Policy) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _keep(turn: Turn, request: Request, given: Assigned, **details: object) -> None:
-    made = given.assignment
+def _keep(turn: Turn, request: Request, hold: Held, **details: object) -> None:
     generation, score, source_id = turn.connection.execute(
         select(Assignment.generation_id, Assignment.score, Assignment.source_id).where(
             Assignment.id == details["reassigned_from"]
         )
     ).one()
     if source_id is not None:
-        details |= {"source": made.source, "source_id": source_id}
-    row: dict[str, Any] = made.model_dump() | {
-        "request_id": request.request_id,
-        "generation_id": generation,
-        "source_id": source_id,
-        "score": score,
-        "term": turn.term,
-    }
-    event = {
-        "kind": EventKind.ASSIGNED,
-        **{name: row[name] for name in ("queue", "user_id", "agent_id", "request_id")},
-        "assignment_id": made.id,
-        "generation_id": generation,
-        "details": {"rank": made.rank, "lease_expires_at": made.lease_expires_at, **details},
-    }
-    entries.need_places(turn, [made.user_id])
-    turn.connection.execute(
-        KEEP,
-        {
-            "assigned": [row],
-            "held": [{"user_id": made.user_id}],
-            "events": turn.dated([event]),
-            "answered": ledger.answered(turn, {request: given}),
-        },
-    )
+        details |= {"source": hold.source, "source_id": source_id}
+    grants.keep(turn, {request: Grant(hold, score, generation, source_id, details)}, {})

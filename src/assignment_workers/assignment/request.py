@@ -19,3 +19,6 @@ class Request:
     queue: str | None = None
     deadline: datetime | None = None
     sent_at: datetime | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.request_id)  # the key of many a table here, and nearly always enough

@@ -39,13 +39,16 @@ def connect(
     statement_timeout: timedelta,
     lock_timeout: timedelta = timedelta(seconds=5),
     pool_size: int = 1,
+    whole_tables: bool = True,
 ) -> Engine:
     """An engine whose sessions speak UTC, run READ COMMITTED and give up in a known time.
 
     `name` is what `pg_stat_activity` shows. No connection is made yet. Set-up is one statement a
     connection, not start-up options: poolers such as PgBouncer refuse unknown options. Behind a
     pooler, which may give every transaction another session, it is one a transaction, and no
-    statement is prepared.
+    statement is prepared. `whole_tables` False: no table that has an index for it is read whole. A
+    prepared statement keeps its plan, and one that was made while a table was small would go on
+    reading all of it as it grows, until statistics are gathered anew.
     """
     milliseconds = {
         "statement_timeout": statement_timeout,
@@ -56,6 +59,8 @@ def connect(
         f"{setting} TO {round(limit.total_seconds() * 1000)}"
         for setting, limit in milliseconds.items()
     ]
+    if not whole_tables:
+        limits += ["enable_seqscan TO off", "enable_bitmapscan TO off"]
     engine = create_engine(
         driver_url(database_url),
         isolation_level="READ COMMITTED",

@@ -1,4 +1,4 @@
-"""The one door of every task: arguments are validated, errors mapped, answers serialised.
+"""The one door of every task: arguments are validated, errors mapped, answers counted.
 
 A wrong message gets a `refused` answer and is kept as a dead letter; so is whatever fails for a
 reason that no retry mends. The line goes on in either case.
@@ -18,7 +18,7 @@ import structlog
 from celery import Celery, Task
 from celery.backends.redis import RedisBackend
 from celery.exceptions import WorkerTerminate
-from pydantic import BaseModel, ValidationError, validate_call
+from pydantic import ValidationError, validate_call
 from redis import Redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
@@ -89,17 +89,17 @@ class DoorTask(Task[..., Any]):
         traces.served(getattr(self.request, traces.SHARED, None), bound)
         began = monotonic()
         try:
-            answer = _plain(self.operation(self, *args, **kwargs))
+            answer = self.operation(self, *args, **kwargs)
             outcomes = _count(self.name, answer)
             log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
         except ValidationError as error:
             reason = one_line(error, self.parameters)
             self.bury(args, kwargs, f"refused: {reason}")
-            answer = _plain(Refused(code=Code.MALFORMED, reason=reason))
+            answer = Refused(code=Code.MALFORMED, reason=reason)
         except DatabaseUnavailable as error:
             log.warning("unavailable", reason=str(error))
             after = error.retry_after if isinstance(error, CrmUnavailable) else RETRY_SECONDS
-            answer = _plain(Unavailable(retry_after=after, reason=str(error)))
+            answer = Unavailable(retry_after=after, reason=str(error))
         except StaleTerm as error:
             # Nothing was committed, nothing is acknowledged: the leader's next sweep puts the
             # message back at the head.
@@ -109,7 +109,7 @@ class DoorTask(Task[..., Any]):
             # The database is not as this version needs it, the CRM's tables are not there, say.
             reason = f"the database cannot answer: {str(error.orig).splitlines()[0]}"
             self.bury(args, kwargs, reason)
-            answer = _plain(Unavailable(retry_after=RETRY_SECONDS, reason=reason))
+            answer = Unavailable(retry_after=RETRY_SECONDS, reason=reason)
         except Exception as error:
             self.bury(args, kwargs, f"{type(error).__name__}: {error}")
             raise
@@ -206,17 +206,7 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
 def _count(task: str, answer: object) -> dict[str, int]:
     """Count the answers of a task, and say how many there are of each outcome."""
     each = answer if isinstance(answer, list) else [answer]
-    outcomes = Counter(
-        str(one.get("outcome", "done")) if isinstance(one, dict) else "done" for one in each
-    )
+    outcomes = Counter(str(getattr(one, "outcome", "done")) for one in each)
     for outcome, count in outcomes.items():
         ANSWERS.labels(task, outcome).inc(count)
     return dict(outcomes)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return value

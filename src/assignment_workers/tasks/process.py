@@ -82,6 +82,7 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
         statement_timeout=timedelta(seconds=TURN_SECONDS),
         lock_timeout=timedelta(seconds=TURN_SECONDS),
         pool_size=2,
+        whole_tables=False,
     )
     traces.of_engine(app.engine)
     _check(app)

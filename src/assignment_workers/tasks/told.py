@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from celery.worker.request import Request
+from pydantic_core import to_jsonable_python
 
 if TYPE_CHECKING:
     from assignment_workers.tasks.door import DoorTask
@@ -45,4 +46,4 @@ class ToldRequest(Request):
 
 def _beginning(answer: object) -> str:
     some = answer[:ANSWERS_SHOWN_AT_MOST] if isinstance(answer, list) else answer
-    return repr(some)[:ANSWER_SHOWN_AT_MOST]
+    return repr(to_jsonable_python(some))[:ANSWER_SHOWN_AT_MOST]
