@@ -46,7 +46,7 @@ from benchmarks import record
 from benchmarks.lanes_page import LARGE, Closed, Measured, tables_of
 from benchmarks.requests import AGENTS, prepare
 from benchmarks.simulation import Costs
-from benchmarks.stage import Servers, build_and_publish, ending, engine, servers, show
+from benchmarks.stage import Servers, build_and_publish, ending, engine, for_turns, servers, show
 
 OTHER = "outstanding"
 SETTING = f"{OTHER}={OUTSTANDING_REQUESTS.queue}"
@@ -69,14 +69,16 @@ def lines(on: Engine, lanes: Lanes) -> dict[str, Line]:
         term = connection.execute(raised).scalars().first()
     if term is None:
         raise RuntimeError("the schema has no sequencer row")
-    return {lane: Line(on, term=term, lane=lane, lanes=lanes) for lane in lanes.names}
+    engine = for_turns(on)
+    return {lane: Line(engine, term=term, lane=lane, lanes=lanes) for lane in lanes.names}
 
 
 def turns_of(on: Engine, settings: Settings, turns: int) -> dict[str, list[float]]:
     """Seconds of a turn that answers one request, without transport, one of each way by turns."""
     lane = ONE_LANE.names[0]
     term = lines(on, TWO)[lane].term
-    one, two = (Line(on, term=term, lane=lane, lanes=lanes) for lanes in (ONE_LANE, TWO))
+    engine = for_turns(on)
+    one, two = (Line(engine, term=term, lane=lane, lanes=lanes) for lanes in (ONE_LANE, TWO))
     ways = {
         "one lane": (one, QUEUES[0]),
         "two lanes, a dialer queue of its own": (two, QUEUES[0]),

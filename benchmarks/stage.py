@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.publish import publish
@@ -130,7 +130,20 @@ def line(on: Engine) -> Line:
     """The assignment queue's side of the database, under a term of its own."""
     with on.begin() as connection:
         raised = text("UPDATE assignment.sequencer SET term = term + 1 RETURNING term")
-        return Line(on, term=connection.execute(raised).scalar_one())
+        return Line(for_turns(on), term=connection.execute(raised).scalar_one())
+
+
+def for_turns(on: Engine) -> Engine:
+    """An engine as a sequencer has it, for as long as the other one is in use."""
+    made = connect(
+        on.url.render_as_string(hide_password=False),
+        name="benchmark turns",
+        statement_timeout=timedelta(minutes=15),
+        pool_size=2,
+        whole_tables=False,
+    )
+    event.listen(on, "engine_disposed", lambda _: made.dispose())
+    return made
 
 
 def build(on: Engine, policy: Policy, settings: Settings) -> int:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from assignment_workers.assignment.answers import Assigned, Empty, Unavailable
 from assignment_workers.assignment.candidates import INELIGIBLE_AT_MOST
 from assignment_workers.assignment.claim import claim
+from assignment_workers.assignment.finish import Complete, finish
+from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import StaleTerm
 from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.engine import connect
+from assignment_workers.sequencer.line import Line
 from tests.world import (
     DAY,
     HOUR,
@@ -24,6 +33,7 @@ from tests.world import (
     User,
     World,
     outstanding,
+    owner,
 )
 
 TICK = timedelta(milliseconds=1)
@@ -308,6 +318,58 @@ def test_a_generation_without_users_is_empty_and_one_user_with_no_claims_is_hand
     world.now += DAY
     world.regenerate(UNSIGNED)
     assert world.held(1).user_id == 1
+
+
+def test_what_a_claim_reads_does_not_grow_with_the_calls_that_have_ended(world: World) -> None:
+    agents = range(1, 65)
+    world.add_agents(*agents)
+    world.add_users(User(each, each) for each in range(1, 3_000))
+    world.regenerate(UNSIGNED)
+    engine = connect(
+        world.engine.url.render_as_string(hide_password=False),
+        name="turns",
+        statement_timeout=timedelta(seconds=30),
+        whole_tables=False,
+    )
+    line = Line(engine, term=world.term)
+
+    def calls(rounds: int) -> int:
+        """What the last of so many rounds reads: all ask together, and nobody answers."""
+        before = 0
+        for number in range(rounds):
+            before = _read(world) if number == rounds - 1 else 0
+            asked = [world.request(agent) for agent in agents]
+            given = line.run(partial(_claim, world, asked))
+            moves = [Complete(owner(answer.assignment), "no_answer") for answer in given]
+            line.run(partial(_finish, world, moves))
+        return _read(world) - before
+
+    try:
+        few = calls(8)  # by now its statements keep their plans
+        many = calls(30)
+    finally:
+        engine.dispose()
+    assert 0 < many < few * 1.5
+
+
+def _claim(world: World, asked: Sequence[Request], turn: Turn) -> list[Assigned]:
+    now = replace(turn, now=world.now)
+    given = claim(now, asked, policies=POLICIES, settings=world.settings)
+    return [each for each in given if isinstance(each, Assigned)]
+
+
+def _finish(world: World, moves: Sequence[Complete], turn: Turn) -> None:
+    finish(replace(turn, now=world.now), moves)
+    turn.connection.execute(text("SELECT pg_stat_force_next_flush()"))
+
+
+def _read(world: World) -> int:
+    """Entries of our indexes, and assignments that were gone through whole."""
+    (count,) = world.column(
+        "SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'assignment')"
+        " + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'assignments')"
+    )
+    return int(count)
 
 
 def test_user_ids_beyond_32_bits_go_all_the_way(world: World) -> None:

@@ -53,8 +53,9 @@ class Ours:
                 statement_timeout=timedelta(seconds=30),
                 lock_timeout=timedelta(seconds=30),
                 pool_size=size,
+                whole_tables=whole,
             )
-            for size in (4, 2)
+            for size, whole in ((4, True), (2, False))
         )
         self.line = Line(self._sequencer, term=0, randomness=randomness)
         self._numbers = itertools.count(1)

@@ -60,7 +60,8 @@ def connect(
         for setting, limit in milliseconds.items()
     ]
     if not whole_tables:
-        limits += ["enable_seqscan TO off", "enable_bitmapscan TO off"]
+        ways = ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
+        limits += [f"enable_{way} TO off" for way in ways]
     engine = create_engine(
         driver_url(database_url),
         isolation_level="READ COMMITTED",
