@@ -96,8 +96,8 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         redirect_slashes=False,
         telemetry=traces.of_gateway(),
     )
-    for part in (moves, operating, about, pages):
-        app.include_router(part.ROUTES)
+    for each in (moves.QUICK, moves.ROUTES, operating.ROUTES, about.ROUTES, pages.ROUTES):
+        app.include_router(each)
     handle(app, callers.caller)
 
     @app.exception_handler(Exception)

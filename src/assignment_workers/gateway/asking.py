@@ -11,8 +11,8 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import Request
-from fastapi.responses import JSONResponse
+from fastapi import Request, Response
+from pydantic_core import to_json
 from starlette.types import Receive
 
 from assignment_workers.assignment.answers import Unavailable
@@ -42,7 +42,7 @@ class Asking:
         command: Command,
         timeout: timedelta,  # noqa: ASYNC109 - the command's, which ends by itself
         **facts: str,
-    ) -> JSONResponse:
+    ) -> Response:
         """The answer as a response, with `facts` added to it.
 
         A caller who disconnects takes the command back, if it has not gone out yet; a hold that
@@ -57,7 +57,7 @@ class Asking:
             await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
                 self.metrics.gone.inc()
-                return JSONResponse({}, status_code=CLIENT_CLOSED_REQUEST)
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
             answer = _plain(asked.result())
             if left.done():  # the answer and the hanging up came together
                 self.metrics.gone.inc()
@@ -73,7 +73,7 @@ class Asking:
         return response(answer, **facts)
 
 
-def response(answer: dict[str, Any], **facts: str) -> JSONResponse:
+def response(answer: dict[str, Any], **facts: str) -> Response:
     """An answer as HTTP says it: what is refused and what is unavailable is a problem."""
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:
@@ -83,7 +83,7 @@ def response(answer: dict[str, Any], **facts: str) -> JSONResponse:
         case {"outcome": "unavailable", "reason": reason, "retry_after": seconds}:
             return unavailable(reason, retry_after=seconds).response(**facts)
         case _:
-            return JSONResponse(answer | facts)
+            return Response(to_json(answer | facts), media_type="application/json")
 
 
 def _plain(answer: object) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Path, Request, params
+from fastapi.routing import APIRoute
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -30,9 +31,9 @@ from assignment_workers.settings import Settings
 TIMEOUT = timedelta(seconds=10)
 
 
-def routes() -> APIRouter:
+def routes(kind: type[APIRoute] = APIRoute) -> APIRouter:
     """Routes to add to. An operation's id is its function's name: generated clients call it so."""
-    return APIRouter(generate_unique_id_function=lambda route: route.name)
+    return APIRouter(generate_unique_id_function=lambda route: route.name, route_class=kind)
 
 
 @dataclass

@@ -51,13 +51,15 @@ from assignment_workers.gateway.given import (
     routes,
 )
 from assignment_workers.gateway.problems import REQUEST_ID, refused, responses
+from assignment_workers.gateway.quick import QuickRoute
 from assignment_workers.identity import new_id
 from assignment_workers.schema.tables import Assignment
 
 ROUTES = routes()
+QUICK = routes(QuickRoute)
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/requests",
     tags=["agents"],
     response_model=RequestAnswer,
@@ -94,7 +96,7 @@ _FINISHED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/assignments/{assignment}/complete",
     tags=["agents"],
     response_model=Finished,
@@ -115,7 +117,7 @@ async def complete(
     return await _finish(request, command, body, here, who)
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/assignments/{assignment}/skip",
     tags=["agents"],
     response_model=Finished,
@@ -129,7 +131,7 @@ async def skip(
     return await _finish(request, command, body, here, who)
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/assignments/{assignment}/defer",
     tags=["agents"],
     response_model=Finished,
@@ -150,7 +152,7 @@ async def defer(
     return await _finish(request, command, body, here, who)
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/assignments/{assignment}/close",
     tags=["agents"],
     response_model=Finished,
@@ -164,7 +166,7 @@ async def close(
     return await _finish(request, command, body, here, who)
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/assignments/{assignment}/accept",
     tags=["agents"],
     response_model=Finished,
@@ -178,7 +180,7 @@ async def accept(
     return await _finish(request, command, body, here, who)
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/assignments/{assignment}/release",
     tags=["agents"],
     response_model=Finished,
@@ -192,7 +194,7 @@ async def release(
     return await _finish(request, command, body, here, who)
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/assignments/{assignment}/renew",
     tags=["agents"],
     response_model=Finished,
@@ -241,7 +243,7 @@ async def state(
     return (await kept(here.engine, action, lambda: ask(who.name), told_by))[1]
 
 
-@ROUTES.post(
+@QUICK.post(
     "/v1/agents/{agent}/heartbeat",
     tags=["agents"],
     response_model=Noted,
