@@ -32,7 +32,7 @@ from assignment_workers.settings import Settings
 from benchmarks import growth, requests
 from benchmarks import observing as observed
 from benchmarks.floors import floors
-from benchmarks.peers import WORKER, WORKER_OPTIONS, Bare, merge, peers, plain_celery
+from benchmarks.peers import WORKER, WORKER_OPTIONS, Bare, peers, plain_celery
 from benchmarks.rebuilds import meanwhile, rebuilds
 from benchmarks.record import Table, environment, quantiles, write
 from benchmarks.requests import Figures
@@ -86,20 +86,21 @@ def _peers(at: Servers, settings: Settings, given: argparse.Namespace) -> list[T
     others: dict[str, Figures] = {}
     with _fresh(at) as url:
         for each in asyncio.run(peers(url, settings, users=users, rounds=rounds, turns=turns)):
-            merge(others, each)
+            requests.merge(others, each)
     with _fresh(at) as url:
         Bare.prepare(url, users)
         with _worker(at, url):
-            plain_celery(at.redis_url, 1)
+            tasks = plain_celery(at.redis_url)
+            requests.measure_tasks(tasks, 1)
             for _ in range(turns):
-                merge(others, plain_celery(at.redis_url, rounds))
+                requests.merge(others, requests.measure_tasks(tasks, rounds))
     figures = [*ours, *others.values()]
     base = statistics.median(others["bare FOR UPDATE SKIP LOCKED"].claims)
     together = Table(
         "peers",
         f"{requests.AGENTS} agents ask at once",
         "Claims a second, the time of each, and claims a second where each is finished too. The"
-        " first four judge each user by fresh facts and keep the answer and an event of each claim"
+        " first five judge each user by fresh facts and keep the answer and an event of each claim"
         " (the first of them is our statements on eight connections, without sequencer or Celery);"
         " the others only hand out. The floor is `bare FOR UPDATE SKIP LOCKED`.",
         ["", "claims/s", "median ms", "p99 ms", "times the floor", "with finish, /s"],

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -26,10 +25,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 from celery import Celery
-from celery.result import ResultSet
 
 from assignment_workers.settings import Settings
-from benchmarks.requests import AGENTS, CONNECTIONS, Figures, SkipLocked, Way, measure
+from benchmarks.requests import CONNECTIONS, Figures, SkipLocked, Tasks, Way, measure, merge
 
 BARE_TABLE = """
 CREATE TABLE bare_queue (id bigint PRIMARY KEY, user_id bigint NOT NULL, rank bigint NOT NULL,
@@ -115,34 +113,11 @@ def finish(agent: int, row: int) -> bool:
     return _connection().execute(BARE_FINISH, {"agent": agent, "id": row}).fetchone() is not None
 
 
-def plain_celery(redis_url: str, rounds: int) -> Figures:
-    """All agents' tasks are sent, then their results awaited as they come.
-
-    The first round is not counted.
-    """
+def plain_celery(redis_url: str) -> Tasks:
+    """A task for each, on a worker of Celery's own."""
     PLAIN.conf.update(broker_url=redis_url, result_backend=redis_url)
-    figures = Figures("plain Celery, a task each")
-    for number in range(rounds + 1):
-        began = time.perf_counter()
-        sent: dict[str, float] = {}
-        results = []
-        for agent in range(1, AGENTS + 1):
-            sent_at = time.perf_counter()
-            results.append(hand_out.delay(agent))
-            sent[results[-1].id] = sent_at
-        waits, rows = [], []
-        for task, meta in ResultSet(results).iter_native(timeout=60):
-            waits.append(time.perf_counter() - sent[task])
-            rows.append(meta["result"])
-        claimed = time.perf_counter()
-        ended = ResultSet([finish.delay(0, row) for row, _ in rows])
-        ended.join_native(timeout=60)
-        done = time.perf_counter()
-        if number:
-            figures.claims.append(AGENTS / (claimed - began))
-            figures.both.append(AGENTS / (done - began))
-            figures.waits += waits
-    return figures
+    name = "plain Celery, a task each"
+    return Tasks(name, hand_out.delay, lambda given: finish.delay(0, given[0]))
 
 
 @asynccontextmanager
@@ -279,14 +254,6 @@ async def peers(
                 for way in ways:
                     merge(found, await measure(way, rounds))
     return list(found.values())
-
-
-def merge(into: dict[str, Figures], figures: Figures) -> None:
-    """Add the figures of one more turn."""
-    kept = into.setdefault(figures.name, Figures(figures.name))
-    kept.claims += figures.claims
-    kept.waits += figures.waits
-    kept.both += figures.both
 
 
 @contextmanager

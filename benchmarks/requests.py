@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import queue
@@ -30,6 +29,7 @@ from uuid import UUID
 
 import psycopg
 from celery import Celery
+from celery.result import AsyncResult, ResultSet
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from sqlalchemy import ClauseElement, Engine, text
@@ -61,6 +61,7 @@ T = TypeVar("T")
 AGENTS = 256
 CONNECTIONS = 8
 QUEUE = UNSIGNED_USERS.queue
+PLAIN = "one plain Celery task each"
 LONG = timedelta(seconds=60)
 IN_TURN = 20
 """Calls of a lone caller, one way, before the next way has its turn."""
@@ -139,8 +140,58 @@ def coalesced(client: AsyncClient) -> Way:
     return Way("one coalescing client", ask, finish)
 
 
-def plain(client: AsyncClient) -> Way:
-    """One plain Celery task for each request, and for each finish."""
+@dataclass
+class Tasks:
+    """Tasks of a Celery application that hand out and finish, as Celery itself sends them."""
+
+    name: str
+    claim: Callable[[int], AsyncResult[Any]]
+    finish: Callable[[Any], AsyncResult[Any]]
+    """Of what `claim` returned."""
+
+
+def measure_tasks(tasks: Tasks, rounds: int) -> Figures:
+    """As `measure`: all agents' tasks are sent, then their results awaited as they come."""
+    figures = Figures(tasks.name)
+    for number in range(rounds + 1):
+        began = time.perf_counter()
+        sent: dict[str, float] = {}
+        results = []
+        for agent in range(1, AGENTS + 1):
+            sent_at = time.perf_counter()
+            results.append(tasks.claim(agent))
+            sent[results[-1].id] = sent_at
+        waits, given = [], []
+        for task, meta in ResultSet(results).iter_native(timeout=60):
+            waits.append(time.perf_counter() - sent[task])
+            given.append(meta["result"])
+        claimed = time.perf_counter()
+        ResultSet([tasks.finish(each) for each in given]).join_native(timeout=60)
+        done = time.perf_counter()
+        if number:
+            figures.claims.append(AGENTS / (claimed - began))
+            figures.both.append(AGENTS / (done - began))
+            figures.waits += waits
+    return figures
+
+
+def plain(redis_url: str) -> Tasks:
+    """One plain Celery task for each request and each finish, as any program with Celery asks."""
+    NO_OP.conf.update(broker_url=redis_url, result_backend=redis_url)
+
+    def send(task: str, said: dict[str, Any]) -> AsyncResult[Any]:
+        return NO_OP.send_task(f"assignment.{task}", kwargs=said, queue="assignment")
+
+    def finish(answer: dict[str, Any]) -> AsyncResult[Any]:
+        hold = as_request_answer(answer)
+        said = {"assignment_id": str(_given(hold)[0]), "agent_id": answer["assignment"]["agent_id"]}
+        return send("complete", said | {"outcome": "no_answer"})
+
+    return Tasks(PLAIN, lambda agent: send("request", {"agent_id": agent, "queue": QUEUE}), finish)
+
+
+def one_by_one(client: AsyncClient) -> Way:
+    """Our client, with one message for each request and for each finish."""
     chance = Random()
 
     async def ask(agent: int) -> tuple[UUID, int]:
@@ -152,7 +203,7 @@ def plain(client: AsyncClient) -> Way:
         said = {"assignment_id": str(given[0]), "agent_id": agent, "outcome": "no_answer"}
         _finished(as_finish_answer(await client.ask(Command("assignment.complete", said), LONG)))
 
-    return Way("one plain Celery task each", ask, finish)
+    return Way("our client, a message each", ask, finish)
 
 
 class Http:
@@ -425,6 +476,14 @@ def lone(at: Servers, gateway_url: str, calls: int) -> list[tuple[str, list[floa
     return list(found.items())
 
 
+def merge(into: dict[str, Figures], figures: Figures) -> None:
+    """Add the figures of one more turn."""
+    kept = into.setdefault(figures.name, Figures(figures.name))
+    kept.claims += figures.claims
+    kept.waits += figures.waits
+    kept.both += figures.both
+
+
 async def together(
     at: Servers, port: int, settings: Settings, rounds: int, turns: int
 ) -> list[Figures]:
@@ -438,13 +497,12 @@ async def together(
                 connections.append(Http(*await asyncio.open_connection("127.0.0.1", port)))
                 keep.callback(connections[-1].close)
             client = await keep.enter_async_context(AsyncClient(at.redis_url))
-            ways = [skip_locked.way(), plain(client), coalesced(client), over_http(connections)]
-            for _, way in itertools.product(range(turns), ways):
-                figures = await measure(way, rounds)
-                kept = found.setdefault(way.name, Figures(way.name))
-                kept.claims += figures.claims
-                kept.waits += figures.waits
-                kept.both += figures.both
+            ways = [one_by_one(client), coalesced(client), over_http(connections)]
+            for _ in range(turns):
+                merge(found, await measure(skip_locked.way(), rounds))
+                merge(found, await asyncio.to_thread(measure_tasks, plain(at.redis_url), rounds))
+                for way in ways:
+                    merge(found, await measure(way, rounds))
     finally:
         skip_locked.close()
     return list(found.values())
