@@ -35,9 +35,9 @@ from benchmarks.floors import floors
 from benchmarks.peers import WORKER, WORKER_OPTIONS, Bare, peers, plain_celery
 from benchmarks.rebuilds import meanwhile, rebuilds
 from benchmarks.record import Table, environment, quantiles, write
-from benchmarks.requests import Figures
 from benchmarks.stage import Servers, build_and_publish, ending, engine, seed, servers
 from benchmarks.stage import line as line_of
+from benchmarks.ways import AGENTS, Figures, measure_tasks, merge
 
 GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
 
@@ -73,7 +73,7 @@ def main() -> None:
 def _peers(at: Servers, settings: Settings, given: argparse.Namespace) -> list[Table]:
     """Ways to hand out, each beside its floor."""
     rounds, turns = given.rounds, 3
-    users = requests.AGENTS * (rounds + 1) * turns * 2 + 5000
+    users = AGENTS * (rounds + 1) * turns * 2 + 5000
     port = _free_port()
     with engine(at.database_url) as on, tempfile.TemporaryDirectory() as logs:
         low = floors(at.database_url, 300)
@@ -86,23 +86,23 @@ def _peers(at: Servers, settings: Settings, given: argparse.Namespace) -> list[T
     others: dict[str, Figures] = {}
     with _fresh(at) as url:
         for each in asyncio.run(peers(url, settings, users=users, rounds=rounds, turns=turns)):
-            requests.merge(others, each)
+            merge(others, each)
     with _fresh(at) as url:
         Bare.prepare(url, users)
         with _worker(at, url):
             tasks = plain_celery(at.redis_url)
-            requests.measure_tasks(tasks, 1)
+            measure_tasks(tasks, 1)
             for _ in range(turns):
-                requests.merge(others, requests.measure_tasks(tasks, rounds))
+                merge(others, measure_tasks(tasks, rounds))
     figures = [*ours, *others.values()]
     base = statistics.median(others["bare FOR UPDATE SKIP LOCKED"].claims)
     together = Table(
         "peers",
-        f"{requests.AGENTS} agents ask at once",
+        f"{AGENTS} agents ask at once",
         "Claims a second, the time of each, and claims a second where each is finished too. The"
-        " first five judge each user by fresh facts and keep the answer and an event of each claim"
-        " (the first of them is our statements on eight connections, without sequencer or Celery);"
-        " the others only hand out. The floor is `bare FOR UPDATE SKIP LOCKED`.",
+        " first six judge each user by fresh facts and keep the answer and an event of each claim"
+        " (the first two are our statements without the sequencer); the others only hand out."
+        " The floor is `bare FOR UPDATE SKIP LOCKED`.",
         ["", "claims/s", "median ms", "p99 ms", "times the floor", "with finish, /s"],
         [
             [

@@ -44,9 +44,10 @@ from assignment_workers.sequencer.line import Line
 from assignment_workers.settings import Settings
 from benchmarks import record
 from benchmarks.lanes_page import LARGE, Closed, Measured, tables_of
-from benchmarks.requests import AGENTS, prepare
+from benchmarks.requests import prepare
 from benchmarks.simulation import Costs
 from benchmarks.stage import Servers, build_and_publish, ending, engine, for_turns, servers, show
+from benchmarks.ways import AGENTS
 
 OTHER = "outstanding"
 SETTING = f"{OTHER}={OUTSTANDING_REQUESTS.queue}"

@@ -31,8 +31,10 @@ from assignment_workers.sequencer import line
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app, door, process
 from benchmarks.record import spread
-from benchmarks.requests import QUEUE, coalesced, measure, prepare
+from benchmarks.requests import coalesced, prepare
+from benchmarks.same_work import QUEUE
 from benchmarks.stage import Servers, ending, engine, servers, show
+from benchmarks.ways import measure
 
 AS_IT_IS, NO_FLOWER, BLIND = "as it is", "nothing told to Flower", "no events, metrics, logs"
 IN_TURN = 20

@@ -27,7 +27,8 @@ import psycopg
 from celery import Celery
 
 from assignment_workers.settings import Settings
-from benchmarks.requests import CONNECTIONS, Figures, SkipLocked, Tasks, Way, measure, merge
+from benchmarks.same_work import CONNECTIONS, SkipLocked
+from benchmarks.ways import Figures, Tasks, Way, measure, merge
 
 BARE_TABLE = """
 CREATE TABLE bare_queue (id bigint PRIMARY KEY, user_id bigint NOT NULL, rank bigint NOT NULL,
@@ -116,7 +117,7 @@ def finish(agent: int, row: int) -> bool:
 def plain_celery(redis_url: str) -> Tasks:
     """A task for each, on a worker of Celery's own."""
     PLAIN.conf.update(broker_url=redis_url, result_backend=redis_url)
-    name = "plain Celery, a task each"
+    name = "plain Celery, a task each, bare"
     return Tasks(name, hand_out.delay, lambda given: finish.delay(0, given[0]))
 
 

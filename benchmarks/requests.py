@@ -9,34 +9,27 @@ import argparse
 import asyncio
 import json
 import os
-import queue
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
-import psycopg
 from celery import Celery
-from celery.result import AsyncResult, ResultSet
-from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
-from sqlalchemy import ClauseElement, Engine, text
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from celery.result import AsyncResult
+from sqlalchemy import Engine, text
 
 from assignment_workers import memory
-from assignment_workers.assignment import candidates, claim, grants, ledger
 from assignment_workers.client import Assigned, AsyncClient, Client, Finished, HttpClient, commands
 from assignment_workers.client.asking import Asking
 from assignment_workers.client.commands import Command
@@ -45,6 +38,8 @@ from assignment_workers.gateway.serve import is_alive
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
+from benchmarks import same_work
+from benchmarks.same_work import QUEUE, SkipLocked
 from benchmarks.stage import (
     Servers,
     build_and_publish,
@@ -55,13 +50,8 @@ from benchmarks.stage import (
     servers,
     show,
 )
+from benchmarks.ways import AGENTS, Figures, Tasks, Way, measure, measure_tasks, merge
 
-T = TypeVar("T")
-
-AGENTS = 256
-CONNECTIONS = 8
-QUEUE = UNSIGNED_USERS.queue
-PLAIN = "one plain Celery task each"
 LONG = timedelta(seconds=60)
 IN_TURN = 20
 """Calls of a lone caller, one way, before the next way has its turn."""
@@ -82,52 +72,6 @@ def no_op() -> None:
     """Nothing."""
 
 
-@dataclass
-class Figures:
-    """What was measured of one way to ask."""
-
-    name: str
-    claims: list[float] = field(default_factory=list)
-    """Claims a second, one for each round in which all ask once."""
-    waits: list[float] = field(default_factory=list)
-    """Seconds of each claim of those rounds."""
-    both: list[float] = field(default_factory=list)
-    """Claims a second where each is finished too."""
-
-
-@dataclass
-class Way:
-    """A way for all agents to ask, and to finish."""
-
-    name: str
-    ask: Callable[[int], Awaitable[tuple[UUID, int]]]
-    finish: Callable[[int, tuple[UUID, int]], Awaitable[None]]
-
-
-async def measure(way: Way, rounds: int) -> Figures:
-    """All agents ask at once and then all finish, so many rounds; the first is not counted."""
-    figures = Figures(way.name)
-
-    async def one(agent: int) -> tuple[tuple[UUID, int], float]:
-        began = time.perf_counter()
-        given = await way.ask(agent)
-        return given, time.perf_counter() - began
-
-    for number in range(rounds + 1):
-        began = time.perf_counter()
-        given = await asyncio.gather(*(one(agent) for agent in range(1, AGENTS + 1)))
-        claimed = time.perf_counter()
-        await asyncio.gather(
-            *(way.finish(agent, each) for agent, (each, _) in enumerate(given, start=1))
-        )
-        ended = time.perf_counter()
-        if number:
-            figures.claims.append(AGENTS / (claimed - began))
-            figures.both.append(AGENTS / (ended - began))
-            figures.waits += [seconds for _, seconds in given]
-    return figures
-
-
 def coalesced(client: AsyncClient) -> Way:
     """Through one coalescing client."""
 
@@ -138,41 +82,6 @@ def coalesced(client: AsyncClient) -> Way:
         _finished(await client.complete(given[0], agent, "no_answer", version=1, timeout=LONG))
 
     return Way("one coalescing client", ask, finish)
-
-
-@dataclass
-class Tasks:
-    """Tasks of a Celery application that hand out and finish, as Celery itself sends them."""
-
-    name: str
-    claim: Callable[[int], AsyncResult[Any]]
-    finish: Callable[[Any], AsyncResult[Any]]
-    """Of what `claim` returned."""
-
-
-def measure_tasks(tasks: Tasks, rounds: int) -> Figures:
-    """As `measure`: all agents' tasks are sent, then their results awaited as they come."""
-    figures = Figures(tasks.name)
-    for number in range(rounds + 1):
-        began = time.perf_counter()
-        sent: dict[str, float] = {}
-        results = []
-        for agent in range(1, AGENTS + 1):
-            sent_at = time.perf_counter()
-            results.append(tasks.claim(agent))
-            sent[results[-1].id] = sent_at
-        waits, given = [], []
-        for task, meta in ResultSet(results).iter_native(timeout=60):
-            waits.append(time.perf_counter() - sent[task])
-            given.append(meta["result"])
-        claimed = time.perf_counter()
-        ResultSet([tasks.finish(each) for each in given]).join_native(timeout=60)
-        done = time.perf_counter()
-        if number:
-            figures.claims.append(AGENTS / (claimed - began))
-            figures.both.append(AGENTS / (done - began))
-            figures.waits += waits
-    return figures
 
 
 def plain(redis_url: str) -> Tasks:
@@ -187,7 +96,8 @@ def plain(redis_url: str) -> Tasks:
         said = {"assignment_id": str(_given(hold)[0]), "agent_id": answer["assignment"]["agent_id"]}
         return send("complete", said | {"outcome": "no_answer"})
 
-    return Tasks(PLAIN, lambda agent: send("request", {"agent_id": agent, "queue": QUEUE}), finish)
+    name = "plain Celery, a task each, sequencer"
+    return Tasks(name, lambda agent: send("request", {"agent_id": agent, "queue": QUEUE}), finish)
 
 
 def one_by_one(client: AsyncClient) -> Way:
@@ -248,188 +158,6 @@ def over_http(connections: Sequence[Http]) -> Way:
     return Way("one gateway process, HTTP", ask, finish)
 
 
-class SkipLocked:
-    """Eight connections that do the same work themselves: same checks, same rows, same finish.
-
-    The statements of the claim are its own, compiled once; only the head is locked by FOR UPDATE
-    SKIP LOCKED where the sequencer needs no lock.
-    """
-
-    def __init__(self, database_url: str, settings: Settings) -> None:
-        self._url = database_url
-        self._settings = settings
-        self._work: queue.SimpleQueue[Callable[[psycopg.Connection[Any]], None] | None] = (
-            queue.SimpleQueue()
-        )
-        self._threads = [threading.Thread(target=self._run) for _ in range(CONNECTIONS)]
-        for thread in self._threads:
-            thread.start()
-
-    def close(self) -> None:
-        """End the threads with their connections."""
-        for _ in self._threads:
-            self._work.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def way(self) -> Way:
-        """Agents share the connections: whichever is free serves the next."""
-
-        async def ask(agent: int) -> tuple[UUID, int]:
-            return await self._do(lambda connection: self._claim(connection, agent))
-
-        async def finish(agent: int, given: tuple[UUID, int]) -> None:
-            await self._do(lambda connection: self._finish(connection, agent, *given))
-
-        return Way(f"{CONNECTIONS} psycopg connections, SKIP LOCKED", ask, finish)
-
-    async def _do(self, what: Callable[[psycopg.Connection[Any]], T]) -> T:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def work(connection: psycopg.Connection[Any]) -> None:
-            try:
-                value = what(connection)
-            except Exception as error:  # noqa: BLE001 - raised where it is waited for
-                loop.call_soon_threadsafe(done.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(done.set_result, value)
-
-        self._work.put(work)
-        return await done
-
-    def _run(self) -> None:
-        with psycopg.connect(self._url, row_factory=dict_row, prepare_threshold=2) as connection:
-            while (work := self._work.get()) is not None:
-                work(connection)
-
-    def _claim(self, connection: psycopg.Connection[Any], agent: int) -> tuple[UUID, int]:
-        with connection.transaction():
-            now = _one(connection, "SELECT clock_timestamp() AS now", {})["now"]
-            name = str(new_id(now, Random()))
-            asked = {"ids": [name], "agents": [agent], "since": now - self._settings.skip_agent}
-            asker = _one(connection, LOOK_UP, asked)
-            if not asker["is_active"] or asker["hold"] or QUEUE not in asker["allowed_queues"]:
-                raise RuntimeError(f"agent {agent} may not ask")
-            places = _rows(connection, PLACES, {"instant": now, "now": now}).fetchall()
-            (generation,) = (each["generation_id"] for each in places if each["name"] == QUEUE)
-            head = {"generation": generation, "after": -1, "now": now}
-            while (found := _one(connection, HEAD, head))["broken"] or found["held"]:
-                head["after"] = found["rank"]
-            return self._keep(
-                connection, agent, name, now, generation=generation, found=found
-            ), found["user_id"]
-
-    def _keep(
-        self,
-        connection: psycopg.Connection[Any],
-        agent: int,
-        name: str,
-        now: datetime,
-        *,
-        generation: int,
-        found: dict[str, Any],
-    ) -> UUID:
-        made, at = new_id(now, Random()), now.isoformat()
-        until = (now + self._settings.lease).isoformat()
-        hold = {
-            "id": str(made),
-            "user_id": found["user_id"],
-            "agent_id": agent,
-            "queue": QUEUE,
-            "source": "queue",
-            "reason": "new",
-            "rank": found["rank"],
-            "claimed_at": at,
-            "lease_expires_at": until,
-            "version": 1,
-            "state": "active",
-        }
-        granted = {
-            **hold,
-            "request_id": name,
-            "generation_id": generation,
-            "score": found["score"],
-            "term": 1,
-            "details": {"rank": found["rank"], "lease_expires_at": until},
-            "asked_queue": QUEUE,
-            "answer": {"outcome": "assigned", "assignment": hold, "replayed": False},
-        }
-        _rows(connection, KEEP, {"granted": Jsonb([granted]), "answered": Jsonb([])})
-        return made
-
-    @staticmethod
-    def _finish(
-        connection: psycopg.Connection[Any], agent: int, assignment: UUID, user: int
-    ) -> None:
-        said = {"assignment": assignment, "agent": agent, "user": user, "queue": QUEUE}
-        with connection.transaction():
-            found = _one(connection, FIND, said)
-            if (found["agent_id"], found["state"]) != (agent, "active"):
-                raise RuntimeError(f"agent {agent} does not hold it")
-            for statement in (END, TOLD, SCORE, LEAVE):
-                _rows(connection, statement, said)
-
-
-def _rows(
-    connection: psycopg.Connection[Any], statement: str | Statement, said: dict[str, Any]
-) -> psycopg.Cursor[Any]:
-    made = statement if isinstance(statement, Statement) else Statement(statement, {})
-    return connection.execute(made.sql.encode(), made.constants | said)
-
-
-def _one(
-    connection: psycopg.Connection[Any], statement: str | Statement, said: dict[str, Any]
-) -> dict[str, Any]:
-    found: dict[str, Any] | None = _rows(connection, statement, said).fetchone()
-    if found is None:
-        raise RuntimeError("nobody is left to claim: give more --users")
-    return found
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A statement of SQLAlchemy's as psycopg takes it, with the constants that stand in it."""
-
-    sql: str
-    constants: dict[str, Any]
-
-    @classmethod
-    def of(cls, statement: ClauseElement) -> Statement:
-        """Compiled once."""
-        made = statement.compile(dialect=PGDialect_psycopg())  # type: ignore[no-untyped-call]
-        return cls(str(made), {k: v for k, v in made.params.items() if v is not None})
-
-
-LOOK_UP = Statement.of(ledger._LOOK_UP)  # noqa: SLF001 - the same work is the point
-PLACES = Statement.of(claim._PLACES)  # noqa: SLF001
-KEEP = Statement.of(grants.KEEP)
-_HEAD = Statement.of(candidates._judged(UNSIGNED_USERS, 1))  # noqa: SLF001
-HEAD = replace(_HEAD, sql=_HEAD.sql.replace("LIMIT 1)", "LIMIT 1 FOR UPDATE SKIP LOCKED)"))
-FIND = "SELECT * FROM assignment.assignments WHERE id = %(assignment)s FOR UPDATE"
-END = (
-    "UPDATE assignment.assignments SET state = 'completed', version = version + 1,"
-    " ended_at = clock_timestamp(), ended_xid = pg_current_xact_id()::text::bigint,"
-    " outcome = 'no_answer' WHERE id = %(assignment)s AND state = 'active'"
-)
-TOLD = (
-    "INSERT INTO assignment.events (at, kind, term, queue, user_id, agent_id, assignment_id,"
-    " details) VALUES (clock_timestamp(), 'completed', 1, %(queue)s, %(user)s, %(agent)s,"
-    """ %(assignment)s, '{"outcome": "no_answer"}')"""
-)
-SCORE = (
-    "UPDATE user_call_scores SET current_score = current_score + 1,"
-    " total_attempts = total_attempts + 1, next_call_after = now() + interval '1 day',"
-    " last_call_at = now(), last_outcome = 'no_answer', updated_at = now()"
-    " WHERE user_id = %(user)s"
-)
-LEAVE = (
-    "UPDATE assignment.entries SET state = 'out', available_from = NULL, reason = 'completed'"
-    " WHERE generation_id IN (SELECT id FROM assignment.generations WHERE state = 'published')"
-    " AND user_id = %(user)s AND state <> 'out'"
-)
-
-
 def _given(answer: object) -> tuple[UUID, int]:
     match answer:
         case Assigned(assignment=held, replayed=False):
@@ -476,14 +204,6 @@ def lone(at: Servers, gateway_url: str, calls: int) -> list[tuple[str, list[floa
     return list(found.items())
 
 
-def merge(into: dict[str, Figures], figures: Figures) -> None:
-    """Add the figures of one more turn."""
-    kept = into.setdefault(figures.name, Figures(figures.name))
-    kept.claims += figures.claims
-    kept.waits += figures.waits
-    kept.both += figures.both
-
-
 async def together(
     at: Servers, port: int, settings: Settings, rounds: int, turns: int
 ) -> list[Figures]:
@@ -500,7 +220,8 @@ async def together(
             ways = [one_by_one(client), coalesced(client), over_http(connections)]
             for _ in range(turns):
                 merge(found, await measure(skip_locked.way(), rounds))
-                merge(found, await asyncio.to_thread(measure_tasks, plain(at.redis_url), rounds))
+                for tasks in (same_work.plain_celery(at.redis_url), plain(at.redis_url)):
+                    merge(found, await asyncio.to_thread(measure_tasks, tasks, rounds))
                 for way in ways:
                     merge(found, await measure(way, rounds))
     finally:
@@ -510,7 +231,7 @@ async def together(
 
 @contextmanager
 def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
-    """A sequencer, a gateway and two workers for the no-op task."""
+    """A sequencer, a gateway, and Celery's own workers: for the no-op task, for the same work."""
     environment = os.environ | {  # noqa: TID251 - handed on
         "DATABASE_URL": at.database_url,
         "REDIS_URL": at.redis_url,
@@ -525,6 +246,7 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
         for name, command in (
             ("sequencer", [*ours, "sequencer"]),
             ("gateway", [*ours, "gateway"]),
+            ("same-work", [sys.executable, "-m", "celery", *same_work.WORKER, "-Q", "same_work"]),
             *(
                 (f"no-op-{pool}", [*no_op_worker, "--pool", pool, "-Q", f"no_op_{pool}"])
                 for pool in POOLS
@@ -596,7 +318,7 @@ def show_lone(runs: list[list[tuple[str, list[float]]]]) -> None:
 
 def show_together(found: list[Figures]) -> None:
     """Medians of the rounds, and how many times the others' figures they are."""
-    alone, plainly = (statistics.median(each.claims) for each in found[:2])
+    alone, plainly, ours = (statistics.median(each.claims) for each in found[:3])
     rows = []
     for each in found:
         rate = statistics.median(each.claims)
@@ -607,12 +329,13 @@ def show_together(found: list[Figures]) -> None:
                 milliseconds(each.waits)[1],
                 f"{rate / alone:.1f}",
                 f"{rate / plainly:.1f}",
+                f"{rate / ours:.1f}",
                 f"{statistics.median(each.both):,.0f}",
             )
         )
     show(
         f"{AGENTS} agents at once",
-        ["", "claims/s", "p99 ms", "x SKIP LOCKED", "x plain", "with finish, /s"],
+        ["", "claims/s", "p99 ms", "x first", "x second", "x third", "with finish, /s"],
         rows,
     )
 

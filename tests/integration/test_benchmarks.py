@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from assignment_workers.policy.queues import UNSIGNED_USERS
-from benchmarks import requests
 from benchmarks.claim import measure
+from benchmarks.same_work import SkipLocked
 from tests.world import User, World
 
 
@@ -14,7 +14,7 @@ def test_eight_connections_claim_and_finish_as_we_do(world: World, database_url:
     world.add_agents(1, 2)
     world.add_users([User(each, each) for each in (11, 12, 13)])
     world.regenerate(UNSIGNED_USERS.queue)
-    peer = requests.SkipLocked(database_url, world.settings)
+    peer = SkipLocked(database_url, world.settings)
 
     async def both() -> list[int]:
         way = peer.way()
