@@ -282,7 +282,7 @@ class _Claim:
         found: Found,
         generation: int | None = None,
     ) -> Held:
-        hold = Held.model_construct(  # every value is of its type already
+        hold = Held(
             id=self.turn.new_id(),
             user_id=found.user_id,
             agent_id=request.agent_id,
