@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -133,8 +134,9 @@ def line(on: Engine) -> Line:
         return Line(for_turns(on), term=connection.execute(raised).scalar_one())
 
 
+@cache
 def for_turns(on: Engine) -> Engine:
-    """An engine as a sequencer has it, for as long as the other one is in use."""
+    """An engine as a sequencer has it, one for as long as the other one is in use."""
     made = connect(
         on.url.render_as_string(hide_password=False),
         name="benchmark turns",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -320,36 +320,38 @@ def test_a_generation_without_users_is_empty_and_one_user_with_no_claims_is_hand
     assert world.held(1).user_id == 1
 
 
-def test_what_a_claim_reads_does_not_grow_with_the_calls_that_have_ended(world: World) -> None:
+@pytest.fixture
+def sequencer(world: World) -> Iterator[Line]:
+    """The line as a sequencer's process has it."""
+    url = world.engine.url.render_as_string(hide_password=False)
+    limit = timedelta(seconds=30)
+    engine = connect(url, name="turns", statement_timeout=limit, whole_tables=False)
+    yield Line(engine, term=world.term)
+    engine.dispose()
+
+
+def test_what_a_claim_reads_does_not_grow_with_the_calls_that_have_ended(
+    world: World, sequencer: Line
+) -> None:
     agents = range(1, 65)
     world.add_agents(*agents)
     world.add_users(User(each, each) for each in range(1, 3_000))
     world.regenerate(UNSIGNED)
-    engine = connect(
-        world.engine.url.render_as_string(hide_password=False),
-        name="turns",
-        statement_timeout=timedelta(seconds=30),
-        whole_tables=False,
-    )
-    line = Line(engine, term=world.term)
-
-    def calls(rounds: int) -> int:
-        """What the last of so many rounds reads: all ask together, and nobody answers."""
-        before = 0
-        for number in range(rounds):
-            before = _read(world) if number == rounds - 1 else 0
-            asked = [world.request(agent) for agent in agents]
-            given = line.run(partial(_claim, world, asked))
-            moves = [Complete(owner(answer.assignment), "no_answer") for answer in given]
-            line.run(partial(_finish, world, moves))
-        return _read(world) - before
-
-    try:
-        few = calls(8)  # by now its statements keep their plans
-        many = calls(30)
-    finally:
-        engine.dispose()
+    few = _read_by_calls(world, sequencer, agents, rounds=8)  # by now the plans are kept
+    many = _read_by_calls(world, sequencer, agents, rounds=30)
     assert 0 < many < few * 1.5
+
+
+def _read_by_calls(world: World, line: Line, agents: Sequence[int], *, rounds: int) -> int:
+    """What the last of so many rounds reads: all ask together, and nobody answers."""
+    before = 0
+    for _ in range(rounds):
+        before = _read(world)
+        asked = [world.request(agent) for agent in agents]
+        given = line.run(partial(_claim, world, asked))
+        moves = [Complete(owner(answer.assignment), "no_answer") for answer in given]
+        line.run(partial(_finish, world, moves))
+    return _read(world) - before
 
 
 def _claim(world: World, asked: Sequence[Request], turn: Turn) -> list[Assigned]:
