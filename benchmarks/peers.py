@@ -24,11 +24,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from celery import Celery
 
 from assignment_workers.settings import Settings
 from benchmarks.same_work import CONNECTIONS, SkipLocked
-from benchmarks.ways import Figures, Tasks, Way, measure, merge
+from benchmarks.ways import Figures, Tasks, Way, application, measure, merge
 
 BARE_TABLE = """
 CREATE TABLE bare_queue (id bigint PRIMARY KEY, user_id bigint NOT NULL, rank bigint NOT NULL,
@@ -79,13 +78,7 @@ class Bare(SkipLocked):
                 raise RuntimeError(f"agent {agent} does not hold {user}")
 
 
-PLAIN = Celery("hand_out")
-PLAIN.conf.update(
-    broker_url=os.environ.get("REDIS_URL"),  # noqa: TID251 - the worker's door
-    result_backend=os.environ.get("REDIS_URL"),  # noqa: TID251
-    task_default_queue="hand_out",
-    broker_connection_retry_on_startup=True,
-)
+PLAIN = application("hand_out")
 WORKER = ("-A", "benchmarks.peers:PLAIN", "worker", "-P", "prefork", "-c", "2", "-O", "fair")
 WORKER_OPTIONS = ("-Q", "hand_out", "--without-gossip", "--without-mingle", "-l", "WARNING")
 _connections: list[psycopg.Connection[Any]] = []

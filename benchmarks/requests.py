@@ -25,7 +25,6 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from celery import Celery
 from celery.result import AsyncResult
 from sqlalchemy import Engine, text
 
@@ -50,18 +49,22 @@ from benchmarks.stage import (
     servers,
     show,
 )
-from benchmarks.ways import AGENTS, Figures, Tasks, Way, measure, measure_tasks, merge
+from benchmarks.ways import (
+    AGENTS,
+    Figures,
+    Tasks,
+    Way,
+    application,
+    measure,
+    measure_tasks,
+    merge,
+)
 
 LONG = timedelta(seconds=60)
 IN_TURN = 20
 """Calls of a lone caller, one way, before the next way has its turn."""
 
-NO_OP = Celery("no_op")
-NO_OP.conf.update(
-    broker_url=os.environ.get("REDIS_URL"),  # noqa: TID251 - the worker's door
-    result_backend=os.environ.get("REDIS_URL"),  # noqa: TID251
-    task_default_queue="no_op",
-)
+NO_OP = application("no_op")
 """What a lone request is compared with: Celery as it comes, on the same Valkey."""
 POOLS = ("solo", "prefork")
 """The sequencer's, which is quicker for one task at a time, and Celery's default."""

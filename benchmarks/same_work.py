@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
-from celery import Celery
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from sqlalchemy import ClauseElement
@@ -29,21 +28,16 @@ from assignment_workers.assignment import candidates, claim, grants, ledger
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
-from benchmarks.ways import Tasks, Way
+from benchmarks.ways import Tasks, Way, application
 
 T = TypeVar("T")
 
 CONNECTIONS = 8
 QUEUE = UNSIGNED_USERS.queue
 
-PLAIN = Celery("same_work")
-PLAIN.conf.update(
-    broker_url=os.environ.get("REDIS_URL"),  # noqa: TID251 - the worker's door
-    result_backend=os.environ.get("REDIS_URL"),  # noqa: TID251
-    task_default_queue="same_work",
-    broker_connection_retry_on_startup=True,
-)
+PLAIN = application("same_work")
 WORKER = ("-A", "benchmarks.same_work:PLAIN", "worker", "-c", "2", "-O", "fair", "-l", "WARNING")
+_SETTINGS = Settings.from_environment({})
 _connections: list[psycopg.Connection[Any]] = []
 
 
@@ -59,7 +53,7 @@ def _connection() -> psycopg.Connection[Any]:
 @PLAIN.task(name="take")
 def take_by_task(agent: int) -> list[Any]:
     """The agent, the assignment and the user."""
-    made, user = take(_connection(), agent, Settings.from_environment({}))
+    made, user = take(_connection(), agent, _SETTINGS)
     return [agent, str(made), user]
 
 

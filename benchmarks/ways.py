@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from celery import Celery
 from celery.result import AsyncResult, ResultSet
 
 AGENTS = 256
+
+
+def application(name: str) -> Celery:
+    """A Celery application as it comes, with a queue of its name; a worker has `REDIS_URL`."""
+    made = Celery(name)
+    url = os.environ.get("REDIS_URL")  # noqa: TID251 - the worker's door
+    made.conf.update(
+        broker_url=url,
+        result_backend=url,
+        task_default_queue=name,
+        broker_connection_retry_on_startup=True,
+    )
+    return made
 
 
 @dataclass

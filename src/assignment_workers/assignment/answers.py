@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -174,11 +174,6 @@ Answer = RequestAnswer | Finished | Done | Stated | Noted
 _ADAPTER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="outcome")])
 
 
-def to_json(answer: Answer) -> dict[str, Any]:
-    """The answer as JSON values; times in UTC with `Z`."""
-    return answer.model_dump(mode="json")
-
-
 def from_json(value: object) -> Answer:
-    """The answer that `to_json` wrote; raises `pydantic.ValidationError` for anything else."""
+    """The answer in these JSON values; raises `pydantic.ValidationError` for anything else."""
     return _ADAPTER.validate_python(value)
