@@ -31,6 +31,7 @@ from assignment_workers.settings import Settings
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
 from tests.processes import wait_until
+from tests.sessions import OTHERS, WAITING
 
 SETTINGS = Settings.from_environment({})
 FIND_FIRST = (
@@ -280,10 +281,7 @@ def test_a_run_that_is_killed_inside_a_transaction_is_taken_up_by_the_next(
                 wait_until(is_copying, "the run to be there")
                 blocking.execute(waits_for)
                 (waiting,) = wait_until(
-                    lambda: watching.execute(
-                        "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
-                        " WHERE NOT granted AND a.datname = current_database()"
-                    ).fetchone(),
+                    lambda: watching.execute(WAITING).fetchone(),
                     "it to wait for the lock",
                 )
                 if ended == "kill":
@@ -334,9 +332,7 @@ def test_a_run_that_is_killed_while_it_builds_an_index_is_taken_up_by_the_next(
         with subprocess.Popen([sys.executable, "-c", MOVE, url], stderr=subprocess.PIPE) as process:
             try:
                 wait_until(
-                    lambda: watching.execute(
-                        "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'virtualxid'"
-                    ).fetchone(),
+                    lambda: watching.execute(f"{WAITING} AND locktype = 'virtualxid'").fetchone(),
                     "it to wait with the index half built",
                 )
                 # The dialer promises, and is told of missed calls, meanwhile.
@@ -349,16 +345,10 @@ def test_a_run_that_is_killed_while_it_builds_an_index_is_taken_up_by_the_next(
                 process.kill()
         # Its server process would look for its client only once it no longer waits.
         watching.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted"
-            " AND locktype = 'virtualxid'"
+            f"SELECT pg_terminate_backend(pid) FROM ({WAITING} AND locktype = 'virtualxid') AS waiting"
         )
         wait_until(
-            lambda: (
-                watching.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                ).fetchone()
-                == (2,)
-            ),
+            lambda: watching.execute(f"SELECT count(*) {OTHERS}").fetchone() == (1,),
             "its connection to end",
         )
         assert watching.execute(left).fetchone() == (1,)
@@ -530,8 +520,8 @@ def test_a_rollback_gives_back_tables_on_which_the_old_statements_run(
     with pytest.raises(UsageError, match="a sequencer is running"):
         rollback(url)
     leader.close()
-    held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
-    wait_until(lambda: not rows(url, held), "the leader's lock to be free")
+    leads = f"SELECT pid {OTHERS} AND starts_with(application_name, 'assignment-workers sequencer')"
+    wait_until(lambda: not rows(url, leads), "the leader's lock to be free")
     with connected(url) as connection:
         # The agent of user 3 finished the call; user 11 is still on the phone.
         connection.execute(
@@ -620,8 +610,7 @@ def test_the_dialer_is_not_blocked_for_a_second_even_behind_a_long_transaction(
             while waits < 3 and time.monotonic() < ends:
                 is_waiting = bool(
                     watching.execute(
-                        "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' "
-                        "AND relation = %s::regclass",
+                        f"{WAITING} AND mode = 'AccessExclusiveLock' AND relation = %s::regclass",
                         [UNSIGNED],
                     ).fetchone()
                 )

@@ -24,6 +24,7 @@ from assignment_workers.client import (
 from assignment_workers.client.message import message
 from tests.client.worker import HELD, Worker, assigned
 from tests.processes import wait_until
+from tests.sessions import cut
 
 
 class Asker(threading.Thread):
@@ -136,9 +137,7 @@ def test_a_result_that_came_while_nobody_listened_is_read(worker: Worker) -> Non
     with Client.connect(worker.url) as client:
         asker = Asker(client, 1)
         taken = worker.take()
-        for each in worker.redis.client_list():
-            if int(each["psub"]):
-                worker.redis.client_kill_filter(_id=each["id"])
+        cut(worker.redis, which=lambda each: int(each["psub"]) > 0)
         worker.assign(taken)
         assert agent_of(asker.got()) == 1
 

@@ -44,7 +44,7 @@ def page_port() -> int:
     return free_port()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(
     postgres_server: str,
     migrated_template: str,

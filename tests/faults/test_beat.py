@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from tests.processes import Process, Stack, running, wait_until
+from tests.sessions import cut
 
 SHIPPED = (Path(__file__).parents[2] / "celeryconfig.py").read_text(encoding="utf-8")
 EVERY_SECOND = """
@@ -67,7 +68,7 @@ def test_a_beat_whose_connections_are_cut_goes_on_or_ends_to_be_started_again(
     process = beat()
     wait_until(lambda: len(fired(stack)) >= 2, "two messages")
     with redis.Redis.from_url(stack.redis_url) as broker:
-        broker.client_kill_filter(_type="normal", skipme=True)
+        cut(broker)
     before = len(fired(stack))
 
     def goes_on() -> bool:

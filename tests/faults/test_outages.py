@@ -23,6 +23,7 @@ from assignment_workers.runtime.home import Home
 from assignment_workers.schema.migrate import upgrade
 from tests.processes import Agents, Keeper, running, wait_until
 from tests.servers import OwnServer, wire
+from tests.sessions import END
 
 NUMBERS = itertools.count(1)
 
@@ -85,13 +86,7 @@ def test_hazard_d8_every_database_connection_is_cut_each_second(
                 for _ in range(8):
                     time.sleep(1)  # between one cut and the next
                     with stack.connection() as connection:
-                        connection.execute(
-                            text(
-                                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <>"
-                                " pg_backend_pid() AND datname = current_database()"
-                                " AND backend_type = 'client backend'"
-                            )
-                        )
+                        connection.execute(text(f"{END} AND backend_type = 'client backend'"))
                 served_again(agents, within=30)
         assert all(isinstance(each, Unavailable) for each in agents.unanswered)
         stack.assert_healthy()

@@ -21,6 +21,7 @@ from sqlalchemy import text
 from assignment_workers.client import Assigned
 from assignment_workers.sequencer.term import SILENCE
 from tests.processes import Agents, Process, Stack, running, wait_until
+from tests.sessions import END
 
 
 @pytest.fixture
@@ -127,10 +128,7 @@ def test_the_lock_connection_is_lost_and_the_leader_leaves(stack: Stack) -> None
     term = stack.wait_for_leader()
     with stack.connection() as connection:
         connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE application_name LIKE 'assignment-workers sequencer %'"
-            )
+            text(f"{END} AND application_name LIKE 'assignment-workers sequencer %'")
         )
     assert leader.popen.wait(20) != 0
     stack.start("sequencer")
@@ -141,12 +139,7 @@ def test_a_turn_whose_connection_is_cut_is_done_again_in_place(stack: Stack) -> 
     stack.start("sequencer")
     client = stack.built()
     with stack.connection() as connection:
-        connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE application_name = 'assignment-workers turns'"
-            )
-        )
+        connection.execute(text(f"{END} AND application_name = 'assignment-workers turns'"))
     assert isinstance(client.request_next(26), Assigned)
     stack.assert_healthy()
 

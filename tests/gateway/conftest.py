@@ -1,4 +1,4 @@
-"""One stack with a gateway for all tests of this folder."""
+"""One stack with a gateway for all tests of this folder; it lasts for the whole run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(
     postgres_server: str,
     migrated_template: str,

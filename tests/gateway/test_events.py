@@ -26,16 +26,14 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway, free_port
 from tests.processes import wait_until
+from tests.sessions import END, OTHERS
 
 INSERT = (
     "INSERT INTO assignment.events (at, kind, agent_id, details)"
     ' SELECT clock_timestamp(), :kind, :agent, \'{"error": "not shown", "rank": 1}\''
     " FROM generate_series(1, :count)"
 )
-LISTENING = (
-    "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-    " AND application_name = 'assignment-workers gateway live'"
-)
+LISTENING = f"SELECT pid {OTHERS} AND application_name = 'assignment-workers gateway live'"
 
 
 def leave(gateway: Gateway, kind: str = "renewed", *, agent: int = 90, count: int = 1) -> None:
@@ -258,9 +256,7 @@ def test_a_database_that_goes_while_a_reader_catches_up_loses_no_event(gateway: 
         statement_timeout=timedelta(seconds=10),
         pool_size=2,
     )
-    kill = (
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = :n"
-    )
+    kill = f"SELECT count(*) FROM ({END} AND application_name = :n) AS ended"
 
     async def body(_: Live) -> None:
         parts = Live(own, gateway.stack.database_url)

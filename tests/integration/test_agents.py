@@ -14,6 +14,7 @@ from assignment_workers.assignment.reassign import reassign
 from assignment_workers.schema.tables import AgentStates
 from assignment_workers.settings import by_team
 from tests.integration.test_offers import accept, breaches, seen, state_of
+from tests.sessions import WAITING
 from tests.world import HOUR, SECOND, UNSIGNED, User, World, owner
 
 MINUTE = 60 * SECOND
@@ -156,9 +157,7 @@ def test_a_break_between_claim_and_accept_takes_the_offer_or_keeps_the_work(
             agents.state(turn, 1, BREAK)
         else:
             finish.accept(turn, owner(hold), settings=desk.settings)
-        while not turn.connection.execute(
-            text("SELECT 1 FROM pg_locks WHERE NOT granted LIMIT 1")
-        ).first():
+        while not turn.connection.execute(text(WAITING)).first():
             assert other.is_alive()
     other.join()
     (answer,) = said

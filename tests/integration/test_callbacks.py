@@ -18,13 +18,10 @@ from assignment_workers.assignment.status import status
 from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.queues import POLICIES, policies
 from tests.processes import wait_until
+from tests.sessions import WAITING
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
 
 MINUTE = timedelta(minutes=1)
-WAITING = (
-    "SELECT count(*) FROM pg_locks WHERE NOT granted AND database ="
-    " (SELECT oid FROM pg_database WHERE datname = current_database())"
-)
 
 
 @pytest.fixture
@@ -280,7 +277,7 @@ def test_two_writers_who_promise_at_once_follow_each_other(world: World) -> None
         with ThreadPoolExecutor() as threads:
             second = threads.submit(world.execute, promise_one)
             wait_until(
-                lambda: world.value(WAITING) > 0,
+                lambda: world.column(WAITING),
                 "the second writer to wait for the first",
             )
             first.commit()

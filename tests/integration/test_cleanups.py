@@ -17,6 +17,7 @@ from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.purge import prune_history, purge_generations
 from assignment_workers.policy.queues import POLICIES
 from tests.processes import wait_until
+from tests.sessions import WAITING
 from tests.world import (
     BOTH,
     DAY,
@@ -196,8 +197,7 @@ def waits_holding(world: World, work: Callable[[], object], blocked: int, free: 
     with world.engine.connect() as holder, world.engine.connect() as other:
         holder.execute(lock, {"user": blocked})
         thread.start()
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        wait_until(lambda: world.value(waiting) == 1, "the work to wait")
+        wait_until(lambda: world.column(WAITING), "the work to wait")
         other.execute(lock, {"user": free})
     thread.join(10)
     assert not thread.is_alive()

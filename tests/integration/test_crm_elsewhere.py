@@ -32,6 +32,7 @@ from assignment_workers.runtime.home import Home
 from assignment_workers.schema.crm import MAPPINGS, ClaimRequirement, CrmUser
 from tests.elsewhere import OtherCrm
 from tests.servers import MARIADB, Maria, free_port, wire
+from tests.sessions import END
 from tests.world import OUTSTANDING, UNSIGNED, User, World, opened, outstanding
 
 NUMBERS = itertools.count(1)
@@ -380,12 +381,7 @@ def test_a_connection_that_the_server_closed_is_not_the_crm_being_away(
             for number in others.all():
                 connection.execute(text(f"KILL {number}"))
         else:
-            connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-            )
+            connection.execute(text(END))
     assert world.held(2).user_id == 1
 
 

@@ -27,6 +27,7 @@ from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.term import APPLICATION, Candidacy
 from assignment_workers.settings import Settings
 from tests.processes import wait_until
+from tests.sessions import WAITING
 from tests.world import HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
 
 OTHER = "outstanding"
@@ -72,13 +73,9 @@ def locked(world: World, lane: str) -> Iterator[None]:
 def waits(world: World, what: Callable[[], object], lane: str) -> bool:
     """Whether this waits for the end of the lane's turn; it is done when this returns."""
     thread = threading.Thread(target=what)
-    sql = (
-        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        " AND datname = current_database()"
-    )
     with locked(world, lane):
         thread.start()
-        wait_until(lambda: not thread.is_alive() or world.value(sql), "it to end or to wait")
+        wait_until(lambda: not thread.is_alive() or world.column(WAITING), "it to end or to wait")
         waited = thread.is_alive()
     thread.join(20)
     assert not thread.is_alive()

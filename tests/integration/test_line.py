@@ -15,12 +15,12 @@ from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.sequencer.line import Line
 from tests.processes import wait_until
+from tests.sessions import WAITING
 from tests.world import HOUR, SECOND, World
 
 
 def waits(world: World) -> bool:
-    sql = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    return bool(world.value(sql + " AND datname = current_database()"))
+    return bool(world.column(WAITING))
 
 
 @pytest.mark.parametrize("changed", [True, False], ids=["commits", "rolls back"])

@@ -15,6 +15,7 @@ from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.heartbeats import beat
 from assignment_workers.assignment.history import judge
 from assignment_workers.schema.tables import AgentStates
+from tests.sessions import WAITING
 from tests.world import HOUR, SECOND, UNSIGNED, User, World, owner
 
 
@@ -198,9 +199,7 @@ def test_an_offer_accepted_at_the_moment_of_its_lapse_is_work_or_ended_never_bot
             finish.accept(turn, owner(hold), settings=desk.settings)
         else:
             expire(turn, settings=desk.settings)
-        while not turn.connection.execute(
-            text("SELECT 1 FROM pg_locks WHERE NOT granted LIMIT 1")
-        ).first():
+        while not turn.connection.execute(text(WAITING)).first():
             assert other.is_alive()
     other.join()
     if first == "accept":

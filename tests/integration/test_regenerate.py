@@ -18,6 +18,7 @@ from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.purge import purge_generations
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.policy.queues import POLICIES
+from tests.sessions import END
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, Place, User, World, outstanding, owner
 
 READY = {1: "ready", 2: "ready", 3: "ready"}
@@ -51,10 +52,7 @@ def interrupted(world: World, statement: str, by: Callable[[], object]) -> Itera
 
 def cut_off(world: World) -> None:
     """End every other connection to this database, as when its process is killed."""
-    world.column(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    world.column(END)
 
 
 def generations(world: World) -> list[tuple[Any, ...]]:
