@@ -12,7 +12,8 @@ from sqlalchemy import Engine, text
 
 from assignment_workers.assignment.answers import Assigned, RequestAnswer
 from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.finish import Owner, complete
+from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.moves import Complete, Owner
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
@@ -64,9 +65,8 @@ def give_up(sequence: Line, given: list[Assigned]) -> None:
     """End these holds, outside of what is measured."""
 
     def turn(turn: Turn) -> None:
-        for each in given:
-            owner = Owner(each.assignment.id, each.assignment.agent_id, None)
-            complete(turn, owner, "no_answer", notes=None, callback_at=None)
+        owners = [Owner(each.assignment.id, each.assignment.agent_id) for each in given]
+        finish(turn, [Complete(owner, "no_answer") for owner in owners])
 
     sequence.run(turn)
 

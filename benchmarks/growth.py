@@ -19,7 +19,8 @@ from sqlalchemy import Engine, text
 
 from assignment_workers.assignment.answers import Assigned
 from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.finish import Owner, release
+from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.moves import Owner, Release
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
@@ -122,7 +123,7 @@ def one(sequence: Line, settings: Settings) -> float:
         pass  # it took many out, and the line breathes between
     seconds = time.perf_counter() - began
     owner = Owner(answer.assignment.id, AGENT, answer.assignment.version)
-    sequence.run(lambda turn: release(turn, owner))
+    sequence.run(lambda turn: finish(turn, [Release(owner)]))
     return seconds
 
 

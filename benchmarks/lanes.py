@@ -32,9 +32,10 @@ from sqlalchemy import Engine, text
 from assignment_workers.assignment.answers import Assigned
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import examine
-from assignment_workers.assignment.finish import Complete, Move, Owner, Release, finish
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.lanes import ONE_LANE, VARIABLE, Lanes, lanes_of
+from assignment_workers.assignment.moves import Complete, Move, Owner, Release
 from assignment_workers.assignment.request import Request
 from assignment_workers.client import AsyncClient, commands
 from assignment_workers.client.reading import as_request_answer

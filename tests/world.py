@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Engine, text
 
-from assignment_workers.assignment import finish, jobs
+from assignment_workers.assignment import jobs
 from assignment_workers.assignment.answers import (
     Assigned,
     CommandAnswer,
@@ -24,7 +24,9 @@ from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import examine
 from assignment_workers.assignment.expire import expire
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.jobs import Counts, Job, Work
+from assignment_workers.assignment.moves import Complete, Move, Owner, Release, Skip
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.assignment.request import Request
@@ -332,14 +334,18 @@ class World:
         assert not given.replayed
         return given.assignment
 
+    def move(self, move: Move) -> FinishAnswer:
+        """The answer to one move, in a turn of its own."""
+        return self.run(finish, [move])[0]
+
     def complete(self, hold: Held, outcome: str = "no_answer", **said: Any) -> FinishAnswer:
-        return self.run(finish.complete, owner(hold), outcome, **said)
+        return self.move(Complete(owner(hold), outcome, **said))
 
     def skip(self, hold: Held) -> FinishAnswer:
-        return self.run(finish.skip, owner(hold), settings=self.settings)
+        return self.move(Skip(owner(hold), self.settings.skip_everyone))
 
     def release(self, hold: Held) -> FinishAnswer:
-        return self.run(finish.release, owner(hold))
+        return self.move(Release(owner(hold)))
 
     def expire(self) -> int:
         """End the lapsed holds: how many there were."""
@@ -379,9 +385,9 @@ class World:
             return [each.check for each in examine(connection) if not each.ok]
 
 
-def owner(hold: Held, *, agent: int | None = None, version: int | None = None) -> finish.Owner:
+def owner(hold: Held, *, agent: int | None = None, version: int | None = None) -> Owner:
     """Who a word about this hold comes from: its agent with its version, unless said otherwise."""
-    return finish.Owner(hold.id, agent or hold.agent_id, version or hold.version)
+    return Owner(hold.id, agent or hold.agent_id, version or hold.version)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from assignment_workers.adoption.inspect import Report, inspect
+from assignment_workers.adoption.findings import Report
+from assignment_workers.adoption.inspect import inspect
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import driver_url

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from assignment_workers.gateway import abandoned, callers, limits, live, serve, stream
+from assignment_workers.gateway import abandoned, callers, feed, limits, live, serve, stream
 from assignment_workers.gateway.bodies import TIMEOUT_MS_MOST
 from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway
@@ -84,7 +84,7 @@ def test_its_settings_are_settings_with_these_defaults() -> None:
         f"{live.READERS:,} streams",
         f"{live.READERS_OF_ONE} by one agent's token",
         f"{live.BUFFERED:,} events",
-        f"more than {live.BEHIND_AT_MOST:,}",
+        f"more than {feed.BEHIND_AT_MOST:,}",
         f"every {stream.BEAT_SECONDS:g} seconds",
         f"{stream.BEAT_SECONDS:g} more",
         f"for {serve.STALLED_SECONDS} seconds",

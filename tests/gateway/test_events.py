@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.gateway import callers, live, tokens
+from assignment_workers.gateway import callers, feed, live, tokens
 from assignment_workers.gateway import stream as streaming
 from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.bodies import LiveEvent
-from assignment_workers.gateway.live import Live, Reader, Sight
+from assignment_workers.gateway.feed import Sight
+from assignment_workers.gateway.live import Live, Reader
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.gateway.stream import EventStream
 from assignment_workers.schema.engine import connect
@@ -249,7 +250,7 @@ def test_a_lost_database_connection_loses_no_event(gateway: Gateway) -> None:
 
 def test_a_database_that_goes_while_a_reader_catches_up_loses_no_event(gateway: Gateway) -> None:
     last = stored(gateway, 0)[-1]
-    leave(gateway, "renewed", agent=96, count=live.PAGE + 100)
+    leave(gateway, "renewed", agent=96, count=feed.PAGE + 100)
     own = connect(
         gateway.stack.database_url,
         name="catching up",
@@ -263,7 +264,7 @@ def test_a_database_that_goes_while_a_reader_catches_up_loses_no_event(gateway: 
         async with reading(parts, Sight(96), last) as reader:
             seen = ids(await reader.more(5))
             assert gateway.stack.value(kill, n="catching up") >= 1
-            while len(seen) < live.PAGE + 100:
+            while len(seen) < feed.PAGE + 100:
                 seen += ids(await reader.more(0.1))
         assert seen == [number for number in stored(gateway, last) if number in set(seen)]
 

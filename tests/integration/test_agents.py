@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.assignment import agents, finish
+from assignment_workers.assignment import agents
 from assignment_workers.assignment.answers import Assigned, Code, Done, Refused, Stated
+from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.moves import Accept
 from assignment_workers.assignment.reassign import reassign
 from assignment_workers.schema.tables import AgentStates
 from assignment_workers.settings import by_team
@@ -146,7 +148,7 @@ def test_a_break_between_claim_and_accept_takes_the_offer_or_keeps_the_work(
 
     def second() -> None:
         if first == "break":
-            said.append(desk.run(finish.accept, owner(hold), settings=desk.settings))
+            said.append(desk.move(Accept(owner(hold), desk.settings.lease)))
         else:
             said.append(desk.run(agents.state, 1, BREAK))
 
@@ -156,7 +158,7 @@ def test_a_break_between_claim_and_accept_takes_the_offer_or_keeps_the_work(
         if first == "break":
             agents.state(turn, 1, BREAK)
         else:
-            finish.accept(turn, owner(hold), settings=desk.settings)
+            finish(turn, [Accept(owner(hold), desk.settings.lease)])
         while not turn.connection.execute(text(WAITING)).first():
             assert other.is_alive()
     other.join()

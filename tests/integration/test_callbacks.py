@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from assignment_workers.assignment import finish
 from assignment_workers.assignment.answers import Assigned, Empty, Finished, Held, Paused
 from assignment_workers.assignment.claim import claim
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.history import check
+from assignment_workers.assignment.moves import Complete
 from assignment_workers.assignment.pause import pause
 from assignment_workers.assignment.status import status
 from assignment_workers.policy.calling import CallingRules
@@ -466,7 +467,7 @@ def test_a_callback_that_another_ended_meanwhile_stays_as_it_is(world: World) ->
     user, world.now = promise(world)
     hold: Held = world.held(1)
     world.execute("UPDATE callbacks SET status = 'cancelled'")
-    answer = world.run(finish.finish, [finish.Complete(owner(hold), "no_answer")])[0]
+    answer = world.run(finish, [Complete(owner(hold), "no_answer")])[0]
     assert isinstance(answer, Finished)
     assert callback(world, user)["status"] == "cancelled"
     unbroken(world)

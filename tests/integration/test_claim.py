@@ -15,7 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from assignment_workers.assignment.answers import Assigned, Empty, Unavailable
 from assignment_workers.assignment.candidates import INELIGIBLE_AT_MOST
 from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.finish import Complete, finish
+from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.moves import Complete
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import StaleTerm

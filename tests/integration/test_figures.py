@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 from assignment_workers.assignment import doctor
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.figures import Figures, figures
-from assignment_workers.assignment.finish import release
+from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.moves import Release
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.telemetry import RACES
@@ -33,7 +34,7 @@ def busy(world: World) -> World:
     world.complete(holds[1])
     world.skip(holds[2])
     world.release(holds[3])
-    assert isinstance(world.run(release, owner(holds[3], agent=4)), Refused)
+    assert isinstance(world.move(Release(owner(holds[3], agent=4))), Refused)
     world.execute(
         "UPDATE assignment.assignments SET claimed_at = now() - interval '10 min',"
         " lease_expires_at = now() - interval '1 s' WHERE agent_id = 5"
@@ -218,7 +219,7 @@ def test_a_race_is_told_in_the_log_with_everything_once_it_is_committed(busy: Wo
     hold = busy.held(6)
     before = RACES.labels("not_owner")._value.get()
     with capture_logs() as lines:
-        answer = busy.run(release, owner(hold, agent=7))
+        answer = busy.move(Release(owner(hold, agent=7)))
     assert isinstance(answer, Refused)
     assert answer.code == Code.NOT_OWNER
     (line,) = [each for each in lines if each["event"] == RACE]
@@ -244,7 +245,7 @@ def test_a_race_of_a_turn_that_is_rolled_back_is_not_told(busy: World) -> None:
     hold = busy.held(6)
 
     def fail(turn: Turn) -> None:
-        release(turn, owner(hold, agent=7))
+        finish(turn, [Release(owner(hold, agent=7))])
         raise ZeroDivisionError
 
     with capture_logs() as lines, pytest.raises(ZeroDivisionError):

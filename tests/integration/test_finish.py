@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
-from assignment_workers.assignment import finish
 from assignment_workers.assignment.answers import Code, Empty, FinishAnswer, Finished, Held, Refused
+from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.moves import Complete, Move, Owner, Release, Renew, Skip
 from assignment_workers.policy.outcomes import OUTCOMES, overridden
 from tests.world import DAY, HOUR, SECOND, UNSIGNED, User, World, owner
 
@@ -170,17 +171,17 @@ def test_a_wrong_outcome_is_refused_and_changes_nothing(world: World, hold: Held
 WAYS = ("completed", "skipped", "released", "renewed")
 
 
-def say(world: World, way: str, who: finish.Owner) -> FinishAnswer:
+def say(world: World, way: str, who: Owner) -> FinishAnswer:
     """This word about a hold, in a turn of its own."""
     match way:
         case "completed":
-            return world.run(finish.complete, who, "no_answer")
+            return world.move(Complete(who, "no_answer"))
         case "skipped":
-            return world.run(finish.skip, who, settings=world.settings)
+            return world.move(Skip(who, world.settings.skip_everyone))
         case "released":
-            return world.run(finish.release, who)
+            return world.move(Release(who))
         case _:
-            return world.run(finish.renew, who, settings=world.settings)
+            return world.move(Renew(who, world.settings.lease))
 
 
 ENDS = ("completed", "skipped", "released")
@@ -194,7 +195,7 @@ def test_hazard_b10_a_foreign_stale_or_unknown_word_is_refused_and_recorded(
     words = {
         Code.NOT_OWNER: owner(hold, agent=2),
         Code.STALE_VERSION: owner(hold, version=2),
-        Code.UNKNOWN_ASSIGNMENT: finish.Owner(UUID(int=1), 1, 1),
+        Code.UNKNOWN_ASSIGNMENT: Owner(UUID(int=1), 1, 1),
     }
     for code, who in words.items():
         assert refused(say(world, way, who)) == code
@@ -237,9 +238,9 @@ def test_completing_again_with_another_outcome_is_refused(world: World, hold: He
 
 
 def test_a_version_may_be_left_out(world: World, hold: Held) -> None:
-    anyone = finish.Owner(hold.id, hold.agent_id)
+    anyone = Owner(hold.id, hold.agent_id)
     for replayed in (False, True):
-        answer = world.run(finish.release, anyone)
+        answer = world.move(Release(anyone))
         assert isinstance(answer, Finished)
         assert answer.replayed is replayed
 
@@ -322,22 +323,22 @@ def test_a_score_row_that_is_gone_is_made_again(world: World) -> None:
     assert world.rows(sql) == [(1, 1, 1)]
 
 
-def moves_of(world: World, holds: list[Held], chance: Random) -> list[finish.Move]:
+def moves_of(world: World, holds: list[Held], chance: Random) -> list[Move]:
     """What agents could say about these holds in one moment, some of it twice and some of it wrong."""
-    moves: list[finish.Move] = []
+    moves: list[Move] = []
     for _ in range(chance.randint(2, 12)):
         hold = chance.choice(holds)
         agent = chance.choices([hold.agent_id, 3], [6, 1])[0]
         version = chance.choices([1, 2, None], [6, 1, 2])[0]
-        who = finish.Owner(chance.choices([hold.id, UUID(int=1)], [9, 1])[0], agent, version)
+        who = Owner(chance.choices([hold.id, UUID(int=1)], [9, 1])[0], agent, version)
         outcome = chance.choice(["no_answer", "no_claim", "call_back", "bad_number", "nonsense"])
         callback_at = chance.choice([None, world.now + HOUR, world.now - HOUR])
-        may: list[finish.Move] = [
-            finish.Complete(who, outcome, chance.choice([None, "said so"]), callback_at),
-            finish.Complete(who, "hung_up"),
-            finish.Skip(who, world.settings.skip_everyone),
-            finish.Release(who),
-            finish.Renew(who, chance.choice([SECOND, HOUR])),
+        may: list[Move] = [
+            Complete(who, outcome, chance.choice([None, "said so"]), callback_at),
+            Complete(who, "hung_up"),
+            Skip(who, world.settings.skip_everyone),
+            Release(who),
+            Renew(who, chance.choice([SECOND, HOUR])),
         ]
         moves.append(chance.choice(may))
     return moves
@@ -374,13 +375,13 @@ class _Undone(Exception):
 
 
 def effects(
-    world: World, lists: list[list[finish.Move]]
+    world: World, lists: list[list[Move]]
 ) -> tuple[list[Finished | Refused], list[list[str]]]:
     """The answers, and every row as it then stands; all of it undone afterwards."""
     try:
         with world.turn() as given:
             turn = replace(given, randomness=Random(5))
-            answers = [each for moves in lists for each in finish.finish(turn, moves)]
+            answers = [each for moves in lists for each in finish(turn, moves)]
             stand = [
                 turn.connection.execute(
                     text(f"SELECT to_jsonb(t) - 'ended_xid' - {less} FROM {each} t")
@@ -411,8 +412,8 @@ def test_many_moves_cost_as_many_statements_as_one(world: World) -> None:
     counts = []
     for some in (holds[:1], holds[1:]):
         sent.clear()
-        moves = [finish.Complete(owner(hold), "no_answer") for hold in some]
-        assert all(isinstance(each, Finished) for each in world.run(finish.finish, moves))
+        moves = [Complete(owner(hold), "no_answer") for hold in some]
+        assert all(isinstance(each, Finished) for each in world.run(finish, moves))
         counts.append(len(sent))
     assert counts == [3, 3]
 
@@ -430,8 +431,8 @@ def test_a_review_is_asked_for_at_the_third_call_that_nobody_answers(world: Worl
 
 def test_an_overridden_outcome_has_its_own_score_and_delay(world: World, hold: Held) -> None:
     outcomes = overridden({"no_answer": {"score": 7, "delay_seconds": 60}})
-    moves = [finish.Complete(owner(hold), "no_answer")]
-    assert isinstance(world.run(finish.finish, moves, outcomes=outcomes)[0], Finished)
+    moves = [Complete(owner(hold), "no_answer")]
+    assert isinstance(world.run(finish, moves, outcomes=outcomes)[0], Finished)
     assert world.rows(
         "SELECT current_score, next_call_after AT TIME ZONE 'UTC' FROM user_call_scores"
         " WHERE user_id = 1"

@@ -12,10 +12,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from assignment_workers.assignment import agents, convert, discover, finish, pause
+from assignment_workers.assignment import agents, convert, discover, pause
 from assignment_workers.assignment.answers import Assigned, Done, Finished, Held, Paused, TooLate
 from assignment_workers.assignment.bars import do_not_contact, lift
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.history import check, judge
+from assignment_workers.assignment.moves import (
+    Accept,
+    Close,
+    Complete,
+    Defer,
+    Owner,
+    Release,
+    Renew,
+)
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.records import RECORDS
 from assignment_workers.assignment.replay import Breach
@@ -53,7 +63,7 @@ class Run(World):
         return super().held(agent, queue)
 
     def renew(self, hold: Held) -> None:
-        renewed = self.run(finish.renew, owner(hold), settings=self.settings)
+        renewed = self.move(Renew(owner(hold), self.settings.lease))
         assert isinstance(renewed, Finished)
 
 
@@ -69,7 +79,7 @@ def run(module_database_url: str) -> Iterator[Run]:
 def let_lapse(run: Run) -> None:
     """Work expires, an offer lapses; who is on break and back lets go of one that is deferred."""
     work = run.held(5)
-    run.run(finish.accept, owner(work), settings=run.settings)
+    run.move(Accept(owner(work), run.settings.lease))
     run.renew(work)
     run.now += run.settings.lease
     assert run.expire() == 1
@@ -78,8 +88,8 @@ def let_lapse(run: Run) -> None:
     assert run.expire() == 1
     run.run(agents.state, 5, AgentStates.BREAK, why="lunch")
     run.run(agents.state, 5, AgentStates.AVAILABLE)
-    run.run(finish.defer, owner(run.held(5)), settings=run.settings, rest=2 * HOUR, why="at work")
-    run.run(finish.close, owner(run.held(5)), "moved abroad")
+    run.move(Defer(owner(run.held(5)), run.settings.defer_maximum, rest=2 * HOUR, why="at work"))
+    run.move(Close(owner(run.held(5)), "moved abroad"))
 
 
 def work(run: Run, database_url: str) -> None:
@@ -146,8 +156,8 @@ def keep_promises(run: Run) -> None:
         run.complete(run.held(2), "call_back", callback_at=run.now + 5 * SECOND)
         run.now += 5 * SECOND
         if outcome == "might_complete":
-            retried = finish.Complete(owner(run.held(2)), "no_answer", retry=SECOND)
-            run.run(finish.finish, [retried])
+            retried = Complete(owner(run.held(2)), "no_answer", retry=SECOND)
+            run.run(finish, [retried])
         back = run.held(2)
         assert back.source == "callback"
         run.complete(back, outcome)
@@ -221,7 +231,7 @@ class Forger:
         turn = Turn(self.connection, self.run.now + SECOND, self.run.term)
         publish(turn, 7)
         held = self.connection.execute(text(f"SELECT id FROM {A} WHERE {HELD}")).scalar_one()
-        done = finish.release(turn, finish.Owner(held, 9))
+        (done,) = finish(turn, [Release(Owner(held, 9))])
         assert isinstance(done, Finished)
 
 

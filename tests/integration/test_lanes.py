@@ -15,9 +15,10 @@ from sqlalchemy import text
 from assignment_workers.assignment.answers import Assigned, Empty, Finished, RequestAnswer
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.finish import Owner, release, skip
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes, lanes_of
+from assignment_workers.assignment.moves import Owner, Release, Skip
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.status import sequencer_statuses
 from assignment_workers.assignment.turn import OtherLanes, Turn
@@ -155,8 +156,8 @@ def test_who_has_waited_long_enough_in_another_lane_comes_first(served: World) -
     for agent in (1, 2):
         answer = ask(served, default, agent)
         assert isinstance(answer, Assigned)
-        owner = Owner(answer.assignment.id, agent)
-        default.run(partial(skip, owner=owner, settings=served.settings))
+        skip = Skip(Owner(answer.assignment.id, agent), served.settings.skip_everyone)
+        default.run(partial(finish, moves=[skip]))
     served.execute(
         "UPDATE assignment.entries SET available_from = now() - interval '1 s' WHERE user_id = 11"
         " AND state = 'waiting'"
@@ -213,10 +214,10 @@ def test_a_finish_that_comes_to_another_lane_waits_for_the_users_own(served: Wor
     owner = Owner(answer.assignment.id, 1)
     other = line(served, OTHER)
 
-    def finish() -> None:
-        done.append(other.run(lambda turn: release(turn, owner)))
+    def release() -> None:
+        done.extend(other.run(lambda turn: finish(turn, [Release(owner)])))
 
-    assert waits(served, finish, DEFAULT_LANE)
+    assert waits(served, release, DEFAULT_LANE)
     assert isinstance(done[0], Finished)
     assert served.unhealthy() == []
 

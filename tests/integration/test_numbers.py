@@ -16,7 +16,7 @@ from assignment_workers.assignment import agents as standing
 from assignment_workers.assignment import doctor
 from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.assignment.finish import accept, close, release
+from assignment_workers.assignment.moves import Accept, Close, Release
 from assignment_workers.gateway.dashboard import views
 from assignment_workers.gateway.dashboard.render import (
     duration,
@@ -89,14 +89,14 @@ def busy(world: World) -> World:
     world.regenerate()
     holds = {agent: world.held(agent) for agent in range(1, 7)}
     world.held(7, OUTSTANDING)
-    world.run(accept, owner(holds[5]), settings=world.settings)
+    world.move(Accept(owner(holds[5]), world.settings.lease))
     for agent, state in enumerate(AgentStates, 5):
         world.run(standing.state, agent, state)
     world.complete(holds[1])
     world.skip(holds[2])
     world.skip(holds[3])
     world.release(holds[4])
-    world.run(release, owner(holds[4], agent=5))
+    world.move(Release(owner(holds[4], agent=5)))
     world.build()
     world.execute(
         "UPDATE assignment.requests SET received_at = answered_at - agent_id * interval '10 ms'"
@@ -424,7 +424,7 @@ def test_who_is_set_aside_and_who_is_not_to_be_contacted(busy: World, redis_url:
         busy.run(do_not_contact, phone=phone, reason="asked", by="ann")
     busy.run(do_not_contact, user=1, reason="asked", by="ann")
     for _ in range(2):
-        busy.run(close, owner(busy.held(3)), "moved abroad")
+        busy.move(Close(owner(busy.held(3)), "moved abroad"))
     busy.run(lift, BarKind.DO_NOT_CONTACT, phone="07700 900124", by="ann", why="another's")
     for view, kind in (
         (views.quarantine(), BarKind.QUARANTINE),

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.assignment import agents, finish
+from assignment_workers.assignment import agents
 from assignment_workers.assignment.answers import Code, Finished, Held, Noted, Refused
 from assignment_workers.assignment.expire import expire
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.heartbeats import beat
 from assignment_workers.assignment.history import judge
+from assignment_workers.assignment.moves import Accept, Renew
 from assignment_workers.schema.tables import AgentStates
 from tests.sessions import WAITING
 from tests.world import HOUR, SECOND, UNSIGNED, User, World, owner
@@ -29,7 +31,7 @@ def desk(world: World) -> World:
 
 
 def accept(world: World, hold: Held) -> Held:
-    answer = world.run(finish.accept, owner(hold), settings=world.settings)
+    answer = world.move(Accept(owner(hold), world.settings.lease))
     assert isinstance(answer, Finished), answer
     assert answer.outcome == "accepted"
     return answer.assignment
@@ -86,8 +88,8 @@ def test_an_offer_lapses_early_and_its_user_keeps_place_score_and_attempts(desk:
 def test_accepting_an_offer_makes_it_work_with_the_whole_lease(desk: World, how: str) -> None:
     hold = desk.held(1)
     desk.now = hold.lease_expires_at - SECOND
-    move: Any = finish.accept if how == "accept" else finish.renew
-    answer = desk.run(move, owner(hold), settings=desk.settings)
+    move = Accept if how == "accept" else Renew
+    answer = desk.move(move(owner(hold), desk.settings.lease))
     assert isinstance(answer, Finished)
     made = answer.assignment
     assert (made.accepted_at, made.version) == (desk.now, hold.version)
@@ -95,7 +97,7 @@ def test_accepting_an_offer_makes_it_work_with_the_whole_lease(desk: World, how:
     (told,) = desk.events("accepted")
     assert told["details"]["lease_expires_at"]
     desk.now += SECOND
-    again = desk.run(finish.accept, owner(hold), settings=desk.settings)
+    again = desk.move(Accept(owner(hold), desk.settings.lease))
     assert again == Finished(outcome="accepted", assignment=made, replayed=True)
     desk.now = made.lease_expires_at
     assert desk.expire() == 1
@@ -107,7 +109,7 @@ def test_an_offer_that_lapsed_is_not_accepted_any_more(desk: World) -> None:
     hold = desk.held(1)
     desk.now = hold.lease_expires_at
     desk.expire()
-    answer = desk.run(finish.accept, owner(hold), settings=desk.settings)
+    answer = desk.move(Accept(owner(hold), desk.settings.lease))
     assert isinstance(answer, Refused)
     assert answer.code == Code.NOT_ACTIVE
 
@@ -190,13 +192,13 @@ def test_an_offer_accepted_at_the_moment_of_its_lapse_is_work_or_ended_never_bot
         if first == "accept":
             said.append(desk.expire())
         else:
-            said.append(desk.run(finish.accept, owner(hold), settings=desk.settings))
+            said.append(desk.move(Accept(owner(hold), desk.settings.lease)))
 
     other = threading.Thread(target=second)
     with desk.turn() as turn:  # the other has to wait for this one's commit
         other.start()
         if first == "accept":
-            finish.accept(turn, owner(hold), settings=desk.settings)
+            finish(turn, [Accept(owner(hold), desk.settings.lease)])
         else:
             expire(turn, settings=desk.settings)
         while not turn.connection.execute(text(WAITING)).first():

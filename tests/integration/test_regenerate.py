@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from assignment_workers.assignment import finish, jobs
+from assignment_workers.assignment import jobs
 from assignment_workers.assignment.answers import Assigned, Code, Done, Finished, Refused
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
+from assignment_workers.assignment.moves import Complete, Skip
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.purge import purge_generations
 from assignment_workers.assignment.regenerate import regenerate
@@ -144,9 +146,9 @@ def test_an_end_that_commits_during_the_build_is_brought_in_although_it_came_bef
     ranked.now += SECOND
     with ranked.turn() as turn:
         if way == "complete":
-            finish.complete(turn, owner(hold), "no_answer")
+            finish(turn, [Complete(owner(hold), "no_answer")])
         else:
-            finish.skip(turn, owner(hold), settings=ranked.settings)
+            finish(turn, [Skip(owner(hold), ranked.settings.skip_everyone)])
         ranked.now += SECOND
         number = ranked.build()
     ranked.publish(number)

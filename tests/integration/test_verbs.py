@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from assignment_workers.assignment import details, finish
+from assignment_workers.assignment import details
 from assignment_workers.assignment.answers import Code, Done, Finished, Held, Refused
 from assignment_workers.assignment.bars import bars, lift
 from assignment_workers.assignment.explain import explain
+from assignment_workers.assignment.moves import Accept, Close, Defer, Owner
 from assignment_workers.schema.tables import BarKind
 from tests.integration.test_offers import breaches
 from tests.world import DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
@@ -26,7 +27,7 @@ def desk(world: World) -> World:
 
 
 def defer(world: World, hold: Any, **said: Any) -> Any:
-    return world.run(finish.defer, owner(hold), settings=world.settings, **said)
+    return world.move(Defer(owner(hold), world.settings.defer_maximum, **said))
 
 
 def passed_on(world: World, agent: int) -> Held:
@@ -128,10 +129,10 @@ def test_a_deferral_without_bounds_is_refused_and_changes_nothing(
 def test_a_closed_user_is_out_of_that_dialer_queue_until_an_operator_lifts_it(desk: World) -> None:
     hold = desk.held(1)
     promised(desk, 1)
-    answer = desk.run(finish.close, owner(hold), "moved abroad")
+    answer = desk.move(Close(owner(hold), "moved abroad"))
     ended = hold.model_copy(update={"state": "skipped", "version": 2})
     assert answer == Finished(outcome="closed", assignment=ended)
-    again = desk.run(finish.close, owner(hold), "moved abroad")
+    again = desk.move(Close(owner(hold), "moved abroad"))
     assert again == Finished(outcome="closed", assignment=ended, replayed=True)
     (told,) = desk.events("closed")
     assert (told["user_id"], told["queue"], told["details"]) == (
@@ -159,7 +160,7 @@ def test_a_closed_user_is_out_of_that_dialer_queue_until_an_operator_lifts_it(de
 
 
 def test_a_user_closed_in_one_dialer_queue_is_offered_in_the_other(desk: World) -> None:
-    desk.run(finish.close, owner(desk.held(1)), "not for us")
+    desk.move(Close(owner(desk.held(1)), "not for us"))
     desk.execute("UPDATE crm.users SET current_signature_file_id = 'file' WHERE id = 1")
     desk.execute("INSERT INTO crm.claim_requirements VALUES ('x', 10, 'payslip', 'PENDING', 'x')")
     desk.execute(
@@ -174,7 +175,7 @@ def test_a_user_closed_in_one_dialer_queue_is_offered_in_the_other(desk: World) 
 def test_a_build_that_began_before_the_close_does_not_bring_the_user_back(desk: World) -> None:
     hold = desk.held(1)
     number = desk.build()
-    desk.run(finish.close, owner(hold), "moved abroad")
+    desk.move(Close(owner(hold), "moved abroad"))
     desk.publish(number)
     assert desk.held(2).user_id == 2
     assert desk.states()[1] == "out"
@@ -185,7 +186,7 @@ def test_a_user_who_calls_in_though_closed_is_for_an_operator(desk: World) -> No
     missed(desk, 1)
     hold = desk.held(1)
     assert hold.source == "missed_call"
-    desk.run(finish.close, owner(hold), "moved abroad")
+    desk.move(Close(owner(hold), "moved abroad"))
     assert desk.column("SELECT status FROM missed_calls") == ["followed_up"]
     missed(desk, 1)
     assert desk.held(2).user_id == 2
@@ -196,12 +197,12 @@ def test_a_user_who_calls_in_though_closed_is_for_an_operator(desk: World) -> No
 def test_a_verb_of_somebody_else_or_with_another_version_is_refused(desk: World, verb: str) -> None:
     hold = desk.held(1)
 
-    def say(who: finish.Owner) -> Any:
+    def say(who: Owner) -> Any:
         if verb == "defer":
-            return desk.run(finish.defer, who, settings=desk.settings, rest=HOUR)
+            return desk.move(Defer(who, desk.settings.defer_maximum, rest=HOUR))
         if verb == "close":
-            return desk.run(finish.close, who, "moved abroad")
-        return desk.run(finish.accept, who, settings=desk.settings)
+            return desk.move(Close(who, "moved abroad"))
+        return desk.move(Accept(who, desk.settings.lease))
 
     assert say(owner(hold, agent=2)).code == Code.NOT_OWNER
     assert say(owner(hold, version=2)).code == Code.STALE_VERSION

@@ -44,18 +44,18 @@ from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.drain import drain
 from assignment_workers.assignment.explain import explain, funnel
-from assignment_workers.assignment.finish import (
-    Owner,
-    accept,
-    close,
-    complete,
-    defer,
-    release,
-    renew,
-    skip,
-)
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.jobs import Counts, Job, Work
+from assignment_workers.assignment.moves import (
+    Accept,
+    Close,
+    Complete,
+    Defer,
+    Owner,
+    Release,
+    Renew,
+    Skip,
+)
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.request import Request
 from assignment_workers.errors import StaleTerm
@@ -459,20 +459,20 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         match way:
             case "accepted":
-                return world.run(accept, who, settings=world.settings)
+                return world.move(Accept(who, world.settings.lease))
             case "deferred":
-                return world.run(defer, who, settings=world.settings, rest=rest)
+                return world.move(Defer(who, world.settings.defer_maximum, rest=rest))
             case "closed":
-                return world.run(close, who, "moved away")
+                return world.move(Close(who, "moved away"))
             case "completed":
                 at = None if came.after is None else world.now + came.after
-                return world.run(complete, who, came.outcome, notes=came.notes, callback_at=at)
+                return world.move(Complete(who, came.outcome, notes=came.notes, callback_at=at))
             case "skipped":
-                return world.run(skip, who, settings=world.settings)
+                return world.move(Skip(who, world.settings.skip_everyone))
             case "released":
-                return world.run(release, who)
+                return world.move(Release(who))
             case _:
-                return world.run(renew, who, settings=world.settings)
+                return world.move(Renew(who, world.settings.lease))
 
     @rule(agent=ANYBODY, becomes=some.sampled_from([*AgentStates, AgentStates.AVAILABLE]))
     def state(self, agent: int, becomes: AgentStates) -> None:

@@ -18,9 +18,10 @@ from assignment_workers.assignment.answers import Assigned
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import examine
 from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.finish import Complete, Owner, Release, Renew, Skip, finish
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.moves import Complete, Owner, Release, Renew, Skip
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.request import Request

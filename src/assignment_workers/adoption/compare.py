@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from assignment_workers.adoption.migrate import found_sources
+from assignment_workers.adoption.sources import found_sources
 from assignment_workers.assignment.sight import crm_of
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES, Policy

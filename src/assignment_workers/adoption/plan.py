@@ -8,24 +8,21 @@ from datetime import timedelta
 from sqlalchemy import Connection, text
 
 from assignment_workers.adoption import views
+from assignment_workers.adoption.backfill import copy_statement, duplicates_statement
+from assignment_workers.adoption.holds import JUDGE_HOLDS, holds_statement
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.adoption.migrate import (
     BATCH,
     BOOKS,
-    JUDGE_HOLDS,
     KEPT,
     LOCK_AT_MOST,
     SWITCH_AT_MOST,
-    Source,
     additions,
-    copy_statement,
-    duplicates_statement,
-    found_sources,
-    holds_statement,
     refuse_unknown,
     renaming,
     renewal,
 )
+from assignment_workers.adoption.sources import Source, found_sources
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema import migrate as migrations
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, select, text
 
-from assignment_workers.adoption.inspect import agent_expression
 from assignment_workers.adoption.migrate import (
     KEPT,
     SHOWS_CALL_QUEUE,
     TRY_SECONDS,
-    Source,
-    found_sources,
     locked_turn,
     opened,
 )
 from assignment_workers.adoption.shapes import AGENT_COLUMNS, QUEUE_TABLES
+from assignment_workers.adoption.sources import Source, agent_expression, found_sources
 from assignment_workers.adoption.views import CALL_QUEUE
-from assignment_workers.assignment.finish import Owner, Release, finish
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.locks import try_lock
+from assignment_workers.assignment.moves import Owner, Release
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.migrate import OUR_VIEW
 from assignment_workers.schema.retry import patiently

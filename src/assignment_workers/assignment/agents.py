@@ -27,9 +27,10 @@ from sqlalchemy import (
     select,
 )
 
-from assignment_workers.assignment import finish
 from assignment_workers.assignment.answers import Code, Done, Refused, Stated
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.moves import Owner, Release
 from assignment_workers.assignment.sessions import state_event
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.schema.base import Instant, word
@@ -170,12 +171,12 @@ def _become(
     turn.record(*(state_event(row.agent_id, becomes, by, why) for row in found))
     away = becomes in (AgentStates.BREAK, AgentStates.OFFLINE)
     offers = [
-        finish.Owner(row.assignment_id, row.agent_id)
+        Owner(row.assignment_id, row.agent_id)
         for row in found
         if away and row.assignment_id is not None and row.accepted_at is None
     ]
     because = f"the agent is {'on break' if becomes == AgentStates.BREAK else 'offline'}"
-    finish.finish(turn, [finish.Release(owner, by=by, why=because) for owner in offers])
+    finish(turn, [Release(owner, by=by, why=because) for owner in offers])
     return [owner.assignment_id for owner in offers]
 
 

@@ -19,9 +19,10 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Unavailable,
 )
-from assignment_workers.assignment.finish import Owner, Release, finish
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.grants import Grant
 from assignment_workers.assignment.holds import NAMED, held
+from assignment_workers.assignment.moves import Owner, Release
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.sessions import turned_away
 from assignment_workers.assignment.turn import Turn

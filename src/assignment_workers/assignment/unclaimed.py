@@ -7,8 +7,9 @@ from datetime import datetime
 from sqlalchemy import bindparam, exists, select
 
 from assignment_workers.assignment.answers import Done, Finished
-from assignment_workers.assignment.finish import Owner, release
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.moves import Owner, Release
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.schema.tables import Assignment, Request
 
@@ -27,8 +28,8 @@ def release_unclaimed(turn: Turn, owner: Owner, *, lease_expires_at: datetime) -
         "until": lease_expires_at,
     }
     unclaimed = turn.connection.execute(_UNCLAIMED, given).scalar_one()
-    done = release(turn, owner) if unclaimed else None
-    return Done(counts={"released": int(isinstance(done, Finished))})
+    done = finish(turn, [Release(owner)]) if unclaimed else []
+    return Done(counts={"released": sum(isinstance(each, Finished) for each in done)})
 
 
 _UNCLAIMED = select(

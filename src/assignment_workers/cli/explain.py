@@ -8,17 +8,15 @@ from typing import Annotated
 import typer
 
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.explain import (
-    DUE,
-    EXPLAINED_AT_MOST,
+from assignment_workers.assignment.explain import DUE, EXPLAINED_AT_MOST, instant
+from assignment_workers.assignment.explain import explain as explain_user
+from assignment_workers.assignment.explain import funnel as explain_queue
+from assignment_workers.assignment.explanation import (
     Explanation,
     Funnel,
     PromiseFound,
     QueueVerdict,
-    instant,
 )
-from assignment_workers.assignment.explain import explain as explain_user
-from assignment_workers.assignment.explain import funnel as explain_queue
 from assignment_workers.cli.servers import COMMAND_AT_MOST, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError

@@ -9,7 +9,7 @@ import typer
 from sqlalchemy import text
 
 from assignment_workers.adoption.compare import compare as read_differences
-from assignment_workers.adoption.inspect import Report
+from assignment_workers.adoption.findings import Report
 from assignment_workers.adoption.inspect import inspect as read_schema
 from assignment_workers.adoption.migrate import migrate as adopt
 from assignment_workers.adoption.plan import plan

@@ -21,7 +21,8 @@ from assignment_workers.gateway.bodies import (
     State,
 )
 from assignment_workers.gateway.callers import ANYBODY
-from assignment_workers.gateway.dashboard.pages import front, wants_page
+from assignment_workers.gateway.dashboard.pages import front
+from assignment_workers.gateway.dashboard.showing import wants_page
 from assignment_workers.gateway.given import ALWAYS, WATCHED, Here, Who, reading, routes
 from assignment_workers.gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, responses
 from assignment_workers.gateway.stream import MEDIA_TYPE as EVENTS_TYPE

@@ -22,9 +22,9 @@ from assignment_workers.gateway.abandoned import Abandoned
 from assignment_workers.gateway.asking import Asking
 from assignment_workers.gateway.callers import Callers
 from assignment_workers.gateway.dashboard import pages
-from assignment_workers.gateway.dashboard.pages import Dashboard
 from assignment_workers.gateway.dashboard.render import environment
 from assignment_workers.gateway.dashboard.schedule import Schedule
+from assignment_workers.gateway.dashboard.showing import Dashboard
 from assignment_workers.gateway.dashboard.views import Source
 from assignment_workers.gateway.given import Gateway
 from assignment_workers.gateway.heartbeats import Heartbeats

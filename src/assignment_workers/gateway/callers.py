@@ -16,8 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.gateway import tokens
+from assignment_workers.gateway.feed import Sight
 from assignment_workers.gateway.limits import Pace
-from assignment_workers.gateway.live import Sight
 from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.gateway.tokens import Kept
 from assignment_workers.schema.tables import TokenRole

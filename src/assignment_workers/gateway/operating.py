@@ -13,9 +13,10 @@ from fastapi.responses import JSONResponse
 from assignment_workers.assignment.actions import Action
 from assignment_workers.assignment.answers import Code, Done
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.explain import Explanation, Funnel, instant
 from assignment_workers.assignment.explain import explain as read_explanation
 from assignment_workers.assignment.explain import funnel as read_funnel
+from assignment_workers.assignment.explain import instant
+from assignment_workers.assignment.explanation import Explanation, Funnel
 from assignment_workers.assignment.report import Report
 from assignment_workers.assignment.report import report as read_report
 from assignment_workers.assignment.status import QueueStatus, queue_statuses

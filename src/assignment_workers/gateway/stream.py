@@ -12,7 +12,8 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from assignment_workers.gateway.asking import until_gone
-from assignment_workers.gateway.live import Live, Reader, Sight
+from assignment_workers.gateway.feed import Sight
+from assignment_workers.gateway.live import Live, Reader
 
 log = structlog.get_logger()
 

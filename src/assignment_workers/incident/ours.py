@@ -17,8 +17,9 @@ from assignment_workers.assignment import jobs
 from assignment_workers.assignment.answers import Assigned, CommandAnswer, Empty, Finished, Held
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.finish import Owner, complete
+from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.levels import low
+from assignment_workers.assignment.moves import Complete, Owner
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.assignment.request import Request
@@ -82,7 +83,7 @@ class Ours:
         if not isinstance(held, Held):
             raise TypeError(f"not given by this dialer: {given}")
         owner = Owner(held.id, agent, held.version)
-        answer = self.line.run(lambda turn: complete(turn, owner, "no_answer"))
+        answer = self.line.run(lambda turn: finish(turn, [Complete(owner, "no_answer")])[0])
         return isinstance(answer, Finished)
 
     def check_level(self) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic
-from typing import Annotated, Any, Literal
+from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field
 from sqlalchemy import update
-from sqlalchemy.exc import DBAPIError
 
-from assignment_workers.assignment import agents, convert, discover, finish
+from assignment_workers.assignment import agents, convert, discover
 from assignment_workers.assignment.answers import (
     Code,
     CommandAnswer,
@@ -21,296 +19,32 @@ from assignment_workers.assignment.answers import (
     Refused,
     RequestAnswer,
     StateAnswer,
-    Unavailable,
 )
 from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.drain import drain
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.reassign import reassign, take_back
-from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.assignment.unclaimed import release_unclaimed
-from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.schema.tables import AgentStates, BarKind, Sequencer
-from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.timekeeping import tell_time
-from assignment_workers.settings import Settings
-from assignment_workers.tasks.door import RETRY_SECONDS, App, DoorTask, door, one_line
-
-AgentId = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
-UserId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
-GenerationId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
-Version = Annotated[int, Field(strict=True, ge=1)]
-RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
-Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
-Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
-Rest = Annotated[int, Field(strict=True, ge=1, le=10 * 365 * 86_400)]
-Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
-
-MANY = 1_000
-"""Requests that one message may carry."""
-
-
-class AskBody(BaseModel):
-    """One request as a message says it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    agent_id: AgentId
-    request_id: RequestId
-    queue: Word | None = None
-    deadline: AwareDatetime | None = None
-    sent_at: AwareDatetime | None = None
-
-    def asked(self) -> Request:
-        """The request that is meant."""
-        return Request(
-            agent_id=self.agent_id,
-            request_id=self.request_id,
-            queue=self.queue,
-            deadline=self.deadline,
-            sent_at=self.sent_at,
-        )
-
-
-def request(
-    task: DoorTask,
-    agent_id: AgentId,
-    queue: Word | None = None,
-    request_id: RequestId | None = None,
-    deadline: AwareDatetime | None = None,
-    sent_at: AwareDatetime | None = None,
-) -> RequestAnswer:
-    """Hand the agent the best user they may have; without a request id the task's own is it."""
-    asked = Request(agent_id, request_id or str(task.request.id), queue, deadline, sent_at)
-    return answer(task.line, [asked], task.of.settings)[0]
-
-
-def request_many(
-    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
-) -> list[Any]:
-    """Answer many requests in one transaction, in their order; a malformed one is refused alone."""
-    read: list[Request | Refused] = []
-    for each in requests:
-        try:
-            read.append(_ASK.validate_python(each).asked())
-        except ValidationError as error:
-            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
-    asked = [each for each in read if isinstance(each, Request)]
-    answers = iter(answer(task.line, asked, task.of.settings))
-    return [next(answers) if isinstance(each, Request) else each for each in read]
-
-
-_ASK = TypeAdapter(AskBody)
-
-
-def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[RequestAnswer]:
-    """Each request's answer, in their order, in as few turns as it takes.
-
-    Turn after turn where so many ineligible entries had to be taken out that one transaction would
-    have been long; an answer found in an earlier turn is committed and stands.
-    """
-    answers: list[RequestAnswer | None] = [None] * len(requests)
-    while unanswered := [place for place, given in enumerate(answers) if given is None]:
-        asked = [requests[place] for place in unanswered]
-        deadlines = [each.deadline for each in asked]
-        until = max((each for each in deadlines if each), default=None) if all(deadlines) else None
-
-        def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
-            return claim(turn, asked, policies=policies_of(settings), settings=settings)
-
-        try:
-            given = line.run(turn, until=until)
-        except DatabaseUnavailable as error:
-            down = Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
-            return [each or down for each in answers]
-        for place, each in zip(unanswered, given, strict=True):
-            answers[place] = each
-    return [each for each in answers if each is not None]
-
-
-class FinishBody(BaseModel):
-    """One complete, skip, release or renew as a message of many says it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    move: Literal["complete", "skip", "defer", "close", "release", "accept", "renew"]
-    assignment_id: UUID
-    agent_id: AgentId
-    version: Version | None = None
-    outcome: Word | None = None
-    notes: Notes | None = None
-    callback_at: AwareDatetime | None = None
-    until: AwareDatetime | None = None
-    seconds: Rest | None = None
-    why: Why | None = None
-
-    def meant(self, settings: Settings) -> finish.Move:
-        """The move that is meant. Raises `ValueError` for one that lacks what it needs."""
-        owner = finish.Owner(self.assignment_id, self.agent_id, self.version)
-        match self.move:
-            case "complete":
-                return finish.Complete(
-                    owner,
-                    self.outcome or "",
-                    self.notes,
-                    self.callback_at,
-                    settings.callback_retry,
-                )
-            case "skip":
-                return finish.Skip(owner, settings.skip_everyone)
-            case "defer":
-                rest = None if self.seconds is None else timedelta(seconds=self.seconds)
-                return finish.Defer(owner, settings.defer_maximum, self.until, rest, self.why)
-            case "close":
-                if self.why is None:
-                    raise ValueError("why: closing needs a reason")
-                return finish.Close(owner, self.why)
-            case "release":
-                return finish.Release(owner)
-            case "accept":
-                return finish.Accept(owner, settings.lease)
-            case "renew":
-                return finish.Renew(owner, settings.lease)
-
-
-_FINISH = TypeAdapter(FinishBody)
-
-
-def finish_many(
-    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
-) -> list[Any]:
-    """End or renew many holds in one transaction, in their order; each is answered by itself.
-
-    One that fails for a reason that no retry mends takes none of the others with it: then each has
-    a transaction of its own, and the failure of the one is kept as a dead letter.
-    """
-    read: list[finish.Move | Refused] = []
-    for each in requests:
-        try:
-            read.append(_FINISH.validate_python(each).meant(task.of.settings))
-        except ValidationError as error:
-            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
-        except ValueError as error:
-            read.append(Refused(code=Code.MALFORMED, reason=str(error)))
-    moves = [each for each in read if not isinstance(each, Refused)]
-    outcomes = task.of.outcomes
-    try:
-        answers = iter(task.line.run(lambda turn: finish.finish(turn, moves, outcomes=outcomes)))
-    except DBAPIError:
-        return [_alone(task, said, each) for said, each in zip(requests, read, strict=True)]
-    return [each if isinstance(each, Refused) else next(answers) for each in read]
-
-
-def _alone(task: DoorTask, said: object, move: finish.Move | Refused) -> FinishAnswer:
-    if isinstance(move, Refused):
-        return move
-    outcomes = task.of.outcomes
-    try:
-        return task.line.run(lambda turn: finish.finish(turn, [move], outcomes=outcomes)[0])
-    except DatabaseUnavailable as error:
-        return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
-    except DBAPIError as error:
-        task.bury(([said],), {}, f"{type(error).__name__}: {error}")
-        return Unavailable(retry_after=RETRY_SECONDS, reason="it failed, and is kept to be seen to")
-
-
-def complete(
-    task: DoorTask,
-    assignment_id: UUID,
-    agent_id: AgentId,
-    outcome: Word,
-    version: Version | None = None,
-    notes: Notes | None = None,
-    callback_at: AwareDatetime | None = None,
-) -> FinishAnswer:
-    """End the agent's hold with the outcome of the call."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    retry, outcomes = task.of.settings.callback_retry, task.of.outcomes
-    move = finish.Complete(owner, outcome, notes, callback_at, retry)
-    return task.line.run(lambda turn: finish.finish(turn, [move], outcomes=outcomes)[0])
-
-
-def skip(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """End the agent's hold: not this user now."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(lambda turn: finish.skip(turn, owner, settings=task.of.settings))
-
-
-def defer(
-    task: DoorTask,
-    assignment_id: UUID,
-    agent_id: AgentId,
-    version: Version | None = None,
-    until: AwareDatetime | None = None,
-    seconds: Rest | None = None,
-    why: Why | None = None,
-) -> FinishAnswer:
-    """End the agent's hold: the user is offered to nobody before a time, or for so many seconds."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    rest = None if seconds is None else timedelta(seconds=seconds)
-    return task.line.run(
-        lambda turn: finish.defer(
-            turn, owner, settings=task.of.settings, until=until, rest=rest, why=why
-        )
-    )
-
-
-def close(
-    task: DoorTask,
-    assignment_id: UUID,
-    agent_id: AgentId,
-    why: Why,
-    version: Version | None = None,
-) -> FinishAnswer:
-    """End the agent's hold: its dialer queue is closed for the user, until an operator lifts it."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(lambda turn: finish.close(turn, owner, why))
-
-
-def accept(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """The agent takes the offer up: it is work from now on."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(lambda turn: finish.accept(turn, owner, settings=task.of.settings))
-
-
-def release(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """End the agent's hold: the user is claimable at once, where they were."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(lambda turn: finish.release(turn, owner))
-
-
-def release_if_unclaimed(
-    task: DoorTask,
-    assignment_id: UUID,
-    agent_id: AgentId,
-    version: Version,
-    lease_expires_at: AwareDatetime,
-) -> CommandAnswer:
-    """End a hold that nobody was told of, unless its agent has shown up meanwhile."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(
-        lambda turn: release_unclaimed(turn, owner, lease_expires_at=lease_expires_at)
-    )
-
-
-def renew(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """The agent is still at it: the lease runs anew."""
-    owner = finish.Owner(assignment_id, agent_id, version)
-    return task.line.run(lambda turn: finish.renew(turn, owner, settings=task.of.settings))
+from assignment_workers.tasks.arguments import AgentId, GenerationId, Notes, UserId, Why, Word
+from assignment_workers.tasks.door import App, DoorTask, door
+from assignment_workers.tasks.moves import (
+    accept,
+    close,
+    complete,
+    defer,
+    finish_many,
+    release,
+    release_if_unclaimed,
+    renew,
+    skip,
+)
+from assignment_workers.tasks.requests import request, request_many
 
 
 def expire_lapsed(task: DoorTask) -> CommandAnswer:

@@ -27,26 +27,21 @@ from assignment_workers.assignment.regenerate import regenerate
 from assignment_workers.assignment.sight import crm_of
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
+from assignment_workers.tasks.arguments import MANY, AgentId, Word
 from assignment_workers.tasks.door import App, DoorTask, door, one_line
 
 log = structlog.get_logger()
 
 Trigger = Literal["hourly", "level", "hand"]
-QueueName = Annotated[str, Field(max_length=200)]
 
 PATIENCE = timedelta(seconds=30)
 """How long a job is tried again; longer than a database server takes to restart."""
-
-MANY = 1_000
-"""Heartbeats that one message may carry."""
 
 DAYS_MADE_UP_FOR = 7
 """Ageing days that were missed and are still done: after a week their weekday is back."""
 
 
-def regenerate_queue(
-    task: DoorTask, queue: QueueName | None = None, trigger: Trigger = "hand"
-) -> Any:
+def regenerate_queue(task: DoorTask, queue: Word | None = None, trigger: Trigger = "hand") -> Any:
     """Build a new generation of a dialer queue, or of each, and send for its publication.
 
     Returns by dialer queue the generation's number, or why it was skipped.
@@ -142,7 +137,7 @@ class HeartbeatBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    agent_id: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+    agent_id: AgentId
     sent_at: AwareDatetime | None = None
     deadline: AwareDatetime | None = None
 

@@ -1,0 +1,161 @@
+"""Copy who waits in a dialer's table into a generation, in batches, while the dialer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Engine, insert, text
+
+from assignment_workers.adoption.shapes import QUEUE_TABLES
+from assignment_workers.adoption.sources import Source
+from assignment_workers.assignment.regenerate import partition
+from assignment_workers.schema.tables import Generation
+
+Tell = Callable[[str], None]
+"""Hears of every step and batch as it is committed."""
+
+
+def backfill(engine: Engine, source: Source, *, tell: Tell, batch: int) -> int:
+    """Copy who waits in the table into a generation, in batches by key; returns its number.
+
+    A user who is there twice gets their best place. No batch locks a row of the dialer's.
+    """
+    number = _begun(engine, source)
+    table = partition(number)
+    while True:
+        with engine.begin() as connection:
+            row = connection.execute(
+                text(copy_statement(source, number, table)), {"queue": source.queue, "batch": batch}
+            ).one()
+        if not row.copied:
+            break
+        tell(f"backfill: {source.table}: {row.total} rows read")
+    with engine.begin() as connection:
+        connection.execute(text(duplicates_statement(source)))
+    return number
+
+
+def _begun(engine: Engine, source: Source) -> int:
+    """The generation that is being filled: that of the run before, or a new one."""
+    with engine.begin() as connection:
+        found = connection.execute(_FIND_BUILD, {"queue": source.queue}).scalar()
+        if found is not None:
+            return int(found)
+        snapshot = connection.execute(_SNAPSHOT).scalar_one()
+        number = connection.execute(
+            insert(Generation)
+            .values(
+                queue=source.queue,
+                trigger="adoption",
+                started_at=text("clock_timestamp()"),
+                snapshot=snapshot,
+            )
+            .returning(Generation.id)
+        ).scalar_one()
+        connection.execute(
+            text(
+                f"CREATE TABLE {partition(number)} (LIKE assignment.entries INCLUDING DEFAULTS"
+                f" INCLUDING CONSTRAINTS, CONSTRAINT bound CHECK (generation_id = {number}),"
+                " PRIMARY KEY (generation_id, user_id))"
+            )
+        )
+        connection.execute(_NOTE_BUILD, {"queue": source.queue, "generation": number})
+        return number
+
+
+def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
+    """A user who is in both stays in the one of their score row, or else in `unsigned_users`.
+
+    Then the places are numbered without gaps: a rank is one user's.
+    """
+    with engine.begin() as connection:
+        if len(numbers) == len(QUEUE_TABLES):
+            for stays, leaves in (
+                ("outstanding_requests", "unsigned_users"),
+                ("unsigned_users", "outstanding_requests"),
+            ):
+                connection.execute(
+                    text(f"""
+                    WITH gone AS (
+                        DELETE FROM {partition(numbers[leaves])} e
+                        USING {partition(numbers[stays])} o WHERE o.user_id = e.user_id
+                        AND coalesce((SELECT s.current_queue_type FROM public.user_call_scores s
+                                      WHERE s.user_id = e.user_id), '') {
+                        "=" if stays == "outstanding_requests" else "<>"
+                    } 'outstanding_requests'
+                        RETURNING e.user_id)
+                    INSERT INTO assignment.adoption_decisions (at, found_in, user_id, rule)
+                    SELECT clock_timestamp(), '{QUEUE_TABLES[leaves]}', user_id,
+                           'in both queues: stays in {stays}' FROM gone
+                    ON CONFLICT DO NOTHING
+                    """)
+                )
+        for number in numbers.values():
+            connection.execute(
+                text(f"""
+                UPDATE {partition(number)} e SET rank = numbered.rank FROM (
+                    SELECT user_id, row_number() OVER (ORDER BY rank, user_id) AS rank
+                    FROM {partition(number)}) AS numbered
+                WHERE numbered.user_id = e.user_id AND numbered.rank <> e.rank
+                """)
+            )
+
+
+def copy_statement(source: Source, number: int, table: str) -> str:
+    """Copy the next batch into the table of a generation that is being filled."""
+    return f"""
+        WITH batch AS MATERIALIZED (
+            SELECT q.id, q.user_id, q.status, q.queue_position, q.priority_score, q.created_at
+            FROM public.{source.table} q
+            WHERE q.id > coalesce((SELECT last_id FROM assignment.adoptions WHERE queue = :queue),
+                                  '00000000-0000-0000-0000-000000000000')
+            ORDER BY q.id LIMIT :batch
+        ), copied AS (
+            INSERT INTO {table} AS e (generation_id, user_id, rank, score)
+            SELECT DISTINCT ON (user_id) {number}, user_id,
+                   coalesce(queue_position, 2147483647), priority_score
+            FROM batch WHERE status IN ('pending', 'assigned')
+            ORDER BY user_id, queue_position NULLS LAST, created_at, id
+            ON CONFLICT (generation_id, user_id) DO UPDATE
+            SET rank = excluded.rank, score = excluded.score WHERE excluded.rank < e.rank
+        )
+        UPDATE assignment.adoptions a SET rows_read = a.rows_read + (SELECT count(*) FROM batch),
+               last_id = coalesce((SELECT id FROM batch ORDER BY id DESC LIMIT 1), a.last_id)
+        WHERE a.queue = :queue
+        RETURNING (SELECT count(*) FROM batch) AS copied, a.rows_read AS total
+    """
+
+
+def duplicates_statement(source: Source) -> str:
+    """Say which rows lost: a user's best position stays; no other status than ours is copied."""
+    return f"""
+        INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)
+        SELECT clock_timestamp(), '{source.table}', id, user_id, rule FROM (
+            SELECT q.id, q.user_id, CASE
+                WHEN q.status NOT IN ('pending', 'assigned', 'completed', 'skipped', 'inactive',
+                                      'invalid')
+                THEN 'status outside the vocabulary: not queued'
+                WHEN q.status IN ('pending', 'assigned') AND row_number() OVER (
+                    PARTITION BY q.user_id, q.status IN ('pending', 'assigned')
+                    ORDER BY q.queue_position NULLS LAST, q.created_at, q.id) > 1
+                THEN 'twice in this queue: the lowest position stays' END AS rule
+            FROM public.{source.table} q) AS judged
+        WHERE rule IS NOT NULL ON CONFLICT DO NOTHING
+    """
+
+
+_SNAPSHOT = text("SELECT pg_current_snapshot()::text")
+
+
+_FIND_BUILD = text("""
+    SELECT a.generation_id FROM assignment.adoptions a
+    JOIN assignment.generations g ON g.id = a.generation_id AND g.state = 'building'
+    WHERE a.queue = :queue AND a.switched_at IS NULL
+""")
+
+
+_NOTE_BUILD = text("""
+    INSERT INTO assignment.adoptions (queue, generation_id) VALUES (:queue, :generation)
+    ON CONFLICT (queue) DO UPDATE SET generation_id = excluded.generation_id, last_id = NULL,
+    rows_read = 0, switched_at = NULL
+""")

@@ -1,0 +1,177 @@
+"""The holds of a dialer's tables become assignments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from assignment_workers.adoption.sources import Source
+from assignment_workers.assignment import entries, ledger
+from assignment_workers.assignment.answers import Assigned, RequestAnswer
+from assignment_workers.assignment.holds import held
+from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.schema.bulk import insert_rows
+from assignment_workers.schema.tables import Assignment
+from assignment_workers.settings import Settings
+
+
+def place_holds(
+    connection: Connection, sources: Sequence[Source], numbers: Mapping[str, int]
+) -> None:
+    """Find what the tables call assigned, judge it, and give who stays held the first places."""
+    connection.execute(text(holds_statement(sources)))
+    connection.execute(text(JUDGE_HOLDS))
+    connection.execute(_LEAVE_OTHERS, {"generations": list(numbers.values())})
+    for each in sources:
+        given = {"queue": each.queue, "generation": numbers[each.queue]}
+        connection.execute(_PLACE_HOLDS, given)
+
+
+def take_over(turn: Turn, numbers: Mapping[str, int], settings: Settings) -> None:
+    """Assignments for the holds that were placed, as if they had been claimed in this turn."""
+    kept = turn.connection.execute(_HOLDS_KEPT).mappings().all()
+    made: list[dict[str, Any]] = [
+        {
+            "id": turn.new_id(),
+            "request_id": f"adopted-{row['row_id']}-{numbers[row['queue']]}",
+            "user_id": row["user_id"],
+            "agent_id": row["agent_id"],
+            "queue": row["queue"],
+            "generation_id": numbers[row["queue"]],
+            "rank": row["rank"],
+            "score": row["score"],
+            "reason": row["reason"] or "adopted",
+            "term": turn.term,
+            "source": "queue",
+            "state": "active",
+            "version": 1,
+            "claimed_at": turn.now,
+            "lease_expires_at": turn.now + settings.lease,
+            "accepted_at": turn.now,
+        }
+        for row in kept
+    ]
+    if made:
+        turn.connection.execute(_INSERT_HOLDS, {"rows": made})
+    entries.hold(turn, [each["user_id"] for each in made])
+    turn.connection.execute(ledger.STORE, {"answered": ledger.answered(turn, _answers(made))})
+    turn.record(
+        *(
+            {
+                "kind": EventKind.ASSIGNED,
+                "queue": each["queue"],
+                "user_id": each["user_id"],
+                "agent_id": each["agent_id"],
+                "assignment_id": each["id"],
+                "request_id": each["request_id"],
+                "generation_id": each["generation_id"],
+                "details": {
+                    "rank": each["rank"],
+                    "lease_expires_at": each["lease_expires_at"],
+                    "adopted": True,
+                },
+            }
+            for each in made
+        )
+    )
+
+
+def _answers(made: list[dict[str, Any]]) -> dict[Request, RequestAnswer]:
+    return {
+        Request(each["agent_id"], each["request_id"], each["queue"]): Assigned(
+            assignment=held(each)
+        )
+        for each in made
+    }
+
+
+def holds_statement(sources: Iterable[Source]) -> str:
+    """Everything that the tables call assigned, for `JUDGE_HOLDS`."""
+    holds = " UNION ALL ".join(_holds(sources))
+    return f"CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"
+
+
+def _holds(sources: Iterable[Source]) -> Iterator[str]:
+    for each in sources:
+        yield (
+            f"SELECT '{each.queue}' AS queue, '{each.table}' AS found_in, q.id AS row_id,"
+            f" q.user_id, {each.agent} AS agent_id, q.assigned_at, q.queue_position AS position,"
+            " q.priority_score AS score, q.queue_reason AS reason, NULL::text AS rule"
+            f" FROM public.{each.table} q WHERE q.status = 'assigned'"
+        )
+
+
+# An agent keeps their newest hold; of the agents left on one user the newest keeps the user.
+JUDGE_HOLDS = """
+    UPDATE found_holds SET rule = 'assigned with no agent: back in the queue'
+    WHERE agent_id IS NULL;
+    UPDATE found_holds h SET rule = 'the agent does not exist: back in the queue'
+    WHERE rule IS NULL AND NOT EXISTS (SELECT FROM public.agents a WHERE a.id = h.agent_id);
+    UPDATE found_holds h SET rule = 'held already by an assignment'
+    WHERE rule IS NULL AND EXISTS (SELECT FROM assignment.assignments a
+        WHERE a.state = 'active' AND (a.user_id = h.user_id OR a.agent_id = h.agent_id));
+    UPDATE found_holds h SET rule = 'an older hold of the agent: back in the queue'
+    FROM (SELECT row_id, row_number() OVER (
+              PARTITION BY agent_id ORDER BY assigned_at DESC NULLS LAST, row_id) AS n
+          FROM found_holds WHERE rule IS NULL) AS numbered
+    WHERE numbered.row_id = h.row_id AND numbered.n > 1;
+    UPDATE found_holds h SET rule = 'an older hold of the user: the newest agent keeps them'
+    FROM (SELECT row_id, row_number() OVER (
+              PARTITION BY user_id ORDER BY assigned_at DESC NULLS LAST, row_id) AS n
+          FROM found_holds WHERE rule IS NULL) AS numbered
+    WHERE numbered.row_id = h.row_id AND numbered.n > 1;
+    INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, agent_id, rule)
+    SELECT clock_timestamp(), found_in, row_id, user_id, agent_id, rule FROM found_holds
+    WHERE rule IS NOT NULL ON CONFLICT DO NOTHING
+"""
+
+
+_LEAVE_OTHERS = text("""
+    DELETE FROM assignment.entries e USING found_holds h
+    WHERE h.rule IS NULL AND e.user_id = h.user_id AND e.generation_id = ANY(:generations)
+""")
+
+
+# Who is held was taken first: their places come before all others, so the order of claims is kept.
+_PLACE_HOLDS = text("""
+    INSERT INTO assignment.entries (generation_id, user_id, rank, score)
+    SELECT :generation, user_id, row_number() OVER (ORDER BY assigned_at, row_id)
+           - count(*) OVER (), score
+    FROM found_holds WHERE rule IS NULL AND queue = :queue
+""")
+
+
+_HOLDS_KEPT = text("""
+    SELECT *, row_number() OVER (PARTITION BY queue ORDER BY assigned_at, row_id)
+              - count(*) OVER (PARTITION BY queue) AS rank
+    FROM found_holds WHERE rule IS NULL ORDER BY queue, rank
+""")
+
+
+_INSERT_HOLDS = insert_rows(
+    Assignment,
+    *(
+        getattr(Assignment, name)
+        for name in (
+            "id",
+            "request_id",
+            "user_id",
+            "agent_id",
+            "queue",
+            "generation_id",
+            "rank",
+            "score",
+            "reason",
+            "term",
+            "source",
+            "state",
+            "version",
+            "claimed_at",
+            "lease_expires_at",
+            "accepted_at",
+        )
+    ),
+)

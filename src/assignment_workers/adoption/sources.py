@@ -1,0 +1,63 @@
+"""The dialer's queue tables: its own, which are taken over, and the views that take their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, TextClause, text
+
+from assignment_workers.adoption.shapes import AGENT_COLUMNS, QUEUE_TABLES
+from assignment_workers.schema.migrate import OUR_VIEW
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table of the dialer's that is taken over, and what it is like."""
+
+    queue: str
+    table: str
+    types: dict[str, str]
+
+    @property
+    def agent(self) -> str:
+        """Its agent in SQL."""
+        return agent_expression(self.types, "q")
+
+
+def agent_expression(columns: Iterable[str], alias: str) -> str:
+    """The agent of a queue row in SQL, whichever of the two columns holds it."""
+    names = [f"{alias}.{name}" for name in AGENT_COLUMNS if name in set(columns)]
+    return f"coalesce({', '.join(names)})"
+
+
+def found_sources(connection: Connection) -> list[Source]:
+    """The dialer's queue tables that are still its own."""
+    return _described(connection, _SOURCES)
+
+
+def shown_sources(connection: Connection) -> list[Source]:
+    """Those that are views of ours."""
+    return _described(connection, _VIEWS.bindparams(comment=OUR_VIEW))
+
+
+def _described(connection: Connection, which: TextClause) -> list[Source]:
+    found = connection.execute(which, {"names": list(QUEUE_TABLES.values())})
+    types: dict[str, dict[str, str]] = {}
+    for row in found:
+        types.setdefault(row.name, {})[row.column] = row.type
+    return [
+        Source(queue, table, types[table])
+        for queue, table in QUEUE_TABLES.items()
+        if table in types
+    ]
+
+
+_COLUMNS = """
+    SELECT c.relname AS name, a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+    AND NOT a.attisdropped
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names)
+"""
+_SOURCES = text(f"{_COLUMNS} AND c.relkind IN ('r', 'p')")
+_VIEWS = text(f"{_COLUMNS} AND c.relkind = 'v' AND obj_description(c.oid, 'pg_class') = :comment")

@@ -1,0 +1,20 @@
+"""What the arguments of a task may be; anything else is refused by its door."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+AgentId = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+UserId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
+GenerationId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
+Version = Annotated[int, Field(strict=True, ge=1)]
+RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+Rest = Annotated[int, Field(strict=True, ge=1, le=10 * 365 * 86_400)]
+Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
+
+MANY = 1_000
+"""Requests, moves or heartbeats that one message may carry."""

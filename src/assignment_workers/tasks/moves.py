@@ -1,0 +1,222 @@
+"""Tasks by which agents end their holds, take them up and keep them alive."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from sqlalchemy.exc import DBAPIError
+
+from assignment_workers.assignment.answers import (
+    Code,
+    CommandAnswer,
+    FinishAnswer,
+    Refused,
+    Unavailable,
+)
+from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.moves import (
+    Accept,
+    Close,
+    Complete,
+    Defer,
+    Move,
+    Owner,
+    Release,
+    Renew,
+    Skip,
+)
+from assignment_workers.assignment.unclaimed import release_unclaimed
+from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.settings import Settings
+from assignment_workers.tasks.arguments import (
+    MANY,
+    AgentId,
+    Notes,
+    Rest,
+    Version,
+    Why,
+    Word,
+)
+from assignment_workers.tasks.door import RETRY_SECONDS, DoorTask, one_line
+
+
+class FinishBody(BaseModel):
+    """One complete, skip, release or renew as a message of many says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    move: Literal["complete", "skip", "defer", "close", "release", "accept", "renew"]
+    assignment_id: UUID
+    agent_id: AgentId
+    version: Version | None = None
+    outcome: Word | None = None
+    notes: Notes | None = None
+    callback_at: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    seconds: Rest | None = None
+    why: Why | None = None
+
+    def meant(self, settings: Settings) -> Move:
+        """The move that is meant. Raises `ValueError` for one that lacks what it needs."""
+        owner = Owner(self.assignment_id, self.agent_id, self.version)
+        match self.move:
+            case "complete":
+                return Complete(
+                    owner,
+                    self.outcome or "",
+                    self.notes,
+                    self.callback_at,
+                    settings.callback_retry,
+                )
+            case "skip":
+                return Skip(owner, settings.skip_everyone)
+            case "defer":
+                rest = None if self.seconds is None else timedelta(seconds=self.seconds)
+                return Defer(owner, settings.defer_maximum, self.until, rest, self.why)
+            case "close":
+                if self.why is None:
+                    raise ValueError("why: closing needs a reason")
+                return Close(owner, self.why)
+            case "release":
+                return Release(owner)
+            case "accept":
+                return Accept(owner, settings.lease)
+            case "renew":
+                return Renew(owner, settings.lease)
+
+
+_FINISH = TypeAdapter(FinishBody)
+
+
+def finish_many(
+    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
+) -> list[Any]:
+    """End or renew many holds in one transaction, in their order; each is answered by itself.
+
+    One that fails for a reason that no retry mends takes none of the others with it: then each has
+    a transaction of its own, and the failure of the one is kept as a dead letter.
+    """
+    read: list[Move | Refused] = []
+    for each in requests:
+        try:
+            read.append(_FINISH.validate_python(each).meant(task.of.settings))
+        except ValidationError as error:
+            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
+        except ValueError as error:
+            read.append(Refused(code=Code.MALFORMED, reason=str(error)))
+    moves = [each for each in read if not isinstance(each, Refused)]
+    outcomes = task.of.outcomes
+    try:
+        answers = iter(task.line.run(lambda turn: finish(turn, moves, outcomes=outcomes)))
+    except DBAPIError:
+        return [_alone(task, said, each) for said, each in zip(requests, read, strict=True)]
+    return [each if isinstance(each, Refused) else next(answers) for each in read]
+
+
+def _alone(task: DoorTask, said: object, move: Move | Refused) -> FinishAnswer:
+    if isinstance(move, Refused):
+        return move
+    try:
+        return _made(task, move)
+    except DatabaseUnavailable as error:
+        return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
+    except DBAPIError as error:
+        task.bury(([said],), {}, f"{type(error).__name__}: {error}")
+        return Unavailable(retry_after=RETRY_SECONDS, reason="it failed, and is kept to be seen to")
+
+
+def _made(task: DoorTask, move: Move) -> FinishAnswer:
+    """The answer to one move, in a turn of its own."""
+    outcomes = task.of.outcomes
+    return task.line.run(lambda turn: finish(turn, [move], outcomes=outcomes)[0])
+
+
+def complete(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    outcome: Word,
+    version: Version | None = None,
+    notes: Notes | None = None,
+    callback_at: AwareDatetime | None = None,
+) -> FinishAnswer:
+    """End the agent's hold with the outcome of the call."""
+    owner = Owner(assignment_id, agent_id, version)
+    retry = task.of.settings.callback_retry
+    return _made(task, Complete(owner, outcome, notes, callback_at, retry))
+
+
+def skip(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """End the agent's hold: not this user now."""
+    owner = Owner(assignment_id, agent_id, version)
+    return _made(task, Skip(owner, task.of.settings.skip_everyone))
+
+
+def defer(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    version: Version | None = None,
+    until: AwareDatetime | None = None,
+    seconds: Rest | None = None,
+    why: Why | None = None,
+) -> FinishAnswer:
+    """End the agent's hold: the user is offered to nobody before a time, or for so many seconds."""
+    owner = Owner(assignment_id, agent_id, version)
+    rest = None if seconds is None else timedelta(seconds=seconds)
+    return _made(task, Defer(owner, task.of.settings.defer_maximum, until, rest, why))
+
+
+def close(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    why: Why,
+    version: Version | None = None,
+) -> FinishAnswer:
+    """End the agent's hold: its dialer queue is closed for the user, until an operator lifts it."""
+    owner = Owner(assignment_id, agent_id, version)
+    return _made(task, Close(owner, why))
+
+
+def accept(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """The agent takes the offer up: it is work from now on."""
+    owner = Owner(assignment_id, agent_id, version)
+    return _made(task, Accept(owner, task.of.settings.lease))
+
+
+def release(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """End the agent's hold: the user is claimable at once, where they were."""
+    owner = Owner(assignment_id, agent_id, version)
+    return _made(task, Release(owner))
+
+
+def renew(
+    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+) -> FinishAnswer:
+    """The agent is still at it: the lease runs anew."""
+    owner = Owner(assignment_id, agent_id, version)
+    return _made(task, Renew(owner, task.of.settings.lease))
+
+
+def release_if_unclaimed(
+    task: DoorTask,
+    assignment_id: UUID,
+    agent_id: AgentId,
+    version: Version,
+    lease_expires_at: AwareDatetime,
+) -> CommandAnswer:
+    """End a hold that nobody was told of, unless its agent has shown up meanwhile."""
+    owner = Owner(assignment_id, agent_id, version)
+    return task.line.run(
+        lambda turn: release_unclaimed(turn, owner, lease_expires_at=lease_expires_at)
+    )

@@ -1,0 +1,107 @@
+"""Tasks by which agents ask for their next user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from assignment_workers.assignment.answers import (
+    Code,
+    Refused,
+    RequestAnswer,
+    Unavailable,
+)
+from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.claim import claim
+from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.sequencer.line import Line
+from assignment_workers.settings import Settings
+from assignment_workers.tasks.arguments import (
+    MANY,
+    AgentId,
+    RequestId,
+    Word,
+)
+from assignment_workers.tasks.door import RETRY_SECONDS, DoorTask, one_line
+
+
+class AskBody(BaseModel):
+    """One request as a message says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    agent_id: AgentId
+    request_id: RequestId
+    queue: Word | None = None
+    deadline: AwareDatetime | None = None
+    sent_at: AwareDatetime | None = None
+
+    def asked(self) -> Request:
+        """The request that is meant."""
+        return Request(
+            agent_id=self.agent_id,
+            request_id=self.request_id,
+            queue=self.queue,
+            deadline=self.deadline,
+            sent_at=self.sent_at,
+        )
+
+
+def request(
+    task: DoorTask,
+    agent_id: AgentId,
+    queue: Word | None = None,
+    request_id: RequestId | None = None,
+    deadline: AwareDatetime | None = None,
+    sent_at: AwareDatetime | None = None,
+) -> RequestAnswer:
+    """Hand the agent the best user they may have; without a request id the task's own is it."""
+    asked = Request(agent_id, request_id or str(task.request.id), queue, deadline, sent_at)
+    return answer(task.line, [asked], task.of.settings)[0]
+
+
+def request_many(
+    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
+) -> list[Any]:
+    """Answer many requests in one transaction, in their order; a malformed one is refused alone."""
+    read: list[Request | Refused] = []
+    for each in requests:
+        try:
+            read.append(_ASK.validate_python(each).asked())
+        except ValidationError as error:
+            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
+    asked = [each for each in read if isinstance(each, Request)]
+    answers = iter(answer(task.line, asked, task.of.settings))
+    return [next(answers) if isinstance(each, Request) else each for each in read]
+
+
+_ASK = TypeAdapter(AskBody)
+
+
+def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[RequestAnswer]:
+    """Each request's answer, in their order, in as few turns as it takes.
+
+    Turn after turn where so many ineligible entries had to be taken out that one transaction would
+    have been long; an answer found in an earlier turn is committed and stands.
+    """
+    answers: list[RequestAnswer | None] = [None] * len(requests)
+    while unanswered := [place for place, given in enumerate(answers) if given is None]:
+        asked = [requests[place] for place in unanswered]
+        deadlines = [each.deadline for each in asked]
+        until = max((each for each in deadlines if each), default=None) if all(deadlines) else None
+
+        def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
+            return claim(turn, asked, policies=policies_of(settings), settings=settings)
+
+        try:
+            given = line.run(turn, until=until)
+        except DatabaseUnavailable as error:
+            down = Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
+            return [each or down for each in answers]
+        for place, each in zip(unanswered, given, strict=True):
+            answers[place] = each
+    return [each for each in answers if each is not None]
