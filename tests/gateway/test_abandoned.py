@@ -9,6 +9,8 @@ from typing import Any
 
 from assignment_workers.client import AsyncClient
 from assignment_workers.gateway.abandoned import Abandoned
+from assignment_workers.gateway.app import create_app
+from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway
 from tests.processes import wait_until
 
@@ -54,6 +56,54 @@ def test_a_caller_who_hangs_up_leaves_no_hold_behind(gateway: Gateway) -> None:
     made = "SELECT state FROM assignment.assignments WHERE request_id = 'sixty-six'"
     wait_until(lambda: gateway.stack.rows(made), "the request to be met")
     wait_until(lambda: gateway.stack.value(made) == "released", "the hold to be given back")
+
+
+def test_an_operator_who_hangs_up_leaves_a_record_with_its_outcome(gateway: Gateway) -> None:
+    kept = "SELECT outcome FROM assignment.operator_actions ORDER BY id DESC LIMIT 1"
+    with gateway.stack.connection() as connection:
+        connection.exec_driver_sql("SELECT 1 FROM assignment.sequencer FOR UPDATE")
+        with socket.create_connection(("127.0.0.1", gateway.port)) as opened:
+            opened.sendall(
+                b"POST /v1/queues/unsigned_users/resume HTTP/1.1\r\nHost: x\r\nAuthorization:"
+                b" Bearer " + gateway.tokens["operator"].encode() + b"\r\n\r\n"
+            )
+            wait_until(lambda: gateway.metric("waiting") == 1, "the command to wait")
+        told = wait_until(lambda: gateway.stack.value(kept), "its outcome to be kept")
+        connection.rollback()
+    assert told == "unavailable: the caller hung up before it was answered"
+
+
+def test_a_caller_who_hangs_up_in_the_middle_of_a_body_is_no_failure(gateway: Gateway) -> None:
+    settings = Settings.from_environment(
+        {"DATABASE_URL": gateway.stack.database_url, "REDIS_URL": gateway.stack.redis_url}
+    )
+    app = create_app(settings, gateway.stack.engine, tokens=True)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/requests",
+        "query_string": b"",
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"authorization", f"Bearer {gateway.tokens['frontend']}".encode()),
+        ],
+    }
+    sent: list[Any] = []
+
+    async def run() -> None:
+        begun = iter([{"type": "http.request", "body": b'{"agent', "more_body": True}])
+
+        async def receive() -> Any:
+            return next(begun, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 422
 
 
 def test_an_agent_who_asked_again_meanwhile_keeps_it(gateway: Gateway) -> None:

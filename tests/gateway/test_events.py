@@ -302,7 +302,7 @@ def test_whoever_hangs_up_frees_everything(gateway: Gateway) -> None:
 def test_whoever_missed_what_cannot_be_told_is_told_so(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "BEHIND_AT_MOST", 10)
+    monkeypatch.setattr(feed, "BEHIND_AT_MOST", 10)
     leave(gateway, "renewed", agent=98, count=12)
 
     async def body(parts: Live) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -45,6 +46,12 @@ class Collector:
 
     def of(self, trace: str) -> list[Seen]:
         return [each for each in list(self.spans) if each.trace == trace]
+
+    def whole(self, trace: str) -> bool:
+        """Whether one span of it is the first, and whatever another is below has come."""
+        found = self.of(trace)
+        missing = {each.parent for each in found} - {each.id for each in found}
+        return missing == {""}
 
     def kept(self, trace: str) -> list[Seen]:
         """The statements that keep a hold."""
@@ -124,10 +131,19 @@ def test_one_trace_goes_from_the_call_through_the_task_to_sql(
 ) -> None:
     spans, _ = collector
     hold = traced.assigned(26)
-    (call,) = wait_until(lambda: spans.named("POST /v1/requests"), "the span of the call")
-    wait_until(lambda: spans.kept(call.trace), "SQL")
-    wait_until(lambda: any(each.name.startswith("run/") for each in spans.of(call.trace)), "task")
-    by_id = {each.id: each for each in spans.of(call.trace)}
+    request = traced.stack.value(
+        "SELECT request_id FROM assignment.assignments WHERE id = :id", id=hold["id"]
+    )
+    through = ["POST /v1/requests", "ask assignment.request", "run/assignment.request_many"]
+
+    def ran() -> list[Seen]:
+        said = "assignment-workers.request_id"
+        return [each for each in spans.named(through[2]) if request in each.said[said]]
+
+    (run,) = wait_until(ran, "the task's span")
+    wait_until(lambda: spans.kept(run.trace), "SQL")
+    wait_until(lambda: spans.whole(run.trace), "whatever is above what came")
+    by_id = {each.id: each for each in spans.of(run.trace)}
 
     def path(span: Seen) -> list[str]:
         names = [span.name.split()[0]]
@@ -137,16 +153,10 @@ def test_one_trace_goes_from_the_call_through_the_task_to_sql(
         return names[::-1]
 
     paths = [path(each) for each in by_id.values()]
-    through = ["POST /v1/requests", "ask assignment.request", "run/assignment.request_many"]
     assert [*through[:2], "LPUSH"] in paths
     assert [*through, "UPDATE"] in paths, paths  # the proof of the term, which begins a turn
-    (kept,) = spans.kept(call.trace)
+    (kept,) = spans.kept(run.trace)
     assert path(kept)[:-1] == through
-    (run,) = [each for each in by_id.values() if each.name == through[2]]
-    request = traced.stack.value(
-        "SELECT request_id FROM assignment.assignments WHERE id = :id", id=hold["id"]
-    )
-    assert request in run.said["assignment-workers.request_id"]
     assert run.links == ()
 
 
@@ -161,13 +171,13 @@ def test_callers_who_share_a_message_are_linked_both_ways(
     def shared() -> list[Seen]:
         return [each for each in spans.named("run/assignment.request_many") if each.links]
 
-    runs = wait_until(shared, "a message of many")
-    wait_until(lambda: len(spans.named("ask assignment.request")) >= len(agents), "every ask")
-    asks = spans.named("ask assignment.request")
-    for run in runs:
-        others = [each for each in asks if each.trace in run.links]
-        assert len(others) == len(run.links) > 0
-        assert {each.links for each in others} == {(run.trace,)}
+    def asks(run: Seen) -> list[Seen]:
+        came = [each for each in spans.named("ask assignment.request") if each.trace in run.links]
+        return came if len(came) == len(run.links) else []
+
+    for run in wait_until(shared, "a message of many"):
+        found = wait_until(partial(asks, run), "every ask of the message")
+        assert {each.links for each in found} == {(run.trace,)}
 
 
 def test_a_celery_caller_gets_one_trace_too(

@@ -122,6 +122,10 @@ def test_a_wrong_word_is_named_with_what_is_accepted(
     said.check(USED_WRONGLY, *named)
 
 
+def test_a_wrong_process_is_named_where_no_stack_runs_too(shell: Shell) -> None:
+    shell.run("process", "gatekeeper").check(USED_WRONGLY, "'gatekeeper'", *PROCESSES)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "named"),
     [

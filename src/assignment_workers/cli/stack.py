@@ -72,7 +72,7 @@ def env() -> int:
 
 
 def process(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(processes.PROCESSES)}.")],
+    name: Annotated[processes.Name, typer.Argument(help="Which one.")],
     lane: Annotated[
         str | None, typer.Option(help="The sequencer's: one of ASSIGNMENT_WORKERS_LANES.")
     ] = None,

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.actions import Action, begin, end
+from assignment_workers.gateway.asking import CLIENT_CLOSED_REQUEST
 from assignment_workers.gateway.problems import Problem, unavailable
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def told_by(response: Response) -> str:
     """What came of it, by the response that says so."""
     if response.status_code < HTTPStatus.BAD_REQUEST:
         return "done"
-    said = json.loads(bytes(response.body))
-    if "outcome" not in said:
+    if response.status_code == CLIENT_CLOSED_REQUEST:
         return "unavailable: the caller hung up before it was answered"
+    said = json.loads(bytes(response.body))
     return f"{said['outcome']}: {said['detail']}"

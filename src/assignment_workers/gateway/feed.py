@@ -25,7 +25,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-
 AWAY = (DBAPIError, PoolTimeout)
 """The database cannot answer now."""
 PAGE = 500

@@ -30,7 +30,6 @@ from assignment_workers.gateway.problems import unavailable
 
 log = structlog.get_logger()
 
-
 BUFFERED = 8 * PAGE
 """Events kept for one reader; who is further behind is cut off, and reads on from the database."""
 READERS = 2_000

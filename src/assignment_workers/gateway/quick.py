@@ -12,9 +12,10 @@ from typing import Any, get_type_hints
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
 from assignment_workers.gateway.callers import ACTING
-from assignment_workers.gateway.given import Gateway
+from assignment_workers.gateway.given import Actor, Gateway
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -31,6 +32,9 @@ class QuickRoute(APIRoute):
         takes = get_type_hints(self.endpoint, include_extras=True)
         body: type[BaseModel] = takes["body"]
         path = {name: TypeAdapter[Any](takes[name]) for name in self.param_convertors}
+        read = {"request", "here", "who", "body", "return", *path}
+        if takes.keys() != read or takes["who"] != Actor or self.dependencies:
+            raise TypeError(f"{self.path} takes what is not read here: it is no quick route")
         endpoint: Callable[..., Awaitable[Response]] = self.endpoint
 
         async def handle(request: Request) -> Response:
@@ -48,7 +52,7 @@ class QuickRoute(APIRoute):
 async def _understood(
     request: Request, body: type[BaseModel], path: Mapping[str, TypeAdapter[Any]]
 ) -> dict[str, Any] | None:
-    """The body and what the path says; None for a call that is not well formed."""
+    """The body and what the path says; None for a call that is not well formed, or not whole."""
     if request.headers.get("content-type") != "application/json":
         return None
     try:
@@ -56,6 +60,6 @@ async def _understood(
             name: kind.validate_python(request.path_params[name]) for name, kind in path.items()
         }
         said["body"] = body.model_validate_json(await request.body())
-    except ValidationError:
+    except (ValidationError, ClientDisconnect):
         return None
     return said

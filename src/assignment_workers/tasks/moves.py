@@ -44,7 +44,7 @@ from assignment_workers.tasks.door import RETRY_SECONDS, DoorTask, one_line
 
 
 class FinishBody(BaseModel):
-    """One complete, skip, release or renew as a message of many says it."""
+    """One move as a message of many says it."""
 
     model_config = ConfigDict(extra="forbid")
 

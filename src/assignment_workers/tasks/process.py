@@ -7,7 +7,7 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import redis
 import structlog
@@ -48,16 +48,16 @@ JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
 
-def run(name: str, settings: Settings, *, lane: str | None = None) -> int:
+Name = Literal["sequencer", "maintenance", "beat", "flower", "gateway"]
+
+
+def run(name: Name, settings: Settings, *, lane: str | None = None) -> int:
     """Be the process `name` until a signal ends it; the exit code. `settings` has the addresses.
 
-    `lane`: the sequencer's; None: the default one. Raises `UsageError` for an unknown name or lane
-    and for a calling rule that cannot be used, and
-    `DatabaseUnavailable` or `SchemaMismatch` before anything is started on a database that is not
-    ours or not up to date.
+    `lane`: the sequencer's; None: the default one. Raises `UsageError` for an unknown lane and a
+    calling rule that cannot be used, `DatabaseUnavailable` or `SchemaMismatch` before anything
+    is started on a database that is not ours or not up to date.
     """
-    if name not in PROCESSES:
-        raise UsageError(f"no process {name!r}; there are {', '.join(PROCESSES)}")
     policies_of(settings)
     lanes = lanes_of(settings)
     if lane is not None and (name != "sequencer" or lane not in lanes.names):
@@ -267,7 +267,7 @@ def _check(app: App) -> None:
 EXPORTING = ("sequencer", "maintenance", "beat")
 """Those that tell what they count at `metrics_port`; the gateway and Flower have a door already."""
 
-PROCESSES: dict[str, Callable[[Settings], int]] = {
+PROCESSES: dict[Name, Callable[[Settings], int]] = {
     "sequencer": _sequencer,
     "maintenance": _maintenance,
     "beat": _beat,

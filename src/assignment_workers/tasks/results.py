@@ -7,6 +7,8 @@ from typing import Any
 
 from celery.backends.redis import RedisBackend
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import register_type
+from pydantic import BaseModel
 from pydantic_core import to_json
 
 from assignment_workers.sequencer.transport import packed
@@ -61,6 +63,9 @@ class ResultBackend(RedisBackend):
         finally:
             pool.release(connection)
 
+
+# Celery hands an answer on to the tasks that are linked to it too, in kombu's JSON.
+register_type(BaseModel, None, lambda answer: answer.model_dump(mode="json"))
 
 OVERRIDES = dict.fromkeys(("redis", "rediss"), f"{__name__}:{ResultBackend.__name__}")
 """What Celery makes of the scheme of a result backend's address."""
