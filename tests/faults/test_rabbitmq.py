@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -23,13 +22,13 @@ pytestmark = pytest.mark.skipif(
     not RABBITMQ.exists(), reason="RabbitMQ is not installed (Debian: apt install rabbitmq-server)"
 )
 
-NUMBERS = itertools.count(1)
 QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rabbit(test_home: Home, guardian: Guardian) -> Iterator[Rabbit]:
-    made = Rabbit(test_home.path / f"rabbitmq-{next(NUMBERS)}", guardian)
+    """A node for them all: to start one takes longer than most of them."""
+    made = Rabbit(test_home.path / "rabbitmq", guardian)
     yield made
     made.close()
 
@@ -39,6 +38,9 @@ def stack(database_url: str, redis_url: str, tmp_path: Path, rabbit: Rabbit) -> 
     with running(database_url, redis_url, tmp_path) as made:
         made.broker_url = rabbit.url
         yield made
+    with Connection(rabbit.url) as connection:
+        for queue in ("assignment", "maintenance"):
+            Queue(queue, channel=connection.channel()).delete()
 
 
 def waiting(stack: Stack, queue: str = "assignment") -> int:
