@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
+from fastapi import FastAPI
+
+from assignment_workers.gateway.app import create_app
+from assignment_workers.settings import Settings
 from tests.processes import Stack
 
 
@@ -30,6 +34,20 @@ class Reply:
     @property
     def json(self) -> Any:
         return json.loads(self.text)
+
+
+def scope(method: str, path: str, *, bearer: str, **headers: str) -> dict[str, Any]:
+    """A call as ASGI says it; `bearer` is a token."""
+    said = {"authorization": f"Bearer {bearer}"} | {
+        name.replace("_", "-"): each for name, each in headers.items()
+    }
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.encode(), each.encode()) for name, each in said.items()],
+    }
 
 
 class Stream:
@@ -142,6 +160,11 @@ class Gateway:
             yield Stream(response)
         finally:
             connection.close()
+
+    def app(self) -> FastAPI:
+        """Another gateway on the same servers, for a test to call without a port."""
+        servers = {"DATABASE_URL": self.stack.database_url, "REDIS_URL": self.stack.redis_url}
+        return create_app(Settings.from_environment(servers), self.stack.engine, tokens=True)
 
     def metric(self, name: str) -> float:
         """One figure without labels of what this gateway counts."""

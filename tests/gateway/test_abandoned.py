@@ -9,9 +9,7 @@ from typing import Any
 
 from assignment_workers.client import AsyncClient
 from assignment_workers.gateway.abandoned import Abandoned
-from assignment_workers.gateway.app import create_app
-from assignment_workers.settings import Settings
-from tests.gateway.stage import Gateway
+from tests.gateway.stage import Gateway, scope
 from tests.processes import wait_until
 
 STATE = "SELECT state FROM assignment.assignments WHERE id = :id"
@@ -74,20 +72,9 @@ def test_an_operator_who_hangs_up_leaves_a_record_with_its_outcome(gateway: Gate
 
 
 def test_a_caller_who_hangs_up_in_the_middle_of_a_body_is_no_failure(gateway: Gateway) -> None:
-    settings = Settings.from_environment(
-        {"DATABASE_URL": gateway.stack.database_url, "REDIS_URL": gateway.stack.redis_url}
-    )
-    app = create_app(settings, gateway.stack.engine, tokens=True)
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/requests",
-        "query_string": b"",
-        "headers": [
-            (b"content-type", b"application/json"),
-            (b"authorization", f"Bearer {gateway.tokens['frontend']}".encode()),
-        ],
-    }
+    token = gateway.tokens["frontend"]
+    asked = scope("POST", "/v1/requests", bearer=token, content_type="application/json")
+    app = gateway.app()
     sent: list[Any] = []
 
     async def run() -> None:
@@ -100,7 +87,7 @@ def test_a_caller_who_hangs_up_in_the_middle_of_a_body_is_no_failure(gateway: Ga
             sent.append(message)
 
         async with app.router.lifespan_context(app):
-            await app(scope, receive, send)
+            await app(asked, receive, send)
 
     asyncio.run(run())
     assert sent[0]["status"] == 422

@@ -17,15 +17,13 @@ from sqlalchemy import text
 
 from assignment_workers.gateway import callers, feed, live, tokens
 from assignment_workers.gateway import stream as streaming
-from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.bodies import LiveEvent
 from assignment_workers.gateway.feed import Sight
 from assignment_workers.gateway.live import Live, Reader
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.gateway.stream import EventStream
 from assignment_workers.schema.engine import connect
-from assignment_workers.settings import Settings
-from tests.gateway.stage import Gateway, free_port
+from tests.gateway.stage import Gateway, free_port, scope
 from tests.processes import wait_until
 from tests.sessions import END, OTHERS
 
@@ -371,17 +369,7 @@ def test_a_stream_ends_with_its_token(gateway: Gateway, monkeypatch: pytest.Monk
     monkeypatch.setattr(callers, "KNOWN_SECONDS", 0.0)
     with gateway.stack.engine.begin() as connection:
         made = tokens.create(connection, "supervisor")
-    settings = Settings.from_environment(
-        {"DATABASE_URL": gateway.stack.database_url, "REDIS_URL": gateway.stack.redis_url}
-    )
-    app = create_app(settings, gateway.stack.engine, tokens=True)
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": "/v1/events",
-        "query_string": b"",
-        "headers": [(b"authorization", f"Bearer {made}".encode())],
-    }
+    app, asked = gateway.app(), scope("GET", "/v1/events", bearer=made)
 
     async def run() -> None:
         beats = asyncio.Semaphore(0)
@@ -391,7 +379,7 @@ def test_a_stream_ends_with_its_token(gateway: Gateway, monkeypatch: pytest.Monk
                 beats.release()
 
         async with asyncio.timeout(20), app.router.lifespan_context(app):
-            reading = asyncio.create_task(app(scope, never, send))
+            reading = asyncio.create_task(app(asked, never, send))
             for _ in range(3):
                 await beats.acquire()
             assert not reading.done()
