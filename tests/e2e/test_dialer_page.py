@@ -90,7 +90,10 @@ def test_an_agent_asks_calls_and_says_what_came_of_it(page: Page, gateway: Gatew
     press(page, "1")
     expect(page.locator("#title")).to_have_text(f"User {user}: no answer")
     expect(page.locator("#done li")).to_have_count(1)
-    said = "SELECT notes, outcome FROM assignment.assignments WHERE user_id = :user"
+    said = (
+        "SELECT notes, outcome FROM assignment.assignments WHERE user_id = :user"
+        " ORDER BY claimed_at DESC LIMIT 1"
+    )
     assert gateway.stack.rows(said, user=user) == [("12 n s", "no_answer")]
     for key, outcome in (("s", "skipped"), ("r", "released")):
         press(page, "Enter")  # the focus is on the next user

@@ -64,6 +64,17 @@ def test_before_a_worker_made_the_queue_callers_are_told_and_nothing_is_dropped(
     assert "assignment" in answer.reason
 
 
+def test_a_message_that_rabbitmq_refuses_is_unavailable(stack: Stack, rabbit: Rabbit) -> None:
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    with Connection(rabbit.url) as connection:
+        Queue("maintenance", channel=connection.channel(), queue_arguments=full).queue_declare()
+    client = stack.client()
+    assert isinstance(client.regenerate(), str)
+    answer = client.regenerate()
+    assert isinstance(answer, Unavailable)
+    assert answer.reason == "RabbitMQ did not take the message"
+
+
 def test_a_request_is_answered_and_what_cannot_be_read_is_kept(stack: Stack) -> None:
     stack.start("sequencer")
     client = stack.built()

@@ -58,6 +58,7 @@ def scores() -> Iterator[Connection]:
             text("INSERT INTO user_call_scores VALUES (:score, :attempts)"),
             [{"score": each, "attempts": made} for each, made in product(SCORES, ATTEMPTS)],
         )
+        connection.commit()
         yield connection
     engine.dispose()
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from amqp.exceptions import MessageNacked
 from kombu import Connection, Producer, Queue
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -103,6 +104,8 @@ class AmqpSender:
         for is_last in (self._producer is None, True):
             try:
                 return self._try(queue, envelope)
+            except MessageNacked as error:
+                raise BrokerUnavailable("RabbitMQ did not take the message") from error
             except passing as error:
                 self._disconnect()
                 if is_last:
