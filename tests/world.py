@@ -392,9 +392,10 @@ def owner(hold: Held, *, agent: int | None = None, version: int | None = None) -
 
 @contextmanager
 def opened(database_url: str, crm: OtherCrm | None = None) -> Iterator[World]:
-    """A world in this database, with its CRM there or elsewhere."""
+    """A world in this database, with its CRM there or elsewhere; turns plan as a sequencer's do."""
+    limit = timedelta(seconds=30)
     engine = connect(
-        database_url, name="test", statement_timeout=timedelta(seconds=30), pool_size=6
+        database_url, name="test", statement_timeout=limit, pool_size=6, whole_tables=False
     )
     try:
         yield World(engine, crm)

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy import make_url, text
 
 from assignment_workers.adoption.compare import compare
 from assignment_workers.adoption.inspect import inspect
-from assignment_workers.assignment import convert, mirror
+from assignment_workers.assignment import convert, discover, mirror
 from assignment_workers.assignment import crm as crm_module
 from assignment_workers.assignment.answers import Assigned, Empty, Refused, Unavailable
 from assignment_workers.assignment.crm import FAILURES, Crm, configured
@@ -30,10 +31,11 @@ from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.crm import MAPPINGS, ClaimRequirement, CrmUser
+from assignment_workers.tasks.process import TURN_SECONDS
 from tests.elsewhere import OtherCrm
 from tests.servers import MARIADB, Maria, free_port, wire
 from tests.sessions import END
-from tests.world import OUTSTANDING, UNSIGNED, User, World, opened, outstanding
+from tests.world import OUTSTANDING, UNSIGNED, Claim, Requirement, User, World, opened, outstanding
 
 NUMBERS = itertools.count(1)
 TIMEOUT = timedelta(seconds=2)
@@ -426,3 +428,16 @@ def test_a_row_that_makes_no_sense_is_passed_over_and_holds_nobody_up(
     assert world.held(1).user_id == 1
     assert world.states() == {2: "waiting", 1: "held"}
     assert nobody_was_removed(world, but="put_off")
+
+
+def test_a_whole_batch_is_judged_within_the_time_of_a_turn(world: World) -> None:
+    """The facts are parameters, without an index: each user's are not looked for one by one."""
+    asked = (Requirement(),) * 4
+    several = (Claim("open", asked),) * 4
+    numbers = range(1, discover.AT_A_TIME + 1)
+    nowhere = (replace(outstanding(each), claims=several, queue=None) for each in numbers)
+    world.add_users(nowhere)
+    with world.turn() as turn:
+        turn.connection.execute(text(f"SET LOCAL statement_timeout TO '{TURN_SECONDS} s'"))
+        done = discover.place(turn, numbers, world.policies)
+    assert done.counts["moved"] == len(numbers)

@@ -59,7 +59,7 @@ class Sight:
         connection: Connection,
         *,
         patience: float | None = None,
-        run: Callable[[Ask], list[Rows]] | None = None,
+        run: Callable[..., list[Rows]] | None = None,
     ) -> None:
         """`run`: how a turn runs the few statements that it asks again and again."""
         self._connection = connection
@@ -93,7 +93,7 @@ class Sight:
             return self._run(statement, parameters)
         asked = users if isinstance(users, Sequence) else self._ids(users, parameters)
         facts = self._facts(self._crm, asked)
-        found = self._run(given(statement), {**parameters, **facts.parameters})
+        found = self._run_over_facts(given(statement), {**parameters, **facts.parameters})
         rows = {row.user_id for row in found if hasattr(row, "user_id")}
         self.unknown |= rows - set(asked) | facts.unreadable
         return found
@@ -121,6 +121,15 @@ class Sight:
         if self._run_in_turn is None:
             return self._connection.execute(statement, parameters).all()
         (found,) = self._run_in_turn(Ask(statement, parameters))
+        return found
+
+    def _run_over_facts(
+        self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any]
+    ) -> Rows:
+        """Turns probe indexes alone, and parameters have none: here they may be joined at once."""
+        if self._run_in_turn is None:
+            return self._run(statement, parameters)
+        _, found, _ = self._run_in_turn(_JOIN, Ask(statement, parameters), _PROBE)
         return found
 
     def _facts(self, crm: Crm, asked: Sequence[int]) -> Facts:
@@ -159,6 +168,14 @@ def attach(engine: Engine, crm: Crm | None) -> None:
     """Let every connection of `engine` find the CRM; statements over pools read the mirror."""
     if crm is not None:
         engine.update_execution_options(**{ELSEWHERE: crm, "schema_translate_map": _MIRRORED})
+
+
+def _joins(setting: str) -> Ask:
+    ways = ("enable_hashjoin", "enable_mergejoin")
+    return Ask(select(*(func.set_config(way, setting, True) for way in ways)))
+
+
+_JOIN, _PROBE = _joins("on"), _joins("off")
 
 
 @cache
