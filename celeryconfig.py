@@ -64,6 +64,13 @@ else:
         "health_check_interval": 5,
         "visibility_timeout": 3600,
     }
+# What a job sends waits half a minute for a broker that is away; then the job has failed.
+task_publish_retry_policy = {
+    "max_retries": 30,
+    "interval_start": 0,
+    "interval_step": 0.2,
+    "interval_max": 1,
+}
 result_backend_transport_options = {"visibility_timeout": 3600}
 redbeat_redis_options = {
     "socket_timeout": 5,

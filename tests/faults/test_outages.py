@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -21,9 +23,13 @@ from assignment_workers.runtime import postgres, valkey
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.migrate import upgrade
+from assignment_workers.settings import Settings
+from assignment_workers.tasks import create_app
+from assignment_workers.tasks.maintenance import send_publish
 from tests.processes import Agents, Keeper, running, wait_until
 from tests.servers import OwnServer, wire
 from tests.sessions import END
+from tests.world import UNSIGNED
 
 NUMBERS = itertools.count(1)
 
@@ -73,6 +79,21 @@ def test_redis_is_killed_and_comes_back(
                     served_again(agents, within=30)
         assert all(isinstance(each, Unavailable) for each in agents.unanswered)
         stack.assert_healthy()
+
+
+def test_what_a_job_sends_while_redis_is_away_waits_until_it_is_back(own_valkey: OwnServer) -> None:
+    """A job that had built for minutes would have failed, and its message been a dead letter."""
+    app = create_app(Settings.from_environment({"REDIS_URL": own_valkey.url}))
+    send_publish(app, 1, UNSIGNED)  # over a connection that is there
+    own_valkey.kill()
+    coming_back = threading.Timer(3, own_valkey.start)
+    coming_back.start()
+    send_publish(app, 2, UNSIGNED)
+    coming_back.join()
+    with redis.Redis.from_url(own_valkey.url) as broker:
+        newest = json.loads(broker.lrange("assignment", 0, 0)[0])
+    app.close()
+    assert json.loads(base64.b64decode(newest["body"]))[0] == [2]
 
 
 def test_hazard_d8_every_database_connection_is_cut_each_second(

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel
 from sqlalchemy import ARRAY, Connection, Engine, Uuid, bindparam, text
 
+from assignment_workers.assignment.dead_letters import letters
 from assignment_workers.assignment.doctor import examine
 from assignment_workers.assignment.history import check
 from assignment_workers.call_centre.book import Book
@@ -87,10 +88,10 @@ def judge(
         broken += _untrue(connection, book)
         broken += _signed_before(connection, signed_at)
         records = _records(connection)
-    if records.get("dead letters"):
-        broken.append(
-            f"{records['dead letters']} messages could not be handled (dead-letters list)"
-        )
+        broken += [
+            f"a message could not be handled: {each.task or 'no task'}: {each.error}"
+            for each in letters(connection, limit=SHOWN)
+        ]
     return Verdict(
         seed=plan.seed,
         agents=plan.agents,
