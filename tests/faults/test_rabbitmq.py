@@ -84,7 +84,8 @@ def test_a_request_is_answered_and_what_cannot_be_read_is_kept(stack: Stack) -> 
     done = client.complete(held.id, 26, "no_answer", version=held.version)
     assert isinstance(done, Finished)
     assert stack.broker_url is not None
-    with Connection(stack.broker_url) as connection:
+    confirmed = {"confirm_publish": True}  # or what another sends later may be there before it
+    with Connection(stack.broker_url, transport_options=confirmed) as connection:
         quorum = Queue(
             "assignment",
             channel=connection.channel(),
