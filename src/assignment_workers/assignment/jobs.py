@@ -1,4 +1,4 @@
-"""Every run of a job leaves a row: when, how it ended, what it did, or why it was skipped (G12)."""
+"""Record every run of a job: start, end, result, or the reason it was skipped (guarantee 11)."""
 
 from __future__ import annotations
 

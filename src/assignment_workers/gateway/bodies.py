@@ -19,6 +19,7 @@ from assignment_workers.assignment.answers import (
 )
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.policy.outcomes import Action
+from assignment_workers.policy.queues import reason_for
 from assignment_workers.schema.tables import AgentStates
 
 TIMEOUT_MS = 10_000
@@ -229,7 +230,7 @@ _HELD = {
     "agent_id": 26,
     "queue": "unsigned_users",
     "source": "queue",
-    "reason": "score 0",
+    "reason": reason_for(0),
     "rank": 1,
     "claimed_at": "2026-11-23T15:00:00Z",
     "lease_expires_at": "2026-11-23T15:02:00Z",
@@ -246,7 +247,7 @@ REQUEST_EXAMPLES: dict[str, Any] = {
             "outcome": "empty",
             "queue": "unsigned_users",
             "retry_after": 30.0,
-            "why": {"unsigned_users": "nobody is left"},
+            "why": {"unsigned_users": "none_in_pool"},
         }
         | _ID
     },

@@ -35,7 +35,7 @@ class NaiveInstant(TypeDecorator[datetime]):
     """UTC in a `timestamp(3)` without zone, as the dialer and the CRM store it.
 
     Aware datetimes go in and come out; a naive one is refused, for nobody knows what it means
-    (original-dialer section 1, hazard F3).
+    (original-dialer section 1).
     """
 
     impl = TIMESTAMP(precision=3)
