@@ -84,15 +84,15 @@ UPDATE crm.users SET current_signature_file_id = 'signed-for-the-benchmark'
 WHERE id IN (SELECT user_id FROM head)
 """
 QUARANTINED = f"""
-WITH head AS ({HEAD}), barred AS (
-  INSERT INTO assignment.bars (user_id, kind, reason, since, by)
+WITH head AS ({HEAD}), suppressed AS (
+  INSERT INTO assignment.suppressions (user_id, kind, reason, since, by)
   SELECT user_id, 'quarantine', 'for the benchmark', now(), 'benchmark' FROM head
   RETURNING user_id)
 UPDATE assignment.entries e SET state = 'out', reason = 'quarantine'
-FROM barred, assignment.generations g
-WHERE e.user_id = barred.user_id AND g.id = e.generation_id AND g.state = 'published'
+FROM suppressed, assignment.generations g
+WHERE e.user_id = suppressed.user_id AND g.id = e.generation_id AND g.state = 'published'
 """
-RELEASED = "DELETE FROM assignment.bars"
+RELEASED = "DELETE FROM assignment.suppressions"
 UNSIGN = """
 UPDATE crm.users SET current_signature_file_id = NULL
 WHERE current_signature_file_id = 'signed-for-the-benchmark'

@@ -540,7 +540,7 @@ def test_an_operator_releases_from_quarantine_and_keeps_the_do_not_contact_list(
     with gateway.stack.engine.begin() as connection:
         for each in (user, other):
             connection.exec_driver_sql(
-                "INSERT INTO assignment.bars (kind, user_id, reason, since, by)"
+                "INSERT INTO assignment.suppressions (kind, user_id, reason, since, by)"
                 f" VALUES ('quarantine', {each}, '3 times not_in_crm', now(), 'claim')"
             )
     row = page.locator("#quarantine tbody tr")
@@ -569,7 +569,7 @@ def test_an_operator_releases_from_quarantine_and_keeps_the_do_not_contact_list(
     assert act(page, "Take off the do-not-contact list", phone="+447700900321") == "done"
     expect(page.locator("#do_not_contact tbody")).to_have_text("nobody")
     kept = gateway.stack.rows(
-        "SELECT kind, user_id, by, lifted_by, lifted_why FROM assignment.bars ORDER BY id"
+        "SELECT kind, user_id, by, lifted_by, lifted_why FROM assignment.suppressions ORDER BY id"
     )
     who = f"token {gateway.tokens['operator'].split('_')[1]}"
     assert kept == [

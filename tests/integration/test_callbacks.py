@@ -473,7 +473,7 @@ def test_a_callback_that_another_ended_meanwhile_stays_as_it_is(world: World) ->
     unbroken(world)
 
 
-def test_calling_rules_and_bars_hold_for_callbacks_too_and_only_put_them_off(
+def test_calling_rules_and_suppressions_hold_for_callbacks_too_and_only_put_them_off(
     world: World,
 ) -> None:
     user, at = promise(world)

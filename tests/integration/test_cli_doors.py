@@ -252,14 +252,14 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
         drained = shell.run("drain", "unsigned_users", **servers)
         assert (drained.code, drained.complaint) == (0, "")
         assert "taken out of unsigned_users: 0" in drained.output
-        barred = shell.run("do-not-contact", "add", "--user=3", "--why=asked", **servers)
-        assert (barred.code, barred.output) == (0, "barred\n")
+        suppressed = shell.run("do-not-contact", "add", "--user=3", "--why=asked", **servers)
+        assert (suppressed.code, suppressed.output) == (0, "suppressed\n")
         (listed,) = shell.run("do-not-contact", "list", "--json", **servers).json(0)
         assert (listed["user_id"], listed["reason"]) == (3, "asked")
         nobody = shell.run("do-not-contact", "add", "--why=asked", **servers)
         nobody.check(USED_WRONGLY, "refused (malformed)", "a user or a phone number")
         free = shell.run("quarantine", "release", "3", "--why=mended", **servers)
-        free.check(USED_WRONGLY, "refused (not_barred)", "user 3")
+        free.check(USED_WRONGLY, "refused (not_suppressed)", "user 3")
         assert shell.run("quarantine", "list", "--json", **servers).json(0) == []
         kept = stack.rows(
             "SELECT action, subject, why, outcome FROM assignment.operator_actions ORDER BY id"

@@ -103,7 +103,7 @@ def age_mirror(world: World, seconds: int = 900) -> None:
 
 
 def nobody_was_removed(world: World, *, but: str = "") -> bool:
-    kinds = {"taken_out", "put_off", "converted", "callback_cancelled", "barred"} - {but}
+    kinds = {"taken_out", "put_off", "converted", "callback_cancelled", "suppressed"} - {but}
     return world.events(*kinds) == []
 
 

@@ -233,7 +233,7 @@ def test_reconciliation_leaves_alone_whom_it_should(world: World) -> None:
             User(1),
             User(2, signature="f"),  # has converted: the cleanup's
             User(3, queue=OUTSTANDING, in_crm=False),  # nobody knows
-            User(4, is_enabled=False),  # in their pool, and barred by its rules
+            User(4, is_enabled=False),  # in their pool, and blocked by its rules
             User(5, is_active=False),
             User(6, claims=(Claim("cancelled"),)),
             User(7, queue=None, last_outcome="no_claim"),

@@ -45,7 +45,7 @@ DAMAGE: dict[str, str] = {
     " DETACH PARTITION assignment.entries_1; DROP TABLE assignment.entries_1",
     "no generation has waited longer than 5 minutes to be published": "UPDATE"
     " assignment.generations SET built_at = now() - interval '301 s' WHERE state = 'building'",
-    "nobody was handed out who was barred or had opted out": "INSERT INTO assignment.bars"
+    "nobody was handed out who was suppressed or had opted out": "INSERT INTO assignment.suppressions"
     " (kind, user_id, reason, since, by) VALUES"
     " ('do_not_contact', 1, 'asked', now() - interval '1 h', 'an operator')",
     "nobody claimable was passed over": "UPDATE assignment.entries SET rank = 0 WHERE user_id = 2",

@@ -225,7 +225,7 @@ def test_a_large_pool_is_counted_by_its_best_and_the_funnel_says_so(pool: World)
 
 
 HELD_BACK: dict[str, tuple[dict[str, Any], str, float]] = {
-    "barred": ({"is_enabled": False}, "none_eligible", 30.0),
+    "blocked": ({"is_enabled": False}, "none_eligible", 30.0),
     "resting": ({"next_call_after": 20 * SECOND}, "cooling_down", 20.0),
     "new": ({"score": 3, "created_at": -HOUR}, "too_new", 30.0),
 }

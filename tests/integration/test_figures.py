@@ -40,7 +40,7 @@ def busy(world: World) -> World:
         " lease_expires_at = now() - interval '1 s' WHERE agent_id = 5"
     )
     world.execute(
-        "INSERT INTO assignment.bars (kind, user_id, reason, since, by) SELECT 'quarantine', n,"
+        "INSERT INTO assignment.suppressions (kind, user_id, reason, since, by) SELECT 'quarantine', n,"
         " 'unclear', now(), 'the claim' FROM generate_series(19, 20) n"
     )
     return world
@@ -187,7 +187,7 @@ def test_no_figure_reads_a_table_whole(busy: World) -> None:
         " FROM generate_series(100, 60000) n"
     )
     busy.execute(
-        "INSERT INTO assignment.bars (kind, user_id, reason, since, by)"
+        "INSERT INTO assignment.suppressions (kind, user_id, reason, since, by)"
         " SELECT 'do_not_contact', n, 'asked', now(), 'them' FROM generate_series(100, 60000) n"
     )
     busy.execute("ANALYZE")
@@ -207,7 +207,7 @@ def _scanned(connection: object) -> dict[str, int]:
     rows = connection.execute(  # type: ignore[attr-defined]
         text(
             "SELECT relname, seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE schemaname = 'assignment'"
-            " AND relname IN ('events', 'requests', 'assignments', 'bars')"
+            " AND relname IN ('events', 'requests', 'assignments', 'suppressions')"
         )
     )
     found = {str(name): int(count) for name, count in rows}

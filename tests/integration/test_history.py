@@ -14,7 +14,6 @@ from sqlalchemy import Connection, text
 
 from assignment_workers.assignment import agents, convert, discover, pause
 from assignment_workers.assignment.answers import Assigned, Done, Finished, Held, Paused, TooLate
-from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.history import check, judge
 from assignment_workers.assignment.moves import (
@@ -29,9 +28,10 @@ from assignment_workers.assignment.moves import (
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.records import RECORDS
 from assignment_workers.assignment.replay import Breach
+from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import AgentStates, BarKind
+from assignment_workers.schema.tables import AgentStates, SuppressionKind
 from assignment_workers.sequencer.term import Candidacy
 from tests.integration.test_cli_doors import Shell
 from tests.processes import wait_until
@@ -142,7 +142,7 @@ def work(run: Run, database_url: str) -> None:
     run.add_users([User(33, has_score_row=False), User(34, queue="manual_call")])
     run.run(discover.place, [33, 34], POLICIES)
     run.run(do_not_contact, user=20, reason="asked", by="ann")
-    run.run(lift, BarKind.DO_NOT_CONTACT, user=20, by="ann", why="a mistake")
+    run.run(lift, SuppressionKind.DO_NOT_CONTACT, user=20, by="ann", why="a mistake")
     rests = (run.now + HOUR).replace(tzinfo=None)
     run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)
     run.held(9, OUTSTANDING)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
@@ -40,6 +41,16 @@ def connected(database_url: str) -> Iterator[Connection]:
     try:
         with engine.begin() as connection:
             yield connection
+    finally:
+        engine.dispose()
+
+
+def upgrade_to(database_url: str, revision: str) -> None:
+    """Bring an empty database to the schema of an older version."""
+    engine = connect(database_url, name="test", statement_timeout=timedelta(seconds=30))
+    try:
+        with engine.connect() as connection:
+            command.upgrade(migrate._config(connection), revision)
     finally:
         engine.dispose()
 
@@ -132,14 +143,39 @@ def test_a_database_without_our_schema_or_with_another_dialers_is_named(
             migrate.check(connection)
 
 
-def test_somebody_elses_view_in_the_way_is_named_in_one_line(database_url: str) -> None:
+def test_somebody_elses_view_in_the_way_is_named_in_one_line(empty_database_url: str) -> None:
+    database_url = empty_database_url
+    upgrade_to(database_url, "0014")
     with connected(database_url) as connection:
-        connection.execute(text("ALTER TABLE assignment.entries ALTER COLUMN rank TYPE bigint"))
         connection.execute(text("CREATE VIEW public.ours AS SELECT rank FROM assignment.entries"))
-        connection.execute(text("UPDATE assignment.alembic_version SET version_num = '0014'"))
     with pytest.raises(SchemaMismatch, match=r"cannot be changed: .*; .*view ours depends on"):
         migrate.upgrade(database_url)
     with connected(database_url) as connection:
         assert migrate.revision(connection) == "0014"
         connection.execute(text("DROP VIEW public.ours"))
     assert migrate.upgrade(database_url) == migrate.head()
+
+
+def test_bars_of_0_1_0_are_suppressions_after_the_upgrade_with_their_events(
+    empty_database_url: str,
+) -> None:
+    upgrade_to(empty_database_url, "0015")
+    with connected(empty_database_url) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO assignment.bars (kind, user_id, reason, since, by)"
+                " VALUES ('do_not_contact', 7, 'asked', now(), 'ann')"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO assignment.events (at, kind)"
+                " VALUES (now(), 'barred'), (now(), 'bar_lifted'), (now(), 'assigned')"
+            )
+        )
+    migrate.upgrade(empty_database_url)
+    with connected(empty_database_url) as connection:
+        found = connection.execute(text("SELECT user_id, reason FROM assignment.suppressions"))
+        assert [tuple(row) for row in found] == [(7, "asked")]
+        kinds = connection.execute(text("SELECT kind FROM assignment.events ORDER BY id"))
+        assert kinds.scalars().all() == ["suppressed", "suppression_lifted", "assigned"]

@@ -14,9 +14,9 @@ from redis import Redis
 
 from assignment_workers.assignment import agents as standing
 from assignment_workers.assignment import doctor
-from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.moves import Accept, Close, Release
+from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.gateway.dashboard import views
 from assignment_workers.gateway.dashboard.render import (
     duration,
@@ -28,7 +28,7 @@ from assignment_workers.gateway.dashboard.render import (
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.dashboard.views import Source, View
 from assignment_workers.gateway.latest import Latest
-from assignment_workers.schema.tables import AgentStates, BarKind
+from assignment_workers.schema.tables import AgentStates, SuppressionKind
 from tests.world import OUTSTANDING, UNSIGNED, User, World, outstanding, owner
 
 QUEUES = (UNSIGNED, OUTSTANDING)
@@ -102,7 +102,7 @@ def busy(world: World) -> World:
         "UPDATE assignment.requests SET received_at = answered_at - agent_id * interval '10 ms'"
     )
     world.execute(
-        "INSERT INTO assignment.bars (kind, user_id, reason, since, by) SELECT 'quarantine', n,"
+        "INSERT INTO assignment.suppressions (kind, user_id, reason, since, by) SELECT 'quarantine', n,"
         " 'unclear', now(), 'the claim' FROM generate_series(1, 30) n WHERE NOT EXISTS"
         " (SELECT 1 FROM assignment.assignments WHERE user_id = n) ORDER BY n DESC LIMIT 2"
     )
@@ -195,7 +195,7 @@ def of_queues(world: World) -> dict[str, dict[str, str]]:
             ),
             "quarantined": counted(
                 world,
-                "assignment.bars b JOIN user_call_scores s USING (user_id) WHERE b.kind = 'quarantine'"
+                "assignment.suppressions b JOIN user_call_scores s USING (user_id) WHERE b.kind = 'quarantine'"
                 " AND b.lifted_at IS NULL AND s.current_queue_type = :q",
                 q=queue,
             ),
@@ -360,14 +360,14 @@ def test_which_rules_hold_users_back(busy: World, redis_url: str) -> None:
     whole = busy.value(f"SELECT count(*) FROM {pool}", q=UNSIGNED)
     left, expected = whole, {"pool": number(whole)}
     held = "EXISTS (SELECT 1 FROM assignment.assignments a WHERE a.user_id = s.user_id AND a.state = 'active')"
-    barred = "EXISTS (SELECT 1 FROM assignment.bars b WHERE b.user_id = s.user_id)"
+    suppressed = "EXISTS (SELECT 1 FROM assignment.suppressions b WHERE b.user_id = s.user_id)"
     waiting = (
         "EXISTS (SELECT 1 FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id"
         " WHERE g.state = 'published' AND e.user_id = s.user_id AND e.state = 'waiting')"
     )
     for why, condition in (
         ("disabled", "NOT u.is_enabled"),
-        ("quarantined", barred),
+        ("quarantined", suppressed),
         ("cooling_down", "next_call_after > now()"),
         ("held", held),
         ("waiting", waiting),
@@ -425,13 +425,15 @@ def test_who_is_set_aside_and_who_is_not_to_be_contacted(busy: World, redis_url:
     busy.run(do_not_contact, user=1, reason="asked", by="ann")
     for _ in range(2):
         busy.move(Close(owner(busy.held(3)), "moved abroad"))
-    busy.run(lift, BarKind.DO_NOT_CONTACT, phone="07700 900124", by="ann", why="another's")
+    busy.run(lift, SuppressionKind.DO_NOT_CONTACT, phone="07700 900124", by="ann", why="another's")
     for view, kind in (
-        (views.quarantine(), BarKind.QUARANTINE),
-        (views.do_not_contact(), BarKind.DO_NOT_CONTACT),
-        (views.closed(), BarKind.CLOSED),
+        (views.quarantine(), SuppressionKind.QUARANTINE),
+        (views.do_not_contact(), SuppressionKind.DO_NOT_CONTACT),
+        (views.closed(), SuppressionKind.CLOSED),
     ):
-        stand = counted(busy, "assignment.bars WHERE lifted_at IS NULL AND kind = :k", k=kind)
+        stand = counted(
+            busy, "assignment.suppressions WHERE lifted_at IS NULL AND kind = :k", k=kind
+        )
         assert stand == "2"
         page = shown(busy, redis_url, view)
         page.loose = [each for each in page.loose if not re.fullmatch(r"(agent )?\d+", each)]

@@ -198,7 +198,7 @@ def test_both_policies_say_of_every_user_what_section_3_says(world: World) -> No
     assert not wrong, (len(wrong), wrong[:3])
 
 
-def test_hazard_d4_a_terminal_outcome_bars_a_user_after_the_score_row_has_forgotten_it(
+def test_hazard_d4_a_terminal_outcome_blocks_a_user_after_the_score_row_has_forgotten_it(
     world: World,
 ) -> None:
     world.add_agents(1, 2, 3)

@@ -9,10 +9,10 @@ import pytest
 
 from assignment_workers.assignment import details
 from assignment_workers.assignment.answers import Code, Done, Finished, Held, Refused
-from assignment_workers.assignment.bars import bars, lift
 from assignment_workers.assignment.explain import explain
 from assignment_workers.assignment.moves import Accept, Close, Defer, Owner
-from assignment_workers.schema.tables import BarKind
+from assignment_workers.assignment.suppressions import lift, suppressions
+from assignment_workers.schema.tables import SuppressionKind
 from tests.integration.test_offers import breaches
 from tests.world import DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
 
@@ -146,13 +146,18 @@ def test_a_closed_user_is_out_of_that_dialer_queue_until_an_operator_lifts_it(de
     desk.regenerate(UNSIGNED)
     assert 1 not in desk.states()
     with desk.engine.connect() as connection:
-        (bar,) = bars(connection, BarKind.CLOSED)
-    assert (bar.user_id, bar.queue, bar.reason, bar.by) == (1, UNSIGNED, "moved abroad", "agent 1")
+        (suppression,) = suppressions(connection, SuppressionKind.CLOSED)
+    assert (suppression.user_id, suppression.queue, suppression.reason, suppression.by) == (
+        1,
+        UNSIGNED,
+        "moved abroad",
+        "agent 1",
+    )
     given: dict[str, Any] = {"user": 1, "by": "ann", "why": "back"}
     for queue in (None, OUTSTANDING):
-        refused = desk.run(lift, BarKind.CLOSED, queue=queue, **given)
+        refused = desk.run(lift, SuppressionKind.CLOSED, queue=queue, **given)
         assert isinstance(refused, Refused)
-    assert desk.run(lift, BarKind.CLOSED, queue=UNSIGNED, **given) == Done()
+    assert desk.run(lift, SuppressionKind.CLOSED, queue=UNSIGNED, **given) == Done()
     desk.regenerate(UNSIGNED)
     assert desk.held(3).user_id == 1
     assert desk.unhealthy() == []

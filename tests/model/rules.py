@@ -194,9 +194,9 @@ class Person:
     successes: int = 0
     promise: Promise | None = None
     """The last one."""
-    is_barred: bool = False
+    is_suppressed: bool = False
     """They are on the do-not-contact list."""
-    is_phone_barred: bool = False
+    is_phone_suppressed: bool = False
     is_set_aside: bool = False
     closed: set[str] = field(default_factory=set)
     """The dialer queues that an agent closed for them."""
@@ -233,7 +233,7 @@ class Person:
         return next((queue for queue in BOTH if self.out_of_place(queue) is None), None)
 
     def _set_by_us(self) -> Iterator[tuple[str, bool]]:
-        yield "do_not_contact", self.is_barred or self.is_phone_barred
+        yield "do_not_contact", self.is_suppressed or self.is_phone_suppressed
         yield "quarantined", self.is_set_aside
 
     def broken_rules(self, queue: str, now: datetime, rules: Rules) -> dict[str, datetime | None]:

@@ -39,7 +39,6 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Stated,
 )
-from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.claim import claim
 from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.drain import drain
@@ -58,9 +57,10 @@ from assignment_workers.assignment.moves import (
 )
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.errors import StaleTerm
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import AgentStates, BarKind
+from assignment_workers.schema.tables import AgentStates, SuppressionKind
 from tests.model.agents import Limits
 from tests.model.dialer import Came, Dialer, Said, small
 from tests.model.rules import MINUTE, OUTCOMES, RESTING, Missed, Rules, Windows
@@ -609,30 +609,32 @@ class Machine(RuleBasedStateMachine):
         assert done == Done(counts={"drained": self.dialer.drain(queue)})
 
     @rule(user=USERS, by_phone=some.booleans())
-    def bar_or_lift(self, user: int, *, by_phone: bool) -> None:
+    def suppress_or_lift(self, user: int, *, by_phone: bool) -> None:
         """A user, or whoever has their number, asks not to be called; or thinks better of it."""
         person = self.dialer.users[user]
         phone = person.phone if by_phone else None
-        is_barred = person.is_phone_barred if phone else person.is_barred
+        is_suppressed = person.is_phone_suppressed if phone else person.is_suppressed
         whom: dict[str, Any] = {"phone": phone} if phone else {"user": user}
-        if is_barred:
-            kind = BarKind.DO_NOT_CONTACT
+        if is_suppressed:
+            kind = SuppressionKind.DO_NOT_CONTACT
             answer = self.world.run(lift, kind, **whom, by="test", why="asked again")
         else:
             answer = self.world.run(do_not_contact, **whom, reason="asked", by="test")
         assert answer == Done()
         for each in self.dialer.users.values():
             if phone and each.phone == phone:
-                each.is_phone_barred = not is_barred
+                each.is_phone_suppressed = not is_suppressed
         if phone is None:
-            person.is_barred = not is_barred
+            person.is_suppressed = not is_suppressed
 
     @rule(user=USERS)
     def let_go(self, user: int) -> None:
         """An operator releases whoever is set aside, or is told that nobody is."""
         found = [each.id for each in self.dialer.users.values() if each.is_set_aside]
         whom = found[0] if found else user
-        answer = self.world.run(lift, BarKind.QUARANTINE, user=whom, by="test", why="seen to")
+        answer = self.world.run(
+            lift, SuppressionKind.QUARANTINE, user=whom, by="test", why="seen to"
+        )
         assert isinstance(answer, Done if self.dialer.let_go(whom) else Refused)
 
     @rule(user=USERS, queue=QUEUES)
@@ -642,7 +644,7 @@ class Machine(RuleBasedStateMachine):
             (each.id, its) for each in self.dialer.users.values() for its in sorted(each.closed)
         ]
         whom, where = closed[0] if closed else (user, queue)
-        kind = BarKind.CLOSED
+        kind = SuppressionKind.CLOSED
         answer = self.world.run(lift, kind, user=whom, queue=where, by="test", why="is back")
         assert isinstance(answer, Done if closed else Refused)
         self.dialer.users[whom].closed.discard(where)
@@ -799,7 +801,7 @@ TABLES = {
     " CASE status WHEN 'pending' THEN {available_from} END FROM missed_calls",
     "agents": "SELECT agent_id, state, {since}, {session_began}, {working_since},"
     " {last_call_ended_at}, calls_in_session, offers_lapsed FROM assignment.agents_state",
-    "bars": "SELECT kind, user_id FROM assignment.bars WHERE lifted_at IS NULL AND phone IS NULL",
+    "suppressions": "SELECT kind, user_id FROM assignment.suppressions WHERE lifted_at IS NULL AND phone IS NULL",
 }
 """A name in braces is an instant, in milliseconds.
 
@@ -893,8 +895,8 @@ def _rows(dialer: Dialer) -> dict[str, list[tuple[Any, ...]]]:
             )
             for each in dialer.missed
         ],
-        "bars": [
-            *(("do_not_contact", each.id) for each in users if each.is_barred),
+        "suppressions": [
+            *(("do_not_contact", each.id) for each in users if each.is_suppressed),
             *(("quarantine", each.id) for each in users if each.is_set_aside),
             *(("closed", each.id) for each in users for _ in each.closed),
         ],
@@ -926,7 +928,7 @@ def empty(world: World, begins: datetime, given: dict[str, Any]) -> None:
     world.execute(
         "TRUNCATE assignment.generations, assignment.assignments, assignment.requests,"
         " assignment.events, assignment.job_runs, callbacks, missed_calls, conversions,"
-        " user_call_scores, crm.users, crm.claims, crm.claim_requirements, assignment.bars,"
+        " user_call_scores, crm.users, crm.claims, crm.claim_requirements, assignment.suppressions,"
         " assignment.agents_state, assignment.agents_seen"
     )
     world.execute("UPDATE assignment.queues SET paused_at = NULL, paused_by = NULL")

@@ -36,6 +36,8 @@ ORDERED = {
     "queue.pause",
     "queue.resume",
     "queue.drain",
+    "user.suppress",
+    "user.lift_suppression",
     "user.bar",
     "user.lift_bar",
     "user.place",

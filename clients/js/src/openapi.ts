@@ -1125,7 +1125,7 @@ export interface components {
          * RuleVerdict
          * @description One rule of a dialer queue, and whether it holds for the user.
          *
-         *     `kind` says what it means when it does not: converted, barred, or resting until `until`.
+         *     `kind` says what it means when it does not: converted, blocked, or resting until `until`.
          */
         RuleVerdict: {
             /** Rule */
@@ -1279,7 +1279,7 @@ export interface components {
          * @description Why something was refused, for programs.
          * @enum {string}
          */
-        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_barred" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
+        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_suppressed" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
         /**
          * Wrong
          * @description One thing that was wrong in what was sent; what was sent is not repeated.
@@ -1354,7 +1354,7 @@ export interface components {
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "barred" | "bar_lifted" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.

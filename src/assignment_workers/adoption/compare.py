@@ -142,7 +142,7 @@ def _nobody(of: Table) -> Subquery:
 
 
 def _without_ours(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
-    """Before a migration nobody was assigned or barred: a rule that asks for that finds none."""
+    """Answer a rule that asks for assignments or suppressions with none: before a migration."""
     if isinstance(element, Column) and _is_ours(element.table):
         return _nobody(element.table).c[element.name]
     return _nobody(element) if _is_ours(element) else None

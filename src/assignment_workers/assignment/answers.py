@@ -50,7 +50,7 @@ class Code(StrEnum):
     CALL_GAP = "call_gap"
     REQUEST_ID_TAKEN = "request_id_taken"
     UNKNOWN_USER = "unknown_user"
-    NOT_BARRED = "not_barred"
+    NOT_SUPPRESSED = "not_suppressed"
     UNKNOWN_ASSIGNMENT = "unknown_assignment"
     NOT_OWNER = "not_owner"
     NOT_ACTIVE = "not_active"

@@ -23,7 +23,6 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
-from assignment_workers.assignment.bars import quarantine
 from assignment_workers.assignment.candidates import Enough, Found, Head
 from assignment_workers.assignment.due import Due, Kind
 from assignment_workers.assignment.empty import Why
@@ -33,6 +32,7 @@ from assignment_workers.assignment.holds import ACTIVE
 from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.sessions import Session, turned_away
+from assignment_workers.assignment.suppressions import quarantine
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.queues import Policy

@@ -215,12 +215,12 @@ CHECKS = (
         " AND built_at < statement_timestamp() - interval '5 minutes'",
     ),
     Check(
-        "nobody was handed out who was barred or had opted out",
+        "nobody was handed out who was suppressed or had opted out",
         3,
         NEWEST_ROWS,
         # What the CRM said at the claim is not kept: of the facts only those that are ours.
         f"SELECT 'assignment ' || a.id FROM {_MADE}"
-        " WHERE (SELECT 1 FROM assignment.bars b WHERE b.user_id = a.user_id"
+        " WHERE (SELECT 1 FROM assignment.suppressions b WHERE b.user_id = a.user_id"
         " AND b.lifted_at IS NULL AND b.since < a.claimed_at"
         " AND coalesce(b.queue, a.queue) = a.queue LIMIT 1) = 1"
         " OR (SELECT 1 FROM assignment.assignments t WHERE t.user_id = a.user_id"

@@ -52,7 +52,7 @@ class Why:
         agent lately, or is); `rebuild_stale` (somebody is eligible whom the published generation
         lacks: the next build has them); the name of the resting rule that holds most back, such as
         `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool`; `none_eligible` (all
-        of the pool have converted or are barred). Judged by the first `LOOKED_AT` of the pool by
+        of the pool have converted or are blocked). Judged by the first `LOOKED_AT` of the pool by
         score: `explain --queue` judges them all. Cost: two index reads for all of the dialer
         queues, and for each one read of `LOOKED_AT` users, once a turn.
         """

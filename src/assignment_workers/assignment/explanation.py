@@ -17,7 +17,7 @@ from assignment_workers.schema.tables import (
 class RuleVerdict(BaseModel):
     """One rule of a dialer queue, and whether it holds for the user.
 
-    `kind` says what it means when it does not: converted, barred, or resting until `until`.
+    `kind` says what it means when it does not: converted, blocked, or resting until `until`.
     """
 
     rule: str

@@ -225,7 +225,7 @@ GROUP BY queue, state
 """
 _QUARANTINED = f"""
 SELECT s.current_queue_type, count(*)
-FROM (SELECT user_id FROM assignment.bars
+FROM (SELECT user_id FROM assignment.suppressions
     WHERE kind = 'quarantine' AND lifted_at IS NULL LIMIT {COUNTED_AT_MOST}) AS b
 CROSS JOIN LATERAL (SELECT current_queue_type FROM user_call_scores
     WHERE user_id = b.user_id LIMIT 1) AS s

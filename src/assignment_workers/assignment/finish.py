@@ -20,7 +20,6 @@ from assignment_workers.assignment import (
     sessions,
 )
 from assignment_workers.assignment.answers import Code, Finished, Held, Refused
-from assignment_workers.assignment.bars import CLOSE, closing
 from assignment_workers.assignment.holds import CHANGE, HELD_COLUMNS, NAMED, held_by
 from assignment_workers.assignment.moves import (
     Accept,
@@ -34,6 +33,7 @@ from assignment_workers.assignment.moves import (
     Skip,
     misused,
 )
+from assignment_workers.assignment.suppressions import CLOSE, closing
 from assignment_workers.assignment.turn import RECORD, EventKind, Turn, raced
 from assignment_workers.policy.outcomes import OUTCOMES, Action, Outcome
 from assignment_workers.policy.queues import POLICIES
@@ -108,7 +108,7 @@ class _Finish:
     unwilling: list[int] = field(default_factory=list)
     """Users who are never offered again."""
     closed: list[dict[str, Any]] = field(default_factory=list)
-    """Bars of users for whom a dialer queue is closed."""
+    """Suppressions of users for whom a dialer queue is closed."""
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -160,7 +160,7 @@ class _Finish:
             # In the order in which every job locks score rows, or both could wait for each other.
             "scores": sorted(self.scores, key=lambda row: row["user_id"]),
             "callbacks": self.promises,
-            "bars": self.closed,
+            "suppressions": self.closed,
             "agents": self.agents.rows(),
             "events": self.turn.dated(self.events),
         }

@@ -80,8 +80,8 @@ class Defer:
 class Close:
     """The user is out of this dialer queue, for good, until an operator lifts it.
 
-    What they were promised in it is called off. A bar of the kind `closed` remembers it, which the
-    policy reads: builds, claims and explanations know it.
+    What they were promised in it is called off. A suppression of the kind `closed` remembers it,
+    which the policy reads: builds, claims and explanations know it.
     """
 
     owner: Owner

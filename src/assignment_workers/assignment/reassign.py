@@ -121,12 +121,12 @@ def _unfit(asker: ledger.Asker, agent_id: int, hold: Held) -> Refused | None:
 
 def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | Unavailable | None:
     found = turn.sight.judge(
-        _bar(policy), {"user": hold.user_id, **policy.at(turn.now)}, users=[hold.user_id]
+        _blocking_rule(policy), {"user": hold.user_id, **policy.at(turn.now)}, users=[hold.user_id]
     )
     if hold.user_id in turn.sight.unknown:
         reason = f"what the CRM says of user {hold.user_id} makes no sense"
         return Unavailable(retry_after=UNKNOWN_SECONDS, reason=reason)
-    rule = found[0].bar if found else "not_in_crm"
+    rule = found[0].rule if found else "not_in_crm"
     if rule is None:
         return None
     return Refused(
@@ -135,9 +135,9 @@ def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | Unavailable | No
 
 
 @cache
-def _bar(policy: Policy) -> Select[*tuple[Any, ...]]:
+def _blocking_rule(policy: Policy) -> Select[*tuple[Any, ...]]:
     return (
-        select(policy.bar().label("bar"))
+        select(policy.blocking_rule().label("rule"))
         .select_from(CrmUser)
         .outerjoin(UserCallScore, UserCallScore.user_id == CrmUser.id)
         .where(CrmUser.id == bindparam("user", type_=BigInteger))

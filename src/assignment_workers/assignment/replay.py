@@ -158,8 +158,11 @@ class Replay:
             EventKind.QUEUE_RESUMED: self._was_resumed,
             EventKind.DISCOVERED: self._nothing,
             EventKind.POOL_CHANGED: self._nothing,
-            EventKind.BARRED: self._nothing,
-            EventKind.BAR_LIFTED: self._nothing,
+            EventKind.SUPPRESSED: self._nothing,
+            EventKind.SUPPRESSION_LIFTED: self._nothing,
+            # Workers of 0.1.0 that run on during an upgrade still record these.
+            "barred": self._nothing,
+            "bar_lifted": self._nothing,
             EventKind.TERM_BEGUN: self._nothing,
             EventKind.RACE: self._nothing,
         }

@@ -9,7 +9,6 @@ import typer
 from assignment_workers.cli import (
     agent,
     agents,
-    bars,
     call_centre,
     dead_letters,
     explain,
@@ -18,6 +17,7 @@ from assignment_workers.cli import (
     report,
     schema,
     stack,
+    suppressions,
     token,
 )
 from assignment_workers.cli.show import complain
@@ -35,9 +35,9 @@ for module in (stack, agent, operator, explain, report, incident, call_centre):
 app.add_typer(schema.app, name="schema")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(token.app, name="token")
-app.add_typer(bars.contact, name="do-not-contact")
-app.add_typer(bars.quarantine, name="quarantine")
-app.add_typer(bars.closed, name="closed")
+app.add_typer(suppressions.contact, name="do-not-contact")
+app.add_typer(suppressions.quarantine, name="quarantine")
+app.add_typer(suppressions.closed, name="closed")
 app.add_typer(agents.app, name="agents")
 
 

@@ -157,7 +157,9 @@ def drain(queue: str, by: str) -> Command:
 
 def do_not_contact(user_id: int | None, phone: str | None, reason: str, by: str) -> Command:
     """Offer a user, or whoever has a phone number, to nobody."""
-    return Command("user.bar", {"user_id": user_id, "phone": phone, "reason": reason, "by": by})
+    return Command(
+        "user.suppress", {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
+    )
 
 
 def lift(
@@ -171,7 +173,7 @@ def lift(
 ) -> Command:
     """Let a user be offered again: `do_not_contact`, `quarantine`, or `closed` of one queue."""
     said = {"kind": kind, "user_id": user_id, "phone": phone, "why": why, "by": by}
-    return Command("user.lift_bar", said if queue is None else said | {"queue": queue})
+    return Command("user.lift_suppression", said if queue is None else said | {"queue": queue})
 
 
 def repair() -> Command:

@@ -98,7 +98,7 @@ class Policy:
         broken = ((~rule.holds, word(rule.name)) for rule in others)
         return case(*broken, else_=null())
 
-    def bar(self) -> ColumnElement[str | None]:
+    def blocking_rule(self) -> ColumnElement[str | None]:
         """The first broken rule that no passing of time mends; null for none."""
         lasting = [rule for rule in self.rules if rule.kind is not Kind.RESTING]
         return case(*((~rule.holds, word(rule.name)) for rule in lasting), else_=null())

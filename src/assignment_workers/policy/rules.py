@@ -39,7 +39,12 @@ from assignment_workers.policy.outcomes import TERMINAL
 from assignment_workers.schema.base import Instant, NaiveInstant, word
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
 from assignment_workers.schema.dialer import Callback, UserCallScore
-from assignment_workers.schema.tables import Assignment, AssignmentState, Bar, BarKind
+from assignment_workers.schema.tables import (
+    Assignment,
+    AssignmentState,
+    Suppression,
+    SuppressionKind,
+)
 
 NOW = bindparam("now", type_=NaiveInstant)
 
@@ -67,7 +72,7 @@ class Kind(StrEnum):
 
     CONVERTED = "converted"
     """They reached what the dialer queue is for: they leave it, and a conversion is recorded."""
-    BARRED = "barred"
+    BLOCKED = "blocked"
     """They may not be called until a fact about them changes."""
     RESTING = "resting"
     """They will be callable by themselves, later."""
@@ -126,8 +131,8 @@ def _wanting() -> ColumnElement[bool]:
     )
 
 
-IN_CRM = Rule("not_in_crm", CrmUser.id.is_not(None), Kind.BARRED, "the CRM does not know them")
-ENABLED = Rule("disabled", CrmUser.is_enabled.is_(True), Kind.BARRED, "disabled in the CRM")
+IN_CRM = Rule("not_in_crm", CrmUser.id.is_not(None), Kind.BLOCKED, "the CRM does not know them")
+ENABLED = Rule("disabled", CrmUser.is_enabled.is_(True), Kind.BLOCKED, "disabled in the CRM")
 NOT_TERMINAL = Rule(
     "opted_out",
     and_(
@@ -143,7 +148,7 @@ NOT_TERMINAL = Rule(
             )
         ),
     ),
-    Kind.BARRED,
+    Kind.BLOCKED,
     "an earlier call ended with do_not_contact or no_claim",
 )
 """Whoever asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
@@ -163,25 +168,39 @@ def phone_end(
     return func.right(digits, PHONE_END, type_=Text())
 
 
-def _is_barred(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    return exists(select(1).select_from(Bar).where(Bar.lifted_at.is_(None), *conditions))
+def _is_suppressed(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists(
+        select(1).select_from(Suppression).where(Suppression.lifted_at.is_(None), *conditions)
+    )
 
 
 CONTACTABLE = Rule(
     "do_not_contact",
     and_(
-        not_(_is_barred(Bar.kind == word(BarKind.DO_NOT_CONTACT), Bar.user_id == CrmUser.id)),
         not_(
-            _is_barred(Bar.phone_end.is_not(None), Bar.phone_end == phone_end(CrmUser.phone_number))
+            _is_suppressed(
+                Suppression.kind == word(SuppressionKind.DO_NOT_CONTACT),
+                Suppression.user_id == CrmUser.id,
+            )
+        ),
+        not_(
+            _is_suppressed(
+                Suppression.phone_end.is_not(None),
+                Suppression.phone_end == phone_end(CrmUser.phone_number),
+            )
         ),
     ),
-    Kind.BARRED,
+    Kind.BLOCKED,
     "they or their phone number are on the do-not-contact list",
 )
 NOT_SET_ASIDE = Rule(
     "quarantined",
-    not_(_is_barred(Bar.kind == word(BarKind.QUARANTINE), Bar.user_id == CrmUser.id)),
-    Kind.BARRED,
+    not_(
+        _is_suppressed(
+            Suppression.kind == word(SuppressionKind.QUARANTINE), Suppression.user_id == CrmUser.id
+        )
+    ),
+    Kind.BLOCKED,
     "set aside until an operator releases them: they failed repeatedly for an unclear reason",
 )
 
@@ -191,13 +210,13 @@ def not_closed(queue: str) -> Rule:
     return Rule(
         "closed",
         not_(
-            _is_barred(
-                Bar.kind == word(BarKind.CLOSED),
-                Bar.user_id == CrmUser.id,
-                Bar.queue == word(queue),
+            _is_suppressed(
+                Suppression.kind == word(SuppressionKind.CLOSED),
+                Suppression.user_id == CrmUser.id,
+                Suppression.queue == word(queue),
             )
         ),
-        Kind.BARRED,
+        Kind.BLOCKED,
         "an agent closed this dialer queue for them, until an operator lifts that",
     )
 
@@ -215,12 +234,12 @@ UNCLEAR = frozenset({"not_in_crm", "unsigned"})
 CLAIM_ALIVE = Rule(
     "all_claims_cancelled",
     or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),
-    Kind.BARRED,
+    Kind.BLOCKED,
     "all their claims are cancelled",
 )
 """A user without any claim passes (original-dialer section 3)."""
 UNSIGNED = Rule("signed", not_(_signed()), Kind.CONVERTED, "they have signed")
-SIGNED = Rule("unsigned", _signed(), Kind.BARRED, "they have not signed yet")
+SIGNED = Rule("unsigned", _signed(), Kind.BLOCKED, "they have not signed yet")
 WANTING = Rule(
     "requirements_completed",
     _wanting(),
@@ -228,7 +247,7 @@ WANTING = Rule(
     "nothing is pending that a call can obtain",
 )
 ACTIVE = Rule(
-    "inactive", UserCallScore.is_active.is_not(False), Kind.BARRED, "their score row is not active"
+    "inactive", UserCallScore.is_active.is_not(False), Kind.BLOCKED, "their score row is not active"
 )
 """Whoever has no score row yet can be due a call all the same: they called or were promised one."""
 UNPROMISED = Rule(
@@ -310,7 +329,7 @@ def within_attempts(most: int) -> Rule:
     return Rule(
         "attempts_used_up",
         func.coalesce(UserCallScore.total_attempts < most, true()),
-        Kind.BARRED,
+        Kind.BLOCKED,
         f"called {most} times or more",
     )
 
@@ -380,6 +399,6 @@ def in_pool(queue: str) -> Rule:
     return Rule(
         "in_other_queue",
         func.coalesce(UserCallScore.current_queue_type, word("")) == word(queue),
-        Kind.BARRED,
+        Kind.BLOCKED,
         "their score row names another dialer queue, or there is none",
     )

@@ -429,7 +429,7 @@ class JobRun(Base):
     error: Mapped[str | None]
 
 
-class BarKind(StrEnum):
+class SuppressionKind(StrEnum):
     """Why a user or phone number is not to be offered."""
 
     DO_NOT_CONTACT = "do_not_contact"
@@ -438,15 +438,15 @@ class BarKind(StrEnum):
     """Of one dialer queue: an agent closed it for the user."""
 
 
-class Bar(Base):
+class Suppression(Base):
     """A user, or whoever has a phone number, is offered to nobody until it is lifted.
 
     One that is `closed` is of one dialer queue, `queue`; the others are of every one.
     """
 
-    __tablename__ = "bars"
+    __tablename__ = "suppressions"
     __table_args__ = (
-        one_of("kind", BarKind),
+        one_of("kind", SuppressionKind),
         CheckConstraint("(user_id IS NULL) <> (phone IS NULL)", name="whom"),
         CheckConstraint("(phone IS NULL) = (phone_end IS NULL)", name="phone_end"),
         CheckConstraint("kind = 'do_not_contact' OR phone IS NULL", name="user"),
@@ -457,7 +457,7 @@ class Bar(Base):
             name="lifted",
         ),
         Index(
-            "uq_bars_user",
+            "uq_suppressions_user",
             "user_id",
             "kind",
             text("coalesce(queue, '')"),
@@ -465,13 +465,13 @@ class Bar(Base):
             postgresql_where=text("lifted_at IS NULL AND user_id IS NOT NULL"),
         ),
         Index(
-            "uq_bars_phone",
+            "uq_suppressions_phone",
             "phone_end",
             unique=True,
             postgresql_where=text("lifted_at IS NULL AND phone_end IS NOT NULL"),
         ),
         Index(
-            "ix_bars_quarantined",
+            "ix_suppressions_quarantined",
             "since",
             postgresql_where=text("kind = 'quarantine' AND lifted_at IS NULL"),
         ),

@@ -20,7 +20,6 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     StateAnswer,
 )
-from assignment_workers.assignment.bars import do_not_contact, lift
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.drain import drain
@@ -28,8 +27,9 @@ from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.reassign import reassign, take_back
+from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.schema.tables import AgentStates, BarKind, Sequencer
+from assignment_workers.schema.tables import AgentStates, Sequencer, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.tasks.arguments import AgentId, GenerationId, Notes, UserId, Why, Word
 from assignment_workers.tasks.door import App, DoorTask, door
@@ -145,7 +145,7 @@ def place_users(
     return task.line.run(lambda turn: discover.place(turn, user_ids, policies))
 
 
-def bar(
+def suppress(
     task: DoorTask,
     reason: Notes,
     by: Word,
@@ -158,9 +158,9 @@ def bar(
     )
 
 
-def lift_bar(
+def lift_suppression(
     task: DoorTask,
-    kind: BarKind,
+    kind: SuppressionKind,
     by: Word,
     why: Notes,
     user_id: UserId | None = None,
@@ -231,5 +231,8 @@ def register(app: App) -> None:
     door(app, "queue.remove_converted", remove_converted)
     door(app, "queue.repair", repair_entries)
     door(app, "user.place", place_users)
-    door(app, "user.bar", bar)
-    door(app, "user.lift_bar", lift_bar)
+    door(app, "user.suppress", suppress)
+    door(app, "user.lift_suppression", lift_suppression)
+    # Their names in 0.1.0, until 0.3.0.
+    door(app, "user.bar", suppress)
+    door(app, "user.lift_bar", lift_suppression)

@@ -20,7 +20,7 @@ from assignment_workers.errors import NotReplayable
 from assignment_workers.gateway.acting import kept
 from assignment_workers.gateway.problems import Problem, refused
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import BarKind
+from assignment_workers.schema.tables import SuppressionKind
 
 TIMEOUT = timedelta(seconds=10)
 
@@ -151,20 +151,20 @@ async def _reassign(client: AsyncClient, _: Engine, asked: Asked) -> str:
     return await _ask(client, commands.reassign(_assignment(asked), agent, asked.who, asked.why))
 
 
-async def _bar(client: AsyncClient, _: Engine, asked: Asked) -> str:
+async def _suppress(client: AsyncClient, _: Engine, asked: Asked) -> str:
     user, phone = _whom(asked)
     return await _ask(client, commands.do_not_contact(user, phone, asked.why, asked.who))
 
 
 async def _lift(client: AsyncClient, _: Engine, asked: Asked) -> str:
     user, phone = _whom(asked)
-    kind = BarKind.DO_NOT_CONTACT.value
+    kind = SuppressionKind.DO_NOT_CONTACT.value
     return await _ask(client, commands.lift(kind, user, phone, asked.why, asked.who))
 
 
 async def _release(client: AsyncClient, _: Engine, asked: Asked) -> str:
     user, _phone = _whom(asked)
-    kind = BarKind.QUARANTINE.value
+    kind = SuppressionKind.QUARANTINE.value
     return await _ask(client, commands.lift(kind, user, None, asked.why, asked.who))
 
 
@@ -173,12 +173,12 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
     queue = asked.said.get("queue", "")
     if queue not in POLICIES:
         raise _malformed(f"no dialer queue {queue!r:.50}; there are {', '.join(POLICIES)}")
-    kind = BarKind.CLOSED.value
+    kind = SuppressionKind.CLOSED.value
     return await _ask(client, commands.lift(kind, user, None, asked.why, asked.who, queue=queue))
 
 
 def subject_of(said: Mapping[str, str]) -> str:
-    """What is acted on, as it is kept: a phone number is not, its bar has it."""
+    """What is acted on, as it is kept: a phone number is not, its suppression has it."""
     named = said.get("subject") or said.get("user")
     return named or ("a phone number" if said.get("phone") else "all")
 
@@ -322,7 +322,7 @@ ACTS: dict[str, Act] = {
     "do_not_contact": Act(
         "Do not contact",
         "The user, or whoever has this phone number, is offered to nobody; a hold goes on.",
-        _bar,
+        _suppress,
         _of_whom,
         _WHOM,
     ),

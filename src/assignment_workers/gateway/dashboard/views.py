@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from assignment_workers.assignment import bars, details, report
+from assignment_workers.assignment import details, report, suppressions
 from assignment_workers.assignment import explain as explaining
 from assignment_workers.assignment.agents import shown
 from assignment_workers.assignment.calling import policies_of
@@ -21,7 +21,7 @@ from assignment_workers.assignment.report import Report
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.latest import FRESH_SECONDS, Latest
 from assignment_workers.policy.queues import Policy
-from assignment_workers.schema.tables import BarKind
+from assignment_workers.schema.tables import SuppressionKind
 from assignment_workers.settings import Settings
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ SERVICE_AT_MOST = 60.0
 """How old a report of a day may be."""
 HOLDS = 50
 LISTED = 50
-BARRED = 200
+SUPPRESSIONS_LISTED = 200
 
 Facts = dict[str, Any]
 
@@ -190,7 +190,7 @@ def user(number: int) -> View:
                 )
                 if crm_up
                 else None,
-                "bars": bars.bars_of(c, number),
+                "suppressions": suppressions.suppressions_of(c, number),
                 "places": details.user_places(c, number),
                 "assignments": details.user_assignments(c, number, limit=LISTED),
                 "events": details.user_events(c, number, limit=LISTED),
@@ -201,11 +201,11 @@ def user(number: int) -> View:
         return found if any(found.values()) else None
 
     def actions(found: Facts) -> Sequence[str]:
-        kinds = {each.kind for each in found["bars"] if each.user_id == number}
-        listed = "lift" if BarKind.DO_NOT_CONTACT in kinds else "do_not_contact"
+        kinds = {each.kind for each in found["suppressions"] if each.user_id == number}
+        listed = "lift" if SuppressionKind.DO_NOT_CONTACT in kinds else "do_not_contact"
         return (
-            *(("release_from_quarantine",) if BarKind.QUARANTINE in kinds else ()),
-            *(("lift_closed",) if BarKind.CLOSED in kinds else ()),
+            *(("release_from_quarantine",) if SuppressionKind.QUARANTINE in kinds else ()),
+            *(("lift_closed",) if SuppressionKind.CLOSED in kinds else ()),
             listed,
         )
 
@@ -215,25 +215,29 @@ def user(number: int) -> View:
 
 def quarantine() -> View:
     """Who is set aside until an operator lets them go."""
-    return _bars("Quarantine", "quarantine", BarKind.QUARANTINE, ("release_from_quarantine",))
+    return _suppressions(
+        "Quarantine", "quarantine", SuppressionKind.QUARANTINE, ("release_from_quarantine",)
+    )
 
 
 def closed() -> View:
     """Users who are out of a dialer queue until an operator lifts that."""
-    return _bars("Closed", "closed", BarKind.CLOSED, ("lift_closed",))
+    return _suppressions("Closed", "closed", SuppressionKind.CLOSED, ("lift_closed",))
 
 
 def do_not_contact() -> View:
     """Who asked not to be called, by user or by phone number."""
-    kind = BarKind.DO_NOT_CONTACT
-    return _bars("Do not contact", "do_not_contact", kind, ("do_not_contact", "lift"))
+    kind = SuppressionKind.DO_NOT_CONTACT
+    return _suppressions("Do not contact", "do_not_contact", kind, ("do_not_contact", "lift"))
 
 
-def _bars(title: str, region: str, kind: BarKind, actions: Sequence[str]) -> View:
+def _suppressions(title: str, region: str, kind: SuppressionKind, actions: Sequence[str]) -> View:
     def read(source: Source) -> Facts:
         return {
-            "bars": source.read(region, lambda c: bars.bars(c, kind, limit=BARRED)),
-            "count": source.read((region, "count"), lambda c: bars.count(c, kind)),
+            "suppressions": source.read(
+                region, lambda c: suppressions.suppressions(c, kind, limit=SUPPRESSIONS_LISTED)
+            ),
+            "count": source.read((region, "count"), lambda c: suppressions.count(c, kind)),
         }
 
     return View(title, (region,), read, actions=actions)

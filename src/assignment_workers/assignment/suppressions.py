@@ -1,6 +1,6 @@
-"""Who is not to be offered whatever the CRM says: asked not to be called, or set aside.
+"""Suppressions: users and phone numbers that are not to be offered, whatever the CRM says.
 
-A bar is a row of its own with who and why; lifting it is recorded too. A hold that stands goes on.
+Each is a row with who made it and why; lifting it is recorded too. A hold that stands goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.policy.rules import PHONE_END, UNCLEAR
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import insert_rows
-from assignment_workers.schema.tables import Bar, BarKind, Event
+from assignment_workers.schema.tables import Event, Suppression, SuppressionKind
 
 COUNTED = timedelta(days=1)
 """How far back a user's failures count towards their quarantine."""
@@ -39,8 +39,8 @@ LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
 
 
-class BarShown(BaseModel):
-    """A bar that stands: on a user, or on whoever has this phone number."""
+class StandingSuppression(BaseModel):
+    """A suppression that stands: on a user, or on whoever has this phone number."""
 
     id: int
     kind: str
@@ -53,30 +53,38 @@ class BarShown(BaseModel):
     by: str
 
 
-_shown = select(*(getattr(Bar, name) for name in BarShown.model_fields))
+_shown = select(*(getattr(Suppression, name) for name in StandingSuppression.model_fields))
 
 
-def bars(connection: Connection, kind: BarKind, *, limit: int = LISTED_AT_MOST) -> list[BarShown]:
-    """The bars of this kind that stand, the newest first: at most `limit`.
+def suppressions(
+    connection: Connection, kind: SuppressionKind, *, limit: int = LISTED_AT_MOST
+) -> list[StandingSuppression]:
+    """The suppressions of this kind that stand, the newest first: at most `limit`.
 
-    Cost: they are found from the newest on; bars that were lifted since are passed over.
+    Cost: they are found from the newest on; suppressions that were lifted since are passed over.
     """
     rows = connection.execute(
-        _shown.where(Bar.kind == kind, Bar.lifted_at.is_(None)).order_by(Bar.id.desc()).limit(limit)
+        _shown.where(Suppression.kind == kind, Suppression.lifted_at.is_(None))
+        .order_by(Suppression.id.desc())
+        .limit(limit)
     ).mappings()
-    return [BarShown(**row) for row in rows]
+    return [StandingSuppression(**row) for row in rows]
 
 
-def bars_of(connection: Connection, user: int) -> list[BarShown]:
-    """The bars that stand on this user, without those on their phone number."""
-    rows = connection.execute(_shown.where(Bar.user_id == user, Bar.lifted_at.is_(None))).mappings()
-    return [BarShown(**row) for row in rows]
+def suppressions_of(connection: Connection, user: int) -> list[StandingSuppression]:
+    """The suppressions that stand on this user, without those on their phone number."""
+    rows = connection.execute(
+        _shown.where(Suppression.user_id == user, Suppression.lifted_at.is_(None))
+    ).mappings()
+    return [StandingSuppression(**row) for row in rows]
 
 
-def count(connection: Connection, kind: BarKind) -> int:
-    """How many bars of this kind stand: counted to `COUNTED_AT_MOST`."""
+def count(connection: Connection, kind: SuppressionKind) -> int:
+    """How many suppressions of this kind stand: counted to `COUNTED_AT_MOST`."""
     some = (
-        select(Bar.id).where(Bar.kind == kind, Bar.lifted_at.is_(None)).limit(COUNTED_AT_MOST)
+        select(Suppression.id)
+        .where(Suppression.kind == kind, Suppression.lifted_at.is_(None))
+        .limit(COUNTED_AT_MOST)
     ).subquery()
     return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
@@ -91,11 +99,11 @@ def do_not_contact(
     """
     if wrong := _unfit(user, phone):
         return wrong
-    if turn.connection.execute(_STANDS, _whom(BarKind.DO_NOT_CONTACT, user, phone)).first():
+    if turn.connection.execute(_STANDS, _whom(SuppressionKind.DO_NOT_CONTACT, user, phone)).first():
         return Done(replayed=True)
     turn.connection.execute(
-        insert(Bar).values(
-            kind=BarKind.DO_NOT_CONTACT,
+        insert(Suppression).values(
+            kind=SuppressionKind.DO_NOT_CONTACT,
             user_id=user,
             phone=phone,
             phone_end=_end(phone),
@@ -104,14 +112,19 @@ def do_not_contact(
             by=by,
         )
     )
-    details = {"kind": BarKind.DO_NOT_CONTACT.value, "reason": reason, "by": by, "phone": phone}
-    turn.record({"kind": EventKind.BARRED, "user_id": user, "details": details})
+    details = {
+        "kind": SuppressionKind.DO_NOT_CONTACT.value,
+        "reason": reason,
+        "by": by,
+        "phone": phone,
+    }
+    turn.record({"kind": EventKind.SUPPRESSED, "user_id": user, "details": details})
     return Done()
 
 
 def lift(
     turn: Turn,
-    kind: BarKind,
+    kind: SuppressionKind,
     *,
     user: int | None = None,
     phone: str | None = None,
@@ -119,30 +132,34 @@ def lift(
     by: str,
     why: str,
 ) -> Done | Refused:
-    """The bar of this kind stands no more; the next build has the user again.
+    """The suppression of this kind stands no more; the next build has the user again.
 
     Refused: there is none, what `do_not_contact` refuses, and one that is `closed` without its
     dialer queue.
     """
     if wrong := _unfit(user, phone):
         return wrong
-    if (kind is BarKind.CLOSED) != (queue is not None):
+    if (kind is SuppressionKind.CLOSED) != (queue is not None):
         needs = "needs" if queue is None else "takes no"
-        return Refused(code=Code.MALFORMED, reason=f"a bar that is {kind} {needs} dialer queue")
+        return Refused(
+            code=Code.MALFORMED, reason=f"a suppression that is {kind} {needs} dialer queue"
+        )
     given = {"at": turn.now, "by_whom": by, "why": why}
     if not turn.connection.execute(_LIFT, _whom(kind, user, phone, queue) | given).rowcount:
         whom = f"user {user}" if user is not None else f"phone number {phone}"
         place = f" in {queue}" if queue is not None else ""
-        return Refused(code=Code.NOT_BARRED, reason=f"no {kind.value} stands for {whom}{place}")
+        return Refused(code=Code.NOT_SUPPRESSED, reason=f"no {kind.value} stands for {whom}{place}")
     details = {"kind": kind.value, "by": by, "why": why, "phone": phone}
-    turn.record({"kind": EventKind.BAR_LIFTED, "user_id": user, "queue": queue, "details": details})
+    turn.record(
+        {"kind": EventKind.SUPPRESSION_LIFTED, "user_id": user, "queue": queue, "details": details}
+    )
     return Done()
 
 
 def closing(turn: Turn, hold: Held, why: str) -> dict[str, Any]:
     """A row for `CLOSE`: the dialer queue of this hold is closed for its user."""
     return {
-        "kind": BarKind.CLOSED,
+        "kind": SuppressionKind.CLOSED,
         "user_id": hold.user_id,
         "queue": hold.queue,
         "reason": why,
@@ -152,7 +169,14 @@ def closing(turn: Turn, hold: Held, why: str) -> dict[str, Any]:
 
 
 CLOSE = insert_rows(
-    Bar, Bar.kind, Bar.user_id, Bar.queue, Bar.reason, Bar.since, Bar.by, parameter="bars"
+    Suppression,
+    Suppression.kind,
+    Suppression.user_id,
+    Suppression.queue,
+    Suppression.reason,
+    Suppression.since,
+    Suppression.by,
+    parameter="suppressions",
 ).on_conflict_do_nothing()
 
 
@@ -173,8 +197,8 @@ def quarantine(turn: Turn, failed: Collection[int], *, after: int) -> None:
         "times": after,
     }
     for user, reason in turn.connection.execute(_QUARANTINE, given).all():
-        details = {"kind": BarKind.QUARANTINE.value, "reason": reason, "by": "claim"}
-        turn.record({"kind": EventKind.BARRED, "user_id": user, "details": details})
+        details = {"kind": SuppressionKind.QUARANTINE.value, "reason": reason, "by": "claim"}
+        turn.record({"kind": EventKind.SUPPRESSED, "user_id": user, "details": details})
 
 
 def _unfit(user: int | None, phone: str | None) -> Refused | None:
@@ -192,7 +216,7 @@ def _digits(phone: str) -> str:
 
 
 def _whom(
-    kind: BarKind, user: int | None, phone: str | None, queue: str | None = None
+    kind: SuppressionKind, user: int | None, phone: str | None, queue: str | None = None
 ) -> dict[str, Any]:
     return {
         "whose_kind": kind.value,
@@ -207,15 +231,15 @@ def _end(phone: str | None) -> str | None:
 
 
 _standing = (
-    Bar.lifted_at.is_(None),
-    Bar.kind == bindparam("whose_kind"),
-    Bar.user_id.is_not_distinct_from(bindparam("whose_user", type_=BigInteger)),
-    Bar.phone_end.is_not_distinct_from(bindparam("whose_phone", type_=Text)),
-    Bar.queue.is_not_distinct_from(bindparam("whose_queue", type_=Text)),
+    Suppression.lifted_at.is_(None),
+    Suppression.kind == bindparam("whose_kind"),
+    Suppression.user_id.is_not_distinct_from(bindparam("whose_user", type_=BigInteger)),
+    Suppression.phone_end.is_not_distinct_from(bindparam("whose_phone", type_=Text)),
+    Suppression.queue.is_not_distinct_from(bindparam("whose_queue", type_=Text)),
 )
-_STANDS = select(Bar.id).where(*_standing)
+_STANDS = select(Suppression.id).where(*_standing)
 _LIFT = (
-    update(Bar)
+    update(Suppression)
     .where(*_standing)
     .values(
         lifted_at=bindparam("at", type_=Instant),
@@ -226,14 +250,16 @@ _LIFT = (
 
 _rule = Event.details["reason"].as_string()
 _released = (
-    select(func.max(Bar.lifted_at))
-    .where(Bar.user_id == Event.user_id, Bar.kind == word(BarKind.QUARANTINE))
+    select(func.max(Suppression.lifted_at))
+    .where(
+        Suppression.user_id == Event.user_id, Suppression.kind == word(SuppressionKind.QUARANTINE)
+    )
     .correlate(Event)
     .scalar_subquery()
 )
 _failures = (
     select(
-        word(BarKind.QUARANTINE).label("kind"),
+        word(SuppressionKind.QUARANTINE).label("kind"),
         Event.user_id,
         func.concat(func.count(), " times ", func.max(_rule)).label("reason"),
         bindparam("now", type_=Instant).label("since"),
@@ -250,8 +276,8 @@ _failures = (
     .having(func.count() >= bindparam("times", type_=BigInteger))
 )
 _QUARANTINE = (
-    upsert(Bar)
+    upsert(Suppression)
     .from_select(["kind", "user_id", "reason", "since", "by"], _failures)
     .on_conflict_do_nothing()
-    .returning(Bar.user_id, Bar.reason)
+    .returning(Suppression.user_id, Suppression.reason)
 )

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from assignment_workers.assignment.answers import Code, Done, Empty, Refused
-from assignment_workers.assignment.bars import bars, do_not_contact, lift
 from assignment_workers.assignment.explain import explain
-from assignment_workers.schema.tables import BarKind
+from assignment_workers.assignment.suppressions import do_not_contact, lift, suppressions
+from assignment_workers.schema.tables import SuppressionKind
 from tests.world import DAY, HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
 
-CONTACT, QUARANTINE = BarKind.DO_NOT_CONTACT, BarKind.QUARANTINE
+CONTACT, QUARANTINE = SuppressionKind.DO_NOT_CONTACT, SuppressionKind.QUARANTINE
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def ranked(world: World) -> World:
     return world
 
 
-def standing(world: World, kind: BarKind) -> list[tuple[int | None, str | None, str, str]]:
+def standing(world: World, kind: SuppressionKind) -> list[tuple[int | None, str | None, str, str]]:
     with world.engine.connect() as connection:
-        found = bars(connection, kind)
+        found = suppressions(connection, kind)
     return [(each.user_id, each.phone, each.reason, each.by) for each in found]
 
 
@@ -55,19 +55,19 @@ def test_a_user_on_the_list_is_offered_to_nobody_and_again_once_off_it(ranked: W
     assert ranked.run(lift, CONTACT, user=1, by="bob", why="withdrawn") == Done()
     again = ranked.run(lift, CONTACT, user=1, by="bob", why="withdrawn")
     assert isinstance(again, Refused)
-    assert again.code == Code.NOT_BARRED
+    assert again.code == Code.NOT_SUPPRESSED
     ranked.regenerate(UNSIGNED)
     assert ranked.held(2).user_id == 1
     told = [(each["kind"], each["user_id"], each["details"].get("by")) for each in ranked.events()]
-    assert ("barred", 1, "ann") in told
-    assert ("bar_lifted", 1, "bob") in told
-    assert ranked.rows("SELECT lifted_by, lifted_why FROM assignment.bars") == [
+    assert ("suppressed", 1, "ann") in told
+    assert ("suppression_lifted", 1, "bob") in told
+    assert ranked.rows("SELECT lifted_by, lifted_why FROM assignment.suppressions") == [
         ("bob", "withdrawn")
     ]
 
 
 @pytest.mark.parametrize("number", ["+44 (20) 7946-0000", "020 7946 0000", "004420 79460000"])
-def test_a_phone_number_is_barred_however_it_is_written(ranked: World, number: str) -> None:
+def test_a_phone_number_is_suppressed_however_it_is_written(ranked: World, number: str) -> None:
     ranked.run(do_not_contact, phone="+44 20 7946 0000", reason="asked", by="ann")
     ranked.execute("UPDATE crm.users SET phone_number = :n WHERE id = 1", n=number)
     ranked.execute("UPDATE crm.users SET phone_number = '020 7946 0001' WHERE id = 2")
@@ -129,8 +129,8 @@ def test_who_fails_repeatedly_for_an_unclear_reason_is_set_aside_until_released(
     assert why(ranked, 21, OUTSTANDING) == "quarantined"
     ranked.regenerate(OUTSTANDING)
     assert ranked.states(OUTSTANDING) == {22: "ready"}
-    (barred,) = ranked.events("barred")
-    assert (barred["user_id"], barred["details"]["kind"]) == (21, "quarantine")
+    (suppressed,) = ranked.events("suppressed")
+    assert (suppressed["user_id"], suppressed["details"]["kind"]) == (21, "quarantine")
     assert ranked.run(lift, QUARANTINE, user=21, by="ann", why="the CRM is mended") == Done()
     for _ in range(2):  # what was before the release does not count
         flap(ranked, 21)
@@ -154,3 +154,16 @@ def test_failures_of_another_day_and_those_with_a_reason_do_not_count(ranked: Wo
         ranked.execute("UPDATE crm.users SET is_enabled = false WHERE id = 21")
         assert isinstance(ranked.ask(1, OUTSTANDING), Empty)
     assert standing(ranked, QUARANTINE) == []
+
+
+def test_the_table_s_name_in_0_1_0_reads_and_writes_the_suppressions(ranked: World) -> None:
+    ranked.execute(
+        "INSERT INTO assignment.bars (kind, user_id, reason, since, by)"
+        " VALUES ('quarantine', 3, 'failed', now(), 'claim') ON CONFLICT DO NOTHING"
+    )
+    assert standing(ranked, QUARANTINE) == [(3, None, "failed", "claim")]
+    ranked.execute(
+        "UPDATE assignment.bars SET lifted_at = now(), lifted_by = 'ann', lifted_why = 'seen to'"
+    )
+    assert standing(ranked, QUARANTINE) == []
+    assert ranked.rows("SELECT user_id, lifted_by FROM assignment.bars") == [(3, "ann")]
