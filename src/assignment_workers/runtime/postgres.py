@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
+import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +66,7 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     programs = _programs()
     directory.mkdir(mode=0o700, exist_ok=True)
     data = directory / "data"
-    account = account_for(data)
+    account = account_for(programs / "postgres", data)
     cluster = f"assignment-workers-{hashlib.sha256(bytes(data)).hexdigest()[:12]}"
     _clear_leftovers(data, cluster)
     address = remembered(directory / "address.json")
@@ -116,9 +115,7 @@ def _make(
     """Whole or not at all: made beside its place and then put there."""
     for half in data.parent.glob("new-*"):
         shutil.rmtree(half)
-    new = Path(tempfile.mkdtemp(prefix="new-", dir=data.parent))
-    if account:
-        os.chown(new, account.uid, account.gid)
+    new = data.with_name(f"new-{secrets.token_hex(4)}")  # initdb makes it: its account owns it
     initdb = [str(programs / "initdb"), "-D", str(new), "--username=postgres", "--auth=reject"]
     initdb += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin"]
     initdb += ["--builtin-locale=C.UTF-8", "--no-instructions"]

@@ -1,9 +1,17 @@
-"""Runs a program that refuses to run as root, as another account.
+"""Runs a program that refuses to run as root, without root's name.
 
-Our directories are private to root, and the account could not pass them. Rather than open them (and
-every directory above, up to a home of root's) to everybody, the program keeps one capability:
-CAP_DAC_OVERRIDE, which lets it pass permissions of files. Run by its path, this file changes the
-account and becomes the program.
+Our directories are private to root, and so may be every directory above them and above the programs
+themselves (`/root` of most machines). Rather than open them to everybody, the program is run in one
+of two ways, whichever works here:
+
+As another account that keeps one capability, CAP_DAC_OVERRIDE, which lets it pass permissions of
+files. `access(2)`, with which `initdb` and `postgres` ask about themselves, disregards a capability
+of a process that is not root's, unless the secure bit SECBIT_NO_SETUID_FIXUP is set.
+
+Where a container has none of the capabilities that this needs: in a user namespace in which root
+has the number of another account. The program is root to the files and an account to itself.
+
+Run by its path, this file changes itself in one of these ways and becomes the program.
 """
 
 from __future__ import annotations
@@ -15,45 +23,103 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ACCOUNT = "pgserver"
 """The name that the wheel of the embedded PostgreSQL uses for the same."""
 FALLBACK = "nobody"
+PROBE = "?"
+"""Instead of a program: ask if it could be run."""
+PROBE_SECONDS = 10
 
-# From linux/prctl.h and linux/capability.h.
+# From linux/prctl.h, linux/securebits.h, linux/capability.h and linux/sched.h.
 PR_SET_KEEPCAPS = 8
+PR_GET_SECUREBITS = 27
+PR_SET_SECUREBITS = 28
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+SECBIT_NO_SETUID_FIXUP = 4
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_DAC_OVERRIDE = 1
+CAP_KILL = 5
+CLONE_NEWUSER = 0x10000000
 
 
 class Account(NamedTuple):
-    """Who a program runs as."""
+    """An account to run a program as, and the way to it."""
 
     uid: int
     gid: int
+    way: Literal["account", "namespace"]
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """`argv` run as this account; for a process of root."""
-        return [sys.executable, "-I", "-S", __file__, str(self.uid), str(self.gid), *argv]
+        return [sys.executable, "-I", "-S", __file__, self.way, str(self.uid), str(self.gid), *argv]
 
 
-def account_for(directory: Path) -> Account | None:
-    """Who is to work on `directory`; None when this process itself can, not being root.
+def account_for(program: Path, data: Path) -> Account | None:
+    """The account that is to run `program` on `data`; None if this process itself can, not root.
 
-    The owner of the directory; if there is none yet, or it is root's, a system account made for
-    this where it does not exist.
+    The owner of the data decides. If there are none yet: a system account, made for this where
+    it does not exist. The folder that `data` is in has to exist. Raises `StackFailed`, one line,
+    if the program can be run in neither way.
     """
     if os.geteuid() != 0:
         return None
-    if directory.exists() and (found := directory.stat()).st_uid != 0:
-        return Account(found.st_uid, found.st_gid)
-    entry = _entry(ACCOUNT) or _made() or pwd.getpwnam(FALLBACK)
-    return Account(entry.pw_uid, entry.pw_gid)
+    reasons = []
+    for account in _candidates(data):
+        reason = _obstacle(account, program, data.parent)
+        if reason is None:
+            return account
+        reasons.append(reason)
+    from assignment_workers.runtime.errors import StackFailed  # not known to the file run by path
+
+    raise StackFailed(
+        "PostgreSQL refuses to run as root, and root cannot run it as another account here "
+        f"({'; '.join(dict.fromkeys(reasons))}): start as an ordinary user, set DATABASE_URL, or give "
+        "the container CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL and CAP_DAC_OVERRIDE"
+    )
+
+
+def _candidates(data: Path) -> list[Account]:
+    if data.exists() and (found := data.stat()).st_uid != 0:
+        return [Account(found.st_uid, found.st_gid, "account")]
+    entry = _entry(ACCOUNT) or _made() or _entry(FALLBACK)
+    entry = entry or next((each for each in pwd.getpwall() if each.pw_uid != 0), None)
+    if entry is None:
+        return []
+    here = Account(entry.pw_uid, entry.pw_gid, "namespace")
+    return [here] if data.exists() else [here._replace(way="account"), here]
+
+
+def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
+    """What keeps this account from running the program on a folder; found by trying it."""
+    if account.way == "account" and not _may(CAP_KILL):
+        return "CAP_KILL is missing, and its processes could not be ended"
+    done = subprocess.run(
+        account.command([PROBE, str(program), str(folder)]),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PROBE_SECONDS,
+    )
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return said[-1].removeprefix("FATAL: ")
+
+
+def _may(capability: int) -> bool:
+    """Whether this process has the capability; true where the system has no such thing."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    effective = status.partition("CapEff:")[2].split()
+    return not effective or bool(int(effective[0], 16) >> capability & 1)
 
 
 def _made() -> pwd.struct_passwd | None:
@@ -72,18 +138,34 @@ def _entry(name: str) -> pwd.struct_passwd | None:
 
 
 def main() -> None:
-    """Become the program: `UID GID PROGRAM ARGUMENT...`."""
-    uid, gid, program, *arguments = sys.argv[1:]
-    keeps = sys.platform == "linux" and _prctl(PR_SET_KEEPCAPS, 1)
-    os.setgroups([])
-    os.setregid(int(gid), int(gid))
-    os.setreuid(int(uid), int(uid))
-    if keeps:
-        _keep_access()
+    """Become the program: `WAY UID GID PROGRAM ARGUMENT...`."""
+    way, uid, gid, program, *arguments = sys.argv[1:]
+    try:
+        if way == "namespace":
+            _enter_namespace(int(uid), int(gid))
+        else:
+            _become(int(uid), int(gid))
+    except OSError as error:
+        sys.exit(f"FATAL: root cannot become user {uid} (by {way}): {error.strerror}")
+    if program == PROBE:
+        _probe(*arguments)
+        return
     try:
         os.execv(program, [program, *arguments])  # noqa: S606
     except OSError as error:
         sys.exit(f"FATAL: user {uid} cannot run {program}: {error.strerror}")
+
+
+def _become(uid: int, gid: int) -> None:
+    keeps = sys.platform == "linux" and _prctl(PR_SET_KEEPCAPS, 1)
+    if keeps:
+        bits = ctypes.CDLL(None).prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
+        _prctl(PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP)  # needs CAP_SETPCAP
+    os.setgroups([])
+    os.setregid(gid, gid)
+    os.setreuid(uid, uid)
+    if keeps:
+        _keep_access()
 
 
 def _keep_access() -> None:
@@ -91,9 +173,32 @@ def _keep_access() -> None:
     libc = ctypes.CDLL(None)
     bit = 1 << CAP_DAC_OVERRIDE
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
-    sets = struct.pack("6I", bit, bit, bit, 0, 0, 0)
-    if libc.capset(header, sets) == 0:
+    if libc.capset(header, struct.pack("6I", bit, bit, bit, 0, 0, 0)) == 0:
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE)
+    else:  # nothing is kept that the account would not have
+        libc.capset(header, struct.pack("6I", 0, 0, 0, 0, 0, 0))
+
+
+def _enter_namespace(uid: int, gid: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWUSER) != 0:
+        raise OSError(ctypes.get_errno(), f"no user namespace: {os.strerror(ctypes.get_errno())}")
+    for name, words in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} 0 1"),
+        ("gid_map", f"{gid} 0 1"),
+    ):
+        Path("/proc/self", name).write_text(words, encoding="ascii")
+
+
+def _probe(program: str, folder: str) -> None:
+    """End with one line if the program would not find itself, or not write in the folder."""
+    if not os.access(program, os.X_OK):
+        sys.exit(f"user {os.geteuid()} may not run {program}")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix="new-", dir=folder))  # noqa: PTH106
+    except OSError as error:
+        sys.exit(f"user {os.geteuid()} may not write in {folder}: {error.strerror}")
 
 
 def _prctl(*arguments: int) -> bool:
