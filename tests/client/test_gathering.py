@@ -174,3 +174,20 @@ def test_a_command_goes_to_the_lane_that_it_concerns() -> None:
 def test_with_one_lane_a_command_goes_as_it_is() -> None:
     command = release("a", 1, version=None)
     assert Routes().way(command) is command
+
+
+def test_a_command_that_is_sent_again_keeps_the_id_by_which_it_is_once() -> None:
+    on = gathering()
+    on.add(Call(pause("unsigned_users", None), 100.0, Future()))
+    (first,) = on.take(0.0)
+    (second,) = on.take(3.0)
+    (third,) = on.take(9.0)
+    assert [first.id, second.id, third.id] == ["m1", "m2", "m3"]
+    assert [each.repeats for each in (first, second, third)] == ["m1"] * 3
+
+
+def test_calls_that_share_a_message_are_once_each() -> None:
+    on = gathering()
+    on.add(call(1))
+    (batch,) = on.take(0.0)
+    assert batch.repeats is None

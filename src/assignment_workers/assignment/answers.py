@@ -55,6 +55,8 @@ class Code(StrEnum):
     NOT_OWNER = "not_owner"
     NOT_ACTIVE = "not_active"
     STALE_VERSION = "stale_version"
+    SUPERSEDED = "superseded"
+    """A command that the database saw later has set the same state since."""
     UNKNOWN_OUTCOME = "unknown_outcome"
     UNKNOWN_GENERATION = "unknown_generation"
     UNAUTHENTICATED = "unauthenticated"

@@ -1,14 +1,20 @@
-"""The requests table: one request id, one answer, however often it is asked (guarantee 5)."""
+"""The inbox: one answer for one request, and for one command, however often it comes (guarantee 5).
+
+Requests have a table of their own, which agents and reports read. Every other message of the
+assignment queue is a row of `commands`, stored with its effect and read with the proof of the term.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
+    Connection,
     FromClause,
     Integer,
     Row,
@@ -18,11 +24,13 @@ from sqlalchemy import (
     any_,
     bindparam,
     func,
+    insert,
     literal_column,
     select,
     true,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from assignment_workers.assignment.answers import (
     Assigned,
@@ -40,9 +48,123 @@ from assignment_workers.schema import tables
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.dialer import Agent
-from assignment_workers.schema.tables import AgentState, Assignment, AssignmentState
+from assignment_workers.schema.tables import (
+    COMMAND_POSITIONS,
+    AgentState,
+    Assignment,
+    AssignmentState,
+)
 from assignment_workers.schema.trips import Ask, Rows
 from assignment_workers.settings import Settings
+
+T = TypeVar("T")
+LONGEST_ID = 200
+"""Characters of a command's id."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One message of the assignment queue that is not an agent's request.
+
+    `id` stays the same however often the message is delivered or sent again. `subject`: the state
+    that the command sets, in words; None where an older one can overwrite nothing. `position`:
+    where the database first saw the command, before it was sent; None: the database sees it now.
+    """
+
+    id: str
+    task: str
+    subject: str | None = None
+    position: int | None = None
+
+
+def next_position(connection: Connection) -> int:
+    """Take the next position in the order of commands, for one that is about to be sent."""
+    return int(connection.execute(select(COMMAND_POSITIONS.next_value())).scalar_one())
+
+
+def looking_for(command: Command) -> Ask:
+    """Ask whether a command was carried out, and for the latest position of its subject."""
+    return Ask(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
+
+
+def once(turn: Turn, command: Command, found: Rows, operation: Callable[[Turn], T]) -> T:
+    """Return the answer that the command has; else carry the operation out and store its answer.
+
+    `found`: the rows of `looking_for`, read in this turn. A command that the database saw before
+    one of the same subject that was carried out is refused as superseded, and recorded as a race.
+    Cost: one row, written with the commit.
+    """
+    ((task, stored, latest),) = found
+    if task is not None:
+        if task != command.task:
+            return cast("T", _taken(command, task))
+        return cast("T", _read_answer(stored))
+    superseded = None not in (command.position, latest) and command.position < latest
+    answer = cast("T", _superseded(turn, command)) if superseded else operation(turn)
+    turn.write_last(
+        _STORE_COMMAND,
+        {
+            "command": command.id,
+            "task": command.task,
+            # What was refused set nothing, so it supersedes nothing.
+            "subject": None if isinstance(answer, Refused) else command.subject,
+            "position": command.position,
+            "answer": answer,
+            "term": turn.term,
+            "answered_at": turn.now,
+        },
+    )
+    return answer
+
+
+def _read_answer(stored: object) -> object:
+    return [from_json(each) for each in stored] if isinstance(stored, list) else from_json(stored)
+
+
+def _taken(command: Command, task: str) -> Refused:
+    return Refused(
+        code=Code.REQUEST_ID_TAKEN,
+        reason=f"message id {command.id} was used by {task}; use a new one",
+    )
+
+
+def _superseded(turn: Turn, command: Command) -> Refused:
+    turn.race(
+        "superseded",
+        done="refused",
+        task=command.task,
+        subject=command.subject,
+        position=command.position,
+    )
+    return Refused(
+        code=Code.SUPERSEDED,
+        reason=f"a later command has set the {command.subject} since; this one changed nothing",
+    )
+
+
+_FIND_COMMAND = select(
+    select(tables.Command.task)
+    .where(tables.Command.id == bindparam("command", type_=Text))
+    .scalar_subquery()
+    .label("task"),
+    select(tables.Command.answer)
+    .where(tables.Command.id == bindparam("command", type_=Text))
+    .scalar_subquery()
+    .label("answer"),
+    select(func.max(tables.Command.position))
+    .where(tables.Command.subject == bindparam("of_subject", type_=Text))
+    .scalar_subquery()
+    .label("latest"),
+)
+_STORE_COMMAND = insert(tables.Command).values(
+    id=bindparam("command", type_=Text),
+    task=bindparam("task", type_=Text),
+    subject=bindparam("subject", type_=Text),
+    position=func.coalesce(bindparam("position", type_=BigInteger), COMMAND_POSITIONS.next_value()),
+    answer=bindparam("answer", type_=JSONB),
+    term=bindparam("term", type_=BigInteger),
+    answered_at=bindparam("answered_at", type_=Instant),
+)
 
 
 @dataclass(frozen=True)

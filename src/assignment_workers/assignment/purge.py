@@ -12,6 +12,7 @@ from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema.base import word
 from assignment_workers.schema.tables import (
+    Command,
     DeadLetter,
     Event,
     Generation,
@@ -85,6 +86,10 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
                 Request.deadline.is_(None),
                 Request.deadline < func.now() - settings.request_retention,
             ),
+            ~_behind(lanes_of(settings).names),
+        ),
+        "commands": delete(Command).where(
+            Command.answered_at < func.now() - settings.request_retention,
             ~_behind(lanes_of(settings).names),
         ),
         "job_runs": delete(JobRun).where(

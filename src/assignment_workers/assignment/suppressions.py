@@ -156,6 +156,19 @@ def lift(
     return Done()
 
 
+def subject(
+    kind: SuppressionKind,
+    *,
+    user: int | None = None,
+    phone: str | None = None,
+    queue: str | None = None,
+) -> str:
+    """Name the state that suppressing and lifting set, the same for every form of a number."""
+    whom = f"user {user}" if phone is None else f"phone number ending in {_end(phone)}"
+    place = "" if queue is None else f" in {queue}"
+    return f"{kind.value} suppression of {whom}{place}"
+
+
 def closing(turn: Turn, hold: Held, why: str) -> dict[str, Any]:
     """A row for `CLOSE`: the dialer queue of this hold is closed for its user."""
     return {

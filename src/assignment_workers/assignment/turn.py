@@ -89,6 +89,8 @@ class Turn:
     lanes: Lanes = ONE_LANE
     locked: frozenset[str] = frozenset({DEFAULT_LANE})
     """The lanes whose rows this transaction has locked."""
+    first: Sequence[Rows] = ()
+    """The rows of the statements that went with the proof of the term."""
     last: list[Ask] | None = None
     """What goes with the commit, for the line; None: nobody sees to that, and nothing waits."""
 

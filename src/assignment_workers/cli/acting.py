@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
@@ -12,6 +12,7 @@ import typer
 
 from assignment_workers.assignment.actions import WHY_AT_MOST, Action, begin, end
 from assignment_workers.assignment.answers import Refused, Unavailable
+from assignment_workers.assignment.ledger import next_position
 from assignment_workers.cli.servers import database
 
 T = TypeVar("T")
@@ -39,25 +40,35 @@ def whoever() -> str:
         return f"uid {os.getuid()}"
 
 
+class Told:
+    """Takes what came of an operator's action, and returns it as it is.
+
+    `position`: where the database saw the action among all commands, for those that it sends.
+    """
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self.outcome: str | None = None
+
+    def __call__(self, answer: T) -> T:
+        self.outcome = _line(answer)
+        return answer
+
+
 @contextmanager
-def kept(name: str, subject: str, why: str | None) -> Iterator[Callable[[T], T]]:
+def kept(name: str, subject: str, why: str | None) -> Iterator[Told]:
     """A block in which an operator does something; it hands what came of it to what it is given.
 
     Raises `DatabaseUnavailable` before anything is done. A block that fails leaves a record without
     an outcome.
     """
-    outcome: list[str] = []
-
-    def told(answer: T) -> T:
-        outcome.append(_line(answer))
-        return answer
-
     with database() as connection:
         number = begin(connection, Action(name, subject, whoever(), why))
+        told = Told(next_position(connection))
         connection.commit()
         yield told
-        if outcome:
-            end(connection, number, outcome[-1])
+        if told.outcome is not None:
+            end(connection, number, told.outcome)
             connection.commit()
 
 

@@ -11,6 +11,9 @@ from assignment_workers.cli.acting import OptionalWhy, kept, whoever
 from assignment_workers.cli.agent import tell
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
+from assignment_workers.client import commands
+from assignment_workers.client.asking import TIMEOUT
+from assignment_workers.client.reading import as_state_answer
 from assignment_workers.schema.tables import AgentStates
 
 LISTED_AT_MOST = 10_000
@@ -54,5 +57,6 @@ def state(
 ) -> int:
     """Say what AGENT is about; on break or offline an offer not accepted is released."""
     with kept("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
-        answer = told(asking.state(agent, becomes.value, by=whoever(), why=why))
+        command = commands.state(agent, becomes.value, by=whoever(), why=why)
+        answer = told(as_state_answer(asking.ask(command.at(told.position), TIMEOUT)))
     return tell(answer, json)

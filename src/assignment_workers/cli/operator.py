@@ -99,14 +99,14 @@ def _lines(built: Built) -> str:
 def pause(queue: QueueArgument, why: OptionalWhy = None) -> int:
     """Hand out nobody from QUEUE until it is resumed; holds go on."""
     with kept("pause", queue, why) as told, client() as asking:
-        answer = told(asking.pause(queue, by=whoever(), why=why))
+        answer = told(asking.command(commands.pause(queue, whoever(), why).at(told.position)))
     return _done(answer, f"{queue} is paused")
 
 
 def resume(queue: QueueArgument, why: OptionalWhy = None) -> int:
     """Hand out users from QUEUE again."""
     with kept("resume", queue, why) as told, client() as asking:
-        answer = told(asking.resume(queue, by=whoever(), why=why))
+        answer = told(asking.command(commands.resume(queue, whoever(), why).at(told.position)))
     return _done(answer, f"{queue} hands out users")
 
 
@@ -130,7 +130,7 @@ def drain(
     count, last = 0, DRAINED_AT_MOST
     with kept("take_out", queue, why) as told, client() as asking:
         while last >= DRAINED_AT_MOST:
-            answer = told(asking.command(commands.drain(queue, whoever())))
+            answer = told(asking.command(commands.drain(queue, whoever()).at(told.position)))
             if not isinstance(answer, Done):
                 return _done(answer, "")
             last = answer.counts["drained"]

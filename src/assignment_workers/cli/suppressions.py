@@ -110,7 +110,7 @@ def _list(title: str, kind: SuppressionKind, *, json: bool) -> int:
 
 def _ask(name: str, subject: str, why: str, command: commands.Command, done: str) -> int:
     with kept(name, subject, why) as told, client() as asking:
-        answer = told(asking.command(command))
+        answer = told(asking.command(command.at(told.position)))
     if isinstance(answer, Done):
         typer.echo(f"{done}{' (it was already so)' if answer.replayed else ''}")
         return 0

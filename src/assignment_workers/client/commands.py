@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -24,6 +24,12 @@ class Command:
     """The task that takes a list of what is said, under `requests`; None: there is none."""
     timeout: timedelta | None = field(default=None, kw_only=True)
     """How long the asker waits, which is said as `sent_at` and `deadline`; None: is not said."""
+    position: int | None = field(default=None, kw_only=True)
+    """Where the database saw it before it was sent; None: it is new to it when it comes."""
+
+    def at(self, position: int) -> Command:
+        """Return the command as the database saw it at this position of its order."""
+        return replace(self, position=position)
 
     def said_by(self, ends: datetime) -> dict[str, Any]:
         """What the message says for an asker who waits until `ends`, by the database's clock."""

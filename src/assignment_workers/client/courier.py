@@ -172,6 +172,8 @@ class Courier:
                     expires=self._database.at(batch.ends) + SKEW,
                     about=batch.about,
                     traced=traced,
+                    command_id=batch.repeats,
+                    position=None if command.many else command.position,
                 )
                 await self._broker.send(command.celery_queue, data)
         except (BrokerUnavailable, RedisError, OSError) as error:

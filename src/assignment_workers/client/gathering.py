@@ -49,6 +49,8 @@ class Call:
     ends: float
     future: Settled
     traced: Ask | None = None
+    first_sent_as: str | None = None
+    """The message that carried it first."""
 
     def waits(self, now: float) -> bool:
         """Whether the caller still wants the answer."""
@@ -87,6 +89,12 @@ class Batch:
         """What its message says; `at`: the instant, by the database, at which a call ends."""
         said = [call.command.said_by(at(call.ends)) for call in self.calls]
         return {"requests": said} if self.calls[0].command.many else said[0]
+
+    @property
+    def repeats(self) -> str | None:
+        """The id of the message that this one repeats; None: its calls are once each."""
+        (first, *_) = self.calls
+        return None if first.command.many else first.first_sent_as
 
     @property
     def about(self) -> list[str]:
@@ -163,6 +171,8 @@ class Gathering:
     def _send(self, calls: tuple[Call, ...], now: float, *, tries: int = 1) -> Batch:
         batch = Batch(self.new_id(), calls, now, tries)
         self._batches[batch.id] = batch
+        for call in calls:
+            call.first_sent_as = call.first_sent_as or batch.id
         return batch
 
     @staticmethod

@@ -25,6 +25,10 @@ RESULT_PREFIX = "celery-task-meta-"
 _ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
 _SHOWN_AT_MOST = 120
 NOTES = "notes"
+COMMAND_ID = "command_id"
+"""Header: the id by which a command is once. Absent: the message's own, the task id."""
+COMMAND_POSITION = "command_position"
+"""Header: where the database saw the command before it was sent. Absent: it has not."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,14 @@ def message(
     expires: datetime | None,
     about: Sequence[str] = (),
     traced: Mapping[str, Any] | None = None,
+    command_id: str | None = None,
+    position: int | None = None,
 ) -> Envelope:
     """The message; its JSON is what Redis has in the list `celery_queue`.
 
     A worker that comes to it after `expires` does not run it. `about` names the requests in it, for
     whoever looks at what waits in Redis; nothing reads it. `traced`: headers that carry a trace on.
+    `command_id`: the id of the message that this one repeats. `position`: see `COMMAND_POSITION`.
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
@@ -79,6 +86,8 @@ def message(
             "stamped_headers": None,
             "stamps": {},
             "about": list(about),
+            COMMAND_ID: command_id or task_id,
+            COMMAND_POSITION: position,
             **(traced or {}),
         },
         "properties": {

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.actions import Action, begin, end
+from assignment_workers.assignment.ledger import next_position
 from assignment_workers.gateway.asking import CLIENT_CLOSED_REQUEST
 from assignment_workers.gateway.problems import Problem, unavailable
 
@@ -21,27 +22,29 @@ T = TypeVar("T")
 
 
 async def kept(
-    engine: Engine, action: Action, do: Callable[[], Awaitable[T]], told: Callable[[T], str]
+    engine: Engine, action: Action, do: Callable[[int], Awaitable[T]], told: Callable[[T], str]
 ) -> tuple[int, T]:
     """Do it, recorded before and after: the number of the record, and what `do` gave.
+
+    `do` gets the position of the command in the order in which the database saw them.
 
     `told` says of that what came of it. A `Problem` of `do` is kept as a refusal, and raised.
     Raises `Problem` 503 where the database did not answer: before anything was done, or the record
     of what was begun has no outcome.
     """
 
-    def ask() -> int:
+    def ask() -> tuple[int, int]:
         with engine.begin() as connection:
-            return begin(connection, action)
+            return begin(connection, action), next_position(connection)
 
     def close(number: int, outcome: str) -> None:
         with engine.begin() as connection:
             end(connection, number, outcome)
 
     try:
-        number = await asyncio.to_thread(ask)
+        number, position = await asyncio.to_thread(ask)
         try:
-            given = await do()
+            given = await do(position)
         except Problem as problem:
             await asyncio.to_thread(close, number, f"refused: {problem.detail}")
             raise

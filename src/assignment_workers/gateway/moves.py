@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
@@ -233,14 +234,14 @@ async def state(
     """The agent is about this from now on. On break or offline an unaccepted offer is released."""
     here.callers.let(who, agent)
 
-    def ask(by: str | None) -> Awaitable[Response]:
+    def ask(by: str | None, position: int | None = None) -> Awaitable[Response]:
         command = commands.state(agent, body.state, by=by, why=body.why)
-        return here.asking.ask(request, command, TIMEOUT)
+        return here.asking.ask(request, replace(command, position=position), TIMEOUT)
 
     if who.role is None or who.role in ACTING:
         return await ask(None)
     action = Action("agent_state", f"{agent} {body.state}", who.name, body.why)
-    return (await kept(here.engine, action, lambda: ask(who.name), told_by))[1]
+    return (await kept(here.engine, action, lambda at: ask(who.name, at), told_by))[1]
 
 
 @QUICK.post(

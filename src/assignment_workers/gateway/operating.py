@@ -103,7 +103,7 @@ def explain_user(user: UserPath, here: Here) -> Explanation:
 async def regenerate(queue: Queue, here: Here, who: Operator, body: Said = None) -> Response:
     """Build a new generation of a dialer queue now."""
 
-    async def do() -> Response:
+    async def do(_: int) -> Response:
         sent = await here.asking.client.regenerate(queue)
         if isinstance(sent, Unavailable):
             return response(sent.model_dump(mode="json"))
@@ -124,7 +124,7 @@ async def pause(
     """Hand out nobody from a dialer queue; holds go on."""
     action = Action("pause", queue, who.name, _why(body))
     command = commands.pause(queue, action.who, action.why)
-    return await _act(here, action, lambda: here.asking.ask(request, command, TIMEOUT))
+    return await _act(here, action, lambda at: here.asking.ask(request, command.at(at), TIMEOUT))
 
 
 @ROUTES.post(
@@ -139,10 +139,10 @@ async def resume(
     """Hand out users from a dialer queue again."""
     action = Action("resume", queue, who.name, _why(body))
     command = commands.resume(queue, action.who, action.why)
-    return await _act(here, action, lambda: here.asking.ask(request, command, TIMEOUT))
+    return await _act(here, action, lambda at: here.asking.ask(request, command.at(at), TIMEOUT))
 
 
-async def _act(here: Gateway, action: Action, do: Callable[[], Awaitable[Response]]) -> Response:
+async def _act(here: Gateway, action: Action, do: Callable[[int], Awaitable[Response]]) -> Response:
     _known(action.subject)
     return (await kept(here.engine, action, do, told_by))[1]
 

@@ -78,6 +78,7 @@ _MET_ELSEWHERE = {
     "uq_assignments_active_agent",
     "uq_assignments_request_id",
     "pk_requests",
+    "pk_commands",
 }
 """What another lane's turn may have written meanwhile: the next try finds it and goes by it."""
 

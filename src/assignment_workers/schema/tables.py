@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Sequence,
     Text,
     text,
 )
@@ -26,6 +27,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from assignment_workers.schema.base import Base, Instant, one_of
 
 DEFAULT_LANE = "default"
+
+COMMAND_POSITIONS = Sequence("command_positions", schema="assignment", metadata=Base.metadata)
+"""The order in which the database first saw commands: no clock, and no broker, has a say in it."""
 
 
 class GenerationState(StrEnum):
@@ -351,6 +355,36 @@ class Request(Base):
     answered_at: Mapped[datetime] = mapped_column(Instant)
     asked_again_at: Mapped[datetime | None] = mapped_column(Instant)
     """When an active assignment was last given again as the answer to this request id."""
+
+
+class Command(Base):
+    """A command of the assignment queue and its one answer, in the transaction that made it true.
+
+    What `Request` is for an agent's ask, this is for every other message: the same message gets the
+    same answer, and changes nothing.
+    """
+
+    __tablename__ = "commands"
+    __table_args__ = (
+        CheckConstraint("length(id) BETWEEN 1 AND 200", name="id"),
+        Index(
+            "ix_commands_order",
+            "subject",
+            "position",
+            postgresql_where=text("subject IS NOT NULL"),
+        ),
+        Index(None, "answered_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task: Mapped[str]
+    subject: Mapped[str | None]
+    """What its state is the state of; null: nothing that an older command could overwrite."""
+    position: Mapped[int] = mapped_column(BigInteger)
+    """In the order in which the database first saw commands, by `COMMAND_POSITIONS`."""
+    answer: Mapped[Any] = mapped_column(JSONB)
+    term: Mapped[int] = mapped_column(BigInteger)
+    answered_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class Event(Base):

@@ -31,6 +31,7 @@ from sqlalchemy.exc import IntegrityError
 from tenacity import RetryCallState
 
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
+from assignment_workers.assignment.ledger import Command, looking_for, once
 from assignment_workers.assignment.turn import OtherLanes, Turn
 from assignment_workers.errors import StaleTerm
 from assignment_workers.schema.retry import constraint_of, patiently
@@ -77,12 +78,13 @@ class Line:
         """The last turn's time, and this process's monotonic clock then."""
 
     @contextmanager
-    def turn(self, others: Collection[str] = ()) -> Iterator[Turn]:
+    def turn(self, others: Collection[str] = (), *, first: Sequence[Ask] = ()) -> Iterator[Turn]:
         """One transaction; commits at the end, rolls back on any error. Raises `StaleTerm`.
 
         `others`: lanes whose rows it locks beside its own, so that nothing of theirs runs either.
         Always all in the order of their names, so two such turns never wait in a ring. Races that
-        were left in it are told in the log once it has committed.
+        were left in it are told in the log once it has committed. `first`: statements that go in
+        one trip with the proof of the term; their rows are `Turn.first`.
         """
         began = monotonic()
         locked = frozenset({self.lane, *others})
@@ -91,7 +93,7 @@ class Line:
                 _lock(connection, sorted(locked))
             # Nothing comes before this statement, so every later one reads what is committed now.
             proof = {"of_lane": self.lane, "of_term": self.term}
-            (proved,) = ask(connection, Ask(_PROVE, proof))
+            proved, *found = ask(connection, Ask(_PROVE, proof), *first)
             if not proved:
                 current = connection.execute(
                     select(Sequencer.term).where(Sequencer.lane == self.lane)
@@ -108,6 +110,7 @@ class Line:
                 lanes=self.lanes,
                 locked=locked,
                 last=last,
+                first=found,
             )
             yield turn
             commit(connection, *last)
@@ -115,13 +118,21 @@ class Line:
         for race in turn.races:
             tell_race(race, term=self.term)
 
-    def run(self, operation: Callable[[Turn], T], *, until: datetime | None = None) -> T:
+    def run(
+        self,
+        operation: Callable[[Turn], T],
+        *,
+        until: datetime | None = None,
+        command: Command | None = None,
+    ) -> T:
         """Do `operation` in a turn, again from its start when the database fails in a passing way.
 
         Again in place, never by a message sent back: that would lose the order. Bounded by `until`,
         or `PATIENCE`; then `DatabaseUnavailable`. A conflict with another lane over a user or an
         agent is tried again too, and recorded as a race by the turn that resolves it. An operation
         that turns out to concern what is another lane's begins anew with that lane's row locked.
+        A `command` is carried out once: where it has an answer, of a try whose COMMIT was not
+        answered, say, that is returned and nothing is done.
         """
         met: list[str] = []
         others: set[str] = set()
@@ -134,8 +145,10 @@ class Line:
                 except OtherLanes as more:
                     others.update(more.lanes)
 
+        first = [looking_for(command)] if command else []
+
         def alone() -> T:
-            with self.turn(others) as turn:
+            with self.turn(others, first=first) as turn:
                 for constraint in met:
                     turn.race(
                         "conflict",
@@ -143,7 +156,7 @@ class Line:
                         constraint=constraint,
                         error_code=UniqueViolation.sqlstate,
                     )
-                return operation(turn)
+                return once(turn, command, turn.first[0], operation) if command else operation(turn)
 
         def remember(state: RetryCallState) -> None:
             TURN_RETRIES.inc()

@@ -27,7 +27,7 @@ from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.reassign import reassign, take_back
-from assignment_workers.assignment.suppressions import do_not_contact, lift
+from assignment_workers.assignment.suppressions import do_not_contact, lift, subject
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.schema.tables import AgentStates, Sequencer, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
@@ -49,8 +49,12 @@ from assignment_workers.tasks.requests import request, request_many
 
 def expire_lapsed(task: DoorTask) -> CommandAnswer:
     """End every hold whose lease has lapsed."""
-    lapsed = task.line.run(lambda turn: expire(turn, settings=task.of.settings))
-    return Done(counts={"expired": len(lapsed.ended), "kept": len(lapsed.kept)})
+
+    def operation(turn: Turn) -> Done:
+        lapsed = expire(turn, settings=task.of.settings)
+        return Done(counts={"expired": len(lapsed.ended), "kept": len(lapsed.kept)})
+
+    return task.once(operation)
 
 
 def state_of_agent(
@@ -61,7 +65,10 @@ def state_of_agent(
     why: Why | None = None,
 ) -> StateAnswer:
     """The agent is about this from now on: available, on_call, wrap_up, break or offline."""
-    return task.line.run(lambda turn: agents.state(turn, agent_id, state, by=by, why=why))
+    return task.once(
+        lambda turn: agents.state(turn, agent_id, state, by=by, why=why),
+        subject=f"state of agent {agent_id}",
+    )
 
 
 def end_sessions(
@@ -70,24 +77,24 @@ def end_sessions(
     silent_at: AwareDatetime,
 ) -> CommandAnswer:
     """End the sessions of those of these agents who are silent still."""
-    return task.line.run(lambda turn: agents.end_sessions(turn, agent_ids, silent_at=silent_at))
+    return task.once(lambda turn: agents.end_sessions(turn, agent_ids, silent_at=silent_at))
 
 
 def publish_generation(task: DoorTask, generation_id: GenerationId) -> CommandAnswer:
     """Make a built generation the one its dialer queue hands out from."""
-    return task.line.run(lambda turn: publish(turn, generation_id))
+    return task.once(lambda turn: publish(turn, generation_id))
 
 
 def take_back_hold(task: DoorTask, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
     """End a hold for its agent, as an operator asks."""
-    return task.line.run(lambda turn: take_back(turn, assignment_id, by=by, why=why))
+    return task.once(lambda turn: take_back(turn, assignment_id, by=by, why=why))
 
 
 def reassign_hold(
     task: DoorTask, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
 ) -> RequestAnswer:
     """Give the user of a hold to another agent, as an operator asks."""
-    return task.line.run(
+    return task.once(
         lambda turn: reassign(
             turn,
             assignment_id,
@@ -104,19 +111,19 @@ def pause_queue(
     task: DoorTask, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
     """Hand out nobody from a dialer queue."""
-    return task.line.run(lambda turn: pause(turn, queue, by=by, why=why))
+    return task.once(lambda turn: pause(turn, queue, by=by, why=why), subject=f"pause of {queue}")
 
 
 def resume_queue(
     task: DoorTask, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
     """Hand out users from a dialer queue again."""
-    return task.line.run(lambda turn: resume(turn, queue, by=by, why=why))
+    return task.once(lambda turn: resume(turn, queue, by=by, why=why), subject=f"pause of {queue}")
 
 
 def drain_queue(task: DoorTask, queue: Word, by: Word) -> CommandAnswer:
     """Take some of who is not held out of a dialer queue, until the next build."""
-    return task.line.run(lambda turn: drain(turn, queue, by=by))
+    return task.once(lambda turn: drain(turn, queue, by=by), subject=f"draining of {queue}")
 
 
 def remove_converted(
@@ -132,7 +139,7 @@ def remove_converted(
             code=Code.UNKNOWN_QUEUE,
             reason=f"no dialer queue {queue!r}; there are {', '.join(policies)}",
         )
-    return task.line.run(
+    return task.once(
         lambda turn: convert.remove_converted(turn, policy, user_ids, policies=policies)
     )
 
@@ -142,7 +149,7 @@ def place_users(
 ) -> CommandAnswer:
     """Put those users who are out of place into the pool where they belong."""
     policies = policies_of(task.of.settings)
-    return task.line.run(lambda turn: discover.place(turn, user_ids, policies))
+    return task.once(lambda turn: discover.place(turn, user_ids, policies))
 
 
 def suppress(
@@ -153,8 +160,9 @@ def suppress(
     phone: Word | None = None,
 ) -> CommandAnswer:
     """Offer a user, or whoever has a phone number, to nobody."""
-    return task.line.run(
-        lambda turn: do_not_contact(turn, user=user_id, phone=phone, reason=reason, by=by)
+    return task.once(
+        lambda turn: do_not_contact(turn, user=user_id, phone=phone, reason=reason, by=by),
+        subject=subject(SuppressionKind.DO_NOT_CONTACT, user=user_id, phone=phone),
     )
 
 
@@ -168,14 +176,15 @@ def lift_suppression(
     queue: Word | None = None,
 ) -> CommandAnswer:
     """Let a user be offered again who was set aside, was not to be contacted, or was closed."""
-    return task.line.run(
-        lambda turn: lift(turn, kind, user=user_id, phone=phone, queue=queue, by=by, why=why)
+    return task.once(
+        lambda turn: lift(turn, kind, user=user_id, phone=phone, queue=queue, by=by, why=why),
+        subject=subject(kind, user=user_id, phone=phone, queue=queue),
     )
 
 
 def repair_entries(task: DoorTask) -> CommandAnswer:
     """Bring the entries in line with the holds, as `doctor --repair` asks."""
-    return task.line.run(repair)
+    return task.once(repair)
 
 
 def probe(task: DoorTask, sent_at: AwareDatetime | None = None) -> CommandAnswer:
@@ -189,7 +198,7 @@ def probe(task: DoorTask, sent_at: AwareDatetime | None = None) -> CommandAnswer
         read.append((turn.now, monotonic()))
         return _probe(turn, sent_at)
 
-    done = task.line.run(turn)
+    done = task.line.run(turn)  # it only measures, and comes every other second
     tell_time(task.of.results, *read[-1])
     return done
 

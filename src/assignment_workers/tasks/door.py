@@ -11,8 +11,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from time import monotonic
-from typing import Any, Concatenate, cast
+from typing import Any, Concatenate, TypeVar, cast
 
 import structlog
 from celery import Celery, Task
@@ -27,6 +28,9 @@ from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.lanes import Lanes
+from assignment_workers.assignment.ledger import LONGEST_ID, Command
+from assignment_workers.assignment.turn import Turn
+from assignment_workers.client.message import COMMAND_ID, COMMAND_POSITION
 from assignment_workers.errors import CrmUnavailable, DatabaseUnavailable, StaleTerm, plain
 from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
@@ -35,6 +39,8 @@ from assignment_workers.settings import Settings
 from assignment_workers.telemetry import ANSWERS, DEAD_LETTERS, TASK_SECONDS, TOGETHER
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 RETRY_SECONDS = 2.0
 REQUESTS_NAMED = 20
@@ -82,6 +88,27 @@ class DoorTask(Task[..., Any]):
     def line(self) -> Line:
         """Where turns are taken; raises `StaleTerm` in a process that does not lead."""
         return self.of.sequencer.line
+
+    def once(
+        self,
+        operation: Callable[[Turn], T],
+        *,
+        subject: str | None = None,
+        part: int | None = None,
+    ) -> T:
+        """Carry an operation out in a turn, once for this message; the same answer ever after.
+
+        The message's id is its header `command_id`, which stays the same when it is sent again, or
+        its task id. `subject`, the state that it sets, and its header `command_position` have an
+        older command refused. `part`: of a message of several turns, which one.
+        """
+        said = self.request
+        name = _fit(getattr(said, COMMAND_ID, None) or said.id, part)
+        position = getattr(said, COMMAND_POSITION, None)
+        if not isinstance(position, int) or isinstance(position, bool):
+            position = None
+        command = Command(name, self.name, subject, position)
+        return self.line.run(operation, command=command)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         bound = self._bound(kwargs)
@@ -173,6 +200,14 @@ def door(
         parameters=list(inspect.signature(operation).parameters),
     )
     run(_named(operation))
+
+
+def _fit(name: object, part: int | None) -> str:
+    """A message's id as it is stored; its digest where a column could not have it."""
+    said = str(name) if part is None else f"{name}#{part}"
+    if 0 < len(said) <= LONGEST_ID and "\0" not in said and said.isprintable():
+        return said
+    return blake2b(said.encode(errors="surrogatepass"), digest_size=32).hexdigest()
 
 
 def _named(operation: Callable[..., Any]) -> Callable[..., Any]:

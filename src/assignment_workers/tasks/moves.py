@@ -110,17 +110,20 @@ def finish_many(
     moves = [each for each in read if not isinstance(each, Refused)]
     outcomes = task.of.outcomes
     try:
-        answers = iter(task.line.run(lambda turn: finish(turn, moves, outcomes=outcomes)))
+        answers = iter(task.once(lambda turn: finish(turn, moves, outcomes=outcomes)))
     except DBAPIError:
-        return [_alone(task, said, each) for said, each in zip(requests, read, strict=True)]
+        return [
+            _alone(task, said, each, part)
+            for part, (said, each) in enumerate(zip(requests, read, strict=True))
+        ]
     return [each if isinstance(each, Refused) else next(answers) for each in read]
 
 
-def _alone(task: DoorTask, said: object, move: Move | Refused) -> FinishAnswer:
+def _alone(task: DoorTask, said: object, move: Move | Refused, part: int) -> FinishAnswer:
     if isinstance(move, Refused):
         return move
     try:
-        return _made(task, move)
+        return _made(task, move, part)
     except DatabaseUnavailable as error:
         return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
     except DBAPIError as error:
@@ -128,10 +131,10 @@ def _alone(task: DoorTask, said: object, move: Move | Refused) -> FinishAnswer:
         return Unavailable(retry_after=RETRY_SECONDS, reason="it failed, and is kept to be seen to")
 
 
-def _made(task: DoorTask, move: Move) -> FinishAnswer:
+def _made(task: DoorTask, move: Move, part: int | None = None) -> FinishAnswer:
     """The answer to one move, in a turn of its own."""
     outcomes = task.of.outcomes
-    return task.line.run(lambda turn: finish(turn, [move], outcomes=outcomes)[0])
+    return task.once(lambda turn: finish(turn, [move], outcomes=outcomes)[0], part=part)
 
 
 def complete(
@@ -217,6 +220,4 @@ def release_if_unclaimed(
 ) -> CommandAnswer:
     """End a hold that nobody was told of, unless its agent has shown up meanwhile."""
     owner = Owner(assignment_id, agent_id, version)
-    return task.line.run(
-        lambda turn: release_unclaimed(turn, owner, lease_expires_at=lease_expires_at)
-    )
+    return task.once(lambda turn: release_unclaimed(turn, owner, lease_expires_at=lease_expires_at))

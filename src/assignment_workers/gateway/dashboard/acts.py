@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from http import HTTPStatus
 from uuid import UUID
@@ -33,6 +33,8 @@ class Asked:
     who: str
     why: str
     said: Mapping[str, str]
+    position: int = 0
+    """Where the database saw it among all commands, once it is recorded."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked
     if "\x00" in asked.why + asked.subject or len(asked.subject) > WHY_AT_MOST:
         raise _malformed("a null character, or too long a subject")
 
-    async def do() -> str:
+    async def do(position: int) -> str:
         try:
-            return await act.do(client, engine, asked)
+            return await act.do(client, engine, replace(asked, position=position))
         except Problem as problem:
             return f"refused: {problem.detail}"
 
@@ -85,8 +87,8 @@ async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked
     return (await kept(engine, action, do, str))[0]
 
 
-async def _ask(client: AsyncClient, command: Command) -> str:
-    answer = await client.ask(command, TIMEOUT)
+async def _ask(client: AsyncClient, asked: Asked, command: Command) -> str:
+    answer = await client.ask(command.at(asked.position), TIMEOUT)
     said = answer.model_dump(mode="json") if isinstance(answer, Unavailable) else answer
     if not isinstance(said, dict):
         return "unavailable: the workers answered what this version cannot read"
@@ -115,23 +117,27 @@ def _assignment(asked: Asked) -> UUID:
 
 
 async def _pause(client: AsyncClient, _: Engine, asked: Asked) -> str:
-    return await _ask(client, commands.pause(_queue(asked), asked.who, asked.why))
+    return await _ask(client, asked, commands.pause(_queue(asked), asked.who, asked.why))
 
 
 async def _resume(client: AsyncClient, _: Engine, asked: Asked) -> str:
-    return await _ask(client, commands.resume(_queue(asked), asked.who, asked.why))
+    return await _ask(client, asked, commands.resume(_queue(asked), asked.who, asked.why))
 
 
 async def _drain(client: AsyncClient, _: Engine, asked: Asked) -> str:
-    return await _all(client, [commands.pause(each, asked.who, asked.why) for each in POLICIES])
+    return await _all(
+        client, asked, [commands.pause(each, asked.who, asked.why) for each in POLICIES]
+    )
 
 
 async def _resume_all(client: AsyncClient, _: Engine, asked: Asked) -> str:
-    return await _all(client, [commands.resume(each, asked.who, asked.why) for each in POLICIES])
+    return await _all(
+        client, asked, [commands.resume(each, asked.who, asked.why) for each in POLICIES]
+    )
 
 
-async def _all(client: AsyncClient, each: list[Command]) -> str:
-    outcomes = [await _ask(client, command) for command in each]
+async def _all(client: AsyncClient, asked: Asked, each: list[Command]) -> str:
+    outcomes = [await _ask(client, asked, command) for command in each]
     wrong = [outcome for outcome in outcomes if not outcome.startswith("done")]
     return wrong[0] if wrong else "done"
 
@@ -141,31 +147,33 @@ async def _rebuild(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 async def _take_back(client: AsyncClient, _: Engine, asked: Asked) -> str:
-    return await _ask(client, commands.take_back(_assignment(asked), asked.who, asked.why))
+    return await _ask(client, asked, commands.take_back(_assignment(asked), asked.who, asked.why))
 
 
 async def _reassign(client: AsyncClient, _: Engine, asked: Asked) -> str:
     agent = _number(asked.said.get("agent", ""), 2**31 - 1)
     if agent is None:
         raise _malformed("agent: the number of the agent who shall have the user")
-    return await _ask(client, commands.reassign(_assignment(asked), agent, asked.who, asked.why))
+    return await _ask(
+        client, asked, commands.reassign(_assignment(asked), agent, asked.who, asked.why)
+    )
 
 
 async def _suppress(client: AsyncClient, _: Engine, asked: Asked) -> str:
     user, phone = _whom(asked)
-    return await _ask(client, commands.do_not_contact(user, phone, asked.why, asked.who))
+    return await _ask(client, asked, commands.do_not_contact(user, phone, asked.why, asked.who))
 
 
 async def _lift(client: AsyncClient, _: Engine, asked: Asked) -> str:
     user, phone = _whom(asked)
     kind = SuppressionKind.DO_NOT_CONTACT.value
-    return await _ask(client, commands.lift(kind, user, phone, asked.why, asked.who))
+    return await _ask(client, asked, commands.lift(kind, user, phone, asked.why, asked.who))
 
 
 async def _release(client: AsyncClient, _: Engine, asked: Asked) -> str:
     user, _phone = _whom(asked)
     kind = SuppressionKind.QUARANTINE.value
-    return await _ask(client, commands.lift(kind, user, None, asked.why, asked.who))
+    return await _ask(client, asked, commands.lift(kind, user, None, asked.why, asked.who))
 
 
 async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
@@ -174,7 +182,9 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
     if queue not in POLICIES:
         raise _malformed(f"no dialer queue {queue!r:.50}; there are {', '.join(POLICIES)}")
     kind = SuppressionKind.CLOSED.value
-    return await _ask(client, commands.lift(kind, user, None, asked.why, asked.who, queue=queue))
+    return await _ask(
+        client, asked, commands.lift(kind, user, None, asked.why, asked.who, queue=queue)
+    )
 
 
 def subject_of(said: Mapping[str, str]) -> str:
@@ -195,8 +205,8 @@ def _whom(asked: Asked) -> tuple[int | None, str | None]:
     return user, phone
 
 
-async def _repair(client: AsyncClient, _: Engine, __: Asked) -> str:
-    return await _ask(client, commands.repair())
+async def _repair(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    return await _ask(client, asked, commands.repair())
 
 
 async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
