@@ -79,8 +79,8 @@ def account_for(program: Path, data: Path) -> Account | None:
 
     raise StackFailed(
         "PostgreSQL refuses to run as root, and root cannot run it as another account here "
-        f"({'; '.join(dict.fromkeys(reasons))}): start as an ordinary user, set DATABASE_URL, or give "
-        "the container CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL and CAP_DAC_OVERRIDE"
+        f"({'; '.join(dict.fromkeys(reasons))}): start as an ordinary user, set DATABASE_URL, "
+        "or give the container CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL and CAP_DAC_OVERRIDE"
     )
 
 
