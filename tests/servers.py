@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pymysql
-from kombu import Connection
+from kombu import Connection, Queue
 
 from assignment_workers.runtime import server
 from assignment_workers.runtime.guardian import Guardian
@@ -82,6 +82,14 @@ class Rabbit(OwnServer):
         )
         self._mapper = Child(mapping, Log(sys.stderr, colour=False), guardian)
         super().__init__(self._prepared, directory, guardian)
+
+    @contextmanager
+    def queues(self) -> Iterator[None]:
+        """Within: the queues of a stack, which are gone afterwards with what is in them."""
+        yield
+        with Connection(self.url) as connection:
+            for queue in ("assignment", "maintenance"):
+                Queue(queue, channel=connection.channel()).delete()
 
     def close(self) -> None:
         """End the node and the port mapper."""

@@ -47,6 +47,15 @@ class NotReplayable(AssignmentWorkersError):
     """A dead letter does not say enough to be sent again."""
 
 
+class Malformed(AssignmentWorkersError):
+    """A message does not have the form of one of ours; its `task` and `task_id` where known."""
+
+    def __init__(self, reason: str, *, task: str | None = None, task_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.task = task
+        self.task_id = task_id
+
+
 class Overtaken(AssignmentWorkersError):
     """Another run of the same job has begun: this one must not commit."""
 

@@ -13,8 +13,6 @@ import pytest
 from kombu import Connection, Producer, Queue
 
 from assignment_workers.client import Assigned, Finished, Unavailable
-from assignment_workers.runtime.guardian import Guardian
-from assignment_workers.runtime.home import Home
 from tests.processes import Agents, Keeper, Stack, running, wait_until
 from tests.servers import RABBITMQ, Rabbit
 
@@ -23,14 +21,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
-
-
-@pytest.fixture(scope="module")
-def rabbit(test_home: Home, guardian: Guardian) -> Iterator[Rabbit]:
-    """A node for them all: to start one takes longer than most of them."""
-    made = Rabbit(test_home.path / "rabbitmq", guardian)
-    yield made
-    made.close()
 
 
 @pytest.fixture

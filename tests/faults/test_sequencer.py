@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_kept_and_the_line_moves_on(stack: Stack) -> None
     bodiless = message | {"body": "bm90IGpzb24=", "headers": dict(message["headers"])}
     bodiless["properties"] = dict(message["properties"], delivery_tag="tag-3")
     broker.lpush("assignment", json.dumps(bodiless))
-    huge = message | {"body": base64.b64encode(b"[[], {}, " + b"0" * 10_000_000 + b"]").decode()}
+    huge = message | {"body": base64.b64encode(b"[[], {}, " + b"0" * 500_000 + b"]").decode()}
     huge["properties"] = dict(message["properties"], delivery_tag="tag-4")
     broker.lpush("assignment", json.dumps(huge))
     assert isinstance(client.request_next(26), Assigned)
@@ -181,10 +181,10 @@ def test_what_cannot_be_read_is_kept_and_the_line_moves_on(stack: Stack) -> None
         ),
         "six dead letters",
     )
-    assert "not one of Celery's" in kept[0].error
+    assert "not a message of Celery's" in kept[0].error
     assert "\\xff" in kept[0].body
     assert "no.such_task" in kept[2].error
-    assert len(kept[5].body) > 10_000_000, "whole, so that it can be replayed"
+    assert len(kept[5].body) > 500_000, "whole"
     assert broker.llen("assignment") == 0
     assert broker.llen(f"assignment.taken.{stack.term()}") == 0
 
@@ -198,7 +198,7 @@ def test_the_maintenance_worker_keeps_what_cannot_be_read_and_goes_on(stack: Sta
     stack.regenerate(client)
     errors = stack.rows("SELECT celery_queue, error FROM assignment.dead_letters ORDER BY id")
     assert [each.celery_queue for each in errors] == ["maintenance", "maintenance"]
-    assert all("not one of Celery's" in each.error for each in errors)
+    assert all("not a message of Celery's" in each.error for each in errors)
 
 
 def test_a_message_delivered_twice_hands_out_once(stack: Stack) -> None:

@@ -1,36 +1,39 @@
-"""What any Celery program may do with a task of ours: link another to it, chain one behind it."""
+"""Another Celery program and a task of ours: its answer, and no task that is sent when it ends."""
 
 from __future__ import annotations
 
-import base64
-import json
 from pathlib import Path
+from typing import Any
 
-import redis
-from celery import Celery, chain, signature
+from celery import Celery, chain, chord, signature
 
-from tests.processes import running, wait_until
+from tests.processes import running
 
 
-def test_an_answer_is_handed_on_to_links_and_along_a_chain(
+def test_a_call_is_answered_and_one_with_a_link_a_chain_or_a_chord_is_refused(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     with running(database_url, redis_url, tmp_path) as stack:
         stack.start("sequencer")
         stack.built()
-        (maintenance,) = (each for each in stack.started if each.name == "maintenance")
-        maintenance.stop()  # what is sent there stays
         app = Celery(broker=redis_url, backend=redis_url, set_as_current=False)
-        told = signature("dialer.told", queue="maintenance", app=app)
-        asked = signature("assignment.request", [26], queue="assignment", app=app)
-        linked = asked.apply_async(link=told)
-        answer = linked.get(timeout=20)
-        assert answer["outcome"] == "assigned"
-        again = signature("assignment.request", [26], queue="assignment", app=app)
-        chain(again, told, app=app).apply_async()
-        with redis.Redis.from_url(redis_url) as broker:
-            wait_until(lambda: broker.llen("maintenance") == 2, "both messages to be handed on")
-            messages = [json.loads(each) for each in broker.lrange("maintenance", 0, -1)]
+        told = signature("agent.tend", queue="maintenance", app=app)
+
+        def asked(number: int) -> Any:
+            return signature("assignment.request", [number], queue="assignment", app=app)
+
+        assert asked(26).apply_async().get(timeout=20)["outcome"] == "assigned"
+        chained = chain(asked(29), told, app=app).apply_async()
+        counted: Any = chord([asked(30), asked(31)], told, app=app).apply_async()
+        refused = {
+            "callbacks": asked(27).apply_async(link=told),
+            "errbacks": asked(28).apply_async(link_error=told),
+            "chain": chained.parent,
+            "chord": counted.parent.children[0],
+        }
+        for link, sent in refused.items():
+            answer = sent.get(timeout=20)
+            assert (answer["outcome"], answer["code"]) == ("refused", "malformed")
+            assert answer["reason"].startswith(f"{link}: no other task is sent")
+        assert stack.value("SELECT count(*) FROM assignment.assignments") == 1
         app.close()
-    handed = [json.loads(base64.b64decode(each["body"]))[0] for each in messages[::-1]]
-    assert handed == [[answer], [answer | {"replayed": True}]]

@@ -48,7 +48,6 @@ class Leadership(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Called at every connection to the broker, before anything is consumed."""
-        consumer.task_consumer.on_decode_error = self.sequencer.keep_undecodable
         if self.sequencer.leads:
             self._take_up(consumer, own=True)
         else:

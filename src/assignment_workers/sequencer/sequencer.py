@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
 import structlog
 from sqlalchemy import Engine, func, insert
 
-from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.turn import raced
 from assignment_workers.errors import StaleTerm
@@ -17,7 +15,7 @@ from assignment_workers.schema.tables import Event
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.races import tell_race
 from assignment_workers.sequencer.term import SILENCE, Candidacy
-from assignment_workers.telemetry import DEAD_LETTERS, TERM
+from assignment_workers.telemetry import TERM
 
 log = structlog.get_logger()
 
@@ -115,17 +113,3 @@ class Sequencer:
         if monotonic() - self._probed >= PROBE_SECONDS:
             self._probed = monotonic()
             self._send_probe()
-
-    def keep_undecodable(self, message: Any, error: Exception) -> None:
-        """Keep a message whose body cannot be read as a dead letter; the next one is served."""
-        headers = message.headers or {}
-        bury(
-            self.engine,
-            celery_queue=self.queue,
-            task=headers.get("task"),
-            task_id=headers.get("id"),
-            body=message.body,
-            error=f"undecodable: {error}",
-        )
-        DEAD_LETTERS.inc()
-        message.ack()

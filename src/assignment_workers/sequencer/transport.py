@@ -1,6 +1,6 @@
-"""Redis transports: what cannot be read is kept; the sequencer's loses and overtakes nothing.
+"""Transports: what is malformed never reaches Celery; the sequencer's loses and overtakes nothing.
 
-Stock kombu raises for what is not a message of Celery's, and the worker is stuck. It takes a
+Stock kombu raises for what is not a message of Celery's, and the worker ends. It takes a
 message off the queue with BRPOP and writes it down afterwards, so one taken by a process killed in
 between is lost; and what it puts back comes after what arrived later. The sequencer's moves a
 message by BLMOVE, in one step, from the queue to the list of what this term has taken, and off that
@@ -15,10 +15,16 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
 
+import structlog
+from amqp import serialization, spec
 from kombu import transport
-from kombu.transport import redis, virtual
+from kombu.transport import pyamqp, redis, virtual
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+
+from assignment_workers.errors import Malformed
+from assignment_workers.sequencer.envelope import COMPRESSED, UNREADABLE, envelope_of
+
+log = structlog.get_logger()
 
 TERMS_LOOKED_BACK = 20
 """How many earlier terms' lists are looked at: each is emptied by its successor within a second.
@@ -39,14 +45,17 @@ def packed(*words: str | bytes) -> bytes:
 
 
 class Channel(redis.Channel):
-    """A consumer that keeps what is not a message of Celery's, and goes on."""
+    """A consumer that gives what is malformed to `on_malformed`, and goes on."""
 
     connection_errors: tuple[type[Exception], ...]
+    channel_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
     sep: str
-    on_undecodable: ClassVar[list[Callable[[str, bytes], None]]] = []
-    """Told of what is not a message: its queue and its bytes. It is off the queue afterwards."""
+    on_malformed: ClassVar[list[Callable[[str, bytes, Malformed], None]]] = []
+    """Given what is not a message: queue, bytes, and why. Afterwards it is off the queue."""
+    largest: ClassVar[int] = 2**30
+    """In bytes; a larger message is not read."""
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -77,16 +86,30 @@ class Channel(redis.Channel):
         return answer
 
     def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
-        """The message as Celery wants it; None for what is not one."""
+        """The message as kombu wants it; None for what is malformed."""
         try:
-            message: dict[str, Any] = loads(bytes_to_str(item))
-            properties = message["properties"]
-            properties["delivery_tag"], properties["delivery_info"], message["headers"]
-        except (ValueError, KeyError, TypeError):
-            for keep in self.on_undecodable:
-                keep(queue, item)
+            if len(item) > self.largest:
+                raise Malformed(f"{len(item)} bytes: a message of at most {self.largest} is read")
+            message = envelope_of(item, queue)
+        except Malformed as wrong:
+            for refuse in self.on_malformed:
+                refuse(queue, item, wrong)
             return None
+        # The sender's tag may be that of another message.
+        message["properties"]["delivery_tag"] = self._next_delivery_tag()
         return message
+
+    def _receive_one(self, c: Any) -> Any:
+        """One message to every process; one that cannot be read is logged, and is no message."""
+        try:
+            return super()._receive_one(c)  # type: ignore[misc] # kombu's types lack it
+        except (*self.connection_errors, *self.channel_errors):
+            raise
+        except Empty:
+            return None
+        except Exception as error:  # noqa: BLE001 - whatever another program has published
+            log.warning("broadcast_malformed", error=type(error).__name__)
+            return None
 
 
 class Transport(redis.Transport):
@@ -164,6 +187,10 @@ class OrderedChannel(Channel):
             self._raw[message["properties"]["delivery_tag"]] = (queue, item)
         return message
 
+    def item(self, tag: str) -> bytes | None:
+        """The message as it stands in Redis; None for one that is not in hand."""
+        return self._raw[tag][1] if tag in self._raw else None
+
     def forget(self, tag: str) -> None:
         """The message was handled: it leaves the list with the next asking, or by `settle`."""
         if tag in self._raw:
@@ -210,13 +237,61 @@ class OrderedTransport(redis.Transport):
     Channel = OrderedChannel
 
 
-def install(*, ordered: bool, on_undecodable: Callable[[str, bytes], None]) -> None:
-    """Every Redis connection that kombu makes in this process goes through such a transport.
+class RabbitChannel(pyamqp.Channel):
+    """A channel that unpacks nothing: what is compressed may be a thousand times its size."""
 
-    By its addresses' own schemes, so that TLS and sockets work as they do elsewhere. Other brokers
-    are untouched: RabbitMQ puts an unacknowledged message back where it was by itself.
+    def message_to_python(self, raw_message: Any) -> Any:
+        """The message; a compressed one as it is, with a header that says so."""
+        headers = raw_message.properties.get("application_headers")
+        if isinstance(headers, dict) and headers.pop("compression", None) is not None:
+            headers[UNREADABLE] = COMPRESSED
+        return super().message_to_python(raw_message)
+
+
+def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
+    """The properties of a message; py-amqp's own reader ends the connection's for some."""
+    try:
+        found: tuple[dict[str, Any], int] = serialization.decode_properties_basic(data, offset)
+    except Exception as error:  # noqa: BLE001 - bytes that are no text, dates, tables without end
+        why = f"properties: not readable: {type(error).__name__}"
+        return {"application_headers": {UNREADABLE: why}}, len(data)
+    return found
+
+
+class RabbitConnection(pyamqp.Connection):
+    """A connection to RabbitMQ with such channels."""
+
+    Channel = RabbitChannel
+
+
+class RabbitTransport(pyamqp.Transport):
+    """The transport of a worker's process to RabbitMQ, which itself puts back what was taken."""
+
+    Connection = RabbitConnection
+
+
+class RabbitTLSTransport(pyamqp.SSLTransport):
+    """The same with TLS."""
+
+    Connection = RabbitConnection
+
+
+def install(
+    *, ordered: bool, on_malformed: Callable[[str, bytes, Malformed], None], largest: int
+) -> None:
+    """Every connection that kombu makes in this process goes through such a transport.
+
+    By its addresses' own schemes, so that TLS and sockets work as they do elsewhere.
     """
-    Channel.on_undecodable.append(on_undecodable)
-    name = OrderedTransport.__name__ if ordered else Transport.__name__
-    for scheme in ("redis", "rediss"):
-        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{name}"
+    Channel.on_malformed.append(on_malformed)
+    Channel.largest = largest
+    readers: dict[int, Any] = serialization.PROPERTY_CLASSES
+    readers[spec.Basic.CLASS_ID] = _properties
+    redis_transport = OrderedTransport if ordered else Transport
+    for scheme, made in {
+        "redis": redis_transport,
+        "rediss": redis_transport,
+        "amqp": RabbitTransport,
+        "amqps": RabbitTLSTransport,
+    }.items():
+        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{made.__name__}"

@@ -66,11 +66,17 @@ def create_app(settings: Settings) -> App:
     except ValueError as error:
         raise UsageError(f"ASSIGNMENT_WORKERS_OUTCOMES: {error}") from None
     assignment.register(app)
-    _check_tasks(app, set(app.tasks), ASSIGNMENT)
-    before = set(app.tasks)
+    app.line_tasks = _doors(app)
+    _check_tasks(app, app.line_tasks, ASSIGNMENT)
     maintenance.register(app)
-    _check_tasks(app, set(app.tasks) - before, MAINTENANCE)
+    app.maintenance_tasks = _doors(app) - app.line_tasks
+    _check_tasks(app, app.maintenance_tasks, MAINTENANCE)
     return app
+
+
+def _doors(app: App) -> frozenset[str]:
+    """The tasks of ours that are registered so far."""
+    return frozenset(name for name, task in app.tasks.items() if isinstance(task, DoorTask))
 
 
 def _module(settings: Settings) -> ModuleType:
@@ -161,8 +167,8 @@ def _check_broker(app: App, assignment: Queue) -> None:
             )
 
 
-def _check_tasks(app: App, names: set[str], queue: str) -> None:
-    for name in sorted(each for each in names if isinstance(app.tasks[each], DoorTask)):
+def _check_tasks(app: App, names: frozenset[str], queue: str) -> None:
+    for name in sorted(names):
         try:
             found = app.amqp.router.route({}, name)["queue"].name
         except QueueNotFound:

@@ -34,6 +34,7 @@ from assignment_workers.client.message import COMMAND_ID, COMMAND_POSITION
 from assignment_workers.errors import CrmUnavailable, DatabaseUnavailable, StaleTerm, plain
 from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.settings import Settings
 from assignment_workers.telemetry import ANSWERS, DEAD_LETTERS, TASK_SECONDS, TOGETHER
@@ -55,6 +56,13 @@ class App(Celery):
     lanes: Lanes
     outcomes: Mapping[str, Outcome]
     engine: Engine
+    line_tasks: frozenset[str]
+    """The tasks that the assignment queue carries, and those that `maintenance` does."""
+    maintenance_tasks: frozenset[str]
+    serves: str
+    """The Celery queue of this process, and the tasks that it carries out."""
+    served: frozenset[str]
+    refusals: Refusals
     sequencer: Sequencer
     """Only in the sequencer's process."""
 

@@ -7,7 +7,7 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import redis
 import structlog
@@ -18,7 +18,6 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from assignment_workers import logs, memory, telemetry, traces
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.crm import checked
-from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.lanes import VARIABLE, lanes_of
 from assignment_workers.assignment.sight import attach
 from assignment_workers.errors import UsageError
@@ -27,6 +26,7 @@ from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.schema.tables import DEFAULT_LANE
 from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.leadership import Leadership
+from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.telling import TellingLater
 from assignment_workers.sequencer.term import Candidacy
@@ -75,7 +75,6 @@ def run(name: Name, settings: Settings, *, lane: str | None = None) -> int:
 
 def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
     app = create_app(settings)
-    transport.install(ordered=True, on_undecodable=_undecodable(app))
     app.engine = connect(
         settings.database,
         name="assignment-workers turns",
@@ -102,7 +101,8 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     app.steps["consumer"].update([Leadership, TellingLater])
     name = "sequencer" if lane == DEFAULT_LANE else f"sequencer-{lane}"
-    code = _work(app, name, queue, "assignment_workers.sequencer.pool:TaskPool")
+    pool = "assignment_workers.sequencer.pool:TaskPool"
+    code = _work(app, name, queue, app.line_tasks, pool)
     return os.EX_TEMPFAIL if app.sequencer.lost else code
 
 
@@ -113,24 +113,8 @@ def _send_probe(app: App, queue: str) -> None:
     )
 
 
-def _undecodable(app: App) -> Callable[[str, bytes], None]:
-    def keep(queue: str, item: bytes) -> None:
-        bury(
-            app.engine,
-            celery_queue=queue,
-            task=None,
-            task_id=None,
-            body=item,
-            error="undecodable: the message is not one of Celery's",
-        )
-        telemetry.DEAD_LETTERS.inc()
-
-    return keep
-
-
 def _maintenance(settings: Settings) -> int:
     app = create_app(settings)
-    transport.install(ordered=False, on_undecodable=_undecodable(app))
     app.engine = connect(
         settings.database,
         name="assignment-workers maintenance",
@@ -141,11 +125,17 @@ def _maintenance(settings: Settings) -> int:
     traces.of_engine(app.engine)
     _check(app)
     attach(app.engine, checked(app.settings))
-    return _work(app, "maintenance", MAINTENANCE, "solo")
+    return _work(app, "maintenance", MAINTENANCE, app.maintenance_tasks, "solo")
 
 
-def _work(app: App, name: str, queue: str, pool: str) -> int:
-    _keep_what_cannot_run(app, queue)
+def _work(app: App, name: str, queue: str, tasks: frozenset[str], pool: str) -> int:
+    largest = app.settings.message_maximum
+    app.serves, app.served = queue, tasks
+    app.refusals = Refusals(app.engine, app.backend, largest=largest)
+    transport.install(
+        ordered=tasks == app.line_tasks, on_malformed=app.refusals.refuse, largest=largest
+    )
+    signals.setup_logging.connect(lambda **_: None, weak=False)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # only JSON is read, root or not
     worker = app.Worker(
         hostname=f"{name}-{os.getpid()}@{socket.gethostname()}",
@@ -162,33 +152,6 @@ def _work(app: App, name: str, queue: str, pool: str) -> int:
     signals.worker_ready.connect(lambda **_: memory.keep(), weak=False)
     worker.start()
     return int(worker.exitcode or 0)
-
-
-def _keep_what_cannot_run(app: App, queue: str) -> None:
-    """Celery drops a message of an unknown task or form.
-
-    Its signals are the last chance to keep it.
-    """
-
-    def unknown(name: str | None = None, message: Any = None, **said: Any) -> None:
-        _keep(app, queue, message, name, said.get("id"), f"unknown task {name}")
-
-    def rejected(message: Any = None, **_: Any) -> None:
-        _keep(app, queue, message, None, None, "not a task message")
-
-    signals.task_unknown.connect(unknown, weak=False)
-    signals.task_rejected.connect(rejected, weak=False)
-    signals.setup_logging.connect(lambda **_: None, weak=False)
-
-
-def _keep(
-    app: App, queue: str, message: Any, task: str | None, task_id: str | None, error: str
-) -> None:
-    body = message.body if message is not None else ""
-    if isinstance(body, memoryview):
-        body = bytes(body)
-    bury(app.engine, celery_queue=queue, task=task, task_id=task_id, body=body, error=error)
-    telemetry.DEAD_LETTERS.inc()
 
 
 def _beat(settings: Settings) -> int:

@@ -1,0 +1,272 @@
+"""The form of a message: judged by one schema, and rebuilt, before Celery sees anything of it.
+
+Celery reads a message's fields one by one, long before the task's own body, and ends the worker at
+the first one that is not as it expects. So nothing that another program wrote reaches Celery as it
+came: a message that has this form is handed on as a `TaskMessage` made of what was judged; every
+other one raises `Malformed`, and is stored as a dead letter.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, NotRequired
+
+from celery.app.task import Context
+from celery.utils.time import maybe_iso8601
+from kombu.message import Message
+from kombu.utils.json import loads
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic_core import from_json
+from typing_extensions import TypedDict
+
+from assignment_workers.errors import Malformed, plain
+
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""A word of one line, as names and ids are."""
+Shown = Annotated[str, Field(max_length=100_000)]
+Seconds = Annotated[float, Field(strict=True)]
+
+_STRICTLY = ConfigDict(strict=True, extra="ignore")
+
+SHOWN_AT_MOST = 1_024
+"""Characters of what a sender shows of the arguments."""
+PASSED_ON_AT_MOST = 1_024
+"""Characters of a header that Celery does not know, such as one of a trace."""
+_SHADOWED = frozenset(dir(Context))
+_LINKS = ("callbacks", "errbacks", "chain", "chord")
+_ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "binary"})
+
+
+@with_config(_STRICTLY)
+class _Properties(TypedDict):
+    delivery_tag: Line
+    delivery_info: dict[str, Any]
+    body_encoding: NotRequired[Literal["base64"] | None]
+    correlation_id: NotRequired[str | None]
+    reply_to: NotRequired[str | None]
+    priority: NotRequired[int | None]
+
+
+# In this notation, because some of its names are no names of Python's.
+_Envelope = TypedDict(
+    "_Envelope",
+    {
+        "body": str,
+        "content-type": str,
+        "content-encoding": NotRequired[str | None],
+        "headers": dict[str, Any],
+        "properties": _Properties,
+    },
+)
+
+
+@with_config(_STRICTLY)
+class _Headers(TypedDict):
+    task: Line
+    id: Line
+    lang: NotRequired[Line | None]
+    root_id: NotRequired[Line | None]
+    parent_id: NotRequired[Line | None]
+    shadow: NotRequired[str | None]
+    meth: NotRequired[str | None]
+    origin: NotRequired[str | None]
+    group: NotRequired[str | None]
+    taskset: NotRequired[str | None]
+    group_index: NotRequired[int | None]
+    eta: NotRequired[None]
+    expires: NotRequired[Line | None]
+    retries: NotRequired[Annotated[int, Field(ge=0)] | None]
+    timelimit: NotRequired[
+        Annotated[list[Seconds | None], Field(min_length=2, max_length=2)] | None
+    ]
+    argsrepr: NotRequired[Shown | None]
+    kwargsrepr: NotRequired[Shown | None]
+    ignore_result: NotRequired[bool | None]
+    replaced_task_nesting: NotRequired[int | None]
+    stamped_headers: NotRequired[list[str] | None]
+    stamps: NotRequired[dict[str, Any] | None]
+    callbacks: NotRequired[Any]
+    errbacks: NotRequired[Any]
+    chain: NotRequired[Any]
+    chord: NotRequired[Any]
+    traces: NotRequired[list[Line] | None]
+    command_id: NotRequired[Line | None]
+    command_position: NotRequired[Annotated[int, Field(ge=0, le=2**63 - 1)] | None]
+    compression: NotRequired[None]
+
+
+_ENVELOPE: TypeAdapter[Any] = TypeAdapter(with_config(_STRICTLY)(_Envelope))
+_HEADERS = TypeAdapter(_Headers)
+_PASSED = (
+    *("root_id", "parent_id", "origin", "expires", "ignore_result", "traces"),
+    *("command_id", "command_position"),
+)
+
+
+class TaskMessage(Message):
+    """A message of a judged form, as Celery reads it; acknowledged where the original one was."""
+
+    __slots__ = ("_payload",)
+
+    def __init__(self, message: Any) -> None:
+        """Raises `Malformed`, one line, for a message that is not one of a task's."""
+        headers, args, kwargs = _read(message)
+        properties = message.properties
+        super().__init__(
+            channel=message.channel,
+            delivery_tag=message.delivery_tag,
+            delivery_info=message.delivery_info,
+            properties={name: properties.get(name) for name in ("correlation_id", "reply_to")},
+            headers=headers,
+            body=message.body,
+        )
+        self._payload = {"args": args, "kwargs": kwargs}
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The arguments. Celery takes a message with `args` here as read, and reads no body."""
+        return self._payload
+
+
+def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
+    """The message in an item of a list in Redis, as kombu takes it; raises `Malformed`.
+
+    It was delivered from `queue`, whatever the sender wrote: there it is put back.
+    """
+    try:
+        found: dict[str, Any] = _ENVELOPE.validate_python(from_json(item))
+    except ValidationError as error:
+        raise Malformed(f"not a message of Celery's: {_first(error)}") from None
+    except ValueError as error:
+        raise Malformed(f"not a message of Celery's: not JSON: {error}") from None
+    headers, properties = found["headers"], found["properties"]
+    if headers.get("compression") is not None:
+        raise Malformed(COMPRESSED, **named(headers))
+    if properties.get("body_encoding") == "base64":
+        try:
+            base64.b64decode(found["body"])
+        except (binascii.Error, ValueError) as error:
+            raise Malformed(f"body: not base64: {error}", **named(headers)) from None
+    properties["delivery_info"] = {"exchange": "", "routing_key": queue}
+    return found
+
+
+def named(headers: object) -> dict[str, str | None]:
+    """The task and the id that headers name, where they can be read: a reply goes to that id."""
+    given = headers if isinstance(headers, Mapping) else {}
+    return {"task": _line(given.get("task")), "task_id": _line(given.get("id"))}
+
+
+_LINE = TypeAdapter(Line)
+COMPRESSED = "compression: a compressed message is not read"
+UNREADABLE = "unreadable"
+"""The header that a channel leaves, with why, in a message that it must not or cannot unpack."""
+
+
+def _line(said: object) -> str | None:
+    try:
+        return _LINE.validate_python(said, strict=True)
+    except ValidationError:
+        return None
+
+
+def _read(message: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+    """The headers, arguments and named arguments of a message, by either protocol of Celery's."""
+    headers = message.headers
+    body = _body(message)
+    embed: object = body
+    if isinstance(body, dict):  # protocol 1, and what other programs make of it
+        headers = body | headers
+        args, kwargs = body.get("args", []), body.get("kwargs", {})
+    elif isinstance(body, list) and len(body) == 3:  # noqa: PLR2004
+        args, kwargs, embed = body
+    else:
+        raise Malformed("body: not a list of arguments, named arguments and {}", **named(headers))
+    try:
+        found = _HEADERS.validate_python(headers)
+    except ValidationError as error:
+        raise Malformed(f"headers: {_first(error)}", **named(headers)) from None
+    known = named(found)
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise Malformed("body: the arguments are no list, or the named ones no object", **known)
+    if embed is not None and not isinstance(embed, dict):
+        raise Malformed("body: its last part is no object", **known)
+    for link in _LINKS:
+        if found.get(link) or (embed and embed.get(link)):
+            raise Malformed(
+                f"{link}: no other task is sent when this one ends; send it on the answer", **known
+            )
+    if not _is_instant(found.get("expires")):
+        raise Malformed("headers: expires: not an instant in ISO 8601", **known)
+    return _passed(found, headers), args, kwargs
+
+
+def _body(message: Any) -> Any:
+    known = named(message.headers)
+    if UNREADABLE in message.headers:
+        raise Malformed(f"{message.headers[UNREADABLE]!s:.200}", **known)
+    body, kind = message.body, message.content_type
+    if kind != "application/json":
+        raise Malformed(f"content type {kind!r:.80}: application/json is accepted", **known)
+    encoding = message.content_encoding
+    if encoding is not None and str(encoding).lower() not in _ENCODINGS:
+        raise Malformed(f"content encoding {encoding!r:.80}: utf-8 is accepted", **known)
+    try:
+        data = body.encode() if isinstance(body, str) else bytes(body)
+        found = from_json(data)
+        # The forms in which kombu writes what JSON lacks, such as instants: after the look above,
+        # which has refused what is nested too deep for a reader in Python.
+        if b"__type__" in data:
+            found = loads(data)
+    except Exception as error:  # noqa: BLE001 - a reader of such a form may raise anything
+        raise Malformed(f"body: not JSON that can be read: {error}", **known) from None
+    return found
+
+
+def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers that Celery is given: those that were judged, and short words of others."""
+    passed: dict[str, Any] = {
+        name: said
+        for name, said in headers.items()
+        if isinstance(said, str)
+        and len(said) <= PASSED_ON_AT_MOST
+        and name not in _Headers.__annotations__
+        and name not in _SHADOWED
+    }
+    passed |= {name: found.get(name) for name in _PASSED}
+    passed |= {"task": found["task"], "id": found["id"], "lang": found.get("lang")}
+    for name in ("argsrepr", "kwargsrepr"):
+        passed[name] = str(found.get(name) or "")[:SHOWN_AT_MOST]
+    return passed
+
+
+def _is_instant(said: str | None) -> bool:
+    if said is None:
+        return True
+    try:
+        found = maybe_iso8601(said)
+        return isinstance(found, datetime) and 1970 <= found.year < 9999  # noqa: PLR2004
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, by its name, in one line."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where or 'the whole'!s:.80}: {plain(first['msg'])}"
+
+
+def described(message: Any) -> bytes:
+    """All of a message from a broker that has no text of its own for it, as far as it goes."""
+    body = message.body
+    text = body if isinstance(body, str) else bytes(body or b"").decode("utf-8", "backslashreplace")
+    said = {"headers": message.headers, "properties": message.properties, "body": text}
+    try:
+        return json.dumps(said, default=repr).encode()
+    except (RecursionError, TypeError, ValueError):  # nested deep, or named by what is no text
+        return text.encode("utf-8", "backslashreplace")

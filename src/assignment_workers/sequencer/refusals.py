@@ -1,0 +1,68 @@
+"""Messages that a worker refuses: stored as dead letters, and their callers told."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import structlog
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+
+from assignment_workers.assignment.answers import Code, Refused
+from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.errors import Malformed
+from assignment_workers.telemetry import DEAD_LETTERS
+
+log = structlog.get_logger()
+
+HEAD = 1_024
+"""Bytes of a message too large to be read that are stored."""
+
+
+class Refusals:
+    """Where one worker process stores what it cannot handle."""
+
+    def __init__(self, engine: Engine, backend: Any, *, largest: int) -> None:
+        """`largest`: in bytes; of a larger message the beginning is stored, and its digest."""
+        self.engine = engine
+        self.largest = largest
+        self._backend = backend
+
+    def refuse(self, queue: str, body: bytes | str, wrong: Malformed) -> None:
+        """Store a malformed message, and answer `refused` where it has an id."""
+        reason = str(wrong)
+        self.store(queue, body, f"malformed: {reason}", task=wrong.task, task_id=wrong.task_id)
+        if wrong.task_id is not None:
+            self._answer(wrong.task_id, Refused(code=Code.MALFORMED, reason=reason))
+
+    def store(
+        self,
+        queue: str | None,
+        body: bytes | str,
+        error: str,
+        *,
+        task: str | None,
+        task_id: str | None,
+    ) -> int:
+        """Store a dead letter; its number."""
+        data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
+        if len(data) > self.largest:
+            digest = hashlib.sha256(data).hexdigest()
+            error = f"{error}; sha256 {digest}; the first {HEAD} bytes are stored"
+            data = data[:HEAD]
+        number = bury(
+            self.engine, celery_queue=queue, task=task, task_id=task_id, body=data, error=error
+        )
+        DEAD_LETTERS.inc()
+        # Why stands in the dead letter alone: it may repeat what an agent wrote about a user.
+        log.error("dead_letter", number=number, why=error.partition(":")[0])
+        return number
+
+    def _answer(self, task_id: str, answer: Refused) -> None:
+        """Leave an answer. Without it the caller's own deadline ends the wait."""
+        try:
+            self._backend.store_result(task_id, answer, "SUCCESS")
+        except (RedisError, OperationalError, OSError) as error:
+            log.warning("refusal_not_told", error=type(error).__name__)
