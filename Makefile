@@ -9,10 +9,13 @@ ARGS ?=
 # PYTHON names the interpreter to use; otherwise the first fit one found on the PATH.
 PYTHON ?=
 
-VENV := .venv
+# Another place for the virtual environment, for a clone that cannot be written: make run VENV=/path
+VENV ?= .venv
 BIN := $(VENV)/bin
+# What running needs, and on top of it what developing needs.
+RUNS := $(VENV)/.ready-run
 READY := $(VENV)/.ready
-UV := 0.13.9
+INSTALL := $(BIN)/python tools/environment.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command 'make lock'
@@ -31,7 +34,7 @@ help: ## this list
 	@echo "  make test-KIND      one kind of test: $(TESTS)"
 
 .PHONY: run
-run: $(READY) ## start everything on the embedded servers with a demo CRM; Ctrl-C stops it
+run: $(RUNS) ## start everything on the embedded servers with a demo CRM; Ctrl-C stops it
 	@exec $(BIN)/assignment-workers up --demo $(ARGS)
 
 .PHONY: test
@@ -74,18 +77,20 @@ format: $(READY) ## mend what ruff can, and format
 setup: $(READY) ## the virtual environment alone
 
 .PHONY: lock
-lock: $(VENV)/.uv-$(UV) ## write the lock files for a changed pyproject.toml (ARGS=--upgrade: the newest of everything)
+lock: $(RUNS) ## write the lock files for a changed pyproject.toml (ARGS=--upgrade: the newest of everything)
+	@$(LOCK) $(ARGS) --output-file requirements-uv.lock --group installer
 	@$(LOCK) $(ARGS) --output-file requirements.lock pyproject.toml
 	@$(LOCK) $(ARGS) --output-file requirements-build.lock --group build
-	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --extra traces --group dev \
+	@$(LOCK) $(ARGS) --output-file requirements-run.lock pyproject.toml --extra embedded --group build \
 		--constraints requirements.lock --constraints requirements-build.lock
+	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --extra traces --group dev \
+		--constraints requirements-run.lock
 	@$(LOCK) $(ARGS) --output-file requirements-benchmark.lock --group benchmark \
 		--constraints requirements-dev.lock
 
 .PHONY: benchmark
 benchmark: $(READY) ## every benchmark beside its peers, into docs/benchmarks (ARGS='--only peers'); takes a while
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements-benchmark.lock
+	@$(INSTALL) requirements-benchmark.lock
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: client
@@ -108,15 +113,11 @@ clean: ## remove what the other targets made; the demo's data in .assignment-wor
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
 	@find src tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
 
-# Nothing is downloaded that the lock file does not name with its hash: the package itself is built
-# by the locked hatchling.
-$(READY): requirements-dev.lock pyproject.toml | $(VENV)/.made
+$(RUNS): requirements-run.lock
+$(READY): requirements-dev.lock
+$(RUNS) $(READY): requirements-uv.lock pyproject.toml tools/environment.py | $(VENV)/.made
 	@echo "Setting up $(VENV): once, and again when a lock file changes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements-dev.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--no-build-isolation --editable .
-	@touch $@
+	@$(INSTALL) $(filter-out requirements-uv.lock,$(filter %.lock,$^)) && : >$@
 
 $(JS)/dist/index.js: $(JS)/node_modules/.package-lock.json $(JS)/tsconfig.json $(wildcard $(JS)/src/*)
 	@$(NPM) --prefix $(JS) run build
@@ -124,10 +125,6 @@ $(JS)/dist/index.js: $(JS)/node_modules/.package-lock.json $(JS)/tsconfig.json $
 %/node_modules/.package-lock.json: %/package-lock.json %/package.json $(READY)
 	@$(NPM) --prefix $* ci || { echo "The npm packages that $*/package-lock.json names could not be" \
 		"installed: the npm registry has to be reached, once" >&2; exit 1; }
-	@touch $@
-
-$(VENV)/.uv-$(UV): | $(VENV)/.made
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	@touch $@
 
 $(VENV)/.made:
@@ -149,4 +146,5 @@ $(VENV)/.made:
 			"are missing (Debian, Ubuntu: apt install python3-venv)" >&2; \
 		exit 1; \
 	fi; \
-	$$fit -m venv $(VENV) && touch $@
+	$$fit -m venv --without-pip $(VENV) && : >$@ || { \
+		echo "$(VENV) cannot be made here; name another place with: make VENV=/path" >&2; exit 1; }
