@@ -116,3 +116,17 @@ def test_the_sequencer_tells_how_far_the_database_is_ahead_and_never_too_much(
 def test_what_cannot_be_told_fails_no_probe() -> None:
     with Redis.from_url("redis://127.0.0.1:1/0") as nowhere:
         tell_time(nowhere, datetime.now(UTC), 0.0)
+
+
+def test_what_the_database_says_corrects_a_reading_behind_it_at_once(redis_url: str) -> None:
+    async def play(clock: DatabaseClock, steady: Steady) -> None:
+        clock.reached(datetime.now(UTC))  # before the first reading there is nothing to correct
+        await clock.read()
+        behind = clock.at(steady.now)
+        clock.reached(behind - AHEAD)
+        assert clock.at(steady.now) == behind, "what is past already says nothing"
+        clock.reached(behind + AHEAD)
+        steady.now += 1
+        assert clock.at(steady.now) == behind + AHEAD + timedelta(seconds=1)
+
+    played(redis_url, play)

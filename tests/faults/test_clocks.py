@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.client import Assigned, Client, Unavailable
+from assignment_workers.client import Assigned, Client, Finished, Unavailable
 from tests.processes import Stack, running, wait_until
 
 MINUTE = timedelta(minutes=1)
@@ -81,3 +81,80 @@ def test_a_sequencer_whose_clock_is_ahead_drops_no_request_that_is_in_time(stack
     client = stack.built()
     answers = [client.request_next(1, timeout=timedelta(seconds=3)) for _ in range(3)]
     assert all(isinstance(each, Assigned) for each in answers), answers
+
+
+OWN_CLOCK = """
+CREATE SCHEMA own_clock;
+CREATE TABLE own_clock.ahead AS SELECT interval '0' AS by;
+CREATE FUNCTION own_clock.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql
+    AS 'SELECT pg_catalog.clock_timestamp() + by FROM own_clock.ahead';
+CREATE FUNCTION own_clock.statement_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql
+    AS 'SELECT pg_catalog.statement_timestamp() + by FROM own_clock.ahead';
+CREATE FUNCTION own_clock.now() RETURNS timestamptz VOLATILE LANGUAGE sql
+    AS 'SELECT pg_catalog.now() + by FROM own_clock.ahead';
+"""
+"""The functions by which everything here reads the database's clock, ahead of it by so much."""
+
+
+@pytest.fixture
+def stepped(stack: Stack) -> Callable[[timedelta], None]:
+    """Steps the database's clock, for every session on it."""
+    name = stack.database_url.rpartition("/")[2]
+    with stack.engine.connect() as connection:
+        connection.exec_driver_sql(OWN_CLOCK)
+        connection.exec_driver_sql(
+            f"ALTER DATABASE {name} SET search_path = own_clock, pg_catalog, public"
+        )
+        connection.commit()
+    stack.engine.dispose()
+
+    def step(by: timedelta) -> None:
+        with stack.engine.begin() as connection:
+            connection.execute(text("UPDATE own_clock.ahead SET by = by + :by"), {"by": by})
+
+    return step
+
+
+def test_a_database_whose_clock_steps_is_followed_at_once(
+    stack: Stack, stepped: Callable[[timedelta], None]
+) -> None:
+    """And the step is an event, by which neither the doctor nor the history checker complains."""
+    stack.start("sequencer")
+    client = stack.built()
+    held: dict[int, Assigned] = {}
+
+    def serve(agent: int) -> list[object]:
+        """The answers until the agent is served."""
+        answers: list[object] = []
+        wait_until(lambda: isinstance(_asked(client, agent, answers), Assigned), "an answer")
+        answer = answers[-1]
+        assert isinstance(answer, Assigned)
+        held[agent] = answer
+        return answers
+
+    for agent in (1, 2, 3):
+        assert len(serve(agent)) == 1
+    stepped(timedelta(seconds=30))
+    late = serve(4)
+    assert len(late) <= 2, late
+    assert isinstance(client.release(held[1].assignment.id, 1), Finished)
+    assert len(serve(5)) == 1, "the client has corrected itself"
+    stepped(timedelta(seconds=-45))
+    assert isinstance(client.release(held[2].assignment.id, 2), Finished)
+    assert len(serve(2)) == 1
+    assert len(serve(6)) == 1
+    wait_until(lambda: len(stack.rows(STEPS)) == 2, "both steps to be events")
+    forth, back = (row.seconds for row in stack.rows(STEPS))
+    assert (round(forth), round(back)) == (30, -45)
+    stack.assert_healthy()
+
+
+STEPS = (
+    "SELECT (details->>'seconds')::float8 AS seconds FROM assignment.events"
+    " WHERE kind = 'clock_stepped' ORDER BY id"
+)
+
+
+def _asked(client: Client, agent: int, answers: list[object]) -> object:
+    answers.append(client.request_next(agent, timeout=timedelta(seconds=5)))
+    return answers[-1]

@@ -61,7 +61,7 @@ def test_an_answer_that_handed_nobody_out_stays_although_there_are_users_now(
     call_centre.run(pause, UNSIGNED)
     paused = call_centre.ask(1, request_id="paused")
     call_centre.run(resume, UNSIGNED)
-    assert late == TooLate()
+    assert late == TooLate(database_time=call_centre.now)
     assert paused == Paused(queue=UNSIGNED)
     assert call_centre.ask(1, request_id="late", deadline=None) == late
     assert call_centre.ask(1, request_id="paused") == paused
@@ -71,7 +71,7 @@ def test_an_answer_that_handed_nobody_out_stays_although_there_are_users_now(
 def test_another_agent_cannot_use_a_request_id_again(call_centre: World) -> None:
     call_centre.ask(1, request_id="one")
     late = call_centre.ask(2, request_id="late", deadline=call_centre.now)
-    assert late == TooLate()
+    assert late == TooLate(database_time=call_centre.now)
     for request_id, thief in (("one", 2), ("late", 1), ("one", 99)):
         answer = call_centre.ask(thief, request_id=request_id)
         assert refused(answer) == Code.REQUEST_ID_TAKEN
@@ -95,8 +95,9 @@ def test_an_assignment_answers_its_request_even_when_the_answer_was_pruned(
 
 
 def test_nobody_is_assigned_from_the_deadline_on(call_centre: World) -> None:
-    assert call_centre.ask(1, deadline=call_centre.now) == TooLate()
-    assert call_centre.ask(1, deadline=call_centre.now - SECOND) == TooLate()
+    late = TooLate(database_time=call_centre.now)
+    assert call_centre.ask(1, deadline=call_centre.now) == late
+    assert call_centre.ask(1, deadline=call_centre.now - SECOND) == late
     assert call_centre.column("SELECT count(*) FROM assignment.assignments") == [0]
     assert isinstance(call_centre.ask(1, deadline=call_centre.now + SECOND), Assigned)
 

@@ -164,26 +164,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/agents/{agent}/state": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * State
-         * @description The agent is about this from now on. On break or offline an unaccepted offer is released.
-         */
-        post: operations["state"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/v1/agents/{agent}/heartbeat": {
         parameters: {
             query?: never;
@@ -201,6 +181,26 @@ export interface paths {
          *     `assignment_id` accepts it.
          */
         post: operations["heartbeat"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/agents/{agent}/state": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * State
+         * @description The agent is about this from now on. On break or offline an unaccepted offer is released.
+         */
+        post: operations["state"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1271,6 +1271,8 @@ export interface components {
              * @enum {string}
              */
             outcome: "too_late";
+            /** Database Time */
+            database_time: string | null;
             /** Request Id */
             request_id: string;
         };
@@ -1279,7 +1281,7 @@ export interface components {
          * @description Why something was refused, for programs.
          * @enum {string}
          */
-        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_suppressed" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
+        Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_suppressed" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "superseded" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
         /**
          * Wrong
          * @description One thing that was wrong in what was sent; what was sent is not repeated.
@@ -1354,7 +1356,7 @@ export interface components {
          * @description What an event tells. Each state change leaves one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "clock_stepped" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description What an event tells beyond its ids: what is there depends on its kind.
@@ -2940,151 +2942,6 @@ export interface operations {
             };
         };
     };
-    state: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description The agent. */
-                agent: number;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["StateBody"];
-            };
-        };
-        responses: {
-            /** @description It is so. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Stated"];
-                };
-            };
-            /** @description Unauthorized */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "type": "about:blank",
-                     *       "title": "Unauthorized",
-                     *       "status": 401,
-                     *       "detail": "a token is needed: Authorization: Bearer ...",
-                     *       "outcome": "refused",
-                     *       "code": "unauthenticated"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemDetails"];
-                };
-            };
-            /** @description Forbidden */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "type": "about:blank",
-                     *       "title": "Forbidden",
-                     *       "status": 403,
-                     *       "detail": "this token acts for agent 26 alone",
-                     *       "outcome": "refused",
-                     *       "code": "forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemDetails"];
-                };
-            };
-            /** @description Request Entity Too Large */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "type": "about:blank",
-                     *       "title": "Request Entity Too Large",
-                     *       "status": 413,
-                     *       "detail": "a body may have 65536 bytes at the most"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemDetails"];
-                };
-            };
-            /** @description Unprocessable Entity */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "type": "about:blank",
-                     *       "title": "Unprocessable Entity",
-                     *       "status": 422,
-                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
-                     *       "outcome": "refused",
-                     *       "code": "malformed",
-                     *       "errors": [
-                     *         {
-                     *           "where": "body.agent_id",
-                     *           "message": "Input should be greater than or equal to 1"
-                     *         }
-                     *       ]
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemDetails"];
-                };
-            };
-            /** @description Too Many Requests */
-            429: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "type": "about:blank",
-                     *       "title": "Too Many Requests",
-                     *       "status": 429,
-                     *       "detail": "agent 26 asks too often",
-                     *       "outcome": "unavailable",
-                     *       "retry_after": 0.05
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemDetails"];
-                };
-            };
-            /** @description Service Unavailable */
-            503: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "type": "about:blank",
-                     *       "title": "Service Unavailable",
-                     *       "status": 503,
-                     *       "detail": "no answer within 10 s",
-                     *       "outcome": "unavailable",
-                     *       "retry_after": 1
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemDetails"];
-                };
-            };
-        };
-    };
     heartbeat: {
         parameters: {
             query?: never;
@@ -3181,6 +3038,151 @@ export interface operations {
                      *       "detail": "assignment 01932c07-1f00-7000-8000-000000000000 is another agent's",
                      *       "outcome": "refused",
                      *       "code": "not_owner"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Request Entity Too Large",
+                     *       "status": 413,
+                     *       "detail": "a body may have 65536 bytes at the most"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Too Many Requests",
+                     *       "status": 429,
+                     *       "detail": "agent 26 asks too often",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 0.05
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    state: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The agent. */
+                agent: number;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StateBody"];
+            };
+        };
+        responses: {
+            /** @description It is so. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Stated"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemDetails"];

@@ -100,9 +100,14 @@ class Unavailable(_Value):
 
 
 class TooLate(_Value):
-    """The deadline had passed; nobody was assigned."""
+    """The deadline had passed; nobody was assigned.
+
+    `database_time`: what the database's clock said, for a client whose reading of it is behind.
+    """
 
     outcome: Literal["too_late"] = "too_late"
+    database_time: datetime | None = None
+    """None: it was answered by a version before 0.2.0."""
 
 
 class Refused(_Value):

@@ -125,7 +125,7 @@ class _Claim:
         for request, asker in self.askers.items():
             allowed = self._allowed(request, asker)
             if request.deadline is not None and request.deadline <= self.turn.now:
-                answers[request] = TooLate()
+                answers[request] = TooLate(database_time=self.turn.now)
             elif isinstance(allowed, Refused):
                 answers[request] = allowed
             else:

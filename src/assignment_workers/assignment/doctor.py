@@ -25,6 +25,7 @@ from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.entries import HELD, PUBLISHED, READY, WAITING
 from assignment_workers.assignment.figures import JOB_NAMES, RUNS
 from assignment_workers.assignment.holds import ACTIVE
+from assignment_workers.assignment.records import was_set_back
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.outcomes import OUTCOMES
 from assignment_workers.schema import tables
@@ -222,9 +223,11 @@ CHECKS = (
         f"SELECT 'assignment ' || a.id FROM {_MADE}"
         " WHERE (SELECT 1 FROM assignment.suppressions b WHERE b.user_id = a.user_id"
         " AND b.lifted_at IS NULL AND b.since < a.claimed_at"
+        f" AND NOT {was_set_back('b.since')}"
         " AND coalesce(b.queue, a.queue) = a.queue LIMIT 1) = 1"
         " OR (SELECT 1 FROM assignment.assignments t WHERE t.user_id = a.user_id"
         " AND t.outcome IN ('do_not_contact', 'no_claim') AND t.ended_at < a.claimed_at"
+        f" AND NOT {was_set_back('t.ended_at')}"
         " LIMIT 1) = 1",
     ),
     Check(
@@ -261,7 +264,8 @@ CHECKS = (
         " WHERE CASE r.outcome WHEN 'too_late' THEN coalesce(r.deadline > r.answered_at, true)"
         " WHEN 'assigned' THEN coalesce(r.deadline <= r.answered_at, false) OR coalesce((SELECT"
         " NOT r.answered_at BETWEEN a.claimed_at AND coalesce(a.ended_at, 'infinity')"
-        " FROM assignment.assignments a WHERE a.id = r.assignment_id LIMIT 1), true) END",
+        " FROM assignment.assignments a WHERE a.id = r.assignment_id LIMIT 1), true) END"
+        f" AND NOT {was_set_back('r.answered_at')}",
     ),
     Check(
         "no hold outlives its lease by more than 2 minutes",

@@ -39,8 +39,8 @@ def check(connection: Connection, *, settings: Settings, bound: timedelta) -> li
 
     `settings` must be those that the run had. `bound`: how long after its lease a hold may still
     stand while somebody leads. What happened before `history_retention` is not replayed, for its
-    events may be gone. The database's clock must not have been set back. Reads one snapshot, so a
-    stack may be running; `connection` must not be in a transaction yet.
+    events may be gone. Times that a step of the database's clock made ambiguous are not compared.
+    Reads one snapshot, so a stack may be running; `connection` must not be in a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, settings=settings, bound=bound)

@@ -18,31 +18,41 @@ class Record(NamedTuple):
     query: str
 
 
+def was_set_back(column: str) -> str:
+    """A condition: the database's clock said this time twice, for a step back came between.
+
+    What was first and what was second of two such times, only the events tell, by their numbers.
+    """
+    return f"""EXISTS (SELECT 1 FROM assignment.events step WHERE step.kind = 'clock_stepped'
+        AND (step.details->>'seconds')::float8 < 0 AND {column} BETWEEN step.at - interval '1 s'
+        AND step.at + interval '1 s' * (1 - (step.details->>'seconds')::float8))"""
+
+
 HOLDS = (
     Record(
         1,
         "was claimed before another hold on its user had ended",
-        """
+        f"""
         SELECT 'assignment ' || id
         FROM (
             SELECT id, claimed_at, lag(coalesce(ended_at, 'infinity'))
                 OVER (PARTITION BY user_id ORDER BY claimed_at, ended_at) AS free_at
             FROM assignment.assignments
         ) AS held
-        WHERE claimed_at < free_at
+        WHERE claimed_at < free_at AND NOT {was_set_back("claimed_at")}
         """,
     ),
     Record(
         1,
         "was claimed before another hold of its agent had ended",
-        """
+        f"""
         SELECT 'assignment ' || id
         FROM (
             SELECT id, claimed_at, lag(coalesce(ended_at, 'infinity'))
                 OVER (PARTITION BY agent_id ORDER BY claimed_at, ended_at) AS free_at
             FROM assignment.assignments
         ) AS held
-        WHERE claimed_at < free_at
+        WHERE claimed_at < free_at AND NOT {was_set_back("claimed_at")}
         """,
     ),
     Record(
@@ -218,10 +228,11 @@ ANSWERS = (
     Record(
         6,
         "is answered with an assignment that was not active at that instant",
-        """
+        f"""
         SELECT 'request ' || r.request_id
         FROM assignment.requests r JOIN assignment.assignments a ON a.id = r.assignment_id
         WHERE NOT r.answered_at BETWEEN a.claimed_at AND a.ended_at
+            AND NOT {was_set_back("r.answered_at")}
         """,
     ),
     Record(
@@ -238,7 +249,7 @@ ANSWERS = (
     Record(
         6,
         "was told of a pause while there was none",
-        """
+        f"""
         WITH pauses AS (
             SELECT queue, kind, at, lead(at, 1, 'infinity') OVER told AS next_at,
                 row_number() OVER told = 1 AS is_first
@@ -255,13 +266,13 @@ ANSWERS = (
         FROM assignment.requests r
         LEFT JOIN paused p ON p.queue = r.queue AND r.answered_at BETWEEN p.since AND p.until
         WHERE r.outcome = 'paused' AND r.queue IS NOT NULL AND r.answered_at >= :since
-            AND p.queue IS NULL
+            AND p.queue IS NULL AND NOT {was_set_back("r.answered_at")}
         """,
     ),
     Record(
         9,
         "was answered under a term that had not begun or was over",
-        """
+        f"""
         WITH terms AS (
             SELECT term, at, lead(at, 1, 'infinity')
                 OVER (PARTITION BY coalesce(details->>'lane', 'default') ORDER BY id) AS until
@@ -272,6 +283,7 @@ ANSWERS = (
         CROSS JOIN (SELECT max(term) AS last FROM assignment.sequencer) AS s
         LEFT JOIN terms t ON t.term = r.term
         WHERE r.term > s.last OR NOT r.answered_at BETWEEN t.at AND t.until
+            AND NOT {was_set_back("r.answered_at")}
         """,
     ),
 )

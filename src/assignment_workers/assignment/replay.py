@@ -164,6 +164,7 @@ class Replay:
             "barred": self._nothing,
             "bar_lifted": self._nothing,
             EventKind.TERM_BEGUN: self._nothing,
+            EventKind.CLOCK_STEPPED: self._nothing,
             EventKind.RACE: self._nothing,
         }
 
@@ -246,9 +247,11 @@ class Replay:
         lane = self._lane_of.get(term, DEFAULT_LANE)
         before = self._at.get(lane)
         self._at[lane] = fact.at
-        if before is not None and fact.at < before:
+        stepped = fact.kind == EventKind.CLOCK_STEPPED
+        if before is not None and fact.at < before and not stepped:
             self._breach(9, fact, f"of {fact.at}, after an event of {before}")
-        if before is not None and fact.kind == EventKind.TERM_BEGUN:
+        # What lapses in a step forward, nobody could end before.
+        if before is not None and (stepped or fact.kind == EventKind.TERM_BEGUN):
             self._silences.setdefault(lane, []).append((before, fact.at))
         if term != self._terms.get(lane) or fact.kind == EventKind.TERM_BEGUN:
             self._change_term(fact, term, lane)

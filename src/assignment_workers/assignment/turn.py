@@ -62,6 +62,8 @@ class EventKind(StrEnum):
     QUEUE_PAUSED = "queue_paused"
     QUEUE_RESUMED = "queue_resumed"
     TERM_BEGUN = "term_begun"
+    CLOCK_STEPPED = "clock_stepped"
+    """The database's clock is ahead of, or behind, where it would have been by `seconds`."""
     RACE = "ASSIGNMENT_RACE_CONDITION"
 
 

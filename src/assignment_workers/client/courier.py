@@ -24,6 +24,7 @@ from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client.database_clock import DatabaseClock
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
 from assignment_workers.client.message import RESULT_PREFIX, Result, message, result
+from assignment_workers.client.reading import database_time
 from assignment_workers.client.routes import Routes
 from assignment_workers.client.sending import SOCKET_SECONDS, connect_redis, sender, unreachable
 from assignment_workers.clock import Clock, system_clock
@@ -263,6 +264,8 @@ class Courier:
             self._wake.set()
         for call, answer in answered:
             self._routes.heard(answer)
+            if late := database_time(answer):
+                self._database.reached(late)
             if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
                 self._orphaned(call, answer)
 

@@ -10,8 +10,8 @@ from redis.exceptions import ResponseError
 
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 
-KNOWN_SECONDS = 60.0
-"""How long a reading is gone by: clocks drift apart by some milliseconds meanwhile."""
+KNOWN_SECONDS = 5.0
+"""How long a reading is used: a step of the database's clock is known after as long."""
 QUICK_SECONDS = 0.1
 """A reading that took longer is used once."""
 
@@ -50,6 +50,12 @@ class DatabaseClock:
     def forget(self) -> None:
         """Ask anew next time: Redis may be another one."""
         self._known_until = 0.0
+
+    def reached(self, instant: datetime) -> None:
+        """Correct a reading that is behind this instant, which the database's clock has reached."""
+        now = self._steady()
+        if self._read is not None and self.at(now) < instant:
+            self._read, self._read_at = instant, now
 
     def at(self, steady: float) -> datetime:
         """What the database's clock says when the steady one says `steady`; after `read`."""

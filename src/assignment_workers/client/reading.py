@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from pydantic import ValidationError
@@ -29,6 +29,19 @@ from assignment_workers.assignment.answers import (
 
 Built: TypeAlias = dict[str, dict[str, int | str]]
 """By dialer queue: the `generation` built and its `size`, or why it was `skipped`."""
+
+
+def database_time(value: object) -> datetime | None:
+    """What the database's clock said, by an answer that came too late; None for any other."""
+    match value:
+        case {"outcome": "too_late", "database_time": str(said)}:
+            try:
+                found = datetime.fromisoformat(said)
+            except ValueError:
+                return None
+            return found if found.tzinfo else None
+        case _:
+            return None
 
 
 def as_request_answer(value: object) -> RequestAnswer:

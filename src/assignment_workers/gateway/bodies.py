@@ -252,7 +252,7 @@ REQUEST_EXAMPLES: dict[str, Any] = {
         | _ID
     },
     "paused": {"value": {"outcome": "paused", "queue": "unsigned_users"} | _ID},
-    "too_late": {"value": {"outcome": "too_late"} | _ID},
+    "too_late": {"value": {"outcome": "too_late", "database_time": "2026-11-23T15:00:11Z"} | _ID},
 }
 FINISHED_EXAMPLES: dict[str, Any] = {
     outcome: {

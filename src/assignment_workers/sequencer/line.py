@@ -14,6 +14,7 @@ from random import Random
 from time import monotonic
 from typing import TypeVar
 
+import structlog
 from psycopg.errors import UniqueViolation
 from sqlalchemy import (
     ARRAY,
@@ -38,9 +39,12 @@ from assignment_workers.schema.retry import constraint_of, patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
 from assignment_workers.schema.trips import Ask, ask, commit
 from assignment_workers.sequencer.races import tell_race
+from assignment_workers.sequencer.timekeeping import Reading, stepped
 from assignment_workers.telemetry import TURN_RETRIES, TURN_SECONDS
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 PATIENCE = timedelta(seconds=5)
 """How long a turn is tried again where the request names no deadline."""
@@ -76,6 +80,8 @@ class Line:
         self._randomness = randomness or Random()
         self._seen: tuple[datetime, float] | None = None
         """The last turn's time, and this process's monotonic clock then."""
+        self._reading: Reading | None = None
+        """What the last turn that committed made of the database's clock."""
 
     @contextmanager
     def turn(self, others: Collection[str] = (), *, first: Sequence[Ask] = ()) -> Iterator[Turn]:
@@ -93,6 +99,7 @@ class Line:
                 _lock(connection, sorted(locked))
             # Nothing comes before this statement, so every later one reads what is committed now.
             proof = {"of_lane": self.lane, "of_term": self.term}
+            asked_at = monotonic()
             proved, *found = ask(connection, Ask(_PROVE, proof), *first)
             if not proved:
                 current = connection.execute(
@@ -101,6 +108,8 @@ class Line:
                 raise StaleTerm(held=self.term, current=current)
             now: datetime = proved[0][0]
             self._seen = now, monotonic()
+            reading = Reading(now, asked_at, self._seen[1])
+            step = reading.step_since(self._reading)
             last: list[Ask] = []
             turn = Turn(
                 connection,
@@ -112,8 +121,13 @@ class Line:
                 last=last,
                 first=found,
             )
+            if step is not None:
+                turn.record(stepped(step, self.lane))
             yield turn
             commit(connection, *last)
+        self._reading = reading
+        if step is not None:
+            log.warning("clock_stepped", seconds=round(step.total_seconds(), 3))
         TURN_SECONDS.observe(monotonic() - began)
         for race in turn.races:
             tell_race(race, term=self.term)

@@ -1,4 +1,4 @@
-"""Tells clients what the database's clock says: how far it is ahead of Redis's, which they can ask.
+"""The database's clock: how far it is ahead of Redis's, which clients can ask, and its steps.
 
 The deadline of a request is judged by the database's clock alone. A client cannot read that one,
 and its own host's may be off.
@@ -6,13 +6,16 @@ and its own host's may be off.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
+from typing import Any
 
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from assignment_workers.assignment.turn import EventKind
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 
 log = structlog.get_logger()
@@ -20,6 +23,40 @@ log = structlog.get_logger()
 KEPT = timedelta(days=1)
 QUICK_SECONDS = 0.1
 """What was read further apart is not told: the next probe, two seconds later, may be quicker."""
+
+
+STEP = timedelta(seconds=1)
+"""A smaller change of the clock is not a step: no deadline or lease is as exact."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The database's clock said `now` between two instants of this process's steady clock."""
+
+    now: datetime
+    after: float
+    before: float
+
+    def step_since(self, last: Reading | None) -> timedelta | None:
+        """The most that the clock stepped since the last reading; None where it surely did not.
+
+        A reading that took long, behind a lock or in a process that could not run, is of a longer
+        span, and no step is made of that.
+        """
+        if last is None:
+            return None
+        passed = self.now - last.now
+        most = passed - timedelta(seconds=self.after - last.before)
+        least = passed - timedelta(seconds=self.before - last.after)
+        if least > STEP:
+            return most
+        return least if most < -STEP else None
+
+
+def stepped(by: timedelta, lane: str) -> dict[str, Any]:
+    """The event of a step, forward or back, which a turn of this lane has met."""
+    details = {"seconds": by.total_seconds(), "lane": lane}
+    return {"kind": EventKind.CLOCK_STEPPED, "details": details}
 
 
 def tell_time(redis: Redis, now: datetime, at: float) -> None:
