@@ -130,7 +130,7 @@ class Http:
         """The JSON of the answer."""
         said = json.dumps(body).encode()
         self._writer.write(
-            b"POST %s HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (path.encode(), len(said), said)
         )
         head = await self._reader.readuntil(b"\r\n\r\n")
@@ -239,6 +239,7 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
         "DATABASE_URL": at.database_url,
         "REDIS_URL": at.redis_url,
         "ASSIGNMENT_WORKERS_EMBEDDED": "true",
+        "ASSIGNMENT_WORKERS_GATEWAY_TOKENS": "off",
         "ASSIGNMENT_WORKERS_GATEWAY_PORT": str(port),
         "ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE": "100000",
     }

@@ -265,9 +265,14 @@ class Settings(BaseModel):
     gateway_tokens: Literal["required", "off"] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKENS"
     )
-    """Unset: required, but with the embedded servers on loopback."""
+    """`off` is taken only with the embedded servers on a loopback address; unset: required."""
     gateway_origins: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_ORIGINS")
     """Origins whose pages may call the gateway, with commas between; unset: none."""
+    allowed_hosts: str | None = Field(None, alias="ASSIGNMENT_WORKERS_ALLOWED_HOSTS")
+    """Names by which callers reach the gateway and Flower, with commas between.
+
+    `.example.com`: every name below it; `*`: any. IP addresses and `localhost` need not be named.
+    """
     gateway_agent_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         20.0, alias="ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE"
     )
@@ -292,6 +297,8 @@ class Settings(BaseModel):
     """`debug` has a line for each message of the assignment queue."""
 
     flower_port: Port = Field(5555, alias="ASSIGNMENT_WORKERS_FLOWER_PORT")
+    flower_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_FLOWER_HOST")
+    """The address that Flower listens on."""
     flower_url: Annotated[str, _address("http", "https")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_URL"
     )
@@ -299,9 +306,13 @@ class Settings(BaseModel):
     flower_basic_auth: Annotated[str, Field(pattern=r"^[^:]+:.+$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH"
     )
-    """`user:password`; required wherever the servers are not the embedded ones."""
+    """`user:password`, the login of Flower; `up` makes one where it is unset."""
+    stack_token: Annotated[str, Field(pattern=r"^aw_stack_[\w-]{32,}$")] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_STACK_TOKEN"
+    )
+    """Set by `up`: the bearer token, from its home, that may do everything on its stack."""
     embedded: bool = Field(False, alias="ASSIGNMENT_WORKERS_EMBEDDED")
-    """Set by `up` when both servers are its own, on loopback: Flower needs no login then."""
+    """Set by `up` when both servers are its own, on loopback."""
     celery_config: Path | None = Field(None, alias="ASSIGNMENT_WORKERS_CELERY_CONFIG")
     """The Celery configuration file.
 
@@ -376,5 +387,5 @@ def _unknown(name: str, known: set[str]) -> str:
 
 def _shown(variable: str, value: str) -> str:
     """A value fit for a message: addresses and credentials hold passwords, so they are not."""
-    secret = variable.endswith(("_URL", "_AUTH"))
+    secret = variable.endswith(("_URL", "_AUTH", "_TOKEN"))
     return "(not shown)" if secret else repr(value)

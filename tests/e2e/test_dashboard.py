@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.gateway import tokens
+from assignment_workers.gateway import sessions, tokens
 from tests.e2e.browser import needs_chromium
 from tests.e2e.node import ROOT
 from tests.gateway.serving import serving
@@ -168,6 +168,20 @@ def post(
         connection.close()
 
 
+def cookie_of(page: Page) -> str:
+    (cookie,) = page.context.cookies()
+    return str(cookie["value"])
+
+
+def session_of(gateway: Gateway, bearer: str) -> str:
+    """The cookie of a new session that this token opened."""
+    token = gateway.tokens[bearer].split("_")[1]
+    with gateway.stack.engine.begin() as connection:
+        made = sessions.begin(connection, token=token)
+    assert made is not None
+    return made
+
+
 def proof_of(page: Page) -> str:
     return str(page.locator("input[name=proof]").first.input_value())
 
@@ -198,11 +212,20 @@ def test_nobody_looks_without_a_token_that_may(browser: Browser, gateway: Gatewa
         assert cookie["httpOnly"]
         assert cookie["secure"]
         assert cookie["sameSite"] == "Strict"
+        assert cookie["value"] not in gateway.tokens["supervisor"]
         assert page.evaluate("document.cookie") == ""
         assert page.evaluate("fetch('/v1/queues').then((answer) => answer.status)") == 401
+        as_cookie = {"Cookie": f"assignment_workers={cookie['value']}", "Accept": "text/html"}
+        assert gateway.get("/races", bearer=None, headers=as_cookie).status == 200
+        assert gateway.get("/v1/queues", bearer=cookie["value"]).status == 401
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_label("Token of")).to_be_visible()
         assert context.cookies() == []
+        over = gateway.get("/races", bearer=None, headers=as_cookie)
+        assert (over.status, over.headers["location"]) == (303, "/login?next=/races")
+        token_as_cookie = f"assignment_workers={gateway.tokens['supervisor']}"
+        as_cookie["Cookie"] = token_as_cookie
+        assert gateway.get("/races", bearer=None, headers=as_cookie).status == 303
 
 
 def test_it_leads_nowhere_else_after_signing_in(gateway: Gateway) -> None:
@@ -605,7 +628,7 @@ def test_what_the_doctor_finds_shows_and_is_repaired(page: Page, gateway: Gatewa
 def test_a_form_from_elsewhere_or_without_a_reason_does_nothing(
     page: Page, gateway: Gateway
 ) -> None:
-    token, proof = gateway.tokens["operator"], proof_of(page)
+    token, proof = cookie_of(page), proof_of(page)
     form = {"subject": "unsigned_users", "why": WHY, "proof": proof}
     before = gateway.stack.value("SELECT count(*) FROM assignment.operator_actions")
     for sent, cookie, site, status in (
@@ -613,7 +636,7 @@ def test_a_form_from_elsewhere_or_without_a_reason_does_nothing(
         (form | {"proof": "0" * 64}, token, None, 403),
         (form, token, "cross-site", 403),
         (form, token, "same-site", 403),
-        (form, gateway.tokens["supervisor"], None, 403),
+        (form, session_of(gateway, "supervisor"), None, 403),
         (form, "", None, 401),
         (form | {"why": " "}, token, "same-origin", 422),
         (form | {"why": "x" * 501}, token, "same-origin", 422),
@@ -634,7 +657,7 @@ def test_what_cannot_be_kept_is_not_done(page: Page, gateway: Gateway) -> None:
     with gateway.stack.engine.begin() as connection:
         connection.exec_driver_sql(move.format("operator_actions", "away"))
     try:
-        assert post(gateway, "/act/pause", form, cookie=gateway.tokens["operator"])[0] == 503
+        assert post(gateway, "/act/pause", form, cookie=cookie_of(page))[0] == 503
     finally:
         with gateway.stack.engine.begin() as connection:
             connection.exec_driver_sql(move.format("away", "operator_actions"))

@@ -41,7 +41,7 @@ def test_a_hold_that_nobody_was_told_of_is_released(gateway: Gateway) -> None:
 def test_a_caller_who_hangs_up_leaves_no_hold_behind(gateway: Gateway) -> None:
     body = b'{"agent_id": 66, "request_id": "sixty-six", "timeout_ms": 20000}'
     head = (
-        f"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST /v1/requests HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {gateway.tokens['frontend']}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with gateway.stack.connection() as connection:
@@ -62,7 +62,7 @@ def test_an_operator_who_hangs_up_leaves_a_record_with_its_outcome(gateway: Gate
         connection.exec_driver_sql("SELECT 1 FROM assignment.sequencer FOR UPDATE")
         with socket.create_connection(("127.0.0.1", gateway.port)) as opened:
             opened.sendall(
-                b"POST /v1/queues/unsigned_users/resume HTTP/1.1\r\nHost: x\r\nAuthorization:"
+                b"POST /v1/queues/unsigned_users/resume HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization:"
                 b" Bearer " + gateway.tokens["operator"].encode() + b"\r\n\r\n"
             )
             wait_until(lambda: gateway.metric("waiting") == 1, "the command to wait")

@@ -282,7 +282,7 @@ def test_a_caller_who_leaves_while_requests_gather_takes_the_request_back(gatewa
         body = f'{{"agent_id": {agent}, "request_id": "{name}", "timeout_ms": 20000}}'
         opened = socket.create_connection(("127.0.0.1", gateway.port))
         opened.sendall(
-            f"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST /v1/requests HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Authorization: Bearer {gateway.tokens['frontend']}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from assignment_workers import links
+from assignment_workers.runtime import secret
 from assignment_workers.runtime import stack as stacks
 from assignment_workers.runtime.errors import NoStack
 from assignment_workers.runtime.home import hold
@@ -22,6 +25,7 @@ STACK = Stack(
     redis_url="redis://:stack@127.0.0.1:2/0",
     broker_url="redis://:stack@127.0.0.1:2/0",
     flower_url="http://127.0.0.1:5555",
+    flower_auth="flower:it's a password",
     pid=os.getpid(),
     started_at=datetime.now(UTC),
 )
@@ -101,5 +105,30 @@ def test_assignments_are_exported_and_quoted_for_a_shell() -> None:
         "export REDIS_URL",
         "export BROKER_URL",
         "export FLOWER_URL",
+        "export FLOWER_AUTH",
     ]
     assert shlex.split(lines[0])[1] == f"DATABASE_URL={odd.database_url}"
+
+
+def test_each_address_of_the_dashboard_is_a_new_one_and_good_for_the_dashboard_alone() -> None:
+    gateway = {"gateway_url": "http://127.0.0.1:8000", "gateway_token": "aw_stack_secret"}
+    stack = STACK.model_copy(update=gateway)
+    now = datetime.now(UTC)
+    first, second = (stack.variables(now=now)["DASHBOARD_URL"] for _ in range(2))
+    assert first != second
+    address, _, code = first.partition("?code=")
+    assert address == "http://127.0.0.1:8000/sign-in"
+    assert links.read("aw_stack_secret", links.DASHBOARD, code, now=now)
+    assert links.read("aw_stack_secret", links.FLOWER, code, now=now) is None
+
+
+def test_a_home_keeps_its_secrets_for_its_owner_alone(home: Path) -> None:
+    home.mkdir()
+    made = secret.remembered(home)
+    file = home / secret.FILE
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert secret.remembered(home) == made
+    file.unlink()
+    assert secret.remembered(home) != made
+    given = {"ASSIGNMENT_WORKERS_STACK_TOKEN": made.gateway_token}
+    assert Settings.from_environment(given).stack_token == made.gateway_token

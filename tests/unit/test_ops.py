@@ -23,7 +23,7 @@ from assignment_workers.assignment.status import (
     Leader,
     SequencerStatus,
 )
-from assignment_workers.gateway.dashboard import session
+from assignment_workers.gateway import sessions
 from assignment_workers.gateway.dashboard.acts import ACTS
 from assignment_workers.gateway.metrics import Metrics, _gauges, gauge
 from assignment_workers.settings import Settings
@@ -155,7 +155,7 @@ def test_the_page_for_operators_is_true() -> None:
         f"the newest {figures.NEWEST:,}",
         f"a pool of up to {details.SAMPLED:,} users",
         f"the newest {details.LOOKED_BACK:,} of all agents",
-        f"for {session.LASTS_SECONDS // 3600} hours",
+        f"for {sessions.LASTS.seconds // 3600} hours",
     ):
         assert said in page, said
 

@@ -27,6 +27,7 @@ POSTGRES = "postgresql://someone:hunter2@db.example:5432/dialer"
 MYSQL = "mysql://reader:hunter2@replica.example:3306/crm"
 AMQP = "amqps://:hunter2@rabbitmq.example:5671/dialer"
 REDIS = "rediss://:hunter2@redis.example:6379/0"
+STACK_TOKEN = f"aw_stack_{'x' * 43}"
 NOT_SECONDS = ("0", "1e-7", "-1", "nan", "inf", "five minutes", "1e12")
 NO_LIMITS = ("0", "ten", "=5", "unsigned=", "1.5")
 NOT_COUNTS = ("0", "-3", "2.5", "many")
@@ -164,6 +165,9 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_GATEWAY_ORIGINS": Variable(
         "gateway_origins", None, "https://dialer.example", "https://dialer.example", ()
     ),
+    "ASSIGNMENT_WORKERS_ALLOWED_HOSTS": Variable(
+        "allowed_hosts", None, "gateway,.example.com", "gateway,.example.com", ()
+    ),
     "ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE": Variable(
         "gateway_agent_rate", 20.0, "0.5", 0.5, ("0", "-1", "many")
     ),
@@ -181,6 +185,12 @@ VARIABLES = {
         "log_level", "info", "debug", "debug", ("loud", "INFO")
     ),
     "ASSIGNMENT_WORKERS_FLOWER_PORT": Variable("flower_port", 5555, "65535", 65535, NOT_PORTS),
+    "ASSIGNMENT_WORKERS_FLOWER_HOST": Variable(
+        "flower_host", "127.0.0.1", "192.0.2.1", "192.0.2.1", ()
+    ),
+    "ASSIGNMENT_WORKERS_STACK_TOKEN": Variable(
+        "stack_token", None, STACK_TOKEN, STACK_TOKEN, ("hunter2", "aw_stack_hunter2")
+    ),
     "ASSIGNMENT_WORKERS_FLOWER_URL": Variable(
         "flower_url",
         None,
@@ -243,7 +253,7 @@ def test_a_bad_value_stops_the_start_with_one_line_that_names_the_variable(
     said = complaint({name: text})
     assert said.startswith(f"{name}=")
     assert "\n" not in said
-    secret = name.endswith(("_URL", "_AUTH"))
+    secret = name.endswith(("_URL", "_AUTH", "_TOKEN"))
     assert (repr(text) in said) is not secret
     assert not secret or "(not shown)" in said
 

@@ -13,6 +13,7 @@ from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema.base import word
 from assignment_workers.schema.tables import (
     Command,
+    DashboardSession,
     DeadLetter,
     Event,
     Generation,
@@ -72,6 +73,8 @@ _PENDING = text(
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     """Delete answers, job runs, events and replayed dead letters older than their retention.
 
+    Sessions of the dashboard go a day after their end.
+
     An answer is kept as long as its message could come again, so that a redelivered one is never
     taken for new: until its deadline and its retention are over, and while nobody leads, or has
     just begun, for what a killed sequencer had taken waits in Redis for the next one, however long
@@ -97,6 +100,10 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
         ),
         "events": delete(Event).where(Event.at < history),
         "dead_letters": delete(DeadLetter).where(DeadLetter.replayed_at < history),
+        # Longer than a link is good for: a used one stays used.
+        "dashboard_sessions": delete(DashboardSession).where(
+            DashboardSession.expires_at < func.now() - timedelta(days=1)
+        ),
     }.items():
         counts[name] = connection.execute(statement).rowcount
     return counts

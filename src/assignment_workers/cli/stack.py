@@ -43,19 +43,16 @@ def up(
     ] = 1,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
-    from assignment_workers.gateway.serve import wants_tokens
     from assignment_workers.runtime import up as runtime
 
     given = settings()
     checked(given)
     demo = demo and given.crm_database_url is None  # its users would be unknown to that CRM
-    embedded = given.database_url is None and given.redis_url is None
-    tokens = wants_tokens(given.model_copy(update={"embedded": embedded}))
     steps = runtime.Steps(
         migrate=migrate.upgrade,
         seed=_seed if demo else None,
         missing=_missing,
-        announce=lambda stack: _announce(stack, first=demo, tokens=tokens),
+        announce=lambda stack: _announce(stack, first=demo),
     )
     lanes = lanes_of(given).names
     children = runtime.processes(sequencers=sequencers, lanes=lanes[1:])
@@ -119,11 +116,13 @@ def _missing(given: Settings) -> str | None:
     return None if is_alive(given) else "the gateway does not answer yet"
 
 
-def _announce(stack: Stack, *, first: bool, tokens: bool) -> None:
-    how = "needs a token: assignment-workers token create" if tokens else "open: on loopback only"
-    typer.echo(f"gateway      {stack.gateway_url} ({how})")
-    typer.echo(f"Flower       {stack.flower_url}")
-    typer.echo('addresses    eval "$(assignment-workers env)"')
+def _announce(stack: Stack, *, first: bool) -> None:
+    now = datetime.now(UTC)
+    typer.echo(f"dashboard    {stack.dashboard_link(now=now)}")
+    typer.echo(f"Flower       {stack.flower_link(now=now)}")
+    typer.echo("             (each of these two signs a browser in, once, within the hour)")
+    typer.echo(f"gateway      {stack.gateway_url}")
+    typer.echo('addresses    eval "$(assignment-workers env)", with the token in GATEWAY_TOKEN')
     lanes = lanes_of(settings())
     with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
         task = client.regenerate()

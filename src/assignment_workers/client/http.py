@@ -9,6 +9,7 @@ import time
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +36,9 @@ from assignment_workers.client.reading import (
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import new_id
+from assignment_workers.runtime.errors import NoStack
+from assignment_workers.runtime.stack import running_stack
+from assignment_workers.settings import Settings
 
 MARGIN_SECONDS = 2.0
 """Beyond the request's own timeout, for the way there and back."""
@@ -68,6 +72,17 @@ class HttpClient(Asking):
         self._mine = threading.local()
         self._opened: list[HTTPConnection] = []
         self._lock = threading.Lock()
+
+    @classmethod
+    def of_stack(cls, home: Path = Path(".assignment-workers")) -> HttpClient:
+        """A client of the stack that `assignment-workers up` runs on this home, with its token.
+
+        Raises `NoStack` where none runs, and `HomeUnusable` for another user's home.
+        """
+        stack = running_stack(Settings.model_validate({"home": home}))
+        if stack is None or stack.gateway_url is None:
+            raise NoStack(home.absolute())
+        return cls(stack.gateway_url, token=stack.gateway_token)
 
     def close(self) -> None:
         """Give back the connections."""

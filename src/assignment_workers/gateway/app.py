@@ -29,21 +29,36 @@ from assignment_workers.gateway.dashboard.views import Source
 from assignment_workers.gateway.given import Gateway
 from assignment_workers.gateway.heartbeats import Heartbeats
 from assignment_workers.gateway.latest import Latest
-from assignment_workers.gateway.limits import SECURITY_HEADERS, BodyLimit, Pace, SecurityHeaders
+from assignment_workers.gateway.limits import (
+    SECURITY_HEADERS,
+    BodyLimit,
+    OwnPages,
+    Pace,
+    SecurityHeaders,
+)
 from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.metrics import Metrics, StoredFigures
 from assignment_workers.gateway.problems import REQUEST_ID, handle, problem
+from assignment_workers.gateway.tokens import of_stack
+from assignment_workers.origins import Origins
 from assignment_workers.settings import Settings
 
 
 def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     """The gateway on this database and the Redis of `settings`. Without `tokens` all may do all."""
+    origins = Origins.of(
+        settings.allowed_hosts, settings.gateway_origins, listens=settings.gateway_host
+    )
     metrics = Metrics()
     lanes = lanes_of(settings)
     latest = Latest(engine, lanes)
     metrics.registry.register(StoredFigures(latest))
     callers = Callers(
-        engine, tokens, Pace(settings.gateway_token_rate), Pace(settings.gateway_agent_rate)
+        engine,
+        tokens,
+        Pace(settings.gateway_token_rate),
+        Pace(settings.gateway_agent_rate),
+        of_stack(settings.stack_token),
     )
 
     @asynccontextmanager
@@ -77,6 +92,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             flower_url(settings),
             secure=not settings.embedded,
             templates=environment(),
+            secret=settings.stack_token,
         )
         yield
         await live.close()
@@ -109,21 +125,22 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         return response
 
     app.add_middleware(BodyLimit)
-    if settings.gateway_origins:
+    if origins.pages:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=[each.strip() for each in settings.gateway_origins.split(",")],
+            allow_origins=sorted(origins.pages),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
             expose_headers=[REQUEST_ID, "Retry-After", "Date"],
         )
+    app.add_middleware(OwnPages, origins=origins)
     app.add_middleware(SecurityHeaders)
     return app
 
 
 def flower_url(settings: Settings) -> str | None:
     """Where Flower is, for whoever looks at the dashboard; None: it is not known."""
-    if settings.flower_url is None and settings.embedded:
+    if settings.flower_url is None and (settings.embedded or settings.stack_token):
         return f"http://127.0.0.1:{settings.flower_port}"
     return settings.flower_url
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from fastapi import Request
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.turn import EventKind
-from assignment_workers.gateway import tokens
+from assignment_workers.gateway import sessions, tokens
 from assignment_workers.gateway.feed import Sight
 from assignment_workers.gateway.limits import Pace
 from assignment_workers.gateway.problems import Problem, refused, unavailable
@@ -63,7 +63,10 @@ A refused move is not among them: it names the holder.
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever bears this token; `role` None: tokens are off, and everybody may do everything."""
+    """The bearer of this token.
+
+    `role` None: tokens are off, or it is the stack's own token; everything may be done then.
+    """
 
     token: str | None
     role: TokenRole | None
@@ -109,8 +112,10 @@ class Callers:
     required: bool
     per_token: Pace
     per_agent: Pace
+    stack: Kept | None = None
+    """The token that `up` made, where this gateway is its stack's."""
     clock: Callable[[], float] = time.monotonic
-    _known: OrderedDict[str, tuple[float, Kept | None]] = field(default_factory=OrderedDict)
+    _known: OrderedDict[str | bytes, tuple[float, Kept | None]] = field(default_factory=OrderedDict)
 
     async def caller(self, request: Request) -> Caller:
         """Who calls. Raises `Problem` 401 without a token in force, 429 for one that hurries."""
@@ -127,35 +132,68 @@ class Callers:
         if named is None:
             raise _unauthorised("a token is needed: Authorization: Bearer ...")
         name, secret = named
-        kept = await self._find(name)
+        kept = await self._token(name)
         if not tokens.matches(kept, secret) or kept is None:
             raise _unauthorised("this token is not in force")
-        _hold_back(self.per_token.wait(name), "this token is used")
-        return Caller(name, kept.role, kept.agent_id)
+        return self._paced(kept)
+
+    async def session(self, cookie: str) -> Caller:
+        """Who signed in with this cookie. Raises `Problem` as `bearer` does."""
+        if not self.required:
+            return EVERYBODY
+        if not cookie:
+            raise _unauthorised("nobody has signed in here")
+        digest = sessions.digest(cookie)
+        kept = await self._find(
+            digest, lambda connection: sessions.find(connection, digest, stack=self.stack_digest)
+        )
+        if kept is None:
+            raise _unauthorised("this session has ended")
+        return self._paced(kept)
+
+    @property
+    def stack_digest(self) -> str | None:
+        """By which a session that the stack's own secret opened is known as this stack's."""
+        return self.stack.hash.hex() if self.stack else None
+
+    def forget(self, cookie: str) -> None:
+        """Look the session of this cookie up anew."""
+        self._known.pop(sessions.digest(cookie), None)
+
+    def _paced(self, kept: Kept) -> Caller:
+        _hold_back(self.per_token.wait(kept.id), "this token is used")
+        return Caller(kept.id, kept.role, kept.agent_id)
 
     def let(self, caller: Caller, agent_id: int) -> None:
         """Let the caller act for this agent now, or raise `Problem` 403 or 429."""
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
 
-    async def _find(self, name: str) -> Kept | None:
+    async def _token(self, name: str) -> Kept | None:
+        if self.stack is not None and name == self.stack.id:
+            return self.stack
+        return await self._find(name, lambda connection: tokens.find(connection, name))
+
+    async def _find(
+        self, key: str | bytes, look_up: Callable[[Connection], Kept | None]
+    ) -> Kept | None:
         now = self.clock()
-        until, kept = self._known.get(name, (0.0, None))
+        until, kept = self._known.get(key, (0.0, None))
         if until > now:
             return kept
         try:
-            kept = await asyncio.to_thread(self._look_up, name)
+            kept = await asyncio.to_thread(self._look_up, look_up)
         except DBAPIError as error:
             raise unavailable("the database cannot be reached to check the token") from error
-        self._known.pop(name, None)
-        self._known[name] = (now + KNOWN_SECONDS, kept)
+        self._known.pop(key, None)
+        self._known[key] = (now + KNOWN_SECONDS, kept)
         if len(self._known) > KNOWN_AT_MOST:
             self._known.popitem(last=False)
         return kept
 
-    def _look_up(self, name: str) -> Kept | None:
+    def _look_up(self, look_up: Callable[[Connection], Kept | None]) -> Kept | None:
         with self.engine.connect() as connection:
-            return tokens.find(connection, name)
+            return look_up(connection)
 
 
 def _unauthorised(detail: str) -> Problem:

@@ -10,7 +10,9 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assignment_workers.gateway.problems import problem
+from assignment_workers.assignment.answers import Code
+from assignment_workers.gateway.problems import problem, refused
+from assignment_workers.origins import Origins
 
 BODY_BYTES = 64 * 1024
 REMEMBERED = 10_000
@@ -70,6 +72,31 @@ class BodyLimit:
             await _too_large(scope, receive, send)
 
 
+class OwnPages:
+    """Middleware: what a page of another origin asks for is refused, whoever is signed in."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers: dict[str, str] = {}
+            for name, value in scope["headers"]:
+                if name in _LOOKED_AT:
+                    headers.setdefault(name.decode(), value.decode("latin-1"))
+            if wrong := self._origins.refusal(scope["method"], headers):
+                response = refused(wrong.status, Code.FORBIDDEN, wrong.detail).response()
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+_LOOKED_AT = frozenset(
+    {b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"}
+)
+
+
 class _TooLarge(BaseException):
     """Passes through every handler of the application; nothing was sent yet."""
 
@@ -84,7 +111,7 @@ async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 ]

@@ -55,7 +55,7 @@ def serve(settings: Settings) -> int:
         raise migrate.unreachable(error) from error
     attach(engine, checked(settings))
     if not tokens:
-        log.warning("tokens_off", why="embedded servers, on loopback: whoever is here may do all")
+        log.warning("tokens_off", why="every program on this machine may do everything")
     app = create_app(settings, engine, tokens=tokens)
     server = _Server(
         uvicorn.Config(
@@ -105,18 +105,15 @@ def _listening(config: uvicorn.Config) -> socket.socket:
 
 
 def wants_tokens(settings: Settings) -> bool:
-    """Whether callers need a token: yes, but with the embedded servers on loopback."""
-    open_here = settings.embedded and _is_loopback(settings.gateway_host)
-    match settings.gateway_tokens:
-        case None:
-            return not open_here
-        case "off" if not open_here:
-            raise UsageError(
-                "ASSIGNMENT_WORKERS_GATEWAY_TOKENS='off': only with the embedded servers "
-                "and on a loopback address"
-            )
-        case chosen:
-            return chosen == "required"
+    """Whether callers need a token: loopback is no authentication, so `off` has to be said."""
+    if settings.gateway_tokens != "off":
+        return True
+    if not (settings.embedded and _is_loopback(settings.gateway_host)):
+        raise UsageError(
+            "ASSIGNMENT_WORKERS_GATEWAY_TOKENS='off': only with the embedded servers "
+            "and on a loopback address"
+        )
+    return False
 
 
 def is_alive(settings: Settings) -> bool:

@@ -37,8 +37,15 @@ class Kept:
 
     id: str
     hash: bytes
-    role: TokenRole
+    role: TokenRole | None
+    """None: everything, as the bearer of the stack's own secret may do."""
     agent_id: int | None
+
+
+def of_stack(token: str | None) -> Kept | None:
+    """The token that `up` made for its own stack: it stands in no database."""
+    named = parts(token or "")
+    return named and Kept(named[0], _hash(named[1]), None, None)
 
 
 def create(

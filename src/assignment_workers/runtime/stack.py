@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from assignment_workers import links
 from assignment_workers.runtime.errors import NoStack
 from assignment_workers.runtime.home import holder, write_private
 from assignment_workers.settings import Settings
@@ -24,13 +26,32 @@ class Stack(BaseModel):
     broker_url: str
     gateway_url: str | None = None
     flower_url: str | None = None
+    gateway_token: str | None = None
+    """The bearer token that may do everything on this stack."""
+    flower_auth: str | None = None
+    """`user:password` of Flower."""
     pid: int
     started_at: AwareDatetime
 
-    def variables(self) -> dict[str, str]:
+    def variables(self, *, now: datetime) -> dict[str, str]:
         """The addresses by the names of their variables, without those that there are not."""
         addresses = self.model_dump(exclude={"pid", "started_at"}, exclude_none=True)
+        if dashboard := self.dashboard_link(now=now):
+            addresses["dashboard_url"] = dashboard
         return {name.upper(): address for name, address in addresses.items()}
+
+    def dashboard_link(self, *, now: datetime) -> str | None:
+        """A new address that opens the dashboard signed in, once, within the hour."""
+        return self._link(self.gateway_url, links.DASHBOARD, now=now)
+
+    def flower_link(self, *, now: datetime) -> str | None:
+        """A new address that opens Flower signed in, once, within the hour."""
+        return self._link(self.flower_url, links.FLOWER, now=now)
+
+    def _link(self, url: str | None, purpose: str, *, now: datetime) -> str | None:
+        if url is None or self.gateway_token is None:
+            return None
+        return f"{url}{links.PATH}?code={links.make(self.gateway_token, purpose, now=now)}"
 
 
 def running_stack(settings: Settings) -> Stack | None:
@@ -51,9 +72,8 @@ def running_stack(settings: Settings) -> Stack | None:
 
 def shell_assignments(stack: Stack) -> str:
     """For `eval` in a shell: a line `export NAME=value`, quoted, for each address that there is."""
-    return "".join(
-        f"export {name}={shlex.quote(value)}\n" for name, value in stack.variables().items()
-    )
+    variables = stack.variables(now=datetime.now(UTC))
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def resolve(settings: Settings) -> Settings:

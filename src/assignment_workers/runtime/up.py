@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from assignment_workers.errors import AssignmentWorkersError
-from assignment_workers.runtime import home, postgres, stack, valkey
+from assignment_workers.runtime import home, postgres, secret, stack, valkey
 from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.log import Log
@@ -136,12 +136,15 @@ def _start_servers(settings: Settings, supervisor: Supervisor, path: Path) -> Se
         database_url = made[-1].url
         supervisor.start(made[-1].spec)
     supervisor.wait_ready()
+    kept = secret.remembered(path)
     return settings.model_copy(
         update={
             "home": path,
             "database_url": database_url,
             "redis_url": redis_url,
             "broker_url": settings.broker_url or redis_url,
+            "stack_token": kept.gateway_token,
+            "flower_basic_auth": settings.flower_basic_auth or kept.flower_auth,
             "embedded": len(made) == 2,  # noqa: PLR2004 - both of them
         }
     )
@@ -157,6 +160,8 @@ def _start_children(
         "ASSIGNMENT_WORKERS_HOME": str(resolved.home),
         "ASSIGNMENT_WORKERS_GATEWAY_PORT": str(resolved.gateway_port),
         "ASSIGNMENT_WORKERS_EMBEDDED": str(resolved.embedded).lower(),
+        "ASSIGNMENT_WORKERS_STACK_TOKEN": resolved.stack_token or "",
+        "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH": resolved.flower_basic_auth or "",
         "PYTHONUNBUFFERED": "1",
     }
     supervisor.start(
@@ -210,6 +215,13 @@ def _stack(resolved: Settings, children: Sequence[ProcessSpec]) -> Stack:
         broker_url=resolved.broker_url or resolved.redis,
         gateway_url=f"http://{LOOPBACK}:{resolved.gateway_port}" if GATEWAY in names else None,
         flower_url=f"http://{LOOPBACK}:{resolved.flower_port}" if FLOWER in names else None,
+        gateway_token=resolved.stack_token if GATEWAY in names else None,
+        flower_auth=_first_login(resolved) if FLOWER in names else None,
         pid=os.getpid(),
         started_at=datetime.now(UTC),
     )
+
+
+def _first_login(settings: Settings) -> str | None:
+    """Flower takes several logins, with commas between."""
+    return settings.flower_basic_auth and settings.flower_basic_auth.partition(",")[0]

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Index,
     Sequence,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -552,6 +553,29 @@ class ApiToken(Base):
     note: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(Instant)
     revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class DashboardSession(Base):
+    """A browser that has signed in to the dashboard: the hash of its cookie, never itself."""
+
+    __tablename__ = "dashboard_sessions"
+    __table_args__ = (
+        CheckConstraint("octet_length(hash) = 32", name="hash"),
+        CheckConstraint("(token_id IS NULL) <> (stack IS NULL)", name="opened_by"),
+        UniqueConstraint("link"),
+    )
+
+    hash: Mapped[bytes] = mapped_column(primary_key=True)
+    token_id: Mapped[str | None] = mapped_column(ForeignKey(ApiToken.id))
+    """The token that opened the session, which ends with it."""
+    stack: Mapped[str | None]
+    """The digest of a stack's own secret, where that opened it."""
+    link: Mapped[str | None]
+    """The one-time link that opened it: none opens two."""
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant)
+    ended_at: Mapped[datetime | None] = mapped_column(Instant)
+    """When its browser signed out."""
 
 
 class Finding(Base):

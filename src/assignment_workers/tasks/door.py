@@ -37,6 +37,7 @@ from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.settings import Settings
+from assignment_workers.tasks.censored import Censored
 from assignment_workers.telemetry import ANSWERS, DEAD_LETTERS, TASK_SECONDS, TOGETHER
 
 log = structlog.get_logger()
@@ -65,6 +66,12 @@ class App(Celery):
     refusals: Refusals
     sequencer: Sequencer
     """Only in the sequencer's process."""
+
+    def _load_config(self) -> Any:
+        """Celery's, but what is shown of it has no password: see `censored.Censored`."""
+        loaded = super()._load_config()  # type: ignore[misc]
+        object.__setattr__(loaded, "__class__", Censored)
+        return loaded
 
     @property
     def results(self) -> Redis:

@@ -33,6 +33,7 @@ from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import MAINTENANCE, create_app
 from assignment_workers.tasks.door import App
+from assignment_workers.tasks.flower import guard_flower
 
 log = structlog.get_logger()
 
@@ -166,17 +167,14 @@ def _flower(settings: Settings) -> int:
     argv = ["--quiet", "flower", f"--port={settings.flower_port}", "--persistent=False"]
     argv.append(f"--tasks_columns={FLOWER_COLUMNS}")
     os.environ.setdefault("FLOWER_MAX_TASKS", FLOWER_TASKS)
-    if settings.flower_basic_auth:
-        argv.append(f"--basic_auth={settings.flower_basic_auth}")
-        argv.append("--address=0.0.0.0")
-    elif settings.embedded:
-        argv.append("--address=127.0.0.1")
-        os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
-    else:
+    if not settings.flower_basic_auth:
         raise UsageError(
-            "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH is not set: Flower needs user:password "
-            "wherever the servers are not the embedded ones"
+            "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH is not set: Flower needs user:password"
         )
+    argv += [f"--basic_auth={settings.flower_basic_auth}", f"--address={settings.flower_host}"]
+    # Its buttons and its API would change what the workers do, and send any message.
+    os.environ.setdefault("FLOWER_READ_ONLY", "true")
+    guard_flower(settings)
     app.start(argv)
 
 

@@ -10,11 +10,14 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from assignment_workers.gateway.callers import OPERATING, WATCHING
+from assignment_workers import links
+from assignment_workers.gateway import sessions
+from assignment_workers.gateway.callers import OPERATING, WATCHING, Caller
 from assignment_workers.gateway.dashboard import acts, session, views
 from assignment_workers.gateway.dashboard.render import HERE
 from assignment_workers.gateway.dashboard.showing import (
     DIGITS,
+    Dashboard,
     as_page,
     here_of,
     html,
@@ -201,18 +204,81 @@ async def login(request: Request) -> Response:
 @ROUTES.post("/login")
 @as_page
 async def sign_in(request: Request) -> Response:
-    """Keep the token in a cookie, if it is one that may look."""
+    """Begin a session, if the token is one that may look."""
     here = here_of(request)
     said = await session.fields(request, proven=False)
     token, onward = said.get("token", ""), said.get("next", "/")
     try:
-        (await here.callers.bearer(token)).must_be(WATCHING)
+        caller = await here.callers.bearer(token)
+        caller.must_be(WATCHING)
+        cookie = await _begin(here, caller)
     except Problem as problem:
         return _sign_in_page(request, onward, wrong=problem)
     local = onward.startswith("/") and not onward.startswith(("//", "/\\"))
     response = RedirectResponse(onward if local else "/", HTTPStatus.SEE_OTHER)
-    session.keep(response, token, secure=here.secure)
+    if cookie:
+        session.keep(response, cookie, secure=here.secure)
     return response
+
+
+@ROUTES.get(links.PATH)
+@as_page
+async def sign_in_by_link(request: Request) -> Response:
+    """Begin a session by a link of `up` or of `env`, which opens one and no second."""
+    here = here_of(request)
+    response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
+    if not here.callers.required:
+        return response
+    code = request.query_params.get("code", "")
+    read = here.secret and links.read(here.secret, links.DASHBOARD, code, now=datetime.now(UTC))
+    if read:
+        stack = here.callers.stack_digest
+        cookie = await here.stored(lambda c: sessions.begin(c, stack=stack, link=read.name))
+        if cookie:
+            session.keep(response, cookie, secure=here.secure)
+            return response
+    try:
+        await looker_of(request)
+    except Problem:
+        return _sign_in_page(request, "/", wrong=_USED)
+    return response
+
+
+_USED = Problem(
+    HTTPStatus.FORBIDDEN,
+    "This link was used before, or is over. `assignment-workers env` prints a new one as "
+    "DASHBOARD_URL; a token signs in too.",
+)
+
+
+async def _begin(here: Dashboard, caller: Caller) -> str | None:
+    """The cookie of a new session of this caller; None where tokens are off and none is needed."""
+    if caller.token is None:
+        return None
+    is_stack = caller.role is None
+    return await here.stored(
+        lambda connection: sessions.begin(
+            connection,
+            token=None if is_stack else caller.token,
+            stack=here.callers.stack_digest if is_stack else None,
+        )
+    )
+
+
+@ROUTES.get("/flower")
+@as_page
+async def flower(request: Request) -> Response:
+    """Go to Flower; where `up` runs it, an operator is signed in there too."""
+    caller = await looker_of(request)
+    here = here_of(request)
+    if here.flower_url is None:
+        raise Problem(HTTPStatus.NOT_FOUND, "this gateway does not know where Flower is")
+    where = here.flower_url
+    if here.secret:
+        caller.must_be(OPERATING)
+        code = links.make(here.secret, links.FLOWER, now=datetime.now(UTC))
+        where = f"{where.rstrip('/')}{links.PATH}?code={code}"
+    return RedirectResponse(where, HTTPStatus.SEE_OTHER)
 
 
 def _sign_in_page(request: Request, onward: str, *, wrong: Problem | None = None) -> Response:
@@ -228,10 +294,14 @@ def _sign_in_page(request: Request, onward: str, *, wrong: Problem | None = None
 @ROUTES.post("/logout")
 @as_page
 async def sign_out(request: Request) -> Response:
-    """Forget the token."""
+    """End the session: its cookie opens nothing any more, wherever it is kept."""
     await session.fields(request)
+    here, cookie = here_of(request), session.cookie_of(request)
+    if cookie:
+        await here.stored(lambda connection: sessions.end(connection, sessions.digest(cookie)))
+        here.callers.forget(cookie)
     response = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
-    session.forget(response, secure=here_of(request).secure)
+    session.forget(response, secure=here.secure)
     return response
 
 

@@ -1,4 +1,4 @@
-"""Who looks at the dashboard: a token in a cookie that no script can read.
+"""Who looks at the dashboard: a session whose cookie no script can read.
 
 Only the dashboard's own pages take the cookie; `/v1` takes none, so no other site can ride on it. A
 form carries a word made from the cookie's secret, and browsers say where a form was sent from.
@@ -15,27 +15,32 @@ from urllib.parse import parse_qs
 from fastapi import Request, Response
 
 from assignment_workers.assignment.answers import Code
+from assignment_workers.gateway import sessions
 from assignment_workers.gateway.callers import Caller, Callers
 from assignment_workers.gateway.problems import refused
 
 COOKIE = "assignment_workers"
-LASTS_SECONDS = 12 * 3600
 FORM = "application/x-www-form-urlencoded"
 _OWN = secrets.token_bytes(32)
 """Where tokens are off there is no cookie, and one gateway: this process is the secret."""
 
 
 async def looker(callers: Callers, request: Request) -> Caller:
-    """Who looks. Raises `Problem` 401 without a token in force."""
-    return await callers.bearer(request.cookies.get(COOKIE, ""))
+    """Who looks. Raises `Problem` 401 without a session in force."""
+    return await callers.session(cookie_of(request))
 
 
-def keep(response: Response, token: str, *, secure: bool) -> None:
-    """Let the browser show this token from now on."""
+def cookie_of(request: Request) -> str:
+    """The cookie that the browser shows; empty: none."""
+    return request.cookies.get(COOKIE, "")
+
+
+def keep(response: Response, cookie: str, *, secure: bool) -> None:
+    """Let the browser show this cookie from now on."""
     response.set_cookie(
         COOKIE,
-        token,
-        max_age=LASTS_SECONDS,
+        cookie,
+        max_age=int(sessions.LASTS.total_seconds()),
         httponly=True,
         secure=secure,
         samesite="strict",
@@ -44,13 +49,13 @@ def keep(response: Response, token: str, *, secure: bool) -> None:
 
 
 def forget(response: Response, *, secure: bool) -> None:
-    """Let the browser show it no more."""
+    """Take the cookie from the browser."""
     response.delete_cookie(COOKIE, path="/", httponly=True, secure=secure, samesite="strict")
 
 
 def proof(request: Request) -> str:
     """What every form of this session carries."""
-    secret = request.cookies.get(COOKIE, "").encode() or _OWN
+    secret = cookie_of(request).encode("utf-8", "surrogatepass") or _OWN
     return hmac.new(secret, b"a form of the dashboard", hashlib.sha256).hexdigest()
 
 

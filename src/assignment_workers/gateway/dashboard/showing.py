@@ -20,7 +20,9 @@ from urllib.parse import quote
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from jinja2 import Environment
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment import details
 from assignment_workers.assignment.rows import Row
@@ -68,6 +70,8 @@ class Dashboard:
     secure: bool
     """Whether the cookie is for HTTPS alone; to a browser its own device is as good."""
     templates: Environment
+    secret: str | None = None
+    """The stack's own secret, with which links to sign in are signed."""
     watchers: int = 0
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(THREADS, "dashboard")
@@ -77,6 +81,18 @@ class Dashboard:
     async def aside(self, what: Callable[..., T], *given: object) -> T:
         """What `what` returns, from another thread."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, what, *given)
+
+    async def stored(self, what: Callable[[Connection], T]) -> T:
+        """What `what` returns, in a transaction. Raises `Problem` 503 where there is none."""
+
+        def write() -> T:
+            with self.engine.begin() as connection:
+                return what(connection)
+
+        try:
+            return await self.aside(write)
+        except (DBAPIError, PoolTimeout) as error:
+            raise unavailable("the database cannot answer") from error
 
 
 def wants_page(request: Request) -> bool:

@@ -1,0 +1,100 @@
+"""The rule by which a page of another origin is kept out: the Host, Origin and Sec-Fetch headers.
+
+A browser sends what a page of another site asks for to any address that the browser reaches, with
+the cookies and the logins that it has for that address. The rule refuses such a request before its
+sender is looked at. Programs send none of these headers but Host, and are not touched.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+SAFE = frozenset({"GET", "HEAD"})
+ANY = "*"
+OPAQUE = "null"
+"""A browser's word for an origin that it does not tell, of a page that sends no referrer too."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The answer to a request that a page of another origin caused."""
+
+    status: HTTPStatus
+    detail: str
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The names that a server answers to, and the other origins whose pages may call it."""
+
+    hosts: frozenset[str] = frozenset()
+    """Names beside `localhost` and plain IP addresses; `.example.com`: the names below it."""
+    pages: frozenset[str] = frozenset()
+    """Origins such as `https://dialer.example`."""
+
+    @classmethod
+    def of(cls, hosts: str | None, pages: str | None = None, *, listens: str = "") -> Origins:
+        """The rule of two settings, each a list with commas; `listens`: the server's own name."""
+        return cls(_listed(hosts) | _listed(listens), _listed(pages))
+
+    def refusal(self, method: str, headers: Mapping[str, str]) -> Refusal | None:
+        """Why the request is refused; None: it may go on. `headers` by their lower-case names."""
+        host = headers.get("host", "")
+        if host and not self.answers_to(host):
+            return Refusal(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "this server does not answer to that Host: ASSIGNMENT_WORKERS_ALLOWED_HOSTS "
+                "names the hosts that it answers to",
+            )
+        if self._from_elsewhere(method, host, headers):
+            return Refusal(HTTPStatus.FORBIDDEN, "a page of another origin may not call this")
+        return None
+
+    def answers_to(self, host: str) -> bool:
+        """Whether the server has this name; a port is left out of account.
+
+        An IP address is accepted: it is a name of this server by itself, and no name of an
+        attacker's can lead to it (DNS rebinding).
+        """
+        name = _name(host)
+        if ANY in self.hosts or name in self.hosts or _is_address(name):
+            return True
+        if name == "localhost" or name.endswith(".localhost"):
+            return True
+        return any(each.startswith(".") and name.endswith(each) for each in self.hosts)
+
+    def _from_elsewhere(self, method: str, host: str, headers: Mapping[str, str]) -> bool:
+        origin, site = headers.get("origin", "").lower(), headers.get("sec-fetch-site")
+        if origin in self.pages:
+            return False
+        if origin and (origin, site) != (OPAQUE, "same-origin"):
+            return urlsplit(origin).netloc != host.lower()
+        if site in {None, "none", "same-origin"}:
+            return False
+        # A link on a page of another site may lead here; a frame, an image or a script may not.
+        is_visit = headers.get("sec-fetch-mode") == "navigate"
+        is_page = headers.get("sec-fetch-dest", "document") == "document"
+        return not (method in SAFE and is_visit and is_page)
+
+
+def _listed(said: str | None) -> frozenset[str]:
+    each = (part.strip().rstrip("/").lower() for part in (said or "").split(","))
+    return frozenset(part for part in each if part)
+
+
+def _name(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

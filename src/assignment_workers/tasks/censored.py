@@ -1,0 +1,57 @@
+"""Celery's configuration as it is shown to others: in Flower, by `inspect conf`, in a report.
+
+Celery hides a setting by its name, and knows the names of its own. Here an address is hidden by
+what it is, wherever it stands: `redbeat_redis_url` has the same password as the broker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery.app.utils import Settings
+from kombu.utils.url import maybe_sanitize_url
+
+
+class Censored(Settings):
+    """Celery's settings, whose table shows no password."""
+
+    def table(  # Celery gives both by position
+        self,
+        with_defaults: bool = False,  # noqa: FBT001, FBT002
+        censored: bool = True,  # noqa: FBT001, FBT002
+    ) -> dict[str, Any]:
+        """The settings by name; `censored`, as by default: without passwords."""
+        found: dict[str, Any] = super().table(with_defaults, censored)
+        return (
+            {name: without_passwords(value) for name, value in found.items()} if censored else found
+        )
+
+
+def without_passwords(value: object) -> object:
+    """The same with the password of every address in it taken out."""
+    match value:
+        case str():
+            return _address(value)
+        case Mapping():
+            return {name: without_passwords(each) for name, each in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [without_passwords(each) for each in value]
+        case _:
+            return value
+
+
+def _address(said: str) -> str:
+    """Celery takes several addresses in one setting, with semicolons between."""
+    return ";".join(_one(each) for each in said.split(";"))
+
+
+def _one(said: str) -> str:
+    if "://" not in said or "@" not in said:
+        return said
+    try:
+        password = urlsplit(said).password
+    except ValueError:  # no address that can be read: nothing of it is shown
+        return "********"
+    return str(maybe_sanitize_url(said)) if password is not None else said
