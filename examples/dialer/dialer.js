@@ -46,6 +46,12 @@ let focused = null;
 let stopCounting = () => {};
 
 $("origin").textContent = location.origin;
+// `serve.py` hands the token over behind the #, which no server is sent; it does not stay in the address.
+const handed = new URLSearchParams(location.hash.slice(1)).get("token");
+if (handed) {
+  $("sign-in").elements.namedItem("token").value = handed;
+  history.replaceState(null, "", location.pathname);
+}
 $("sign-in").addEventListener("submit", async (/** @type {SubmitEvent} */ event) => {
   event.preventDefault();
   const said = new FormData($("sign-in"));

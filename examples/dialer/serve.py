@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +30,16 @@ class Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
 
+def _token() -> str | None:
+    """The token of the stack that runs in this folder, as `make run` leaves it in its home."""
+    home = Path(os.environ.get("ASSIGNMENT_WORKERS_HOME") or ".assignment-workers")  # noqa: TID251
+    try:
+        told = json.loads((home / "stack.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(told["gateway_token"]) if told.get("gateway_token") else None
+
+
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -40,7 +52,8 @@ def main() -> None:
     except (OSError, OverflowError) as error:
         sys.exit(f"serve.py: port {port} cannot be used: {error}")
     origin = f"http://127.0.0.1:{server.server_port}"
-    print(f"{origin}", flush=True)
+    token = _token()
+    print(f"{origin}/#token={token}" if token else origin, flush=True)
     print("The gateway has to let this page in:", flush=True)
     print(f"    ASSIGNMENT_WORKERS_GATEWAY_ORIGINS={origin} make run", flush=True)
     try:

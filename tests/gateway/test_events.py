@@ -277,7 +277,9 @@ def test_a_reader_who_does_not_read_is_cut_off_and_can_go_on(gateway: Gateway) -
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", gateway.port))
         token = gateway.tokens["supervisor"]
-        head = f"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n"
+        head = (
+            f"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n"
+        )
         slow.sendall(head.encode())
         wait_until(lambda: gateway.metric("streams") == 1, "the stream to open")
         for _ in range(5):

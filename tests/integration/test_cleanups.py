@@ -410,6 +410,11 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         " VALUES (now() - interval '1 year', 'kept', 'why', NULL),"
         " (now() - interval '1 year', 'replayed', 'why', now() - interval '91 days')"
     )
+    world.execute(
+        "INSERT INTO assignment.dashboard_sessions (hash, stack, created_at, expires_at)"
+        " SELECT sha256(age::text::bytea), 'a stack', now() - age, now() - age"
+        " FROM unnest(ARRAY[interval '25 hours', interval '23 hours']) age"
+    )
     scores = world.rows("SELECT s::text FROM user_call_scores s ORDER BY 1")
     lead(world, since=HOUR, seen=SECOND)
     events = len(world.events())
@@ -419,6 +424,7 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         "job_runs": 1,
         "events": 2,
         "dead_letters": 1,
+        "dashboard_sessions": 1,
     }
     assert len(world.events()) == events - 2
     assert world.column("SELECT agent_id FROM assignment.requests") == [2]
