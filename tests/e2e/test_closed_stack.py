@@ -292,16 +292,16 @@ for name in ("stack.json", "secret.json", "postgres/address.json", "valkey/valke
         found["files"].append(name)
     except OSError:
         pass
-for each in Path("/proc").glob("[0-9]*/*"):
-    if each.name in ("cmdline", "environ"):
+for each in os.listdir("/proc"):
+    for name in ("cmdline", "environ"):
         try:
-            found["words"] += each.read_bytes().decode("utf-8", "replace")
+            found["words"] += Path("/proc", each, name).read_bytes().decode("utf-8", "replace")
         except OSError:
             pass
 
 def port(said):
     host, number = said.rsplit(":", 1)
-    return socket.create_connection((host, int(number)), timeout=5)
+    return socket.create_connection((host, int(number)), timeout=20)
 
 with port(cache) as redis:
     redis.sendall(b"LPUSH assignment x\r\n")
@@ -313,7 +313,7 @@ with port(database) as server:
     found["postgres"] = [answer[:1].decode(), struct.unpack("!i", answer[5:9])[0]]
 for name, url in (("gateway", gateway), ("flower", flower)):
     try:
-        found[name] = urlopen(Request(url), timeout=5).status
+        found[name] = urlopen(Request(url), timeout=20).status
     except HTTPError as error:
         found[name] = error.code
 print(json.dumps(found))
