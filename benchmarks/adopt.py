@@ -25,7 +25,7 @@ import psutil
 import psycopg
 from sqlalchemy import create_engine
 
-from assignment_workers.schema.base import CrmBase, DialerBase
+from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.engine import driver_url
 from benchmarks.stage import servers, show
 from tests.adoption import dialers
@@ -43,25 +43,17 @@ INSERT INTO user_call_scores (id, user_id, current_queue_type, current_score, up
 SELECT gen_random_uuid(), n,
        CASE WHEN n > {{rows}} THEN 'outstanding_requests' ELSE 'unsigned_users' END, n % 200, now()
 FROM generate_series(1, 2 * {{rows}}) n;
-INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id, status, updated_at)
+INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id, status)
 SELECT gen_random_uuid(), n / 10, now(), gen_random_uuid(),
-       CASE WHEN n % 10 < 2 THEN 'pending' ELSE 'completed' END, now()
+       CASE WHEN n % 10 < 2 THEN 'pending' ELSE 'completed' END
 FROM generate_series(1, {{rows}}) n;
-"""
-REST = """
-ALTER TABLE callbacks DROP COLUMN IF EXISTS available_from;
-ALTER TABLE missed_calls DROP COLUMN available_from;
-ALTER TABLE conversions DROP COLUMN episode;
-DROP INDEX uq_missed_calls_pending_call, ix_missed_calls_pending, ix_missed_calls_pending_user,
-  ix_missed_calls_twilio_call_sid;
-INSERT INTO missed_calls (id, phone_number, missed_at, reason, status, twilio_call_sid, updated_at)
+INSERT INTO missed_calls (id, phone_number, missed_at, reason, status, twilio_call_sid)
 SELECT gen_random_uuid(), '+447700900123', now(), 'agents_busy',
-       CASE WHEN n % 10 < 2 THEN 'pending' ELSE 'assigned' END, 'CA' || n / 10, now()
-FROM generate_series(1, {rows}) n;
-INSERT INTO conversions
-  (id, user_id, previous_queue_type, conversion_type, converted_at, updated_at)
-SELECT gen_random_uuid(), n, 'unsigned_users', 'signature_obtained', now(), now()
-FROM generate_series(1, {rows}) n;
+       CASE WHEN n % 10 < 2 THEN 'pending' ELSE 'assigned' END, 'CA' || n / 10
+FROM generate_series(1, {{rows}}) n;
+INSERT INTO conversions (id, user_id, previous_queue_type, conversion_type, converted_at)
+SELECT gen_random_uuid(), n, 'unsigned_users', 'signature_obtained', now()
+FROM generate_series(1, {{rows}}) n;
 """
 CRM = """
 INSERT INTO crm.users (id, is_enabled, created_at)
@@ -74,12 +66,12 @@ DIALER = {
     "writes the queue": f"UPDATE {UNSIGNED} SET priority_score = priority_score + 1 WHERE id ="
     f" (SELECT id FROM {UNSIGNED} WHERE queue_position = 77 LIMIT 1)",
     "promises a callback": "INSERT INTO callbacks (id, user_id, scheduled_for,"
-    " original_call_session_id, updated_at) VALUES (gen_random_uuid(), random() * 100000, now(),"
-    " gen_random_uuid(), now())",
+    " original_call_session_id) VALUES (gen_random_uuid(), random() * 100000, now(),"
+    " gen_random_uuid())",
     "reads callbacks": "SELECT id FROM callbacks WHERE user_id = 77 LIMIT 1",
     "is told of missed calls": "INSERT INTO missed_calls (id, phone_number, missed_at,"
-    " reason, twilio_call_sid, updated_at) VALUES (gen_random_uuid(), '+447700900124', now(),"
-    " 'agents_busy', 'CA' || (random() * 100000)::int, now())",
+    " reason, twilio_call_sid) VALUES (gen_random_uuid(), '+447700900124', now(),"
+    " 'agents_busy', 'CA' || (random() * 100000)::int)",
     "counts conversions": "SELECT count(*) FROM (SELECT FROM conversions LIMIT 100) AS a",
 }
 
@@ -193,11 +185,9 @@ def fill(database_url: str, rows: int) -> None:
         dialers.deployed(connection)
         connection.execute(FILL.format(rows=rows).encode())
     made = create_engine(driver_url(database_url))
-    DialerBase.metadata.create_all(made)
     CrmBase.metadata.create_all(made)
     made.dispose()
     with connected(database_url) as connection:
-        connection.execute(REST.format(rows=rows).encode())
         connection.execute(CRM.format(rows=rows).encode())
 
 

@@ -43,6 +43,8 @@ def verdicts(report: Report) -> dict[str, str]:
         ("target", "target", "target", "target"),
         ("hybrid by column", "hybrid", "hybrid", "deployed"),
         ("hybrid by table", "deployed", "target", "deployed"),
+        ("hybrid the other way", "deployed", "target", "deployed"),
+        ("widened", "deployed", "deployed", "deployed"),
         ("someone else's", "unknown", "deployed", "deployed"),
     ],
 )
@@ -53,6 +55,7 @@ def test_each_state_is_named(
         STATES[state](connection)
     found = inspected(empty_database_url)
     said = verdicts(found)
+    assert "unknown" not in {said[table] for table in OF_OURS}
     assert (said[UNSIGNED], said[OUTSTANDING], said["callbacks"]) == (
         unsigned,
         outstanding,
@@ -111,7 +114,7 @@ def test_every_kind_of_difference_is_listed(empty_database_url: str) -> None:
     for each in table.differences:
         if each.than == "deployed":
             said[each.aspect].add((each.what, each.expected, each.found))
-    assert table.verdict == "unknown"
+    assert table.verdict == "deployed"
     assert said == {
         "column": {("theirs", None, "text null")},
         "type": {("claim_id", "bigint", "text")},
@@ -121,6 +124,33 @@ def test_every_kind_of_difference_is_listed(empty_database_url: str) -> None:
         "foreign key": {("assigned_to_agent -> agents", None, "there")},
         "index": {("queue_position", "there", None)},
     }
+
+
+@pytest.mark.parametrize(
+    "change", ["DROP COLUMN status", "ALTER user_id TYPE text", "DROP assigned_to_agent"]
+)
+def test_a_queue_table_without_what_is_read_of_it_is_unknown(
+    empty_database_url: str, change: str
+) -> None:
+    with connected(empty_database_url) as connection:
+        dialers.deployed(connection)
+        connection.execute(f"ALTER TABLE {UNSIGNED} {change}".encode())
+    assert verdicts(inspected(empty_database_url))[UNSIGNED] == "unknown"
+
+
+def test_the_shapes_of_the_queue_tables_are_those_of_the_original(empty_database_url: str) -> None:
+    """Each schema as PostgreSQL has it differs in nothing from what the code holds of it."""
+    for name in ("deployed", "target"):
+        with connected(empty_database_url) as connection:
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            STATES[name](connection)
+        for each in inspected(empty_database_url).tables:
+            if each.table in (UNSIGNED, OUTSTANDING, "call_queue", "agent_sessions"):
+                assert (each.table, each.verdict, each.differences) == (
+                    each.table,
+                    "deployed" if each.table == "call_queue" else name,
+                    (),
+                )
 
 
 def test_rows_that_a_migration_has_to_decide_about_are_counted(empty_database_url: str) -> None:
@@ -183,7 +213,7 @@ def test_the_command_says_ours_with_its_exit_code(database_url: str, tmp_path: P
 
 def test_no_process_starts_while_the_dialers_own_queue_tables_are_there(database_url: str) -> None:
     with connected(database_url) as connection:
-        dialers.deployed_table(connection, UNSIGNED)
+        dialers.build(connection, {UNSIGNED: "deployed"})
     engine = create_engine(driver_url(database_url))
     with engine.connect() as connection:
         with pytest.raises(SchemaMismatch) as refused:

@@ -71,14 +71,25 @@ def check(url: str) -> None:
     engine.dispose()
 
 
+def columns(url: str, table: str) -> list[tuple[Any, ...]]:
+    """The columns of a table or view in their order, with their types."""
+    return rows(
+        url,
+        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        table,
+    )
+
+
 def state(url: str) -> list[Any]:
     """What a taking over ends in, without what is made anew by each: numbers, ids and times."""
+    with connected(url) as connection:
+        agents = {
+            table: dialers.agent_column(connection, table) for table in (UNSIGNED, OUTSTANDING)
+        }
     return [
-        rows(
-            url,
-            f"SELECT user_id, queue_position, status, assigned_to_agent FROM {table} ORDER BY 1",
-        )
-        for table in (UNSIGNED, OUTSTANDING)
+        rows(url, f"SELECT user_id, queue_position, status, {agent} FROM {table} ORDER BY 1")
+        for table, agent in agents.items()
     ] + [
         rows(url, "SELECT user_id, agent_id, queue, state FROM assignment.assignments ORDER BY 1"),
         rows(
@@ -89,7 +100,7 @@ def state(url: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name", ["deployed", "target", "hybrid by column", "hybrid by table"])
+@pytest.mark.parametrize("name", dialers.DIALERS)
 def test_every_state_becomes_ours_and_the_old_reader_reads_on(
     empty_database_url: str, name: str
 ) -> None:
@@ -102,7 +113,6 @@ def test_every_state_becomes_ours_and_the_old_reader_reads_on(
             "ELSE 'unsigned_users' END, now() FROM generate_series(1, 40) n"
         )
         for table, first in ((UNSIGNED, 1), (OUTSTANDING, 21)):
-            target = name == "target" or (name == "hybrid by table" and table == OUTSTANDING)
             dialers.queue(
                 connection,
                 table,
@@ -110,19 +120,20 @@ def test_every_state_becomes_ours_and_the_old_reader_reads_on(
                 (first + 1, 1, "pending", None),
                 (first + 2, 3, "assigned", first),
                 (first + 3, 4, "completed", None),
-                agent_column="assigned_to_agent_id" if target else "assigned_to_agent",
             )
     moved(url)
     check(url)
     for table, first in ((UNSIGNED, 1), (OUTSTANDING, 21)):
-        for agent in ("assigned_to_agent", "assigned_to_agent_id"):
-            ((_, user, place, holder),) = rows(
-                url, FIND_FIRST.format(table=table, agent=agent), "pending", 1, 0
-            )
-            assert (user, place, holder) == (first + 1, 1, None)
-            assert rows(url, f"SELECT user_id, {agent} FROM {table} WHERE status = 'assigned'") == [
-                (first + 2, first)
-            ]
+        with connected(url) as connection:
+            agent = dialers.agent_column(connection, table)
+        ((_, user, place, holder),) = rows(
+            url, FIND_FIRST.format(table=table, agent=agent), "pending", 1, 0
+        )
+        assert (user, place, holder) == (first + 1, 1, None)
+        assert rows(url, f"SELECT user_id, {agent} FROM {table} WHERE status = 'assigned'") == [
+            (first + 2, first)
+        ]
+        assert columns(url, table) == columns(url, f"{table}_before_adoption")
         assert rows(
             url, f'SELECT COUNT(*), "status" FROM "public"."{table}" GROUP BY "status" ORDER BY 2'
         ) == [(1, "assigned"), (2, "pending")]
@@ -321,8 +332,8 @@ def test_a_run_that_is_killed_while_it_builds_an_index_is_taken_up_by_the_next(
     with connected(url) as connection:
         dialers.dirty(connection)
         connection.execute(
-            "INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id, updated_at,"
-            " created_at) SELECT gen_random_uuid(), n % 3, now(), gen_random_uuid(), now(),"
+            "INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id,"
+            " created_at) SELECT gen_random_uuid(), n % 3, now(), gen_random_uuid(),"
             " now() - n * interval '1 s' FROM generate_series(1, 12) n"
         )
     left = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
@@ -338,8 +349,8 @@ def test_a_run_that_is_killed_while_it_builds_an_index_is_taken_up_by_the_next(
                 # The dialer promises, and is told of missed calls, meanwhile.
                 watching.execute("SET statement_timeout TO '1 s'")
                 watching.execute(
-                    "INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id,"
-                    " updated_at) VALUES (gen_random_uuid(), 1, now(), gen_random_uuid(), now())"
+                    "INSERT INTO callbacks (id, user_id, scheduled_for, original_call_session_id"
+                    ") VALUES (gen_random_uuid(), 1, now(), gen_random_uuid())"
                 )
             finally:
                 process.kill()
@@ -365,7 +376,7 @@ def test_where_there_is_no_call_queue_the_old_reader_finds_a_view_of_it(
 ) -> None:
     url = empty_database_url
     with connected(url) as connection:
-        dialers.deployed(connection)
+        dialers.without_call_queue(connection)
         dialers.queue(connection, UNSIGNED, (1, 1, "pending", None), (2, 2, "assigned", 7))
         dialers.queue(connection, OUTSTANDING, (3, 1, "pending", None))
     moved(url)
@@ -389,7 +400,6 @@ def test_a_call_queue_that_is_there_stays_the_dialers_own(empty_database_url: st
     url = empty_database_url
     with connected(url) as connection:
         dialers.deployed(connection)
-        connection.execute("CREATE TABLE call_queue (id uuid PRIMARY KEY, user_id bigint NOT NULL)")
     kind = "SELECT relkind::text FROM pg_class WHERE oid = 'call_queue'::regclass"
     moved(url)
     assert rows(url, kind) == [("r",)]
@@ -402,7 +412,7 @@ def test_the_first_by_position_costs_the_same_whatever_waits_behind_or_was_befor
 ) -> None:
     url = empty_database_url
     with connected(url) as connection:
-        dialers.deployed(connection)
+        dialers.without_call_queue(connection)
         connection.execute(
             f"INSERT INTO {UNSIGNED} (id, user_id, queue_position, updated_at)"
             " SELECT gen_random_uuid(), n, n, now() FROM generate_series(1, 20000) n"
@@ -413,10 +423,13 @@ def test_the_first_by_position_costs_the_same_whatever_waits_behind_or_was_befor
             "UPDATE assignment.entries SET state = 'out', reason = 'converted' WHERE rank <= 1000"
         )
         connection.execute("ANALYZE assignment.entries")
-        for table, more in ((UNSIGNED, ""), ("call_queue", " AND queue_type = 'unsigned_users'")):
+        for table, agent, more in (
+            (UNSIGNED, "assigned_to_agent", ""),
+            ("call_queue", "assigned_to_agent_id", " AND queue_type = 'unsigned_users'"),
+        ):
             find = (
                 f"SELECT user_id FROM {table} WHERE status = 'pending'"
-                f" AND assigned_to_agent_id IS NULL{more} ORDER BY queue_position LIMIT 1"
+                f" AND {agent} IS NULL{more} ORDER BY queue_position LIMIT 1"
             )
             assert connection.execute(find).fetchall() == [(1001,)]
             found = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {find}").fetchone()
@@ -437,15 +450,15 @@ def test_the_views_of_an_older_version_are_brought_up_with_whoever_may_use_them(
 ) -> None:
     url = empty_database_url
     with connected(url) as connection:
-        dialers.deployed(connection)
+        dialers.without_call_queue(connection)
         dialers.queue(connection, UNSIGNED, (1, 1, "pending", None), (2, 2, "assigned", 7))
     moved(url)
     acl = (
         "SELECT grantee::regrole, privilege_type FROM pg_class, aclexplode(relacl)"
         f" WHERE pg_class.oid = '{UNSIGNED}'::regclass ORDER BY 1, 2"
     )
+    made, called = as_of_revision_14(url)
     with connected(url) as connection:
-        made, called = as_of_revision_14(connection)
         connection.execute(f"GRANT SELECT, DELETE ON {UNSIGNED} TO PUBLIC, pg_monitor")
         may = connection.execute(acl).fetchall()
         connection.execute(
@@ -467,16 +480,23 @@ def test_the_views_of_an_older_version_are_brought_up_with_whoever_may_use_them(
     check(url)
 
 
-def as_of_revision_14(connection: psycopg.Connection[Any]) -> tuple[str, ...]:
-    """Make the rank what it was, and the views so that they cast it; the views as they are now."""
-    made = definitions(connection)
-    for table in (UNSIGNED, OUTSTANDING, "call_queue"):
-        connection.execute(f"DROP VIEW {table}")
-    connection.execute("ALTER TABLE assignment.entries ALTER COLUMN rank TYPE bigint")
-    for table, sql in zip((UNSIGNED, "call_queue"), made, strict=True):
-        connection.execute(f"CREATE VIEW {table} AS {sql.replace('e.rank', 'e.rank::integer')}")
-        connection.execute(f"COMMENT ON VIEW {table} IS '{migrations.OUR_VIEW}'")
-    connection.execute("UPDATE assignment.alembic_version SET version_num = '0014'")
+def as_of_revision_14(url: str) -> tuple[str, ...]:
+    """Make the database as version 0.1.0 left it at its revision 14; the views as they are now."""
+    from alembic import command
+
+    with connected(url) as connection:
+        made = definitions(connection)
+        for table in (UNSIGNED, OUTSTANDING, "call_queue"):
+            connection.execute(f"DROP VIEW {table}")
+    engine = create_engine(driver_url(url))
+    with engine.connect() as at:
+        command.downgrade(migrations._config(at), "0014")
+    engine.dispose()
+    with connected(url) as connection:
+        connection.execute("ALTER TABLE assignment.entries ALTER COLUMN rank TYPE bigint")
+        for table, sql in zip((UNSIGNED, "call_queue"), made, strict=True):
+            connection.execute(f"CREATE VIEW {table} AS {sql.replace('e.rank', 'e.rank::integer')}")
+            connection.execute(f"COMMENT ON VIEW {table} IS '{migrations.OUR_VIEW}'")
     return made
 
 
@@ -702,8 +722,8 @@ def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
                     hold = taken[1]
                     do(
                         "INSERT INTO callbacks (id, user_id, scheduled_for,"
-                        " original_call_session_id, updated_at)"
-                        " VALUES (gen_random_uuid(), %s, now(), gen_random_uuid(), now())",
+                        " original_call_session_id)"
+                        " VALUES (gen_random_uuid(), %s, now(), gen_random_uuid())",
                         chance.randint(1, 20),
                     )
                     do(f"UPDATE {UNSIGNED} SET status = 'completed' WHERE id = %s", taken[0])

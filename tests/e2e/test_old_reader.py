@@ -45,7 +45,6 @@ def test_the_old_reader_reads_the_same_and_its_write_is_refused_with_a_word(
                 (user, 1, "assigned", user),
                 (user + 1, 3, "pending", None),
                 (user + 2, 2, "pending", None),
-                agent_column=agent,
             )
     before = {table: read(table) for table in (UNSIGNED, OUTSTANDING)}
     assert before[UNSIGNED] == {

@@ -24,8 +24,10 @@ def backfill(engine: Engine, source: Source, *, tell: Tell, batch: int) -> int:
     table = partition(number)
     while True:
         with engine.begin() as connection:
+            first = connection.execute(_LAST_ID, {"queue": source.queue}).scalar() is None
             row = connection.execute(
-                text(copy_statement(source, number, table)), {"queue": source.queue, "batch": batch}
+                text(copy_statement(source, number, table, first=first)),
+                {"queue": source.queue, "batch": batch},
             ).one()
         if not row.copied:
             break
@@ -101,19 +103,25 @@ def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
             )
 
 
-def copy_statement(source: Source, number: int, table: str) -> str:
+def narrowed(number: str) -> str:
+    """The SQL of a number as an integer: one that the dialer widened ends at the ends of ours."""
+    return f"greatest(least({number}, 2147483647), -2147483648)::integer"
+
+
+def copy_statement(source: Source, number: int, table: str, *, first: bool = False) -> str:
     """Copy the next batch into the table of a generation that is being filled."""
+    last = "(SELECT last_id FROM assignment.adoptions WHERE queue = :queue)"
+    after = "" if first else f"WHERE q.id > {last}"
     return f"""
         WITH batch AS MATERIALIZED (
             SELECT q.id, q.user_id, q.status, q.queue_position, q.priority_score, q.created_at
             FROM public.{source.table} q
-            WHERE q.id > coalesce((SELECT last_id FROM assignment.adoptions WHERE queue = :queue),
-                                  '00000000-0000-0000-0000-000000000000')
+            {after}
             ORDER BY q.id LIMIT :batch
         ), copied AS (
             INSERT INTO {table} AS e (generation_id, user_id, rank, score)
             SELECT DISTINCT ON (user_id) {number}, user_id,
-                   coalesce(queue_position, 2147483647), priority_score
+                   {narrowed("coalesce(queue_position, 2147483647)")}, {narrowed("priority_score")}
             FROM batch WHERE status IN ('pending', 'assigned')
             ORDER BY user_id, queue_position NULLS LAST, created_at, id
             ON CONFLICT (generation_id, user_id) DO UPDATE
@@ -132,8 +140,8 @@ def duplicates_statement(source: Source) -> str:
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)
         SELECT clock_timestamp(), '{source.table}', id, user_id, rule FROM (
             SELECT q.id, q.user_id, CASE
-                WHEN q.status NOT IN ('pending', 'assigned', 'completed', 'skipped', 'inactive',
-                                      'invalid')
+                WHEN coalesce(q.status, '') NOT IN ('pending', 'assigned', 'completed', 'skipped',
+                                                    'inactive', 'invalid')
                 THEN 'status outside the vocabulary: not queued'
                 WHEN q.status IN ('pending', 'assigned') AND row_number() OVER (
                     PARTITION BY q.user_id, q.status IN ('pending', 'assigned')
@@ -152,6 +160,9 @@ _FIND_BUILD = text("""
     JOIN assignment.generations g ON g.id = a.generation_id AND g.state = 'building'
     WHERE a.queue = :queue AND a.switched_at IS NULL
 """)
+
+
+_LAST_ID = text("SELECT last_id FROM assignment.adoptions WHERE queue = :queue")
 
 
 _NOTE_BUILD = text("""

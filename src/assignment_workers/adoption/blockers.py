@@ -39,7 +39,9 @@ def blockers(
             ),
             "assigned with no agent": f"{rows} q.status = 'assigned' AND {agent} IS NULL",
             "agents that do not exist": f"{rows} {agent} IS NOT NULL AND {there}",
-            "statuses outside the vocabulary": f"{rows} q.status NOT IN ({statuses})",
+            "statuses outside the vocabulary": (
+                f"{rows} (q.status IS NULL OR q.status NOT IN ({statuses}))"
+            ),
             "positions missing": f"{rows} q.status = 'pending' AND q.queue_position IS NULL",
         }
         if all(column in columns for column in AGENT_COLUMNS):

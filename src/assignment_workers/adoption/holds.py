@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from assignment_workers.adoption.backfill import narrowed
 from assignment_workers.adoption.sources import Source
 from assignment_workers.assignment import entries, ledger
 from assignment_workers.assignment.answers import Assigned, RequestAnswer
@@ -98,8 +99,9 @@ def _holds(sources: Iterable[Source]) -> Iterator[str]:
     for each in sources:
         yield (
             f"SELECT '{each.queue}' AS queue, '{each.table}' AS found_in, q.id AS row_id,"
-            f" q.user_id, {each.agent} AS agent_id, q.assigned_at, q.queue_position AS position,"
-            " q.priority_score AS score, q.queue_reason AS reason, NULL::text AS rule"
+            f" q.user_id, {each.agent} AS agent_id, q.assigned_at,"
+            f" {narrowed('q.priority_score')} AS score, q.queue_reason AS reason,"
+            " NULL::text AS rule"
             f" FROM public.{each.table} q WHERE q.status = 'assigned'"
         )
 
@@ -145,7 +147,8 @@ _PLACE_HOLDS = text("""
 
 
 _HOLDS_KEPT = text("""
-    SELECT *, row_number() OVER (PARTITION BY queue ORDER BY assigned_at, row_id)
+    SELECT queue, row_id, user_id, agent_id, score, reason,
+           row_number() OVER (PARTITION BY queue ORDER BY assigned_at, row_id)
               - count(*) OVER (PARTITION BY queue) AS rank
     FROM found_holds WHERE rule IS NULL ORDER BY queue, rank
 """)

@@ -18,10 +18,12 @@ from assignment_workers.adoption.shapes import (
     LEGACY_CALL_QUEUE,
     OTHERS,
     QUEUE_TABLES,
+    READ,
     TARGET,
     TELLING,
     Column,
     Shape,
+    is_readable,
 )
 from assignment_workers.assignment.crm import Crm
 from assignment_workers.assignment.sight import crm_of
@@ -65,52 +67,53 @@ def _queue_table(name: str, found: Found | None) -> Inspected:
     if found["kind"] not in ("r", "p"):
         return _not_a_table(name, found, needed=True)
     shape: Shape = found["shape"]
-    to_deployed = tuple(_differences(shape, DEPLOYED[name], "deployed"))
-    to_target = tuple(_differences(shape, TARGET[name], "target"))
-    if not _telling(to_deployed):
+    deployed, target = DEPLOYED[name], TARGET[name]
+    to_deployed = tuple(_differences(shape, deployed, "deployed"))
+    to_target = tuple(_differences(shape, target, "target"))
+    if not _is_readable(shape):
+        return Inspected(name, Verdict.UNKNOWN, needed=True, differences=to_deployed + to_target)
+    if not _telling(to_deployed, target):
         return Inspected(name, Verdict.DEPLOYED, needed=True, differences=to_deployed)
-    if not _telling(to_target):
+    if not _telling(to_target, deployed):
         return Inspected(name, Verdict.TARGET, needed=True, differences=to_target)
-    verdict = (
-        Verdict.HYBRID if _is_between(shape, DEPLOYED[name], TARGET[name]) else Verdict.UNKNOWN
-    )
-    return Inspected(name, verdict, needed=True, differences=to_deployed + to_target)
+    return Inspected(name, Verdict.HYBRID, needed=True, differences=to_deployed + to_target)
 
 
-def _telling(differences: Iterable[Difference]) -> list[Difference]:
-    """Without indexes: those change how fast a table is, not what it means."""
-    return [each for each in differences if each.aspect != "index"]
-
-
-def _is_between(found: Shape, deployed: Shape, target: Shape) -> bool:
-    """Whether each part of it is of one of the two schemas and what both have is there."""
-    shared = deployed.columns.keys() & target.columns.keys()
-    return (
-        shared <= found.columns.keys()
-        and any(name in found.columns for name in AGENT_COLUMNS)
-        and all(
-            any(
-                _parts_between(column, shape.columns[name], shape.columns[name])
-                for shape in (deployed, target)
-                if name in shape.columns
-            )
-            or (
-                name in shared
-                and _parts_between(column, deployed.columns[name], target.columns[name])
-            )
-            for name, column in found.columns.items()
-        )
-        and found.unique <= deployed.unique | target.unique
-        and found.foreign_keys <= deployed.foreign_keys | target.foreign_keys
+def _is_readable(shape: Shape) -> bool:
+    """Whether the queue table has what is read of it, in types that can be read."""
+    return any(name in shape.columns for name in AGENT_COLUMNS) and all(
+        (found := shape.columns.get(name)) is not None and is_readable(found.type, wanted.type)
+        for name, wanted in READ.items()
     )
 
 
-def _parts_between(found: Column, one: Column, other: Column) -> bool:
-    return (
-        found.type in (one.type, other.type)
-        and found.null in (one.null, other.null)
-        and found.default in (one.default, other.default)
-    )
+def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
+    """The differences by which a table is not of one schema: it lacks a column, or is as `other`.
+
+    What is in neither was added by somebody, and stays. An index changes how fast a table is, not
+    what it means.
+    """
+    return [
+        each
+        for each in differences
+        if (each.aspect == "column" and each.found is None)
+        or (each.aspect != "index" and each.found is not None and _is_of(other, each))
+    ]
+
+
+def _is_of(shape: Shape, difference: Difference) -> bool:
+    column = shape.columns.get(difference.what)
+    match difference.aspect:
+        case "column":
+            return column is not None
+        case "type":
+            return column is not None and column.type == difference.found
+        case "unique":
+            return tuple(difference.what.split(", ")) in shape.unique
+        case "foreign key":
+            return tuple(difference.what.split(" -> ")) in shape.foreign_keys
+        case _:
+            return False
 
 
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
@@ -123,15 +126,20 @@ def _dialer_table(table: Table, found: Found | None) -> Inspected:
     differences = tuple(
         each for each in _differences(shape, _modelled(table), "ours") if each.expected is not None
     )
-    telling = _telling(differences)
-    absent = {each.what for each in telling if each.aspect == "column"}
+    absent = {each.what for each in differences if each.aspect == "column"}
     missing = absent - ADDED.get(table.name, frozenset())
     of_deployed = TELLING.get(table.name, (frozenset(), frozenset()))[0]
-    if any(each.aspect == "type" for each in telling) or missing - of_deployed:
+    if missing - of_deployed or not all(
+        is_readable(each.found or "", each.expected or "")
+        for each in differences
+        if each.aspect == "type"
+    ):
         verdict = Verdict.UNKNOWN
     elif missing:
         verdict = Verdict.TARGET if missing == of_deployed else Verdict.HYBRID
-    elif absent or any(each.aspect in ("default", "unique") for each in telling):
+    elif absent or any(
+        each.aspect in ("default", "unique") and each.found is None for each in differences
+    ):
         verdict = Verdict.DEPLOYED
     else:
         verdict = Verdict.OURS

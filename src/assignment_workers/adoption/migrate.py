@@ -104,19 +104,25 @@ def _unlike(table: Inspected) -> str:
 
 
 def expand(engine: Engine, database_url: str, tell: Tell) -> None:
-    """Our schema, and in the shared tables what is missing: only added, nothing rewritten."""
-    patiently(
-        lambda: migrations.upgrade(database_url, lock_timeout=LOCK_AT_MOST), seconds=TRY_SECONDS
-    )
+    """Our schema, and in the shared tables what is missing: only added, nothing rewritten.
+
+    What a table of the dialer's lacks comes first, because our revisions write to it.
+    """
     with engine.connect() as connection:
         missing = list(additions(connection))
     for sql in missing:
         patiently(lambda sql=sql: _run(engine, sql), seconds=TRY_SECONDS)  # type: ignore[misc]
+    patiently(
+        lambda: migrations.upgrade(database_url, lock_timeout=LOCK_AT_MOST), seconds=TRY_SECONDS
+    )
     tell(f"expand: at revision {migrations.head()}, {len(missing)} columns and defaults added")
 
 
 def additions(connection: Connection) -> Iterator[str]:
-    """What the shared tables lack of ours, each as a statement that rewrites no row."""
+    """What the shared tables lack of ours, each as a statement that rewrites no row.
+
+    A column without a default may be null there: the rows that are there have no value for it.
+    """
     dialect = connection.dialect
     for table in read_schema(connection).tables:
         model = Agent.metadata.tables.get(f"public.{table.table}")
@@ -125,7 +131,9 @@ def additions(connection: Connection) -> Iterator[str]:
         for each in table.differences:
             column = model.columns.get(each.what)
             if each.aspect == "column" and column is not None:
-                words = CreateColumn(column).compile(dialect=dialect)
+                words = str(CreateColumn(column).compile(dialect=dialect))
+                if column.server_default is None:
+                    words = words.removesuffix(" NOT NULL")
                 yield f"ALTER TABLE public.{table.table} ADD COLUMN IF NOT EXISTS {words}"
             elif each.aspect == "default" and each.found is None:
                 yield (
@@ -133,12 +141,24 @@ def additions(connection: Connection) -> Iterator[str]:
                     f"ALTER COLUMN {each.what} SET DEFAULT {each.expected}"
                 )
             elif each.aspect == "unique":
-                yield f"CREATE UNIQUE INDEX CONCURRENTLY ON public.{table.table} ({each.what})"
+                name = f"uq_{table.table}_{each.what}"
+                yield f"DROP INDEX CONCURRENTLY IF EXISTS public.{name}"
+                yield (
+                    f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON public.{table.table} ({each.what})"
+                )
 
 
 def _run(engine: Engine, sql: str) -> None:
+    """Run the statement by itself. An index that is built beside the dialer waits as it has to."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(sql))
+        is_index = "CONCURRENTLY" in sql
+        if is_index:
+            connection.execute(text("SET lock_timeout TO 0"))
+        try:
+            connection.execute(text(sql))
+        finally:
+            if is_index:
+                connection.invalidate()  # a session with another limit is of no further use
 
 
 def _keep_books(engine: Engine) -> None:

@@ -62,12 +62,12 @@ def _expand(connection: Connection, database_url: str) -> Iterator[str]:
     added = list(additions(connection))
     if ours or added:
         yield f"-- 1. expand: locks the tables of agents and ours, no row rewritten; {_wait()}"
-    if ours:
-        yield ours
-        yield from (f"{sql};" for sql in renewal(connection))
     for sql in added:
         lock = "SHARE UPDATE EXCLUSIVE" if "CONCURRENTLY" in sql else "ACCESS EXCLUSIVE, an instant"
         yield f"-- lock {lock}; rows rewritten: 0\n{sql};"
+    if ours:
+        yield ours
+        yield from (f"{sql};" for sql in renewal(connection))
 
 
 def _backfill(connection: Connection, sources: list[Source]) -> Iterator[str]:

@@ -1,7 +1,11 @@
-"""The two schemas that a dialer's database may have, as data (original-dialer section 1)."""
+"""The two schemas that a dialer's database may have, as data (original-dialer section 1).
+
+A test holds them to the original's columns, keys and indexes.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -181,34 +185,89 @@ LEGACY_CALL_QUEUE = Shape(
 )
 """Both schemas have it. Foreign keys are left out: a script of the dialer drops one."""
 
+LEASES = frozenset(
+    {
+        "assigned_to_agent_id",
+        "assigned_at",
+        "lease_expires_at",
+        "completed_at",
+        "retry_count",
+        "max_retries",
+        "last_attempt_at",
+        "created_by_agent_id",
+        "created_by_source",
+    }
+)
+CONVERSION = frozenset(
+    {
+        "user_id",
+        "previous_queue_type",
+        "conversion_type",
+        "conversion_reason",
+        "final_score",
+        "total_call_attempts",
+        "last_call_at",
+        "converted_at",
+        "contributing_agents",
+        "signature_obtained",
+    }
+)
+
 TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
-    "callbacks": (
-        frozenset(
-            {
-                "assigned_to_agent_id",
-                "assigned_at",
-                "lease_expires_at",
-                "completed_at",
-                "retry_count",
-                "max_retries",
-                "last_attempt_at",
-                "created_by_agent_id",
-                "created_by_source",
-            }
-        ),
-        frozenset(),
-    ),
+    "callbacks": (LEASES, frozenset()),
+    "conversions": (CONVERSION, frozenset()),
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
     "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
 }
 """Columns that only the deployed schema has, and only the target, of tables alike but for them."""
 
 ADDED: Mapping[str, frozenset[str]] = {
-    "callbacks": frozenset({"available_from"}),
-    "missed_calls": frozenset({"available_from"}),
-    "conversions": frozenset({"episode"}),
+    "callbacks": frozenset({"available_from", "updated_at"}),
+    "missed_calls": frozenset({"available_from", "updated_at"}),
+    "conversions": frozenset({"episode", "created_at", "updated_at"}),
 }
-"""Columns that our own revisions add to the dialer's tables: in neither of its schemas."""
+"""Columns that only ours has of the dialer's tables: in neither of its schemas."""
+
+READ: Mapping[str, Column] = {
+    name: _DEPLOYED[name]
+    for name in (
+        "id",
+        "user_id",
+        "status",
+        "priority_score",
+        "queue_position",
+        "queue_reason",
+        "assigned_at",
+        "created_at",
+        "updated_at",
+    )
+}
+"""What is read of a queue table besides the agent. The other columns may be of any type."""
+
+_FAMILIES = (
+    re.compile(r"smallint|integer|bigint"),
+    re.compile(r"text|character varying(\(\d+\))?"),
+    re.compile(r"timestamp(\(\d\))? (without|with) time zone"),
+    re.compile(r"jsonb?"),
+)
+
+
+def is_readable(found: str, wanted: str) -> bool:
+    """Whether a column of the type `found` serves where `wanted` is needed.
+
+    The members of a family differ in width alone. A text that is too narrow for the longest status
+    that this version writes does not serve.
+    """
+    if found == wanted:
+        return True
+    width = re.fullmatch(r"character varying\((\d+)\)", found)
+    if width and int(width[1]) < NARROWEST:
+        return False
+    return any(each.fullmatch(found) and each.fullmatch(wanted) for each in _FAMILIES)
+
+
+NARROWEST = len("outstanding_requests")
+"""Characters that a text of the dialer has to hold: the longest name that this version writes."""
 
 OTHERS = ("call_queue", "agent_sessions", "call_sessions")
 """Tables of the dialer that we neither need nor change; they are named, not judged in full."""

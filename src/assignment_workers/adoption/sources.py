@@ -13,7 +13,7 @@ from assignment_workers.schema.migrate import OUR_VIEW
 
 @dataclass(frozen=True)
 class Source:
-    """A table of the dialer's that is taken over, and what it is like."""
+    """A table of the dialer's that is taken over, and the types of its columns in their order."""
 
     queue: str
     table: str
@@ -59,5 +59,8 @@ _COLUMNS = """
     AND NOT a.attisdropped
     WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names)
 """
-_SOURCES = text(f"{_COLUMNS} AND c.relkind IN ('r', 'p')")
-_VIEWS = text(f"{_COLUMNS} AND c.relkind = 'v' AND obj_description(c.oid, 'pg_class') = :comment")
+_SOURCES = text(f"{_COLUMNS} AND c.relkind IN ('r', 'p') ORDER BY a.attnum")
+_VIEWS = text(
+    f"{_COLUMNS} AND c.relkind = 'v' AND obj_description(c.oid, 'pg_class') = :comment"
+    " ORDER BY a.attnum"
+)

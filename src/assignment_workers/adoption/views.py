@@ -9,6 +9,7 @@ from assignment_workers.adoption.shapes import (
     LEGACY_CALL_QUEUE,
     QUEUE_TABLES,
     TARGET,
+    TIME,
 )
 from assignment_workers.schema.migrate import OUR_VIEW
 
@@ -29,53 +30,69 @@ END $refuse$
 """
 
 # The id is the same for a user in a dialer queue however often it is rebuilt.
-_VALUES: Mapping[str, str] = {
-    "id": "md5('{queue} ' || user_id)::uuid",
-    "user_id": "user_id",
-    "priority_score": "score",
-    "queue_position": "rank",
-    "status": "status",
-    "queue_reason": "reason",
-    "assigned_to_agent": "agent_id",
-    "assigned_to_agent_id": "agent_id",
-    "assigned_at": "(claimed_at AT TIME ZONE 'UTC')::timestamp(3)",
-    "available_from": ("(coalesce(available_from, published_at) AT TIME ZONE 'UTC')::timestamp(3)"),
-    "created_at": "(published_at AT TIME ZONE 'UTC')::timestamp(3)",
-    "updated_at": "(coalesce(claimed_at, published_at) AT TIME ZONE 'UTC')::timestamp(3)",
+_VALUES: Mapping[str, tuple[str, str]] = {
+    "id": ("md5('{queue} ' || user_id)::uuid", "uuid"),
+    "user_id": ("user_id", "bigint"),
+    "priority_score": ("score", "integer"),
+    "queue_position": ("rank", "integer"),
+    "status": ("status", "text"),
+    "queue_reason": ("reason", "text"),
+    "assigned_to_agent": ("agent_id", "integer"),
+    "assigned_to_agent_id": ("agent_id", "integer"),
+    "assigned_at": ("(claimed_at AT TIME ZONE 'UTC')::timestamp(3)", TIME),
+    "available_from": (
+        "(coalesce(available_from, published_at) AT TIME ZONE 'UTC')::timestamp(3)",
+        TIME,
+    ),
+    "created_at": ("(published_at AT TIME ZONE 'UTC')::timestamp(3)", TIME),
+    "updated_at": (
+        "(coalesce(claimed_at, published_at) AT TIME ZONE 'UTC')::timestamp(3)",
+        TIME,
+    ),
 }
-"""What we know of a column of the dialer's; of the others the default, or null."""
+"""What we know of a column of the dialer's, and its type; of the others the default, or null."""
 
 
-def create(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[str]:
-    """The statements that make the view of a dialer queue, with the columns of either schema.
+def create(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
+    """The statements that make the view of a dialer queue. Its name ends with `MADE`.
 
-    Its name ends with `MADE`, until `take_name`.
-    `found_types` are the types of the columns of the table that it takes the place of: where the
-    two schemas disagree the view is as that table was. Waiting users show as skipped, those who
-    are out as inactive.
+    Its columns are those of the table that it takes the place of, in their order and of their
+    `types`: a statement that was prepared before goes on. Waiting users show as skipped, those who
+    are out as inactive; a column that somebody added to the table is null.
     """
-    return _view(f"{table}{MADE}", _query(table, queue, found_types))
+    return _view(f"{table}{MADE}", _query(table, queue, types))
 
 
-def renew(table: str, queue: str, found_types: Mapping[str, str]) -> Sequence[str]:
-    """The statements that make a view that is there as this version makes it, under its name.
+def renew(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
+    """The statements that make a view that is there as this version makes it, with its columns.
 
-    Who may use it still may. The same again changes nothing.
+    Users of the view keep their rights. The same again changes nothing.
     """
-    return _view(table, _query(table, queue, found_types))
+    return _view(table, _query(table, queue, types))
 
 
-def _query(table: str, queue: str, found_types: Mapping[str, str]) -> str:
-    columns = {**TARGET[table].columns, **DEPLOYED[table].columns}
+def _query(table: str, queue: str, types: Mapping[str, str]) -> str:
+    known = {**TARGET[table].columns, **DEPLOYED[table].columns}
     shown = []
-    for name, column in columns.items():
-        kind = found_types.get(name, column.type)
-        default = "NULL" if column.default in (None, "now()") else column.default
+    for name, kind in types.items():
+        default = "NULL"
+        if name in known and known[name].default not in (None, "now()"):
+            default = str(known[name].default)
         if name == "requirement_types":
-            default = "'[]'" if kind == "jsonb" else "'{}'"
-        value = _VALUES.get(name, f"{default}::{kind}").replace("{queue}", queue)
-        shown.append(f'{value} AS "{name}"')
+            default = "'{}'" if kind.endswith("[]") else "'[]'"
+        value, of = _VALUES.get(name, (default, ""))
+        quoted = name.replace('"', '""')
+        shown.append(f'{_as(value.replace("{queue}", queue), of, kind)} AS "{quoted}"')
     return f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place"
+
+
+def _as(value: str, of: str, kind: str) -> str:
+    """The value as a column of another type. No cast where it is one: it would hide an index."""
+    if of == kind:
+        return value
+    if of == TIME and kind.endswith("with time zone"):
+        return f"({value} AT TIME ZONE 'UTC')::{kind}"
+    return f"({value})::{kind}"
 
 
 def take_name(table: str) -> str:
@@ -91,7 +108,8 @@ def create_call_queue() -> Sequence[str]:
     shown = []
     for name, column in LEGACY_CALL_QUEUE.columns.items():
         default = "NULL" if column.default in (None, "now()") else column.default
-        value = _VALUES.get(name, f"{default}::{column.type}").replace("'{queue} '", "queue || ' '")
+        value = _VALUES.get(name, (f"{default}::{column.type}", ""))[0]
+        value = value.replace("'{queue} '", "queue || ' '")
         shown.append(f'{"queue" if name == "queue_type" else value} AS "{name}"')
     places = " UNION ALL ".join(
         f"SELECT '{queue}' AS queue, place.* FROM ({_places(queue)}) AS place"

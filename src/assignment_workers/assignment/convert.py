@@ -204,7 +204,7 @@ _RECORD = insert(Conversion).from_select(
         "user_id",
         "previous_queue_type",
         "conversion_type",
-        "reason",
+        "conversion_reason",
         "final_score",
         "total_call_attempts",
         "last_call_at",

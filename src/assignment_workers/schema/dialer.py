@@ -182,7 +182,7 @@ class Conversion(DialerBase):
     user_id: Mapped[int] = mapped_column(BigInteger)
     previous_queue_type: Mapped[str]
     conversion_type: Mapped[str]
-    reason: Mapped[str | None]
+    conversion_reason: Mapped[str | None]
     final_score: Mapped[int] = mapped_column(server_default="0")
     total_call_attempts: Mapped[int] = mapped_column(server_default="0")
     last_call_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
