@@ -30,17 +30,27 @@ class SchemaMismatch(AssignmentWorkersError):
 class DatabaseUnavailable(AssignmentWorkersError):
     """PostgreSQL cannot answer now; nothing was changed."""
 
+    general = "the database cannot answer"
+    """The reason for callers: the message may name a host, and is for the log."""
+
 
 class CrmUnavailable(DatabaseUnavailable):
     """The CRM cannot be read now: what it would say is unknown, and nobody was judged by it."""
 
+    general = "the CRM cannot be read"
+
     def __init__(self, reason: str, *, retry_after: float) -> None:
-        super().__init__(f"the CRM cannot be read: {reason}")
+        super().__init__(f"{self.general}: {reason}")
         self.retry_after = retry_after
 
 
 class BrokerUnavailable(AssignmentWorkersError):
     """The broker cannot take a message now; nothing was enqueued."""
+
+    @property
+    def general(self) -> str:
+        """The reason for callers: the message without the address that it may name."""
+        return str(self).partition(": ")[0]
 
 
 class NotReplayable(AssignmentWorkersError):

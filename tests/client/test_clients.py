@@ -21,6 +21,7 @@ from assignment_workers.client import (
     Refused,
     Unavailable,
 )
+from assignment_workers.client.courier import FAILED
 from assignment_workers.client.message import message
 from tests.client.worker import HELD, Worker, assigned
 from tests.processes import wait_until
@@ -120,7 +121,7 @@ def test_a_task_that_failed_is_unavailable_to_each_of_its_callers(worker: Worker
     with Client.connect(worker.url) as client:
         asker = Asker(client, 1)
         worker.fail(worker.take())
-        assert asker.got() == Unavailable(retry_after=1.0, reason="ValueError: no good")
+        assert asker.got() == Unavailable(retry_after=1.0, reason=FAILED)
 
 
 def test_a_lost_message_is_asked_again_with_the_same_request_id(worker: Worker) -> None:

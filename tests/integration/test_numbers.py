@@ -147,7 +147,7 @@ def shown(world: World, redis_url: str, view: View) -> Shown:
     with source_of(world, redis_url) as source:
         facts = view.read(source)
     assert facts is not None
-    given = dict(view.place) | facts | {"may_act": True}
+    given = dict(view.place) | facts | {"sees_text": True}
     parts = [
         environment().get_template(f"parts/{each}.html").render(given) for each in view.regions
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import structlog
 from sqlalchemy import bindparam, exists, select
 
 from assignment_workers.assignment import callbacks, entries, grants, ledger, missed_calls
@@ -47,6 +48,8 @@ from assignment_workers.schema.tables import (
 )
 from assignment_workers.schema.trips import Ask, Rows
 from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
 
 
 def claim(
@@ -222,7 +225,8 @@ class _Claim:
         except Enough:
             pass  # who is not answered yet gets another turn; what was found ineligible is out
         except CrmUnavailable as error:
-            away = Unavailable(retry_after=error.retry_after, reason=str(error))
+            log.warning("crm_unavailable", reason=str(error))
+            away = Unavailable(retry_after=error.retry_after, reason=error.general)
             answers = dict.fromkeys(open_requests, away) | answers
             without.clear()
         for each in due:
@@ -236,7 +240,8 @@ class _Claim:
             try:
                 answers[request] = self._without(why, open_requests[request], skipped=skipped)
             except CrmUnavailable as error:  # a sick CRM is never 'empty'
-                answers[request] = Unavailable(retry_after=error.retry_after, reason=str(error))
+                log.warning("crm_unavailable", reason=str(error))
+                answers[request] = Unavailable(retry_after=error.retry_after, reason=error.general)
         return answers
 
     def _longest_due(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextvars import Context
@@ -30,6 +31,11 @@ from assignment_workers.client.sending import SOCKET_SECONDS, connect_redis, sen
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
+
+log = logging.getLogger(__name__)
+
+FAILED = "the workers failed on it; their log and the dead letters tell how"
+"""The reason where a task failed: what its exception says may repeat what somebody typed."""
 
 TICK_SECONDS = 0.25
 """How often messages under way are looked at, and results that were read are taken off Redis."""
@@ -139,7 +145,8 @@ class Courier:
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A task of ours ends by `close` alone; by a defect nobody must wait in vain."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._give_up(f"the client failed: {error!r}")
+            log.error("the client failed", exc_info=error)
+            self._give_up("the client failed; its log tells how")
 
     def _give_up(self, reason: str) -> None:
         for call in self._gathering.calls():
@@ -256,7 +263,7 @@ class Courier:
         if found.failure is None:
             self._answer(name, found.value)
         else:
-            self._answer(name, Unavailable(retry_after=1.0, reason=found.failure))
+            self._answer(name, Unavailable(retry_after=1.0, reason=FAILED))
 
     def _answer(self, name: str, value: object) -> None:
         answered = self._gathering.answered(name, value)
@@ -272,7 +279,7 @@ class Courier:
 
 def down(error: BrokerUnavailable) -> Unavailable:
     """The answer while the broker, or the Redis of results, is away."""
-    return Unavailable(retry_after=2.0, reason=str(error))
+    return Unavailable(retry_after=2.0, reason=error.general)
 
 
 def _settle(call: Call, answer: object) -> bool:

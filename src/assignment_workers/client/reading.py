@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
@@ -26,6 +27,8 @@ from assignment_workers.assignment.answers import (
     Unavailable,
     from_json,
 )
+
+log = logging.getLogger(__name__)
 
 Built: TypeAlias = dict[str, dict[str, int | str]]
 """By dialer queue: the `generation` built and its `size`, or why it was `skipped`."""
@@ -104,6 +107,5 @@ def _read(value: object) -> Answer | object:
 
 
 def _not_understood(value: object) -> Unavailable:
-    return Unavailable(
-        retry_after=1.0, reason=f"the workers answered what this version cannot read: {value!r:.80}"
-    )
+    log.error("the workers answered what this version cannot read: a %s", type(value).__name__)
+    return Unavailable(retry_after=1.0, reason="the workers answered what this version cannot read")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -19,6 +20,8 @@ from redis.exceptions import RedisError
 
 from assignment_workers.client.message import Envelope
 from assignment_workers.errors import BrokerUnavailable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -158,6 +161,7 @@ def connect_redis(url: str) -> Redis:
 def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
     """One line for a broker, or a Redis of results, that does not answer."""
     text = str(error).strip().splitlines()
+    log.warning("%s cannot be reached: %s", server, text[0] if text else type(error).__name__)
     return BrokerUnavailable(
         f"{server} cannot be reached: {text[0] if text else type(error).__name__}"
     )

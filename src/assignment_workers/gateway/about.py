@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from assignment_workers.assignment.lanes import lanes_of
@@ -31,6 +32,8 @@ from assignment_workers.schema.tables import TokenRole
 from assignment_workers.sequencer.term import APPLICATION
 
 ROUTES = routes()
+DOCUMENT = routes(APIRoute)
+"""Of the document alone: it is the same for everybody."""
 
 
 @ROUTES.get(
@@ -132,7 +135,7 @@ def metrics(here: Here) -> Response:
     return Response(generate_latest(here.asking.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@ROUTES.get("/openapi.json", include_in_schema=False)
+@DOCUMENT.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request, who: Who) -> JSONResponse:
     """This interface, as OpenAPI 3.1."""
     who.must_be(ANYBODY)

@@ -112,7 +112,14 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         redirect_slashes=False,
         telemetry=traces.of_gateway(),
     )
-    for each in (moves.QUICK, moves.ROUTES, operating.ROUTES, about.ROUTES, pages.ROUTES):
+    for each in (
+        moves.QUICK,
+        moves.ROUTES,
+        operating.ROUTES,
+        about.ROUTES,
+        about.DOCUMENT,
+        pages.ROUTES,
+    ):
         app.include_router(each)
     handle(app, callers.caller)
 

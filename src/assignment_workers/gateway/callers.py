@@ -77,6 +77,11 @@ class Caller:
         """Who acts, as it is kept with what an operator did."""
         return f"token {self.token}" if self.token else "anybody"
 
+    @property
+    def sees_text(self) -> bool:
+        """Whether the caller reads what people typed, and phone numbers (`gateway.redaction`)."""
+        return self.role is None or self.role in OPERATING
+
     def must_be(self, roles: frozenset[TokenRole]) -> None:
         """Raise `Problem` 403 for a role that is not one of these."""
         if self.role is not None and self.role not in roles:
@@ -118,11 +123,14 @@ class Callers:
     _known: OrderedDict[str | bytes, tuple[float, Kept | None]] = field(default_factory=OrderedDict)
 
     async def caller(self, request: Request) -> Caller:
-        """Who calls. Raises `Problem` 401 without a token in force, 429 for one that hurries."""
-        if not self.required:
-            return EVERYBODY
+        """Who calls. Raises `Problem` 401 without a token in force, 429 for one that hurries.
+
+        The caller is left in the request's state for what comes after the route.
+        """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        return await self.bearer(token.strip() if scheme.lower() == "bearer" else "")
+        found = await self.bearer(token.strip() if scheme.lower() == "bearer" else "")
+        request.state.caller = found
+        return found
 
     async def bearer(self, token: str) -> Caller:
         """Who bears this token. Raises `Problem` 401 unless it is in force, 429 if it hurries."""

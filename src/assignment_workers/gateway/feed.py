@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment import events
 from assignment_workers.assignment.events import CHANNEL, Told
+from assignment_workers.gateway.redaction import redacted
 from assignment_workers.schema.engine import KEEPALIVES, driver_url
 
 log = structlog.get_logger()
@@ -50,7 +51,7 @@ SHOWN = (
     "kind",
     "done",
 )
-"""Details that are sent: none says more of a person than their id."""
+"""Details that are sent; what somebody typed is hidden in each, whoever reads."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Line:
             if value is not None and name != "details"
         }
         details = {name: told.details[name] for name in SHOWN if name in told.details}
-        return written(told.id, told.kind, said | {"details": details})
+        shown = redacted(said | {"details": details}, sees_text=False)
+        return written(told.id, told.kind, shown)
 
 
 def written(number: int, kind: str, said: dict[str, object]) -> bytes:

@@ -11,6 +11,7 @@ from random import Random
 from typing import Annotated
 from uuid import UUID
 
+import structlog
 from fastapi import APIRouter, Body, Depends, Path, Request, params
 from fastapi.routing import APIRoute
 from sqlalchemy import Connection, Engine
@@ -25,14 +26,20 @@ from assignment_workers.gateway.heartbeats import Heartbeats
 from assignment_workers.gateway.latest import Latest
 from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.problems import unavailable
+from assignment_workers.gateway.redaction import RedactedRoute
 from assignment_workers.schema.tables import TokenRole
 from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
 
 TIMEOUT = timedelta(seconds=10)
 
 
-def routes(kind: type[APIRoute] = APIRoute) -> APIRouter:
-    """Routes to add to. An operation's id is its function's name: generated clients call it so."""
+def routes(kind: type[APIRoute] = RedactedRoute) -> APIRouter:
+    """Routes to add to, whose answers pass the redaction unless their kind is another.
+
+    An operation's id is its function's name: generated clients call it so.
+    """
     return APIRouter(generate_unique_id_function=lambda route: route.name, route_class=kind)
 
 
@@ -102,6 +109,7 @@ def reading(here: Gateway) -> Iterator[Connection]:
         with here.engine.connect() as connection:
             yield connection
     except CrmUnavailable as error:
-        raise unavailable(str(error), retry_after=error.retry_after) from error
+        log.warning("unavailable", reason=str(error))
+        raise unavailable(error.general, retry_after=error.retry_after) from error
     except (DBAPIError, PoolTimeout) as error:
         raise unavailable("the database cannot answer") from error

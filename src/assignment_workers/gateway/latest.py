@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -17,6 +18,8 @@ from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.gateway.problems import unavailable
 from assignment_workers.sequencer.term import APPLICATION
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -91,6 +94,7 @@ class Latest:
             with self._slots, self.engine.connect() as connection:
                 return what(connection)
         except CrmUnavailable as error:
-            raise unavailable(str(error), retry_after=error.retry_after) from error
+            log.warning("unavailable", reason=str(error))
+            raise unavailable(error.general, retry_after=error.retry_after) from error
         except (DBAPIError, PoolTimeout) as error:
             raise unavailable("the database cannot answer") from error

@@ -1,5 +1,7 @@
 """Routes whose well-formed calls go straight to their function.
 
+Their answers are agents' own, of the closed types of `assignment.answers`, and hold no free text.
+
 FastAPI works out anew for each call what its function takes, which costs as much as all the rest of
 the gateway does for a claim. These routes are called for every user who is handed out.
 """

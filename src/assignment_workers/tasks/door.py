@@ -141,7 +141,7 @@ class DoorTask(Task[..., Any]):
         except DatabaseUnavailable as error:
             log.warning("unavailable", reason=str(error))
             after = error.retry_after if isinstance(error, CrmUnavailable) else RETRY_SECONDS
-            answer = Unavailable(retry_after=after, reason=str(error))
+            answer = Unavailable(retry_after=after, reason=error.general)
         except StaleTerm as error:
             # Nothing was committed, nothing is acknowledged: the leader's next sweep puts the
             # message back at the head.
@@ -149,9 +149,9 @@ class DoorTask(Task[..., Any]):
             raise WorkerTerminate(os.EX_TEMPFAIL) from error
         except ProgrammingError as error:
             # The database is not as this version needs it, the CRM's tables are not there, say.
-            reason = f"the database cannot answer: {str(error.orig).splitlines()[0]}"
-            self.bury(args, kwargs, reason)
-            answer = Unavailable(retry_after=RETRY_SECONDS, reason=reason)
+            general = DatabaseUnavailable.general
+            self.bury(args, kwargs, f"{general}: {str(error.orig).splitlines()[0]}")
+            answer = Unavailable(retry_after=RETRY_SECONDS, reason=general)
         except Exception as error:
             self.bury(args, kwargs, f"{type(error).__name__}: {error}")
             raise

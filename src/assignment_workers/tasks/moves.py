@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy.exc import DBAPIError
 
@@ -41,6 +42,8 @@ from assignment_workers.tasks.arguments import (
     Word,
 )
 from assignment_workers.tasks.door import RETRY_SECONDS, DoorTask, one_line
+
+log = structlog.get_logger()
 
 
 class FinishBody(BaseModel):
@@ -125,10 +128,12 @@ def _alone(task: DoorTask, said: object, move: Move | Refused, part: int) -> Fin
     try:
         return _made(task, move, part)
     except DatabaseUnavailable as error:
-        return Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
+        log.warning("unavailable", reason=str(error))
+        return Unavailable(retry_after=RETRY_SECONDS, reason=error.general)
     except DBAPIError as error:
         task.bury(([said],), {}, f"{type(error).__name__}: {error}")
-        return Unavailable(retry_after=RETRY_SECONDS, reason="it failed, and is kept to be seen to")
+        reason = "internal error; the message was stored as a dead letter"
+        return Unavailable(retry_after=RETRY_SECONDS, reason=reason)
 
 
 def _made(task: DoorTask, move: Move, part: int | None = None) -> FinishAnswer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from assignment_workers.assignment.answers import (
@@ -27,6 +28,8 @@ from assignment_workers.tasks.arguments import (
     Word,
 )
 from assignment_workers.tasks.door import RETRY_SECONDS, DoorTask, one_line
+
+log = structlog.get_logger()
 
 
 class AskBody(BaseModel):
@@ -100,7 +103,8 @@ def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[
         try:
             given = line.run(turn, until=until)
         except DatabaseUnavailable as error:
-            down = Unavailable(retry_after=RETRY_SECONDS, reason=str(error))
+            log.warning("unavailable", reason=str(error))
+            down = Unavailable(retry_after=RETRY_SECONDS, reason=error.general)
             return [each or down for each in answers]
         for place, each in zip(unanswered, given, strict=True):
             answers[place] = each

@@ -27,12 +27,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from assignment_workers.assignment import details
 from assignment_workers.assignment.rows import Row
 from assignment_workers.client import AsyncClient
-from assignment_workers.gateway.callers import OPERATING, WATCHING, Caller, Callers
+from assignment_workers.gateway.callers import WATCHING, Caller, Callers
 from assignment_workers.gateway.dashboard import acts, session
-from assignment_workers.gateway.dashboard.views import Source, View
+from assignment_workers.gateway.dashboard.views import Facts, Source, View
 from assignment_workers.gateway.latest import FRESH_SECONDS
 from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.problems import Problem, unavailable
+from assignment_workers.gateway.redaction import redacted
 from assignment_workers.policy.queues import POLICIES
 
 P = ParamSpec("P")
@@ -140,10 +141,6 @@ async def looker_of(request: Request) -> Caller:
     return caller
 
 
-def _may_act(caller: Caller) -> bool:
-    return caller.role is None or caller.role in OPERATING
-
-
 def html(
     request: Request, template: str, facts: dict[str, Any], *, status: int = HTTPStatus.OK
 ) -> HTMLResponse:
@@ -178,16 +175,15 @@ async def show(request: Request, view: View) -> Response:
     said = request.query_params.get("said", "")
     done = await here.aside(_done, here, int(said)) if is_number(said) else None
     names = view.actions(facts) if callable(view.actions) else view.actions
-    offered = {name: acts.ACTS[name] for name in names} if _may_act(caller) else {}
-    of_page = {
-        "title": view.title,
-        "view": view,
-        "caller": caller,
-        "may_act": _may_act(caller),
-        "offered": offered,
-        "done": done,
-    }
-    return html(request, "page.html", dict(view.place) | facts | of_page)
+    offered = {name: acts.ACTS[name] for name in names} if caller.sees_text else {}
+    of_page = {"title": view.title, "view": view, "caller": caller, "offered": offered}
+    return html(request, "page.html", _shown(view, facts | {"done": done}, caller) | of_page)
+
+
+def _shown(view: View, facts: Facts, caller: Caller) -> Facts:
+    """The facts as this caller may read them: every page and every region is rendered of these."""
+    seen = redacted(dict(view.place) | facts, sees_text=caller.sees_text)
+    return seen | {"sees_text": caller.sees_text}
 
 
 def _done(here: Dashboard, number: int) -> Row | None:
@@ -236,7 +232,7 @@ async def _may_go_on(request: Request, caller: Caller) -> bool:
 
 def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
     """The regions as they are now, made once for all who look at the same page."""
-    name = ("page", view.title, _may_act(caller))
+    name = ("page", view.title, caller.sees_text)
     return here.source.latest.once(
         name, lambda: _rendered(here, view, caller), seconds=FRESH_SECONDS / 2
     )
@@ -250,9 +246,9 @@ def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
         return {"trouble": problem.detail}
     if facts is None:
         return {"trouble": _nothing(view).detail}
-    given = dict(view.place) | facts | {"may_act": _may_act(caller)}
+    seen = _shown(view, facts, caller)
     regions = {
-        name: here.templates.get_template(f"parts/{name}.html").render(given)
+        name: here.templates.get_template(f"parts/{name}.html").render(seen)
         for name in view.regions
     }
     if view.charts:

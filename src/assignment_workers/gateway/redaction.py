@@ -1,0 +1,180 @@
+"""Free text and phone numbers by role: the one filter of pages, streams and JSON answers.
+
+Operators read what people typed; nobody else does. The filter is an allow-list: a value in words
+passes when its name is known to hold an id or a word of this package, and the value has that form.
+A new column of text is therefore hidden until it is named here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import fields, is_dataclass, replace
+from datetime import date, timedelta
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from assignment_workers.schema.tables import SuppressionKind
+
+T = TypeVar("T")
+
+HIDDEN = "(for operators)"
+"""What stands in the place of a text."""
+_JSON = "application/json"
+
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?")
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_WORD = re.compile(r"[A-Za-z][a-z]*(_[A-Za-z]+)*")
+_COUNTED_WORD = re.compile(r"\d+ times [a-z_]+")
+_TASK = re.compile(
+    r"(agent|assignment|callbacks?|crm|generation|history|missed_calls?|outbox|queue|scores|user)"
+    r"\.[a-z_]+"
+)
+_ACTOR = re.compile(
+    r"agent \d+|token [0-9a-f]+|anybody|claim|heartbeat|doctor|[a-z]+\.[a-z_]+|uid \d+"
+)
+_SUBJECT = re.compile(rf"\d{{1,18}}( [a-z_]+)?|[a-z]+(_[a-z]+)*|a phone number|{_ID.pattern}")
+
+_OF_OURS = frozenset(
+    {
+        "action",
+        "actions",
+        "allowed_queues",
+        "asked_queue",
+        "broken",
+        "callback_id",
+        "celery_queue",
+        "check",
+        "code",
+        "constraint",
+        "conversion_id",
+        "counts",
+        "crm",
+        "current_queue_type",
+        "done",
+        "error_code",
+        "examples",
+        "first_step",
+        "health",
+        "host",
+        "id",
+        "interface",
+        "job",
+        "kind",
+        "lane",
+        "last_outcome",
+        "live",
+        "meaning",
+        "means",
+        "missed_call_id",
+        "moved_from",
+        "moved_to",
+        "name",
+        "period",
+        "queue",
+        "queue_name",
+        "queues",
+        "reassigned_from",
+        "replayed_as",
+        "request_id",
+        "rule",
+        "source",
+        "source_id",
+        "state",
+        "status",
+        "task_id",
+        "trigger",
+        "user",
+        "user_id",
+        "version",
+    }
+)
+"""Names whose values in words are ids or words of this package, never what somebody typed."""
+_TYPED_REASONS = frozenset({SuppressionKind.DO_NOT_CONTACT, SuppressionKind.CLOSED})
+
+
+def redacted(value: T, *, sees_text: bool) -> T:
+    """The same value for a reader, texts and phone numbers hidden unless the reader may see them.
+
+    Mappings, lists, dataclasses and models are copied; raises `TypeError` for any other object.
+    """
+    return value if sees_text else cast(T, _redacted("", value, {}))
+
+
+def _redacted(name: str, value: object, beside: Mapping[Any, Any]) -> object:
+    match value:
+        case str():
+            return value if _passes(name, value, beside) else HIDDEN
+        case None | bool() | int() | float() | date() | timedelta() | UUID():
+            return value
+        case Mapping():
+            return {key: _redacted(str(key), each, value) for key, each in value.items()}
+        case list() | tuple():
+            return [_redacted(name, each, beside) for each in value]
+        case BaseModel():
+            # Its own fields, not a dump: pages read its properties and nested models too.
+            said = {key: getattr(value, key) for key in type(value).model_fields}
+            hidden = {key: _redacted(key, each, said) for key, each in said.items()}
+            return value.model_copy(update=hidden)
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            said = {each.name: getattr(value, each.name) for each in fields(value)}
+            hidden = {key: _redacted(key, each, said) for key, each in said.items()}
+            return replace(value, **hidden)
+        case _:
+            raise TypeError(f"{name}: a {type(value).__name__} cannot be redacted")
+
+
+def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
+    if not text or name in _OF_OURS or _INSTANT.fullmatch(text) or _ID.fullmatch(text):
+        return True
+    match name:
+        case "reason":
+            return beside.get("kind") not in _TYPED_REASONS and bool(
+                _WORD.fullmatch(text) or _COUNTED_WORD.fullmatch(text)
+            )
+        case "why":  # of an explanation; elsewhere it is what somebody typed
+            return "means" in beside and bool(_WORD.fullmatch(text))
+        case "outcome":
+            return bool(_WORD.fullmatch(text))
+        case "by" | "who" | "paused_by":
+            return bool(_ACTOR.fullmatch(text))
+        case "subject":
+            return bool(_SUBJECT.fullmatch(text))
+        case "task":
+            return bool(_TASK.fullmatch(text))
+        case _:
+            return False
+
+
+class RedactedRoute(APIRoute):
+    """A route whose JSON passes `redacted` on its way out, by the role of its caller.
+
+    Problem details are not filtered: they repeat nothing but what their caller sent.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own, with the filter behind it."""
+        usual = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return for_caller(request, await usual(request))
+
+        return handle
+
+
+def for_caller(request: Request, response: Response) -> Response:
+    """The response as the caller of this request may read it; one without a caller reads least."""
+    caller = getattr(request.state, "caller", None)
+    sees_text = caller is not None and caller.sees_text
+    if sees_text or response.headers.get("content-type") != _JSON:
+        return response
+    body = to_json(redacted(json.loads(bytes(response.body)), sees_text=False))
+    response.body = body
+    response.headers["content-length"] = str(len(body))
+    return response

@@ -1,0 +1,449 @@
+"""What people typed, and phone numbers, are read by operators and by nobody else.
+
+Distinct words are planted by real operations in every column that may hold text; then every route
+of the application is called with every role, and the words are looked for in all that comes back.
+Routes and columns are read from the application and from the database: new ones have to be placed
+here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPConnection
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from fastapi.routing import APIRoute
+from sqlalchemy import text
+
+from assignment_workers.gateway import tokens
+from assignment_workers.gateway.dashboard.session import COOKIE
+from assignment_workers.gateway.redaction import HIDDEN, redacted
+from tests.gateway.stage import Gateway
+from tests.processes import wait_until
+
+MARK = "planted"
+PHONE = "7700900"
+HTML, EVENTS, JSON = "text/html", "text/event-stream", "application/json"
+UNSIGNED = "unsigned_users"
+
+PLANTED = {
+    "agents_state.why",
+    "assignments.notes",
+    "commands.answer",
+    "dead_letters.body",
+    "dead_letters.error",
+    "operator_actions.why",
+    "operator_actions.outcome",
+    "suppressions.by",
+    "suppressions.lifted_by",
+    "suppressions.lifted_why",
+    "suppressions.phone",
+    "suppressions.reason",
+    "queues.paused_by",
+    "api_tokens.note",
+    "events.details",
+    "generations.error",
+    "job_runs.error",
+    "public.agents.email",
+    "public.agents.first_name",
+    "public.agents.last_name",
+    "public.callbacks.callback_reason",
+    "public.missed_calls.caller_name",
+    "public.missed_calls.phone_number",
+}
+"""Columns that may hold what somebody typed, a name or a number: each has a planted word."""
+OF_OURS = {
+    "agents_state": {"state", "by"},
+    "assignments": {"request_id", "queue", "source", "reason", "state", "outcome", "ended_how"},
+    "commands": {"id", "task", "subject"},
+    "crm_reads": {"counts"},
+    "dead_letters": {"celery_queue", "task", "task_id", "replayed_as"},
+    "operator_actions": {"who", "action", "subject"},
+    "suppressions": {"kind", "queue", "phone_end"},
+    "bars": set(),
+    "queues": {"name"},
+    "api_tokens": {"id", "role"},
+    "dashboard_sessions": {"token_id", "stack", "link"},
+    "entries": {"state", "reason"},
+    "events": {"kind", "queue", "request_id"},
+    "findings": {"check_name", "examples"},
+    "generations": {"queue", "state", "trigger", "snapshot"},
+    "job_runs": {"job", "queue", "trigger", "task_id", "status", "counts"},
+    "requests": {"request_id", "queue", "outcome", "answer"},
+    "sequencer": {"lane", "leader_host", "queues"},
+    "watermarks": {"source", "key"},
+    "alembic_version": {"version_num"},
+    "public.agents": {"role", "team", "allowed_queues"},
+    "public.user_call_scores": {"last_outcome", "current_queue_type"},
+    "public.callbacks": {"status", "queue_type", "created_by_source"},
+    "public.missed_calls": {"reason", "status", "twilio_call_sid", "session_id"},
+    "public.conversions": {
+        "previous_queue_type",
+        "conversion_type",
+        "conversion_reason",
+        "contributing_agents",
+    },
+}
+"""Columns of ids and words of this package. `bars` is a view of `suppressions`."""
+
+
+@dataclass
+class Planted:
+    """Where the words were left, for the parameters of routes."""
+
+    hold: str
+    users: list[int]
+    letters: list[int]
+    actions: list[int]
+    events: list[int]
+
+
+@pytest.fixture(scope="module")
+def planted(gateway: Gateway) -> Iterator[Planted]:
+    stack = gateway.stack
+    letters = int(stack.value("SELECT coalesce(max(id), 0) FROM assignment.dead_letters"))
+    events = int(stack.value("SELECT coalesce(max(id), 0) FROM assignment.events"))
+
+    def word(what: str) -> str:
+        return f"{MARK} {what}"
+
+    def done(path: str, body: dict[str, object], bearer: str = "frontend") -> None:
+        answer = gateway.post(path, body, bearer=bearer)
+        assert answer.status in {200, 202}, answer.text
+
+    def act(name: str, **said: str) -> None:
+        answer = form(gateway, f"/act/{name}", said)
+        assert answer == 303, (name, answer)
+
+    users = []
+    ends: list[tuple[int, str, dict[str, object]]] = [
+        (91, "complete", {"outcome": "no_answer", "notes": word("notes")}),
+        (92, "defer", {"seconds": 3600, "why": word("defer")}),
+        (93, "close", {"why": word("close")}),
+    ]
+    for agent, end, body in ends:
+        hold = gateway.assigned(agent)
+        users.append(int(hold["user_id"]))
+        done(f"/v1/assignments/{hold['id']}/{end}", {"agent_id": agent} | body)
+    hold = gateway.assigned(94)
+    users.append(int(hold["user_id"]))
+    act("take_back", subject=hold["id"], why=word("take back"))
+    done("/v1/agents/91/state", {"state": "break", "why": word("agent state")})
+    done("/v1/agents/92/state", {"state": "break", "why": word("operator state")}, "operator")
+    for verb in ("pause", "resume", "regenerate"):
+        done(f"/v1/queues/{UNSIGNED}/{verb}", {"why": word(verb)}, "operator")
+    act("do_not_contact", phone=f"+44 {PHONE}123", why=word("number"))
+    act("do_not_contact", subject="991", why=word("do not contact"))
+    act("do_not_contact", subject="992", why=word("listed"))
+    act("lift", subject="992", why=word("lifted"))
+    act("do_not_contact", phone=PHONE, subject="", why=word("too short"))
+    # By messages of another program, which may write anything into `by`.
+    client = stack.client()
+    client.send_again(
+        "user.suppress",
+        [],
+        {"phone": f"0{PHONE}321", "reason": word("reason"), "by": word("by")},
+        "assignment",
+    )
+    client.send_again(
+        "user.lift_suppression",
+        [],
+        {
+            "kind": "do_not_contact",
+            "phone": f"0{PHONE}321",
+            "by": word("lifter"),
+            "why": word("why"),
+        },
+        "assignment",
+    )
+    client.send_again("queue.pause", [], {"queue": UNSIGNED, "by": word("pauser")}, "assignment")
+    client.send_again("assignment.no_such", [], {"notes": word("unknown task")}, "assignment")
+    client.send_again(
+        "assignment.complete",
+        [],
+        {
+            "assignment_id": str(hold["id"]),
+            "agent_id": 94,
+            "outcome": "x",
+            "notes": [word("malformed")],
+        },
+        "assignment",
+    )
+    wait_until(
+        lambda: (
+            stack.value("SELECT count(*) FROM assignment.dead_letters WHERE id > :n", n=letters)
+            == 2
+        ),
+        "the dead letters",
+    )
+    stack_write(gateway)
+    yield Planted(
+        hold=str(hold["id"]),
+        users=[*users, 991, 992],
+        letters=[
+            row[0]
+            for row in stack.rows("SELECT id FROM assignment.dead_letters WHERE id > :n", n=letters)
+        ],
+        actions=[row[0] for row in stack.rows("SELECT id FROM assignment.operator_actions")],
+        events=[
+            row[0] for row in stack.rows("SELECT id FROM assignment.events WHERE id > :n", n=events)
+        ],
+    )
+    for agent in (1, 91, 92, 93):
+        gateway.post(f"/v1/agents/{agent}/state", {"state": "available"})
+    with stack.engine.begin() as connection:
+        for undo in UNDO:
+            connection.execute(text(undo))
+    assert gateway.post(f"/v1/queues/{UNSIGNED}/resume", bearer="operator").status == 200
+
+
+WRITE = (
+    (
+        "UPDATE assignment.generations SET error = 'planted build' WHERE id = (SELECT min(id)"
+        " FROM assignment.generations)"
+    ),
+    (
+        "INSERT INTO assignment.job_runs (job, trigger, status, started_at, ended_at, error)"
+        " VALUES ('planted.job', 'beat', 'failed', now(), now(), 'planted failure')"
+    ),
+    (
+        "UPDATE public.agents SET first_name = 'planted first', last_name = 'planted last',"
+        " email = 'planted@example.com' WHERE id = 93"
+    ),
+    (
+        "INSERT INTO public.callbacks (user_id, scheduled_for, callback_reason,"
+        " original_call_session_id, status) VALUES (991, now(), 'planted promise',"
+        " gen_random_uuid(), 'cancelled')"
+    ),
+    (
+        "INSERT INTO public.missed_calls (phone_number, caller_name, missed_at, reason, status)"
+        f" VALUES ('0{PHONE}555', 'planted caller', now(), 'no_agent', 'for_operator')"
+    ),
+)
+"""What no operation here writes: a dialer's own, and failures."""
+UNDO = (
+    "DELETE FROM assignment.job_runs WHERE job = 'planted.job'",
+    "UPDATE assignment.generations SET error = NULL WHERE error LIKE 'planted%'",
+    "DELETE FROM assignment.dead_letters WHERE body LIKE '%planted%'",
+    "DELETE FROM public.missed_calls WHERE caller_name LIKE 'planted%'",
+)
+
+
+def stack_write(gateway: Gateway) -> None:
+    with gateway.stack.engine.begin() as connection:
+        for statement in WRITE:
+            connection.execute(text(statement))
+        tokens.create(connection, "supervisor", note="planted note")
+
+
+@cache
+def _cookie(port: int, token: str) -> str:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    connection.request("POST", "/login", urlencode({"token": token}), headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.headers.get("set-cookie", f"{COOKIE}=none").partition(";")[0]
+
+
+def signed_in(gateway: Gateway, role: str) -> str:
+    """The cookie of a session; of a role that may not look at the dashboard, none in force."""
+    return _cookie(gateway.port, gateway.tokens[role])
+
+
+def form(gateway: Gateway, path: str, said: dict[str, str]) -> int:
+    """Send a form of the dashboard as an operator: the status."""
+    cookie = {"Cookie": signed_in(gateway, "operator")}
+    page = fetch(gateway, "/", HTML, cookie)
+    proof = page[1].partition('name="proof" value="')[2].partition('"')[0]
+    body = urlencode(said | {"proof": proof})
+    headers = cookie | {"Content-Type": "application/x-www-form-urlencoded"}
+    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection.request("POST", path, body, headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def fetch(
+    gateway: Gateway,
+    path: str,
+    accept: str,
+    headers: dict[str, str],
+    *,
+    method: str = "GET",
+    body: str | None = None,
+) -> tuple[int, str]:
+    """What comes back; of a stream what it says until it has nothing new."""
+    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection.request(method, path, body, {"Accept": accept} | headers)
+    answer = connection.getresponse()
+    if not answer.headers.get("content-type", "").startswith(EVENTS):
+        said = answer.read().decode()
+    else:
+        said = ""
+        while not said.endswith(("\n\n\n", ": alive\n\n")) and "event: regions" not in said:
+            line = answer.readline().decode()
+            said += line
+            if line.startswith("data: "):
+                break
+    connection.close()
+    return answer.status, said
+
+
+def paths(found: Planted, path: str) -> list[str]:
+    """The route's path with its parameters filled in: fails for one that is not known here."""
+    filled: dict[str, Sequence[object]] = {
+        "{queue}": [UNSIGNED, "outstanding_requests"],
+        "{user}": found.users,
+        "{agent}": [1, 91, 92, 93],
+        "{assignment}": [found.hold],
+        "/queues/{name}": [f"/queues/{UNSIGNED}"],
+        "/users/{number}": [f"/users/{each}" for each in found.users],
+        "/agents/{number}": [f"/agents/{each}" for each in (1, 91, 92, 93)],
+        "/assignments/{name}": [f"/assignments/{found.hold}"],
+        "/jobs/{name}": ["/jobs/planted.job", "/jobs/queue.regenerate"],
+        "/events/{number}": [f"/events/{each}" for each in found.events],
+        "/dead-letters/{number}": [f"/dead-letters/{each}" for each in found.letters],
+        "/assets/{name}": ["/assets/dashboard.css"],
+        "/act/{name}": ["/act/pause", "/act/do_not_contact"],
+    }
+    made = [path]
+    for name, values in filled.items():
+        if name in path:
+            made = [each.replace(name, str(value)) for each in made for value in values]
+    assert not any("{" in each for each in made), f"no values for the parameters of {path}"
+    if path == "/":
+        made += [f"/?said={each}" for each in found.actions]
+    return made
+
+
+BODIES: dict[str, dict[str, object]] = {
+    "/v1/requests": {"agent_id": 91},
+    "/v1/assignments/{assignment}/complete": {"agent_id": 94, "outcome": "no_answer"},
+    "/v1/assignments/{assignment}/close": {"agent_id": 94, "why": "no"},
+    "/v1/agents/{agent}/state": {"state": "break", "why": f"{MARK} agent state"},
+    "/v1/agents/{agent}/heartbeat": {},
+}
+TO_ITS_AGENT = {f"{MARK} agent state", f"{MARK} operator state"}
+"""Said to whoever makes an agent's moves when that agent is refused a user: why they are away."""
+
+
+def flat(routes: Sequence[Any]) -> Iterator[APIRoute]:
+    """The routes, and those of the routers among them."""
+    for each in routes:
+        if isinstance(each, APIRoute):
+            yield each
+        else:
+            yield from flat(each.original_router.routes)
+
+
+def calls(gateway: Gateway, found: Planted) -> Iterator[tuple[str, str, str | None]]:
+    """Every route of the application, with a body where it takes one."""
+    for route in flat(gateway.app().routes):
+        for method in sorted((route.methods or set()) - {"HEAD"}):
+            body = BODIES.get(route.path, {"agent_id": 94} if "assignment}" in route.path else {})
+            for path in paths(found, route.path):
+                yield method, path, json.dumps(body) if method == "POST" else None
+
+
+def read(gateway: Gateway, found: Planted, role: str) -> Iterator[tuple[str, str]]:
+    """What a token of this role is answered by every route, in every form."""
+    token = gateway.tokens[role]
+    for method, path, body in calls(gateway, found):
+        if role == "operator" and method == "POST":
+            continue  # it would do it
+        ways = [(JSON, {"Authorization": f"Bearer {token}"})]
+        if not path.startswith("/v1"):
+            ways += [(each, {"Cookie": signed_in(gateway, role)}) for each in (HTML, EVENTS)]
+        if path == "/v1/events":
+            ways = [(EVENTS, {"Authorization": f"Bearer {token}", "Last-Event-ID": "1"})]
+        for accept, headers in ways:
+            given = headers | ({"Content-Type": JSON} if body else {})
+            status, said = fetch(gateway, path, accept, given, method=method, body=body)
+            assert status < 500, (method, path, said)
+            yield f"{method} {path} as {accept}", said
+
+
+def test_every_text_column_is_named_here_and_planted(gateway: Gateway, planted: Planted) -> None:
+    columns = gateway.stack.rows(
+        "SELECT table_schema, table_name, column_name FROM information_schema.columns"
+        " WHERE table_schema IN ('assignment', 'public')"
+        " AND data_type IN ('text', 'character varying', 'json', 'jsonb', 'ARRAY')"
+        " AND table_name !~ '^entries_\\d+$' AND table_name <> 'bars'"
+    )
+    own = {
+        f"{name}.{column}" if schema == "assignment" else f"public.{name}.{column}"
+        for schema, name, column in columns
+    }
+    named = {f"{table}.{column}" for table, each in OF_OURS.items() for column in each}
+    arrays_of_numbers = {"sequencer.terms"}
+    assert own - arrays_of_numbers == PLANTED | named
+    for name in sorted(PLANTED):
+        table, _, column = name.rpartition(".")
+        where = table if table.startswith("public") else f"assignment.{table}"
+        hits = gateway.stack.value(
+            f"SELECT count(*) FROM {where} WHERE {column}::text LIKE '%{MARK}%'"
+            f" OR {column}::text LIKE '%{PHONE}%'"
+        )
+        assert hits, f"nothing was planted in {name}"
+
+
+@pytest.mark.parametrize("role", ["supervisor", "frontend", "agent 1"])
+def test_no_route_gives_texts_or_numbers_to_who_does_not_operate(
+    gateway: Gateway, planted: Planted, role: str
+) -> None:
+    count = 0
+    for what, said in read(gateway, planted, role):
+        count += 1
+        if what.startswith("POST /v1/requests") and role == "frontend":
+            for allowed in TO_ITS_AGENT:
+                said = said.replace(allowed, "")  # noqa: PLW2901
+        assert MARK not in said.replace("planted.job", ""), what
+        assert PHONE not in said, what
+    assert count > 100
+
+
+def test_operators_read_what_was_typed(gateway: Gateway, planted: Planted) -> None:
+    said = "\n".join(each for _, each in read(gateway, planted, "operator"))
+    shown = {
+        "defer",
+        "close",
+        "take back",
+        "agent state",
+        "operator state",
+        "pause",
+        "number",
+        "do not contact",
+        "lifted",
+        "pauser",
+        "malformed",
+        "failure",
+        "build",
+    }
+    assert {each for each in shown if f"{MARK} {each}" not in said} == set()
+    assert PHONE in said
+    for never in ("notes", "first", "last", "caller", "promise", "note"):
+        assert f"{MARK} {never} " not in said
+
+
+def test_a_field_that_is_not_known_is_hidden() -> None:
+    said = {
+        "id": 1,
+        "remark": "call him at night",
+        "reason": "cooling_down",
+        "at": "2026-11-28T09:00:00Z",
+    }
+    assert redacted(said, sees_text=False) == said | {"remark": HIDDEN}
+    assert redacted(said, sees_text=True) is said
+    typed = {"kind": "closed", "reason": "deceased"}
+    assert redacted([typed], sees_text=False) == [typed | {"reason": HIDDEN}]
+    with pytest.raises(TypeError, match="cannot be redacted"):
+        redacted({"x": object()}, sees_text=False)
