@@ -1,6 +1,7 @@
 """A stack of small programs, run by its path as a program of its own: `up` as the tests need it.
 
-Its one argument is a JSON object: `children`, each {name, code or argv, stop_seconds};
+Its one argument is a JSON object: `children`, each {name, code or argv, stop_seconds,
+awaits_go}; `verbose`;
 `migrate_seconds`, how long the migration takes; `table`, whether it makes one. Settings come from
 the environment, as for the real command.
 """
@@ -39,6 +40,7 @@ def main(plan: dict[str, Any]) -> int:
             child["name"],
             child.get("argv") or [sys.executable, "-u", "-c", child["code"]],
             stop_seconds=child.get("stop_seconds", 30),
+            awaits_go=child.get("awaits_go", False),
         )
         for child in plan["children"]
     ]
@@ -47,6 +49,7 @@ def main(plan: dict[str, Any]) -> int:
             Settings.from_environment(os.environ),
             children,
             Steps(migrate=migrate, seed=None, missing=lambda _: None, announce=announce),
+            verbose=plan.get("verbose", True),
         )
     except AssignmentWorkersError as error:
         say(f"error: {error}")

@@ -6,6 +6,7 @@ import io
 import os
 import pty
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -74,3 +75,41 @@ def test_what_is_logged_goes_on_when_nobody_reads_the_log() -> None:
         log.write("beat", "tick")
         with pytest.raises(BrokenPipeError):
             stream.close()
+
+
+def test_a_quiet_stream_has_what_is_said_and_the_files_have_all(tmp_path: Path) -> None:
+    output = io.StringIO()
+    log = Log(output, colour=False, folder=tmp_path / "logs", verbose=False)
+    log.write("beat", "tick")
+    log.note("beat started")
+    log.say("stopping")
+    log.close()
+    assert output.getvalue() == "stopping\n"
+    assert (tmp_path / "logs/beat.log").read_text() == "tick\n"
+    ours = (tmp_path / "logs/up.log").read_text().splitlines()
+    assert [line.split(maxsplit=2)[2] for line in ours] == ["beat started", "stopping"]
+
+
+def test_a_file_that_grew_is_set_aside_and_the_oldest_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assignment_workers.runtime.log.FILE_BYTES", 40)
+    log = Log(io.StringIO(), colour=False, folder=tmp_path, verbose=False)
+    for number in range(20):
+        log.write("beat", f"tick number {number:02}, and more")
+    log.close()
+    files = sorted(each.name for each in tmp_path.iterdir())
+    assert files == ["beat.log", "beat.log.1", "beat.log.2", "beat.log.3"]
+    assert (tmp_path / "beat.log").read_text() == "tick number 19, and more\n"
+
+
+def test_a_process_that_fails_shows_its_last_lines_on_a_quiet_stream(runs: Runs) -> None:
+    from tests.runtime.support import NO_SERVERS
+
+    fails = "print('began'); import sys; sys.exit('the reason')"
+    run = runs.start(child("worker", fails), env=NO_SERVERS, verbose=False)
+    assert run.code() == 1
+    said = run.said()
+    assert "  worker: began\n  worker: the reason\n" in said
+    assert "worker started" not in said
+    assert "the reason" in (runs.home / "logs/worker.log").read_text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Annotated
 
@@ -27,6 +29,7 @@ from assignment_workers.tasks import process as processes
 
 DEMO_AGENT = 26
 TRIES = 50
+NAME = "assignment-workers"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,6 +44,9 @@ def up(
     sequencers: Annotated[
         int, typer.Option(min=1, max=9, help="For each lane: one leads, the others stand by.")
     ] = 1,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what every process logs.")
+    ] = False,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
     from assignment_workers.runtime import up as runtime
@@ -56,7 +62,7 @@ def up(
     )
     lanes = lanes_of(given).names
     children = runtime.processes(sequencers=sequencers, lanes=lanes[1:])
-    return runtime.up(given, children, steps, port=port)
+    return runtime.up(given, children, steps, port=port, verbose=verbose)
 
 
 def env() -> int:
@@ -73,8 +79,12 @@ def process(
     lane: Annotated[
         str | None, typer.Option(help="The sequencer's: one of ASSIGNMENT_WORKERS_LANES.")
     ] = None,
+    held: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> int:
     """Be one process of a stack, in the foreground; DATABASE_URL and REDIS_URL say where."""
+    if held:  # `up` ends our standard input when the servers serve
+        processes.load(name)
+        sys.stdin.buffer.read()
     return processes.run(name, resolved(), lane=lane)
 
 
@@ -117,22 +127,34 @@ def _missing(given: Settings) -> str | None:
 
 
 def _announce(stack: Stack, *, first: bool) -> None:
+    lanes = lanes_of(settings())
+    with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
+        task = client.regenerate()
+        if isinstance(task, str):
+            client.built(task, timeout=timedelta(seconds=60))
+        if first:
+            typer.echo(_first_assignment(client))
     now = datetime.now(UTC)
     typer.echo(f"dashboard    {stack.dashboard_link(now=now)}")
     typer.echo(f"Flower       {stack.flower_link(now=now)}")
     typer.echo("             (each of these two signs a browser in, once, within the hour)")
     typer.echo(f"gateway      {stack.gateway_url}")
     typer.echo('addresses    eval "$(assignment-workers env)", with the token in GATEWAY_TOKEN')
-    lanes = lanes_of(settings())
-    with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
-        task = client.regenerate()
-        if isinstance(task, str):
-            client.built(task, timeout=timedelta(seconds=60))
-        if not first:
-            return
-        for _ in range(TRIES):
-            name = f"first-{Random().getrandbits(64):x}"
-            answer = client.request_next(DEMO_AGENT, queue="unsigned_users", request_id=name)
-            if not isinstance(answer, Unavailable):
-                break
-        typer.echo(line(answer) if isinstance(answer, Assigned) else f"no user: {line(answer)}")
+    typer.echo("Ctrl-C stops it all. Next, in another terminal of this folder:")
+    for words in (f"request {DEMO_AGENT + 1}", "status", "replay-incident"):
+        typer.echo(f"    {_command()} {words}")
+
+
+def _first_assignment(client: Client) -> str:
+    for _ in range(TRIES):
+        name = f"first-{Random().getrandbits(64):x}"
+        answer = client.request_next(DEMO_AGENT, queue="unsigned_users", request_id=name)
+        if not isinstance(answer, Unavailable):
+            break
+    return line(answer) if isinstance(answer, Assigned) else f"no user: {line(answer)}"
+
+
+def _command() -> str:
+    """The command as it was typed."""
+    typed = Path(sys.argv[0])
+    return sys.argv[0] if typed.stem == NAME else f"{sys.executable} -m assignment_workers"

@@ -24,8 +24,9 @@ class HomeHeld(AssignmentWorkersError):
 class PortTaken(UsageError):
     """A port that was asked for belongs to another program."""
 
-    def __init__(self, port: int, *, purpose: str, setting: str) -> None:
-        super().__init__(f"port {port}, for {purpose}, is in use: set {setting} to another")
+    def __init__(self, port: int, *, purpose: str, setting: str, holder: str | None) -> None:
+        by = f" by {holder}" if holder else ""
+        super().__init__(f"port {port}, for {purpose}, is in use{by}: set {setting} to another")
 
 
 class NoStack(UsageError):

@@ -1,9 +1,12 @@
-"""One log of many processes: each line with the time and the name of who said it."""
+"""One log of many processes: on the terminal what a person needs, the rest in files."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from datetime import datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TextIO
 
 from honcho.colour import get_colours
@@ -11,20 +14,40 @@ from honcho.printer import Message, Printer
 
 OURS = "up"
 """The name under which the supervisor itself speaks."""
+FILE_BYTES = 10_000_000
+FILES_KEPT = 3
+"""Beside the one that is written to, for each process."""
+
+
+class _File(RotatingFileHandler):
+    """A full disk costs lines, not the stack."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Drop the line."""
 
 
 class Log:
     """Lines from any thread, whole and in the order they came, on one stream.
 
-    Prefixes are coloured when the stream is a terminal and `colour` is true. When the stream is
-    gone (a closed terminal, a broken pipe) lines are dropped: what is logged goes on.
+    Each has the time and the name of the process that wrote it; prefixes are coloured when the
+    stream is a terminal and `colour` is true. When the stream is gone (a closed terminal, a broken
+    pipe) lines are dropped: what is logged goes on.
+
+    With `folder`, every line goes to a rotated file there, named after its process. Unless
+    `verbose`, the stream then shows only what is `said`, without time and name.
     """
 
-    def __init__(self, output: TextIO, *, colour: bool) -> None:
+    def __init__(
+        self, output: TextIO, *, colour: bool, folder: Path | None = None, verbose: bool = True
+    ) -> None:
         self._lock = threading.Lock()
+        self._output = output
         self._printer = Printer(output, colour=colour)
         self._palette = get_colours()
         self._colours: dict[str, str | None] = {OURS: None}
+        self._folder = folder
+        self._files: dict[str, _File] = {}
+        self.verbose = verbose or folder is None
 
     def introduce(self, *names: str) -> None:
         """Make room for these names and give each its colour, in this order."""
@@ -35,15 +58,55 @@ class Log:
     def write(self, name: str, line: str) -> None:
         """One line of a process."""
         with self._lock:
-            message = Message("line", line, datetime.now().astimezone(), name, self._colour(name))
+            self._file(name, line)
+            if self.verbose:
+                self._print(name, line)
+
+    def note(self, line: str) -> None:
+        """One line of the supervisor's own, for whoever looks closely."""
+        self.write(OURS, line)
+
+    def say(self, line: str) -> None:
+        """One line of the supervisor's own, for the person who started it."""
+        with self._lock:
+            self._file(OURS, line)
+            if self.verbose:
+                self._print(OURS, line)
+                return
             try:
-                self._printer.write(message)
+                self._output.write(f"{line}\n")
+                self._output.flush()
             except (OSError, ValueError):
                 return
 
-    def say(self, line: str) -> None:
-        """One line of the supervisor's own."""
-        self.write(OURS, line)
+    def close(self) -> None:
+        """Close the files; nothing is written after it."""
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+
+    def _print(self, name: str, line: str) -> None:
+        message = Message("line", line, datetime.now().astimezone(), name, self._colour(name))
+        try:
+            self._printer.write(message)
+        except (OSError, ValueError):
+            return
+
+    def _file(self, name: str, line: str) -> None:
+        if self._folder is None:
+            return
+        if name not in self._files:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            file = _File(
+                self._folder / f"{name}.log",
+                maxBytes=FILE_BYTES,
+                backupCount=FILES_KEPT,
+                encoding="utf-8",
+            )
+            if name == OURS:  # processes write the time themselves
+                file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self._files[name] = file
+        self._files[name].emit(logging.makeLogRecord({"msg": line}))
 
     def _colour(self, name: str) -> str | None:
         if name not in self._colours:

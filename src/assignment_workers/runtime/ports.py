@@ -8,6 +8,7 @@ import secrets
 import socket
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assignment_workers.runtime.errors import PortTaken, StackFailed
@@ -48,7 +49,26 @@ def remembered(file: Path) -> Address:
 def require_free(port: int, *, purpose: str, setting: str) -> None:
     """Raise `PortTaken`, naming the setting to change, if any program listens on the port."""
     if not is_free(port, host=EVERY_ADDRESS):
-        raise PortTaken(port, purpose=purpose, setting=setting)
+        raise PortTaken(port, purpose=purpose, setting=setting, holder=_holder(port))
+
+
+def _holder(port: int) -> str | None:
+    """The process that listens there; None where it cannot be known, being another user's."""
+    try:
+        listening = [
+            each.pid
+            for each in psutil.net_connections(kind="tcp")
+            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
+        ]
+    except (psutil.Error, OSError):
+        return None
+    pid = next((pid for pid in listening if pid is not None), None)
+    if pid is None:
+        return None
+    try:
+        return f"process {pid} ({psutil.Process(pid).name()})"
+    except psutil.Error:
+        return f"process {pid}"
 
 
 def is_free(port: int, *, host: str = LOOPBACK) -> bool:

@@ -57,7 +57,14 @@ STOP_SECONDS = 30.0
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """Make the data if there are none, end a server left over, choose a port; takes a second.
+    """As `plan`, with its data made: ready to be started. Raises `StackFailed`."""
+    server = plan(directory, fsync=fsync)
+    server.make()
+    return server
+
+
+def plan(directory: Path, *, fsync: bool = True) -> Server:
+    """End a server left over and choose a port; making the data if there are none takes a second.
 
     `directory` is in a home that the caller holds. The data survive the server, and so do its port
     (unless it is in use) and its password. With `fsync` off a crash of the machine may lose or
@@ -70,14 +77,6 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     cluster = f"assignment-workers-{hashlib.sha256(bytes(data)).hexdigest()[:12]}"
     _clear_leftovers(data, cluster)
     address = remembered(directory / "address.json")
-    if not data.exists():
-        _make(data, programs, account, address, fsync=fsync)
-    version = (data / "PG_VERSION").read_text(encoding="ascii").strip()
-    if version != MAJOR:
-        raise StackFailed(
-            f"{data} holds data of PostgreSQL {version}, the embedded server is {MAJOR}: "
-            "move them with pg_dump of the old one, or name another ASSIGNMENT_WORKERS_HOME"
-        )
     settings = {**SETTINGS, "port": str(address.port), "cluster_name": cluster}
     if not fsync:
         settings |= {"fsync": "off", "full_page_writes": "off"}
@@ -91,7 +90,19 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
         ready=lambda pid: _serves(data, pid),
         clear=lambda: _clear_leftovers(data, cluster),
     )
-    return Server(spec, f"postgresql://{ROLE}:{address.password}@{LOOPBACK}:{address.port}/{ROLE}")
+
+    def make() -> None:
+        if not data.exists():
+            _make(data, programs, account, address, fsync=fsync)
+        version = (data / "PG_VERSION").read_text(encoding="ascii").strip()
+        if version != MAJOR:
+            raise StackFailed(
+                f"{data} holds data of PostgreSQL {version}, the embedded server is {MAJOR}: "
+                "move them with pg_dump of the old one, or name another ASSIGNMENT_WORKERS_HOME"
+            )
+
+    url = f"postgresql://{ROLE}:{address.password}@{LOOPBACK}:{address.port}/{ROLE}"
+    return Server(spec, url, make)
 
 
 def _programs() -> Path:

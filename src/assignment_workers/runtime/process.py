@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from assignment_workers.runtime.log import Log
 LOG_BYTES = 10_000_000
 """A server's log file that is larger is set aside at the server's next start, one of them kept."""
 LINE_BYTES = 65_536
+LAST_LINES = 8
+"""Shown of a process that failed."""
 GRAVE = re.compile(r"FATAL|PANIC|fatal|failed|could not|can't|unable", re.IGNORECASE)
 
 
@@ -38,6 +41,8 @@ class ProcessSpec:
     """Where its output goes; None: into the common log."""
     ready: Callable[[int], bool] | None = None
     """Of a server: whether the process with this pid serves now. It must answer within a second."""
+    awaits_go: bool = False
+    """Whether it reads its standard input to the end before it works: it may be started early."""
     clear: Callable[[], None] | None = None
     """Of a server: ends what an earlier one left over, before each start."""
 
@@ -61,13 +66,18 @@ class Child:
         guardian: Guardian,
         *,
         ended: Callable[[Child], None] | None = None,
+        held: bool = False,
     ) -> None:
-        """Start it. `ended` is called from another thread, once. Raises OSError."""
+        """Start it; `held`, its standard input ends with `release`, else at once.
+
+        `ended` is called from another thread, once. Raises OSError.
+        """
         self.spec = spec
         self._log = log
         self._guardian = guardian
         self._ended = ended
         self._over = threading.Event()
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
         self.started_at = time.monotonic()
         if spec.clear:
             spec.clear()
@@ -76,7 +86,7 @@ class Child:
             self._process = subprocess.Popen(
                 spec.argv,
                 env={**os.environ, **spec.env},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if held else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -104,6 +114,11 @@ class Child:
     def wait(self, seconds: float) -> bool:
         """Wait for its end; False if it still runs then."""
         return self._over.wait(seconds)
+
+    def release(self) -> None:
+        """End the standard input of a process that was started held: it goes on."""
+        if self._process.stdin:
+            self._process.stdin.close()
 
     def ask_to_stop(self) -> None:
         """Send it its stop signal."""
@@ -151,12 +166,18 @@ class Child:
         grave = [line for line in told if GRAVE.search(line)]
         return (grave or told or [""])[-1]
 
+    def last_lines(self) -> list[str]:
+        """Return the last lines that it wrote into the common log."""
+        return list(self._last)
+
     def _read(self) -> None:
         if self._process.stdout is None:
             return
         with self._process.stdout as stream:
             for line in iter(lambda: stream.readline(LINE_BYTES), b""):
-                self._log.write(self.spec.name, line.decode("utf-8", "replace").rstrip("\r\n"))
+                words = line.decode("utf-8", "replace").rstrip("\r\n")
+                self._last.append(words)
+                self._log.write(self.spec.name, words)
 
     def _await_end(self) -> None:
         self._process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from assignment_workers.runtime.errors import StackFailed
@@ -21,6 +22,8 @@ class Server:
 
     spec: ProcessSpec
     url: str
+    make: Callable[[], None] = lambda: None
+    """Has to be called once before it is started: makes its data if there are none."""
 
 
 def start(server: Server, log: Log, guardian: Guardian) -> Child:

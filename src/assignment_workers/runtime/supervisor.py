@@ -75,6 +75,8 @@ class _Service:
 
     spec: ProcessSpec
     child: Child | None = None
+    held: bool = False
+    """Started early, and waiting for the word to go on."""
     was_ready: bool = False
     ready: bool = False
     restart_at: float | None = None
@@ -104,7 +106,8 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for service in reversed(self._services.values()):
+        services = reversed(self._services.values())
+        for service in sorted(services, key=lambda each: each.spec.is_server):
             if service.child and not service.child.is_over:
                 self._stop(service.child)
         for thread in self._threads:
@@ -116,6 +119,22 @@ class Supervisor:
             service = _Service(spec)
             self._services[spec.name] = service
             self._run(service)
+
+    def start_held(self, *specs: ProcessSpec) -> None:
+        """Start these, which await the word to go on: it comes with `release`."""
+        for spec in specs:
+            service = _Service(spec, held=True)
+            self._services[spec.name] = service
+            self._run(service)
+
+    def release(self) -> None:
+        """Let every process go on that was started held."""
+        for service in self._services.values():
+            if service.held:
+                service.held = False
+                if service.child:
+                    service.child.release()
+                    self._log.note(_started(service.child))
 
     def wait_ready(self) -> None:
         """Until every server started so far serves. One that ends before it did is a failure."""
@@ -180,11 +199,14 @@ class Supervisor:
         spec = service.spec
         service.restart_at = None
         try:
-            service.child = Child(spec, self._log, self._guardian, ended=self._events.put)
+            service.child = Child(
+                spec, self._log, self._guardian, ended=self._events.put, held=service.held
+            )
         except OSError as error:
             raise StackFailed(f"{spec.name} cannot be started: {error}") from error
         service.ready = not spec.is_server
-        self._log.say(f"{spec.name} started (pid {service.child.pid})")
+        if not service.held:
+            self._log.note(_started(service.child))
 
     def _on_end(self, child: Child) -> None:
         service = self._services[child.spec.name]
@@ -200,6 +222,9 @@ class Supervisor:
             lived=now - child.started_at,
             failed=child.spec.is_server or (child.status != GAVE_UP and self._servers_ready()),
         )
+        if not self._log.verbose:
+            for line in child.last_lines() if child.status != GAVE_UP else ():
+                self._log.say(f"  {child.spec.name}: {line}")
         if pause is None:
             raise StackFailed(
                 f"{failure(child)}, {FAILURES} times at its start within {WINDOW_SECONDS:g} s: "
@@ -215,7 +240,7 @@ class Supervisor:
                 service.ready = True
                 again = " again" if service.was_ready else ""
                 service.was_ready = True
-                self._log.say(f"{service.spec.name} serves{again}")
+                self._log.note(f"{service.spec.name} serves{again}")
 
     def _restart_due(self) -> None:
         """Servers first; the others wait for them, lest they fail for want of them."""
@@ -235,4 +260,8 @@ class Supervisor:
                     self._log.say(f"already stopping: {name} has {left:.0f} s left to end")
 
         child.stop(waiting=waiting)
-        self._log.say(f"{child.spec.name} stopped")
+        self._log.note(f"{child.spec.name} stopped")
+
+
+def _started(child: Child) -> str:
+    return f"{child.spec.name} started (pid {child.pid})"

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,8 @@ from assignment_workers.settings import Settings
 READY_SECONDS = 60.0
 """How long our processes may take until all of them work."""
 GATEWAY, FLOWER = "gateway", "flower"
+LOGS = "logs"
+"""In the home: a file for each process, rotated."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,20 @@ def processes(*, sequencers: int = 1, lanes: Sequence[str] = ()) -> list[Process
     More than one sequencer: the first to lead works, the others stand by. `lanes`: those beside the
     default one, each with as many.
     """
-    command = [sys.executable, "-m", "assignment_workers", "process"]
+    command = [sys.executable, "-m", "assignment_workers", "process", "--held"]
     workers = []
     for lane in ("", *lanes):
         name = f"sequencer-{lane}" if lane else "sequencer"
         led = [*command, "sequencer", *(["--lane", lane] if lane else [])]
         workers += [
-            ProcessSpec(name if number == 1 else f"{name}-{number}", led)
+            ProcessSpec(name if number == 1 else f"{name}-{number}", led, awaits_go=True)
             for number in range(1, sequencers + 1)
         ]
     others = ("maintenance", FLOWER, "beat", GATEWAY)
-    return [*workers, *(ProcessSpec(name, [*command, name]) for name in others)]
+    return [
+        *workers,
+        *(ProcessSpec(name, [*command, name], awaits_go=True) for name in others),
+    ]
 
 
 def up(
@@ -69,10 +74,12 @@ def up(
     *,
     port: int | None = None,
     output: TextIO = sys.stdout,
+    verbose: bool = True,
 ) -> int:
     """Run it all until a signal (0) or until something cannot run: then the error's exit code.
 
-    `port` is the gateway's, instead of the setting's. To be called in the main thread. Raises
+    `port` is the gateway's, instead of the setting's. What the processes log goes to `logs/` in
+    the home, and to `output` if `verbose`. To be called in the main thread. Raises
     `HomeHeld`, `HomeUnusable` and `PortTaken` before anything is started; what goes wrong later is
     told in the log, in one line.
     """
@@ -80,7 +87,9 @@ def up(
         settings = settings.model_copy(update={"gateway_port": port})
     with home.hold(settings.home) as held:
         _require_ports(settings, children)
-        log = Log(output, colour=not os.environ.get("NO_COLOR"))
+        folder = held.path / LOGS
+        log = Log(output, colour=not os.environ.get("NO_COLOR"), folder=folder, verbose=verbose)
+        log.say(f"starting; data and logs are in {held.path}")
         log.introduce("postgres", "valkey", *(child.name for child in children))
         with Signals() as signals, Guardian(keeps=[held.descriptor]) as guardian:
             with Supervisor(log, guardian, signals) as supervisor:
@@ -88,6 +97,7 @@ def up(
                     settings, children, steps, supervisor=supervisor, log=log, path=held.path
                 )
             log.say(f"everything has ended; the data are kept in {held.path}")
+            log.close()
     return code
 
 
@@ -101,12 +111,21 @@ def _run(
     path: Path,
 ) -> int:
     try:
-        resolved = _start_servers(settings, supervisor, path)
+        servers = supervisor.call(lambda: _plan(settings, path))
+        resolved = _resolved(settings, servers, path)
+        children = _with_environment(resolved, children)
+        # Most of a start is the imports of our processes: they begin before there is a server.
+        supervisor.start_held(*(child for child in children if child.awaits_go))
+        for server in servers.values():
+            supervisor.call(server.make)
+            supervisor.start(server.spec)
+        supervisor.wait_ready()
         supervisor.call(lambda: steps.migrate(resolved.database))
         if steps.seed:
             seed = steps.seed
             supervisor.call(lambda: seed(resolved))
-        _start_children(resolved, children, supervisor)
+        supervisor.release()
+        supervisor.start(*(child for child in children if not child.awaits_go))
         _wait_until_working(resolved, steps, supervisor)
         ready = _stack(resolved, children)
         stack.write(path, ready)
@@ -123,36 +142,34 @@ def _run(
     return 0
 
 
-def _start_servers(settings: Settings, supervisor: Supervisor, path: Path) -> Settings:
-    """Start, side by side, those whose address is not set; the settings with all addresses."""
-    made: list[Server] = []
-    database_url, redis_url = settings.database_url, settings.redis_url
-    if redis_url is None:
-        made.append(supervisor.call(lambda: valkey.prepare(path / "valkey")))
-        redis_url = made[-1].url
-        supervisor.start(made[-1].spec)
-    if database_url is None:
-        made.append(supervisor.call(lambda: postgres.prepare(path / "postgres")))
-        database_url = made[-1].url
-        supervisor.start(made[-1].spec)
-    supervisor.wait_ready()
+def _plan(settings: Settings, path: Path) -> dict[str, Server]:
+    """The servers whose address is not set, by the name of its variable."""
+    servers: dict[str, Server] = {}
+    if settings.redis_url is None:
+        servers["redis_url"] = valkey.prepare(path / "valkey")
+    if settings.database_url is None:
+        servers["database_url"] = postgres.plan(path / "postgres")
+    return servers
+
+
+def _resolved(settings: Settings, servers: Mapping[str, Server], path: Path) -> Settings:
+    """The settings with all addresses."""
+    addresses = {variable: server.url for variable, server in servers.items()}
+    redis_url = addresses.get("redis_url", settings.redis_url)
     kept = secret.remembered(path)
     return settings.model_copy(
         update={
+            **addresses,
             "home": path,
-            "database_url": database_url,
-            "redis_url": redis_url,
             "broker_url": settings.broker_url or redis_url,
             "stack_token": kept.gateway_token,
             "flower_basic_auth": settings.flower_basic_auth or kept.flower_auth,
-            "embedded": len(made) == 2,  # noqa: PLR2004 - both of them
+            "embedded": len(servers) == 2,  # noqa: PLR2004 - both of them
         }
     )
 
 
-def _start_children(
-    resolved: Settings, children: Sequence[ProcessSpec], supervisor: Supervisor
-) -> None:
+def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> list[ProcessSpec]:
     environment = {
         "DATABASE_URL": resolved.database,
         "REDIS_URL": resolved.redis,
@@ -164,12 +181,10 @@ def _start_children(
         "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH": resolved.flower_basic_auth or "",
         "PYTHONUNBUFFERED": "1",
     }
-    supervisor.start(
-        *(
-            replace(each, env={**environment, **_metrics_port(resolved, place), **each.env})
-            for place, each in enumerate(children)
-        )
-    )
+    return [
+        replace(each, env={**environment, **_metrics_port(resolved, place), **each.env})
+        for place, each in enumerate(children)
+    ]
 
 
 def _metrics_port(settings: Settings, place: int) -> dict[str, str]:

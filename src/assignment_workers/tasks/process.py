@@ -7,6 +7,7 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from typing import Literal
 
 import redis
@@ -72,6 +73,19 @@ def run(name: Name, settings: Settings, *, lane: str | None = None) -> int:
     if name != "flower":
         traces.set_up(os.environ)
     return _sequencer(settings, lane) if lane else PROCESSES[name](settings)
+
+
+def load(name: Name) -> None:
+    """Import what only this process uses: it takes a second, and needs no server."""
+    match name:
+        case "gateway":
+            import_module("assignment_workers.gateway.serve")
+        case "flower":
+            import_module("flower.command")
+        case "beat":
+            import_module("redbeat")
+        case "sequencer" | "maintenance":
+            import_module("celery.worker.worker")
 
 
 def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
