@@ -281,6 +281,12 @@ class Settings(BaseModel):
         2_000.0, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE"
     )
     """Calls a second with one token."""
+    gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
+    )
+    """Calls a second without a good token from one address, before all its others have to wait."""
+    gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
+    """Addresses or networks of proxies whose `X-Forwarded-For` is believed; unset: none."""
     metrics_port: Port | None = Field(None, alias="ASSIGNMENT_WORKERS_METRICS_PORT")
     """Where a sequencer, a maintenance worker or beat tells what it counts; unset: nowhere.
 

@@ -41,7 +41,13 @@ def serving(
         stack.start("maintenance", **settings)
         port = free_port()
         process = stack.start(
-            "gateway", gateway_port=str(port), gateway_agent_rate="200", **settings
+            "gateway",
+            **{
+                "gateway_port": str(port),
+                "gateway_agent_rate": "200",
+                "gateway_refusal_rate": "100000",
+                **settings,
+            },
         )
         stack.wait_for_leader()
         stack.regenerate(stack.client())

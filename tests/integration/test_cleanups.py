@@ -415,6 +415,10 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         " SELECT sha256(age::text::bytea), 'a stack', now() - age, now() - age"
         " FROM unnest(ARRAY[interval '25 hours', interval '23 hours']) age"
     )
+    world.execute(
+        "INSERT INTO assignment.access_log (at, what)"
+        " SELECT now() - age, 'forbidden' FROM unnest(ARRAY[interval '91 days', '89 days']) age"
+    )
     scores = world.rows("SELECT s::text FROM user_call_scores s ORDER BY 1")
     lead(world, since=HOUR, seen=SECOND)
     events = len(world.events())
@@ -424,6 +428,7 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         "job_runs": 1,
         "events": 2,
         "dead_letters": 1,
+        "access_log": 1,
         "dashboard_sessions": 1,
     }
     assert len(world.events()) == events - 2

@@ -174,6 +174,12 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE": Variable(
         "gateway_token_rate", 2000.0, "10", 10.0, ("0", "-1", "many")
     ),
+    "ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE": Variable(
+        "gateway_refusal_rate", 10.0, "0.5", 0.5, ("0", "-1", "many")
+    ),
+    "ASSIGNMENT_WORKERS_GATEWAY_PROXIES": Variable(
+        "gateway_proxies", None, "10.0.0.0/8", "10.0.0.0/8", ()
+    ),
     "ASSIGNMENT_WORKERS_METRICS_PORT": Variable("metrics_port", None, "9100", 9100, NOT_PORTS),
     "ASSIGNMENT_WORKERS_METRICS_HOST": Variable(
         "metrics_host", "127.0.0.1", "10.0.0.7", "10.0.0.7", ()

@@ -12,6 +12,7 @@ from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema.base import word
 from assignment_workers.schema.tables import (
+    AccessRecord,
     Command,
     DashboardSession,
     DeadLetter,
@@ -100,6 +101,7 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
         ),
         "events": delete(Event).where(Event.at < history),
         "dead_letters": delete(DeadLetter).where(DeadLetter.replayed_at < history),
+        "access_log": delete(AccessRecord).where(AccessRecord.at < history),
         # Longer than a link is good for: a used one stays used.
         "dashboard_sessions": delete(DashboardSession).where(
             DashboardSession.expires_at < func.now() - timedelta(days=1)

@@ -1,15 +1,17 @@
-"""The gateway's API tokens: create, list, revoke."""
+"""The gateway's API tokens: create, list, revoke, and who came in or was refused."""
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
 
+from assignment_workers.cli.acting import whoever
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
-from assignment_workers.gateway import tokens
+from assignment_workers.gateway import audit, tokens
 from assignment_workers.schema.tables import TokenRole
 
 app = typer.Typer(help="API tokens of the gateway's callers.", no_args_is_help=True)
@@ -22,11 +24,15 @@ def create(
         int | None, typer.Option(min=1, max=2**31 - 1, help="The agent whose token it is.")
     ] = None,
     note: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=3650, help="How long it is in force; else for ever.")
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Make a token and print it: this once, it cannot be shown again."""
+    lasts = None if days is None else timedelta(days=days)
     with database() as connection:
-        made = tokens.create(connection, role, agent_id=agent, note=note)
+        made = tokens.create(connection, role, agent_id=agent, note=note, lasts=lasts, by=whoever())
         connection.commit()
     if json:
         as_json({"token": made})
@@ -45,14 +51,16 @@ def list_tokens(json: AsJson = False) -> int:
         return 0
     as_table(
         "API tokens",
-        ["id", "role", "agent", "created", "revoked", "note"],
+        ["id", "role", "agent", "created", "expires", "last used", "revoked", "note"],
         [
             (
                 each.id,
                 each.role,
                 each.agent_id,
-                f"{each.created_at:%Y-%m-%d %H:%M:%SZ}",
-                f"{each.revoked_at:%Y-%m-%d %H:%M:%SZ}" if each.revoked_at else None,
+                _instant(each.created_at),
+                _instant(each.expires_at),
+                _instant(each.last_used_at),
+                _instant(each.revoked_at),
                 each.note,
             )
             for each in found
@@ -67,9 +75,32 @@ def revoke(
 ) -> int:
     """Void a token; the gateways refuse it within seconds."""
     with database() as connection:
-        done = tokens.revoke(connection, token)
+        done = tokens.revoke(connection, token, by=whoever())
         connection.commit()
     if not done:
         raise UsageError(f"no token {token} in force")
     typer.echo(f"token {token} is void")
     return 0
+
+
+@app.command("log")
+def access_log(json: AsJson = False) -> int:
+    """Print the newest 1,000: tokens made and revoked, sign-ins, refusals by the minute."""
+    with database() as connection:
+        found = audit.recorded(connection)
+    if json:
+        as_json(found)
+        return 0
+    as_table(
+        "Access",
+        ["at", "what", "who", "subject", "address", "count"],
+        [
+            (_instant(each.at), each.what, each.who, each.subject, each.address, each.count)
+            for each in found
+        ],
+    )
+    return 0
+
+
+def _instant(at: datetime | None) -> str | None:
+    return None if at is None else f"{at:%Y-%m-%d %H:%M:%SZ}"

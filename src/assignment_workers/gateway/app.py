@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from http import HTTPStatus
 from importlib.metadata import version
 from random import Random
@@ -20,12 +21,14 @@ from assignment_workers.client import AsyncClient
 from assignment_workers.gateway import about, moves, operating
 from assignment_workers.gateway.abandoned import Abandoned
 from assignment_workers.gateway.asking import Asking
+from assignment_workers.gateway.audit import AccessLog
 from assignment_workers.gateway.callers import Callers
 from assignment_workers.gateway.dashboard import pages
 from assignment_workers.gateway.dashboard.render import environment
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.dashboard.showing import Dashboard
 from assignment_workers.gateway.dashboard.views import Source
+from assignment_workers.gateway.doorkeeper import Doorkeeper
 from assignment_workers.gateway.given import Gateway
 from assignment_workers.gateway.heartbeats import Heartbeats
 from assignment_workers.gateway.latest import Latest
@@ -53,12 +56,14 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     lanes = lanes_of(settings)
     latest = Latest(engine, lanes)
     metrics.registry.register(StoredFigures(latest))
+    access = AccessLog(engine, lambda: datetime.now(UTC))
     callers = Callers(
         engine,
         tokens,
         Pace(settings.gateway_token_rate),
         Pace(settings.gateway_agent_rate),
         of_stack(settings.stack_token),
+        access.used,
     )
 
     @asynccontextmanager
@@ -94,8 +99,10 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             templates=environment(),
             secret=settings.stack_token,
         )
+        access.start()
         yield
         await live.close()
+        await access.close()
         await app.state.gateway.heartbeats.close()
         app.state.dashboard.threads.shutdown(wait=False, cancel_futures=True)
         await abandoned.close()
@@ -141,6 +148,13 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             expose_headers=[REQUEST_ID, "Retry-After", "Date"],
         )
     app.add_middleware(OwnPages, origins=origins)
+    app.add_middleware(
+        Doorkeeper,
+        callers=callers,
+        access=access,
+        metrics=metrics,
+        pace=Pace(settings.gateway_refusal_rate),
+    )
     app.add_middleware(SecurityHeaders)
     return app
 

@@ -119,6 +119,8 @@ class Callers:
     per_agent: Pace
     stack: Kept | None = None
     """The token that `up` made, where this gateway is its stack's."""
+    used: Callable[[str], object] = lambda _: None
+    """Told of each use of a token, by its name."""
     clock: Callable[[], float] = time.monotonic
     _known: OrderedDict[str | bytes, tuple[float, Kept | None]] = field(default_factory=OrderedDict)
 
@@ -127,8 +129,7 @@ class Callers:
 
         The caller is left in the request's state for what comes after the route.
         """
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        found = await self.bearer(token.strip() if scheme.lower() == "bearer" else "")
+        found = await self.bearer(bearer_of(request.headers.get("authorization", "")))
         request.state.caller = found
         return found
 
@@ -168,7 +169,21 @@ class Callers:
         """Look the session of this cookie up anew."""
         self._known.pop(sessions.digest(cookie), None)
 
+    def knows(self, authorization: str, cookie: str) -> bool:
+        """Whether one of these was good when it was looked up last; nothing is looked up."""
+        _, in_session = self._known.get(sessions.digest(cookie), (0.0, None))
+        named = tokens.parts(bearer_of(authorization))
+        if cookie and in_session is not None:
+            return True
+        if named is None:
+            return False
+        name, secret = named
+        is_stack = self.stack is not None and name == self.stack.id
+        kept = self.stack if is_stack else self._known.get(name, (0.0, None))[1]
+        return tokens.matches(kept, secret)
+
     def _paced(self, kept: Kept) -> Caller:
+        self.used(kept.id)
         _hold_back(self.per_token.wait(kept.id), "this token is used")
         return Caller(kept.id, kept.role, kept.agent_id)
 
@@ -202,6 +217,12 @@ class Callers:
     def _look_up(self, look_up: Callable[[Connection], Kept | None]) -> Kept | None:
         with self.engine.connect() as connection:
             return look_up(connection)
+
+
+def bearer_of(authorization: str) -> str:
+    """The token in this header; empty: none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _unauthorised(detail: str) -> Problem:

@@ -27,6 +27,14 @@ class Pace:
     clock: Callable[[], float] = time.monotonic
     _seen: OrderedDict[object, tuple[float, float]] = field(default_factory=OrderedDict)
 
+    def left(self, key: object) -> float:
+        """The seconds until a call may go on; 0.0: now. Nothing is counted."""
+        if key not in self._seen:
+            return 0.0
+        left, at = self._seen[key]
+        left += (self.clock() - at) * self.per_second
+        return 0.0 if left >= 1.0 else (1.0 - left) / self.per_second
+
     def wait(self, key: object) -> float:
         """0.0 if the call may go on, and counts; else the seconds until it may."""
         now = self.clock()

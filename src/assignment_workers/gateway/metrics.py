@@ -60,6 +60,12 @@ class Metrics:
             "Callers who left before their answer came.",
             registry=self.registry,
         )
+        self.refused = Counter(
+            "assignment_workers_gateway_refused_total",
+            "Calls that were refused: unauthenticated, forbidden, a failed sign-in, or hurried.",
+            ["what"],
+            registry=self.registry,
+        )
         self.streams = Gauge(
             "assignment_workers_gateway_streams",
             "Streams of live events that are open now.",

@@ -19,6 +19,7 @@ from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.sight import attach
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
+from assignment_workers.gateway.socket_limits import LimitedProtocol
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
@@ -66,7 +67,9 @@ def serve(settings: Settings) -> int:
             access_log=False,
             server_header=False,
             date_header=True,
-            proxy_headers=False,
+            proxy_headers=settings.gateway_proxies is not None,
+            forwarded_allow_ips=settings.gateway_proxies,
+            http=LimitedProtocol,
             timeout_graceful_shutdown=GRACE_SECONDS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             backlog=1024,

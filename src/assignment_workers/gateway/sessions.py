@@ -12,8 +12,9 @@ from datetime import timedelta
 from sqlalchemy import Connection, and_, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from assignment_workers.gateway.tokens import Kept
-from assignment_workers.schema.tables import ApiToken, DashboardSession, TokenRole
+from assignment_workers.gateway.audit import record
+from assignment_workers.gateway.tokens import Kept, in_force
+from assignment_workers.schema.tables import AccessKind, ApiToken, DashboardSession, TokenRole
 
 LASTS = timedelta(hours=12)
 _LONGEST = 200
@@ -25,6 +26,7 @@ def begin(
     token: str | None = None,
     stack: str | None = None,
     link: str | None = None,
+    address: str | None = None,
 ) -> str | None:
     """A new session's cookie; None where another session has used the link.
 
@@ -46,7 +48,10 @@ def begin(
         .on_conflict_do_nothing(index_elements=[DashboardSession.link])
         .returning(DashboardSession.hash)
     )
-    return cookie if made.scalar_one_or_none() else None
+    if made.scalar_one_or_none() is None:
+        return None
+    record(connection, AccessKind.SIGNED_IN, who=token or STACK.id, address=address)
+    return cookie
 
 
 def find(connection: Connection, cookie: bytes, *, stack: str | None) -> Kept | None:
@@ -62,13 +67,17 @@ def find(connection: Connection, cookie: bytes, *, stack: str | None) -> Kept | 
     return Kept(row.id, b"", TokenRole(row.role), row.agent_id)
 
 
-def end(connection: Connection, cookie: bytes) -> None:
+def end(connection: Connection, cookie: bytes, *, address: str | None = None) -> None:
     """End the session of a cookie with this digest. The caller commits."""
-    connection.execute(
+    ended = connection.execute(
         update(DashboardSession)
         .where(DashboardSession.hash == cookie, DashboardSession.ended_at.is_(None))
         .values(ended_at=func.clock_timestamp())
-    )
+        .returning(DashboardSession.token_id)
+    ).one_or_none()
+    if ended is not None:
+        who = ended.token_id or STACK.id
+        record(connection, AccessKind.SIGNED_OUT, who=who, address=address)
 
 
 def digest(cookie: str) -> bytes:
@@ -84,7 +93,7 @@ _FIND = (
     .select_from(DashboardSession)
     .outerjoin(
         ApiToken,
-        and_(ApiToken.id == DashboardSession.token_id, ApiToken.revoked_at.is_(None)),
+        and_(ApiToken.id == DashboardSession.token_id, in_force()),
     )
     .where(
         DashboardSession.hash == bindparam("hash"),

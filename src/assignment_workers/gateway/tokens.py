@@ -6,12 +6,23 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from assignment_workers.errors import UsageError
-from assignment_workers.schema.tables import ApiToken, TokenRole
+from assignment_workers.gateway.audit import record
+from assignment_workers.schema.tables import AccessKind, ApiToken, TokenRole
 
 PREFIX = "aw"
 SECRET_BYTES = 32
@@ -29,6 +40,9 @@ class Token:
     note: str | None
     created_at: datetime
     revoked_at: datetime | None
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    """To the minute, and up to a minute late."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +63,17 @@ def of_stack(token: str | None) -> Kept | None:
 
 
 def create(
-    connection: Connection, role: str, *, agent_id: int | None = None, note: str | None = None
+    connection: Connection,
+    role: str,
+    *,
+    agent_id: int | None = None,
+    note: str | None = None,
+    lasts: timedelta | None = None,
+    by: str | None = None,
 ) -> str:
     """A new token, which nobody can read again. Raises `UsageError` for a role without its agent.
 
+    `lasts`: how long it is in force; None: until it is revoked. `by` makes it, for the access log.
     The caller commits.
     """
     if role not in set(TokenRole):
@@ -70,8 +91,10 @@ def create(
             agent_id=agent_id,
             note=note,
             created_at=func.clock_timestamp(),
+            expires_at=None if lasts is None else func.clock_timestamp() + lasts,
         )
     )
+    record(connection, AccessKind.TOKEN_CREATED, who=by, subject=name)
     return f"{PREFIX}_{name}_{secret}"
 
 
@@ -84,7 +107,7 @@ def listed(connection: Connection) -> list[Token]:
     return [Token(*row) for row in rows]
 
 
-def revoke(connection: Connection, name: str) -> bool:
+def revoke(connection: Connection, name: str, *, by: str | None = None) -> bool:
     """Void a token; False where there is none, or it is void already. The caller commits."""
     done = connection.execute(
         update(ApiToken)
@@ -92,7 +115,10 @@ def revoke(connection: Connection, name: str) -> bool:
         .values(revoked_at=func.clock_timestamp())
         .returning(ApiToken.id)
     )
-    return done.scalar_one_or_none() is not None
+    if done.scalar_one_or_none() is None:
+        return False
+    record(connection, AccessKind.TOKEN_REVOKED, who=by, subject=name)
+    return True
 
 
 def find(connection: Connection, name: str) -> Kept | None:
@@ -101,6 +127,14 @@ def find(connection: Connection, name: str) -> Kept | None:
     if row is None:
         return None
     return Kept(row.id, bytes(row.hash), TokenRole(row.role), row.agent_id)
+
+
+def in_force() -> ColumnElement[bool]:
+    """Whether a token is neither revoked nor over."""
+    return and_(
+        ApiToken.revoked_at.is_(None),
+        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > func.clock_timestamp()),
+    )
 
 
 def parts(token: str) -> tuple[str, str] | None:
@@ -123,5 +157,5 @@ def _hash(secret: str) -> bytes:
 
 
 _FIND = select(ApiToken.id, ApiToken.hash, ApiToken.role, ApiToken.agent_id).where(
-    ApiToken.id == bindparam("name"), ApiToken.revoked_at.is_(None)
+    ApiToken.id == bindparam("name"), in_force()
 )

@@ -553,6 +553,43 @@ class ApiToken(Base):
     note: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(Instant)
     revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    """From then on it is void; null: it does not expire."""
+    last_used_at: Mapped[datetime | None] = mapped_column(Instant)
+    """To the minute; written off the calls' way."""
+
+
+class AccessKind(StrEnum):
+    """What the access log records."""
+
+    TOKEN_CREATED = "token_created"  # noqa: S105
+    TOKEN_REVOKED = "token_revoked"  # noqa: S105
+    SIGNED_IN = "signed_in"
+    SIGNED_OUT = "signed_out"
+    SIGN_IN_FAILED = "sign_in_failed"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+
+
+class AccessRecord(Base):
+    """Who came in or was refused at the gateway; a refusal's row is a sum of a minute."""
+
+    __tablename__ = "access_log"
+    __table_args__ = (
+        one_of("what", AccessKind),
+        CheckConstraint("count > 0", name="count"),
+        Index(None, "at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant)
+    what: Mapped[str]
+    who: Mapped[str | None]
+    """The token's name, or the user of the machine who ran the command."""
+    subject: Mapped[str | None]
+    """The token that was made or revoked."""
+    address: Mapped[str | None]
+    count: Mapped[int] = mapped_column(server_default="1")
 
 
 class DashboardSession(Base):

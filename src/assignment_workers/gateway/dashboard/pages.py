@@ -211,7 +211,7 @@ async def sign_in(request: Request) -> Response:
     try:
         caller = await here.callers.bearer(token)
         caller.must_be(WATCHING)
-        cookie = await _begin(here, caller)
+        cookie = await _begin(here, caller, _address(request))
     except Problem as problem:
         return _sign_in_page(request, onward, wrong=problem)
     local = onward.startswith("/") and not onward.startswith(("//", "/\\"))
@@ -233,7 +233,10 @@ async def sign_in_by_link(request: Request) -> Response:
     read = here.secret and links.read(here.secret, links.DASHBOARD, code, now=datetime.now(UTC))
     if read:
         stack = here.callers.stack_digest
-        cookie = await here.stored(lambda c: sessions.begin(c, stack=stack, link=read.name))
+        address = _address(request)
+        cookie = await here.stored(
+            lambda c: sessions.begin(c, stack=stack, link=read.name, address=address)
+        )
         if cookie:
             session.keep(response, cookie, secure=here.secure)
             return response
@@ -251,7 +254,11 @@ _USED = Problem(
 )
 
 
-async def _begin(here: Dashboard, caller: Caller) -> str | None:
+def _address(request: Request) -> str | None:
+    return request.client.host if request.client else None
+
+
+async def _begin(here: Dashboard, caller: Caller, address: str | None) -> str | None:
     """The cookie of a new session of this caller; None where tokens are off and none is needed."""
     if caller.token is None:
         return None
@@ -261,6 +268,7 @@ async def _begin(here: Dashboard, caller: Caller) -> str | None:
             connection,
             token=None if is_stack else caller.token,
             stack=here.callers.stack_digest if is_stack else None,
+            address=address,
         )
     )
 
@@ -298,7 +306,8 @@ async def sign_out(request: Request) -> Response:
     await session.fields(request)
     here, cookie = here_of(request), session.cookie_of(request)
     if cookie:
-        await here.stored(lambda connection: sessions.end(connection, sessions.digest(cookie)))
+        digest, address = sessions.digest(cookie), _address(request)
+        await here.stored(lambda connection: sessions.end(connection, digest, address=address))
         here.callers.forget(cookie)
     response = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
     session.forget(response, secure=here.secure)

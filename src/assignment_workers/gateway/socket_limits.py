@@ -1,0 +1,109 @@
+"""Limits below HTTP: how large the head of a request may be, and how long a request may take.
+
+A caller who sends a head without an end, or a byte now and then, holds memory and a connection
+without being anybody. uvicorn ends a connection that is idle between two requests by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES = 32 * 1024
+"""The request line and all headers together."""
+ARRIVE_SECONDS = 20.0
+"""From the connection, or the first byte of a further request, to the request's last byte."""
+CONNECTIONS = 5_000
+"""Open at once; a further one is closed."""
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which hangs up on a request that is too large or too slow."""
+
+    _arrives: asyncio.TimerHandle | None = None
+    _head: int = 0
+    """Bytes of the head that is under way."""
+    _is_body: bool = False
+    _is_whole: bool = False
+    _too_large: bool = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+        else:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._arrives is None and self._is_whole:
+            self._wait()  # for what may be no more than line ends
+        before = self._head
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if not self._is_body and not self._is_whole and self._head == before:
+            # Not one header has ended in it: the parser keeps it until one does.
+            self._head += len(data)
+            if self._head > HEAD_BYTES:
+                self._too_large = True
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        self._head, self._is_body, self._is_whole = 0, False, False
+        if self._arrives is None:
+            self._wait()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._is_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True
+        self._arrived()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._too_large:
+            super().send_400_response(msg)
+            return
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        said = f"the head of a request may have {HEAD_BYTES} bytes"
+        self.transport.write(
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain\r\n"
+            f"content-length: {len(said)}\r\nconnection: close\r\n\r\n{said}".encode()
+        )
+        self.transport.close()
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > HEAD_BYTES:
+            self._too_large = True
+            raise ValueError("the head is too large")  # the parser ends the request
+
+    def _wait(self) -> None:
+        self._arrives = self.loop.call_later(ARRIVE_SECONDS, self._hang_up)
+
+    def _arrived(self) -> None:
+        if self._arrives is not None:
+            self._arrives.cancel()
+            self._arrives = None
+
+    def _hang_up(self) -> None:
+        self._arrives = None
+        if not self.transport.is_closing():
+            self.transport.abort()
