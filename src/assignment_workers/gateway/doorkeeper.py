@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assignment_workers import links
 from assignment_workers.gateway.audit import AccessLog
-from assignment_workers.gateway.callers import CALLER, Callers
+from assignment_workers.gateway.callers import Caller, Callers
 from assignment_workers.gateway.limits import Pace
 from assignment_workers.gateway.metrics import Metrics
 from assignment_workers.gateway.problems import unavailable
@@ -64,7 +64,8 @@ class Doorkeeper:
         await self._app(scope, receive, watched)
 
     def _count(self, status: int, scope: Scope, address: str | None) -> None:
-        who = scope.get(CALLER)
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        who = caller.token if caller else None
         if scope["path"] in SIGN_IN:
             what = AccessKind.SIGN_IN_FAILED
         elif status == HTTPStatus.UNAUTHORIZED:

@@ -16,7 +16,7 @@ from fastapi import Request, Response
 
 from assignment_workers.assignment.answers import Code
 from assignment_workers.gateway import sessions
-from assignment_workers.gateway.callers import CALLER, Caller, Callers
+from assignment_workers.gateway.callers import Caller, Callers
 from assignment_workers.gateway.problems import refused
 
 COOKIE = "assignment_workers"
@@ -28,7 +28,7 @@ _OWN = secrets.token_bytes(32)
 async def looker(callers: Callers, request: Request) -> Caller:
     """Who looks. Raises `Problem` 401 without a session in force."""
     caller = await callers.session(cookie_of(request))
-    request.scope[CALLER] = caller.token
+    request.state.caller = caller
     return caller
 
 
