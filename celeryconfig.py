@@ -99,7 +99,7 @@ timezone = "UTC"
 enable_utc = True
 
 # Any number of beats may run: redbeat's lock lets one fire, and each job's slot is done once.
-beat_scheduler = "redbeat.RedBeatScheduler"
+beat_scheduler = "assignment_workers.tasks.beat:Scheduler"
 redbeat_redis_url = os.environ.get("REDIS_URL")
 redbeat_key_prefix = "assignment-workers:beat:"
 redbeat_lock_timeout = 10

@@ -7,12 +7,17 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import redis
 
+from assignment_workers.runtime import valkey
+from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.runtime.home import Home
 from tests.processes import Process, Stack, running, wait_until
+from tests.servers import OwnServer
 from tests.sessions import cut
 
 SHIPPED = (Path(__file__).parents[2] / "celeryconfig.py").read_text(encoding="utf-8")
@@ -27,6 +32,13 @@ beat_schedule = {
 def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
     with running(database_url, redis_url, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def own_valkey(test_home: Home, guardian: Guardian) -> Iterator[OwnServer]:
+    made = OwnServer(partial(valkey.prepare, fsync=False), test_home.path / "valkey-beat", guardian)
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -78,3 +90,37 @@ def test_a_beat_whose_connections_are_cut_goes_on_or_ends_to_be_started_again(
         return len(fired(stack)) >= before + 2
 
     wait_until(goes_on, "it to go on")
+
+
+def test_a_beat_that_finds_its_lock_gone_takes_it_again_and_goes_on(
+    stack: Stack, beat: Callable[[], Process]
+) -> None:
+    """As it is when Redis comes back without it."""
+    process = beat()
+    wait_until(lambda: len(fired(stack)) >= 2, "two messages")
+    with redis.Redis.from_url(stack.redis_url) as broker:
+        for _ in range(2):
+            before = len(fired(stack))
+            assert broker.delete("assignment-workers:beat::lock") == 1
+            wait_until(lambda: broker.exists("assignment-workers:beat::lock"), "its lock")
+            wait_until(lambda: len(fired(stack)) >= before + 2, "it to go on")  # noqa: B023
+    assert process.popen.poll() is None
+    assert "Traceback" not in process.said()
+
+
+def test_a_beat_waits_for_a_redis_that_is_away(
+    own_valkey: OwnServer, stack: Stack, beat: Callable[[], Process]
+) -> None:
+    stack.redis_url = own_valkey.url
+    own_valkey.kill()
+    process = beat()
+    wait_until(lambda: "beat_waits" in process.said(), "it to say that it waits")
+    own_valkey.start()
+    wait_until(lambda: len(fired(stack)) >= 2, "two messages")
+    own_valkey.kill()
+    said = process.said().count("beat_waits")
+    wait_until(lambda: process.said().count("beat_waits") > said, "it to say that it waits")
+    own_valkey.start()
+    before = len(fired(stack))
+    wait_until(lambda: len(fired(stack)) >= before + 2, "it to go on")
+    assert process.popen.poll() is None

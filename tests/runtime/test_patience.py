@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from assignment_workers.runtime.patience import Patience
+from assignment_workers.runtime.patience import (
+    LONGEST_PAUSE_SECONDS,
+    START_SECONDS,
+    Patience,
+)
 
 
 def test_the_first_restart_is_at_once_and_pauses_then_double_up_to_30_seconds() -> None:
@@ -34,3 +38,11 @@ def test_a_process_that_ran_for_a_minute_starts_afresh() -> None:
     for n in range(4):
         patience.after_end(now=float(n), lived=0.1, failed=True)
     assert patience.after_end(now=100, lived=60, failed=True) == 0
+
+
+def test_a_process_that_has_run_is_never_given_up_for_what_is_sick_later() -> None:
+    patience = Patience()
+    patience.after_end(now=0.0, lived=START_SECONDS, failed=True)
+    pauses = [patience.after_end(now=float(n), lived=0.1, failed=True) for n in range(1, 50)]
+    assert None not in pauses
+    assert pauses[-1] == LONGEST_PAUSE_SECONDS

@@ -16,7 +16,7 @@ from kombu import Connection, Producer, Queue
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from assignment_workers.client.message import Envelope
 from assignment_workers.errors import BrokerUnavailable
@@ -159,7 +159,11 @@ def connect_redis(url: str) -> Redis:
 
 
 def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
-    """One line for a broker, or a Redis of results, that does not answer."""
+    """One line for a broker, or a Redis of results, that does not answer or refuses to write."""
+    if isinstance(error, OutOfMemoryError):
+        return BrokerUnavailable(f"{server} is full: it takes no messages until it has room again")
+    if isinstance(error, ResponseError) and "MISCONF" in str(error):
+        return BrokerUnavailable(f"{server} cannot save to its disk: it takes no messages")
     text = str(error).strip().splitlines()
     log.warning("%s cannot be reached: %s", server, text[0] if text else type(error).__name__)
     return BrokerUnavailable(

@@ -16,12 +16,15 @@ WINDOW_SECONDS = 60.0
 class Patience:
     """For one process: at once the first time, then after 1, 2, 4 ... 30 seconds.
 
-    Given up after `FAILURES` failures at its start within `WINDOW_SECONDS`.
+    Given up after `FAILURES` failures at its start within `WINDOW_SECONDS`, if it has never run
+    for `START_SECONDS`. One that has, and fails for a while, takes nobody down with it.
     """
 
     def __init__(self) -> None:
         self._restarts = 0
         self._failures: deque[float] = deque()
+        self.has_run = False
+        """Whether it ever ran for `START_SECONDS`: what it is started with is right."""
 
     def after_end(self, *, now: float, lived: float, failed: bool) -> float | None:
         """Seconds until the next start; None: no more. `now` is of any steady clock, in seconds.
@@ -30,11 +33,12 @@ class Patience:
         """
         if lived >= STEADY_SECONDS:
             self._restarts = 0
+        self.has_run = self.has_run or lived >= START_SECONDS
         if failed and lived < START_SECONDS:
             self._failures.append(now)
         while self._failures and self._failures[0] < now - WINDOW_SECONDS:
             self._failures.popleft()
-        if len(self._failures) >= FAILURES:
+        if len(self._failures) >= FAILURES and not self.has_run:
             return None
         self._restarts += 1
         if self._restarts == 1:

@@ -22,7 +22,12 @@ from typing import Self, TypeVar
 from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.log import Log
-from assignment_workers.runtime.patience import FAILURES, WINDOW_SECONDS, Patience
+from assignment_workers.runtime.patience import (
+    FAILURES,
+    LONGEST_PAUSE_SECONDS,
+    WINDOW_SECONDS,
+    Patience,
+)
 from assignment_workers.runtime.process import Child, ProcessSpec
 from assignment_workers.runtime.server import POLL_SECONDS, READY_SECONDS, failure, is_ready
 
@@ -203,7 +208,11 @@ class Supervisor:
                 spec, self._log, self._guardian, ended=self._events.put, held=service.held
             )
         except OSError as error:
-            raise StackFailed(f"{spec.name} cannot be started: {error}") from error
+            if not service.patience.has_run:
+                raise StackFailed(f"{spec.name} cannot be started: {error}") from error
+            service.restart_at = time.monotonic() + LONGEST_PAUSE_SECONDS
+            self._log.say(f"{spec.name} cannot be started: {error}; the others go on")
+            return
         service.ready = not spec.is_server
         if not service.held:
             self._log.note(_started(service.child))

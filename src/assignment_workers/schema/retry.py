@@ -70,7 +70,10 @@ def is_passing(error: BaseException) -> bool:
         return constraint_of(error) in _MET_ELSEWHERE
     if isinstance(error.orig, _PASSING):
         return True
-    return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) is None
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return isinstance(error, OperationalError)
+    return state[:2] in _PASSING_CLASSES
 
 
 _MET_ELSEWHERE = {
@@ -91,9 +94,11 @@ _PASSING = (
     postgres.AdminShutdown,
     postgres.CrashShutdown,
     postgres.CannotConnectNow,
-    postgres.TooManyConnections,
     postgres.IdleInTransactionSessionTimeout,
 )
+
+_PASSING_CLASSES = {"53", "58"}
+"""A disk or a memory that is full, too many connections; a failure outside of PostgreSQL."""
 
 
 def constraint_of(error: IntegrityError) -> str | None:

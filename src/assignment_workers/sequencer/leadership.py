@@ -15,7 +15,9 @@ import psycopg
 import structlog
 from celery import bootsteps
 from celery.worker import state
+from redis.exceptions import ResponseError
 
+from assignment_workers.sequencer.refused import REFUSING, refused
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.term import SILENCE
 from assignment_workers.sequencer.transport import OrderedChannel
@@ -45,6 +47,8 @@ class Leadership(bootsteps.StartStopStep):
         self.sequencer: Sequencer = consumer.app.sequencer
         self._timers: list[Any] = []
         self._watching = False
+        self._consumes = False
+        """Whether what earlier terms had taken is back, so that new messages may be taken."""
 
     def start(self, consumer: Any) -> None:
         """Called at every connection to the broker, before anything is consumed."""
@@ -76,6 +80,8 @@ class Leadership(bootsteps.StartStopStep):
 
     def _try(self, consumer: Any) -> None:
         if self.sequencer.leads:
+            if not self._consumes:
+                self._take_up(consumer, own=True)
             return
         try:
             term = self.sequencer.stand()
@@ -94,8 +100,16 @@ class Leadership(bootsteps.StartStopStep):
     def _take_up(self, consumer: Any, *, own: bool) -> None:
         OrderedChannel.term = self.sequencer.term
         OrderedChannel.earlier = self.sequencer.candidacy.earlier
-        self._put_back(consumer, own=own)
+        self._consumes = False
+        try:
+            self._put_back(consumer, own=own)
+        except ResponseError as error:
+            if (why := refused(error)) is None:
+                raise
+            REFUSING.note(why)
+            return  # the next try may find that it writes again
         consumer.add_task_queue(self.sequencer.queue)
+        self._consumes = True
 
     def _put_back(self, consumer: Any, *, own: bool) -> None:
         channel = consumer.task_consumer.channel
@@ -106,9 +120,15 @@ class Leadership(bootsteps.StartStopStep):
 
     def _sweep(self, consumer: Any) -> None:
         """A predecessor that woke up may have taken one more: it goes back to the head."""
-        if self.sequencer.leads and consumer.task_consumer is not None:
+        if not self._consumes or consumer.task_consumer is None:
+            return
+        try:
             self._put_back(consumer, own=False)
-            self.sequencer.probe()
+        except ResponseError as error:
+            if (why := refused(error)) is None:
+                raise
+            REFUSING.note(why)
+        self.sequencer.probe()
 
     def _watch(self) -> None:
         """In a thread of its own, for the loop may be stuck: leave when the place is lost."""
@@ -126,6 +146,11 @@ class Leadership(bootsteps.StartStopStep):
                 return self._leave("the lock is gone")
             if sign is None or sign.term != self.sequencer.term:
                 return self._leave("another leads")
+            limit = SILENCE.total_seconds()
+            if sign.silent > limit / 2 and REFUSING.within(limit):
+                # No probe goes through a broker that refuses writes: it waits, and lives.
+                self.sequencer.take_an_empty_turn()
+                continue
             silent_looks = silent_looks + 1 if sign.silent > SILENCE.total_seconds() else 0
             if silent_looks >= LOOKS:
                 return self._leave(

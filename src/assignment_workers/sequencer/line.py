@@ -177,6 +177,9 @@ class Line:
             error = state.outcome.exception() if state.outcome else None
             if isinstance(error, IntegrityError):
                 met.append(constraint_of(error) or "unknown")
+            elif error is not None:
+                text = str(getattr(error, "orig", None) or error).strip().splitlines()
+                log.warning("turn_tried_again", reason=text[0] if text else type(error).__name__)
 
         return patiently(attempt, seconds=seconds, before_sleep=remember)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from time import monotonic
 
 import structlog
+from kombu.exceptions import OperationalError
+from redis.exceptions import ResponseError
 from sqlalchemy import Engine, func, insert
+from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.turn import raced
-from assignment_workers.errors import StaleTerm
+from assignment_workers.errors import DatabaseUnavailable, StaleTerm
 from assignment_workers.schema.tables import Event
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.races import tell_race
+from assignment_workers.sequencer.refused import REFUSING, refused
 from assignment_workers.sequencer.term import SILENCE, Candidacy
 from assignment_workers.telemetry import TERM
 
@@ -108,8 +113,18 @@ class Sequencer:
         tell_race(race, term=error.held)
         self.lose()
 
+    def take_an_empty_turn(self) -> None:
+        """Give a sign of life where nothing comes along the line: its broker refuses writes."""
+        with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):
+            self.line.run(lambda _: None)
+
     def probe(self) -> None:
         """Send a probe down the line now and then: its turn is an idle leader's sign of life."""
         if monotonic() - self._probed >= PROBE_SECONDS:
             self._probed = monotonic()
-            self._send_probe()
+            try:
+                self._send_probe()
+            except (OperationalError, ResponseError) as error:
+                if (why := refused(error)) is None:
+                    raise
+                REFUSING.note(why)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from queue import Empty
-from time import monotonic
+from time import monotonic, sleep, time
 from typing import Any, ClassVar
 
 import structlog
@@ -20,9 +20,23 @@ from amqp import serialization, spec
 from kombu import transport
 from kombu.transport import pyamqp, redis, virtual
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps
+from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from assignment_workers.errors import Malformed
 from assignment_workers.sequencer.envelope import COMPRESSED, UNREADABLE, envelope_of
+from assignment_workers.sequencer.refused import (
+    BIND,
+    GIVE_BACK,
+    NO_KEY,
+    NOTE,
+    PAUSE_SECONDS,
+    PUT_BACK,
+    REFUSING,
+    TAKE,
+    Refused,
+    refused,
+)
 
 log = structlog.get_logger()
 
@@ -48,7 +62,6 @@ class Channel(redis.Channel):
     """A consumer that gives what is malformed to `on_malformed`, and goes on."""
 
     connection_errors: tuple[type[Exception], ...]
-    channel_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
     sep: str
@@ -70,10 +83,41 @@ class Channel(redis.Channel):
 
     def _received(self, **options: Any) -> tuple[str, bytes]:
         """The next message and its queue; raises `Empty` when there was none in time."""
-        answer = self._response("BRPOP", **options)
+        try:
+            answer = self._response("BRPOP", **options)
+        except ResponseError as error:
+            self._refused(error)
+            raise Empty from error
         queue = bytes_to_str(answer[0]).rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
         return queue, answer[1]
+
+    @staticmethod
+    def _refused(error: ResponseError) -> Refused:
+        """Wait a moment where Redis refuses to write, and return why; raise any other error."""
+        why = refused(error)
+        if why is None:
+            raise error
+        REFUSING.note(why)
+        sleep(PAUSE_SECONDS)
+        return why
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Bind a queue, in a Redis that is full too: a binding is small, and made once."""
+        bind: Callable[..., None] = super()._queue_bind  # type: ignore[misc] # its types lack it
+        try:
+            bind(exchange, routing_key, pattern, queue)
+        except ResponseError as error:
+            if self._refused(error) is not Refused.FULL:
+                # Celery connects again, as often as it takes.
+                raise ConnectionError(str(Refused.UNSAVED)) from error
+            member = self.sep.join([routing_key or "", pattern or "", queue or ""])
+            key = self._key(self.keyprefix_queue % (exchange,))
+            with self.conn_or_acquire() as client:
+                client.eval(BIND, 2, key, self._key(NO_KEY), member)
+
+    def _key(self, name: str) -> str:
+        return f"{self.global_keyprefix}{name}"
 
     def _response(self, command: str, **options: Any) -> Any:
         try:
@@ -103,13 +147,50 @@ class Channel(redis.Channel):
         """One message to every process; one that cannot be read is logged, and is no message."""
         try:
             return super()._receive_one(c)  # type: ignore[misc] # kombu's types lack it
-        except (*self.connection_errors, *self.channel_errors):
+        except self.connection_errors:
             raise
         except Empty:
+            return None
+        except ResponseError as error:
+            self._refused(error)
             return None
         except Exception as error:  # noqa: BLE001 - whatever another program has published
             log.warning("broadcast_malformed", error=type(error).__name__)
             return None
+
+
+class QoS(redis.QoS):
+    """Kombu's own, which can note what it has taken in a Redis that is full, too."""
+
+    channel: Channel
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a message that was taken, or it would be in no place."""
+        try:
+            super().append(message, delivery_tag)
+        except ResponseError as error:
+            if refused(error) is not Refused.FULL:
+                raise
+            REFUSING.note(Refused.FULL)
+            names = (self.unacked_index_key, self.unacked_key, NO_KEY)
+            keys = [self.channel._key(each) for each in names]  # noqa: SLF001
+            info = message.delivery_info
+            noted = dumps([message._raw, info["exchange"], info["routing_key"]])  # noqa: SLF001
+            with self.channel.conn_or_acquire() as client:
+                client.eval(NOTE, len(keys), *keys, delivery_tag, str(time()), noted)
+            virtual.QoS.append(self, message, delivery_tag)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Put back what nobody acknowledged in time; later, where Redis refuses to write."""
+        try:
+            super().restore_visible(*args, **kwargs)
+        except ResponseError as error:
+            if (why := refused(error)) is None:
+                raise
+            REFUSING.note(why)
+
+
+Channel.QoS = QoS
 
 
 class Transport(redis.Transport):
@@ -155,9 +236,6 @@ class OrderedChannel(Channel):
         self._handled: list[tuple[str, bytes]] = []
         super().__init__(*args, **kwargs)
 
-    def _key(self, name: str) -> str:
-        return f"{self.global_keyprefix}{name}"
-
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
@@ -177,7 +255,21 @@ class OrderedChannel(Channel):
         self._handled = []
 
     def _received(self, **options: Any) -> tuple[str, bytes]:
-        return self._asked, self._response("BLMOVE", **options)
+        try:
+            return self._asked, self._response("BLMOVE", **options)
+        except ResponseError as error:
+            item = None
+            if self._refused(error) is Refused.FULL:
+                item = self._moved(TAKE, self._asked, taken_key(self._asked, self.term))
+            if item is None:
+                raise Empty from error
+            return self._asked, item
+
+    def _moved(self, script: str, source: str, target: str) -> bytes | None:
+        """The message that a script has moved, in a Redis that is full too; None for none."""
+        with self.conn_or_acquire() as client:
+            moved: bytes | None = client.eval(script, 2, self._key(source), self._key(target))
+        return moved
 
     def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
         message = super()._read(queue, item)
@@ -211,10 +303,9 @@ class OrderedChannel(Channel):
         if tag not in self._raw:
             return
         queue, item = self._raw.pop(tag)
-        with self.conn_or_acquire() as client, client.pipeline() as pipe:
-            pipe.lrem(taken_key(queue, self.term), 1, item)
-            pipe.rpush(queue, item)
-            pipe.execute()
+        keys = self._key(taken_key(queue, self.term)), self._key(queue)
+        with self.conn_or_acquire() as client:
+            client.eval(GIVE_BACK, 2, *keys, item)
 
     def put_back(self, queue: str, *, own: bool) -> int:
         """Move what earlier terms had taken, and with `own` this one, to the head of the queue.
@@ -223,11 +314,10 @@ class OrderedChannel(Channel):
         """
         self.settle()
         count = 0
-        with self.conn_or_acquire() as client:
-            lately = range(max(self.term - TERMS_LOOKED_BACK, 0), self.term + own)
-            for term in sorted({*lately, *self.earlier}, reverse=True):
-                while client.lmove(taken_key(queue, term), queue, "LEFT", "RIGHT"):
-                    count += 1
+        lately = range(max(self.term - TERMS_LOOKED_BACK, 0), self.term + own)
+        for term in sorted({*lately, *self.earlier}, reverse=True):
+            while self._moved(PUT_BACK, taken_key(queue, term), queue):
+                count += 1
         return count
 
 

@@ -10,7 +10,9 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import register_type
 from pydantic import BaseModel
 from pydantic_core import to_json
+from redis.exceptions import ResponseError
 
+from assignment_workers.sequencer.refused import REFUSING, refused
 from assignment_workers.sequencer.transport import packed
 
 
@@ -55,7 +57,13 @@ class ResultBackend(RedisBackend):
         connection = pool.get_connection()
         try:
             connection.send_packed_command([sent])
-            connection.read_response()
+            try:
+                connection.read_response()
+            except ResponseError as error:
+                # It is announced all the same: a caller who listens has it.
+                if (why := refused(error)) is None:
+                    raise
+                REFUSING.note(why)
             connection.read_response()
         except BaseException:
             connection.disconnect()  # or the next result would take this one's reply for its own
