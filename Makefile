@@ -48,6 +48,10 @@ $(TESTS:%=test-%): test-%: $(READY)
 
 test-e2e: client
 
+.PHONY: test-first-run
+test-first-run: $(READY) ## make run in a fresh clone in every kind of place; whole as root only
+	@EVERY_ROW=1 $(BIN)/python -m pytest tests/first_run $(ARGS)
+
 .PHONY: model
 model: $(READY) ## the assignment policy against its plain model: 10,000 steps and more
 	@$(BIN)/python -m pytest tests/model/test_assignment_model.py --hypothesis-profile=long $(ARGS)

@@ -108,7 +108,7 @@ def test_a_process_that_fails_shows_its_last_lines_on_a_quiet_stream(runs: Runs)
 
     fails = "print('began'); import sys; sys.exit('the reason')"
     run = runs.start(child("worker", fails), env=NO_SERVERS, verbose=False)
-    assert run.code() == 1
+    assert run.code(seconds=90) == 1
     said = run.said()
     assert "  worker: began\n  worker: the reason\n" in said
     assert "worker started" not in said

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from assignment_workers import versions
 from assignment_workers.cli import (
     agent,
     agents,
@@ -26,10 +28,27 @@ from assignment_workers.errors import AssignmentWorkersError, plain
 app = typer.Typer(
     help="Hands call-centre agents the next user to call: each user to one agent.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"{versions.PACKAGE} {versions.own()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Hands call-centre agents the next user to call: each user to one agent."""
+
+
 for module in (stack, agent, operator, explain, report, incident, call_centre):
     module.add_to(app)
 app.add_typer(schema.app, name="schema")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import Engine
 
+from assignment_workers import versions
 from assignment_workers.assignment.answers import Assigned, Unavailable
 from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.lanes import lanes_of
@@ -52,6 +53,8 @@ def up(
     from assignment_workers.runtime import up as runtime
 
     given = settings()
+    for untested in versions.untested():
+        typer.echo(f"warning: {untested}", err=True)
     checked(given)
     demo = demo and given.crm_database_url is None  # its users would be unknown to that CRM
     steps = runtime.Steps(

@@ -16,7 +16,7 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers import logs, memory, telemetry, traces
+from assignment_workers import logs, memory, telemetry, traces, versions
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.lanes import VARIABLE, lanes_of
@@ -68,6 +68,8 @@ def run(name: Name, settings: Settings, *, lane: str | None = None) -> int:
             f" {VARIABLE} names them"
         )
     logs.set_up(settings.log_format, settings.log_level)
+    for line in versions.untested():
+        log.warning("version_not_tested", why=line)
     if settings.metrics_port is not None and name in EXPORTING:
         telemetry.export(settings.metrics_host, settings.metrics_port)
     if name != "flower":

@@ -1,0 +1,38 @@
+"""The versions that this package was tested with, as its own metadata give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+PACKAGE = "assignment-workers"
+
+
+def own() -> str:
+    """Return the version of this package."""
+    return metadata.version(PACKAGE)
+
+
+def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
+    """Name, a line each, the installed packages whose version is outside the tested range.
+
+    An installer that was told to disregard the ranges leaves such. What is subclassed or reached by
+    private names has an upper bound, so a newer minor version of it is among them.
+    """
+    lines = []
+    for text in metadata.requires(PACKAGE) or []:
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version_of(wanted.name)
+        except metadata.PackageNotFoundError:
+            continue  # its import says so
+        if not wanted.specifier.contains(found, prereleases=True):
+            lines.append(
+                f"{wanted.name} {found} was not tested with {PACKAGE} {own()}, "
+                f"which was with {wanted.specifier}"
+            )
+    return lines
