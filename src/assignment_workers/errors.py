@@ -53,6 +53,10 @@ class BrokerUnavailable(AssignmentWorkersError):
         return str(self).partition(": ")[0]
 
 
+class TaskFailed(AssignmentWorkersError):
+    """A task failed for a reason that no retry mends: the kind; the dead letter has the rest."""
+
+
 class NotReplayable(AssignmentWorkersError):
     """A dead letter does not say enough to be sent again."""
 

@@ -6,18 +6,19 @@ import re
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
 from assignment_workers.client import Assigned
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from assignment_workers.tasks.process import FLOWER_COLUMNS
-from assignment_workers.tasks.told import NOT_SHOWN, NOTED
 from tests.gateway.stage import free_port
 from tests.processes import Stack, running, wait_until
 
@@ -48,41 +49,73 @@ def test_flower_is_told_of_requests_and_not_of_probes(stack: Stack) -> None:
     assert "assignment.probe" not in told
 
 
-def test_flower_is_told_no_notes_whoever_sent_them(stack: Stack) -> None:
-    stack.start("sequencer")
+def test_flower_and_the_log_are_told_what_is_allowed_whoever_sent_it(stack: Stack) -> None:
+    sequencer = stack.start("sequencer")
     client = stack.built()
     app = Celery(broker=stack.redis_url, set_as_current=False)
     app.conf.task_send_sent_event = False
     received: list[dict[str, Any]] = []
     with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"task-received": received.append})
+        receiver = app.events.Receiver(connection, handlers={"*": received.append})
         listening = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
         listening.start()
 
-        def seen(count: int) -> list[dict[str, Any]]:
-            return [each for each in received if each["name"] in NOTED][count - 1 :]
+        def seen(task: str, count: int) -> list[dict[str, Any]]:
+            return [each for each in received if each.get("name") == task][count - 1 :]
 
         answer = client.request_next(26)
         assert isinstance(answer, Assigned)
         held = answer.assignment
         client.complete(held.id, 26, "no_answer", notes="SECRET", version=held.version)
-        wait_until(lambda: seen(1), "the client's event")
         by_position = [str(held.id), 26, "no_answer", None, "SECRET"]
-        by_name = dict(
-            zip(
-                ("assignment_id", "agent_id", "outcome", "version", "notes"),
-                by_position,
-                strict=True,
-            )
-        )
-        app.send_task("assignment.complete", by_position, queue="assignment")
-        app.send_task("assignment.complete", [], by_name, queue="assignment")
-        wait_until(lambda: seen(3), "the other program's events")
+        said: dict[str, Any] = {"shadow": "SECRET", "argsrepr": "SECRET", "kwargsrepr": "SECRET"}
+        app.send_task("assignment.complete", by_position, queue="assignment", **said)
+        for task, given in TEXTS.items():
+            named = {"assignment_id": str(held.id), "agent_id": 26, "agent": 26}
+            wanted = {name: named[name] for name in named if task in HAS.get(name, ())}
+            app.send_task(task, [], wanted | given, queue="assignment", **said)
+        app.send_task("assignment.no_such", ["SECRET"], {"notes": "SECRET"}, queue="assignment")
+        client.state(26, "break", why="SECRET")
+        with stack.engine.begin() as connection_of_database:
+            connection_of_database.exec_driver_sql(FAIL)
+        failing = {"user": 5, "reason": "SECRET", "by": "SECRET"}
+        app.send_task("user.suppress", [], failing, queue="assignment")
+        for task in TEXTS:
+            wait_until(partial(seen, task, 1), f"the event of {task}")
+        wait_until(lambda: [e for e in received if e["type"] == "task-failed"], "the failure")
+        assert str(held.id) in str(seen("assignment.complete", 1)[0])
         receiver.should_stop = True
         listening.join(10)
     assert "SECRET" not in str(received)
-    assert str(held.id) in str(seen(1)[0])
-    assert NOT_SHOWN in str(seen(2)[0])
+    assert "SECRET" not in sequencer.said()
+    assert "task_failed" in sequencer.said()
+    with redis.Redis.from_url(stack.redis_url) as server:
+        failed = [server.get(key) or b"" for key in server.keys("celery-task-meta-*")]
+    assert any(b"TaskFailed" in each for each in failed)
+    assert not any(b"SECRET" in each for each in failed if b"FAILURE" in each)
+
+
+TEXTS: dict[str, dict[str, Any]] = {
+    "assignment.defer": {"why": "SECRET-1", "seconds": 60},
+    "assignment.close": {"why": "SECRET-1"},
+    "agent.state": {"state": "available", "why": "SECRET-1", "by": "SECRET-1"},
+    "user.suppress": {"phone": "+44 SECRET", "reason": "SECRET-1", "by": "SECRET-1"},
+    "user.lift_suppression": {"kind": "closed", "user": 5, "by": "SECRET-1", "why": "SECRET-1"},
+    "queue.pause": {"queue": "SECRET-1", "by": "SECRET-1", "why": "SECRET-1"},
+    "assignment.complete": {"outcome": "SECRET-1", "notes": "SECRET-1"},
+}
+"""Tasks that take words, each with one in every place."""
+HAS = {
+    "assignment_id": {"assignment.defer", "assignment.close", "assignment.complete"},
+    "agent_id": {"assignment.defer", "assignment.close", "assignment.complete", "agent.state"},
+}
+FAIL = """
+CREATE FUNCTION assignment.fail() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN
+RAISE EXCEPTION 'the row was %%', NEW.reason USING ERRCODE = 'data_exception'; END $f$;
+CREATE TRIGGER fail BEFORE INSERT ON assignment.suppressions FOR EACH ROW WHEN (NEW.user_id = 5)
+EXECUTE FUNCTION assignment.fail()
+"""
+"""A failure whose message repeats the row, as those of a database do."""
 
 
 def test_flower_asks_for_the_login_and_lists_what_was_said_and_answered(stack: Stack) -> None:

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.pool import StaticPool
 
+from assignment_workers.errors import TaskFailed
 from assignment_workers.schema.tables import DeadLetter
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
@@ -126,7 +127,7 @@ def test_an_unknown_dialer_queue_is_refused_with_those_that_there_are(
 
 def test_a_failure_that_nothing_mends_is_kept_and_told(door: Door) -> None:
     """Without a sequencer in the process the task cannot work: an error that nobody foresaw."""
-    with pytest.raises(AttributeError):
+    with pytest.raises(TaskFailed, match=r"^AttributeError$"):
         door.call("assignment.expire")
     ((kept, body, error),) = door.letters()
     assert (kept, json.loads(body)) == ("assignment.expire", {"args": [], "kwargs": {}})

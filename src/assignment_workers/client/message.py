@@ -23,8 +23,6 @@ RESULT_PREFIX = "celery-task-meta-"
 """A task's result is kept under this and its id, and announced on the channel of that name."""
 
 _ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
-_SHOWN_AT_MOST = 120
-NOTES = "notes"
 COMMAND_ID = "command_id"
 """Header: the id by which a command is once. Absent: the message's own, the task id."""
 COMMAND_POSITION = "command_position"
@@ -78,8 +76,8 @@ def message(
             "timelimit": [None, None],
             "root_id": task_id,
             "parent_id": None,
-            "argsrepr": repr(args)[:_SHOWN_AT_MOST],
-            "kwargsrepr": _shown(kwargs),
+            "argsrepr": "",
+            "kwargsrepr": "",
             "origin": _ORIGIN,
             "ignore_result": False,
             "replaced_task_nesting": 0,
@@ -100,23 +98,6 @@ def message(
             "delivery_tag": task_id,
         },
     }
-
-
-def _shown(kwargs: dict[str, Any]) -> str:
-    """What Flower shows of it: a list by its first item and its length.
-
-    Not what was left unsaid, and no notes: an agent wrote them about a user.
-    """
-    match kwargs:
-        case {"requests": [dict(first), *others]}:
-            return f"{_said(first)} and {len(others)} more"
-        case _:
-            return _said(kwargs)
-
-
-def _said(facts: dict[str, Any]) -> str:
-    shown = {name: each for name, each in facts.items() if each is not None and name != NOTES}
-    return str(shown)[:_SHOWN_AT_MOST]
 
 
 def result(data: bytes | str) -> Result | None:

@@ -71,6 +71,7 @@ def connect(
         pool_size=pool_size,
         max_overflow=0,
         pool_recycle=3600,
+        hide_parameters=True,  # they would stand in logs: notes, reasons, numbers
         json_serializer=lambda value: to_json(value).decode(),
         connect_args={"application_name": name, "connect_timeout": 5, **KEEPALIVES},
     )

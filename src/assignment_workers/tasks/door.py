@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from time import monotonic
+from traceback import extract_tb
 from typing import Any, Concatenate, TypeVar, cast
 
 import structlog
@@ -31,7 +32,13 @@ from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.assignment.ledger import LONGEST_ID, Command
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.client.message import COMMAND_ID, COMMAND_POSITION
-from assignment_workers.errors import CrmUnavailable, DatabaseUnavailable, StaleTerm, plain
+from assignment_workers.errors import (
+    CrmUnavailable,
+    DatabaseUnavailable,
+    StaleTerm,
+    TaskFailed,
+    plain,
+)
 from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.refusals import Refusals
@@ -152,9 +159,12 @@ class DoorTask(Task[..., Any]):
             general = DatabaseUnavailable.general
             self.bury(args, kwargs, f"{general}: {str(error.orig).splitlines()[0]}")
             answer = Unavailable(retry_after=RETRY_SECONDS, reason=general)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised again, without its words
             self.bury(args, kwargs, f"{type(error).__name__}: {error}")
-            raise
+            # Celery logs, stores and announces what is raised; a database's error repeats the row.
+            where = [f"{each.filename}:{each.lineno}" for each in extract_tb(error.__traceback__)]
+            log.error("task_failed", error=type(error).__name__, where=where[-3:])  # noqa: TRY400
+            raise TaskFailed(type(error).__name__) from None
         finally:
             TASK_SECONDS.labels(self.name).observe(monotonic() - began)
             structlog.contextvars.unbind_contextvars(*_BOUND)
