@@ -78,7 +78,7 @@ def test_flower_and_the_log_are_told_what_is_allowed_whoever_sent_it(stack: Stac
         client.state(26, "break", why="SECRET")
         with stack.engine.begin() as connection_of_database:
             connection_of_database.exec_driver_sql(FAIL)
-        failing = {"user": 5, "reason": "SECRET", "by": "SECRET"}
+        failing = {"user_id": 5, "reason": "SECRET", "by": "SECRET"}
         app.send_task("user.suppress", [], failing, queue="assignment")
         for task in TEXTS:
             wait_until(partial(seen, task, 1), f"the event of {task}")
@@ -100,7 +100,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "assignment.close": {"why": "SECRET-1"},
     "agent.state": {"state": "available", "why": "SECRET-1", "by": "SECRET-1"},
     "user.suppress": {"phone": "+44 SECRET", "reason": "SECRET-1", "by": "SECRET-1"},
-    "user.lift_suppression": {"kind": "closed", "user": 5, "by": "SECRET-1", "why": "SECRET-1"},
+    "user.lift_suppression": {"kind": "closed", "user_id": 5, "by": "SECRET-1", "why": "SECRET-1"},
     "queue.pause": {"queue": "SECRET-1", "by": "SECRET-1", "why": "SECRET-1"},
     "assignment.complete": {"outcome": "SECRET-1", "notes": "SECRET-1"},
 }
