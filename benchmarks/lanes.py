@@ -241,7 +241,10 @@ def _until_led(at: Servers, count: int) -> None:
     with engine(at.database_url) as on:
         while time.monotonic() < ends:
             with on.connect() as connection:
-                led = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since"
+                led = (
+                    "SELECT count(*) FROM assignment.sequencer NATURAL JOIN"
+                    " assignment.sequencer_signs WHERE last_probe_at > since"
+                )
                 if connection.execute(text(led)).scalar_one() >= count:
                     return
             time.sleep(0.1)

@@ -178,7 +178,10 @@ class Stack:
 
     def wait_for_leader(self, *, after: int = 0, seconds: float = 30.0) -> int:
         """Wait until a term beyond `after` has begun and had its first turn: that term."""
-        sql = "SELECT term FROM assignment.sequencer WHERE term > :after AND probed_at > since"
+        sql = (
+            "SELECT term FROM assignment.sequencer NATURAL JOIN assignment.sequencer_signs"
+            " WHERE term > :after AND last_probe_at > since"
+        )
         found = wait_until(
             lambda: self.rows(sql, after=after), f"a term after {after}", seconds=seconds
         )

@@ -38,6 +38,7 @@ from assignment_workers.schema.crm import Claim as CrmClaim
 from assignment_workers.schema.crm import ClaimRequirement, CrmUser
 from assignment_workers.schema.dialer import Agent, UserCallScore
 from assignment_workers.schema.engine import connect
+from assignment_workers.schema.tables import UNMARKED
 from assignment_workers.sequencer.line import Line
 from assignment_workers.settings import Settings
 from tests.elsewhere import OtherCrm
@@ -124,6 +125,7 @@ class World:
         self.settings = Settings.from_environment({})
         self.randomness = Random(7)
         self.term = 1
+        self.term_id = UNMARKED
         self._requests = itertools.count(1)
         self.execute("CREATE SCHEMA IF NOT EXISTS crm")
         with engine.begin() as connection:
@@ -261,7 +263,7 @@ class World:
     @contextmanager
     def turn(self) -> Iterator[Turn]:
         """A turn of the real line, at the world's instant."""
-        with Line(self.engine, term=self.term).turn() as turn:
+        with Line(self.engine, term=self.term, term_id=self.term_id).turn() as turn:
             yield replace(turn, now=self.now, randomness=self.randomness)
 
     def run(

@@ -78,6 +78,10 @@ class StaleTerm(AssignmentWorkersError):
     """Another sequencer has taken over: a transaction of this one must not commit."""
 
     def __init__(self, *, held: int, current: int | None) -> None:
-        super().__init__(f"term {held} is over: the current term is {current}")
+        super().__init__(
+            f"term {held} is over: it was begun a second time"
+            if held == current
+            else f"term {held} is over: the current term is {current}"
+        )
         self.held = held
         self.current = current

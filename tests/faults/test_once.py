@@ -370,7 +370,7 @@ CASES: dict[str, Case] = {
     "assignment.probe": Case(
         lambda stage: {"sent_at": stage.world.now.isoformat()},
         {"outcome": "done"},
-        "SELECT probed_at IS NOT NULL FROM assignment.sequencer",
+        "SELECT last_probe_at IS NOT NULL FROM assignment.sequencer_signs",
         asks(1),
     ),
     "agent.state": Case(

@@ -223,7 +223,7 @@ def test_nothing_is_traced_that_nobody_asked_for_and_nobody_is_named(
     traced: Gateway, collector: tuple[Collector, str]
 ) -> None:
     spans, _ = collector
-    probed = "SELECT probed_at FROM assignment.sequencer"
+    probed = "SELECT last_probe_at FROM assignment.sequencer_signs"
     before = traced.stack.value(probed)
     wait_until(lambda: traced.stack.value(probed) > before, "a probe")
     hold = traced.assigned(95)

@@ -65,6 +65,8 @@ DAMAGE: dict[str, str] = {
     "no hold outlives its lease by more than 2 minutes": "UPDATE assignment.assignments"
     " SET claimed_at = now() - interval '1 h', lease_expires_at = now() - interval '121 s'",
     "no event is of a term that has not begun": "UPDATE assignment.events SET term = 2",
+    "no term was begun twice: the database has not moved back": "INSERT INTO assignment.events"
+    " (at, kind, term) VALUES (now(), 'term_begun', 1), (now(), 'term_begun', 1)",
     NO_EVENT: "DELETE FROM assignment.events WHERE kind = 'assigned'",
     "no callback is overdue by more than an hour": "INSERT INTO callbacks"
     " (user_id, scheduled_for, original_call_session_id)"

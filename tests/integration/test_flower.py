@@ -38,7 +38,7 @@ def test_flower_is_told_of_requests_and_not_of_probes(stack: Stack) -> None:
         receiver = app.events.Receiver(connection, handlers={"*": _keeper(told)})
         listening = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
         listening.start()
-        probed = "SELECT probed_at FROM assignment.sequencer"
+        probed = "SELECT last_probe_at FROM assignment.sequencer_signs"
         wait_until(lambda: "worker-heartbeat" in told, "the first event")
         before = stack.value(probed)
         wait_until(lambda: stack.value(probed) > before, "another probe")

@@ -46,7 +46,8 @@ class Run(World):
     def begin_term(self, database_url: str) -> None:
         """A new sequencer leads."""
         with closing(Candidacy(database_url)) as candidacy:
-            self.term = wait_until(candidacy.try_to_lead, "the lock of the last one to be free")
+            begun = wait_until(candidacy.try_to_lead, "the lock of the last one to be free")
+            self.term, self.term_id = begun.number, begun.id
         self.now += SECOND
         self.execute(
             "UPDATE assignment.events SET at = :now WHERE kind = 'term_begun' AND term = :term",
@@ -414,6 +415,14 @@ ROWS: list[tuple[Forgery, int, str]] = [
             "answered_at = answered_at - interval '3 seconds'",
             "queue = 'outstanding_requests'",
         )
+    ),
+    (
+        (
+            f"INSERT INTO {E} (at, kind, details) SELECT max(at), 'ASSIGNMENT_RACE_CONDITION',"
+            f""" '{{"kind": "term_begun_twice", "held": 2, "current": 2}}' FROM {E}"""
+        ),
+        9,
+        "term 2 was begun twice: the database moved back, and lost what it had committed since",
     ),
     *(
         (

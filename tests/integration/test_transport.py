@@ -43,7 +43,7 @@ class Line:
 
     def listed(self) -> list[str]:
         """What this term has taken and not handled, as Redis knows it."""
-        items: list[bytes] = self.server.lrange(taken_key(QUEUE, 0), 0, -1)  # type: ignore[assignment]
+        items: list[bytes] = self.server.lrange(taken_key(QUEUE, "0"), 0, -1)  # type: ignore[assignment]
         return [each.decode().split('"id": "')[1].split('"')[0] for each in items]
 
 
@@ -95,3 +95,76 @@ def test_put_back_moves_what_was_not_handled_and_nothing_else(line: Line) -> Non
     assert line.channel.put_back(QUEUE, own=True) == 1
     assert line.listed() == []
     assert line.server.llen(QUEUE) == 1
+
+
+OLDEST, OLDER, MINE, LATER = (
+    f"{number}.{place:032x}" for place, number in enumerate((2, 9, 9, 10), start=1)
+)
+"""Marks of terms in the order in which they began; the database moved back before the third."""
+
+
+@pytest.fixture
+def led(line: Line, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """The line under a term of its own."""
+    monkeypatch.setattr(OrderedChannel, "mark", MINE)
+    monkeypatch.setattr(OrderedChannel, "earlier", set())
+    for number in range(2_500):
+        line.server.set(f"celery-task-meta-{number}", b"a result among others")
+    return line
+
+
+def took(line: Line, mark: str, *names: str) -> None:
+    for name in names:
+        line.server.lpush(taken_key(QUEUE, mark), name)
+
+
+def waiting(line: Line) -> list[str]:
+    """The queue, its head first."""
+    items: list[bytes] = line.server.lrange(QUEUE, 0, -1)  # type: ignore[assignment]
+    return [each.decode() for each in items[::-1]]
+
+
+def test_a_term_that_begins_puts_back_every_list_whatever_its_number(led: Line) -> None:
+    line = led
+    line.server.lpush(QUEUE, "waits")
+    took(line, OLDER, "c", "d")
+    took(line, LATER, "e")
+    took(line, OLDEST, "a", "b")
+    took(line, "1", "of release 0.1")
+    others = {f"{QUEUE}.lane.taken.{OLDER}", f"{QUEUE}.taken.taken.{OLDER}", f"{QUEUE}.taken.x"}
+    for key in others:
+        line.server.lpush(key, "another lane's")
+    assert line.channel.put_back(QUEUE, begins=True) == 6
+    assert waiting(line) == ["of release 0.1", "a", "b", "c", "d", "e", "waits"]
+    assert all(line.server.llen(key) == 1 for key in others)
+
+
+def test_a_leader_that_may_be_overtaken_leaves_what_later_terms_have_taken(led: Line) -> None:
+    line = led
+    took(line, LATER, "a successor's")
+    took(line, OLDEST, "a")
+    took(line, MINE, "b")
+    assert line.channel.put_back(QUEUE, own=True) == 2
+    assert waiting(line) == ["a", "b"]
+
+
+def test_what_a_term_takes_that_the_database_has_forgotten_is_found_by_and_by(led: Line) -> None:
+    """A leader that wakes takes one more; each sweep looks at a part of all keys."""
+    line = led
+    assert line.channel.put_back(QUEUE, begins=True) == 0
+    took(line, OLDER, "late")
+    sweeps = [line.channel.put_back(QUEUE) for _ in range(4)]
+    assert sum(sweeps) == 1
+    assert waiting(line) == ["late"]
+
+
+def test_the_last_leader_is_known_from_redis_and_what_it_takes_later_is_found_at_once(
+    led: Line,
+) -> None:
+    line = led
+    line.server.set(f"{QUEUE}.term", OLDER)
+    assert line.channel.take_up(QUEUE) == OLDER
+    assert line.channel.take_up(QUEUE) is None, "its own"
+    assert line.server.get(f"{QUEUE}.term") == MINE.encode()
+    took(line, OLDER, "late")
+    assert line.channel.put_back(QUEUE) == 1

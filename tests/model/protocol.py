@@ -50,6 +50,8 @@ class Database(NamedTuple):
     """What transactions have committed."""
 
     term: int = 0
+    mark: int = 0
+    """Which of all terms that were ever begun this one is: the random id beside its number."""
     holds: tuple[Hold, ...] = ()
     ended: tuple[tuple[int, str], ...] = ()
     answers: tuple[tuple[int, int], ...] = ()
@@ -65,6 +67,7 @@ class Sequencer(NamedTuple):
 
     does: str = "stands by"
     term: int = 0
+    mark: int = 0
     message: Message | None = None
     answer: str = ""
     row: int = 0
@@ -94,6 +97,9 @@ class Budget(NamedTuple):
     """A client asks again with the same request id while the first message is on its way."""
     builds: int = 0
     lapses: int = 0
+    returns: int = 0
+    """The database moves back to what it was: an asynchronous standby is promoted, or a backup is
+    restored. What it had committed since is gone, and so are the locks."""
 
 
 class State(NamedTuple):
@@ -102,8 +108,8 @@ class State(NamedTuple):
     db: Database
     waiting: tuple[Message, ...]
     """The assignment queue, its head first."""
-    taken: tuple[tuple[int, tuple[Message, ...]], ...]
-    """By term: what its sequencer has taken and not acknowledged, in the order in which it did."""
+    taken: tuple[tuple[tuple[int, int], tuple[Message, ...]], ...]
+    """By mark and term: what its sequencer has taken and not acknowledged, in the order in which it did."""
     sequencers: tuple[Sequencer, ...]
     lock: int
     """Who has the advisory lock; -1 for nobody."""
@@ -112,6 +118,12 @@ class State(NamedTuple):
     arrived: tuple[int, ...] = ()
     """The requests in the order in which each was first sent."""
     breach: str = ""
+    marks: int = 0
+    """How many terms were ever begun, whatever the database knows of them."""
+    copy: Database | None = None
+    """What a standby has of the database, or a backup."""
+    returned: bool = False
+    """The database has moved back: what was told may be of what it has lost."""
 
 
 class Step(NamedTuple):
@@ -131,6 +143,8 @@ class Protocol:
     sequencers: int = 2
     fenced: bool = True
     """A turn proves its term."""
+    marked: bool = True
+    """A term is known by a random id too, which no copy of the past has."""
     keeps_requests: bool = True
     """A request id that was answered gets that answer."""
     looks_at_holds: bool = True
@@ -216,35 +230,43 @@ class Protocol:
             told = _told(state, me.message, me.answer)
             yield Step(f"{name} answers: {me.answer}", _with(told, place, done))
         elif me.does == "answered":
-            acknowledged = _forgotten(state, me.term, me.message)
-            free = Sequencer("ready", me.term)
+            acknowledged = _forgotten(state, self._list(me), me.message)
+            free = Sequencer("ready", me.term, me.mark)
             yield Step(f"{name} acknowledges", _with(acknowledged, place, free))
 
     def _lead(self, state: State, place: int) -> Step:
         # The term is raised on the lock's own connection: who has lost it raises nothing.
-        term = state.db.term + 1
-        led = state._replace(db=state.db._replace(term=term), lock=place)
-        leading = Sequencer("takes up", term)
+        term, mark = state.db.term + 1, state.marks + 1
+        led = state._replace(db=state.db._replace(term=term, mark=mark), lock=place, marks=mark)
+        leading = Sequencer("takes up", term, mark)
         return Step(f"{'AB'[place]} leads in term {term}", _with(led, place, leading))
 
     def _take_up(self, state: State, place: int) -> Step:
-        """One LMOVE from the latest earlier term's list, its last taken first; then it is ready."""
+        """One LMOVE from the latest other term's list, its last taken first; then it is ready."""
         me, name = state.sequencers[place], "AB"[place]
-        moved = self._moved_back(state, me.term)
+        moved = self._moved_back(state, me, begins=True)
         if moved is None:
             return Step(f"{name} is ready", _with(state, place, me._replace(does="ready")))
         message, after = moved
         return Step(f"{name} puts back {message.task} {message.key}", after)
 
-    def _moved_back(self, state: State, term: int) -> tuple[Message, State] | None:
+    def _list(self, of: Sequencer) -> tuple[int, int]:
+        """What its list of taken messages is named by."""
+        return of.mark if self.marked else 0, of.term
+
+    def _moved_back(
+        self, state: State, me: Sequencer, *, begins: bool
+    ) -> tuple[Message, State] | None:
+        """With an id every list is found, and a leader that does not begin leaves later ones."""
         if self.puts_back == "nowhere":
             return None
-        for of_term, messages in reversed(state.taken):
-            if of_term < term:
+        mine = self._list(me)
+        for each, messages in reversed(state.taken):
+            if each < mine or (self.marked and begins and each != mine):
                 back = messages[-1]
                 waiting = state.waiting
                 waiting = (back, *waiting) if self.puts_back == "head" else (*waiting, back)
-                after = _forgotten(state, of_term, back)
+                after = _forgotten(state, each, back)
                 return back, after._replace(waiting=waiting)
         return None
 
@@ -254,10 +276,10 @@ class Protocol:
             message, *rest = state.waiting
             left = state._replace(waiting=tuple(rest))
             if self.acknowledges_late:
-                left = _listed(left, me.term, message)
+                left = _listed(left, self._list(me), message)
             has = me._replace(does="has", message=message)
             yield Step(f"{name} takes {message.task} {message.key}", _with(left, place, has))
-        moved = self._moved_back(state, me.term)
+        moved = self._moved_back(state, me, begins=False)
         if moved is not None:
             yield Step(f"{name} sweeps {moved[0].task} {moved[0].key} back", moved[1])
 
@@ -267,12 +289,15 @@ class Protocol:
         if self.finds_then_updates and me.message.task == "ask":
             yield self._find_or_update(state, place)
             return
-        if self.fenced and me.term != state.db.term:
+        proved = me.term == state.db.term and (not self.marked or me.mark == state.db.mark)
+        if self.fenced and not proved:
             yield Step(f"{name} is overtaken: nothing is committed", _ended(state, place))
             return
         db, answer, breach = self._turn(state, me.message)
         if me.term != state.db.term:
             breach = f"9: term {me.term} commits in term {state.db.term}"
+        elif me.mark != state.db.mark:
+            breach = f"9: term {me.term} commits in the term {state.db.term} of another"
         after = state._replace(db=db, breach=breach)
         if not self.commits_first and me.does == "has":
             early = _told(state, me.message, answer)
@@ -328,9 +353,10 @@ class Protocol:
         """An earlier request has no answer yet.
 
         Not judged where a leader froze, which may take one message out of its order when it wakes,
-        nor where Redis lost what was asked.
+        nor where Redis lost what was asked, or the database what was answered.
         """
-        if (state.left.freezes, state.left.losses) != (self.budget.freezes, self.budget.losses):
+        left, had = state.left, self.budget
+        if (left.freezes, left.losses) != (had.freezes, had.losses) or state.returned:
             return ""
         known = dict(state.db.answers)
         before = state.arrived[: state.arrived.index(request)]
@@ -410,9 +436,22 @@ class Protocol:
         if any(hold.lapsed for hold in db.holds) and not _under_way(state, Message("expire", 0)):
             sent = state._replace(waiting=(*state.waiting, Message("expire", 0)))
             yield Step("beat sends expire", sent)
+        yield from self._faults(state)
+
+    def _faults(self, state: State) -> Iterator[Step]:
         if state.left.freezes and state.lock != -1:
             freed = _spent(state, "freezes")._replace(lock=-1)
             yield Step(f"{'AB'[state.lock]} loses the lock unawares", freed, is_fault=True)
+        if state.left.returns and state.copy is None:
+            yield Step("a standby falls behind", state._replace(copy=state.db), is_fault=True)
+        if state.copy is not None:
+            # Ids of assignments are random: what was lost is not given to others.
+            back = state.copy._replace(assignments=state.db.assignments)
+            yield Step(
+                "the standby is promoted",
+                _spent(state, "returns")._replace(db=back, copy=None, lock=-1, returned=True),
+                is_fault=True,
+            )
         if state.left.losses:
             yield Step(
                 "Redis loses its data", _spent(_without_redis(state), "losses"), is_fault=True
@@ -473,13 +512,13 @@ def _sent(state: State, message: Message, place: int, stage: str) -> State:
     return state._replace(waiting=(*state.waiting, message), clients=tuple(clients))
 
 
-def _listed(state: State, term: int, message: Message) -> State:
+def _listed(state: State, term: tuple[int, int], message: Message) -> State:
     taken = dict(state.taken)
     taken[term] = (*taken.get(term, ()), message)
     return state._replace(taken=tuple(sorted(taken.items())))
 
 
-def _forgotten(state: State, term: int, message: Message | None) -> State:
+def _forgotten(state: State, term: tuple[int, int], message: Message | None) -> State:
     """LREM: one of them, the last taken; nothing where it is not listed any more."""
     taken = dict(state.taken)
     listed = list(taken.get(term, ()))
@@ -497,7 +536,8 @@ def _told(state: State, message: Message | None, answer: str) -> State:
     breach = state.breach
     number = int(answer.split()[1]) if answer.startswith("assignment") else 0
     db = state.db
-    if number and number not in {hold.id for hold in db.holds} | dict(db.ended).keys():
+    committed = {hold.id for hold in db.holds} | dict(db.ended).keys()
+    if number and number not in committed and not state.returned:
         breach = f"5: agent {message.key} is told of assignment {number}, which is not committed"
     clients = list(state.clients)
     for place, client in enumerate(clients):
@@ -506,7 +546,7 @@ def _told(state: State, message: Message | None, answer: str) -> State:
                 # The first agent makes calls; what others hold lapses or stays.
                 goes_on = number and place == 0
                 clients[place] = Client("holds" if goes_on else "done", answer)
-            elif client.answer != answer:
+            elif client.answer != answer and not state.returned:
                 breach = f"5: agent {message.key} is told {answer} after {client.answer}"
         elif message.task == "complete" and client.stage == "finishing":
             clients[place] = client._replace(stage="done", lost=False)

@@ -28,6 +28,12 @@ def expired(state: State) -> bool:
     return any(how == "expired" for _, how in state.db.ended)
 
 
+def begun_twice(state: State) -> bool:
+    """Two sequencers believe in one number of a term."""
+    first, second = state.sequencers
+    return first.term == second.term > 0 and first.mark != second.mark
+
+
 BUDGETS: dict[str, tuple[Budget, int, Callable[[State], bool]]] = {
     "a sequencer is killed twice": (
         Budget(crashes=2, cuts=1, repeats=1, builds=1),
@@ -50,6 +56,12 @@ BUDGETS: dict[str, tuple[Budget, int, Callable[[State], bool]]] = {
         expired,
     ),
     "two leaders freeze": (Budget(freezes=2, cuts=1), 20_000, taken_over_in_a_turn),
+    "the database moves back": (Budget(returns=1), 15_000, taken_over_in_a_turn),
+    "the database moves back and one is killed": (
+        Budget(returns=1, crashes=1),
+        100_000,
+        begun_twice,
+    ),
     "a lease lapses": (Budget(lapses=1, crashes=1, builds=1), 20_000, expired),
     "Redis loses its data": (Budget(losses=1, crashes=1, builds=1), 20_000, redelivered),
 }
@@ -130,6 +142,20 @@ def test_a_message_in_the_hands_of_a_killed_sequencer_would_be_lost(without: Pro
     found = broken(without)
     assert found.stuck is not None
     assert found.stuck[-1] == "A is killed"
+
+
+def test_terms_known_by_their_number_alone_would_be_begun_twice() -> None:
+    """The protocol of release 0.1, with a database that moves back and a leader that wakes."""
+    found = broken(Protocol(Budget(returns=1), marked=False))
+    begun = ["A leads in term 1", "A is ready", "A takes ask 1", "the standby is promoted"]
+    before = ["agent 1 asks", "a standby falls behind", *begun]
+    assert found.breaches["9: term 1 commits in the term 1 of another"] == [
+        *before,
+        "B leads in term 1",
+        "A commits ask 1: assignment 1",
+    ]
+    assert found.stuck == [*before, "A sees that its place is gone"]
+    assert broken(Protocol(Budget(returns=1))).breaches == {}
 
 
 def test_a_claim_s_look_at_holds_is_a_second_line_of_defence() -> None:

@@ -97,7 +97,9 @@ def test_turns_of_two_lanes_side_by_side_break_no_guarantee(
         for each in (first, second):
             term = each.try_to_lead()
             assert term is not None
-            lines.append(Line(engine, term=term, lane=each.lane, lanes=LANES))
+            lines.append(
+                Line(engine, term=term.number, term_id=term.id, lane=each.lane, lanes=LANES)
+            )
         for queue in (UNSIGNED, OUTSTANDING):
             number = world.build(queue)
             lines[0].run(partial(publish, number=number))
@@ -232,7 +234,10 @@ def test_one_lane_goes_on_while_anothers_sequencer_is_dead(
         client = stack.client(LANES)
         wait_until(
             lambda: (
-                stack.value("SELECT count(*) FROM assignment.sequencer WHERE probed_at > since")
+                stack.value(
+                    "SELECT count(*) FROM assignment.sequencer NATURAL JOIN"
+                    " assignment.sequencer_signs WHERE last_probe_at > since"
+                )
                 == 2
             ),
             "both lanes to be led",

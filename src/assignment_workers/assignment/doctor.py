@@ -144,8 +144,8 @@ _ENDED = f"""(SELECT * FROM assignment.assignments
 _ANSWERED = f"""(SELECT request_id, agent_id, outcome, deadline, assignment_id, answered_at
     FROM assignment.requests WHERE answered_at > {_DAY}
     ORDER BY answered_at DESC LIMIT :newest) AS r"""
-_TOLD = f"""(SELECT id, at, kind, term, user_id, agent_id, assignment_id FROM assignment.events
-    WHERE at > {_DAY} ORDER BY at DESC LIMIT :newest) AS e"""
+_TOLD = f"""(SELECT id, at, kind, term, user_id, agent_id, assignment_id, details
+    FROM assignment.events WHERE at > {_DAY} ORDER BY at DESC LIMIT :newest) AS e"""
 _PROMISING = ", ".join(f"'{each.name}'" for each in OUTCOMES.values() if each.needs_callback)
 _MOVES = (
     "'completed', 'skipped', 'deferred', 'closed', 'released', 'expired', 'offer_lapsed',"
@@ -290,6 +290,15 @@ CHECKS = (
         f"the newest {NEWEST:,} events of the last day",
         f"SELECT 'event ' || e.id || ' of term ' || e.term FROM {_TOLD}"
         " WHERE e.term > (SELECT max(term) FROM assignment.sequencer)",
+    ),
+    Check(
+        "no term was begun twice: the database has not moved back",
+        9,
+        f"the newest {NEWEST:,} events of the last day",
+        f"SELECT 'term ' || term FROM {_TOLD} WHERE kind = 'term_begun'"
+        " GROUP BY term HAVING count(*) > 1 UNION"
+        f" SELECT 'term ' || (details->>'current') FROM {_TOLD}"
+        " WHERE kind = 'ASSIGNMENT_RACE_CONDITION' AND details->>'kind' = 'term_begun_twice'",
     ),
     Check(
         "every call that was to be called back has left the promise",

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    delete,
+    exists,
+    func,
+    or_,
+    outerjoin,
+    select,
+    text,
+    update,
+)
 
 from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.lanes import lanes_of
@@ -23,6 +34,7 @@ from assignment_workers.schema.tables import (
     JobStatus,
     Request,
     Sequencer,
+    SequencerSign,
 )
 from assignment_workers.settings import Settings
 
@@ -118,11 +130,16 @@ _SILENT = timedelta(minutes=1)
 
 def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
     """Whether one of these lanes may have messages to serve that were answered long ago."""
-    return exists().where(
-        Sequencer.lane.in_(lanes),
-        or_(
-            Sequencer.since.is_(None),
-            Sequencer.since > func.now() - _SETTLED,
-            Sequencer.seen_at < func.now() - _SILENT,
-        ),
+    signed = outerjoin(Sequencer, SequencerSign, SequencerSign.lane == Sequencer.lane)
+    return (
+        exists()
+        .select_from(signed)
+        .where(
+            Sequencer.lane.in_(lanes),
+            or_(
+                Sequencer.since.is_(None),
+                Sequencer.since > func.now() - _SETTLED,
+                func.coalesce(SequencerSign.last_turn_at, Sequencer.seen_at) < func.now() - _SILENT,
+            ),
+        )
     )

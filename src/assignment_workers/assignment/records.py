@@ -271,6 +271,14 @@ ANSWERS = (
     ),
     Record(
         9,
+        "was begun twice: the database moved back, and lost what it had committed since",
+        """
+        SELECT DISTINCT 'term ' || (details->>'current') FROM assignment.events
+        WHERE kind = 'ASSIGNMENT_RACE_CONDITION' AND details->>'kind' = 'term_begun_twice'
+        """,
+    ),
+    Record(
+        9,
         "was answered under a term that had not begun or was over",
         f"""
         WITH terms AS (

@@ -31,6 +31,7 @@ from assignment_workers.schema.tables import (
     Generation,
     JobRun,
     Sequencer,
+    SequencerSign,
 )
 from assignment_workers.settings import Settings
 
@@ -300,9 +301,12 @@ _LANES = select(
     Sequencer.leader_pid,
     Sequencer.leader_host,
     Sequencer.since,
-    Sequencer.probe_seconds,
-    func.extract("epoch", func.clock_timestamp() - Sequencer.seen_at).label("silent"),
-)
+    func.coalesce(SequencerSign.last_probe_seconds, Sequencer.probe_seconds).label("probe_seconds"),
+    func.extract(
+        "epoch",
+        func.clock_timestamp() - func.coalesce(SequencerSign.last_turn_at, Sequencer.seen_at),
+    ).label("silent"),
+).outerjoin(SequencerSign, SequencerSign.lane == Sequencer.lane)
 _HELD_NOW = (
     select(Assignment.queue, func.count().label("held"))
     .where(Assignment.state == ACTIVE)

@@ -40,7 +40,10 @@ SELECT EXISTS (SELECT 1 FROM agents WHERE email !~ '^agent[0-9]+@example[.]com$'
     OR EXISTS (SELECT 1 FROM crm.users WHERE email_address !~ '^user[0-9]+@example[.]com$')
     OR NOT EXISTS (SELECT 1 FROM crm.users)
 """
-LED = "SELECT count(*) FROM assignment.sequencer WHERE probed_at > since AND lane = ANY(:lanes)"
+LED = (
+    "SELECT count(*) FROM assignment.sequencer NATURAL JOIN assignment.sequencer_signs"
+    " WHERE last_probe_at > since AND lane = ANY(:lanes)"
+)
 
 
 Beside = Callable[[Book, asyncio.Event], Coroutine[Any, Any, None]]

@@ -100,10 +100,16 @@ class JobStatus(StrEnum):
     SKIPPED = "skipped"
 
 
+UNMARKED = UUID(int=0)
+"""The id of a term that was begun before terms had ids."""
+
+
 class Sequencer(Base):
     """Who may write: one row a lane.
 
-    Every transaction on the assignment queue locks it and proves its term.
+    Every transaction on the assignment queue locks it and proves its term. It changes with the
+    term alone: what is updated while a term lasts stands in `sequencer_signs`, because a reader of
+    an old snapshot keeps every version of a row, and each turn would go through all of them.
     """
 
     __tablename__ = "sequencer"
@@ -114,11 +120,13 @@ class Sequencer(Base):
     leader_host: Mapped[str | None]
     leader_pid: Mapped[int | None]
     since: Mapped[datetime | None] = mapped_column(Instant)
+    term_id: Mapped[UUID] = mapped_column(server_default=str(UNMARKED))
+    """A random id beside the number, because a number may come twice: after the database has moved
+    back to a copy of its past, a restored backup or an asynchronous standby."""
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
-    """When the last turn began: the leader's sign of life."""
+    """As release 0.1 leaves its sign of life. With the next two it goes in the release after."""
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
-    """How long the last probe took from its sending to its turn."""
     queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     """The dialer queues of the lane, as its last leader had them; null: before there were lanes."""
     terms: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default="{}")
@@ -126,6 +134,20 @@ class Sequencer(Base):
 
     Terms grow by one with each new sequencer of any lane, so those of one lane have gaps.
     """
+    marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    """The same terms as number and id, as the lists of what they have taken are named."""
+
+
+class SequencerSign(Base):
+    """The signs of life of a lane's leader, at most one a second."""
+
+    __tablename__ = "sequencer_signs"
+
+    lane: Mapped[str] = mapped_column(primary_key=True)
+    last_turn_at: Mapped[datetime] = mapped_column(Instant)
+    last_probe_at: Mapped[datetime | None] = mapped_column(Instant)
+    last_probe_seconds: Mapped[float | None]
+    """How long the last probe took from its sending to its turn."""
 
 
 class DialerQueue(Base):

@@ -47,13 +47,15 @@ class Leadership(bootsteps.StartStopStep):
         self.sequencer: Sequencer = consumer.app.sequencer
         self._timers: list[Any] = []
         self._watching = False
+        self._begins = False
+        """Whether this term has not put back what others had taken."""
         self._consumes = False
         """Whether what earlier terms had taken is back, so that new messages may be taken."""
 
     def start(self, consumer: Any) -> None:
         """Called at every connection to the broker, before anything is consumed."""
         if self.sequencer.leads:
-            self._take_up(consumer, own=True)
+            self._take_up(consumer)
         else:
             consumer.cancel_task_queue(self.sequencer.queue)
             log.info("standing_by", queue=self.sequencer.queue)
@@ -81,7 +83,7 @@ class Leadership(bootsteps.StartStopStep):
     def _try(self, consumer: Any) -> None:
         if self.sequencer.leads:
             if not self._consumes:
-                self._take_up(consumer, own=True)
+                self._take_up(consumer)
             return
         try:
             term = self.sequencer.stand()
@@ -91,30 +93,37 @@ class Leadership(bootsteps.StartStopStep):
             return
         if term is None:
             return
-        log.info("leading", term=term, queue=self.sequencer.queue)
-        self._take_up(consumer, own=False)
+        log.info("leading", term=term.number, queue=self.sequencer.queue)
+        self._begins = True
+        self._take_up(consumer)
         if not self._watching:
             self._watching = True
             threading.Thread(target=self._watch, name="leadership", daemon=True).start()
 
-    def _take_up(self, consumer: Any, *, own: bool) -> None:
-        OrderedChannel.term = self.sequencer.term
-        OrderedChannel.earlier = self.sequencer.candidacy.earlier
+    def _take_up(self, consumer: Any) -> None:
+        OrderedChannel.mark = self.sequencer.mark
+        OrderedChannel.earlier.update(self.sequencer.candidacy.earlier)
         self._consumes = False
         try:
-            self._put_back(consumer, own=own)
+            self._put_back(consumer, own=True, begins=self._begins)
+            channel = consumer.task_consumer.channel
+            if isinstance(channel, OrderedChannel):
+                last = channel.take_up(self.sequencer.queue)
+                if last is not None and self._begins:
+                    self.sequencer.follows(last)
         except ResponseError as error:
             if (why := refused(error)) is None:
                 raise
             REFUSING.note(why)
             return  # the next try may find that it writes again
+        self._begins = False
         consumer.add_task_queue(self.sequencer.queue)
         self._consumes = True
 
-    def _put_back(self, consumer: Any, *, own: bool) -> None:
+    def _put_back(self, consumer: Any, *, own: bool = False, begins: bool = False) -> None:
         channel = consumer.task_consumer.channel
         if isinstance(channel, OrderedChannel):
-            count = channel.put_back(self.sequencer.queue, own=own)
+            count = channel.put_back(self.sequencer.queue, own=own, begins=begins)
             if count:
                 log.info("put_back", messages=count, queue=self.sequencer.queue)
 
@@ -123,7 +132,7 @@ class Leadership(bootsteps.StartStopStep):
         if not self._consumes or consumer.task_consumer is None:
             return
         try:
-            self._put_back(consumer, own=False)
+            self._put_back(consumer)
         except ResponseError as error:
             if (why := refused(error)) is None:
                 raise
@@ -144,7 +153,7 @@ class Leadership(bootsteps.StartStopStep):
                 return self._leave(f"the connection that held the lock is gone: {error}".strip())
             if not held:
                 return self._leave("the lock is gone")
-            if sign is None or sign.term != self.sequencer.term:
+            if sign is None or sign.term.mark != self.sequencer.mark:
                 return self._leave("another leads")
             limit = SILENCE.total_seconds()
             if sign.silent > limit / 2 and REFUSING.within(limit):

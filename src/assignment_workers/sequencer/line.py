@@ -1,8 +1,9 @@
 """Fenced transactions: each proves the term, and no two of one lane ever run side by side.
 
-The proof is an update of the lane's row in `sequencer`: it takes the row's lock, so turns follow
-one another whatever the queue did; it finds no row once the term is over, so a predecessor that
-woke up commits nothing (guarantee 9); and it leaves the time, which is the leader's sign of life.
+The proof locks the lane's row in `sequencer`, so turns follow one another whatever the queue did;
+it finds no row once the term is over, so a predecessor that woke up commits nothing (guarantee 9).
+It writes no new version of the row: a reader of an old snapshot, a backup's, would keep each of
+them, and every later proof would go through all of them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from random import Random
+from threading import Event
 from time import monotonic
 from typing import TypeVar
+from uuid import UUID
 
 import structlog
 from psycopg.errors import UniqueViolation
@@ -36,7 +39,12 @@ from assignment_workers.assignment.ledger import Command, looking_for, once
 from assignment_workers.assignment.turn import OtherLanes, Turn
 from assignment_workers.errors import StaleTerm
 from assignment_workers.schema.retry import constraint_of, patiently
-from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
+from assignment_workers.schema.tables import (
+    DEFAULT_LANE,
+    UNMARKED,
+    Sequencer,
+    SequencerSign,
+)
 from assignment_workers.schema.trips import Ask, ask, commit
 from assignment_workers.sequencer.races import tell_race
 from assignment_workers.sequencer.timekeeping import Reading, stepped
@@ -51,13 +59,24 @@ PATIENCE = timedelta(seconds=5)
 LONGEST_PATIENCE = timedelta(seconds=60)
 """And where it names a far one."""
 
-_PROVE = (
-    update(Sequencer)
-    .where(Sequencer.lane == bindparam("of_lane"), Sequencer.term == bindparam("of_term"))
-    .values(seen_at=func.clock_timestamp())
-    # Not `seen_at`: the new row is made before the wait for the lock, and again after it only if
-    # the row has changed; a turn rolled back changes nothing. This is read after the wait always.
-    .returning(func.clock_timestamp())
+SIGN_SECONDS = 1.0
+"""A leader leaves no sign of life in a turn that follows the last sign sooner."""
+
+_PROVE = select(func.clock_timestamp()).select_from(
+    # The clock is read outside: in here it would be read before the wait for the lock.
+    select(Sequencer.lane)
+    .where(
+        Sequencer.lane == bindparam("of_lane"),
+        Sequencer.term == bindparam("of_term"),
+        Sequencer.term_id == bindparam("of_id"),
+    )
+    .with_for_update()
+    .subquery("proved")
+)
+_SIGN = (
+    update(SequencerSign)
+    .where(SequencerSign.lane == bindparam("of_lane"))
+    .values(last_turn_at=func.clock_timestamp())
 )
 
 
@@ -69,12 +88,14 @@ class Line:
         engine: Engine,
         *,
         term: int,
+        term_id: UUID = UNMARKED,
         lane: str = DEFAULT_LANE,
         lanes: Lanes = ONE_LANE,
         randomness: Random | None = None,
     ) -> None:
         self.engine = engine
         self.term = term
+        self.term_id = term_id
         self.lane = lane
         self.lanes = lanes
         self._randomness = randomness or Random()
@@ -82,6 +103,15 @@ class Line:
         """The last turn's time, and this process's monotonic clock then."""
         self._reading: Reading | None = None
         """What the last turn that committed made of the database's clock."""
+        self._signed = monotonic()
+        self._revoked = Event()
+
+    def revoke(self) -> None:
+        """End the term here: from now on no turn begins or commits, though one is being retried.
+
+        May be called by any thread.
+        """
+        self._revoked.set()
 
     @contextmanager
     def turn(self, others: Collection[str] = (), *, first: Sequence[Ask] = ()) -> Iterator[Turn]:
@@ -92,14 +122,15 @@ class Line:
         were left in it are told in the log once it has committed. `first`: statements that go in
         one trip with the proof of the term; their rows are `Turn.first`.
         """
+        self._check()
         began = monotonic()
         locked = frozenset({self.lane, *others})
         with self.engine.begin() as connection:
             if others:
                 _lock(connection, sorted(locked))
             # Nothing comes before this statement, so every later one reads what is committed now.
-            proof = {"of_lane": self.lane, "of_term": self.term}
             asked_at = monotonic()
+            proof = {"of_lane": self.lane, "of_term": self.term, "of_id": self.term_id}
             proved, *found = ask(connection, Ask(_PROVE, proof), *first)
             if not proved:
                 current = connection.execute(
@@ -124,6 +155,11 @@ class Line:
             if step is not None:
                 turn.record(stepped(step, self.lane))
             yield turn
+            self._check()
+            signed = monotonic()
+            if signed - self._signed >= SIGN_SECONDS:
+                last.append(Ask(_SIGN, {"of_lane": self.lane}))
+                self._signed = signed
             commit(connection, *last)
         self._reading = reading
         if step is not None:
@@ -131,6 +167,10 @@ class Line:
         TURN_SECONDS.observe(monotonic() - began)
         for race in turn.races:
             tell_race(race, term=self.term)
+
+    def _check(self) -> None:
+        if self._revoked.is_set():
+            raise StaleTerm(held=self.term, current=None)
 
     def run(
         self,

@@ -41,6 +41,13 @@ GIVE_BACK = """
 redis.call('LREM', KEYS[1], 1, ARGV[1])
 redis.call('RPUSH', KEYS[2], ARGV[1])
 """
+REPLACE = """
+local before = redis.call('GET', KEYS[1])
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1])
+return before
+"""
+"""A small value in place of the one that is returned."""
 NOTE = """
 redis.call('DEL', KEYS[3])
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])

@@ -19,7 +19,7 @@ from assignment_workers.schema.tables import Event
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.races import tell_race
 from assignment_workers.sequencer.refused import REFUSING, refused
-from assignment_workers.sequencer.term import SILENCE, Candidacy
+from assignment_workers.sequencer.term import SILENCE, Candidacy, Term
 from assignment_workers.telemetry import TERM
 
 log = structlog.get_logger()
@@ -65,7 +65,12 @@ class Sequencer:
             raise StaleTerm(held=0, current=None)
         return self._line
 
-    def stand(self) -> int | None:
+    @property
+    def mark(self) -> str:
+        """The term being led, by number and id."""
+        return Term(self._line.term, self._line.term_id).mark if self._line else "0"
+
+    def stand(self) -> Term | None:
         """Lead if the place is free, or if its holder is silent.
 
         The term, or None to stand by on.
@@ -74,11 +79,17 @@ class Sequencer:
         if term is None:
             sign = self.candidacy.sign()
             if sign is not None and sign.silent > SILENCE.total_seconds():
-                log.warning("deposing", term=sign.term, silent=round(sign.silent, 1))
+                log.warning("deposing", term=sign.term.number, silent=round(sign.silent, 1))
                 self.candidacy.depose()
             return None
-        self._line = Line(self.engine, term=term, lane=self.candidacy.lane, lanes=self.lanes)
-        TERM.set(term)
+        self._line = Line(
+            self.engine,
+            term=term.number,
+            term_id=term.id,
+            lane=self.candidacy.lane,
+            lanes=self.lanes,
+        )
+        TERM.set(term.number)
         return term
 
     def lose(self) -> None:
@@ -87,31 +98,45 @@ class Sequencer:
         self.resign()
 
     def resign(self) -> None:
-        """Lead no more; the lock is free at once."""
+        """Lead no more; the lock is free at once. A turn that is being retried does not commit."""
+        if self._line is not None:
+            self._line.revoke()
         self._line = None
         TERM.set(0)
         self.candidacy.close()
 
     def overtaken(self, error: StaleTerm) -> None:
-        """A turn found its term over: leave a race of kind `stale_term`, and lead no more.
+        """A turn found its term over: leave a race, and lead no more.
 
-        Its event names both terms in the details and none in its column, which says under which
-        term a change was made. A turn asked for after this process gave its place up tried nothing.
+        Of kind `stale_term`, or `term_begun_twice` where another has begun a term of its number.
+        A turn asked for, or tried again, after this process gave its place up tried nothing.
         """
-        if error.held == 0:
+        if error.held == 0 or error.current is None:
             return
-        race = raced(
-            "stale_term",
-            done="rolled back",
-            held=error.held,
-            current=error.current,
-            host=self.candidacy.host,
-            pid=self.candidacy.pid,
-        )
+        kind = "term_begun_twice" if error.held == error.current else "stale_term"
+        self._tell(kind, done="rolled back", held=error.held, current=error.current)
+        self.lose()
+
+    def follows(self, last: str) -> None:
+        """Leave a race of kind `term_begun_twice` where this term's number is not a new one.
+
+        `last` is the mark of the leader before, as Redis has it. The database has moved back to a
+        copy of its past, and terms that had begun since then are none of its own any more.
+        """
+        number = int(last.partition(".")[0])
+        if number >= self.term:
+            self._tell("term_begun_twice", done="went on", held=number, current=self.term)
+
+    def _tell(self, kind: str, **facts: object) -> None:
+        """Leave the event of a race between terms.
+
+        It names both in the details and none in its column, which says under which term a change
+        was made.
+        """
+        race = raced(kind, host=self.candidacy.host, pid=self.candidacy.pid, **facts)
         with self.engine.begin() as connection:
             connection.execute(insert(Event).values(at=func.clock_timestamp(), **race))
-        tell_race(race, term=error.held)
-        self.lose()
+        tell_race(race, term=self.term)
 
     def take_an_empty_turn(self) -> None:
         """Give a sign of life where nothing comes along the line: its broker refuses writes."""

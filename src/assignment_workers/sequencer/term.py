@@ -3,15 +3,22 @@
 States: standing by (no lock) → leading (lock held, term raised) → over (the connection or the life
 signs are gone; the process ends and its supervisor starts it as a standby). Nothing rests on the
 lock alone: a leader that lost it without noticing has a stale term, and its transactions find no
-row.
+row. Nor on the term's number alone: a database that moves back, to a restored backup or to an
+asynchronous standby, gives a number out again. A term has a random id, which no copy of the past
+has, and both are proved.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from random import SystemRandom
+from typing import Any, cast
+from uuid import UUID
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -20,9 +27,10 @@ from psycopg.types.json import Jsonb
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes, connection_name
 from assignment_workers.assignment.locks import key
 from assignment_workers.assignment.turn import EventKind
+from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.engine import KEEPALIVES, driver_url
-from assignment_workers.schema.tables import DEFAULT_LANE
+from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 
 SILENCE = timedelta(seconds=8)
 """A leader that has not begun a turn for this long is taken to be gone.
@@ -34,10 +42,23 @@ APPLICATION = "assignment-workers sequencer"
 
 
 @dataclass(frozen=True)
+class Term:
+    """One sequencer's right to write: a number, and an id that never comes twice."""
+
+    number: int
+    id: UUID = UNMARKED
+
+    @property
+    def mark(self) -> str:
+        """Both in one word."""
+        return f"{self.number}.{self.id.hex}"
+
+
+@dataclass(frozen=True)
 class Sign:
     """What the lane's row says: the term, and for how many seconds its leader has been silent."""
 
-    term: int
+    term: Term
     silent: float
 
 
@@ -45,13 +66,19 @@ class Candidacy:
     """This process's connection for the lock, and what it knows by it. For one thread at a time."""
 
     def __init__(
-        self, database_url: str, *, lane: str = DEFAULT_LANE, lanes: Lanes = ONE_LANE
+        self,
+        database_url: str,
+        *,
+        lane: str = DEFAULT_LANE,
+        lanes: Lanes = ONE_LANE,
+        make_id: Callable[[], UUID] | None = None,
     ) -> None:
         self.lane = lane
         self.lanes = lanes
         self.lock = lock_of(lane)
-        self.earlier: list[int] = []
-        """The terms of this lane before the one that this process began."""
+        self.earlier: list[str] = []
+        """The marks of this lane's terms before the one that this process began."""
+        self._make_id = make_id or _random_id
         self.host = socket.gethostname()
         self.pid = os.getpid()
         self._url = driver_url(database_url).set(drivername="postgresql")
@@ -78,7 +105,7 @@ class Candidacy:
             self._connection.close()
             self._connection = None
 
-    def try_to_lead(self) -> int | None:
+    def try_to_lead(self) -> Term | None:
         """The new term if the lock was free; None while another holds it.
 
         Terms grow by one with each new sequencer of any lane, so a term names one. Raises
@@ -93,13 +120,22 @@ class Candidacy:
             if wrong := self._disagreement(connection):
                 raise psycopg.OperationalError(wrong)
             connection.execute(_MAKE, [self.lane])
-            kept = [self.host, self.pid, self.lanes.queues(self.lane), self.lane]
-            begun = connection.execute(_BEGIN, kept).fetchone()
+            given: dict[str, Any] = {
+                "id": self._make_id(),
+                "host": self.host,
+                "pid": self.pid,
+                "lane": self.lane,
+            }
+            queues = self.lanes.queues(self.lane)
+            begun = connection.execute(_BEGIN, {**given, "queues": queues}).fetchone()
             if begun is None:
                 raise psycopg.OperationalError(f"no lane {self.lane!r} in assignment.sequencer")
-            term, *self.earlier = (int(each) for each in begun[0])  # type: ignore[attr-defined]
-            details = Jsonb({"host": self.host, "pid": self.pid, "lane": self.lane})
-            connection.execute(_TELL, [EventKind.TERM_BEGUN, term, details])
+            number, terms, marks = cast("tuple[int, list[int], list[str]]", begun)
+            term = Term(number, given["id"])
+            self.earlier = [*marks[1:], *(str(each) for each in terms if each != number)]
+            connection.execute(_SIGNED, [self.lane])
+            details = Jsonb({**given, "id": str(term.id)})
+            connection.execute(_TELL, [EventKind.TERM_BEGUN, term.number, details])
         return term
 
     def disagreement(self) -> str | None:
@@ -128,9 +164,10 @@ class Candidacy:
     def sign(self) -> Sign | None:
         """The leader's last sign of life; None where there was never one."""
         row = self.connect().execute(_SIGN, [self.lane]).fetchone()
-        if row is None or row[1] is None:
+        if row is None or row[2] is None:
             return None
-        return Sign(term=int(str(row[0])), silent=float(str(row[1])))
+        number, term_id, silent = cast("tuple[int, UUID, Decimal]", row)
+        return Sign(term=Term(number, term_id), silent=float(silent))
 
     def depose(self) -> None:
         """End the connection that holds the lock: its process is silent, frozen or cut off.
@@ -152,21 +189,34 @@ def lock_of(lane: str) -> int:
     return key(f"sequencer {lane}")
 
 
+def _random_id() -> UUID:
+    """An id that sorts by this host's time, so that of two equal numbers the earlier is known."""
+    return new_id(datetime.now(UTC), SystemRandom())
+
+
 _MAKE = "INSERT INTO assignment.sequencer (lane) VALUES (%s) ON CONFLICT DO NOTHING"
 _BEGIN = """
 UPDATE assignment.sequencer AS s
-SET term = last.term + 1, terms = (last.term + 1 || s.terms)[:21], leader_host = %s,
-    leader_pid = %s, since = clock_timestamp(), seen_at = clock_timestamp(), queues = %s
+SET term = last.term + 1, term_id = %(id)s, terms = (last.term + 1 || s.terms)[:21],
+    marks = (concat(last.term + 1, '.', replace(%(id)s::text, '-', '')) || s.marks)[:21],
+    leader_host = %(host)s, leader_pid = %(pid)s, since = clock_timestamp(),
+    seen_at = clock_timestamp(), queues = %(queues)s
 FROM (SELECT max(term) AS term FROM assignment.sequencer) AS last
-WHERE s.lane = %s RETURNING s.terms
+WHERE s.lane = %(lane)s RETURNING s.term, s.terms, s.marks
+"""
+_SIGNED = """
+INSERT INTO assignment.sequencer_signs AS s (lane, last_turn_at) VALUES (%s, clock_timestamp())
+ON CONFLICT (lane) DO UPDATE SET last_turn_at = excluded.last_turn_at, last_probe_at = NULL,
+    last_probe_seconds = NULL
 """
 _QUEUES = "SELECT lane, queues FROM assignment.sequencer WHERE since IS NOT NULL ORDER BY lane"
 _TELL = """
 INSERT INTO assignment.events (at, kind, term, details) VALUES (clock_timestamp(), %s, %s, %s)
 """
 _SIGN = """
-SELECT term, extract(epoch FROM clock_timestamp() - seen_at)
-FROM assignment.sequencer WHERE lane = %s
+SELECT s.term, s.term_id, extract(epoch FROM clock_timestamp()
+    - coalesce(l.last_turn_at, s.seen_at))
+FROM assignment.sequencer s LEFT JOIN assignment.sequencer_signs l USING (lane) WHERE s.lane = %s
 """
 # An advisory lock's 64-bit key is shown in two halves.
 _KEY = """

@@ -10,7 +10,8 @@ what it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any, ClassVar
@@ -33,6 +34,7 @@ from assignment_workers.sequencer.refused import (
     PAUSE_SECONDS,
     PUT_BACK,
     REFUSING,
+    REPLACE,
     TAKE,
     Refused,
     refused,
@@ -40,16 +42,25 @@ from assignment_workers.sequencer.refused import (
 
 log = structlog.get_logger()
 
-TERMS_LOOKED_BACK = 20
-"""How many earlier terms' lists are looked at: each is emptied by its successor within a second.
-
-Besides those that the lane's row remembers: other lanes begin terms too.
-"""
+SCANNED_AT_ONCE = 1_000
+"""Keys that one step of a search for lists of taken messages looks at: a millisecond of Redis."""
 
 
-def taken_key(queue: str, term: int) -> str:
-    """The list of messages that the sequencer of `term` has taken and not acknowledged."""
-    return f"{queue}.taken.{term}"
+def taken_key(queue: str, mark: str) -> str:
+    """The list of what the term of this mark has taken from `queue` and not acknowledged."""
+    return f"{queue}.taken.{mark}"
+
+
+def _by_age(mark: str) -> tuple[str, int]:
+    """The order in which terms began, by their ids: a database that moved back counts anew.
+
+    Those without an id, of release 0.1, come first.
+    """
+    number, _, term_id = mark.partition(".")
+    return term_id, int(number)
+
+
+_MARK = r"\d+(?:\.[0-9a-f]{32})?"
 
 
 def packed(*words: str | bytes) -> bytes:
@@ -224,12 +235,18 @@ class OrderedQoS(virtual.QoS):
 
 
 class OrderedChannel(Channel):
-    """One consumer of one queue; `term` says in which list it keeps what it has taken."""
+    """One consumer of one queue; `mark`, its term's, says where it keeps what it has taken.
+
+    Whatever list of a term is in Redis is put back, because the database may know nothing of it:
+    one that has moved back to a copy of its past has lost the terms that began since.
+    """
 
     QoS = OrderedQoS  # type: ignore[assignment]
-    term: ClassVar[int] = 0
-    earlier: ClassVar[Sequence[int]] = ()
-    """Terms of this lane before, as its row remembers them."""
+    mark: ClassVar[str] = "0"
+    earlier: ClassVar[set[str]] = set()
+    """The marks of this lane's other terms, as far as they are known."""
+    _cursor: ClassVar[int] = 0
+    """Where the search for others goes on."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._raw: dict[str, tuple[str, bytes]] = {}
@@ -244,12 +261,12 @@ class OrderedChannel(Channel):
         wait = self.brpop_timeout if timeout is None else timeout
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        source, target = self._key(self._asked), self._key(taken_key(self._asked, self.term))
+        source, target = self._key(self._asked), self._key(taken_key(self._asked, self.mark))
         sent = b""
         for queue, item in self._handled:
             # Not answered: were it lost, the message would be put back, and its answer the same.
             sent += packed("CLIENT", "REPLY", "SKIP")
-            sent += packed("LREM", self._key(taken_key(queue, self.term)), "1", item)
+            sent += packed("LREM", self._key(taken_key(queue, self.mark)), "1", item)
         sent += packed("BLMOVE", source, target, "RIGHT", "LEFT", str(wait or 0))
         self.client.connection.send_packed_command([sent])
         self._handled = []
@@ -260,7 +277,7 @@ class OrderedChannel(Channel):
         except ResponseError as error:
             item = None
             if self._refused(error) is Refused.FULL:
-                item = self._moved(TAKE, self._asked, taken_key(self._asked, self.term))
+                item = self._moved(TAKE, self._asked, taken_key(self._asked, self.mark))
             if item is None:
                 raise Empty from error
             return self._asked, item
@@ -296,29 +313,67 @@ class OrderedChannel(Channel):
 
     def _remove(self, queue: str, item: bytes) -> None:
         with self.conn_or_acquire() as client:
-            client.lrem(taken_key(queue, self.term), 1, item)
+            client.lrem(self._key(taken_key(queue, self.mark)), 1, item)
 
     def give_back(self, tag: str) -> None:
         """The message was not handled: it is the next one again."""
         if tag not in self._raw:
             return
         queue, item = self._raw.pop(tag)
-        keys = self._key(taken_key(queue, self.term)), self._key(queue)
+        keys = self._key(taken_key(queue, self.mark)), self._key(queue)
         with self.conn_or_acquire() as client:
             client.eval(GIVE_BACK, 2, *keys, item)
 
-    def put_back(self, queue: str, *, own: bool) -> int:
-        """Move what earlier terms had taken, and with `own` this one, to the head of the queue.
+    def take_up(self, queue: str) -> str | None:
+        """Leave the mark of this term in Redis; the one that stood there, if another's.
 
-        In the order in which it was taken; returns how many. `own` only while nothing runs.
+        It names the last leader even where the database has forgotten its term.
+        """
+        with self.conn_or_acquire() as client:
+            found = client.eval(REPLACE, 1, self._key(f"{queue}.term"), self.mark)
+        last = bytes_to_str(found) if found else None
+        if last is None or last == self.mark or not re.fullmatch(_MARK, last):
+            return None
+        self.earlier.add(last)
+        return last
+
+    def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
+        """Move what other terms had taken, and with `own` this one, to the head of the queue.
+
+        In the order in which it was taken; returns how many. `own` only while nothing runs. A term
+        that `begins` takes from every other one; later on from earlier ones alone, because it may
+        be over without knowing. With either, all keys are searched for lists, else a thousand.
         """
         self.settle()
         count = 0
-        lately = range(max(self.term - TERMS_LOOKED_BACK, 0), self.term + own)
-        for term in sorted({*lately, *self.earlier}, reverse=True):
-            while self._moved(PUT_BACK, taken_key(queue, term), queue):
+        with self.conn_or_acquire() as client:
+            self._search(client, queue, everywhere=own or begins)
+            mine = _by_age(self.mark)
+            others = {each for each in self.earlier if begins or _by_age(each) < mine}
+            marks = sorted(others | ({self.mark} if own else set()), key=_by_age, reverse=True)
+            keys = [self._key(taken_key(queue, each)) for each in marks]
+            found = client.exists(*keys) if keys else 0
+        for mark in marks if found else ():
+            while self._moved(PUT_BACK, taken_key(queue, mark), queue):
                 count += 1
         return count
+
+    def _search(self, client: Any, queue: str, *, everywhere: bool) -> None:
+        """Learn the marks of lists that are there, a part of all keys at a time.
+
+        A scan of Redis shows what is there for as long as it lasts; each step is short for others.
+        """
+        prefix = self._key(taken_key(queue, ""))
+        pattern = re.sub(r"([\\\[\]*?^-])", r"\\\1", prefix) + "*"
+        cls = type(self)
+        if everywhere:
+            cls._cursor = 0
+        while True:
+            cls._cursor, found = client.scan(cls._cursor, pattern, SCANNED_AT_ONCE, "LIST")
+            marks = {bytes_to_str(each)[len(prefix) :] for each in found}
+            cls.earlier |= {each for each in marks if re.fullmatch(_MARK, each)} - {self.mark}
+            if not everywhere or cls._cursor == 0:
+                return
 
 
 class OrderedTransport(redis.Transport):

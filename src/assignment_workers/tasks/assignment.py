@@ -8,7 +8,7 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import AwareDatetime, Field
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from assignment_workers.assignment import agents, convert, discover
 from assignment_workers.assignment.answers import (
@@ -29,7 +29,7 @@ from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.reassign import reassign, take_back
 from assignment_workers.assignment.suppressions import do_not_contact, lift, subject
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.schema.tables import AgentStates, Sequencer, SuppressionKind
+from assignment_workers.schema.tables import AgentStates, Sequencer, SequencerSign, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.tasks.arguments import AgentId, GenerationId, Notes, UserId, Why, Word
 from assignment_workers.tasks.door import App, DoorTask, door
@@ -206,9 +206,9 @@ def probe(task: DoorTask, sent_at: AwareDatetime | None = None) -> CommandAnswer
 def _probe(turn: Turn, sent_at: datetime | None) -> Done:
     seconds = (datetime.now(UTC) - sent_at).total_seconds() if sent_at else None
     turn.connection.execute(
-        update(Sequencer)
-        .where(Sequencer.term == turn.term)
-        .values(probed_at=turn.now, probe_seconds=seconds)
+        update(SequencerSign)
+        .where(SequencerSign.lane.in_(select(Sequencer.lane).where(Sequencer.term == turn.term)))
+        .values(last_turn_at=turn.now, last_probe_at=turn.now, last_probe_seconds=seconds)
     )
     return Done()
 
