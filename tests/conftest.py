@@ -16,6 +16,7 @@ from assignment_workers.runtime import postgres, server, valkey
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import Home, hold
 from assignment_workers.runtime.log import Log
+from assignment_workers.runtime.ports import LOOPBACK
 
 pytest.register_assert_rewrite("tests.commands", "tests.processes", "tests.world")
 
@@ -44,6 +45,8 @@ def guardian(test_home: Home) -> Iterator[Guardian]:
 def postgres_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
     """A PostgreSQL for this run, without fsync: the address of its first, empty database."""
     made = postgres.prepare(test_home.path / "postgres", fsync=False)
+    with (test_home.path / "postgres/data/pg_hba.conf").open("a") as access:
+        access.write(f"host all all {LOOPBACK}/32 trust\n")  # roles that a test makes
     child = server.start(made, Log(sys.stderr, colour=False), guardian)
     yield made.url
     child.stop()

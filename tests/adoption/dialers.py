@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import psycopg
+from sqlalchemy import make_url
 
 FILE = Path(__file__).with_name("original-schema.tsv")
 UNSIGNED, OUTSTANDING = "unsigned_users_queue", "outstanding_requests_queue"
@@ -112,6 +113,11 @@ def connected(url: str) -> Iterator[psycopg.Connection]:
     """A connection as the dialer has it."""
     with psycopg.connect(url, autocommit=True) as connection:
         yield connection
+
+
+def as_role(url: str, role: str) -> str:
+    """The address of the same database for another role; `postgres` is a superuser."""
+    return make_url(url).set(username=role, password=None).render_as_string()
 
 
 def all_of(schema: str) -> dict[str, str]:

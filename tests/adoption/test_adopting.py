@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import create_engine
 
 from assignment_workers.adoption.compare import Compared, compare
-from assignment_workers.adoption.migrate import BATCH, KEPT, LOCK_AT_MOST, SWITCH_AT_MOST
+from assignment_workers.adoption.migrate import BATCH, LOCK_AT_MOST, SWITCH_AT_MOST
+from assignment_workers.adoption.shapes import KEPT
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import online
 from assignment_workers.schema.base import CrmBase

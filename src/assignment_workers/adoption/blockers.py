@@ -15,12 +15,17 @@ from assignment_workers.adoption.shapes import (
     STATUSES,
 )
 from assignment_workers.adoption.sources import agent_expression
+from assignment_workers.schema.times import EARLIEST, LATEST
 
 
 def blockers(
-    connection: Connection, live: Mapping[str, Found], agents: Found | None
+    connection: Connection, live: Mapping[str, Found], relations: Mapping[str, Found]
 ) -> Iterable[Blocker]:
-    """What there is of each kind, counted: None for a table that the role may not read."""
+    """What there is of each kind, counted: None for a table that the role may not read.
+
+    `live` are the queue tables that are still the dialer's.
+    """
+    agents = relations.get("agents")
     counts: dict[str, dict[str, str]] = defaultdict(dict)
     for name, found in live.items():
         columns = found["shape"].columns
@@ -60,3 +65,36 @@ def blockers(
             )
             count = connection.execute(text(sql)).scalar_one() if readable else None
             yield Blocker(name, what, count)
+    for name in [*live, *SHARED]:
+        if name in relations and relations[name]["kind"] in ("r", "p"):
+            yield from _in_rows(connection, name, relations[name])
+
+
+def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocker]:
+    """What single rows of the table have, counted in one read of it; nothing where none has."""
+    columns = found["shape"].columns
+    times = [f'"{each}"' for each in columns if columns[each].type.startswith("timestamp")]
+    conditions = {}
+    if times:
+        out = " OR ".join(f"{each} NOT BETWEEN '{FIRST}' AND '{LAST}'" for each in times)
+        conditions["times out of range"] = out
+    if name in STUCK and {"status", "assigned_to_agent_id"} <= columns.keys():
+        conditions["promises that an agent of the dialer has"] = STUCK[name]
+    if not conditions:
+        return
+    counted = ", ".join(f"count(*) FILTER (WHERE {each})" for each in conditions.values())
+    counts: Iterable[int | None] = [None] * len(conditions)
+    if found["readable"]:
+        counts = connection.execute(text(f"SELECT {counted} FROM public.{name}")).one()
+    for what, count in zip(conditions, counts, strict=True):
+        if count or (count is None):
+            yield Blocker(name, what, count)
+
+
+SHARED = ("agents", "user_call_scores", "callbacks", "missed_calls", "conversions")
+STUCK = {
+    "callbacks": "status IN ('assigned', 'accepted')",
+    "missed_calls": "status = 'assigned'",
+}
+"""What the dialer calls a promise that it has handed out. It never takes one back by itself."""
+FIRST, LAST = EARLIEST.strftime("%Y-%m-%d"), LATEST.strftime("%Y-%m-%d")

@@ -56,13 +56,26 @@ class Blocker:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """Something for which `schema migrate` refuses to begin, and what takes it out of the way."""
+
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """A database: the revision of our schema in it (None: not there), tables and blockers."""
+    """A database: the revision of our schema in it (None: not there), tables and what they hold.
+
+    `obstacles` are those of the role that asked. `notes` change nothing of whether it can be done.
+    """
 
     revision: str | None
     needs: str
     tables: tuple[Inspected, ...]
     blockers: tuple[Blocker, ...]
+    obstacles: tuple[Obstacle, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_ours(self) -> bool:

@@ -10,7 +10,9 @@ from sqlalchemy.dialects import postgresql
 
 from assignment_workers.adoption.blockers import blockers
 from assignment_workers.adoption.catalogue import Found, plain_default, relations_of, revision_of
+from assignment_workers.adoption.dependents import notes
 from assignment_workers.adoption.findings import Difference, Inspected, Report, Verdict
+from assignment_workers.adoption.preflight import obstacles
 from assignment_workers.adoption.shapes import (
     ADDED,
     AGENT_COLUMNS,
@@ -55,7 +57,9 @@ def inspect(connection: Connection) -> Report:
         revision=revision_of(connection),
         needs=head(),
         tables=tuple(tables),
-        blockers=tuple(blockers(connection, live, relations.get("agents"))),
+        blockers=tuple(blockers(connection, live, relations)),
+        obstacles=tuple(obstacles(connection, tables, relations)),
+        notes=tuple(notes(connection, list(live))),
     )
 
 

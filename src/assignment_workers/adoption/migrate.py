@@ -15,14 +15,17 @@ from sqlalchemy.schema import CreateColumn
 
 from assignment_workers.adoption import views
 from assignment_workers.adoption.backfill import Tell, backfill, one_queue_each
-from assignment_workers.adoption.findings import Inspected, Report, Verdict
+from assignment_workers.adoption.dependents import definitions, follow
+from assignment_workers.adoption.findings import Report, Verdict
 from assignment_workers.adoption.holds import place_holds, take_over
 from assignment_workers.adoption.inspect import inspect as read_schema
+from assignment_workers.adoption.shapes import KEPT, MADE
 from assignment_workers.adoption.sources import (
     Source,
     found_sources,
     shown_sources,
 )
+from assignment_workers.adoption.waits import telling_of_waits
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.assignment.turn import Turn
@@ -30,20 +33,17 @@ from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import connect
-from assignment_workers.schema.migrate import OUR_VIEW
+from assignment_workers.schema.migrate import MIGRATION, OUR_VIEW, STATEMENT_AT_MOST
 from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
 from assignment_workers.settings import Settings
 
-KEPT = "_before_adoption"
-"""What the name of a table that was taken over ends with; it is never dropped."""
 BATCH = 20_000
 LOCK_AT_MOST = timedelta(milliseconds=250)
 """How long a statement waits for a lock, and the dialer's statements behind it."""
 SWITCH_AT_MOST = timedelta(milliseconds=700)
 """How long the switch keeps the tables to itself: under a second with the wait for them."""
 TRY_SECONDS = 300.0
-STATEMENT_AT_MOST = timedelta(minutes=30)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def opened(database_url: str) -> Iterator[Engine]:
     """An engine whose statements stand in nobody's way for long."""
     engine = connect(
         database_url,
-        name="assignment-workers schema migrate",
+        name=MIGRATION,
         statement_timeout=STATEMENT_AT_MOST,
         lock_timeout=LOCK_AT_MOST,
     )
@@ -64,12 +64,13 @@ def opened(database_url: str) -> Iterator[Engine]:
 def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = BATCH) -> str:
     """Bring the database to ours from any state that `inspect` can name; returns the revision.
 
-    `tell` hears of every step and batch as it is committed. Raises `SchemaMismatch` for a table
-    that is of neither schema, before anything was changed, and `DatabaseUnavailable`.
+    `tell` hears of every step and batch as it is committed, and of whoever holds a lock that it
+    waits for. Raises `SchemaMismatch` where something is in the way, before anything was changed,
+    and `DatabaseUnavailable`.
     """
-    with opened(database_url) as engine:
+    with opened(database_url) as engine, telling_of_waits(database_url, tell):
         with engine.connect() as connection:
-            refuse_unknown(read_schema(connection))
+            refuse(read_schema(connection))
         expand(engine, database_url, tell)
         patiently(lambda: renew_views(engine), seconds=TRY_SECONDS)
         with engine.connect() as connection:
@@ -90,17 +91,15 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
     return migrations.head()
 
 
-def refuse_unknown(report: Report) -> None:
-    """Raise `SchemaMismatch` for the first table that we need and cannot tell."""
-    for each in report.tables:
-        if each.needed and each.verdict is Verdict.UNKNOWN:
-            raise SchemaMismatch(f"{_unlike(each)}: nothing was changed; see `schema inspect`")
-
-
-def _unlike(table: Inspected) -> str:
-    first = next((one for one in table.differences if one.aspect != "index"), None)
-    about = f" ({first.aspect} {first.what})" if first else ""
-    return f"the table public.{table.table} is of no schema that is known{about}"
+def refuse(report: Report) -> None:
+    """Raise `SchemaMismatch` with everything that stands in the way, in one line."""
+    found = report.obstacles
+    if found:
+        each = "; ".join(
+            f"({number}) {one.what}: {one.remedy}" for number, one in enumerate(found, 1)
+        )
+        things = "one thing is" if len(found) == 1 else f"{len(found)} things are"
+        raise SchemaMismatch(f"nothing was changed, because {things} in the way: {each}")
 
 
 def expand(engine: Engine, database_url: str, tell: Tell) -> None:
@@ -192,8 +191,10 @@ def switch(
         connection.execute(text(_BRIEFLY))
         place_holds(connection, sources, numbers)
         for each in sources:
+            theirs = definitions(connection, each.table)
             for sql in renaming(each.table):
                 connection.execute(text(sql))
+            follow(connection, theirs)
         take_over(turn, numbers, settings)
         connection.execute(_SWITCHED, {"queues": list(numbers), "at": turn.now})
         connection.execute(_IN_TIME)
@@ -267,7 +268,7 @@ def _grant(table: str) -> str:
                 LATERAL aclexplode(c.relacl) WHERE c.oid = 'public.{table}'::regclass
                 AND privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
             LOOP
-                EXECUTE format('GRANT %s ON public.{table}{views.MADE} TO %s', given.privilege_type,
+                EXECUTE format('GRANT %s ON public.{table}{MADE} TO %s', given.privilege_type,
                     CASE given.grantee WHEN 0 THEN 'PUBLIC'
                     ELSE quote_ident(pg_get_userbyid(given.grantee)) END);
             END LOOP;

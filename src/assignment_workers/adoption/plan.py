@@ -9,19 +9,20 @@ from sqlalchemy import Connection, text
 
 from assignment_workers.adoption import views
 from assignment_workers.adoption.backfill import copy_statement, duplicates_statement
+from assignment_workers.adoption.findings import Verdict
 from assignment_workers.adoption.holds import JUDGE_HOLDS, holds_statement
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.adoption.migrate import (
     BATCH,
     BOOKS,
-    KEPT,
     LOCK_AT_MOST,
     SWITCH_AT_MOST,
     additions,
-    refuse_unknown,
+    refuse,
     renaming,
     renewal,
 )
+from assignment_workers.adoption.shapes import KEPT
 from assignment_workers.adoption.sources import Source, found_sources
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema import migrate as migrations
@@ -33,7 +34,9 @@ def plan(connection: Connection, database_url: str) -> str:
     Rows are counted by reading the queue tables once. The number of a generation is that of the
     next one to be made. Raises `SchemaMismatch` for a table of neither schema.
     """
-    refuse_unknown(inspect(connection))
+    report = inspect(connection)
+    if any(each.needed and each.verdict is Verdict.UNKNOWN for each in report.tables):
+        refuse(report)
     lines = list(_expand(connection, database_url))
     sources = found_sources(connection)
     if sources:
@@ -46,6 +49,8 @@ def plan(connection: Connection, database_url: str) -> str:
         if connection.execute(missing).scalar_one():
             lines.append(f"-- {views.CALL_QUEUE} is not there: a view to read; no lock on a table")
             lines += [f"{sql};" for sql in views.create_call_queue()]
+    if lines:
+        lines[:0] = [f"-- in the way: {each.what}: {each.remedy}" for each in report.obstacles]
     return "\n".join(lines)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, select, text
 
+from assignment_workers.adoption.dependents import definitions, follow
 from assignment_workers.adoption.migrate import (
-    KEPT,
     SHOWS_CALL_QUEUE,
     TRY_SECONDS,
     locked_turn,
     opened,
 )
-from assignment_workers.adoption.shapes import AGENT_COLUMNS, QUEUE_TABLES
+from assignment_workers.adoption.shapes import AGENT_COLUMNS, KEPT, MADE, QUEUE_TABLES
 from assignment_workers.adoption.sources import Source, agent_expression, found_sources
 from assignment_workers.adoption.views import CALL_QUEUE
 from assignment_workers.assignment.finish import finish
@@ -52,8 +52,11 @@ def _roll_back(engine: Engine) -> list[str]:
         if connection.execute(SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
             connection.execute(text(f"DROP VIEW public.{CALL_QUEUE}"))
         for _, table in kept:
-            connection.execute(text(f"DROP VIEW public.{table}"))
+            theirs = definitions(connection, table)
+            connection.execute(text(f"ALTER VIEW public.{table} RENAME TO {table}{MADE}"))
             connection.execute(text(f"ALTER TABLE public.{table}{KEPT} RENAME TO {table}"))
+            follow(connection, theirs)
+            connection.execute(text(f"DROP VIEW public.{table}{MADE}"))
         for source in found_sources(connection):
             for sql in _statements(source):
                 connection.execute(text(sql), {"queue": source.queue})

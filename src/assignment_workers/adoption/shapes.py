@@ -18,6 +18,11 @@ QUEUE_TABLES: Mapping[str, str] = {
 STATUSES = ("pending", "assigned", "completed", "skipped", "inactive", "invalid")
 """What the dialer writes and declares as the status of a queue row."""
 
+KEPT = "_before_adoption"
+"""What the name of a table that was taken over ends with; it is never dropped."""
+MADE = "_made_by_adoption"
+"""What the name of a view ends with until the table's is free."""
+
 AGENT_COLUMNS = ("assigned_to_agent_id", "assigned_to_agent")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from assignment_workers.adoption.shapes import (
     DEPLOYED,
     LEGACY_CALL_QUEUE,
+    MADE,
     QUEUE_TABLES,
     TARGET,
     TIME,
@@ -15,8 +16,6 @@ from assignment_workers.schema.migrate import OUR_VIEW
 
 CALL_QUEUE = "call_queue"
 """The legacy table, which the dialer needs for its call sessions."""
-
-MADE = "_made_by_adoption"
 
 REFUSE_WRITES = """
 CREATE OR REPLACE FUNCTION assignment.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $refuse$

@@ -70,6 +70,11 @@ def _show(found: Report) -> None:
                 for each in found.blockers
             ],
         )
+    if found.obstacles:
+        rows = [(each.what, each.remedy) for each in found.obstacles]
+        as_table("in the way of `schema migrate`", ("what", "remedy"), rows)
+    for note in found.notes:
+        typer.echo(f"note: {note}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.schema.times import clamp
 from assignment_workers.settings import Settings
 
 KEEPALIVES = {
@@ -43,6 +44,7 @@ def connect(
 ) -> Engine:
     """An engine whose sessions speak UTC, run READ COMMITTED and give up in a known time.
 
+    Settings of the role or the database that would change what is written or read do not count.
     `name` is what `pg_stat_activity` shows. No connection is made yet. Set-up is one statement a
     connection, not start-up options: poolers such as PgBouncer refuse unknown options. Behind a
     pooler, which may give every transaction another session, it is one a transaction, and no
@@ -56,7 +58,12 @@ def connect(
         "lock_timeout": lock_timeout,
         "idle_in_transaction_session_timeout": statement_timeout + timedelta(seconds=5),
     }
-    limits = ["timezone TO 'UTC'"] + [
+    limits = [
+        "timezone TO 'UTC'",
+        "datestyle TO 'ISO, MDY'",
+        "intervalstyle TO 'postgres'",
+        "standard_conforming_strings TO on",
+    ] + [
         f"{setting} TO {round(limit.total_seconds() * 1000)}"
         for setting, limit in milliseconds.items()
     ]
@@ -122,6 +129,7 @@ def _limit(engine: Engine, limits: Sequence[str]) -> None:
             # psycopg prepares nothing by itself: after a rollback, say, it would deallocate what
             # `trips` has prepared too.
             to.prepare_threshold = None
+            clamp(to)
             if not pooled:
                 to.execute("; ".join(f"SET {limit}" for limit in limits))
             to.commit()

@@ -17,9 +17,12 @@ from sqlalchemy.exc import NotSupportedError, OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
 from assignment_workers.schema.dialer import Agent
-from assignment_workers.schema.engine import driver_url
+from assignment_workers.schema.engine import connect, driver_url
 
 VERSION_TABLE = "alembic_version"
+MIGRATION = "assignment-workers schema migrate"
+"""What a migration's sessions are called in `pg_stat_activity`."""
+STATEMENT_AT_MOST = timedelta(minutes=30)
 OUR_VIEW = "assignment-workers: a view for the old reader"
 """The comment by which a view of ours in `public` is known."""
 
@@ -32,13 +35,14 @@ def upgrade(database_url: str, *, lock_timeout: timedelta | None = None) -> str:
     stands in the way, a view of a table that changes. With `lock_timeout` it waits no longer than
     that for any lock, and raises SQLAlchemy's `OperationalError` where it would have.
     """
-    engine = create_engine(driver_url(database_url))
+    engine = connect(
+        database_url,
+        name=MIGRATION,
+        statement_timeout=STATEMENT_AT_MOST,
+        lock_timeout=timedelta() if lock_timeout is None else lock_timeout,
+    )
     try:
         with engine.connect() as connection:
-            if lock_timeout is not None:
-                milliseconds = round(lock_timeout.total_seconds() * 1000)
-                connection.execute(text(f"SET lock_timeout TO {milliseconds}"))
-                connection.commit()
             config = _config(connection)
             command.upgrade(config, "head")
             return head()

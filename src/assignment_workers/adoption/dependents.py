@@ -1,0 +1,76 @@
+"""Views, rules and triggers of others on the queue tables: what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import Connection, text
+
+
+def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
+    """What an operator is to know of what hangs on these tables, before they become views."""
+    for row in connection.execute(_VIEWS, {"names": list(tables)}):
+        what = f"{row.schema}.{row.name}"
+        if row.kind == "v" and row.may_change:
+            yield f"the view {what} reads {row.table}: it follows to the view of that name"
+        elif row.kind == "v":
+            yield (
+                f"the view {what} reads {row.table} and belongs to {row.owner}: it goes on reading"
+                " the old table, which no longer changes, until it is created again"
+            )
+        else:
+            yield (
+                f"the materialized view {what} reads {row.table}: it goes on reading the old table,"
+                " which no longer changes, until it is created again"
+            )
+    for row in connection.execute(_HANGING, {"names": list(tables)}):
+        yield f"the {row.kind} {row.name} on {row.table} stays there, and no longer fires"
+    for row in connection.execute(_PUBLISHED, {"names": list(tables)}):
+        yield f"the publication {row.name} has {row.table}: the old table, which no longer changes"
+
+
+def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
+    """Views of others that read this table or view and that this role may change, with their SQL.
+
+    The SQL names the table, not its number: run again, it reads whatever has the name then.
+    """
+    rows = connection.execute(_VIEWS, {"names": [table]})
+    return [(f"{row.quoted}", row.definition) for row in rows if row.kind == "v" and row.may_change]
+
+
+def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
+    """Make these views read what has the name now. Their grants and owners stay."""
+    for name, definition in found:
+        connection.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS {definition}")
+
+
+_VIEWS = text("""
+    SELECT DISTINCT c.relname AS table, n.nspname AS schema, v.relname AS name,
+           v.relkind::text AS kind, pg_get_userbyid(v.relowner) AS owner,
+           quote_ident(n.nspname) || '.' || quote_ident(v.relname) AS quoted,
+           pg_has_role(current_user, v.relowner, 'USAGE')
+           AND has_schema_privilege(n.oid, 'CREATE') AS may_change,
+           pg_get_viewdef(v.oid) AS definition
+    FROM pg_class c
+    JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
+    AND d.classid = 'pg_rewrite'::regclass
+    JOIN pg_rewrite r ON r.oid = d.objid AND r.ev_type = '1' AND r.ev_class <> c.oid
+    JOIN pg_class v ON v.oid = r.ev_class
+    JOIN pg_namespace n ON n.oid = v.relnamespace
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names)
+    AND n.nspname <> 'assignment' ORDER BY 2, 3
+""")
+_HANGING = text("""
+    SELECT c.relname AS table, 'trigger' AS kind, t.tgname AS name
+    FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names)
+    UNION ALL
+    SELECT c.relname, 'rule', r.rulename FROM pg_class c JOIN pg_rewrite r ON r.ev_class = c.oid
+    AND r.rulename <> '_RETURN'
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names) ORDER BY 1, 3
+""")
+_PUBLISHED = text("""
+    SELECT p.pubname AS name, c.relname AS table FROM pg_publication p
+    JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names) ORDER BY 1, 2
+""")

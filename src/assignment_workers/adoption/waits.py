@@ -1,0 +1,75 @@
+"""Tell an operator who holds the lock that a migration waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from assignment_workers.adoption.backfill import Tell
+from assignment_workers.schema.engine import connect
+from assignment_workers.schema.migrate import MIGRATION
+
+LOOK_SECONDS = 0.1
+AGAIN_SECONDS = 5.0
+"""The same session is named no more often than this."""
+
+
+@contextmanager
+def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
+    """Within the block, tell of each session that a migration's sessions here wait for."""
+    over = threading.Event()
+    thread = threading.Thread(target=_look, args=(database_url, tell, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _look(database_url: str, tell: Tell, over: threading.Event) -> None:
+    engine = connect(
+        database_url,
+        name="assignment-workers schema migrate: waits",
+        statement_timeout=timedelta(seconds=5),
+    )
+    said: dict[int, float] = {}
+    try:
+        while not over.wait(LOOK_SECONDS):
+            try:
+                with engine.connect() as connection:
+                    rows = connection.execute(_BLOCKING, {"name": MIGRATION}).all()
+            except DBAPIError:
+                continue  # the migration itself says what is wrong with the database
+            for row in rows:
+                if monotonic() - said.get(row.pid, -AGAIN_SECONDS) >= AGAIN_SECONDS:
+                    said[row.pid] = monotonic()
+                    tell(
+                        f"waits for {row.mode}: session {row.pid} of {row.role}"
+                        f" ({row.program or 'no name'}) is in a transaction for"
+                        f" {row.seconds:.0f} s: {row.query}"
+                    )
+    finally:
+        engine.dispose()
+
+
+_BLOCKING = text("""
+    SELECT DISTINCT ON (b.pid) b.pid, coalesce(b.usename, '?') AS role,
+           b.application_name AS program, w.mode,
+           extract(epoch FROM clock_timestamp() - coalesce(b.xact_start, b.backend_start))
+           AS seconds,
+           left(regexp_replace(coalesce(b.query, ''), '\\s+', ' ', 'g'), 80) AS query
+    FROM pg_stat_activity a
+    JOIN LATERAL (
+        SELECT mode || coalesce(' on ' || relation::regclass::text, '') AS mode FROM pg_locks
+        WHERE pid = a.pid AND NOT granted LIMIT 1) AS w ON true
+    JOIN LATERAL unnest(pg_blocking_pids(a.pid)) AS blocking(pid) ON true
+    JOIN pg_stat_activity b ON b.pid = blocking.pid
+    WHERE a.application_name = :name AND a.datname = current_database() ORDER BY b.pid
+""")

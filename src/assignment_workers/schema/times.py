@@ -1,0 +1,56 @@
+"""Times that Python cannot hold: read as the ends of what it can, so that no reader fails."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
+
+EARLIEST = datetime(100, 1, 1, tzinfo=UTC)
+LATEST = datetime(9900, 1, 1, tzinfo=UTC)
+"""The ends, with room for what is added to a time. PostgreSQL's reach from 4713 BC to infinity."""
+
+
+class Timestamp(TimestampLoader):
+    """Load a `timestamp` between the ends."""
+
+    def load(self, data: Buffer) -> datetime:
+        """Return the time, or the end that it lies beyond."""
+        try:
+            found = super().load(data)
+        except psycopg.DataError:
+            return _end(data).replace(tzinfo=None)
+        if EARLIEST.year <= found.year < LATEST.year:
+            return found
+        return (EARLIEST if found.year < EARLIEST.year else LATEST).replace(tzinfo=None)
+
+
+class Timestamptz(TimestamptzLoader):
+    """Load a `timestamptz` between the ends."""
+
+    def load(self, data: Buffer) -> datetime:
+        """Return the time, or the end that it lies beyond."""
+        try:
+            found = super().load(data)
+        except psycopg.DataError:
+            return _end(data)
+        if EARLIEST.year <= found.year < LATEST.year:
+            return found
+        return EARLIEST if found.year < EARLIEST.year else LATEST
+
+
+def _end(data: Buffer) -> datetime:
+    written = bytes(data)
+    return EARLIEST if written.startswith(b"-") or written.endswith(b"BC") else LATEST
+
+
+def clamp(connection: psycopg.Connection[Any]) -> None:
+    """Read `infinity`, times before Christ and beyond the year 9999 as `EARLIEST` or `LATEST`.
+
+    For text results; sessions need the DateStyle ISO.
+    """
+    connection.adapters.register_loader("timestamp", Timestamp)
+    connection.adapters.register_loader("timestamptz", Timestamptz)
