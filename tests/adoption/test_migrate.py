@@ -775,3 +775,36 @@ def test_a_dry_run_says_every_statement_with_rows_and_locks_and_changes_nothing(
     with engine.connect() as connection:
         assert plan(connection, url) == ""
     engine.dispose()
+
+
+def test_what_is_changed_while_it_is_copied_is_carried_over(empty_database_url: str) -> None:
+    """Users who were skipped or deleted meanwhile do not wait again, and new ones do."""
+    url, users = empty_database_url, 60
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        connection.execute(
+            f"INSERT INTO {UNSIGNED} (id, user_id, queue_position, updated_at)"
+            f" SELECT gen_random_uuid(), n, n, now() FROM generate_series(1, {users}) n"
+        )
+        dialers.queue(connection, OUTSTANDING, (200, 1, "pending", None))
+
+    def tell(said: str) -> None:
+        if f"{OUTSTANDING}: 1 rows read" not in said:
+            return
+        with connected(url) as mine:  # this table is copied by now, the other one is as well
+            mine.execute(
+                f"UPDATE {UNSIGNED} SET status = 'skipped' WHERE user_id BETWEEN 10 AND 29"
+            )
+            mine.execute(f"DELETE FROM {UNSIGNED} WHERE user_id = 30")
+            mine.execute(f"UPDATE {UNSIGNED} SET user_id = 131 WHERE user_id = 31")
+            dialers.queue(mine, UNSIGNED, (100, 1, "pending", None), (200, 2, "pending", None))
+            dialers.queue(mine, UNSIGNED, (101, 3, "assigned", 7))
+
+    moved(url, batch=1000, tell=tell)
+    check(url)
+    waiting = {user for (user, _, status, _) in state(url)[0] if status == "pending"}
+    assert waiting == ({*range(1, 10), *range(32, users + 1), 100, 131})
+    assert ("unsigned_users", 101, 7) in rows(
+        url, "SELECT queue, user_id, agent_id FROM assignment.assignments WHERE state = 'active'"
+    )
+    assert rows(url, "SELECT count(*) FROM pg_trigger WHERE tgname ~ '^note_'") == [(0,)]

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine, insert, text
 
+from assignment_workers.adoption import changes
 from assignment_workers.adoption.shapes import QUEUE_TABLES
-from assignment_workers.adoption.sources import Source
+from assignment_workers.adoption.sources import Source, narrowed
 from assignment_workers.assignment.regenerate import partition
+from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import Generation
 
+TRY_SECONDS = 300.0
 Tell = Callable[[str], None]
 """Hears of every step and batch as it is committed."""
 
@@ -20,7 +23,7 @@ def backfill(engine: Engine, source: Source, *, tell: Tell, batch: int) -> int:
 
     A user who is there twice gets their best place. No batch locks a row of the dialer's.
     """
-    number = _begun(engine, source)
+    number = patiently(lambda: _begun(engine, source), seconds=TRY_SECONDS)
     table = partition(number)
     while True:
         with engine.begin() as connection:
@@ -62,6 +65,8 @@ def _begun(engine: Engine, source: Source) -> int:
             )
         )
         connection.execute(_NOTE_BUILD, {"queue": source.queue, "generation": number})
+        for sql in changes.begin(source):
+            connection.execute(text(sql))
         return number
 
 
@@ -101,11 +106,6 @@ def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
                 WHERE numbered.user_id = e.user_id AND numbered.rank <> e.rank
                 """)
             )
-
-
-def narrowed(number: str) -> str:
-    """The SQL of a number as an integer: one that the dialer widened ends at the ends of ours."""
-    return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 
 
 def copy_statement(source: Source, number: int, table: str, *, first: bool = False) -> str:

@@ -41,7 +41,8 @@ def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
     """Make these views read what has the name now. Their grants and owners stay."""
     for name, definition in found:
-        connection.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS {definition}")
+        sql = f"CREATE OR REPLACE VIEW {name} AS {definition}"
+        connection.exec_driver_sql(sql.replace("%", "%%"))
 
 
 _VIEWS = text("""
@@ -63,6 +64,8 @@ _VIEWS = text("""
 _HANGING = text("""
     SELECT c.relname AS table, 'trigger' AS kind, t.tgname AS name
     FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
+    JOIN pg_proc p ON p.oid = t.tgfoid
+    AND p.pronamespace IS DISTINCT FROM to_regnamespace('assignment')
     WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names)
     UNION ALL
     SELECT c.relname, 'rule', r.rulename FROM pg_class c JOIN pg_rewrite r ON r.ev_class = c.oid

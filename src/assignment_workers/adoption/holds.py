@@ -7,8 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from assignment_workers.adoption.backfill import narrowed
-from assignment_workers.adoption.sources import Source
+from assignment_workers.adoption.sources import Source, narrowed
 from assignment_workers.assignment import entries, ledger
 from assignment_workers.assignment.answers import Assigned, RequestAnswer
 from assignment_workers.assignment.holds import held

@@ -13,8 +13,9 @@ from datetime import timedelta
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.schema import CreateColumn
 
-from assignment_workers.adoption import views
-from assignment_workers.adoption.backfill import Tell, backfill, one_queue_each
+from assignment_workers.adoption import changes, guards, promises, views
+from assignment_workers.adoption.backfill import TRY_SECONDS, Tell, backfill, one_queue_each
+from assignment_workers.adoption.changes import carry_over
 from assignment_workers.adoption.dependents import definitions, follow
 from assignment_workers.adoption.findings import Report, Verdict
 from assignment_workers.adoption.holds import place_holds, take_over
@@ -43,7 +44,8 @@ LOCK_AT_MOST = timedelta(milliseconds=250)
 """How long a statement waits for a lock, and the dialer's statements behind it."""
 SWITCH_AT_MOST = timedelta(milliseconds=700)
 """How long the switch keeps the tables to itself: under a second with the wait for them."""
-TRY_SECONDS = 300.0
+CATCH_UP_AT_MOST = 1_000
+"""Rounds: a dialer that changes more than is carried over in each is switched all the same."""
 
 
 @contextmanager
@@ -75,20 +77,41 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
         patiently(lambda: renew_views(engine), seconds=TRY_SECONDS)
         with engine.connect() as connection:
             sources = found_sources(connection)
-        if sources:
+            is_adopted = bool(sources or shown_sources(connection))
+        if is_adopted:
             _keep_books(engine)
+            guard(engine)
+        if sources:
             numbers = {
                 each.queue: backfill(engine, each, tell=tell, batch=batch) for each in sources
             }
             one_queue_each(engine, numbers)
+            catch_up(engine, sources, numbers, tell)
             patiently(
                 lambda: switch(engine, sources, numbers, settings=settings), seconds=TRY_SECONDS
             )
             tell(f"switch: {', '.join(each.table for each in sources)} are views now")
             tell(f"contract: the old tables are kept, their names end with {KEPT}")
+        if is_adopted:
+            promises.settle(engine, tell)
         if patiently(lambda: show_call_queue(engine), seconds=TRY_SECONDS):
             tell(f"contract: {views.CALL_QUEUE}, which was not there, is a view to read")
     return migrations.head()
+
+
+def guard(engine: Engine) -> None:
+    """Put in what guards the shared tables while the dialer's own code works on them too."""
+    with engine.connect() as connection:
+        statements = list(guards.missing(connection))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            for sql in statements:
+                patiently(
+                    lambda sql=sql: connection.exec_driver_sql(sql),  # type: ignore[misc]
+                    seconds=TRY_SECONDS,
+                )
+        finally:
+            connection.invalidate()  # its limit for locks may be that of an index that was built
 
 
 def refuse(report: Report) -> None:
@@ -189,6 +212,11 @@ def switch(
         names = ", ".join(f"public.{each.table}" for each in sources)
         connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
         connection.execute(text(_BRIEFLY))
+        for each in sources:
+            while carry_over(connection, each, numbers[each.queue], _other(numbers, each)):
+                pass
+            for sql in changes.end(each):
+                connection.execute(text(sql))
         place_holds(connection, sources, numbers)
         for each in sources:
             theirs = definitions(connection, each.table)
@@ -198,6 +226,26 @@ def switch(
         take_over(turn, numbers, settings)
         connection.execute(_SWITCHED, {"queues": list(numbers), "at": turn.now})
         connection.execute(_IN_TIME)
+
+
+def catch_up(engine: Engine, sources: list[Source], numbers: dict[str, int], tell: Tell) -> None:
+    """Carry over what the dialer changed meanwhile, until so little is left that the switch can."""
+    with engine.begin() as connection:
+        prepare_partitions(connection, numbers)
+    carried = 0
+    for _ in range(CATCH_UP_AT_MOST):
+        with engine.begin() as connection:
+            if changes.remaining(connection) < changes.FEW:
+                break
+        for each in sources:
+            with engine.begin() as connection:
+                carried += carry_over(connection, each, numbers[each.queue], _other(numbers, each))
+    if carried:
+        tell(f"backfill: {carried} changes that the dialer made meanwhile are carried over")
+
+
+def _other(numbers: dict[str, int], source: Source) -> int | None:
+    return next((number for queue, number in numbers.items() if queue != source.queue), None)
 
 
 def renaming(table: str) -> tuple[str, str]:
@@ -261,16 +309,30 @@ def locked_turn(connection: Connection) -> Turn:
 
 
 def _grant(table: str) -> str:
-    """Whoever could use the table can use the view: a write is refused by us, with a word why."""
+    """Who could use the table can use the view, its owner included, whichever role migrates.
+
+    A write is refused by us, with a word why. Rights of single columns go to the same columns.
+    """
     return f"""
         DO $grant$ DECLARE given record; BEGIN
-            FOR given IN SELECT DISTINCT grantee, privilege_type FROM pg_class c,
-                LATERAL aclexplode(c.relacl) WHERE c.oid = 'public.{table}'::regclass
-                AND privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+            FOR given IN
+                SELECT a.privilege_type, a.grantee, a.is_grantable, '' AS columns
+                FROM pg_class c, LATERAL aclexplode(coalesce(c.relacl,
+                    acldefault('r', c.relowner))) AS a
+                WHERE c.oid = 'public.{table}'::regclass
+                AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+                UNION ALL
+                SELECT a.privilege_type, a.grantee, a.is_grantable, format('(%I)', t.attname)
+                FROM pg_attribute t, LATERAL aclexplode(t.attacl) AS a
+                WHERE t.attrelid = 'public.{table}'::regclass AND NOT t.attisdropped
+                AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE')
             LOOP
-                EXECUTE format('GRANT %s ON public.{table}{MADE} TO %s', given.privilege_type,
+                EXECUTE format('GRANT %s %s ON public.{table}{MADE} TO %s %s',
+                    given.privilege_type, given.columns,
                     CASE given.grantee WHEN 0 THEN 'PUBLIC'
-                    ELSE quote_ident(pg_get_userbyid(given.grantee)) END);
+                    ELSE quote_ident(pg_get_userbyid(given.grantee)) END,
+                    CASE WHEN given.is_grantable AND given.grantee <> 0
+                    THEN 'WITH GRANT OPTION' ELSE '' END);
             END LOOP;
         END $grant$
     """
@@ -284,6 +346,7 @@ BOOKS = (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL,
         found_in text NOT NULL, row_id uuid, user_id bigint, agent_id integer, rule text NOT NULL,
         UNIQUE NULLS NOT DISTINCT (found_in, row_id, user_id, rule))""",
+    changes.TABLE,
 )
 """How far a taking over is, and what it decided: only where there is something to take over."""
 

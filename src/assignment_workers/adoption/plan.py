@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, text
 
-from assignment_workers.adoption import views
+from assignment_workers.adoption import changes, guards, views
 from assignment_workers.adoption.backfill import copy_statement, duplicates_statement
 from assignment_workers.adoption.findings import Verdict
 from assignment_workers.adoption.holds import JUDGE_HOLDS, holds_statement
@@ -78,6 +78,8 @@ def _expand(connection: Connection, database_url: str) -> Iterator[str]:
 def _backfill(connection: Connection, sources: list[Source]) -> Iterator[str]:
     yield "-- 2. backfill: only reads the dialer's tables (ACCESS SHARE)"
     yield from (f"{sql};" for sql in BOOKS)
+    yield "-- guards of the shared tables: SHARE ROW EXCLUSIVE, an instant; an index locks nobody"
+    yield from (f"{sql.strip()};" for sql in guards.missing(connection))
     next_number = 1
     if connection.execute(text("SELECT to_regclass('assignment.generations')")).scalar():
         known = connection.execute(text("SELECT max(id) FROM assignment.generations")).scalar()
@@ -85,6 +87,7 @@ def _backfill(connection: Connection, sources: list[Source]) -> Iterator[str]:
     for number, source in enumerate(sources, next_number):
         rows = connection.execute(text(f"SELECT count(*) FROM public.{source.table}")).scalar_one()
         batches = -(-rows // BATCH)
+        yield from (f"{sql.strip()};" for sql in changes.begin(source))
         yield f"-- {source.table}: {rows} rows in {batches} batches of at most {BATCH}, by key"
         yield f"{copy_statement(source, number, partition(number))};"
         yield f"-- {source.table}: which rows lose; {rows} rows read once"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, select, text
 
+from assignment_workers.adoption.backfill import TRY_SECONDS
 from assignment_workers.adoption.dependents import definitions, follow
+from assignment_workers.adoption.guards import remove
 from assignment_workers.adoption.migrate import (
     SHOWS_CALL_QUEUE,
-    TRY_SECONDS,
     locked_turn,
     opened,
 )
@@ -64,6 +65,7 @@ def _roll_back(engine: Engine) -> list[str]:
             text("SELECT id, agent_id FROM assignment.assignments WHERE state = 'active'")
         )
         finish(turn, [Release(Owner(row.id, row.agent_id)) for row in active])
+        remove(connection)
         return [table for _, table in kept]
 
 

@@ -31,6 +31,11 @@ def agent_expression(columns: Iterable[str], alias: str) -> str:
     return f"coalesce({', '.join(names)})"
 
 
+def narrowed(number: str) -> str:
+    """The SQL of a number as an integer: one that the dialer widened ends at the ends of ours."""
+    return f"greatest(least({number}, 2147483647), -2147483648)::integer"
+
+
 def found_sources(connection: Connection) -> list[Source]:
     """The dialer's queue tables that are still its own."""
     return _described(connection, _SOURCES)

@@ -28,6 +28,8 @@ from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import MissedCall
 from assignment_workers.schema.tables import Assignment, AssignmentState
 
+MADE_BY_DIALER = "dialer-"
+"""What the request id of a hold begins with that an adopted dialer's own claim made."""
 ACTIVE = word(AssignmentState.ACTIVE)
 
 HELD_COLUMNS = tuple(getattr(Assignment, name) for name in Held.model_fields)

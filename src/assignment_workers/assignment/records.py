@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from assignment_workers.assignment.holds import MADE_BY_DIALER
+
 
 class Record(NamedTuple):
     """`what` is said of each subject that the query finds."""
@@ -28,6 +30,9 @@ def was_set_back(column: str) -> str:
         AND step.at + interval '1 s' * (1 - (step.details->>'seconds')::float8))"""
 
 
+# A turn's time is that of its beginning; an adopted dialer's own hold may end while it runs.
+DIALERS = f"starts_with(request_id, '{MADE_BY_DIALER}')"
+
 HOLDS = (
     Record(
         1,
@@ -35,11 +40,13 @@ HOLDS = (
         f"""
         SELECT 'assignment ' || id
         FROM (
-            SELECT id, claimed_at, lag(coalesce(ended_at, 'infinity'))
-                OVER (PARTITION BY user_id ORDER BY claimed_at, ended_at) AS free_at
+            SELECT id, claimed_at, lag(coalesce(ended_at, 'infinity')) OVER earlier AS free_at,
+                {DIALERS} OR lag({DIALERS}) OVER earlier AS is_dialers
             FROM assignment.assignments
+            WINDOW earlier AS (PARTITION BY user_id ORDER BY claimed_at, ended_at)
         ) AS held
-        WHERE claimed_at < free_at AND NOT {was_set_back("claimed_at")}
+        WHERE claimed_at < free_at AND NOT (coalesce(is_dialers, false) AND free_at < 'infinity')
+            AND NOT {was_set_back("claimed_at")}
         """,
     ),
     Record(
@@ -48,11 +55,13 @@ HOLDS = (
         f"""
         SELECT 'assignment ' || id
         FROM (
-            SELECT id, claimed_at, lag(coalesce(ended_at, 'infinity'))
-                OVER (PARTITION BY agent_id ORDER BY claimed_at, ended_at) AS free_at
+            SELECT id, claimed_at, lag(coalesce(ended_at, 'infinity')) OVER earlier AS free_at,
+                {DIALERS} OR lag({DIALERS}) OVER earlier AS is_dialers
             FROM assignment.assignments
+            WINDOW earlier AS (PARTITION BY agent_id ORDER BY claimed_at, ended_at)
         ) AS held
-        WHERE claimed_at < free_at AND NOT {was_set_back("claimed_at")}
+        WHERE claimed_at < free_at AND NOT (coalesce(is_dialers, false) AND free_at < 'infinity')
+            AND NOT {was_set_back("claimed_at")}
         """,
     ),
     Record(
@@ -102,7 +111,7 @@ HOLDS = (
         SELECT 'assignment ' || a.id
         FROM assignment.assignments a
         JOIN assignment.events e ON e.assignment_id = a.id AND e.kind = 'assigned'
-        WHERE a.term IS DISTINCT FROM e.term
+        WHERE a.term <> coalesce(e.term, 0)
         """,
     ),
     Record(
@@ -209,11 +218,12 @@ ANSWERS = (
     Record(
         5,
         "has an assignment and no answer",
-        """
+        f"""
         SELECT 'request ' || a.request_id
         FROM assignment.assignments a
         LEFT JOIN assignment.requests r ON r.request_id = a.request_id
         WHERE a.claimed_at >= :answers_since AND r.request_id IS NULL
+            AND NOT {DIALERS.replace("request_id", "a.request_id")}
         """,
     ),
     Record(

@@ -23,7 +23,15 @@ def alone() -> Iterator[None]:
 
 
 def index(name: str, table: str, columns: str, *, unique: bool = False, where: str = "") -> None:
-    """Build an index of a table in `public` while it is read and written. Within `alone`.
+    """Build an index of a table in `public` while it is read and written. Within `alone`."""
+    for sql in index_statements(name, table, columns, unique=unique, where=where):
+        op.execute(sql)
+
+
+def index_statements(
+    name: str, table: str, columns: str, *, unique: bool = False, where: str = ""
+) -> Iterator[str]:
+    """The statements that build an index of a table in `public`, each to be run by itself.
 
     It waits for the transactions that were there before, in which nobody waits for it: no lock
     timeout is to end that. What a build that was killed left is taken away first.
@@ -32,18 +40,16 @@ def index(name: str, table: str, columns: str, *, unique: bool = False, where: s
         f"IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')"
         f" AND NOT indisvalid) THEN DROP INDEX public.{name}; END IF;"
     )
-    op.execute(f"DO $left$ BEGIN {left} END $left$")
-    op.execute(
+    yield f"DO $left$ BEGIN {left} END $left$"
+    yield (
         "SELECT set_config('assignment.lock_timeout', current_setting('lock_timeout'), false),"
         " set_config('lock_timeout', '0', false)"
     )
-    op.execute(
+    yield (
         f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY IF NOT EXISTS {name}"
         f" ON public.{table} ({columns}){f' WHERE {where}' if where else ''}"
     )
-    op.execute(
-        "SELECT set_config('lock_timeout', current_setting('assignment.lock_timeout'), false)"
-    )
+    yield "SELECT set_config('lock_timeout', current_setting('assignment.lock_timeout'), false)"
 
 
 def cancel(table: str, which: str) -> None:
@@ -51,7 +57,12 @@ def cancel(table: str, which: str) -> None:
 
     Within `alone`. Each batch is a transaction of its own.
     """
-    op.execute(f"""
+    op.execute(cancel_statement(table, which))
+
+
+def cancel_statement(table: str, which: str) -> str:
+    """The statement of `cancel`, to be run by itself."""
+    return f"""
         DO $cancel$
         DECLARE superseded uuid[]; first integer := 1;
         BEGIN
@@ -63,4 +74,4 @@ def cancel(table: str, which: str) -> None:
                 first := first + {BATCH};
             END LOOP;
         END $cancel$
-    """)  # noqa: S608 - every name is ours
+    """  # noqa: S608 - every name is ours

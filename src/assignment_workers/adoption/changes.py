@@ -1,0 +1,116 @@
+"""What the dialer changes in a queue table while it is copied, carried over before the switch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, text
+
+from assignment_workers.adoption.sources import Source, narrowed
+from assignment_workers.assignment.regenerate import partition
+
+FEW = 2_000
+"""Users that the switch itself may have to look at again: more are carried over before it."""
+AT_A_TIME = 20_000
+
+TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
+    queue text NOT NULL, user_id bigint NOT NULL)"""
+"""The users whose rows were changed since the copy began, as often as they were."""
+
+_FUNCTION = """
+CREATE OR REPLACE FUNCTION assignment.note_change() RETURNS trigger LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $note$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO assignment.adoption_changes
+        SELECT DISTINCT TG_ARGV[0], user_id FROM is_now WHERE user_id IS NOT NULL;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO assignment.adoption_changes
+        SELECT DISTINCT TG_ARGV[0], user_id FROM was WHERE user_id IS NOT NULL;
+    ELSE
+        INSERT INTO assignment.adoption_changes
+        SELECT TG_ARGV[0], user_id FROM is_now WHERE user_id IS NOT NULL
+        UNION SELECT TG_ARGV[0], user_id FROM was WHERE user_id IS NOT NULL;
+    END IF;
+    RETURN NULL;
+END $note$
+"""
+_SEEN = {
+    "insert": "NEW TABLE AS is_now",
+    "update": "OLD TABLE AS was NEW TABLE AS is_now",
+    "delete": "OLD TABLE AS was",
+}
+
+
+def begin(source: Source) -> Iterator[str]:
+    """The statements that note every change of the table from now on. Waits for its writers.
+
+    In the transaction that begins the copy, so that nothing falls between.
+    """
+    yield f"DELETE FROM assignment.adoption_changes WHERE queue = '{source.queue}'"
+    yield _FUNCTION
+    for what, seen in _SEEN.items():
+        yield (
+            f"CREATE OR REPLACE TRIGGER note_{what} AFTER {what} ON public.{source.table}"
+            f" REFERENCING {seen} FOR EACH STATEMENT"
+            f" EXECUTE FUNCTION assignment.note_change('{source.queue}')"
+        )
+
+
+def end(source: Source) -> Iterator[str]:
+    """The statements that note no more."""
+    for what in _SEEN:
+        yield f"DROP TRIGGER IF EXISTS note_{what} ON public.{source.table}"
+
+
+def carry_over(connection: Connection, source: Source, number: int, other: int | None) -> int:
+    """Bring the generation to what the table has now of at most `AT_A_TIME` changed users.
+
+    Returns the number of changes. A user who waits no longer leaves it; one who is new comes last;
+    one who had a place keeps it. A user who is in the generation `other` stays there.
+    """
+    placed = (
+        ""
+        if other is None
+        else (f"AND NOT EXISTS (SELECT FROM {partition(other)} o WHERE o.user_id = q.user_id)")
+    )
+    return int(
+        connection.execute(
+            text(f"""
+            WITH taken AS MATERIALIZED (
+                SELECT ctid FROM assignment.adoption_changes WHERE queue = :queue LIMIT {AT_A_TIME}
+            ), changed AS MATERIALIZED (
+                DELETE FROM assignment.adoption_changes c USING taken WHERE c.ctid = taken.ctid
+                RETURNING c.user_id
+            ), users AS MATERIALIZED (SELECT DISTINCT user_id FROM changed),
+            waiting AS MATERIALIZED (
+                SELECT DISTINCT ON (q.user_id) q.user_id, {narrowed("q.priority_score")} AS score,
+                       q.queue_position AS place
+                FROM public.{source.table} q JOIN users ON users.user_id = q.user_id
+                WHERE q.status IN ('pending', 'assigned') {placed}
+                ORDER BY q.user_id, q.queue_position NULLS LAST, q.created_at, q.id
+            ), gone AS (
+                DELETE FROM {partition(number)} e USING users
+                WHERE e.user_id = users.user_id
+                AND NOT EXISTS (SELECT FROM waiting w WHERE w.user_id = e.user_id)
+            ), come AS (
+                INSERT INTO {partition(number)} (generation_id, user_id, rank, score)
+                SELECT {number}, w.user_id, row_number() OVER (ORDER BY place NULLS LAST, w.user_id)
+                       + (SELECT coalesce(max(rank), 0) FROM {partition(number)}), w.score
+                FROM waiting w
+                ON CONFLICT (generation_id, user_id) DO NOTHING
+            )
+            SELECT count(*) FROM changed"""),
+            {"queue": source.queue},
+        ).scalar_one()
+    )
+
+
+def remaining(connection: Connection) -> int:
+    """How many changes are still to be carried over, counted no further than `FEW`."""
+    return int(connection.execute(_REMAINING).scalar_one())
+
+
+_REMAINING = text(
+    f"SELECT count(*) FROM (SELECT FROM assignment.adoption_changes LIMIT {FEW}) AS found"
+)

@@ -1,0 +1,76 @@
+"""What guards the tables that the dialer writes too: triggers and unique indexes of ours.
+
+A rollback takes them out, and a migration that follows puts them in again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, text
+
+from assignment_workers.adoption.dialer_claims import FUNCTIONS, TRIGGERS
+from assignment_workers.schema import online
+
+PENDING = "status = 'pending'"
+_OF_OUR_MIGRATIONS = {
+    ("callbacks", "one_promise"): (
+        "BEFORE INSERT OR UPDATE OF status, user_id ON public.callbacks FOR EACH ROW"
+        f" WHEN (NEW.{PENDING}) EXECUTE FUNCTION assignment.one_promise()"
+    ),
+    ("missed_calls", "one_follow_up"): (
+        "BEFORE INSERT OR UPDATE OF status, twilio_call_sid ON public.missed_calls FOR EACH ROW"
+        f" WHEN (NEW.{PENDING} AND NEW.twilio_call_sid IS NOT NULL)"
+        " EXECUTE FUNCTION assignment.one_follow_up()"
+    ),
+}
+UNIQUE = {
+    "uq_callbacks_pending_user": ("callbacks", "user_id", "created_at DESC, id DESC"),
+    "uq_missed_calls_pending_call": ("missed_calls", "twilio_call_sid", "created_at, id"),
+}
+"""By name: the table, the column, and the order by which one of several pending rows stays."""
+
+
+def missing(connection: Connection) -> Iterator[str]:
+    """The statements that put in what is missing, each to be run by itself. Functions are renewed.
+
+    For a database at this version's revision in which a dialer was or is to be taken over.
+    """
+    yield from FUNCTIONS
+    for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():
+        given = {"table": f"public.{table}", "name": name}
+        if not connection.execute(_HAS_TRIGGER, given).scalar():
+            yield f"CREATE OR REPLACE TRIGGER {name} {words}"
+    for name, (table, column, order) in UNIQUE.items():
+        if connection.execute(_HAS_INDEX, {"name": f"public.{name}"}).scalar():
+            continue
+        yield online.cancel_statement(
+            table,
+            f"""SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY {column}
+                ORDER BY {order}) AS n FROM public.{table}
+                WHERE {PENDING} AND {column} IS NOT NULL) AS told WHERE n > 1""",
+        )
+        yield from online.index_statements(name, table, column, unique=True, where=PENDING)
+
+
+def remove(connection: Connection) -> None:
+    """Take out every trigger of ours from the tables in `public`, and the unique indexes.
+
+    Without the triggers the indexes would refuse what the dialer writes.
+    """
+    for row in connection.execute(_OURS).all():
+        connection.execute(text(f"DROP TRIGGER {row.name} ON {row.table}"))
+    for name in UNIQUE:
+        connection.execute(text(f"DROP INDEX IF EXISTS public.{name}"))
+
+
+_HAS_TRIGGER = text(
+    "SELECT true FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgname = :name"
+)
+_HAS_INDEX = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+_OURS = text("""
+    SELECT quote_ident(t.tgname) AS name, t.tgrelid::regclass::text AS table
+    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
+    WHERE NOT t.tgisinternal AND c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+    AND p.pronamespace = 'assignment'::regnamespace
+""")

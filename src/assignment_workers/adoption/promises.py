@@ -1,0 +1,100 @@
+"""Callbacks and missed calls that the dialer had handed out and never ended.
+
+The dialer takes none back by itself: they would stay with an agent who has long gone.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, text
+
+from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
+from assignment_workers.schema.retry import patiently
+
+AT_A_TIME = 2_000
+"""Rows that one transaction changes."""
+OLD = "7 days"
+"""A promise that was due longer ago is an operator's to decide: its row stays as it is."""
+LATELY = "10 minutes"
+"""A missed call that was handed out so lately may still be worked on."""
+
+DUE_AGAIN = "handed out by the dialer and not ended: due again"
+FOR_OPERATOR = "handed out by the dialer and not ended, due long ago or at no time: for an operator"
+HELD = "an agent of the dialer is at work on it: a hold of ours"
+
+_NOW = "timezone('UTC', clock_timestamp())"
+_KINDS = {
+    "callbacks": (
+        "callback",
+        "status IN ('assigned', 'accepted')",
+        "scheduled_for",
+        "(lease_expires_at > {now} AND lease_expires_at < {now} + interval '1 day')",
+        "queue_type",
+        "lease_expires_at AT TIME ZONE 'UTC'",
+    ),
+    "missed_calls": (
+        "missed_call",
+        "status = 'assigned'",
+        "missed_at",
+        f"(assigned_at > {{now}} - interval '{LATELY}' AND assigned_at <= {{now}})",
+        "NULL",
+        "NULL",
+    ),
+}
+
+
+def settle(engine: Engine, tell: Tell) -> None:
+    """Decide each promise that an agent of the dialer has, and record it in `adoption_decisions`.
+
+    One whose lease runs becomes a hold of ours; one that was due lately is due again; an older one
+    stays, for an operator. A promise that a later one of its user replaces becomes cancelled, as
+    ever. Done again, only what is new is decided.
+    """
+    for table in _KINDS:
+        counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}
+        while rows := patiently(lambda table=table: _some(engine, table), seconds=TRY_SECONDS):  # type: ignore[misc]
+            for rule, count in rows:
+                counts[rule] += count
+        for rule, count in counts.items():
+            if count:
+                tell(f"contract: {table}: {count} {rule}")
+
+
+def _some(engine: Engine, table: str) -> list[tuple[str, int]]:
+    """The next of them, in one transaction; empty where all are decided."""
+    source, taken, due, live, queue, lease = _KINDS[table]
+    live = live.format(now=_NOW)
+    with engine.begin() as connection:
+        return [
+            (row.rule, row.rows)
+            for row in connection.execute(
+                text(f"""
+                WITH stuck AS MATERIALIZED (
+                    SELECT id, user_id, assigned_to_agent_id AS agent,
+                           CASE WHEN coalesce({live}, false) AND user_id IS NOT NULL
+                                AND assigned_to_agent_id IS NOT NULL
+                                AND assignment.hold_for_dialer('{source}', id, user_id,
+                                    assigned_to_agent_id, {queue}, {lease})
+                                THEN '{HELD}'
+                                WHEN {due} BETWEEN {_NOW} - interval '{OLD}' AND {_NOW}
+                                THEN '{DUE_AGAIN}' ELSE '{FOR_OPERATOR}' END AS rule
+                    FROM public.{table} q
+                    WHERE {taken} AND NOT EXISTS (
+                        SELECT FROM assignment.adoption_decisions d
+                        WHERE d.found_in = '{table}' AND d.row_id = q.id
+                        AND d.rule = '{FOR_OPERATOR}')
+                    AND NOT EXISTS (SELECT FROM assignment.assignments a
+                        WHERE a.state = 'active' AND a.source_id = q.id)
+                    ORDER BY id LIMIT {AT_A_TIME} FOR UPDATE SKIP LOCKED
+                ), again AS (
+                    UPDATE public.{table} q SET status = 'pending', assigned_to_agent_id = NULL,
+                           assigned_at = NULL, updated_at = {_NOW}
+                    FROM stuck WHERE stuck.id = q.id AND stuck.rule = '{DUE_AGAIN}'
+                ), decided AS (
+                    INSERT INTO assignment.adoption_decisions
+                        (at, found_in, row_id, user_id, agent_id, rule)
+                    SELECT clock_timestamp(), '{table}', id, user_id, agent, rule FROM stuck
+                    ON CONFLICT DO NOTHING
+                )
+                SELECT rule, count(*) AS rows FROM stuck GROUP BY rule""")
+            )
+        ]
