@@ -68,6 +68,10 @@ DAMAGE: dict[str, str] = {
     "no term was begun twice: the database has not moved back": "INSERT INTO assignment.events"
     " (at, kind, term) VALUES (now(), 'term_begun', 1), (now(), 'term_begun', 1)",
     NO_EVENT: "DELETE FROM assignment.events WHERE kind = 'assigned'",
+    "nobody is with an agent of the dialer and with another one of ours": "INSERT INTO callbacks"
+    " (user_id, scheduled_for, original_call_session_id, status, assigned_to_agent_id,"
+    " lease_expires_at) VALUES (1, timezone('UTC', now()), gen_random_uuid(), 'assigned', 2,"
+    " timezone('UTC', now() + interval '5 min'))",
     "no callback is overdue by more than an hour": "INSERT INTO callbacks"
     " (user_id, scheduled_for, original_call_session_id)"
     " VALUES (1, timezone('UTC', now() - interval '61 min'), gen_random_uuid())",
