@@ -8,6 +8,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import amqp
+import redis
+from kombu import Connection
+
+from tests.processes import Stack
+
 Envelope = dict[str, Any]
 MISSING: Any = object()
 
@@ -147,3 +153,30 @@ TRUE: dict[str, Callable[[Envelope], Envelope]] = {
     "a delivery tag that was there before": changed("properties", "delivery_tag", to="again"),
 }
 """Forms that differ from a true message, and are carried out all the same."""
+
+
+def push(stack: Stack, queue: str, message: Envelope) -> None:
+    """Send a message by Redis."""
+    with redis.Redis.from_url(stack.redis_url) as broker:
+        broker.lpush(queue, json.dumps(message))
+
+
+def publish(stack: Stack, queue: str, message: Envelope) -> None:
+    """Send the same by RabbitMQ, as near as AMQP can say it; fails where it cannot."""
+    said = message.get("body") or ""
+    encoding = message["properties"].get("body_encoding")
+    body = base64.b64decode(said + "==") if encoding == "base64" else said.encode()
+    assert stack.broker_url is not None
+    with Connection(stack.broker_url, transport_options={"confirm_publish": True}) as connection:
+        sent = amqp.Message(
+            body,
+            application_headers=message["headers"],
+            correlation_id=message["properties"]["correlation_id"],
+            **{
+                name.replace("-", "_"): message[name]
+                for name in ("content-type", "content-encoding")
+                if name in message
+            },
+        )
+        channel: Any = connection.channel()
+        channel.basic_publish(sent, routing_key=queue)

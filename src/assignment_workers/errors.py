@@ -61,6 +61,10 @@ class NotReplayable(AssignmentWorkersError):
     """A dead letter does not say enough to be sent again."""
 
 
+class NotStored(AssignmentWorkersError):
+    """A dead letter cannot be written now: its message must stay with the broker."""
+
+
 class Malformed(AssignmentWorkersError):
     """A message does not have the form of one of ours; its `task` and `task_id` where known."""
 

@@ -254,7 +254,7 @@ class Settings(BaseModel):
     history_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"
     )
-    """How long job runs, replayed dead letters and events are kept.
+    """How long job runs, dead letters in whatever state, and events are kept.
 
     A day at the least: `doctor` looks for the events of the last day.
     """

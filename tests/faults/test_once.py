@@ -19,6 +19,7 @@ from assignment_workers.assignment.ledger import next_position
 from assignment_workers.assignment.purge import prune_history
 from assignment_workers.schema.trips import Ask, commit
 from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.door import App, DoorTask
@@ -91,6 +92,7 @@ def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
         world.regenerate()
         app = create_app(Settings.from_environment({"REDIS_URL": redis_url}))
         app.engine = world.engine
+        app.refusals = Refusals(app.engine, app.backend, largest=1_000_000)
         app.sequencer = cast(
             "Any", SimpleNamespace(line=Line(world.engine, term=world.term), term=world.term)
         )

@@ -16,7 +16,7 @@ import redis
 from kombu import Connection
 
 from assignment_workers.client import Assigned
-from tests.poison import FORMS, TRUE, Envelope, envelope
+from tests.poison import FORMS, TRUE, Envelope, envelope, publish, push
 from tests.processes import Process, Stack, running, wait_until
 from tests.servers import Rabbit
 
@@ -27,33 +27,6 @@ LETTERS = "SELECT id, celery_queue, task_id, body, error FROM assignment.dead_le
 def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
     with running(database_url, redis_url, tmp_path) as made:
         yield made
-
-
-def push(stack: Stack, queue: str, message: Envelope) -> None:
-    """Send a message by Redis."""
-    with redis.Redis.from_url(stack.redis_url) as broker:
-        broker.lpush(queue, json.dumps(message))
-
-
-def publish(stack: Stack, queue: str, message: Envelope) -> None:
-    """Send the same by RabbitMQ, as near as AMQP can say it; fails where it cannot."""
-    said = message.get("body") or ""
-    encoding = message["properties"].get("body_encoding")
-    body = base64.b64decode(said + "==") if encoding == "base64" else said.encode()
-    assert stack.broker_url is not None
-    with Connection(stack.broker_url, transport_options={"confirm_publish": True}) as connection:
-        sent = amqp.Message(
-            body,
-            application_headers=message["headers"],
-            correlation_id=message["properties"]["correlation_id"],
-            **{
-                name.replace("-", "_"): message[name]
-                for name in ("content-type", "content-encoding")
-                if name in message
-            },
-        )
-        channel: Any = connection.channel()
-        channel.basic_publish(sent, routing_key=queue)
 
 
 def answer_of(stack: Stack, message: Envelope) -> Any:

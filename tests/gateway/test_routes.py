@@ -133,6 +133,27 @@ def test_a_body_that_is_too_large_is_refused(gateway: Gateway) -> None:
     assert (answer.status, answer.headers["content-type"]) == (413, PROBLEM)
 
 
+DEPTHS = (100, 300, 600, *range(860, 1_000, 10), 2_000, 30_000)
+
+
+@pytest.mark.parametrize("path", ["/v1/requests", "/v1/queues/unsigned_users/pause"])
+def test_json_nested_deep_is_refused_after_its_sender_at_any_depth(
+    gateway: Gateway, path: str
+) -> None:
+    for depth in DEPTHS:
+        for body in ("[" * depth, "[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+            sent = body[:60_000]
+            nobody = gateway.call("POST", path, sent, bearer=None)
+            assert nobody.status == 401, (depth, nobody.text)
+            refused = gateway.call("POST", path, sent, bearer="operator")
+            assert (refused.status, refused.json["code"]) in (
+                (422, "malformed"),
+                (403, "forbidden"),
+            )
+    (process,) = (each for each in gateway.stack.started if each.name == "gateway")
+    assert "RecursionError" not in process.said()
+
+
 def test_an_unknown_path_and_a_wrong_method_are_problems(gateway: Gateway) -> None:
     assert gateway.get("/v1/nothing").headers["content-type"] == PROBLEM
     assert gateway.get("/v1/requests").status == 405

@@ -406,9 +406,9 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         " ('young', 'failed', interval '89 days')) AS runs (job, status, age)"
     )
     world.execute(
-        "INSERT INTO assignment.dead_letters (at, body, error, replayed_at)"
-        " VALUES (now() - interval '1 year', 'kept', 'why', NULL),"
-        " (now() - interval '1 year', 'replayed', 'why', now() - interval '91 days')"
+        "INSERT INTO assignment.dead_letters (at, body, error)"
+        " VALUES (now() - interval '89 days', 'kept', 'why'),"
+        " (now() - interval '91 days', 'never looked at', 'why')"
     )
     world.execute(
         "INSERT INTO assignment.dashboard_sessions (hash, stack, created_at, expires_at)"

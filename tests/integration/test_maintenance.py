@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from assignment_workers.assignment import levels
 from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import maintenance
 from assignment_workers.tasks.app import create_app
@@ -22,6 +23,7 @@ def check_levels(world: World) -> Callable[[], Any]:
     """The task `queue.check_levels`; there is no user, so both dialer queues are low."""
     app = create_app(Settings.from_environment({"REDIS_URL": "redis://redis.example:6379/0"}))
     app.engine = world.engine
+    app.refusals = Refusals(app.engine, app.backend, largest=1_000_000)
     return app.tasks["queue.check_levels"]
 
 

@@ -1,4 +1,4 @@
-"""Messages that could not be handled, kept whole for an operator (guarantee 11)."""
+"""Messages that could not be handled, stored for an operator (guarantee 11)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, func, insert, select, text, update
 
 from assignment_workers.errors import NotReplayable
 from assignment_workers.schema.tables import DeadLetter
+
+LOCK_MILLISECONDS = 500
+"""A table that cannot be written is tried again later: others wait behind who stores."""
+ERROR_AT_MOST = 4_000
+"""Characters."""
+DISMISSED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,20 @@ class Letter:
     error: str
     replayed_at: datetime | None
     replayed_as: str | None
+    replayable: bool
+    attempts: int
+    dismissed_at: datetime | None
+    dismissed_by: str | None
+    dismissed_why: str | None
+
+    @property
+    def state(self) -> str:
+        """`dismissed`, `sent_again`, `to_send_again` or `to_dismiss`."""
+        if self.dismissed_at is not None:
+            return "dismissed"
+        if self.replayed_at is not None:
+            return "sent_again"
+        return "to_send_again" if self.replayable else "to_dismiss"
 
 
 def bury(
@@ -37,25 +57,63 @@ def bury(
     task_id: str | None,
     body: bytes | str,
     error: str,
+    replayable: bool = True,
+    again: int | None = None,
 ) -> int:
-    r"""Keep a message, in a transaction of its own; returns the dead letter's number.
+    r"""Store a message, in a transaction of its own; returns the dead letter's number.
 
-    A byte that is not text is kept as `\xNN`, a null as `\x00`: PostgreSQL's text holds neither.
+    A byte that is not text is stored as `\xNN`, a null as `\x00`: PostgreSQL's text holds neither.
+    `replayable`: whether the same message could be handled if it were sent again. `again`: the dead
+    letter that this message was sent again from; where it is the same, that one is to be seen to
+    once more, and there is no second.
     """
-    text = body.decode("utf-8", "backslashreplace") if isinstance(body, bytes) else body
+    whole = body if isinstance(body, str) else body.decode("utf-8", "backslashreplace")
+    values = {
+        "celery_queue": celery_queue,
+        "task": task,
+        "task_id": task_id,
+        "body": _stored(whole),
+        "error": _stored(error)[:ERROR_AT_MOST],
+        "replayable": replayable and task is not None,
+    }
+    now = func.clock_timestamp()
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(_HURRY)
+        if again is not None:
+            found = connection.execute(
+                update(DeadLetter)
+                .where(
+                    DeadLetter.id == again,
+                    DeadLetter.task == task,
+                    DeadLetter.body == values["body"],
+                )
+                .values(
+                    at=now,
+                    error=values["error"],
+                    replayable=values["replayable"],
+                    attempts=DeadLetter.attempts + 1,
+                    replayed_at=None,
+                    replayed_as=None,
+                    dismissed_at=None,
+                )
+                .returning(DeadLetter.id)
+            ).scalar_one_or_none()
+            if found is not None:
+                return found
         return connection.execute(
-            insert(DeadLetter)
-            .values(
-                at=func.clock_timestamp(),
-                celery_queue=celery_queue,
-                task=task,
-                task_id=task_id,
-                body=text.replace("\x00", "\\x00"),
-                error=error.replace("\x00", "\\x00"),
-            )
-            .returning(DeadLetter.id)
+            insert(DeadLetter).values(at=now, **values).returning(DeadLetter.id)
         ).scalar_one()
+
+
+_HURRY = text(
+    f"SELECT set_config('lock_timeout', '{LOCK_MILLISECONDS}', true),"
+    f" set_config('statement_timeout', '{2 * LOCK_MILLISECONDS}', true)"
+)
+
+
+def _stored(said: str) -> str:
+    return said.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
 def letters(connection: Connection, *, limit: int = 100) -> Sequence[Letter]:
@@ -77,8 +135,11 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
 
     Raises `NotReplayable`, one line, for one that cannot be sent again.
     """
-    if found.task is None:
-        raise NotReplayable(f"dead letter {found.id} names no task: it cannot be sent again")
+    if found.task is None or not found.replayable:
+        raise NotReplayable(
+            f"dead letter {found.id} is malformed and would be refused again: it cannot be sent"
+            " again, but be dismissed"
+        )
     try:
         body = json.loads(found.body)
         args, kwargs = (body["args"], body["kwargs"]) if isinstance(body, dict) else body[:2]
@@ -89,10 +150,33 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
         ) from None
 
 
-def mark_replayed(connection: Connection, number: int, task_id: str) -> None:
-    """Say that the message was sent again, and as what."""
+def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
+    """Record that the message was sent again, and as what; not where it has failed again since."""
     connection.execute(
         update(DeadLetter)
-        .where(DeadLetter.id == number)
+        .where(DeadLetter.id == found.id, DeadLetter.at == found.at)
         .values(replayed_at=func.clock_timestamp(), replayed_as=task_id)
     )
+
+
+def dismiss(
+    connection: Connection, numbers: Sequence[int] | None, *, by: str, why: str | None
+) -> list[int]:
+    """Take dead letters off the list of what is to be seen to: the numbers of those it took.
+
+    None: every one that was neither sent again nor dismissed, the oldest `DISMISSED_AT_ONCE`.
+    """
+    open_letters = select(DeadLetter.id).where(
+        DeadLetter.dismissed_at.is_(None),
+        DeadLetter.replayed_at.is_(None) if numbers is None else DeadLetter.id.in_(numbers),
+    )
+    taken = connection.execute(
+        update(DeadLetter)
+        .where(
+            DeadLetter.id.in_(open_letters.order_by(DeadLetter.id).limit(DISMISSED_AT_ONCE)),
+            DeadLetter.dismissed_at.is_(None),
+        )
+        .values(dismissed_at=func.clock_timestamp(), dismissed_by=by, dismissed_why=why)
+        .returning(DeadLetter.id)
+    ).scalars()
+    return sorted(taken)

@@ -105,6 +105,9 @@ class Figures(BaseModel):
     time_to_assign: TimeToAssign
     jobs: list[JobFigures]
     dead_letters: int
+    """Neither sent again nor dismissed."""
+    dead_letters_new: int
+    """Those of them that came within an hour."""
     unpublished: int
     findings: list[Broken]
     examined_at: datetime | None
@@ -136,6 +139,7 @@ def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE
         skipped[queue] += count if state == AssignmentState.SKIPPED else 0
     now: datetime = connection.execute(text("SELECT statement_timestamp()")).scalar_one()
     findings = connection.execute(text(_FINDINGS)).mappings().all()
+    letters = connection.execute(text(_DEAD_LETTERS)).one()
     return Figures(
         at=now,
         queues=[
@@ -152,7 +156,8 @@ def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE
         races_last_hour=counts(_RACES),
         time_to_assign=TimeToAssign(**connection.execute(text(_TIMES)).mappings().one()),
         jobs=[JobFigures(**row) for row in connection.execute(text(_JOBS)).mappings()],
-        dead_letters=connection.execute(text(_DEAD_LETTERS)).scalar_one(),
+        dead_letters=letters[0],
+        dead_letters_new=letters[1],
         unpublished=connection.execute(text(_UNPUBLISHED)).scalar_one(),
         findings=[Broken(**row) for row in findings],
         examined_at=min((row["examined_at"] for row in findings), default=None),
@@ -232,8 +237,9 @@ CROSS JOIN LATERAL (SELECT current_queue_type FROM user_call_scores
 GROUP BY 1
 """
 _DEAD_LETTERS = f"""
-SELECT count(*) FROM (SELECT 1 FROM assignment.dead_letters WHERE replayed_at IS NULL
-    LIMIT {COUNTED_AT_MOST}) AS unseen
+SELECT count(*), count(*) FILTER (WHERE at > clock_timestamp() - interval '1 hour')
+FROM (SELECT at FROM assignment.dead_letters WHERE replayed_at IS NULL AND dismissed_at IS NULL
+    ORDER BY at DESC LIMIT {COUNTED_AT_MOST}) AS unseen
 """
 _UNPUBLISHED = """
 SELECT count(*) FROM assignment.generations WHERE state = 'building' AND built_at IS NOT NULL

@@ -84,7 +84,7 @@ _PENDING = text(
 
 
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
-    """Delete answers, job runs, events and replayed dead letters older than their retention.
+    """Delete answers, job runs, events and dead letters older than their retention.
 
     Sessions of the dashboard go a day after their end.
 
@@ -112,7 +112,7 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
             JobRun.started_at < history, JobRun.status != word(JobStatus.RUNNING)
         ),
         "events": delete(Event).where(Event.at < history),
-        "dead_letters": delete(DeadLetter).where(DeadLetter.replayed_at < history),
+        "dead_letters": delete(DeadLetter).where(DeadLetter.at < history),
         "access_log": delete(AccessRecord).where(AccessRecord.at < history),
         # Longer than a link is good for: a used one stays used.
         "dashboard_sessions": delete(DashboardSession).where(

@@ -173,7 +173,9 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
             for row in connection.execute(_ANSWERS, {"since": now - timedelta(hours=1)})
         },
         dead_letters=connection.execute(
-            select(func.count()).where(DeadLetter.replayed_at.is_(None))
+            select(func.count()).where(
+                DeadLetter.replayed_at.is_(None), DeadLetter.dismissed_at.is_(None)
+            )
         ).scalar_one(),
         calling_hours=calling.described(settings),
         calling_rules=calling.others_described(settings),

@@ -1,4 +1,4 @@
-"""Messages that could not be handled: list them, look at one, send one again."""
+"""Messages that could not be handled: list them, look at one, send one again, dismiss some."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import typer
 from assignment_workers.assignment.dead_letters import (
     Letter,
     arguments,
+    dismiss,
     letter,
     letters,
     mark_replayed,
 )
-from assignment_workers.cli.acting import OptionalWhy, kept
+from assignment_workers.cli.acting import OptionalWhy, Why, kept, whoever
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -33,14 +34,14 @@ def list_letters(json: AsJson = False) -> int:
         return 0
     as_table(
         "Dead letters",
-        ["number", "at", "task", "error", "replayed"],
+        ["number", "at", "task", "error", "state"],
         [
             (
                 each.id,
                 f"{each.at:%Y-%m-%d %H:%M:%SZ}",
                 each.task or "unknown",
                 each.error[:100],
-                f"{each.replayed_at:%H:%M:%SZ}" if each.replayed_at else None,
+                each.state.replace("_", " "),
             )
             for each in found
         ],
@@ -60,12 +61,34 @@ def replay(number: Number, why: OptionalWhy = None) -> int:
     """Send a dead letter's message again, under a new id."""
     found = _find(number)
     task, args, kwargs = arguments(found)
+    queue = found.celery_queue or "maintenance"
     with kept("replay", str(number), why) as told, client() as sending:
-        name = told(sending.send_again(task, args, kwargs, found.celery_queue or "maintenance"))
+        name = told(sending.send_again(task, args, kwargs, queue, dead_letter=number))
     with database() as connection:
-        mark_replayed(connection, number, name)
+        mark_replayed(connection, found, name)
         connection.commit()
     typer.echo(f"sent again as task {name}")
+    return 0
+
+
+@app.command("dismiss")
+def dismiss_letters(
+    why: Why,
+    numbers: Annotated[
+        list[int] | None, typer.Argument(min=1, help="The dead letters' numbers.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every one neither sent again nor dismissed.")
+    ] = False,
+) -> int:
+    """Take dead letters off the list of what is to be seen to; they stay for their retention."""
+    if every == bool(numbers):
+        raise UsageError("name the dead letters by their numbers, or say --all")
+    subject = "all" if every else ", ".join(map(str, numbers or ()))
+    with kept("dismiss", subject, why) as told, database() as connection:
+        taken = told(dismiss(connection, None if every else numbers, by=whoever(), why=why))
+        connection.commit()
+    typer.echo(f"dismissed: {', '.join(map(str, taken)) or 'none'}")
     return 0
 
 

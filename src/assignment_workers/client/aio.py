@@ -254,11 +254,20 @@ class AsyncClient:
             return down(error)
 
     async def send_again(
-        self, task: str, args: Sequence[Any], kwargs: dict[str, Any], queue: str
+        self,
+        task: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        queue: str,
+        *,
+        dead_letter: int | None = None,
     ) -> str | Unavailable:
-        """Send a message as it was, under a new id, which is returned."""
+        """Send a message as it was, under a new id, which is returned.
+
+        `dead_letter`: the number of the one that it was.
+        """
         try:
-            return await self._courier.send(task, args, kwargs, queue)
+            return await self._courier.send(task, args, kwargs, queue, dead_letter=dead_letter)
         except BrokerUnavailable as error:
             return down(error)
 

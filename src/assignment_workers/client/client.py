@@ -299,12 +299,22 @@ class Client(Asking):
                 return Unavailable(retry_after=1.0, reason=f"not built within {timeout}")
             time.sleep(LOOK_SECONDS)
 
-    def send_again(self, task: str, args: Sequence[Any], kwargs: dict[str, Any], queue: str) -> str:
+    def send_again(
+        self,
+        task: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        queue: str,
+        *,
+        dead_letter: int | None = None,
+    ) -> str:
         """Send a message as it was, under a new id, which is returned.
 
-        Raises `BrokerUnavailable`.
+        `dead_letter`: the number of the one that it was. Raises `BrokerUnavailable`.
         """
-        return self._run(lambda courier: courier.send(task, args, kwargs, queue))
+        return self._run(
+            lambda courier: courier.send(task, args, kwargs, queue, dead_letter=dead_letter)
+        )
 
     def ask(self, command: Command, timeout: timedelta) -> object:
         """What the task returned, as it is; `Unavailable` where nothing came in time."""

@@ -24,7 +24,7 @@ from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client.database_clock import DatabaseClock
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
-from assignment_workers.client.message import RESULT_PREFIX, Result, message, result
+from assignment_workers.client.message import DEAD_LETTER, RESULT_PREFIX, Result, message, result
 from assignment_workers.client.reading import database_time
 from assignment_workers.client.routes import Routes
 from assignment_workers.client.sending import SOCKET_SECONDS, connect_redis, sender, unreachable
@@ -100,12 +100,27 @@ class Courier:
             raise unreachable("Redis", error) from error
         return None if data is None else result(data)
 
-    async def send(self, task: str, args: Sequence[Any], kwargs: dict[str, Any], to: str) -> str:
+    async def send(
+        self,
+        task: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        to: str,
+        *,
+        dead_letter: int | None = None,
+    ) -> str:
         """Send one message without waiting for its result; its id. Raises `BrokerUnavailable`."""
         self._start()
         name = str(new_id(self._clock(), self._chance))  # not one of those whose results are taken
+        again = {} if dead_letter is None else {DEAD_LETTER: dead_letter}
         data = message(
-            task, args, kwargs, task_id=name, celery_queue=to, expires=None, traced=traces.here()
+            task,
+            args,
+            kwargs,
+            task_id=name,
+            celery_queue=to,
+            expires=None,
+            traced=traces.here() | again,
         )
         await self._broker.send(to, data)
         return name

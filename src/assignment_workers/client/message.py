@@ -23,6 +23,8 @@ RESULT_PREFIX = "celery-task-meta-"
 """A task's result is kept under this and its id, and announced on the channel of that name."""
 
 _ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
+DEAD_LETTER = "dead_letter"
+"""Header: the number of the dead letter that this message was sent again from."""
 COMMAND_ID = "command_id"
 """Header: the id by which a command is once. Absent: the message's own, the task id."""
 COMMAND_POSITION = "command_position"
@@ -110,6 +112,8 @@ def result(data: bytes | str) -> Result | None:
     match status, value:
         case "SUCCESS", _:
             return Result(value)
+        case "REVOKED", {"exc_message": ["revoked", *_] | "revoked"}:
+            return Result(None, "an operator revoked the message before the sequencer came to it")
         case "REVOKED", _:
             return Result(None, "the message had expired when the sequencer came to it")
         case "FAILURE", {"exc_type": kind, "exc_message": [*words]}:

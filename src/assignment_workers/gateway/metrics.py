@@ -159,7 +159,14 @@ def _gauges(now: Figures) -> Iterator[Metric]:
     )
     yield gauge("assign_average_seconds", "The same, on average.", {(): times.average})
     yield from _of_lanes(now)
-    yield gauge("dead_letters_unseen", "Dead letters not sent again.", {(): now.dead_letters})
+    yield gauge(
+        "dead_letters_unseen",
+        "Dead letters neither sent again nor dismissed.",
+        {(): now.dead_letters},
+    )
+    yield gauge(
+        "dead_letters_new", "Those of them that came within an hour.", {(): now.dead_letters_new}
+    )
     yield gauge(
         "guarantee_broken",
         "Breaches that the doctor found when it last ran by itself.",

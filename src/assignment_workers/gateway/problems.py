@@ -227,6 +227,10 @@ def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -
             return await malformed(request, [Wrong(where="body", message=str(error.detail))])
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
+    @app.exception_handler(RecursionError)
+    async def deep(request: Request, _: RecursionError) -> JSONResponse:
+        return await malformed(request, [Wrong(where="body", message="nested too deep")])
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # What was given is not repeated: it may be what an agent wrote about a user.
@@ -264,7 +268,7 @@ async def _request_id(request: Request) -> str | None:
     try:
         body = await request.json()
         return _REQUEST_ID.validate_python(body["request_id"]) if isinstance(body, dict) else None
-    except (KeyError, ValueError, ValidationError, ClientDisconnect):
+    except (KeyError, ValueError, ValidationError, RecursionError, ClientDisconnect):
         return None
 
 

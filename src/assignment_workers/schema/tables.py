@@ -434,7 +434,7 @@ class Event(Base):
 
 
 class DeadLetter(Base):
-    """A message that could not be handled, whole, until an operator replays it."""
+    """A message that could not be handled, until its retention ends."""
 
     __tablename__ = "dead_letters"
     __table_args__ = (Index(None, "at"),)
@@ -448,6 +448,11 @@ class DeadLetter(Base):
     error: Mapped[str]
     replayed_at: Mapped[datetime | None] = mapped_column(Instant)
     replayed_as: Mapped[str | None]
+    replayable: Mapped[bool] = mapped_column(server_default=text("true"))
+    attempts: Mapped[int] = mapped_column(server_default=text("1"))
+    dismissed_at: Mapped[datetime | None] = mapped_column(Instant)
+    dismissed_by: Mapped[str | None]
+    dismissed_why: Mapped[str | None]
 
 
 class JobRun(Base):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import structlog
 from celery.worker.consumer import consumer
 
-from assignment_workers.errors import Malformed
+from assignment_workers.assignment.lanes import ASSIGNMENT
+from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import TaskMessage, described, named
 from assignment_workers.sequencer.refusals import Refusals
-from assignment_workers.sequencer.transport import OrderedChannel
+from assignment_workers.sequencer.transport import Channel, OrderedChannel, of_broker
 
 log = structlog.get_logger()
+
+STORE_AGAIN_SECONDS = 2.0
 
 _Blueprint: Any = consumer.Consumer.Blueprint
 
@@ -26,17 +30,26 @@ class Consumer(consumer.Consumer):
     """
 
     app: Any
+    timer: Any
+    task_consumer: Any
+    _timer: Any = None
+    _held: list[tuple[Any, list[Callable[[], object]]]]
     connection_errors: tuple[type[Exception], ...]
     channel_errors: tuple[type[Exception], ...]
 
     class Blueprint(_Blueprint):  # type: ignore[misc]
-        """The steps of its start, without the 28 queues and exchanges for delayed messages.
+        """The steps of its start, with a remote control of our own.
 
-        A delayed message would lose its place in the order; nothing here sends one.
+        Without the 28 queues and exchanges for delayed messages: a delayed message would lose its
+        place in the order, and nothing here sends one.
         """
 
         default_steps: ClassVar[list[str]] = [
-            step for step in _Blueprint.default_steps if not step.endswith(":DelayedDelivery")
+            "assignment_workers.sequencer.remote_control:Control"
+            if step.endswith(":Control")
+            else step
+            for step in _Blueprint.default_steps
+            if not step.endswith(":DelayedDelivery")
         ]
 
     @property
@@ -48,41 +61,107 @@ class Consumer(consumer.Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """What each message is handed to, in its form as the broker gave it."""
         handle = super().create_task_handler(*args, **kwargs)
-        broken = (*self.connection_errors, *self.channel_errors)
+        broken = of_broker((*self.connection_errors, *self.channel_errors))
 
         def receive(message: Any) -> None:
-            try:
-                size = len(message.body or b"")
-                if size > self.refusals.largest:
-                    raise Malformed(
-                        f"a body of {size} bytes: at most {self.refusals.largest} are read"
-                    )
-                judged = TaskMessage(message)
-                self._check_task(judged)
-            except Malformed as wrong:
-                self._refuse(message, wrong)
+            judged = self._judged(message)
+            if judged is None:
                 return
+            self.refusals.in_hand = judged
             try:
                 handle(judged)
             except broken:
                 raise
-            except Exception as error:
-                log.exception("message_failed", task_id=judged.headers["id"])
+            except Exception as error:  # noqa: BLE001 - whatever Celery raises outside a task
+                kind = type(error).__name__  # its words may repeat what an agent wrote
+                log.error("message_failed", error=kind, task_id=judged.headers["id"])  # noqa: TRY400
                 self._refuse(judged, _failed(judged, error))
+            finally:
+                self.refusals.in_hand = None
+            if judged.unstored:
+                self._hold(judged, judged.unstored)
 
+        # What was held of an earlier connection is with the broker, and comes again.
+        self._held = []
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.timer.call_repeatedly(STORE_AGAIN_SECONDS, self._store_again)
         return receive
 
-    def _check_task(self, message: TaskMessage) -> None:
-        """Raises `Malformed` for a task that this process does not carry out."""
-        task = message.headers["task"]
-        if task not in self.app.served:
-            raise Malformed(f"{task}: no task of this Celery queue", **named(message.headers))
+    def _judged(self, message: Any) -> TaskMessage | None:
+        """The message as Celery may have it; None for one that is refused, or belongs elsewhere."""
+        try:
+            size, largest = len(message.body or b""), self.refusals.largest
+            if size > largest:
+                raise Malformed(f"a body of {size} bytes: at most {largest} are read")
+            judged = TaskMessage(message)
+            task = judged.headers["task"]
+            if task in self.app.served:
+                return judged
+            if task not in self.app.line_tasks:
+                raise Malformed(f"{task}: no task of this Celery queue", **named(judged.headers))
+        except Malformed as wrong:
+            self._refuse(message, wrong)
+        else:
+            self._give_back(message)
+        return None
+
+    def _hold(self, message: Any, unstored: list[Callable[[], object]]) -> None:
+        """Leave a message with the broker until its dead letters are stored.
+
+        RabbitMQ sends the next one after that; Redis at once.
+        """
+        self._held.append((message, unstored))
+        if isinstance(message.channel, Channel):
+            message.channel.set_aside(message.delivery_tag)
+
+    def _store_again(self) -> None:
+        """Store what could not be stored before, the oldest first, until one still cannot be."""
+        channel = self.task_consumer.channel if self.task_consumer else None
+        if isinstance(channel, Channel):
+            channel.store_again(self.app.serves)
+        while self._held:
+            message, unstored = self._held[0]
+            try:
+                while unstored:
+                    unstored[0]()
+                    del unstored[0]
+            except NotStored:
+                return
+            del self._held[0]
+            if isinstance(message.channel, Channel):
+                message.channel.release(message.delivery_tag)
+            else:
+                message.ack()
+
+    def _give_back(self, message: Any) -> None:
+        """Send a task of the assignment queue there, as it came; then it is off this queue.
+
+        Raises what the broker's client does: then it stays here.
+        """
+        with self.app.producer_or_acquire() as producer:
+            producer.publish(
+                bytes(message.body),
+                routing_key=ASSIGNMENT,
+                headers=message.headers,
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                correlation_id=message.properties.get("correlation_id"),
+            )
+        log.warning("given_back", queue=ASSIGNMENT)
+        message.ack()
 
     def _refuse(self, message: Any, wrong: Malformed) -> None:
         """Store the message as a dead letter, then acknowledge it."""
         channel = message.channel
         item = channel.item(message.delivery_tag) if isinstance(channel, OrderedChannel) else None
-        self.refusals.refuse(self.app.serves, item or described(message), wrong)
+        body = item or described(message)
+        store = partial(self.refusals.refuse, self.app.serves, body, wrong)
+        try:
+            store()
+        except NotStored:
+            self._hold(message, [store])
+            return
         if not message.acknowledged:
             message.ack()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -95,6 +95,7 @@ class _Headers(TypedDict):
     chord: NotRequired[Any]
     traces: NotRequired[list[Line] | None]
     command_id: NotRequired[Line | None]
+    dead_letter: NotRequired[Annotated[int, Field(ge=1, le=2**63 - 1)] | None]
     command_position: NotRequired[Annotated[int, Field(ge=0, le=2**63 - 1)] | None]
     compression: NotRequired[None]
 
@@ -103,14 +104,14 @@ _ENVELOPE: TypeAdapter[Any] = TypeAdapter(with_config(_STRICTLY)(_Envelope))
 _HEADERS = TypeAdapter(_Headers)
 _PASSED = (
     *("root_id", "parent_id", "origin", "expires", "ignore_result", "traces"),
-    *("command_id", "command_position"),
+    *("command_id", "command_position", "dead_letter"),
 )
 
 
 class TaskMessage(Message):
     """A message of a judged form, as Celery reads it; acknowledged where the original one was."""
 
-    __slots__ = ("_payload",)
+    __slots__ = ("_payload", "unstored")
 
     def __init__(self, message: Any) -> None:
         """Raises `Malformed`, one line, for a message that is not one of a task's."""
@@ -125,6 +126,21 @@ class TaskMessage(Message):
             body=message.body,
         )
         self._payload = {"args": args, "kwargs": kwargs}
+        self.unstored: list[Callable[[], object]] = []
+        """What stores its dead letters that could not be written when it was handled.
+
+        While there are any, the message stays with the broker, whatever Celery makes of it.
+        """
+
+    def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
+        """Acknowledge it, once its dead letters are stored."""
+        if not self.unstored:
+            super().ack(multiple)
+
+    def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
+        """Reject it, once its dead letters are stored."""
+        if not self.unstored:
+            super().reject(requeue)
 
     @property
     def payload(self) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""Messages that a worker refuses: stored as dead letters, and their callers told."""
+"""Messages that a worker refuses: stored as dead letters, and their callers told.
+
+A message is acknowledged once its dead letter has committed. While that cannot be written, the
+message stays with the broker, those behind it are served where they can be, and the writing is
+tried again.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,12 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.errors import Malformed
+from assignment_workers.errors import Malformed, NotStored
+from assignment_workers.sequencer.envelope import TaskMessage
 from assignment_workers.telemetry import DEAD_LETTERS
 
 log = structlog.get_logger()
@@ -28,14 +35,26 @@ class Refusals:
         """`largest`: in bytes; of a larger message the beginning is stored, and its digest."""
         self.engine = engine
         self.largest = largest
+        self.in_hand: TaskMessage | None = None
+        """The message that is being carried out."""
         self._backend = backend
 
     def refuse(self, queue: str, body: bytes | str, wrong: Malformed) -> None:
-        """Store a malformed message, and answer `refused` where it has an id."""
+        """Store a malformed message, and answer `refused` where it has an id.
+
+        Raises `NotStored`: then the message must stay with the broker.
+        """
         reason = str(wrong)
-        self.store(queue, body, f"malformed: {reason}", task=wrong.task, task_id=wrong.task_id)
+        self.store(
+            queue,
+            body,
+            f"malformed: {reason}",
+            task=wrong.task,
+            task_id=wrong.task_id,
+            replayable=False,
+        )
         if wrong.task_id is not None:
-            self._answer(wrong.task_id, Refused(code=Code.MALFORMED, reason=reason))
+            self.answer(wrong.task_id, Refused(code=Code.MALFORMED, reason=reason))
 
     def store(
         self,
@@ -45,22 +64,38 @@ class Refusals:
         *,
         task: str | None,
         task_id: str | None,
+        replayable: bool,
+        again: int | None = None,
     ) -> int:
-        """Store a dead letter; its number."""
+        """Store a dead letter; its number. Raises `NotStored`.
+
+        `replayable` and `again`: see `bury`.
+        """
         data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         if len(data) > self.largest:
             digest = hashlib.sha256(data).hexdigest()
             error = f"{error}; sha256 {digest}; the first {HEAD} bytes are stored"
             data = data[:HEAD]
-        number = bury(
-            self.engine, celery_queue=queue, task=task, task_id=task_id, body=data, error=error
-        )
+        try:
+            number = bury(
+                self.engine,
+                celery_queue=queue,
+                task=task,
+                task_id=task_id,
+                body=data,
+                error=error,
+                replayable=replayable,
+                again=again,
+            )
+        except SQLAlchemyError as failure:
+            log.error("dead_letter_not_stored", error=type(failure).__name__)  # noqa: TRY400
+            raise NotStored("the dead letter cannot be written now") from failure
         DEAD_LETTERS.inc()
         # Why stands in the dead letter alone: it may repeat what an agent wrote about a user.
         log.error("dead_letter", number=number, why=error.partition(":")[0])
         return number
 
-    def _answer(self, task_id: str, answer: Refused) -> None:
+    def answer(self, task_id: str, answer: object) -> None:
         """Leave an answer. Without it the caller's own deadline ends the wait."""
         try:
             self._backend.store_result(task_id, answer, "SUCCESS")

@@ -11,7 +11,7 @@ what it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
-from assignment_workers.errors import Malformed
+from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import COMPRESSED, UNREADABLE, envelope_of
 from assignment_workers.sequencer.refused import (
     BIND,
@@ -61,6 +61,16 @@ def _by_age(mark: str) -> tuple[str, int]:
 
 
 _MARK = r"\d+(?:\.[0-9a-f]{32})?"
+
+
+def unstored_key(queue: str) -> str:
+    """The list of malformed messages of `maintenance` whose dead letters cannot be written yet."""
+    return f"{queue}.unstored"
+
+
+def of_broker(errors: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
+    """Those of kombu's errors that tell of the broker; its KeyError tells of a message."""
+    return tuple(each for each in errors if each is not KeyError)
 
 
 def packed(*words: str | bytes) -> bytes:
@@ -147,18 +157,51 @@ class Channel(redis.Channel):
                 raise Malformed(f"{len(item)} bytes: a message of at most {self.largest} is read")
             message = envelope_of(item, queue)
         except Malformed as wrong:
-            for refuse in self.on_malformed:
-                refuse(queue, item, wrong)
+            try:
+                for refuse in self.on_malformed:
+                    refuse(queue, item, wrong)
+            except NotStored:
+                self._hold(queue, item)
+            else:
+                self._drop(queue, item)
             return None
         # The sender's tag may be that of another message.
         message["properties"]["delivery_tag"] = self._next_delivery_tag()
         return message
 
+    def _drop(self, queue: str, item: bytes) -> None:
+        """A malformed message is stored: it is off the queue already."""
+
+    def _hold(self, queue: str, item: bytes) -> None:
+        """A malformed message could not be stored: it stays in Redis, beside the queue."""
+        with self.conn_or_acquire() as client:
+            client.rpush(unstored_key(queue), item)
+
+    def store_again(self, queue: str) -> None:
+        """Store the malformed messages that could not be stored before; until one cannot be."""
+        with self.conn_or_acquire() as client:
+            while items := client.lrange(unstored_key(queue), 0, 0):
+                count = client.llen(unstored_key(queue))
+                if self._read(queue, items[0]) is not None:  # this version can read it
+                    client.rpush(queue, items[0])
+                client.lrem(unstored_key(queue), 1, items[0])
+                if client.llen(unstored_key(queue)) >= count:
+                    return
+
+    def set_aside(self, tag: str) -> None:
+        """The next message may come, though this one is not acknowledged."""
+        virtual.QoS.ack(self.qos, tag)
+
+    def release(self, tag: str) -> None:
+        """A message that was set aside is acknowledged."""
+        qos: Any = self.qos
+        qos._remove_from_indices(tag).execute()  # noqa: SLF001
+
     def _receive_one(self, c: Any) -> Any:
         """One message to every process; one that cannot be read is logged, and is no message."""
         try:
             return super()._receive_one(c)  # type: ignore[misc] # kombu's types lack it
-        except self.connection_errors:
+        except of_broker(self.connection_errors):
             raise
         except Empty:
             return None
@@ -251,6 +294,7 @@ class OrderedChannel(Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._raw: dict[str, tuple[str, bytes]] = {}
         self._handled: list[tuple[str, bytes]] = []
+        self._unstored: list[tuple[str, bytes]] = []
         super().__init__(*args, **kwargs)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -290,11 +334,26 @@ class OrderedChannel(Channel):
 
     def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
         message = super()._read(queue, item)
-        if message is None:
-            self._remove(queue, item)
-        else:
+        if message is not None:
             self._raw[message["properties"]["delivery_tag"]] = (queue, item)
         return message
+
+    def _drop(self, queue: str, item: bytes) -> None:
+        self._remove(queue, item)
+
+    def _hold(self, queue: str, item: bytes) -> None:
+        """It stays in the list of what was taken, which a successor puts back."""
+        self._unstored.append((queue, item))
+
+    def store_again(self, queue: str) -> None:
+        waiting, self._unstored = self._unstored, []
+        while waiting and not self._unstored:
+            self._read(*waiting.pop(0))
+        self._unstored += waiting
+
+    def release(self, tag: str) -> None:
+        self.forget(tag)
+        self.settle()
 
     def item(self, tag: str) -> bytes | None:
         """The message as it stands in Redis; None for one that is not in hand."""

@@ -11,6 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from time import monotonic
 from traceback import extract_tb
@@ -27,14 +28,14 @@ from sqlalchemy.exc import ProgrammingError
 
 from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
-from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.assignment.ledger import LONGEST_ID, Command
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.client.message import COMMAND_ID, COMMAND_POSITION
+from assignment_workers.client.message import COMMAND_ID, COMMAND_POSITION, DEAD_LETTER
 from assignment_workers.errors import (
     CrmUnavailable,
     DatabaseUnavailable,
+    NotStored,
     StaleTerm,
     TaskFailed,
     plain,
@@ -45,7 +46,7 @@ from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.censored import Censored
-from assignment_workers.telemetry import ANSWERS, DEAD_LETTERS, TASK_SECONDS, TOGETHER
+from assignment_workers.telemetry import ANSWERS, TASK_SECONDS, TOGETHER
 
 log = structlog.get_logger()
 
@@ -143,7 +144,7 @@ class DoorTask(Task[..., Any]):
             log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
         except ValidationError as error:
             reason = one_line(error, self.parameters)
-            self.bury(args, kwargs, f"refused: {reason}")
+            self.bury(args, kwargs, f"refused: {reason}", replayable=False)
             answer = Refused(code=Code.MALFORMED, reason=reason)
         except DatabaseUnavailable as error:
             log.warning("unavailable", reason=str(error))
@@ -187,19 +188,36 @@ class DoorTask(Task[..., Any]):
             bound["term"] = sequencer.term
         return bound
 
-    def bury(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: str) -> None:
-        """Keep what could not be handled as a dead letter."""
-        number = bury(
-            self.of.engine,
-            celery_queue=(self.request.delivery_info or {}).get("routing_key"),
+    def bury(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        error: str,
+        *,
+        replayable: bool = True,
+    ) -> None:
+        """Store what could not be handled as a dead letter.
+
+        Where that cannot be written now, the message is not acknowledged before it is.
+        """
+        of, said = self.of, self.request
+        store = partial(
+            of.refusals.store,
+            (said.delivery_info or {}).get("routing_key"),
+            json.dumps({"args": args, "kwargs": kwargs}, default=str),
+            error,
             task=self.name,
-            task_id=self.request.id,
-            body=json.dumps({"args": args, "kwargs": kwargs}, default=str),
-            error=error,
+            task_id=said.id,
+            replayable=replayable,
+            again=getattr(said, DEAD_LETTER, None),
         )
-        DEAD_LETTERS.inc()
-        # Why stands in the dead letter alone: it may repeat what an agent wrote about a user.
-        log.error("dead_letter", number=number, why=error.partition(":")[0])
+        try:
+            store()
+        except NotStored:
+            message = of.refusals.in_hand
+            if message is None:
+                raise
+            message.unstored.append(store)
 
 
 def door(

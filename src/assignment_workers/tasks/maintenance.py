@@ -246,7 +246,7 @@ def examine(task: DoorTask) -> Any:
 
 
 def clean_daily(task: DoorTask) -> Any:
-    """Delete what has outlived its retention: answers, job runs, events, replayed dead letters.
+    """Delete what has outlived its retention: answers, job runs, events, dead letters.
 
     It never deactivates a user and never deletes a row that another refers to (hazards D2, D3).
     """

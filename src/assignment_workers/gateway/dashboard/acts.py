@@ -13,7 +13,13 @@ from sqlalchemy import Engine
 
 from assignment_workers.assignment.actions import WHY_AT_MOST, Action
 from assignment_workers.assignment.answers import Code
-from assignment_workers.assignment.dead_letters import Letter, arguments, letter, mark_replayed
+from assignment_workers.assignment.dead_letters import (
+    Letter,
+    arguments,
+    dismiss,
+    letter,
+    mark_replayed,
+)
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import Command
 from assignment_workers.errors import NotReplayable
@@ -210,9 +216,13 @@ async def _repair(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
-    number = _number(asked.subject, 2**63 - 1)
-    if number is None:
-        raise _malformed(f"{asked.subject!r:.50} is no dead letter's number")
+    number = _letter(asked)
+    sent = await send_again(client, engine, number)
+    return _sent(sent)
+
+
+async def send_again(client: AsyncClient, engine: Engine, number: int) -> str | Unavailable:
+    """Send the message of a dead letter again; raises `Problem` where it cannot be."""
 
     def find() -> Letter | None:
         with engine.connect() as connection:
@@ -225,16 +235,48 @@ async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
         task, args, kwargs = arguments(found)
     except NotReplayable as error:
         raise _malformed(str(error)) from None
-    sent = await client.send_again(task, args, kwargs, found.celery_queue or "maintenance")
+    queue = found.celery_queue or "maintenance"
+    sent = await client.send_again(task, args, kwargs, queue, dead_letter=number)
     if isinstance(sent, str):
         name = sent
 
         def mark() -> None:
             with engine.begin() as connection:
-                mark_replayed(connection, number, name)
+                mark_replayed(connection, found, name)
 
         await asyncio.to_thread(mark)
-    return _sent(sent)
+    return sent
+
+
+async def _dismiss(_: AsyncClient, engine: Engine, asked: Asked) -> str:
+    return _dismissed(await dismissed(engine, [_letter(asked)], asked.who, asked.why))
+
+
+async def _dismiss_all(_: AsyncClient, engine: Engine, asked: Asked) -> str:
+    return _dismissed(await dismissed(engine, None, asked.who, asked.why))
+
+
+async def dismissed(
+    engine: Engine, numbers: Sequence[int] | None, who: str, why: str | None
+) -> list[int]:
+    """Dismiss dead letters, None: all that are to be seen to; the numbers of those."""
+
+    def do() -> list[int]:
+        with engine.begin() as connection:
+            return dismiss(connection, numbers, by=who, why=why)
+
+    return await asyncio.to_thread(do)
+
+
+def _dismissed(numbers: Sequence[int]) -> str:
+    return f"done: dismissed {len(numbers)}"
+
+
+def _letter(asked: Asked) -> int:
+    number = _number(asked.subject, 2**63 - 1)
+    if number is None:
+        raise _malformed(f"{asked.subject!r:.50} is no dead letter's number")
+    return number
 
 
 def _sent(task: str | Unavailable) -> str:
@@ -348,5 +390,17 @@ ACTS: dict[str, Act] = {
         "The message is sent again, as it was, under a new id.",
         _replay,
         lambda name: f"/dead-letters/{name}",
+    ),
+    "dismiss": Act(
+        "Dismiss",
+        "The message is not to be seen to any more; it stays here until its retention ends.",
+        _dismiss,
+        lambda name: f"/dead-letters/{name}",
+    ),
+    "dismiss_all": Act(
+        "Dismiss all",
+        "No message that could not be handled until now is to be seen to any more.",
+        _dismiss_all,
+        lambda _: "/dead-letters",
     ),
 }

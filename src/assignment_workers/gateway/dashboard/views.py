@@ -14,7 +14,7 @@ from assignment_workers.assignment import details, report, suppressions
 from assignment_workers.assignment import explain as explaining
 from assignment_workers.assignment.agents import shown
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.dead_letters import letter, letters
+from assignment_workers.assignment.dead_letters import Letter, letter, letters
 from assignment_workers.assignment.explain import explain, instant
 from assignment_workers.assignment.figures import Figures
 from assignment_workers.assignment.report import Report
@@ -345,7 +345,15 @@ def dead_letters() -> View:
     def read(source: Source) -> Facts:
         return {"letters": source.read("letters", letters)}
 
-    return View("Dead letters", ("dead_letters",), read)
+    return View("Dead letters", ("dead_letters",), read, actions=("dismiss_all",))
+
+
+def _ends_of_letter(facts: Facts) -> Sequence[str]:
+    """What may be done with a dead letter: nothing once it is dismissed."""
+    found: Letter = facts["letter"]
+    if found.dismissed_at is not None:
+        return ()
+    return ("replay", "dismiss") if found.replayable else ("dismiss",)
 
 
 def dead_letter(number: int) -> View:
@@ -359,7 +367,7 @@ def dead_letter(number: int) -> View:
         f"Dead letter {number}",
         ("dead_letter",),
         read,
-        actions=("replay",),
+        actions=_ends_of_letter,
         subject=str(number),
     )
 

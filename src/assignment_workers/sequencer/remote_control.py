@@ -1,0 +1,147 @@
+"""Celery's remote control of a worker: what observes is answered, what changes it is refused.
+
+A broadcast is a message too, from any program with the broker: its form is judged as that of every
+other one, and a malformed one changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NotRequired
+
+import structlog
+from celery.worker import control, pidbox, state
+from celery.worker.consumer import control as step
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from assignment_workers.sequencer.envelope import Line
+from assignment_workers.sequencer.transport import of_broker
+
+log = structlog.get_logger()
+
+Handler = Callable[..., Any]
+
+OBSERVING = frozenset(
+    {
+        *("active", "active_queues", "clock", "conf", "enable_events", "heartbeat", "memdump"),
+        *("memsample", "ping", "query_task", "registered", "report", "reserved", "revoked"),
+        *("scheduled", "stats", "dump_active", "dump_conf", "dump_reserved", "dump_revoked"),
+        *("dump_schedule", "dump_tasks"),
+    }
+)
+"""The commands that are Celery's own; `revoke` is ours, and every other one is refused."""
+
+REFUSED = (
+    "{command} is refused: a worker's queues, pool, limits and state are not changed by remote"
+    " control. Change its configuration, or stop and start its process"
+)
+UNDER_WAY = (
+    "revoke with terminate is refused for a task under way ({tasks}): its effect may be committed"
+)
+
+_STRICTLY = ConfigDict(strict=True, extra="ignore")
+
+
+@with_config(_STRICTLY)
+class _ReplyTo(TypedDict):
+    exchange: Line
+    routing_key: Line
+
+
+@with_config(_STRICTLY)
+class _Call(TypedDict):
+    method: Line
+    arguments: NotRequired[dict[str, Any] | None]
+    destination: NotRequired[list[str] | None]
+    # By a pattern, a stranger's, a name would be looked for as long as it takes.
+    pattern: NotRequired[None]
+    ticket: NotRequired[Line | None]
+    reply_to: NotRequired[_ReplyTo | None]
+
+
+_CALL = TypeAdapter(_Call)
+_IDS = TypeAdapter(Annotated[list[Line], Field(min_length=1, max_length=1_000)])
+
+
+def handlers(registry: Mapping[str, Handler]) -> dict[str, Handler]:
+    """What this worker does on each command that Celery, or an extension of it, has registered."""
+    known = {name: _refusing(name) for name in registry}
+    known |= {name: registry[name] for name in OBSERVING & registry.keys()}
+    known["revoke"] = revoke
+    return known
+
+
+def _refusing(command: str) -> Handler:
+    def refuse(_: Any, **__: Any) -> dict[str, str]:
+        log.warning("remote_control_refused", command=command)
+        return {"error": REFUSED.format(command=command)}
+
+    return refuse
+
+
+def revoke(of: Any, task_id: Any = None, terminate: Any = None, **_: Any) -> dict[str, str]:
+    """Revoke tasks that wait: none of them is carried out, and their callers are told at once.
+
+    A task under way is carried out, whatever `terminate` says.
+    """
+    try:
+        ids = _IDS.validate_python([task_id] if isinstance(task_id, str) else task_id)
+    except ValidationError:
+        return {"error": "revoke: the id of a task, or a list of up to 1,000 of them"}
+    under_way = {request.id for request in state.active_requests} & set(ids)
+    if under_way and terminate:
+        return {"error": UNDER_WAY.format(tasks=", ".join(sorted(under_way)))}
+    log.warning("revoked", tasks=len(ids))
+    answer: dict[str, str] = control.Panel.data["revoke"](of, ids)
+    return answer
+
+
+class Pidbox(pidbox.Pidbox):
+    """A worker's mailbox for remote control."""
+
+    c: Any
+
+    def __init__(self, consumer: Any) -> None:
+        super().__init__(consumer)
+        self.node.handlers = handlers(control.Panel.data)
+
+    def start(self, c: Any) -> None:
+        """Listen; what cannot be read is no task, and is not stored."""
+        super().start(c)
+        self.consumer.on_decode_error = _unreadable
+
+    def on_message(self, body: Any, message: Any) -> None:
+        """Carry a command out, if it is one."""
+        try:
+            call = _CALL.validate_python(body)
+        except ValidationError:
+            log.warning("remote_control_malformed")
+            return
+        reply_to = call.get("reply_to")
+        if reply_to and reply_to["exchange"] != self.node.mailbox.reply_exchange.name:
+            log.warning("remote_control_malformed")
+            return
+        if call["method"] not in self.node.handlers:
+            log.warning("remote_control_unknown")
+            return
+        try:
+            self.node.handle_message(call)
+        except of_broker((*self.c.connection_errors, *self.c.channel_errors)) as error:
+            # The reply was not taken. Where it was the connection, the consumer will see it too.
+            log.warning("remote_control_not_answered", error=type(error).__name__)
+            if self.c.connection.transport.driver_type == "amqp":
+                self.reset()
+
+
+def _unreadable(_: Any, error: Exception) -> None:
+    log.warning("remote_control_malformed", error=type(error).__name__)
+
+
+class Control(step.Control):
+    """The step that starts it."""
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        box: Any = Pidbox(consumer)
+        vars(self).update(box=box, start=box.start, stop=box.stop, shutdown=box.shutdown)
