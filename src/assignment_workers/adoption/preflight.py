@@ -39,6 +39,7 @@ def obstacles(
         if each.needed and each.verdict not in (Verdict.ABSENT, Verdict.UNKNOWN)
     ]
     found = [_unlike(each) for each in tables if each.needed and each.verdict is Verdict.UNKNOWN]
+    found += _of_place(connection)
     found += _of_server(connection)
     found += _of_role(connection, own)
     found += _of_names(connection, relations)
@@ -54,6 +55,17 @@ def _unlike(table: Inspected) -> Obstacle:
         f"the table public.{table.table} is of no schema that is known{about}",
         "rename it, or bring it to one of the two by hand",
     )
+
+
+def _of_place(connection: Connection) -> Iterator[Obstacle]:
+    """The dialer's tables are elsewhere: empty ones would be made in `public` beside them."""
+    names = [*QUEUE_TABLES.values(), "agents", "user_call_scores", "callbacks", "conversions"]
+    for row in connection.execute(_ELSEWHERE, {"names": names}):
+        yield Obstacle(
+            f"the search_path leads to the dialer's tables in the schema {row.schema}:"
+            f" {row.tables}",
+            "this version works on tables in the schema public alone",
+        )
 
 
 def _of_server(connection: Connection) -> Iterator[Obstacle]:
@@ -179,6 +191,12 @@ _SERVER = text("""
            current_setting('session_replication_role') AS replicating
 """)
 
+_ELSEWHERE = text("""
+    SELECT n.nspname AS schema, string_agg(c.relname, ', ' ORDER BY c.relname) AS tables
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = ANY(current_schemas(false)) AND n.nspname <> 'public'
+    AND c.relname = ANY(:names) AND c.relkind IN ('r', 'p') GROUP BY 1 ORDER BY 1
+""")
 _NAMED = """
     FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(:names)
     AND c.relkind IN ('r', 'p')

@@ -15,7 +15,7 @@ from assignment_workers.adoption.migrate import migrate as adopt
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
 from assignment_workers.assignment.explain import instant
-from assignment_workers.cli.servers import database, resolved
+from assignment_workers.cli.servers import database, with_database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import direct_url
@@ -87,14 +87,14 @@ def migrate(
 
     What is there of the dialer's is adopted.
     """
-    url = direct_url(resolved())
+    url = direct_url(with_database())
     if dry_run:
         with database(checked=False, patience=INSPECT_AT_MOST) as connection:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             sql = plan(connection, url)
         typer.echo(sql or f"nothing is missing: the schema is at revision {migrations.head()}")
         return 0
-    reached = adopt(url, settings=resolved(), tell=typer.echo)
+    reached = adopt(url, settings=with_database(), tell=typer.echo)
     typer.echo(f"the schema is at revision {reached}")
     return 0
 
@@ -123,6 +123,6 @@ def rollback() -> int:
 
     Stop every process of this system first. Our schema and its records stay.
     """
-    for table in roll_back(direct_url(resolved())):
+    for table in roll_back(direct_url(with_database())):
         typer.echo(f"public.{table} is the dialer's own table again")
     return 0

@@ -36,6 +36,12 @@ def resolved() -> Settings:
     return resolve(settings())
 
 
+def with_database() -> Settings:
+    """The settings with the database's address: `DATABASE_URL` alone is enough."""
+    given = settings()
+    return given if given.database_url is not None else resolve(given)
+
+
 @contextmanager
 def client() -> Iterator[Client]:
     """A client of the running stack."""
@@ -47,19 +53,22 @@ def client() -> Iterator[Client]:
 
 @contextmanager
 def database(
-    *, checked: bool = True, patience: timedelta = COMMAND_AT_MOST
+    *,
+    checked: bool = True,
+    patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[Connection]:
     """A connection to the database, on which no statement lasts longer than `patience`.
 
     Raises `DatabaseUnavailable`, and `SchemaMismatch` if `checked`.
     """
+    at = with_database()
     made = connect(
-        resolved().database,
+        at.database,
         name="assignment-workers command",
         statement_timeout=patience,
         pool_size=1,
     )
-    attach(made, configured(resolved()))
+    attach(made, configured(at))
     try:
         with made.connect() as connection:
             if checked:

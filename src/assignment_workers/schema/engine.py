@@ -13,6 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.schema.prisma import in_words_of_libpq
 from assignment_workers.schema.times import clamp
 from assignment_workers.settings import Settings
 
@@ -29,8 +30,12 @@ POOLED = "behind a pooler"
 
 
 def driver_url(database_url: str) -> URL:
-    """`database_url` with psycopg 3 as its driver, whichever way the operator wrote it."""
-    return make_url(database_url).set(drivername="postgresql+psycopg")
+    """`database_url` with psycopg 3 as its driver, whichever way the operator wrote it.
+
+    Prisma's parameters are understood. Raises `UsageError` for one that cannot be.
+    """
+    url = make_url(database_url)
+    return url.set(drivername="postgresql+psycopg", query=in_words_of_libpq(url.query))
 
 
 def connect(

@@ -1,0 +1,50 @@
+"""Parameters that Prisma adds to a database's address, in the words of libpq."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from assignment_workers.errors import UsageError
+
+ITS_POOLS = frozenset(
+    {
+        "connection_limit",
+        "pool_timeout",
+        "socket_timeout",
+        "statement_cache_size",
+        "single_use_connections",
+        "pgbouncer",
+    }
+)
+"""They size Prisma's own connections and say nothing of the database: left out."""
+ACCEPTS = {"strict": "verify-full", "accept_invalid_certs": "require"}
+"""`sslaccept`, as libpq's `sslmode`."""
+DIALERS_SCHEMA = "public"
+
+
+def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an address without those of Prisma, or as libpq has them.
+
+    Raises `UsageError`, one line that names the parameter and its remedy, for what cannot be so.
+    """
+    kept = {name: value for name, value in query.items() if name not in ITS_POOLS}
+    schema = kept.pop("schema", DIALERS_SCHEMA)
+    if schema != DIALERS_SCHEMA:
+        raise UsageError(
+            f"the database's address: schema={schema}: this version works on the dialer's tables in"
+            f" the schema {DIALERS_SCHEMA} alone, and would make empty ones there: nothing was done"
+        )
+    if "sslidentity" in kept:
+        raise UsageError(
+            "the database's address: sslidentity: give the certificate and its key as PEM files,"
+            " by sslcert and sslkey"
+        )
+    accepts = kept.pop("sslaccept", None)
+    if accepts is not None:
+        if accepts not in ACCEPTS:
+            raise UsageError(
+                f"the database's address: sslaccept={accepts}: it is one of {', '.join(ACCEPTS)}"
+            )
+        kept.setdefault("sslmode", ACCEPTS[accepts])
+    return kept
