@@ -19,6 +19,7 @@ INSTALL := $(BIN)/python tools/environment.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command 'make lock'
+PACKAGES := chromium git mariadb-server pgbouncer prometheus rabbitmq-server
 TESTS := unit integration races faults e2e
 # One more than there are cores: half of what the tests that kill processes do is wait.
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(len(os.sched_getaffinity(0)), 3) + 1)')
@@ -44,9 +45,16 @@ test: check ## every check, then every test, three at a time where there are two
 
 .PHONY: $(TESTS:%=test-%)
 $(TESTS:%=test-%): test-%: $(READY)
-	@$(BIN)/python -m pytest tests/$* $(ARGS)
+	@$(BIN)/python -m pytest tests/$* $(or $(ARGS),$(COVERAGE))
+
+# All unit tests together hold the floor that pyproject.toml sets.
+test-unit: COVERAGE := --cov
 
 test-e2e: client
+
+.PHONY: test-packages
+test-packages: ## install the Debian packages that some tests need, as root; without one, they are skipped
+	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(PACKAGES)
 
 .PHONY: test-first-run
 test-first-run: $(READY) ## make run in a fresh clone in every kind of place; whole as root only
