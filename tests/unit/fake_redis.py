@@ -64,7 +64,7 @@ class Consumed:
         connection = Connection("redis://", transport=transport)
         channel: Any = OrderedChannel if ordered else Channel
         pool = self.redis.connection_pool
-        made = type("Faked", (channel,), {"_get_pool": lambda *_, **__: pool})
+        made: Any = type("Faked", (channel,), {"_get_pool": lambda *_, **__: pool})
         made.on_malformed = [self._refuse]
         self.channel: Any = made(connection.transport)
         self.wire = Wire(pool.get_connection())
