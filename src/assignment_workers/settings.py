@@ -236,7 +236,7 @@ class Settings(BaseModel):
     offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
     """The least time from one offer of a user to the next, a released one too; unset: none."""
 
-    message_maximum: Annotated[int, Field(ge=100_000, le=100_000_000)] = Field(
+    message_maximum: Annotated[int, Field(ge=1_000_000, le=100_000_000)] = Field(
         1_000_000, alias="ASSIGNMENT_WORKERS_MESSAGE_MAXIMUM_BYTES"
     )
     """A larger message is a dead letter unread: while one is read, those behind it wait."""

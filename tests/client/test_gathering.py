@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 from concurrent.futures import Future
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.client.commands import Command, pause, regenerate, release, request
 from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Batch, Call, Gathering
+from assignment_workers.client.message import message
 from assignment_workers.client.routes import REMEMBERED_AT_MOST, Routes
+from assignment_workers.settings import Settings
 
 
 def gathering(*, together: int = TOGETHER, under_way: int = UNDER_WAY) -> Gathering:
@@ -191,3 +194,28 @@ def test_calls_that_share_a_message_are_once_each() -> None:
     on.add(call(1))
     (batch,) = on.take(0.0)
     assert batch.repeats is None
+
+
+def test_no_message_of_many_is_larger_than_a_worker_reads() -> None:
+    on = gathering()
+    said = {
+        "move": "complete",
+        "assignment_id": "i" * 36,
+        "agent_id": 26,
+        "notes": "\U0001f600" * 10_000,
+    }
+    calls = [
+        Call(Command("one", dict(said), many="many"), 100.0, Future()) for _ in range(TOGETHER)
+    ]
+    for each in calls:
+        on.add(each)
+    sent: list[Batch] = []
+    while batches := list(on.take(0.0)):
+        sent += batches
+        for batch in batches:
+            answer(on, batch)
+    assert sum(len(batch.calls) for batch in sent) == TOGETHER
+    for batch in sent:
+        kwargs = batch.kwargs(lambda _: datetime(2026, 11, 28, tzinfo=UTC))
+        made = message("many", [], kwargs, task_id="t", celery_queue="q", expires=None)
+        assert len(json.dumps(made)) < Settings.from_environment({}).message_maximum

@@ -163,9 +163,9 @@ def test_on_rabbitmq_properties_that_its_library_cannot_read_are_dead_letters(
 
 
 def test_a_message_that_is_too_large_is_not_read(stack: Stack) -> None:
-    sequencer = stack.start("sequencer", message_maximum_bytes="100000")
+    sequencer = stack.start("sequencer")
     client = stack.built()
-    large = json.dumps(envelope(kwargs={"agent_id": 26, "queue": "x" * 100_000})).encode()
+    large = json.dumps(envelope(kwargs={"agent_id": 26, "queue": "x" * 1_000_000})).encode()
     with redis.Redis.from_url(stack.redis_url) as broker:
         broker.lpush("assignment", large)
     assert isinstance(client.request_next(27), Assigned)

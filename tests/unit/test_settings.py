@@ -113,7 +113,7 @@ VARIABLES = {
         "level_interval", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),
     "ASSIGNMENT_WORKERS_MESSAGE_MAXIMUM_BYTES": Variable(
-        "message_maximum", 1_000_000, "200000", 200_000, NOT_COUNTS
+        "message_maximum", 1_000_000, "2000000", 2_000_000, NOT_COUNTS
     ),
     "ASSIGNMENT_WORKERS_QUARANTINE_AFTER": Variable("quarantine_after", 3, "5", 5, NOT_COUNTS),
     # What they may hold is judged where they are read: tests/unit/test_calling_hours.py.

@@ -18,6 +18,12 @@ from assignment_workers.traces import Ask
 
 TOGETHER = 128
 """Calls in one message."""
+TEXT_TOGETHER = 40_000
+"""Characters of text in one message of several calls: notes, for the most part.
+
+A worker reads no message of more than a million bytes, and a character may take twelve in JSON, and
+a third more in base64.
+"""
 UNDER_WAY = 2
 """Messages of one kind under way: one being carried out, one behind it."""
 ASK_AGAIN_SECONDS = 3.0
@@ -51,6 +57,11 @@ class Call:
     traced: Ask | None = None
     first_sent_as: str | None = None
     """The message that carried it first."""
+
+    @property
+    def text(self) -> int:
+        """How many characters of text it says."""
+        return sum(len(each) for each in self.command.said.values() if isinstance(each, str))
 
     def waits(self, now: float) -> bool:
         """Whether the caller still wants the answer."""
@@ -178,7 +189,11 @@ class Gathering:
     @staticmethod
     def _first(line: deque[Call], count: int, now: float) -> tuple[Call, ...]:
         calls: list[Call] = []
+        text = 0
         while line and len(calls) < count:
+            text += line[0].text
+            if calls and text > TEXT_TOGETHER:
+                break
             call = line.popleft()
             if call.waits(now):
                 calls.append(call)
