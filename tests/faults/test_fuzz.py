@@ -1,0 +1,194 @@
+"""Messages by chance before real requests: each is carried out or a dead letter, none ends a worker.
+
+`FUZZ_EXAMPLES` says how many lots of them: `make fuzz` sends thousands.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from assignment_workers.client import Assigned
+from tests.faults.test_poison import can_be_said, goes_on
+from tests.poison import FORMS, TRUE, Envelope, envelope, publish
+from tests.processes import Stack, running, wait_until
+
+LOTS = int(os.environ.get("FUZZ_EXAMPLES", "3"))
+IN_A_LOT = 60
+LETTERS = "SELECT task_id, body FROM assignment.dead_letters"
+
+
+def nested(levels: int) -> Any:
+    made: Any = 1
+    for _ in range(levels):
+        made = [made]
+    return made
+
+
+VALUES = st.one_of(
+    st.sampled_from(
+        [None, True, False, 0, -1, 2**31, 2**63, 2**64, 1e308, "", "x", "\0", "\ud800", "é" * 300]
+    ),
+    st.sampled_from(["x" * 5_000, [], {}, [[]], {"a": {}}, nested(30), nested(250), nested(800)]),
+    st.sampled_from(["0001-01-01", "9999-12-31T23:59:59Z", "assignment.request", "celery.chain"]),
+    st.sampled_from([{"__type__": "datetime", "__value__": 1}, {"__type__": "x", "__value__": 1}]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+        max_leaves=8,
+    ),
+)
+ADDED = st.sampled_from(
+    [
+        *("eta", "expires", "retries", "timelimit", "kwargsrepr", "argsrepr", "shadow", "root_id"),
+        *("chain", "chord", "callbacks", "stamps", "stamped_headers", "compression", "traces"),
+        *("ignore_result", "get", "update", "id", "task", "args", "kwargs", "priority", "reply_to"),
+        *("command_id", "command_position", "dead_letter", "called_directly", "delivery_info"),
+    ]
+)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[str, Envelope | bytes]:
+    """A message that is wrong in some places, by its id where it was left as it was."""
+    made = envelope(kwargs={"agent_id": draw(st.integers(1, 20))})
+    name = made["headers"]["id"] = made["properties"]["correlation_id"] = str(uuid.uuid4())
+    kind = draw(st.sampled_from(["form", "true", "field", "field", "field", "bytes"]))
+    if kind in {"form", "true"}:
+        forms = FORMS if kind == "form" else TRUE
+        return name, forms[draw(st.sampled_from(sorted(forms)))](made)
+    body: Any = [[], {"agent_id": draw(st.integers(1, 20)), "queue": None}, {"chain": None}]
+    if draw(st.booleans()):
+        body = {"task": "assignment.request", "id": name, "args": [3], "kwargs": {}}
+        if draw(st.booleans()):
+            made["headers"] = {}
+    whole = {"envelope": made, "body": body}
+    for _ in range(draw(st.integers(1, 3))):
+        _change(draw, whole)
+    made = whole["envelope"]
+    if kind == "bytes":
+        data = bytearray(json.dumps(made).encode())
+        for _ in range(draw(st.integers(1, 4))):
+            data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+        return name, bytes(data[: draw(st.integers(0, len(data)))])
+    if isinstance(made, dict) and made.get("body") is not None and draw(st.integers(0, 9)):
+        said = json.dumps(whole["body"]).encode()
+        made["body"] = base64.b64encode(said).decode()
+    return name, made
+
+
+def _change(draw: st.DrawFn, whole: dict[str, Any]) -> None:
+    """Replace, add or take away something, anywhere."""
+    at: Any = whole
+    while True:
+        inner = [key for key in _keys(at) if isinstance(at[key], dict | list) and at[key]]
+        if not inner or (at is not whole and draw(st.booleans())):
+            break
+        at = at[draw(st.sampled_from(inner))]
+    how = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
+    keys = _keys(at)
+    if at is whole:
+        return
+    if how == "add" or not keys:
+        if isinstance(at, dict):
+            at[draw(ADDED)] = copy.deepcopy(draw(VALUES))
+        else:
+            at.append(copy.deepcopy(draw(VALUES)))
+    elif how == "remove":
+        del at[draw(st.sampled_from(keys))]
+    else:
+        at[draw(st.sampled_from(keys))] = copy.deepcopy(draw(VALUES))
+
+
+def _keys(at: Any) -> list[Any]:
+    return list(at) if isinstance(at, dict) else list(range(len(at)))
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def stack(
+    request: pytest.FixtureRequest,
+    module_database_url: str,
+    valkey_server: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stack]:
+    """A stack of which each lot leaves everything as it was, but for dead letters and holds."""
+    folder: Path = tmp_path_factory.mktemp("fuzz")
+    address = f"{valkey_server.rpartition('/')[0]}/{1 if request.param == 'redis' else 0}"
+    with ExitStack() as keep:
+        with redis.Redis.from_url(address) as broker:
+            broker.flushdb()
+        made = keep.enter_context(running(module_database_url, address, folder))
+        if request.param == "rabbitmq":
+            rabbit = request.getfixturevalue("rabbit")
+            made.broker_url = rabbit.url
+            keep.enter_context(rabbit.queues())
+        made.start("sequencer")
+        if made.value("SELECT count(*) FROM assignment.generations") == 0:
+            made.built()
+        else:
+            made.start("maintenance")
+            made.wait_for_leader()
+        yield made
+
+
+def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
+    client = stack.client()
+    sequencer = stack.started[0]
+
+    @settings(
+        max_examples=LOTS,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(messages(), min_size=IN_A_LOT, max_size=IN_A_LOT))
+    def serve(sent: list[tuple[str, Envelope | bytes]]) -> None:
+        if stack.broker_url is None:
+            raw = [(name, _data(each)) for name, each in sent]
+            with redis.Redis.from_url(stack.redis_url) as broker:
+                broker.lpush("assignment", *(data for _, data in raw))
+        else:
+            raw = []
+            for _, each in sent:
+                if isinstance(each, dict) and _can_be_published(each):
+                    publish(stack, "assignment", each)
+        assert isinstance(client.request_next(90), Assigned)
+        goes_on(sequencer)
+        letters = stack.rows(LETTERS)
+        bodies, names = {row.body for row in letters}, {row.task_id for row in letters}
+        with redis.Redis.from_url(stack.redis_url) as results:
+            for name, data in raw:
+                told = results.exists(f"celery-task-meta-{name}")
+                text = data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+                assert told or name in names or text in bodies or b"ignore_result" in data, data
+
+    serve()
+    with redis.Redis.from_url(stack.redis_url) as broker:
+        wait_until(lambda: not broker.llen("assignment"), "the line to be empty")
+    stack.assert_healthy()
+
+
+def _data(message: Envelope | bytes) -> bytes:
+    return message if isinstance(message, bytes) else json.dumps(message).encode()
+
+
+def _can_be_published(message: Envelope) -> bool:
+    try:
+        return can_be_said(message) and all(
+            isinstance(message.get(name, ""), str) for name in ("content-type", "content-encoding")
+        )
+    except (KeyError, TypeError, RecursionError):
+        return False
