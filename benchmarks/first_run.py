@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "MAKE", "VIRTUAL_ENV")
-ASSIGNED = b"assigned: agent "
+ASSIGNED = b"assigned"
 PATIENCE_SECONDS = 600.0
 
 Figures = tuple[float, float]
