@@ -146,6 +146,11 @@ beat_schedule = {
         "schedule": 300.0,
         "options": {"expires": 300},
     },
+    "read phone numbers": {
+        "task": "phones.read",
+        "schedule": 120.0,
+        "options": {"expires": 120},
+    },
     "clean conversions": {
         "task": "queue.clean_conversions",
         "schedule": crontab(minute="0,10"),

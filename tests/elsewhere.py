@@ -64,6 +64,7 @@ class OtherCrm:
                 index=name in {"user_id", "claim_id"},
             )
             for name in FACTS[model]
+            if self.mapping.has(model, name)
         ]
         return Table(self.mapping.tables[model], metadata, *columns)
 

@@ -146,6 +146,8 @@ class Settings(BaseModel):
 
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
     """How the tables and columns of a CRM elsewhere are named: see `schema.crm.MAPPINGS`."""
+    crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
+    """Optional columns of the CRM's users, `country=country_code, time_zone`; unset: none."""
     crm_timeout: Annotated[timedelta, _seconds(0.01)] = Field(
         timedelta(seconds=0.3), alias="ASSIGNMENT_WORKERS_CRM_TIMEOUT_SECONDS"
     )
@@ -195,6 +197,8 @@ class Settings(BaseModel):
         "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
     )
     """Where a phone number without a country code is from: two capital letters."""
+    offer_without_number: bool | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_WITHOUT_NUMBER")
+    """Whether users without a readable number are offered; unset: where no hours are set."""
     outcomes: Annotated[str, AfterValidator(_outcomes)] = Field(
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
@@ -224,7 +228,10 @@ class Settings(BaseModel):
     calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
     """Where users are: a zone, and others by phone number, `+1212=America/New_York`."""
     calling_holidays: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOLIDAYS")
-    """A country, or a part of it as `GB-ENG`, on whose public holidays nobody is called."""
+    """A country, or a part of it as `GB-ENG`, on whose public holidays nobody is called.
+
+    Several, `GB-ENG, US, AU-WA`: each for people of that country or part, the first for all others.
+    """
     calls_per_day: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLS_PER_DAY")
     """By dialer queue, `unsigned_users=3, outstanding_requests=2`: calls to a user in 24 hours."""
     call_cooldown: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS")

@@ -54,7 +54,7 @@ def test_without_calling_rules_users_are_handed_out_at_any_hour(noon: World) -> 
 def test_outside_calling_hours_nobody_is_handed_out_and_nobody_loses_their_place(
     noon: World,
 ) -> None:
-    noon.set(calling_hours=ORIGINAL)
+    noon.set(calling_hours=ORIGINAL, offer_without_number=True)
     noon.now = HALF_PAST_NINE
     closed = noon.ask(1)
     assert closed == Empty(
@@ -75,7 +75,7 @@ def test_outside_calling_hours_nobody_is_handed_out_and_nobody_loses_their_place
 
 
 def test_a_holiday_and_the_hour_of_summer_time_count(noon: World) -> None:
-    noon.set(calling_hours=ORIGINAL, calling_holidays="GB-ENG")
+    noon.set(calling_hours=ORIGINAL, calling_holidays="GB-ENG", offer_without_number=True)
     noon.now = datetime(2027, 3, 26, 12, tzinfo=UTC)  # Good Friday; then Easter Monday
     assert why(noon, 1) == (
         "outside_calling_hours",

@@ -28,8 +28,10 @@ from assignment_workers.assignment.moves import (
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.records import RECORDS
 from assignment_workers.assignment.replay import Breach
+from assignment_workers.assignment.suppression_lists import Named, flip, stage
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.phones import Reader
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AgentStates, SuppressionKind
 from assignment_workers.sequencer.term import Candidacy
@@ -142,13 +144,24 @@ def work(run: Run, database_url: str) -> None:
     keep_promises(run)
     run.add_users([User(33, has_score_row=False), User(34, queue="manual_call")])
     run.run(discover.place, [33, 34], POLICIES)
-    run.run(do_not_contact, user=20, reason="asked", by="ann")
-    run.run(lift, SuppressionKind.DO_NOT_CONTACT, user=20, by="ann", why="a mistake")
+    suppress_some(run)
     rests = (run.now + HOUR).replace(tzinfo=None)
     run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)
     run.held(9, OUTSTANDING)
     run.build()
     assert run.value("SELECT count(*) FROM assignment.events WHERE kind = 'expired'") == 1
+
+
+def suppress_some(run: Run) -> None:
+    """A user is suppressed and is not any more; a register of one number stands."""
+    run.run(do_not_contact, reader=Reader(), user=20, reason="asked", by="ann")
+    run.run(
+        lift, SuppressionKind.DO_NOT_CONTACT, reader=Reader(), user=20, by="ann", why="a mistake"
+    )
+    listed = Named("register", replaces=True, reason="asked", by="ann")
+    with run.engine.connect() as connection:
+        staged = stage(connection, [(1, "+442079460000", None)], listed, Reader())
+    run.run(flip, staged.list_id or 0, by="ann", why="November's")
 
 
 def keep_promises(run: Run) -> None:

@@ -13,10 +13,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
+from assignment_workers.assignment.suppressions import suppressions
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema import migrate
 from assignment_workers.schema.base import Base, DialerBase
 from assignment_workers.schema.engine import connect
+from assignment_workers.schema.tables import SuppressionKind
 
 CATALOGUE = """
 SELECT 'column', c.oid::regclass::text, a.attname, format_type(a.atttypid, a.atttypmod)
@@ -179,3 +181,35 @@ def test_bars_of_0_1_0_are_suppressions_after_the_upgrade_with_their_events(
         assert [tuple(row) for row in found] == [(7, "asked")]
         kinds = connection.execute(text("SELECT kind FROM assignment.events ORDER BY id"))
         assert kinds.scalars().all() == ["suppressed", "suppression_lifted", "assigned"]
+
+
+def test_suppressions_of_numbers_are_read_anew_and_those_that_cannot_be_are_listed(
+    empty_database_url: str,
+) -> None:
+    upgrade_to(empty_database_url, "0015")
+    written = ["020 7946 0000", "+44 (0)20 7946-0000", "650-253-0002", "0207?946 0001"]
+    with connected(empty_database_url) as connection:
+        for place, phone in enumerate(written):
+            connection.execute(
+                text(
+                    "INSERT INTO assignment.bars (kind, phone, phone_end, reason, since, by)"
+                    " VALUES ('do_not_contact', :phone, :end, 'asked', now(), 'ann')"
+                ),
+                {"phone": phone, "end": f"{place}"},
+            )
+    migrate.upgrade(empty_database_url, phone_region="GB")
+    with connected(empty_database_url) as connection:
+        found = connection.execute(
+            text("SELECT number, tail, unsure, lifted_why FROM assignment.suppressions ORDER BY id")
+        ).all()
+        assert [tuple(row) for row in found] == [
+            ("+442079460000", "9460000", False, None),
+            ("+442079460000", "9460000", False, "the same number as another suppression"),
+            # Of another country: who ends alike waits until somebody writes it with its country.
+            ("+446502530002", "2530002", True, None),
+            (None, "9460001", True, None),
+        ]
+        by_text = suppressions(connection, SuppressionKind.DO_NOT_CONTACT, by_text=True)
+        assert [each.phone for each in by_text] == ["0207?946 0001"]
+        old = connection.execute(text("SELECT phone_end FROM assignment.bars ORDER BY id"))
+        assert old.scalars().all()[0] == "079460000"

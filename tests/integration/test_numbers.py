@@ -28,6 +28,7 @@ from assignment_workers.gateway.dashboard.render import (
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.dashboard.views import Source, View
 from assignment_workers.gateway.latest import Latest
+from assignment_workers.phones import Reader
 from assignment_workers.schema.tables import AgentStates, SuppressionKind
 from tests.world import OUTSTANDING, UNSIGNED, User, World, outstanding, owner
 
@@ -421,11 +422,18 @@ def test_all_agents(busy: World, redis_url: str) -> None:
 
 def test_who_is_set_aside_and_who_is_not_to_be_contacted(busy: World, redis_url: str) -> None:
     for phone in ("07700 900123", "07700 900124"):
-        busy.run(do_not_contact, phone=phone, reason="asked", by="ann")
-    busy.run(do_not_contact, user=1, reason="asked", by="ann")
+        busy.run(do_not_contact, reader=Reader(), phone=phone, reason="asked", by="ann")
+    busy.run(do_not_contact, reader=Reader(), user=1, reason="asked", by="ann")
     for _ in range(2):
         busy.move(Close(owner(busy.held(3)), "moved abroad"))
-    busy.run(lift, SuppressionKind.DO_NOT_CONTACT, phone="07700 900124", by="ann", why="another's")
+    busy.run(
+        lift,
+        SuppressionKind.DO_NOT_CONTACT,
+        reader=Reader(),
+        phone="07700 900124",
+        by="ann",
+        why="another's",
+    )
     for view, kind in (
         (views.quarantine(), SuppressionKind.QUARANTINE),
         (views.do_not_contact(), SuppressionKind.DO_NOT_CONTACT),

@@ -12,6 +12,7 @@ from assignment_workers.assignment.answers import Code, Done, Finished, Held, Re
 from assignment_workers.assignment.explain import explain
 from assignment_workers.assignment.moves import Accept, Close, Defer, Owner
 from assignment_workers.assignment.suppressions import lift, suppressions
+from assignment_workers.phones import Reader
 from assignment_workers.schema.tables import SuppressionKind
 from tests.integration.test_offers import breaches
 from tests.world import DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
@@ -155,9 +156,11 @@ def test_a_closed_user_is_out_of_that_dialer_queue_until_an_operator_lifts_it(de
     )
     given: dict[str, Any] = {"user": 1, "by": "ann", "why": "back"}
     for queue in (None, OUTSTANDING):
-        refused = desk.run(lift, SuppressionKind.CLOSED, queue=queue, **given)
+        refused = desk.run(lift, SuppressionKind.CLOSED, reader=Reader(), queue=queue, **given)
         assert isinstance(refused, Refused)
-    assert desk.run(lift, SuppressionKind.CLOSED, queue=UNSIGNED, **given) == Done()
+    assert (
+        desk.run(lift, SuppressionKind.CLOSED, reader=Reader(), queue=UNSIGNED, **given) == Done()
+    )
     desk.regenerate(UNSIGNED)
     assert desk.held(3).user_id == 1
     assert desk.unhealthy() == []

@@ -59,6 +59,7 @@ from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.errors import StaleTerm
+from assignment_workers.phones import Reader
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AgentStates, SuppressionKind
 from tests.model.agents import Limits
@@ -617,9 +618,13 @@ class Machine(RuleBasedStateMachine):
         whom: dict[str, Any] = {"phone": phone} if phone else {"user": user}
         if is_suppressed:
             kind = SuppressionKind.DO_NOT_CONTACT
-            answer = self.world.run(lift, kind, **whom, by="test", why="asked again")
+            answer = self.world.run(
+                lift, kind, reader=Reader(), **whom, by="test", why="asked again"
+            )
         else:
-            answer = self.world.run(do_not_contact, **whom, reason="asked", by="test")
+            answer = self.world.run(
+                do_not_contact, reader=Reader(), **whom, reason="asked", by="test"
+            )
         assert answer == Done()
         for each in self.dialer.users.values():
             if phone and each.phone == phone:
@@ -633,7 +638,7 @@ class Machine(RuleBasedStateMachine):
         found = [each.id for each in self.dialer.users.values() if each.is_set_aside]
         whom = found[0] if found else user
         answer = self.world.run(
-            lift, SuppressionKind.QUARANTINE, user=whom, by="test", why="seen to"
+            lift, SuppressionKind.QUARANTINE, reader=Reader(), user=whom, by="test", why="seen to"
         )
         assert isinstance(answer, Done if self.dialer.let_go(whom) else Refused)
 
@@ -645,7 +650,9 @@ class Machine(RuleBasedStateMachine):
         ]
         whom, where = closed[0] if closed else (user, queue)
         kind = SuppressionKind.CLOSED
-        answer = self.world.run(lift, kind, user=whom, queue=where, by="test", why="is back")
+        answer = self.world.run(
+            lift, kind, reader=Reader(), user=whom, queue=where, by="test", why="is back"
+        )
         assert isinstance(answer, Done if closed else Refused)
         self.dialer.users[whom].closed.discard(where)
 

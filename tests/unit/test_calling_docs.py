@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from assignment_workers.assignment.calling import calling_rules, policies_of
+from assignment_workers.assignment.calling import calling_rules, numbers_of, policies_of
 from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.settings import Settings
@@ -27,8 +27,9 @@ def test_each_example_is_taken_and_none_is_on_without_it(variable: str) -> None:
     hours = {"ASSIGNMENT_WORKERS_CALLING_HOURS": ROWS["ASSIGNMENT_WORKERS_CALLING_HOURS"]}
     without = {} if variable in hours else hours
     plain, with_it = (
-        calling_rules(Settings.from_environment(given))
+        (calling_rules(settings), numbers_of(settings).reader)
         for given in (without, without | {variable: ROWS[variable]})
+        for settings in [Settings.from_environment(given)]
     )
     assert plain != with_it
     assert calling_rules(Settings.from_environment({})) == CallingRules()

@@ -11,6 +11,7 @@ from hypothesis import strategies as some
 
 from assignment_workers.assignment.calling import calling_rules
 from assignment_workers.errors import UsageError
+from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import DAYS, CallingHours, read_week, read_zones
 from assignment_workers.settings import Settings
 
@@ -23,8 +24,8 @@ def utc(said: str) -> datetime:
     return datetime.fromisoformat(said).replace(tzinfo=UTC)
 
 
-def hours(week: str, zone: ZoneInfo = LONDON, holidays: str | None = None) -> CallingHours:
-    return CallingHours(read_week(week), zone, holidays=holidays)
+def hours(week: str, zone: ZoneInfo = LONDON) -> CallingHours:
+    return CallingHours(read_week(week), zone)
 
 
 CHANGES = [
@@ -106,15 +107,17 @@ def test_what_was_found_before_changes_no_later_answer(
     ],
 )
 def test_weekends_holidays_and_summer_time_are_known(at: str, opens: str) -> None:
-    assert hours(ORIGINAL, holidays="GB-ENG").opens_at(LONDON, utc(at)) == utc(opens)
+    assert hours(ORIGINAL).opens_at(LONDON, utc(at), "GB-ENG") == utc(opens)
 
 
 def test_a_user_is_in_the_zone_of_the_longest_prefix() -> None:
     default, zones = read_zones("Europe/London, +1=America/Chicago, +1212=America/New_York")
     assert default == LONDON
     assert zones == (("1212", NEW_YORK), ("1", ZoneInfo("America/Chicago")))
-    both = CallingHours(read_week(ORIGINAL), default, zones)
-    assert both.places == (LONDON, NEW_YORK, ZoneInfo("America/Chicago"))
+    reader = Reader("GB", zones)
+    assert reader.read("+1 212 555 0123").zones == ("America/New_York",)
+    assert reader.read("+1 907 274 0123").zones == ("America/Chicago",)
+    assert reader.tag != Reader("GB").tag  # what was read in another way is read again
 
 
 def test_hours_that_never_come_open_never() -> None:

@@ -38,6 +38,8 @@ ORDERED = {
     "queue.drain",
     "user.suppress",
     "user.lift_suppression",
+    "user.flip_suppression_list",
+    "user.drop_suppression_list",
     "user.bar",
     "user.lift_bar",
     "user.place",

@@ -43,6 +43,9 @@ VARIABLES = {
         "crm_database_url", None, MYSQL, MYSQL, ("sqlite:///hunter2", "mysql+aiomysql://hunter2")
     ),
     "ASSIGNMENT_WORKERS_CRM_MAPPING": Variable("crm_mapping", "original", "people", "people", ()),
+    "ASSIGNMENT_WORKERS_CRM_COLUMNS": Variable(
+        "crm_columns", None, "country=land", "country=land", ()
+    ),
     "ASSIGNMENT_WORKERS_CRM_TIMEOUT_SECONDS": Variable(
         "crm_timeout", timedelta(seconds=0.3), "1.5", timedelta(seconds=1.5), NOT_SECONDS
     ),
@@ -103,6 +106,9 @@ VARIABLES = {
     ),
     "ASSIGNMENT_WORKERS_PHONE_REGION": Variable(
         "phone_region", "GB", "DE", "DE", ("de", "DEU", "44")
+    ),
+    "ASSIGNMENT_WORKERS_OFFER_WITHOUT_NUMBER": Variable(
+        "offer_without_number", None, "true", True, ("perhaps",)
     ),
     "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": Variable(
         "skip_everyone", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS

@@ -40,6 +40,7 @@ from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.base import Base, word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Phone
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,13 @@ def _compared(
         .select_from(queued)
         .outerjoin(UserCallScore, UserCallScore.user_id == queued.c.user_id)
         .outerjoin(CrmUser, CrmUser.id == queued.c.user_id)
+        .outerjoin(Phone, Phone.user_id == queued.c.user_id)
         .subquery("lost")
     )
     gained = (
         select(UserCallScore.user_id, literal("meets every rule").label("rule"))
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)
+        .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
         .where(
             policy.eligible(),
             ~exists(

@@ -30,7 +30,7 @@ from assignment_workers.adoption.shapes import (
 from assignment_workers.assignment.crm import Crm
 from assignment_workers.assignment.sight import crm_of
 from assignment_workers.errors import CrmUnavailable
-from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.crm import OPTIONAL, CrmUser
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.migrate import OUR_VIEW, head
 
@@ -234,7 +234,7 @@ def _crm(connection: Connection) -> Iterable[Inspected]:
         missing = tuple(
             Difference("ours", "column", column, str(wanted), None)
             for column, wanted in _modelled(table).columns.items()
-            if column not in has
+            if column not in has and column not in OPTIONAL
         )
         verdict = Verdict.UNKNOWN if missing else Verdict.OURS
         yield Inspected(name, verdict, needed=False, differences=missing)

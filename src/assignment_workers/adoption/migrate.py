@@ -73,7 +73,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
     with opened(database_url) as engine, telling_of_waits(database_url, tell):
         with engine.connect() as connection:
             refuse(read_schema(connection))
-        expand(engine, database_url, tell)
+        expand(engine, database_url, tell, settings=settings)
         patiently(lambda: renew_views(engine), seconds=TRY_SECONDS)
         with engine.connect() as connection:
             sources = found_sources(connection)
@@ -125,7 +125,7 @@ def refuse(report: Report) -> None:
         raise SchemaMismatch(f"nothing was changed, because {things} in the way: {each}")
 
 
-def expand(engine: Engine, database_url: str, tell: Tell) -> None:
+def expand(engine: Engine, database_url: str, tell: Tell, *, settings: Settings) -> None:
     """Our schema, and in the shared tables what is missing: only added, nothing rewritten.
 
     What a table of the dialer's lacks comes first, because our revisions write to it.
@@ -135,9 +135,25 @@ def expand(engine: Engine, database_url: str, tell: Tell) -> None:
     for sql in missing:
         patiently(lambda sql=sql: _run(engine, sql), seconds=TRY_SECONDS)  # type: ignore[misc]
     patiently(
-        lambda: migrations.upgrade(database_url, lock_timeout=LOCK_AT_MOST), seconds=TRY_SECONDS
+        lambda: migrations.upgrade(
+            database_url, lock_timeout=LOCK_AT_MOST, phone_region=settings.phone_region
+        ),
+        seconds=TRY_SECONDS,
     )
     tell(f"expand: at revision {migrations.head()}, {len(missing)} columns and defaults added")
+    with engine.connect() as connection:
+        by_text = connection.execute(_BY_TEXT).scalar_one()
+    if by_text:
+        tell(
+            f"expand: {by_text} suppressions are no phone number and match by their text alone; "
+            "users whose number ends alike wait: see `do-not-contact list --by-text`"
+        )
+
+
+_BY_TEXT = text(
+    "SELECT count(*) FROM assignment.suppressions"
+    " WHERE lifted_at IS NULL AND phone IS NOT NULL AND number IS NULL"
+)
 
 
 def additions(connection: Connection) -> Iterator[str]:

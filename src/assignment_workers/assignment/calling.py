@@ -8,7 +8,12 @@ from datetime import timedelta
 from functools import cache
 from typing import TypeVar
 
+import phonenumbers
+from sqlalchemy import ColumnElement, Text, literal_column
+
+from assignment_workers.assignment.crm import optional_columns
 from assignment_workers.errors import UsageError
+from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import (
     CallingHours,
     CallingRules,
@@ -17,6 +22,8 @@ from assignment_workers.policy.calling import (
     read_zones,
 )
 from assignment_workers.policy.queues import POLICIES, Policy, policies
+from assignment_workers.policy.rules import Numbers
+from assignment_workers.schema.crm import CrmUser
 from assignment_workers.settings import Settings
 
 T = TypeVar("T")
@@ -31,20 +38,44 @@ def policies_of(settings: Settings) -> dict[str, Policy]:
 
     Raises `UsageError`, one line that names the variable, for a value that cannot be used.
     """
-    rules = calling_rules(settings)
-    return POLICIES if rules == CallingRules() else policies(rules)
+    rules, numbers = calling_rules(settings), numbers_of(settings)
+    if rules == CallingRules() and numbers.is_usual:
+        return POLICIES
+    return policies(rules, numbers)
+
+
+def numbers_of(settings: Settings) -> Numbers:
+    """How phone numbers are read under `settings`. Raises `UsageError` as `policies_of` does."""
+    _, zones = _read("calling_zones", settings.calling_zones, read_zones)
+    if settings.phone_region not in phonenumbers.SUPPORTED_REGIONS:
+        variable = Settings.model_fields["phone_region"].alias
+        raise UsageError(f"{variable}={settings.phone_region!r}: no region; one is GB")
+    needed = settings.offer_without_number
+    columns = optional_columns(settings)
+    return Numbers(
+        reader=Reader(settings.phone_region, zones),
+        needed=settings.calling_hours is not None if needed is None else not needed,
+        **{name: _column(settings, name, column) for name, column in columns.items()},
+    )
+
+
+def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | None]:
+    """The CRM's column: in our own database by its name there, elsewhere as facts have it."""
+    if settings.crm_database_url is not None:
+        return CrmUser.country.expression if name == "country" else CrmUser.time_zone.expression
+    return literal_column(f'crm.users."{column}"', Text())
 
 
 def calling_rules(settings: Settings) -> CallingRules:
     """The calling rules of `settings`. Raises `UsageError` as `policies_of` does."""
-    default, zones = _read("calling_zones", settings.calling_zones, read_zones)
-    calendar = settings.calling_holidays
-    if calendar is not None:
-        _read("calling_holidays", calendar, read_holidays)
+    default, _ = _read("calling_zones", settings.calling_zones, read_zones)
+    calendars: tuple[str | None, ...] = (None,)
+    if settings.calling_holidays is not None:
+        calendars = _read("calling_holidays", settings.calling_holidays, read_holidays)
     hours = None
     if settings.calling_hours is not None:
         week = _read("calling_hours", settings.calling_hours, read_week)
-        hours = CallingHours(week, default, zones, calendar)
+        hours = CallingHours(week, default, calendars)
     return CallingRules(
         hours=hours,
         calls_per_day=_by_queue("calls_per_day", settings.calls_per_day, _count),

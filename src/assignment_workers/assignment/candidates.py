@@ -13,11 +13,12 @@ from sqlalchemy import BigInteger, Select, bindparam, exists, literal_column, se
 
 from assignment_workers.assignment.entries import READY
 from assignment_workers.assignment.holds import ACTIVE
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.turn import Enough, Turn
 from assignment_workers.policy.queues import Policy, reason_for
+from assignment_workers.policy.rules import NUMBER_UNREAD
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment, Entry, Source
+from assignment_workers.schema.tables import Assignment, Entry, Phone, Source
 
 INELIGIBLE_AT_MOST = 5_000
 """Ineligible entries that one transaction takes out or puts off.
@@ -35,10 +36,6 @@ Neither ineligible, for nobody knows, nor in the way of those behind.
 
 SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
 """How many entries one read takes: few statements, so that each is prepared once."""
-
-
-class Enough(Exception):
-    """So many entries were ineligible that this transaction should commit before it goes on."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,8 @@ class Head:
     held_elsewhere: list[int] = field(default_factory=list)
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
+    _unread: bool = False
+    """More numbers have to be read first than this transaction may read."""
     _exhausted: bool = False
 
     @property
@@ -120,7 +119,7 @@ class Head:
             self._read()
 
     def _read(self) -> None:
-        if len(self.ineligible) + len(self.resting) >= INELIGIBLE_AT_MOST:
+        if self._unread or len(self.ineligible) + len(self.resting) >= INELIGIBLE_AT_MOST:
             raise Enough
         size = next(size for size in SIZES if size >= min(self.wanted, SIZES[-1]))
         sight = self.turn.sight
@@ -129,14 +128,23 @@ class Head:
         place = {"generation": self.generation, "after": self._after}
         rows, fresh = sight.judge_or_recall(
             _judged(self.policy, size),
-            {**place, **self.policy.at(self.turn.now)},
+            place,
             users=_users(size),
+            policy=self.policy,
+            now=self.turn.now,
         )
         for user_id, rank, score, broken, rests_until, is_held in rows:
+            if broken == NUMBER_UNREAD and fresh and not sight.readable and not is_held:
+                self._unread = True  # nobody behind is handed out before they are judged
+                return
             self._after = rank
             if is_held:
                 self.held_elsewhere.append(user_id)
-            elif user_id in sight.unknown or (broken is not None and not fresh):
+            elif (
+                user_id in sight.unknown
+                or broken == NUMBER_UNREAD
+                or (broken is not None and not fresh)
+            ):
                 self.resting[user_id] = (UNKNOWN, self.turn.now + UNKNOWN_FOR)
             elif broken is not None and rests_until is not None and self.policy.is_resting(broken):
                 self.resting[user_id] = (broken, rests_until)
@@ -196,5 +204,6 @@ def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
         .select_from(head)
         .outerjoin(UserCallScore, UserCallScore.user_id == head.c.user_id)
         .outerjoin(CrmUser, CrmUser.id == head.c.user_id)
+        .outerjoin(Phone, Phone.user_id == head.c.user_id)
         .order_by(head.c.rank)
     )

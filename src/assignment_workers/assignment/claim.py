@@ -24,7 +24,7 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
-from assignment_workers.assignment.candidates import Enough, Found, Head
+from assignment_workers.assignment.candidates import Found, Head
 from assignment_workers.assignment.due import Due, Kind
 from assignment_workers.assignment.empty import Why
 from assignment_workers.assignment.expire import Lapsed, expire
@@ -34,7 +34,7 @@ from assignment_workers.assignment.ledger import Asker
 from assignment_workers.assignment.request import Request
 from assignment_workers.assignment.sessions import Session, turned_away
 from assignment_workers.assignment.suppressions import quarantine
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.turn import Enough, Turn
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import UNCLEAR
@@ -277,8 +277,11 @@ class _Claim:
             and place.generation is not None
             and not place.paused
             # Where nobody may be called now, nobody is looked at: all night that would be everyone.
-            and not self.policies[queue].is_closed(self.turn.now)
+            and not self._is_closed(self.policies[queue])
         }
+
+    def _is_closed(self, policy: Policy) -> bool:
+        return policy.hours is not None and policy.is_closed(self.turn.now, self.turn.sight.zones)
 
     def _hold(
         self,

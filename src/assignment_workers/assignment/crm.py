@@ -25,7 +25,7 @@ from assignment_workers.assignment.facts import (
 )
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.schema.base import CrmBase
-from assignment_workers.schema.crm import FACTS, MAPPINGS, CrmMapping
+from assignment_workers.schema.crm import FACTS, MAPPINGS, OPTIONAL, CrmMapping
 from assignment_workers.schema.elsewhere import CONNECT_SECONDS, cut, is_wrong, one_line, reader
 from assignment_workers.settings import Settings
 from assignment_workers.telemetry import CRM_OPEN, CRM_READS, CRM_SECONDS
@@ -160,7 +160,11 @@ class Crm:
         found = {}
         for model, name in self.mapping.tables.items():
             has = self._within(partial(self._columns, name), CHECK_SECONDS)
-            wanted = [self.mapping.column(model, each) for each in FACTS[model]]
+            wanted = [
+                self.mapping.column(model, each)
+                for each in FACTS[model]
+                if self.mapping.has(model, each)
+            ]
             found[name] = None if has is None else [each for each in wanted if each not in has]
         return found
 
@@ -268,9 +272,24 @@ def configured(settings: Settings) -> Crm | None:
         )
     if settings.crm_database_url is None:
         return None
+    mapping = mapping.with_columns(optional_columns(settings))
     return Crm(
         settings.crm_database_url, mapping, timeout=settings.crm_timeout, grace=settings.crm_grace
     )
+
+
+def optional_columns(settings: Settings) -> dict[str, str]:
+    """The optional columns that the CRM has, by our names. Raises `UsageError`."""
+    found = {}
+    for part in filter(None, (each.strip() for each in (settings.crm_columns or "").split(","))):
+        name, _, column = (each.strip() for each in part.partition("="))
+        if name not in OPTIONAL or not (column or name).isidentifier():
+            raise UsageError(
+                f"ASSIGNMENT_WORKERS_CRM_COLUMNS={settings.crm_columns!r}: {part!r} is none of "
+                f"{', '.join(OPTIONAL)}, or such as country=country_code"
+            )
+        found[name] = column or name
+    return found
 
 
 def checked(settings: Settings) -> Crm | None:

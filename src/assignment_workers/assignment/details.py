@@ -14,9 +14,11 @@ from sqlalchemy import Connection, bindparam, func, select, text
 
 from assignment_workers.assignment.figures import NEWEST
 from assignment_workers.assignment.rows import Row, rows_of
+from assignment_workers.assignment.sight import Sight
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Phone
 
 SAMPLED = 20_000
 """Users by whom the funnel of rules is estimated; a smaller pool is counted whole."""
@@ -170,9 +172,11 @@ def funnel(connection: Connection, policy: Policy, now: datetime) -> Funnel:
         .select_from(sample)
         .join(UserCallScore, UserCallScore.id == sample.c.id)
         .outerjoin(CrmUser, CrmUser.id == UserCallScore.user_id)
+        .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
         .group_by("broken")
     )
-    found = {row[0]: row[1] for row in connection.execute(query, policy.at(now))}
+    zones = Sight(connection).zones if policy.hours else ()
+    found = {row[0]: row[1] for row in connection.execute(query, policy.at(now, zones))}
     names = ["eligible", *(rule.name for rule in policy.rules)]
     counts = {
         name: round(found.get(None if name == "eligible" else name, 0) / share) for name in names

@@ -24,13 +24,13 @@ from sqlalchemy import (
 )
 
 from assignment_workers.assignment.holds import ACTIVE
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.turn import Enough, Turn
 from assignment_workers.policy.queues import Policy, place_of
-from assignment_workers.policy.rules import is_put_off
+from assignment_workers.policy.rules import NUMBER_UNREAD, is_put_off
 from assignment_workers.schema.base import word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent, UserCallScore
-from assignment_workers.schema.tables import Assignment, Source
+from assignment_workers.schema.tables import Assignment, Phone, Source
 from assignment_workers.settings import Settings
 
 AT_A_TIME = 64
@@ -98,13 +98,16 @@ class Due:
     _unfit: list[Found] = field(default_factory=list)
     _after: tuple[datetime, object] | None = None
     _exhausted: bool = False
+    _unread: bool = False
+    """More numbers have to be read first than this transaction may read."""
 
     def take(
         self, agent: int, queues: Collection[str], excluded: Collection[int]
     ) -> DueUser | None:
         """The longest due whom this agent may have, once only; None where there is none.
 
-        They belong to one of these dialer queues by their facts and are not in `excluded`.
+        They belong to one of these dialer queues by their facts and are not in `excluded`. Raises
+        `Enough` when the search has to go on in another transaction.
         """
         position = 0
         while True:
@@ -130,18 +133,27 @@ class Due:
             self._unfit.clear()
 
     def _read(self) -> None:
+        if self._unread:
+            raise Enough
         now = self.turn.now
         at, key = self._after or (now - timedelta(days=36_500), self.kind.before)
         sight = self.turn.sight
+        policy = next(iter(self.policies.values()))
         people = limited(self.kind.head)
         rows, fresh = sight.judge_or_recall(
             self.kind.statement(tuple(self.policies.values())),
-            {**next(iter(self.policies.values())).at(now), "after_at": at, "after_key": key},
+            {"now": now, "after_at": at, "after_key": key},
             users=select(people.c.user_id),
+            policy=policy,
+            now=now,
         )
         for row in rows:
+            if row.broken == NUMBER_UNREAD and fresh and not sight.readable and not row.held:
+                self._unread = True
+                return
             self._after = (row.due_at, row.key)
             passed_over = row.held or row.put_off or row.user_id in sight.unknown
+            passed_over |= row.broken == NUMBER_UNREAD
             if passed_over or (row.broken is not None and not fresh):
                 continue
             if row.broken is not None:
@@ -209,6 +221,7 @@ def judged(
         .select_from(head)
         .outerjoin(UserCallScore, UserCallScore.user_id == head.c.user_id)
         .outerjoin(CrmUser, CrmUser.id == head.c.user_id)
+        .outerjoin(Phone, Phone.user_id == head.c.user_id)
         .outerjoin(Agent, Agent.id == head.c.preferred_agent_id)
         .order_by(head.c.due_at, head.c.key)
     )

@@ -81,7 +81,8 @@ class Why:
         """How the first of the pool stand, the most frequent first."""
         if name not in self._found:
             given = {"generation": place.generation, "taken": self.taken}
-            now = {"instant": self.turn.now, **self.policies[name].at(self.turn.now)}
+            zones = self.turn.sight.zones if self.policies[name].hours else ()
+            now = {"instant": self.turn.now, **self.policies[name].at(self.turn.now, zones)}
             policy = self.policies[name]
             rows = self.turn.sight.judge(
                 tally(policy, LOOKED_AT), given | now, users=members(policy, LOOKED_AT)

@@ -84,7 +84,7 @@ def explain(
     By facts read for it, wherever the CRM is: raises `CrmUnavailable` where they are unknown.
     Cost: that of judging one user, and of counting those ahead by the index, which is bounded.
     """
-    sight = Sight(connection)
+    sight = Sight(connection, stores=False)
     known = sight.judge(_FACTS, {"user": user}, users=[user])
     row = known[0]._asdict() if known else None
     if user in sight.unknown:
@@ -124,7 +124,8 @@ def funnel(
     Cost: one pass over `at_most` users of the pool, in the database; None: over all of them.
     """
     place = _place(connection, policy.queue)
-    given = _given(policy, place["generation"], now)
+    zones = Sight(connection).zones if policy.hours is not None else ()
+    given = {**_given(place["generation"], now), **policy.at(now, zones)}
     rows = connection.execute(tally(policy, at_most), given).all()
     found = {row.stands: row for row in rows}
     pool = left = sum(row.users for row in rows)
@@ -159,13 +160,15 @@ def _due(
     now: datetime,
 ) -> Iterator[PromiseFound]:
     """By the expressions with which the claim judges whoever is due a call."""
-    given = {**policies[0].at(now), "user": user}
     paused = set(connection.execute(_PAUSED).scalars())
     for source, statement in (
         (Source.CALLBACK, callbacks.of_user),
         (Source.MISSED_CALL, missed_calls.of_user),
     ):
-        for row in sight.judge(statement(policies), given, users=[user]):
+        found = sight.judge_for_claim(
+            statement(policies), {"user": user}, users=[user], policy=policies[0], now=now
+        )
+        for row in found:
             why, free_at = _stands_in_the_way(row, paused, now)
             lately = row.is_there and now < row.due_at + settings.callback_preferred
             yield PromiseFound(
@@ -205,8 +208,8 @@ def _words(policy: Policy) -> Iterator[tuple[str, str]]:
     yield from MEANS.items()
 
 
-def _given(policy: Policy, generation: int | None, now: datetime) -> dict[str, Any]:
-    return {"generation": generation, "taken": [], "instant": now, **policy.at(now)}
+def _given(generation: int | None, now: datetime) -> dict[str, Any]:
+    return {"generation": generation, "taken": [], "instant": now}
 
 
 def _place(connection: Connection, queue: str) -> RowMapping:
@@ -217,8 +220,8 @@ def _verdict(
     sight: Sight, connection: Connection, user: int, policy: Policy, now: datetime
 ) -> QueueVerdict:
     place = _place(connection, policy.queue)
-    given = _given(policy, place["generation"], now) | {"user": user}
-    (found,) = sight.judge(_judged(policy), given, users=[user])
+    given = _given(place["generation"], now) | {"user": user}
+    (found,) = sight.judge_for_claim(_judged(policy), given, users=[user], policy=policy, now=now)
     row = found._asdict()
     why = row["stands"]
     if why not in {Stands.HELD, *(rule.name for rule in policy.rules)}:

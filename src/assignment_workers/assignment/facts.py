@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
-    ColumnClause,
+    ColumnElement,
     FromClause,
     Integer,
     Row,
     Select,
     bindparam,
     column,
+    null,
     or_,
     select,
     table,
@@ -71,11 +72,23 @@ class Queries:
     def __init__(self, mapping: CrmMapping, *, folds: bool) -> None:
         self._folded = FOLDED if folds else set()
         tables = {
-            model: table(name, *(column(mapping.column(model, each)) for each in FACTS[model]))
+            model: table(
+                name,
+                *(
+                    column(mapping.column(model, each))
+                    for each in FACTS[model]
+                    if mapping.has(model, each)
+                ),
+            )
             for model, name in mapping.tables.items()
         }
-        self._columns = {
-            model: {name: of.c[mapping.column(model, name)] for name in FACTS[model]}
+        self._columns: dict[type[CrmBase], dict[str, ColumnElement[Any]]] = {
+            model: {
+                name: of.c[mapping.column(model, name)]
+                if mapping.has(model, name)
+                else null().label(name)
+                for name in FACTS[model]
+            }
             for model, of in tables.items()
         }
         user, claim, asked = (self._columns[each] for each in (CrmUser, Claim, ClaimRequirement))
@@ -111,8 +124,8 @@ class Queries:
     @staticmethod
     def _since(
         source: FromClause,
-        of: Mapping[str, ColumnClause[Any]],
-        user: ColumnClause[Any],
+        of: Mapping[str, ColumnElement[Any]],
+        user: ColumnElement[Any],
         goes_on: bool,  # noqa: FBT001
     ) -> Select[*tuple[Any, ...]]:
         at, key = of["created_at"], of["id"]

@@ -11,13 +11,11 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-import phonenumbers
 from sqlalchemy import (
     ARRAY,
     CTE,
     BigInteger,
     ColumnElement,
-    Connection,
     Select,
     Text,
     Uuid,
@@ -36,6 +34,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
+from assignment_workers.assignment import phones
+from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.due import Found, Kind, judged, limited
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.mirror import freshen
@@ -43,7 +43,6 @@ from assignment_workers.assignment.turn import RECORD, EventKind, Turn
 from assignment_workers.policy.queues import Policy, off_for_good, passes
 from assignment_workers.schema.base import Instant, NaiveInstant, word
 from assignment_workers.schema.bulk import rows
-from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import MissedCall
 from assignment_workers.schema.tables import Source
 from assignment_workers.settings import Settings
@@ -60,20 +59,23 @@ MATCHED_AT_MOST = 1_000
 def match(work: Work, settings: Settings) -> Counts:
     """Find the user of each missed call that names none, by the caller's number.
 
-    A number is compared whole, in E.164 as `settings.phone_region` reads it, however the dialer and
-    the CRM write it. Where no user has it, or several do, or it is no number, the missed call is
+    By the one identity of phone numbers, which is brought up to date first, however the dialer and
+    the CRM write them. Where no user has it, or several do, or it is no number, the missed call is
     kept for an operator: nobody is dialled at a guess (hazards C10, D15). Returns `matched` and
-    `for_operator`. Cost: one pass over the CRM's users while there are any to match.
+    `for_operator`. Cost: that of `phones.read` while there are any to match, and
+    probes of the index on numbers.
     """
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
         return {"matched": 0, "for_operator": 0}
     freshen(work.connection.engine)
-    numbers = {call: e164(given, settings.phone_region) for call, given in waiting.items()}
-    users = _users(work.connection, set(filter(None, numbers.values())), settings.phone_region)
+    how = numbers_of(settings)
+    phones.read(work, how)
+    numbers = {call: how.reader.read(said).e164 for call, said in waiting.items()}
+    users = phones.owners(work.connection, [one for each in numbers.values() for one in each])
     found = []
-    for call, number in numbers.items():
-        owners = users.get(number, []) if number else []
+    for call, has in numbers.items():
+        owners = users.get(has[0], []) if len(has) == 1 else []
         user = owners[0] if len(owners) == 1 else None
         found.append({"id": call, "user_id": user, "status": "pending" if user else FOR_OPERATOR})
     work.connection.execute(_MATCH, {"found": found, "now": work.now})
@@ -86,28 +88,6 @@ def match(work: Work, settings: Settings) -> Counts:
         work.connection.execute(RECORD, {"events": unknown})
     matched = sum(each["user_id"] is not None for each in found)
     return {"matched": matched, "for_operator": len(found) - matched}
-
-
-def e164(number: str | None, region: str) -> str | None:
-    """The number in E.164, a national one read as of this region; None for what is no number."""
-    try:
-        read = phonenumbers.parse(number or "", region)
-    except phonenumbers.NumberParseException:
-        return None
-    if not phonenumbers.is_possible_number(read):
-        return None
-    return phonenumbers.format_number(read, phonenumbers.PhoneNumberFormat.E164)
-
-
-def _users(connection: Connection, numbers: set[str], region: str) -> dict[str, list[int]]:
-    """Who has each of these numbers. The last digits find them, the whole number decides."""
-    endings = sorted({number[-_ENDING:] for number in numbers})
-    owners: dict[str, list[int]] = {}
-    for user, written in connection.execute(_ENDING_SO, {"endings": endings}):
-        number = e164(written, region)
-        if number in numbers:
-            owners.setdefault(number, []).append(user)
-    return owners
 
 
 def follow_up(turn: Turn, answered: Iterable[int], called: Iterable[UUID]) -> list[dict[str, Any]]:
@@ -166,8 +146,6 @@ _KINDS = {
 }
 
 _NOW = bindparam("now", type_=NaiveInstant)
-_ENDING = 7
-"""Digits: fewer would find too many, more would miss numbers that are written oddly."""
 
 _IS_DUE = and_(
     MissedCall.status == PENDING,
@@ -247,11 +225,6 @@ _UNMATCHED = (
     .order_by(MissedCall.missed_at, MissedCall.id)
     .limit(MATCHED_AT_MOST)
 )
-_digits = func.regexp_replace(CrmUser.phone_number, "[^0-9]", "", "g")
-_ENDING_SO = select(CrmUser.id, CrmUser.phone_number).where(
-    func.right(_digits, _ENDING) == any_(bindparam("endings", type_=ARRAY(Text)))
-)
-
 _found = rows("found", id=Uuid(), user_id=BigInteger(), status=Text())
 _MATCH = (
     update(MissedCall)

@@ -29,7 +29,7 @@ from assignment_workers.assignment.turn import Turn
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment, AssignmentState
+from assignment_workers.schema.tables import Assignment, AssignmentState, Phone
 from assignment_workers.settings import Settings
 
 UNKNOWN_SECONDS = 30.0
@@ -120,13 +120,17 @@ def _unfit(asker: ledger.Asker, agent_id: int, hold: Held) -> Refused | None:
 
 
 def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | Unavailable | None:
-    found = turn.sight.judge(
-        _blocking_rule(policy), {"user": hold.user_id, **policy.at(turn.now)}, users=[hold.user_id]
+    found = turn.sight.judge_for_claim(
+        _blocking_rule(policy),
+        {"user": hold.user_id},
+        users=[hold.user_id],
+        policy=policy,
+        now=turn.now,
     )
     if hold.user_id in turn.sight.unknown:
         reason = f"what the CRM says of user {hold.user_id} makes no sense"
         return Unavailable(retry_after=UNKNOWN_SECONDS, reason=reason)
-    rule = found[0].rule if found else "not_in_crm"
+    rule = found[0].broken if found else "not_in_crm"
     if rule is None:
         return None
     return Refused(
@@ -137,8 +141,9 @@ def _stale(turn: Turn, hold: Held, policy: Policy) -> Refused | Unavailable | No
 @cache
 def _blocking_rule(policy: Policy) -> Select[*tuple[Any, ...]]:
     return (
-        select(policy.blocking_rule().label("rule"))
+        select(CrmUser.id.label("user_id"), policy.blocking_rule().label("broken"))
         .select_from(CrmUser)
+        .outerjoin(Phone, Phone.user_id == CrmUser.id)
         .outerjoin(UserCallScore, UserCallScore.user_id == CrmUser.id)
         .where(CrmUser.id == bindparam("user", type_=BigInteger))
     )

@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 
+from assignment_workers.assignment import phones
 from assignment_workers.assignment.entries import READY, WAITING
 from assignment_workers.assignment.jobs import Work
 from assignment_workers.assignment.mirror import freshen
@@ -38,6 +39,7 @@ from assignment_workers.schema.tables import (
     Event,
     Generation,
     GenerationState,
+    Phone,
 )
 from assignment_workers.settings import Settings
 
@@ -51,12 +53,15 @@ def regenerate(work: Work, policy: Policy, *, trigger: str, settings: Settings) 
     failed; that of a process that died is marked by the next build of the queue. Cost: one
     statement over the pool, in the database; this process holds no row. The generation's row is
     committed at once, by `work.ledger`. Facts of a CRM elsewhere are read first: one that is away
-    fails the build, and so removes nobody.
+    fails the build, and so removes nobody. Phone numbers that have changed are read before it, as
+    many as `phones.BEFORE_A_BUILD` allows: users who are left over are in the generation, and the
+    claim that meets them reads theirs before it judges them.
     """
     _bury(work.ledger, policy.queue)
     number = _begin(work, policy.queue, trigger)
     try:
         freshen(work.connection.engine)
+        phones.read(work, policy.numbers, batches=phones.BEFORE_A_BUILD)
         size = _build(work.connection, policy, number, work.now, settings)
     except BaseException as error:
         work.connection.rollback()
@@ -177,6 +182,7 @@ def _fill(policy: Policy, table_name: str) -> Insert:
             put_off.c.until,
         )
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)
+        .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
         .outerjoin(put_off, put_off.c.user_id == UserCallScore.user_id)
         .where(policy.eligible())
         .order_by(text("rank"))

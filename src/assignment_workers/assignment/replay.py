@@ -166,6 +166,7 @@ class Replay:
             EventKind.POOL_CHANGED: self._nothing,
             EventKind.SUPPRESSED: self._nothing,
             EventKind.SUPPRESSION_LIFTED: self._nothing,
+            EventKind.SUPPRESSION_LIST_CHANGED: self._nothing,
             # Workers of 0.1.0 that run on during an upgrade still record these.
             "barred": self._nothing,
             "bar_lifted": self._nothing,

@@ -10,6 +10,7 @@ of the engine, so every operation finds it by the connection it is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from time import monotonic
 from typing import Any, TypeGuard, cast
@@ -30,13 +31,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.visitors import replacement_traverse
 
+from assignment_workers.assignment import phones
 from assignment_workers.assignment.crm import Crm
 from assignment_workers.assignment.facts import Facts, parameter
 from assignment_workers.errors import CrmUnavailable
-from assignment_workers.schema.base import CrmBase
+from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.rules import NUMBER_UNREAD
+from assignment_workers.schema.base import Base, CrmBase
 from assignment_workers.schema.bulk import rows
-from assignment_workers.schema.crm import FACTS, MIRROR_SCHEMA
-from assignment_workers.schema.tables import CrmRead
+from assignment_workers.schema.crm import FACTS, MIRROR_SCHEMA, CrmUser
+from assignment_workers.schema.tables import CrmRead, Phone
 from assignment_workers.schema.trips import Ask, Rows
 
 ELSEWHERE = "crm"
@@ -60,13 +64,22 @@ class Sight:
         *,
         patience: float | None = None,
         run: Callable[..., list[Rows]] | None = None,
+        stores: bool = True,
     ) -> None:
-        """`run`: how a turn runs the few statements that it asks again and again."""
+        """`run`: how a turn runs the few statements that it asks again and again.
+
+        `stores`: whether phone numbers that are read are stored. A reader that may not write reads
+        those of the few users whom it asks about each time.
+        """
         self._connection = connection
         self._run_in_turn = run
         self._patience = patience
+        self._stores = stores
         self._crm = crm_of(connection)
+        self._zones: frozenset[str] | None = None
         self.waited = 0.0
+        self.readable = phones.READ_IN_A_TURN
+        """Phone numbers that this transaction may still read."""
         self.unknown: set[int] = set()
         """Users of the rows that `judge` gave of whom nothing is known: what it says is not so."""
         self.failure: CrmUnavailable | None = None
@@ -75,6 +88,13 @@ class Sight:
     def is_spent(self) -> bool:
         """Whether so long was waited that this transaction should read nothing more."""
         return self._crm is not None and self.waited >= (self._patience or self._crm.timeout)
+
+    @property
+    def zones(self) -> frozenset[str]:
+        """The time zones in which users are: those stored when this transaction first asks."""
+        if self._zones is None:
+            self._zones = frozenset(row.zone for row in self._run(phones.ZONES, {}))
+        return self._zones
 
     def judge(
         self,
@@ -89,13 +109,37 @@ class Sight:
         for a CRM elsewhere alone. Whose row it gives besides, or whose facts make no sense, is in
         `unknown`. Raises `CrmUnavailable`.
         """
-        if self._crm is None:
-            return self._run(statement, parameters)
-        asked = users if isinstance(users, Sequence) else self._ids(users, parameters)
-        facts = self._facts(self._crm, asked)
-        found = self._run_over_facts(given(statement), {**parameters, **facts.parameters})
-        rows = {row.user_id for row in found if hasattr(row, "user_id")}
-        self.unknown |= rows - set(asked) | facts.unreadable
+        return self._judge(statement, parameters, self._facts_for(users, parameters))
+
+    def judge_for_claim(
+        self,
+        statement: Select[*tuple[Any, ...]],
+        parameters: Mapping[str, Any],
+        *,
+        users: Select[*tuple[Any, ...]] | Sequence[int],
+        policy: Policy,
+        now: datetime,
+    ) -> Sequence[Row[*tuple[Any, ...]]]:
+        """The same by the rules of `policy` at `now`, which is to hand out who breaks none.
+
+        A user whose phone number has changed has it read and stored in this transaction before they
+        are judged, in the order of the rows, as many as `readable`; the rows of all others name the
+        rule `NUMBER_UNREAD` as `broken`.
+        """
+        facts = self._facts_for(users, parameters)
+        if not self._stores:
+            asked = users if isinstance(users, Sequence) else self._ids(users, parameters)
+            stored = phones.identified(self._said(policy, asked, facts), policy.numbers, now)
+            self._zones = self.zones | {each["zone"] for each in stored["zones"]}
+            given_phones = {**parameters, **self._at(policy, now), **stored}
+            return self._judge(phones_given(statement), given_phones, facts)
+        found = self._judge(statement, {**parameters, **self._at(policy, now)}, facts)
+        waiting = [row.user_id for row in found if row.broken == NUMBER_UNREAD][: self.readable]
+        if waiting:
+            self.readable -= len(waiting)
+            stored = phones.identified(self._said(policy, waiting, facts), policy.numbers, now)
+            self._store(stored)
+            found = self._judge(statement, {**parameters, **self._at(policy, now)}, facts)
         return found
 
     def judge_or_recall(
@@ -104,6 +148,8 @@ class Sight:
         parameters: Mapping[str, Any],
         *,
         users: Select[*tuple[Any, ...]] | Sequence[int],
+        policy: Policy,
+        now: datetime,
     ) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
         """The same, and whether the facts are fresh.
 
@@ -111,11 +157,59 @@ class Sight:
         the grace that is set: nobody may be removed by such facts, nor said to be ineligible.
         """
         try:
-            return self.judge(statement, parameters, users=users), True
+            found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)
+            return found, True
         except CrmUnavailable:
             if not self._may_recall():
                 raise
-        return self._connection.execute(statement, parameters).all(), False
+        recalled = {**parameters, **self._at(policy, now)}
+        return self._connection.execute(statement, recalled).all(), False
+
+    def _at(self, policy: Policy, now: datetime) -> dict[str, Any]:
+        zones = self.zones if policy.hours is not None else ()
+        return {**policy.at(now, zones), "reading": True}
+
+    def _facts_for(
+        self, users: Select[*tuple[Any, ...]] | Sequence[int], parameters: Mapping[str, Any]
+    ) -> tuple[Sequence[int], Facts] | None:
+        """Whom it is about and their facts; None: the CRM is in our own database."""
+        if self._crm is None:
+            return None
+        asked = users if isinstance(users, Sequence) else self._ids(users, parameters)
+        return asked, self._facts(self._crm, asked)
+
+    def _judge(
+        self,
+        statement: Select[*tuple[Any, ...]],
+        parameters: Mapping[str, Any],
+        known: tuple[Sequence[int], Facts] | None,
+    ) -> Rows:
+        if known is None:
+            return self._run(statement, parameters)
+        asked, facts = known
+        found = self._run_over_facts(given(statement), {**parameters, **facts.parameters})
+        rows = {row.user_id for row in found if hasattr(row, "user_id")}
+        self.unknown |= rows - set(asked) | facts.unreadable
+        return found
+
+    def _said(
+        self, policy: Policy, users: Sequence[int], known: tuple[Sequence[int], Facts] | None
+    ) -> list[dict[str, Any]]:
+        """What the CRM says of these users that phone identities are made of."""
+        if known is None:
+            statement, parameters = phones.said_of(policy.numbers, users)
+            return [row._asdict() for row in self._run(statement, parameters)]
+        wanted = set(users)
+        found = known[1].parameters[parameter(CrmUser)]
+        return [dict(each) for each in found if each["id"] in wanted]
+
+    def _store(self, stored: Mapping[str, Any]) -> None:
+        if self._zones is not None:
+            self._zones |= {each["zone"] for each in stored["zones"]}
+        if self._run_in_turn is None:
+            phones.store(self._connection, stored)
+        else:
+            self._run_in_turn(Ask(phones.STORE_ZONES, stored), Ask(phones.STORE, stored))
 
     def _run(self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any]) -> Rows:
         if self._run_in_turn is None:
@@ -187,6 +281,27 @@ def given(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
         if isinstance(element, Column) and _is_of_crm(element.table):
             return tables[element.table.name].c[element.name]
         return tables[element.name] if _is_of_crm(element) else None
+
+    return cast("Select[*tuple[Any, ...]]", replacement_traverse(statement, {}, replaced))
+
+
+@cache
+def phones_given(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """The statement over phone identities that are its parameter `phones`."""
+    of = Phone.__table__
+    source = rows("phones", **{each.name: each.type for each in of.c})
+    made = select(*source.c).cte("given_phones").prefix_with("MATERIALIZED")
+
+    def is_of_phones(element: object) -> bool:
+        return isinstance(element, Table) and (element.schema, element.name) == (
+            Base.metadata.schema,
+            Phone.__tablename__,
+        )
+
+    def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
+        if isinstance(element, Column) and is_of_phones(element.table):
+            return made.c[element.name]
+        return made if is_of_phones(element) else None
 
     return cast("Select[*tuple[Any, ...]]", replacement_traverse(statement, {}, replaced))
 

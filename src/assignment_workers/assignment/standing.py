@@ -34,7 +34,7 @@ from assignment_workers.policy.rules import Kind
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment, Entry
+from assignment_workers.schema.tables import Assignment, Entry, Phone
 
 
 class Stands(StrEnum):
@@ -80,6 +80,7 @@ def standing(
         .select_from(people)
         .outerjoin(UserCallScore, UserCallScore.user_id == people.c.user_id)
         .outerjoin(CrmUser, CrmUser.id == people.c.user_id)
+        .outerjoin(Phone, Phone.user_id == people.c.user_id)
         .outerjoin(hold, (hold.user_id == people.c.user_id) & (hold.state == ACTIVE))
         .cte("judged")
         .prefix_with("MATERIALIZED")

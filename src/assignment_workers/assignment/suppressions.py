@@ -5,8 +5,8 @@ Each is a row with who made it and why; lifting it is recorded too. A hold that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,11 +16,14 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Text,
+    and_,
     any_,
     bindparam,
+    case,
     func,
     insert,
     literal,
+    or_,
     select,
     update,
 )
@@ -28,7 +31,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment.answers import Code, Done, Held, Refused
 from assignment_workers.assignment.turn import EventKind, Turn
-from assignment_workers.policy.rules import PHONE_END, UNCLEAR
+from assignment_workers.phones import Reader, plain, reach, tails
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Suppression, SuppressionKind
@@ -46,28 +51,40 @@ class StandingSuppression(BaseModel):
     kind: str
     user_id: int | None
     phone: str | None
+    number: str | None
+    """The phone number in E.164; None with a phone: it matches by its text alone."""
     queue: str | None
-    """Of one that is `closed`: the dialer queue."""
+    """The dialer queue that it is of; None: every one."""
     reason: str
+    source: str | None
     since: datetime
     by: str
+    expires_at: datetime | None
 
 
+_counts = and_(
+    Suppression.lifted_at.is_(None),
+    or_(Suppression.expires_at.is_(None), Suppression.expires_at > func.now()),
+)
 _shown = select(*(getattr(Suppression, name) for name in StandingSuppression.model_fields))
 
 
 def suppressions(
-    connection: Connection, kind: SuppressionKind, *, limit: int = LISTED_AT_MOST
+    connection: Connection,
+    kind: SuppressionKind,
+    *,
+    limit: int = LISTED_AT_MOST,
+    by_text: bool = False,
 ) -> list[StandingSuppression]:
     """The suppressions of this kind that stand, the newest first: at most `limit`.
 
-    Cost: they are found from the newest on; suppressions that were lifted since are passed over.
+    `by_text`: only those of what is no phone number, for an operator to see to. Cost: they are
+    found from the newest on; suppressions that were lifted since are passed over.
     """
-    rows = connection.execute(
-        _shown.where(Suppression.kind == kind, Suppression.lifted_at.is_(None))
-        .order_by(Suppression.id.desc())
-        .limit(limit)
-    ).mappings()
+    wanted = _shown.where(Suppression.kind == kind, _counts)
+    if by_text:
+        wanted = wanted.where(Suppression.number.is_(None), Suppression.phone.is_not(None))
+    rows = connection.execute(wanted.order_by(Suppression.id.desc()).limit(limit)).mappings()
     return [StandingSuppression(**row) for row in rows]
 
 
@@ -90,26 +107,46 @@ def count(connection: Connection, kind: SuppressionKind) -> int:
 
 
 def do_not_contact(
-    turn: Turn, *, user: int | None = None, phone: str | None = None, reason: str, by: str
+    turn: Turn,
+    *,
+    user: int | None = None,
+    phone: str | None = None,
+    reason: str,
+    by: str,
+    entry: Entry | None = None,
+    reader: Reader,
 ) -> Done | Refused:
-    """From this commit on the user, or whoever has this phone number, is offered to nobody.
+    """From this commit on the user, or every user with this phone number, is offered to nobody.
 
-    Saying it again changes nothing. Refused: neither or both, and a number of fewer than
-    `PHONE_END` digits.
+    A phone number is compared as `reader` reads it, however it is written here and in the CRM.
+    Saying it again changes nothing. Refused: neither or both, and a text that is not one phone
+    number, unless the entry is `raw`: then it is compared as text with users' texts, and users
+    whose number ends alike wait for an operator.
     """
-    if wrong := _unfit(user, phone):
-        return wrong
-    if turn.connection.execute(_STANDS, _whom(SuppressionKind.DO_NOT_CONTACT, user, phone)).first():
+    entry = entry or Entry()
+    target = _target(user, phone, reader, raw=entry.raw)
+    if isinstance(target, Refused):
+        return target
+    if entry.queue is not None and entry.queue not in POLICIES:
+        return _malformed(f"no dialer queue {entry.queue!r}; there are {', '.join(POLICIES)}")
+    if entry.expires_at is not None and entry.expires_at <= turn.now:
+        return _malformed("expires_at: a time that is still to come")
+    whom = _whom(SuppressionKind.DO_NOT_CONTACT, user, target, entry.queue)
+    turn.connection.execute(_EXPIRE, {**whom, "at": turn.now})
+    if turn.connection.execute(_STANDS, whom).first():
         return Done(replayed=True)
     turn.connection.execute(
         insert(Suppression).values(
             kind=SuppressionKind.DO_NOT_CONTACT,
             user_id=user,
             phone=phone,
-            phone_end=_end(phone),
+            **asdict(target),
+            queue=entry.queue,
             reason=reason,
+            source=entry.source,
             since=turn.now,
             by=by,
+            expires_at=entry.expires_at,
         )
     )
     details = {
@@ -118,7 +155,14 @@ def do_not_contact(
         "by": by,
         "phone": phone,
     }
-    turn.record({"kind": EventKind.SUPPRESSED, "user_id": user, "details": details})
+    turn.record(
+        {
+            "kind": EventKind.SUPPRESSED,
+            "user_id": user,
+            "queue": entry.queue,
+            "details": details,
+        }
+    )
     return Done()
 
 
@@ -131,42 +175,55 @@ def lift(
     queue: str | None = None,
     by: str,
     why: str,
+    reader: Reader,
 ) -> Done | Refused:
     """The suppression of this kind stands no more; the next build has the user again.
 
-    Refused: there is none, what `do_not_contact` refuses, and one that is `closed` without its
-    dialer queue.
+    Refused: there is none, neither a user nor a phone number or both, and one that is `closed`
+    without its dialer queue. A text that is no phone number lifts what was suppressed as text.
     """
-    if wrong := _unfit(user, phone):
-        return wrong
-    if (kind is SuppressionKind.CLOSED) != (queue is not None):
+    target = _target(user, phone, reader, raw=True)
+    if isinstance(target, Refused):
+        return target
+    if (kind is SuppressionKind.CLOSED and queue is None) or (
+        kind is SuppressionKind.QUARANTINE and queue is not None
+    ):
         needs = "needs" if queue is None else "takes no"
-        return Refused(
-            code=Code.MALFORMED, reason=f"a suppression that is {kind} {needs} dialer queue"
-        )
+        return _malformed(f"a suppression that is {kind} {needs} dialer queue")
     given = {"at": turn.now, "by_whom": by, "why": why}
-    if not turn.connection.execute(_LIFT, _whom(kind, user, phone, queue) | given).rowcount:
+    if not turn.connection.execute(_LIFT, _whom(kind, user, target, queue) | given).rowcount:
         whom = f"user {user}" if user is not None else f"phone number {phone}"
         place = f" in {queue}" if queue is not None else ""
         return Refused(code=Code.NOT_SUPPRESSED, reason=f"no {kind.value} stands for {whom}{place}")
     details = {"kind": kind.value, "by": by, "why": why, "phone": phone}
     turn.record(
-        {"kind": EventKind.SUPPRESSION_LIFTED, "user_id": user, "queue": queue, "details": details}
+        {
+            "kind": EventKind.SUPPRESSION_LIFTED,
+            "user_id": user,
+            "queue": queue,
+            "details": details,
+        }
     )
     return Done()
 
 
 def subject(
     kind: SuppressionKind,
+    reader: Reader,
     *,
     user: int | None = None,
     phone: str | None = None,
     queue: str | None = None,
 ) -> str:
     """Name the state that suppressing and lifting set, the same for every form of a number."""
-    whom = f"user {user}" if phone is None else f"phone number ending in {_end(phone)}"
+    whom = f"user {user}" if phone is None else f"phone number {_key(phone, reader)}"
     place = "" if queue is None else f" in {queue}"
     return f"{kind.value} suppression of {whom}{place}"
+
+
+def _key(phone: str, reader: Reader) -> str:
+    numbers = reader.read(phone).e164
+    return numbers[0] if len(numbers) == 1 else plain(phone)
 
 
 def closing(turn: Turn, hold: Held, why: str) -> dict[str, Any]:
@@ -214,43 +271,96 @@ def quarantine(turn: Turn, failed: Collection[int], *, after: int) -> None:
         turn.record({"kind": EventKind.SUPPRESSED, "user_id": user, "details": details})
 
 
-def _unfit(user: int | None, phone: str | None) -> Refused | None:
+@dataclass(frozen=True)
+class Entry:
+    """What an entry of the do-not-contact list may say besides whom it is about."""
+
+    queue: str | None = None
+    """The one dialer queue that it counts for; None: every one."""
+    expires_at: datetime | None = None
+    source: str | None = None
+    raw: bool = False
+    """Keep a text that is no phone number."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A phone number or a text as suppressions are compared; nothing of one of a user."""
+
+    number: str | None = None
+    plain: str | None = None
+    tail: str | None = None
+    unsure: bool = False
+
+    @property
+    def by_text(self) -> bool:
+        """Whether only users whose text is the same are matched."""
+        return self.number is None
+
+
+def target_of(phone: str, reader: Reader, *, raw: bool = False) -> Target | str:
+    """How a phone number is compared; or, in one line, why the text is none."""
+    read = reader.read(phone)
+    if len(read.e164) == 1 and set(read.unread) <= {reach(read.e164[0])}:
+        (one,) = {each.e164: each for each in read.numbers}.values()
+        return Target(one.e164, plain(phone), reach(one.e164), unsure=not one.sure)
+    if len(read.e164) > 1:
+        return f"phone {phone!r:.60}: {len(read.e164)} numbers ({', '.join(read.e164)}); one each"
+    if raw and plain(phone):
+        return Target(None, plain(phone), next(iter(tails(phone)), None), unsure=True)
+    if read.short:
+        return f"phone {phone!r:.60}: a short number, which nobody is called by"
+    return (
+        f"phone {phone!r:.60}: not one phone number of {reader.region} or one that begins with"
+        " + and its country; --raw keeps it as text"
+    )
+
+
+def _target(user: int | None, phone: str | None, reader: Reader, *, raw: bool) -> Target | Refused:
     if (user is None) == (phone is None):
-        return Refused(code=Code.MALFORMED, reason="a user or a phone number: one of the two")
-    if phone is not None and len(_digits(phone)) < PHONE_END:
-        return Refused(
-            code=Code.MALFORMED, reason=f"phone {phone!r}: a number of {PHONE_END} digits or more"
-        )
-    return None
+        return _malformed("a user or a phone number: one of the two")
+    if phone is None:
+        return Target()
+    target = target_of(phone, reader, raw=raw)
+    return _malformed(target) if isinstance(target, str) else target
 
 
-def _digits(phone: str) -> str:
-    return re.sub(r"[^0-9]", "", phone)
+def _malformed(reason: str) -> Refused:
+    return Refused(code=Code.MALFORMED, reason=reason)
 
 
 def _whom(
-    kind: SuppressionKind, user: int | None, phone: str | None, queue: str | None = None
+    kind: SuppressionKind, user: int | None, target: Target, queue: str | None = None
 ) -> dict[str, Any]:
     return {
         "whose_kind": kind.value,
         "whose_user": user,
-        "whose_phone": _end(phone),
+        "whose_number": target.number,
+        "whose_text": target.plain if target.by_text else None,
         "whose_queue": queue,
     }
 
 
-def _end(phone: str | None) -> str | None:
-    return None if phone is None else _digits(phone)[-PHONE_END:]
-
-
+_text = case((Suppression.number.is_(None), Suppression.plain))
 _standing = (
     Suppression.lifted_at.is_(None),
     Suppression.kind == bindparam("whose_kind"),
     Suppression.user_id.is_not_distinct_from(bindparam("whose_user", type_=BigInteger)),
-    Suppression.phone_end.is_not_distinct_from(bindparam("whose_phone", type_=Text)),
+    Suppression.number.is_not_distinct_from(bindparam("whose_number", type_=Text)),
+    _text.is_not_distinct_from(bindparam("whose_text", type_=Text)),
     Suppression.queue.is_not_distinct_from(bindparam("whose_queue", type_=Text)),
 )
 _STANDS = select(Suppression.id).where(*_standing)
+_EXPIRE = (
+    update(Suppression)
+    .where(*_standing, Suppression.expires_at <= bindparam("at", type_=Instant))
+    .values(
+        lifted_at=Suppression.expires_at,
+        lifted_by="assignment-workers",
+        lifted_why="expired",
+    )
+)
+"""So that the same can be suppressed again."""
 _LIFT = (
     update(Suppression)
     .where(*_standing)

@@ -41,6 +41,7 @@ class EventKind(StrEnum):
     PUT_OFF = "put_off"
     SUPPRESSED = "suppressed"
     SUPPRESSION_LIFTED = "suppression_lifted"
+    SUPPRESSION_LIST_CHANGED = "suppression_list_changed"
     CONVERTED = "converted"
     DISCOVERED = "discovered"
     """They are new: they have a score row from now on, in the pool where they belong or in none."""
@@ -73,6 +74,10 @@ class OtherLanes(Exception):
     def __init__(self, lanes: frozenset[str]) -> None:
         super().__init__(f"needs {', '.join(sorted(lanes))}")
         self.lanes = lanes
+
+
+class Enough(Exception):
+    """So much was seen to in this transaction that it should commit before the search goes on."""
 
 
 @dataclass(frozen=True)

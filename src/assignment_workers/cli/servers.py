@@ -10,11 +10,12 @@ from datetime import timedelta
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import configured
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.sight import attach
 from assignment_workers.client import Client
+from assignment_workers.phones import Reader
 from assignment_workers.runtime.stack import resolve
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
@@ -29,6 +30,11 @@ def settings() -> Settings:
     policies_of(given)  # a wrong calling rule is told at once, by its variable's name
     lanes_of(given)
     return given
+
+
+def reader() -> Reader:
+    """How this installation reads phone numbers."""
+    return numbers_of(settings()).reader
 
 
 def resolved() -> Settings:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from assignment_workers.assignment import suppression_lists
 from assignment_workers.assignment.answers import Done, Refused
 from assignment_workers.assignment.suppressions import suppressions
 from assignment_workers.cli.acting import Why, kept, whoever
 from assignment_workers.cli.agent import line
-from assignment_workers.cli.servers import client, database
+from assignment_workers.cli.servers import client, database, reader
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import commands
+from assignment_workers.errors import UsageError
 from assignment_workers.schema.tables import SuppressionKind
 
 contact = typer.Typer(help="Who asked not to be called, by user or phone.", no_args_is_help=True)
@@ -20,29 +29,233 @@ quarantine = typer.Typer(help="Users set aside for unclear reasons.", no_args_is
 
 closed = typer.Typer(help="Users out of a dialer queue: an agent closed it.", no_args_is_help=True)
 
+IMPORT_AT_MOST = timedelta(hours=1)
+"""How long one statement of an import or an export may last."""
+
 OptionalUser = Annotated[int | None, typer.Option(min=1, max=2**63 - 1, help="The user.")]
-Phone = Annotated[str | None, typer.Option(help="The phone number; its last nine digits count.")]
+Phone = Annotated[str | None, typer.Option(help="The phone number, however it is written.")]
+OfQueue = Annotated[str | None, typer.Option("--queue", help="In this dialer queue alone.")]
+Until = Annotated[datetime | None, typer.Option("--until", help="When it ends by itself, in UTC.")]
+Source = Annotated[str | None, typer.Option(help="Where it is from, a register say.")]
 
 
 @contact.command("list")
-def list_contact(json: AsJson = False) -> int:
+def list_contact(
+    by_text: Annotated[
+        bool, typer.Option("--by-text", help="Only entries that are no phone number.")
+    ] = False,
+    lists: Annotated[bool, typer.Option("--lists", help="The imported lists instead.")] = False,
+    json: AsJson = False,
+) -> int:
     """The newest thousand."""
-    return _list("Not to be contacted", SuppressionKind.DO_NOT_CONTACT, json=json)
+    if lists:
+        return _lists(json=json)
+    return _list("Not to be contacted", SuppressionKind.DO_NOT_CONTACT, json=json, by_text=by_text)
 
 
 @contact.command()
-def add(why: Why, user: OptionalUser = None, phone: Phone = None) -> int:
-    """Offer a user, or whoever has a phone number, to nobody; a hold that stands goes on."""
-    command = commands.do_not_contact(user, phone, why, whoever())
-    return _ask("do_not_contact", _subject(user), why, command, "suppressed")
+def add(
+    why: Why,
+    user: OptionalUser = None,
+    phone: Phone = None,
+    queue: OfQueue = None,
+    until: Until = None,
+    source: Source = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Keep a text that is no phone number.")
+    ] = False,
+) -> int:
+    """Offer a user, or every user with a phone number, to nobody; a hold that stands goes on."""
+    command = commands.do_not_contact(
+        user,
+        phone,
+        why,
+        whoever(),
+        queue=queue,
+        expires_at=until.replace(tzinfo=UTC) if until else None,
+        source=source,
+        raw=raw,
+    )
+    code = _ask("do_not_contact", _subject(user), why, command, "suppressed")
+    if code == 0 and phone is not None:
+        _tell_whom(phone)
+    return code
+
+
+def _tell_whom(phone: str) -> None:
+    with database() as connection:
+        found = suppression_lists.check(connection, phone, reader())
+    if not found.numbers:
+        typer.echo("no phone number: it matches users whose text is the same, and no others")
+    elif not found.valid:
+        typer.echo(
+            f"{found.numbers[0]} is in no range that was given out: users whose number ends alike "
+            "wait for an operator"
+        )
+    typer.echo(_whom(found.users, found.queues))
+
+
+def _whom(users: int, queues: Mapping[str, int]) -> str:
+    most = "at least " if users == suppression_lists.WHOM_AT_MOST else ""
+    where = ", ".join(f"{count} in {queue}" for queue, count in queues.items())
+    return f"{most}{users} users have it now{f': {where}' if where else ''}"
 
 
 @contact.command()
-def lift(why: Why, user: OptionalUser = None, phone: Phone = None) -> int:
+def lift(why: Why, user: OptionalUser = None, phone: Phone = None, queue: OfQueue = None) -> int:
     """Take a user or a phone number off the list: the next build has them again."""
     kind = SuppressionKind.DO_NOT_CONTACT
-    command = commands.lift(kind.value, user, phone, why, whoever())
+    command = commands.lift(kind.value, user, phone, why, whoever(), queue=queue)
     return _ask("lift", _subject(user), why, command, "off the list")
+
+
+@contact.command()
+def check(
+    number: Annotated[str, typer.Argument(help="The phone number, however it is written.")],
+    json: AsJson = False,
+) -> int:
+    """Say how a phone number is read, what suppresses it, and whom it matches.
+
+    Exit 1 where it may not be called.
+    """
+    with database() as connection:
+        found = suppression_lists.check(connection, number, reader())
+    if json:
+        as_json(found)
+        return int(found.suppressed)
+    read = ", ".join(
+        f"{each} ({kind})" for each, kind in zip(found.numbers, found.kinds, strict=True)
+    )
+    zones = f", in {' or '.join(found.zones)}" if found.zones else ""
+    extension = f", extension {found.extension}" if found.extension else ""
+    typer.echo(f"{read}{extension}{zones}" if read else "no phone number that can be read")
+    for each in found.entries:
+        where = each["queue"] or "every dialer queue"
+        typer.echo(f"suppressed in {where} since {each['since']:%Y-%m-%d}: {each['reason']}")
+    for each in found.lists:
+        where = each["queue"] or "every dialer queue"
+        typer.echo(f"suppressed in {where} by the list {each['name']!r}: {each['reason']}")
+    if not found.suppressed:
+        typer.echo("not suppressed")
+    typer.echo(_whom(found.users, found.queues))
+    return int(found.suppressed)
+
+
+@contact.command("import")
+def import_list(
+    file: Annotated[Path, typer.Argument(help="One number a line, or CSV.", dir_okay=False)],
+    why: Why,
+    name: Annotated[str, typer.Option("--list", help="The list's name.")],
+    add_to: Annotated[
+        bool, typer.Option("--add", help="Add to the list; else it is replaced whole.")
+    ] = False,
+    column: Annotated[str | None, typer.Option(help="The column of the number in CSV.")] = None,
+    queue: OfQueue = None,
+    until: Until = None,
+    source: Source = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out lines that are no number.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would change; change nothing.")
+    ] = False,
+    json: AsJson = False,
+) -> int:
+    """Load a list of numbers, however long, and make it stand; as a whole or not at all."""
+    named = suppression_lists.Named(
+        name=name,
+        replaces=not add_to,
+        reason=why,
+        by=whoever(),
+        source=source or file.name,
+        queue=queue,
+        expires_at=until.replace(tzinfo=UTC) if until else None,
+    )
+    try:
+        stream = file.open(encoding="utf-8-sig", errors="replace", newline="")
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from error
+    with stream, database(patience=IMPORT_AT_MOST) as connection:
+        found = suppression_lists.stage(
+            connection,
+            suppression_lists.lines_of(stream, column),
+            named,
+            reader(),
+            dry_run=dry_run,
+            skip_unreadable=skip_unreadable,
+        )
+    if json:
+        as_json(asdict(found))
+    if found.unreadable and not skip_unreadable:
+        complain(
+            f"{found.unreadable} lines are no phone number ({'; '.join(found.shown)}): nothing was "
+            "loaded. Mend them, or leave them out with --skip-unreadable"
+        )
+        return 2
+    if not json:
+        typer.echo(
+            f"{found.lines} lines, {found.numbers} numbers, {found.unreadable} lines that are none"
+        )
+        typer.echo(_whom(found.users, found.queues))
+    if found.list_id is None:
+        return 0
+    command = commands.flip_list(found.list_id, why, whoever())
+    return _ask("import_suppressions", name, why, command, f"list {name!r} stands", quiet=json)
+
+
+@contact.command()
+def export(
+    file: Annotated[
+        Path | None, typer.Argument(help="Where to; standard output by default.")
+    ] = None,
+) -> int:
+    """Write every entry and every number of every list that stands as CSV."""
+    with ExitStack() as stack:
+        to = stack.enter_context(file.open("w", newline="")) if file else sys.stdout
+        connection = stack.enter_context(database(patience=IMPORT_AT_MOST))
+        writer = csv.writer(to)
+        writer.writerow(suppression_lists.EXPORTED)
+        for row in suppression_lists.exported(connection):
+            writer.writerow(
+                each.isoformat() if isinstance(each, datetime) else each for each in row
+            )
+    return 0
+
+
+@contact.command()
+def drop(
+    name: Annotated[str, typer.Argument(help="The list's name.")],
+    why: Why,
+) -> int:
+    """Let an imported list count no more: the next build has its users again."""
+    command = commands.drop_list(name, why, whoever())
+    return _ask("drop_suppressions", name, why, command, f"list {name!r} counts no more")
+
+
+def _lists(*, json: bool) -> int:
+    with database() as connection:
+        found = suppression_lists.standing_lists(connection)
+    if json:
+        as_json(found)
+        return 0
+    as_table(
+        "Lists",
+        ["list", "numbers", "queue", "source", "since", "until", "by", "reason"],
+        [
+            (
+                each["name"],
+                each["size"],
+                each["queue"],
+                each["source"],
+                f"{each['stands_since']:%Y-%m-%d %H:%M:%SZ}",
+                each["expires_at"],
+                each["by"],
+                each["reason"],
+            )
+            for each in found
+        ],
+    )
+    return 0
 
 
 @quarantine.command("list")
@@ -84,21 +297,23 @@ def lift_closed(
     return _ask("lift_closed", f"{user} in {queue}", why, command, "lifted")
 
 
-def _list(title: str, kind: SuppressionKind, *, json: bool) -> int:
+def _list(title: str, kind: SuppressionKind, *, json: bool, by_text: bool = False) -> int:
     with database() as connection:
-        found = suppressions(connection, kind)
+        found = suppressions(connection, kind, by_text=by_text)
     if json:
         as_json(found)
         return 0
     as_table(
         title,
-        ["user", "phone", "queue", "since", "by", "reason"],
+        ["user", "phone", "compared as", "queue", "since", "until", "by", "reason"],
         [
             (
                 each.user_id,
                 each.phone,
+                each.number or ("its text" if each.phone else None),
                 each.queue,
                 f"{each.since:%Y-%m-%d %H:%M:%SZ}",
+                f"{each.expires_at:%Y-%m-%d %H:%M:%SZ}" if each.expires_at else None,
                 each.by,
                 each.reason,
             )
@@ -108,10 +323,20 @@ def _list(title: str, kind: SuppressionKind, *, json: bool) -> int:
     return 0
 
 
-def _ask(name: str, subject: str, why: str, command: commands.Command, done: str) -> int:
+def _ask(
+    name: str,
+    subject: str,
+    why: str,
+    command: commands.Command,
+    done: str,
+    *,
+    quiet: bool = False,
+) -> int:
     with kept(name, subject, why) as told, client() as asking:
         answer = told(asking.command(command.at(told.position)))
     if isinstance(answer, Done):
+        if quiet:
+            return 0
         typer.echo(f"{done}{' (it was already so)' if answer.replayed else ''}")
         return 0
     complain(line(answer))

@@ -161,11 +161,36 @@ def drain(queue: str, by: str) -> Command:
     return Command("queue.drain", {"queue": queue, "by": by})
 
 
-def do_not_contact(user_id: int | None, phone: str | None, reason: str, by: str) -> Command:
-    """Offer a user, or whoever has a phone number, to nobody."""
-    return Command(
-        "user.suppress", {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
-    )
+def do_not_contact(
+    user_id: int | None,
+    phone: str | None,
+    reason: str,
+    by: str,
+    *,
+    queue: str | None = None,
+    expires_at: datetime | None = None,
+    source: str | None = None,
+    raw: bool = False,
+) -> Command:
+    """Offer a user, or every user with a phone number, to nobody, in one dialer queue or in all."""
+    said = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
+    more = {
+        "queue": queue,
+        "expires_at": expires_at.isoformat() if expires_at else None,
+        "source": source,
+        "raw": raw or None,
+    }
+    return Command("user.suppress", said | {k: v for k, v in more.items() if v is not None})
+
+
+def flip_list(list_id: int, why: str, by: str) -> Command:
+    """Make a loaded list of numbers stand."""
+    return Command("user.flip_suppression_list", {"list_id": list_id, "why": why, "by": by})
+
+
+def drop_list(name: str, why: str, by: str) -> Command:
+    """Let a named list of numbers count no more."""
+    return Command("user.drop_suppression_list", {"name": name, "why": why, "by": by})
 
 
 def lift(

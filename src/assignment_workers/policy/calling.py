@@ -35,58 +35,54 @@ Week = tuple[tuple[tuple[timedelta, timedelta], ...], ...]
 class CallingHours:
     """When users may be called, by the clock on the wall where they are.
 
-    `zones`: by the first digits of a phone number in international form, the longest first; who
-    fits none is in `default`. `holidays`: a country, or a country and a part of it, as GB-ENG; on
-    its public holidays nobody is called, in any zone.
+    `default`: the zone of users of whom none is known. `calendars`: countries, or a country and a
+    part of it, as GB-ENG, on whose public holidays their people are not called; the first is that
+    of everybody else, and None means that no holiday counts.
     """
 
     week: Week
     default: ZoneInfo
-    zones: tuple[tuple[str, ZoneInfo], ...] = ()
-    holidays: str | None = None
-    _known: dict[ZoneInfo, tuple[datetime, datetime | None]] = field(
+    calendars: tuple[str | None, ...] = (None,)
+    _known: dict[tuple[ZoneInfo, str | None], tuple[datetime, datetime | None]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
-    @property
-    def places(self) -> tuple[ZoneInfo, ...]:
-        """The zones, each once, the default first: a user's place is one of them."""
-        return tuple(dict.fromkeys([self.default, *(zone for _, zone in self.zones)]))
-
-    def is_open(self, zone: ZoneInfo, at: datetime) -> bool:
-        """Users of this zone may be called at this instant."""
+    def is_open(self, zone: ZoneInfo, at: datetime, calendar: str | None = None) -> bool:
+        """Users of this zone and calendar may be called at this instant."""
         local = at.astimezone(zone)
         midnight = datetime.combine(local.date(), time())
         wall = local.replace(tzinfo=None) - midnight
-        return any(start <= wall < end for start, end in self._windows(local.date()))
+        return any(start <= wall < end for start, end in self._windows(local.date(), calendar))
 
-    def opens_at(self, zone: ZoneInfo, at: datetime) -> datetime | None:
-        """The first instant from `at` on at which users of this zone may be called.
+    def opens_at(
+        self, zone: ZoneInfo, at: datetime, calendar: str | None = None
+    ) -> datetime | None:
+        """The first instant from `at` on at which users of this zone and calendar may be called.
 
         None where there is none for `AHEAD_AT_MOST` days. A time on the wall that is skipped in
         spring opens when the clock is put forward; one that comes twice in autumn counts twice.
         """
         at = at.astimezone(UTC)
-        known = self._known.get(zone)
+        known = self._known.get((zone, calendar))
         if known and known[1] and known[0] <= at < known[1]:
             return known[1]  # closed until then, as was found at that earlier instant
-        found = at if self.is_open(zone, at) else self._next(zone, at)
-        self._known[zone] = (at, found)
+        found = at if self.is_open(zone, at, calendar) else self._next(zone, at, calendar)
+        self._known[zone, calendar] = (at, found)
         return found
 
-    def _next(self, zone: ZoneInfo, at: datetime) -> datetime | None:
+    def _next(self, zone: ZoneInfo, at: datetime, calendar: str | None) -> datetime | None:
         first = at.astimezone(zone).date() - _DAY
         for number in range(AHEAD_AT_MOST):
-            instants = self._changes(zone, first + number * _DAY)
-            later = [each for each in instants if each >= at and self.is_open(zone, each)]
+            instants = self._changes(zone, first + number * _DAY, calendar)
+            later = [each for each in instants if each >= at and self.is_open(zone, each, calendar)]
             if later:
                 return min(later)
         return None
 
-    def _changes(self, zone: ZoneInfo, day: date) -> Iterator[datetime]:
+    def _changes(self, zone: ZoneInfo, day: date, calendar: str | None) -> Iterator[datetime]:
         """Every instant of this day at which it may become open."""
         midnight = datetime.combine(day, time())
-        for start, _ in self._windows(day):
+        for start, _ in self._windows(day, calendar):
             for fold in (0, 1):
                 yield (midnight + start).replace(tzinfo=zone, fold=fold).astimezone(UTC)
         begins, ends = (
@@ -94,11 +90,9 @@ class CallingHours:
         )
         yield from _clock_changes(zone, begins, ends)
 
-    def _windows(self, day: date) -> tuple[tuple[timedelta, timedelta], ...]:
-        return () if self._is_holiday(day) else self.week[day.weekday()]
-
-    def _is_holiday(self, day: date) -> bool:
-        return self.holidays is not None and day in _calendar(self.holidays)
+    def _windows(self, day: date, calendar: str | None) -> tuple[tuple[timedelta, timedelta], ...]:
+        is_holiday = calendar is not None and day in _calendar(calendar)
+        return () if is_holiday else self.week[day.weekday()]
 
 
 @dataclass(frozen=True)
@@ -195,10 +189,12 @@ def _zone(name: str) -> ZoneInfo:
         raise ValueError(f"no time zone {name!r}; one is Europe/London") from None
 
 
-def read_holidays(said: str) -> str:
-    """`GB` or `GB-ENG`: a calendar that there is. Raises `ValueError` for another."""
-    try:
-        _calendar(said)
-    except NotImplementedError as error:
-        raise ValueError(f"no calendar {said!r}: {error}") from None
-    return said
+def read_holidays(said: str) -> tuple[str, ...]:
+    """`GB-ENG, US`: calendars that there are. Raises `ValueError` for another."""
+    names = tuple(dict.fromkeys(each.strip() for each in said.split(",")))
+    for name in names:
+        try:
+            _calendar(name)
+        except NotImplementedError as error:
+            raise ValueError(f"no calendar {name!r}: {error}") from None
+    return names

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingHours, CallingRules
-from assignment_workers.policy.rules import Kind, Rule
+from assignment_workers.policy.rules import Kind, Numbers, Rule
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.dialer import UserCallScore
 
@@ -23,6 +24,9 @@ ORDER: tuple[UnaryExpression[Any], ...] = (
 """Score 0 first, newest first; then score ascending, newest first (original-dialer section 3).
 
 A total order: ids differ."""
+
+
+_NUMBERS = Numbers()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,24 +41,40 @@ class Policy:
     rules: tuple[Rule, ...]
     order: tuple[UnaryExpression[Any], ...] = field(default=ORDER)
     hours: CallingHours | None = None
+    numbers: Numbers = _NUMBERS
 
-    def at(self, now: datetime) -> dict[str, Any]:
-        """The parameters of its expressions at this instant."""
+    def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
+        """The parameters of its expressions at this instant.
+
+        `zones`: those in which users are. A user who may be in any other is taken to be outside
+        calling hours.
+        """
         if self.hours is None:
             return {"now": now}
-        found = [self.hours.opens_at(zone, now) for zone in self.hours.places]
-        closed = [number for number, at in enumerate(found) if at != now]
-        opens = {rules.opens(number): at for number, at in enumerate(found)}
-        return {"now": now, "closed": closed, **opens}
+        hours = self.hours
+        opens = {
+            str(number): {
+                zone: hours.opens_at(ZoneInfo(zone), now, calendar)
+                for zone in {hours.default.key, *zones}
+            }
+            for number, calendar in enumerate(hours.calendars)
+        }
+        are_open = {
+            rules.open_zones(int(number)): [zone for zone, at in found.items() if at == now]
+            for number, found in opens.items()
+        }
+        return {"now": now, "opens": opens, **are_open}
 
     def building(self, now: datetime) -> dict[str, Any]:
         """The same for a build: hours pass while it stands, so they are for the claim to judge."""
         return {"now": now}
 
-    def is_closed(self, now: datetime) -> bool:
-        """Nobody may be called at this instant, wherever they are."""
-        hours = self.hours
-        return hours is not None and not any(hours.is_open(zone, now) for zone in hours.places)
+    def is_closed(self, now: datetime, zones: Collection[str]) -> bool:
+        """Nobody may be called at this instant, in whichever of these zones or the default one."""
+        if self.hours is None:
+            return False
+        found = self.at(now, zones)
+        return not any(found[name] for name in found if name.startswith("open_"))
 
     def eligible(self) -> ColumnElement[bool]:
         """True for a user who may be handed out from this dialer queue at `now`."""
@@ -126,20 +146,34 @@ class Policy:
 
 _OF_THE_SCORE_ROW = {"in_other_queue", "inactive", "attempts_used_up"}
 _NOT_FOR_WHO_IS_DUE = {"in_other_queue", "cooling_down", "too_new", "promised"}
-_SET_BY_US = {"do_not_contact", "quarantined", "closed"}
+_SET_BY_US = {
+    *("do_not_contact", "number_unclear", "no_number", rules.NUMBER_UNREAD),
+    *("quarantined", "closed"),
+}
 
 _PERSON = (
     rules.IN_CRM,
     rules.ENABLED,
     rules.NOT_TERMINAL,
-    rules.CONTACTABLE,
     rules.NOT_SET_ASIDE,
     rules.CLAIM_ALIVE,
 )
 
 
-def policies(calling: CallingRules) -> dict[str, Policy]:
-    """Each dialer queue's policy under these calling rules.
+def _numbers(numbers: Numbers, queue: str) -> Iterator[Rule]:
+    """Whether the user may be called at one of their numbers.
+
+    The last of the rules that no time mends: a number is read only of a user who breaks no other.
+    """
+    yield numbers.read()
+    yield numbers.contactable(queue)
+    yield numbers.clear(queue)
+    if numbers.needed:
+        yield numbers.there()
+
+
+def policies(calling: CallingRules, numbers: Numbers = _NUMBERS) -> dict[str, Policy]:
+    """Each dialer queue's policy under these calling rules, with this reading of phone numbers.
 
     By name, in the order in which an agent with no preference is served.
     """
@@ -154,9 +188,10 @@ def policies(calling: CallingRules) -> dict[str, Policy]:
                     rules.not_closed("unsigned_users"),
                     rules.UNSIGNED,
                     rules.in_pool("unsigned_users"),
-                    *_times(calling, "unsigned_users"),
+                    *_times(calling, numbers, "unsigned_users"),
                 ),
                 hours=calling.hours,
+                numbers=numbers,
             ),
             Policy(
                 queue="outstanding_requests",
@@ -167,19 +202,21 @@ def policies(calling: CallingRules) -> dict[str, Policy]:
                     rules.SIGNED,
                     rules.WANTING,
                     rules.in_pool("outstanding_requests"),
-                    *_times(calling, "outstanding_requests"),
+                    *_times(calling, numbers, "outstanding_requests"),
                 ),
                 hours=calling.hours,
+                numbers=numbers,
             ),
         )
     }
 
 
-def _times(calling: CallingRules, queue: str) -> Iterator[Rule]:
+def _times(calling: CallingRules, numbers: Numbers, queue: str) -> Iterator[Rule]:
     """Whether and when they may be called; those that pass by themselves are the last."""
     yield rules.ACTIVE
     if calling.attempts is not None:
         yield rules.within_attempts(calling.attempts)
+    yield from _numbers(numbers, queue)
     yield rules.RESTED
     yield rules.SETTLED
     yield rules.UNPROMISED

@@ -8,21 +8,23 @@ null (outer joined), and is true or false, never null. The instant is the bind p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     ColumnElement,
     Integer,
     Interval,
     Text,
-    all_,
     and_,
+    any_,
     bindparam,
     case,
+    cast,
     exists,
     false,
     func,
@@ -32,8 +34,10 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from assignment_workers.phones import REACH, Reader
 from assignment_workers.policy.calling import CallingHours
 from assignment_workers.policy.outcomes import TERMINAL
 from assignment_workers.schema.base import Instant, NaiveInstant, word
@@ -42,8 +46,12 @@ from assignment_workers.schema.dialer import Callback, UserCallScore
 from assignment_workers.schema.tables import (
     Assignment,
     AssignmentState,
+    Phone,
+    SuppressedNumber,
     Suppression,
     SuppressionKind,
+    SuppressionList,
+    SuppressionListState,
 )
 
 NOW = bindparam("now", type_=NaiveInstant)
@@ -152,20 +160,133 @@ NOT_TERMINAL = Rule(
     "an earlier call ended with do_not_contact or no_claim",
 )
 """Whoever asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
-PHONE_END = 9
-"""Digits at the end of phone numbers by which they are compared.
 
-A number may stand in national or international form; two people whose numbers end alike are both
-spared, which is the safe side.
+
+READING = bindparam("reading", value=False, type_=Boolean())
+"""True for a claim: it reads anew the numbers of users whose text in the CRM has changed.
+
+A build takes such a user in, and the claim that meets them reads their number before it judges.
 """
+NUMBER_UNREAD = "number_unread"
+"""The rule that a user breaks whose number has to be read before anybody gets them."""
 
 
-def phone_end(
-    number: ColumnElement[str | None] | InstrumentedAttribute[str | None],
-) -> ColumnElement[str]:
-    """The digits by which phone numbers are compared; empty for none."""
-    digits = func.regexp_replace(func.coalesce(number, word("")), "[^0-9]", "", "g")
-    return func.right(digits, PHONE_END, type_=Text())
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """How an installation reads phone numbers, and where its CRM has what belongs to them."""
+
+    reader: Reader = field(default_factory=Reader)
+    """How stored identities are made."""
+    country: ColumnElement[str | None] | None = None
+    time_zone: ColumnElement[str | None] | None = None
+    needed: bool = False
+    """Whether users without a number that can be read are offered to nobody."""
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is that of an installation that sets nothing."""
+        columns = (self.country, self.time_zone)
+        return self.reader == Reader() and columns == (None, None) and not self.needed
+
+    @property
+    def current(self) -> ColumnElement[bool]:
+        """Whether the user's stored identity is that of what the CRM says now."""
+        written = func.coalesce(CrmUser.phone_number, word(""))
+        same = [func.coalesce(Phone.text, word("")) == written]
+        nothing = written == word("")
+        for of, stored in ((self.country, Phone.country), (self.time_zone, Phone.time_zone)):
+            if of is not None:
+                said = func.coalesce(of, word(""))
+                same.append(func.coalesce(stored, word("")) == said)
+                nothing = and_(nothing, said == word(""))
+        read = func.coalesce(Phone.reader == word(self.reader.tag), false())
+        return and_(*same, or_(read, nothing))
+
+    def read(self) -> Rule:
+        """The user's number is read, as the CRM has it now."""
+        return Rule(
+            NUMBER_UNREAD,
+            or_(self.current, not_(READING)),
+            Kind.BLOCKED,
+            "their phone number has changed and is read before they are offered",
+        )
+
+    def there(self) -> Rule:
+        """The user has a number that can be read."""
+        return Rule(
+            "no_number",
+            not_(and_(self.current, func.coalesce(func.cardinality(Phone.numbers), 0) == 0)),
+            Kind.BLOCKED,
+            "they have no phone number that can be read",
+        )
+
+    def contactable(self, queue: str) -> Rule:
+        """Neither the user nor one of their numbers is suppressed, in this dialer queue or all."""
+        here = or_(Suppression.queue.is_(None), Suppression.queue == word(queue))
+        stands = and_(here, _unexpired(Suppression.expires_at))
+        by_user = _is_suppressed(
+            Suppression.kind == word(SuppressionKind.DO_NOT_CONTACT),
+            Suppression.user_id == CrmUser.id,
+            stands,
+        )
+        by_number = _is_suppressed(Suppression.number == any_(Phone.numbers), stands)
+        by_text = _is_suppressed(
+            Suppression.number.is_(None),
+            Suppression.phone.is_not(None),
+            Suppression.plain == Phone.plain,
+            stands,
+        )
+        by_list = _listed(queue, SuppressedNumber.number == any_(Phone.numbers))
+        return Rule(
+            "do_not_contact",
+            not_(or_(by_user, and_(self.current, or_(by_number, by_text, by_list)))),
+            Kind.BLOCKED,
+            "they or their phone number are on the do-not-contact list",
+        )
+
+    def clear(self, queue: str) -> Rule:
+        """What cannot be read is not safe: of the user's number, or of a suppression.
+
+        Where either is no number, or none that was given out, and both end alike.
+        """
+        here = or_(Suppression.queue.is_(None), Suppression.queue == word(queue))
+        stands = and_(here, _unexpired(Suppression.expires_at))
+        user_unsure = or_(
+            _is_suppressed(Suppression.tail == any_(Phone.unread), stands),
+            _listed(queue, func.right(SuppressedNumber.number, REACH) == any_(Phone.unread)),
+        )
+        entry_unsure = _is_suppressed(
+            Suppression.unsure.is_(True), Suppression.tail == any_(Phone.tails), stands
+        )
+        return Rule(
+            "number_unclear",
+            not_(and_(self.current, or_(user_unsure, entry_unsure))),
+            Kind.BLOCKED,
+            "their number ends as one on the do-not-contact list and one of the two cannot be "
+            "read: an operator has to see to it",
+        )
+
+
+def _unexpired(
+    until: InstrumentedAttribute[datetime | None],
+) -> ColumnElement[bool]:
+    return or_(until.is_(None), until > _utc(NOW))
+
+
+def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a number of a list that stands meets the condition: a probe for each such list."""
+    return exists(
+        select(1)
+        .select_from(SuppressedNumber)
+        .join(SuppressionList, SuppressionList.id == SuppressedNumber.list_id)
+        .where(
+            condition,
+            SuppressionList.state == word(SuppressionListState.STANDING),
+            or_(SuppressionList.queue.is_(None), SuppressionList.queue == word(queue)),
+            _unexpired(SuppressionList.expires_at),
+            _unexpired(SuppressedNumber.expires_at),
+        )
+    )
 
 
 def _is_suppressed(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -174,25 +295,6 @@ def _is_suppressed(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     )
 
 
-CONTACTABLE = Rule(
-    "do_not_contact",
-    and_(
-        not_(
-            _is_suppressed(
-                Suppression.kind == word(SuppressionKind.DO_NOT_CONTACT),
-                Suppression.user_id == CrmUser.id,
-            )
-        ),
-        not_(
-            _is_suppressed(
-                Suppression.phone_end.is_not(None),
-                Suppression.phone_end == phone_end(CrmUser.phone_number),
-            )
-        ),
-    ),
-    Kind.BLOCKED,
-    "they or their phone number are on the do-not-contact list",
-)
 NOT_SET_ASIDE = Rule(
     "quarantined",
     not_(
@@ -281,46 +383,59 @@ SETTLED = Rule(
     _utc(UserCallScore.created_at + literal(SETTLING, Interval())),
 )
 
-CLOSED = bindparam("closed", value=[], type_=ARRAY(Integer))
-"""The numbers of the zones that are outside their calling hours at `now`."""
+OPENS = bindparam("opens", value=None, type_=JSONB)
+"""By number of the calendar, and by zone: when it opens next."""
 
 
-def opens(place: int) -> str:
-    """The name of the parameter that says when the zone of this number opens next."""
-    return f"opens_{place}"
+def open_zones(calendar: int) -> str:
+    """The name of the parameter with the zones in which users of this calendar may be called.
 
-
-def _place(hours: CallingHours) -> ColumnElement[int]:
-    """The number of the user's zone in `hours.places`, by the first digits of their phone number.
-
-    Spaces, brackets and hyphens do not count; 00 is +.
+    Null, as in a build: hours are not judged.
     """
-    number = func.coalesce(CrmUser.phone_number, word(""))
-    digits = func.regexp_replace(func.regexp_replace(number, r"\D", "", "g"), "^00", "")
-    return case(
-        *(
-            (digits.startswith(prefix), literal(hours.places.index(zone), Integer()))
-            for prefix, zone in hours.zones
-        ),
-        else_=literal(hours.places.index(hours.default), Integer()),
-    )
+    return f"open_{calendar}"
 
 
 def in_hours(hours: CallingHours) -> Rule:
-    """Where the user is, it is an hour at which they may be called."""
-    place = _place(hours) if hours.zones else literal(0, Integer())
+    """In every zone where the user may be, it is an hour at which they may be called."""
+    default = cast(array([literal(hours.default.key, Text())]), ARRAY(Text))
+    has_none = func.coalesce(func.cardinality(Phone.zones), 0) == 0
+    zones = case((has_none, default), else_=Phone.zones)
+    calendar = _calendar(hours)
+    parameters = [
+        bindparam(open_zones(each), value=None, type_=ARRAY(Text))
+        for each in range(len(hours.calendars))
+    ]
+    is_open = [or_(each.is_(None), zones.op("<@")(each)) for each in parameters]
+    holds = is_open[0]
+    if len(is_open) > 1:
+        holds = case(dict(enumerate(is_open)), value=calendar, else_=is_open[0])
+    zone = func.unnest(zones).table_valued("zone").render_derived()
+    opens = OPENS.op("->")(cast(calendar, Text())).op("->>")(zone.c.zone)
+    latest = (
+        select(func.max(cast(opens, Instant))).select_from(zone).correlate(Phone).scalar_subquery()
+    )
     return Rule(
         "outside_calling_hours",
-        place != all_(CLOSED),
+        holds,
         Kind.RESTING,
         "outside calling hours where they are",
-        case(
-            {
-                number: bindparam(opens(number), value=None, type_=Instant)
-                for number in range(len(hours.places))
-            },
-            value=place,
+        latest,
+    )
+
+
+def _calendar(hours: CallingHours) -> ColumnElement[int]:
+    """The number of the calendar of the user's part of a country, of the country, or the first."""
+    names = [(name, place) for place, name in enumerate(hours.calendars) if name]
+    if len(names) < 2:
+        return literal(0, Integer())
+    country = func.split_part(Phone.home, literal("-", Text()), literal(1, Integer()))
+    return case(
+        *(
+            (Phone.home == literal(name, Text()), literal(place, Integer()))
+            for name, place in names
         ),
+        *((country == literal(name, Text()), literal(place, Integer())) for name, place in names),
+        else_=literal(0, Integer()),
     )
 
 

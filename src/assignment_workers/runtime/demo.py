@@ -76,7 +76,15 @@ SELECT id,
          [1 + floor(pg_temp.share(:seed, id, 'first') * 8)],
        (ARRAY['Adams', 'Baker', 'Clarke', 'Diaz', 'Evans', 'Foster', 'Green', 'Hughes'])
          [1 + floor(pg_temp.share(:seed, id, 'last') * 8)],
-       '+447700900' || lpad((id % 1000)::text, 3, '0'),
+       -- As people type them: most in one form, the others in the forms of a real pool.
+       CASE WHEN id = :incident OR pg_temp.share(:seed, id, 'form') < 0.7
+            THEN '+447700900' || lpad((id % 1000)::text, 3, '0')
+            ELSE replace(replace(
+              (ARRAY['07700 900###', '+44 (0)7700 900###', '0044 7700 900###', '(07700) 900###',
+                     'tel:+447700900###;ext=@', '07700 900### x@', '07700-900-###',
+                     '07700 900### / 020 7946 0###', '+61 (0)8 9400 0###', NULL])
+                [1 + floor(pg_temp.share(:seed, id, 'typed') * 10)],
+              '###', lpad((id % 1000)::text, 3, '0')), '@', (id % 10)::text) END,
        'user' || id || '@example.com',
        CASE WHEN id % 2 = 1 AND pg_temp.share(:seed, id, 'signature') > 0.01
               OR id % 2 = 0 AND id <> :incident AND pg_temp.share(:seed, id, 'signature') < 0.015

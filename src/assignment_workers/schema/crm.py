@@ -27,6 +27,9 @@ class CrmUser(CrmBase):
     first_name: Mapped[str | None]
     last_name: Mapped[str | None]
     phone_number: Mapped[str | None]
+    country: Mapped[str | None]
+    """Optional, as is `time_zone`: read only where the settings name the CRM's column."""
+    time_zone: Mapped[str | None]
     email_address: Mapped[str | None]
     current_signature_file_id: Mapped[str | None]
     created_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
@@ -61,7 +64,10 @@ class ClaimRequirement(CrmBase):
 
 
 FACTS: dict[type[CrmBase], tuple[str, ...]] = {
-    CrmUser: ("id", "is_enabled", "phone_number", "current_signature_file_id", "created_at"),
+    CrmUser: (
+        *("id", "is_enabled", "phone_number", "country", "time_zone"),
+        *("current_signature_file_id", "created_at"),
+    ),
     Claim: ("id", "user_id", "status"),
     ClaimRequirement: (
         *("id", "claim_id", "type", "status", "claim_requirement_reason", "created_at"),
@@ -71,6 +77,9 @@ FACTS: dict[type[CrmBase], tuple[str, ...]] = {
 
 No name and no address of a person is among it.
 """
+
+OPTIONAL = ("country", "time_zone")
+"""Columns of users that a CRM may have; a `CrmMapping` that has them maps them."""
 
 FOLDED = {(Claim, "status"), (ClaimRequirement, "status"), (ClaimRequirement, "type")}
 """Words: a MySQL server takes 'PENDING', 'pending' and 'pending ' for one and the same."""
@@ -86,6 +95,15 @@ class CrmMapping:
     def column(self, model: type[CrmBase], name: str) -> str:
         """What the CRM calls this column of ours; one that is not mapped has our name."""
         return self.columns.get(model, {}).get(name, name)
+
+    def has(self, model: type[CrmBase], name: str) -> bool:
+        """Whether the CRM has this column of ours: every one that is not optional."""
+        return name not in OPTIONAL or name in self.columns.get(model, {})
+
+    def with_columns(self, optional: Mapping[str, str]) -> CrmMapping:
+        """The same with these optional columns of users, by our names."""
+        users = {**self.columns.get(CrmUser, {}), **optional}
+        return CrmMapping(self.tables, {**self.columns, CrmUser: users})
 
 
 MAPPINGS = {

@@ -27,13 +27,16 @@ OUR_VIEW = "assignment-workers: a view for the old reader"
 """The comment by which a view of ours in `public` is known."""
 
 
-def upgrade(database_url: str, *, lock_timeout: timedelta | None = None) -> str:
+def upgrade(
+    database_url: str, *, lock_timeout: timedelta | None = None, phone_region: str = "GB"
+) -> str:
     """Run every migration that is missing, each in its transaction; returns the revision reached.
 
     Safe to run twice and from several processes at once: an advisory lock lets one in after the
     other. Raises `DatabaseUnavailable`, and `SchemaMismatch` where something that is not ours
     stands in the way, a view of a table that changes. With `lock_timeout` it waits no longer than
-    that for any lock, and raises SQLAlchemy's `OperationalError` where it would have.
+    that for any lock, and raises SQLAlchemy's `OperationalError` where it would have. With
+    `phone_region` the phone numbers of older versions are read.
     """
     engine = connect(
         database_url,
@@ -44,6 +47,7 @@ def upgrade(database_url: str, *, lock_timeout: timedelta | None = None) -> str:
     try:
         with engine.connect() as connection:
             config = _config(connection)
+            config.attributes["phone_region"] = phone_region
             command.upgrade(config, "head")
             return head()
     except (OperationalError, ProgrammingError) as error:

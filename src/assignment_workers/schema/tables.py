@@ -491,6 +491,45 @@ class JobRun(Base):
     error: Mapped[str | None]
 
 
+class Phone(Base):
+    """The numbers that a user's phone text means, as `assignment_workers.phones` read them.
+
+    It is current while `text`, `country`, `time_zone` (what the CRM said) and `reader` are as they
+    were; otherwise it is read again before anybody gets the user. Personal data, all of it.
+    """
+
+    __tablename__ = "phones"
+    __table_args__ = (Index(None, "numbers", postgresql_using="gin"),)
+
+    user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    text: Mapped[str | None]
+    country: Mapped[str | None]
+    time_zone: Mapped[str | None]
+    reader: Mapped[str]
+    numbers: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    """In E.164; empty: none can be read."""
+    kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    """Of each number, what it is."""
+    tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    """The last digits of each number and of each part that is none."""
+    unread: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    """The last digits of what could not be read, or not surely."""
+    plain: Mapped[str | None]
+    """The text as suppressions by text compare it."""
+    zones: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    home: Mapped[str | None]
+    """The person's country, with its part where that is known."""
+    read_at: Mapped[datetime] = mapped_column(Instant)
+
+
+class PhoneZone(Base):
+    """A time zone in which some user may be, or might have been once."""
+
+    __tablename__ = "phone_zones"
+
+    zone: Mapped[str] = mapped_column(primary_key=True)
+
+
 class SuppressionKind(StrEnum):
     """Why a user or phone number is not to be offered."""
 
@@ -501,18 +540,20 @@ class SuppressionKind(StrEnum):
 
 
 class Suppression(Base):
-    """A user, or whoever has a phone number, is offered to nobody until it is lifted.
+    """A user, or every user with a phone number, is offered to nobody until it is lifted.
 
-    One that is `closed` is of one dialer queue, `queue`; the others are of every one.
+    In every dialer queue, or in `queue` alone. One that is `closed` always has a queue.
     """
 
     __tablename__ = "suppressions"
     __table_args__ = (
         one_of("kind", SuppressionKind),
         CheckConstraint("(user_id IS NULL) <> (phone IS NULL)", name="whom"),
-        CheckConstraint("(phone IS NULL) = (phone_end IS NULL)", name="phone_end"),
+        CheckConstraint("number IS NULL OR phone IS NOT NULL", name="number"),
         CheckConstraint("kind = 'do_not_contact' OR phone IS NULL", name="user"),
-        CheckConstraint("(kind = 'closed') = (queue IS NOT NULL)", name="queue"),
+        CheckConstraint(
+            "kind = 'do_not_contact' OR (kind = 'closed') = (queue IS NOT NULL)", name="queue"
+        ),
         CheckConstraint(
             "(lifted_at IS NULL) = (lifted_by IS NULL) AND"
             " (lifted_at IS NULL) = (lifted_why IS NULL)",
@@ -527,10 +568,28 @@ class Suppression(Base):
             postgresql_where=text("lifted_at IS NULL AND user_id IS NOT NULL"),
         ),
         Index(
-            "uq_suppressions_phone",
-            "phone_end",
+            "uq_suppressions_number",
+            "number",
+            text("coalesce(queue, '')"),
             unique=True,
-            postgresql_where=text("lifted_at IS NULL AND phone_end IS NOT NULL"),
+            postgresql_where=text("lifted_at IS NULL AND number IS NOT NULL"),
+        ),
+        Index(
+            "uq_suppressions_text",
+            "plain",
+            text("coalesce(queue, '')"),
+            unique=True,
+            postgresql_where=text("lifted_at IS NULL AND number IS NULL AND phone IS NOT NULL"),
+        ),
+        Index(
+            "ix_suppressions_tail",
+            "tail",
+            postgresql_where=text("lifted_at IS NULL AND tail IS NOT NULL"),
+        ),
+        Index(
+            "ix_suppressions_unsure",
+            "tail",
+            postgresql_where=text("lifted_at IS NULL AND unsure"),
         ),
         Index(
             "ix_suppressions_quarantined",
@@ -543,15 +602,75 @@ class Suppression(Base):
     kind: Mapped[str]
     user_id: Mapped[int | None] = mapped_column(BigInteger)
     phone: Mapped[str | None]
-    phone_end: Mapped[str | None]
-    """Its last digits, by which numbers are compared."""
+    """The phone number as it was written."""
+    number: Mapped[str | None]
+    """In E.164, by which it is compared; null with a phone: no number, compared by its text."""
+    plain: Mapped[str | None]
+    """The text as texts are compared."""
+    tail: Mapped[str | None]
+    """Its last digits, by which what cannot be read is in reach of it."""
+    unsure: Mapped[bool] = mapped_column(server_default=text("false"))
+    """It is no number, or none that was given out: who shares its last digits waits as well."""
     queue: Mapped[str | None]
     reason: Mapped[str]
+    source: Mapped[str | None]
+    """Where it is from, a register say."""
     since: Mapped[datetime] = mapped_column(Instant)
     by: Mapped[str]
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
     lifted_at: Mapped[datetime | None] = mapped_column(Instant)
     lifted_by: Mapped[str | None]
     lifted_why: Mapped[str | None]
+
+
+class SuppressionListState(StrEnum):
+    """staged → standing → retired."""
+
+    STAGED = "staged"
+    STANDING = "standing"
+    RETIRED = "retired"
+
+
+class SuppressionList(Base):
+    """One import of a named list of numbers that are not to be called.
+
+    Its numbers are loaded beside those that stand; a command on the assignment queue makes it stand
+    and, where it replaces the list, retires what stood by that name.
+    """
+
+    __tablename__ = "suppression_lists"
+    __table_args__ = (
+        one_of("state", SuppressionListState),
+        Index(None, "name", postgresql_where=text("state = 'standing'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    name: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=text("'staged'"))
+    replaces: Mapped[bool]
+    source: Mapped[str | None]
+    queue: Mapped[str | None]
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    size: Mapped[int] = mapped_column(BigInteger)
+    reason: Mapped[str]
+    by: Mapped[str]
+    since: Mapped[datetime] = mapped_column(Instant)
+    stands_since: Mapped[datetime | None] = mapped_column(Instant)
+    retired_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class SuppressedNumber(Base):
+    """A number of a list; partitioned by list, so that one comes and goes as a whole."""
+
+    __tablename__ = "suppressed_numbers"
+    __table_args__ = (
+        Index("ix_suppressed_numbers_tail", text("right(number, 7)")),
+        {"postgresql_partition_by": "LIST (list_id)"},
+    )
+
+    list_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    number: Mapped[str] = mapped_column(primary_key=True)
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
 class TokenRole(StrEnum):

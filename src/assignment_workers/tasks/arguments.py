@@ -9,6 +9,7 @@ from pydantic import Field
 AgentId = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 UserId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
 GenerationId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
+ListId = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
 Version = Annotated[int, Field(strict=True, ge=1)]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]

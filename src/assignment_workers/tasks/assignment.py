@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, Field
 from sqlalchemy import select, update
 
-from assignment_workers.assignment import agents, convert, discover
+from assignment_workers.assignment import agents, convert, discover, suppression_lists
 from assignment_workers.assignment.answers import (
     Code,
     CommandAnswer,
@@ -20,18 +20,26 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     StateAnswer,
 )
-from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.doctor import repair
 from assignment_workers.assignment.drain import drain
 from assignment_workers.assignment.expire import expire
 from assignment_workers.assignment.pause import pause, resume
 from assignment_workers.assignment.publish import publish
 from assignment_workers.assignment.reassign import reassign, take_back
-from assignment_workers.assignment.suppressions import do_not_contact, lift, subject
+from assignment_workers.assignment.suppressions import Entry, do_not_contact, lift, subject
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.schema.tables import AgentStates, Sequencer, SequencerSign, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
-from assignment_workers.tasks.arguments import AgentId, GenerationId, Notes, UserId, Why, Word
+from assignment_workers.tasks.arguments import (
+    AgentId,
+    GenerationId,
+    ListId,
+    Notes,
+    UserId,
+    Why,
+    Word,
+)
 from assignment_workers.tasks.door import App, DoorTask, door
 from assignment_workers.tasks.moves import (
     accept,
@@ -158,12 +166,32 @@ def suppress(
     by: Word,
     user_id: UserId | None = None,
     phone: Word | None = None,
+    queue: Word | None = None,
+    expires_at: AwareDatetime | None = None,
+    source: Word | None = None,
+    raw: bool = False,  # noqa: FBT001, FBT002 - named in the message
 ) -> CommandAnswer:
-    """Offer a user, or whoever has a phone number, to nobody."""
+    """Offer a user, or every user with a phone number, to nobody."""
+    entry = Entry(queue, expires_at, source, raw)
+    reader = numbers_of(task.of.settings).reader
     return task.once(
-        lambda turn: do_not_contact(turn, user=user_id, phone=phone, reason=reason, by=by),
-        subject=subject(SuppressionKind.DO_NOT_CONTACT, user=user_id, phone=phone),
+        lambda turn: do_not_contact(
+            turn, user=user_id, phone=phone, reason=reason, by=by, entry=entry, reader=reader
+        ),
+        subject=subject(
+            SuppressionKind.DO_NOT_CONTACT, reader, user=user_id, phone=phone, queue=queue
+        ),
     )
+
+
+def flip_list(task: DoorTask, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
+    """Make a loaded list of numbers stand, and retire what it replaces."""
+    return task.once(lambda turn: suppression_lists.flip(turn, list_id, by=by, why=why))
+
+
+def drop_list(task: DoorTask, name: Word, by: Word, why: Why) -> CommandAnswer:
+    """Let a named list of numbers count no more."""
+    return task.once(lambda turn: suppression_lists.drop(turn, name, by=by, why=why))
 
 
 def lift_suppression(
@@ -176,9 +204,12 @@ def lift_suppression(
     queue: Word | None = None,
 ) -> CommandAnswer:
     """Let a user be offered again who was set aside, was not to be contacted, or was closed."""
+    reader = numbers_of(task.of.settings).reader
     return task.once(
-        lambda turn: lift(turn, kind, user=user_id, phone=phone, queue=queue, by=by, why=why),
-        subject=subject(kind, user=user_id, phone=phone, queue=queue),
+        lambda turn: lift(
+            turn, kind, user=user_id, phone=phone, queue=queue, by=by, why=why, reader=reader
+        ),
+        subject=subject(kind, reader, user=user_id, phone=phone, queue=queue),
     )
 
 
@@ -242,6 +273,8 @@ def register(app: App) -> None:
     door(app, "user.place", place_users)
     door(app, "user.suppress", suppress)
     door(app, "user.lift_suppression", lift_suppression)
+    door(app, "user.flip_suppression_list", flip_list)
+    door(app, "user.drop_suppression_list", drop_list)
     # Their names in 0.1.0, until 0.3.0.
     door(app, "user.bar", suppress)
     door(app, "user.lift_bar", lift_suppression)

@@ -15,10 +15,20 @@ import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import Engine, func, select
 
-from assignment_workers.assignment import agents, convert, doctor, jobs, levels, mirror, purge
+from assignment_workers.assignment import (
+    agents,
+    convert,
+    doctor,
+    jobs,
+    levels,
+    mirror,
+    phones,
+    purge,
+    suppression_lists,
+)
 from assignment_workers.assignment.age import age_scores
 from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Refused
-from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.discover import discover, reconcile
 from assignment_workers.assignment.heartbeats import beat
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
@@ -103,7 +113,12 @@ def tend(task: DoorTask) -> Any:
         autocommit = task.of.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         with autocommit as connection:
             purged = purge.purge_generations(connection, settings=task.of.settings)
-        return {"publications": len(waiting), "purged": purged["generations"]}
+            lists = suppression_lists.purge_lists(connection)
+        return {
+            "publications": len(waiting),
+            "purged": purged["generations"],
+            "purged_lists": lists,
+        }
 
     return _told(_job(task, "generation.tend", work))
 
@@ -164,6 +179,15 @@ def match_missed_calls(task: DoorTask) -> Any:
     """Find the user of each missed call that names none, or keep it for an operator."""
     settings = task.of.settings
     return _told(_job(task, "missed_calls.match", lambda given: match(given, settings)))
+
+
+def read_phones(task: DoorTask) -> Any:
+    """Read the phone numbers of users that are new or have changed."""
+
+    def work(given: Work) -> Counts:
+        return phones.read(given, numbers_of(task.of.settings))
+
+    return _told(_job(task, "phones.read", work))
 
 
 def mirror_crm(task: DoorTask) -> Any:
@@ -324,6 +348,7 @@ def register(app: App) -> None:
     door(app, "agent.heartbeats", heartbeats, in_flower=False)
     door(app, "agent.tend", tend_agents)
     door(app, mirror.READING, mirror_crm)
+    door(app, "phones.read", read_phones)
     door(app, "queue.clean_conversions", clean_conversions)
     door(app, "queue.discover", discover_new)
     door(app, "queue.reconcile", reconcile_pools)

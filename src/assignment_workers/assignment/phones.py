@@ -1,0 +1,177 @@
+"""Stored phone identities: made from what the CRM says of a user, and found by number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    delete,
+    exists,
+    null,
+    select,
+)
+
+from assignment_workers.assignment.jobs import Counts, Work
+from assignment_workers.phones import plain
+from assignment_workers.policy.rules import Numbers
+from assignment_workers.schema.bulk import insert_rows
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.tables import Phone, PhoneZone
+
+READ_IN_A_TURN = 100
+"""Numbers that one turn reads at most: about 10 ms."""
+AT_A_TIME = 1_000
+"""Users whose numbers one transaction of a job reads: about 0.1 s, outside of the transaction."""
+BATCHES_AT_MOST = 200
+BEFORE_A_BUILD = 20
+"""Batches that a build waits for; users who are left over are read by the claim that meets them."""
+
+Said = Mapping[str, Any]
+"""What the CRM says of a user: `id`, `phone_number`, `country` and `time_zone`."""
+
+
+def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[str, Any]:
+    """The parameters of `STORE` for these users. Cost: that of `phones.Reader.read` for each."""
+    stored = []
+    zones: set[str] = set()
+    for said in sorted(people, key=lambda each: each["id"]):
+        written = said["phone_number"]
+        country = said["country"] if numbers.country is not None else None
+        zone = said["time_zone"] if numbers.time_zone is not None else None
+        found = numbers.reader.read(written, country, zone)
+        zones |= {*found.zones}
+        stored.append(
+            {
+                "user_id": said["id"],
+                "text": written,
+                "country": country,
+                "time_zone": zone,
+                "reader": numbers.reader.tag,
+                "numbers": found.e164,
+                "kinds": found.kinds,
+                "tails": found.tails,
+                "unread": list(found.unread),
+                "plain": plain(written) or None if written else None,
+                "zones": list(found.zones),
+                "home": found.country,
+                "read_at": now,
+            }
+        )
+    return {"phones": stored, "zones": [{"zone": each} for each in sorted(zones)]}
+
+
+def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Counts:
+    """Read every number that is new, has changed, or was read in another way.
+
+    In batches, each read first and then written by a short transaction, so that a claim which reads
+    one of the same users waits for milliseconds. Twice does the same as once. What is left after so
+    many `batches` the next run goes on with. Returns `read`, and `unreadable` among them, and
+    `forgotten`: identities of users whom the CRM has no more. Cost where nothing has changed: one
+    pass over the users and their identities.
+    """
+    counts = {"read": 0, "unreadable": 0, "forgotten": 0}
+    after = -(2**63)
+    for _ in range(batches):
+        found = work.ledger.execute(stale(numbers), {"after": after}).mappings().all()
+        work.ledger.commit()
+        if found:
+            parameters = identified([dict(row) for row in found], numbers, work.now)
+            store(work.ledger, parameters)
+            counts["read"] += len(found)
+            counts["unreadable"] += sum(
+                not each["numbers"] and bool(each["text"]) for each in parameters["phones"]
+            )
+            after = found[-1]["id"]
+            work.keep(counts)
+        if len(found) < AT_A_TIME:
+            counts["forgotten"] = work.ledger.execute(_FORGET).rowcount
+            work.keep(counts)
+            break
+    return counts
+
+
+def store(connection: Connection, parameters: Mapping[str, Any]) -> None:
+    """Keep what `identified` made, in the order of users."""
+    connection.execute(STORE, parameters)
+    connection.execute(STORE_ZONES, parameters)
+
+
+def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, ...]], Said]:
+    """The statement, with its parameters, for what the CRM in our own database says of users."""
+    of_users = _said(numbers).where(CrmUser.id == any_(bindparam("users", type_=ARRAY(BigInteger))))
+    return of_users, {"users": list(users)}
+
+
+def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
+    """The next users after `after` whose stored identity is not that of what the CRM says."""
+    return (
+        _said(numbers)
+        .outerjoin(Phone, Phone.user_id == CrmUser.id)
+        .where(~numbers.current, CrmUser.id > bindparam("after", type_=BigInteger))
+        .order_by(CrmUser.id)
+        .limit(AT_A_TIME)
+    )
+
+
+def owners(connection: Connection, numbers: Iterable[str]) -> dict[str, list[int]]:
+    """By number: the users who have it, by the index on numbers."""
+    asked = sorted(set(numbers))
+    found: dict[str, list[int]] = {}
+    for user, has in connection.execute(_OWNERS, {"numbers": asked}):
+        for number in set(has) & set(asked):
+            found.setdefault(number, []).append(user)
+    return found
+
+
+def _said(numbers: Numbers) -> Select[*tuple[Any, ...]]:
+    country, zone = (null() if of is None else of for of in (numbers.country, numbers.time_zone))
+    return select(
+        CrmUser.id, CrmUser.phone_number, country.label("country"), zone.label("time_zone")
+    )
+
+
+_stored = insert_rows(
+    Phone,
+    Phone.user_id,
+    Phone.text,
+    Phone.country,
+    Phone.time_zone,
+    Phone.reader,
+    Phone.numbers,
+    Phone.kinds,
+    Phone.tails,
+    Phone.unread,
+    Phone.plain,
+    Phone.zones,
+    Phone.home,
+    Phone.read_at,
+    parameter="phones",
+)
+STORE = _stored.on_conflict_do_update(
+    index_elements=[Phone.user_id],
+    set_={
+        column.name: _stored.excluded[column.name]
+        for column in Phone.__table__.c
+        if not column.primary_key
+    },
+)
+STORE_ZONES = insert_rows(PhoneZone, PhoneZone.zone, parameter="zones").on_conflict_do_nothing()
+ZONES = select(PhoneZone.zone)
+"""The zones in which users are: a few rows."""
+
+_OWNERS = select(Phone.user_id, Phone.numbers).where(
+    Phone.numbers.op("&&")(bindparam("numbers", type_=ARRAY(Text)))
+)
+_FORGET = delete(Phone).where(
+    ~exists(select(1).where(CrmUser.id == Phone.user_id)),
+    exists(select(1).select_from(CrmUser.__table__.alias("any_user"))),
+)

@@ -1,0 +1,541 @@
+"""Named lists of numbers that are not to be called: registers, files of a client.
+
+A list is loaded beside what stands, in a table of its own that nobody reads, however long it is;
+one short command on the assignment queue makes it stand.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, cast
+
+import psycopg
+from pydantic import BaseModel
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CompoundSelect,
+    Connection,
+    Text,
+    any_,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
+
+from assignment_workers.assignment.answers import Code, Done, Refused
+from assignment_workers.assignment.entries import OUT, PUBLISHED_STATE
+from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.errors import UsageError
+from assignment_workers.phones import Line, Read, Reader, plain, read_chunk
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.base import word
+from assignment_workers.schema.tables import (
+    Entry,
+    Generation,
+    Phone,
+    SuppressedNumber,
+    Suppression,
+    SuppressionKind,
+    SuppressionList,
+    SuppressionListState,
+)
+
+CHUNK = 20_000
+"""Lines that are read together; a file of more is read by every processor."""
+SHOWN = 10
+"""Lines that cannot be read which an answer names."""
+_NUMBER_COLUMNS = (
+    *("number", "phone", "phone_number", "phonenumber", "telephone", "telephone_number", "tel"),
+    *("msisdn", "mobile", "cli", "e164"),
+)
+_EXPIRY_COLUMNS = ("expires_at", "expires", "expiry", "valid_until")
+_STAGED, _STANDING, _RETIRED = (word(each) for each in SuppressionListState)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What an import says of its list."""
+
+    name: str
+    replaces: bool
+    reason: str
+    by: str
+    source: str | None = None
+    queue: str | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass
+class Staged:
+    """What became of a file: counts, and the list's number unless it was a dry run."""
+
+    lines: int = 0
+    numbers: int = 0
+    """Different ones."""
+    unreadable: int = 0
+    shown: list[str] = field(default_factory=list)
+    """The first lines that are no phone number."""
+    users: int = 0
+    """Users who have one of the numbers now."""
+    queues: dict[str, int] = field(default_factory=dict)
+    """By dialer queue: those of them who stand in what is published."""
+    list_id: int | None = None
+
+
+ReadChunk = Callable[[Sequence[Line]], Read]
+
+
+def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]:
+    """The entries of a file: one number a line, or CSV, with a header or without.
+
+    In CSV the number is in `column`, or in the first column of a usual name, or in the first one.
+    An empty line and one that begins with # say nothing. Raises `UsageError` for a column that is
+    not there and for an expiry that is no date.
+    """
+    said = (line for line in stream if line.strip() and not line.lstrip().startswith("#"))
+    first = next(said, None)
+    if first is None:
+        return
+    dialect = ";" if first.count(";") > first.count(",") else "\t" if "\t" in first else ","
+    rows = csv.reader(itertools.chain([first], said), delimiter=dialect)
+    head = [each.strip().strip("\ufeff").casefold().replace(" ", "_") for each in next(rows)]
+    has_header = not any(sum(map(str.isdigit, each)) > 4 for each in head)  # noqa: PLR2004
+    if column is not None and column.casefold().replace(" ", "_") not in head:
+        raise UsageError(f"no column {column!r}; there are {', '.join(head)}")
+    wanted = (column.casefold().replace(" ", "_"),) if column else _NUMBER_COLUMNS
+    place = next((head.index(each) for each in wanted if each in head), 0)
+    expiry = next((head.index(each) for each in _EXPIRY_COLUMNS if each in head), None)
+    if not has_header:
+        place, expiry = (place if column else 0), None
+        yield 1, first.split(dialect)[0].strip().strip('"\ufeff'), None
+    for row in rows:
+        if len(row) > place:
+            until = row[expiry].strip() if expiry is not None and len(row) > expiry else ""
+            yield rows.line_num, row[place].strip(), _date(until, rows.line_num)
+
+
+def stage(
+    connection: Connection,
+    lines: Iterable[Line],
+    named: Named,
+    reader: Reader,
+    *,
+    dry_run: bool = False,
+    skip_unreadable: bool = False,
+) -> Staged:
+    """Load a list beside what stands, all of it or nothing; `flip` then makes it stand.
+
+    In one transaction, which waits for nobody and nobody for it. A line that is no phone number is
+    counted, named, and left out with `skip_unreadable`; else nothing is kept, as in a dry run.
+    Cost: about 50 µs of a processor for a line, by all of them, and a COPY.
+    """
+    if named.queue is not None and named.queue not in POLICIES:
+        raise UsageError(f"no dialer queue {named.queue!r}; there are {', '.join(POLICIES)}")
+    done = Staged()
+    connection.execute(text("SET LOCAL statement_timeout = 0"))  # a COPY waits for the reading
+    connection.execute(
+        text(
+            "CREATE TEMPORARY TABLE incoming_numbers"
+            " (number text NOT NULL, expires_at timestamptz) ON COMMIT DROP"
+        )
+    )
+    _copy(connection, lines, reader, done)
+    connection.execute(
+        text(
+            "CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT number,"
+            " CASE WHEN bool_and(expires_at IS NOT NULL) THEN max(expires_at) END AS expires_at"
+            " FROM incoming_numbers GROUP BY number"
+        )
+    )
+    connection.execute(text("CREATE INDEX ON incoming (number)"))
+    connection.execute(text("ANALYZE incoming"))
+    done.numbers = connection.execute(text("SELECT count(*) FROM incoming")).scalar_one()
+    done.users, done.queues = _affected(connection)
+    if dry_run or (done.unreadable and not skip_unreadable):
+        connection.rollback()
+        return done
+    done.list_id = _keep(connection, named, done)
+    connection.commit()
+    return done
+
+
+def _copy(connection: Connection, lines: Iterable[Line], reader: Reader, done: Staged) -> None:
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with (
+        _reading(_chunks(iter(lines)), partial(read_chunk, reader)) as made,
+        driver.cursor() as cursor,
+        cursor.copy("COPY incoming_numbers (number, expires_at) FROM STDIN") as copy,
+    ):
+        for count, read, unread in made:
+            done.lines += count
+            done.unreadable += len(unread)
+            done.shown += unread[: SHOWN - len(done.shown)]
+            copy.write(read)
+
+
+def _chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    while chunk := list(itertools.islice(lines, CHUNK)):
+        yield chunk
+
+
+@contextmanager
+def _reading(chunks: Iterator[list[Line]], work: ReadChunk) -> Iterator[Iterator[Read]]:
+    """The chunks as they are read: here where there is one, by every processor where more."""
+    first = next(chunks, [])
+    second = next(chunks, [])
+    if not second:
+        yield iter([work(first)])
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
+        yield _ahead(pool, work, itertools.chain([first, second], chunks))
+
+
+def _ahead(
+    pool: ProcessPoolExecutor, work: ReadChunk, chunks: Iterator[list[Line]]
+) -> Iterator[Read]:
+    """In their order, with a few under way: the file is never held whole."""
+    under_way = [pool.submit(work, each) for each in itertools.islice(chunks, 8)]
+    while under_way:
+        yield under_way.pop(0).result()
+        under_way += [pool.submit(work, each) for each in itertools.islice(chunks, 1)]
+
+
+def _affected(connection: Connection) -> tuple[int, dict[str, int]]:
+    """How many users have a number of `incoming`, and how many of them stand in which queue."""
+    connection.execute(
+        text(
+            "CREATE TEMPORARY TABLE incoming_users ON COMMIT DROP AS SELECT DISTINCT p.user_id"
+            " FROM assignment.phones p, unnest(p.numbers) AS has (number)"
+            " JOIN incoming i ON i.number = has.number"
+        )
+    )
+    users = connection.execute(text("SELECT count(*) FROM incoming_users")).scalar_one()
+    queues = connection.execute(
+        text(
+            "SELECT g.queue, count(*) FROM incoming_users u"
+            " JOIN assignment.entries e USING (user_id)"
+            " JOIN assignment.generations g ON g.id = e.generation_id AND g.state = 'published'"
+            " WHERE e.state <> 'out' GROUP BY g.queue ORDER BY g.queue"
+        )
+    )
+    return users, {row[0]: row[1] for row in queues}
+
+
+def _keep(connection: Connection, named: Named, done: Staged) -> int:
+    number: int = connection.execute(
+        insert(SuppressionList)
+        .values(
+            name=named.name,
+            replaces=named.replaces,
+            source=named.source,
+            queue=named.queue,
+            expires_at=named.expires_at,
+            size=done.numbers,
+            reason=named.reason,
+            by=named.by,
+            since=func.clock_timestamp(),
+        )
+        .returning(SuppressionList.id)
+    ).scalar_one()
+    name = _partition(number)
+    connection.execute(
+        text(
+            f"CREATE TABLE {name} (LIKE assignment.suppressed_numbers,"
+            f" CONSTRAINT bound CHECK (list_id = {number}))"
+        )
+    )
+    connection.execute(
+        text(
+            f"INSERT INTO {name} (list_id, number, expires_at)"  # noqa: S608 - numbers of ours
+            f" SELECT {number}, number, expires_at FROM incoming"
+        )
+    )
+    connection.execute(text(f"ALTER TABLE {name} ADD PRIMARY KEY (list_id, number)"))
+    connection.execute(text(f"CREATE INDEX ON {name} (right(number, 7))"))
+    connection.execute(text(f"ANALYZE {name}"))
+    connection.execute(
+        text(
+            f"ALTER TABLE assignment.suppressed_numbers ATTACH PARTITION {name}"
+            f" FOR VALUES IN ({number})"
+        )
+    )
+    return number
+
+
+def flip(turn: Turn, list_id: int, *, by: str, why: str) -> Done | Refused:
+    """Make a loaded list stand, and retire what it replaces: from this commit on it counts.
+
+    Saying it again changes nothing. Refused: a number that is no list, or one that was retired.
+    """
+    row = turn.connection.execute(_FIND, {"list_id": list_id}).first()
+    if row is None or row.state == SuppressionListState.RETIRED:
+        return Refused(code=Code.MALFORMED, reason=f"no suppression list {list_id} that is loaded")
+    if row.state == SuppressionListState.STANDING:
+        return Done(replayed=True)
+    retired = _retire(turn, row.name) if row.replaces else []
+    turn.connection.execute(
+        update(SuppressionList)
+        .where(SuppressionList.id == list_id)
+        .values(state=_STANDING, stands_since=turn.now)
+    )
+    _tell(turn, row.name, by=by, why=why, list_id=list_id, size=row.size, retired=retired)
+    return Done(counts={"numbers": row.size, "replaced": len(retired)})
+
+
+def drop(turn: Turn, name: str, *, by: str, why: str) -> Done | Refused:
+    """A named list counts no more. Refused: none of this name stands."""
+    retired = _retire(turn, name)
+    if not retired:
+        return Refused(code=Code.NOT_SUPPRESSED, reason=f"no suppression list {name!r} stands")
+    _tell(turn, name, by=by, why=why, list_id=None, size=0, retired=retired)
+    return Done(counts={"replaced": len(retired)})
+
+
+def _retire(turn: Turn, name: str) -> list[int]:
+    retired = turn.connection.execute(
+        update(SuppressionList)
+        .where(SuppressionList.name == name, SuppressionList.state == _STANDING)
+        .values(state=_RETIRED, retired_at=turn.now)
+        .returning(SuppressionList.id)
+    ).scalars()
+    return sorted(retired)
+
+
+def _tell(turn: Turn, name: str, **details: object) -> None:
+    turn.record({"kind": EventKind.SUPPRESSION_LIST_CHANGED, "details": {"list": name, **details}})
+
+
+def purge_lists(connection: Connection) -> int:
+    """Drop the numbers of retired lists, as generations are dropped; returns of how many.
+
+    `connection` must be in autocommit.
+    """
+    connection.execute(_ABANDONED)
+    gone = connection.execute(_GONE).all()
+    for row in gone:
+        name = _partition(row.id)
+        how = "FINALIZE" if row.pending else "CONCURRENTLY"
+        connection.execute(
+            text(f"ALTER TABLE assignment.suppressed_numbers DETACH PARTITION {name} {how}")
+        )
+        connection.execute(text(f"DROP TABLE {name}"))
+    return len(gone)
+
+
+class Matched(BaseModel):
+    """What stands against a phone number, and who has it."""
+
+    text: str
+    numbers: list[str]
+    kinds: list[str]
+    valid: bool
+    zones: list[str]
+    extension: str | None
+    suppressed: bool
+    """By one of `entries` or `lists`, in some dialer queue at least."""
+    entries: list[dict[str, Any]]
+    lists: list[dict[str, Any]]
+    users: int
+    queues: dict[str, int]
+
+
+def check(connection: Connection, phone: str, reader: Reader) -> Matched:
+    """How a phone number is read, what suppresses it now, and whom it is. Index probes."""
+    read = reader.read(phone)
+    given = {"numbers": read.e164, "plain": plain(phone)}
+    entries = [dict(row) for row in connection.execute(_ENTRIES, given).mappings()]
+    lists = [dict(row) for row in connection.execute(_LISTS, given).mappings()]
+    users, queues = whom(connection, read.e164, plain(phone))
+    return Matched(
+        text=phone,
+        numbers=read.e164,
+        kinds=read.kinds,
+        valid=bool(read.numbers) and all(each.valid for each in read.numbers),
+        zones=list(read.zones),
+        extension=next((each.extension for each in read.numbers if each.extension), None),
+        suppressed=bool(entries or lists),
+        entries=entries,
+        lists=lists,
+        users=users,
+        queues=queues,
+    )
+
+
+def whom(
+    connection: Connection, numbers: Sequence[str], as_text: str
+) -> tuple[int, dict[str, int]]:
+    """How many users have one of these numbers, or this text where there is none; by queue.
+
+    Counted to `WHOM_AT_MOST`. A text is looked for through all of them.
+    """
+    given = {"numbers": list(numbers), "plain": as_text}
+    found = _BY_NUMBER if numbers else _BY_TEXT
+    users = list(connection.execute(found, given).scalars())
+    if not users:
+        return 0, {}
+    queues = connection.execute(_QUEUES, {"users": users}).all()
+    return len(users), {row[0]: row[1] for row in queues}
+
+
+def standing_lists(connection: Connection) -> list[dict[str, Any]]:
+    """The lists that stand, by name."""
+    return [dict(row) for row in connection.execute(_STAND).mappings()]
+
+
+def exported(connection: Connection) -> Iterator[tuple[object, ...]]:
+    """Every suppression of a phone number or user that stands, entries first, then lists.
+
+    A stream: memory is that of a page.
+    """
+    streamed = connection.execution_options(stream_results=True, yield_per=10_000)
+    for row in streamed.execute(_EXPORT):
+        yield tuple(row)
+
+
+EXPORTED = (
+    *("number", "phone", "user_id", "list", "queue", "reason", "source", "since", "by"),
+    "expires_at",
+)
+WHOM_AT_MOST = 10_000
+_BY_NUMBER = (
+    select(Phone.user_id)
+    .where(Phone.numbers.op("&&")(bindparam("numbers", type_=ARRAY(Text))))
+    .limit(WHOM_AT_MOST)
+)
+_BY_TEXT = select(Phone.user_id).where(Phone.plain == bindparam("plain")).limit(WHOM_AT_MOST)
+
+
+def _date(said: str, line: int) -> datetime | None:
+    if not said:
+        return None
+    try:
+        found = datetime.fromisoformat(said)
+    except ValueError:
+        raise UsageError(f"line {line}: {said!r:.40} is no date such as 2027-03-31") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _partition(number: int) -> str:
+    return f"assignment.suppressed_numbers_{number:d}"
+
+
+_FIND = (
+    select(
+        SuppressionList.name,
+        SuppressionList.state,
+        SuppressionList.replaces,
+        SuppressionList.size,
+    )
+    .where(SuppressionList.id == bindparam("list_id", type_=BigInteger))
+    .with_for_update()
+)
+_GONE = text(
+    "SELECT l.id, i.inhdetachpending AS pending FROM assignment.suppression_lists l"
+    " JOIN pg_inherits i ON i.inhrelid = to_regclass('assignment.suppressed_numbers_' || l.id)"
+    " WHERE l.state = 'retired'"
+)
+_ABANDONED = text(
+    "UPDATE assignment.suppression_lists SET state = 'retired', retired_at = now()"
+    " WHERE state = 'staged' AND since < now() - interval '1 day'"
+)
+_unexpired = or_(Suppression.expires_at.is_(None), Suppression.expires_at > func.now())
+_ENTRIES = select(
+    Suppression.id,
+    Suppression.phone,
+    Suppression.number,
+    Suppression.queue,
+    Suppression.reason,
+    Suppression.source,
+    Suppression.since,
+    Suppression.by,
+    Suppression.expires_at,
+).where(
+    Suppression.lifted_at.is_(None),
+    _unexpired,
+    Suppression.phone.is_not(None),
+    or_(
+        Suppression.number == any_(bindparam("numbers", type_=ARRAY(Text))),
+        Suppression.number.is_(None) & (Suppression.plain == bindparam("plain")),
+    ),
+)
+_STAND = (
+    select(
+        SuppressionList.id,
+        SuppressionList.name,
+        SuppressionList.size,
+        SuppressionList.queue,
+        SuppressionList.source,
+        SuppressionList.reason,
+        SuppressionList.by,
+        SuppressionList.stands_since,
+        SuppressionList.expires_at,
+    )
+    .where(SuppressionList.state == _STANDING)
+    .order_by(SuppressionList.name, SuppressionList.id)
+)
+_LISTS = _STAND.join(SuppressedNumber, SuppressedNumber.list_id == SuppressionList.id).where(
+    SuppressedNumber.number == any_(bindparam("numbers", type_=ARRAY(Text))),
+    or_(SuppressionList.expires_at.is_(None), SuppressionList.expires_at > func.now()),
+    or_(SuppressedNumber.expires_at.is_(None), SuppressedNumber.expires_at > func.now()),
+)
+_QUEUES = (
+    select(Generation.queue, func.count())
+    .select_from(Entry)
+    .join(Generation, Generation.id == Entry.generation_id)
+    .where(
+        Generation.state == PUBLISHED_STATE,
+        Entry.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
+        Entry.state != OUT,
+    )
+    .group_by(Generation.queue)
+    .order_by(Generation.queue)
+)
+_EXPORT: CompoundSelect[*tuple[Any, ...]] = union_all(
+    select(
+        Suppression.number,
+        Suppression.phone,
+        Suppression.user_id,
+        literal_column("NULL::text").label("list"),
+        Suppression.queue,
+        Suppression.reason,
+        Suppression.source,
+        Suppression.since,
+        Suppression.by,
+        Suppression.expires_at,
+    ).where(
+        Suppression.lifted_at.is_(None),
+        _unexpired,
+        Suppression.kind == word(SuppressionKind.DO_NOT_CONTACT),
+    ),
+    select(
+        SuppressedNumber.number,
+        literal_column("NULL::text"),
+        literal_column("NULL::bigint"),
+        SuppressionList.name,
+        SuppressionList.queue,
+        SuppressionList.reason,
+        SuppressionList.source,
+        SuppressionList.stands_since,
+        SuppressionList.by,
+        func.least(SuppressedNumber.expires_at, SuppressionList.expires_at),
+    )
+    .join(SuppressionList, SuppressionList.id == SuppressedNumber.list_id)
+    .where(SuppressionList.state == _STANDING),
+)
