@@ -44,9 +44,7 @@ def test_a_dialer_full_of_dirt_is_taken_over_and_given_back(
     counts = f"SELECT (SELECT count(*) FROM {UNSIGNED}), (SELECT count(*) FROM {OUTSTANDING})"
     before = rows(url, counts)
     assert min(before[0]) > 2
-    assert rows(url, f"SELECT count(*) > 0 FROM {UNSIGNED} WHERE NOT isfinite(assigned_at)") == [
-        (True,)
-    ]
+    assert rows(url, "SELECT count(*) > 0 FROM agents WHERE NOT isfinite(created_at)") == [(True,)]
     assert inspected(url).obstacles == ()
     engine = connect(url, name="test", statement_timeout=timedelta(seconds=60))
     with engine.connect() as connection:
