@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+import unicodedata
+from collections.abc import MutableMapping
+from typing import Any, Literal
 
 import structlog
 
@@ -38,6 +40,7 @@ def set_up(form: Form = "logfmt", level: str = "info") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *([] if form == "json" else [_escaped]),  # JSON escapes by itself
                 _renderer(form),
             ],
         )
@@ -69,3 +72,34 @@ def _renderer(form: Form) -> structlog.typing.Processor:
             return structlog.processors.LogfmtRenderer(
                 key_order=["timestamp", "level", "event"], drop_missing=True
             )
+
+
+def _escaped(_: object, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Write control characters as they are written in a program: none begins a line of its own.
+
+    A traceback keeps its lines, each set in, so that none looks like a line of the log.
+    """
+    for name in list(facts):
+        value = facts.pop(name)
+        if not isinstance(value, bool | int | float | None):
+            lines = str(value).split("\n") if name == TRACE else [str(value)]
+            value = "\n    ".join(escaped(line) for line in lines)
+        facts[escaped(name)] = value
+    return facts
+
+
+TRACE = "exception"
+
+
+def escaped(said: str) -> str:
+    """The text with its control characters, and those that turn a line around, escaped."""
+    if said.isprintable():
+        return said
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _CONTROL else each
+        for each in said
+    )
+
+
+_CONTROL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories: controls, formats such as a change of direction, lone halves, line ends."""

@@ -137,6 +137,12 @@ class Settings(BaseModel):
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
     crm_database_url: CrmAddress | None = Field(None, alias="CRM_DATABASE_URL")
     """Where the CRM is; unset: in the schema `crm` of DATABASE_URL."""
+    worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
+    """`schema migrate --roles` lets the role `assignment_worker` log in with it; unset: not."""
+    gateway_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PASSWORD")
+    """The same for `assignment_gateway`."""
+    reader_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_READER_PASSWORD")
+    """The same for `assignment_reader`."""
     home: Path = Field(Path(".assignment-workers"), alias="ASSIGNMENT_WORKERS_HOME")
 
     lock_database_url: PostgresAddress | None = Field(
@@ -400,5 +406,5 @@ def _unknown(name: str, known: set[str]) -> str:
 
 def _shown(variable: str, value: str) -> str:
     """A value fit for a message: addresses and credentials hold passwords, so they are not."""
-    secret = variable.endswith(("_URL", "_AUTH", "_TOKEN"))
+    secret = variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD"))
     return "(not shown)" if secret else repr(value)

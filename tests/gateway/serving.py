@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import psycopg
 import redis
 
 from assignment_workers.gateway import tokens
+from assignment_workers.schema import roles
 from tests.gateway.stage import Gateway, free_port
 from tests.processes import Stack, running, wait_until
 
@@ -37,8 +38,11 @@ def serving(
     with running(database_url, redis_url, folder) as stack:
         stack.seed(users=1000)
         made = _tokens(stack)
+        login = with_roles(database_url)
+        stack.database_url = login(roles.WORKER)
         stack.start("sequencer", **settings)
         stack.start("maintenance", **settings)
+        stack.database_url = login(roles.GATEWAY)
         port = free_port()
         process = stack.start(
             "gateway",
@@ -49,6 +53,7 @@ def serving(
                 **settings,
             },
         )
+        stack.database_url = database_url
         stack.wait_for_leader()
         stack.regenerate(stack.client())
         found = Gateway(stack, port, made)
@@ -64,6 +69,19 @@ def serving(
         yield found
     with psycopg.connect(postgres_server, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+def with_roles(database_url: str) -> Callable[[str], str]:
+    """Give the database its roles of least privilege; the address of a role is what is returned."""
+    roles.apply(
+        database_url,
+        passwords=dict.fromkeys((roles.WORKER, roles.GATEWAY, roles.READER), PASSWORD),
+    )
+    host = database_url.rpartition("@")[2]
+    return lambda role: f"postgresql://{role}:{PASSWORD}@{host}"
+
+
+PASSWORD = "a-password-of-tests"
 
 
 def _tokens(stack: Stack) -> dict[str, str]:

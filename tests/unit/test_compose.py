@@ -18,6 +18,7 @@ from typer.main import get_group
 
 from assignment_workers.cli.main import app
 from assignment_workers.runtime.process import ProcessSpec
+from assignment_workers.schema import roles
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import JOB_SECONDS, PROCESSES
 
@@ -28,6 +29,17 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: each for name, each in SERVICES.items() if each["image"] == "assignment-workers"}
 RUNNING = sorted(SERVICES.keys() - {"migrate"})
 PROCESS_SERVICES = sorted(OURS.keys() - {"migrate"})
+
+ROLE_OF = {
+    "migrate": "assignment_workers",
+    "sequencer": roles.WORKER,
+    "sequencer-standby": roles.WORKER,
+    "maintenance": roles.WORKER,
+    "gateway": roles.GATEWAY,
+    "flower": None,
+    "beat": None,
+}
+"""As which each has the database; None: not at all."""
 
 INTERPOLATION = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[?-])(?P<rest>[^}]+))?\}")
 SECRET = re.compile(r"PASSWORD|AUTH")
@@ -85,6 +97,8 @@ def test_no_password_has_a_default() -> None:
     asked = [found for found in INTERPOLATION.finditer(TEXT) if SECRET.search(found["name"])]
     assert {found["name"] for found in asked} == {
         "POSTGRES_PASSWORD",
+        "WORKER_PASSWORD",
+        "GATEWAY_PASSWORD",
         "VALKEY_PASSWORD",
         "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH",
     }
@@ -121,9 +135,10 @@ def test_every_command_is_one_of_ours_and_every_process_has_a_service() -> None:
     assert "process" in commands
     schema = commands["schema"]
     assert isinstance(schema, TyperGroup)
-    first, second = SERVICES["migrate"]["command"]
+    first, second, option = SERVICES["migrate"]["command"]
     assert first == "schema"
     assert second in schema.commands
+    assert option in {name for each in schema.commands[second].params for name in each.opts}
     started = [SERVICES[name]["command"] for name in PROCESS_SERVICES]
     assert {first for first, _ in started} == {"process"}
     assert sorted(name for _, name in started) == sorted([*PROCESSES, "sequencer"])
@@ -135,7 +150,11 @@ def test_every_variable_is_a_setting_and_its_value_is_accepted(name: str) -> Non
     known = {field.alias for field in Settings.model_fields.values()}
     assert environment.keys() <= known
     settings = Settings.from_environment(environment)
-    assert settings.database.endswith("@postgres:5432/assignment_workers")
+    if (role := ROLE_OF[name]) is None:
+        assert settings.database_url is None
+    else:
+        assert settings.database.startswith(f"postgresql://{role}:")
+        assert settings.database.endswith("@postgres:5432/assignment_workers")
     assert settings.redis.endswith("@valkey:6379/0")
 
 

@@ -52,6 +52,9 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS": Variable(
         "crm_grace", None, "900", timedelta(minutes=15), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_WORKER_PASSWORD": Variable("worker_password", None, "a", "a", ()),
+    "ASSIGNMENT_WORKERS_GATEWAY_PASSWORD": Variable("gateway_password", None, "b", "b", ()),
+    "ASSIGNMENT_WORKERS_READER_PASSWORD": Variable("reader_password", None, "c", "c", ()),
     "ASSIGNMENT_WORKERS_HOME": Variable(
         "home", Path(".assignment-workers"), "/var/lib/aw", Path("/var/lib/aw"), ()
     ),

@@ -19,6 +19,9 @@ from assignment_workers.cli.servers import database, with_database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import direct_url
+from assignment_workers.schema.roles import GATEWAY, READER, ROLES, WORKER
+from assignment_workers.schema.roles import apply as apply_roles
+from assignment_workers.settings import Settings
 
 app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
@@ -82,6 +85,9 @@ def migrate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its SQL; run none.")
     ] = False,
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Make the roles of least privilege, and grant to each.")
+    ] = False,
 ) -> int:
     """Bring the database to the schema of this version.
 
@@ -96,7 +102,20 @@ def migrate(
         return 0
     reached = adopt(url, settings=with_database(), tell=typer.echo)
     typer.echo(f"the schema is at revision {reached}")
+    if roles:
+        apply_roles(url, passwords=_passwords(resolved()))
+        for role, what in ROLES.items():
+            typer.echo(f"{role}: {what}")
     return 0
+
+
+def _passwords(given: Settings) -> dict[str, str]:
+    found = {
+        WORKER: given.worker_password,
+        GATEWAY: given.gateway_password,
+        READER: given.reader_password,
+    }
+    return {role: password for role, password in found.items() if password}
 
 
 @app.command()

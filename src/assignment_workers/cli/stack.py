@@ -21,7 +21,12 @@ from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import as_json
 from assignment_workers.client import Client
 from assignment_workers.errors import UsageError
-from assignment_workers.runtime.stack import Stack, running_stack, shell_assignments
+from assignment_workers.runtime.stack import (
+    WITHOUT_DATABASE,
+    Stack,
+    running_stack,
+    shell_assignments,
+)
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.term import APPLICATION
@@ -88,6 +93,9 @@ def process(
     if held:  # `up` ends our standard input when the servers serve
         processes.load(name)
         sys.stdin.buffer.read()
+    given = settings()
+    if name in WITHOUT_DATABASE and given.redis_url is not None:
+        return processes.run(name, given, lane=lane)
     return processes.run(name, resolved(), lane=lane)
 
 

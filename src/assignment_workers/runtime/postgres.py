@@ -25,7 +25,8 @@ from assignment_workers.runtime.unprivileged import Account, account_for
 
 MAJOR = "18"
 ROLE = "assignment_workers"
-"""Owns the database of the same name and may make others; as on a managed server, no superuser."""
+"""Owns the database of the same name, and may make others and roles; no superuser, as on a managed
+server."""
 
 SETTINGS = {
     "listen_addresses": LOOPBACK,
@@ -48,11 +49,12 @@ SETTINGS = {
 """
 
 SET_UP = f"""
-CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{{password}}'
-GRANT pg_monitor, pg_signal_backend, pg_checkpoint TO {ROLE}
+CREATE ROLE {ROLE} LOGIN CREATEDB CREATEROLE PASSWORD '{{password}}'
+GRANT pg_monitor, pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {ROLE} WITH ADMIN OPTION
 CREATE DATABASE {ROLE} OWNER {ROLE}
 """
-ACCESS = f"host all {ROLE} {LOOPBACK}/32 scram-sha-256\n"
+ACCESS = f"host all all {LOOPBACK}/32 scram-sha-256\n"
+"""Who has a password gets in with it: the superuser has none."""
 STOP_SECONDS = 30.0
 
 

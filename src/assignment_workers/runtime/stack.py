@@ -14,6 +14,8 @@ from assignment_workers.runtime.home import holder, write_private
 from assignment_workers.settings import Settings
 
 FILE = "stack.json"
+WITHOUT_DATABASE = ("flower", "beat")
+"""Processes that live by Redis, and are not told of the database."""
 
 
 class Stack(BaseModel):

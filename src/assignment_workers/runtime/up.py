@@ -182,7 +182,15 @@ def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> li
         "PYTHONUNBUFFERED": "1",
     }
     return [
-        replace(each, env={**environment, **_metrics_port(resolved, place), **each.env})
+        replace(
+            each,
+            env={
+                **environment,
+                **({"DATABASE_URL": ""} if each.name in stack.WITHOUT_DATABASE else {}),
+                **_metrics_port(resolved, place),
+                **each.env,
+            },
+        )
         for place, each in enumerate(children)
     ]
 

@@ -1,0 +1,189 @@
+"""PostgreSQL roles of least privilege: who owns, who works, who answers callers, who reads.
+
+None can log in: an operator makes logins that are members (`CREATE ROLE … LOGIN IN ROLE …`), or
+gives a role a password (`ALTER ROLE assignment_worker LOGIN PASSWORD …`). Roles belong to the whole
+server, privileges to one database. Applying them again mends what was changed, and does so for
+tables that a later version has added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from psycopg.errors import InsufficientPrivilege
+from psycopg.pq.abc import PGconn
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from assignment_workers.errors import SchemaMismatch
+from assignment_workers.schema.base import Base, DialerBase
+from assignment_workers.schema.engine import driver_url
+from assignment_workers.schema.migrate import VERSION_TABLE, unreachable
+
+OWNER = "assignment_owner"
+WORKER = "assignment_worker"
+GATEWAY = "assignment_gateway"
+READER = "assignment_reader"
+PURGE = "assignment_purge"
+ROLES = {
+    OWNER: "owns the schema `assignment`; migrations and tokens are its",
+    WORKER: "sequencers and maintenance workers",
+    GATEWAY: "gateways: reads, and writes signs of life, sessions and what operators asked for",
+    READER: "reads what is no secret and no message",
+    PURGE: "deletes what its retention is over for; workers are members",
+}
+
+_ALL = "SELECT, INSERT, UPDATE, DELETE"
+_OF_WORKER: dict[str, str] = {
+    "events": "SELECT, INSERT",
+    "operator_actions": "SELECT",
+    "api_tokens": "",
+    "access_log": "",
+    "dashboard_sessions": "",
+    VERSION_TABLE: "SELECT",
+}
+"""Where it is not `_ALL`."""
+_OF_GATEWAY: dict[str, str] = {
+    "agents_seen": "SELECT, INSERT, UPDATE",
+    "operator_actions": "SELECT, INSERT, UPDATE",
+    "dead_letters": "SELECT, UPDATE",
+    "dashboard_sessions": "SELECT, INSERT, UPDATE",
+    "access_log": "SELECT, INSERT",
+    "api_tokens": "SELECT, UPDATE (last_used_at)",
+}
+"""Where it is not SELECT alone."""
+_NOT_OF_READER = frozenset({"api_tokens", "dashboard_sessions", "access_log", "dead_letters"})
+_OF_PURGE = frozenset(
+    {
+        "events",
+        "requests",
+        "commands",
+        "job_runs",
+        "dead_letters",
+        "access_log",
+        "dashboard_sessions",
+    }
+)
+_OF_DIALER: dict[str, str] = {"agents": "SELECT"}
+"""The worker's on the dialer's tables, where it is not `SELECT, INSERT, UPDATE`."""
+_WORKED_BY_OWNERS = "entries"
+"""Only its owner attaches and detaches a partition: it is the worker's."""
+
+
+def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> list[str]:
+    """Make the roles where they are not there, and give them what each needs; what was done.
+
+    A role with a password may log in from then on; the server is sent what it stores of a password,
+    never the password.
+    To be run by a superuser, or by the owner of the schema who may make roles. Raises
+    `SchemaMismatch`, with the statement that somebody else has to run, and `DatabaseUnavailable`.
+    """
+    engine = create_engine(driver_url(database_url))
+    try:
+        with engine.begin() as connection:
+            done = [_run(connection, statement) for statement in _statements(connection)]
+            for role, password in (passwords or {}).items():
+                _run(connection, f"ALTER ROLE {role} LOGIN PASSWORD '{{}}'", password, role)
+            return done
+    except (OperationalError, ProgrammingError) as error:
+        raise unreachable(error) from error
+    finally:
+        engine.dispose()
+
+
+def _run(connection: Connection, statement: str, password: str = "", role: str = "") -> str:
+    try:
+        if password:
+            server: PGconn = connection.connection.driver_connection.pgconn  # type: ignore[union-attr]
+            stored = server.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+            connection.exec_driver_sql(statement.format(stored.decode()))
+        else:
+            connection.exec_driver_sql(statement)
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        why = str(error.orig).splitlines()[0]
+        raise SchemaMismatch(f"somebody who may has to run `{statement}`: {why}") from error
+    return statement
+
+
+def _statements(connection: Connection) -> list[str]:
+    """In their order; what is so already is left out where it takes rights to say again."""
+    there = set(connection.execute(text("SELECT rolname FROM pg_roles")).scalars())
+    made = [f"CREATE ROLE {role} NOLOGIN" for role in ROLES if role not in there]
+    # One who may make roles is a member of what they give tables to.
+    members = [
+        f"GRANT {role} TO CURRENT_USER"
+        for role in (OWNER, WORKER)
+        if role not in there or not _is_member(connection, "current_user", role)
+    ]
+    members += [
+        f"GRANT {role} TO {member}"
+        for role, member in (
+            (WORKER, OWNER),
+            (PURGE, WORKER),
+            ("pg_read_all_stats", WORKER),
+            ("pg_read_all_stats", GATEWAY),
+        )
+        if member not in there or role not in there or not _is_member(connection, member, role)
+    ]
+    return [*made, *members, *_owned(connection), *_granted(connection)]
+
+
+def _is_member(connection: Connection, member: str, role: str) -> bool:
+    who = member if member == "current_user" else f"'{member}'"
+    found = connection.execute(text(f"SELECT pg_has_role({who}, '{role}', 'USAGE')"))
+    return bool(found.scalar_one())
+
+
+def _owned(connection: Connection) -> list[str]:
+    owned = [f"GRANT USAGE, CREATE ON SCHEMA assignment TO {OWNER}, {WORKER}"]
+    for name, kind, owner in connection.execute(_RELATIONS):
+        wanted = WORKER if name.split("_")[0] == _WORKED_BY_OWNERS else OWNER
+        if owner != wanted:
+            owned.append(f"ALTER {kind} assignment.{name} OWNER TO {wanted}")
+    return owned
+
+
+# Partitions and their indexes have names of their own; sequences of identity columns go with them.
+_RELATIONS = text("""
+    SELECT quote_ident(c.relname),
+           CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+           pg_get_userbyid(c.relowner)
+    FROM pg_class c
+    WHERE c.relnamespace = 'assignment'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype IN ('i', 'a')
+                    AND c.relkind = 'S')
+    ORDER BY c.relkind = 'v', c.relname
+""")
+
+
+def _granted(connection: Connection) -> list[str]:
+    everybody = f"{WORKER}, {GATEWAY}, {READER}, {PURGE}"
+    granted = [f"GRANT USAGE ON SCHEMA assignment TO {everybody}"]
+    tables = [table.name for table in Base.metadata.sorted_tables]
+    for name in (*tables, VERSION_TABLE):
+        granted.append(f"REVOKE ALL ON assignment.{name} FROM PUBLIC, {everybody}")
+        each = {
+            WORKER: _OF_WORKER.get(name, _ALL),
+            GATEWAY: _OF_GATEWAY.get(name, "SELECT"),
+            READER: "" if name in _NOT_OF_READER else "SELECT",
+            PURGE: "SELECT, DELETE" if name in _OF_PURGE else "",
+        }
+        granted += [
+            f"GRANT {rights} ON assignment.{name} TO {role}"
+            for role, rights in each.items()
+            if rights and not (name == _WORKED_BY_OWNERS and role == WORKER)
+        ]
+        if name == _WORKED_BY_OWNERS:
+            granted.append(f"GRANT ALL ON assignment.{name} TO {WORKER}")
+    granted += [f"GRANT SELECT ON assignment.bars TO {WORKER}, {GATEWAY}, {READER}"]
+    granted += [f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA assignment TO {WORKER}, {GATEWAY}"]
+    for table in DialerBase.metadata.sorted_tables:
+        rights = _OF_DIALER.get(table.name, "SELECT, INSERT, UPDATE")
+        granted.append(f"GRANT {rights} ON {table.fullname} TO {WORKER}")
+        granted.append(f"GRANT SELECT ON {table.fullname} TO {GATEWAY}, {READER}")
+    if connection.execute(text("SELECT to_regnamespace('crm') IS NOT NULL")).scalar_one():
+        granted.append(f"GRANT USAGE ON SCHEMA crm TO {WORKER}, {GATEWAY}, {READER}")
+        granted.append(f"GRANT SELECT ON ALL TABLES IN SCHEMA crm TO {WORKER}, {GATEWAY}, {READER}")
+    return granted
