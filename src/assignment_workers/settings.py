@@ -137,6 +137,15 @@ class Settings(BaseModel):
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
     crm_database_url: CrmAddress | None = Field(None, alias="CRM_DATABASE_URL")
     """Where the CRM is; unset: in the schema `crm` of DATABASE_URL."""
+    command_key: Annotated[str, Field(min_length=32)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_COMMAND_KEY"
+    )
+    """Signs operators' commands: the same for sequencers, gateways and the command line.
+
+    `up` has one of its own.
+
+    A command without the signature is carried out, and recorded as `unauthenticated: …`.
+    """
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
     """`schema migrate --roles` lets the role `assignment_worker` log in with it; unset: not."""
     gateway_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PASSWORD")
@@ -356,6 +365,11 @@ class Settings(BaseModel):
         return {name: each.model_dump(exclude_unset=True) for name, each in changes.items()}
 
     @property
+    def signing_key(self) -> str | None:
+        """What operators' commands are signed with; None: they are not."""
+        return self.command_key or self.stack_token
+
+    @property
     def database(self) -> str:
         """`database_url`, for whom it cannot be unset; raises `UsageError` where it is."""
         return _needed("DATABASE_URL", self.database_url)
@@ -406,5 +420,5 @@ def _unknown(name: str, known: set[str]) -> str:
 
 def _shown(variable: str, value: str) -> str:
     """A value fit for a message: addresses and credentials hold passwords, so they are not."""
-    secret = variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD"))
+    secret = variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD", "_KEY"))
     return "(not shown)" if secret else repr(value)

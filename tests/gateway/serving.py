@@ -35,6 +35,7 @@ def serving(
     redis_url = f"{valkey_server.rpartition('/')[0]}/{redis_database}"
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
+    settings = {"command_key": COMMAND_KEY, **settings}
     with running(database_url, redis_url, folder) as stack:
         stack.seed(users=1000)
         made = _tokens(stack)
@@ -82,6 +83,7 @@ def with_roles(database_url: str) -> Callable[[str], str]:
 
 
 PASSWORD = "a-password-of-tests"
+COMMAND_KEY = "a-key-that-every-process-of-the-stack-has"
 
 
 def _tokens(stack: Stack) -> dict[str, str]:

@@ -271,3 +271,25 @@ def test_a_request_that_does_not_arrive_is_hung_up_on(
 
     found = asyncio.run(trickle())
     assert found.startswith(b"HTTP/1.1 200") if said.endswith(b"\r\n\r\n") else found == b""
+
+
+def test_who_acts_by_a_message_of_no_door_is_marked(gateway: Gateway) -> None:
+    queue = "outstanding_requests"
+
+    def by(kind: str) -> Any:
+        return gateway.stack.value(
+            "SELECT details->>'by' FROM assignment.events"
+            f" WHERE kind = '{kind}' AND queue = '{queue}' ORDER BY id DESC LIMIT 1"
+        )
+
+    path = f"/v1/queues/{queue}"
+    assert gateway.post(f"{path}/pause", {"why": "a test"}, bearer="operator").status == 200
+    named = by("queue_paused")
+    assert named == f"token {gateway.tokens['operator'].split('_')[1]}"
+    forger = gateway.stack.client()  # it has the broker, and no key
+    for args, kwargs in (([queue, named], {}), ([], {"queue": queue, "by": named})):
+        forger.send_again("queue.resume", args, kwargs, "assignment")
+        wait_until(lambda: by("queue_resumed") == f"unauthenticated: {named}", "the mark")
+        assert gateway.post(f"{path}/pause", {"why": "a test"}, bearer="operator").status == 200
+    assert gateway.post(f"{path}/resume", {"why": "a test"}, bearer="operator").status == 200
+    assert by("queue_resumed") == named

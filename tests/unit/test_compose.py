@@ -55,9 +55,9 @@ def instructions(name: str) -> list[str]:
 
 
 def interpolated(value: str) -> str:
-    """The value as Compose makes it where every variable without a default is `user:word`."""
+    """The value as Compose makes it where a variable without a default is a long `user:word`."""
     return INTERPOLATION.sub(
-        lambda found: found["rest"] if found["kind"] == "-" else "user:word", value
+        lambda found: found["rest"] if found["kind"] == "-" else f"user:{'word' * 8}", value
     )
 
 

@@ -52,6 +52,9 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS": Variable(
         "crm_grace", None, "900", timedelta(minutes=15), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_COMMAND_KEY": Variable(
+        "command_key", None, "k" * 32, "k" * 32, ("hunter2",)
+    ),
     "ASSIGNMENT_WORKERS_WORKER_PASSWORD": Variable("worker_password", None, "a", "a", ()),
     "ASSIGNMENT_WORKERS_GATEWAY_PASSWORD": Variable("gateway_password", None, "b", "b", ()),
     "ASSIGNMENT_WORKERS_READER_PASSWORD": Variable("reader_password", None, "c", "c", ()),
@@ -268,7 +271,7 @@ def test_a_bad_value_stops_the_start_with_one_line_that_names_the_variable(
     said = complaint({name: text})
     assert said.startswith(f"{name}=")
     assert "\n" not in said
-    secret = name.endswith(("_URL", "_AUTH", "_TOKEN"))
+    secret = name.endswith(("_URL", "_AUTH", "_TOKEN", "_KEY"))
     assert (repr(text) in said) is not secret
     assert not secret or "(not shown)" in said
 

@@ -53,7 +53,9 @@ def client() -> Iterator[Client]:
     """A client of the running stack."""
     given = resolved()
     lanes = lanes_of(given)
-    with Client.connect(given.redis, broker_url=given.broker_url, lanes=lanes) as made:
+    with Client.connect(
+        given.redis, broker_url=given.broker_url, lanes=lanes, key=given.signing_key
+    ) as made:
         yield made
 
 

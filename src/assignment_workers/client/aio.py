@@ -58,8 +58,9 @@ class AsyncClient:
         clock: Clock = system_clock,
         randomness: Random | None = None,
         orphaned: Callable[[Call, object], None] | None = None,
+        key: str | None = None,
     ) -> None:
-        """Nothing is contacted yet."""
+        """Nothing is contacted yet. `key` signs operators' commands."""
         self._clock = clock
         self._randomness = randomness or Random()
         self._accepted = Accepted()
@@ -72,6 +73,7 @@ class AsyncClient:
             randomness=self._randomness,
             lanes=lanes,
             orphaned=orphaned,
+            key=key,
         )
 
     async def __aenter__(self) -> Self:

@@ -65,6 +65,7 @@ class Client(Asking):
         lanes: Lanes = ONE_LANE,
         clock: Clock = system_clock,
         randomness: Random | None = None,
+        key: str | None = None,
     ) -> None:
         self._clock = clock
         self._randomness = randomness or Random()
@@ -77,16 +78,25 @@ class Client(Asking):
             clock=clock,
             randomness=self._randomness,
             lanes=lanes,
+            key=key,
         )
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def connect(
-        cls, redis_url: str, *, broker_url: str | None = None, lanes: Lanes = ONE_LANE
+        cls,
+        redis_url: str,
+        *,
+        broker_url: str | None = None,
+        lanes: Lanes = ONE_LANE,
+        key: str | None = None,
     ) -> Client:
-        """A client of the stack on this Redis; nothing is contacted yet."""
-        return cls(redis_url, broker_url=broker_url, lanes=lanes)
+        """A client of the stack on this Redis; nothing is contacted yet.
+
+        `key`: `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a door that knows who an operator is.
+        """
+        return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key)
 
     def close(self) -> None:
         """Give back the connections; whoever waits is answered `Unavailable`."""

@@ -62,8 +62,13 @@ class Courier:
         randomness: Random | None = None,
         lanes: Lanes = ONE_LANE,
         orphaned: Callable[[Call, object], None] | None = None,
+        key: str | None = None,
     ) -> None:
-        """`orphaned` is told of each answer that came when its caller had gone."""
+        """`orphaned` is told of each answer that came when its caller had gone.
+
+        `key`: with which commands that say who acts are signed.
+        """
+        self._key = key
         self._urls = (broker_url or redis_url, redis_url)
         self._clock = clock
         self._chance = randomness or Random()
@@ -197,6 +202,7 @@ class Courier:
                     traced=traced,
                     command_id=batch.repeats,
                     position=None if command.many else command.position,
+                    key=self._key,
                 )
                 await self._broker.send(command.celery_queue, data)
         except (BrokerUnavailable, RedisError, OSError) as error:

@@ -8,6 +8,8 @@ long.
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import os
 import socket
@@ -29,6 +31,9 @@ COMMAND_ID = "command_id"
 """Header: the id by which a command is once. Absent: the message's own, the task id."""
 COMMAND_POSITION = "command_position"
 """Header: where the database saw the command before it was sent. Absent: it has not."""
+SIGNATURE = "signature"
+"""Header: the proof that a door of ours, which knew the operator, sent a command with `by`."""
+BY = "by"
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,19 @@ def message(
     traced: Mapping[str, Any] | None = None,
     command_id: str | None = None,
     position: int | None = None,
+    key: str | None = None,
 ) -> Envelope:
     """The message; its JSON is what Redis has in the list `celery_queue`.
 
     A worker that comes to it after `expires` does not run it. `about` names the requests in it, for
     whoever looks at what waits in Redis; nothing reads it. `traced`: headers that carry a trace on.
     `command_id`: the id of the message that this one repeats. `position`: see `COMMAND_POSITION`.
+    `key`: that of `SIGNATURE`, for what says who acts.
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
     )
+    signed = key is not None and kwargs.get(BY) is not None
     return {
         "body": base64.b64encode(body.encode()).decode(),
         "content-encoding": "utf-8",
@@ -88,6 +96,9 @@ def message(
             "about": list(about),
             COMMAND_ID: command_id or task_id,
             COMMAND_POSITION: position,
+            SIGNATURE: signature(key, task, command_id or task_id, args, kwargs)
+            if key is not None and signed
+            else None,
             **(traced or {}),
         },
         "properties": {
@@ -100,6 +111,14 @@ def message(
             "delivery_tag": task_id,
         },
     }
+
+
+def signature(
+    key: str, task: str, command_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """The signature of a command. Of another command, or sent under another id, it is another."""
+    said = json.dumps([task, command_id, list(args), dict(kwargs)], sort_keys=True)
+    return hmac.new(key.encode(), f"a command\n{said}".encode(), hashlib.sha256).hexdigest()
 
 
 def result(data: bytes | str) -> Result | None:

@@ -73,6 +73,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             settings.redis,
             broker_url=settings.broker_url,
             lanes=lanes,
+            key=settings.signing_key,
             orphaned=lambda _, answer: abandoned(answer),
         )
         abandoned.client = client

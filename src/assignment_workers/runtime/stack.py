@@ -92,6 +92,9 @@ def resolve(settings: Settings) -> Settings:
         database_url = database_url or stack.database_url
         redis_url = redis_url or stack.redis_url
         broker_url = broker_url or stack.broker_url
+        settings = settings.model_copy(
+            update={"stack_token": settings.stack_token or stack.gateway_token}
+        )
     return settings.model_copy(
         update={"database_url": database_url, "redis_url": redis_url, "broker_url": broker_url}
     )

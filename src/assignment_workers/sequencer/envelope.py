@@ -97,6 +97,7 @@ class _Headers(TypedDict):
     command_id: NotRequired[Line | None]
     dead_letter: NotRequired[Annotated[int, Field(ge=1, le=2**63 - 1)] | None]
     command_position: NotRequired[Annotated[int, Field(ge=0, le=2**63 - 1)] | None]
+    signature: NotRequired[Line | None]
     compression: NotRequired[None]
 
 
@@ -104,7 +105,7 @@ _ENVELOPE: TypeAdapter[Any] = TypeAdapter(with_config(_STRICTLY)(_Envelope))
 _HEADERS = TypeAdapter(_Headers)
 _PASSED = (
     *("root_id", "parent_id", "origin", "expires", "ignore_result", "traces"),
-    *("command_id", "command_position", "dead_letter"),
+    *("command_id", "command_position", "dead_letter", "signature"),
 )
 
 

@@ -6,6 +6,7 @@ reason that no retry mends. The line goes on in either case.
 
 from __future__ import annotations
 
+import hmac
 import inspect
 import json
 import os
@@ -31,7 +32,14 @@ from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.assignment.ledger import LONGEST_ID, Command
 from assignment_workers.assignment.turn import Turn
-from assignment_workers.client.message import COMMAND_ID, COMMAND_POSITION, DEAD_LETTER
+from assignment_workers.client.message import (
+    BY,
+    COMMAND_ID,
+    COMMAND_POSITION,
+    DEAD_LETTER,
+    SIGNATURE,
+    signature,
+)
 from assignment_workers.errors import (
     CrmUnavailable,
     DatabaseUnavailable,
@@ -45,6 +53,7 @@ from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.settings import Settings
+from assignment_workers.tasks.arguments import WORD_AT_MOST
 from assignment_workers.tasks.censored import Censored
 from assignment_workers.telemetry import ANSWERS, TASK_SECONDS, TOGETHER
 
@@ -55,6 +64,8 @@ T = TypeVar("T")
 RETRY_SECONDS = 2.0
 REQUESTS_NAMED = 20
 """Request ids that a line of the log names; it says how many there are."""
+UNAUTHENTICATED = "unauthenticated: "
+"""Stands before the name of somebody who is said to act, and may be anybody with the broker."""
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
 
@@ -138,6 +149,7 @@ class DoorTask(Task[..., Any]):
         structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **bound)
         traces.served(getattr(self.request, traces.SHARED, None), bound)
         began = monotonic()
+        args, kwargs = self._attributed(args, kwargs)
         try:
             answer = self.operation(self, *args, **kwargs)
             outcomes = _count(self.name, answer)
@@ -171,6 +183,28 @@ class DoorTask(Task[..., Any]):
             structlog.contextvars.unbind_contextvars(*_BOUND)
         self.answered = answer
         return answer
+
+    def _attributed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments; who acts is marked where no door of ours has signed that it was they.
+
+        Everybody with the broker's password can write any name into `by`.
+        """
+        if BY not in self.parameters:
+            return args, kwargs
+        said, key = self.request, self.of.settings.signing_key
+        given = getattr(said, SIGNATURE, None)
+        if key is not None and isinstance(given, str):
+            name = str(getattr(said, COMMAND_ID, None) or said.id)
+            expected = signature(key, self.name, name, args, kwargs)
+            if hmac.compare_digest(given.encode(), expected.encode()):
+                return args, kwargs
+        place = self.parameters.index(BY) - 1  # the first is the task
+        marked = [_unauthenticated(one) if n == place else one for n, one in enumerate(args)]
+        if BY in kwargs:
+            kwargs = kwargs | {BY: _unauthenticated(kwargs[BY])}
+        return tuple(marked), kwargs
 
     def _bound(self, said: dict[str, Any]) -> dict[str, object]:
         """What every line of the log about this message has: its request ids and the term."""
@@ -218,6 +252,12 @@ class DoorTask(Task[..., Any]):
             if message is None:
                 raise
             message.unstored.append(store)
+
+
+def _unauthenticated(by: object) -> object:
+    if not isinstance(by, str) or len(by) > WORD_AT_MOST or by.startswith(UNAUTHENTICATED):
+        return by  # too long a one is refused, in the words for that
+    return f"{UNAUTHENTICATED}{by}"[:WORD_AT_MOST]
 
 
 def door(
