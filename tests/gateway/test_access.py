@@ -277,10 +277,11 @@ def test_who_acts_by_a_message_of_no_door_is_marked(gateway: Gateway) -> None:
     queue = "outstanding_requests"
 
     def by(kind: str) -> Any:
-        return gateway.stack.value(
-            "SELECT details->>'by' FROM assignment.events"
+        found = gateway.stack.rows(
+            "SELECT details->>'by' AS by FROM assignment.events"
             f" WHERE kind = '{kind}' AND queue = '{queue}' ORDER BY id DESC LIMIT 1"
         )
+        return found[0].by if found else None
 
     path = f"/v1/queues/{queue}"
     assert gateway.post(f"{path}/pause", {"why": "a test"}, bearer="operator").status == 200
