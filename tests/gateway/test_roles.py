@@ -6,6 +6,9 @@ and that jobs which no other test of the folder runs can do their work.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -177,3 +180,22 @@ def test_flower_and_beat_need_no_database(gateway: Gateway) -> None:
     wait_until(lambda: "beat: Starting" in beat.said() or beat.popen.poll() is not None, "beat")
     assert beat.popen.poll() is None, beat.said()
     beat.stop()
+
+
+def test_the_command_makes_the_roles_and_lets_them_log_in(gateway: Gateway, login: Login) -> None:
+    given = {name: each for name, each in os.environ.items() if "ASSIGNMENT" not in name}
+    ran = subprocess.run(
+        [sys.executable, "-m", "assignment_workers", "schema", "migrate", "--roles"],
+        env=given
+        | {
+            "DATABASE_URL": gateway.stack.database_url,
+            "REDIS_URL": gateway.stack.redis_url,
+            "ASSIGNMENT_WORKERS_READER_PASSWORD": PASSWORD,
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line for line in ran.stdout.splitlines() if line.startswith("assignment_purge: ")]
+    with psycopg.connect(login(roles.READER)) as reader:
+        assert reader.execute("SELECT count(*) FROM assignment.assignments").fetchone()

@@ -103,7 +103,7 @@ def migrate(
     reached = adopt(url, settings=with_database(), tell=typer.echo)
     typer.echo(f"the schema is at revision {reached}")
     if roles:
-        apply_roles(url, passwords=_passwords(resolved()))
+        apply_roles(url, passwords=_passwords(with_database()))
         for role, what in ROLES.items():
             typer.echo(f"{role}: {what}")
     return 0
