@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,9 +12,8 @@ import pytest
 import redis
 from celery import Celery
 from celery.worker.control import Panel
-from sqlalchemy import text
 
-from assignment_workers.client import Assigned, Unavailable
+from assignment_workers.client import Assigned
 from assignment_workers.sequencer.remote_control import OBSERVING
 from tests.poison import FORMS, deep, envelope, publish, push
 from tests.processes import Stack, running, wait_until
@@ -93,15 +91,15 @@ def test_each_command_is_answered_or_refused_by_each_process_and_changes_none(
 def test_a_task_that_waits_is_revoked_and_its_caller_told(stack: Stack) -> None:
     stack.start("sequencer")
     client = stack.built()
-    with celery(stack) as app, stack.connection() as connection:
-        # The line is held up, so that a message waits behind the one under way.
-        connection.execute(text("SELECT 1 FROM assignment.sequencer FOR UPDATE"))
-        sent = [envelope(kwargs={"agent_id": agent}) for agent in (30, 31)]
-        for each in sent:
-            (publish if stack.broker_url else push)(stack, "assignment", each)
+    send = publish if stack.broker_url else push
+    sent = [envelope(kwargs={"agent_id": agent}) for agent in (30, 31)]
+    with celery(stack) as app:
         first, second = (app.AsyncResult(each["headers"]["id"]) for each in sent)
-        app.control.revoke(second.id, terminate=True)
-        connection.rollback()
+        said = {"task_id": [second.id], "terminate": True}
+        assert len(replies(app, "revoke", said, 2)) == 2, "both workers know"
+        assert second.state == "PENDING", "who comes to it tells, and nobody before"
+        for each in sent:
+            send(stack, "assignment", each)
         assert "revoked" in str(second.get(timeout=20, propagate=False))
         assert first.get(timeout=20)["outcome"] == "assigned"
     assert isinstance(client.request_next(26), Assigned)
@@ -158,36 +156,3 @@ def test_a_maintenance_worker_that_is_given_a_task_of_the_line_gives_it_back(
         answer = app.AsyncResult(sent["headers"]["id"]).get(timeout=20)
     assert answer["outcome"] == "assigned"
     assert stack.value("SELECT count(*) FROM assignment.dead_letters") == 0
-
-
-def test_a_caller_of_a_revoked_message_is_told_what_it_was(stack: Stack) -> None:
-    stack.start("sequencer")
-    client = stack.built()
-    answers: list[object] = []
-    with celery(stack) as app, stack.connection() as connection:
-        connection.execute(text("SELECT 1 FROM assignment.sequencer FOR UPDATE"))
-        first = threading.Thread(target=lambda: answers.append(client.request_next(40)))
-        first.start()
-        with redis.Redis.from_url(stack.redis_url) as broker:
-            if stack.broker_url is not None:
-                connection.rollback()
-                first.join(20)
-                pytest.skip("what waits cannot be looked at in RabbitMQ without taking it")
-
-            def under_way() -> list[Any]:
-                names: Any = broker.keys("assignment.taken.*")
-                return [each for name in names for each in broker.lrange(name, 0, -1)]
-
-            wait_until(lambda: any(b"request_many" in each for each in under_way()), "the message")
-            second = threading.Thread(target=lambda: answers.append(client.request_next(41)))
-            second.start()
-            waits = wait_until(
-                lambda: [each for each in broker.lrange("assignment", 0, -1) if b"_many" in each],
-                "the second message",
-            )
-        app.control.revoke(json.loads(waits[0])["headers"]["id"])
-        connection.rollback()
-        first.join(20)
-        second.join(20)
-    told = [each for each in answers if isinstance(each, Unavailable)]
-    assert ["revoked" in each.reason for each in told] == [True]

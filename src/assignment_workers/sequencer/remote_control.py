@@ -80,10 +80,11 @@ def _refusing(command: str) -> Handler:
     return refuse
 
 
-def revoke(of: Any, task_id: Any = None, terminate: Any = None, **_: Any) -> dict[str, str]:
-    """Revoke tasks that wait: none of them is carried out, and their callers are told at once.
+def revoke(_: Any, task_id: Any = None, terminate: Any = None, **__: Any) -> dict[str, str]:
+    """Flag tasks that wait as revoked: the worker that comes to one tells its caller.
 
-    A task under way is carried out, whatever `terminate` says.
+    Not this worker at once, as Celery does: another may be carrying the task out by then. A task
+    under way is carried out, whatever `terminate` says.
     """
     try:
         ids = _IDS.validate_python([task_id] if isinstance(task_id, str) else task_id)
@@ -93,8 +94,8 @@ def revoke(of: Any, task_id: Any = None, terminate: Any = None, **_: Any) -> dic
     if under_way and terminate:
         return {"error": UNDER_WAY.format(tasks=", ".join(sorted(under_way)))}
     log.warning("revoked", tasks=len(ids))
-    answer: dict[str, str] = control.Panel.data["revoke"](of, ids)
-    return answer
+    state.revoked.update(ids)
+    return {"ok": f"{len(ids)} tasks flagged as revoked"}
 
 
 class Pidbox(pidbox.Pidbox):
