@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -244,7 +244,11 @@ class Wire:
         self._to = urlsplit(url)
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._cut = threading.Event()
+        self._swallowed = 0
+        self._made = 0
+        self._left: int | None = None
         self._open: list[socket.socket] = [self._listening]
+        self._far: list[socket.socket] = []
         self.url = url.replace(f":{self._to.port}", f":{self._listening.getsockname()[1]}", 1)
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -252,8 +256,23 @@ class Wire:
         """Nothing passes from now on, in either direction."""
         self._cut.set()
 
+    def freeze(self) -> None:
+        """Nothing passes over the connections that there are; those made from now on are served.
+
+        The server's side of the former ends: as where another server has taken the place of one
+        that hangs, which knows nothing of them.
+        """
+        self._swallowed = self._made
+        for far in self._far:
+            _end(far)
+
+    def cut_after(self, sendings: int) -> None:
+        """Be cut once the client has sent so many times."""
+        self._left = sendings
+
     def close(self) -> None:
         for each in self._open:
+            _end(each)
             each.close()
 
     def _accept(self) -> None:
@@ -264,19 +283,37 @@ class Wire:
                 return
             far = socket.create_connection((self._to.hostname or "", self._to.port or 0))
             self._open += [near, far]
+            self._far.append(far)
+            self._made += 1
             for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+                said = (source, target, self._made, source is near)
+                threading.Thread(target=self._pass, args=said, daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass(
+        self, source: socket.socket, target: socket.socket, number: int, by_client: bool
+    ) -> None:
         try:
             while data := source.recv(65536):
-                if self._cut.is_set():
+                if by_client and self._left is not None:
+                    self._left -= 1
+                    if self._left < 0:
+                        self._cut.set()
+                if self._is_cut(number):
                     return
                 target.sendall(data)
         except OSError:
             pass
-        if not self._cut.is_set():
+        if not self._is_cut(number):
             target.close()
+
+    def _is_cut(self, number: int) -> bool:
+        return self._cut.is_set() or number <= self._swallowed
+
+
+def _end(line: socket.socket) -> None:
+    """End a connection that another thread may be reading from."""
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import closing
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
@@ -12,7 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from assignment_workers.schema.engine import KEEPALIVES, driver_url
+from assignment_workers.schema.engine import KEEPALIVES, bound, driver_url
 
 MYSQL = frozenset({"mysql", "mariadb"})
 CONNECT_SECONDS = 5.0
@@ -57,6 +58,8 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
         }
     )
     engine = create_engine(address, connect_args=arguments, **pooled)
+    if engine.dialect.name == "postgresql":
+        bound(engine, timedelta(seconds=seconds))
 
     def connected(to: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         with closing(to.cursor()) as cursor:

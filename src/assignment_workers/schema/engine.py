@@ -13,6 +13,12 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.schema.deadline import (
+    LOOK_SECONDS,
+    MARGIN_SECONDS,
+    BoundedConnection,
+    at_work,
+)
 from assignment_workers.schema.prisma import in_words_of_libpq
 from assignment_workers.schema.times import clamp
 from assignment_workers.settings import Settings
@@ -27,6 +33,8 @@ KEEPALIVES = {
 """A host that vanished is noticed in about five seconds, in whichever state the connection was."""
 
 POOLED = "behind a pooler"
+LONG_SECONDS = 100.0
+"""A statement that may take longer is looked at meanwhile."""
 
 
 def driver_url(database_url: str) -> URL:
@@ -57,6 +65,9 @@ def connect(
     prepared statement keeps its plan, and one that was made while a table was small would go on
     reading all of it as it grows, until statistics are gathered anew. So what has no index must not
     be large there, or says that it may be joined at once (`sight`).
+
+    Each exchange ends on our clock as well (`schema.deadline`): a little later than a statement may
+    take, and where that is long, as soon as the server, asked beside it, is not at work on it.
     """
     milliseconds = {
         "statement_timeout": statement_timeout,
@@ -87,8 +98,31 @@ def connect(
         json_serializer=lambda value: to_json(value).decode(),
         connect_args={"application_name": name, "connect_timeout": 5, **KEEPALIVES},
     )
+    bound(engine, statement_timeout)
     _limit(engine, limits)
     return engine
+
+
+def bound(engine: Engine, longest: timedelta) -> None:
+    """Give the engine's connections a deadline for each exchange, of statements up to `longest`."""
+    seconds = longest.total_seconds() + MARGIN_SECONDS
+
+    def make(
+        _: object, __: object, given: Sequence[str], parameters: dict[str, Any]
+    ) -> BoundedConnection:
+        made = BoundedConnection.connect(*given, **parameters)
+        made.exchange_seconds = seconds
+        if seconds > LONG_SECONDS:
+            try:
+                if not _is_pooled(made):
+                    made.exchange_seconds, made.is_at_work = LOOK_SECONDS, at_work
+                made.rollback()
+            except psycopg.Error:
+                made.close()  # the pool never had it, and would leave it open
+                raise
+        return made
+
+    event.listen(engine, "do_connect", make)
 
 
 def direct_url(settings: Settings) -> str:
@@ -102,7 +136,7 @@ def direct_url(settings: Settings) -> str:
     url = named or settings.database
     address = driver_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     try:
-        with psycopg.connect(address, connect_timeout=5, autocommit=True) as connection:
+        with BoundedConnection.connect(address, connect_timeout=5, autocommit=True) as connection:
             pooled = _is_pooled(connection)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(

@@ -12,12 +12,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from sqlalchemy.exc import NotSupportedError, OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
 from assignment_workers.schema.dialer import Agent
-from assignment_workers.schema.engine import connect, driver_url
+from assignment_workers.schema.engine import KEEPALIVES, bound, connect, driver_url
 
 VERSION_TABLE = "alembic_version"
 MIGRATION = "assignment-workers schema migrate"
@@ -62,7 +62,7 @@ def upgrade(
 
 def plan(database_url: str) -> str:
     """The SQL that `upgrade` would run, without running it; empty when nothing is missing."""
-    engine = create_engine(driver_url(database_url))
+    engine = _engine(database_url)
     output = io.StringIO()
     try:
         with engine.connect() as connection:
@@ -76,6 +76,15 @@ def plan(database_url: str) -> str:
     finally:
         engine.dispose()
     return output.getvalue()
+
+
+def _engine(database_url: str) -> Engine:
+    """An engine for statements that take as long as they need while the server is at work."""
+    engine = create_engine(
+        driver_url(database_url), connect_args={"connect_timeout": 5, **KEEPALIVES}
+    )
+    bound(engine, timedelta(days=1))
+    return engine
 
 
 def check(connection: Connection) -> None:

@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from assignment_workers.schema.deadline import BoundedConnection
 from assignment_workers.schema.engine import POOLED
 
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -113,10 +114,7 @@ def _exchange(
         statement.given(each.parameters, known.transformer)
         for statement, each in zip(statements, asks, strict=True)
     ]
-    for statement in statements if known.keeps else ():
-        if statement.name not in known.names:
-            _good(to.prepare(statement.name, statement.command, statement.types))
-            known.names.add(statement.name)
+    _prepare(known, statements)
     begins = to.transaction_status == TransactionStatus.IDLE
     to.enter_pipeline_mode()
     if begins:
@@ -128,7 +126,7 @@ def _exchange(
             to.send_query_params(statement.command, parameters, statement.types)
     if ends:
         to.send_query_params(_COMMIT, None)
-    results = _results(to, begins + len(statements) + ends)
+    results = _results(known, begins + len(statements) + ends)
     if ends and results[-1].command_status != _COMMIT:
         raise psycopg.InternalError("the transaction was rolled back where it was to commit")
     return results[begins : begins + len(statements)], known.transformer
@@ -139,18 +137,34 @@ def _known(connection: Connection) -> _Known:
     info = connection.info
     known: _Known | None = info.get(_KNOWN)
     if known is None:
-        driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+        driver = cast("BoundedConnection", connection.connection.driver_connection)
         known = info[_KNOWN] = _Known(
-            driver.pgconn, adapt.Transformer(driver), keeps=not info.get(POOLED)
+            driver, driver.pgconn, adapt.Transformer(driver), keeps=not info.get(POOLED)
         )
     return known
 
 
-def _results(to: PGconn, count: int) -> list[PGresult]:
+def _prepare(known: _Known, statements: Sequence[_Statement]) -> None:
+    """Prepare those that are not yet, in a trip of their own."""
+    new = {each.name: each for each in statements if each.name not in known.names}
+    if not known.keeps or not new:
+        return
+    known.to.enter_pipeline_mode()
+    for each in new.values():
+        known.to.send_prepare(each.name, each.command, each.types)
+    _results(known, len(new))
+    known.names |= new.keys()
+
+
+def _results(known: _Known, count: int) -> list[PGresult]:
     """So many results, the trip's; raises the first error that is among them."""
+    to, ends = known.to, perf_counter() + known.driver.exchange_seconds
     to.pipeline_sync()
-    results = [_next(to) for _ in range(count)]
-    _arrive(to)
+    try:
+        results = [_next(to, ends) for _ in range(count)]
+        _arrive(to, ends)
+    except TimeoutError:
+        raise known.driver.dropped(known.driver.exchange_seconds) from None
     to.get_result()  # that the server has come to the end of the trip
     to.exit_pipeline_mode()
     for each in results:
@@ -167,33 +181,37 @@ def _good(result: PGresult) -> None:
     raise error_from_result(result)
 
 
-def _next(to: PGconn) -> PGresult:
+def _next(to: PGconn, ends: float) -> PGresult:
     """The next statement's result."""
-    _arrive(to)
+    _arrive(to, ends)
     result = to.get_result()
     if result is None or to.status == ConnStatus.BAD:
         raise psycopg.OperationalError(to.get_error_message().strip() or "the connection is lost")
-    _arrive(to)
+    _arrive(to, ends)
     to.get_result()  # a statement's results end with none
     return result
 
 
-def _arrive(to: PGconn) -> None:
-    """Wait for the next result: awake at first, leaving the processor to whoever wants it."""
+def _arrive(to: PGconn, ends: float) -> None:
+    """Wait for the next result: awake at first, leaving the processor to others who want it.
+
+    Raises `TimeoutError` once `ends` has come, by `perf_counter`.
+    """
     sleeps_at = perf_counter() + AWAKE
     while to.is_busy():
         sending = to.flush()
         if perf_counter() < sleeps_at:
             os.sched_yield()
         else:
-            _wait(to.socket, select.POLLIN | select.POLLOUT if sending else select.POLLIN)
+            _wait(to.socket, select.POLLIN | select.POLLOUT if sending else select.POLLIN, ends)
         to.consume_input()
 
 
-def _wait(socket: int, what: int) -> None:
+def _wait(socket: int, what: int, ends: float) -> None:
     poll = select.poll()
     poll.register(socket, what)
-    poll.poll()
+    if not poll.poll(max(ends - perf_counter(), 0.0) * 1000):
+        raise TimeoutError
 
 
 AWAKE = 0.0005
@@ -210,6 +228,7 @@ _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
 class _Known:
     """A connection, and what is known of it."""
 
+    driver: BoundedConnection
     to: PGconn
     transformer: Transformer
     keeps: bool

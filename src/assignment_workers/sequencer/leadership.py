@@ -17,6 +17,7 @@ from celery import bootsteps
 from celery.worker import state
 from redis.exceptions import ResponseError
 
+from assignment_workers.schema.deadline import NoAnswer
 from assignment_workers.sequencer.refused import REFUSING, refused
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.term import SILENCE
@@ -150,6 +151,9 @@ class Leadership(bootsteps.StartStopStep):
             except psycopg.Error as error:
                 if not self.sequencer.leads and not self.sequencer.lost:
                     return None  # it was given up in good order
+                if isinstance(error, NoAnswer):
+                    # The turn under way has no answer either: it does not end in good order.
+                    return self._leave(f"the lock's connection: {error}", seconds=0.5)
                 return self._leave(f"the connection that held the lock is gone: {error}".strip())
             if not held:
                 return self._leave("the lock is gone")
@@ -167,9 +171,9 @@ class Leadership(bootsteps.StartStopStep):
                 )
         return None
 
-    def _leave(self, why: str) -> None:
+    def _leave(self, why: str, *, seconds: float = LEAVE_SECONDS) -> None:
         log.error("leaving", term=self.sequencer.term, reason=why)
         self.sequencer.lose()
         state.should_stop = os.EX_TEMPFAIL  # type: ignore[assignment]
-        threading.Event().wait(LEAVE_SECONDS)
+        threading.Event().wait(seconds)
         os._exit(os.EX_TEMPFAIL)

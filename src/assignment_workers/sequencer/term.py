@@ -29,6 +29,7 @@ from assignment_workers.assignment.locks import key
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.deadline import EXCHANGE_SECONDS, BoundedConnection
 from assignment_workers.schema.engine import KEEPALIVES, driver_url
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 
@@ -37,6 +38,9 @@ SILENCE = timedelta(seconds=8)
 
 It probes every 2 seconds.
 """
+
+STANDBY_SECONDS = 2.0
+"""How long a candidate waits for an answer. In vain costs it a new connection, and nothing more."""
 
 APPLICATION = "assignment-workers sequencer"
 
@@ -82,12 +86,12 @@ class Candidacy:
         self.host = socket.gethostname()
         self.pid = os.getpid()
         self._url = driver_url(database_url).set(drivername="postgresql")
-        self._connection: psycopg.Connection[tuple[object, ...]] | None = None
+        self._connection: BoundedConnection | None = None
 
-    def connect(self) -> psycopg.Connection[tuple[object, ...]]:
+    def connect(self) -> BoundedConnection:
         """The connection, made when there is none; raises `psycopg.OperationalError`."""
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(
+            self._connection = BoundedConnection.connect(
                 make_conninfo(
                     self._url.render_as_string(hide_password=False),
                     application_name=connection_name(APPLICATION, self.lane, self.host, self.pid),
@@ -97,6 +101,7 @@ class Candidacy:
                 ),
                 autocommit=True,
             )
+            self._connection.exchange_seconds = STANDBY_SECONDS
         return self._connection
 
     def close(self) -> None:
@@ -115,6 +120,7 @@ class Candidacy:
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self.lock]).fetchone()
         if row is None or not row[0]:
             return None
+        connection.exchange_seconds = EXCHANGE_SECONDS
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [key("terms")])
             if wrong := self._disagreement(connection):

@@ -1,0 +1,105 @@
+"""Every exchange with PostgreSQL ends on our own clock, wherever in a session nothing comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from time import monotonic
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from assignment_workers.schema import deadline, engine
+from assignment_workers.schema.deadline import BoundedConnection, NoAnswer
+from assignment_workers.schema.engine import connect
+from assignment_workers.sequencer.line import Line
+from tests.servers import Wire, wire
+from tests.world import World
+
+BOUND = 1.0
+"""Seconds that an exchange may take here."""
+CONNECT = 5.0
+CONNECTING = 3
+"""The last sending of a client that connects: those before it are bounded together."""
+
+
+@pytest.fixture
+def line(world: World, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    """A wire to the database, and short deadlines."""
+    monkeypatch.setattr(engine, "MARGIN_SECONDS", BOUND - 0.5)
+    monkeypatch.setattr(BoundedConnection, "exchange_seconds", BOUND)
+    with wire(database_url) as made:
+        yield made
+
+
+@contextmanager
+def engine_on(line: Wire, statement_timeout: float = 0.5) -> Iterator[Engine]:
+    limit = timedelta(seconds=statement_timeout)
+    made = connect(line.url, name="deadlines", statement_timeout=limit)
+    try:
+        yield made
+    finally:
+        made.dispose()
+
+
+def turn(line: Wire, world: World) -> None:
+    """A session whole: connect, set up, a turn of two trips with a commit, a statement, its end."""
+    with engine_on(line) as on:
+        with Line(on, term=world.term).turn() as one:
+            one.connection.execute(text("SELECT 1"))
+            one.record({"kind": "queue_paused", "queue": "unsigned_users"})
+        with on.begin() as connection:
+            connection.execute(text("SELECT 1"))
+    line.cut_after(0)  # nothing was cut: the session has no more points
+
+
+@pytest.mark.timeout(240)
+def test_a_session_ends_at_whatever_point_nothing_comes_back(
+    world: World, database_url: str, line: Wire
+) -> None:
+    points = 0
+    for point in range(CONNECTING, 100):
+        with wire(database_url) as each:
+            each.cut_after(point)
+            began = monotonic()
+            try:
+                turn(each, world)
+            except (psycopg.OperationalError, DBAPIError):
+                points += 1
+                assert monotonic() - began < CONNECT + 2 * BOUND, f"point {point}"
+            else:
+                break
+            finally:
+                world.execute("UPDATE assignment.sequencer SET term = :term", term=world.term)
+    assert points > 5, "the session was cut at each of its points"
+
+
+def test_a_long_statement_is_waited_for_while_the_server_is_at_work_on_it(
+    line: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "LOOK_SECONDS", 0.3)
+    with engine_on(line, statement_timeout=600) as on:
+        with on.connect() as connection:
+            assert connection.execute(text("SELECT 1 FROM pg_sleep(1.2)")).scalar_one() == 1
+            line.freeze()
+            began = monotonic()
+            with pytest.raises(DBAPIError) as lost:
+                connection.execute(text("SELECT pg_sleep(0.4)"))
+        assert isinstance(lost.value.orig, NoAnswer)
+        assert lost.value.connection_invalidated
+        assert monotonic() - began < 5.0
+        with on.connect() as connection:
+            assert connection.execute(text("SELECT 1")).scalar_one() == 1, "over a new connection"
+
+
+def test_whether_the_server_is_at_work_is_unknown_where_it_cannot_be_asked(line: Wire) -> None:
+    with closing(BoundedConnection.connect(line.url)) as connection:
+        line.cut()
+        began = monotonic()
+        assert not deadline.at_work(connection)
+        assert monotonic() - began < CONNECT + 1.0
+        deadline.drop(connection)
+        assert connection.closed
