@@ -203,7 +203,7 @@ def test_a_redis_that_is_not_there_is_told_without_its_password(
     shell: Shell, nobody: str, database_url: str, words: list[str]
 ) -> None:
     said = shell.run(*words, DATABASE_URL=database_url, REDIS_URL=f"redis://:hunter2@{nobody}")
-    said.check(FAILED, "unavailable: Redis cannot be reached", nobody.partition(":")[2])
+    said.check(FAILED, "unavailable: Redis cannot be reached at", nobody.partition(":")[2])
 
 
 def test_a_redis_that_is_not_there_is_an_answer_too(

@@ -18,7 +18,7 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
-from assignment_workers.cli.servers import client
+from assignment_workers.cli.servers import client, located
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.errors import UsageError
 
@@ -166,7 +166,7 @@ def line(answer: object) -> str:
         case Paused(queue=queue):
             return f"paused: {queue or 'every dialer queue that the agent may take from'}"
         case Unavailable(reason=reason, retry_after=seconds):
-            return f"unavailable: {reason}; ask again in {seconds:.0f} s"
+            return f"unavailable: {located(reason)}; ask again in {seconds:.0f} s"
         case TooLate():
             return "too late: the deadline had passed, nobody was assigned"
         case Refused(reason=reason, code=code):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -46,6 +47,20 @@ def with_database() -> Settings:
     """The settings with the database's address: `DATABASE_URL` alone is enough."""
     given = settings()
     return given if given.database_url is not None else resolve(given)
+
+
+def located(reason: str) -> str:
+    """A reason of a client that reached no broker, with the address that this command used.
+
+    Callers elsewhere are given the reason alone: an address is for people on this machine.
+    """
+    server, _, rest = reason.partition(" cannot be reached")
+    if server not in {"Redis", "RabbitMQ"}:
+        return reason
+    given = resolved()
+    address = (given.broker_url if server == "RabbitMQ" else None) or given.redis
+    parts = urlsplit(address)
+    return f"{server} cannot be reached at {parts.hostname or ''}:{parts.port or ''}{rest}"
 
 
 @contextmanager

@@ -10,6 +10,8 @@ with Client.connect(redis_url) as client:
 
 from __future__ import annotations
 
+import logging
+
 from assignment_workers.assignment.answers import (
     Assigned,
     Empty,
@@ -26,6 +28,9 @@ from assignment_workers.client.client import Client
 from assignment_workers.client.holding import Hold
 from assignment_workers.client.http import HttpClient
 from assignment_workers.client.reading import Built
+
+# A program that configures no logging sees none of the library's lines.
+logging.getLogger("assignment_workers").addHandler(logging.NullHandler())
 
 __all__ = [
     "Asking",
