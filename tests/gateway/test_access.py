@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -288,9 +289,10 @@ def test_who_acts_by_a_message_of_no_door_is_marked(gateway: Gateway) -> None:
     named = by("queue_paused")
     assert named == f"token {gateway.tokens['operator'].split('_')[1]}"
     forger = gateway.stack.client()  # it has the broker, and no key
-    for args, kwargs in (([queue, named], {}), ([], {"queue": queue, "by": named})):
+    for args, kwargs in (([queue, f"{named} 1"], {}), ([], {"queue": queue, "by": f"{named} 2"})):
         forger.send_again("queue.resume", args, kwargs, "assignment")
-        wait_until(lambda: by("queue_resumed") == f"unauthenticated: {named}", "the mark")
+        marked = f"unauthenticated: {kwargs.get('by') or args[1]}"
+        wait_until(partial(lambda mark: by("queue_resumed") == mark, marked), "the mark")
         assert gateway.post(f"{path}/pause", {"why": "a test"}, bearer="operator").status == 200
     assert gateway.post(f"{path}/resume", {"why": "a test"}, bearer="operator").status == 200
     assert by("queue_resumed") == named
