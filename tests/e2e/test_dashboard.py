@@ -21,7 +21,7 @@ from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.gateway import sessions, tokens
 from tests.e2e.browser import needs_chromium
 from tests.e2e.node import ROOT
-from tests.gateway.serving import serving
+from tests.gateway.serving import COMMAND_KEY, serving
 from tests.gateway.stage import Gateway, free_port
 from tests.processes import Agents, wait_until
 
@@ -412,7 +412,13 @@ def test_a_leader_that_is_killed_shows_soon_and_its_successor_tells_what_it_coun
     expect(page.locator("#sequencer")).to_contain_text("nobody leads", timeout=SOON)
     expect(page.locator("#alarms")).to_contain_text("nobody leads", timeout=SOON)
     port = free_port()
-    process = stack.start("sequencer", metrics_port=str(port), log_format="json", log_level="debug")
+    process = stack.start(
+        "sequencer",
+        metrics_port=str(port),
+        log_format="json",
+        log_level="debug",
+        command_key=COMMAND_KEY,
+    )
     stack.wait_for_leader(after=term)
     expect(page.locator('[data-figure="term"]')).to_have_text(str(term + 1), timeout=SOON)
     expect(page.locator("#alarms")).not_to_contain_text("nobody leads", timeout=SOON)
