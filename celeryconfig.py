@@ -17,13 +17,15 @@ from kombu import Queue
 broker_url = os.environ.get("BROKER_URL") or os.environ.get("REDIS_URL")
 result_backend = os.environ.get("REDIS_URL")
 
-# Two queues. `assignment` is the ordered one: one consumer, one message at a time. The arguments
-# are for RabbitMQ: both are replicated, of several consumers of `assignment` one is served, and
-# nothing is dropped for having been returned often, as it would be from version 4 on.
+# Three queues. `assignment` is the ordered one: one consumer, one message at a time; `heartbeats`
+# waits for no job. The arguments are for RabbitMQ: all are replicated, of several consumers of
+# `assignment` one is served, and nothing is dropped for having been returned often, as it would be
+# from version 4 on.
 REPLICATED = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
 task_queues = [
     Queue("assignment", queue_arguments=REPLICATED | {"x-single-active-consumer": True}),
     Queue("maintenance", queue_arguments=REPLICATED),
+    Queue("heartbeats", queue_arguments=REPLICATED),
 ]
 task_default_queue = "maintenance"
 task_create_missing_queues = False
@@ -31,6 +33,7 @@ task_routes = {
     "assignment.*": {"queue": "assignment"},
     "agent.state": {"queue": "assignment"},
     "agent.end_sessions": {"queue": "assignment"},
+    "agent.heartbeats": {"queue": "heartbeats"},
     "generation.publish": {"queue": "assignment"},
     "queue.pause": {"queue": "assignment"},
     "queue.resume": {"queue": "assignment"},

@@ -94,7 +94,12 @@ def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
         app.engine = world.engine
         app.refusals = Refusals(app.engine, app.backend, largest=1_000_000)
         app.sequencer = cast(
-            "Any", SimpleNamespace(line=Line(world.engine, term=world.term), term=world.term)
+            "Any",
+            SimpleNamespace(
+                line=Line(world.engine, term=world.term),
+                term=world.term,
+                probe_came=lambda: None,
+            ),
         )
         yield Stage(world, app)
         app.close()

@@ -11,12 +11,13 @@ from psycopg import OperationalError as Lost
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
+from assignment_workers.assignment.answers import Finished
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.sequencer.line import Line
 from tests.processes import wait_until
 from tests.sessions import WAITING
-from tests.world import HOUR, SECOND, World
+from tests.world import HOUR, SECOND, User, World, opened
 
 
 def waits(world: World) -> bool:
@@ -65,3 +66,31 @@ def test_a_turn_is_tried_again_until_the_deadline_by_the_databases_clock(world: 
     with pytest.raises(DatabaseUnavailable):
         line.run(fail, until=world.now - HOUR + SECOND)
     assert len(tries) > 3, "in time by the database's clock"
+
+
+ODD = {
+    "datestyle": "SQL, DMY",
+    "intervalstyle": "sql_standard",
+    "timezone": "Asia/Kathmandu",
+    "bytea_output": "escape",
+    "default_transaction_isolation": "serializable",
+    "extra_float_digits": "-15",
+    "lc_numeric": "C",
+}
+
+
+def test_what_a_role_or_a_database_has_set_changes_nothing_for_our_sessions(
+    database_url: str,
+) -> None:
+    name = database_url.rpartition("/")[2]
+    with opened(database_url) as admin:
+        for setting, value in ODD.items():
+            admin.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+    with opened(database_url) as world:
+        world.add_agents(1)
+        world.add_users([User(1), User(2)])
+        world.regenerate()
+        hold = world.held(1)
+        assert abs(hold.claimed_at - world.now) < HOUR
+        assert isinstance(world.complete(hold, notes="7 December"), Finished)
+        assert world.unhealthy() == []

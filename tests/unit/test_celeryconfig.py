@@ -74,7 +74,9 @@ def test_the_file_as_shipped_keeps_what_changes_who_is_handed_out_in_one_order(
     app = app_with(tmp_path)
     tasks = {name for name in app.tasks if not name.startswith("celery.")}
     assert {name for name in tasks if queue_of(app, name) == "assignment"} == ORDERED
-    assert {queue_of(app, name) for name in tasks - ORDERED} == {"maintenance"}
+    assert queue_of(app, "agent.heartbeats") == "heartbeats"
+    rest = tasks - ORDERED - {"agent.heartbeats"}
+    assert {queue_of(app, name) for name in rest} == {"maintenance"}
     assert all(app.tasks[name].acks_late for name in tasks)
 
 
@@ -220,7 +222,7 @@ def test_each_lane_has_a_queue_like_the_default_ones_and_its_holds_are_ended(
     app = create_app(given)
     name = "assignment.outstanding"
     queues = {each.name: each.queue_arguments for each in app.conf.task_queues}
-    assert queues.keys() == {"assignment", "maintenance", name}
+    assert queues.keys() == {"assignment", "maintenance", "heartbeats", name}
     assert queues[name] == queues["assignment"]
     sent = [
         entry.get("options", {}).get("queue")
@@ -245,3 +247,12 @@ def test_a_lanes_queue_in_the_file_is_checked_as_the_default_one_is(tmp_path: Pa
     )
     with pytest.raises(UsageError, match=r"x-queue-type of assignment\.outstanding is None"):
         create_app(given)
+
+
+def test_a_file_that_names_no_queue_of_heartbeats_has_one_all_the_same(tmp_path: Path) -> None:
+    """As those of 0.1.0 do."""
+    change = "task_queues = task_queues[:2]\ndel task_routes['agent.heartbeats']"
+    app = app_with(tmp_path, change)
+    queues = {each.name: each.queue_arguments for each in app.conf.task_queues}
+    assert queues["heartbeats"] == queues["maintenance"]
+    assert queue_of(app, "agent.heartbeats") == "maintenance"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
+from psycopg.errors import LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTable
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -17,11 +19,13 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema.base import word
+from assignment_workers.schema.engine import POOLED
 from assignment_workers.schema.tables import (
     AccessRecord,
     Command,
@@ -38,14 +42,19 @@ from assignment_workers.schema.tables import (
 )
 from assignment_workers.settings import Settings
 
+LOCK_WAIT = timedelta(seconds=1)
+_ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTable
+"""A reader, or another worker that drops the same generation now."""
+
 
 def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
     """Drop the entries of generations retired long enough ago, and of failed ones.
 
     `connection` must be in autocommit: a concurrent detachment waits for whoever still reads the
     partition, and keeps nobody from reading or writing the others; dropping the detached table
-    locks only itself. A process that died half-way left a detachment pending, which is finished
-    first.
+    locks only itself. It waits `LOCK_WAIT` at the most: where somebody reads for longer, a dump,
+    say, the rest stays for the next run, and `waiting` counts 1. A detachment that was left
+    pending, so or by a process that died, is finished first: until then there can be no other.
     """
     gone = connection.execute(
         select(Generation.id).where(
@@ -56,16 +65,40 @@ def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
             ),
         )
     ).scalars()
+    pending = connection.execute(_ANY_PENDING).scalar_one_or_none()
+    numbers = sorted(gone, key=lambda number: (partition(number) != pending, number))
     count = 0
-    for number in list(gone):
-        _drop(connection, number)
-        connection.execute(
-            update(Generation)
-            .where(Generation.id == number)
-            .values(purged_at=func.clock_timestamp())
-        )
-        count += 1
+    with _waiting_briefly(connection):
+        for number in numbers:
+            try:
+                _drop(connection, number)
+            except DBAPIError as error:
+                if not isinstance(error.orig, _ANOTHER_IS_AT_IT):
+                    raise
+                return {"generations": count, "waiting": 1}
+            connection.execute(
+                update(Generation)
+                .where(Generation.id == number)
+                .values(purged_at=func.clock_timestamp())
+            )
+            count += 1
     return {"generations": count}
+
+
+@contextmanager
+def _waiting_briefly(connection: Connection) -> Iterator[None]:
+    """No statement waits for a lock longer than `LOCK_WAIT`."""
+    if connection.info.get(POOLED):  # its session is another's a moment later
+        yield
+        return
+    before = connection.execute(text("SHOW lock_timeout")).scalar_one()
+    milliseconds = round(LOCK_WAIT.total_seconds() * 1000)
+    set_to = text("SELECT set_config('lock_timeout', :to, false)")
+    connection.execute(set_to, {"to": str(milliseconds)})
+    try:
+        yield
+    finally:
+        connection.execute(set_to, {"to": before})
 
 
 def _drop(connection: Connection, number: int) -> None:
@@ -77,6 +110,11 @@ def _drop(connection: Connection, number: int) -> None:
     connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
 
 
+_ANY_PENDING = text(
+    "SELECT n.nspname || '.' || c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+    " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.inhdetachpending"
+    " AND i.inhparent = 'assignment.entries'::regclass"
+)
 _PENDING = text(
     "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(:name)"
     " AND inhparent = 'assignment.entries'::regclass"

@@ -10,6 +10,9 @@ from uuid import UUID
 
 ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
+HEARTBEATS = "heartbeats"
+OFF_THE_LINE = frozenset({MAINTENANCE, HEARTBEATS})
+"""Celery queues that have no order, and no lane."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def heartbeat(agent_id: int, *, timeout: timedelta) -> Command:
     return Command(
         "agent.heartbeats",
         {"agent_id": agent_id},
-        celery_queue=MAINTENANCE,
+        celery_queue=HEARTBEATS,
         many="agent.heartbeats",
         timeout=timeout,
     )

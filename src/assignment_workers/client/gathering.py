@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from assignment_workers.client.commands import MAINTENANCE, Command
+from assignment_workers.client.commands import OFF_THE_LINE, Command
 from assignment_workers.traces import Ask
 
 TOGETHER = 128
@@ -207,7 +207,7 @@ class Gathering:
         return under_way < self.under_way
 
     def _is_lost(self, batch: Batch, now: float) -> bool:
-        if batch.superseded or batch.calls[0].command.celery_queue == MAINTENANCE:
+        if batch.superseded or batch.calls[0].command.celery_queue in OFF_THE_LINE:
             return False
         late = now - batch.sent_at >= self.ask_again * batch.tries
         return late and self._is_wanted(batch, now)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from assignment_workers.assignment.lanes import ASSIGNMENT, ONE_LANE, Lanes
-from assignment_workers.client.commands import MAINTENANCE, Command
+from assignment_workers.client.commands import OFF_THE_LINE, Command
 
 REMEMBERED_AT_MOST = 100_000
 """Agents; the one heard of longest ago is forgotten."""
@@ -25,7 +25,7 @@ class Routes:
 
     def way(self, command: Command) -> Command:
         """The command with the assignment queue that it goes to."""
-        if self.lanes.is_one or command.celery_queue == MAINTENANCE:
+        if self.lanes.is_one or command.celery_queue in OFF_THE_LINE:
             return command
         said = command.said
         queue = said.get("queue") or self._last.get(said.get("agent_id", 0))

@@ -36,6 +36,15 @@ POOLED = "behind a pooler"
 LONG_SECONDS = 100.0
 """A statement that may take longer is looked at meanwhile."""
 
+FORMS = {
+    "timezone": "UTC",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+}
+"""What our sessions set whatever a role or a database has, for the driver reads values as text."""
+
 
 def driver_url(database_url: str) -> URL:
     """`database_url` with psycopg 3 as its driver, whichever way the operator wrote it.
@@ -74,12 +83,7 @@ def connect(
         "lock_timeout": lock_timeout,
         "idle_in_transaction_session_timeout": statement_timeout + timedelta(seconds=5),
     }
-    limits = [
-        "timezone TO 'UTC'",
-        "datestyle TO 'ISO, MDY'",
-        "intervalstyle TO 'postgres'",
-        "standard_conforming_strings TO on",
-    ] + [
+    limits = [f"{setting} TO '{value}'" for setting, value in FORMS.items()] + [
         f"{setting} TO {round(limit.total_seconds() * 1000)}"
         for setting, limit in milliseconds.items()
     ]

@@ -15,6 +15,7 @@ import psycopg
 import structlog
 from celery import bootsteps
 from celery.worker import state
+from psycopg.errors import LockNotAvailable, QueryCanceled
 from redis.exceptions import ResponseError
 
 from assignment_workers.schema.deadline import NoAnswer
@@ -154,6 +155,9 @@ class Leadership(bootsteps.StartStopStep):
                 if isinstance(error, NoAnswer):
                     # The turn under way has no answer either: it does not end in good order.
                     return self._leave(f"the lock's connection: {error}", seconds=0.5)
+                if isinstance(error, (QueryCanceled, LockNotAvailable)):
+                    why = "the lane's row cannot be read, another session has locked the table"
+                    return self._leave(f"{why}: {error}".strip())
                 return self._leave(f"the connection that held the lock is gone: {error}".strip())
             if not held:
                 return self._leave("the lock is gone")

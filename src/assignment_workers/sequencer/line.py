@@ -223,6 +223,10 @@ class Line:
 
         return patiently(attempt, seconds=seconds, before_sleep=remember)
 
+    def had_turn_since(self, steady: float) -> bool:
+        """Whether a turn was begun since this instant of the process's steady clock."""
+        return self._seen is not None and self._seen[1] > steady
+
     def _until(self, until: datetime | None) -> timedelta:
         """How long from now, by the database's clock as the last turn read it."""
         if until is None or self._seen is None:

@@ -47,6 +47,7 @@ class Sequencer:
         self.lost = False
         self._line: Line | None = None
         self._probed = 0.0
+        self._probe_waits = False
 
     @property
     def leads(self) -> bool:
@@ -143,10 +144,18 @@ class Sequencer:
         with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):
             self.line.run(lambda _: None)
 
+    def probe_came(self) -> None:
+        """The probe has come to its turn: another may be sent."""
+        self._probe_waits = False
+
     def probe(self) -> None:
         """Send a probe down the line now and then: its turn is an idle leader's sign of life."""
-        if monotonic() - self._probed >= PROBE_SECONDS:
-            self._probed = monotonic()
+        now = monotonic()
+        if now - self._probed < PROBE_SECONDS:
+            return
+        # One behind many messages tells how long the line is; more would only make it longer.
+        if not (self._probe_waits and self.line.had_turn_since(now - PROBE_SECONDS)):
+            self._probed, self._probe_waits = now, True
             try:
                 self._send_probe()
             except (OperationalError, ResponseError) as error:

@@ -21,6 +21,8 @@ from assignment_workers.tasks import assignment, maintenance, results
 from assignment_workers.tasks.door import App, DoorTask
 
 MAINTENANCE = "maintenance"
+HEARTBEATS = "heartbeats"
+"""What must wait for no job: maintenance workers serve it too, and workers of its own."""
 
 FIXED: dict[str, object] = {
     "worker_prefetch_multiplier": 1,
@@ -70,7 +72,10 @@ def create_app(settings: Settings) -> App:
     _check_tasks(app, app.line_tasks, ASSIGNMENT)
     maintenance.register(app)
     app.maintenance_tasks = _doors(app) - app.line_tasks
-    _check_tasks(app, app.maintenance_tasks, MAINTENANCE)
+    app.heartbeat_tasks = frozenset({"agent.heartbeats"})
+    _check_tasks(app, app.maintenance_tasks - app.heartbeat_tasks, MAINTENANCE)
+    # A file of 0.1.0 names no queue for them.
+    _check_tasks(app, app.heartbeat_tasks, HEARTBEATS, MAINTENANCE)
     return app
 
 
@@ -117,6 +122,12 @@ def _check(app: App, lanes: Lanes) -> None:
             f"celeryconfig.py: task_queues has {', '.join(sorted(queues)) or 'none'}; "
             f"{ASSIGNMENT} and {MAINTENANCE} are needed"
         )
+    if HEARTBEATS not in queues:
+        arguments = queues[MAINTENANCE].queue_arguments
+        app.conf.task_queues = [
+            *(app.conf.task_queues or ()),
+            Queue(HEARTBEATS, queue_arguments=arguments),
+        ]
     _add_lanes(app, lanes, queues)
     for each in lanes.celery_queues:
         _check_broker(app, _queues(app)[each])
@@ -167,13 +178,13 @@ def _check_broker(app: App, assignment: Queue) -> None:
             )
 
 
-def _check_tasks(app: App, names: frozenset[str], queue: str) -> None:
+def _check_tasks(app: App, names: frozenset[str], queue: str, *others: str) -> None:
     for name in sorted(names):
         try:
             found = app.amqp.router.route({}, name)["queue"].name
         except QueueNotFound:
             found = "no Celery queue"
-        if found != queue:
+        if found not in {queue, *others}:
             raise UsageError(
                 f"celeryconfig.py: task_routes sends {name} to {found}; it belongs to {queue}"
             )

@@ -230,6 +230,7 @@ def probe(task: DoorTask, sent_at: AwareDatetime | None = None) -> CommandAnswer
         return _probe(turn, sent_at)
 
     done = task.line.run(turn)  # it only measures, and comes every other second
+    task.of.sequencer.probe_came()
     tell_time(task.of.results, *read[-1])
     return done
 

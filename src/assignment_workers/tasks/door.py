@@ -79,6 +79,8 @@ class App(Celery):
     line_tasks: frozenset[str]
     """The tasks that the assignment queue carries, and those that `maintenance` does."""
     maintenance_tasks: frozenset[str]
+    heartbeat_tasks: frozenset[str]
+    """Those of the maintenance tasks that wait for no job."""
     serves: str
     """The Celery queue of this process, and the tasks that it carries out."""
     served: frozenset[str]

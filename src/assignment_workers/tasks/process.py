@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Literal
@@ -32,7 +32,7 @@ from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.telling import TellingLater
 from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import Settings
-from assignment_workers.tasks.app import MAINTENANCE, create_app
+from assignment_workers.tasks.app import HEARTBEATS, MAINTENANCE, create_app
 from assignment_workers.tasks.door import App
 from assignment_workers.tasks.flower import guard_flower
 
@@ -40,6 +40,8 @@ log = structlog.get_logger()
 
 TURN_SECONDS = 5
 """The longest statement of a turn."""
+PROBE_EXPIRES = 600
+"""Seconds: after a longer wait what a probe tells is old."""
 HEARTBEAT_SECONDS = 4
 """Between a sequencer and RabbitMQ; Redis has none."""
 FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
@@ -50,7 +52,7 @@ JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
 
-Name = Literal["sequencer", "maintenance", "beat", "flower", "gateway"]
+Name = Literal["sequencer", "maintenance", "heartbeats", "beat", "flower", "gateway"]
 
 
 def run(name: Name, settings: Settings, *, lane: str | None = None) -> int:
@@ -86,7 +88,7 @@ def load(name: Name) -> None:
             import_module("flower.command")
         case "beat":
             import_module("redbeat")
-        case "sequencer" | "maintenance":
+        case "sequencer" | "maintenance" | "heartbeats":
             import_module("celery.worker.worker")
 
 
@@ -119,14 +121,19 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
     app.steps["consumer"].update([Leadership, TellingLater])
     name = "sequencer" if lane == DEFAULT_LANE else f"sequencer-{lane}"
     pool = "assignment_workers.sequencer.pool:TaskPool"
-    code = _work(app, name, queue, app.line_tasks, pool)
+    code = _work(app, name, (queue,), app.line_tasks, pool)
     return os.EX_TEMPFAIL if app.sequencer.lost else code
 
 
 def _send_probe(app: App, queue: str) -> None:
     sent_at = datetime.now(UTC).isoformat()
     app.send_task(
-        "assignment.probe", [sent_at], queue=queue, ignore_result=True, expires=10, retry=False
+        "assignment.probe",
+        [sent_at],
+        queue=queue,
+        ignore_result=True,
+        expires=PROBE_EXPIRES,
+        retry=False,
     )
 
 
@@ -142,12 +149,27 @@ def _maintenance(settings: Settings) -> int:
     traces.of_engine(app.engine)
     _check(app)
     attach(app.engine, checked(app.settings))
-    return _work(app, "maintenance", MAINTENANCE, app.maintenance_tasks, "solo")
+    queues = MAINTENANCE, HEARTBEATS
+    return _work(app, "maintenance", queues, app.maintenance_tasks, "solo")
 
 
-def _work(app: App, name: str, queue: str, tasks: frozenset[str], pool: str) -> int:
+def _heartbeats(settings: Settings) -> int:
+    app = create_app(settings)
+    app.engine = connect(
+        settings.database,
+        name="assignment-workers heartbeats",
+        statement_timeout=timedelta(seconds=TURN_SECONDS),
+        lock_timeout=timedelta(seconds=TURN_SECONDS),
+    )
+    traces.of_engine(app.engine)
+    _check(app)
+    return _work(app, "heartbeats", (HEARTBEATS,), app.heartbeat_tasks, "solo")
+
+
+def _work(app: App, name: str, queues: Sequence[str], tasks: frozenset[str], pool: str) -> int:
+    """Carry out these tasks of these Celery queues; a dead letter is of the first."""
     largest = app.settings.message_maximum
-    app.serves, app.served = queue, tasks
+    app.serves, app.served = queues[0], tasks
     app.refusals = Refusals(app.engine, app.backend, largest=largest)
     transport.install(
         ordered=tasks == app.line_tasks, on_malformed=app.refusals.refuse, largest=largest
@@ -156,7 +178,7 @@ def _work(app: App, name: str, queue: str, tasks: frozenset[str], pool: str) -> 
     warnings.filterwarnings("ignore", category=SecurityWarning)  # only JSON is read, root or not
     worker = app.Worker(
         hostname=f"{name}-{os.getpid()}@{socket.gethostname()}",
-        queues=[queue],
+        queues=list(queues),
         pool_cls=pool,
         consumer_cls="assignment_workers.sequencer.consumer:Consumer",
         concurrency=1,
@@ -241,12 +263,13 @@ def _check(app: App) -> None:
         raise migrate.unreachable(error) from error
 
 
-EXPORTING = ("sequencer", "maintenance", "beat")
+EXPORTING = ("sequencer", "maintenance", "heartbeats", "beat")
 """Those that tell what they count at `metrics_port`; the gateway and Flower have a door already."""
 
 PROCESSES: dict[Name, Callable[[Settings], int]] = {
     "sequencer": _sequencer,
     "maintenance": _maintenance,
+    "heartbeats": _heartbeats,
     "beat": _beat,
     "flower": _flower,
     "gateway": _gateway,
