@@ -35,6 +35,7 @@ ROLE_OF = {
     "sequencer": roles.WORKER,
     "sequencer-standby": roles.WORKER,
     "maintenance": roles.WORKER,
+    "heartbeats": roles.WORKER,
     "gateway": roles.GATEWAY,
     "flower": None,
     "beat": None,
@@ -158,7 +159,7 @@ def test_every_variable_is_a_setting_and_its_value_is_accepted(name: str) -> Non
     assert settings.redis.endswith("@valkey:6379/0")
 
 
-@pytest.mark.parametrize("name", ["sequencer", "sequencer-standby", "maintenance"])
+@pytest.mark.parametrize("name", ["sequencer", "sequencer-standby", "maintenance", "heartbeats"])
 def test_a_worker_is_asked_by_the_name_that_it_has(name: str) -> None:
     service = SERVICES[name]
     process = service["command"][1]
