@@ -273,6 +273,10 @@ class Settings(BaseModel):
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
     )
     """How long a retired generation's entries are kept."""
+    text_retention: Annotated[timedelta, _seconds(86_400)] = Field(
+        timedelta(days=90), alias="ASSIGNMENT_WORKERS_TEXT_RETENTION_SECONDS"
+    )
+    """How long notes, typed reasons and the numbers of lifted suppressions are kept."""
     history_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"
     )

@@ -504,7 +504,8 @@ def test_an_operator_pauses_and_resumes_and_it_is_kept_who_and_why(
     assert act(page, "Pause") == "done"
     expect(page.locator("#queue")).to_contain_text("paused by token", timeout=SOON)
     paused = gateway.stack.rows(
-        "SELECT details FROM assignment.events WHERE kind = 'queue_paused' ORDER BY id DESC LIMIT 1"
+        "SELECT details || texts AS details FROM assignment.events JOIN assignment.event_texts"
+        " ON event_id = id WHERE kind = 'queue_paused' ORDER BY id DESC LIMIT 1"
     )[0].details
     who = f"token {gateway.tokens['operator'].split('_')[1]}"
     assert paused == {"by": who, "why": WHY}

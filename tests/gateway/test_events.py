@@ -26,6 +26,7 @@ from assignment_workers.schema.engine import connect
 from tests.gateway.stage import Gateway, free_port, scope
 from tests.processes import wait_until
 from tests.sessions import END, OTHERS
+from tests.world import FREE
 
 INSERT = (
     "INSERT INTO assignment.events (at, kind, agent_id, details)"
@@ -322,7 +323,9 @@ def test_what_is_no_longer_kept_cannot_be_told(database_url: str) -> None:
     own = connect(database_url, name="test", statement_timeout=timedelta(seconds=10), pool_size=2)
     with own.begin() as connection:
         connection.execute(text(INSERT), {"kind": "renewed", "agent": 1, "count": 5})
+        connection.execute(text(FREE))
         connection.execute(text("DELETE FROM assignment.events WHERE id <= 3"))
+        connection.execute(text(FREE.replace("DISABLE", "ENABLE")))
 
     async def run() -> None:
         parts = Live(own, database_url)

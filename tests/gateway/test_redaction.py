@@ -36,6 +36,8 @@ PLANTED = {
     "assignments.notes",
     "commands.answer",
     "dead_letters.body",
+    "dead_letters.dismissed_by",
+    "dead_letters.dismissed_why",
     "dead_letters.error",
     "operator_actions.why",
     "operator_actions.outcome",
@@ -46,7 +48,7 @@ PLANTED = {
     "suppressions.reason",
     "queues.paused_by",
     "api_tokens.note",
-    "events.details",
+    "event_texts.texts",
     "generations.error",
     "job_runs.error",
     "public.agents.email",
@@ -64,18 +66,34 @@ OF_OURS = {
     "crm_reads": {"counts"},
     "dead_letters": {"celery_queue", "task", "task_id", "replayed_as"},
     "operator_actions": {"who", "action", "subject"},
-    "suppressions": {"kind", "queue", "phone_end"},
+    "phones": {
+        "text",
+        "country",
+        "time_zone",
+        "reader",
+        "numbers",
+        "kinds",
+        "tails",
+        "unread",
+        "plain",
+        "zones",
+        "home",
+    },
+    "phone_zones": {"zone"},
+    "suppressions": {"kind", "queue", "number", "plain", "tail", "source"},
     "bars": set(),
     "queues": {"name"},
     "api_tokens": {"id", "role"},
     "dashboard_sessions": {"token_id", "stack", "link"},
     "entries": {"state", "reason"},
-    "events": {"kind", "queue", "request_id"},
+    "events": {"kind", "queue", "request_id", "details"},
     "findings": {"check_name", "examples"},
     "generations": {"queue", "state", "trigger", "snapshot"},
     "job_runs": {"job", "queue", "trigger", "task_id", "status", "counts"},
     "requests": {"request_id", "queue", "outcome", "answer"},
-    "sequencer": {"lane", "leader_host", "queues"},
+    "access_log": {"what", "who", "subject", "address"},
+    "sequencer": {"lane", "leader_host", "queues", "marks"},
+    "sequencer_signs": {"lane"},
     "watermarks": {"source", "key"},
     "alembic_version": {"version_num"},
     "public.agents": {"role", "team", "allowed_queues"},
@@ -203,6 +221,10 @@ def planted(gateway: Gateway) -> Iterator[Planted]:
 
 
 WRITE = (
+    (
+        "UPDATE assignment.dead_letters SET dismissed_at = now(), dismissed_by = 'planted dismisser',"
+        " dismissed_why = 'planted dismissal' WHERE id = (SELECT max(id) FROM assignment.dead_letters)"
+    ),
     (
         "UPDATE assignment.generations SET error = 'planted build' WHERE id = (SELECT min(id)"
         " FROM assignment.generations)"

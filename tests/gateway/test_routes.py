@@ -189,7 +189,8 @@ def test_pause_resume_and_regenerate(gateway: Gateway) -> None:
         (who, "rebuild", "outstanding_requests", None, "done"),
     ]
     assert gateway.stack.value(
-        "SELECT details FROM assignment.events WHERE kind = 'queue_paused' ORDER BY id DESC LIMIT 1"
+        "SELECT details || texts AS details FROM assignment.events JOIN assignment.event_texts"
+        " ON event_id = id WHERE kind = 'queue_paused' ORDER BY id DESC LIMIT 1"
     ) == {"by": who, "why": "a test"}
 
 

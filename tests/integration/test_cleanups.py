@@ -391,7 +391,7 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
     for agent in (1, 2):
         world.complete(world.held(agent))
     old = "interval '1 second'"
-    world.execute(
+    world.tamper(
         f"UPDATE assignment.events SET at = now() - interval '90 days' - {old} WHERE user_id = 1"
     )
     world.execute(

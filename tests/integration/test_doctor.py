@@ -117,7 +117,7 @@ def test_every_check_has_its_damage() -> None:
 @pytest.mark.parametrize("check", DAMAGE)
 def test_the_doctor_finds(healthy: World, check: str) -> None:
     for statement in DAMAGE[check].split(";"):
-        healthy.execute(statement)
+        healthy.tamper(statement)
     with healthy.engine.connect() as connection:
         found = {each.check: each for each in examine(connection) if not each.ok}
     assert found.keys() == {check} | ALSO.get(check, set())

@@ -83,7 +83,7 @@ def test_every_figure_is_what_the_tables_say(busy: World) -> None:
 
 
 def test_what_is_older_than_an_hour_is_not_counted(busy: World) -> None:
-    busy.execute("UPDATE assignment.events SET at = now() - interval '2 h'")
+    busy.tamper("UPDATE assignment.events SET at = now() - interval '2 h'")
     busy.execute("UPDATE assignment.requests SET answered_at = now() - interval '2 h'")
     busy.execute(
         "UPDATE assignment.assignments SET ended_at = now() - interval '2 h',"

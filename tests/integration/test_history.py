@@ -37,7 +37,18 @@ from assignment_workers.schema.tables import AgentStates, SuppressionKind
 from assignment_workers.sequencer.term import Candidacy
 from tests.integration.test_cli_doors import Shell
 from tests.processes import wait_until
-from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, opened, outstanding, owner
+from tests.world import (
+    FREE,
+    HOUR,
+    OUTSTANDING,
+    SECOND,
+    UNSIGNED,
+    User,
+    World,
+    opened,
+    outstanding,
+    owner,
+)
 
 BOUND = timedelta(seconds=60)
 
@@ -51,7 +62,7 @@ class Run(World):
             begun = wait_until(candidacy.try_to_lead, "the lock of the last one to be free")
             self.term, self.term_id = begun.number, begun.id
         self.now += SECOND
-        self.execute(
+        self.tamper(
             "UPDATE assignment.events SET at = :now WHERE kind = 'term_begun' AND term = :term",
             now=self.now,
             term=self.term,
@@ -212,6 +223,7 @@ def test_a_run_whose_early_events_are_gone_breaks_nothing(run: Run) -> None:
     assert len(instants) > 25
     for since in instants:
         with run.engine.connect() as connection:
+            connection.execute(text(FREE))
             connection.execute(
                 text("DELETE FROM assignment.events WHERE at < :since"), {"since": since}
             )

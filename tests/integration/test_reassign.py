@@ -132,7 +132,7 @@ def test_a_user_who_has_signed_since_is_not_given_on(desk: World) -> None:
 def test_the_history_checker_sees_a_user_given_on_who_was_taken_from_nobody(desk: World) -> None:
     hold = desk.held(1)
     assert isinstance(give(desk, hold, 3), Assigned)
-    desk.execute(
+    desk.tamper(
         "UPDATE assignment.events SET details = details ||"
         ' \'{"reassigned_from": "01a20b24-e226-792f-923f-0824128b2f33"}\''
         " WHERE details ? 'reassigned_from'"

@@ -94,7 +94,7 @@ def test_a_table_whose_rows_were_rewritten_takes_more_than_a_copy_of_it(
 def test_what_outlives_its_retention_is_named(world: World, meter: Meter) -> None:
     world.add_users([User(11)])
     world.regenerate(UNSIGNED)
-    world.execute("UPDATE assignment.events SET at = now() - interval '2 hours'")
+    world.tamper("UPDATE assignment.events SET at = now() - interval '2 hours'")
     assert meter.outlived() == []
     assert world.value("SELECT count(*) FROM assignment.events") == 0, "deleted by now"
     world.regenerate(UNSIGNED)

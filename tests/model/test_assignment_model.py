@@ -932,9 +932,9 @@ def empty(world: World, begins: datetime, given: dict[str, Any]) -> None:
     """The world as it was, at this instant and with these settings."""
     for number in world.column("SELECT id FROM assignment.generations"):
         world.execute(f"DROP TABLE IF EXISTS assignment.entries_{number}")
-    world.execute(
+    world.tamper(
         "TRUNCATE assignment.generations, assignment.assignments, assignment.requests,"
-        " assignment.events, assignment.job_runs, callbacks, missed_calls, conversions,"
+        " assignment.events, assignment.event_texts, assignment.job_runs, callbacks, missed_calls, conversions,"
         " user_call_scores, crm.users, crm.claims, crm.claim_requirements, assignment.suppressions,"
         " assignment.agents_state, assignment.agents_seen"
     )

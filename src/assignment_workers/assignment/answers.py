@@ -51,6 +51,7 @@ class Code(StrEnum):
     REQUEST_ID_TAKEN = "request_id_taken"
     UNKNOWN_USER = "unknown_user"
     NOT_SUPPRESSED = "not_suppressed"
+    FORGOTTEN = "forgotten"
     UNKNOWN_ASSIGNMENT = "unknown_assignment"
     NOT_OWNER = "not_owner"
     NOT_ACTIVE = "not_active"

@@ -193,7 +193,8 @@ _SHOWN = (
 )
 _TOLD = (
     "id, at, kind, term, queue, user_id, agent_id, assignment_id, request_id, generation_id,"
-    " details"
+    " details || coalesce((SELECT texts FROM assignment.event_texts WHERE event_id = events.id),"
+    " '{}') AS details"
 )
 _MINUTES = f"""
 SELECT extract(epoch FROM date_trunc('minute', answered_at))::bigint AS minute,

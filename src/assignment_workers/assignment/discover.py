@@ -52,7 +52,7 @@ from assignment_workers.schema.base import CrmBase, NaiveInstant, word
 from assignment_workers.schema.bulk import insert_rows, rows
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Assignment, Watermark
+from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
 """What was made so long before the watermark is looked at again: rows may commit late.
@@ -399,6 +399,7 @@ _new = insert_rows(
     UserCallScore.current_queue_type,
     UserCallScore.created_at,
     UserCallScore.updated_at,
+    unless=Forgotten.user_id,
 )
 _CREATE = _new.on_conflict_do_nothing(index_elements=[UserCallScore.user_id]).returning(
     UserCallScore.user_id

@@ -19,8 +19,10 @@ from sqlalchemy import (
     Select,
     bindparam,
     func,
+    literal,
     select,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from assignment_workers.assignment import callbacks, missed_calls
 from assignment_workers.assignment.entries import PUBLISHED_STATE, READY
@@ -50,6 +52,7 @@ from assignment_workers.schema.tables import (
     DialerQueue,
     Entry,
     Event,
+    EventText,
     Generation,
     Source,
 )
@@ -344,8 +347,12 @@ _SKIPPED = (
     .group_by(Assignment.agent_id)
     .order_by(Assignment.agent_id)
 )
+_texts = select(EventText.texts).where(EventText.event_id == Event.id).scalar_subquery()
+_told = Event.details.op("||", return_type=JSONB())(
+    func.coalesce(_texts, literal({}, JSONB()))
+).label("details")
 _EVENTS = (
-    select(Event.at, Event.kind, Event.agent_id, Event.queue, Event.details)
+    select(Event.at, Event.kind, Event.agent_id, Event.queue, _told)
     .where(Event.user_id == bindparam("user", type_=BigInteger))
     .order_by(Event.id.desc())
     .limit(EVENTS)

@@ -31,8 +31,8 @@ from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.sight import crm_of
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.schema.base import CrmBase
-from assignment_workers.schema.crm import FACTS, INCOMING, MIRROR, MIRROR_SCHEMA
-from assignment_workers.schema.tables import CrmRead
+from assignment_workers.schema.crm import FACTS, INCOMING, MIRROR, MIRROR_SCHEMA, Claim, CrmUser
+from assignment_workers.schema.tables import CrmRead, Forgotten
 
 FRESH = timedelta(seconds=60)
 """Facts of the mirror that are younger are not read again for a job."""
@@ -106,6 +106,11 @@ def _stage(ledger: Connection, crm: Crm) -> Counter[str]:
         ledger.commit()
         counts[model.__tablename__] += len(batch)
         counts["unreadable"] += unreadable
+    users, claims = _table(INCOMING + CrmUser.__tablename__), _table(INCOMING + Claim.__tablename__)
+    # Who was forgotten is not brought back; without their user a claim is read by nothing.
+    forgotten = select(Forgotten.user_id)
+    ledger.execute(delete(claims).where(claims.c.user_id.in_(forgotten)))
+    ledger.execute(delete(users).where(users.c.id.in_(forgotten)))
     ledger.execute(text(f"ANALYZE {incoming}"))
     ledger.commit()
     return counts

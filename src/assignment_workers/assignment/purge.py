@@ -10,6 +10,8 @@ from psycopg.errors import LockNotAvailable, ObjectNotInPrerequisiteState, Undef
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Delete,
+    Update,
     delete,
     exists,
     func,
@@ -24,14 +26,18 @@ from sqlalchemy.exc import DBAPIError
 from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.regenerate import partition
+from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.schema.base import word
 from assignment_workers.schema.engine import POOLED
 from assignment_workers.schema.tables import (
     AccessRecord,
+    Assignment,
+    AssignmentState,
     Command,
     DashboardSession,
     DeadLetter,
     Event,
+    EventText,
     Generation,
     GenerationState,
     JobRun,
@@ -39,6 +45,7 @@ from assignment_workers.schema.tables import (
     Request,
     Sequencer,
     SequencerSign,
+    Suppression,
 )
 from assignment_workers.settings import Settings
 
@@ -124,6 +131,8 @@ _PENDING = text(
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     """Delete answers, job runs, events and dead letters older than their retention.
 
+    The texts and numbers of people go after theirs.
+
     Sessions of the dashboard go a day after their end.
 
     An answer is kept as long as its message could come again, so that a redelivered one is never
@@ -149,7 +158,6 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
         "job_runs": delete(JobRun).where(
             JobRun.started_at < history, JobRun.status != word(JobStatus.RUNNING)
         ),
-        "events": delete(Event).where(Event.at < history),
         "dead_letters": delete(DeadLetter).where(DeadLetter.at < history),
         "access_log": delete(AccessRecord).where(AccessRecord.at < history),
         # Longer than a link is good for: a used one stays used.
@@ -158,7 +166,50 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
         ),
     }.items():
         counts[name] = connection.execute(statement).rowcount
-    return counts
+    with _purging(connection):
+        counts["events"] = connection.execute(delete(Event).where(Event.at < history)).rowcount
+    return counts | forget_texts(connection, settings=settings)
+
+
+def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
+    """Empty what people typed, and numbers, of what is over for longer than `text_retention`."""
+    before = func.now() - min(settings.text_retention, settings.history_retention)
+    lifted = Suppression.lifted_at < func.now() - settings.text_retention
+    statements: dict[str, Delete | Update] = {
+        "event_texts": delete(EventText).where(EventText.at < before),
+        "notes": update(Assignment)
+        .where(
+            Assignment.state != word(AssignmentState.ACTIVE),
+            Assignment.ended_at < func.now() - settings.text_retention,
+            Assignment.notes.is_not(None),
+        )
+        .values(notes=None),
+        "phones": delete(Suppression).where(lifted, Suppression.phone.is_not(None)),
+        "reasons": update(Suppression)
+        .where(lifted, Suppression.reason != FORGOTTEN)
+        .values(reason=FORGOTTEN, lifted_why=FORGOTTEN),
+    }
+    return {name: connection.execute(each).rowcount for name, each in statements.items()}
+
+
+@contextmanager
+def _purging(connection: Connection) -> Iterator[None]:
+    """Let events be deleted in this block: by the purge's role where there is one."""
+    if connection.execute(_HAS_ROLE).scalar_one():
+        begin, end = "SET LOCAL ROLE assignment_purge", "RESET ROLE"
+    else:
+        begin = "SELECT set_config('assignment.purge', 'on', true)"
+        end = "SELECT set_config('assignment.purge', 'off', true)"
+    connection.execute(text(begin))
+    yield
+    connection.execute(text(end))
+
+
+_HAS_ROLE = text(
+    "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'assignment_purge'"
+    " AND has_table_privilege(oid, 'assignment.events', 'DELETE')"
+    " AND pg_has_role(current_user, oid, 'MEMBER'))"
+)
 
 
 _SETTLED = timedelta(minutes=10)

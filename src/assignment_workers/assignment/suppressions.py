@@ -36,8 +36,10 @@ from assignment_workers.policy.queues import POLICIES
 from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant, word
 from assignment_workers.schema.bulk import insert_rows
-from assignment_workers.schema.tables import Event, Suppression, SuppressionKind
+from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
 
+FORGOTTEN = "(forgotten)"
+"""What stands in the place of a reason that was erased."""
 COUNTED = timedelta(days=1)
 """How far back a user's failures count towards their quarantine."""
 LISTED_AT_MOST = 1_000
@@ -190,6 +192,8 @@ def lift(
     ):
         needs = "needs" if queue is None else "takes no"
         return _malformed(f"a suppression that is {kind} {needs} dialer queue")
+    if user is not None and turn.connection.execute(_FORGOTTEN, {"user": user}).first():
+        return Refused(code=Code.FORGOTTEN, reason=f"user {user} was forgotten, and stays so")
     given = {"at": turn.now, "by_whom": by, "why": why}
     if not turn.connection.execute(_LIFT, _whom(kind, user, target, queue) | given).rowcount:
         whom = f"user {user}" if user is not None else f"phone number {phone}"
@@ -350,6 +354,7 @@ _standing = (
     _text.is_not_distinct_from(bindparam("whose_text", type_=Text)),
     Suppression.queue.is_not_distinct_from(bindparam("whose_queue", type_=Text)),
 )
+_FORGOTTEN = select(Forgotten.user_id).where(Forgotten.user_id == bindparam("user"))
 _STANDS = select(Suppression.id).where(*_standing)
 _EXPIRE = (
     update(Suppression)

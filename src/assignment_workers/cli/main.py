@@ -16,6 +16,7 @@ from assignment_workers.cli import (
     explain,
     incident,
     operator,
+    person,
     report,
     schema,
     stack,
@@ -54,6 +55,7 @@ for module in (stack, agent, operator, explain, report, incident, call_centre):
 app.add_typer(schema.app, name="schema")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(token.app, name="token")
+app.add_typer(person.app, name="person")
 app.add_typer(suppressions.contact, name="do-not-contact")
 app.add_typer(suppressions.quarantine, name="quarantine")
 app.add_typer(suppressions.closed, name="closed")

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from assignment_workers import traces
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.client import AsyncClient
-from assignment_workers.gateway import about, dead_letters, moves, operating
+from assignment_workers.gateway import about, dead_letters, moves, operating, persons
 from assignment_workers.gateway.abandoned import Abandoned
 from assignment_workers.gateway.asking import Asking
 from assignment_workers.gateway.audit import AccessLog
@@ -125,6 +125,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         moves.ROUTES,
         operating.ROUTES,
         dead_letters.ROUTES,
+        persons.ROUTES,
         about.ROUTES,
         about.DOCUMENT,
         pages.ROUTES,

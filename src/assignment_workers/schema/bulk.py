@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import TableValuedAlias, bindparam, column, func, select
+from sqlalchemy import TableValuedAlias, bindparam, column, exists, func, select
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.types import TypeEngine
@@ -28,23 +28,27 @@ def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedA
 
 
 def insert_rows(
-    model: type[DeclarativeBase], *columns: InstrumentedAttribute[Any], parameter: str = "rows"
+    model: type[DeclarativeBase],
+    *columns: InstrumentedAttribute[Any],
+    parameter: str = "rows",
+    unless: InstrumentedAttribute[Any] | None = None,
 ) -> Insert:
     """Insert the parameter of this name into these columns of the table of `model`.
 
-    Times are instants in every row, also where the table keeps them in UTC without a zone.
+    Times are instants in every row, also where the table keeps them in UTC without a zone. A row
+    whose value of the name of `unless` stands in that column is left out.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}
     given = rows(parameter, **types)
-    return insert(model).from_select(
-        [each.key for each in columns],
-        select(
-            *(
-                func.timezone(word("UTC"), given.c[each.key])
-                if each.key in naive
-                else given.c[each.key]
-                for each in columns
-            )
-        ),
+    values = select(
+        *(
+            func.timezone(word("UTC"), given.c[each.key])
+            if each.key in naive
+            else given.c[each.key]
+            for each in columns
+        )
     )
+    if unless is not None:
+        values = values.where(~exists().where(unless == given.c[unless.key]))
+    return insert(model).from_select([each.key for each in columns], values)

@@ -52,7 +52,9 @@ _OF_GATEWAY: dict[str, str] = {
     "api_tokens": "SELECT, UPDATE (last_used_at)",
 }
 """Where it is not SELECT alone."""
-_NOT_OF_READER = frozenset({"api_tokens", "dashboard_sessions", "access_log", "dead_letters"})
+_NOT_OF_READER = frozenset(
+    {"api_tokens", "dashboard_sessions", "access_log", "dead_letters", "event_texts"}
+)
 _OF_PURGE = frozenset(
     {
         "events",

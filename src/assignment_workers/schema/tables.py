@@ -411,7 +411,10 @@ class Command(Base):
 
 
 class Event(Base):
-    """Every state change, in the order of commit per lane: guarantee 11."""
+    """Every state change, in the order of commit per lane: guarantee 11.
+
+    Append-only by a trigger; what somebody typed stands in `event_texts`.
+    """
 
     __tablename__ = "events"
     __table_args__ = (
@@ -431,6 +434,29 @@ class Event(Base):
     request_id: Mapped[str | None]
     generation_id: Mapped[int | None] = mapped_column(BigInteger)
     details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+
+class EventText(Base):
+    """What somebody typed into an event, by the names of its details: parted from it by a trigger.
+
+    Emptied by `person forget` and by the purge, while the event stays as it was written.
+    """
+
+    __tablename__ = "event_texts"
+    __table_args__ = (Index(None, "at"),)
+
+    event_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(Instant)
+    texts: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
+class Forgotten(Base):
+    """A person who was forgotten, by id: no job brings them back, and no suppression is lifted."""
+
+    __tablename__ = "forgotten"
+
+    user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(Instant)
 
 
 class DeadLetter(Base):

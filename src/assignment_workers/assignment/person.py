@@ -1,0 +1,281 @@
+"""A person's rights: what is stored about a user, and its erasure.
+
+What stays after an erasure is the id with times, outcomes and counts; docs/privacy.md says why.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from assignment_workers.assignment.rows import Row, rows_of
+from assignment_workers.assignment.suppressions import FORGOTTEN
+
+_DIGITS_AT_LEAST = 7
+"""A number with fewer digits names nobody, and would be found in ids and times."""
+
+
+class Stored(BaseModel):
+    """All that is stored about a user, table by table; the CRM's own tables are not among them."""
+
+    user_id: int
+    at: datetime
+    tables: dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user with what else they are known by here: assignments and phone numbers."""
+
+    user_id: int
+    assignments: frozenset[str]
+    numbers: frozenset[str]
+    """Their last digits."""
+
+    def is_named(self, said: str) -> bool:
+        """Whether a text, a message in JSON or base64 within it names the person."""
+        whole = "\n".join((said, *_decoded(said)))
+        if any(each in whole for each in self.assignments):
+            return True
+        if re.search(rf'"(user|user_id)"\s*:\s*"?{self.user_id}\b', whole):
+            return True
+        digits = re.sub(r"(?<=\d)[ ().\-/]+(?=\d)", "", whole)
+        return any(each in digits for each in self.numbers)
+
+
+def find(connection: Connection, user_id: int) -> Person:
+    """The person of this id, with the numbers that the CRM and missed calls have of them."""
+    assignments = connection.execute(
+        text("SELECT id::text FROM assignment.assignments WHERE user_id = :user"), {"user": user_id}
+    ).scalars()
+    numbers = [
+        *_scalars(connection, "SELECT phone_number FROM crm.users WHERE id = :user", user_id),
+        *_scalars(
+            connection, "SELECT phone_number FROM crm_mirror.users WHERE id = :user", user_id
+        ),
+        *_scalars(
+            connection,
+            "SELECT phone_number FROM public.missed_calls WHERE user_id = :user",
+            user_id,
+        ),
+    ]
+    return Person(user_id, frozenset(assignments), frozenset(_ends(numbers)))
+
+
+def export(connection: Connection, user_id: int) -> Stored:
+    """What is stored about the user, with the texts. Reads only."""
+    person = find(connection, user_id)
+    at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    given = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
+    tables = {name: rows_of(connection, query, **given) for name, query in _STORED.items()}
+    letters = rows_of(connection, "SELECT * FROM assignment.dead_letters")
+    tables["dead_letters"] = [each for each in letters if person.is_named(each["body"])]
+    tables |= _left_by_adoption(connection, user_id)
+    return Stored(user_id=user_id, at=at, tables=tables)
+
+
+def forget(connection: Connection, user_id: int) -> dict[str, int]:
+    """Erase what people typed about the user, and their numbers; rows changed by table.
+
+    The caller has seen to it that nobody holds the user and that the user is suppressed: the
+    suppression and the row in `forgotten` keep the id from coming back. The caller commits.
+    Cost: by the indexes on `user_id`, and one pass over dead letters, answered commands and phone
+    numbers.
+    """
+    person = find(connection, user_id)
+    numbers = list(person.numbers)
+    given = {"user": user_id, "numbers": numbers, "mark": FORGOTTEN, "name": str(user_id)}
+    given["names"] = [str(user_id), *person.assignments]
+    counts = {
+        name: connection.execute(text(statement), given).rowcount
+        for name, statement in _FORGET.items()
+    }
+    counts["dead_letters"] = _scrub_letters(connection, person)
+    counts["commands"] = _scrub_answers(connection, person)
+    for table in _kept_by_adoption(connection):
+        delete = text(f'DELETE FROM public."{table}" WHERE user_id = :user')  # noqa: S608
+        counts[table] = connection.execute(delete, given).rowcount
+    if _exists(connection, "crm_mirror.users"):
+        for name, query in _MIRRORED.items():
+            counts[name] = connection.execute(text(query), given).rowcount
+    return {name: count for name, count in counts.items() if count}
+
+
+def is_held(connection: Connection, user_id: int) -> int | None:
+    """The agent who holds the user now."""
+    agent: int | None = connection.execute(
+        text(
+            "SELECT agent_id FROM assignment.assignments"
+            " WHERE user_id = :user AND state = 'active' FOR UPDATE"
+        ),
+        {"user": user_id},
+    ).scalar_one_or_none()
+    return agent
+
+
+def _scrub_letters(connection: Connection, person: Person) -> int:
+    found = connection.execute(text("SELECT id, body FROM assignment.dead_letters")).all()
+    ids = [row.id for row in found if person.is_named(row.body)]
+    statement = text(
+        "UPDATE assignment.dead_letters SET body = :mark, error = :mark, replayable = false,"
+        " dismissed_why = CASE WHEN dismissed_why IS NOT NULL THEN :mark END WHERE id = ANY(:ids)"
+    )
+    connection.execute(statement, {"mark": FORGOTTEN, "ids": ids})
+    return len(ids)
+
+
+def _scrub_answers(connection: Connection, person: Person) -> int:
+    """Refusals of commands repeat what was refused."""
+    found = connection.execute(
+        text("SELECT id, answer::text AS said FROM assignment.commands WHERE answer ? 'reason'")
+    ).all()
+    ids = [row.id for row in found if person.is_named(row.said)]
+    statement = text(
+        "UPDATE assignment.commands SET answer = jsonb_set(answer, '{reason}', to_jsonb("
+        "CAST(:mark AS text))) WHERE id = ANY(:ids)"
+    )
+    connection.execute(statement, {"mark": FORGOTTEN, "ids": ids})
+    return len(ids)
+
+
+def _left_by_adoption(connection: Connection, user_id: int) -> dict[str, list[Row]]:
+    query = 'SELECT * FROM public."{}" WHERE user_id = :user'
+    return {
+        table: rows_of(connection, query.format(table), user=user_id)
+        for table in _kept_by_adoption(connection)
+    }
+
+
+def _kept_by_adoption(connection: Connection) -> list[str]:
+    """The dialer's tables that adoption put aside, where they have users."""
+    return list(
+        connection.execute(
+            text(
+                "SELECT table_name FROM information_schema.columns WHERE table_schema = 'public'"
+                " AND table_name LIKE '%\\_before\\_adoption' AND column_name = 'user_id'"
+            )
+        ).scalars()
+    )
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return bool(
+        connection.execute(
+            text("SELECT to_regclass(:table) IS NOT NULL"), {"table": table}
+        ).scalar()
+    )
+
+
+def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str]:
+    """What the query gives; nothing where its table cannot be read."""
+    if not _exists(connection, query.split()[3]):
+        return []
+    try:
+        with connection.begin_nested():
+            return list(connection.execute(text(query), {"user": user_id}).scalars())
+    except DBAPIError:
+        return []
+
+
+def _ends(numbers: Iterable[str | None]) -> Iterable[str]:
+    for each in numbers:
+        digits = re.sub(r"[^0-9]", "", each or "")
+        if len(digits) >= _DIGITS_AT_LEAST:
+            yield digits[-9:]
+
+
+def _decoded(said: str) -> Iterable[str]:
+    """What stands in base64 in a message's envelope."""
+    try:
+        body = json.loads(said)
+        encoded = body.get("body") if isinstance(body, Mapping) else None
+        if isinstance(encoded, str):
+            yield base64.b64decode(encoded).decode("utf-8", "replace")
+    except ValueError:
+        return
+
+
+_OF_NUMBERS = "right(regexp_replace({}, '[^0-9]', '', 'g'), 9) = ANY(:numbers)"
+_STORED = {
+    "user_call_scores": "SELECT * FROM public.user_call_scores WHERE user_id = :user",
+    "assignments": "SELECT * FROM assignment.assignments WHERE user_id = :user ORDER BY id",
+    "entries": "SELECT * FROM assignment.entries WHERE user_id = :user",
+    "events": (
+        "SELECT e.*, e.details || coalesce(t.texts, '{}') AS details FROM assignment.events e"
+        " LEFT JOIN assignment.event_texts t ON t.event_id = e.id"
+        " WHERE e.user_id = :user ORDER BY e.id"
+    ),
+    "suppressions": (
+        "SELECT * FROM assignment.suppressions WHERE user_id = :user OR "  # noqa: S608
+        + _OF_NUMBERS.format("phone")
+    ),
+    "phones": "SELECT * FROM assignment.phones WHERE user_id = :user",
+    "callbacks": "SELECT * FROM public.callbacks WHERE user_id = :user",
+    "missed_calls": (
+        "SELECT * FROM public.missed_calls WHERE user_id = :user OR "  # noqa: S608
+        + _OF_NUMBERS.format("phone_number")
+    ),
+    "conversions": "SELECT * FROM public.conversions WHERE user_id = :user",
+    "operator_actions": "SELECT * FROM assignment.operator_actions WHERE subject = :name",
+    "forgotten": "SELECT * FROM assignment.forgotten WHERE user_id = :user",
+}
+_FORGET = {
+    "forgotten": (
+        "INSERT INTO assignment.forgotten (user_id, at) VALUES (:user, clock_timestamp())"
+        " ON CONFLICT DO NOTHING"
+    ),
+    "assignments": (
+        "UPDATE assignment.assignments SET notes = NULL WHERE user_id = :user AND notes IS NOT NULL"
+    ),
+    "event_texts": (
+        "DELETE FROM assignment.event_texts WHERE event_id IN"  # noqa: S608
+        " (SELECT id FROM assignment.events WHERE user_id = :user) OR "
+        + _OF_NUMBERS.format("texts->>'phone'")
+    ),
+    "suppressions": (
+        "UPDATE assignment.suppressions SET reason = :mark,"  # noqa: S608
+        " lifted_why = CASE WHEN lifted_why IS NOT NULL THEN :mark END"
+        " WHERE user_id = :user OR " + _OF_NUMBERS.format("phone")
+    ),
+    "lifted": (
+        "DELETE FROM assignment.suppressions WHERE lifted_at IS NOT NULL AND "  # noqa: S608
+        + _OF_NUMBERS.format("phone")
+    ),
+    "callbacks": (
+        "UPDATE public.callbacks SET callback_reason = NULL, status ="
+        " CASE status WHEN 'pending' THEN 'cancelled' ELSE status END WHERE user_id = :user"
+    ),
+    "missed_calls": (
+        "UPDATE public.missed_calls SET phone_number = '', caller_name = NULL, status ="  # noqa: S608
+        " CASE WHEN status IN ('pending', 'for_operator') THEN 'cancelled' ELSE status END"
+        " WHERE user_id = :user OR " + _OF_NUMBERS.format("phone_number")
+    ),
+    "conversions": (
+        "UPDATE public.conversions SET conversion_reason = NULL WHERE user_id = :user"
+        " AND conversion_reason IS NOT NULL"
+    ),
+    "operator_actions": (
+        "UPDATE assignment.operator_actions SET why = CASE WHEN why IS NOT NULL THEN :mark END,"
+        " outcome = split_part(outcome, ':', 1)"
+        " WHERE subject = ANY(:names) OR subject LIKE :name || ' %'"
+    ),
+    "phones": "DELETE FROM assignment.phones WHERE user_id = :user",
+    "user_call_scores": "DELETE FROM public.user_call_scores WHERE user_id = :user",
+}
+_MIRRORED = {
+    "crm_mirror.claim_requirements": (
+        "DELETE FROM crm_mirror.claim_requirements r USING crm_mirror.claims c"
+        " WHERE c.id = r.claim_id AND c.user_id = :user"
+    ),
+    "crm_mirror.claims": "DELETE FROM crm_mirror.claims WHERE user_id = :user",
+    "crm_mirror.users": "DELETE FROM crm_mirror.users WHERE id = :user",
+}

@@ -1,0 +1,66 @@
+"""A person's rights by command: what is stored about a user, and its erasure."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from assignment_workers.assignment import person
+from assignment_workers.assignment.answers import Code, Done, Refused
+from assignment_workers.assignment.suppressions import FORGOTTEN
+from assignment_workers.cli.acting import Why, kept, whoever
+from assignment_workers.cli.agent import line
+from assignment_workers.cli.servers import client, database, resolved
+from assignment_workers.cli.show import AsJson, as_json, complain
+from assignment_workers.client import commands
+from assignment_workers.client.erasing import forget_results_at
+
+app = typer.Typer(help="What is stored about a person, and its erasure.", no_args_is_help=True)
+
+User = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")]
+
+
+@app.command()
+def export(user: User, why: Why = "a request for access", json: AsJson = False) -> int:
+    """Everything that is stored about a user; the CRM's own tables are not among it."""
+    with kept("person_export", str(user), why) as told, database() as connection:
+        found = person.export(connection, user)
+        told(Done())
+    if json:
+        as_json(found)
+        return 0
+    for name, rows in found.tables.items():
+        typer.echo(f"{name}: {len(rows)}")
+        for row in rows:
+            typer.echo("  " + ", ".join(f"{key}={each}" for key, each in row.items() if each))
+    return 0
+
+
+@app.command()
+def forget(user: User, why: Why = "a request for erasure") -> int:
+    """Erase what people typed about a user, and their numbers; the id is never offered again.
+
+    Refused while an agent holds the user: release the assignment first.
+    """
+    with kept("person_forget", str(user), why) as told, client() as asking:
+        command = commands.do_not_contact(user, None, FORGOTTEN, whoever())
+        answer = asking.command(command.at(told.position))
+        if not isinstance(answer, Done):
+            told(answer)
+            complain(line(answer))
+            return 2 if isinstance(answer, Refused) else 1
+        with database() as connection:
+            held = person.is_held(connection, user)
+            if held is not None:
+                told(Refused(code=Code.NOT_ACTIVE, reason="the user is held"))
+                complain(f"user {user} is held by agent {held}: release the assignment first")
+                return 1
+            known = person.find(connection, user)
+            counts = person.forget(connection, user)
+            connection.commit()
+        counts["results"] = forget_results_at(resolved().redis_url, known)
+        told(Done())
+    said = ", ".join(f"{name} {count}" for name, count in counts.items())
+    typer.echo(f"user {user} is forgotten: {said}")
+    return 0

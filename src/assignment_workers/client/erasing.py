@@ -1,0 +1,28 @@
+"""Results in Redis that name a person, and their erasure."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from assignment_workers.assignment.person import Person
+from assignment_workers.client.message import RESULT_PREFIX
+
+_AT_ONCE = 500
+
+
+def forget_results_at(url: str | None, person: Person) -> int:
+    """The same at an address; without a Redis there are no results that last."""
+    if url is None or not url.startswith(("redis", "unix")):
+        return 0
+    with Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5) as server:
+        return forget_results(server, person)
+
+
+def forget_results(server: Redis, person: Person) -> int:
+    """Delete the results that name the person: how many there were. Reads every result."""
+    count = 0
+    for key in server.scan_iter(match=f"{RESULT_PREFIX}*", count=_AT_ONCE):
+        found = server.get(key)
+        if isinstance(found, bytes) and person.is_named(found.decode("utf-8", "replace")):
+            count += int(server.delete(key))
+    return count

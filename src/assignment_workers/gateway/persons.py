@@ -1,0 +1,91 @@
+"""A person's rights, for operators: what is stored about a user, and its erasure."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from fastapi import Request, Response
+from pydantic_core import to_json
+
+from assignment_workers.assignment import person
+from assignment_workers.assignment.actions import Action
+from assignment_workers.assignment.answers import Code, Done
+from assignment_workers.assignment.suppressions import FORGOTTEN
+from assignment_workers.client import commands
+from assignment_workers.client.erasing import forget_results_at
+from assignment_workers.gateway.acting import kept, told_by
+from assignment_workers.gateway.given import (
+    ALWAYS,
+    TIMEOUT,
+    Gateway,
+    Here,
+    Operator,
+    Said,
+    UserPath,
+    reading,
+    routes,
+)
+from assignment_workers.gateway.problems import refused, responses
+
+ROUTES = routes()
+
+
+@ROUTES.get(
+    "/v1/users/{user}/export",
+    tags=["operators"],
+    response_model=person.Stored,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
+    """Everything that is stored about a user, table by table; recorded as an operator's action."""
+
+    def read() -> Response:
+        with reading(here) as connection:
+            found = person.export(connection, user)
+        return Response(to_json(found), media_type="application/json")
+
+    action = Action("person_export", str(user), who.name, None)
+    return (await kept(here.engine, action, lambda _: asyncio.to_thread(read), told_by))[1]
+
+
+@ROUTES.post(
+    "/v1/users/{user}/forget",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def forget_user(
+    request: Request, user: UserPath, here: Here, who: Operator, body: Said = None
+) -> Response:
+    """Erase what people typed about a user, and their numbers; the user is never offered again.
+
+    Refused with 409 while an agent holds the user.
+    """
+
+    async def do(at: int) -> Response:
+        command = commands.do_not_contact(user, None, FORGOTTEN, who.name).at(at)
+        suppressed = await here.asking.ask(request, command, TIMEOUT)
+        if suppressed.status_code != HTTPStatus.OK:
+            return suppressed
+        return await asyncio.to_thread(_forget, here, user)
+
+    action = Action("person_forget", str(user), who.name, body.why if body else None)
+    return (await kept(here.engine, action, do, told_by))[1]
+
+
+def _forget(here: Gateway, user: int) -> Response:
+    with reading(here) as connection:
+        held = person.is_held(connection, user)
+        if held is not None:
+            raise refused(
+                HTTPStatus.CONFLICT,
+                Code.NOT_ACTIVE,
+                f"user {user} is held by agent {held}: release the assignment first",
+            )
+        known = person.find(connection, user)
+        counts = person.forget(connection, user)
+        connection.commit()
+    here.latest.forget()
+    counts["results"] = forget_results_at(here.settings.redis_url, known)
+    return Response(to_json(Done(counts=counts)), media_type="application/json")
