@@ -20,9 +20,11 @@ import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import text
 
+from assignment_workers.assignment.suppression_lists import Named, stage
 from assignment_workers.gateway import tokens
 from assignment_workers.gateway.dashboard.session import COOKIE
 from assignment_workers.gateway.redaction import HIDDEN, redacted
+from assignment_workers.phones import Reader
 from tests.gateway.stage import Gateway
 from tests.processes import wait_until
 
@@ -46,6 +48,18 @@ PLANTED = {
     "suppressions.lifted_why",
     "suppressions.phone",
     "suppressions.reason",
+    "suppressions.number",
+    "suppressions.plain",
+    "suppressions.tail",
+    "suppression_lists.by",
+    "suppression_lists.reason",
+    "suppression_lists.source",
+    "suppressed_numbers.number",
+    "phones.text",
+    "phones.numbers",
+    "phones.tails",
+    "phones.unread",
+    "phones.plain",
     "queues.paused_by",
     "api_tokens.note",
     "event_texts.texts",
@@ -67,20 +81,16 @@ OF_OURS = {
     "dead_letters": {"celery_queue", "task", "task_id", "replayed_as"},
     "operator_actions": {"who", "action", "subject"},
     "phones": {
-        "text",
         "country",
         "time_zone",
         "reader",
-        "numbers",
         "kinds",
-        "tails",
-        "unread",
-        "plain",
         "zones",
         "home",
     },
     "phone_zones": {"zone"},
-    "suppressions": {"kind", "queue", "number", "plain", "tail", "source"},
+    "suppressions": {"kind", "queue", "source"},
+    "suppression_lists": {"name", "state", "queue"},
     "bars": set(),
     "queues": {"name"},
     "api_tokens": {"id", "role"},
@@ -160,6 +170,7 @@ def planted(gateway: Gateway) -> Iterator[Planted]:
     act("do_not_contact", subject="992", why=word("listed"))
     act("lift", subject="992", why=word("lifted"))
     act("do_not_contact", phone=PHONE, subject="", why=word("too short"))
+    act("lift", phone=f"+44 {PHONE}999", subject="", why=word("refused"))
     # By messages of another program, which may write anything into `by`.
     client = stack.client()
     client.send_again(
@@ -246,6 +257,13 @@ WRITE = (
         "INSERT INTO public.missed_calls (phone_number, caller_name, missed_at, reason, status)"
         f" VALUES ('0{PHONE}555', 'planted caller', now(), 'no_agent', 'for_operator')"
     ),
+    (
+        "INSERT INTO assignment.phones (user_id, text, reader, numbers, kinds, tails, unread, plain,"
+        f" zones, read_at) VALUES (991, '0{PHONE}666', 'planted', ARRAY['+44{PHONE}666'], '{{}}',"
+        f" ARRAY['{PHONE}'], ARRAY['{PHONE}'], '0{PHONE}666', '{{}}', now())"
+        " ON CONFLICT (user_id) DO UPDATE SET text = excluded.text, numbers = excluded.numbers,"
+        " tails = excluded.tails, unread = excluded.unread, plain = excluded.plain"
+    ),
 )
 """What no operation here writes: a dialer's own, and failures."""
 UNDO = (
@@ -261,6 +279,14 @@ def stack_write(gateway: Gateway) -> None:
         for statement in WRITE:
             connection.execute(text(statement))
         tokens.create(connection, "supervisor", note="planted note")
+        listed = Named(
+            "register",
+            replaces=False,
+            reason="planted register",
+            by="planted importer",
+            source="planted source",
+        )
+        stage(connection, [(1, f"+44{PHONE}777", None)], listed, Reader())
 
 
 @cache
@@ -399,7 +425,7 @@ def test_every_text_column_is_named_here_and_planted(gateway: Gateway, planted: 
         "SELECT table_schema, table_name, column_name FROM information_schema.columns"
         " WHERE table_schema IN ('assignment', 'public')"
         " AND data_type IN ('text', 'character varying', 'json', 'jsonb', 'ARRAY')"
-        " AND table_name !~ '^entries_\\d+$' AND table_name <> 'bars'"
+        " AND table_name !~ '^(entries|suppressed_numbers)_\\d+$' AND table_name <> 'bars'"
     )
     own = {
         f"{name}.{column}" if schema == "assignment" else f"public.{name}.{column}"

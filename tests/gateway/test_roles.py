@@ -6,6 +6,7 @@ and that jobs which no other test of the folder runs can do their work.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,8 @@ FORBIDDEN = {
         "DELETE FROM public.callbacks",
         "UPDATE public.agents SET email = email",
         "UPDATE crm.users SET is_enabled = true",
+        "DELETE FROM assignment.events",
+        "SET assignment.purge = 'on'; DELETE FROM assignment.events",
         "TRUNCATE assignment.assignments",
         "CREATE ROLE evil",
     ],
@@ -50,6 +53,14 @@ FORBIDDEN = {
         "DELETE FROM assignment.access_log",
         "DELETE FROM assignment.operator_actions",
         "UPDATE public.user_call_scores SET current_score = 0",
+        "DELETE FROM public.callbacks",
+        "UPDATE public.callbacks SET scheduled_for = now()",
+        "INSERT INTO assignment.event_texts (event_id) VALUES (1)",
+        "UPDATE assignment.event_texts SET texts = '{}'",
+        "UPDATE assignment.suppressions SET lifted_at = now()",
+        "DELETE FROM assignment.forgotten",
+        "DELETE FROM assignment.assignments",
+        "DELETE FROM crm.users",
         "UPDATE assignment.queues SET paused_at = now()",
         "CREATE TABLE assignment.evil (x int)",
         "DROP TABLE assignment.entries",
@@ -59,6 +70,7 @@ FORBIDDEN = {
         "SELECT 1 FROM assignment.dashboard_sessions",
         "SELECT 1 FROM assignment.dead_letters",
         "SELECT 1 FROM assignment.access_log",
+        "SELECT 1 FROM assignment.event_texts",
         "DELETE FROM assignment.events",
         "UPDATE assignment.assignments SET state = state",
         "INSERT INTO assignment.agents_seen (agent_id) VALUES (1)",
@@ -131,6 +143,10 @@ def test_every_job_can_do_its_work_under_its_role(gateway: Gateway) -> None:
             "UPDATE assignment.generations SET retired_at = now() - interval '2 hours'"
             " WHERE state = 'retired'"
         )
+        connection.exec_driver_sql(
+            "INSERT INTO assignment.events (at, kind, term, user_id, details) VALUES"
+            " (now() - interval '91 days', 'closed', 1, 777, '{\"why\": \"long ago\"}')"
+        )
     for name, said in jobs.items():
         client.send_again(name, (), dict(said), "maintenance")
     ran = (
@@ -152,6 +168,9 @@ def test_every_job_can_do_its_work_under_its_role(gateway: Gateway) -> None:
     assert failed == []
     buried = f"SELECT task, error FROM assignment.dead_letters WHERE id > {before}"
     assert [each for each in gateway.stack.rows(buried) if each.task in jobs] == []
+    old = "SELECT count(*) FROM assignment.{} WHERE at < now() - interval '90 days'"
+    for table in ("events", "event_texts"):
+        assert gateway.stack.value(old.format(table)) == 0, table
 
 
 def test_every_table_has_its_rights_and_they_can_be_given_again(gateway: Gateway) -> None:
@@ -199,3 +218,63 @@ def test_the_command_makes_the_roles_and_lets_them_log_in(gateway: Gateway, logi
     assert [line for line in ran.stdout.splitlines() if line.startswith("assignment_purge: ")]
     with psycopg.connect(login(roles.READER)) as reader:
         assert reader.execute("SELECT count(*) FROM assignment.assignments").fetchone()
+
+
+def test_a_person_is_exported_and_forgotten_by_the_gateway(gateway: Gateway) -> None:
+    stack = gateway.stack
+    with stack.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE IF NOT EXISTS public.unsigned_users_queue_before_adoption (user_id bigint)"
+        )
+    with_roles(stack.database_url)
+    hold = gateway.assigned(77)
+    user = int(hold["user_id"])
+    told = f"/v1/users/{user}"
+    held = gateway.post(f"{told}/forget", bearer="operator")
+    assert (held.status, f"user {user} is held by agent 77" in held.text) == (409, True)
+    ended = {"agent_id": 77, "outcome": "call_back", "notes": "typed notes"}
+    ended["callback_at"] = str(stack.value("SELECT to_json(now() + interval '1 day')"))
+    assert gateway.post(f"/v1/assignments/{hold['id']}/complete", ended).status == 200
+    with stack.engine.begin() as connection:
+        for planted in (
+            "UPDATE public.callbacks SET callback_reason = 'typed promise' WHERE user_id = {user}",
+            (
+                "INSERT INTO public.missed_calls (user_id, phone_number, caller_name, missed_at,"
+                " reason, status) VALUES ({user}, '07700900888', 'typed caller', now(), 'no_agent',"
+                " 'for_operator')"
+            ),
+            (
+                "INSERT INTO public.conversions (user_id, previous_queue_type, conversion_type,"
+                " conversion_reason, converted_at) VALUES ({user}, 'unsigned_users', 'x',"
+                " 'typed conversion', now())"
+            ),
+            "INSERT INTO public.unsigned_users_queue_before_adoption VALUES ({user})",
+            "INSERT INTO crm_mirror.users (id, phone_number) VALUES ({user}, '07700900888')",
+            (
+                "INSERT INTO assignment.dead_letters (at, body, error)"
+                " VALUES (now(), '{{\"user_id\": {user}}}', 'typed letter')"
+            ),
+            (
+                "INSERT INTO assignment.events (at, kind, term, user_id, details)"
+                " VALUES (now(), 'discovered', 1, {user}, '{{\"why\": \"typed event\"}}')"
+            ),
+        ):
+            connection.exec_driver_sql(planted.format(user=user))
+    exported = gateway.get(f"{told}/export", bearer="operator")
+    assert exported.status == 200, exported.text
+    for typed in ("notes", "promise", "caller", "conversion", "letter", "event"):
+        assert f"typed {typed}" in exported.text, typed
+    for role in ("frontend", "supervisor", "agent 1"):
+        assert gateway.get(f"{told}/export", bearer=role).status == 403
+        assert gateway.post(f"{told}/forget", bearer=role).status == 403
+    forgotten = gateway.post(f"{told}/forget", {"why": "asked to be"}, bearer="operator")
+    assert forgotten.status == 200, forgotten.text
+    again = gateway.get(f"{told}/export", bearer="operator").text
+    assert "typed" not in again
+    assert "07700900888" not in again
+    tables = json.loads(again)["tables"]
+    assert tables["forgotten"]
+    assert tables["user_call_scores"] == tables["unsigned_users_queue_before_adoption"] == []
+    assert stack.value(f"SELECT count(*) FROM crm_mirror.users WHERE id = {user}") == 0
+    with stack.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE public.unsigned_users_queue_before_adoption")

@@ -430,6 +430,10 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         "dead_letters": 1,
         "access_log": 1,
         "dashboard_sessions": 1,
+        "event_texts": 0,
+        "notes": 0,
+        "phones": 0,
+        "reasons": 0,
     }
     assert len(world.events()) == events - 2
     assert world.column("SELECT agent_id FROM assignment.requests") == [2]

@@ -538,6 +538,7 @@ EVENTS: list[tuple[Forgery, dict[int, int]]] = [
 
 def test_the_order_of_a_generation_whose_entries_are_gone_is_not_judged(run: Run) -> None:
     with run.engine.connect() as connection:
+        connection.execute(text(FREE))
         connection.execute(text("DROP TABLE assignment.entries_1"))
         connection.execute(
             text(
@@ -557,6 +558,7 @@ def forger(run: Run) -> Iterator[Forger]:
         connection.execute(
             text(f"ALTER TABLE {R} DROP CONSTRAINT fk_requests_assignment_id_assignments")
         )
+        connection.execute(text(FREE))
         yield Forger(run, connection)
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema.base import Base, DialerBase
+from assignment_workers.schema.crm import MIRROR_SCHEMA
 from assignment_workers.schema.engine import driver_url
 from assignment_workers.schema.migrate import VERSION_TABLE, unreachable
 
@@ -28,7 +29,7 @@ PURGE = "assignment_purge"
 ROLES = {
     OWNER: "owns the schema `assignment`; migrations and tokens are its",
     WORKER: "sequencers and maintenance workers",
-    GATEWAY: "gateways: reads, and writes signs of life, sessions and what operators asked for",
+    GATEWAY: "gateways: reads, writes signs of life, sessions, what operators asked for; erases",
     READER: "reads what is no secret and no message",
     PURGE: "deletes what its retention is over for; workers are members",
 }
@@ -50,6 +51,13 @@ _OF_GATEWAY: dict[str, str] = {
     "dashboard_sessions": "SELECT, INSERT, UPDATE",
     "access_log": "SELECT, INSERT",
     "api_tokens": "SELECT, UPDATE (last_used_at)",
+    # What a person's erasure takes; the rest of these rows is not the gateway's to write.
+    "assignments": "SELECT, UPDATE (notes)",
+    "commands": "SELECT, UPDATE (answer)",
+    "event_texts": "SELECT, DELETE",
+    "forgotten": "SELECT, INSERT",
+    "phones": "SELECT, DELETE",
+    "suppressions": "SELECT, DELETE, UPDATE (reason, lifted_why)",
 }
 """Where it is not SELECT alone."""
 _NOT_OF_READER = frozenset(
@@ -68,6 +76,13 @@ _OF_PURGE = frozenset(
 )
 _OF_DIALER: dict[str, str] = {"agents": "SELECT"}
 """The worker's on the dialer's tables, where it is not `SELECT, INSERT, UPDATE`."""
+_OF_DIALER_ERASED = {
+    "user_call_scores": "DELETE",
+    "callbacks": "UPDATE (callback_reason, status)",
+    "missed_calls": "UPDATE (phone_number, caller_name, status)",
+    "conversions": "UPDATE (conversion_reason)",
+}
+"""The gateway's on the dialer's tables, besides SELECT: what a person's erasure takes."""
 _WORKED_BY_OWNERS = "entries"
 """Only its owner attaches and detaches a partition: it is the worker's."""
 
@@ -160,6 +175,14 @@ _RELATIONS = text("""
 """)
 
 
+# The dialer's tables that adoption put aside are read and emptied of a person like ours.
+_KEPT_BY_ADOPTION = text("""
+    SELECT format('public.%I', relname) FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+    AND relname LIKE '%\\_before\\_adoption' ORDER BY relname
+""")
+
+
 def _granted(connection: Connection) -> list[str]:
     everybody = f"{WORKER}, {GATEWAY}, {READER}, {PURGE}"
     granted = [f"GRANT USAGE ON SCHEMA assignment TO {everybody}"]
@@ -185,6 +208,13 @@ def _granted(connection: Connection) -> list[str]:
         rights = _OF_DIALER.get(table.name, "SELECT, INSERT, UPDATE")
         granted.append(f"GRANT {rights} ON {table.fullname} TO {WORKER}")
         granted.append(f"GRANT SELECT ON {table.fullname} TO {GATEWAY}, {READER}")
+        if table.name in _OF_DIALER_ERASED:
+            erased = _OF_DIALER_ERASED[table.name]
+            granted.append(f"GRANT {erased} ON {table.fullname} TO {GATEWAY}")
+    granted.append(f"GRANT USAGE ON SCHEMA {MIRROR_SCHEMA} TO {GATEWAY}")
+    held = [f"{MIRROR_SCHEMA}.{name}" for name in ("users", "claims", "claim_requirements")]
+    kept = connection.execute(_KEPT_BY_ADOPTION).scalars()
+    granted += [f"GRANT SELECT, DELETE ON {name} TO {GATEWAY}" for name in (*held, *kept)]
     if connection.execute(text("SELECT to_regnamespace('crm') IS NOT NULL")).scalar_one():
         granted.append(f"GRANT USAGE ON SCHEMA crm TO {WORKER}, {GATEWAY}, {READER}")
         granted.append(f"GRANT SELECT ON ALL TABLES IN SCHEMA crm TO {WORKER}, {GATEWAY}, {READER}")
