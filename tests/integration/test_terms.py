@@ -41,7 +41,7 @@ def moved_back(world: World, to: Any) -> None:
         " marks = :marks",
         **dict(zip(("term", "term_id", "terms", "marks"), to, strict=True)),
     )
-    world.execute("DELETE FROM assignment.events WHERE kind = 'term_begun'")
+    world.tamper("DELETE FROM assignment.events WHERE kind = 'term_begun'")
 
 
 def test_a_leader_whose_number_was_given_out_again_commits_nothing_and_says_so(
