@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -17,6 +18,9 @@ from sqlalchemy.exc import OperationalError
 from assignment_workers.assignment.lanes import ASSIGNMENT
 from assignment_workers.assignment.ledger import next_position
 from assignment_workers.assignment.purge import prune_history
+from assignment_workers.assignment.suppression_lists import Named, lines_of
+from assignment_workers.assignment.suppression_lists import stage as load
+from assignment_workers.phones import Reader
 from assignment_workers.schema.trips import Ask, commit
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.refusals import Refusals
@@ -30,6 +34,7 @@ USERS = range(1, 31)
 
 NOT_ITS_EFFECT = {
     "sequencer": "a sign of life",
+    "sequencer_signs": "a sign of life",
     "commands": "the inbox itself",
     "events": "a race that was refused leaves one; the others are compared",
 }
@@ -274,6 +279,29 @@ def suppressed(stage: Stage) -> Said:
     return {"kind": "do_not_contact", "user_id": 7, "why": "a mistake", "by": "operator"}
 
 
+def signs(stage: Stage) -> Said:
+    """As a leader does when its term begins."""
+    stage.world.execute(
+        "INSERT INTO assignment.sequencer_signs (lane, last_turn_at)"
+        " SELECT lane, clock_timestamp() FROM assignment.sequencer WHERE term = :term",
+        term=stage.world.value("SELECT max(term) FROM assignment.sequencer"),
+    )
+    return {"sent_at": stage.world.now.isoformat()}
+
+
+def loaded(stage: Stage, _: Said | None = None) -> Said:
+    named = Named("tps", replaces=True, reason="registered", by="operator")
+    with stage.world.engine.begin() as connection:
+        made = load(connection, lines_of(["01614960007\n", "01614960008\n"]), named, Reader("GB"))
+    return {"list_id": made.list_id, "by": "operator", "why": "the monthly list"}
+
+
+def stands(stage: Stage, _: Said | None = None) -> Said:
+    stage.deliver("user.flip_suppression_list", f"flip-{uuid4()}", **loaded(stage))
+    return {"name": "tps", "by": "operator", "why": "no longer ours"}
+
+
+LISTS = "SELECT count(*) = {} FROM assignment.suppression_lists WHERE state = 'standing'"
 STANDS = "SELECT count(*) = {} FROM assignment.suppressions WHERE user_id = 7 AND lifted_at IS NULL"
 PAUSED = "SELECT paused_at IS {} NULL FROM assignment.queues WHERE name = 'unsigned_users'"
 READY = (
@@ -375,7 +403,7 @@ CASES: dict[str, Case] = {
     ),
     "assignment.expire": Case(lapsed, {"counts.expired": 1}, ended("expired"), asks_and_lapses),
     "assignment.probe": Case(
-        lambda stage: {"sent_at": stage.world.now.isoformat()},
+        signs,
         {"outcome": "done"},
         "SELECT last_probe_at IS NOT NULL FROM assignment.sequencer_signs",
         asks(1),
@@ -442,6 +470,18 @@ CASES: dict[str, Case] = {
         {"outcome": "done", "replayed": False},
         STANDS.format(0),
         does("user.suppress", user_id=7, reason="asked again", by="operator"),
+    ),
+    "user.flip_suppression_list": Case(
+        loaded,
+        {"outcome": "done", "replayed": False, "counts.numbers": 2},
+        LISTS.format(1),
+        lambda stage, _: stands(stage),
+    ),
+    "user.drop_suppression_list": Case(
+        stands,
+        {"outcome": "done", "counts.replaced": 1},
+        LISTS.format(0),
+        lambda stage, _: stands(stage),
     ),
 }
 
