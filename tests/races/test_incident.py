@@ -117,7 +117,7 @@ class Stopped(Ours):
 
     def _publication_waits(self) -> bool:
         sql = f"SELECT pid {OTHERS} AND wait_event_type = 'Lock'"
-        sql += " AND query LIKE 'UPDATE assignment.sequencer%'"
+        sql += " AND query LIKE '%FROM assignment.sequencer%FOR UPDATE%'"
         with self.engine.connect() as connection:
             return connection.execute(text(sql)).first() is not None
 
