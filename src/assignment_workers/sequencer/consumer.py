@@ -139,9 +139,12 @@ class Consumer(consumer.Consumer):
 
         Raises what the broker's client does: then it stays here.
         """
+        body = message.body  # RabbitMQ's client has decoded one that names its encoding
+        if isinstance(body, str):
+            body = body.encode(message.content_encoding or "utf-8")
         with self.app.producer_or_acquire() as producer:
             producer.publish(
-                bytes(message.body),
+                bytes(body),
                 routing_key=ASSIGNMENT,
                 headers=message.headers,
                 content_type=message.content_type,
