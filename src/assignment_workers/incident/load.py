@@ -18,6 +18,7 @@ from assignment_workers.incident.dialer import Dialer, RecordNotFound
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Phone
 
 LEVEL_CHECK = timedelta(minutes=5)
 HOURLY = timedelta(hours=1)
@@ -212,6 +213,7 @@ class _Agent:
         waiting = (
             select(UserCallScore.user_id)
             .join(CrmUser, CrmUser.id == UserCallScore.user_id)
+            .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
             .where(policy.eligible(), UserCallScore.user_id.not_in(self.truth.talked_to()))
         )
         with self.looking.connect() as connection:
