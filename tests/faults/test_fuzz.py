@@ -135,11 +135,11 @@ def stack(
             made.broker_url = rabbit.url
             keep.enter_context(rabbit.queues())
         made.start("sequencer")
-        if made.value("SELECT count(*) FROM assignment.generations") == 0:
-            made.built()
-        else:
-            made.start("maintenance")
-            made.wait_for_leader()
+        if made.value("SELECT count(*) FROM public.user_call_scores") == 0:
+            made.seed(users=1000)
+        made.start("maintenance")
+        made.wait_for_leader()
+        made.regenerate(made.client())
         yield made
 
 
