@@ -49,10 +49,10 @@ def test_a_malformed_one_is_not_sent_again_and_can_be_dismissed(gateway: Gateway
     assert "cannot be sent again" in refused.json["detail"]
     assert len(gateway.call("GET", "/v1/dead-letters", bearer="operator").json) == before
     body = {"numbers": [number], "why": "a probe"}
-    assert gateway.post("/v1/dead-letters/dismiss", body, bearer="supervisor").status == 403
-    done = gateway.post("/v1/dead-letters/dismiss", body, bearer="operator")
+    assert gateway.post("/v1/dead-letter-dismissals", body, bearer="supervisor").status == 403
+    done = gateway.post("/v1/dead-letter-dismissals", body, bearer="operator")
     assert done.json["counts"] == {"dismissed": 1}
-    again = gateway.post("/v1/dead-letters/dismiss", body, bearer="operator")
+    again = gateway.post("/v1/dead-letter-dismissals", body, bearer="operator")
     assert again.json["counts"] == {"dismissed": 0}
     whole = gateway.call("GET", path, bearer="operator").json
     assert (whole["state"], whole["dismissed_why"]) == ("dismissed", "a probe")
@@ -84,7 +84,7 @@ def test_one_that_fails_again_when_it_is_sent_again_is_the_same_one(gateway: Gat
 def test_all_of_them_are_dismissed_and_none_is_new(gateway: Gateway) -> None:
     kept(gateway)
     body = {"why": "all of one day"}
-    done = gateway.post("/v1/dead-letters/dismiss", body, bearer="operator")
+    done = gateway.post("/v1/dead-letter-dismissals", body, bearer="operator")
     assert done.json["counts"]["dismissed"] >= 1
 
     def counted(name: str) -> bool:

@@ -154,7 +154,7 @@ def test_one_trace_goes_from_the_call_through_the_task_to_sql(
 
     paths = [path(each) for each in by_id.values()]
     assert [*through[:2], "LPUSH"] in paths
-    assert [*through, "UPDATE"] in paths, paths  # the proof of the term, which begins a turn
+    assert [*through, "SELECT"] in paths, paths  # the proof of the term, which begins a turn
     (kept,) = spans.kept(run.trace)
     assert path(kept)[:-1] == through
     assert run.links == ()

@@ -407,7 +407,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/dead-letters/dismiss": {
+    "/v1/dead-letter-dismissals": {
         parameters: {
             query?: never;
             header?: never;

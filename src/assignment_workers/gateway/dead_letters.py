@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from assignment_workers.assignment.actions import WHY_AT_MOST, Action
 from assignment_workers.assignment.answers import Code, Done
-from assignment_workers.assignment.dead_letters import DISMISSED_AT_ONCE, Letter, letter, letters
+from assignment_workers.assignment.dead_letters import Letter, letter, letters
 from assignment_workers.client import Unavailable
 from assignment_workers.gateway.acting import kept, told_by
 from assignment_workers.gateway.asking import response
@@ -30,6 +30,9 @@ from assignment_workers.gateway.given import (
 from assignment_workers.gateway.problems import refused, responses
 
 ROUTES = routes()
+
+NAMED_AT_MOST = 1_000
+"""Dead letters that one call may name: their numbers fit the largest body that is read."""
 LISTED_AT_MOST = 1_000
 
 Number = Annotated[int, Path(ge=1, le=2**63 - 1, description="The dead letter's number.")]
@@ -78,7 +81,7 @@ class DismissBody(BaseModel):
     numbers: (
         Annotated[
             list[Annotated[int, Field(ge=1, le=2**63 - 1)]],
-            Field(min_length=1, max_length=DISMISSED_AT_ONCE),
+            Field(min_length=1, max_length=NAMED_AT_MOST),
         ]
         | None
     ) = Field(None, description="Absent: every one that is to be seen to.", examples=[[7, 8]])
@@ -100,9 +103,9 @@ def dead_letters(here: Here, query: Annotated[DeadLettersQuery, Query()]) -> lis
         return list(letters(connection, limit=query.limit))
 
 
-# Before the routes of one: `dismiss` is no number.
+# A path of its own: below `dead-letters` it would be taken for a number.
 @ROUTES.post(
-    "/v1/dead-letters/dismiss",
+    "/v1/dead-letter-dismissals",
     tags=["operators"],
     response_model=Done,
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),

@@ -93,7 +93,7 @@ class _Headers(TypedDict):
     errbacks: NotRequired[Any]
     chain: NotRequired[Any]
     chord: NotRequired[Any]
-    traces: NotRequired[list[Line] | None]
+    traces: NotRequired[Any]
     command_id: NotRequired[Line | None]
     dead_letter: NotRequired[Annotated[int, Field(ge=1, le=2**63 - 1)] | None]
     command_position: NotRequired[Annotated[int, Field(ge=0, le=2**63 - 1)] | None]
@@ -104,7 +104,7 @@ class _Headers(TypedDict):
 _ENVELOPE: TypeAdapter[Any] = TypeAdapter(with_config(_STRICTLY)(_Envelope))
 _HEADERS = TypeAdapter(_Headers)
 _PASSED = (
-    *("root_id", "parent_id", "origin", "expires", "ignore_result", "traces"),
+    *("root_id", "parent_id", "origin", "expires", "ignore_result"),
     *("command_id", "command_position", "dead_letter", "signature"),
 )
 
@@ -255,10 +255,18 @@ def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
         and name not in _SHADOWED
     }
     passed |= {name: found.get(name) for name in _PASSED}
+    passed["traces"] = _traces(found.get("traces"))
     passed |= {"task": found["task"], "id": found["id"], "lang": found.get("lang")}
     for name in ("argsrepr", "kwargsrepr"):
         passed[name] = str(found.get(name) or "")[:SHOWN_AT_MOST]
     return passed
+
+
+def _traces(said: object) -> list[str] | None:
+    """The traces of the callers of a message; what is none is left out, for it harms nobody."""
+    if not isinstance(said, list):
+        return None
+    return [each for each in said if isinstance(each, str) and len(each) <= PASSED_ON_AT_MOST]
 
 
 def _is_instant(said: str | None) -> bool:
