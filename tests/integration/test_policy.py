@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from assignment_workers.policy.queues import POLICIES, place_of
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Phone
 from tests.world import (
     BOTH,
     DAY,
@@ -159,7 +160,8 @@ def judged(world: World, *columns: Any) -> dict[int, tuple[Any, ...]]:
         found = connection.execute(
             select(func.coalesce(UserCallScore.user_id, CrmUser.id), *columns)
             .select_from(UserCallScore)
-            .join(CrmUser, CrmUser.id == UserCallScore.user_id, full=True),
+            .join(CrmUser, CrmUser.id == UserCallScore.user_id, full=True)
+            .outerjoin(Phone, Phone.user_id == func.coalesce(UserCallScore.user_id, CrmUser.id)),
             {"now": world.now},
         )
         return {user: tuple(values) for user, *values in found}
