@@ -50,7 +50,12 @@ def test_pages_judge_by_the_calling_rules_that_are_set(world: World, redis_url: 
     world.add_users([User(user) for user in range(1, 6)])
     world.regenerate()
     weekday = "sun" if datetime.now(UTC).weekday() in {2, 3} else "wed"
-    world.set(calling_hours=f"{weekday} 03:00-03:01", calling_zones="UTC", attempts_maximum=3)
+    world.set(
+        calling_hours=f"{weekday} 03:00-03:01",
+        calling_zones="UTC",
+        attempts_maximum=3,
+        offer_without_number=True,
+    )
     world.execute("UPDATE user_call_scores SET total_attempts = 3 WHERE user_id = 1")
     with Redis.from_url(redis_url) as redis:
         source = Source(Latest(world.engine), Schedule(redis), world.settings)
