@@ -279,8 +279,9 @@ def test_who_acts_by_a_message_of_no_door_is_marked(gateway: Gateway) -> None:
 
     def by(kind: str) -> Any:
         found = gateway.stack.rows(
-            "SELECT details->>'by' AS by FROM assignment.events"
-            f" WHERE kind = '{kind}' AND queue = '{queue}' ORDER BY id DESC LIMIT 1"
+            "SELECT coalesce(e.details->>'by', t.texts->>'by') AS by FROM assignment.events e"
+            " LEFT JOIN assignment.event_texts t ON t.event_id = e.id"
+            f" WHERE e.kind = '{kind}' AND e.queue = '{queue}' ORDER BY e.id DESC LIMIT 1"
         )
         return found[0].by if found else None
 

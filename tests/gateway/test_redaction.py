@@ -309,14 +309,16 @@ def form(gateway: Gateway, path: str, said: dict[str, str]) -> int:
     """Send a form of the dashboard as an operator: the status."""
     cookie = {"Cookie": signed_in(gateway, "operator")}
     page = fetch(gateway, "/", HTML, cookie)
+    assert page[0] == 200, page
     proof = page[1].partition('name="proof" value="')[2].partition('"')[0]
     body = urlencode(said | {"proof": proof})
     headers = cookie | {"Content-Type": "application/x-www-form-urlencoded"}
     connection = HTTPConnection("127.0.0.1", gateway.port, timeout=20)
     connection.request("POST", path, body, headers)
     answer = connection.getresponse()
-    answer.read()
+    said_back = answer.read()
     connection.close()
+    assert answer.status != 403, said_back
     return answer.status
 
 
