@@ -125,7 +125,8 @@ def stack(
 ) -> Iterator[Stack]:
     """A stack of which each lot leaves everything as it was, but for dead letters and holds."""
     folder: Path = tmp_path_factory.mktemp("fuzz")
-    address = f"{valkey_server.rpartition('/')[0]}/{1 if request.param == 'redis' else 0}"
+    # Not 0 or 1: stacks that last for a whole run have those.
+    address = f"{valkey_server.rpartition('/')[0]}/{4 if request.param == 'redis' else 5}"
     with ExitStack() as keep:
         with redis.Redis.from_url(address) as broker:
             broker.flushdb()
@@ -151,7 +152,7 @@ def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
         max_examples=LOTS,
         deadline=None,
         database=None,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(messages(), min_size=IN_A_LOT, max_size=IN_A_LOT))

@@ -146,6 +146,13 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS": Variable(
         "offer_gap", None, "60", timedelta(minutes=1), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_TEXT_RETENTION_SECONDS": Variable(
+        "text_retention",
+        timedelta(days=90),
+        "86400",
+        timedelta(days=1),
+        (*NOT_SECONDS, "86399"),
+    ),
     "ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS": Variable(
         "request_retention",
         timedelta(days=7),
