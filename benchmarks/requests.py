@@ -33,9 +33,9 @@ from assignment_workers.client import Assigned, AsyncClient, Client, Finished, H
 from assignment_workers.client.asking import Asking
 from assignment_workers.client.commands import Command
 from assignment_workers.client.reading import as_finish_answer, as_request_answer
-from assignment_workers.gateway.serve import is_alive
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import UNSIGNED_USERS
+from assignment_workers.runtime.ports import answers_http
 from assignment_workers.settings import Settings
 from benchmarks import same_work
 from benchmarks.same_work import QUEUE, SkipLocked
@@ -258,9 +258,8 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
         ):
             with (logs / f"{name}.log").open("wb") as log:
                 started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        given = Settings.from_environment({"ASSIGNMENT_WORKERS_GATEWAY_PORT": str(port)})
         ends = time.monotonic() + 60
-        while not is_alive(given):
+        while not answers_http("127.0.0.1", port, "/healthz"):
             if time.monotonic() > ends:
                 raise RuntimeError("the gateway does not answer")
             time.sleep(0.1)

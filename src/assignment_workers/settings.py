@@ -22,6 +22,8 @@ from pydantic import (
 from assignment_workers.errors import UsageError, plain
 
 PREFIX = "ASSIGNMENT_WORKERS_"
+ProcessName = Literal["sequencer", "maintenance", "heartbeats", "beat", "flower", "gateway"]
+"""A process of a stack."""
 
 
 def _address(*schemes: str) -> AfterValidator:

@@ -1,7 +1,6 @@
 """A stack of small programs, run by its path as a program of its own: `up` as the tests need it.
 
-Its one argument is a JSON object: `children`, each {name, code or argv, stop_seconds,
-awaits_go}; `verbose`;
+Its one argument is a JSON object: `children`, each {name, code or argv, stop_seconds}; `verbose`;
 `migrate_seconds`, how long the migration takes; `table`, whether it makes one. Settings come from
 the environment, as for the real command.
 """
@@ -40,7 +39,6 @@ def main(plan: dict[str, Any]) -> int:
             child["name"],
             child.get("argv") or [sys.executable, "-u", "-c", child["code"]],
             stop_seconds=child.get("stop_seconds", 30),
-            awaits_go=child.get("awaits_go", False),
         )
         for child in plan["children"]
     ]

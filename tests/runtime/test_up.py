@@ -241,31 +241,6 @@ def test_a_signal_while_it_starts_ends_it_at_once(runs: Runs) -> None:
     assert "Traceback" not in run.said()
 
 
-def test_a_process_that_awaits_its_servers_is_there_before_them_and_goes_on_after(
-    runs: Runs,
-) -> None:
-    works = "import sys; print('waits'); sys.stdin.read(); print('goes on'); import time; time.sleep(600)"
-    run = runs.start(child("worker", works, awaits_go=True))
-    run.ready()
-    said = run.wait_for("goes on")
-    order = ["waits", "postgres serves", "MIGRATING", "worker started", "goes on"]
-    assert [said.index(words) for words in order] == sorted(said.index(words) for words in order)
-    stop(run)
-    said = run.said()
-    assert said.index("worker stopped") < said.index("postgres stopped")
-
-
-def test_a_signal_while_a_process_awaits_its_servers_ends_it(runs: Runs) -> None:
-    works = "import sys; print('waits', flush=True); sys.stdin.read(); print('goes on')"
-    run = runs.start(child("worker", works, awaits_go=True), migrate_seconds=2)
-    run.wait_for("MIGRATING")
-    family = [process.pid for process in run.family()]
-    run.popen.send_signal(signal.SIGINT)
-    assert run.code(seconds=10) == 0
-    assert none_runs(family)
-    assert "goes on" not in run.said()
-
-
 def test_a_signal_while_the_data_are_made_leaves_a_home_that_starts(runs: Runs) -> None:
     run = runs.start(child("worker"))
     run.wait_for("valkey started")

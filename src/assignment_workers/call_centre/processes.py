@@ -42,7 +42,7 @@ def _name(command: Sequence[str], *, is_main: bool) -> str | None:
     """What a process of the stack is; None for what comes and goes, like a build's backend."""
     if is_main:
         return "up"
-    match [word for word in command if word != "--held"]:
+    match command:
         case [*_, "process", "sequencer", "--lane", lane]:
             return f"sequencers of {lane}"
         case [*_, "process", "sequencer"]:

@@ -44,7 +44,10 @@ def request(
     timeout: Annotated[float, typer.Option(min=0.1, max=300, help="Seconds to wait.")] = 10.0,
     json: AsJson = False,
 ) -> int:
-    """Ask for the next user for AGENT. Exit 1 when there is none."""
+    """Ask for the next user for AGENT.
+
+    Exit 1 when there is none.
+    """
     with client() as asking:
         answer = asking.request_next(
             agent, queue=queue, request_id=request_id, timeout=timedelta(seconds=timeout)
@@ -63,7 +66,7 @@ def complete(
     ] = None,
     json: AsJson = False,
 ) -> int:
-    """The call was made: end ASSIGNMENT with its outcome."""
+    """End ASSIGNMENT with the outcome of its call."""
     when = _instant(callback_at, "--callback-at") if callback_at else None
     with client() as asking:
         answer = asking.complete(
@@ -78,7 +81,7 @@ def skip(
     version: VersionOption = None,
     json: AsJson = False,
 ) -> int:
-    """Not me: end ASSIGNMENT; the user is offered later, to this agent last."""
+    """End ASSIGNMENT; this agent is offered the user last."""
     with client() as asking:
         return tell(asking.skip(_id(assignment), agent, version=version), json)
 
@@ -89,7 +92,7 @@ def accept(
     version: VersionOption = None,
     json: AsJson = False,
 ) -> int:
-    """Take the offer ASSIGNMENT up: it is work now, and its lease runs anew."""
+    """Accept the offer ASSIGNMENT: its lease starts anew."""
     with client() as asking:
         return tell(asking.accept(_id(assignment), agent, version=version), json)
 
@@ -105,7 +108,7 @@ def defer(
     version: VersionOption = None,
     json: AsJson = False,
 ) -> int:
-    """Later, for everyone: end ASSIGNMENT; nobody is offered the user before then."""
+    """End ASSIGNMENT; nobody is offered the user before a time."""
     if (until is None) == (seconds is None):
         raise UsageError("defer takes --until or --seconds: one of the two")
     when = _instant(until, "--until") if until else None
@@ -123,7 +126,10 @@ def close(
     version: VersionOption = None,
     json: AsJson = False,
 ) -> int:
-    """End ASSIGNMENT; the user is out of its dialer queue until `closed lift`."""
+    """End ASSIGNMENT; its dialer queue offers the user no more.
+
+    `closed lift` takes that back.
+    """
     with client() as asking:
         return tell(asking.close_user(_id(assignment), agent, why, version=version), json)
 
@@ -145,7 +151,7 @@ def renew(
     version: VersionOption = None,
     json: AsJson = False,
 ) -> int:
-    """Still at it: the lease of ASSIGNMENT runs anew."""
+    """Renew the lease of ASSIGNMENT."""
     with client() as asking:
         return tell(asking.renew(_id(assignment), agent, version=version), json)
 

@@ -18,10 +18,15 @@ from assignment_workers.schema.tables import AgentStates
 
 LISTED_AT_MOST = 10_000
 
-app = typer.Typer(help="What agents are about, and their sessions.", no_args_is_help=True)
+group = typer.Typer(help="What agents are about, and their sessions.", no_args_is_help=True)
 
 
-@app.command("list")
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.add_typer(group, name="agents")
+
+
+@group.command("list")
 def list_agents(json: AsJson = False) -> int:
     """Who ever stated a state, gave a sign of life or holds somebody."""
     with database() as connection:
@@ -48,7 +53,7 @@ def list_agents(json: AsJson = False) -> int:
     return 0
 
 
-@app.command()
+@group.command()
 def state(
     agent: Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="The agent.")],
     becomes: Annotated[AgentStates, typer.Argument(help="What they are about from now on.")],

@@ -66,11 +66,12 @@ def demo(
     report: ReportPath = Path("demo.html"),
     json: AsJson = False,
 ) -> int:
-    """A simulated call centre, and whether every guarantee held. Exit 1 if one broke.
+    """Simulate a call centre, and check every guarantee.
 
-    On the stack that runs here, if its users are the demo's; otherwise on one of its own, gone with
-    it. Agents log in, ask, talk, choose outcomes, skip, take breaks and close the tab; users sign
-    by themselves, requirements appear, callbacks are promised, both dialer queues are rebuilt.
+    Exit 1 if one broke. On the stack that runs here, if its users are the demo's; otherwise on one
+    of its own, gone with it. Agents log in, ask, talk, choose outcomes, skip, take breaks and close
+    the tab; users sign by themselves, requirements appear, callbacks are promised, both dialer
+    queues are rebuilt.
     """
     plan = Plan(agents, users, seconds, speed, seed, chaos)
     book, verdict = _simulated(day.run, plan, report, json)
@@ -92,7 +93,7 @@ def soak(
     report: ReportPath = Path("soak.html"),
     json: AsJson = False,
 ) -> int:
-    """The simulated call centre for hours, with faults, and whether anything drifts meanwhile.
+    """Simulate a call centre for hours, with faults.
 
     Memory and open files of each process from its warm-up on, connections, Valkey's data, time to
     assign between faults; what tables take beside a copy written anew, dead rows, and what should

@@ -19,12 +19,18 @@ from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
 
-app = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
+group = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.add_typer(group, name="dead-letters")
+
 
 Number = Annotated[int, typer.Argument(min=1, help="The dead letter's number.")]
 
 
-@app.command("list")
+@group.command("list")
 def list_letters(json: AsJson = False) -> int:
     """The newest hundred."""
     with database() as connection:
@@ -49,14 +55,14 @@ def list_letters(json: AsJson = False) -> int:
     return 0
 
 
-@app.command()
+@group.command()
 def show(number: Number) -> int:
     """One dead letter, whole."""
     as_json(_find(number))
     return 0
 
 
-@app.command()
+@group.command()
 def replay(number: Number, why: OptionalWhy = None) -> int:
     """Send a dead letter's message again, under a new id."""
     found = _find(number)
@@ -71,7 +77,7 @@ def replay(number: Number, why: OptionalWhy = None) -> int:
     return 0
 
 
-@app.command("dismiss")
+@group.command("dismiss")
 def dismiss_letters(
     why: Why,
     numbers: Annotated[

@@ -40,9 +40,10 @@ def explain(
     ] = False,
     json: AsJson = False,
 ) -> int:
-    """Say why USER is or is not offered now, or with --queue what holds its users back.
+    """Say why a user is offered or not, or whom a rule holds back.
 
-    --whole reads each user of the pool: minutes for ten millions.
+    USER now, or with --queue all users of a dialer queue. --whole reads each user of the pool:
+    minutes for ten millions.
     """
     if (user is None) == (queue is None):
         raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")

@@ -38,7 +38,7 @@ def replay_incident(
     ] = 20,
     json: AsJson = False,
 ) -> int:
-    """The incident, before and after: the original, its remedies and ours on the same load.
+    """Replay the incident: the original, its remedies and ours.
 
     Runs in scratch databases on the server of DATABASE_URL, of the running stack, or of its own; no
     other database is touched. Exit 1 when ours lost anything.

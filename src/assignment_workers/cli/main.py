@@ -3,31 +3,121 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from assignment_workers import versions
-from assignment_workers.cli import (
-    agent,
-    agents,
-    call_centre,
-    dead_letters,
-    explain,
-    incident,
-    operator,
-    person,
-    report,
-    schema,
-    stack,
-    suppressions,
-    token,
-)
 from assignment_workers.cli.show import complain
 from assignment_workers.errors import AssignmentWorkersError, plain
 
+if TYPE_CHECKING:
+    from typer._click import Command, Context, HelpFormatter
+
+SECTIONS = {
+    "Run it": {
+        "up": ("stack", "Start everything in the foreground; Ctrl-C stops it, data kept."),
+        "env": ("stack", "Print the running stack's addresses for `eval`."),
+        "process": ("stack", "Be one process of a stack, in the foreground."),
+        "schema": ("schema", "The database's schema."),
+        "token": ("token", "API tokens of the gateway's callers."),
+        "openapi": ("stack", "Print the gateway's OpenAPI document."),
+    },
+    "Find out": {
+        "status": ("operator", "Dialer queues, holds, generations, jobs and the sequencers."),
+        "doctor": ("operator", "Check every guarantee that the database can show."),
+        "explain": ("explain", "Say why a user is offered or not, or whom a rule holds back."),
+        "report": ("report", "Assignments, time to assign, success rate and lost rows."),
+        "agents": ("agents", "What agents are about, and their sessions."),
+    },
+    "Operate": {
+        "regenerate": ("operator", "Build new generations of dialer queues now."),
+        "pause": ("operator", "Hand out nobody from QUEUE until it is resumed."),
+        "resume": ("operator", "Hand out users from QUEUE again."),
+        "drain": ("operator", "Take everybody who is not held out of QUEUE, until a build."),
+        "do-not-contact": ("suppressions", "Who asked not to be called, by user or phone."),
+        "quarantine": ("suppressions", "Users set aside for unclear reasons."),
+        "closed": ("suppressions", "Users out of a dialer queue: an agent closed it."),
+        "person": ("person", "What is stored about a person, and its erasure."),
+        "dead-letters": ("dead_letters", "Messages that could not be handled."),
+    },
+    "Act as an agent": {
+        "request": ("agent", "Ask for the next user for AGENT."),
+        "accept": ("agent", "Accept the offer ASSIGNMENT: its lease starts anew."),
+        "complete": ("agent", "End ASSIGNMENT with the outcome of its call."),
+        "skip": ("agent", "End ASSIGNMENT; this agent is offered the user last."),
+        "defer": ("agent", "End ASSIGNMENT; nobody is offered the user before a time."),
+        "close": ("agent", "End ASSIGNMENT; its dialer queue offers the user no more."),
+        "release": ("agent", "Give the user of ASSIGNMENT back untouched."),
+        "renew": ("agent", "Renew the lease of ASSIGNMENT."),
+    },
+    "Try it": {
+        "replay-incident": (
+            "incident",
+            "Replay the incident: the original, its remedies and ours.",
+        ),
+        "demo": ("call_centre", "Simulate a call centre, and check every guarantee."),
+        "soak": ("call_centre", "Simulate a call centre for hours, with faults."),
+    },
+}
+"""Each command: the module that is imported when it is used, and its line in the help."""
+COMMANDS = {name: each for section in SECTIONS.values() for name, each in section.items()}
+
+
+class Commands(MutableMapping[str, "Command"]):
+    """The commands by name. A module is imported when one of its commands is looked up."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Command] = {}
+
+    def __getitem__(self, name: str) -> Command:
+        if name not in self._loaded:
+            module = import_module(f"assignment_workers.cli.{COMMANDS[name][0]}")
+            holder = typer.Typer(rich_markup_mode=None)
+            holder.callback()(lambda: None)
+            module.add_to(holder)
+            self._loaded |= get_group(holder).commands
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in COMMANDS
+
+
+class LazyGroup(TyperGroup):
+    """All commands. The help imports none of their modules, which would take two seconds."""
+
+    def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - as TyperGroup has them
+        super().__init__(**attributes)
+        self.commands = Commands()
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, line) for name, (_, line) in commands.items()])
+
+
 app = typer.Typer(
     help="Hands call-centre agents the next user to call: each user to one agent.",
+    cls=LazyGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -48,18 +138,6 @@ def options(
     ] = False,
 ) -> None:
     """Hands call-centre agents the next user to call: each user to one agent."""
-
-
-for module in (stack, agent, operator, explain, report, incident, call_centre):
-    module.add_to(app)
-app.add_typer(schema.app, name="schema")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(token.app, name="token")
-app.add_typer(person.app, name="person")
-app.add_typer(suppressions.contact, name="do-not-contact")
-app.add_typer(suppressions.quarantine, name="quarantine")
-app.add_typer(suppressions.closed, name="closed")
-app.add_typer(agents.app, name="agents")
 
 
 def _with_choices(error: typer.TyperException) -> str:

@@ -97,7 +97,10 @@ def _lines(built: Built) -> str:
 
 
 def pause(queue: QueueArgument, why: OptionalWhy = None) -> int:
-    """Hand out nobody from QUEUE until it is resumed; holds go on."""
+    """Hand out nobody from QUEUE until it is resumed.
+
+    Agents keep the users whom they hold.
+    """
     with kept("pause", queue, why) as told, client() as asking:
         answer = told(asking.command(commands.pause(queue, whoever(), why).at(told.position)))
     return _done(answer, f"{queue} is paused")
@@ -117,7 +120,7 @@ def drain(
     ] = False,
     why: OptionalWhy = None,
 ) -> int:
-    """Take everybody who is not held out of QUEUE, until the next build has them again.
+    """Take everybody who is not held out of QUEUE, until a build.
 
     Pause the dialer queue first if it should stay empty.
     """
@@ -148,7 +151,7 @@ def _done(answer: object, what: str) -> int:
 
 
 def status(json: AsJson = False) -> int:
-    """Dialer queues, holds, generations, jobs and the sequencer at a glance."""
+    """Dialer queues, holds, generations, jobs and the sequencers."""
     with database() as connection:
         found = read_status(connection, application=APPLICATION, settings=settings())
     if json:
@@ -264,9 +267,9 @@ def doctor(
     why: OptionalWhy = None,
     json: AsJson = False,
 ) -> int:
-    """Check every guarantee that the database can show. Exit 1 when one is broken.
+    """Check every guarantee that the database can show.
 
-    --history needs the settings of the run: lease, rests and retention.
+    Exit 1 when one is broken. --history needs the settings of the run: lease, rests and retention.
     """
     past = _replayed() if history else []
     findings = _examine() + past

@@ -16,12 +16,18 @@ from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.client import commands
 from assignment_workers.client.erasing import forget_results_at
 
-app = typer.Typer(help="What is stored about a person, and its erasure.", no_args_is_help=True)
+group = typer.Typer(help="What is stored about a person, and its erasure.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.add_typer(group, name="person")
+
 
 User = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")]
 
 
-@app.command()
+@group.command()
 def export(user: User, why: Why = "a request for access", json: AsJson = False) -> int:
     """Everything that is stored about a user; the CRM's own tables are not among it."""
     with kept("person_export", str(user), why) as told, database() as connection:
@@ -37,7 +43,7 @@ def export(user: User, why: Why = "a request for access", json: AsJson = False) 
     return 0
 
 
-@app.command()
+@group.command()
 def forget(user: User, why: Why = "a request for erasure") -> int:
     """Erase what people typed about a user, and their numbers; the id is never offered again.
 

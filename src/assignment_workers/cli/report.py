@@ -32,9 +32,9 @@ def report(
         Path | None, typer.Option(help="Write it to this file, as one HTML page with charts.")
     ] = None,
 ) -> int:
-    """Assignments, time to assign, success rate, lost rows, races and consistency.
+    """Assignments, time to assign, success rate and lost rows.
 
-    Also by dialer queue and by agents' team, but for --json.
+    Races and consistency as well. Also by dialer queue and by agents' team, but for --json.
     """
     began = datetime.now(UTC) - period(since)
     with database() as connection:

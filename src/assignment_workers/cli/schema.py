@@ -23,10 +23,15 @@ from assignment_workers.schema.roles import GATEWAY, READER, ROLES, WORKER
 from assignment_workers.schema.roles import apply as apply_roles
 from assignment_workers.settings import Settings
 
-app = typer.Typer(help="The database's schema.", no_args_is_help=True)
+group = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
 
-@app.callback()
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.add_typer(group, name="schema")
+
+
+@group.callback()
 def schema() -> None:
     """The database's schema."""
 
@@ -34,7 +39,7 @@ def schema() -> None:
 INSPECT_AT_MOST = timedelta(minutes=10)
 
 
-@app.command()
+@group.command()
 def inspect(json: AsJson = False) -> int:
     """Say which schema is deployed, table by table, and what would block a migration.
 
@@ -80,7 +85,7 @@ def _show(found: Report) -> None:
         typer.echo(f"note: {note}")
 
 
-@app.command()
+@group.command()
 def migrate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its SQL; run none.")
@@ -118,7 +123,7 @@ def _passwords(given: Settings) -> dict[str, str]:
     return {role: password for role, password in found.items() if password}
 
 
-@app.command()
+@group.command()
 def compare(json: AsJson = False) -> int:
     """Say whom we would queue and the deployed tables do not, and the other way round, by rule.
 
@@ -136,7 +141,7 @@ def compare(json: AsJson = False) -> int:
     return 0
 
 
-@app.command()
+@group.command()
 def rollback() -> int:
     """Give the old application its queue tables back, with the holds as they stand.
 

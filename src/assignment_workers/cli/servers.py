@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
@@ -15,12 +16,14 @@ from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import configured
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.sight import attach
-from assignment_workers.client import Client
 from assignment_workers.phones import Reader
 from assignment_workers.runtime.stack import resolve
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
+
+if TYPE_CHECKING:
+    from assignment_workers.client import Client
 
 COMMAND_AT_MOST = timedelta(seconds=30)
 
@@ -66,6 +69,8 @@ def located(reason: str) -> str:
 @contextmanager
 def client() -> Iterator[Client]:
     """A client of the running stack."""
+    from assignment_workers.client import Client
+
     given = resolved()
     lanes = lanes_of(given)
     with Client.connect(

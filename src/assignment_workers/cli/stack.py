@@ -6,20 +6,12 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy import Engine
 
 from assignment_workers import versions
-from assignment_workers.assignment.answers import Assigned, Unavailable
-from assignment_workers.assignment.crm import checked
-from assignment_workers.assignment.lanes import lanes_of
-from assignment_workers.assignment.status import sequencer_statuses
-from assignment_workers.cli.agent import line
-from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import as_json
-from assignment_workers.client import Client
 from assignment_workers.errors import UsageError
 from assignment_workers.runtime.stack import (
     WITHOUT_DATABASE,
@@ -27,15 +19,28 @@ from assignment_workers.runtime.stack import (
     running_stack,
     shell_assignments,
 )
-from assignment_workers.schema import migrate
-from assignment_workers.schema.engine import connect
-from assignment_workers.sequencer.term import APPLICATION
-from assignment_workers.settings import Settings
-from assignment_workers.tasks import process as processes
+from assignment_workers.settings import ProcessName, Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from assignment_workers.client import Client
 
 DEMO_AGENT = 26
 TRIES = 50
 NAME = "assignment-workers"
+PRELOADED = (
+    "assignment_workers.cli.agent",
+    "assignment_workers.cli.servers",
+    "assignment_workers.cli.stack",
+    "assignment_workers.gateway.serve",
+    "assignment_workers.tasks.process",
+    "celery.bin.beat",
+    "celery.worker.worker",
+    "flower.command",
+    "redbeat",
+)
+"""Modules that the processes import, in a stack whose processes are forks of one."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -55,7 +60,14 @@ def up(
     ] = False,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
+    from assignment_workers.runtime import forks
+
+    forks.prepare(PRELOADED)  # beside our own imports, and the start of the servers
+    from assignment_workers.assignment.crm import checked
+    from assignment_workers.assignment.lanes import lanes_of
+    from assignment_workers.cli.servers import settings
     from assignment_workers.runtime import up as runtime
+    from assignment_workers.schema import migrate
 
     given = settings()
     for untested in versions.untested():
@@ -75,6 +87,8 @@ def up(
 
 def env() -> int:
     """Print the running stack's addresses for `eval`."""
+    from assignment_workers.cli.servers import settings
+
     stack = running_stack(settings())
     if stack is None:
         raise UsageError("no stack runs here: start one with `assignment-workers up`")
@@ -83,16 +97,18 @@ def env() -> int:
 
 
 def process(
-    name: Annotated[processes.Name, typer.Argument(help="Which one.")],
+    name: Annotated[ProcessName, typer.Argument(help="Which one.")],
     lane: Annotated[
         str | None, typer.Option(help="The sequencer's: one of ASSIGNMENT_WORKERS_LANES.")
     ] = None,
-    held: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> int:
-    """Be one process of a stack, in the foreground; DATABASE_URL and REDIS_URL say where."""
-    if held:  # `up` ends our standard input when the servers serve
-        processes.load(name)
-        sys.stdin.buffer.read()
+    """Be one process of a stack, in the foreground.
+
+    DATABASE_URL and REDIS_URL name its servers.
+    """
+    from assignment_workers.cli.servers import resolved, settings
+    from assignment_workers.tasks import process as processes
+
     given = settings()
     if name in WITHOUT_DATABASE and given.redis_url is not None:
         return processes.run(name, given, lane=lane)
@@ -100,7 +116,10 @@ def process(
 
 
 def openapi() -> int:
-    """Print the gateway's OpenAPI document, for generators of clients; nothing has to run."""
+    """Print the gateway's OpenAPI document.
+
+    Generators of clients read it. Nothing has to run.
+    """
     from assignment_workers.gateway.about import document
     from assignment_workers.gateway.app import create_app
 
@@ -110,6 +129,8 @@ def openapi() -> int:
 
 
 def _engine(url: str) -> Engine:
+    from assignment_workers.schema.engine import connect
+
     return connect(url, name="assignment-workers up", statement_timeout=timedelta(minutes=5))
 
 
@@ -126,7 +147,10 @@ def _seed(given: Settings) -> None:
 
 
 def _missing(given: Settings) -> str | None:
-    from assignment_workers.gateway.serve import is_alive
+    from assignment_workers.assignment.lanes import lanes_of
+    from assignment_workers.assignment.status import sequencer_statuses
+    from assignment_workers.runtime.ports import answers_http
+    from assignment_workers.sequencer.term import APPLICATION
 
     engine = _engine(given.database)
     with engine.connect() as connection:
@@ -134,10 +158,15 @@ def _missing(given: Settings) -> str | None:
     engine.dispose()
     if any(lane.leader is None for lane in lanes):
         return "no sequencer leads yet"
-    return None if is_alive(given) else "the gateway does not answer yet"
+    answers = answers_http(given.gateway_host, given.gateway_port, "/healthz")
+    return None if answers else "the gateway does not answer yet"
 
 
 def _announce(stack: Stack, *, first: bool) -> None:
+    from assignment_workers.assignment.lanes import lanes_of
+    from assignment_workers.cli.servers import settings
+    from assignment_workers.client import Client
+
     lanes = lanes_of(settings())
     with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
         task = client.regenerate()
@@ -157,6 +186,9 @@ def _announce(stack: Stack, *, first: bool) -> None:
 
 
 def _first_assignment(client: Client) -> str:
+    from assignment_workers.assignment.answers import Assigned, Unavailable
+    from assignment_workers.cli.agent import line
+
     for _ in range(TRIES):
         name = f"first-{Random().getrandbits(64):x}"
         answer = client.request_next(DEMO_AGENT, queue="unsigned_users", request_id=name)

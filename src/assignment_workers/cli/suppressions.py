@@ -26,8 +26,15 @@ from assignment_workers.schema.tables import SuppressionKind
 
 contact = typer.Typer(help="Who asked not to be called, by user or phone.", no_args_is_help=True)
 quarantine = typer.Typer(help="Users set aside for unclear reasons.", no_args_is_help=True)
-
 closed = typer.Typer(help="Users out of a dialer queue: an agent closed it.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.add_typer(contact, name="do-not-contact")
+    app.add_typer(quarantine, name="quarantine")
+    app.add_typer(closed, name="closed")
+
 
 IMPORT_AT_MOST = timedelta(hours=1)
 """How long one statement of an import or an export may last."""

@@ -14,10 +14,15 @@ from assignment_workers.errors import UsageError
 from assignment_workers.gateway import audit, tokens
 from assignment_workers.schema.tables import TokenRole
 
-app = typer.Typer(help="API tokens of the gateway's callers.", no_args_is_help=True)
+group = typer.Typer(help="API tokens of the gateway's callers.", no_args_is_help=True)
 
 
-@app.command()
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.add_typer(group, name="token")
+
+
+@group.command()
 def create(
     role: Annotated[str, typer.Argument(help=f"One of {', '.join(TokenRole)}.")],
     agent: Annotated[
@@ -41,7 +46,7 @@ def create(
     return 0
 
 
-@app.command("list")
+@group.command("list")
 def list_tokens(json: AsJson = False) -> int:
     """Every token without its secret."""
     with database() as connection:
@@ -69,7 +74,7 @@ def list_tokens(json: AsJson = False) -> int:
     return 0
 
 
-@app.command()
+@group.command()
 def revoke(
     token: Annotated[str, typer.Argument(help="The token's id, as `list` shows it.")],
 ) -> int:
@@ -83,7 +88,7 @@ def revoke(
     return 0
 
 
-@app.command("log")
+@group.command("log")
 def access_log(json: AsJson = False) -> int:
     """Print the newest 1,000: tokens made and revoked, sign-ins, refusals by the minute."""
     with database() as connection:

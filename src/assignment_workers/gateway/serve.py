@@ -6,8 +6,6 @@ import ipaddress
 import signal
 import socket
 from datetime import timedelta
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 
 import structlog
 import uvicorn
@@ -117,19 +115,6 @@ def wants_tokens(settings: Settings) -> bool:
             "and on a loopback address"
         )
     return False
-
-
-def is_alive(settings: Settings) -> bool:
-    """Whether the gateway of this machine answers."""
-    host = "127.0.0.1" if settings.gateway_host in {"0.0.0.0", "::"} else settings.gateway_host  # noqa: S104
-    connection = HTTPConnection(host, settings.gateway_port, timeout=1)
-    try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == HTTPStatus.OK
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _is_loopback(host: str) -> bool:

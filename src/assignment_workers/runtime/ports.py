@@ -6,6 +6,8 @@ import errno
 import random
 import secrets
 import socket
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import psutil
@@ -92,3 +94,16 @@ def _free_port() -> int:
         if is_free(port):
             return port
     raise StackFailed(f"no port is free between {CHOICE.start} and {CHOICE.stop - 1}")
+
+
+def answers_http(host: str, port: int, path: str) -> bool:
+    """Tell whether a server of this machine answers `200` to a GET within a second."""
+    on_any = host in {EVERY_ADDRESS, "::"}
+    connection = HTTPConnection(LOOPBACK if on_any else host, port, timeout=1)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from assignment_workers.runtime import forks
+from assignment_workers.runtime.forks import Fork
 from assignment_workers.runtime.guardian import Guardian, Ward
 from assignment_workers.runtime.log import Log
 
@@ -41,8 +43,8 @@ class ProcessSpec:
     """Where its output goes; None: into the common log."""
     ready: Callable[[int], bool] | None = None
     """Of a server: whether the process with this pid serves now. It must answer within a second."""
-    awaits_go: bool = False
-    """Whether it reads its standard input to the end before it works: it may be started early."""
+    is_ours: bool = False
+    """Whether `argv` is `forks.PYTHON` and words of our own: forked where that is possible."""
     clear: Callable[[], None] | None = None
     """Of a server: ends what an earlier one left over, before each start."""
 
@@ -66,12 +68,8 @@ class Child:
         guardian: Guardian,
         *,
         ended: Callable[[Child], None] | None = None,
-        held: bool = False,
     ) -> None:
-        """Start it; `held`, its standard input ends with `release`, else at once.
-
-        `ended` is called from another thread, once. Raises OSError.
-        """
+        """Start it; `ended` is called from another thread, once. Raises OSError."""
         self.spec = spec
         self._log = log
         self._guardian = guardian
@@ -83,14 +81,7 @@ class Child:
             spec.clear()
         with _output(spec) as output:
             self._log_offset = spec.log.stat().st_size if spec.log else 0
-            self._process = subprocess.Popen(
-                spec.argv,
-                env={**os.environ, **spec.env},
-                stdin=subprocess.PIPE if held else subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = _started(spec, output)
         guardian.watch(Ward(self.pid, spec.stop_signal, spec.stop_seconds, server=spec.is_server))
         self._pump = threading.Thread(target=self._read, name=f"{spec.name}-log", daemon=True)
         self._pump.start()
@@ -114,11 +105,6 @@ class Child:
     def wait(self, seconds: float) -> bool:
         """Wait for its end; False if it still runs then."""
         return self._over.wait(seconds)
-
-    def release(self) -> None:
-        """End the standard input of a process that was started held: it goes on."""
-        if self._process.stdin:
-            self._process.stdin.close()
 
     def ask_to_stop(self) -> None:
         """Send it its stop signal."""
@@ -188,6 +174,20 @@ class Child:
         self._over.set()
         if self._ended:
             self._ended(self)
+
+
+def _started(spec: ProcessSpec, output: int | IO[bytes] | None) -> subprocess.Popen[bytes] | Fork:
+    env = {**os.environ, **spec.env}
+    if spec.is_ours and spec.log is None and forks.can_fork():
+        return Fork(spec.argv[len(forks.PYTHON) :], env)
+    return subprocess.Popen(
+        spec.argv,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 @contextlib.contextmanager

@@ -80,8 +80,6 @@ class _Service:
 
     spec: ProcessSpec
     child: Child | None = None
-    held: bool = False
-    """Started early, and waiting for the word to go on."""
     was_ready: bool = False
     ready: bool = False
     restart_at: float | None = None
@@ -124,22 +122,6 @@ class Supervisor:
             service = _Service(spec)
             self._services[spec.name] = service
             self._run(service)
-
-    def start_held(self, *specs: ProcessSpec) -> None:
-        """Start these, which await the word to go on: it comes with `release`."""
-        for spec in specs:
-            service = _Service(spec, held=True)
-            self._services[spec.name] = service
-            self._run(service)
-
-    def release(self) -> None:
-        """Let every process go on that was started held."""
-        for service in self._services.values():
-            if service.held:
-                service.held = False
-                if service.child:
-                    service.child.release()
-                    self._log.note(_started(service.child))
 
     def wait_ready(self) -> None:
         """Until every server started so far serves. One that ends before it did is a failure."""
@@ -204,9 +186,7 @@ class Supervisor:
         spec = service.spec
         service.restart_at = None
         try:
-            service.child = Child(
-                spec, self._log, self._guardian, ended=self._events.put, held=service.held
-            )
+            service.child = Child(spec, self._log, self._guardian, ended=self._events.put)
         except OSError as error:
             if not service.patience.has_run:
                 raise StackFailed(f"{spec.name} cannot be started: {error}") from error
@@ -214,8 +194,7 @@ class Supervisor:
             self._log.say(f"{spec.name} cannot be started: {error}; the others go on")
             return
         service.ready = not spec.is_server
-        if not service.held:
-            self._log.note(_started(service.child))
+        self._log.note(f"{spec.name} started (pid {service.child.pid})")
 
     def _on_end(self, child: Child) -> None:
         service = self._services[child.spec.name]
@@ -270,7 +249,3 @@ class Supervisor:
 
         child.stop(waiting=waiting)
         self._log.note(f"{child.spec.name} stopped")
-
-
-def _started(child: Child) -> str:
-    return f"{child.spec.name} started (pid {child.pid})"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from assignment_workers.errors import AssignmentWorkersError
-from assignment_workers.runtime import home, postgres, secret, stack, valkey
+from assignment_workers.runtime import forks, home, postgres, secret, stack, valkey
 from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.log import Log
@@ -51,19 +51,19 @@ def processes(*, sequencers: int = 1, lanes: Sequence[str] = ()) -> list[Process
     More than one sequencer: the first to lead works, the others stand by. `lanes`: those beside the
     default one, each with as many.
     """
-    command = [sys.executable, "-m", "assignment_workers", "process", "--held"]
+    command = [*forks.PYTHON, "process"]
     workers = []
     for lane in ("", *lanes):
         name = f"sequencer-{lane}" if lane else "sequencer"
         led = [*command, "sequencer", *(["--lane", lane] if lane else [])]
         workers += [
-            ProcessSpec(name if number == 1 else f"{name}-{number}", led, awaits_go=True)
+            ProcessSpec(name if number == 1 else f"{name}-{number}", led, is_ours=True)
             for number in range(1, sequencers + 1)
         ]
     others = ("maintenance", FLOWER, "beat", GATEWAY)
     return [
         *workers,
-        *(ProcessSpec(name, [*command, name], awaits_go=True) for name in others),
+        *(ProcessSpec(name, [*command, name], is_ours=True) for name in others),
     ]
 
 
@@ -114,8 +114,6 @@ def _run(
         servers = supervisor.call(lambda: _plan(settings, path))
         resolved = _resolved(settings, servers, path)
         children = _with_environment(resolved, children)
-        # Most of a start is the imports of our processes: they begin before there is a server.
-        supervisor.start_held(*(child for child in children if child.awaits_go))
         for server in servers.values():
             supervisor.call(server.make)
             supervisor.start(server.spec)
@@ -124,8 +122,7 @@ def _run(
         if steps.seed:
             seed = steps.seed
             supervisor.call(lambda: seed(resolved))
-        supervisor.release()
-        supervisor.start(*(child for child in children if not child.awaits_go))
+        supervisor.start(*children)
         _wait_until_working(resolved, steps, supervisor)
         ready = _stack(resolved, children)
         stack.write(path, ready)

@@ -7,8 +7,6 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
-from typing import Literal
 
 import redis
 import structlog
@@ -31,7 +29,7 @@ from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.telling import TellingLater
 from assignment_workers.sequencer.term import Candidacy
-from assignment_workers.settings import Settings
+from assignment_workers.settings import ProcessName, Settings
 from assignment_workers.tasks.app import HEARTBEATS, MAINTENANCE, create_app
 from assignment_workers.tasks.door import App
 from assignment_workers.tasks.flower import guard_flower
@@ -52,10 +50,7 @@ JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
 
-Name = Literal["sequencer", "maintenance", "heartbeats", "beat", "flower", "gateway"]
-
-
-def run(name: Name, settings: Settings, *, lane: str | None = None) -> int:
+def run(name: ProcessName, settings: Settings, *, lane: str | None = None) -> int:
     """Be the process `name` until a signal ends it; the exit code. `settings` has the addresses.
 
     `lane`: the sequencer's; None: the default one. Raises `UsageError` for an unknown lane and a
@@ -77,19 +72,6 @@ def run(name: Name, settings: Settings, *, lane: str | None = None) -> int:
     if name != "flower":
         traces.set_up(os.environ)
     return _sequencer(settings, lane) if lane else PROCESSES[name](settings)
-
-
-def load(name: Name) -> None:
-    """Import what only this process uses: it takes a second, and needs no server."""
-    match name:
-        case "gateway":
-            import_module("assignment_workers.gateway.serve")
-        case "flower":
-            import_module("flower.command")
-        case "beat":
-            import_module("redbeat")
-        case "sequencer" | "maintenance" | "heartbeats":
-            import_module("celery.worker.worker")
 
 
 def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
@@ -266,7 +248,7 @@ def _check(app: App) -> None:
 EXPORTING = ("sequencer", "maintenance", "heartbeats", "beat")
 """Those that tell what they count at `metrics_port`; the gateway and Flower have a door already."""
 
-PROCESSES: dict[Name, Callable[[Settings], int]] = {
+PROCESSES: dict[ProcessName, Callable[[Settings], int]] = {
     "sequencer": _sequencer,
     "maintenance": _maintenance,
     "heartbeats": _heartbeats,
