@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -95,9 +96,7 @@ def _be(words: list[str], env: dict[str, str], output: Connection) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = [COMMAND, *words]
-    from assignment_workers.cli import main
-
     try:
-        main()
+        runpy.run_module(PYTHON[-1], run_name="__main__")
     finally:  # a fork of multiprocessing ends without them
         atexit._run_exitfuncs()  # noqa: SLF001 - there is no public name
