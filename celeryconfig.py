@@ -169,6 +169,11 @@ beat_schedule = {
         "schedule": crontab(minute="45"),
         "options": {"expires": 3000},
     },
+    "chain events": {
+        "task": "audit.extend",
+        "schedule": 20.0,
+        "options": {"expires": 20},
+    },
     "clean daily": {
         "task": "queue.clean_daily",
         "schedule": crontab(hour="2", minute="0"),

@@ -22,6 +22,7 @@ from assignment_workers.schema.base import Base
 from tests.gateway.serving import PASSWORD, with_roles
 from tests.gateway.stage import Gateway
 from tests.processes import wait_until
+from tests.world import FREE
 
 Login = Callable[[str], str]
 
@@ -144,8 +145,10 @@ def test_every_job_can_do_its_work_under_its_role(gateway: Gateway) -> None:
             " WHERE state = 'retired'"
         )
         connection.exec_driver_sql(
-            "INSERT INTO assignment.events (at, kind, term, user_id, details) VALUES"
-            " (now() - interval '91 days', 'closed', 1, 777, '{\"why\": \"long ago\"}')"
+            f"{FREE}; WITH old AS (UPDATE assignment.events SET at = now() - interval '91 days'"
+            " WHERE id = (SELECT min(id) FROM assignment.events) RETURNING id, at)"
+            ' INSERT INTO assignment.event_texts SELECT id, at, \'{"why": "long ago"}\' FROM old;'
+            f" {FREE.replace('DISABLE', 'ENABLE')}"
         )
     for name, said in jobs.items():
         client.send_again(name, (), dict(said), "maintenance")

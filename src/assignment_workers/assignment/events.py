@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Connection, Text, any_, bindparam, func, select, text
+from sqlalchemy import ARRAY, BigInteger, Connection, Text, any_, bindparam, func, select, text
 
 from assignment_workers.schema.tables import Event
 
@@ -47,7 +47,7 @@ def between(
     kinds: Collection[str] | None = None,
 ) -> Sequence[Told]:
     """At most `limit` events beyond `after`, up to `until`, by id: by the primary key."""
-    wanted = _BEYOND
+    wanted = BEYOND
     given: dict[str, object] = {"after": after}
     if until is not None:
         wanted = wanted.where(Event.id <= bindparam("until"))
@@ -76,10 +76,13 @@ def writers(connection: Connection) -> frozenset[str]:
     return frozenset(connection.execute(_WRITERS).scalars())
 
 
-_BEYOND = (
+BEYOND = (
     select(*(getattr(Event, name) for name in Told.__dataclass_fields__))
     .where(Event.id > bindparam("after"))
     .order_by(Event.id)
+)
+ONE_OF = select(*(getattr(Event, name) for name in Told.__dataclass_fields__)).where(
+    Event.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))
 )
 _BOUNDS = select(
     select(func.min(Event.id)).scalar_subquery(), select(func.max(Event.id)).scalar_subquery()

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
+from assignment_workers.assignment import audit
 from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.regenerate import partition
@@ -36,7 +37,6 @@ from assignment_workers.schema.tables import (
     Command,
     DashboardSession,
     DeadLetter,
-    Event,
     EventText,
     Generation,
     GenerationState,
@@ -131,7 +131,8 @@ _PENDING = text(
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     """Delete answers, job runs, events and dead letters older than their retention.
 
-    The texts and numbers of people go after theirs.
+    The texts and numbers of people go after theirs. Events go in the batches in which they were
+    chained (`audit.cut`): those that are not chained yet stay.
 
     Sessions of the dashboard go a day after their end.
 
@@ -167,7 +168,7 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     }.items():
         counts[name] = connection.execute(statement).rowcount
     with _purging(connection):
-        counts["events"] = connection.execute(delete(Event).where(Event.at < history)).rowcount
+        counts["events"] = audit.cut(connection, settings.history_retention)
     return counts | forget_texts(connection, settings=settings)
 
 

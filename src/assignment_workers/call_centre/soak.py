@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from assignment_workers.assignment import audit
 from assignment_workers.assignment.purge import prune_history
 from assignment_workers.call_centre import day, processes, tables
 from assignment_workers.call_centre.book import Book, Sample
@@ -42,6 +43,7 @@ GRACE = timedelta(minutes=2)
 """How long after its time a row may still stand when the run is over."""
 
 WITH_THE_WORK = {
+    "audit_batches",
     "agents_seen",
     "assignments",
     "callbacks",
@@ -191,6 +193,8 @@ class Meter:
 
     def prune(self) -> None:
         """What the daily job does, which comes once a day."""
+        with self.engine.connect() as connection:
+            audit.extend(connection)
         with self.engine.begin() as connection:
             prune_history(connection, settings=self.settings)
 

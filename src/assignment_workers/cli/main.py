@@ -43,6 +43,7 @@ SECTIONS = {
         "quarantine": ("suppressions", "Users set aside for unclear reasons."),
         "closed": ("suppressions", "Users out of a dialer queue: an agent closed it."),
         "person": ("person", "What is stored about a person, and its erasure."),
+        "audit": ("audit", "Events with chained digests: export and check."),
         "dead-letters": ("dead_letters", "Messages that could not be handled."),
     },
     "Act as an agent": {

@@ -37,6 +37,8 @@ ROLES = {
 _ALL = "SELECT, INSERT, UPDATE, DELETE"
 _OF_WORKER: dict[str, str] = {
     "events": "SELECT, INSERT",
+    "audit_batches": "SELECT, INSERT",
+    "audit_anchors": "SELECT",
     "operator_actions": "SELECT",
     "api_tokens": "",
     "access_log": "",
@@ -63,17 +65,17 @@ _OF_GATEWAY: dict[str, str] = {
 _NOT_OF_READER = frozenset(
     {"api_tokens", "dashboard_sessions", "access_log", "dead_letters", "event_texts"}
 )
-_OF_PURGE = frozenset(
-    {
-        "events",
-        "requests",
-        "commands",
-        "job_runs",
-        "dead_letters",
-        "access_log",
-        "dashboard_sessions",
-    }
-)
+_OF_PURGE: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("events", "audit_batches", "requests", "commands", "job_runs", "dead_letters"),
+            *("access_log", "dashboard_sessions"),
+        ),
+        "SELECT, DELETE",
+    ),
+    # Where it has cut.
+    "audit_anchors": "SELECT, INSERT, UPDATE",
+}
 _OF_DIALER: dict[str, str] = {"agents": "SELECT"}
 """The worker's on the dialer's tables, where it is not `SELECT, INSERT, UPDATE`."""
 _OF_DIALER_ERASED = {
@@ -193,7 +195,7 @@ def _granted(connection: Connection) -> list[str]:
             WORKER: _OF_WORKER.get(name, _ALL),
             GATEWAY: _OF_GATEWAY.get(name, "SELECT"),
             READER: "" if name in _NOT_OF_READER else "SELECT",
-            PURGE: "SELECT, DELETE" if name in _OF_PURGE else "",
+            PURGE: _OF_PURGE.get(name, ""),
         }
         granted += [
             f"GRANT {rights} ON assignment.{name} TO {role}"

@@ -450,6 +450,49 @@ class EventText(Base):
     texts: Mapped[dict[str, Any]] = mapped_column(JSONB)
 
 
+class AuditBatch(Base):
+    """Digests of consecutive events of one lane: each is over the one before it and its event.
+
+    Made by a job, off the assignment queue (`assignment.audit`); append-only by a trigger.
+    """
+
+    __tablename__ = "audit_batches"
+    __table_args__ = (
+        CheckConstraint(
+            "cardinality(ids) = last - first + 1"
+            " AND octet_length(digests) = 32 * (last - first + 1)",
+            name="digests",
+        ),
+        Index(None, "upto"),
+    )
+
+    lane: Mapped[str] = mapped_column(primary_key=True)
+    first: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    """The position of its first event in the lane's chain, from 1."""
+    last: Mapped[int] = mapped_column(BigInteger)
+    ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    """The events, in the order of their positions."""
+    digests: Mapped[bytes]
+    """Of each event 32 bytes."""
+    upto: Mapped[int] = mapped_column(BigInteger)
+    """Every event of any lane with an id up to this one is in this batch or another."""
+    newest: Mapped[datetime] = mapped_column(Instant)
+    """When the last of its events was written: the purge deletes a batch whole."""
+    made_at: Mapped[datetime] = mapped_column(Instant)
+
+
+class AuditAnchor(Base):
+    """Where the purge has cut a lane's chain: the last event that was deleted, and its digest."""
+
+    __tablename__ = "audit_anchors"
+
+    lane: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(BigInteger)
+    event_id: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[bytes]
+    purged_at: Mapped[datetime] = mapped_column(Instant)
+
+
 class Forgotten(Base):
     """A person who was forgotten, by id: no job brings them back, and no suppression is lifted."""
 

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, func, select
 
 from assignment_workers.assignment import (
     agents,
+    audit,
     convert,
     doctor,
     jobs,
@@ -271,6 +272,16 @@ def examine(task: DoorTask) -> Any:
     return _told(_job(task, "doctor.examine", work))
 
 
+def extend_audit(task: DoorTask) -> Any:
+    """Chain the events that are new by their digests. What it has done is in its batches."""
+
+    def work() -> Counts:
+        with task.of.engine.connect() as connection:
+            return audit.extend(connection)
+
+    return patiently(work, seconds=PATIENCE.total_seconds())
+
+
 def clean_daily(task: DoorTask) -> Any:
     """Delete what has outlived its retention: answers, job runs, events, dead letters.
 
@@ -278,6 +289,7 @@ def clean_daily(task: DoorTask) -> Any:
     """
 
     def work(given: Work) -> Counts:
+        audit.extend(given.ledger)  # what is not chained is not deleted, whatever beat does
         return purge.prune_history(given.connection, settings=task.of.settings)
 
     day = _day(task.of.engine)
@@ -354,6 +366,8 @@ def register(app: App) -> None:
     door(app, "queue.clean_conversions", clean_conversions)
     door(app, "queue.discover", discover_new)
     door(app, "queue.reconcile", reconcile_pools)
+    # Three a minute: Flower would list little else in a quiet hour.
+    door(app, "audit.extend", extend_audit, in_flower=False)
     door(app, "queue.clean_daily", clean_daily)
     door(app, "scores.age", age)
     door(app, "doctor.examine", examine)

@@ -1,0 +1,128 @@
+"""The audit by command: the events with their chained digests, exported and checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from assignment_workers.assignment import audit_check
+from assignment_workers.assignment.audit_check import Checked, Finding
+from assignment_workers.cli.servers import database
+from assignment_workers.cli.show import AsJson, as_json, complain
+from assignment_workers.errors import UsageError
+
+group = typer.Typer(help="Events with chained digests: export and check.", no_args_is_help=True)
+
+AT_MOST = timedelta(hours=2)
+SHOWN = 20
+"""Findings that are printed for people."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.add_typer(group, name="audit")
+
+
+@group.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="Where to write; - is standard output.")] = Path("-"),
+    lane: Annotated[str | None, typer.Option(help="This lane alone; - is of no lane.")] = None,
+) -> int:
+    """Write the chained events as lines of JSON, for `audit verify FILE` on any machine.
+
+    What people typed and phone numbers are not in it. The role assignment_reader is enough.
+    """
+    with database(patience=AT_MOST) as connection, _writing(file) as stream:
+        count = audit_check.export(connection, stream.write, lane=lane)
+    typer.echo(f"{count} events", err=True)
+    return 0
+
+
+@group.command()
+def verify(
+    file: Annotated[
+        Path | None, typer.Argument(help="An export, - for standard input; left out: the database.")
+    ] = None,
+    since: Annotated[
+        Path | None, typer.Option(help="An earlier export, whose ends the database must have.")
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """Check an export by itself, or the database against its digests; exit code 1 where wrong.
+
+    Told apart: an event changed, deleted, at another position, added; a front cut without the
+    purge; an end taken away. A past that was written anew with all its digests is found by
+    `--since` alone: keep exports elsewhere.
+    """
+    if file is not None:
+        if since is not None:
+            raise typer.BadParameter("--since is for the database: leave FILE out")
+        with _reading(file) as stream:
+            checked = audit_check.check_file(stream)
+    else:
+        with database(patience=AT_MOST) as connection:
+            checked = audit_check.check(connection)
+            if since is not None:
+                with _reading(since) as stream:
+                    checked.findings += audit_check.compare(connection, stream)
+    if json:
+        as_json({"ok": checked.ok, **checked.model_dump()})
+    else:
+        _show(checked)
+    return 0 if checked.ok else 1
+
+
+def _show(checked: Checked) -> None:
+    for chain in checked.chains:
+        purged = f", {chain.purged} before were purged" if chain.purged else ""
+        typer.echo(f"lane {chain.lane}: up to position {chain.position}{purged}")
+        typer.echo(f"  head {chain.digest}")
+    if checked.pending and checked.pending_since:
+        since = f"{checked.pending_since:%Y-%m-%d %H:%M:%SZ}"
+        typer.echo(f"{checked.pending} events since {since} are not chained yet")
+    for finding in checked.findings[:SHOWN]:
+        complain(_line(finding))
+    if len(checked.findings) > SHOWN:
+        complain(f"and {len(checked.findings) - SHOWN} more; --json has all")
+    wrong = f"{len(checked.findings)} wrong" if checked.findings else "nothing is wrong"
+    typer.echo(f"{checked.events} events checked: {wrong}")
+
+
+def _line(finding: Finding) -> str:
+    where = "" if finding.lane is None else f"lane {finding.lane}, "
+    if finding.position is not None:
+        several = finding.upto is not None and finding.upto != finding.position
+        where += f"position {finding.position}" + (f" to {finding.upto}" if several else "")
+    event = "" if finding.event_id is None else f" (event {finding.event_id})"
+    said = f": {finding.said}" if finding.said else ""
+    return f"{where}{event} {finding.fault.value}{said}".strip()
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[TextIO]:
+    if str(file) == "-":
+        yield sys.stdout
+        return
+    try:
+        with file.open("w", encoding="utf-8") as stream:
+            yield stream
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[TextIO]:
+    if str(file) == "-":
+        yield sys.stdin
+        return
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            yield stream
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
