@@ -16,6 +16,8 @@ from assignment_workers.assignment.history import check
 from assignment_workers.assignment.moves import Complete
 from assignment_workers.assignment.pause import pause
 from assignment_workers.assignment.status import status
+from assignment_workers.assignment.suppressions import do_not_contact
+from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.queues import POLICIES, policies
 from tests.processes import wait_until
@@ -444,6 +446,39 @@ def test_an_overdue_callback_is_seen_in_the_status_and_by_the_doctor(world: Worl
     assert (due(), world.unhealthy()) == ((1, 1), [overdue])
     world.complete(world.held(1), "might_complete")
     assert (due(), world.unhealthy()) == ((0, 0), [])
+
+
+@pytest.mark.parametrize(
+    ("why", "sql", "found"),
+    [
+        (
+            "number_unclear",
+            "UPDATE crm.users SET phone_number = '0207?946 0000' WHERE id = 1",
+            ["no callback waits for an operator to see to its user"],
+        ),
+        ("disabled", "UPDATE crm.users SET is_enabled = false WHERE id = 1", []),
+    ],
+)
+def test_a_callback_whose_user_may_not_be_called_is_told_apart_from_one_that_is_overdue(
+    world: World, why: str, sql: str, found: list[str]
+) -> None:
+    world.run(do_not_contact, phone="020 7946 0000", reason="asked", by="ann", reader=Reader())
+    world.execute(sql)
+    world.execute(
+        "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id) VALUES"
+        " (1, timezone('UTC', now() - interval '2 hours'), gen_random_uuid())"
+    )
+    assert world.unhealthy() == ["no callback is overdue by more than an hour"]
+    world.ask(1)
+    (told,) = world.events("callback_postponed")
+    assert told["details"]["reason"] == why
+    assert world.unhealthy() == found
+    with world.engine.connect() as connection:
+        due = status(connection, application="test", settings=world.settings).due
+    assert (due.callbacks_pending, due.callbacks_overdue) == (1, 0)
+    # Nobody asks for longer than an hour after it was tried again.
+    world.execute("UPDATE callbacks SET available_from = available_from - interval '2 hours'")
+    assert world.unhealthy() == ["no callback is overdue by more than an hour"]
 
 
 def test_a_claim_costs_no_statement_more_where_no_callback_is_due(world: World) -> None:

@@ -35,6 +35,7 @@ from assignment_workers.tasks.process import TURN_SECONDS
 from tests.elsewhere import OtherCrm
 from tests.servers import MARIADB, Maria, free_port, wire
 from tests.sessions import END
+from tests.suppressed_number import nobody_is_offered
 from tests.world import OUTSTANDING, UNSIGNED, Claim, Requirement, User, World, opened, outstanding
 
 NUMBERS = itertools.count(1)
@@ -61,7 +62,7 @@ def crm(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[OtherC
     name = f"crm_{next(NUMBERS)}"
     if kind == "mariadb":
         server: Maria = request.getfixturevalue("maria")
-        server.run(f"CREATE DATABASE {name}")
+        server.run(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         yield OtherCrm(f"{server.url}{name}", mapping)
         server.run(f"DROP DATABASE {name}")
         return
@@ -197,6 +198,12 @@ def test_it_may_be_explained_and_reassigned_by_facts_of_now(world: World, crm: O
     )
     assert isinstance(answer, Refused)
     assert answer.reason.endswith("signed")
+
+
+def test_nobody_with_any_form_of_a_suppressed_number_is_ever_offered(
+    world: World, crm: OtherCrm
+) -> None:
+    nobody_is_offered(world, "+61894000000" if crm.name == "people" else "+442079460123")
 
 
 def test_while_it_is_away_the_answer_is_unavailable_and_nobody_is_removed(

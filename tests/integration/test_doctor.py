@@ -75,6 +75,13 @@ DAMAGE: dict[str, str] = {
     "no callback is overdue by more than an hour": "INSERT INTO callbacks"
     " (user_id, scheduled_for, original_call_session_id)"
     " VALUES (1, timezone('UTC', now() - interval '61 min'), gen_random_uuid())",
+    "no callback waits for an operator to see to its user": "INSERT INTO callbacks"
+    " (id, user_id, scheduled_for, available_from, original_call_session_id) SELECT"
+    " original, 1, timezone('UTC', now() - interval '61 min'), timezone('UTC', now()), original"
+    " FROM (VALUES ('00000000-0000-4000-8000-000000000001'::uuid)) AS one (original);"
+    " INSERT INTO assignment.events (at, kind, user_id, details) VALUES (now(),"
+    ' \'callback_postponed\', 1, \'{"callback_id": "00000000-0000-4000-8000-000000000001",'
+    ' "reason": "number_unclear"}\')',
     "the mirror of a CRM elsewhere is younger than 20 minutes": "INSERT INTO assignment.crm_reads"
     " (whole, read_at, seconds, counts) VALUES (true, now() - interval '21 min', 1, '{}')",
     "no job has been running for more than an hour": "INSERT INTO assignment.job_runs"

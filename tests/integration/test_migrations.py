@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from assignment_workers.assignment.suppressions import suppressions
 from assignment_workers.errors import SchemaMismatch
-from assignment_workers.schema import migrate
+from assignment_workers.schema import migrate, online
 from assignment_workers.schema.base import Base, DialerBase
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.tables import SuppressionKind
@@ -213,3 +213,43 @@ def test_suppressions_of_numbers_are_read_anew_and_those_that_cannot_be_are_list
         assert [each.phone for each in by_text] == ["0207?946 0001"]
         old = connection.execute(text("SELECT phone_end FROM assignment.bars ORDER BY id"))
         assert old.scalars().all()[0] == "079460000"
+
+
+def test_suppressions_are_read_beside_an_older_version_and_again_after_a_run_that_was_killed(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_to(empty_database_url, "0023")
+    barred = (
+        "INSERT INTO assignment.bars (kind, phone, phone_end, reason, since, by)"
+        " VALUES ('do_not_contact', :phone, :phone, 'asked', now(), 'ann')"
+    )
+    with connected(empty_database_url) as connection:
+        for phone in ("020 7946 0000", "020 7946 0001"):
+            connection.execute(text(barred), {"phone": phone})
+    index, begun = online.index, list[str]()
+
+    def beside(name: str, *args: Any, **kwargs: Any) -> None:
+        begun.append(name)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        index(name, *args, **kwargs)
+        if name == "ix_suppressions_unsure":
+            with connected(empty_database_url) as connection:
+                for phone in ("+44 20 7946 0000", "+44 20 7946 0002", "0207?946 0003"):
+                    connection.execute(text(barred), {"phone": phone})
+
+    monkeypatch.setattr(online, "index", beside)
+    with pytest.raises(KeyboardInterrupt):
+        migrate.upgrade(empty_database_url, phone_region="GB")
+    migrate.upgrade(empty_database_url, phone_region="GB")
+    with connected(empty_database_url) as connection:
+        found = connection.execute(
+            text("SELECT number, lifted_why FROM assignment.suppressions ORDER BY id")
+        ).all()
+        assert [tuple(row) for row in found] == [
+            ("+442079460000", None),
+            ("+442079460001", None),
+            ("+442079460000", "the same number as another suppression"),
+            ("+442079460002", None),
+            (None, None),
+        ]

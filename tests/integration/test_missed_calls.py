@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,10 +14,14 @@ from assignment_workers.assignment.answers import Finished
 from assignment_workers.assignment.history import check
 from assignment_workers.assignment.jobs import Job
 from assignment_workers.assignment.missed_calls import match
+from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
+from tests.phone_forms import UNPARSABLE, forms
 from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
 
 MINUTE = timedelta(minutes=1)
+AS_LONG = 20
+"""Characters of a caller's number that the dialer's table takes."""
 
 
 @pytest.fixture
@@ -114,6 +119,27 @@ def test_hazard_c12_one_that_is_not_dialled_is_free_again_within_ten_minutes(
         world.now = hold.lease_expires_at
     assert given(world, 2) == (5, "missed_call")
     unbroken(world)
+
+
+def test_a_caller_is_found_by_every_form_of_their_number_and_nobody_else_is(world: World) -> None:
+    number = "+442079460123"
+    world.execute("UPDATE crm.users SET phone_number = '(020) 7946 0123 ext. 9' WHERE id = 5")
+    world.execute("UPDATE crm.users SET phone_number = '+44 20 7946 0124' WHERE id = 6")
+    written = [form for form in forms(number, "GB") if len(form.text) <= AS_LONG]
+    calls = {missed(world, None, phone=form.text): form for form in written}
+    run_match(world)
+    found = dict(world.rows("SELECT id, user_id FROM missed_calls"))
+    counts = Counter((form.kind, found[call]) for call, form in calls.items())
+    for (kind, user), count in sorted(counts.items(), key=str):
+        print(f"{kind}: {count} {'matched' if user == 5 else 'for an operator'}")
+    for call, form in calls.items():
+        sure = form.kind not in UNPARSABLE and not form.several
+        assert found[call] == (5 if sure else None), form
+    world.run(do_not_contact, phone=number, reason="asked", by="ann", reader=Reader())
+    assert given(world, 1) == (1, "queue")
+    assert world.column("SELECT DISTINCT status FROM missed_calls WHERE user_id = 5") == [
+        "cancelled"
+    ]
 
 
 def test_a_skipped_missed_call_waits_and_goes_to_another_agent(world: World) -> None:

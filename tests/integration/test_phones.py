@@ -2,150 +2,53 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from zoneinfo import TZPATH, ZoneInfo, reset_tzpath
 
 import pytest
 from sqlalchemy import event
 
-from assignment_workers.assignment import jobs, phones
-from assignment_workers.assignment.answers import Assigned, Done, Empty, Refused
-from assignment_workers.assignment.explain import explain
-from assignment_workers.assignment.jobs import Counts, Job
-from assignment_workers.assignment.reassign import reassign
-from assignment_workers.assignment.suppressions import Entry, do_not_contact, lift
-from assignment_workers.schema.tables import SuppressionKind
+from assignment_workers.assignment import phones, suppression_lists
+from assignment_workers.assignment.answers import Assigned, Done, Empty, Finished, Refused
+from assignment_workers.assignment.explain import funnel
 from tests.phone_forms import NUMBERS, UNPARSABLE, Form, forms
+from tests.suppressed_number import nobody_is_offered, read, reader, suppress, why, write
 from tests.world import HOUR, UNSIGNED, User, World
-
-OTHER = 9_000
-"""A user who may always be called, and whose turn comes after everybody else's."""
-
-
-def reader(world: World) -> Any:
-    return world.policies[UNSIGNED].numbers.reader
-
-
-def suppress(world: World, phone: str, **entry: Any) -> Any:
-    return world.run(
-        do_not_contact,
-        phone=phone,
-        reason="asked",
-        by="ann",
-        entry=Entry(**entry),
-        reader=reader(world),
-    )
-
-
-def write(world: World, texts: dict[int, str | None]) -> None:
-    """The CRM says this of these users from now on."""
-    world.execute(
-        "UPDATE crm.users SET phone_number = said.value FROM"
-        " jsonb_each_text(CAST(:texts AS jsonb)) AS said WHERE id = CAST(said.key AS bigint)",
-        texts=json.dumps(texts),
-    )
-
-
-def why(world: World, user: int) -> str:
-    with world.engine.connect() as connection:
-        found = explain(
-            connection, user, policies=world.policies, settings=world.settings, now=world.now
-        )
-    assert found is not None
-    return next(each.why for each in found.queues if each.queue == UNSIGNED)
-
-
-def read(world: World) -> Counts:
-    made: list[Counts] = []
-
-    def work(given: jobs.Work) -> Counts:
-        made.append(phones.read(given, world.policies[UNSIGNED].numbers))
-        return made[0]
-
-    jobs.run(world.engine, Job("phones.read", "hand"), work)
-    return made[0]
-
-
-def due(world: World, users: Sequence[int]) -> None:
-    """Half of them were promised a callback that is due, half of them called."""
-    world.execute(
-        "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id) SELECT u,"
-        " timezone('UTC', CAST(:at AS timestamptz)), gen_random_uuid()"
-        " FROM unnest(CAST(:users AS bigint[])) u WHERE u % 2 = 0",
-        at=world.now - HOUR / 4,
-        users=list(users),
-    )
-    world.execute(
-        "INSERT INTO missed_calls (user_id, phone_number, missed_at, reason)"
-        " SELECT u, '1', timezone('UTC', CAST(:at AS timestamptz)), 'agents_busy'"
-        " FROM unnest(CAST(:users AS bigint[])) u WHERE u % 2 = 1",
-        at=world.now - HOUR,
-        users=list(users),
-    )
 
 
 @pytest.mark.parametrize("e164", ["+16502530002", "+61894000000", "+442079460123"])
 def test_nobody_with_any_form_of_a_suppressed_number_is_ever_offered(
     world: World, e164: str
 ) -> None:
-    world.set(phone_region=NUMBERS[e164])
-    written = dict(enumerate(forms(e164, NUMBERS[e164]), 1))
-    count = len(written)
-    before = {user + 1_000: form for user, form in written.items()}
-    called = {user + 2_000: form for user, form in written.items()}
-    world.add_agents(1, 2)
-    world.add_users(
-        [
-            *(User(user, 1, phone=form.text) for user, form in written.items()),
-            *(User(user, 2, phone=f"020 7946 {user:04d}") for user in before),
-            *(User(user, 3, phone=f"020 7946 {user:04d}") for user in called),
-            User(OTHER, 90, phone="+44 20 7183 8750 x9"),
-        ]
-    )
-    chosen = [
-        each.text for each in written.values() if each.kind not in UNPARSABLE | {"two in a cell"}
-    ]
-    form = chosen[sum(map(ord, e164)) % len(chosen)]
-    world.regenerate(UNSIGNED)
-    hold = world.held(1)  # held since before the suppression
-    assert hold.user_id in written
-    assert suppress(world, form) == Done()
+    assert 2 * len(list(forms(e164, NUMBERS[e164]))) > phones.READ_IN_A_TURN
+    nobody_is_offered(world, e164)
 
-    # Through the build, and from what was built before.
-    counts: Counter[tuple[str, str]] = Counter()
-    for user, each in written.items():
-        found = why(world, user) if user != hold.user_id else "do_not_contact"
-        counts[each.kind, {"do_not_contact": "matched", "number_unclear": "waits"}[found]] += 1
-    answer = world.run(
-        reassign, hold.id, 2, by="ann", why="gone", policies=world.policies, settings=world.settings
-    )
-    assert isinstance(answer, Refused)
-    assert answer.reason.endswith(("do_not_contact", "number_unclear"))
-    world.release(hold)
-    # A change of the CRM a moment before the claim, beyond what one turn reads.
-    write(world, {user: each.text for user, each in before.items()})
-    write(world, {user: each.text for user, each in called.items()})
-    due(world, list(called))
-    assert count * 2 > phones.READ_IN_A_TURN
-    last = world.held(1)
-    assert (last.user_id, last.source) == (OTHER, "queue")
-    assert isinstance(world.ask(2), Empty)
-    world.release(last)
+
+@pytest.mark.parametrize("written", ["020 7946 0123", "+44 20 9999 0123", "reception 79460123"])
+def test_an_entry_says_whom_it_matches_and_who_waits_because_of_it(
+    world: World, written: str
+) -> None:
+    """As many as are kept back once it stands: of a number, of one that may be none, and of a text."""
+    texts = [
+        *(form.text for form in forms("+442079460123", "GB")),
+        *("+44 20 9999 0123", "0209?999 0123", "Reception 794 60123", "+1 650 946 0123", None),
+    ]
+    world.add_users([User(n, 1, phone=text) for n, text in enumerate(texts, 1)])
     world.regenerate(UNSIGNED)
-    assert list(world.states()) == [OTHER]
-    world.run(
-        lift, SuppressionKind.DO_NOT_CONTACT, phone=e164, by="ann", why="back", reader=reader(world)
-    )
-    world.regenerate(UNSIGNED)
-    for kind in dict.fromkeys(each.kind for each in written.values()):
-        told = ", ".join(f"{n} {how}" for (of, how), n in sorted(counts.items()) if of == kind)
-        print(f"{e164} barred as {form!r}: {kind}: {told}, 0 missed")
-    assert {kind for kind, how in counts if how == "waits"} <= UNPARSABLE
-    assert world.held(2).user_id != OTHER  # once lifted they are offered again
-    assert world.unhealthy() == []
+    with world.engine.connect() as connection:
+        found = suppression_lists.check(connection, written, reader(world))
+    assert suppress(world, written, raw=True) == Done()
+    with world.engine.connect() as connection:
+        steps = funnel(connection, world.policies[UNSIGNED], now=world.now).steps
+    kept_back = {each.why: each.users for each in steps}
+    assert found.users == kept_back.get("do_not_contact", 0) > 0
+    assert found.waiting == kept_back.get("number_unclear", 0) > 0
+    assert found.queues == {UNSIGNED: found.users}
+    assert found.waiting_queues == {UNSIGNED: found.waiting}
 
 
 def test_a_turn_reads_so_many_numbers_and_passes_nobody_over(
@@ -259,28 +162,103 @@ def test_the_job_reads_what_is_new_has_changed_or_is_gone_and_nothing_twice(worl
     assert read(world)["read"] == 1
 
 
-ZONES_OF = {"+61894000000": "AU", "+16502530002": "US", "+919876543210": "IN"}
+NIGHTS = [
+    ("+442079460123", ["Europe/London"], "2027-03-28T01:00"),  # an hour is skipped
+    ("+442079460123", ["Europe/London"], "2027-10-31T01:00"),  # an hour comes twice
+    ("+16502530002", ["America/Los_Angeles"], "2027-03-14T10:00"),
+    ("+919876543210", ["Asia/Kolkata"], "2027-03-28T01:00"),  # half an hour, and no change
+    ("+61894000000", ["Australia/Perth", "Australia/Adelaide"], "2027-10-02T16:30"),
+]
+HALF_AN_HOUR = timedelta(minutes=30)
 
 
-@pytest.mark.parametrize("e164", ZONES_OF)
-def test_every_form_of_a_number_has_the_same_hours(world: World, e164: str) -> None:
-    world.set(phone_region=ZONES_OF[e164], calling_hours="mon-sun 09:00-20:00")
+@pytest.mark.parametrize(("e164", "zones", "change"), NIGHTS)
+def test_every_form_of_a_number_has_the_same_hours_over_a_night_of_change(
+    world: World, e164: str, zones: list[str], change: str
+) -> None:
+    """Open as soon as the clock on the wall of each zone says so: all forms, or none."""
+    world.set(phone_region=NUMBERS[e164], calling_hours="mon-sun 01:30-09:00")
     written: list[Form] = [
         form
-        for form in forms(e164, ZONES_OF[e164])
+        for form in forms(e164, NUMBERS[e164])
         if form.kind not in UNPARSABLE and not form.several
     ]
     world.add_users([User(n, phone=form.text) for n, form in enumerate(written, 1)])
     world.regenerate(UNSIGNED)
     seen = set()
-    for hour in range(0, 24, 3):
-        world.now = datetime(2027, 3, 22, hour, 15, tzinfo=UTC)
-        found = {why(world, user) for user in (1, len(written) // 2, len(written))}
-        counted = world.rows("SELECT count(DISTINCT zones) FROM assignment.phones")
-        assert counted == [(1,)]
-        assert len(found) == 1
-        seen |= found
-    assert seen == {"claimable", "outside_calling_hours"}
+    for half in range(-8, 24):
+        world.now = datetime.fromisoformat(change).replace(tzinfo=UTC) + half * HALF_AN_HOUR
+        walls = [f"{world.now.astimezone(ZoneInfo(zone)):%H:%M}" for zone in zones]
+        is_open = all("01:30" <= wall < "09:00" for wall in walls)
+        with world.engine.connect() as connection:
+            found = funnel(connection, world.policies[UNSIGNED], now=world.now)
+        assert found.claimable == (len(written) if is_open else 0), (world.now, walls)
+        seen.add(is_open)
+    assert seen == {True, False}
+
+
+@contextmanager
+def newer_rules(folder: Path, zone: str, like: str) -> Iterator[None]:
+    """A process that starts now finds the rules of `like` under the name of `zone`."""
+    found = next(path / like for path in map(Path, TZPATH) if (path / like).exists())
+    made = folder / zone
+    made.parent.mkdir(parents=True)
+    made.write_bytes(found.read_bytes())
+    before = TZPATH
+    reset_tzpath([folder, *before])
+    ZoneInfo.clear_cache()
+    try:
+        yield
+    finally:
+        reset_tzpath(before)
+        ZoneInfo.clear_cache()
+
+
+@pytest.mark.parametrize(
+    ("like", "opens"), [("Asia/Karachi", "2027-03-22T04:00"), ("Asia/Dhaka", "2027-03-22T03:30")]
+)
+def test_newer_rules_of_a_zone_count_for_users_who_were_read_and_put_off_before(
+    world: World, tmp_path: Path, like: str, opens: str
+) -> None:
+    """India moves half an hour back, or forward: who waits by the old rules is judged anew."""
+    world.now = datetime(2027, 3, 22, 3, tzinfo=UTC)
+    world.set(calling_hours="mon-sun 09:00-20:00", calling_zones="Asia/Tokyo")
+    world.add_agents(1, 2)
+    world.add_users([User(1, phone="+91 98765 43210"), User(2, phone="+81 3-1234-5678")])
+    world.regenerate(UNSIGNED)
+    hold = world.held(1)
+    assert hold.user_id == 2
+    assert isinstance(world.complete(hold), Finished)
+    assert isinstance(world.ask(2), Empty)
+    read_before = world.rows("SELECT * FROM assignment.phones")
+    assert world.value("SELECT available_from FROM assignment.entries WHERE user_id = 1") == (
+        world.now + HALF_AN_HOUR
+    )
+    with newer_rules(tmp_path, "Asia/Calcutta", like):
+        world.now += HALF_AN_HOUR - timedelta(minutes=1)
+        assert isinstance(world.ask(2), Empty)
+        world.now = datetime.fromisoformat(opens).replace(tzinfo=UTC) - timedelta(seconds=1)
+        assert isinstance(world.ask(2), Empty)
+        world.now += timedelta(seconds=1)
+        assert world.held(2).user_id == 1
+    assert world.rows("SELECT * FROM assignment.phones") == read_before
+
+
+def test_a_zone_whose_rules_are_not_there_is_closed_and_holds_nobody_else_up(world: World) -> None:
+    """Another process stored it, on a machine with newer rules."""
+    world.now = datetime(2027, 3, 22, 12, tzinfo=UTC)
+    world.set(calling_hours="mon-sun 09:00-20:00")
+    world.add_agents(1, 2)
+    world.add_users([User(1, phone="+44 20 7946 0000"), User(2, phone="+44 20 7946 0001")])
+    world.regenerate(UNSIGNED)
+    world.execute("INSERT INTO assignment.phone_zones VALUES ('Mars/Tharsis')")
+    world.execute(
+        "UPDATE assignment.phones SET zones = '{Europe/London,Mars/Tharsis}' WHERE user_id = 2"
+    )
+    assert why(world, 1) == "claimable"
+    assert world.held(1).user_id == 1
+    assert isinstance(world.ask(2), Empty)
+    assert world.states()[2] == "waiting"
 
 
 def test_the_strictest_of_several_zones_counts_and_the_crm_s_own_first(world: World) -> None:

@@ -15,6 +15,7 @@ from assignment_workers.assignment.suppression_lists import Named, Staged, lines
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
+from tests.suppressed_number import read
 from tests.world import DAY, HOUR, UNSIGNED, User, World
 
 GB = Reader("GB")
@@ -135,6 +136,12 @@ def test_a_list_has_a_queue_and_an_end_and_each_number_its_own(ranked: World) ->
 
 def test_what_cannot_be_read_waits_near_a_number_of_a_list_too(ranked: World) -> None:
     ranked.execute("UPDATE crm.users SET phone_number = '02079?4 60001' WHERE id = 1")
+    first = stage(ranked, "02079460001\n", dry_run=True)
+    assert (first.users, first.waiting, first.waiting_queues) == (1, 0, {})
+    read(ranked)
+    dry = stage(ranked, "02079460001\n+442079460002\n", dry_run=True)
+    assert (dry.users, dry.queues) == (1, {UNSIGNED: 1})
+    assert (dry.waiting, dry.waiting_queues) == (1, {UNSIGNED: 1})
     load(ranked, "02079460001\n")
     assert ranked.held(1).user_id == 2
     (out,) = ranked.events("taken_out")

@@ -106,8 +106,8 @@ class CrmStatus(BaseModel):
 class DueStatus(BaseModel):
     """Calls that come before the dialer queues.
 
-    A callback is overdue ten minutes after its time, when anybody may have it; `oldest_overdue` is
-    the time that was promised.
+    A callback is overdue ten minutes after its time, when anybody may have it, or after the time
+    until which it was put aside; `oldest_overdue` is the time that was promised.
     """
 
     callbacks_pending: int
@@ -337,10 +337,13 @@ _DUE = text(
     SELECT c.*, m.*
     FROM (
         SELECT count(*) AS callbacks_pending,
-            count(*) FILTER (WHERE scheduled_for <= timezone('UTC', :late)) AS callbacks_overdue,
-            min(scheduled_for) FILTER (WHERE scheduled_for <= timezone('UTC', :late))
+            count(*) FILTER (WHERE due <= timezone('UTC', :late)) AS callbacks_overdue,
+            min(scheduled_for) FILTER (WHERE due <= timezone('UTC', :late))
                 AT TIME ZONE 'UTC' AS oldest_overdue
-        FROM public.callbacks WHERE status = 'pending'
+        FROM (
+            SELECT scheduled_for, greatest(scheduled_for, available_from) AS due
+            FROM public.callbacks WHERE status = 'pending'
+        ) AS promised
     ) AS c, (
         SELECT count(*) FILTER (WHERE status = 'pending') AS missed_calls_pending,
             min(missed_at) FILTER (WHERE status = 'pending') AT TIME ZONE 'UTC'

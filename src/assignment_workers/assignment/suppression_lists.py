@@ -31,6 +31,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    not_,
     or_,
     select,
     text,
@@ -40,9 +41,10 @@ from sqlalchemy import (
 
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.entries import OUT, PUBLISHED_STATE
+from assignment_workers.assignment.suppressions import target_of
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.errors import UsageError
-from assignment_workers.phones import Line, Read, Reader, plain, read_chunk
+from assignment_workers.phones import REACH, Line, Read, Reader, plain, read_chunk
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.base import word
 from assignment_workers.schema.tables import (
@@ -95,6 +97,9 @@ class Staged:
     """Users who have one of the numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
     """By dialer queue: those of them who stand in what is published."""
+    waiting: int = 0
+    """Users whose number cannot be read for sure and ends as one of the numbers: they wait."""
+    waiting_queues: dict[str, int] = field(default_factory=dict)
     list_id: int | None = None
 
 
@@ -166,7 +171,7 @@ def stage(
     connection.execute(text("CREATE INDEX ON incoming (number)"))
     connection.execute(text("ANALYZE incoming"))
     done.numbers = connection.execute(text("SELECT count(*) FROM incoming")).scalar_one()
-    done.users, done.queues = _affected(connection)
+    done.users, done.queues, done.waiting, done.waiting_queues = _affected(connection)
     if dry_run or (done.unreadable and not skip_unreadable):
         connection.rollback()
         return done
@@ -217,25 +222,19 @@ def _ahead(
         under_way += [pool.submit(work, each) for each in itertools.islice(chunks, 1)]
 
 
-def _affected(connection: Connection) -> tuple[int, dict[str, int]]:
-    """How many users have a number of `incoming`, and how many of them stand in which queue."""
-    connection.execute(
-        text(
-            "CREATE TEMPORARY TABLE incoming_users ON COMMIT DROP AS SELECT DISTINCT p.user_id"
-            " FROM assignment.phones p, unnest(p.numbers) AS has (number)"
-            " JOIN incoming i ON i.number = has.number"
-        )
-    )
-    users = connection.execute(text("SELECT count(*) FROM incoming_users")).scalar_one()
-    queues = connection.execute(
-        text(
-            "SELECT g.queue, count(*) FROM incoming_users u"
-            " JOIN assignment.entries e USING (user_id)"
-            " JOIN assignment.generations g ON g.id = e.generation_id AND g.state = 'published'"
-            " WHERE e.state <> 'out' GROUP BY g.queue ORDER BY g.queue"
-        )
-    )
-    return users, {row[0]: row[1] for row in queues}
+def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[str, int]]:
+    """How many users have a number of `incoming`, and how many wait because theirs ends alike.
+
+    Of each, how many stand in which dialer queue.
+    """
+    connection.execute(_MATCHED_BY_INCOMING)
+    connection.execute(_WAITING_BY_INCOMING, {"reach": REACH})
+    found: dict[bool, tuple[int, dict[str, int]]] = {}
+    for waits in (False, True):
+        users = connection.execute(_COUNT_INCOMING, {"waits": waits}).scalar_one()
+        queues = connection.execute(_INCOMING_QUEUES, {"waits": waits})
+        found[waits] = users, {row[0]: row[1] for row in queues}
+    return *found[False], *found[True]
 
 
 def _keep(connection: Connection, named: Named, done: Staged) -> int:
@@ -339,6 +338,26 @@ def purge_lists(connection: Connection) -> int:
     return len(gone)
 
 
+_MATCHED_BY_INCOMING = text(
+    "CREATE TEMPORARY TABLE incoming_users ON COMMIT DROP AS"
+    " SELECT DISTINCT p.user_id, false AS waits"
+    " FROM assignment.phones p, unnest(p.numbers) AS has (number)"
+    " JOIN incoming i ON i.number = has.number"
+)
+_WAITING_BY_INCOMING = text(
+    "INSERT INTO incoming_users SELECT DISTINCT p.user_id, true"
+    " FROM assignment.phones p, unnest(p.unread) AS has (tail)"
+    " JOIN incoming i ON right(i.number, :reach) = has.tail"
+    " WHERE NOT EXISTS (SELECT 1 FROM incoming_users m WHERE m.user_id = p.user_id)"
+)
+_COUNT_INCOMING = text("SELECT count(*) FROM incoming_users WHERE waits = :waits")
+_INCOMING_QUEUES = text(
+    "SELECT g.queue, count(*) FROM incoming_users u JOIN assignment.entries e USING (user_id)"
+    " JOIN assignment.generations g ON g.id = e.generation_id AND g.state = 'published'"
+    " WHERE e.state <> 'out' AND u.waits = :waits GROUP BY g.queue ORDER BY g.queue"
+)
+
+
 class Matched(BaseModel):
     """What stands against a phone number, and who has it."""
 
@@ -354,15 +373,23 @@ class Matched(BaseModel):
     lists: list[dict[str, Any]]
     users: int
     queues: dict[str, int]
+    waiting: int
+    """Users who wait for an operator, or would: their number and this one end alike, and one of the
+    two cannot be read for sure."""
+    waiting_queues: dict[str, int]
 
 
 def check(connection: Connection, phone: str, reader: Reader) -> Matched:
-    """How a phone number is read, what suppresses it now, and whom it is. Index probes."""
+    """How a phone number is read, what suppresses it now, and whom it is.
+
+    Index probes, but for the users who wait: those are looked for through all of them.
+    """
     read = reader.read(phone)
     given = {"numbers": read.e164, "plain": plain(phone)}
     entries = [dict(row) for row in connection.execute(_ENTRIES, given).mappings()]
     lists = [dict(row) for row in connection.execute(_LISTS, given).mappings()]
     users, queues = whom(connection, read.e164, plain(phone))
+    waiting, waiting_queues = who_waits(connection, phone, reader)
     return Matched(
         text=phone,
         numbers=read.e164,
@@ -375,6 +402,8 @@ def check(connection: Connection, phone: str, reader: Reader) -> Matched:
         lists=lists,
         users=users,
         queues=queues,
+        waiting=waiting,
+        waiting_queues=waiting_queues,
     )
 
 
@@ -387,10 +416,30 @@ def whom(
     """
     given = {"numbers": list(numbers), "plain": as_text}
     found = _BY_NUMBER if numbers else _BY_TEXT
-    users = list(connection.execute(found, given).scalars())
-    if not users:
+    return _in_queues(connection, list(connection.execute(found, given).scalars()))
+
+
+def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
+    """How many users wait, or would, because of an entry of this phone number; by queue.
+
+    As the rule `number_unclear` has it: what they have ends as the entry does, and one of the two
+    cannot be read for sure. Users who have the number itself are not among them. Counted to
+    `WHOM_AT_MOST`. Cost: a pass over the users' numbers.
+    """
+    target = target_of(phone, reader, raw=True)
+    if isinstance(target, str) or target.tail is None:
         return 0, {}
-    queues = connection.execute(_QUEUES, {"users": users}).all()
+    given = {
+        "tails": [target.tail],
+        "numbers": [target.number] if target.number else [],
+        "plain": target.plain if target.by_text else None,
+    }
+    found = _BY_ANY_TAIL if target.unsure else _BY_UNREAD_TAIL
+    return _in_queues(connection, list(connection.execute(found, given).scalars()))
+
+
+def _in_queues(connection: Connection, users: list[int]) -> tuple[int, dict[str, int]]:
+    queues = connection.execute(_QUEUES, {"users": users}).all() if users else []
     return len(users), {row[0]: row[1] for row in queues}
 
 
@@ -420,6 +469,16 @@ _BY_NUMBER = (
     .limit(WHOM_AT_MOST)
 )
 _BY_TEXT = select(Phone.user_id).where(Phone.plain == bindparam("plain")).limit(WHOM_AT_MOST)
+_BY_ANY_TAIL, _BY_UNREAD_TAIL = (
+    select(Phone.user_id)
+    .where(
+        tails.bool_op("&&")(bindparam("tails", type_=ARRAY(Text))),
+        not_(Phone.numbers.bool_op("&&")(bindparam("numbers", type_=ARRAY(Text)))),
+        Phone.plain.is_distinct_from(bindparam("plain", type_=Text)),
+    )
+    .limit(WHOM_AT_MOST)
+    for tails in (Phone.tails, Phone.unread)
+)
 
 
 def _date(said: str, line: int) -> datetime | None:

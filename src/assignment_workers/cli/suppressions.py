@@ -95,17 +95,27 @@ def _tell_whom(phone: str) -> None:
     if not found.numbers:
         typer.echo("no phone number: it matches users whose text is the same, and no others")
     elif not found.valid:
+        typer.echo(f"{found.numbers[0]} is in no range that was given out")
+    _tell_users(found)
+
+
+def _tell_users(found: suppression_lists.Matched | suppression_lists.Staged) -> None:
+    typer.echo(f"{_users(found.users)} have it now{_by_queue(found.queues)}")
+    if found.waiting:
         typer.echo(
-            f"{found.numbers[0]} is in no range that was given out: users whose number ends alike "
-            "wait for an operator"
+            f"{_users(found.waiting)} wait for an operator: their number ends alike, and one of "
+            f"the two cannot be read for sure{_by_queue(found.waiting_queues)}"
         )
-    typer.echo(_whom(found.users, found.queues))
 
 
-def _whom(users: int, queues: Mapping[str, int]) -> str:
-    most = "at least " if users == suppression_lists.WHOM_AT_MOST else ""
+def _users(count: int) -> str:
+    most = "at least " if count == suppression_lists.WHOM_AT_MOST else ""
+    return f"{most}{count} {'user' if count == 1 else 'users'}"
+
+
+def _by_queue(queues: Mapping[str, int]) -> str:
     where = ", ".join(f"{count} in {queue}" for queue, count in queues.items())
-    return f"{most}{users} users have it now{f': {where}' if where else ''}"
+    return f" ({where})" if where else ""
 
 
 @contact.command()
@@ -144,7 +154,7 @@ def check(
         typer.echo(f"suppressed in {where} by the list {each['name']!r}: {each['reason']}")
     if not found.suppressed:
         typer.echo("not suppressed")
-    typer.echo(_whom(found.users, found.queues))
+    _tell_users(found)
     return int(found.suppressed)
 
 
@@ -203,7 +213,7 @@ def import_list(
         typer.echo(
             f"{found.lines} lines, {found.numbers} numbers, {found.unreadable} lines that are none"
         )
-        typer.echo(_whom(found.users, found.queues))
+        _tell_users(found)
     if found.list_id is None:
         return 0
     command = commands.flip_list(found.list_id, why, whoever())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null
 
@@ -27,6 +27,7 @@ A total order: ids differ."""
 
 
 _NUMBERS = Numbers()
+UNKNOWN_ZONE_FOR = timedelta(days=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +47,15 @@ class Policy:
     def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
         """The parameters of its expressions at this instant.
 
-        `zones`: those in which users are. A user who may be in any other is taken to be outside
-        calling hours.
+        `zones`: those in which users are. A user who may be in any other, or in one whose rules
+        this machine lacks, is taken to be outside calling hours.
         """
         if self.hours is None:
             return {"now": now}
         hours = self.hours
         opens = {
             str(number): {
-                zone: hours.opens_at(ZoneInfo(zone), now, calendar)
-                for zone in {hours.default.key, *zones}
+                zone: _opens_at(hours, zone, now, calendar) for zone in {hours.default.key, *zones}
             }
             for number, calendar in enumerate(hours.calendars)
         }
@@ -142,6 +142,19 @@ class Policy:
             if rule.name in {"not_in_crm", "in_other_queue", "unsigned"}
         ]
         return and_(*standing, *converting)
+
+
+def _opens_at(
+    hours: CallingHours, zone: str, now: datetime, calendar: str | None
+) -> datetime | None:
+    """When the zone opens next. Another machine, of newer rules, may have stored one unknown here.
+
+    Such a zone is closed, and its users are judged again after `UNKNOWN_ZONE_FOR`.
+    """
+    try:
+        return hours.opens_at(ZoneInfo(zone), now, calendar)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return now + UNKNOWN_ZONE_FOR
 
 
 _OF_THE_SCORE_ROW = {"in_other_queue", "inactive", "attempts_used_up"}

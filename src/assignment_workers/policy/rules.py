@@ -58,6 +58,8 @@ NOW = bindparam("now", type_=NaiveInstant)
 
 PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
 """The calling rules that hold again by themselves."""
+FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
+"""Rules that hold again only once an operator has seen to the user or to a suppression."""
 
 SETTLING = timedelta(hours=2)
 """How old the score row of a user above score 0 has to be (original-dialer section 3)."""

@@ -1,4 +1,4 @@
-"""Changes to the dialer's own tables that stand in nobody's way, whatever their size.
+"""Changes to tables in use that stand in nobody's way, whatever their size.
 
 For migrations, each outside a transaction (Alembic's `autocommit_block`): nothing holds a lock for
 longer than its own statement. Each can be run again after a run that was killed in it.
@@ -22,23 +22,37 @@ def alone() -> Iterator[None]:
         yield
 
 
-def index(name: str, table: str, columns: str, *, unique: bool = False, where: str = "") -> None:
-    """Build an index of a table in `public` while it is read and written. Within `alone`."""
-    for sql in index_statements(name, table, columns, unique=unique, where=where):
+def index(
+    name: str,
+    table: str,
+    columns: str,
+    *,
+    unique: bool = False,
+    where: str = "",
+    schema: str = "public",
+) -> None:
+    """Build an index of a table while it is read and written. Within `alone`."""
+    for sql in index_statements(name, table, columns, unique=unique, where=where, schema=schema):
         op.execute(sql)
 
 
 def index_statements(
-    name: str, table: str, columns: str, *, unique: bool = False, where: str = ""
+    name: str,
+    table: str,
+    columns: str,
+    *,
+    unique: bool = False,
+    where: str = "",
+    schema: str = "public",
 ) -> Iterator[str]:
-    """The statements that build an index of a table in `public`, each to be run by itself.
+    """The statements that build an index, each to be run by itself.
 
     It waits for the transactions that were there before, in which nobody waits for it: no lock
     timeout is to end that. What a build that was killed left is taken away first.
     """
     left = (
-        f"IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')"
-        f" AND NOT indisvalid) THEN DROP INDEX public.{name}; END IF;"
+        f"IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('{schema}.{name}')"
+        f" AND NOT indisvalid) THEN DROP INDEX {schema}.{name}; END IF;"
     )
     yield f"DO $left$ BEGIN {left} END $left$"
     yield (
@@ -47,7 +61,7 @@ def index_statements(
     )
     yield (
         f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY IF NOT EXISTS {name}"
-        f" ON public.{table} ({columns}){f' WHERE {where}' if where else ''}"
+        f" ON {schema}.{table} ({columns}){f' WHERE {where}' if where else ''}"
     )
     yield "SELECT set_config('lock_timeout', current_setting('assignment.lock_timeout'), false)"
 

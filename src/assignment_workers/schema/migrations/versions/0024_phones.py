@@ -4,6 +4,10 @@ Suppressions of phone numbers are read anew, by the region in the settings. One 
 is kept, matches by its text, and keeps users who share its last digits waiting for an operator;
 `assignment-workers do-not-contact list --by-text` lists those. SQL that is written by `--dry-run`
 cannot read them: run with it, each is kept as one that cannot be read.
+
+Short locks: columns, indexes and constraints come beside what is in use, and suppressions are read
+5,000 at a time, each batch in a transaction of its own. What the older version writes meanwhile is
+found by an index of its own, and read when the columns of the older version are dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import json
 import sqlalchemy as sa
 from alembic import context, op
 
-from assignment_workers.phones import Identity, Reader, plain, reach, tails
+from assignment_workers.phones import Reader, plain, reach, tails
+from assignment_workers.schema import online
 
 revision = "0024"
 down_revision = "0023"
@@ -35,30 +40,87 @@ COMMENT = """
     'assignment.suppressions by its name in 0.1.0, until 0.3.0'
 """
 UNREAD = """
-    UPDATE assignment.suppressions SET plain = lower(regexp_replace(phone, '\\s', '', 'g')),
-        tail = nullif(right(regexp_replace(phone, '[^0-9]', '', 'g'), 7), ''), unsure = true
-    WHERE phone IS NOT NULL
+    plain = lower(regexp_replace(phone, '\\s', '', 'g')),
+    tail = nullif(right(regexp_replace(phone, '[^0-9]', '', 'g'), 7), ''), unsure = true
 """
-# One that stands twice once both are read as one number is lifted: the other says the same.
+KEEP_UNREAD = f"""
+    DO $keep$
+    DECLARE reached bigint; newest bigint;
+    BEGIN
+        SELECT min(id) - 1, max(id) INTO reached, newest FROM assignment.suppressions;
+        WHILE reached < newest LOOP
+            UPDATE assignment.suppressions SET {UNREAD}
+            WHERE phone IS NOT NULL AND id > reached AND id <= reached + {online.BATCH};
+            COMMIT;
+            reached := reached + {online.BATCH};
+        END LOOP;
+    END $keep$
+"""  # noqa: S608 - nothing in it is given
 READ = """
     UPDATE assignment.suppressions s
-    SET number = r.number, plain = r.plain, tail = r.tail, unsure = r.unsure,
-        lifted_at = CASE WHEN r.twice THEN now() ELSE s.lifted_at END,
-        lifted_by = CASE WHEN r.twice THEN 'migration 0024' ELSE s.lifted_by END,
-        lifted_why = CASE WHEN r.twice THEN 'the same number as another suppression'
-                     ELSE s.lifted_why END
+    SET number = r.number, plain = r.plain, tail = r.tail, unsure = r.unsure
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-         AS r (id bigint, number text, plain text, tail text, unsure boolean, twice boolean)
+         AS r (id bigint, number text, plain text, tail text, unsure boolean)
     WHERE s.id = r.id
 """
-WRITTEN = """
-    SELECT id, phone, lifted_at IS NULL AS stands FROM assignment.suppressions
-    WHERE phone IS NOT NULL ORDER BY id
+WRITTEN = f"""
+    SELECT id, phone FROM assignment.suppressions
+    WHERE phone IS NOT NULL AND plain IS NULL ORDER BY id LIMIT {online.BATCH}
+"""  # noqa: S608
+# One that stands twice once both are read as one number is lifted: the other says the same.
+LIFT_TWINS = """
+    UPDATE assignment.suppressions s
+    SET lifted_at = now(), lifted_by = 'migration 0024',
+        lifted_why = 'the same number as another suppression'
+    FROM (
+        SELECT id, row_number() OVER (
+            PARTITION BY coalesce(number, plain), number IS NULL ORDER BY id) AS place
+        FROM assignment.suppressions
+        WHERE lifted_at IS NULL AND phone IS NOT NULL AND plain IS NOT NULL
+    ) AS each
+    WHERE each.place > 1 AND s.id = each.id
 """
+# The same for the few that were read last, by the indexes that are there by then.
+LIFT_TWIN = """
+    UPDATE assignment.suppressions s
+    SET lifted_at = now(), lifted_by = 'migration 0024',
+        lifted_why = 'the same number as another suppression'
+    WHERE s.id = :id AND s.lifted_at IS NULL AND EXISTS (
+        SELECT 1 FROM assignment.suppressions o
+        WHERE o.lifted_at IS NULL AND o.id <> s.id AND o.phone IS NOT NULL AND (
+            o.number = CAST(:number AS text)
+            OR CAST(:number AS text) IS NULL AND o.number IS NULL AND o.plain = :plain))
+"""
+COLUMNS = """
+    ALTER TABLE assignment.suppressions
+    ADD COLUMN IF NOT EXISTS number text, ADD COLUMN IF NOT EXISTS plain text,
+    ADD COLUMN IF NOT EXISTS tail text, ADD COLUMN IF NOT EXISTS source text,
+    ADD COLUMN IF NOT EXISTS expires_at timestamptz,
+    ADD COLUMN IF NOT EXISTS unsure boolean NOT NULL DEFAULT false
+"""
+TO_READ = "ix_suppressions_to_read"
+INDEXES = (
+    (True, "uq_suppressions_number", "number, coalesce(queue, '')", "number IS NOT NULL"),
+    (
+        True,
+        "uq_suppressions_text",
+        "plain, coalesce(queue, '')",
+        "number IS NULL AND phone IS NOT NULL",
+    ),
+    (False, "ix_suppressions_tail", "tail", "tail IS NOT NULL"),
+    (False, "ix_suppressions_unsure", "tail", "unsure"),
+)
+RULES = {
+    "of_queue": "kind = 'do_not_contact' OR (kind = 'closed') = (queue IS NOT NULL)",
+    "number": "number IS NULL OR phone IS NOT NULL",
+}
 
 
 def upgrade() -> None:
-    """Create the tables, and read every suppression of a phone number."""
+    """Read every suppression of a phone number, and create the tables."""
+    reader = Reader(context.config.attributes.get("phone_region", "GB"))
+    with online.alone():
+        _beside(reader)
     op.create_table(
         "phones",
         sa.Column("user_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -89,10 +151,10 @@ def upgrade() -> None:
         schema="assignment",
     )
     _lists()
-    _suppressions()
     for prefix in ("", "incoming_"):
         for name in ("country", "time_zone"):
             op.add_column(f"{prefix}users", sa.Column(name, sa.Text()), schema="crm_mirror")
+    _suppressions(reader)
 
 
 def _lists() -> None:
@@ -141,88 +203,78 @@ def _lists() -> None:
     )
 
 
-def _suppressions() -> None:
-    # Read before anything is locked: what is written meanwhile, which is little, is read after.
-    reader = Reader(context.config.attributes.get("phone_region", "GB"))
-    read: dict[str, Identity] = {}
-    if not context.is_offline_mode():
-        rows = op.get_bind().execute(sa.text(WRITTEN))
-        read |= {row.phone: reader.read(row.phone) for row in rows}
+def _beside(reader: Reader) -> None:
+    """All that takes long. Each statement commits by itself and can be run again."""
+    op.execute(COLUMNS)
+    to_read = "phone IS NOT NULL AND plain IS NULL"
+    online.index(TO_READ, "suppressions", "id", where=to_read, schema="assignment")
+    if context.is_offline_mode():
+        op.execute(KEEP_UNREAD)
+    else:
+        while _read(reader):
+            pass
+    op.execute(LIFT_TWINS)
+    for unique, name, columns, where in INDEXES:
+        stands = f"{STANDS} AND {where}"
+        online.index(
+            name, "suppressions", columns, unique=unique, where=stands, schema="assignment"
+        )
+    # What was written while the indexes were built: so next to nothing is left for the lock.
+    while not context.is_offline_mode() and _read(reader, twins=True):
+        pass
+    for what, rule in RULES.items():
+        name = op.f(f"ck_suppressions_{what}")
+        op.execute(
+            f"ALTER TABLE assignment.suppressions DROP CONSTRAINT IF EXISTS {name},"
+            f" ADD CONSTRAINT {name} CHECK ({rule}) NOT VALID"
+        )
+        op.execute(f"ALTER TABLE assignment.suppressions VALIDATE CONSTRAINT {name}")
+
+
+def _suppressions(reader: Reader) -> None:
+    """Drop what the older version compares by. Cost: that of what it wrote since `_beside`."""
     op.execute("DROP VIEW assignment.bars")
-    for name, kind in (
-        ("number", sa.Text()),
-        ("plain", sa.Text()),
-        ("tail", sa.Text()),
-        ("source", sa.Text()),
-        ("expires_at", INSTANT),
-    ):
-        op.add_column("suppressions", sa.Column(name, kind), schema="assignment")
-    op.add_column(
-        "suppressions",
-        sa.Column("unsure", sa.Boolean(), server_default=sa.text("false"), nullable=False),
-        schema="assignment",
-    )
     op.drop_index("uq_suppressions_phone", table_name="suppressions", schema="assignment")
     op.drop_constraint(op.f("ck_suppressions_phone_end"), "suppressions", schema="assignment")
     op.drop_column("suppressions", "phone_end", schema="assignment")
     op.drop_constraint(op.f("ck_suppressions_queue"), "suppressions", schema="assignment")
-    _read(reader, read)
-    for name, rule in (
-        ("queue", "kind = 'do_not_contact' OR (kind = 'closed') = (queue IS NOT NULL)"),
-        ("number", "number IS NULL OR phone IS NOT NULL"),
-    ):
-        op.create_check_constraint(
-            op.f(f"ck_suppressions_{name}"), "suppressions", rule, schema="assignment"
-        )
-    a_queue = sa.text("coalesce(queue, '')")
-    indexes: tuple[tuple[bool, str, list[str | sa.TextClause], str], ...] = (
-        (True, "uq_suppressions_number", ["number", a_queue], "number IS NOT NULL"),
-        (
-            True,
-            "uq_suppressions_text",
-            ["plain", a_queue],
-            "number IS NULL AND phone IS NOT NULL",
-        ),
-        (False, "ix_suppressions_tail", ["tail"], "tail IS NOT NULL"),
-        (False, "ix_suppressions_unsure", ["tail"], "unsure"),
+    op.execute(
+        "ALTER TABLE assignment.suppressions"
+        " RENAME CONSTRAINT ck_suppressions_of_queue TO ck_suppressions_queue"
     )
-    for unique, name, columns, where in indexes:
-        op.create_index(
-            name,
-            "suppressions",
-            columns,
-            unique=unique,
-            schema="assignment",
-            postgresql_where=sa.text(f"{STANDS} AND {where}"),
-        )
+    if not context.is_offline_mode():
+        while _read(reader, twins=True):
+            pass
+    op.drop_index(TO_READ, table_name="suppressions", schema="assignment")
     op.execute(OF_0_1_0)
     op.execute(COMMENT)
 
 
-def _read(reader: Reader, read: dict[str, Identity]) -> None:
-    op.execute(UNREAD)
-    if context.is_offline_mode():
-        return
+def _read(reader: Reader, *, twins: bool = False) -> bool:
+    """Read the next suppressions of a phone number; false where there are none.
+
+    `twins`: one that stands already under another text is lifted before it is read.
+    """
     connection = op.get_bind()
-    made = []
-    known: set[str] = set()
-    for row in connection.execute(sa.text(WRITTEN)).all():
-        numbers = (read.get(row.phone) or reader.read(row.phone)).numbers
-        one = numbers[0] if len(numbers) == 1 else None
-        key = one.e164 if one else plain(row.phone)
-        made.append(
-            {
-                "id": row.id,
-                "number": one.e164 if one else None,
-                "plain": plain(row.phone),
-                "tail": reach(one.e164) if one else next(iter(tails(row.phone)), None),
-                "unsure": one is None or not one.sure,
-                "twice": row.stands and key in known,
-            }
-        )
-        if row.stands:
-            known.add(key)
-    connection.execute(sa.text(READ), {"rows": json.dumps(made)})
+    rows = connection.execute(sa.text(WRITTEN)).all()
+    made = [{"id": row.id, **_identity(reader, row.phone)} for row in rows]
+    for each in made if twins else ():
+        connection.execute(sa.text(LIFT_TWIN), each)
+        connection.execute(sa.text(READ), {"rows": json.dumps([each])})
+    if made and not twins:
+        connection.execute(sa.text(READ), {"rows": json.dumps(made)})
+    return bool(made)
+
+
+def _identity(reader: Reader, phone: str) -> dict[str, object]:
+    numbers = reader.read(phone).numbers
+    one = numbers[0] if len(numbers) == 1 else None
+    return {
+        "number": one.e164 if one else None,
+        "plain": plain(phone),
+        "tail": reach(one.e164) if one else next(iter(tails(phone)), None),
+        "unsure": one is None or not one.sure,
+    }
 
 
 def downgrade() -> None:
