@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 # What running needs, and on top of it what developing needs.
 RUNS := $(VENV)/.ready-run
 READY := $(VENV)/.ready
+# What building the documentation needs, on top of that.
+DOCS := $(VENV)/.ready-docs
 INSTALL := $(BIN)/python tools/environment.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
@@ -39,7 +41,7 @@ run: $(RUNS) ## start everything on the embedded servers with a demo CRM; Ctrl-C
 	@exec $(BIN)/assignment-workers up --demo $(ARGS)
 
 .PHONY: test
-test: check ## every check, then every test, three at a time where there are two cores
+test: check docs ## every check, the documentation, then every test, three at a time where there are two cores
 	@$(MAKE) --no-print-directory client || echo "Tests that need the JavaScript client will fail" >&2
 	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
@@ -103,6 +105,8 @@ lock: $(RUNS) ## write the lock files for a changed pyproject.toml (ARGS=--upgra
 		--constraints requirements-run.lock
 	@$(LOCK) $(ARGS) --output-file requirements-benchmark.lock --group benchmark \
 		--constraints requirements-dev.lock
+	@$(LOCK) $(ARGS) --output-file requirements-docs.lock --group docs \
+		--constraints requirements-dev.lock
 
 .PHONY: benchmark
 benchmark: $(READY) ## every benchmark beside its peers, into docs/benchmarks (ARGS='--only peers'); takes a while
@@ -123,6 +127,10 @@ client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI documen
 screenshots: $(READY) ## take the pictures of the documentation anew; needs Chromium
 	@$(BIN)/python -m tests.e2e.screenshots
 
+.PHONY: docs
+docs: $(DOCS) ## build the documentation site into build/docs; dead links and pages without a place fail
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
 	@rm -rf $(JS)/dist $(JS)/node_modules $(EXAMPLES:=/node_modules) tests/e2e/node_modules
@@ -134,6 +142,9 @@ $(READY): requirements-dev.lock
 $(RUNS) $(READY): requirements-uv.lock pyproject.toml tools/environment.py | $(VENV)/.made
 	@echo "Setting up $(VENV): once, and again when a lock file changes"
 	@$(INSTALL) $(filter-out requirements-uv.lock,$(filter %.lock,$^)) && : >$@
+
+$(DOCS): requirements-docs.lock $(READY)
+	@$(INSTALL) $< && : >$@
 
 $(JS)/dist/index.js: $(JS)/node_modules/.package-lock.json $(JS)/tsconfig.json $(wildcard $(JS)/src/*)
 	@$(NPM) --prefix $(JS) run build

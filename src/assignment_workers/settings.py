@@ -135,8 +135,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     database_url: PostgresAddress | None = Field(None, alias="DATABASE_URL")
+    """PostgreSQL, the owner of every decision; unset: the embedded server of `up`."""
     redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
+    """Redis or Valkey: messages, results, beat's lock; unset: the embedded server of `up`."""
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
+    """The broker, where it is not REDIS_URL: RabbitMQ, or another Redis."""
     crm_database_url: CrmAddress | None = Field(None, alias="CRM_DATABASE_URL")
     """Where the CRM is; unset: in the schema `crm` of DATABASE_URL."""
     command_key: Annotated[str, Field(min_length=32)] | None = Field(
@@ -151,10 +154,11 @@ class Settings(BaseModel):
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
     """`schema migrate --roles` lets the role `assignment_worker` log in with it; unset: not."""
     gateway_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PASSWORD")
-    """The same for `assignment_gateway`."""
+    """`schema migrate --roles` lets the role `assignment_gateway` log in with it; unset: not."""
     reader_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_READER_PASSWORD")
-    """The same for `assignment_reader`."""
+    """`schema migrate --roles` lets the role `assignment_reader` log in with it; unset: not."""
     home: Path = Field(Path(".assignment-workers"), alias="ASSIGNMENT_WORKERS_HOME")
+    """The folder of the embedded servers' data, of the logs and of the stack's secret."""
 
     lock_database_url: PostgresAddress | None = Field(
         None, alias="ASSIGNMENT_WORKERS_LOCK_DATABASE_URL"
@@ -162,7 +166,7 @@ class Settings(BaseModel):
     """Where the sequencer holds its lock: the server itself, when DATABASE_URL is a pooler."""
 
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
-    """How the tables and columns of a CRM elsewhere are named: see `schema.crm.MAPPINGS`."""
+    """How the tables and columns of a CRM elsewhere are named: `original` or `people`."""
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
     """Optional columns of the CRM's users, `country=country_code, time_zone`; unset: none."""
     crm_timeout: Annotated[timedelta, _seconds(0.01)] = Field(
@@ -288,6 +292,7 @@ class Settings(BaseModel):
     """
 
     gateway_port: Port = Field(8000, alias="ASSIGNMENT_WORKERS_GATEWAY_PORT")
+    """The port that the gateway listens on."""
     gateway_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_GATEWAY_HOST")
     """The address that the gateway listens on."""
     gateway_tokens: Literal["required", "off"] | None = Field(
@@ -321,16 +326,18 @@ class Settings(BaseModel):
     One process' own. `up` gives each of its processes the next one, from this on.
     """
     metrics_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_METRICS_HOST")
-    """The address for it."""
+    """The address that a process with a metrics port listens on."""
     log_format: Literal["logfmt", "json", "console"] = Field(
         "logfmt", alias="ASSIGNMENT_WORKERS_LOG_FORMAT"
     )
+    """The form of the log's lines, on standard error: `console` is for people."""
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="ASSIGNMENT_WORKERS_LOG_LEVEL"
     )
     """`debug` has a line for each message of the assignment queue."""
 
     flower_port: Port = Field(5555, alias="ASSIGNMENT_WORKERS_FLOWER_PORT")
+    """The port that Flower listens on."""
     flower_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_FLOWER_HOST")
     """The address that Flower listens on."""
     flower_url: Annotated[str, _address("http", "https")] | None = Field(
@@ -354,6 +361,7 @@ class Settings(BaseModel):
     """
 
     demo_seed: int = Field(2064, alias="ASSIGNMENT_WORKERS_DEMO_SEED")
+    """The seed of the demo CRM: the same seed gives the same users."""
     demo_users: Annotated[int, Field(ge=5000, le=10_000_000)] = Field(
         6000, alias="ASSIGNMENT_WORKERS_DEMO_USERS"
     )

@@ -23,7 +23,9 @@ class Action(StrEnum):
     """What an outcome asks others to do: the event of the completed call names it."""
 
     SEND_SMS = "send_sms"
+    """Send the user a text message."""
     SEND_MAGIC_LINK = "send_magic_link"
+    """Send the user a link that signs them in."""
     FLAG_NUMBER = "flag_number"
     """The phone number is wrong: whoever keeps it is to know."""
     REVIEW = "review"
@@ -61,6 +63,8 @@ class Outcome:
     """So many earlier calls of the user with this outcome, and an operator is to look at them."""
     review_unpromised: bool = False
     """An operator is to look at the user unless a callback was promised."""
+    meaning: str = ""
+    """When an agent chooses it, in a sentence."""
 
     def asks_for(self, *, earlier: int, promised: bool) -> list[Action]:
         """What others are to do about a call that ended so.
@@ -90,6 +94,7 @@ OUTCOMES: dict[str, Outcome] = {
             capped=True,
             converts=True,
             actions=(Action.SEND_SMS,),
+            meaning="The user completed the form during the call.",
         ),
         Outcome(
             "going_to_complete",
@@ -99,6 +104,7 @@ OUTCOMES: dict[str, Outcome] = {
             callback=True,
             actions=(Action.SEND_MAGIC_LINK, Action.SEND_SMS),
             review_unpromised=True,
+            meaning="The user will complete the form soon.",
         ),
         Outcome(
             "might_complete",
@@ -107,6 +113,7 @@ OUTCOMES: dict[str, Outcome] = {
             callback=True,
             actions=(Action.SEND_SMS,),
             review_unpromised=True,
+            meaning="The user may complete the form.",
         ),
         Outcome(
             "call_back",
@@ -116,8 +123,17 @@ OUTCOMES: dict[str, Outcome] = {
             callback=True,
             needs_callback=True,
             actions=(Action.SEND_SMS,),
+            meaning="The user asked to be called at another time.",
         ),
-        Outcome("no_answer", 1, 4 * HOUR, keeps=False, retried=True, review_after=2),
+        Outcome(
+            "no_answer",
+            1,
+            4 * HOUR,
+            keeps=False,
+            retried=True,
+            review_after=2,
+            meaning="Nobody answered.",
+        ),
         Outcome(
             "missed_call",
             0,
@@ -126,8 +142,9 @@ OUTCOMES: dict[str, Outcome] = {
             needs_callback=True,
             actions=(Action.SEND_SMS,),
             review_after=0,
+            meaning="The user called and nobody took the call.",
         ),
-        Outcome("hung_up", 2, 4 * HOUR, review_after=2),
+        Outcome("hung_up", 2, 4 * HOUR, review_after=2, meaning="The user hung up."),
         Outcome(
             "bad_number",
             50,
@@ -135,10 +152,23 @@ OUTCOMES: dict[str, Outcome] = {
             keeps=False,
             actions=(Action.FLAG_NUMBER,),
             review_after=0,
+            meaning="The number is wrong or out of service.",
         ),
-        Outcome("no_claim", 200, 0 * HOUR, terminal=True, capped=True),
-        Outcome("not_interested", 100, 672 * HOUR, review_after=1),
-        Outcome("do_not_contact", 200, 0 * HOUR, terminal=True, capped=True, needs_notes=True),
+        Outcome(
+            "no_claim", 200, 0 * HOUR, terminal=True, capped=True, meaning="The user has no claim."
+        ),
+        Outcome(
+            "not_interested", 100, 672 * HOUR, review_after=1, meaning="The user does not want it."
+        ),
+        Outcome(
+            "do_not_contact",
+            200,
+            0 * HOUR,
+            terminal=True,
+            capped=True,
+            needs_notes=True,
+            meaning="The user asked not to be called again.",
+        ),
     )
 }
 
