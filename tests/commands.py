@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,8 +33,15 @@ class Forked:
     It leads a session of its own, and what it writes goes to one file.
     """
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
-        given = (list(words), dict(environment), Path.cwd(), output, None)
+    def __init__(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        output: Path,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """`before`: a function of a module, called in the process before the command."""
+        given = (list(words), dict(environment), Path.cwd(), output, None, before)
         output.touch()
         self._process = FORKS.Process(target=_run, args=given)
         self._process.start()
@@ -84,12 +91,13 @@ def type_in(
         return CompletedProcess(list(words), code, output.read_text(), complaint.read_text())
 
 
-def _run(
+def _run(  # noqa: PLR0917 - what a process is given
     words: list[str],
     environment: dict[str, str],
     folder: Path,
     output: Path,
     complaint: Path | None,
+    before: Callable[[], None] | None = None,
 ) -> None:
     """`complaint` None: it goes where the output goes, in a session of its own."""
     if complaint is None:
@@ -106,5 +114,7 @@ def _run(
     sys.argv = ["assignment-workers", *words]
     from assignment_workers.cli import main
 
+    if before is not None:
+        before()
     with chdir(folder):
         main()

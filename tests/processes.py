@@ -106,11 +106,13 @@ class Stack:
         name: str,
         *arguments: str,
         program: Sequence[str] | None = None,
+        before: Callable[[], None] | None = None,
         **settings: str,
     ) -> Process:
         """Start a process; it is ended, however it stands, with the test.
 
-        `program`: what Python is to run in place of the command.
+        `program`: what Python is to run in place of the command. `before`: a function of a module
+        that the process calls first.
         """
         log = self.folder / f"{len(self.started) + 1}-{name}.log"
         given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
@@ -122,7 +124,7 @@ class Stack:
         )
         words = ["process", name, *arguments]
         popen = (
-            Forked(words, environment, log)
+            Forked(words, environment, log, before)
             if program is None
             else _begun([*program, *words], environment, log)
         )
@@ -256,10 +258,13 @@ class Agents:
 class Keeper:
     """Starts a process again whenever it has ended, as the supervisor of a stack does."""
 
-    def __init__(self, stack: Stack, *names: str) -> None:
+    def __init__(
+        self, stack: Stack, *names: str, before: Callable[[], None] | None = None, **settings: str
+    ) -> None:
         self._stack = stack
+        self._options: dict[str, Any] = {"before": before, **settings}
         self._stop = threading.Event()
-        self._kept = [stack.start(name) for name in names]
+        self._kept = [stack.start(name, **self._options) for name in names]
         self._thread = threading.Thread(target=self._keep)
 
     def __enter__(self) -> Keeper:
@@ -274,7 +279,7 @@ class Keeper:
         while not self._stop.wait(0.1):
             for place, process in enumerate(self._kept):
                 if process.popen.poll() is not None:
-                    self._kept[place] = self._stack.start(process.name)
+                    self._kept[place] = self._stack.start(process.name, **self._options)
 
 
 @contextmanager

@@ -266,6 +266,11 @@ class Wire:
         for far in self._far:
             _end(far)
 
+    def hang_up(self) -> None:
+        """The connections that there are end; those made from now on are served."""
+        for far in self._far:
+            _end(far)
+
     def cut_after(self, sendings: int) -> None:
         """Be cut once the client has sent so many times."""
         self._left = sendings

@@ -24,6 +24,7 @@ from assignment_workers.phones import Reader
 from assignment_workers.schema.trips import Ask, commit
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.refusals import Refusals
+from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.door import App, DoorTask
@@ -98,6 +99,7 @@ def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
         app = create_app(Settings.from_environment({"REDIS_URL": redis_url}))
         app.engine = world.engine
         app.refusals = Refusals(app.engine, app.backend, largest=1_000_000)
+        app.suspects = Suspects(app.engine, app.results)
         app.sequencer = cast(
             "Any",
             SimpleNamespace(

@@ -13,6 +13,7 @@ from assignment_workers.assignment import levels
 from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.errors import TaskFailed
 from assignment_workers.sequencer.refusals import Refusals
+from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import maintenance
 from assignment_workers.tasks.app import create_app
@@ -25,6 +26,7 @@ def check_levels(world: World) -> Callable[[], Any]:
     app = create_app(Settings.from_environment({"REDIS_URL": "redis://redis.example:6379/0"}))
     app.engine = world.engine
     app.refusals = Refusals(app.engine, app.backend, largest=1_000_000)
+    app.suspects = Suspects(app.engine, app.results)
     return app.tasks["queue.check_levels"]
 
 

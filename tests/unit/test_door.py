@@ -15,6 +15,7 @@ from sqlalchemy.pool import StaticPool
 from assignment_workers.errors import TaskFailed
 from assignment_workers.schema.tables import DeadLetter
 from assignment_workers.sequencer.refusals import Refusals
+from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
 
@@ -56,6 +57,7 @@ def door() -> Iterator[Door]:
     app = create_app(Settings.from_environment({"REDIS_URL": "redis://redis.example:6379/0"}))
     app.engine = memory.execution_options(schema_translate_map={"assignment": None})
     app.refusals = Refusals(app.engine, app.backend, largest=1_000_000)
+    app.suspects = Suspects(app.engine, app.results)
     yield Door(dict(app.tasks), memory)
     memory.dispose()
 

@@ -79,7 +79,7 @@ def bury(
     now = func.clock_timestamp()
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
-            connection.execute(_HURRY)
+            connection.execute(HURRY)
         if again is not None:
             found = connection.execute(
                 update(DeadLetter)
@@ -106,7 +106,7 @@ def bury(
         ).scalar_one()
 
 
-_HURRY = text(
+HURRY = text(
     f"SELECT set_config('lock_timeout', '{LOCK_MILLISECONDS}', true),"
     f" set_config('statement_timeout', '{2 * LOCK_MILLISECONDS}', true)"
 )

@@ -46,6 +46,7 @@ from assignment_workers.schema.tables import (
     Sequencer,
     SequencerSign,
     Suppression,
+    SuspectMessage,
 )
 from assignment_workers.settings import Settings
 
@@ -160,6 +161,8 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
             JobRun.started_at < history, JobRun.status != word(JobStatus.RUNNING)
         ),
         "dead_letters": delete(DeadLetter).where(DeadLetter.at < history),
+        # Of messages that were acknowledged all the same, or were lost with their broker.
+        "suspect_messages": delete(SuspectMessage).where(SuspectMessage.at < history),
         "access_log": delete(AccessRecord).where(AccessRecord.at < history),
         # Longer than a link is good for: a used one stays used.
         "dashboard_sessions": delete(DashboardSession).where(

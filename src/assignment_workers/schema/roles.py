@@ -69,7 +69,7 @@ _OF_PURGE: dict[str, str] = {
     **dict.fromkeys(
         (
             *("events", "audit_batches", "requests", "commands", "job_runs", "dead_letters"),
-            *("access_log", "dashboard_sessions"),
+            *("access_log", "dashboard_sessions", "suspect_messages"),
         ),
         "SELECT, DELETE",
     ),

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Integer,
     Sequence,
     Text,
     UniqueConstraint,
@@ -522,6 +523,23 @@ class DeadLetter(Base):
     dismissed_at: Mapped[datetime | None] = mapped_column(Instant)
     dismissed_by: Mapped[str | None]
     dismissed_why: Mapped[str | None]
+
+
+class SuspectMessage(Base):
+    """A message whose taking may have ended a process, while it is tried again."""
+
+    __tablename__ = "suspect_messages"
+    __table_args__ = (Index(None, "at"),)
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    celery_queue: Mapped[str]
+    at: Mapped[datetime] = mapped_column(Instant)
+    """The last try's beginning."""
+    ends: Mapped[int]
+    part: Mapped[int | None]
+    """The part of a message of many that is being tried alone."""
+    parts: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
+    buried: Mapped[int] = mapped_column(server_default=text("0"))
 
 
 class JobRun(Base):

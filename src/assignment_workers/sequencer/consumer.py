@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import structlog
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker.consumer import consumer
 
+from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.lanes import ASSIGNMENT
+from assignment_workers.assignment.suspects import Suspicion
+from assignment_workers.client.message import DEAD_LETTER
 from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import TaskMessage, described, named
 from assignment_workers.sequencer.refusals import Refusals
+from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
 from assignment_workers.sequencer.transport import Channel, OrderedChannel, of_broker
 
 log = structlog.get_logger()
 
 STORE_AGAIN_SECONDS = 2.0
+
+Broken = tuple[type[Exception], ...]
+"""The errors by which a broker's client tells that its connection is of no more use."""
 
 _Blueprint: Any = consumer.Consumer.Blueprint
 
@@ -53,6 +62,12 @@ class Consumer(consumer.Consumer):
         ]
 
     @property
+    def suspects(self) -> Suspects:
+        """What is known against the message in hand."""
+        found: Suspects = self.app.suspects
+        return found
+
+    @property
     def refusals(self) -> Refusals:
         """Where the process stores what it refuses."""
         found: Refusals = self.app.refusals
@@ -61,32 +76,57 @@ class Consumer(consumer.Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """What each message is handed to, in its form as the broker gave it."""
         handle = super().create_task_handler(*args, **kwargs)
-        broken = of_broker((*self.connection_errors, *self.channel_errors))
+        broken: Broken = of_broker((*self.connection_errors, *self.channel_errors))
+
+        not_its_doing: tuple[type[BaseException], ...] = (WorkerTerminate, WorkerShutdown, *broken)
 
         def receive(message: Any) -> None:
-            judged = self._judged(message)
-            if judged is None:
-                return
-            self.refusals.in_hand = judged
+            suspicion = self.suspects.take(self.app.serves, message)
+            guilty = suspicion if suspicion and suspicion.of_the_whole >= ENDS_AT_MOST else None
+            held = len(self._held)
             try:
-                handle(judged)
-            except broken:
+                if guilty is None:
+                    self._carry_out(message, handle, broken)
+                else:
+                    self._bury(message, guilty)
+                is_held = len(self._held) > held
+                if is_held:  # it comes again where this process ends, whatever ends it
+                    self.suspects.excuse()
+                if guilty is None or not is_held:
+                    self.suspects.acquit()
+            except not_its_doing:
+                self.suspects.excuse()
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever Celery raises outside a task
-                kind = type(error).__name__  # its words may repeat what an agent wrote
-                log.error("message_failed", error=kind, task_id=judged.headers["id"])  # noqa: TRY400
-                self._refuse(judged, _failed(judged, error))
             finally:
-                self.refusals.in_hand = None
-            if judged.unstored:
-                self._hold(judged, judged.unstored)
+                self.suspects.put_down()
 
-        # What was held of an earlier connection is with the broker, and comes again.
+        # What was held of an earlier connection is with the broker, and comes again; so does what
+        # was handled last, if the broker has not heard of its end.
         self._held = []
+        self.suspects.excuse_last()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.timer.call_repeatedly(STORE_AGAIN_SECONDS, self._store_again)
         return receive
+
+    def _carry_out(self, message: Any, handle: Callable[[Any], None], broken: Broken) -> None:
+        """Hand a message to Celery, or refuse it."""
+        judged = self._judged(message)
+        if judged is None:
+            return
+        self.refusals.in_hand = judged
+        try:
+            handle(judged)
+        except broken:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever Celery raises outside a task
+            kind = type(error).__name__  # its words may repeat what an agent wrote
+            log.error("message_failed", error=kind, task_id=judged.headers["id"])  # noqa: TRY400
+            self._refuse(judged, _failed(judged, error))
+        finally:
+            self.refusals.in_hand = None
+        if judged.unstored:
+            self._hold(judged, judged.unstored)
 
     def _judged(self, message: Any) -> TaskMessage | None:
         """The message as Celery may have it; None for one that is refused, or belongs elsewhere."""
@@ -105,6 +145,41 @@ class Consumer(consumer.Consumer):
         else:
             self._give_back(message)
         return None
+
+    def _bury(self, message: Any, suspicion: Suspicion) -> None:
+        """Store a message that has ended too many processes, answer it, and acknowledge it.
+
+        One that has ended another since is not even read.
+        """
+        why = ended(suspicion.ends)
+        if suspicion.of_the_whole > ENDS_AT_MOST:
+            self._refuse(message, Malformed(why, **named(message.headers)))
+            return
+        judged = self._judged(message)
+        if judged is None:
+            return
+        try:
+            self._bury_judged(judged, why)
+        except NotStored:
+            self._hold(judged, [partial(self._bury_judged, judged, why)])
+        else:
+            judged.ack()
+
+    def _bury_judged(self, judged: TaskMessage, why: str) -> None:
+        args, kwargs = judged.payload["args"], judged.payload["kwargs"]
+        name, task_id = judged.headers["task"], judged.headers["id"]
+        self.refusals.store(
+            self.app.serves,
+            json.dumps({"args": args, "kwargs": kwargs}, default=str),
+            why,
+            task=name,
+            task_id=task_id,
+            replayable=True,
+            again=judged.headers.get(DEAD_LETTER),  # type: ignore[arg-type] # judged: a number
+        )
+        refused = Refused(code=Code.MALFORMED, reason=why)
+        parts = self.app.tasks[name].parts(args, kwargs)
+        self.refusals.answer(task_id, refused if parts is None else [refused] * len(parts))
 
     def _hold(self, message: Any, unstored: list[Callable[[], object]]) -> None:
         """Leave a message with the broker until its dead letters are stored.

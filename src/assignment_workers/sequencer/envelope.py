@@ -168,7 +168,10 @@ def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
             base64.b64decode(found["body"])
         except (binascii.Error, ValueError) as error:
             raise Malformed(f"body: not base64: {error}", **named(headers)) from None
-    properties["delivery_info"] = {"exchange": "", "routing_key": queue}
+    info: dict[str, Any] = {"exchange": "", "routing_key": queue}
+    if headers.get("redelivered") is True:  # kombu's mark of what it has put back
+        info["redelivered"] = True
+    properties["delivery_info"] = info
     return found
 
 

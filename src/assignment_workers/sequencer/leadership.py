@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from assignment_workers.schema.deadline import NoAnswer
 from assignment_workers.sequencer.refused import REFUSING, refused
 from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.term import SILENCE
 from assignment_workers.sequencer.transport import OrderedChannel
 
@@ -35,6 +36,8 @@ A process that could not run, or whose servers could not, finds itself silent wh
 given the time for a turn: to end and to begin again would only take longer. Where a standby runs,
 that one leads by then, and the lock is gone.
 """
+EXCUSE_SECONDS = 1.0
+"""How much longer it may take to note that the message in hand is not why."""
 LEAVE_SECONDS = 5.0
 """How long the worker may take to stop in good order once its place is lost."""
 
@@ -47,6 +50,7 @@ class Leadership(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self.sequencer: Sequencer = consumer.app.sequencer
+        self._suspects: Suspects = consumer.app.suspects
         self._timers: list[Any] = []
         self._watching = False
         self._begins = False
@@ -105,6 +109,8 @@ class Leadership(bootsteps.StartStopStep):
     def _take_up(self, consumer: Any) -> None:
         OrderedChannel.mark = self.sequencer.mark
         OrderedChannel.earlier.update(self.sequencer.candidacy.earlier)
+        deposed = self.sequencer.deposed
+        OrderedChannel.spared = deposed.mark if deposed else None
         self._consumes = False
         try:
             self._put_back(consumer, own=True, begins=self._begins)
@@ -179,5 +185,8 @@ class Leadership(bootsteps.StartStopStep):
         log.error("leaving", term=self.sequencer.term, reason=why)
         self.sequencer.lose()
         state.should_stop = os.EX_TEMPFAIL  # type: ignore[assignment]
+        excusing = threading.Thread(target=self._suspects.excuse, name="excuse", daemon=True)
+        excusing.start()
         threading.Event().wait(seconds)
+        excusing.join(EXCUSE_SECONDS)
         os._exit(os.EX_TEMPFAIL)

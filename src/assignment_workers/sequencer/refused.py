@@ -59,6 +59,11 @@ redis.call('DEL', KEYS[2])
 redis.call('SADD', KEYS[1], ARGV[1])
 """
 """KEYS[2] does not exist."""
+EXCUSE = """
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])
+"""
+"""A small value, for some seconds."""
 NO_KEY = "assignment-workers:none"
 
 SAID_EVERY_SECONDS = 10.0

@@ -45,6 +45,8 @@ class Sequencer:
         self.lanes = lanes
         self._send_probe = send_probe
         self.lost = False
+        self.deposed: Term | None = None
+        """The term that this process has ended last, of a leader that lives, if any."""
         self._line: Line | None = None
         self._probed = 0.0
         self._probe_waits = False
@@ -82,6 +84,7 @@ class Sequencer:
             if sign is not None and sign.silent > SILENCE.total_seconds():
                 log.warning("deposing", term=sign.term.number, silent=round(sign.silent, 1))
                 self.candidacy.depose()
+                self.deposed = sign.term
             return None
         self._line = Line(
             self.engine,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any, ClassVar
@@ -288,6 +289,10 @@ class OrderedChannel(Channel):
     mark: ClassVar[str] = "0"
     earlier: ClassVar[set[str]] = set()
     """The marks of this lane's other terms, as far as they are known."""
+    spared: ClassVar[str | None] = None
+    """The mark of a term that was ended while its process lived: it died of no message."""
+    suspects: ClassVar[set[bytes]] = set()
+    """What dead terms had taken, by digests: each is delivered as one that was before."""
     _cursor: ClassVar[int] = 0
     """Where the search for others goes on."""
 
@@ -336,6 +341,9 @@ class OrderedChannel(Channel):
         message = super()._read(queue, item)
         if message is not None:
             self._raw[message["properties"]["delivery_tag"]] = (queue, item)
+            if self.suspects and (known := _digest(item)) in self.suspects:
+                self.suspects.discard(known)
+                message["properties"]["delivery_info"]["redelivered"] = True
         return message
 
     def _drop(self, queue: str, item: bytes) -> None:
@@ -402,6 +410,7 @@ class OrderedChannel(Channel):
         In the order in which it was taken; returns how many. `own` only while nothing runs. A term
         that `begins` takes from every other one; later on from earlier ones alone, because it may
         be over without knowing. With either, all keys are searched for lists, else a thousand.
+        What a dead term had taken may be why its process died, and is delivered as a suspect.
         """
         self.settle()
         count = 0
@@ -413,8 +422,10 @@ class OrderedChannel(Channel):
             keys = [self._key(taken_key(queue, each)) for each in marks]
             found = client.exists(*keys) if keys else 0
         for mark in marks if found else ():
-            while self._moved(PUT_BACK, taken_key(queue, mark), queue):
+            while (item := self._moved(PUT_BACK, taken_key(queue, mark), queue)) is not None:
                 count += 1
+                if begins and mark not in {self.mark, self.spared}:
+                    self.suspects.add(_digest(item))
         return count
 
     def _search(self, client: Any, queue: str, *, everywhere: bool) -> None:
@@ -433,6 +444,10 @@ class OrderedChannel(Channel):
             cls.earlier |= {each for each in marks if re.fullmatch(_MARK, each)} - {self.mark}
             if not everywhere or cls._cursor == 0:
                 return
+
+
+def _digest(item: bytes) -> bytes:
+    return blake2b(item, digest_size=16).digest()
 
 
 class OrderedTransport(redis.Transport):

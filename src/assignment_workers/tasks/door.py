@@ -52,8 +52,9 @@ from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
 from assignment_workers.settings import Settings
-from assignment_workers.tasks.arguments import WORD_AT_MOST
+from assignment_workers.tasks.arguments import MANY, WORD_AT_MOST
 from assignment_workers.tasks.censored import Censored
 from assignment_workers.telemetry import ANSWERS, TASK_SECONDS, TOGETHER
 
@@ -66,6 +67,8 @@ REQUESTS_NAMED = 20
 """Request ids that a line of the log names; it says how many there are."""
 UNAUTHENTICATED = "unauthenticated: "
 """Stands before the name of somebody who is said to act, and may be anybody with the broker."""
+MANY_IN = "requests"
+"""The parameter of a task of many."""
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
 
@@ -85,6 +88,7 @@ class App(Celery):
     """The Celery queue of this process, and the tasks that it carries out."""
     served: frozenset[str]
     refusals: Refusals
+    suspects: Suspects
     sequencer: Sequencer
     """Only in the sequencer's process."""
 
@@ -114,6 +118,8 @@ class DoorTask(Task[..., Any]):
     operation: Callable[..., Any]
     parameters: Sequence[str] = ()
     """The names of what a message may say, in their order."""
+    _part: int | None = None
+    """The part of a message of many that is carried out alone."""
 
     @property
     def of(self) -> App:
@@ -139,6 +145,8 @@ class DoorTask(Task[..., Any]):
         older command refused. `part`: of a message of several turns, which one.
         """
         said = self.request
+        if self._part is not None:
+            part = self._part
         name = _fit(getattr(said, COMMAND_ID, None) or said.id, part)
         position = getattr(said, COMMAND_POSITION, None)
         if not isinstance(position, int) or isinstance(position, bool):
@@ -153,7 +161,7 @@ class DoorTask(Task[..., Any]):
         began = monotonic()
         args, kwargs = self._attributed(args, kwargs)
         try:
-            answer = self.operation(self, *args, **kwargs)
+            answer = self._answer(args, kwargs)
             outcomes = _count(self.name, answer)
             log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
         except ValidationError as error:
@@ -185,6 +193,59 @@ class DoorTask(Task[..., Any]):
             structlog.contextvars.unbind_contextvars(*_BOUND)
         self.answered = answer
         return answer
+
+    def parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
+        """The requests of a message of many, each answered by itself; None for another one."""
+        if MANY_IN not in self.parameters:
+            return None
+        place = self.parameters.index(MANY_IN) - 1  # the first is the task
+        found = args[place] if len(args) > place else kwargs.get(MANY_IN)
+        return found if isinstance(found, list) and len(found) <= MANY else None
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry the message out; one that has ended a process request by request.
+
+        Each request has then turns of its own, so that the process ends within the one that ends
+        it; that one is a dead letter from then on, and refused.
+        """
+        suspicion = self.of.suspects.suspicion
+        parts = self.parts(args, kwargs) if suspicion is not None else None
+        if suspicion is None or suspicion.ends == 0 or parts is None:
+            return self.operation(self, *args, **kwargs)
+        answered = self._answered()
+        if isinstance(answered, list):
+            return answered
+        refused = Refused(code=Code.MALFORMED, reason=ended(ENDS_AT_MOST))
+        for part in suspicion.parts[suspicion.buried :]:
+            self.bury(([parts[part]],), {}, refused.reason)
+        in_hand = self.of.refusals.in_hand
+        if in_hand is not None and not in_hand.unstored:
+            self.of.suspects.parts_are_buried()
+        answers: list[Any] = []
+        try:
+            for self._part, said in enumerate(parts):
+                if self._part in suspicion.parts:
+                    answers.append(refused)
+                    continue
+                self.of.suspects.try_part(self._part)
+                answers += self.operation(self, [said])
+        finally:
+            self._part = None
+        self.of.suspects.try_part(None)
+        return answers
+
+    def _answered(self) -> object:
+        """What the message was answered before its process ended; None where it was not."""
+
+        def unanswered(_: Turn) -> object:
+            raise _UnansweredError
+
+        if self.name not in self.of.line_tasks:
+            return None
+        try:
+            return self.once(unanswered)
+        except _UnansweredError:
+            return None
 
     def _attributed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -254,6 +315,10 @@ class DoorTask(Task[..., Any]):
             if message is None:
                 raise
             message.unstored.append(store)
+
+
+class _UnansweredError(Exception):
+    """A look at the answers has found none."""
 
 
 def _unauthenticated(by: object) -> object:

@@ -27,6 +27,7 @@ from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.leadership import Leadership
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.telling import TellingLater
 from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import ProcessName, Settings
@@ -153,6 +154,8 @@ def _work(app: App, name: str, queues: Sequence[str], tasks: frozenset[str], poo
     largest = app.settings.message_maximum
     app.serves, app.served = queues[0], tasks
     app.refusals = Refusals(app.engine, app.backend, largest=largest)
+    app.suspects = Suspects(app.engine, app.results)
+    signals.worker_shutting_down.connect(app.suspects.excuse_soon, weak=False)
     transport.install(
         ordered=tasks == app.line_tasks, on_malformed=app.refusals.refuse, largest=largest
     )

@@ -1,0 +1,89 @@
+"""Messages whose taking may have ended a process: counted before they are tried again.
+
+A row stands here while such a message is tried, and leaves with the end of the try. A row that is
+there at the next try was left by a process that ended within it. Ordinary messages have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, case, delete, func, update
+from sqlalchemy.dialects.postgresql import insert
+
+from assignment_workers.assignment.dead_letters import HURRY
+from assignment_workers.schema.tables import SuspectMessage
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """The processes that a message has ended, the one included that had it before this try."""
+
+    digest: str
+    ends: int
+    parts: tuple[int, ...] = ()
+    """The parts of a message of many within which a process ended, by their places, in order."""
+    buried: int = 0
+    """The first of them that are dead letters."""
+
+    @property
+    def of_the_whole(self) -> int:
+        """Ends that happened within no part."""
+        return self.ends - len(self.parts)
+
+
+def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> Suspicion:
+    """Count the end of the process that had this message; committed when it returns.
+
+    `excused`: that end was not the message's doing, and counts for nothing.
+    """
+    there = insert(SuspectMessage).excluded
+    ended = SuspectMessage.parts.op("||")(SuspectMessage.part)
+    within = SuspectMessage.part.is_not(None) & (there.ends > 0)
+    statement = (
+        insert(SuspectMessage)
+        .values(
+            digest=digest,
+            celery_queue=celery_queue,
+            ends=0 if excused else 1,
+            at=func.clock_timestamp(),
+        )
+        .on_conflict_do_update(
+            index_elements=[SuspectMessage.digest],
+            set_={
+                "ends": SuspectMessage.ends + there.ends,
+                "parts": case((within, ended), else_=SuspectMessage.parts),
+                "part": None,
+                "at": there.at,
+            },
+        )
+        .returning(SuspectMessage.ends, SuspectMessage.parts, SuspectMessage.buried)
+    )
+    with engine.begin() as connection:
+        connection.execute(HURRY)
+        ends, parts, buried = connection.execute(statement).one()
+    return Suspicion(digest, ends, tuple(parts), buried)
+
+
+def try_part(engine: Engine, digest: str, part: int | None) -> None:
+    """Name the part of the message that is tried from now on; None: no part of it alone."""
+    _change(engine, digest, part=part)
+
+
+def mark_buried(engine: Engine, digest: str, buried: int) -> None:
+    """Record that the first parts that ended a process are dead letters."""
+    _change(engine, digest, buried=buried)
+
+
+def _change(engine: Engine, digest: str, **values: int | None) -> None:
+    with engine.begin() as connection:
+        connection.execute(HURRY)
+        row = update(SuspectMessage).where(SuspectMessage.digest == digest)
+        connection.execute(row.values(**values))
+
+
+def acquit(engine: Engine, digest: str) -> None:
+    """Remove the row: the try has ended, and the process has not."""
+    with engine.begin() as connection:
+        connection.execute(HURRY)
+        connection.execute(delete(SuspectMessage).where(SuspectMessage.digest == digest))
