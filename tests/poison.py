@@ -161,8 +161,11 @@ def push(stack: Stack, queue: str, message: Envelope) -> None:
         broker.lpush(queue, json.dumps(message))
 
 
-def publish(stack: Stack, queue: str, message: Envelope) -> None:
-    """Send the same by RabbitMQ, as near as AMQP can say it; fails where it cannot."""
+def publish(stack: Stack, queue: str, message: Envelope, *, mark: str | None = None) -> None:
+    """Send the same by RabbitMQ, as near as AMQP can say it; fails where it cannot.
+
+    `mark`: its message id, which this project's messages have not.
+    """
     said = message.get("body") or ""
     encoding = message["properties"].get("body_encoding")
     body = base64.b64decode(said + "==") if encoding == "base64" else said.encode()
@@ -172,6 +175,7 @@ def publish(stack: Stack, queue: str, message: Envelope) -> None:
             body,
             application_headers=message["headers"],
             correlation_id=message["properties"]["correlation_id"],
+            **({} if mark is None else {"message_id": mark}),
             **{
                 name.replace("-", "_"): message[name]
                 for name in ("content-type", "content-encoding")

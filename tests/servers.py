@@ -309,6 +309,7 @@ class Wire:
         except OSError:
             pass
         if not self._is_cut(number):
+            _end(target)  # to close it would tell the other side nothing while it is read from
             target.close()
 
     def _is_cut(self, number: int) -> bool:

@@ -419,6 +419,10 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         " FROM unnest(ARRAY[interval '25 hours', interval '23 hours']) age"
     )
     world.execute(
+        "INSERT INTO assignment.suspect_messages (digest, celery_queue, ends, at)"
+        " SELECT age::text, 'assignment', 1, now() - age FROM unnest(ARRAY[interval '91 days', '89 days']) age"
+    )
+    world.execute(
         "INSERT INTO assignment.access_log (at, what)"
         " SELECT now() - age, 'forbidden' FROM unnest(ARRAY[interval '91 days', '89 days']) age"
     )
@@ -431,6 +435,7 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         "job_runs": 1,
         "events": purged,
         "dead_letters": 1,
+        "suspect_messages": 1,
         "access_log": 1,
         "dashboard_sessions": 1,
         "event_texts": 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from queue import Empty
+from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as Lost
@@ -119,6 +120,23 @@ def test_put_back_restores_the_order_over_several_terms(line: Consumed, own: boo
     waiting = list(reversed(names(line, QUEUE)))
     assert waiting == ["first", "second", "third", *(["own"] if own else []), "fourth"]
     assert names(line, taken_key(QUEUE, "40")) == ([] if own else ["own"])
+
+
+def redelivered(got: dict[str, Any]) -> bool:
+    return bool(got["properties"]["delivery_info"].get("redelivered"))
+
+
+def test_what_a_dead_term_had_taken_is_suspect_once(line: Consumed) -> None:
+    made = type(line.channel)
+    made.mark, made.earlier, made.spared = "40", set(), "3"
+    for mark, name in (("2", "a dead one's"), ("3", "a live one's"), ("40", "own")):
+        line.redis.lpush(taken_key(QUEUE, mark), item(name))
+    push(line, "new")
+    line.channel.put_back(QUEUE, own=True, begins=True)
+    taken = {(got := line.take())["headers"]["id"]: redelivered(got) for _ in range(4)}
+    assert taken == {"a dead one's": True, "a live one's": False, "own": False, "new": False}
+    line.channel.put_back(QUEUE, own=True)
+    assert not any(redelivered(line.take()) for _ in range(4)), "after its own connection is back"
 
 
 def test_what_is_malformed_is_handed_over_and_leaves_the_list(line: Consumed) -> None:
