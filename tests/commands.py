@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
@@ -38,9 +39,9 @@ class Forked:
         words: Sequence[str],
         environment: Mapping[str, str],
         output: Path,
-        before: Callable[[], None] | None = None,
+        before: str | None = None,
     ) -> None:
-        """`before`: a function of a module, called in the process before the command."""
+        """`before`: `module:function`, called in the process before the command."""
         given = (list(words), dict(environment), Path.cwd(), output, None, before)
         output.touch()
         self._process = FORKS.Process(target=_run, args=given)
@@ -97,7 +98,7 @@ def _run(  # noqa: PLR0917 - what a process is given
     folder: Path,
     output: Path,
     complaint: Path | None,
-    before: Callable[[], None] | None = None,
+    before: str | None = None,
 ) -> None:
     """`complaint` None: it goes where the output goes, in a session of its own."""
     if complaint is None:
@@ -115,6 +116,7 @@ def _run(  # noqa: PLR0917 - what a process is given
     from assignment_workers.cli import main
 
     if before is not None:
-        before()
+        module, _, function = before.partition(":")
+        vars(import_module(module))[function]()
     with chdir(folder):
         main()

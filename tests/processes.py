@@ -106,13 +106,13 @@ class Stack:
         name: str,
         *arguments: str,
         program: Sequence[str] | None = None,
-        before: Callable[[], None] | None = None,
+        before: str | None = None,
         **settings: str,
     ) -> Process:
         """Start a process; it is ended, however it stands, with the test.
 
-        `program`: what Python is to run in place of the command. `before`: a function of a module
-        that the process calls first.
+        `program`: what Python is to run in place of the command. `before`: `module:function`,
+        which the process calls first.
         """
         log = self.folder / f"{len(self.started) + 1}-{name}.log"
         given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
@@ -259,7 +259,7 @@ class Keeper:
     """Starts a process again whenever it has ended, as the supervisor of a stack does."""
 
     def __init__(
-        self, stack: Stack, *names: str, before: Callable[[], None] | None = None, **settings: str
+        self, stack: Stack, *names: str, before: str | None = None, **settings: str
     ) -> None:
         self._stack = stack
         self._options: dict[str, Any] = {"before": before, **settings}

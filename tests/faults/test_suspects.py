@@ -15,13 +15,14 @@ import redis
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned
-from tests.killed import POISON, kill_at_poison
+from tests.killed import POISON
 from tests.poison import envelope, publish, push
 from tests.processes import Keeper, Process, Stack, running, wait_until
 from tests.servers import Wire, wire
 
 LETTERS = "SELECT task, task_id, body, error, replayable FROM assignment.dead_letters ORDER BY id"
 SUSPECTS = "SELECT ends, parts FROM assignment.suspect_messages"
+KILL = "tests.killed:kill_at_poison"
 CONFIG = Path(__file__).parents[2] / "celeryconfig.py"
 
 
@@ -93,7 +94,7 @@ def test_the_second_end_makes_a_dead_letter_and_the_requests_behind_it_are_serve
     stack: Stack,
 ) -> None:
     client, before = stack.client(), killed(stack, "sequencer")
-    with Keeper(stack, "sequencer", before=kill_at_poison):
+    with Keeper(stack, "sequencer", before=KILL):
         name = send(stack, "assignment", "assignment.request", {"name": "a", "agent_id": POISON})
         assert isinstance(client.request_next(27, timeout=timedelta(seconds=40)), Assigned)
         assert answer(stack, name)["outcome"] == "refused"
@@ -108,7 +109,7 @@ def test_of_a_batch_only_the_requests_that_end_processes_are_dead_letters(stack:
     before = killed(stack, "sequencer")
     agents = [1, 2, POISON, 3, POISON, 4]
     asked = [{"agent_id": agent, "request_id": f"b{n}"} for n, agent in enumerate(agents)]
-    with Keeper(stack, "sequencer", before=kill_at_poison):
+    with Keeper(stack, "sequencer", before=KILL):
         batch = {"name": "b", "requests": asked}
         answers = answer(stack, send(stack, "assignment", "assignment.request_many", batch))
         refused = [n for n, each in enumerate(answers) if each["outcome"] == "refused"]
@@ -132,7 +133,7 @@ def test_the_maintenance_queue_is_counted_too(stack: Stack, tmp_path: Path) -> N
             each.stop()
     before = killed(stack, "maintenance")
     beats = {"name": "c", "requests": [{"agent_id": agent} for agent in (1, POISON, 2)]}
-    with Keeper(stack, "maintenance", before=kill_at_poison, celery_config=str(config)):
+    with Keeper(stack, "maintenance", before=KILL, celery_config=str(config)):
         answers = answer(stack, send(stack, "maintenance", "agent.heartbeats", beats))
         assert [each["outcome"] for each in answers] == ["noted", "refused", "noted"]
         assert killed(stack, "maintenance") - before == 2
