@@ -6,6 +6,7 @@ same text, region, country and zone give the same identity for the same `Reader`
 
 from __future__ import annotations
 
+import hmac
 import re
 import unicodedata
 import zlib
@@ -26,6 +27,8 @@ from phonenumbers import (
 )
 from phonenumbers import timezone as number_zones
 
+KEYED = "hmac:"
+"""How a keyed hash begins in the place of a number."""
 RULES = 1
 """Grows with each change of the reading below, so that every stored identity is read again."""
 READ_AT_MOST = 250
@@ -118,6 +121,8 @@ class Reader:
 
     region: str = "GB"
     zones: tuple[tuple[str, ZoneInfo], ...] = ()
+    key: str | None = field(default=None, repr=False)
+    """What forgotten numbers are hashed with (`keyed`); None: there are none."""
     tag: str = field(init=False, default="", compare=False)
     """What a stored identity rests on besides its text; another tag and it is read again."""
 
@@ -126,7 +131,29 @@ class Reader:
         said = ",".join(f"{prefix}={zone.key}" for prefix, zone in self.zones)
         version = phonenumbers.__version__.replace(".", "_")
         sum_of = f"_{zlib.crc32(said.encode()):08x}" if said else ""
-        object.__setattr__(self, "tag", f"{RULES}_{version}_{self.region}{sum_of}")
+        of_key = "" if self.key is None else f"_k{self._key_id}"
+        object.__setattr__(self, "tag", f"{RULES}_{version}_{self.region}{sum_of}{of_key}")
+
+    @property
+    def _key_id(self) -> str:
+        return self._hmac("key")[:8]
+
+    def _hmac(self, said: str) -> str:
+        return hmac.digest((self.key or "").encode(), said.encode(), "sha256").hex()
+
+    @property
+    def keyed_prefix(self) -> str | None:
+        """How the hashes of this key begin; None without a key."""
+        return None if self.key is None else f"{KEYED}{self._key_id}:"
+
+    def keyed(self, number: str) -> str:
+        """Hash a number in E.164, or a text as `plain` has it, with the key.
+
+        The same number alone gives the same hash. Raises `ValueError` without a key.
+        """
+        if self.key is None:
+            raise ValueError("there is no key for phone numbers")
+        return f"{self.keyed_prefix}{self._hmac(f'number {number}')}"
 
     def read(
         self, text: str | None, country: str | None = None, zone: str | None = None

@@ -151,6 +151,13 @@ class Settings(BaseModel):
 
     A command without the signature is carried out, and recorded as `unauthenticated: …`.
     """
+    number_key: Annotated[str, Field(min_length=32)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_NUMBER_KEY"
+    )
+    """What forgotten do-not-contact numbers are hashed with: the same for every process, for ever.
+
+    `up` has one of its own.
+    """
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
     """`schema migrate --roles` lets the role `assignment_worker` log in with it; unset: not."""
     gateway_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PASSWORD")

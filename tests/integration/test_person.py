@@ -9,19 +9,30 @@ from datetime import timedelta
 import pytest
 import redis
 
-from assignment_workers.assignment import person
-from assignment_workers.assignment.answers import Refused
+from assignment_workers.assignment import jobs, person, phones
+from assignment_workers.assignment.answers import Assigned, Refused
 from assignment_workers.assignment.dead_letters import bury
 from assignment_workers.assignment.discover import discover
+from assignment_workers.assignment.jobs import Job
 from assignment_workers.assignment.moves import Close
-from assignment_workers.assignment.suppressions import FORGOTTEN, do_not_contact, lift
+from assignment_workers.assignment.suppression_lists import Named, check, exported, flip, stage
+from assignment_workers.assignment.suppressions import (
+    FORGOTTEN,
+    check_key,
+    do_not_contact,
+    lift,
+    suppressions,
+)
 from assignment_workers.client.erasing import forget_results
+from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
 from assignment_workers.schema.tables import SuppressionKind
 from tests.world import UNSIGNED, User, World, owner
 
 PHONE = "+44 7700 900123"
 MARK = "MARK"
+KEY = "a-key-of-32-letters-or-more-for-numbers"
+READER = Reader(key=KEY)
 
 
 @pytest.fixture
@@ -99,7 +110,7 @@ def known(world: World) -> World:
 def forget(world: World, user: int) -> dict[str, int]:
     world.run(do_not_contact, reader=Reader(), user=user, reason=FORGOTTEN, by="operator")
     with world.engine.begin() as connection:
-        return person.forget(connection, user)
+        return person.forget(connection, user, READER)
 
 
 def everywhere(world: World, *wanted: str) -> list[str]:
@@ -145,9 +156,6 @@ def test_who_is_forgotten_never_comes_back(known: World) -> None:
     assert known.value("SELECT count(*) FROM user_call_scores WHERE user_id = 1") == 0
     known.execute("UPDATE crm.users SET created_at = now() AT TIME ZONE 'UTC'")
     known.execute("DELETE FROM user_call_scores")
-    from assignment_workers.assignment import jobs
-    from assignment_workers.assignment.jobs import Job
-
     sent: list[int] = []
     jobs.run(
         known.engine,
@@ -161,7 +169,7 @@ def test_who_is_forgotten_never_comes_back(known: World) -> None:
 
 def test_an_export_has_all_that_is_known(known: World) -> None:
     with known.engine.connect() as connection:
-        found = person.export(connection, 1)
+        found = person.export(connection, 1, READER)
     said = found.model_dump_json()
     for what in (
         "notes",
@@ -200,3 +208,136 @@ def test_results_in_redis_that_name_the_person_go(known: World, redis_url: str) 
         server.set("celery-task-meta-c", f'{{"result": "{PHONE}"}}')
         assert forget_results(server, who) == 2
         assert server.keys() == [b"celery-task-meta-b"]
+
+
+@pytest.fixture
+def refused(world: World) -> World:
+    """User 1 and, by another id, user 2 have a number that is on the list; users 3 and 4 have others."""
+    world.set(number_key=KEY)
+    world.add_agents(1, 2, 3, 4)
+    world.add_users(
+        [
+            User(1, 4, phone=PHONE),
+            User(2, 3, phone="(07700) 900 123"),
+            User(3, 2, phone="+1 617 090 0123"),
+            User(4, 1, phone="+44 7700 900999"),
+        ]
+    )
+    world.run(do_not_contact, reader=READER, phone="07700-900123", reason=MARK, by="operator")
+    world.run(do_not_contact, reader=READER, phone="+44 7700 900888", reason="OTHER", by="operator")
+    return world
+
+
+def offered(world: World) -> list[int]:
+    world.regenerate(UNSIGNED)
+    return [user for user, state in world.states().items() if state == "ready"]
+
+
+def listed(world: World, *numbers: str, name: str = "register", queue: str | None = None) -> None:
+    named = Named(name=name, replaces=True, reason=MARK, by="operator", queue=queue)
+    with world.engine.connect() as connection:
+        made = stage(connection, [(1, each, None) for each in numbers], named, READER)
+    assert made.list_id is not None
+    world.run(flip, made.list_id, by="operator", why="loaded")
+
+
+def test_a_forgotten_number_stays_as_a_hash_that_matches_that_number_alone(refused: World) -> None:
+    assert offered(refused) == [4], "user 3's number ends alike, and is none that was given out"
+    assert forget(refused, 1)["hashed_entries"] == 1
+    # The CRM, which is not ours to write, has the number of user 2, who was not forgotten.
+    stands = refused.rows(
+        "SELECT phone, number, plain, tail, reason FROM assignment.suppressions"
+        " WHERE phone = :mark",
+        mark=FORGOTTEN,
+    )
+    assert stands == [(FORGOTTEN, READER.keyed("+447700900123"), None, None, FORGOTTEN)]
+    assert offered(refused) == [4, 3], "a hash matches the exact number only"
+    refused.execute("UPDATE crm.users SET phone_number = '+44 7700 900124' WHERE id = 2")
+    assert 2 in offered(refused), "another number is not the one"
+    refused.execute("UPDATE crm.users SET phone_number = '0044 7700 900123' WHERE id = 4")
+    handed = [refused.ask(agent) for agent in (1, 2)]
+    users = [each.assignment.user_id for each in handed if isinstance(each, Assigned)]
+    assert 4 not in users, "a number that has changed is judged in the claim"
+    with refused.engine.connect() as connection:
+        found = check(connection, "07700 900123", READER)
+        assert found.suppressed
+        assert [(each["phone"], each["number"]) for each in found.entries] == [(FORGOTTEN, None)]
+        assert not check(connection, "07700 900124", READER).suppressed
+        assert [row[0] for row in exported(connection) if row[0]] == ["+447700900888"]
+        (shown, _) = sorted(
+            suppressions(connection, SuppressionKind.DO_NOT_CONTACT), key=lambda each: each.id
+        )[:2]
+        assert (shown.phone, shown.number) == (FORGOTTEN, None)
+
+
+def test_numbers_of_lists_are_hashed_too_and_the_rest_of_a_list_stands(refused: World) -> None:
+    refused.execute("DELETE FROM assignment.suppressions")
+    refused.execute("UPDATE crm.users SET phone_number = '07700 900777' WHERE id = 3")
+    listed(refused, PHONE, "07700 900777")
+    listed(refused, PHONE, name="of one queue", queue=UNSIGNED)
+    assert offered(refused) == [4]
+    assert forget(refused, 1)["hashed_of_lists"] == 2
+    places = {each.rpartition(".")[0] for each in everywhere(refused, "900123")}
+    assert places == {"assignment.phones"}, "of user 2"
+    assert refused.value("SELECT count(*) FROM assignment.suppressed_numbers") == 1
+    assert offered(refused) == [4]
+    queues = refused.column("SELECT queue FROM assignment.suppressions WHERE phone IS NOT NULL")
+    assert sorted(queues, key=str) == [None, UNSIGNED]
+    forget(refused, 2)
+    assert everywhere(refused, "900123") == []
+
+
+def test_without_a_key_nothing_is_erased_and_a_number_is_not_lost(refused: World) -> None:
+    refused.run(do_not_contact, reader=Reader(), user=1, reason=FORGOTTEN, by="operator")
+    with (
+        pytest.raises(UsageError, match="ASSIGNMENT_WORKERS_NUMBER_KEY"),
+        refused.engine.begin() as connection,
+    ):
+        person.forget(connection, 1, Reader())
+    assert refused.value("SELECT count(*) FROM assignment.forgotten") == 0
+    assert refused.value("SELECT count(*) FROM assignment.suppressions WHERE reason = 'MARK'") == 1
+    forget(refused, 1)
+    with refused.engine.connect() as connection:
+        check_key(connection, READER)
+        for wrong in (Reader(), Reader(key="another-key-of-32-letters-or-even-more")):
+            with pytest.raises(UsageError, match="would be called again"):
+                check_key(connection, wrong)
+
+
+def test_a_forgotten_number_is_lifted_and_suppressed_again_by_itself(refused: World) -> None:
+    forget(refused, 1)
+    kind = SuppressionKind.DO_NOT_CONTACT
+    number = "+44 7700 900123"
+
+    def lifted() -> object:
+        return refused.run(lift, kind, reader=READER, phone=number, by="operator", why="called us")
+
+    again = refused.run(
+        do_not_contact, reader=READER, phone=number, reason="asked again", by="operator"
+    )
+    assert not getattr(again, "replayed", True)
+    assert forget(refused, 2)["hashed_entries"] == 1
+    count = "SELECT count(*) FROM assignment.suppressions WHERE lifted_at IS NULL AND phone = :mark"
+    assert refused.value(count, mark=FORGOTTEN) == 1
+    assert not isinstance(lifted(), Refused)
+    assert refused.value(count, mark=FORGOTTEN) == 0
+    assert isinstance(lifted(), Refused)
+
+
+def test_the_number_of_who_was_forgotten_is_not_read_again(refused: World) -> None:
+    refused.execute("DELETE FROM assignment.suppressions")
+    refused.execute("UPDATE user_call_scores SET current_score = 0 WHERE user_id = 1")
+    assert offered(refused)[0] == 1
+    forget(refused, 1)
+    stored = "SELECT count(*) FROM assignment.phones WHERE user_id = 1"
+    assert refused.value(stored) == 0
+    given = refused.ask(1)  # user 1 still stands in what is published
+    assert isinstance(given, Assigned)
+    assert given.assignment.user_id != 1
+    assert refused.states()[1] == "out"
+    job = Job("phones.read", "hand")
+    jobs.run(
+        refused.engine, job, lambda work: phones.read(work, refused.policies[UNSIGNED].numbers)
+    )
+    refused.regenerate(UNSIGNED)
+    assert refused.value(stored) == 0

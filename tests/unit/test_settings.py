@@ -55,6 +55,7 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_COMMAND_KEY": Variable(
         "command_key", None, "k" * 32, "k" * 32, ("hunter2",)
     ),
+    "ASSIGNMENT_WORKERS_NUMBER_KEY": Variable("number_key", None, "n" * 32, "n" * 32, ("hunter2",)),
     "ASSIGNMENT_WORKERS_WORKER_PASSWORD": Variable("worker_password", None, "a", "a", ()),
     "ASSIGNMENT_WORKERS_GATEWAY_PASSWORD": Variable("gateway_password", None, "b", "b", ()),
     "ASSIGNMENT_WORKERS_READER_PASSWORD": Variable("reader_password", None, "c", "c", ()),

@@ -53,7 +53,7 @@ def numbers_of(settings: Settings) -> Numbers:
     needed = settings.offer_without_number
     columns = optional_columns(settings)
     return Numbers(
-        reader=Reader(settings.phone_region, zones),
+        reader=Reader(settings.phone_region, zones, settings.number_key),
         needed=settings.calling_hours is not None if needed is None else not needed,
         **{name: _column(settings, name, column) for name, column in columns.items()},
     )

@@ -19,7 +19,12 @@ from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
+from assignment_workers.errors import UsageError
+from assignment_workers.phones import Reader, plain
+from assignment_workers.schema.tables import SuppressionListState
 
+_ENDS = 9
+"""Last digits by which a number is found in texts."""
 _DIGITS_AT_LEAST = 7
 """A number with fewer digits names nobody, and would be found in ids and times."""
 
@@ -40,6 +45,8 @@ class Person:
     assignments: frozenset[str]
     numbers: frozenset[str]
     """Their last digits."""
+    texts: frozenset[str] = frozenset()
+    """The numbers as they are written."""
 
     def is_named(self, said: str) -> bool:
         """Whether a text, a message in JSON or base64 within it names the person."""
@@ -68,14 +75,16 @@ def find(connection: Connection, user_id: int) -> Person:
             user_id,
         ),
     ]
-    return Person(user_id, frozenset(assignments), frozenset(_ends(numbers)))
+    texts = frozenset(each for each in numbers if each)
+    return Person(user_id, frozenset(assignments), frozenset(_ends(numbers)), texts)
 
 
-def export(connection: Connection, user_id: int) -> Stored:
+def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
     """What is stored about the user, with the texts. Reads only."""
     person = find(connection, user_id)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     given = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
+    given["e164"] = [number for each in person.texts for number in reader.read(each).e164]
     tables = {name: rows_of(connection, query, **given) for name, query in _STORED.items()}
     letters = rows_of(connection, "SELECT * FROM assignment.dead_letters")
     tables["dead_letters"] = [each for each in letters if person.is_named(each["body"])]
@@ -83,11 +92,13 @@ def export(connection: Connection, user_id: int) -> Stored:
     return Stored(user_id=user_id, at=at, tables=tables)
 
 
-def forget(connection: Connection, user_id: int) -> dict[str, int]:
+def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, int]:
     """Erase what people typed about the user, and their numbers; rows changed by table.
 
     The caller has seen to it that nobody holds the user and that the user is suppressed: the
     suppression and the row in `forgotten` keep the id from coming back. The caller commits.
+    A do-not-contact number of theirs, an entry or a number of a named list, stays as a keyed hash;
+    raises `UsageError` where there is one and `reader` has no key, with nothing changed.
     Cost: by the indexes on `user_id`, and one pass over dead letters, answered commands and phone
     numbers.
     """
@@ -95,7 +106,8 @@ def forget(connection: Connection, user_id: int) -> dict[str, int]:
     numbers = list(person.numbers)
     given = {"user": user_id, "numbers": numbers, "mark": FORGOTTEN, "name": str(user_id)}
     given["names"] = [str(user_id), *person.assignments]
-    counts = {
+    counts = _hash_numbers(connection, person, reader)
+    counts |= {
         name: connection.execute(text(statement), given).rowcount
         for name, statement in _FORGET.items()
     }
@@ -120,6 +132,42 @@ def is_held(connection: Connection, user_id: int) -> int | None:
         {"user": user_id},
     ).scalar_one_or_none()
     return agent
+
+
+def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dict[str, int]:
+    """Put the keyed hash in the place of each do-not-contact number of the person."""
+    read = {each: reader.read(each).e164 for each in person.texts}
+    numbers = sorted({number for each in read.values() for number in each})
+    given: dict[str, Any] = {
+        "numbers": numbers,
+        "texts": sorted({plain(each) for each in person.texts}),
+        "ends": sorted(person.numbers),
+    }
+    entries = connection.execute(_ENTRIES, given).all()
+    listed = connection.execute(_LISTED, given).all()
+    if not entries and not listed:
+        return {}
+    if reader.key is None:
+        raise UsageError(
+            f"the number of user {person.user_id} is on the do-not-contact list and has to stay"
+            " there, as a keyed hash: set ASSIGNMENT_WORKERS_NUMBER_KEY, 32 letters or more, the"
+            " same for every process, and forget the user again"
+        )
+    for entry in entries:
+        # A text that has the number in it stands for the number.
+        kept = entry.number or next(
+            (each for each in numbers if each[-_ENDS:] == entry.ending), entry.plain
+        )
+        hashed = {"id": entry.id, "number": reader.keyed(kept), "mark": FORGOTTEN}
+        if not connection.execute(_HASH_ENTRY, hashed).rowcount:
+            connection.execute(_DROP_ENTRY, hashed)
+    for row in listed:
+        hashed = {"number": reader.keyed(row.number), "mark": FORGOTTEN}
+        if row.state == SuppressionListState.STANDING:
+            given_list = {"queue": row.queue, "source": row.name, "expires_at": row.expires_at}
+            connection.execute(_HASH_LISTED, hashed | given_list)
+        connection.execute(_UNLIST, {"list_id": row.list_id, "number": row.number})
+    return {"hashed_entries": len(entries), "hashed_of_lists": len(listed)}
 
 
 def _scrub_letters(connection: Connection, person: Person) -> int:
@@ -194,7 +242,7 @@ def _ends(numbers: Iterable[str | None]) -> Iterable[str]:
     for each in numbers:
         digits = re.sub(r"[^0-9]", "", each or "")
         if len(digits) >= _DIGITS_AT_LEAST:
-            yield digits[-9:]
+            yield digits[-_ENDS:]
 
 
 def _decoded(said: str) -> Iterable[str]:
@@ -208,6 +256,38 @@ def _decoded(said: str) -> Iterable[str]:
         return
 
 
+_ENTRIES = text(
+    "SELECT id, number, plain, right(regexp_replace(phone, '[^0-9]', '', 'g'), 9) AS ending"
+    " FROM assignment.suppressions WHERE lifted_at IS NULL AND phone IS NOT NULL AND ("
+    "number = ANY(:numbers) OR number IS NULL AND (plain = ANY(:texts)"
+    " OR right(regexp_replace(phone, '[^0-9]', '', 'g'), 9) = ANY(:ends)))"
+)
+_LISTED = text(
+    "SELECT n.list_id, n.number, l.name, l.state, l.queue,"
+    " least(n.expires_at, l.expires_at) AS expires_at FROM assignment.suppression_lists l"
+    " JOIN assignment.suppressed_numbers n ON n.list_id = l.id AND n.number = ANY(:numbers)"
+)
+# One that is there already says the same: the person was forgotten before.
+_HASH_ENTRY = text(
+    "UPDATE assignment.suppressions s SET number = :number, phone = :mark, plain = NULL,"
+    " tail = NULL, unsure = false, reason = :mark WHERE id = :id AND NOT EXISTS ("
+    "SELECT FROM assignment.suppressions o WHERE o.number = :number AND o.lifted_at IS NULL"
+    " AND o.queue IS NOT DISTINCT FROM s.queue"
+    " AND (o.expires_at IS NULL OR o.expires_at >= s.expires_at))"
+)
+_DROP_ENTRY = text("DELETE FROM assignment.suppressions WHERE id = :id")
+_HASH_LISTED = text(
+    "INSERT INTO assignment.suppressions AS s"
+    " (kind, number, phone, queue, source, reason, since, by, expires_at)"
+    " VALUES ('do_not_contact', :number, :mark, :queue, :source, :mark, clock_timestamp(),"
+    " 'person forget', :expires_at) ON CONFLICT (number, coalesce(queue, ''))"
+    " WHERE lifted_at IS NULL AND number IS NOT NULL DO UPDATE SET expires_at ="
+    " CASE WHEN s.expires_at IS NOT NULL AND excluded.expires_at IS NOT NULL"
+    " THEN greatest(s.expires_at, excluded.expires_at) END"
+)
+_UNLIST = text(
+    "DELETE FROM assignment.suppressed_numbers WHERE list_id = :list_id AND number = :number"
+)
 _OF_NUMBERS = "right(regexp_replace({}, '[^0-9]', '', 'g'), 9) = ANY(:numbers)"
 _STORED = {
     "user_call_scores": "SELECT * FROM public.user_call_scores WHERE user_id = :user",
@@ -223,6 +303,10 @@ _STORED = {
         + _OF_NUMBERS.format("phone")
     ),
     "phones": "SELECT * FROM assignment.phones WHERE user_id = :user",
+    "suppressed_numbers": (
+        "SELECT l.name, n.* FROM assignment.suppression_lists l"
+        " JOIN assignment.suppressed_numbers n ON n.list_id = l.id AND n.number = ANY(:e164)"
+    ),
     "callbacks": "SELECT * FROM public.callbacks WHERE user_id = :user",
     "missed_calls": (
         "SELECT * FROM public.missed_calls WHERE user_id = :user OR "  # noqa: S608
@@ -246,9 +330,9 @@ _FORGET = {
         + _OF_NUMBERS.format("texts->>'phone'")
     ),
     "suppressions": (
-        "UPDATE assignment.suppressions SET reason = :mark,"  # noqa: S608
+        "UPDATE assignment.suppressions SET reason = :mark,"
         " lifted_why = CASE WHEN lifted_why IS NOT NULL THEN :mark END"
-        " WHERE user_id = :user OR " + _OF_NUMBERS.format("phone")
+        " WHERE user_id = :user"
     ),
     "lifted": (
         "DELETE FROM assignment.suppressions WHERE lifted_at IS NOT NULL AND "  # noqa: S608

@@ -25,7 +25,7 @@ from assignment_workers.phones import plain
 from assignment_workers.policy.rules import Numbers
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.crm import CrmUser
-from assignment_workers.schema.tables import Phone, PhoneZone
+from assignment_workers.schema.tables import Forgotten, Phone, PhoneZone
 
 READ_IN_A_TURN = 100
 """Numbers that one turn reads at most: about 10 ms."""
@@ -49,6 +49,10 @@ def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[
         zone = said["time_zone"] if numbers.time_zone is not None else None
         found = numbers.reader.read(written, country, zone)
         zones |= {*found.zones}
+        as_text = plain(written) or None if written else None
+        hashed: list[str] = []
+        if numbers.reader.key is not None:
+            hashed = [numbers.reader.keyed(each) for each in (*found.e164, as_text) if each]
         stored.append(
             {
                 "user_id": said["id"],
@@ -57,10 +61,11 @@ def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[
                 "time_zone": zone,
                 "reader": numbers.reader.tag,
                 "numbers": found.e164,
+                "keyed": hashed,
                 "kinds": found.kinds,
                 "tails": found.tails,
                 "unread": list(found.unread),
-                "plain": plain(written) or None if written else None,
+                "plain": as_text,
                 "zones": list(found.zones),
                 "home": found.country,
                 "read_at": now,
@@ -116,7 +121,11 @@ def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
     return (
         _said(numbers)
         .outerjoin(Phone, Phone.user_id == CrmUser.id)
-        .where(~numbers.current, CrmUser.id > bindparam("after", type_=BigInteger))
+        .where(
+            ~numbers.current,
+            CrmUser.id > bindparam("after", type_=BigInteger),
+            ~exists().where(Forgotten.user_id == CrmUser.id),
+        )
         .order_by(CrmUser.id)
         .limit(AT_A_TIME)
     )
@@ -147,6 +156,7 @@ _stored = insert_rows(
     Phone.time_zone,
     Phone.reader,
     Phone.numbers,
+    Phone.keyed,
     Phone.kinds,
     Phone.tails,
     Phone.unread,
@@ -155,6 +165,7 @@ _stored = insert_rows(
     Phone.home,
     Phone.read_at,
     parameter="phones",
+    unless=Forgotten.user_id,
 )
 STORE = _stored.on_conflict_do_update(
     index_elements=[Phone.user_id],

@@ -35,6 +35,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     union_all,
     update,
 )
@@ -44,7 +45,7 @@ from assignment_workers.assignment.entries import OUT, PUBLISHED_STATE
 from assignment_workers.assignment.suppressions import target_of
 from assignment_workers.assignment.turn import EventKind, Turn
 from assignment_workers.errors import UsageError
-from assignment_workers.phones import REACH, Line, Read, Reader, plain, read_chunk
+from assignment_workers.phones import KEYED, REACH, Line, Read, Reader, plain, read_chunk
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.base import word
 from assignment_workers.schema.tables import (
@@ -385,10 +386,18 @@ def check(connection: Connection, phone: str, reader: Reader) -> Matched:
     Index probes, but for the users who wait: those are looked for through all of them.
     """
     read = reader.read(phone)
-    given = {"numbers": read.e164, "plain": plain(phone)}
-    entries = [dict(row) for row in connection.execute(_ENTRIES, given).mappings()]
+    as_text = plain(phone)
+    given: dict[str, Any] = {"numbers": read.e164, "plain": as_text}
+    compared = list(read.e164)
+    if reader.key is not None:
+        compared += [reader.keyed(each) for each in (*read.e164, as_text)]
+    found = connection.execute(_ENTRIES, given | {"numbers": compared}).mappings()
+    entries = [dict(row) for row in found]
+    for each in entries:
+        if (each["number"] or "").startswith(KEYED):  # of one that was forgotten
+            each["number"] = None
     lists = [dict(row) for row in connection.execute(_LISTS, given).mappings()]
-    users, queues = whom(connection, read.e164, plain(phone))
+    users, queues = whom(connection, read.e164, as_text)
     waiting, waiting_queues = who_waits(connection, phone, reader)
     return Matched(
         text=phone,
@@ -582,6 +591,8 @@ _EXPORT: CompoundSelect[*tuple[Any, ...]] = union_all(
         Suppression.lifted_at.is_(None),
         _unexpired,
         Suppression.kind == word(SuppressionKind.DO_NOT_CONTACT),
+        # A hash is of no use anywhere else.
+        func.coalesce(~Suppression.number.startswith(KEYED), true()),
     ),
     select(
         SuppressedNumber.number,

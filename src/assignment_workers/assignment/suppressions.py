@@ -6,7 +6,7 @@ Each is a row with who made it and why; lifting it is recorded too. A hold that 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     case,
+    false,
     func,
     insert,
     literal,
@@ -31,7 +32,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment.answers import Code, Done, Held, Refused
 from assignment_workers.assignment.turn import EventKind, Turn
-from assignment_workers.phones import Reader, plain, reach, tails
+from assignment_workers.errors import UsageError
+from assignment_workers.phones import KEYED, Reader, plain, reach, tails
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.policy.rules import UNCLEAR
 from assignment_workers.schema.base import Instant, word
@@ -54,7 +56,8 @@ class StandingSuppression(BaseModel):
     user_id: int | None
     phone: str | None
     number: str | None
-    """The phone number in E.164; None with a phone: it matches by its text alone."""
+    """The phone number in E.164; None with a phone: it matches by its text alone, or was
+    forgotten."""
     queue: str | None
     """The dialer queue that it is of; None: every one."""
     reason: str
@@ -68,7 +71,12 @@ _counts = and_(
     Suppression.lifted_at.is_(None),
     or_(Suppression.expires_at.is_(None), Suppression.expires_at > func.now()),
 )
-_shown = select(*(getattr(Suppression, name) for name in StandingSuppression.model_fields))
+_is_keyed = func.coalesce(Suppression.number.startswith(KEYED), false())
+"""Of a number that was forgotten: there is its hash alone."""
+_columns = {name: getattr(Suppression, name) for name in StandingSuppression.model_fields}
+_shown = select(
+    *((_columns | {"number": case((~_is_keyed, Suppression.number)).label("number")}).values())
+)
 
 
 def suppressions(
@@ -195,7 +203,11 @@ def lift(
     if user is not None and turn.connection.execute(_FORGOTTEN, {"user": user}).first():
         return Refused(code=Code.FORGOTTEN, reason=f"user {user} was forgotten, and stays so")
     given = {"at": turn.now, "by_whom": by, "why": why}
-    if not turn.connection.execute(_LIFT, _whom(kind, user, target, queue) | given).rowcount:
+    lifted = turn.connection.execute(_LIFT, _whom(kind, user, target, queue) | given).rowcount
+    if target.number is not None and reader.key is not None:
+        keyed = replace(target, number=reader.keyed(target.number))
+        lifted += turn.connection.execute(_LIFT, _whom(kind, user, keyed, queue) | given).rowcount
+    if not lifted:
         whom = f"user {user}" if user is not None else f"phone number {phone}"
         place = f" in {queue}" if queue is not None else ""
         return Refused(code=Code.NOT_SUPPRESSED, reason=f"no {kind.value} stands for {whom}{place}")
@@ -252,6 +264,23 @@ CLOSE = insert_rows(
     Suppression.by,
     parameter="suppressions",
 ).on_conflict_do_nothing()
+
+
+def check_key(connection: Connection, reader: Reader) -> None:
+    """Raise `UsageError` where forgotten numbers are suppressed by another key than `reader`'s.
+
+    Without their key they would match nobody, and the people be called again.
+    """
+    prefix = reader.keyed_prefix
+    other = _is_keyed if prefix is None else and_(_is_keyed, ~Suppression.number.startswith(prefix))
+    others = select(func.count()).where(Suppression.lifted_at.is_(None), other)
+    count = connection.execute(others).scalar_one()
+    if count:
+        lacks = "is not set" if prefix is None else "is another one"
+        raise UsageError(
+            f"ASSIGNMENT_WORKERS_NUMBER_KEY {lacks}: {count} do-not-contact numbers of people who"
+            " were forgotten are stored by a key, and without it they would be called again"
+        )
 
 
 def quarantine(turn: Turn, failed: Collection[int], *, after: int) -> None:

@@ -11,7 +11,7 @@ from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.cli.acting import Why, kept, whoever
 from assignment_workers.cli.agent import line
-from assignment_workers.cli.servers import client, database, resolved
+from assignment_workers.cli.servers import client, database, reader, resolved
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.client import commands
 from assignment_workers.client.erasing import forget_results_at
@@ -31,7 +31,7 @@ User = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")]
 def export(user: User, why: Why = "a request for access", json: AsJson = False) -> int:
     """Everything that is stored about a user; the CRM's own tables are not among it."""
     with kept("person_export", str(user), why) as told, database() as connection:
-        found = person.export(connection, user)
+        found = person.export(connection, user, reader())
         told(Done())
     if json:
         as_json(found)
@@ -63,7 +63,7 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
                 complain(f"user {user} is held by agent {held}: release the assignment first")
                 return 1
             known = person.find(connection, user)
-            counts = person.forget(connection, user)
+            counts = person.forget(connection, user, reader())
             connection.commit()
         counts["results"] = forget_results_at(resolved().redis_url, known)
         told(Done())

@@ -17,7 +17,7 @@ from assignment_workers.assignment.crm import configured
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.sight import attach
 from assignment_workers.phones import Reader
-from assignment_workers.runtime.stack import resolve
+from assignment_workers.runtime.stack import resolve, running_stack
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
@@ -38,7 +38,12 @@ def settings() -> Settings:
 
 def reader() -> Reader:
     """How this installation reads phone numbers."""
-    return numbers_of(settings()).reader
+    given = settings()
+    if given.number_key is None:
+        stack = running_stack(given)
+        key = None if stack is None else stack.number_key
+        given = given.model_copy(update={"number_key": key})
+    return numbers_of(given).reader
 
 
 def resolved() -> Settings:

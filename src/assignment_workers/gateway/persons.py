@@ -11,9 +11,11 @@ from pydantic_core import to_json
 from assignment_workers.assignment import person
 from assignment_workers.assignment.actions import Action
 from assignment_workers.assignment.answers import Code, Done
+from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.client import commands
 from assignment_workers.client.erasing import forget_results_at
+from assignment_workers.errors import UsageError
 from assignment_workers.gateway.acting import kept, told_by
 from assignment_workers.gateway.given import (
     ALWAYS,
@@ -26,7 +28,7 @@ from assignment_workers.gateway.given import (
     reading,
     routes,
 )
-from assignment_workers.gateway.problems import refused, responses
+from assignment_workers.gateway.problems import refused, responses, unavailable
 
 ROUTES = routes()
 
@@ -42,7 +44,7 @@ async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
 
     def read() -> Response:
         with reading(here) as connection:
-            found = person.export(connection, user)
+            found = person.export(connection, user, numbers_of(here.settings).reader)
         return Response(to_json(found), media_type="application/json")
 
     action = Action("person_export", str(user), who.name, None)
@@ -60,7 +62,8 @@ async def forget_user(
 ) -> Response:
     """Erase what people typed about a user, and their numbers; the user is never offered again.
 
-    Refused with 409 while an agent holds the user.
+    Refused with 409 while an agent holds the user, and with 503 where a do-not-contact number of
+    theirs would have to stay as a keyed hash and there is no key for it.
     """
 
     async def do(at: int) -> Response:
@@ -84,7 +87,10 @@ def _forget(here: Gateway, user: int) -> Response:
                 f"user {user} is held by agent {held}: release the assignment first",
             )
         known = person.find(connection, user)
-        counts = person.forget(connection, user)
+        try:
+            counts = person.forget(connection, user, numbers_of(here.settings).reader)
+        except UsageError as error:
+            raise unavailable(str(error)) from error
         connection.commit()
     here.latest.forget()
     counts["results"] = forget_results_at(here.settings.redis_url, known)

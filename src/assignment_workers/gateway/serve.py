@@ -13,8 +13,10 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import memory, traces
+from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.sight import attach
+from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.socket_limits import LimitedProtocol
@@ -50,6 +52,7 @@ def serve(settings: Settings) -> int:
     try:
         with engine.connect() as connection:
             migrate.check(connection)
+            check_key(connection, numbers_of(settings).reader)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
     attach(engine, checked(settings))

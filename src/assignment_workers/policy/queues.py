@@ -178,8 +178,9 @@ def _numbers(numbers: Numbers, queue: str) -> Iterator[Rule]:
 
     The last of the rules that no time mends: a number is read only of a user who breaks no other.
     """
-    yield numbers.read()
+    # First: the number of a user who is suppressed, or was forgotten, is read for nobody.
     yield numbers.contactable(queue)
+    yield numbers.read()
     yield numbers.clear(queue)
     if numbers.needed:
         yield numbers.there()

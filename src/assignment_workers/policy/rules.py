@@ -231,7 +231,8 @@ class Numbers:
             Suppression.user_id == CrmUser.id,
             stands,
         )
-        by_number = _is_suppressed(Suppression.number == any_(Phone.numbers), stands)
+        compared = func.array_cat(Phone.numbers, Phone.keyed, type_=ARRAY(Text))
+        by_number = _is_suppressed(Suppression.number == any_(compared), stands)
         by_text = _is_suppressed(
             Suppression.number.is_(None),
             Suppression.phone.is_not(None),

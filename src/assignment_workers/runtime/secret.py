@@ -22,6 +22,8 @@ class StackSecret(BaseModel):
     """A bearer token that may do everything on this stack."""
     flower_auth: str
     """`user:password`."""
+    number_key: str | None = None
+    """What forgotten phone numbers are hashed with; null: of a home of an earlier version."""
 
 
 def remembered(home: Path) -> StackSecret:
@@ -31,11 +33,14 @@ def remembered(home: Path) -> StackSecret:
     """
     file = home / FILE
     try:
-        return StackSecret.model_validate_json(file.read_text(encoding="utf-8"))
+        made = StackSecret.model_validate_json(file.read_text(encoding="utf-8"))
+        if made.number_key is not None:
+            return made
     except (FileNotFoundError, ValidationError):
         made = StackSecret(
             gateway_token=f"aw_stack_{secrets.token_urlsafe(32)}",
             flower_auth=f"{FLOWER_USER}:{secrets.token_hex(24)}",
         )
+    made = made.model_copy(update={"number_key": made.number_key or secrets.token_urlsafe(32)})
     write_private(file, made.model_dump_json(indent=2) + "\n")
     return made

@@ -32,12 +32,14 @@ class Stack(BaseModel):
     """The bearer token that may do everything on this stack."""
     flower_auth: str | None = None
     """`user:password` of Flower."""
+    number_key: str | None = None
+    """What forgotten phone numbers are hashed with."""
     pid: int
     started_at: AwareDatetime
 
     def variables(self, *, now: datetime) -> dict[str, str]:
         """The addresses by the names of their variables, without those that there are not."""
-        addresses = self.model_dump(exclude={"pid", "started_at"}, exclude_none=True)
+        addresses = self.model_dump(exclude={"pid", "started_at", "number_key"}, exclude_none=True)
         if dashboard := self.dashboard_link(now=now):
             addresses["dashboard_url"] = dashboard
         return {name.upper(): address for name, address in addresses.items()}
@@ -93,7 +95,10 @@ def resolve(settings: Settings) -> Settings:
         redis_url = redis_url or stack.redis_url
         broker_url = broker_url or stack.broker_url
         settings = settings.model_copy(
-            update={"stack_token": settings.stack_token or stack.gateway_token}
+            update={
+                "stack_token": settings.stack_token or stack.gateway_token,
+                "number_key": settings.number_key or stack.number_key,
+            }
         )
     return settings.model_copy(
         update={"database_url": database_url, "redis_url": redis_url, "broker_url": broker_url}

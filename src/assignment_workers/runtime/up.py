@@ -161,6 +161,7 @@ def _resolved(settings: Settings, servers: Mapping[str, Server], path: Path) -> 
             "broker_url": settings.broker_url or redis_url,
             "stack_token": kept.gateway_token,
             "flower_basic_auth": settings.flower_basic_auth or kept.flower_auth,
+            "number_key": settings.number_key or kept.number_key,
             "embedded": len(servers) == 2,  # noqa: PLR2004 - both of them
         }
     )
@@ -176,6 +177,7 @@ def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> li
         "ASSIGNMENT_WORKERS_EMBEDDED": str(resolved.embedded).lower(),
         "ASSIGNMENT_WORKERS_STACK_TOKEN": resolved.stack_token or "",
         "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH": resolved.flower_basic_auth or "",
+        "ASSIGNMENT_WORKERS_NUMBER_KEY": resolved.number_key or "",
         "PYTHONUNBUFFERED": "1",
     }
     return [
@@ -237,6 +239,7 @@ def _stack(resolved: Settings, children: Sequence[ProcessSpec]) -> Stack:
         flower_url=f"http://{LOOPBACK}:{resolved.flower_port}" if FLOWER in names else None,
         gateway_token=resolved.stack_token if GATEWAY in names else None,
         flower_auth=_first_login(resolved) if FLOWER in names else None,
+        number_key=resolved.number_key,
         pid=os.getpid(),
         started_at=datetime.now(UTC),
     )

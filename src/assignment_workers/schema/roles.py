@@ -59,7 +59,11 @@ _OF_GATEWAY: dict[str, str] = {
     "event_texts": "SELECT, DELETE",
     "forgotten": "SELECT, INSERT",
     "phones": "SELECT, DELETE",
-    "suppressions": "SELECT, DELETE, UPDATE (reason, lifted_why)",
+    "suppressions": (
+        "SELECT, INSERT, DELETE,"
+        " UPDATE (reason, lifted_why, number, phone, plain, tail, unsure, expires_at)"
+    ),
+    "suppressed_numbers": "SELECT, DELETE",
 }
 """Where it is not SELECT alone."""
 _NOT_OF_READER = frozenset(

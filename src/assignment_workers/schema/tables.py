@@ -595,6 +595,9 @@ class Phone(Base):
     reader: Mapped[str]
     numbers: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """In E.164; empty: none can be read."""
+    keyed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    """Of each number, and of the text, its hash by the key in the settings, where that is set: by
+    it a forgotten number is found."""
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """Of each number, what it is."""
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
@@ -691,7 +694,8 @@ class Suppression(Base):
     phone: Mapped[str | None]
     """The phone number as it was written."""
     number: Mapped[str | None]
-    """In E.164, by which it is compared; null with a phone: no number, compared by its text."""
+    """In E.164, by which it is compared; null with a phone: no number, compared by its text. Of one
+    that was forgotten, its keyed hash (`phones.Reader.keyed`)."""
     plain: Mapped[str | None]
     """The text as texts are compared."""
     tail: Mapped[str | None]

@@ -15,10 +15,11 @@ from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
-from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import checked
 from assignment_workers.assignment.lanes import VARIABLE, lanes_of
 from assignment_workers.assignment.sight import attach
+from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
@@ -244,6 +245,7 @@ def _check(app: App) -> None:
     try:
         with app.engine.connect() as connection:
             migrate.check(connection)
+            check_key(connection, numbers_of(app.settings).reader)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
 
