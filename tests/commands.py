@@ -101,7 +101,7 @@ def _run(  # noqa: PLR0917 - what a process is given
     before: str | None = None,
 ) -> None:
     """`complaint` None: it goes where the output goes, in a session of its own."""
-    if complaint is None:
+    if complaint is None and os.getsid(0) != os.getpid():
         os.setsid()
     for place, number in ((output, 1), (complaint, 2)):
         if place is not None:

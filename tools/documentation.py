@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
@@ -32,6 +33,10 @@ COPIES = {
 """Pages whose source stands elsewhere in the repository."""
 ORIGINS = {page: source for source, page in COPIES.items()}
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)((?:#[^)\s]*)?(?:\s+\"[^\"]*\")?\))")
+ELSEWHERE = re.compile(
+    r"<(?:script|img|iframe|source)[^>]+src=[\"']?(?:https?:)?//[^\s>]+"
+    r"|<link[^>]+rel=[\"']?(?:stylesheet|preload|icon)[^>]+href=[\"']?(?:https?:)?//[^\s>]+"
+)
 CODE = re.compile(r"^ *(```|~~~).*?^ *\1", re.MULTILINE | re.DOTALL)
 
 
@@ -84,8 +89,16 @@ def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
     placed = {page.file.src_uri for page in nav.pages}
     lacking = {file.src_uri for file in files.documentation_pages()} - placed
     if lacking:
-        raise SystemExit(f"not in the navigation of mkdocs.yml: {', '.join(sorted(lacking))}")
+        raise PluginError(f"not in the navigation of mkdocs.yml: {', '.join(sorted(lacking))}")
     return nav
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Fail for a page that loads anything from another server."""
+    del config
+    if found := ELSEWHERE.search(output):
+        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
+    return output
 
 
 def _page_of(path: str) -> str | None:

@@ -28,7 +28,7 @@ from assignment_workers.cli.main import SECTIONS, app
 from assignment_workers.policy.outcomes import OUTCOMES
 from assignment_workers.schema import crm, dialer, tables
 from assignment_workers.schema.base import Base, CrmBase, DialerBase
-from assignment_workers.settings import Settings
+from assignment_workers.settings import PREFIX, Settings
 from assignment_workers.tasks import create_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +72,7 @@ Celery's own settings are in [`celeryconfig.py`](../../celeryconfig.py).""",
             made.append(f"## {GROUPS[name]}")
         default = "unset" if field.default is None else f"`{_value(field.default)}`"
         made += [
-            f"### `{field.alias}`",
+            f"### `{field.alias}` {{ data-toc-label={str(field.alias).removeprefix(PREFIX)} }}",
             f"Default: {default}. Accepted: {_accepted(name, field)}.",
             said[name],
         ]
@@ -280,11 +280,11 @@ series of [ops/alerts.test.yml](../../ops/alerts.test.yml).
             made += [
                 f"## {rule['alert']}",
                 f"Severity `{rule['labels']['severity']}`, after `{rule.get('for', '0s')}`.",
-                f"{_escaped(notes['summary'])}.",
+                f"Says: {_filled(notes['summary'])}.",
                 f"```promql\n{rule['expr'].strip()}\n```",
             ]
             if "see" in notes:
-                made.append(f"See {_escaped(notes['see'])}.")
+                made.append(f"See {_filled(notes['see'])}.")
     return _page(made)
 
 
@@ -315,6 +315,12 @@ only. A column is required unless it says `null`.""",
             made += [f"### `{name}`", _prose(model.__doc__ or "")]
             made.append(_table("| column | type | | |", rows))
     return _page(made)
+
+
+def _filled(text: str) -> str:
+    """A text of an alert, with words in the places of its values."""
+    named = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), text)
+    return _escaped(re.sub(r"\{\{ \$value[^}]*\}\}", "N", named))
 
 
 def python() -> str:
@@ -527,6 +533,8 @@ def _command(name: str, command: Any, *, level: int = 3) -> Iterator[str]:  # no
             names = f"`{each.name.upper()}`"
         kind, *_ = _of_option(each.type_descriptor.annotation)
         default = "" if each.default in (None, False) or each.required else f"`{each.default}`"
+        if each.default is True:
+            default = f"`{each.opts[0]}`"
         rows.append(
             f"| {names} | {kind} | {'required' if each.required else default} |"
             f" {_cell(each.help or '')} |"
@@ -631,12 +639,14 @@ def _prefixed(name: str) -> str:
 
 
 def _exported() -> list[str]:
-    """What `assignment_workers.client` exports."""
+    """What `assignment_workers.client` exports, the clients first."""
     tree = ast.parse((SOURCE / "client" / "__init__.py").read_text())
     for node in tree.body:
         match node:
             case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
-                return list(ast.literal_eval(value))
+                names = list(ast.literal_eval(value))
+                first = [each for each in ("Client", "AsyncClient", "HttpClient") if each in names]
+                return [*first, *(each for each in names if each not in first)]
     raise LookupError("assignment_workers.client has no __all__")
 
 
@@ -667,7 +677,7 @@ def _typescript(text: str) -> Iterator[str]:
 def _signature(text: str) -> str:
     """A member's signature on one line."""
     made = " ".join(text.replace("async ", "").split())
-    return made.replace("( ", "(").replace(", )", ")").replace("|", "\\|")
+    return made.replace("( ", "(").replace(", )", ")")
 
 
 def _comment(text: str) -> str:
@@ -689,12 +699,19 @@ def _prose(text: str | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("{{", "{ {").replace("<", "&lt;") if "`" not in text else text
+    """Text without tags; what stands in backticks is code, and stays."""
+    parts = text.split("`")
+    return "`".join(
+        part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(parts)
+    )
 
 
 def _cell(text: str) -> str:
-    """Text for a cell of a table: one line, no bar."""
-    return " ".join(_escaped(text).split()).replace("|", "\\|")
+    """Text for a cell of a table: one line, and bars in code alone."""
+    parts = " ".join(_escaped(text).split()).split("`")
+    return "`".join(
+        part if place % 2 else part.replace("|", "\\|") for place, part in enumerate(parts)
+    )
 
 
 def _table(head: str, rows: list[str]) -> str:

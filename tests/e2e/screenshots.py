@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -10,13 +11,16 @@ from datetime import UTC, datetime
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
+from textwrap import wrap
 
 from playwright.sync_api import Page, sync_playwright
 
 from assignment_workers.client import Assigned
 from assignment_workers.runtime import demo
 from benchmarks.stage import servers
+from tests.commands import type_in
 from tests.e2e.node import ROOT
+from tests.e2e.recording import COLUMNS, Line, svg
 from tests.gateway.stage import free_port
 from tests.processes import Stack, running, wait_until
 
@@ -53,6 +57,7 @@ def main() -> int:
         for port, path in ((flower, "/healthcheck"), (gateway, "/healthz")):
             wait_until(partial(_answers, port, path), f"port {port}")
         _work(stack)
+        _record(stack)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             width, height = SIZE
@@ -83,6 +88,50 @@ def _work(stack: Stack) -> None:
     wait_until(
         lambda: stack.value("SELECT count(*) FROM assignment.findings") > 0, "the doctor's findings"
     )
+
+
+def _record(stack: Stack) -> None:
+    """An agent who asks while the dialer queue is rebuilt, as commands that are really typed."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key},
+        "DATABASE_URL": stack.database_url,
+        "REDIS_URL": stack.redis_url,
+    }
+    lines: list[Line] = []
+    at = 0.5
+
+    def typed(*words: str, lines_at_most: int = 4) -> str:
+        nonlocal at
+        lines.append(Line(at, f"$ assignment-workers {' '.join(words)}", "typed"))
+        begun = time.monotonic()
+        ran = type_in(words, environment)
+        took = time.monotonic() - begun
+        at += min(max(took, 0.8), 3)
+        assert ran.returncode == 0, ran.stderr
+        said = ran.stdout.splitlines()[:lines_at_most]
+        lines.extend(Line(at, part) for each in said for part in wrap(each, COLUMNS))
+        at += 1.2
+        return ran.stdout
+
+    def noted(text: str) -> None:
+        lines.append(Line(at, text, "note"))
+
+    noted("# agent 40 is handed the next user, and calls them")
+    offer = typed("request", "40", "--queue", "unsigned_users", lines_at_most=1)
+    held = offer.split("assignment ")[1].split()[0]
+    typed("accept", held, "--agent", "40", lines_at_most=1)
+    noted("# meanwhile the whole dialer queue is rebuilt")
+    typed("regenerate", "unsigned_users", "--wait", lines_at_most=1)
+    noted("# the hold is untouched; others go on; nobody gets the same user")
+    typed("request", "41", "--queue", "unsigned_users", lines_at_most=1)
+    typed("complete", held, "--agent", "40", "--outcome", "no_answer", lines_at_most=1)
+    assert type_in(("doctor",), environment).returncode == 0
+    said = "every guarantee holds"
+    lines.append(Line(at, f"$ assignment-workers doctor >/dev/null && echo {said}", "typed"))
+    lines.append(Line(at + 1, said))
+    path = IMAGES / "recording.svg"
+    path.write_text(svg(lines, "An agent holds a user while the dialer queue is rebuilt"))
+    print(f"docs/images/{path.name}")
 
 
 def _look(page: Page, flower: str, gateway: str) -> None:

@@ -149,6 +149,10 @@ def _is_wrong(words: list[str]) -> bool:
     return bool(given - options - {"--help"})
 
 
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def test_the_site_is_built_with_every_test() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^test: .*\bdocs\b", makefile, re.MULTILINE)
