@@ -145,6 +145,53 @@ def test_refusals_are_sums_by_address_and_minute(migrated_engine: Engine) -> Non
     assert any(address == OTHERS for *_, address, _ in sums)
 
 
+def test_who_acts_for_an_agent_is_recorded_with_the_agent_once_an_hour(
+    migrated_engine: Engine,
+) -> None:
+    now = NOW.replace(minute=10)
+    log = AccessLog(migrated_engine, lambda: now)
+
+    def told() -> list[tuple[Any, ...]]:
+        with migrated_engine.connect() as connection:
+            found = connection.exec_driver_sql(
+                "SELECT at, who, subject, count FROM assignment.access_log"
+                " WHERE what = 'acted_for' ORDER BY at, who, subject"
+            )
+            return [tuple(row) for row in found]
+
+    for token, agent in (("0a", 26), ("0a", 26), ("0a", 27), ("0b", 26)):
+        log.acted(token, agent)
+    now += timedelta(minutes=40)
+    log.acted("0a", 26)
+    asyncio.run(log.write())
+    at = NOW.replace(minute=10, second=0)
+    first = [(at, "0a", "agent 26", 1), (at, "0a", "agent 27", 1), (at, "0b", "agent 26", 1)]
+    assert told() == first
+    now += timedelta(minutes=20)
+    log.acted("0a", 26)
+    asyncio.run(log.close())
+    assert told() == [*first, (at + timedelta(hours=1), "0a", "agent 26", 1)]
+    for agent in range(ADDRESSES * 2):
+        log.acted("0c", agent)
+    asyncio.run(log.close())
+    assert len(told()) == len(first) + 1 + ADDRESSES + 1, "a token cannot fill the table"
+
+
+def test_a_frontend_and_the_agent_it_acts_for_are_both_recorded(gateway: Gateway) -> None:
+    frontend = gateway.tokens["frontend"].split("_")[1]
+    hold = gateway.assigned(31)
+    assert gateway.post(f"/v1/assignments/{hold['id']}/release", {"agent_id": 31}).status == 200
+    own = {"agent_id": 1}
+    assert gateway.post("/v1/requests", own, bearer="agent 1").status == 200
+
+    def told() -> set[tuple[str, str]]:
+        return {(who, subject) for who, subject, *_ in records(gateway, "acted_for")}
+
+    wait_until(lambda: (frontend, "agent 31") in told(), "it to be written")
+    agent = gateway.tokens["agent 1"].split("_")[1]
+    assert agent not in {who for who, _ in told()}, "an agent's own token is the agent"
+
+
 def test_a_database_that_is_away_loses_no_sum(migrated_engine: Engine) -> None:
     log = AccessLog(migrated_engine, lambda: NOW)
     log.refused(AccessKind.UNAUTHENTICATED, who=None, address="192.0.2.1")

@@ -270,6 +270,10 @@ def _keep(connection: Connection, named: Named, done: Staged) -> int:
     connection.execute(text(f"ALTER TABLE {name} ADD PRIMARY KEY (list_id, number)"))
     connection.execute(text(f"CREATE INDEX ON {name} (right(number, 7))"))
     connection.execute(text(f"ANALYZE {name}"))
+    # Whoever imports: the one who drops it later is the owner of them all.
+    owner, mine = connection.execute(_OWNER).one()
+    if not mine:
+        connection.execute(text(f"ALTER TABLE {name} OWNER TO {owner}"))
     connection.execute(
         text(
             f"ALTER TABLE assignment.suppressed_numbers ATTACH PARTITION {name}"
@@ -504,6 +508,10 @@ def _partition(number: int) -> str:
     return f"assignment.suppressed_numbers_{number:d}"
 
 
+_OWNER = text(
+    "SELECT quote_ident(tableowner), tableowner = current_user FROM pg_tables"
+    " WHERE schemaname = 'assignment' AND tablename = 'suppressed_numbers'"
+)
 _FIND = (
     select(
         SuppressionList.name,

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
@@ -16,6 +17,7 @@ from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import configured
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.sight import attach
+from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.phones import Reader
 from assignment_workers.runtime.stack import resolve, running_stack
 from assignment_workers.schema import migrate
@@ -109,6 +111,12 @@ def database(
                 connection.rollback()
             yield connection
     except (OperationalError, ProgrammingError) as error:
+        if isinstance(error.orig, InsufficientPrivilege):
+            denied = str(error.orig).splitlines()[0]
+            raise DatabaseUnavailable(
+                f"{denied}: this command needs another database role; see docs/operators.md,"
+                " PostgreSQL roles"
+            ) from error
         raise migrate.unreachable(error) from error
     finally:
         made.dispose()

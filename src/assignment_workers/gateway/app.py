@@ -64,6 +64,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         Pace(settings.gateway_agent_rate),
         of_stack(settings.stack_token),
         access.used,
+        access.acted,
     )
 
     @asynccontextmanager

@@ -1,7 +1,8 @@
-"""The access log: tokens made and revoked, sign-ins, and refusals in sums by address and minute.
+"""The access log: tokens, sign-ins, refusals in sums by address and minute, and who acts for whom.
 
 What is rare is recorded in the transaction that does it. Refusals are counted here and written once
-a minute, so that a flood of them fills no table; the use of tokens is written beside them, off
+a minute, so that a flood of them fills no table; that a token acts for an agent is recorded once an
+hour, at its first move, within seconds; the use of tokens is written beside them, off
 every call's way.
 """
 
@@ -28,6 +29,8 @@ EVERY_SECONDS = 10.0
 ADDRESSES = 1_000
 """So many sums are kept of a minute; what comes from further addresses is one sum, `others`."""
 OTHERS = "others"
+ACTED_AT_MOST = 100_000
+"""Pairs of a token and an agent that a gateway remembers."""
 USE_SECONDS = 60
 """A token's last use is written at most so often: that is how exact it is."""
 
@@ -74,6 +77,7 @@ class _Sum(NamedTuple):
     what: AccessKind
     who: str | None
     address: str | None
+    subject: str | None = None
 
 
 @dataclass
@@ -84,6 +88,8 @@ class AccessLog:
     clock: Callable[[], datetime]
     _sums: Counter[_Sum] = field(default_factory=Counter)
     _used: set[str] = field(default_factory=set)
+    _acted: dict[tuple[str, int], int] = field(default_factory=dict)
+    """By token and agent, the hour in which it was recorded last."""
     _task: asyncio.Task[None] | None = None
 
     def refused(self, what: AccessKind, *, who: str | None, address: str | None) -> None:
@@ -92,6 +98,21 @@ class AccessLog:
         each = _Sum(minute, what, who, address)
         if each not in self._sums and len(self._sums) >= ADDRESSES:
             each = _Sum(minute, what, None, OTHERS)
+        self._sums[each] += 1
+
+    def acted(self, token: str, agent_id: int) -> None:
+        """Note that a token that is not the agent's own makes moves of the agent."""
+        now = self.clock()
+        hour = int(now.timestamp()) // 3600
+        if self._acted.get((token, agent_id)) == hour:
+            return
+        if len(self._acted) >= ACTED_AT_MOST:
+            self._acted.clear()
+        self._acted[token, agent_id] = hour
+        minute = now.replace(second=0, microsecond=0)
+        each = _Sum(minute, AccessKind.ACTED_FOR, token, None, f"agent {agent_id}")
+        if len(self._sums) >= ADDRESSES:
+            each = each._replace(subject=OTHERS)
         self._sums[each] += 1
 
     def used(self, token: str) -> None:
@@ -119,7 +140,11 @@ class AccessLog:
         What cannot be written now is kept for the next time.
         """
         minute = self.clock().replace(second=0, microsecond=0)
-        sums = {each: n for each, n in self._sums.items() if not whole or each.minute < minute}
+        sums = {
+            each: n
+            for each, n in self._sums.items()
+            if not whole or each.minute < minute or each.what == AccessKind.ACTED_FOR
+        }
         used, self._used = self._used, set()
         if not sums and not used:
             return
@@ -145,6 +170,7 @@ def _row(each: _Sum, count: int) -> dict[str, object]:
         "at": each.minute,
         "what": each.what,
         "who": each.who,
+        "subject": each.subject,
         "address": each.address,
         "count": count,
     }

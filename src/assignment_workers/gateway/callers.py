@@ -121,6 +121,8 @@ class Callers:
     """The token that `up` made, where this gateway is its stack's."""
     used: Callable[[str], object] = lambda _: None
     """Told of each use of a token, by its name."""
+    acted: Callable[[str, int], object] = lambda *_: None
+    """Told of each move of an agent by a token that is not their own."""
     clock: Callable[[], float] = time.monotonic
     _known: OrderedDict[str | bytes, tuple[float, Kept | None]] = field(default_factory=OrderedDict)
 
@@ -191,6 +193,8 @@ class Callers:
         """Let the caller act for this agent now, or raise `Problem` 403 or 429."""
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
+        if caller.token is not None and caller.role != TokenRole.AGENT:
+            self.acted(caller.token, agent_id)
 
     async def _token(self, name: str) -> Kept | None:
         if self.stack is not None and name == self.stack.id:

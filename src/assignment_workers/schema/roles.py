@@ -8,6 +8,7 @@ tables that a later version has added.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from psycopg.errors import InsufficientPrivilege
@@ -89,8 +90,8 @@ _OF_DIALER_ERASED = {
     "conversions": "UPDATE (conversion_reason)",
 }
 """The gateway's on the dialer's tables, besides SELECT: what a person's erasure takes."""
-_WORKED_BY_OWNERS = "entries"
-"""Only its owner attaches and detaches a partition: it is the worker's."""
+_WORKED_BY_OWNERS = ("entries", "suppressed_numbers")
+"""Only their owner attaches and detaches a partition: they are the worker's."""
 
 
 def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> list[str]:
@@ -162,10 +163,22 @@ def _is_member(connection: Connection, member: str, role: str) -> bool:
 def _owned(connection: Connection) -> list[str]:
     owned = [f"GRANT USAGE, CREATE ON SCHEMA assignment TO {OWNER}, {WORKER}"]
     for name, kind, owner in connection.execute(_RELATIONS):
-        wanted = WORKER if name.split("_")[0] == _WORKED_BY_OWNERS else OWNER
+        wanted = WORKER if _PARTITIONED.fullmatch(name) else OWNER
         if owner != wanted:
             owned.append(f"ALTER {kind} assignment.{name} OWNER TO {wanted}")
+    # The mirror is the worker's: a reading truncates, and gathers statistics.
+    owned.append(f"GRANT USAGE, CREATE ON SCHEMA {MIRROR_SCHEMA} TO {OWNER}, {WORKER}")
+    for name, owner in connection.execute(_MIRRORS, {"schema": MIRROR_SCHEMA}):
+        if owner != WORKER:
+            owned.append(f"ALTER TABLE {MIRROR_SCHEMA}.{name} OWNER TO {WORKER}")
     return owned
+
+
+_PARTITIONED = re.compile(rf"({'|'.join(_WORKED_BY_OWNERS)})(_[0-9]+)?")
+_MIRRORS = text(
+    "SELECT quote_ident(tablename), tableowner FROM pg_tables WHERE schemaname = :schema"
+    " ORDER BY tablename"
+)
 
 
 # Partitions and their indexes have names of their own; sequences of identity columns go with them.
@@ -204,9 +217,9 @@ def _granted(connection: Connection) -> list[str]:
         granted += [
             f"GRANT {rights} ON assignment.{name} TO {role}"
             for role, rights in each.items()
-            if rights and not (name == _WORKED_BY_OWNERS and role == WORKER)
+            if rights and not (name in _WORKED_BY_OWNERS and role == WORKER)
         ]
-        if name == _WORKED_BY_OWNERS:
+        if name in _WORKED_BY_OWNERS:
             granted.append(f"GRANT ALL ON assignment.{name} TO {WORKER}")
     granted += [f"GRANT SELECT ON assignment.bars TO {WORKER}, {GATEWAY}, {READER}"]
     granted += [f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA assignment TO {WORKER}, {GATEWAY}"]
@@ -217,8 +230,9 @@ def _granted(connection: Connection) -> list[str]:
         if table.name in _OF_DIALER_ERASED:
             erased = _OF_DIALER_ERASED[table.name]
             granted.append(f"GRANT {erased} ON {table.fullname} TO {GATEWAY}")
-    granted.append(f"GRANT USAGE ON SCHEMA {MIRROR_SCHEMA} TO {GATEWAY}")
+    granted.append(f"GRANT USAGE ON SCHEMA {MIRROR_SCHEMA} TO {GATEWAY}, {READER}")
     held = [f"{MIRROR_SCHEMA}.{name}" for name in ("users", "claims", "claim_requirements")]
+    granted += [f"GRANT SELECT ON {name} TO {READER}" for name in held]
     kept = connection.execute(_KEPT_BY_ADOPTION).scalars()
     granted += [f"GRANT SELECT, DELETE ON {name} TO {GATEWAY}" for name in (*held, *kept)]
     if connection.execute(text("SELECT to_regnamespace('crm') IS NOT NULL")).scalar_one():

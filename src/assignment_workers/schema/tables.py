@@ -806,10 +806,15 @@ class AccessKind(StrEnum):
     SIGN_IN_FAILED = "sign_in_failed"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
+    ACTED_FOR = "acted_for"
+    """A frontend, or another token that is no agent's own, made moves of an agent."""
 
 
 class AccessRecord(Base):
-    """Who came in or was refused at the gateway; a refusal's row is a sum of a minute."""
+    """Who came in, was refused at the gateway, or acted for an agent.
+
+    A refusal's row is a sum of a minute; that of a token that acts for an agent is one an hour.
+    """
 
     __tablename__ = "access_log"
     __table_args__ = (
@@ -824,7 +829,7 @@ class AccessRecord(Base):
     who: Mapped[str | None]
     """The token's name, or the user of the machine who ran the command."""
     subject: Mapped[str | None]
-    """The token that was made or revoked."""
+    """The token that was made or revoked; `agent 26` for whom a token acted."""
     address: Mapped[str | None]
     count: Mapped[int] = mapped_column(server_default="1")
 
