@@ -548,7 +548,7 @@ def test_a_rollback_gives_back_tables_on_which_the_old_statements_run(
             "UPDATE assignment.assignments SET state = 'completed', outcome = 'no_answer', "
             "ended_at = now(), ended_xid = 1, version = 2 WHERE user_id = 3"
         )
-    assert rollback(url) == [UNSIGNED, OUTSTANDING]
+    assert rollback(url) == [f"public.{UNSIGNED}", f"public.{OUTSTANDING}"]
     with connected(url) as connection:
         assert connection.execute(f"SELECT count(*) FROM {UNSIGNED}").fetchone() == before
         assert connection.execute(

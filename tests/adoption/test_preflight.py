@@ -189,20 +189,6 @@ def test_the_session_that_a_migration_waits_for_is_named(empty_database_url: str
     assert "(a report)" in named[0]
 
 
-def test_tables_that_the_search_path_finds_elsewhere_are_named_and_none_are_made(
-    empty_database_url: str,
-) -> None:
-    with connected(empty_database_url) as connection:
-        connection.execute("CREATE SCHEMA dialer; SET search_path TO dialer")
-        dialers.deployed(connection)
-        connection.execute(
-            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path TO dialer, public',"
-            " current_database()); END $$"
-        )
-    said = refused(empty_database_url, empty_database_url)
-    assert "the search_path leads to the dialer's tables in the schema dialer: agents," in said
-
-
 VIEWS = f"""
     CREATE VIEW first_ten AS SELECT user_id, status FROM {UNSIGNED} ORDER BY queue_position LIMIT 10;
     CREATE VIEW of_that AS SELECT count(*) AS n FROM first_ten;

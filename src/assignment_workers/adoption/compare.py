@@ -40,6 +40,7 @@ from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.base import Base, word
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.tables import Phone
 
 
@@ -78,8 +79,9 @@ def compare(connection: Connection, *, now: datetime) -> list[Compared]:
         "crm.claims",
         "crm.claim_requirements",
     ):
-        if connection.execute(text("SELECT to_regclass(:name)"), {"name": needed}).scalar() is None:
-            raise UsageError(f"the table {needed} is not there: our rules cannot be asked")
+        if connection.execute(text(f"SELECT to_regclass('{needed}')")).scalar() is None:
+            name = in_schema(needed, schema_of(connection))
+            raise UsageError(f"the table {name} is not there: our rules cannot be asked")
     # Without statistics the planner would go through one table for each row of the other.
     connection.execute(text("SET LOCAL enable_nestloop TO off"))
     return [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
+import psycopg
 from sqlalchemy import Connection, text
 
 
@@ -40,9 +42,10 @@ def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
     """Make these views read what has the name now. Their grants and owners stay."""
+    # A cursor of psycopg's own: it leaves the name `public` in somebody else's SQL as it is.
+    plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))
     for name, definition in found:
-        sql = f"CREATE OR REPLACE VIEW {name} AS {definition}"
-        connection.exec_driver_sql(sql.replace("%", "%%"))
+        plain.execute(f"CREATE OR REPLACE VIEW {name} AS {definition}".encode())
 
 
 _VIEWS = text("""

@@ -38,11 +38,10 @@ def missing(connection: Connection) -> Iterator[str]:
     """
     yield from FUNCTIONS
     for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():
-        given = {"table": f"public.{table}", "name": name}
-        if not connection.execute(_HAS_TRIGGER, given).scalar():
+        if not connection.execute(text(_HAS_TRIGGER.format(table)), {"name": name}).scalar():
             yield f"CREATE OR REPLACE TRIGGER {name} {words}"
     for name, (table, column, order) in UNIQUE.items():
-        if connection.execute(_HAS_INDEX, {"name": f"public.{name}"}).scalar():
+        if connection.execute(text(_HAS_INDEX.format(name))).scalar():
             continue
         yield online.cancel_statement(
             table,
@@ -64,10 +63,10 @@ def remove(connection: Connection) -> None:
         connection.execute(text(f"DROP INDEX IF EXISTS public.{name}"))
 
 
-_HAS_TRIGGER = text(
-    "SELECT true FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgname = :name"
+_HAS_TRIGGER = (
+    "SELECT true FROM pg_trigger WHERE tgrelid = to_regclass('public.{}') AND tgname = :name"
 )
-_HAS_INDEX = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+_HAS_INDEX = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('public.{}')"
 _OURS = text("""
     SELECT quote_ident(t.tgname) AS name, t.tgrelid::regclass::text AS table
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid

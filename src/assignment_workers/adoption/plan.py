@@ -26,6 +26,7 @@ from assignment_workers.adoption.shapes import KEPT
 from assignment_workers.adoption.sources import Source, found_sources
 from assignment_workers.assignment.regenerate import partition
 from assignment_workers.schema import migrate as migrations
+from assignment_workers.schema.dialer_schema import in_schema, schema_of
 
 
 def plan(connection: Connection, database_url: str) -> str:
@@ -51,7 +52,7 @@ def plan(connection: Connection, database_url: str) -> str:
             lines += [f"{sql};" for sql in views.create_call_queue()]
     if lines:
         lines[:0] = [f"-- in the way: {each.what}: {each.remedy}" for each in report.obstacles]
-    return "\n".join(lines)
+    return in_schema("\n".join(lines), schema_of(connection))
 
 
 def _wait() -> str:

@@ -10,6 +10,7 @@ from assignment_workers.adoption.catalogue import Found
 from assignment_workers.adoption.findings import Inspected, Obstacle, Verdict
 from assignment_workers.adoption.shapes import KEPT, MADE, QUEUE_TABLES
 from assignment_workers.schema.dialer import Agent
+from assignment_workers.schema.dialer_schema import in_schema, is_named, schema_of
 
 OLDEST_SERVER = 15
 """The PostgreSQL from which on all that the migration says is understood."""
@@ -45,7 +46,8 @@ def obstacles(
     found += _of_names(connection, relations)
     found += _of_tables(connection, own)
     found += _duplicates(connection, tables, relations)
-    return found
+    schema = schema_of(connection)
+    return [Obstacle(in_schema(one.what, schema), in_schema(one.remedy, schema)) for one in found]
 
 
 def _unlike(table: Inspected) -> Obstacle:
@@ -58,13 +60,16 @@ def _unlike(table: Inspected) -> Obstacle:
 
 
 def _of_place(connection: Connection) -> Iterator[Obstacle]:
-    """The dialer's tables are elsewhere: empty ones would be made in `public` beside them."""
+    """The search path finds other tables before those that were taken over."""
+    if is_named(connection):
+        return
     names = [*QUEUE_TABLES.values(), "agents", "user_call_scores", "callbacks", "conversions"]
     for row in connection.execute(_ELSEWHERE, {"names": names}):
         yield Obstacle(
             f"the search_path leads to the dialer's tables in the schema {row.schema}:"
             f" {row.tables}",
-            "this version works on tables in the schema public alone",
+            f"this system works on those in the schema {schema_of(connection)}: take the setting"
+            " from the role or the database, or name the schema by `?schema=` in the address",
         )
 
 
@@ -194,7 +199,9 @@ _SERVER = text("""
 _ELSEWHERE = text("""
     SELECT n.nspname AS schema, string_agg(c.relname, ', ' ORDER BY c.relname) AS tables
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = ANY(current_schemas(false)) AND n.nspname <> 'public'
+    WHERE n.nspname <> 'public' AND n.nspname = ANY(current_schemas(false))
+    AND coalesce(array_position(current_schemas(false), n.nspname)
+        < array_position(current_schemas(false), 'public'), true)
     AND c.relname = ANY(:names) AND c.relkind IN ('r', 'p') GROUP BY 1 ORDER BY 1
 """)
 _NAMED = """

@@ -19,14 +19,16 @@ from assignment_workers.assignment.finish import finish
 from assignment_workers.assignment.locks import try_lock
 from assignment_workers.assignment.moves import Owner, Release
 from assignment_workers.errors import UsageError
+from assignment_workers.schema.dialer_schema import schema_of
 from assignment_workers.schema.migrate import OUR_VIEW
 from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import Sequencer
 
 
 def rollback(database_url: str) -> list[str]:
-    """Put the dialer's queue tables back; returns their names. One transaction, all or nothing.
+    """Put the dialer's queue tables back; returns their full names.
 
+    One transaction, all or nothing.
     What was completed or skipped since the switch is so in them; live holds are theirs again and
     released in ours. Our schema and its records stay. Raises `UsageError` while a sequencer runs
     or where nothing was taken over.
@@ -40,9 +42,7 @@ def _roll_back(engine: Engine) -> list[str]:
         kept = [
             (queue, table)
             for queue, table in QUEUE_TABLES.items()
-            if connection.execute(
-                text("SELECT to_regclass(:name)"), {"name": f"public.{table}{KEPT}"}
-            ).scalar()
+            if connection.execute(text(f"SELECT to_regclass('public.{table}{KEPT}')")).scalar()
         ]
         if not kept:
             raise UsageError("nothing was taken over here: there are no tables to put back")
@@ -66,7 +66,7 @@ def _roll_back(engine: Engine) -> list[str]:
         )
         finish(turn, [Release(Owner(row.id, row.agent_id)) for row in active])
         remove(connection)
-        return [table for _, table in kept]
+        return [f"{schema_of(connection)}.{table}" for _, table in kept]
 
 
 def _statements(source: Source) -> list[str]:

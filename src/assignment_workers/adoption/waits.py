@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.adoption.backfill import Tell
+from assignment_workers.errors import UsageError
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.migrate import MIGRATION
 
@@ -45,7 +46,7 @@ def _look(database_url: str, tell: Tell, over: threading.Event) -> None:
             try:
                 with engine.connect() as connection:
                     rows = connection.execute(_BLOCKING, {"name": MIGRATION}).all()
-            except DBAPIError:
+            except (DBAPIError, UsageError):
                 continue  # the migration itself says what is wrong with the database
             for row in rows:
                 if monotonic() - said.get(row.pid, -AGAIN_SECONDS) >= AGAIN_SECONDS:

@@ -148,5 +148,5 @@ def rollback() -> int:
     Stop every process of this system first. Our schema and its records stay.
     """
     for table in roll_back(direct_url(with_database())):
-        typer.echo(f"public.{table} is the dialer's own table again")
+        typer.echo(f"{table} is the dialer's own table again")
     return 0

@@ -42,6 +42,10 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     exchange_seconds = EXCHANGE_SECONDS
     """The longest wait for an answer."""
+    dialer_schema = "public"
+    """The schema that has the dialer's tables (`schema.dialer_schema`)."""
+    dialer_schema_named = False
+    """Whether the address names that schema."""
     is_at_work: Callable[[BoundedConnection], bool] | None = None
     """Asked at each deadline, for statements that take long: whether the wait is to go on."""
 

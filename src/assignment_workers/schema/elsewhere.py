@@ -13,6 +13,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from assignment_workers.errors import UsageError
+from assignment_workers.schema.dialer_schema import PUBLIC
 from assignment_workers.schema.engine import KEEPALIVES, bound, driver_url
 
 MYSQL = frozenset({"mysql", "mariadb"})
@@ -36,6 +38,11 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
         limits = ["SET time_zone = '+00:00'"]
     else:
         address = driver_url(url)
+        if (schema := make_url(url).query.get("schema", PUBLIC)) != PUBLIC:
+            raise UsageError(
+                f"CRM_DATABASE_URL: schema={schema}: ASSIGNMENT_WORKERS_CRM_MAPPING names the"
+                " CRM's tables with their schemas; leave the parameter out"
+            )
         arguments = {
             "application_name": "assignment-workers crm",
             "connect_timeout": max(2, round(min(seconds, CONNECT_SECONDS))),

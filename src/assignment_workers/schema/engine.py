@@ -19,7 +19,8 @@ from assignment_workers.schema.deadline import (
     BoundedConnection,
     at_work,
 )
-from assignment_workers.schema.prisma import in_words_of_libpq
+from assignment_workers.schema.dialer_schema import locate
+from assignment_workers.schema.prisma import in_words_of_libpq, schema_named
 from assignment_workers.schema.times import clamp
 from assignment_workers.settings import Settings
 
@@ -49,7 +50,8 @@ FORMS = {
 def driver_url(database_url: str) -> URL:
     """`database_url` with psycopg 3 as its driver, whichever way the operator wrote it.
 
-    Prisma's parameters are understood. Raises `UsageError` for one that cannot be.
+    Prisma's parameters are understood; `locate_dialer` sees to `schema`. Raises `UsageError` for
+    one that cannot be.
     """
     url = make_url(database_url)
     return url.set(drivername="postgresql+psycopg", query=in_words_of_libpq(url.query))
@@ -104,7 +106,13 @@ def connect(
     )
     bound(engine, statement_timeout)
     _limit(engine, limits)
+    locate_dialer(engine, database_url)
     return engine
+
+
+def locate_dialer(engine: Engine, database_url: str) -> None:
+    """Have the engine's connections find the dialer's schema, by the address or the database."""
+    locate(engine, schema_named(make_url(database_url).query))
 
 
 def bound(engine: Engine, longest: timedelta) -> None:

@@ -17,7 +17,8 @@ from sqlalchemy.exc import NotSupportedError, OperationalError, ProgrammingError
 
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
 from assignment_workers.schema.dialer import Agent
-from assignment_workers.schema.engine import KEEPALIVES, bound, connect, driver_url
+from assignment_workers.schema.dialer_schema import in_schema, schema_of
+from assignment_workers.schema.engine import KEEPALIVES, bound, connect, driver_url, locate_dialer
 
 VERSION_TABLE = "alembic_version"
 MIGRATION = "assignment-workers schema migrate"
@@ -66,7 +67,7 @@ def plan(database_url: str) -> str:
     output = io.StringIO()
     try:
         with engine.connect() as connection:
-            at = revision(connection)
+            at, schema = revision(connection), schema_of(connection)
             if at == head():
                 return ""
             config = _config(None, output=output)
@@ -75,7 +76,7 @@ def plan(database_url: str) -> str:
         raise unreachable(error) from error
     finally:
         engine.dispose()
-    return output.getvalue()
+    return in_schema(output.getvalue(), schema)
 
 
 def _engine(database_url: str) -> Engine:
@@ -84,6 +85,7 @@ def _engine(database_url: str) -> Engine:
         driver_url(database_url), connect_args={"connect_timeout": 5, **KEEPALIVES}
     )
     bound(engine, timedelta(days=1))
+    locate_dialer(engine, database_url)
     return engine
 
 
@@ -102,20 +104,18 @@ def check(connection: Connection) -> None:
 
 def check_dialer_tables(connection: Connection) -> None:
     """Raise `SchemaMismatch` for the first table of the dialer that lacks a column we use."""
-    inspector = inspect(connection)
+    inspector, schema = inspect(connection), schema_of(connection)
     for table in Agent.metadata.sorted_tables:
-        if not inspector.has_table(table.name, schema=table.schema):
+        if not inspector.has_table(table.name, schema=schema):
             raise SchemaMismatch(
-                f"the table {table.schema}.{table.name} is not there: "
+                f"the table {schema}.{table.name} is not there: "
                 "run `assignment-workers schema migrate`"
             )
-        found = {
-            column["name"] for column in inspector.get_columns(table.name, schema=table.schema)
-        }
+        found = {column["name"] for column in inspector.get_columns(table.name, schema=schema)}
         missing = [column.name for column in table.columns if column.name not in found]
         if missing:
             raise SchemaMismatch(
-                f"the table {table.schema}.{table.name} lacks {', '.join(missing)}: "
+                f"the table {schema}.{table.name} lacks {', '.join(missing)}: "
                 "run `assignment-workers schema migrate`; see docs/adopting.md"
             )
 
@@ -125,7 +125,8 @@ def check_queue_tables(connection: Connection) -> None:
     found = connection.execute(_QUEUE_TABLES, {"comment": OUR_VIEW}).first()
     if found is not None:
         raise SchemaMismatch(
-            f"the table public.{found.name} (column {found.column}) is still the dialer's own: "
+            f"the table {schema_of(connection)}.{found.name} (column {found.column})"
+            " is still the dialer's own: "
             "run `assignment-workers schema migrate`, or `schema inspect` to see what is there; "
             "see docs/adopting.md"
         )

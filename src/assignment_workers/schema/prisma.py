@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from assignment_workers.errors import UsageError
+from assignment_workers.schema.dialer_schema import checked
 
 ITS_POOLS = frozenset(
     {
@@ -20,21 +21,17 @@ ITS_POOLS = frozenset(
 """They size Prisma's own connections and say nothing of the database: left out."""
 ACCEPTS = {"strict": "verify-full", "accept_invalid_certs": "require"}
 """`sslaccept`, as libpq's `sslmode`."""
-DIALERS_SCHEMA = "public"
 
 
 def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of an address without those of Prisma, or as libpq has them.
 
+    `schema` is no parameter of libpq: `schema_named` reads it.
+
     Raises `UsageError`, one line that names the parameter and its remedy, for what cannot be so.
     """
     kept = {name: value for name, value in query.items() if name not in ITS_POOLS}
-    schema = kept.pop("schema", DIALERS_SCHEMA)
-    if schema != DIALERS_SCHEMA:
-        raise UsageError(
-            f"the database's address: schema={schema}: this version works on the dialer's tables in"
-            f" the schema {DIALERS_SCHEMA} alone, and would make empty ones there: nothing was done"
-        )
+    kept.pop("schema", None)
     if "sslidentity" in kept:
         raise UsageError(
             "the database's address: sslidentity: give the certificate and its key as PEM files,"
@@ -48,3 +45,9 @@ def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
             )
         kept.setdefault("sslmode", ACCEPTS[accepts])
     return kept
+
+
+def schema_named(query: Mapping[str, Any]) -> str | None:
+    """The schema of the dialer's tables that an address names. Raises `UsageError`."""
+    given = query.get("schema")
+    return None if given is None else checked(str(given))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 
 from psycopg.errors import InsufficientPrivilege
 from psycopg.pq.abc import PGconn
@@ -19,7 +20,8 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema.base import Base, DialerBase
 from assignment_workers.schema.crm import MIRROR_SCHEMA
-from assignment_workers.schema.engine import driver_url
+from assignment_workers.schema.dialer_schema import PUBLIC, schema_of
+from assignment_workers.schema.engine import bound, driver_url, locate_dialer
 from assignment_workers.schema.migrate import VERSION_TABLE, unreachable
 
 OWNER = "assignment_owner"
@@ -103,6 +105,8 @@ def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> l
     `SchemaMismatch`, with the statement that somebody else has to run, and `DatabaseUnavailable`.
     """
     engine = create_engine(driver_url(database_url))
+    bound(engine, timedelta(minutes=1))
+    locate_dialer(engine, database_url)
     try:
         with engine.begin() as connection:
             done = [_run(connection, statement) for statement in _statements(connection)]
@@ -223,6 +227,8 @@ def _granted(connection: Connection) -> list[str]:
             granted.append(f"GRANT ALL ON assignment.{name} TO {WORKER}")
     granted += [f"GRANT SELECT ON assignment.bars TO {WORKER}, {GATEWAY}, {READER}"]
     granted += [f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA assignment TO {WORKER}, {GATEWAY}"]
+    if schema_of(connection) != PUBLIC:
+        granted.append(f"GRANT USAGE ON SCHEMA {schema_of(connection)} TO {everybody}")
     for table in DialerBase.metadata.sorted_tables:
         rights = _OF_DIALER.get(table.name, "SELECT, INSERT, UPDATE")
         granted.append(f"GRANT {rights} ON {table.fullname} TO {WORKER}")

@@ -33,6 +33,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from assignment_workers.schema.deadline import BoundedConnection
+from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.engine import POOLED
 
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -65,7 +66,8 @@ def commit(connection: Connection, *asks: Ask) -> None:
 
 
 def _go(connection: Connection, asks: Sequence[Ask], *, ends: bool) -> list[Rows]:
-    statements = [_compiled(each.statement) for each in asks]
+    schema = _known(connection).schema
+    statements = [_compiled(each.statement, schema) for each in asks]
     told = _tell(connection, statements, asks)
     try:
         results, known = _exchange(connection, statements, asks, ends=ends)
@@ -139,7 +141,11 @@ def _known(connection: Connection) -> _Known:
     if known is None:
         driver = cast("BoundedConnection", connection.connection.driver_connection)
         known = info[_KNOWN] = _Known(
-            driver, driver.pgconn, adapt.Transformer(driver), keeps=not info.get(POOLED)
+            driver,
+            driver.pgconn,
+            adapt.Transformer(driver),
+            schema_of(connection),
+            keeps=not info.get(POOLED),
         )
     return known
 
@@ -231,6 +237,8 @@ class _Known:
     driver: BoundedConnection
     to: PGconn
     transformer: Transformer
+    schema: str
+    """That of the dialer's tables."""
     keeps: bool
     """Whether what is prepared is there at the next transaction: not behind a pooler."""
     names: set[bytes] = field(default_factory=set)
@@ -240,9 +248,9 @@ class _Known:
 class _Statement:
     """An expression as the server takes it: the order of its parameters, the form of its rows."""
 
-    def __init__(self, expression: ClauseElement) -> None:
+    def __init__(self, expression: ClauseElement, schema: str) -> None:
         made = cast(SQLCompiler, expression.compile(dialect=_DIALECT))
-        self.sql = str(made)
+        self.sql = in_schema(str(made), schema)
         self.command = self.sql.encode()
         self.name = b"trips_%d" % next(_NUMBERS)
         binds = [made.binds[name] for name in made.positiontup or ()]

@@ -9,6 +9,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from assignment_workers.schema.base import Base
+from assignment_workers.schema.dialer_schema import marking
 from assignment_workers.schema.migrate import VERSION_TABLE
 
 LOCK = 0x61737369676E
@@ -35,6 +36,9 @@ def run_on(connection: Connection) -> None:
         time.sleep(TURN_SECONDS)
     try:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS assignment"))
+        mark = marking(connection)
+        if mark is not None:
+            connection.execute(text(mark))
         connection.commit()
         context.configure(connection=connection, **options)
         with context.begin_transaction():

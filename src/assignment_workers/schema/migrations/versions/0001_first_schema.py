@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import postgresql
 
+from assignment_workers.schema.dialer_schema import schema_of
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -364,7 +366,8 @@ def ours() -> None:
 def dialers() -> None:
     """The dialer's tables: one that exists is adopted as it is."""
     existing = NothingExists() if context.is_offline_mode() else sa.inspect(op.get_bind())
-    if not existing.has_table("agents", schema="public"):
+    schema = "public" if context.is_offline_mode() else schema_of(op.get_bind())
+    if not existing.has_table("agents", schema=schema):
         op.create_table(
             "agents",
             sa.Column("id", sa.Integer(), nullable=False),
@@ -387,7 +390,7 @@ def dialers() -> None:
             sa.UniqueConstraint("email", name=op.f("uq_agents_email")),
             schema="public",
         )
-    if not existing.has_table("user_call_scores", schema="public"):
+    if not existing.has_table("user_call_scores", schema=schema):
         op.create_table(
             "user_call_scores",
             sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
@@ -432,7 +435,7 @@ def dialers() -> None:
             unique=False,
             schema="public",
         )
-    if not existing.has_table("callbacks", schema="public"):
+    if not existing.has_table("callbacks", schema=schema):
         op.create_table(
             "callbacks",
             sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
@@ -503,7 +506,7 @@ def dialers() -> None:
             unique=False,
             schema="public",
         )
-    if not existing.has_table("conversions", schema="public"):
+    if not existing.has_table("conversions", schema=schema):
         op.create_table(
             "conversions",
             sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
@@ -544,7 +547,7 @@ def dialers() -> None:
             unique=False,
             schema="public",
         )
-    if not existing.has_table("missed_calls", schema="public"):
+    if not existing.has_table("missed_calls", schema=schema):
         op.create_table(
             "missed_calls",
             sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),

@@ -1,0 +1,131 @@
+"""The PostgreSQL schema that has the dialer's tables: `public`, or the one that was taken over.
+
+The SQL of this package names that schema `public`. On a connection to a database whose dialer is
+in another one, the name is replaced in every statement as it leaves for the server, bodies of
+functions included; parameters are never touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, cast
+
+import psycopg
+from psycopg.abc import Params, Query
+from psycopg.sql import SQL, Literal
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from assignment_workers.errors import UsageError
+from assignment_workers.schema.deadline import BoundedConnection
+
+PUBLIC = "public"
+MARK = "assignment-workers: the tables of the dialer are in the schema "
+"""The comment of the schema `assignment`, where they are not in `public`."""
+_PUBLIC = re.compile(r"\bpublic\b")
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+def checked(name: str) -> str:
+    """The name, where SQL needs no quotes for it. Raises `UsageError` for another."""
+    if not _PLAIN.fullmatch(name):
+        raise UsageError(
+            f"the database's address: schema={name}: the schema's name has to be of small letters,"
+            " digits and underscores; rename it, or leave the parameter out for `public`"
+        )
+    return name
+
+
+def in_schema(sql: str, schema: str) -> str:
+    """The SQL, or a message about it, for a dialer whose tables are in `schema`."""
+    return sql if schema == PUBLIC else _PUBLIC.sub(schema, sql)
+
+
+def schema_of(connection: Connection) -> str:
+    """The schema of the dialer's tables, as it was found when the connection was opened.
+
+    `public` on a connection of an engine that was not given to `locate`.
+    """
+    return str(getattr(connection.connection.driver_connection, "dialer_schema", PUBLIC))
+
+
+def is_named(connection: Connection) -> bool:
+    """Whether the address names the schema, so that the search path has no part in it."""
+    return bool(getattr(connection.connection.driver_connection, "dialer_schema_named", False))
+
+
+def marking(connection: Connection) -> str | None:
+    """The statement that records the schema with ours; None for `public`."""
+    schema = schema_of(connection)
+    return None if schema == PUBLIC else f"COMMENT ON SCHEMA assignment IS '{MARK}{schema}'"
+
+
+def locate(engine: Engine, named: str | None) -> None:
+    """Have each connection of the engine find the dialer's schema when it is opened.
+
+    The schema that the database was taken over in comes first, then `named` by the address, then
+    the first of the search path that has the dialer's tables, then `public`. Raises `UsageError`
+    where the address names another schema than the one taken over, or one that is not there.
+    """
+
+    def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        to = cast("BoundedConnection", record.driver_connection)
+        try:
+            to.dialer_schema = _found(to, named)
+            to.dialer_schema_named = named is not None
+            to.rollback()
+        except (psycopg.Error, UsageError):
+            to.close()  # the pool never had it, and would leave it open
+            raise
+        if to.dialer_schema != PUBLIC:
+            to.cursor_factory = _Cursor
+
+    event.listen(engine, "connect", connected)
+
+
+def _found(connection: psycopg.Connection[Any], named: str | None) -> str:
+    row = connection.execute(_FIND, [named]).fetchone()
+    marked, is_ours, on_path, is_there = row or (None, False, None, True)
+    if not is_there:
+        raise UsageError(
+            f"the database's address: schema={named}: there is no such schema in this database"
+        )
+    taken_over = marked or (PUBLIC if is_ours else None)
+    if named is not None and taken_over is not None and named != taken_over:
+        raise UsageError(
+            f"the database's address: schema={named}: this database was taken over with the"
+            f" dialer's tables in the schema {taken_over}: name that one, or none"
+        )
+    return checked(str(taken_over or named or on_path or PUBLIC))
+
+
+class _Cursor(psycopg.Cursor[Any]):
+    """A cursor that sends each statement with the dialer's schema in place of `public`."""
+
+    def execute(self, query: Query, *given: Any, **options: Any) -> _Cursor:  # noqa: ANN401 - psycopg's
+        return super().execute(self._in_schema(query), *given, **options)
+
+    def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> None:
+        super().executemany(self._in_schema(query), params_seq, returning=returning)
+
+    def _in_schema(self, query: Query) -> Query:
+        schema = cast("BoundedConnection", self.connection).dialer_schema
+        return cast("Query", in_schema(query, schema)) if isinstance(query, str) else query
+
+
+_FIND = SQL("""
+    SELECT substring(obj_description(to_regnamespace('assignment'), 'pg_namespace') FROM {mark}),
+           to_regclass('assignment.alembic_version') IS NOT NULL,
+           (SELECT n.nspname
+            FROM unnest(current_schemas(false)) WITH ORDINALITY AS path(name, place)
+            JOIN pg_namespace n ON n.nspname = path.name
+            WHERE EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid
+                AND c.relkind IN ('r', 'p') AND c.relname IN ('unsigned_users_queue',
+                    'outstanding_requests_queue', 'user_call_scores', 'callbacks'))
+            ORDER BY place LIMIT 1),
+           to_regnamespace(coalesce(%s, 'pg_catalog')) IS NOT NULL
+""").format(mark=Literal(f"^{MARK}(.*)$"))
