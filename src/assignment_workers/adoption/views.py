@@ -82,7 +82,15 @@ def _query(table: str, queue: str, types: Mapping[str, str]) -> str:
         value, of = _VALUES.get(name, (default, ""))
         quoted = name.replace('"', '""')
         shown.append(f'{_as(value.replace("{queue}", queue), of, kind)} AS "{quoted}"')
-    return f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place"
+    return f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place {_UNLOCKABLE}"
+
+
+# A row that a view puts together cannot be locked, and PostgreSQL would give it to two who ask with
+# FOR UPDATE SKIP LOCKED. It refuses that where an outer join may leave a row out. The planner takes
+# the join out again, as nothing is read of it and it finds one row at most.
+_UNLOCKABLE = (
+    "LEFT JOIN (SELECT id AS of_none FROM assignment.generations) AS unlockable ON of_none = 0"
+)
 
 
 def _as(value: str, of: str, kind: str) -> str:
@@ -110,11 +118,8 @@ def create_call_queue() -> Sequence[str]:
         value = _VALUES.get(name, (f"{default}::{column.type}", ""))[0]
         value = value.replace("'{queue} '", "queue || ' '")
         shown.append(f'{"queue" if name == "queue_type" else value} AS "{name}"')
-    places = " UNION ALL ".join(
-        f"SELECT '{queue}' AS queue, place.* FROM ({_places(queue)}) AS place"
-        for queue in QUEUE_TABLES
-    )
-    return _view(CALL_QUEUE, f"SELECT {', '.join(shown)} FROM ({places}) AS every")
+    places = " UNION ALL ".join(_places(queue) for queue in QUEUE_TABLES)
+    return _view(CALL_QUEUE, f"SELECT {', '.join(shown)} FROM ({places}) AS every {_UNLOCKABLE}")
 
 
 def _view(table: str, query: str) -> Sequence[str]:
@@ -149,7 +154,7 @@ def _places(queue: str) -> str:
         return f"""
         (SELECT e.user_id, e.score, e.rank, {published_at} AS published_at, e.available_from,
                 e.reason, NULL::integer AS agent_id, NULL::timestamptz AS claimed_at,
-                '{status}'::text AS status
+                '{status}'::text AS status, '{queue}'::text AS queue
          FROM assignment.entries e
          WHERE e.generation_id = {number} AND e.state = '{state}' {rest})"""
 
@@ -159,7 +164,7 @@ def _places(queue: str) -> str:
     held = f"""
         (SELECT a.user_id, coalesce(e.score, a.score), coalesce(e.rank, a.rank::integer),
                 CASE WHEN e.user_id IS NULL THEN a.claimed_at ELSE {published_at} END,
-                e.available_from, a.reason, a.agent_id, a.claimed_at, 'assigned'
+                e.available_from, a.reason, a.agent_id, a.claimed_at, 'assigned', '{queue}'
          FROM assignment.assignments a
          LEFT JOIN assignment.entries e ON e.generation_id = {number} AND e.user_id = a.user_id
          WHERE a.state = 'active' AND (a.queue = '{queue}' OR e.user_id IS NOT NULL))"""
