@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -31,7 +31,10 @@ from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.crm import MAPPINGS, ClaimRequirement, CrmUser
+from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import TURN_SECONDS
+from tests.adoption.test_adopting import dialer
 from tests.elsewhere import OtherCrm
 from tests.servers import MARIADB, Maria, free_port, wire
 from tests.sessions import END
@@ -357,8 +360,36 @@ def test_the_schema_is_inspected_where_the_crm_is(world: World, crm: OtherCrm) -
     assert verdicts(world) == {users: "unknown", claims: "ours", requirements: "absent"}
     with seeing(world, f"postgresql://nobody@127.0.0.1:{free_port()}/none"):
         assert verdicts(world) == {"the CRM": "unknown"}
-    with world.engine.connect() as connection, pytest.raises(UsageError, match="CRM_DATABASE_URL"):
-        compare(connection, now=world.now)
+
+
+def test_a_dialer_is_compared_before_its_migration_by_the_facts_that_are_there(
+    empty_database_url: str, crm: OtherCrm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as with the CRM in the schema `crm`, whichever batches its users fall into."""
+    dialer(empty_database_url)
+    settings = Settings.from_environment({}).model_copy(
+        update={"crm_database_url": crm.url, "crm_mapping": crm.name, "crm_timeout": TIMEOUT}
+    )
+    engine = connect(empty_database_url, name="test", statement_timeout=timedelta(seconds=60))
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        expected = compare(connection, now=now)
+        facts = connection.execute(
+            text("SELECT id, is_enabled, current_signature_file_id, created_at FROM crm.users")
+        )
+        crm.add(CrmUser, [dict(row) for row in facts.mappings()])
+        connection.execute(text("DROP SCHEMA crm CASCADE"))
+    assert {each.only for each in expected} == {"ours", "theirs"}
+    made = configured(settings)
+    assert made is not None
+    attach(engine, made)
+    for users in (1, 2, 5_000):
+        monkeypatch.setattr("assignment_workers.adoption.compare.USERS_AT_A_TIME", users)
+        with engine.connect() as connection:
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+            assert sorted(map(str, compare(connection, now=now))) == sorted(map(str, expected))
+    made.close()
+    engine.dispose()
 
 
 def verdicts(world: World) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,14 +10,17 @@ from functools import cache
 from typing import Any, TypeGuard, cast
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Column,
     ColumnElement,
     Connection,
     FromClause,
+    Select,
     Subquery,
     Table,
     Text,
+    bindparam,
     case,
     column,
     exists,
@@ -34,7 +38,9 @@ from sqlalchemy import (
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from assignment_workers.adoption.sources import found_sources
+from assignment_workers.assignment.crm import BATCH_SECONDS, Crm
 from assignment_workers.assignment.sight import crm_of
+from assignment_workers.assignment.sight import given as over_facts
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.base import Base, word
@@ -62,56 +68,92 @@ class Compared:
 def compare(connection: Connection, *, now: datetime) -> list[Compared]:
     """The differences at `now`. They are counted in the database: here are a few lines only.
 
-    A deployed row is offered when it is pending or assigned. Raises `UsageError` where the dialer's
-    queue tables, the score table or the CRM's users are not there.
+    A deployed row is offered when it is pending or assigned. With a CRM in a database of its own,
+    the facts of `USERS_AT_A_TIME` users are read there at a time. Raises `UsageError` where the
+    dialer's queue tables, the score table or the CRM's users are not there, and `CrmUnavailable`.
     """
-    if crm_of(connection) is not None:
-        raise UsageError(
-            "CRM_DATABASE_URL: a comparison needs the CRM in the schema crm of DATABASE_URL"
-        )
+    crm = crm_of(connection)
     sources = found_sources(connection)
     if not sources:
         raise UsageError("nothing to compare with: the dialer's own queue tables are not there")
     for needed in (
         "public.user_call_scores",
         "public.callbacks",
-        "crm.users",
-        "crm.claims",
-        "crm.claim_requirements",
+        *(("crm.users", "crm.claims", "crm.claim_requirements") if crm is None else ()),
     ):
         if connection.execute(text(f"SELECT to_regclass('{needed}')")).scalar() is None:
             name = in_schema(needed, schema_of(connection))
             raise UsageError(f"the table {name} is not there: our rules cannot be asked")
+    if crm is not None:
+        crm.check()
     # Without statistics the planner would go through one table for each row of the other.
     connection.execute(text("SET LOCAL enable_nestloop TO off"))
     return [
         each
         for source in sources
-        for each in _compared(connection, POLICIES[source.queue], source.table, now)
+        for each in _compared(connection, POLICIES[source.queue], source.table, now, crm)
     ]
 
 
 def _compared(
-    connection: Connection, policy: Policy, name: str, now: datetime
+    connection: Connection, policy: Policy, name: str, now: datetime, crm: Crm | None
 ) -> Iterator[Compared]:
     is_ours_there = connection.execute(_ARE_THERE).scalar_one()
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for users in (None,) if crm is None else _batches(connection, name):
+        given: dict[str, Any] = {"now": now, "users": users}
+        if crm is not None and users is not None:
+            given |= crm.facts(users, seconds=BATCH_SECONDS).parameters
+        for only, statement in _statements(policy, name, by_user=users is not None).items():
+            counted = statement
+            if crm is not None:
+                counted = over_facts(counted)
+            if not is_ours_there:
+                counted = cast("Any", replacement_traverse(counted, {}, _without_ours))
+            for row in connection.execute(counted, given):
+                number, first = counts.get((only, row.rule), (0, row.id))
+                counts[only, row.rule] = number + row.users, min(first, row.id)
+    for (only, rule), (number, first) in sorted(counts.items(), reverse=True):
+        yield Compared(policy.queue, only, rule, number, first)
+
+
+def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
+    """Everybody whom either side might offer, in the order of their ids."""
+    rows = connection.execute(
+        text(
+            f"SELECT user_id FROM public.{name} WHERE status IN ('pending', 'assigned')"
+            " UNION SELECT user_id FROM public.user_call_scores ORDER BY 1"
+        )
+    )
+    users = array("q", (row.user_id for row in rows.yield_per(USERS_AT_A_TIME)))
+    for start in range(0, len(users), USERS_AT_A_TIME):
+        yield list(users[start : start + USERS_AT_A_TIME])
+
+
+@cache
+def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select[Any]]:
+    """By whose side it is alone: users by the first rule that they break, of all or of `users`."""
     theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
     offered = theirs.c.status.in_([word("pending"), word("assigned")])
-    queued = select(theirs.c.user_id).where(offered).distinct().subquery("queued")
+    asked = bindparam("users", type_=ARRAY(BigInteger()))
+    queued = select(theirs.c.user_id).where(offered).distinct()
+    if by_user:
+        queued = queued.where(theirs.c.user_id == func.any(asked))
+    queue = queued.subquery("queued")
     rule = case(
         (UserCallScore.user_id.is_(None), word("no_score_row")),
         (CrmUser.id.is_(None), word("not_in_crm")),
         else_=policy.broken_rule(),
     )
     lost = (
-        select(queued.c.user_id, rule.label("rule"))
-        .select_from(queued)
-        .outerjoin(UserCallScore, UserCallScore.user_id == queued.c.user_id)
-        .outerjoin(CrmUser, CrmUser.id == queued.c.user_id)
-        .outerjoin(Phone, Phone.user_id == queued.c.user_id)
+        select(queue.c.user_id, rule.label("rule"))
+        .select_from(queue)
+        .outerjoin(UserCallScore, UserCallScore.user_id == queue.c.user_id)
+        .outerjoin(CrmUser, CrmUser.id == queue.c.user_id)
+        .outerjoin(Phone, Phone.user_id == queue.c.user_id)
         .subquery("lost")
     )
-    gained = (
+    meets = (
         select(UserCallScore.user_id, literal("meets every rule").label("rule"))
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)
         .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
@@ -123,21 +165,21 @@ def _compared(
                 .where(theirs.c.user_id == UserCallScore.user_id, offered)
             ),
         )
-        .subquery("gained")
     )
-    for only, found in (("theirs", lost), ("ours", gained)):
-        counted = (
-            select(found.c.rule, func.count().label("users"), func.min(found.c.user_id).label("id"))
-            .where(found.c.rule.is_not(None))
-            .group_by(found.c.rule)
-            .order_by(found.c.rule)
+    if by_user:
+        meets = meets.where(UserCallScore.user_id == func.any(asked))
+    return {
+        only: select(
+            found.c.rule, func.count().label("users"), func.min(found.c.user_id).label("id")
         )
-        if not is_ours_there:
-            counted = cast("Any", replacement_traverse(counted, {}, _without_ours))
-        for row in connection.execute(counted, {"now": now}):
-            yield Compared(policy.queue, only, row.rule, row.users, row.id)
+        .where(found.c.rule.is_not(None))
+        .group_by(found.c.rule)
+        for only, found in (("theirs", lost), ("ours", meets.subquery("gained")))
+    }
 
 
+USERS_AT_A_TIME = 5_000
+"""Whose facts are read at a time from a CRM in a database of its own."""
 _ARE_THERE = text("SELECT to_regclass('assignment.assignments') IS NOT NULL")
 
 

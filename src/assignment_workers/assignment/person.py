@@ -21,6 +21,7 @@ from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader, plain
+from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.tables import SuppressionListState
 
 _ENDS = 9
@@ -222,7 +223,8 @@ def _kept_by_adoption(connection: Connection) -> list[str]:
 def _exists(connection: Connection, table: str) -> bool:
     return bool(
         connection.execute(
-            text("SELECT to_regclass(:table) IS NOT NULL"), {"table": table}
+            text("SELECT to_regclass(:table) IS NOT NULL"),
+            {"table": in_schema(table, schema_of(connection))},
         ).scalar()
     )
 
