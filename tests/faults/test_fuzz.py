@@ -192,12 +192,17 @@ def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
         marks = {mark for body in bodies for mark in MARK.findall(body)}
         with redis.Redis.from_url(stack.redis_url) as results:
             for name, data in raw:
-                told = results.exists(f"celery-task-meta-{name}")
+                told = results.exists(*(f"celery-task-meta-{each}" for each in _ids(name, data)))
                 text = data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
                 stored = name in names or name in marks or text in bodies
-                assert told or stored or b"ignore_result" in data, data
+                if not (told or stored or b"ignore_result" in data):
+                    vanished.append(data)
 
+    # Judged at the end: messages have new ids each time, so no example can be tried again.
+    vanished: list[bytes] = []
     serve()
+    (stack.folder / "vanished").write_bytes(b"\n".join(vanished))
+    assert not vanished, f"of each nothing is known; they are in {stack.folder}"
     with redis.Redis.from_url(stack.redis_url) as broker:
         wait_until(lambda: not broker.llen("assignment"), "the line to be empty")
     stack.assert_healthy()
@@ -205,6 +210,20 @@ def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
 
 def _data(message: Envelope | bytes) -> bytes:
     return message if isinstance(message, bytes) else json.dumps(message).encode()
+
+
+def _ids(name: str, data: bytes) -> set[str]:
+    """The ids by which its answer may be stored: what was changed may be its id."""
+    found = {name}
+    try:
+        sent = json.loads(data)
+        for said in (sent["headers"], json.loads(base64.b64decode(sent["body"] + "=="))):
+            if isinstance(said, dict) and isinstance(said.get("id"), str):
+                said["id"].encode()
+                found.add(said["id"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return found
+    return found
 
 
 def _is_published(stack: Stack, name: str, message: Envelope | bytes) -> bool:

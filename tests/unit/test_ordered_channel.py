@@ -122,6 +122,18 @@ def test_put_back_restores_the_order_over_several_terms(line: Consumed, own: boo
     assert names(line, taken_key(QUEUE, "40")) == ([] if own else ["own"])
 
 
+def test_an_empty_message_is_one_and_is_in_nobody_s_way(line: Consumed) -> None:
+    made = type(line.channel)
+    made.mark, made.earlier = "40", set()
+    for each in (item("first"), "", item("second")):
+        line.redis.lpush(taken_key(QUEUE, "2"), each)
+    assert line.channel.put_back(QUEUE, begins=True) == 3
+    assert line.take()["headers"]["id"] == "first"
+    line.take()
+    assert [said for _, said, _ in line.refused] == [b""]
+    assert line.take()["headers"]["id"] == "second"
+
+
 def redelivered(got: dict[str, Any]) -> bool:
     return bool(got["properties"]["delivery_info"].get("redelivered"))
 

@@ -147,7 +147,7 @@ class Channel(redis.Channel):
         except self.connection_errors:
             self.client.connection.disconnect()
             raise
-        if not answer:
+        if answer is None:  # an empty message is one
             raise Empty
         return answer
 
