@@ -13,7 +13,10 @@ import pytest
 from tests.e2e.node import CLIENT, Node
 from tests.gateway.stage import Gateway
 
-TYPES = str(CLIENT / "dist/index.d.ts")
+TYPES = {
+    "@assignment-workers/client": [str(CLIENT / "dist/index.d.ts")],
+    "@assignment-workers/client/node": [str(CLIENT / "dist/node.d.ts")],
+}
 STALE = "run `make client-types`"
 
 
@@ -46,7 +49,7 @@ def test_the_readme_uses_the_types_as_they_are(node: Node, tmp_path: Path) -> No
     (tmp_path / "package.json").write_text('{"type": "module"}')
     for number, block in enumerate(blocks):
         (tmp_path / f"{number}.ts").write_text(block)
-    options = {"rootDir": "/", "types": [], "paths": {"@assignment-workers/client": [TYPES]}}
+    options = {"rootDir": "/", "types": [], "paths": TYPES}
     project = {"extends": str(CLIENT / "test/tsconfig.json"), "compilerOptions": options}
     (tmp_path / "tsconfig.json").write_text(json.dumps(project | {"include": ["."]}))
     said = node.run("node_modules/typescript/bin/tsc", "--project", tmp_path, folder=CLIENT)
@@ -55,6 +58,10 @@ def test_the_readme_uses_the_types_as_they_are(node: Node, tmp_path: Path) -> No
 
 def test_the_client_does_what_it_says(node: Node, gateway: Gateway) -> None:
     _run("client.test.js", node, gateway)
+
+
+def test_the_client_finds_a_stack_of_this_machine(node: Node, gateway: Gateway) -> None:
+    _run("node.test.js", node, gateway)
 
 
 def test_a_request_that_nobody_answers_in_time_is_unavailable(node: Node, gateway: Gateway) -> None:

@@ -500,7 +500,8 @@ export interface paths {
          * Forget User
          * @description Erase what people typed about a user, and their numbers; the user is never offered again.
          *
-         *     Refused with 409 while an agent holds the user.
+         *     Refused with 409 while an agent holds the user, and with 503 where a do-not-contact number of
+         *     theirs would have to stay as a keyed hash and there is no key for it.
          */
         post: operations["forget_user"];
         delete?: never;
