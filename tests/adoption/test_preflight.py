@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from assignment_workers.errors import SchemaMismatch
 from assignment_workers.settings import Settings
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, as_role, connected
+from tests.adoption.test_adopting import run_command
 from tests.adoption.test_inspect import inspected
 from tests.adoption.test_migrate import moved, rows
 
@@ -282,3 +284,30 @@ def test_a_row_of_a_view_cannot_be_locked_and_no_lock_is_ever_pretended(
             " AND a.id = 7 FOR UPDATE OF a SKIP LOCKED"
         ).fetchall()
     assert locked == [(7,)]
+
+
+def test_a_transaction_that_is_open_for_long_is_named_beforehand(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected(empty_database_url) as connection:
+        dialers.deployed(connection)
+    with psycopg.connect(empty_database_url, application_name="a report") as open_one:
+        open_one.execute("SELECT 1")
+        assert inspected(empty_database_url).notes == ()
+        monkeypatch.setattr("assignment_workers.adoption.waits.OPEN_FOR_SECONDS", 0)
+        (said,) = inspected(empty_database_url).notes
+        assert f"session {open_one.info.backend_pid} of" in said
+        assert "(a report) is in a transaction for" in said
+
+
+def test_what_takes_longer_than_five_seconds_says_beforehand_how_long(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    with connected(empty_database_url) as connection:
+        dialers.deployed(connection)
+    with connected(as_role(empty_database_url, "postgres")) as connection:
+        connection.execute("UPDATE pg_class SET reltuples = 4e6 WHERE relname = 'callbacks'")
+    done = run_command(empty_database_url, tmp_path, "schema", "inspect")
+    assert done.stderr == "assignment-workers: about 8 s expected\n"
+    done = run_command(empty_database_url, tmp_path, "schema", "migrate")
+    assert done.stdout.startswith("about 64 s expected; the dialer goes on meanwhile\n")

@@ -27,6 +27,7 @@ from assignment_workers.adoption.shapes import (
     Shape,
     is_readable,
 )
+from assignment_workers.adoption.waits import open_transactions
 from assignment_workers.assignment.crm import Crm
 from assignment_workers.assignment.sight import crm_of
 from assignment_workers.errors import CrmUnavailable
@@ -59,7 +60,7 @@ def inspect(connection: Connection) -> Report:
         tables=tuple(tables),
         blockers=tuple(blockers(connection, live, relations)),
         obstacles=tuple(obstacles(connection, tables, relations)),
-        notes=tuple(notes(connection, list(live))),
+        notes=(*notes(connection, list(live)), *(open_transactions(connection) if live else ())),
     )
 
 

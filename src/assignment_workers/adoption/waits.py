@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from time import monotonic
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.adoption.backfill import Tell
@@ -32,6 +32,27 @@ def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def open_transactions(connection: Connection) -> Iterator[str]:
+    """Name the transactions of others that have been open for long: a migration would wait."""
+    for row in connection.execute(_OPEN, {"seconds": OPEN_FOR_SECONDS}):
+        yield (
+            f"session {row.pid} of {row.role} ({row.program or 'no name'}) is in a transaction for"
+            f" {row.seconds:.0f} s ({row.state}): an index that `schema migrate` builds, and the"
+            " switch if it has read the queue tables, wait until that transaction ends"
+        )
+
+
+OPEN_FOR_SECONDS = 30
+_OPEN = text("""
+    SELECT pid, coalesce(usename, '?') AS role, application_name AS program, state,
+           extract(epoch FROM clock_timestamp() - xact_start) AS seconds
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND backend_type = 'client backend'
+    AND xact_start < clock_timestamp() - make_interval(secs => :seconds) ORDER BY xact_start
+""")
 
 
 def _look(database_url: str, tell: Tell, over: threading.Event) -> None:

@@ -9,6 +9,7 @@ import typer
 from sqlalchemy import text
 
 from assignment_workers.adoption.compare import compare as read_differences
+from assignment_workers.adoption.duration import expected_seconds
 from assignment_workers.adoption.findings import Report
 from assignment_workers.adoption.inspect import inspect as read_schema
 from assignment_workers.adoption.migrate import migrate as adopt
@@ -16,7 +17,7 @@ from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
 from assignment_workers.assignment.explain import instant
 from assignment_workers.cli.servers import database, with_database
-from assignment_workers.cli.show import AsJson, as_json, as_table
+from assignment_workers.cli.show import SHOWN_FROM_SECONDS, AsJson, as_json, as_table, waiting
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import direct_url
 from assignment_workers.schema.roles import GATEWAY, READER, ROLES, WORKER
@@ -47,7 +48,8 @@ def inspect(json: AsJson = False) -> int:
     """
     with database(checked=False, patience=INSPECT_AT_MOST) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        found = read_schema(connection)
+        with waiting(expected_seconds(connection, "inspect")):
+            found = read_schema(connection)
     if json:
         as_json(found.as_json())
     else:
@@ -102,9 +104,14 @@ def migrate(
     if dry_run:
         with database(checked=False, patience=INSPECT_AT_MOST) as connection:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-            sql = plan(connection, url)
+            with waiting(expected_seconds(connection, "migrate --dry-run")):
+                sql = plan(connection, url)
         typer.echo(sql or f"nothing is missing: the schema is at revision {migrations.head()}")
         return 0
+    with database(checked=False) as connection:
+        seconds = expected_seconds(connection, "migrate")
+    if seconds >= SHOWN_FROM_SECONDS:
+        typer.echo(f"about {seconds:,.0f} s expected; the dialer goes on meanwhile")
     reached = adopt(url, settings=with_database(), tell=typer.echo)
     typer.echo(f"the schema is at revision {reached}")
     if roles:
@@ -131,7 +138,8 @@ def compare(json: AsJson = False) -> int:
     """
     with database(checked=False, patience=INSPECT_AT_MOST) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        found = read_differences(connection, now=instant(connection))
+        with waiting(expected_seconds(connection, "compare")):
+            found = read_differences(connection, now=instant(connection))
     if json:
         as_json(found)
         return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 from pydantic_core import to_jsonable_python
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -37,3 +39,28 @@ def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
         console = Console(markup=False, highlight=False, width=160)
     console.print(table)
     console.print()
+
+
+@contextmanager
+def waiting(seconds: float) -> Iterator[None]:
+    """Within the block, show the time that has passed beside the `seconds` that are expected.
+
+    Below `SHOWN_FROM_SECONDS` nothing is shown. On standard error; one line where that is no
+    terminal.
+    """
+    if seconds < SHOWN_FROM_SECONDS:
+        yield
+        return
+    expected = f"about {seconds:,.0f} s expected"
+    console = Console(stderr=True, markup=False, highlight=False)
+    if not console.is_terminal:
+        complain(expected)
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
+        progress.add_task(expected, total=None)
+        yield
+
+
+SHOWN_FROM_SECONDS = 5.0

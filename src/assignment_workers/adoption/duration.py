@@ -1,0 +1,31 @@
+"""Estimate the duration of a command over a dialer's tables, before it begins."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+SECONDS_A_MILLION_ROWS = {
+    "inspect": 2.0,
+    "compare": 5.0,
+    "migrate --dry-run": 2.6,
+    "migrate": 16.0,
+}
+"""As `benchmarks.adopt` measured them on two cores: docs/adopting.md."""
+BYTES_A_ROW = 150
+"""For a table of which PostgreSQL has no statistics yet."""
+
+
+def expected_seconds(connection: Connection, command: str) -> float:
+    """Return the seconds that a `schema` command is likely to take. Reads the catalogue alone."""
+    rows = connection.execute(_ROWS, {"bytes": BYTES_A_ROW}).scalar_one()
+    return float(rows) / 1_000_000 * SECONDS_A_MILLION_ROWS[command]
+
+
+_ROWS = text("""
+    SELECT coalesce(sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples
+                        ELSE pg_relation_size(c.oid) / :bytes END), 0)::bigint
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'public' AND c.relkind = 'r' AND c.relname IN ('unsigned_users_queue',
+        'outstanding_requests_queue', 'agents', 'user_call_scores', 'callbacks', 'missed_calls',
+        'conversions')
+""")
