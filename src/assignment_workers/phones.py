@@ -7,6 +7,7 @@ same text, region, country and zone give the same identity for the same `Reader`
 from __future__ import annotations
 
 import hmac
+import os
 import re
 import unicodedata
 import zlib
@@ -14,6 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -210,6 +214,17 @@ def read_chunk(reader: Reader, lines: Sequence[Line]) -> Read:
             unread.append(f"line {line}: {said[:40]!r}")
         made += [f"{each}\t{until.isoformat() if until else NULL}\n" for each in numbers]
     return len(lines), "".join(made), unread
+
+
+def end_with_parent() -> None:
+    """Let this process, which reads lists for another one, end when that one does, however."""
+
+    def watch(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    if (parent := parent_process()) is not None:
+        Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 NULL = "\\N"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from assignment_workers.assignment.suppression_lists import Named, Staged, lines
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
+from tests.processes import wait_until
 from tests.suppressed_number import read
 from tests.world import DAY, HOUR, UNSIGNED, User, World
 
@@ -162,6 +166,31 @@ def test_many_lines_are_read_by_every_processor_and_are_exported(
     found = list(csv.DictReader(io.StringIO(made.getvalue())))
     assert [each["user_id"] for each in found if each["user_id"]] == ["3"]
     assert sorted(each["number"] for each in found if each["list"] == "tps") == numbers
+
+
+READING = """
+import itertools, multiprocessing, sys
+from functools import partial
+from assignment_workers.assignment import suppression_lists
+from assignment_workers.phones import Reader, read_chunk
+
+if __name__ == "__main__":
+    chunks = itertools.repeat([(1, "02079460001", None)])
+    with suppression_lists._reading(chunks, partial(read_chunk, Reader("GB"))) as made:
+        for _ in made:
+            print(*(each.pid for each in multiprocessing.active_children()), flush=True)
+"""
+
+
+def test_processes_that_read_a_list_end_with_the_import_that_was_killed(tmp_path: Path) -> None:
+    program = tmp_path / "reading.py"
+    program.write_text(READING)
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as reading:
+        assert reading.stdout is not None
+        readers = [int(pid) for pid in reading.stdout.readline().split()]
+        assert readers
+        reading.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in readers), "their end")
 
 
 def test_the_check_of_a_number_is_index_probes(ranked: World) -> None:
