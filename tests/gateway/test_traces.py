@@ -58,6 +58,12 @@ class Collector:
         made = "INSERT INTO assignment.assignments"
         return [each for each in self.of(trace) if made in each.said.get("db.statement", "")]
 
+    def proved(self, trace: str) -> list[Seen]:
+        """The statements that prove a term: the lane's row, of this number and id, is locked."""
+        by = "sequencer.term = ", "sequencer.term_id = ", "FOR UPDATE"
+        said = [(each, each.said.get("db.statement", "")) for each in self.of(trace)]
+        return [each for each, sql in said if all(part in sql for part in by)]
+
     def take(self, request: ExportTraceServiceRequest) -> None:
         for resource in request.resource_spans:
             process = {each.key: each.value.string_value for each in resource.resource.attributes}
@@ -154,7 +160,8 @@ def test_one_trace_goes_from_the_call_through_the_task_to_sql(
 
     paths = [path(each) for each in by_id.values()]
     assert [*through[:2], "LPUSH"] in paths
-    assert [*through, "SELECT"] in paths, paths  # the proof of the term, which begins a turn
+    (proved,) = spans.proved(run.trace)
+    assert path(proved)[:-1] == through
     (kept,) = spans.kept(run.trace)
     assert path(kept)[:-1] == through
     assert run.links == ()
