@@ -54,17 +54,18 @@ task_acks_late = True
 worker_disable_rate_limits = True
 task_reject_on_worker_lost = True
 
-# A half-dead connection is noticed in seconds, and the broker may be away for as long as it takes.
+# A half-dead connection is noticed in seconds (docs/waits.md), and the broker may be away for as
+# long as it takes. A sequencer may have to find out twice, and be back within ten seconds.
 broker_transport_options: dict[str, object]
 if (broker_url or "").startswith("amqp"):
-    broker_transport_options = {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5}
+    broker_transport_options = {"confirm_publish": True, "read_timeout": 3, "write_timeout": 3}
 else:
     broker_transport_options = {
         "priority_steps": [0],
-        "socket_timeout": 5,
-        "socket_connect_timeout": 5,
+        "socket_timeout": 3,
+        "socket_connect_timeout": 3,
         "socket_keepalive": True,
-        "health_check_interval": 5,
+        "health_check_interval": 2,
         "visibility_timeout": 3600,
     }
 # What a job sends waits half a minute for a broker that is away; then the job has failed.
@@ -81,8 +82,8 @@ redbeat_redis_options = {
     "socket_keepalive": True,
     "health_check_interval": 5,
 }
-redis_socket_timeout = 5
-redis_socket_connect_timeout = 5
+redis_socket_timeout = 3
+redis_socket_connect_timeout = 3
 redis_socket_keepalive = True
 redis_backend_health_check_interval = 5
 broker_connection_retry_on_startup = True

@@ -17,6 +17,7 @@ from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import Home, hold
 from assignment_workers.runtime.log import Log
 from assignment_workers.runtime.ports import LOOPBACK
+from tests.servers import MARIADB, Maria
 
 pytest.register_assert_rewrite("tests.commands", "tests.processes", "tests.world")
 
@@ -61,6 +62,16 @@ def valkey_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
     child = server.start(made, Log(sys.stderr, colour=False), guardian)
     yield made.url
     child.stop()
+
+
+@pytest.fixture(scope="session")
+def maria(test_home: Home, guardian: Guardian) -> Iterator[Maria]:
+    """A MariaDB for the run."""
+    if not MARIADB.exists():
+        pytest.skip("MariaDB is not installed (Debian: apt install mariadb-server)")
+    made = Maria(test_home.path / "mariadb", guardian)
+    yield made
+    made.kill()
 
 
 @pytest.fixture(scope="session")

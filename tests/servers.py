@@ -247,6 +247,8 @@ class Wire:
         self._swallowed = 0
         self._made = 0
         self._left: int | None = None
+        self.sent = 0
+        """How many times a client has sent."""
         self._open: list[socket.socket] = [self._listening]
         self._far: list[socket.socket] = []
         self.url = url.replace(f":{self._to.port}", f":{self._listening.getsockname()[1]}", 1)
@@ -275,6 +277,11 @@ class Wire:
         """Be cut once the client has sent so many times."""
         self._left = sendings
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether nothing passes any more."""
+        return self._cut.is_set()
+
     def close(self) -> None:
         for each in self._open:
             _end(each)
@@ -299,6 +306,7 @@ class Wire:
     ) -> None:
         try:
             while data := source.recv(65536):
+                self.sent += by_client
                 if by_client and self._left is not None:
                     self._left -= 1
                     if self._left < 0:

@@ -28,15 +28,13 @@ from assignment_workers.assignment.reassign import reassign
 from assignment_workers.assignment.sight import attach
 from assignment_workers.assignment.status import CrmStatus, status
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
-from assignment_workers.runtime.guardian import Guardian
-from assignment_workers.runtime.home import Home
 from assignment_workers.schema.crm import MAPPINGS, ClaimRequirement, CrmUser
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import TURN_SECONDS
 from tests.adoption.test_adopting import dialer
 from tests.elsewhere import OtherCrm
-from tests.servers import MARIADB, Maria, free_port, wire
+from tests.servers import Maria, free_port, wire
 from tests.sessions import END
 from tests.suppressed_number import nobody_is_offered
 from tests.world import OUTSTANDING, UNSIGNED, Claim, Requirement, User, World, opened, outstanding
@@ -46,16 +44,6 @@ TIMEOUT = timedelta(seconds=2)
 """Longer than any answer takes on a machine that is busy with other tests."""
 
 KINDS = [("postgresql", "people"), ("mariadb", "original")]
-
-
-@pytest.fixture(scope="session")
-def maria(test_home: Home, guardian: Guardian) -> Iterator[Maria]:
-    """A MariaDB for the run."""
-    if not MARIADB.exists():
-        pytest.skip("MariaDB is not installed (Debian: apt install mariadb-server)")
-    made = Maria(test_home.path / "mariadb", guardian)
-    yield made
-    made.kill()
 
 
 @pytest.fixture(params=KINDS, ids="-".join)

@@ -72,6 +72,9 @@ class Crm:
         self._why = ""
         self._quick = reader(url, self.timeout, pool=CONNECTIONS)
         self._slow = reader(url, BATCH_SECONDS, pool=None)
+        # The driver's own: what sets a connection up, its isolation among it, raises them as such.
+        dbapi = self._slow.dialect.dbapi
+        self._errors = (SQLAlchemyError, OSError, *((dbapi.Error,) if dbapi else ()))
         self._queries = Queries(mapping, folds=self.folds)
 
     def facts(self, users: Sequence[int], *, seconds: float | None = None) -> Facts:
@@ -128,9 +131,15 @@ class Crm:
                     values = [self._queries.values(model, row) for row in batch]
                     read = [each for each in values if each is not None]
                     yield model, read, len(values) - len(read)
-        finally:
+        except _Late as late:
+            if connection is not None:  # another thread is at work on it, and frees it at its end
+                late.left.add_done_callback(partial(_drop, connection))
+            raise
+        except BaseException:
             if connection is not None:
-                connection.close()
+                _drop(connection)
+            raise
+        _drop(connection)
 
     def check(self) -> None:
         """Raise for a CRM that can never be read as it is: one line that says what is wrong.
@@ -254,12 +263,24 @@ class Crm:
             for each in used:
                 cut(each)
             CRM_READS.labels("late").inc()
-            raise CrmUnavailable(
-                f"no answer within {seconds:g} s", retry_after=OPEN_SECONDS
-            ) from None
-        except (SQLAlchemyError, OSError) as error:
+            raise _Late(future, seconds) from None
+        except self._errors as error:
             CRM_READS.labels("failed").inc()
             raise CrmUnavailable(one_line(error), retry_after=2.0) from error
+
+
+class _Late(CrmUnavailable):
+    """No answer came in time; `left` is done once the thread that waits for it has given up."""
+
+    def __init__(self, left: Future[Any], seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:g} s", retry_after=OPEN_SECONDS)
+        self.left = left
+
+
+def _drop(connection: Connection, _: object = None) -> None:
+    """Close it without giving it back in order, which its server might not answer."""
+    connection.invalidate()
+    connection.close()
 
 
 def configured(settings: Settings) -> Crm | None:

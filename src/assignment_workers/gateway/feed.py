@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from assignment_workers.assignment import events
 from assignment_workers.assignment.events import CHANNEL, Told
 from assignment_workers.gateway.redaction import redacted
-from assignment_workers.schema.deadline import EXCHANGE_SECONDS
+from assignment_workers.schema.deadline import EXCHANGE_SECONDS, ending
 from assignment_workers.schema.engine import KEEPALIVES, driver_url
 
 log = structlog.get_logger()
@@ -152,7 +152,7 @@ class Feed:
         )
         async with await connecting as connection:
             # Listening comes first: whatever commits after the next read wakes us.
-            async with asyncio.timeout(EXCHANGE_SECONDS):
+            with ending(connection, EXCHANGE_SECONDS):
                 await connection.execute(f"LISTEN {CHANNEL}".encode())
             if not self.started.is_set():
                 _, newest = await self._ask(events.bounds)

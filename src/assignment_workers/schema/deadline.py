@@ -7,9 +7,11 @@ After it the connection is dropped, and whether a COMMIT was carried out is unkn
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -69,6 +71,13 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 def drop(connection: psycopg.Connection[Any]) -> None:
     """Close a connection whose server may not answer: nothing is sent, nothing waited for."""
+    if not connection.closed:
+        hang_up(connection)
+        connection.pgconn.finish()
+
+
+def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """End the connection's line: what waits for an answer over it, anywhere, fails at once."""
     if connection.closed:
         return
     try:
@@ -76,7 +85,19 @@ def drop(connection: psycopg.Connection[Any]) -> None:
             line.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # the other side has closed it already
-    connection.pgconn.finish()
+
+
+@contextmanager
+def ending(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+    """Within: what is asked over the connection fails after so many seconds.
+
+    A cancelled task would wait on, for the server to confirm that it does no more.
+    """
+    end = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
+    try:
+        yield
+    finally:
+        end.cancel()
 
 
 def at_work(connection: BoundedConnection) -> bool:

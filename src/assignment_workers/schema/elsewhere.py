@@ -65,8 +65,6 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
         }
     )
     engine = create_engine(address, connect_args=arguments, **pooled)
-    if engine.dialect.name == "postgresql":
-        bound(engine, timedelta(seconds=seconds))
 
     def connected(to: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         with closing(to.cursor()) as cursor:
@@ -77,6 +75,8 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
         to.commit()
 
     event.listen(engine, "connect", connected)
+    if engine.dialect.name == "postgresql":
+        bound(engine, timedelta(seconds=seconds))
     return engine
 
 
@@ -96,9 +96,7 @@ def cut(connection: Connection) -> None:
         return
     try:
         driver: Any = connection.connection.driver_connection
-        if not hasattr(driver, "pgconn"):
-            return  # PyMySQL ends its wait by itself
-        descriptor = driver.pgconn.socket
+        descriptor = driver.pgconn.socket if hasattr(driver, "pgconn") else driver._sock.fileno()  # noqa: SLF001
         with socket.socket(fileno=os.dup(descriptor)) as line:
             line.shutdown(socket.SHUT_RDWR)
     except (OSError, AttributeError, SQLAlchemyError):

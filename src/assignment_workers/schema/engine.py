@@ -34,6 +34,8 @@ KEEPALIVES = {
 """A host that vanished is noticed in about five seconds, in whichever state the connection was."""
 
 POOLED = "behind a pooler"
+POOL_SECONDS = 30.0
+"""The longest wait for a free connection of the pool; none is longer than a statement may be."""
 LONG_SECONDS = 100.0
 """A statement that may take longer is looked at meanwhile."""
 
@@ -99,14 +101,15 @@ def connect(
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
         max_overflow=0,
+        pool_timeout=min(POOL_SECONDS, statement_timeout.total_seconds()),
         pool_recycle=3600,
         hide_parameters=True,  # they would stand in logs: notes, reasons, numbers
         json_serializer=lambda value: to_json(value).decode(),
         connect_args={"application_name": name, "connect_timeout": 5, **KEEPALIVES},
     )
-    bound(engine, statement_timeout)
     _limit(engine, limits)
     locate_dialer(engine, database_url)
+    bound(engine, statement_timeout)
     return engine
 
 
@@ -116,25 +119,34 @@ def locate_dialer(engine: Engine, database_url: str) -> None:
 
 
 def bound(engine: Engine, longest: timedelta) -> None:
-    """Give the engine's connections a deadline for each exchange, of statements up to `longest`."""
+    """Give the engine's connections a deadline for each exchange, of statements up to `longest`.
+
+    To be called when all that sets a connection up listens to the engine already: the set-up is
+    waited for no longer than `EXCHANGE_SECONDS` a statement, however long the others may take.
+    """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 
     def make(
         _: object, __: object, given: Sequence[str], parameters: dict[str, Any]
     ) -> BoundedConnection:
         made = BoundedConnection.connect(*given, **parameters)
-        made.exchange_seconds = seconds
-        if seconds > LONG_SECONDS:
-            try:
-                if not _is_pooled(made):
-                    made.exchange_seconds, made.is_at_work = LOOK_SECONDS, at_work
-                made.rollback()
-            except psycopg.Error:
-                made.close()  # the pool never had it, and would leave it open
-                raise
+        made.exchange_seconds = min(seconds, made.exchange_seconds)
         return made
 
+    def is_set_up(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        of = cast(BoundedConnection, record.driver_connection)
+        if seconds <= LONG_SECONDS:
+            of.exchange_seconds = seconds
+            return
+        pooled = _is_pooled(of)
+        of.rollback()
+        if pooled:
+            of.exchange_seconds = seconds
+        else:
+            of.exchange_seconds, of.is_at_work = LOOK_SECONDS, at_work
+
     event.listen(engine, "do_connect", make)
+    event.listen(engine, "connect", is_set_up)
 
 
 def direct_url(settings: Settings) -> str:
@@ -175,18 +187,14 @@ def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
 def _limit(engine: Engine, limits: Sequence[str]) -> None:
     def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         to = cast("psycopg.Connection[Any]", record.driver_connection)
-        try:
-            record.info[POOLED] = pooled = _is_pooled(to)
-            # psycopg prepares nothing by itself: after a rollback, say, it would deallocate what
-            # `trips` has prepared too.
-            to.prepare_threshold = None
-            clamp(to)
-            if not pooled:
-                to.execute("; ".join(f"SET {limit}" for limit in limits))
-            to.commit()
-        except psycopg.Error:
-            to.close()  # the pool never had it, and would leave it open
-            raise
+        record.info[POOLED] = pooled = _is_pooled(to)
+        # psycopg prepares nothing by itself: after a rollback, say, it would deallocate what
+        # `trips` has prepared too.
+        to.prepare_threshold = None
+        clamp(to)
+        if not pooled:
+            to.execute("; ".join(f"SET {limit}" for limit in limits))
+        to.commit()
 
     def begun(connection: Connection) -> None:
         if connection.info.get(POOLED):

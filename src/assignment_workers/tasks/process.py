@@ -42,8 +42,8 @@ TURN_SECONDS = 5
 """The longest statement of a turn."""
 PROBE_EXPIRES = 600
 """Seconds: after a longer wait what a probe tells is old."""
-HEARTBEAT_SECONDS = 4
-"""Between a sequencer and RabbitMQ; Redis has none."""
+HEARTBEAT_SECONDS = 3
+"""Between RabbitMQ and a process whose work is short; Redis has none."""
 FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
 """What Flower lists of a task: the worker's name tells `assignment` from `maintenance`."""
 FLOWER_TASKS = "5000"
@@ -147,6 +147,7 @@ def _heartbeats(settings: Settings) -> int:
     )
     traces.of_engine(app.engine)
     _check(app)
+    app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     return _work(app, "heartbeats", (HEARTBEATS,), app.heartbeat_tasks, "solo")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery.backends.redis import RedisBackend
@@ -14,6 +14,9 @@ from redis.exceptions import ResponseError
 
 from assignment_workers.sequencer.refused import REFUSING, refused
 from assignment_workers.sequencer.transport import packed
+
+AGAIN_SECONDS = 5.0
+"""How long storing a result is tried again while Redis is away; the last try may begin then."""
 
 
 class ResultBackend(RedisBackend):
@@ -28,6 +31,11 @@ class ResultBackend(RedisBackend):
     _get_result_meta: Callable[..., dict[str, Any]]
     _set_with_state: Callable[..., None]
     expires: int | None
+
+    def ensure(self, fun: Callable[..., Any], args: Sequence[Any], **policy: Any) -> Any:
+        """Celery's own, which bounds the tries and not the time, with an end on the clock."""
+        tried: Callable[..., Any] = super().ensure
+        return tried(fun, args, **{"timeout": AGAIN_SECONDS, **policy})
 
     def _store_result(
         self,
