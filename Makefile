@@ -70,6 +70,10 @@ model: $(READY) ## the assignment policy against its plain model: 10,000 steps a
 fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ: thousands of each
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} $(BIN)/python -m pytest tests/faults/test_fuzz.py --timeout=3600 $(ARGS)
 
+.PHONY: waits
+waits: $(READY) ## every wait of docs/waits.md, at every sending of its session
+	@WAITS_POINTS=1000 $(BIN)/python -m pytest tests/faults/test_waits.py --timeout=1200 $(ARGS)
+
 .PHONY: check
 check: lint types layers ## lint, types and layers
 

@@ -48,7 +48,7 @@ def postgres_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
     made = postgres.prepare(test_home.path / "postgres", fsync=False)
     access = test_home.path / "postgres/data/pg_hba.conf"
     # First, for the superuser and roles that a test makes; ours have their passwords.
-    others = f'host all "/^(?!assignment_)" {LOOPBACK}/32 trust\n'
+    others = f'host all,replication "/^(?!assignment_)" {LOOPBACK}/32 trust\n'
     access.write_text(others + access.read_text(encoding="ascii"), encoding="ascii")
     child = server.start(made, Log(sys.stderr, colour=False), guardian)
     yield made.url

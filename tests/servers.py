@@ -249,6 +249,8 @@ class Wire:
         self._left: int | None = None
         self.sent = 0
         """How many times a client has sent."""
+        self._lock = threading.Lock()
+        self._closed = False
         self._open: list[socket.socket] = [self._listening]
         self._far: list[socket.socket] = []
         self.url = url.replace(f":{self._to.port}", f":{self._listening.getsockname()[1]}", 1)
@@ -283,6 +285,8 @@ class Wire:
         return self._cut.is_set()
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
         for each in self._open:
             _end(each)
             each.close()
@@ -293,8 +297,17 @@ class Wire:
                 near, _ = self._listening.accept()
             except OSError:
                 return
-            far = socket.create_connection((self._to.hostname or "", self._to.port or 0))
-            self._open += [near, far]
+            try:
+                far = socket.create_connection((self._to.hostname or "", self._to.port or 0))
+            except OSError:
+                near.close()  # the server is down
+                continue
+            with self._lock:
+                if self._closed:
+                    near.close()
+                    far.close()
+                    return
+                self._open += [near, far]
             self._far.append(far)
             self._made += 1
             for source, target in ((near, far), (far, near)):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
 
 from assignment_workers.assignment.history import check
+from assignment_workers.assignment.status import StandbyStatus, status
 from assignment_workers.assignment.turn import Turn
 from assignment_workers.errors import StaleTerm
+from assignment_workers.runtime import postgres
 from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.sequencer import Sequencer
-from assignment_workers.sequencer.term import Candidacy
+from assignment_workers.sequencer.term import APPLICATION, Candidacy
+from tests.processes import wait_until
 from tests.world import HOUR, World
 
 ROW = "SELECT term, term_id, terms, marks FROM assignment.sequencer"
@@ -120,3 +126,31 @@ def test_a_busy_leader_leaves_a_sign_of_life_and_not_in_every_turn(
         with line.turn():
             pass
         assert connection.execute(at).scalar_one() > began
+
+
+def test_status_tells_of_a_standby_that_may_lack_the_last_commits(
+    world: World, database_url: str, tmp_path: Path
+) -> None:
+    """What receives the log as a standby does, and confirms nothing that a commit waits for."""
+    to = urlsplit(database_url)
+    directory = tmp_path / "wal"
+    directory.mkdir()
+    receiving = subprocess.Popen(
+        [
+            *(postgres._programs() / "pg_receivewal", f"--directory={directory}", "--no-loop"),
+            *(f"--host={to.hostname}", f"--port={to.port}", "--username=postgres", "--no-password"),
+        ],
+        stderr=subprocess.PIPE,
+    )
+    try:
+
+        def seen() -> list[StandbyStatus]:
+            assert receiving.poll() is None
+            with world.engine.connect() as connection:
+                return status(connection, application=APPLICATION, settings=world.settings).standbys
+
+        (found,) = wait_until(seen, "the standby to be seen")
+        assert (found.name, found.asynchronous) == ("pg_receivewal", True)
+    finally:
+        receiving.terminate()
+        receiving.communicate()

@@ -129,6 +129,17 @@ class AgentsStatus(BaseModel):
     unstated: int
 
 
+class StandbyStatus(BaseModel):
+    """A server that copies the database's commits.
+
+    An `asynchronous` one may lack the last of them: promoted, it has lost what agents were told.
+    """
+
+    name: str
+    asynchronous: bool
+    lag_seconds: float | None
+
+
 class Status(BaseModel):
     """Everything at a glance, at `at` by the database's clock."""
 
@@ -145,6 +156,8 @@ class Status(BaseModel):
     answers_last_hour: dict[str, int]
     dead_letters: int
     unpublished: int
+    standbys: list[StandbyStatus]
+    """Of the database. Empty too where the role may not see them (`pg_read_all_stats`)."""
     calling_hours: str
     calling_rules: str
     crm: CrmStatus
@@ -177,6 +190,7 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
                 DeadLetter.replayed_at.is_(None), DeadLetter.dismissed_at.is_(None)
             )
         ).scalar_one(),
+        standbys=[StandbyStatus(**row) for row in connection.execute(_STANDBYS).mappings()],
         calling_hours=calling.described(settings),
         calling_rules=calling.others_described(settings),
         unpublished=connection.execute(
@@ -297,6 +311,11 @@ def job_statuses(connection: Connection) -> list[JobStatus]:
     return [JobStatus(**row) for row in rows]
 
 
+_STANDBYS = text("""
+SELECT application_name AS name, sync_state NOT IN ('sync', 'quorum') AS asynchronous,
+    extract(epoch FROM replay_lag)::float8 AS lag_seconds
+FROM pg_stat_replication WHERE state IS NOT NULL ORDER BY application_name
+""")
 _LANES = select(
     Sequencer.lane,
     Sequencer.term,

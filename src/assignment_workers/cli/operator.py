@@ -224,6 +224,12 @@ def _show(found: Status) -> None:
     answers = ", ".join(f"{name} {count}" for name, count in found.answers_last_hour.items())
     typer.echo(f"Answers in the last hour: {answers or 'none'}")
     typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
+    for each in found.standbys:
+        if each.asynchronous:
+            complain(
+                f"The standby {each.name or 'without a name'} is asynchronous: promoted, it may"
+                " lack the last commits, and what agents were told in them. See docs/operators.md."
+            )
     typer.echo(f"CRM: {_crm(found.crm)}")
     typer.echo(f"Calling hours: {found.calling_hours}")
     typer.echo(f"Other calling rules: {found.calling_rules}")
