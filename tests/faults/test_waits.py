@@ -557,7 +557,7 @@ def test_workers_whose_sessions_are_swallowed_go_on(
             stack.redis_url = line.url
         keep.enter_context(Keeper(stack, "sequencer", "sequencer", "heartbeats"))
         stack.start("maintenance", celery_config=str(own))
-        stack.wait_for_leader()
+        stack.wait_for_leader(seconds=90.0)
         stack.regenerate(client)
         line.freeze()
         began = monotonic()
