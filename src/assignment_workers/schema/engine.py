@@ -138,8 +138,12 @@ def bound(engine: Engine, longest: timedelta) -> None:
         if seconds <= LONG_SECONDS:
             of.exchange_seconds = seconds
             return
-        pooled = _is_pooled(of)
-        of.rollback()
+        try:
+            pooled = _is_pooled(of)
+            of.rollback()
+        except psycopg.Error:
+            of.close()  # the pool never had it, and would leave it open
+            raise
         if pooled:
             of.exchange_seconds = seconds
         else:
@@ -187,14 +191,18 @@ def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
 def _limit(engine: Engine, limits: Sequence[str]) -> None:
     def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         to = cast("psycopg.Connection[Any]", record.driver_connection)
-        record.info[POOLED] = pooled = _is_pooled(to)
-        # psycopg prepares nothing by itself: after a rollback, say, it would deallocate what
-        # `trips` has prepared too.
-        to.prepare_threshold = None
-        clamp(to)
-        if not pooled:
-            to.execute("; ".join(f"SET {limit}" for limit in limits))
-        to.commit()
+        try:
+            record.info[POOLED] = pooled = _is_pooled(to)
+            # psycopg prepares nothing by itself: after a rollback, say, it would deallocate what
+            # `trips` has prepared too.
+            to.prepare_threshold = None
+            clamp(to)
+            if not pooled:
+                to.execute("; ".join(f"SET {limit}" for limit in limits))
+            to.commit()
+        except psycopg.Error:
+            to.close()  # the pool never had it, and would leave it open
+            raise
 
     def begun(connection: Connection) -> None:
         if connection.info.get(POOLED):

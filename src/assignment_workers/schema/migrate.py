@@ -84,8 +84,8 @@ def _engine(database_url: str) -> Engine:
     engine = create_engine(
         driver_url(database_url), connect_args={"connect_timeout": 5, **KEEPALIVES}
     )
-    bound(engine, timedelta(days=1))
     locate_dialer(engine, database_url)
+    bound(engine, timedelta(days=1))
     return engine
 
 
