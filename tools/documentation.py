@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
+from assignment_workers import versions
 from tools import reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,10 +42,11 @@ CODE = re.compile(r"^ *(```|~~~).*?^ *\1", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the pages that a pattern of the navigation finds in its place."""
+    """Put the pages that a pattern of the navigation finds in its place; name the version."""
     docs = Path(config.docs_dir)
     pages = sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
     config.nav = _expanded(config.nav, pages)
+    config.copyright = f"The documentation of {versions.PACKAGE} {versions.own()}"
     return config
 
 

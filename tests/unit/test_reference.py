@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_group
 
+from assignment_workers import client
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.turn import EventKind
 from assignment_workers.cli.main import COMMANDS, app
@@ -147,6 +151,28 @@ def _is_wrong(words: list[str]) -> bool:
     options = {part for each in command.params for part in (*each.opts, *each.secondary_opts)}
     given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
     return bool(given - options - {"--help"})
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda each: str(each.relative_to(ROOT)))
+def test_the_python_that_a_document_shows_can_be_compiled_and_imported(path: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                module = import_module(str(node.module))
+                assert [each.name for each in node.names if not hasattr(module, each.name)] == []
+
+
+@pytest.mark.parametrize("name", client.__all__)
+def test_every_public_method_of_the_python_clients_has_a_docstring(name: str) -> None:
+    public = getattr(client, name)
+    methods = {
+        method: function
+        for method, function in inspect.getmembers(public, inspect.isfunction)
+        if not method.startswith("_") and function.__module__.startswith("assignment_workers")
+    }
+    assert inspect.getdoc(public)
+    assert [method for method, each in methods.items() if not inspect.getdoc(each)] == []
 
 
 def test_the_readme_is_read_in_a_minute() -> None:
