@@ -313,7 +313,7 @@ only. A column is required unless it says `null`.""",
                 for column in table.columns
             ]
             made += [f"### `{name}`", _prose(model.__doc__ or "")]
-            made.append(_table("| column | type | | |", rows))
+            made.append(_table("| column | type | key, null | meaning |", rows))
     return _page(made)
 
 
@@ -540,7 +540,7 @@ def _command(name: str, command: Any, *, level: int = 3) -> Iterator[str]:  # no
             f" {_cell(each.help or '')} |"
         )
     if rows:
-        yield _table("| | takes | default | meaning |", rows)
+        yield _table("| argument | takes | default | meaning |", rows)
 
 
 def _of_option(annotation: object) -> list[str]:
@@ -671,7 +671,7 @@ def _typescript(text: str) -> Iterator[str]:
             if "private " not in one["sign"]
         ]
         if rows:
-            yield _table("| | |", rows)
+            yield _table("| member | meaning |", rows)
 
 
 def _signature(text: str) -> str:
