@@ -135,6 +135,10 @@ screenshots: $(READY) ## take the pictures of the documentation anew; needs Chro
 docs: $(DOCS) ## build the documentation site into build/docs; dead links and pages without a place fail
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
+.PHONY: architecture
+architecture: $(READY) ## draw docs/architecture.md from the import contracts
+	@$(BIN)/python tools/architecture.py
+
 .PHONY: clean
 clean: ## remove what the other targets made; the demo's data in .assignment-workers stays
 	@rm -rf $(JS)/dist $(JS)/node_modules $(EXAMPLES:=/node_modules) tests/e2e/node_modules

@@ -11,13 +11,13 @@ import time
 from sqlalchemy import Engine, text
 
 from assignment_workers.assignment.answers import Assigned, RequestAnswer
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.moves import Complete, Owner
-from assignment_workers.assignment.request import Request
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Complete, Owner
+from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
-from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from benchmarks.stage import (
     build_and_publish,
@@ -44,15 +44,17 @@ def measure(
     sequence = line(on)
     for number in range(turns + 5):
         asked = [
-            Request(agent, f"{label}{size}-{number}-{agent}", "unsigned_users", None, None)
+            ClaimRequest(agent, f"{label}{size}-{number}-{agent}", "unsigned_users", None, None)
             for agent in range(1, size + 1)
         ]
 
-        def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
-            return claim(turn, asked, policies=POLICIES, settings=settings)
+        def transaction(
+            transaction: FencedTransaction, asked: list[ClaimRequest] = asked
+        ) -> list[RequestAnswer | None]:
+            return claim(transaction, asked, policies=POLICIES, settings=settings)
 
         began = time.perf_counter()
-        answers = sequence.run(turn)
+        answers = sequence.run(transaction)
         seconds.append(time.perf_counter() - began)
         given = [each for each in answers if isinstance(each, Assigned)]
         if len(given) != size:
@@ -61,14 +63,14 @@ def measure(
     return seconds[5:]
 
 
-def give_up(sequence: Line, given: list[Assigned]) -> None:
+def give_up(sequence: TransactionRunner, given: list[Assigned]) -> None:
     """End these holds, outside of what is measured."""
 
-    def turn(turn: Turn) -> None:
+    def transaction(transaction: FencedTransaction) -> None:
         owners = [Owner(each.assignment.id, each.assignment.agent_id) for each in given]
-        finish(turn, [Complete(owner, "no_answer") for owner in owners])
+        finish(transaction, [Complete(owner, "no_answer") for owner in owners])
 
-    sequence.run(turn)
+    sequence.run(transaction)
 
 
 def main() -> None:

@@ -31,10 +31,10 @@ from sqlalchemy import (
 from sqlalchemy.types import BigInteger, TypeEngine
 
 from assignment_workers.assignment import jobs
-from assignment_workers.assignment.crm import Crm
+from assignment_workers.assignment.crm.external_crm import Crm
+from assignment_workers.assignment.crm.mirror import READING, read_whole
+from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.jobs import Job
-from assignment_workers.assignment.mirror import READING, read_whole
-from assignment_workers.assignment.sight import attach
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.schema.crm import FACTS, MAPPINGS
 from assignment_workers.schema.engine import driver_url

@@ -18,14 +18,14 @@ from functools import partial
 from sqlalchemy import Engine, text
 
 from assignment_workers.assignment.answers import Assigned
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.moves import Owner, Release
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.request import Request
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Owner, Release
+from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
-from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from benchmarks.stage import build, build_and_publish, line
 
@@ -108,26 +108,26 @@ class Cost:
     seconds: list[float]
 
 
-def one(sequence: Line, settings: Settings) -> float:
+def one(sequence: TransactionRunner, settings: Settings) -> float:
     """The seconds of one claim, whose hold is given back at once; of all its turns together."""
-    request = Request(AGENT, f"growth-{next(NUMBERS)}", UNSIGNED_USERS.queue)
+    request = ClaimRequest(AGENT, f"growth-{next(NUMBERS)}", UNSIGNED_USERS.queue)
 
-    def turn(turn: Turn) -> Assigned | None:
-        (answer,) = claim(turn, [request], policies=POLICIES, settings=settings)
+    def transaction(transaction: FencedTransaction) -> Assigned | None:
+        (answer,) = claim(transaction, [request], policies=POLICIES, settings=settings)
         if answer is not None and not isinstance(answer, Assigned):
             raise RuntimeError(f"nobody was assigned: {answer}")
         return answer
 
     began = time.perf_counter()
-    while (answer := sequence.run(turn)) is None:
+    while (answer := sequence.run(transaction)) is None:
         pass  # it took many out, and the line breathes between
     seconds = time.perf_counter() - began
     owner = Owner(answer.assignment.id, AGENT, answer.assignment.version)
-    sequence.run(lambda turn: finish(turn, [Release(owner)]))
+    sequence.run(lambda transaction: finish(transaction, [Release(owner)]))
     return seconds
 
 
-def claims(sequence: Line, settings: Settings, rounds: int) -> list[float]:
+def claims(sequence: TransactionRunner, settings: Settings, rounds: int) -> list[float]:
     """So many, after some that are not counted."""
     return [one(sequence, settings) for _ in range(rounds + 10)][10:]
 
@@ -145,8 +145,8 @@ def pending(
         limited = settings.model_copy(update={"queue_limit": size})
         built[size] = build(on, UNSIGNED_USERS, limited)
         line(on).run(partial(publish, number=built[size]))
-    for turn in range(turns):
-        for size in sizes if turn % 2 else reversed(sizes):
+    for transaction in range(turns):
+        for size in sizes if transaction % 2 else reversed(sizes):
             _run(on, RETIRE)
             _run(on, PUBLISH, generation=built[size])
             found[size] += claims(line(on), settings, rounds // turns)

@@ -17,9 +17,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine, text
 
-from assignment_workers.assignment.history import check, facts
-from assignment_workers.assignment.records import RECORDS
-from assignment_workers.assignment.regenerate import partition
+from assignment_workers.assignment.generations.regenerate import partition
+from assignment_workers.assignment.history.history import check, facts
+from assignment_workers.assignment.history.records import RECORDS
 from assignment_workers.settings import Settings
 from benchmarks.stage import engine, servers, show
 

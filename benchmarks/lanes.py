@@ -30,18 +30,18 @@ from uuid import UUID
 from sqlalchemy import Engine, text
 
 from assignment_workers.assignment.answers import Assigned
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.doctor import examine
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.history import check
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.lanes import ONE_LANE, VARIABLE, Lanes, lanes_of
-from assignment_workers.assignment.moves import Complete, Move, Owner, Release
-from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Complete, Move, Owner, Release
+from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.client import AsyncClient, commands
 from assignment_workers.client.reading import as_request_answer
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import OUTSTANDING_REQUESTS, POLICIES, UNSIGNED_USERS
-from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from benchmarks import record
 from benchmarks.lanes_page import LARGE, Closed, Measured, tables_of
@@ -58,7 +58,7 @@ LONG = timedelta(seconds=60)
 SMALL = 1
 
 
-def lines(on: Engine, lanes: Lanes) -> dict[str, Line]:
+def lines(on: Engine, lanes: Lanes) -> dict[str, TransactionRunner]:
     """The line of each lane, under one new term."""
     with on.begin() as connection:
         for lane in lanes.names:
@@ -72,7 +72,9 @@ def lines(on: Engine, lanes: Lanes) -> dict[str, Line]:
     if term is None:
         raise RuntimeError("the schema has no sequencer row")
     engine = for_turns(on)
-    return {lane: Line(engine, term=term, lane=lane, lanes=lanes) for lane in lanes.names}
+    return {
+        lane: TransactionRunner(engine, term=term, lane=lane, lanes=lanes) for lane in lanes.names
+    }
 
 
 def turns_of(on: Engine, settings: Settings, turns: int) -> dict[str, list[float]]:
@@ -80,7 +82,9 @@ def turns_of(on: Engine, settings: Settings, turns: int) -> dict[str, list[float
     lane = ONE_LANE.names[0]
     term = lines(on, TWO)[lane].term
     engine = for_turns(on)
-    one, two = (Line(engine, term=term, lane=lane, lanes=lanes) for lanes in (ONE_LANE, TWO))
+    one, two = (
+        TransactionRunner(engine, term=term, lane=lane, lanes=lanes) for lanes in (ONE_LANE, TWO)
+    )
     ways = {
         "one lane": (one, QUEUES[0]),
         "two lanes, a dialer queue of its own": (two, QUEUES[0]),
@@ -96,12 +100,14 @@ def turns_of(on: Engine, settings: Settings, turns: int) -> dict[str, list[float
     return found
 
 
-def _one(line: Line, settings: Settings, queue: str | None, name: str) -> float:
+def _one(runner: TransactionRunner, settings: Settings, queue: str | None, name: str) -> float:
     work = partial(claim, policies=POLICIES, settings=settings)
     began = time.perf_counter()
-    (answer,) = line.run(lambda turn: work(turn, [Request(1, name, queue, None, None)]))
+    (answer,) = runner.run(
+        lambda transaction: work(transaction, [ClaimRequest(1, name, queue, None, None)])
+    )
     seconds = time.perf_counter() - began
-    line.run(partial(finish, moves=[Release(Owner(_given(answer), 1))]))
+    runner.run(partial(finish, moves=[Release(Owner(_given(answer), 1))]))
     return seconds
 
 
@@ -121,11 +127,11 @@ def turn_costs(on: Engine, settings: Settings, turns: int) -> dict[str, float]:
     for number in range(turns + 2):
         for size in (SMALL, LARGE):
             asked = [
-                Request(agent, f"cost-{number}-{size}-{agent}", QUEUES[0], None, None)
+                ClaimRequest(agent, f"cost-{number}-{size}-{agent}", QUEUES[0], None, None)
                 for agent in range(1, size + 1)
             ]
             began = time.perf_counter()
-            answers = line.run(lambda turn, asked=asked: work(turn, asked))  # type: ignore[misc]
+            answers = line.run(lambda transaction, asked=asked: work(transaction, asked))  # type: ignore[misc]
             claimed = time.perf_counter()
             held = [each.assignment for each in answers if isinstance(each, Assigned)]
             moves: list[Move] = [
@@ -201,7 +207,11 @@ def held_turn(on: Engine, settings: Settings, turns: int) -> float:
     seconds = []
     for number in range(turns + 1):
         began = time.perf_counter()
-        line.run(lambda turn: work(turn, [Request(1, f"held {time.time_ns()}", QUEUES[0])]))
+        line.run(
+            lambda transaction: work(
+                transaction, [ClaimRequest(1, f"held {time.time_ns()}", QUEUES[0])]
+            )
+        )
         if number:
             seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)

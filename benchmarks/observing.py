@@ -24,12 +24,12 @@ from unittest.mock import patch
 
 import psycopg
 
-from assignment_workers.assignment import grants
+from assignment_workers.assignment.claims import new_assignments
 from assignment_workers.client import Assigned, AsyncClient, Client
 from assignment_workers.schema.migrate import upgrade
-from assignment_workers.sequencer import line
+from assignment_workers.sequencer import transaction_runner
 from assignment_workers.settings import Settings
-from assignment_workers.tasks import create_app, door, process
+from assignment_workers.tasks import create_app, process, task_handler
 from benchmarks.record import spread
 from benchmarks.requests import coalesced, prepare
 from benchmarks.same_work import QUEUE
@@ -84,8 +84,8 @@ def observing(at: Servers, settings: Settings, *, turns: int, rounds: int) -> li
                     seconds[place].append(_asked(clients[place]))
             for each, own in zip(found, seconds, strict=True):
                 each.lone.append(own)
-        for turn in range(turns):
-            for place in _from(turn, len(found)):
+        for transaction in range(turns):
+            for place in _from(transaction, len(found)):
                 found[place].together += asyncio.run(_all_at_once(places[place], rounds))
         left = [_events(each) for each in places]
         if left[-1] or not all(left[:-1]):
@@ -99,8 +99,8 @@ def _events(at: Servers) -> int:
         return int((connection.execute(told).fetchone() or (0,))[0])
 
 
-def _from(turn: int, count: int) -> list[int]:
-    return [(turn + place) % count for place in range(count)]
+def _from(transaction: int, count: int) -> list[int]:
+    return [(transaction + place) % count for place in range(count)]
 
 
 def _asked(client: Client) -> float:
@@ -158,7 +158,7 @@ class _Nothing:
 
 
 def _tell_flower_nothing() -> None:
-    def quiet(settings: Settings) -> door.App:
+    def quiet(settings: Settings) -> task_handler.App:
         app = create_app(settings)
         for task in app.tasks.values():
             task.send_events = False
@@ -170,14 +170,16 @@ def _tell_flower_nothing() -> None:
 def _leave_nothing() -> None:
     """No events of a claim, no counts, nothing bound to the log; nothing told to Flower either."""
     _tell_flower_nothing()
-    silent = grants.ANSWER.add_cte(grants.HOLD, grants.PLACE, nest_here=True)
-    patch.object(grants, "KEEP", silent).start()
-    patch.object(line, "TURN_SECONDS", _Nothing()).start()
+    silent = new_assignments.ANSWER.add_cte(
+        new_assignments.HOLD, new_assignments.PLACE, nest_here=True
+    )
+    patch.object(new_assignments, "KEEP", silent).start()
+    patch.object(transaction_runner, "TURN_SECONDS", _Nothing()).start()
 
-    def bare(self: door.DoorTask, /, *args: object, **kwargs: object) -> object:
+    def bare(self: task_handler.HandledTask, /, *args: object, **kwargs: object) -> object:
         return self.operation(self, *args, **kwargs)
 
-    patch.object(door.DoorTask, "__call__", bare).start()
+    patch.object(task_handler.HandledTask, "__call__", bare).start()
 
 
 VARIANTS: dict[str, Callable[[], None]] = {
@@ -195,7 +197,9 @@ def figures(found: Sequence[Observed]) -> list[list[object]]:
     return [
         [
             each.name,
-            round(statistics.median(one for turn in each.lone for one in turn) * 1000, 3),
+            round(
+                statistics.median(one for transaction in each.lone for one in transaction) * 1000, 3
+            ),
             *spread(each.times(found[-1])),
             round(statistics.median(each.together)),
             *spread(each.pace(found[-1])),

@@ -15,9 +15,9 @@ from time import perf_counter
 
 from sqlalchemy import Engine, bindparam, func, text, update
 
-from assignment_workers.schema.tables import Sequencer
-from assignment_workers.schema.trips import Ask, ask, commit
-from assignment_workers.sequencer.line import Line
+from assignment_workers.schema.pipeline import Statement, commit, run_statements
+from assignment_workers.schema.tables import LaneTerm
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from benchmarks.stage import engine, line, servers, show
 
 TURNS = 20_000
@@ -25,27 +25,29 @@ LAST = 500
 """Turns whose median is the figure, at the beginning and at the end."""
 
 UPDATED = (
-    update(Sequencer)
-    .where(Sequencer.lane == bindparam("of_lane"), Sequencer.term == bindparam("of_term"))
+    update(LaneTerm)
+    .where(LaneTerm.lane == bindparam("of_lane"), LaneTerm.term == bindparam("of_term"))
     .values(seen_at=func.clock_timestamp())
     .returning(func.clock_timestamp())
 )
 
 
-def proves(on: Line) -> None:
+def proves(on: TransactionRunner) -> None:
     """A turn that does nothing."""
-    with on.turn():
+    with on.transaction():
         pass
 
 
-def updates(on: Line) -> None:
+def updates(on: TransactionRunner) -> None:
     """The same as release 0.1 began it."""
     with on.engine.begin() as connection:
-        ask(connection, Ask(UPDATED, {"of_lane": on.lane, "of_term": on.term}))
+        run_statements(connection, Statement(UPDATED, {"of_lane": on.lane, "of_term": on.term}))
         commit(connection)
 
 
-def under_an_old_snapshot(on: Engine, way: Callable[[Line], None], turns: int) -> list[float]:
+def under_an_old_snapshot(
+    on: Engine, way: Callable[[TransactionRunner], None], turns: int
+) -> list[float]:
     """Milliseconds of each turn, while a snapshot from before the first is held."""
     queue = line(on)
     took = []

@@ -17,11 +17,11 @@ from threading import Event
 import psutil
 from sqlalchemy import Engine, text
 
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
-from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from benchmarks.stage import build, engine, line, seed, servers, show
 
@@ -48,10 +48,10 @@ def bare(on: Engine) -> float:
     return seconds
 
 
-def publishing(sequence: Line, generation: int) -> float:
+def publishing(sequence: TransactionRunner, generation: int) -> float:
     """The seconds for which publishing this generation has the assignment queue."""
     began = time.perf_counter()
-    sequence.run(lambda turn: publish(turn, generation))
+    sequence.run(lambda transaction: publish(transaction, generation))
     return time.perf_counter() - began
 
 
@@ -66,8 +66,12 @@ def most_memory(stop: Event) -> int:
 
 def held(on: Engine, agents: int, settings: Settings) -> None:
     """So many agents hold somebody, as at a busy hour when a generation is published."""
-    asked = [Request(agent, f"hold-{agent}", "unsigned_users") for agent in range(1, agents + 1)]
-    line(on).run(lambda turn: claim(turn, asked, policies=POLICIES, settings=settings))
+    asked = [
+        ClaimRequest(agent, f"hold-{agent}", "unsigned_users") for agent in range(1, agents + 1)
+    ]
+    line(on).run(
+        lambda transaction: claim(transaction, asked, policies=POLICIES, settings=settings)
+    )
 
 
 def main() -> None:

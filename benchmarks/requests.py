@@ -30,12 +30,12 @@ from sqlalchemy import Engine, text
 
 from assignment_workers import memory
 from assignment_workers.client import Assigned, AsyncClient, Client, Finished, HttpClient, commands
-from assignment_workers.client.asking import Asking
-from assignment_workers.client.commands import Command
+from assignment_workers.client.assignment_client import AssignmentClient
+from assignment_workers.client.commands import CommandCall
 from assignment_workers.client.reading import as_finish_answer, as_request_answer
+from assignment_workers.devstack.ports import answers_http
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import UNSIGNED_USERS
-from assignment_workers.runtime.ports import answers_http
 from assignment_workers.settings import Settings
 from benchmarks import same_work
 from benchmarks.same_work import QUEUE, SkipLocked
@@ -114,7 +114,9 @@ def one_by_one(client: AsyncClient) -> Way:
 
     async def finish(agent: int, given: tuple[UUID, int]) -> None:
         said = {"assignment_id": str(given[0]), "agent_id": agent, "outcome": "no_answer"}
-        _finished(as_finish_answer(await client.ask(Command("assignment.complete", said), LONG)))
+        _finished(
+            as_finish_answer(await client.ask(CommandCall("assignment.complete", said), LONG))
+        )
 
     return Way("our client, a message each", ask, finish)
 
@@ -186,7 +188,7 @@ def lone(at: Servers, gateway_url: str, calls: int) -> list[tuple[str, list[floa
         NO_OP.send_task("no_op", queue=f"no_op_{pool}").get(timeout=10)
         return time.perf_counter() - began
 
-    def asked(asking: Asking) -> float:
+    def asked(asking: AssignmentClient) -> float:
         began = time.perf_counter()
         answer = asking.request_next(1, queue=QUEUE)
         seconds = time.perf_counter() - began
@@ -295,7 +297,7 @@ def main() -> None:
         port = int(free.getsockname()[1])
     with servers() as at, engine(at.database_url) as on:
         prepare(on, given.users, settings)
-        memory.keep()
+        memory.freeze_loaded_objects()
         with tempfile.TemporaryDirectory() as logs, processes(at, port, Path(logs)):
             url = f"http://127.0.0.1:{port}"
             lone(at, url, 30)

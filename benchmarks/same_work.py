@@ -24,7 +24,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import ClauseElement
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from assignment_workers.assignment import candidates, claim, grants, ledger
+from assignment_workers.assignment.claims import candidates, claim, idempotency, new_assignments
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
@@ -230,9 +230,9 @@ class Statement:
         return cls(str(made), {k: v for k, v in made.params.items() if v is not None})
 
 
-LOOK_UP = Statement.of(ledger._LOOK_UP)  # noqa: SLF001 - the same work is the point
+LOOK_UP = Statement.of(idempotency._LOOK_UP)  # noqa: SLF001 - the same work is the point
 PLACES = Statement.of(claim._PLACES)  # noqa: SLF001
-KEEP = Statement.of(grants.KEEP)
+KEEP = Statement.of(new_assignments.KEEP)
 _HEAD = Statement.of(candidates._judged(UNSIGNED_USERS, 1))  # noqa: SLF001
 HEAD = replace(_HEAD, sql=_HEAD.sql.replace("LIMIT 1)", "LIMIT 1 FOR UPDATE SKIP LOCKED)"))
 FIND = "SELECT * FROM assignment.assignments WHERE id = %(assignment)s FOR UPDATE"

@@ -2,8 +2,8 @@
 
 Stations: a client process (the gateway) that takes each call on and each answer back; for each lane
 its assignment queue, whose sequencer serves one message after another, each as long as its message
-and its turn take. Calls of one kind for one lane share messages, as `client.gathering` has it: at
-most `TOGETHER` in one, at most `UNDER_WAY` at once. Times are seconds.
+and its turn take. Calls of one kind for one lane share messages, as `client.wire.batcher` has it:
+at most `TOGETHER` in one, at most `UNDER_WAY` at once. Times are seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from assignment_workers.client.gathering import TOGETHER, UNDER_WAY
+from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY
 
 SPREAD = 0.6
 """Of the logarithm of how long a call lasts."""
@@ -172,7 +172,7 @@ class _Run:
 
     def _serve(self, lane: _Lane, size: int, is_claim: bool) -> float:  # noqa: FBT001
         costs = self.costs
-        turn = (
+        transaction = (
             costs.claim_turn + size * costs.claim_each
             if is_claim
             else costs.finish_turn + size * costs.finish_each
@@ -180,7 +180,7 @@ class _Run:
         crossing = self.chance.random() < self.centre.crossing
         served = self.lanes if crossing else [lane]
         begins = max(self.now, *(each.free_at for each in served))
-        done = begins + costs.message + turn * (2 if crossing else 1)
+        done = begins + costs.message + transaction * (2 if crossing else 1)
         for each in served:
             each.free_at = done
             if begins >= self.warm_up:

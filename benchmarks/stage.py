@@ -18,16 +18,16 @@ from rich.table import Table
 from sqlalchemy import Engine, event, text
 
 from assignment_workers.assignment import jobs
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.regenerate import regenerate
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.generations.regenerate import regenerate
+from assignment_workers.devstack import demo, postgres, server, valkey
+from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.devstack.log import Log
 from assignment_workers.policy.queues import Policy
-from assignment_workers.runtime import demo, postgres, server, valkey
-from assignment_workers.runtime.guardian import Guardian
 from assignment_workers.runtime.home import hold
-from assignment_workers.runtime.log import Log
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.migrate import upgrade
-from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 
 
@@ -127,11 +127,11 @@ PLAIN = (
 )
 
 
-def line(on: Engine) -> Line:
+def line(on: Engine) -> TransactionRunner:
     """The assignment queue's side of the database, under a term of its own."""
     with on.begin() as connection:
         raised = text("UPDATE assignment.sequencer SET term = term + 1 RETURNING term")
-        return Line(for_turns(on), term=connection.execute(raised).scalar_one())
+        return TransactionRunner(for_turns(on), term=connection.execute(raised).scalar_one())
 
 
 @cache
@@ -142,7 +142,7 @@ def for_turns(on: Engine) -> Engine:
         name="benchmark turns",
         statement_timeout=timedelta(minutes=15),
         pool_size=2,
-        whole_tables=False,
+        index_plans_only=True,
     )
     event.listen(on, "engine_disposed", lambda _: made.dispose())
     return made
@@ -163,7 +163,7 @@ def build(on: Engine, policy: Policy, settings: Settings) -> int:
 def build_and_publish(on: Engine, policy: Policy, settings: Settings) -> None:
     """A published generation of this dialer queue."""
     number = build(on, policy, settings)
-    line(on).run(lambda turn: publish(turn, number))
+    line(on).run(lambda transaction: publish(transaction, number))
 
 
 def milliseconds(seconds: Sequence[float]) -> tuple[str, str]:

@@ -12,14 +12,16 @@ import psycopg
 import pytest
 import redis
 
-from assignment_workers.runtime import postgres, server, valkey
-from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.devstack import postgres, server, valkey
+from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.devstack.log import Log
+from assignment_workers.devstack.ports import LOOPBACK
 from assignment_workers.runtime.home import Home, hold
-from assignment_workers.runtime.log import Log
-from assignment_workers.runtime.ports import LOOPBACK
-from tests.servers import MARIADB, Maria
+from tests.support.servers import MARIADB, Maria
 
-pytest.register_assert_rewrite("tests.commands", "tests.processes", "tests.world")
+pytest.register_assert_rewrite(
+    "tests.support.commands", "tests.support.processes", "tests.support.world"
+)
 
 REDIS_DATABASES = 16
 DATABASES = itertools.count(1)

@@ -18,6 +18,6 @@ class Clock(Protocol):
 def system_clock() -> datetime:
     """This host's clock. Decisions about holds and deadlines use the database's instead.
 
-    See `sequencer.line` and `client.database_clock`.
+    See `sequencer.transaction_runner` and `client.wire.database_clock`.
     """
     return datetime.now(UTC)

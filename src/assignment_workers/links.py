@@ -1,7 +1,7 @@
 """Codes that are good once and for a while: what a sign-in link and a signed cookie carry.
 
 A code is signed with a secret that both sides have; nothing has to be stored to make one. That a
-code is used once is for its reader to hold: `Code.name` is different in each.
+code is used once is for its reader to hold: `SignInCode.name` is different in each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST = 200
 
 
 @dataclass(frozen=True)
-class Code:
+class SignInCode:
     """A code that was read and is good."""
 
     name: str
@@ -35,7 +35,7 @@ def make(secret: str, purpose: str, *, now: datetime, lasts: timedelta = LINK_LA
     return f"{said}.{_signature(secret, purpose, said)}"
 
 
-def read(secret: str, purpose: str, code: str, *, now: datetime) -> Code | None:
+def read(secret: str, purpose: str, code: str, *, now: datetime) -> SignInCode | None:
     """The code, if it was made with this secret for this purpose and is not over."""
     said, _, signature = code.rpartition(".")
     if len(code) > _LONGEST or not hmac.compare_digest(
@@ -44,7 +44,7 @@ def read(secret: str, purpose: str, code: str, *, now: datetime) -> Code | None:
         return None
     until, _, name = said.partition(".")
     expires_at = datetime.fromtimestamp(int(until), UTC)
-    return Code(name, expires_at) if now < expires_at else None
+    return SignInCode(name, expires_at) if now < expires_at else None
 
 
 def _signature(secret: str, purpose: str, said: str) -> str:

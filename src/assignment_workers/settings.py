@@ -280,7 +280,7 @@ class Settings(BaseModel):
     )
     """How long an answer is kept: longer than its message can be under way while one leads.
 
-    Rows are kept longer while nobody leads: see `assignment.purge`.
+    Rows are kept longer while nobody leads: see `assignment.generations.purge`.
     """
     generation_retention: Seconds = Field(
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
@@ -408,20 +408,22 @@ class Settings(BaseModel):
         value that cannot be used and for a variable with our prefix that is not a setting.
         """
         known = {field.alias for field in cls.model_fields.values() if field.alias}
-        given: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
         for name, value in environment.items():
             if name in known:
                 if value != "":
-                    given[name] = value
+                    parameters[name] = value
             elif name.startswith(PREFIX):
                 raise UsageError(_unknown(name, known))
         try:
-            return cls.model_validate(given)
+            return cls.model_validate(parameters)
         except ValidationError as error:
             first = error.errors()[0]
             variable = str(first["loc"][0])
             reason = plain(first["msg"])
-            raise UsageError(f"{variable}={_shown(variable, given[variable])}: {reason}") from None
+            raise UsageError(
+                f"{variable}={_shown(variable, parameters[variable])}: {reason}"
+            ) from None
 
 
 def _needed(variable: str, value: str | None) -> str:

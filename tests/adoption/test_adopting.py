@@ -21,7 +21,7 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
-from tests.commands import type_in
+from tests.support.commands import type_in
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/adopting.md").read_text()
 

@@ -13,7 +13,7 @@ from sqlalchemy import make_url, text
 
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.adoption.rollback import rollback
-from assignment_workers.assignment.doctor import examine
+from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.errors import SchemaMismatch, UsageError
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import connect
@@ -21,7 +21,7 @@ from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
 from tests.adoption.test_adopting import run_command
 from tests.adoption.test_migrate import moved, rows
-from tests.world import World
+from tests.support.world import World
 
 IN_PUBLIC = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
 VIEW = "CREATE VIEW of_both AS SELECT user_id FROM unsigned_users_queue JOIN public.mine USING (id)"

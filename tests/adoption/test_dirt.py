@@ -8,7 +8,7 @@ import pytest
 
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback
-from assignment_workers.assignment.doctor import examine
+from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import connect
 from tests.adoption import dialers

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from assignment_workers.adoption.findings import Report
+from assignment_workers.adoption.findings import Inspection
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
-from tests.commands import type_in
+from tests.support.commands import type_in
 
 OF_OURS = {"agents", "user_call_scores", "callbacks", "missed_calls", "conversions"}
 
 
-def inspected(url: str) -> Report:
+def inspected(url: str) -> Inspection:
     engine = create_engine(driver_url(url))
     with engine.connect() as connection:
         found = inspect(connection)
@@ -31,7 +31,7 @@ def inspected(url: str) -> Report:
     return found
 
 
-def verdicts(report: Report) -> dict[str, str]:
+def verdicts(report: Inspection) -> dict[str, str]:
     return {each.table: each.verdict.value for each in report.tables}
 
 

@@ -21,8 +21,8 @@ from assignment_workers.adoption.migrate import BOOKS, migrate
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.adoption.shapes import LEGACY_CALL_QUEUE
-from assignment_workers.assignment import history
-from assignment_workers.assignment.doctor import examine
+from assignment_workers.assignment.history import history
+from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.errors import SchemaMismatch, UsageError
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import driver_url
@@ -30,8 +30,8 @@ from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import Settings
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
-from tests.processes import wait_until
-from tests.sessions import OTHERS, WAITING
+from tests.support.processes import wait_until
+from tests.support.sessions import OTHERS, WAITING
 
 SETTINGS = Settings.from_environment({})
 FIND_FIRST = (

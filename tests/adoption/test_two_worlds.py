@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from assignment_workers.adoption.rollback import rollback
-from assignment_workers.assignment.doctor import examine
+from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED, connected

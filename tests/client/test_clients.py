@@ -21,11 +21,11 @@ from assignment_workers.client import (
     Refused,
     Unavailable,
 )
-from assignment_workers.client.courier import FAILED
-from assignment_workers.client.message import message
+from assignment_workers.client.wire.dispatcher import FAILED
+from assignment_workers.client.wire.message import message
 from tests.client.worker import HELD, Worker, assigned
-from tests.processes import wait_until
-from tests.sessions import cut
+from tests.support.processes import wait_until
+from tests.support.sessions import cut
 
 
 class Asker(threading.Thread):
@@ -61,10 +61,10 @@ def test_threads_that_wait_share_messages_in_order_of_arrival(worker: Worker) ->
         first = worker.take()
         askers.append(Asker(client, 2))
         second = worker.take()
-        gathering = client._courier._gathering
+        batcher = client._dispatcher._batcher
 
         def arrived(count: int) -> bool:
-            return len(gathering.calls()) == count
+            return len(batcher.calls()) == count
 
         for agent in range(3, 10):
             askers.append(Asker(client, agent))

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
-from assignment_workers.client.database_clock import KNOWN_SECONDS, DatabaseClock
+from assignment_workers.client.wire.database_clock import KNOWN_SECONDS, DatabaseClock
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 from assignment_workers.sequencer.timekeeping import tell_time
 

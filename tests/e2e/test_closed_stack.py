@@ -23,7 +23,7 @@ import redis
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from assignment_workers.client import Assigned, HttpClient
-from assignment_workers.runtime import temporary
+from assignment_workers.devstack import temporary
 from assignment_workers.runtime.stack import Stack
 from tests.e2e.browser import CHROMIUM, needs_chromium
 

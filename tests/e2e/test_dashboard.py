@@ -17,13 +17,13 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.gateway import sessions, tokens
+from assignment_workers.assignment.dead_letters import store_dead_letter
+from assignment_workers.gateway.auth import sessions, tokens
 from tests.e2e.browser import needs_chromium
 from tests.e2e.node import ROOT
 from tests.gateway.serving import COMMAND_KEY, serving
 from tests.gateway.stage import Gateway, free_port
-from tests.processes import Agents, wait_until
+from tests.support.processes import Agents, wait_until
 
 pytestmark = needs_chromium
 AXE = ROOT / "tests/e2e/node_modules/axe-core/axe.min.js"
@@ -54,7 +54,7 @@ def gateway(
         for agent, move in ((1, "complete"), (2, "complete"), (3, "skip"), (4, "release")):
             body = {"agent_id": agent} | ({"outcome": "no_answer"} if move == "complete" else {})
             assert found.post(f"/v1/assignments/{holds[agent]['id']}/{move}", body).status == 200
-        bury(
+        store_dead_letter(
             found.stack.engine,
             celery_queue="assignment",
             task="assignment.expire",

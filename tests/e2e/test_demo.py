@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 
 from assignment_workers.assignment.answers import Held
-from assignment_workers.call_centre.book import Book
+from assignment_workers.lab.call_centre.recorder import Recorder
 
 NOW = datetime(2026, 1, 5, 9, 5, tzinfo=UTC)
 
@@ -96,17 +96,17 @@ def held(number: int, *, agent: int, user: int, at: datetime = NOW) -> Held:
 
 
 def test_the_book_names_a_user_whom_two_agents_have() -> None:
-    book = Book()
-    book.given(held(1, agent=26, user=2064))
-    book.given(held(2, agent=27, user=2064, at=NOW + timedelta(seconds=9)))
-    (said,) = book.surprises
+    recorder = Recorder()
+    recorder.record(held(1, agent=26, user=2064))
+    recorder.record(held(2, agent=27, user=2064, at=NOW + timedelta(seconds=9)))
+    (said,) = recorder.surprises
     assert said.startswith("user 2064 was given to agent 27 while agent 26 had them until")
 
 
 def test_the_book_finds_nothing_wrong_with_a_user_given_on() -> None:
-    book = Book()
-    book.given(held(1, agent=26, user=2064))
-    book.given(held(2, agent=27, user=2064, at=NOW + timedelta(seconds=11)))
-    book.gives_up(held(2, agent=27, user=2064))
-    book.given(held(3, agent=28, user=2064, at=NOW + timedelta(seconds=12)))
-    assert book.surprises == []
+    recorder = Recorder()
+    recorder.record(held(1, agent=26, user=2064))
+    recorder.record(held(2, agent=27, user=2064, at=NOW + timedelta(seconds=11)))
+    recorder.gives_up(held(2, agent=27, user=2064))
+    recorder.record(held(3, agent=28, user=2064, at=NOW + timedelta(seconds=12)))
+    assert recorder.surprises == []

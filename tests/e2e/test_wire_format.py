@@ -13,7 +13,7 @@ import redis
 
 from tests.e2e.node import ROOT, Node
 from tests.gateway.stage import Gateway
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 EXAMPLE = ROOT / "examples/celery-node"
 DOCUMENT = (ROOT / "docs/wire-format.md").read_text()

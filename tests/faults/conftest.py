@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
-from tests.servers import RABBITMQ, Rabbit
+from tests.support.servers import RABBITMQ, Rabbit
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from assignment_workers.runtime import valkey
-from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.devstack import valkey
+from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
-from tests.processes import Process, Stack, running, wait_until
-from tests.servers import OwnServer
-from tests.sessions import cut
+from tests.support.processes import Process, Stack, running, wait_until
+from tests.support.servers import OwnServer
+from tests.support.sessions import cut
 
 SHIPPED = (Path(__file__).parents[2] / "celeryconfig.py").read_text(encoding="utf-8")
 EVERY_SECOND = """

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from assignment_workers.client import Assigned, Finished
-from assignment_workers.runtime import valkey
-from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.devstack import valkey
+from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.devstack.server import Server
 from assignment_workers.runtime.home import Home
-from assignment_workers.runtime.server import Server
 from assignment_workers.schema.engine import driver_url
-from tests.processes import Stack, running
-from tests.servers import PGBOUNCER, OwnServer, free_port, pooler
+from tests.support.processes import Stack, running
+from tests.support.servers import PGBOUNCER, OwnServer, free_port, pooler
 
 needs_pooler = pytest.mark.skipif(
     not PGBOUNCER.exists(), reason="PgBouncer is not installed (Debian: apt install pgbouncer)"

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned, Client, Finished, Unavailable
-from tests.processes import Stack, running, wait_until
+from tests.support.processes import Stack, running, wait_until
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)

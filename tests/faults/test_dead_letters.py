@@ -13,8 +13,8 @@ import redis
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned
-from tests.poison import Envelope, envelope, publish, push
-from tests.processes import Stack, running, wait_until
+from tests.support.poison import Envelope, envelope, publish, push
+from tests.support.processes import Stack, running, wait_until
 
 COUNT = "SELECT count(*) FROM assignment.dead_letters"
 

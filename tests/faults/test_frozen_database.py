@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Agents, Keeper, running, wait_until
-from tests.servers import wire
+from tests.support.processes import Agents, Keeper, running, wait_until
+from tests.support.servers import wire
 
 WITHIN_SECONDS = 10.0
 """Service is back, where a server is left to serve."""

@@ -17,14 +17,14 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned, Client, Unavailable
-from assignment_workers.runtime import postgres, valkey
-from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.devstack import postgres, valkey
+from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.migrate import upgrade
 from assignment_workers.sequencer.term import SILENCE
 from tests.faults.test_outages import send
-from tests.processes import Stack, running, wait_until
-from tests.servers import OwnServer
+from tests.support.processes import Stack, running, wait_until
+from tests.support.servers import OwnServer
 
 NUMBERS = itertools.count(1)
 SECOND = timedelta(seconds=1)

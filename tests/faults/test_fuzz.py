@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 
 from assignment_workers.client import Assigned
 from tests.faults.test_poison import can_be_said, goes_on
-from tests.poison import FORMS, TRUE, Envelope, envelope, publish
-from tests.processes import Stack, running, wait_until
+from tests.support.poison import FORMS, TRUE, Envelope, envelope, publish
+from tests.support.processes import Stack, running, wait_until
 
 LOTS = int(os.environ.get("FUZZ_EXAMPLES", "3"))
 IN_A_LOT = 60

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from assignment_workers.assignment.answers import Noted
 from assignment_workers.client import Client
-from tests.processes import Process, Stack, running, wait_until
+from tests.support.processes import Process, Stack, running, wait_until
 
 SECOND = timedelta(seconds=1)
 OLD = "SELECT min(id) FROM assignment.generations WHERE queue = 'unsigned_users'"

@@ -15,20 +15,20 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
+from assignment_workers.assignment.claims.idempotency import next_position
+from assignment_workers.assignment.generations.purge import prune_history
 from assignment_workers.assignment.lanes import ASSIGNMENT
-from assignment_workers.assignment.ledger import next_position
-from assignment_workers.assignment.purge import prune_history
 from assignment_workers.assignment.suppression_lists import Named, lines_of
 from assignment_workers.assignment.suppression_lists import stage as load
 from assignment_workers.phones import Reader
-from assignment_workers.schema.trips import Ask, commit
-from assignment_workers.sequencer.line import Line
+from assignment_workers.schema.pipeline import Statement, commit
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.suspects import Suspects
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
-from assignment_workers.tasks.door import App, DoorTask
-from tests.world import HOUR, OUTSTANDING, UNSIGNED, User, World, opened
+from assignment_workers.tasks.task_handler import App, HandledTask
+from tests.support.world import HOUR, OUTSTANDING, UNSIGNED, User, World, opened
 
 AGENTS = (1, 2, 3)
 USERS = range(1, 31)
@@ -53,7 +53,7 @@ class Stage:
         self, task: str, message: str, /, *, position: int | None = None, **said: Any
     ) -> Any:
         """The answer to a message of this id, as JSON."""
-        run = cast("DoorTask", self.app.tasks[task])
+        run = cast("HandledTask", self.app.tasks[task])
         run.push_request(id=message, delivery_info={}, command_position=position)
         try:
             return json.loads(to_json(run(**said)))
@@ -103,7 +103,7 @@ def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
         app.sequencer = cast(
             "Any",
             SimpleNamespace(
-                line=Line(world.engine, term=world.term),
+                runner=TransactionRunner(world.engine, term=world.term),
                 term=world.term,
                 probe_came=lambda: None,
             ),
@@ -492,7 +492,7 @@ def test_every_task_of_the_assignment_queue_has_its_case(stage: Stage) -> None:
     routed = {
         name
         for name, task in stage.app.tasks.items()
-        if isinstance(task, DoorTask)
+        if isinstance(task, HandledTask)
         and stage.app.amqp.router.route({}, name)["queue"].name == ASSIGNMENT
     }
     assert routed == CASES.keys()
@@ -529,14 +529,14 @@ def _lose_the_first_reply(patched: pytest.MonkeyPatch) -> list[str]:
     """The first transaction of the line commits, and its client is told that the connection broke."""
     replies: list[str] = []
 
-    def lose(connection: Connection, *asks: Ask) -> None:
+    def lose(connection: Connection, *asks: Statement) -> None:
         commit(connection, *asks)
         replies.append("heard" if replies else "lost")
         if len(replies) == 1:
             gone = psycopg.OperationalError("server closed the connection unexpectedly")
             raise OperationalError("COMMIT", {}, gone)
 
-    patched.setattr("assignment_workers.sequencer.line.commit", lose)
+    patched.setattr("assignment_workers.sequencer.transaction_runner.commit", lose)
     return replies
 
 

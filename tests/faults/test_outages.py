@@ -18,18 +18,18 @@ from kombu.transport import redis as kombu_redis
 from sqlalchemy import text
 
 from assignment_workers.client import Unavailable
-from assignment_workers.client.message import message
-from assignment_workers.runtime import postgres, valkey
-from assignment_workers.runtime.guardian import Guardian
+from assignment_workers.client.wire.message import message
+from assignment_workers.devstack import postgres, valkey
+from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.migrate import upgrade
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from assignment_workers.tasks.maintenance import send_publish
-from tests.processes import Agents, Keeper, running, wait_until
-from tests.servers import OwnServer, wire
-from tests.sessions import END
-from tests.world import UNSIGNED
+from tests.support.processes import Agents, Keeper, running, wait_until
+from tests.support.servers import OwnServer, wire
+from tests.support.sessions import END
+from tests.support.world import UNSIGNED
 
 NUMBERS = itertools.count(1)
 

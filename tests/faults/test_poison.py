@@ -16,9 +16,9 @@ import redis
 from kombu import Connection
 
 from assignment_workers.client import Assigned
-from tests.poison import FORMS, TRUE, Envelope, envelope, publish, push
-from tests.processes import Process, Stack, running, wait_until
-from tests.servers import Rabbit
+from tests.support.poison import FORMS, TRUE, Envelope, envelope, publish, push
+from tests.support.processes import Process, Stack, running, wait_until
+from tests.support.servers import Rabbit
 
 LETTERS = "SELECT id, celery_queue, task_id, body, error FROM assignment.dead_letters ORDER BY id"
 

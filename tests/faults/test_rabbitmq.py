@@ -13,8 +13,8 @@ import pytest
 from kombu import Connection, Producer, Queue
 
 from assignment_workers.client import Assigned, Finished, Unavailable
-from tests.processes import Agents, Keeper, Stack, running, wait_until
-from tests.servers import RABBITMQ, Rabbit
+from tests.support.processes import Agents, Keeper, Stack, running, wait_until
+from tests.support.servers import RABBITMQ, Rabbit
 
 pytestmark = pytest.mark.skipif(
     not RABBITMQ.exists(), reason="RabbitMQ is not installed (Debian: apt install rabbitmq-server)"

@@ -15,8 +15,8 @@ from celery.worker.control import Panel
 
 from assignment_workers.client import Assigned
 from assignment_workers.sequencer.remote_control import OBSERVING
-from tests.poison import FORMS, deep, envelope, publish, push
-from tests.processes import Stack, running, wait_until
+from tests.support.poison import FORMS, deep, envelope, publish, push
+from tests.support.processes import Stack, running, wait_until
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "add_consumer": {"queue": "assignment"},

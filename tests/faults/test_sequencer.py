@@ -20,8 +20,8 @@ from sqlalchemy import text
 
 from assignment_workers.client import Assigned
 from assignment_workers.sequencer.term import SILENCE
-from tests.processes import Agents, Process, Stack, running, wait_until
-from tests.sessions import END
+from tests.support.processes import Agents, Process, Stack, running, wait_until
+from tests.support.sessions import END
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import redis
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned
-from tests.killed import POISON
-from tests.poison import envelope, publish, push
-from tests.processes import Keeper, Process, Stack, running, wait_until
-from tests.servers import Wire, wire
+from tests.support.killed import POISON
+from tests.support.poison import envelope, publish, push
+from tests.support.processes import Keeper, Process, Stack, running, wait_until
+from tests.support.servers import Wire, wire
 
 LETTERS = "SELECT task, task_id, body, error, replayable FROM assignment.dead_letters ORDER BY id"
 SUSPECTS = "SELECT ends, parts FROM assignment.suspect_messages"
-KILL = "tests.killed:kill_at_poison"
+KILL = "tests.support.killed:kill_at_poison"
 CONFIG = Path(__file__).parents[2] / "celeryconfig.py"
 
 

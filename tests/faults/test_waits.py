@@ -34,35 +34,35 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from assignment_workers.assignment import crm as crms
 from assignment_workers.assignment.answers import Assigned, Noted
-from assignment_workers.assignment.crm import Crm
+from assignment_workers.assignment.crm import external_crm as crms
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.locks import key
 from assignment_workers.client import Client
-from assignment_workers.client.database_clock import DatabaseClock
 from assignment_workers.client.erasing import forget_results_at
-from assignment_workers.client.message import message
-from assignment_workers.client.sending import connect_redis, sender
+from assignment_workers.client.wire.brokers import connect_redis, sender
+from assignment_workers.client.wire.database_clock import DatabaseClock
+from assignment_workers.client.wire.message import message
 from assignment_workers.errors import AssignmentWorkersError
 from assignment_workers.gateway import app as gateway
-from assignment_workers.gateway import feed as feeds
 from assignment_workers.gateway.dashboard.schedule import Schedule
-from assignment_workers.gateway.feed import Feed
+from assignment_workers.gateway.events import feed as feeds
+from assignment_workers.gateway.events.feed import Feed
 from assignment_workers.gateway.serve import STATEMENT_SECONDS
 from assignment_workers.schema import engine as engines
 from assignment_workers.schema.crm import MAPPINGS
 from assignment_workers.schema.deadline import BoundedConnection
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.sequencer import term as terms
-from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.term import Candidacy
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import process
 from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.beat import Scheduler
-from tests.elsewhere import OtherCrm
-from tests.processes import Keeper, running, wait_until
-from tests.servers import Maria, Rabbit, Wire, wire
+from tests.support.external_crm import OtherCrm
+from tests.support.processes import Keeper, running, wait_until
+from tests.support.servers import Maria, Rabbit, Wire, wire
 
 PAGE = Path(__file__).parents[2] / "docs" / "waits.md"
 SLACK = 2.5
@@ -144,7 +144,7 @@ def connecting(at: Place) -> None:
     BoundedConnection.connect(at.database, connect_timeout=5).close()
 
 
-def turn(at: Place) -> None:
+def transaction(at: Place) -> None:
     lane = f"waits{next(LANES)}"
     with psycopg.connect(at.direct, autocommit=True) as admin:
         admin.execute(
@@ -155,10 +155,10 @@ def turn(at: Place) -> None:
         at.database,
         name="waits",
         statement_timeout=timedelta(seconds=process.TURN_SECONDS),
-        whole_tables=False,
+        index_plans_only=True,
     )
     try:
-        with Line(made, term=1, term_id=UUID(int=1), lane=lane).turn() as one:
+        with TransactionRunner(made, term=1, term_id=UUID(int=1), lane=lane).transaction() as one:
             one.connection.execute(text("SELECT 1"))
             one.record({"kind": "queue_paused", "queue": "unsigned_users"})
     finally:
@@ -363,7 +363,7 @@ def everything(read: Crm) -> None:
 
 WALKS: dict[str, list[Walk]] = {
     "a connection to PostgreSQL": [Walk(connecting, "database")],
-    "an exchange of a turn, its COMMIT among them": [Walk(turn, "database")],
+    "an exchange of a turn, its COMMIT among them": [Walk(transaction, "database")],
     "the lock and the signs of life, leading": [Walk(leading, "database")],
     "the lock and the leader's signs, standing by": [Walk(standing_by, "database")],
     "a statement for an answer or a page": [Walk(reading, "database")],

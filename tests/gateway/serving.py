@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 import redis
 
-from assignment_workers.gateway import tokens
+from assignment_workers.gateway.auth import tokens
 from assignment_workers.schema import roles
 from tests.gateway.stage import Gateway, free_port
-from tests.processes import Stack, running, wait_until
+from tests.support.processes import Stack, running, wait_until
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from assignment_workers.gateway.app import create_app
 from assignment_workers.settings import Settings
-from tests.processes import Stack
+from tests.support.processes import Stack
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from assignment_workers.client import AsyncClient
 from assignment_workers.gateway.abandoned import Abandoned
 from tests.gateway.stage import Gateway, scope
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 STATE = "SELECT state FROM assignment.assignments WHERE id = :id"
 

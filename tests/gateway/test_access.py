@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from assignment_workers.gateway import socket_limits, tokens
-from assignment_workers.gateway.audit import ADDRESSES, OTHERS, AccessLog
+from assignment_workers.gateway import socket_limits
+from assignment_workers.gateway.auth import tokens
+from assignment_workers.gateway.auth.audit import ADDRESSES, OTHERS, AccessLog
 from assignment_workers.gateway.socket_limits import HEAD_BYTES
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.tables import AccessKind
 from tests.gateway.stage import Gateway, Reply, free_port
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 NOW = datetime(2026, 1, 5, 9, 5, 30, tzinfo=UTC)
 

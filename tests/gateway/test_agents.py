@@ -18,12 +18,12 @@ from assignment_workers.client import (
     HttpClient,
     Refused,
 )
-from assignment_workers.client.asking import Asking
+from assignment_workers.client.assignment_client import AssignmentClient
 from tests.gateway.stage import Gateway
 
 
 @pytest.fixture(params=["over Celery", "over HTTP"])
-def client(gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[Asking]:
+def client(gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[AssignmentClient]:
     if request.param == "over HTTP":
         with HttpClient(gateway.url, token=gateway.tokens["frontend"]) as made:
             yield made
@@ -32,13 +32,13 @@ def client(gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[Asking]
             yield made
 
 
-def assigned(client: Asking, agent: int) -> Assigned:
+def assigned(client: AssignmentClient, agent: int) -> Assigned:
     answer = client.request_next(agent)
     assert isinstance(answer, Assigned), answer
     return answer
 
 
-def test_an_offer_is_taken_up_put_off_and_closed(client: Asking) -> None:
+def test_an_offer_is_taken_up_put_off_and_closed(client: AssignmentClient) -> None:
     held = assigned(client, 81).assignment
     assert held.accepted_at is None
     taken = client.accept(held.id, 81)
@@ -62,7 +62,7 @@ def test_an_offer_is_taken_up_put_off_and_closed(client: Asking) -> None:
     assert late.code == "not_active"
 
 
-def test_a_hold_in_hand_is_put_off_or_closed(client: Asking) -> None:
+def test_a_hold_in_hand_is_put_off_or_closed(client: AssignmentClient) -> None:
     with client.holding(82) as held:
         assert isinstance(held, Hold)
         put_off = held.defer(seconds=60)
@@ -75,7 +75,7 @@ def test_a_hold_in_hand_is_put_off_or_closed(client: Asking) -> None:
         assert closed.outcome == "closed"
 
 
-def test_who_goes_on_break_loses_an_offer_and_is_handed_nobody(client: Asking) -> None:
+def test_who_goes_on_break_loses_an_offer_and_is_handed_nobody(client: AssignmentClient) -> None:
     held = assigned(client, 83).assignment
     away = client.state(83, "break", why="lunch")
     assert isinstance(away, Stated)
@@ -90,7 +90,7 @@ def test_who_goes_on_break_loses_an_offer_and_is_handed_nobody(client: Asking) -
     client.release(assigned(client, 83).assignment.id, 83)
 
 
-def test_the_first_sign_of_life_that_names_an_offer_accepts_it(client: Asking) -> None:
+def test_the_first_sign_of_life_that_names_an_offer_accepts_it(client: AssignmentClient) -> None:
     held = assigned(client, 84).assignment
     alive = client.heartbeat(84)
     assert isinstance(alive, Noted)

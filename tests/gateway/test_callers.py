@@ -13,15 +13,15 @@ import pytest
 from fastapi import FastAPI
 
 from assignment_workers.errors import UsageError
-from assignment_workers.gateway import tokens
 from assignment_workers.gateway.app import create_app
-from assignment_workers.gateway.limits import Pace
+from assignment_workers.gateway.auth import tokens
+from assignment_workers.gateway.limits import TokenBucket
 from assignment_workers.gateway.serve import wants_tokens
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
-from tests.commands import type_in
 from tests.gateway.stage import Gateway
-from tests.processes import wait_until
+from tests.support.commands import type_in
+from tests.support.processes import wait_until
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
 REFUSAL = {"type", "title", "status", "detail", "outcome", "code"}
@@ -250,7 +250,7 @@ def test_tokens_are_off_only_with_the_embedded_servers_on_loopback() -> None:
 
 def test_a_pace_lets_twice_a_second_through_at_once_and_then_its_pace() -> None:
     now = 0.0
-    pace = Pace(10.0, clock=lambda: now)
+    pace = TokenBucket(10.0, clock=lambda: now)
     assert [pace.wait("a") for _ in range(20)] == [0.0] * 20
     assert pace.wait("a") == pytest.approx(0.1)
     assert pace.wait("b") == 0.0

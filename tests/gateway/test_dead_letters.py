@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.dead_letters import store_dead_letter
 from tests.gateway.stage import Gateway
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 SAID = json.dumps({"args": [], "kwargs": {"agent_id": 2, "notes": "planted words"}})
 
@@ -20,7 +20,7 @@ def kept(gateway: Gateway, **facts: Any) -> int:
         "task_id": "a-task",
     }
     values |= {"body": SAID, "error": "DataError: planted words"} | facts
-    return bury(gateway.stack.engine, **values)
+    return store_dead_letter(gateway.stack.engine, **values)
 
 
 def test_a_supervisor_sees_that_there_is_one_and_an_operator_what_it_said(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from assignment_workers.gateway import abandoned, callers, feed, limits, live, serve, stream
+from assignment_workers.gateway import abandoned, limits, serve
+from assignment_workers.gateway.auth import callers
 from assignment_workers.gateway.bodies import TIMEOUT_MS_MOST
+from assignment_workers.gateway.events import feed, live, stream
 from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway
 from tests.gateway.test_document import SCHEMA

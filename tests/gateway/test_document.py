@@ -11,8 +11,8 @@ from schemathesis import Case
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
-from assignment_workers.gateway.about import document
 from assignment_workers.gateway.app import create_app
+from assignment_workers.gateway.routes.meta import document
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from tests.gateway.stage import Gateway

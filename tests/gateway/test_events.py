@@ -15,18 +15,19 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.gateway import callers, feed, live, tokens
-from assignment_workers.gateway import stream as streaming
+from assignment_workers.gateway.auth import callers, tokens
 from assignment_workers.gateway.bodies import LiveEvent
-from assignment_workers.gateway.feed import Sight
-from assignment_workers.gateway.live import Live, Reader
+from assignment_workers.gateway.events import feed, live
+from assignment_workers.gateway.events import stream as streaming
+from assignment_workers.gateway.events.feed import EventFilter
+from assignment_workers.gateway.events.live import EventReader, Live
+from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import Problem
-from assignment_workers.gateway.stream import EventStream
 from assignment_workers.schema.engine import connect
 from tests.gateway.stage import Gateway, free_port, scope
-from tests.processes import wait_until
-from tests.sessions import END, OTHERS
-from tests.world import FREE
+from tests.support.processes import wait_until
+from tests.support.sessions import END, OTHERS
+from tests.support.world import FREE
 
 INSERT = (
     "INSERT INTO assignment.events (at, kind, agent_id, details)"
@@ -62,8 +63,10 @@ def in_process(gateway: Gateway, body: Callable[[Live], Coroutine[Any, Any, None
 
 
 @asynccontextmanager
-async def reading(parts: Live, sight: Sight, last: int | None = None) -> AsyncIterator[Reader]:
-    async with parts.reader(sight, last, agent_token=None) as reader:
+async def reading(
+    parts: Live, event_filter: EventFilter, last: int | None = None
+) -> AsyncIterator[EventReader]:
+    async with parts.reader(event_filter, last, agent_token=None) as reader:
         yield reader
 
 
@@ -191,14 +194,14 @@ def write(gateway: Gateway, seed: int, stop: threading.Event) -> None:
 
 
 async def follow(
-    gateway: Gateway, parts: Live, sight: Sight, stop: threading.Event
+    gateway: Gateway, parts: Live, event_filter: EventFilter, stop: threading.Event
 ) -> tuple[int, list[int]]:
     """Read until all is there, leaving and coming back often: since when, and the ids."""
     chance = random.Random(1)
     seen: list[int] = []
     last = began = -1
     while not stop.is_set() or last < stored(gateway, 0)[-1]:
-        async with reading(parts, sight, None if last < 0 else last) as reader:
+        async with reading(parts, event_filter, None if last < 0 else last) as reader:
             began = reader.last if began < 0 else began
             for _ in range(chance.randint(1, 20)):
                 seen += ids(await reader.more(0.01))
@@ -223,7 +226,9 @@ def test_whatever_commits_in_whichever_order_is_read_once_and_in_order(gateway: 
         eyes = [(None, None), (94, None), (None, "renewed")]
         following = [
             asyncio.create_task(
-                follow(gateway, parts, Sight(agent, frozenset({kind}) if kind else None), stop)
+                follow(
+                    gateway, parts, EventFilter(agent, frozenset({kind}) if kind else None), stop
+                )
             )
             for agent, kind in eyes
         ]
@@ -262,7 +267,7 @@ def test_a_database_that_goes_while_a_reader_catches_up_loses_no_event(gateway: 
 
     async def body(_: Live) -> None:
         parts = Live(own, gateway.stack.database_url)
-        async with reading(parts, Sight(96), last) as reader:
+        async with reading(parts, EventFilter(96), last) as reader:
             seen = ids(await reader.more(5))
             assert gateway.stack.value(kill, n="catching up") >= 1
             while len(seen) < feed.PAGE + 100:
@@ -311,7 +316,7 @@ def test_whoever_missed_what_cannot_be_told_is_told_so(
     async def body(parts: Live) -> None:
         newest = stored(gateway, 0)[-1]
         for last in (newest - 11, newest + 1_000):
-            async with reading(parts, Sight(98), last) as reader:
+            async with reading(parts, EventFilter(98), last) as reader:
                 said = (await reader.more(5)).decode()
                 assert said.startswith(f"id: {newest}\nevent: reset\n"), said
                 await asyncio.to_thread(leave, gateway, "renewed", agent=98)
@@ -332,7 +337,7 @@ def test_what_is_no_longer_kept_cannot_be_told(database_url: str) -> None:
     async def run() -> None:
         parts = Live(own, database_url)
         for last, begins, told in ((2, b"id: 5\nevent: reset", [5]), (3, b"id: 4\n", [4, 5])):
-            async with reading(parts, Sight(), last) as reader:
+            async with reading(parts, EventFilter(), last) as reader:
                 said = await reader.more(5)
                 assert said.startswith(begins)
                 assert ids(said) == told
@@ -360,7 +365,7 @@ def test_a_stream_says_how_far_it_is(gateway: Gateway, monkeypatch: pytest.Monke
             await asyncio.to_thread(leave, gateway, "renewed", agent=99)
             return next(asked)
 
-        opened = EventStream(parts, Sight(1), None, agent_token=None, may_go_on=may_go_on)
+        opened = EventStream(parts, EventFilter(1), None, agent_token=None, may_go_on=may_go_on)
         await opened({"type": "http"}, never, send)
 
     before = stored(gateway, 0)[-1]
@@ -399,12 +404,15 @@ def test_a_stream_ends_with_its_token(gateway: Gateway, monkeypatch: pytest.Monk
 
 def test_one_agents_token_has_no_more_than_its_streams(gateway: Gateway) -> None:
     async def body(parts: Live) -> None:
-        mine = [parts.reader(Sight(1), None, agent_token="one") for _ in range(live.READERS_OF_ONE)]
+        mine = [
+            parts.reader(EventFilter(1), None, agent_token="one")
+            for _ in range(live.READERS_OF_ONE)
+        ]
         for each in mine:
             await each.__aenter__()
         with pytest.raises(Problem, match="streams open"):
-            await parts.reader(Sight(1), None, agent_token="one").__aenter__()
-        async with parts.reader(Sight(2), None, agent_token="two"):
+            await parts.reader(EventFilter(1), None, agent_token="one").__aenter__()
+        async with parts.reader(EventFilter(2), None, agent_token="two"):
             pass
         for each in mine:
             await each.__aexit__(None, None, None)

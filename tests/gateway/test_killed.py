@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from assignment_workers.client import Assigned, Finished, HttpClient, Unavailable
-from assignment_workers.gateway import tokens
+from assignment_workers.gateway.auth import tokens
 from tests.gateway.stage import Gateway, free_port
-from tests.processes import Process, Stack, running, wait_until
+from tests.support.processes import Process, Stack, running, wait_until
 
 AGENTS = 25
 REQUESTS = 40
@@ -91,10 +91,10 @@ def test_a_thousand_requests_through_gateways_that_are_killed(stack: Stack) -> N
     deserting: list[threading.Thread] = []
     for place, after in enumerate(KILL_AFTER):
         wait_until(lambda: answered() >= after, f"{after} answers", seconds=60)  # noqa: B023
-        holding, *asking = DESERTERS[place * 3 : place * 3 + 3]
+        holding, *dispatcher = DESERTERS[place * 3 : place * 3 + 3]
         desert(ports[0], token, holding)  # the answer came; two more are killed in the asking
         leaving = [
-            threading.Thread(target=desert, args=(ports[0], token, agent)) for agent in asking
+            threading.Thread(target=desert, args=(ports[0], token, agent)) for agent in dispatcher
         ]
         for thread in leaving:
             thread.start()

@@ -21,12 +21,12 @@ from fastapi.routing import APIRoute
 from sqlalchemy import text
 
 from assignment_workers.assignment.suppression_lists import Named, stage
-from assignment_workers.gateway import tokens
+from assignment_workers.gateway.auth import tokens
 from assignment_workers.gateway.dashboard.session import COOKIE
 from assignment_workers.gateway.redaction import HIDDEN, redacted
 from assignment_workers.phones import Reader
 from tests.gateway.stage import Gateway
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 MARK = "planted"
 PHONE = "7700900"

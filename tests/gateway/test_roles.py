@@ -23,8 +23,8 @@ from assignment_workers.schema import roles
 from assignment_workers.schema.base import Base
 from tests.gateway.serving import PASSWORD, with_roles
 from tests.gateway.stage import Gateway
-from tests.processes import Stack, wait_until
-from tests.world import FREE
+from tests.support.processes import Stack, wait_until
+from tests.support.world import FREE
 
 Login = Callable[[str], str]
 

@@ -15,9 +15,9 @@ import pytest
 from assignment_workers.assignment.answers import Code
 from assignment_workers.client import Assigned, Finished, Hold, HttpClient, Refused, Unavailable
 from assignment_workers.errors import UsageError
-from tests.commands import type_in
 from tests.gateway.stage import Gateway
-from tests.processes import wait_until
+from tests.support.commands import type_in
+from tests.support.processes import wait_until
 
 PROBLEM = "application/problem+json"
 

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 TOGETHER = 8
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.world import World, opened
+from tests.support.world import World, opened
 
 
 @pytest.fixture

@@ -16,14 +16,20 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment import audit
-from assignment_workers.assignment.audit_check import Checked, Fault, check, check_file, compare
-from assignment_workers.assignment.audit_check import export as export_to
+from assignment_workers.assignment.generations.purge import prune_history
+from assignment_workers.assignment.history.audit_check import (
+    ChainFault,
+    Checked,
+    check,
+    check_file,
+    compare,
+)
+from assignment_workers.assignment.history.audit_check import export as export_to
 from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.person import forget
-from assignment_workers.assignment.purge import prune_history
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
-from tests.world import HOUR, UNSIGNED, User, World
+from tests.support.world import HOUR, UNSIGNED, User, World
 
 FREE = "ALTER TABLE assignment.audit_batches DISABLE TRIGGER append_only"
 
@@ -137,7 +143,7 @@ def test_a_change_of_one_event_is_found_in_every_column(lived: World) -> None:
         lived.execute("CREATE TABLE saved AS SELECT * FROM assignment.events WHERE id = 4")
         lived.tamper(f"UPDATE assignment.events SET {column} = {other} WHERE id = 4")
         faults = [(each.fault, each.event_id) for each in checked(lived).findings]
-        assert faults == [(Fault.CHANGED, 4)], column
+        assert faults == [(ChainFault.CHANGED, 4)], column
         assert found(check_file(exported(lived))) == [("changed", 4, None)], column
         lived.tamper(
             f"UPDATE assignment.events SET {column} = (SELECT {column} FROM saved) WHERE id = 4"
@@ -156,7 +162,7 @@ def test_no_column_of_an_event_is_left_out(world: World) -> None:
 def test_a_deleted_event_is_found(lived: World) -> None:
     lived.tamper("DELETE FROM assignment.events WHERE id IN (4, 5)")
     faults = [(each.fault, each.event_id) for each in checked(lived).findings]
-    assert faults == [(Fault.DELETED, 4), (Fault.DELETED, 5)]
+    assert faults == [(ChainFault.DELETED, 4), (ChainFault.DELETED, 5)]
     assert found(check_file(exported(lived))) == [("deleted", 4, 5)]
 
 
@@ -175,7 +181,9 @@ def test_an_event_that_was_put_in_is_found(lived: World) -> None:
         "INSERT INTO assignment.events (id, at, kind) OVERRIDING SYSTEM VALUE"
         " VALUES (-1, now(), 'x')"
     )
-    assert [(each.fault, each.event_id) for each in checked(lived).findings] == [(Fault.ADDED, -1)]
+    assert [(each.fault, each.event_id) for each in checked(lived).findings] == [
+        (ChainFault.ADDED, -1)
+    ]
 
 
 def age(world: World, upto: int) -> None:
@@ -256,7 +264,7 @@ def test_a_past_that_was_written_anew_is_found_by_an_earlier_export(lived: World
     chain(lived)
     assert checked(lived).ok, "the digests are consistent"
     with lived.engine.connect() as connection:
-        assert [each.fault for each in compare(connection, lines)] == [Fault.REWRITTEN]
+        assert [each.fault for each in compare(connection, lines)] == [ChainFault.REWRITTEN]
 
 
 def test_an_end_that_was_taken_away_is_found_by_an_earlier_export(lived: World) -> None:
@@ -267,7 +275,7 @@ def test_an_end_that_was_taken_away_is_found_by_an_earlier_export(lived: World) 
     assert checked(lived).ok
     with lived.engine.connect() as connection:
         faults = {each.lane: each.fault for each in compare(connection, lines)}
-    assert faults == {"-": Fault.SHORTENED, "default": Fault.SHORTENED}
+    assert faults == {"-": ChainFault.SHORTENED, "default": ChainFault.SHORTENED}
 
 
 def of_default(line: str) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 from assignment_workers.policy.queues import UNSIGNED_USERS
 from benchmarks.claim import measure
 from benchmarks.same_work import SkipLocked
-from tests.world import User, World
+from tests.support.world import User, World
 
 
 def test_eight_connections_claim_and_finish_as_we_do(world: World, database_url: str) -> None:

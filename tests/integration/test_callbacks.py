@@ -10,19 +10,19 @@ import pytest
 from sqlalchemy import event, text
 
 from assignment_workers.assignment.answers import Assigned, Empty, Finished, Held, Paused
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.history import check
-from assignment_workers.assignment.moves import Complete
-from assignment_workers.assignment.pause import pause
-from assignment_workers.assignment.status import status
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.generations.pause import pause
+from assignment_workers.assignment.history.history import check
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Complete
+from assignment_workers.assignment.reports.status import status
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.queues import POLICIES, policies
-from tests.processes import wait_until
-from tests.sessions import WAITING
-from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
+from tests.support.processes import wait_until
+from tests.support.sessions import WAITING
+from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
 
 MINUTE = timedelta(minutes=1)
 
@@ -485,15 +485,15 @@ def test_a_claim_costs_no_statement_more_where_no_callback_is_due(world: World) 
     promise(world, after=MINUTE)
     sent: list[str] = []
     event.listen(world.engine, "before_cursor_execute", lambda *said: sent.append(said[2]))
-    with world.turn() as turn:
+    with world.transaction() as transaction:
         sent.clear()
-        claim(turn, [world.request(2)], policies=POLICIES, settings=world.settings)
+        claim(transaction, [world.request(2)], policies=POLICIES, settings=world.settings)
         usual = len(sent)
     assert not any("is_there" in each for each in sent)
     world.now += MINUTE
-    with world.turn() as turn:
+    with world.transaction() as transaction:
         sent.clear()
-        claim(turn, [world.request(1)], policies=POLICIES, settings=world.settings)
+        claim(transaction, [world.request(1)], policies=POLICIES, settings=world.settings)
     assert sum("is_there" in each for each in sent) == 1
     assert len(sent) <= usual + 1
 
@@ -519,9 +519,9 @@ def test_calling_rules_and_suppressions_hold_for_callbacks_too_and_only_put_them
         at=at - MINUTE,
     )
     calling = CallingRules(calls_per_day={UNSIGNED: 1, OUTSTANDING: 1})
-    with world.turn() as turn:
+    with world.transaction() as transaction:
         answers = claim(
-            turn, [world.request(1)], policies=policies(calling), settings=world.settings
+            transaction, [world.request(1)], policies=policies(calling), settings=world.settings
         )
     assert isinstance(answers[0], Assigned)
     assert answers[0].assignment.source == "queue"

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from assignment_workers.assignment import entries
 from assignment_workers.assignment.answers import Assigned, Empty
-from assignment_workers.assignment.explain import explain, funnel
-from assignment_workers.assignment.status import status
-from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.reports.explain import explain, funnel
+from assignment_workers.assignment.reports.status import status
+from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
 
 ORIGINAL = "mon-thu 10:00-19:00, fri 10:00-18:00"
 MONDAY_NOON = datetime(2027, 3, 22, 12, tzinfo=UTC)

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery, chain, chord, signature
 
-from tests.processes import running
+from tests.support.processes import running
 
 
 def test_a_call_is_answered_and_one_with_a_link_a_chain_or_a_chord_is_refused(

@@ -13,17 +13,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from assignment_workers.assignment.answers import Assigned, Empty, Unavailable
-from assignment_workers.assignment.candidates import INELIGIBLE_AT_MOST
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.moves import Complete
-from assignment_workers.assignment.request import Request
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.claims.candidates import INELIGIBLE_AT_MOST
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Complete
+from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import StaleTerm
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.engine import connect
-from assignment_workers.sequencer.line import Line
-from tests.world import (
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
+from tests.support.world import (
     DAY,
     HOUR,
     OUTSTANDING,
@@ -186,8 +186,8 @@ def test_hazard_b5_a_long_run_of_ineligible_users_is_taken_out_turn_by_turn(worl
     answer = None
     while answer is None:
         turns += 1
-        with world.turn() as turn:
-            (answer,) = claim(turn, [request], policies=POLICIES, settings=world.settings)
+        with world.transaction() as transaction:
+            (answer,) = claim(transaction, [request], policies=POLICIES, settings=world.settings)
         (out,) = world.column("SELECT count(*) FROM assignment.entries WHERE state = 'out'")
         assert out <= turns * 2 * INELIGIBLE_AT_MOST
     assert turns > 1
@@ -322,17 +322,17 @@ def test_a_generation_without_users_is_empty_and_one_user_with_no_claims_is_hand
 
 
 @pytest.fixture
-def sequencer(world: World) -> Iterator[Line]:
+def sequencer(world: World) -> Iterator[TransactionRunner]:
     """The line as a sequencer's process has it."""
     url = world.engine.url.render_as_string(hide_password=False)
     limit = timedelta(seconds=30)
-    engine = connect(url, name="turns", statement_timeout=limit, whole_tables=False)
-    yield Line(engine, term=world.term)
+    engine = connect(url, name="turns", statement_timeout=limit, index_plans_only=True)
+    yield TransactionRunner(engine, term=world.term)
     engine.dispose()
 
 
 def test_what_a_claim_reads_does_not_grow_with_the_calls_that_have_ended(
-    world: World, sequencer: Line
+    world: World, sequencer: TransactionRunner
 ) -> None:
     agents = range(1, 65)
     world.add_agents(*agents)
@@ -343,27 +343,31 @@ def test_what_a_claim_reads_does_not_grow_with_the_calls_that_have_ended(
     assert 0 < many < few * 1.5
 
 
-def _read_by_calls(world: World, line: Line, agents: Sequence[int], *, rounds: int) -> int:
+def _read_by_calls(
+    world: World, runner: TransactionRunner, agents: Sequence[int], *, rounds: int
+) -> int:
     """What the last of so many rounds reads: all ask together, and nobody answers."""
     before = 0
     for _ in range(rounds):
         before = _read(world)
         asked = [world.request(agent) for agent in agents]
-        given = line.run(partial(_claim, world, asked))
+        given = runner.run(partial(_claim, world, asked))
         moves = [Complete(owner(answer.assignment), "no_answer") for answer in given]
-        line.run(partial(_finish, world, moves))
+        runner.run(partial(_finish, world, moves))
     return _read(world) - before
 
 
-def _claim(world: World, asked: Sequence[Request], turn: Turn) -> list[Assigned]:
-    now = replace(turn, now=world.now)
+def _claim(
+    world: World, asked: Sequence[ClaimRequest], transaction: FencedTransaction
+) -> list[Assigned]:
+    now = replace(transaction, now=world.now)
     given = claim(now, asked, policies=POLICIES, settings=world.settings)
     return [each for each in given if isinstance(each, Assigned)]
 
 
-def _finish(world: World, moves: Sequence[Complete], turn: Turn) -> None:
-    finish(replace(turn, now=world.now), moves)
-    turn.connection.execute(text("SELECT pg_stat_force_next_flush()"))
+def _finish(world: World, moves: Sequence[Complete], transaction: FencedTransaction) -> None:
+    finish(replace(transaction, now=world.now), moves)
+    transaction.connection.execute(text("SELECT pg_stat_force_next_flush()"))
 
 
 def _read(world: World) -> int:

@@ -10,15 +10,17 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from assignment_workers.assignment import age, audit, convert, jobs, levels
-from assignment_workers.assignment.age import age_scores
+from assignment_workers.assignment import audit, jobs
 from assignment_workers.assignment.answers import Done, Empty
+from assignment_workers.assignment.generations import levels
+from assignment_workers.assignment.generations.purge import prune_history, purge_generations
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
-from assignment_workers.assignment.purge import prune_history, purge_generations
+from assignment_workers.assignment.pools import age, convert
+from assignment_workers.assignment.pools.age import age_scores
 from assignment_workers.policy.queues import POLICIES
-from tests.processes import wait_until
-from tests.sessions import WAITING
-from tests.world import (
+from tests.support.processes import wait_until
+from tests.support.sessions import WAITING
+from tests.support.world import (
     BOTH,
     DAY,
     HOUR,
@@ -167,7 +169,7 @@ def test_ageing_that_failed_half_way_is_gone_on_with_and_ages_nobody_twice(
     world.add_users([User(each, created_at=thursday - 7 * DAY) for each in range(1, 8)])
     monkeypatch.setattr(age, "AT_A_TIME", 2)
     tries = 0
-    real = Work.keep
+    real = Work.store_counts
 
     def fail(work: Work, counts: Counts) -> None:
         """Two batches are kept; then, once, something breaks with a third written."""
@@ -177,7 +179,7 @@ def test_ageing_that_failed_half_way_is_gone_on_with_and_ages_nobody_twice(
             raise ZeroDivisionError
         real(work, counts)
 
-    monkeypatch.setattr(Work, "keep", fail)
+    monkeypatch.setattr(Work, "store_counts", fail)
     with pytest.raises(ZeroDivisionError):
         aged(world, thursday)
     scores = "SELECT current_score FROM user_call_scores ORDER BY user_id"

@@ -17,9 +17,9 @@ import pytest
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import PROCESSES
-from tests.commands import type_in
-from tests.processes import running
-from tests.world import UNSIGNED, User, opened
+from tests.support.commands import type_in
+from tests.support.processes import running
+from tests.support.world import UNSIGNED, User, opened
 
 COMMAND = Path(sys.executable).with_name("assignment-workers")
 OURS = {field.alias for field in Settings.model_fields.values()}

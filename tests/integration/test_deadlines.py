@@ -15,9 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from assignment_workers.schema import deadline, engine
 from assignment_workers.schema.deadline import BoundedConnection, NoAnswer
 from assignment_workers.schema.engine import connect
-from assignment_workers.sequencer.line import Line
-from tests.servers import Wire, wire
-from tests.world import World
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
+from tests.support.servers import Wire, wire
+from tests.support.world import World
 
 BOUND = 1.0
 """Seconds that an exchange may take here."""
@@ -45,10 +45,10 @@ def engine_on(line: Wire, statement_timeout: float = 0.5) -> Iterator[Engine]:
         made.dispose()
 
 
-def turn(line: Wire, world: World) -> None:
+def transaction(line: Wire, world: World) -> None:
     """A session whole: connect, set up, a turn of two trips with a commit, a statement, its end."""
     with engine_on(line) as on:
-        with Line(on, term=world.term).turn() as one:
+        with TransactionRunner(on, term=world.term).transaction() as one:
             one.connection.execute(text("SELECT 1"))
             one.record({"kind": "queue_paused", "queue": "unsigned_users"})
         with on.begin() as connection:
@@ -66,7 +66,7 @@ def test_a_session_ends_at_whatever_point_nothing_comes_back(
             each.cut_after(point)
             began = monotonic()
             try:
-                turn(each, world)
+                transaction(each, world)
             except (psycopg.OperationalError, DBAPIError):
                 points += 1
                 assert monotonic() - began < CONNECT + 2 * BOUND, f"point {point}"

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 import pytest
 from redis import Redis
 
-from assignment_workers.assignment import details
-from assignment_workers.assignment.details import Funnel, funnel
+from assignment_workers.assignment.reports import details
+from assignment_workers.assignment.reports.details import PoolFunnel, funnel
 from assignment_workers.gateway.dashboard import views
 from assignment_workers.gateway.dashboard.schedule import Schedule
-from assignment_workers.gateway.dashboard.views import Source
-from assignment_workers.gateway.latest import Latest
-from tests.world import UNSIGNED, User, World
+from assignment_workers.gateway.dashboard.views import PageSource
+from assignment_workers.gateway.read_cache import ReadCache
+from tests.support.world import UNSIGNED, User, World
 
 
-def read(world: World) -> Funnel:
+def read(world: World) -> PoolFunnel:
     with world.engine.connect() as connection:
         return funnel(connection, world.policies[UNSIGNED], world.now)
 
@@ -58,7 +58,7 @@ def test_pages_judge_by_the_calling_rules_that_are_set(world: World, redis_url: 
     )
     world.execute("UPDATE user_call_scores SET total_attempts = 3 WHERE user_id = 1")
     with Redis.from_url(redis_url) as redis:
-        source = Source(Latest(world.engine), Schedule(redis), world.settings)
+        source = PageSource(ReadCache(world.engine), Schedule(redis), world.settings)
         shown = views.queue(UNSIGNED).read(source)
         counted = views.rules(UNSIGNED).read(source)
         user = views.user(2).read(source)

@@ -12,17 +12,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from assignment_workers.assignment import discover, jobs
-from assignment_workers.assignment.crm import configured
+from assignment_workers.assignment import jobs
+from assignment_workers.assignment.crm.external_crm import configured
+from assignment_workers.assignment.crm.mirror import freshen
+from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.jobs import Counts, Job, Work
-from assignment_workers.assignment.mirror import freshen
-from assignment_workers.assignment.sight import attach
+from assignment_workers.assignment.pools import discover
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.schema.crm import Claim as CrmClaim
 from assignment_workers.schema.crm import ClaimRequirement, CrmUser
-from tests.elsewhere import OtherCrm
-from tests.servers import free_port
-from tests.world import OUTSTANDING, UNSIGNED, Claim, User, World, opened, outstanding
+from tests.support.external_crm import OtherCrm
+from tests.support.servers import free_port
+from tests.support.world import OUTSTANDING, UNSIGNED, Claim, User, World, opened, outstanding
 
 NUMBERS = itertools.count(1)
 MINUTE = timedelta(minutes=1)
@@ -83,7 +84,7 @@ def run(world: World, *, place: bool = True) -> Counts:
 
     ran = jobs.run(world.engine, Job("queue.discover", "hand"), work)
     if place and sent:
-        world.run(discover.place, sent, given)
+        world.run(discover.assign_to_queue, sent, given)
     return ran.counts
 
 
@@ -96,7 +97,7 @@ def reconcile(world: World) -> Counts:
 
     ran = jobs.run(world.engine, Job("queue.reconcile", "hand"), work)
     if sent:
-        world.run(discover.place, sent, world.policies)
+        world.run(discover.assign_to_queue, sent, world.policies)
     world.execute("DELETE FROM assignment.crm_reads")  # the next run reads the CRM again
     return ran.counts
 
@@ -175,7 +176,7 @@ def test_a_run_that_fails_keeps_what_it_committed_and_no_more(
         raise RuntimeError("the process dies here")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Work, "keep", fails)
+        broken.setattr(Work, "store_counts", fails)
         with pytest.raises(RuntimeError):
             run(world)
     assert world.rows(watermark) == before
@@ -252,7 +253,7 @@ def test_reconciliation_leaves_alone_whom_it_should(world: World) -> None:
         "other_word": 0,
     }
     assert pools(world) == before
-    assert world.run(discover.place, list(before), world.policies).counts["moved"] == 0
+    assert world.run(discover.assign_to_queue, list(before), world.policies).counts["moved"] == 0
     assert pools(world) == before
 
 
@@ -291,6 +292,6 @@ def test_what_the_crm_cannot_say_is_not_acted_on(world: World) -> None:
         with pytest.raises(CrmUnavailable):
             reconcile(world)
         with pytest.raises(CrmUnavailable):
-            world.run(discover.place, [1, 2], world.policies)
+            world.run(discover.assign_to_queue, [1, 2], world.policies)
     assert world.rows("SELECT * FROM assignment.watermarks") == before
     assert 2 not in pools(world)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.assignment import doctor
 from assignment_workers.assignment.answers import Done
-from assignment_workers.assignment.doctor import CHECKS, examine, repair
-from assignment_workers.sequencer.line import Line
-from tests.world import User, World
+from assignment_workers.assignment.reports import doctor
+from assignment_workers.assignment.reports.doctor import CHECKS, examine, repair
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
+from tests.support.world import User, World
 
 TWICE = (
     "DROP INDEX assignment.uq_assignments_active_{who}; INSERT INTO assignment.assignments"
@@ -177,9 +177,9 @@ def test_no_check_and_no_repair_reads_more_than_it_says(
             assert rows <= most.get(check.name, 1_000), (check.name, rows)
     healthy.execute("UPDATE assignment.entries SET state = 'held' WHERE user_id = 2")
     healthy.execute("UPDATE assignment.entries SET state = 'ready' WHERE user_id = 1")
-    with Line(healthy.engine, term=healthy.term).turn() as turn:
-        assert repair(turn).counts == {"marked_held": 1, "given_back": 1}
-        scanned = turn.connection.execute(
+    with TransactionRunner(healthy.engine, term=healthy.term).transaction() as transaction:
+        assert repair(transaction).counts == {"marked_held": 1, "given_back": 1}
+        scanned = transaction.connection.execute(
             text(
                 "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
                 " WHERE relname LIKE 'entries%'"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from assignment_workers.assignment.answers import Code, Done, Empty, Refused
-from assignment_workers.assignment.drain import DRAINED_AT_MOST, drain, drainable
-from assignment_workers.assignment.history import check
-from tests.world import OUTSTANDING, UNSIGNED, User, World, outstanding
+from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, drain, drainable
+from assignment_workers.assignment.history.history import check
+from tests.support.world import OUTSTANDING, UNSIGNED, User, World, outstanding
 
 
 def would(world: World, queue: str = UNSIGNED) -> int:

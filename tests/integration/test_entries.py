@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from assignment_workers.assignment import entries
-from tests.world import HOUR, UNSIGNED, User, World
+from assignment_workers.assignment.generations import entries
+from tests.support.world import HOUR, UNSIGNED, User, World
 
 
 @pytest.mark.parametrize("done", ["give_back", "take_out", "put_off"])
@@ -30,14 +30,14 @@ def test_places_are_found_by_their_key_however_rare_their_state_was(
             plans.append("\n".join(row[0] for row in cursor.fetchall()))
 
     event.listen(world.engine, "before_cursor_execute", explain)
-    with world.turn() as turn:
+    with world.transaction() as transaction:
         if done == "give_back":
-            entries.give_back(turn, users)
+            entries.give_back(transaction, users)
         elif done == "take_out":
-            entries.take_out(turn, UNSIGNED, number, dict.fromkeys(users, "disabled"))
+            entries.take_out(transaction, UNSIGNED, number, dict.fromkeys(users, "disabled"))
         else:
             until = world.now + HOUR
-            entries.put_off(turn, UNSIGNED, number, dict.fromkeys(users, ("resting", until)))
+            entries.put_off(transaction, UNSIGNED, number, dict.fromkeys(users, ("resting", until)))
     (plan,) = plans
     scans = [line for line in plan.splitlines() if "Scan" in line and "entries" in line]
     assert scans

@@ -10,14 +10,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment import audit
-from assignment_workers.assignment.agents import state
-from assignment_workers.assignment.moves import Close, Defer
-from assignment_workers.assignment.pause import pause
-from assignment_workers.assignment.purge import prune_history
+from assignment_workers.assignment.generations.pause import pause
+from assignment_workers.assignment.generations.purge import prune_history
+from assignment_workers.assignment.lifecycle.agent_status import state
+from assignment_workers.assignment.lifecycle.moves import Close, Defer
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.phones import Reader
-from assignment_workers.schema.tables import AgentStates, SuppressionKind
-from tests.world import DAY, UNSIGNED, User, World, owner
+from assignment_workers.schema.tables import AgentStatus, SuppressionKind
+from tests.support.world import DAY, UNSIGNED, User, World, owner
 
 TYPED = "TYPED by a person"
 PHONE = "+44 7700 900123"
@@ -33,7 +33,7 @@ def spoken(world: World) -> World:
     world.move(Defer(owner(world.held(1)), DAY, None, rest, TYPED))
     world.move(Close(owner(world.held(2)), TYPED))
     world.complete(world.held(3), notes=TYPED)
-    world.run(state, 1, AgentStates.BREAK, by=TYPED, why=TYPED)
+    world.run(state, 1, AgentStatus.BREAK, by=TYPED, why=TYPED)
     world.run(pause, UNSIGNED, by=TYPED, why=TYPED)
     world.run(do_not_contact, reader=Reader(), phone=PHONE, reason=TYPED, by=TYPED)
     world.run(do_not_contact, reader=Reader(), user=5, reason=TYPED, by="token 0a")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from assignment_workers.assignment.answers import Empty
-from assignment_workers.assignment.explain import explain, funnel
-from assignment_workers.assignment.explanation import Explanation, Funnel
-from assignment_workers.assignment.pause import pause, resume
+from assignment_workers.assignment.generations.pause import pause, resume
+from assignment_workers.assignment.reports.explain import explain, funnel
+from assignment_workers.assignment.reports.explanation import Explanation, Funnel
 from assignment_workers.policy.queues import POLICIES
-from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, Claim, User, World, outstanding
+from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, Claim, User, World, outstanding
 
 
 def explained(world: World, user: int) -> Explanation:

@@ -6,15 +6,15 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from assignment_workers.assignment import doctor
 from assignment_workers.assignment.answers import Code, Refused
-from assignment_workers.assignment.figures import Figures, figures
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.moves import Release
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Release
+from assignment_workers.assignment.reports import doctor
+from assignment_workers.assignment.reports.figures import Figures, figures
+from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.telemetry import RACES
-from tests.world import OUTSTANDING, UNSIGNED, User, World, owner
+from tests.support.world import OUTSTANDING, UNSIGNED, User, World, owner
 
 RACE = "ASSIGNMENT_RACE_CONDITION"
 
@@ -149,7 +149,7 @@ def test_the_findings_of_the_doctor_are_kept_and_replaced(busy: World) -> None:
         with busy.engine.connect() as connection:
             findings = doctor.examine(connection)
         with busy.engine.begin() as connection:
-            doctor.keep(connection, findings)
+            doctor.store(connection, findings)
 
     run()
     found = read(busy)
@@ -244,8 +244,8 @@ def test_a_race_is_told_in_the_log_with_everything_once_it_is_committed(busy: Wo
 def test_a_race_of_a_turn_that_is_rolled_back_is_not_told(busy: World) -> None:
     hold = busy.held(6)
 
-    def fail(turn: Turn) -> None:
-        finish(turn, [Release(owner(hold, agent=7))])
+    def fail(transaction: FencedTransaction) -> None:
+        finish(transaction, [Release(owner(hold, agent=7))])
         raise ZeroDivisionError
 
     with capture_logs() as lines, pytest.raises(ZeroDivisionError):

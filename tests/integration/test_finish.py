@@ -13,10 +13,17 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
 from assignment_workers.assignment.answers import Code, Empty, FinishAnswer, Finished, Held, Refused
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.moves import Complete, Move, Owner, Release, Renew, Skip
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import (
+    Complete,
+    Move,
+    Owner,
+    Release,
+    Renew,
+    Skip,
+)
 from assignment_workers.policy.outcomes import OUTCOMES, overridden
-from tests.world import DAY, HOUR, SECOND, UNSIGNED, User, World, owner
+from tests.support.world import DAY, HOUR, SECOND, UNSIGNED, User, World, owner
 
 # Section 4 of original-dialer: what an outcome adds to the score, hours until the next call, and
 # whether it counts as successful. The score is 150 before.
@@ -376,11 +383,11 @@ def effects(
 ) -> tuple[list[Finished | Refused], list[list[str]]]:
     """The answers, and every row as it then stands; all of it undone afterwards."""
     try:
-        with world.turn() as given:
-            turn = replace(given, randomness=Random(5))
-            answers = [each for moves in lists for each in finish(turn, moves)]
+        with world.transaction() as given:
+            transaction = replace(given, randomness=Random(5))
+            answers = [each for moves in lists for each in finish(transaction, moves)]
             stand = [
-                turn.connection.execute(
+                transaction.connection.execute(
                     text(f"SELECT to_jsonb(t) - 'ended_xid' - {less} FROM {each} t")
                 )
                 .scalars()

@@ -20,7 +20,7 @@ from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from assignment_workers.tasks.process import FLOWER_COLUMNS
 from tests.gateway.stage import free_port
-from tests.processes import Stack, running, wait_until
+from tests.support.processes import Stack, running, wait_until
 
 
 @pytest.fixture

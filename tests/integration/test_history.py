@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from assignment_workers.assignment import agents, convert, discover, pause
 from assignment_workers.assignment.answers import Assigned, Done, Finished, Held, Paused, TooLate
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.history import check, judge
-from assignment_workers.assignment.moves import (
+from assignment_workers.assignment.generations import pause
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.history.history import check, judge
+from assignment_workers.assignment.history.records import RECORDS
+from assignment_workers.assignment.history.replay import Breach
+from assignment_workers.assignment.lifecycle import agent_status
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import (
     Accept,
     Close,
     Complete,
@@ -25,19 +29,17 @@ from assignment_workers.assignment.moves import (
     Release,
     Renew,
 )
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.records import RECORDS
-from assignment_workers.assignment.replay import Breach
+from assignment_workers.assignment.pools import convert, discover
 from assignment_workers.assignment.suppression_lists import Named, flip, stage
 from assignment_workers.assignment.suppressions import do_not_contact, lift
-from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.phones import Reader
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import AgentStates, SuppressionKind
+from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from assignment_workers.sequencer.term import Candidacy
 from tests.integration.test_cli_doors import Shell
-from tests.processes import wait_until
-from tests.world import (
+from tests.support.processes import wait_until
+from tests.support.world import (
     FREE,
     HOUR,
     OUTSTANDING,
@@ -100,8 +102,8 @@ def let_lapse(run: Run) -> None:
     run.held(5)
     run.now += run.settings.offer
     assert run.expire() == 1
-    run.run(agents.state, 5, AgentStates.BREAK, why="lunch")
-    run.run(agents.state, 5, AgentStates.AVAILABLE)
+    run.run(agent_status.state, 5, AgentStatus.BREAK, why="lunch")
+    run.run(agent_status.state, 5, AgentStatus.AVAILABLE)
     run.move(Defer(owner(run.held(5)), run.settings.defer_maximum, rest=2 * HOUR, why="at work"))
     run.move(Close(owner(run.held(5)), "moved abroad"))
 
@@ -154,7 +156,7 @@ def work(run: Run, database_url: str) -> None:
     run.release(run.held(7, None))
     keep_promises(run)
     run.add_users([User(33, has_score_row=False), User(34, queue="manual_call")])
-    run.run(discover.place, [33, 34], POLICIES)
+    run.run(discover.assign_to_queue, [33, 34], POLICIES)
     suppress_some(run)
     rests = (run.now + HOUR).replace(tzinfo=None)
     run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)
@@ -254,10 +256,10 @@ class Forger:
         assert self.connection.execute(text(sql)).rowcount > 0, f"nothing was forged by {sql}"
 
     def publish_and_release(self) -> None:
-        turn = Turn(self.connection, self.run.now + SECOND, self.run.term)
-        publish(turn, 7)
+        transaction = FencedTransaction(self.connection, self.run.now + SECOND, self.run.term)
+        publish(transaction, 7)
         held = self.connection.execute(text(f"SELECT id FROM {A} WHERE {HELD}")).scalar_one()
-        (done,) = finish(turn, [Release(Owner(held, 9))])
+        (done,) = finish(transaction, [Release(Owner(held, 9))])
         assert isinstance(done, Finished)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.errors import Overtaken
-from tests.world import OUTSTANDING, UNSIGNED, User, World
+from tests.support.world import OUTSTANDING, UNSIGNED, User, World
 
 JOB = Job("scores.age", "beat", task_id="task")
 SLOT = datetime(2025, 7, 31, tzinfo=UTC)
@@ -141,11 +141,11 @@ def test_a_run_that_was_taken_for_dead_keeps_nothing_more(one: World) -> None:
     job = Job("scores.age", "beat", slot=SLOT)
 
     def work(given: Work) -> Counts:
-        given.keep({"through": 1})
+        given.store_counts({"through": 1})
         given.connection.rollback()
         jobs.run(one.engine, job, lambda again: {"reached": again.reached("through")})
-        given.ledger.execute(text("UPDATE user_call_scores SET total_attempts = 7"))
-        given.keep({"through": 2})
+        given.side_connection.execute(text("UPDATE user_call_scores SET total_attempts = 7"))
+        given.store_counts({"through": 2})
         return {}
 
     with pytest.raises(Overtaken):
@@ -159,8 +159,8 @@ def test_a_run_that_was_taken_for_dead_keeps_nothing_more(one: World) -> None:
 
 def test_what_the_ledger_commits_stays_when_the_work_fails(one: World) -> None:
     def work(given: Work) -> Counts:
-        given.ledger.execute(text("UPDATE user_call_scores SET total_attempts = 7"))
-        given.ledger.commit()
+        given.side_connection.execute(text("UPDATE user_call_scores SET total_attempts = 7"))
+        given.side_connection.commit()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -13,44 +13,48 @@ from psycopg import OperationalError
 from sqlalchemy import text
 
 from assignment_workers.assignment.answers import Assigned, Empty, Finished, RequestAnswer
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.history import check
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes, lanes_of
-from assignment_workers.assignment.moves import Owner, Release, Skip
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.status import sequencer_statuses
-from assignment_workers.assignment.turn import OtherLanes, Turn
+from assignment_workers.assignment.lifecycle.expire import expire
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Owner, Release, Skip
+from assignment_workers.assignment.reports.status import sequencer_statuses
+from assignment_workers.assignment.transaction import FencedTransaction, OtherLanes
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.tables import DEFAULT_LANE
-from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.term import APPLICATION, Candidacy
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
-from tests.processes import wait_until
-from tests.sessions import WAITING
-from tests.world import HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
+from tests.support.processes import wait_until
+from tests.support.sessions import WAITING
+from tests.support.world import HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
 
 OTHER = "outstanding"
 LANES = Lanes({OUTSTANDING: OTHER})
 SETTING = f"{OTHER}={OUTSTANDING}"
 
 
-def line(world: World, lane: str = DEFAULT_LANE) -> Line:
+def line(world: World, lane: str = DEFAULT_LANE) -> TransactionRunner:
     """A lane's line under the world's term."""
     world.execute(
         "INSERT INTO assignment.sequencer (lane, term) VALUES (:lane, 1) ON CONFLICT DO NOTHING",
         lane=lane,
     )
-    return Line(world.engine, term=1, lane=lane, lanes=LANES)
+    return TransactionRunner(world.engine, term=1, lane=lane, lanes=LANES)
 
 
 def ask(
-    world: World, on: Line, agent: int, queue: str | None = None, request_id: str | None = None
+    world: World,
+    on: TransactionRunner,
+    agent: int,
+    queue: str | None = None,
+    request_id: str | None = None,
 ) -> RequestAnswer:
     request = world.request(agent, queue, request_id=request_id)
     work = partial(claim, policies=world.policies, settings=world.settings)
-    (answer,) = on.run(lambda turn: work(turn, [request]))
+    (answer,) = on.run(lambda transaction: work(transaction, [request]))
     assert answer is not None
     return answer
 
@@ -181,16 +185,16 @@ def test_it_has_one_answer_where_both_lanes_come_to_it_at_once(
     answers: list[RequestAnswer] = []
     ready = threading.Barrier(2)
 
-    def slowly(turn: Turn, queue: str) -> list[RequestAnswer | None]:
+    def slowly(transaction: FencedTransaction, queue: str) -> list[RequestAnswer | None]:
         request = served.request(1, queue, request_id="the same")
-        found = claim(turn, [request], policies=served.policies, settings=served.settings)
+        found = claim(transaction, [request], policies=served.policies, settings=served.settings)
         if not ready.broken:
             with contextlib.suppress(threading.BrokenBarrierError):
                 ready.wait(0.5)  # broken: the other waits for this one's row
         return found
 
     def work(lane: str, queue: str) -> None:
-        (answer,) = line(served, lane).run(lambda turn: slowly(turn, queue))
+        (answer,) = line(served, lane).run(lambda transaction: slowly(transaction, queue))
         assert answer is not None
         answers.append(answer)
 
@@ -215,7 +219,7 @@ def test_a_finish_that_comes_to_another_lane_waits_for_the_users_own(served: Wor
     other = line(served, OTHER)
 
     def release() -> None:
-        done.extend(other.run(lambda turn: finish(turn, [Release(owner)])))
+        done.extend(other.run(lambda transaction: finish(transaction, [Release(owner)])))
 
     assert waits(served, release, DEFAULT_LANE)
     assert isinstance(done[0], Finished)
@@ -269,7 +273,9 @@ def test_lapsed_holds_end_on_their_own_lane(served: World) -> None:
 def test_a_publication_waits_for_every_lane(served: World) -> None:
     number = served.build(UNSIGNED)
     default = line(served)
-    assert waits(served, lambda: default.run(lambda turn: publish(turn, number)), OTHER)
+    assert waits(
+        served, lambda: default.run(lambda transaction: publish(transaction, number)), OTHER
+    )
     assert (
         served.value("SELECT state FROM assignment.generations WHERE id = :number", number=number)
         == "published"
@@ -277,12 +283,12 @@ def test_a_publication_waits_for_every_lane(served: World) -> None:
 
 
 def test_with_one_lane_no_turn_asks_for_another(served: World) -> None:
-    with Line(served.engine, term=1).turn() as turn:
-        turn.need(OUTSTANDING)
-        turn.need_all()
-        assert turn.elsewhere == []
-    with line(served).turn() as turn, pytest.raises(OtherLanes):
-        turn.need(OUTSTANDING)
+    with TransactionRunner(served.engine, term=1).transaction() as transaction:
+        transaction.require_lanes(OUTSTANDING)
+        transaction.require_all_lanes()
+        assert transaction.queues_of_other_lanes == []
+    with line(served).transaction() as transaction, pytest.raises(OtherLanes):
+        transaction.require_lanes(OUTSTANDING)
 
 
 def test_terms_of_lanes_never_meet_and_sequencers_that_disagree_do_not_lead(

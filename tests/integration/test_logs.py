@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from assignment_workers.client import Assigned, commands
-from tests.processes import Process, Stack, running, wait_until
+from tests.support.processes import Process, Stack, running, wait_until
 
 SECRET = "Call Ann Smith at 07700 900123"
 
@@ -44,7 +44,7 @@ def test_the_log_names_messages_and_terms_and_nothing_that_is_known_of_a_person(
         said = (
             commands.complete(
                 held.id, 26, "no_answer", version=1, notes=SECRET, callback_at=None
-            ).said
+            ).arguments
             | wrong
         )
         said.pop("move")

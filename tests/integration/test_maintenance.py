@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.assignment import levels
 from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.assignment.generations import levels
 from assignment_workers.errors import TaskFailed
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import maintenance
 from assignment_workers.tasks.app import create_app
-from tests.world import World
+from tests.support.world import World
 
 
 @pytest.fixture

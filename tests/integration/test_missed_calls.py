@@ -11,13 +11,13 @@ import pytest
 
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.answers import Finished
-from assignment_workers.assignment.history import check
+from assignment_workers.assignment.callbacks.missed_calls import match
+from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.jobs import Job
-from assignment_workers.assignment.missed_calls import match
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
-from tests.phone_forms import UNPARSABLE, forms
-from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
+from tests.support.phone_forms import UNPARSABLE, forms
+from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
 
 MINUTE = timedelta(minutes=1)
 AS_LONG = 20

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from assignment_workers.assignment import agents as standing
-from assignment_workers.assignment import doctor
-from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.assignment.moves import Accept, Close, Release
+from assignment_workers.assignment.dead_letters import store_dead_letter
+from assignment_workers.assignment.lifecycle import agent_status as standing
+from assignment_workers.assignment.lifecycle.moves import Accept, Close, Release
+from assignment_workers.assignment.reports import doctor
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.gateway.dashboard import views
 from assignment_workers.gateway.dashboard.render import (
@@ -26,11 +26,11 @@ from assignment_workers.gateway.dashboard.render import (
     share,
 )
 from assignment_workers.gateway.dashboard.schedule import Schedule
-from assignment_workers.gateway.dashboard.views import Source, View
-from assignment_workers.gateway.latest import Latest
+from assignment_workers.gateway.dashboard.views import PageSource, View
+from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.phones import Reader
-from assignment_workers.schema.tables import AgentStates, SuppressionKind
-from tests.world import OUTSTANDING, UNSIGNED, User, World, outstanding, owner
+from assignment_workers.schema.tables import AgentStatus, SuppressionKind
+from tests.support.world import OUTSTANDING, UNSIGNED, User, World, outstanding, owner
 
 QUEUES = (UNSIGNED, OUTSTANDING)
 SAID = {"under 100 ms", "over 99.9 %"}
@@ -91,7 +91,7 @@ def busy(world: World) -> World:
     holds = {agent: world.held(agent) for agent in range(1, 7)}
     world.held(7, OUTSTANDING)
     world.move(Accept(owner(holds[5]), world.settings.lease))
-    for agent, state in enumerate(AgentStates, 5):
+    for agent, state in enumerate(AgentStatus, 5):
         world.run(standing.state, agent, state)
     world.complete(holds[1])
     world.skip(holds[2])
@@ -124,7 +124,9 @@ def busy(world: World) -> World:
             error=error,
         )
     for task in ("assignment.request", "assignment.expire"):
-        bury(world.engine, celery_queue="assignment", task=task, task_id=task, body="", error="no")
+        store_dead_letter(
+            world.engine, celery_queue="assignment", task=task, task_id=task, body="", error="no"
+        )
     world.execute(
         "UPDATE assignment.entries SET state = 'held' WHERE user_id = (SELECT min(n)"
         " FROM generate_series(1, 30) n WHERE NOT EXISTS"
@@ -133,14 +135,14 @@ def busy(world: World) -> World:
     with world.engine.connect() as connection:
         findings = doctor.examine(connection)
     with world.engine.begin() as connection:
-        doctor.keep(connection, findings)
+        doctor.store(connection, findings)
     return world
 
 
 @contextmanager
-def source_of(world: World, redis_url: str) -> Iterator[Source]:
+def source_of(world: World, redis_url: str) -> Iterator[PageSource]:
     with Redis.from_url(redis_url) as redis:
-        yield Source(Latest(world.engine), Schedule(redis), world.settings)
+        yield PageSource(ReadCache(world.engine), Schedule(redis), world.settings)
 
 
 def shown(world: World, redis_url: str, view: View) -> Shown:
@@ -268,7 +270,7 @@ def test_the_overview(busy: World, redis_url: str) -> None:
             f"agents {state}": counted(
                 busy, "assignment.agents_state WHERE state = :state", state=state
             )
-            for state in AgentStates
+            for state in AgentStatus
         },
         "agents idle": counted(busy, f"{agents} WHERE g.is_active AND a.id IS NULL"),
         "agents not active": counted(busy, "agents WHERE NOT is_active"),

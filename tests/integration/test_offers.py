@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.assignment import agents
+from assignment_workers.assignment.agents.heartbeats import beat
 from assignment_workers.assignment.answers import Code, Finished, Held, Noted, Refused
-from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.heartbeats import beat
-from assignment_workers.assignment.history import judge
-from assignment_workers.assignment.moves import Accept, Renew
-from assignment_workers.schema.tables import AgentStates
-from tests.sessions import WAITING
-from tests.world import HOUR, SECOND, UNSIGNED, User, World, owner
+from assignment_workers.assignment.history.history import judge
+from assignment_workers.assignment.lifecycle import agent_status
+from assignment_workers.assignment.lifecycle.expire import expire
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Accept, Renew
+from assignment_workers.schema.tables import AgentStatus
+from tests.support.sessions import WAITING
+from tests.support.world import HOUR, SECOND, UNSIGNED, User, World, owner
 
 
 @pytest.fixture
@@ -195,13 +195,13 @@ def test_an_offer_accepted_at_the_moment_of_its_lapse_is_work_or_ended_never_bot
             said.append(desk.move(Accept(owner(hold), desk.settings.lease)))
 
     other = threading.Thread(target=second)
-    with desk.turn() as turn:  # the other has to wait for this one's commit
+    with desk.transaction() as transaction:  # the other has to wait for this one's commit
         other.start()
         if first == "accept":
-            finish(turn, [Accept(owner(hold), desk.settings.lease)])
+            finish(transaction, [Accept(owner(hold), desk.settings.lease)])
         else:
-            expire(turn, settings=desk.settings)
-        while not turn.connection.execute(text(WAITING)).first():
+            expire(transaction, settings=desk.settings)
+        while not transaction.connection.execute(text(WAITING)).first():
             assert other.is_alive()
     other.join()
     if first == "accept":
@@ -231,7 +231,7 @@ def test_three_lapsed_offers_in_a_row_set_the_agent_on_break_until_they_are_avai
     (told,) = desk.events("agent_state")
     assert (told["agent_id"], told["details"]["state"]) == (1, "break")
     assert desk.held(2).user_id == 1
-    desk.run(agents.state, 1, AgentStates.AVAILABLE)
+    desk.run(agent_status.state, 1, AgentStatus.AVAILABLE)
     assert desk.held(1).user_id == 2
     assert breaches(desk) == []
 
@@ -256,7 +256,7 @@ def test_an_agent_who_acts_begins_to_count_anew(desk: World, acts: str) -> None:
 
 def test_heartbeats_are_written_by_set_and_tell_each_agent_how_they_stand(desk: World) -> None:
     work, offer = accept(desk, desk.held(1)), desk.held(2)
-    desk.run(agents.state, 3, AgentStates.BREAK)
+    desk.run(agent_status.state, 3, AgentStatus.BREAK)
     with desk.engine.begin() as connection:
         told = beat(
             connection, {1: None, 2: None, 3: desk.now - HOUR, 99: None}, settings=desk.settings

@@ -11,10 +11,10 @@ import redis
 
 from assignment_workers.assignment import jobs, person, phones
 from assignment_workers.assignment.answers import Assigned, Refused
-from assignment_workers.assignment.dead_letters import bury
-from assignment_workers.assignment.discover import discover
+from assignment_workers.assignment.dead_letters import store_dead_letter
 from assignment_workers.assignment.jobs import Job
-from assignment_workers.assignment.moves import Close
+from assignment_workers.assignment.lifecycle.moves import Close
+from assignment_workers.assignment.pools.discover import discover
 from assignment_workers.assignment.suppression_lists import Named, check, exported, flip, stage
 from assignment_workers.assignment.suppressions import (
     FORGOTTEN,
@@ -27,7 +27,7 @@ from assignment_workers.client.erasing import forget_results
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
 from assignment_workers.schema.tables import SuppressionKind
-from tests.world import UNSIGNED, User, World, owner
+from tests.support.world import UNSIGNED, User, World, owner
 
 PHONE = "+44 7700 900123"
 MARK = "MARK"
@@ -85,7 +85,7 @@ def known(world: World) -> World:
         json.dumps({"body": base64.b64encode(told.encode()).decode()}),
         json.dumps({"args": [], "kwargs": {"phone": "(07700) 900-123", "reason": MARK}}),
     ):
-        bury(
+        store_dead_letter(
             world.engine,
             celery_queue="assignment",
             task="user.suppress",
@@ -93,7 +93,7 @@ def known(world: World) -> World:
             body=body,
             error=MARK,
         )
-    bury(
+    store_dead_letter(
         world.engine, celery_queue="x", task="y", task_id="z", body='{"user_id": 12}', error="OTHER"
     )
     world.execute(

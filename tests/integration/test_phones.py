@@ -14,10 +14,10 @@ from sqlalchemy import event
 
 from assignment_workers.assignment import phones, suppression_lists
 from assignment_workers.assignment.answers import Assigned, Done, Empty, Finished, Refused
-from assignment_workers.assignment.explain import funnel
-from tests.phone_forms import NUMBERS, UNPARSABLE, Form, forms
-from tests.suppressed_number import nobody_is_offered, read, reader, suppress, why, write
-from tests.world import HOUR, UNSIGNED, User, World
+from assignment_workers.assignment.reports.explain import funnel
+from tests.support.phone_forms import NUMBERS, UNPARSABLE, Form, forms
+from tests.support.suppressed_number import nobody_is_offered, read, reader, suppress, why, write
+from tests.support.world import HOUR, UNSIGNED, User, World
 
 
 @pytest.mark.parametrize("e164", ["+16502530002", "+61894000000", "+442079460123"])

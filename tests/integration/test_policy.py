@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from sqlalchemy import func, select
 
-from assignment_workers.policy.queues import POLICIES, place_of
+from assignment_workers.policy.queues import POLICIES, queue_of
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Phone
-from tests.world import (
+from tests.support.world import (
     BOTH,
     DAY,
     HOUR,
@@ -180,7 +180,7 @@ def test_both_policies_say_of_every_user_what_section_3_says(world: World) -> No
             policy.converted(),
         )
     ]
-    found = judged(world, *columns, place_of(list(POLICIES.values())))
+    found = judged(world, *columns, queue_of(list(POLICIES.values())))
     wrong = []
     for user in users:
         expected: list[Any] = []

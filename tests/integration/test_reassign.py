@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from assignment_workers.assignment.answers import Assigned, Code, Finished, Held, Refused
-from assignment_workers.assignment.history import check
-from assignment_workers.assignment.pause import pause
-from assignment_workers.assignment.reassign import reassign, take_back
+from assignment_workers.assignment.claims.reassign import reassign, take_back
+from assignment_workers.assignment.generations.pause import pause
+from assignment_workers.assignment.history.history import check
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
-from tests.world import SECOND, UNSIGNED, User, World
+from tests.support.world import SECOND, UNSIGNED, User, World
 
 SAID = {"by": "token 1f", "why": "the agent went home"}
 

@@ -13,15 +13,25 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.answers import Assigned, Code, Done, Finished, Refused
-from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.generations.purge import purge_generations
+from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
-from assignment_workers.assignment.moves import Complete, Skip
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.purge import purge_generations
-from assignment_workers.assignment.regenerate import regenerate
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Complete, Skip
 from assignment_workers.policy.queues import POLICIES
-from tests.sessions import END
-from tests.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, Place, User, World, outstanding, owner
+from tests.support.sessions import END
+from tests.support.world import (
+    HOUR,
+    OUTSTANDING,
+    SECOND,
+    UNSIGNED,
+    Place,
+    User,
+    World,
+    outstanding,
+    owner,
+)
 
 READY = {1: "ready", 2: "ready", 3: "ready"}
 
@@ -144,11 +154,11 @@ def test_an_end_that_commits_during_the_build_is_brought_in_although_it_came_bef
 ) -> None:
     hold = ranked.held(1)
     ranked.now += SECOND
-    with ranked.turn() as turn:
+    with ranked.transaction() as transaction:
         if way == "complete":
-            finish(turn, [Complete(owner(hold), "no_answer")])
+            finish(transaction, [Complete(owner(hold), "no_answer")])
         else:
-            finish(turn, [Skip(owner(hold), ranked.settings.skip_everyone)])
+            finish(transaction, [Skip(owner(hold), ranked.settings.skip_everyone)])
         ranked.now += SECOND
         number = ranked.build()
     ranked.publish(number)
@@ -194,8 +204,8 @@ def test_readers_see_the_old_generation_until_the_new_one_is_there(ranked: World
     ranked.execute("UPDATE crm.users SET is_enabled = false WHERE id = 3")
     number = ranked.build()
     assert ranked.states() == before
-    with ranked.turn() as turn:
-        publish(turn, number)
+    with ranked.transaction() as transaction:
+        publish(transaction, number)
         assert ranked.states() == before
     assert generations(ranked) == [
         (number - 1, UNSIGNED, "retired"),

@@ -16,8 +16,8 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
-from assignment_workers.assignment.pause import pause, resume
-from tests.world import BOTH, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
+from assignment_workers.assignment.generations.pause import pause, resume
+from tests.support.world import BOTH, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
 
 
 @pytest.fixture

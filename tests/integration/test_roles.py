@@ -16,12 +16,13 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from assignment_workers.assignment import jobs, mirror, person, phones
+from assignment_workers.assignment import jobs, person, phones
 from assignment_workers.assignment.answers import Assigned
-from assignment_workers.assignment.crm import configured
-from assignment_workers.assignment.discover import discover, reconcile
+from assignment_workers.assignment.crm import mirror
+from assignment_workers.assignment.crm.external_crm import configured
+from assignment_workers.assignment.crm.reader import attach, crm_of
 from assignment_workers.assignment.jobs import Counts, Job, Work
-from assignment_workers.assignment.sight import attach, crm_of
+from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.suppression_lists import Named, drop, flip, purge_lists, stage
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
@@ -31,9 +32,9 @@ from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED as QUEUE_TABLE
 from tests.adoption.dialers import connected
 from tests.adoption.test_migrate import moved
-from tests.elsewhere import OtherCrm
 from tests.gateway.serving import with_roles
-from tests.world import UNSIGNED, User, World, opened
+from tests.support.external_crm import OtherCrm
+from tests.support.world import UNSIGNED, User, World, opened
 
 NUMBERS = itertools.count(1)
 READER = Reader(key="a-key-of-32-letters-or-more-for-numbers")
@@ -67,7 +68,11 @@ def under(world: World, url: str) -> Iterator[World]:
     """The same world, by a role's own connections."""
     owner = world.engine
     engine = connect(
-        url, name="test", statement_timeout=timedelta(seconds=30), pool_size=6, whole_tables=False
+        url,
+        name="test",
+        statement_timeout=timedelta(seconds=30),
+        pool_size=6,
+        index_plans_only=True,
     )
     found = configured(world.settings)
     assert found is not None

@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from assignment_workers.call_centre.book import Book, Fault, Wait
-from assignment_workers.call_centre.page import page
-from assignment_workers.call_centre.plan import Plan
-from assignment_workers.call_centre.soak import LIMITS, WITH_THE_WORK, Meter
-from assignment_workers.call_centre.tables import bloated, weighed
-from assignment_workers.call_centre.verdict import judge
+from assignment_workers.lab.call_centre.page import page
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.recorder import Fault, Recorder, Wait
+from assignment_workers.lab.call_centre.soak import LIMITS, WITH_THE_WORK, Meter
+from assignment_workers.lab.call_centre.tables import bloated, weighed
+from assignment_workers.lab.call_centre.verdict import judge
 from assignment_workers.runtime.stack import Stack
-from tests.world import HOUR, UNSIGNED, User, World
+from tests.support.world import HOUR, UNSIGNED, User, World
 
 PLAN = Plan(
     agents=1, users=1, seconds=300, speed=1, seed=1, chaos=True, retention=timedelta(minutes=10)
@@ -106,9 +106,13 @@ def test_what_outlives_its_retention_is_named(world: World, meter: Meter) -> Non
 
 
 def test_waits_that_a_fault_touched_are_not_the_systems(meter: Meter) -> None:
-    book = Book(faults=[Fault(100.0, "killed")])
-    book.waits = [Wait(90, 0.01, "assigned"), Wait(101, 0.9, "assigned"), Wait(150, 0.02, "empty")]
-    meter.latency(book)
+    recorder = Recorder(faults=[Fault(100.0, "killed")])
+    recorder.waits = [
+        Wait(90, 0.01, "assigned"),
+        Wait(101, 0.9, "assigned"),
+        Wait(150, 0.02, "empty"),
+    ]
+    meter.latency(recorder)
     (points,) = meter.points["time to assign", "median"].values()
     assert [each for _, each in points] == [10.0, 20.0]
 
@@ -116,8 +120,8 @@ def test_waits_that_a_fault_touched_are_not_the_systems(meter: Meter) -> None:
 def test_the_page_of_a_soak_says_what_drifted_and_what_it_was_too_short_for(
     world: World, meter: Meter
 ) -> None:
-    book = Book()
-    verdict = judge(world.engine, PLAN, book, signed_at={}, settings=world.settings)
+    recorder = Recorder()
+    verdict = judge(world.engine, PLAN, recorder, signed_at={}, settings=world.settings)
     grew(meter, 0.5).points["memory", "<beat>"][1, 0.0] = [(at, 50.0) for at in range(0, 60, 5)]
     soaked = meter.soaked(verdict)
     assert soaked.drifted == ["memory of gateway: 181.2 MB, 67.5 more within 135 s"]
@@ -127,7 +131,7 @@ def test_the_page_of_a_soak_says_what_drifted_and_what_it_was_too_short_for(
     ]
     assert soaked.exit_code == 1
     assert soaked.model_copy(update={"drifted": []}).exit_code == 2
-    shown = page(book, verdict, soaked)
+    shown = page(recorder, verdict, soaked)
     assert "memory of gateway: 181.2 MB, 67.5 more within 135 s" in shown
     assert "memory of &lt;beat&gt;: too few samples" in shown
     assert "<td>MB grows</td>" in shown
@@ -138,7 +142,7 @@ def test_a_healthy_run_that_was_long_enough_is_good(world: World, meter: Meter) 
     world.regenerate(UNSIGNED)
     world.regenerate(UNSIGNED)
     world.execute("UPDATE assignment.generations SET purged_at = now() WHERE state = 'retired'")
-    verdict = judge(world.engine, PLAN, Book(), signed_at={}, settings=world.settings)
+    verdict = judge(world.engine, PLAN, Recorder(), signed_at={}, settings=world.settings)
     soaked = grew(meter, 0.0).soaked(verdict)
     assert (soaked.drifted, soaked.unjudged, soaked.purged) == ([], [], 1)
     assert verdict.broken == []

@@ -18,9 +18,9 @@ from assignment_workers.assignment.suppression_lists import Named, Staged, lines
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
-from tests.processes import wait_until
-from tests.suppressed_number import read
-from tests.world import DAY, HOUR, UNSIGNED, User, World
+from tests.support.processes import wait_until
+from tests.support.suppressed_number import read
+from tests.support.world import DAY, HOUR, UNSIGNED, User, World
 
 GB = Reader("GB")
 SAID = {"by": "ann", "why": "November's register"}

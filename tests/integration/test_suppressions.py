@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from assignment_workers.assignment.answers import Code, Done, Empty, Refused
-from assignment_workers.assignment.explain import explain
+from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import do_not_contact, lift, suppressions
 from assignment_workers.phones import Reader
 from assignment_workers.schema.tables import SuppressionKind
-from tests.world import DAY, HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
+from tests.support.world import DAY, HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
 
 CONTACT, QUARANTINE = SuppressionKind.DO_NOT_CONTACT, SuppressionKind.QUARANTINE
 

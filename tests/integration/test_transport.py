@@ -10,7 +10,7 @@ import pytest
 import redis
 from kombu import Connection, Consumer, Queue
 
-from assignment_workers.client.message import message
+from assignment_workers.client.wire.message import message
 from assignment_workers.sequencer.transport import OrderedChannel, OrderedTransport, taken_key
 
 QUEUE = "assignment"

@@ -7,15 +7,25 @@ from typing import Any
 
 import pytest
 
-from assignment_workers.assignment import details
 from assignment_workers.assignment.answers import Code, Done, Finished, Held, Refused
-from assignment_workers.assignment.explain import explain
-from assignment_workers.assignment.moves import Accept, Close, Defer, Owner
+from assignment_workers.assignment.lifecycle.moves import Accept, Close, Defer, Owner
+from assignment_workers.assignment.reports import details
+from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import lift, suppressions
 from assignment_workers.phones import Reader
 from assignment_workers.schema.tables import SuppressionKind
 from tests.integration.test_offers import breaches
-from tests.world import DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
+from tests.support.world import (
+    DAY,
+    HOUR,
+    OUTSTANDING,
+    SECOND,
+    UNSIGNED,
+    User,
+    World,
+    outstanding,
+    owner,
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from assignment_workers.assignment.answers import Code
-from tests.world import HOUR
+from tests.support.world import HOUR
 
 AT_WORK = {"available", "on_call", "wrap_up"}
 SILENT = 2 * HOUR

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from assignment_workers.assignment.answers import Code
-from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.claims.request import ClaimRequest
 from assignment_workers.settings import Settings
 from tests.model.agents import Agent
 from tests.model.rules import (
@@ -21,7 +21,7 @@ from tests.model.rules import (
     Promise,
     Rules,
 )
-from tests.world import BOTH, DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED
+from tests.support.world import BOTH, DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED
 
 PREFERRED = timedelta(minutes=10)
 """How long a callback is kept for the agent who promised it."""
@@ -170,7 +170,7 @@ class Dialer:
         """The first rule of this dialer queue's policy that the user breaks now."""
         return self.users[user].broken(queue, self.now, self.rules)
 
-    def ask(self, requests: Sequence[Request]) -> list[Said]:
+    def ask(self, requests: Sequence[ClaimRequest]) -> list[Said]:
         """The answers to different request ids, in one turn."""
         if any(each.request_id not in self.answers for each in requests):
             self.expire()
@@ -183,7 +183,7 @@ class Dialer:
         for build in self.published().values():
             yield from build.places.values()
 
-    def _answer(self, request: Request) -> Said:
+    def _answer(self, request: ClaimRequest) -> Said:
         if request.request_id in self.answers:
             agent, said = self.answers[request.request_id]
             if agent != request.agent_id:
@@ -197,7 +197,7 @@ class Dialer:
             self.answers[request.request_id] = (request.agent_id, said)
         return said
 
-    def _decide(self, request: Request) -> Said:
+    def _decide(self, request: ClaimRequest) -> Said:
         if request.deadline is not None and request.deadline <= self.now:
             return Said("too_late")
         if request.agent_id not in self.allowed:
@@ -216,7 +216,7 @@ class Dialer:
             return Said("assigned", hold=hold.request_id, replayed=True)
         return self._hand_out(request, queues)
 
-    def _hand_out(self, request: Request, queues: list[str]) -> Said:
+    def _hand_out(self, request: ClaimRequest, queues: list[str]) -> Said:
         """Callbacks come first, then missed calls, then the dialer queues."""
         going = set(queues) - self.paused
         if (promise := self.due_callback(request.agent_id, going)) is not None:
@@ -318,7 +318,7 @@ class Dialer:
 
     def _hold(
         self,
-        request: Request,
+        request: ClaimRequest,
         queue: str,
         user: int,
         *,

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cache
 
 from tests.model.agents import Limits
-from tests.world import BOTH, DAY, HOUR, OUTSTANDING, UNSIGNED
+from tests.support.world import BOTH, DAY, HOUR, OUTSTANDING, UNSIGNED
 
 MINUTE = timedelta(minutes=1)
 QUARTER = 15 * MINUTE

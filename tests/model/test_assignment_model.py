@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from assignment_workers.assignment import agents, convert, jobs, missed_calls
+from assignment_workers.assignment import jobs
 from assignment_workers.assignment.answers import (
     Assigned,
     CommandAnswer,
@@ -39,13 +39,15 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Stated,
 )
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.doctor import repair
-from assignment_workers.assignment.drain import drain
-from assignment_workers.assignment.explain import explain, funnel
-from assignment_workers.assignment.history import check
+from assignment_workers.assignment.callbacks import missed_calls
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations.drain import drain
+from assignment_workers.assignment.generations.pause import pause, resume
+from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.jobs import Counts, Job, Work
-from assignment_workers.assignment.moves import (
+from assignment_workers.assignment.lifecycle import agent_status
+from assignment_workers.assignment.lifecycle.moves import (
     Accept,
     Close,
     Complete,
@@ -55,17 +57,18 @@ from assignment_workers.assignment.moves import (
     Renew,
     Skip,
 )
-from assignment_workers.assignment.pause import pause, resume
-from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.pools import convert
+from assignment_workers.assignment.reports.doctor import repair
+from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.errors import StaleTerm
 from assignment_workers.phones import Reader
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import AgentStates, SuppressionKind
+from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from tests.model.agents import Limits
 from tests.model.dialer import Came, Dialer, Said, small
 from tests.model.rules import MINUTE, OUTCOMES, RESTING, Missed, Rules, Windows
-from tests.world import (
+from tests.support.world import (
     BOTH,
     DAY,
     HOUR,
@@ -314,9 +317,9 @@ class Machine(RuleBasedStateMachine):
         deadline = None if late is None else self.world.now + late * SECOND
         request = self.world.request(agent, queue, deadline=deadline)
         if fails:
-            with suppress(ConnectionError), self.world.turn() as turn:
+            with suppress(ConnectionError), self.world.transaction() as transaction:
                 given = self.world
-                claim(turn, [request], policies=given.policies, settings=given.settings)
+                claim(transaction, [request], policies=given.policies, settings=given.settings)
                 raise ConnectionError
         return multiple(*self._ask([request]))
 
@@ -334,7 +337,7 @@ class Machine(RuleBasedStateMachine):
             self._ask([self.world.request(each, queue, request_id=name) for each in (owner,)])
             self._ask([self.world.request(agent, queue, request_id=name)])
 
-    def _ask(self, requests: Sequence[Request]) -> list[str]:
+    def _ask(self, requests: Sequence[ClaimRequest]) -> list[str]:
         """Ask in one turn; returns the new holds."""
         broken = self._broken()
         answers = self.world.answer(*requests)
@@ -352,7 +355,7 @@ class Machine(RuleBasedStateMachine):
                     assert why in self.dialer.may_be_why(request.agent_id, queue), answer
         return sorted(new)
 
-    def _is_old(self, request: Request, said: Said) -> bool:
+    def _is_old(self, request: ClaimRequest, said: Said) -> bool:
         known = [answer for _, answer in self.dialer.answers.values() if answer is said]
         return not known
 
@@ -475,11 +478,11 @@ class Machine(RuleBasedStateMachine):
             case _:
                 return world.move(Renew(who, world.settings.lease))
 
-    @rule(agent=ANYBODY, becomes=some.sampled_from([*AgentStates, AgentStates.AVAILABLE]))
-    def state(self, agent: int, becomes: AgentStates) -> None:
+    @rule(agent=ANYBODY, becomes=some.sampled_from([*AgentStatus, AgentStatus.AVAILABLE]))
+    def state(self, agent: int, becomes: AgentStatus) -> None:
         """An agent logs in, goes on break, comes back, goes home."""
         said = self.dialer.state(agent, becomes.value)
-        answer = self.world.run(agents.state, agent, becomes)
+        answer = self.world.run(agent_status.state, agent, becomes)
         shown = Said(
             answer.outcome,
             getattr(answer, "code", None),
@@ -528,8 +531,8 @@ class Machine(RuleBasedStateMachine):
     def tend(self) -> None:
         """The sessions of whoever fell silent end."""
         with self.world.engine.connect() as connection:
-            silent = agents.silent(connection, self.world.now)
-        done = self.world.run(agents.end_sessions, silent, silent_at=self.world.now)
+            silent = agent_status.silent(connection, self.world.now)
+        done = self.world.run(agent_status.end_sessions, silent, silent_at=self.world.now)
         assert done == Done(counts={"ended": self.dialer.tend()})
 
     @rule(seconds=WAITS)
@@ -705,7 +708,7 @@ class Machine(RuleBasedStateMachine):
         assert (ran.counts["matched"], ran.counts["for_operator"]) == self.dialer.match()
 
     def _match(self, work: Work) -> Counts:
-        at = Work(work.connection, work.ledger, self.world.now, work.job, work.number)
+        at = Work(work.connection, work.side_connection, self.world.now, work.job, work.number)
         return missed_calls.match(at, self.world.settings)
 
     @rule()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from assignment_workers.assignment.doctor import examine
-from assignment_workers.assignment.history import check
+from assignment_workers.assignment.history.history import check
+from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.client import Assigned, Client, Empty, Finished, Refused, Unavailable
 from assignment_workers.settings import Settings
-from tests.processes import running, wait_until
+from tests.support.processes import running, wait_until
 
 AGENTS = 64
 SECONDS = 20.0

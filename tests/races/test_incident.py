@@ -17,20 +17,20 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from assignment_workers.assignment.answers import Assigned, Done, Held, RequestAnswer
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.doctor import examine
-from assignment_workers.assignment.request import Request
-from assignment_workers.assignment.turn import Turn
-from assignment_workers.incident.dialer import Given, RecordNotFound
-from assignment_workers.incident.load import Plan
-from assignment_workers.incident.original import WAYS, Original
-from assignment_workers.incident.ours import Ours
-from assignment_workers.incident.replay import Result, replay
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.devstack import demo
+from assignment_workers.lab.incident.dialer import Given, RecordNotFound
+from assignment_workers.lab.incident.load import LoadPlan
+from assignment_workers.lab.incident.original import WAYS, Original
+from assignment_workers.lab.incident.ours import Ours
+from assignment_workers.lab.incident.replay import ReplayResult, replay
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.runtime import demo
 from assignment_workers.schema.engine import connect
-from tests.processes import wait_until
-from tests.sessions import OTHERS
+from tests.support.processes import wait_until
+from tests.support.sessions import OTHERS
 
 AGENT = 26
 USER = demo.INCIDENT_USER
@@ -91,13 +91,13 @@ class Stopped(Ours):
             found.set()
             self._go_on.wait(20)
 
-        def ask(turn: Turn) -> list[RequestAnswer | None]:
-            asked = [Request(AGENT, "incident", "unsigned_users")]
-            before_its_first_write(turn, stopped)
-            return claim(turn, asked, policies=POLICIES, settings=self.settings)
+        def ask(transaction: FencedTransaction) -> list[RequestAnswer | None]:
+            asked = [ClaimRequest(AGENT, "incident", "unsigned_users")]
+            before_its_first_write(transaction, stopped)
+            return claim(transaction, asked, policies=POLICIES, settings=self.settings)
 
         claiming = threading.Thread(
-            target=lambda: self._answers.extend(self.line.run(ask)), daemon=True
+            target=lambda: self._answers.extend(self.runner.run(ask)), daemon=True
         )
         claiming.start()
         assert found.wait(10)
@@ -122,14 +122,14 @@ class Stopped(Ours):
             return connection.execute(text(sql)).first() is not None
 
 
-def before_its_first_write(turn: Turn, then: Callable[[], object]) -> None:
+def before_its_first_write(transaction: FencedTransaction, then: Callable[[], object]) -> None:
     """Stop the turn where the original dialer was overtaken."""
 
     def stop(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         if "INSERT INTO assignment.assignments" in statement:
             then()
 
-    event.listen(turn.connection, "before_cursor_execute", stop)
+    event.listen(transaction.connection, "before_cursor_execute", stop)
 
 
 @pytest.mark.parametrize("name", ["original", "transaction", "retry", "optimistic"])
@@ -196,7 +196,7 @@ def test_here_the_agent_holds_the_user_whatever_is_rebuilt(
 @pytest.mark.timeout(200)
 def test_on_the_same_load_every_other_way_breaks_and_ours_does_not(postgres_server: str) -> None:
     validation = timedelta(milliseconds=60)  # so slow that a rebuild always overtakes somebody
-    plan = Plan(agents=30, seconds=2.5, speed=600, seed=7, validation=validation)
+    plan = LoadPlan(agents=30, seconds=2.5, speed=600, seed=7, validation=validation)
     found = {result.name: result for result in replay(postgres_server, plan).results}
     assert found["ours"].requests > plan.agents, "hardly anybody asked"
     assert found["ours"].rebuilds > 2
@@ -218,11 +218,11 @@ def test_a_replay_leaves_no_database_behind(postgres_server: str, database_url: 
             return {row[0] for row in admin.execute("SELECT datname FROM pg_database")}
 
     before = databases()
-    plan = Plan(agents=2, seconds=0.2, speed=600, seed=7, validation=timedelta(0))
+    plan = LoadPlan(agents=2, seconds=0.2, speed=600, seed=7, validation=timedelta(0))
     with pytest.raises(KeyboardInterrupt):
         replay(database_url, plan, ["ours"], done=interrupted)
     assert databases() == before
 
 
-def interrupted(_: Result) -> None:
+def interrupted(_: ReplayResult) -> None:
     raise KeyboardInterrupt

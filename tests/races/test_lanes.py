@@ -15,22 +15,22 @@ import pytest
 from sqlalchemy import text
 
 from assignment_workers.assignment.answers import Assigned
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.doctor import examine
-from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.history import check
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations.pause import pause, resume
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.lanes import lanes_of
-from assignment_workers.assignment.moves import Complete, Owner, Release, Renew, Skip
-from assignment_workers.assignment.pause import pause, resume
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.request import Request
+from assignment_workers.assignment.lifecycle.expire import expire
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Complete, Owner, Release, Renew, Skip
+from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.schema.engine import connect
-from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.term import Candidacy
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
-from tests.processes import Agents, running, wait_until
-from tests.world import OUTSTANDING, UNSIGNED, World, opened, outstanding
+from tests.support.processes import Agents, running, wait_until
+from tests.support.world import OUTSTANDING, UNSIGNED, World, opened, outstanding
 
 SECONDS = 4.0
 LEASE = timedelta(seconds=1)
@@ -98,7 +98,9 @@ def test_turns_of_two_lanes_side_by_side_break_no_guarantee(
             term = each.try_to_lead()
             assert term is not None
             lines.append(
-                Line(engine, term=term.number, term_id=term.id, lane=each.lane, lanes=LANES)
+                TransactionRunner(
+                    engine, term=term.number, term_id=term.id, lane=each.lane, lanes=LANES
+                )
             )
         for queue in (UNSIGNED, OUTSTANDING):
             number = world.build(queue)
@@ -158,14 +160,18 @@ def _noticed(
 
 
 def _work(
-    world: World, lines: list[Line], agent: int, chance: random.Random, over: threading.Event
+    world: World,
+    lines: list[TransactionRunner],
+    agent: int,
+    chance: random.Random,
+    over: threading.Event,
 ) -> None:
     """Ask and finish, at either lane; now and then the same request goes to both at once."""
     number = 0
     while not over.is_set():
         number += 1
         queue = chance.choice((UNSIGNED, OUTSTANDING, None))
-        request = Request(agent, f"{agent}-{number}", queue)
+        request = ClaimRequest(agent, f"{agent}-{number}", queue)
         copies = [
             threading.Thread(target=_ask, args=(world, line, request))
             for line in (lines if chance.random() < 0.1 else ())
@@ -192,15 +198,17 @@ def _work(
             chance.choice(lines).run(partial(expire, settings=SETTINGS))
 
 
-def _ask(world: World, line: Line, request: Request) -> object:
+def _ask(world: World, runner: TransactionRunner, request: ClaimRequest) -> object:
     work = partial(claim, policies=world.policies, settings=SETTINGS)
     while True:
-        (answer,) = line.run(lambda turn: work(turn, [request]))
+        (answer,) = runner.run(lambda transaction: work(transaction, [request]))
         if answer is not None:
             return answer
 
 
-def _rebuild(world: World, lines: list[Line], chance: random.Random, over: threading.Event) -> None:
+def _rebuild(
+    world: World, lines: list[TransactionRunner], chance: random.Random, over: threading.Event
+) -> None:
     while not over.is_set():
         number = world.build(chance.choice((UNSIGNED, OUTSTANDING)))
         chance.choice(lines).run(partial(publish, number=number))
@@ -214,7 +222,9 @@ def _turn_users(world: World, chance: random.Random, over: threading.Event) -> N
         over.wait(0.005)
 
 
-def _stop_and_go(lines: list[Line], chance: random.Random, over: threading.Event) -> None:
+def _stop_and_go(
+    lines: list[TransactionRunner], chance: random.Random, over: threading.Event
+) -> None:
     while not over.is_set():
         over.wait(0.3)
         queue, line = chance.choice((UNSIGNED, OUTSTANDING)), chance.choice(lines)

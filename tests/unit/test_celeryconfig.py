@@ -10,7 +10,7 @@ import pytest
 from assignment_workers.errors import UsageError
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
-from assignment_workers.tasks.door import App
+from assignment_workers.tasks.task_handler import App
 
 SHIPPED = (Path(__file__).parents[2] / "celeryconfig.py").read_text(encoding="utf-8")
 REDIS = "redis://redis.example:6379/0"

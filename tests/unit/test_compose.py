@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from assignment_workers.cli.main import app
-from assignment_workers.runtime.process import ProcessSpec
+from assignment_workers.devstack.process import ProcessSpec
 from assignment_workers.schema import roles
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import JOB_SECONDS, PROCESSES

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from assignment_workers.assignment import crm, discover, mirror
-from assignment_workers.assignment.turn import EventKind
+from assignment_workers.assignment.crm import external_crm, mirror
+from assignment_workers.assignment.pools import discover
+from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.schema.crm import FACTS, MAPPINGS
 from assignment_workers.settings import Settings
 from assignment_workers.telemetry import CRM_OPEN, CRM_READS, CRM_SECONDS
@@ -53,8 +54,8 @@ def test_its_jobs_events_and_figures_are_those_of_the_code() -> None:
 
 
 def test_its_times_are_those_of_the_code() -> None:
-    assert f"After {crm.FAILURES} failures" in PAGE
-    assert f"left alone for {crm.OPEN_SECONDS:g} s" in PAGE
+    assert f"After {external_crm.FAILURES} failures" in PAGE
+    assert f"left alone for {external_crm.OPEN_SECONDS:g} s" in PAGE
     assert f"younger than {mirror.FRESH.total_seconds():g} s" in PAGE
     assert timedelta(minutes=10) == discover.OVERLAP
     assert "up to 10\n  minutes before the watermark" in PAGE

@@ -12,7 +12,11 @@ import pytest
 from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import ResponseError
 
-from assignment_workers.client.database_clock import KNOWN_SECONDS, QUICK_SECONDS, DatabaseClock
+from assignment_workers.client.wire.database_clock import (
+    KNOWN_SECONDS,
+    QUICK_SECONDS,
+    DatabaseClock,
+)
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 
 

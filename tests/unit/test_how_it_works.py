@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from assignment_workers.assignment.doctor import CHECKS
+from assignment_workers.assignment.reports.doctor import CHECKS
 from assignment_workers.schema.base import Base
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[a-z]*.md"))
 
 def test_every_file_that_is_named_exists() -> None:
     pages = PAGE + "".join(each.read_text() for each in DECISIONS)
-    named = set(re.findall(r"`((?:tests/)?[a-z_]+/(?:[a-z_]+(?:\.py)?)?)`", pages))
+    named = set(re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+(?:\.py)?)?)`", pages))
     assert len(named) > 40
     there = {name for name in named if any((start / name).exists() for start in (ROOT, PACKAGE))}
     assert named - there == set()

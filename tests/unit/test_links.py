@@ -20,7 +20,7 @@ def read(code: str, *, secret: str = SECRET, purpose: str = links.DASHBOARD) -> 
 
 def test_a_code_is_read_until_it_is_over() -> None:
     found = read(CODE)
-    assert isinstance(found, links.Code)
+    assert isinstance(found, links.SignInCode)
     assert found.expires_at == NOW + links.LINK_LASTS
     for left, good in ((timedelta(seconds=1), True), (timedelta(0), False)):
         at = NOW + links.LINK_LASTS - left

@@ -14,16 +14,16 @@ import pytest
 from prometheus_client import Metric
 from ruamel.yaml import YAML
 
-from assignment_workers.assignment import details, figures
-from assignment_workers.assignment.figures import Broken, Figures, JobFigures, QueueFigures
-from assignment_workers.assignment.figures import TimeToAssign as Times
-from assignment_workers.assignment.status import (
+from assignment_workers.assignment.reports import details, figures
+from assignment_workers.assignment.reports.figures import Broken, Figures, JobFigures, QueueFigures
+from assignment_workers.assignment.reports.figures import RecentTimeToAssign as Times
+from assignment_workers.assignment.reports.status import (
     COUNTED_AT_MOST,
     CrmStatus,
     Leader,
     SequencerStatus,
 )
-from assignment_workers.gateway import sessions
+from assignment_workers.gateway.auth import sessions
 from assignment_workers.gateway.dashboard.acts import ACTS
 from assignment_workers.gateway.metrics import Metrics, _gauges, gauge
 from assignment_workers.settings import Settings

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from assignment_workers.phones import REACH, Reader, plain
-from tests.phone_forms import NUMBERS, UNPARSABLE, forms
+from tests.support.phone_forms import NUMBERS, UNPARSABLE, forms
 
 EVERY = [(e164, region, form) for e164, region in NUMBERS.items() for form in forms(e164, region)]
 

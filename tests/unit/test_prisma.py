@@ -9,8 +9,8 @@ from sqlalchemy import create_engine, make_url
 
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.dialer_schema import in_schema
-from assignment_workers.schema.elsewhere import reader
 from assignment_workers.schema.engine import driver_url, locate_dialer
+from assignment_workers.schema.external_crm import reader
 from assignment_workers.schema.prisma import ITS_POOLS
 
 PLAIN = "postgresql://ann:secret@db.example:5433/dialer"

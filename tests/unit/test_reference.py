@@ -16,7 +16,7 @@ from typer.main import get_group
 
 from assignment_workers import client
 from assignment_workers.assignment.answers import Code
-from assignment_workers.assignment.turn import EventKind
+from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.cli.main import COMMANDS, app
 from assignment_workers.policy.outcomes import OUTCOMES, Action
 from assignment_workers.settings import PREFIX, Settings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from assignment_workers.call_centre import soak, tables, trend
+from assignment_workers.lab.call_centre import soak, tables, trend
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "releasing.md").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assignment_workers.client.message import COMMAND_ID, SIGNATURE, message, signature
+from assignment_workers.client.wire.message import COMMAND_ID, SIGNATURE, message, signature
 
 KEY = "k" * 32
 SAID = {"queue": "unsigned_users", "by": "token 0123", "why": "a test"}

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from assignment_workers import traces
 from assignment_workers.errors import UsageError
-from assignment_workers.spans import Discreet, Rooted
+from assignment_workers.traces.span_filters import DropRootClientSpans, RedactingExporter
 
 PROCESSES = (
     "import sys; import assignment_workers.tasks.process, assignment_workers.gateway.serve;"
@@ -32,8 +32,10 @@ def told() -> InMemorySpanExporter:
 
 @pytest.fixture
 def tracer(told: InMemorySpanExporter) -> Tracer:
-    provider = TracerProvider(sampler=Rooted(ParentBased(ALWAYS_ON)), shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(Discreet(told)))
+    provider = TracerProvider(
+        sampler=DropRootClientSpans(ParentBased(ALWAYS_ON)), shutdown_on_exit=False
+    )
+    provider.add_span_processor(SimpleSpanProcessor(RedactingExporter(told)))
     return provider.get_tracer("test")
 
 
@@ -53,7 +55,7 @@ def test_a_process_that_is_not_traced_imports_nothing_of_it() -> None:
 def test_nothing_is_traced_unless_it_is_asked_for(environment: dict[str, str]) -> None:
     traces.set_up(environment)
     assert traces.ask("assignment.request", {}) is None
-    assert traces.here() == {}
+    assert traces.inject_headers() == {}
     with traces.sending([None, None]) as headers:
         assert headers == {}
 
@@ -111,7 +113,7 @@ def test_those_who_share_a_message_keep_their_traces(
         f"{each.span_id:016x}" for each in ids[1:]
     ]
     with tracer.start_as_current_span("run/assignment.request_many", kind=SpanKind.CONSUMER):
-        traces.served([*headers[traces.SHARED], "nonsense", None], {"requests": 3, "term": 7})
+        traces.link_callers([*headers[traces.SHARED], "nonsense", None], {"requests": 3, "term": 7})
     for each in asks:
         assert each is not None
         each.end()

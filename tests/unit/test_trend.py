@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
-from assignment_workers.call_centre.tables import Weight, bloated, longest_above, never_vacuumed
-from assignment_workers.call_centre.trend import Finding, Limit, Trend, judge
+from assignment_workers.lab.call_centre.tables import Weight, bloated, longest_above, never_vacuumed
+from assignment_workers.lab.call_centre.trend import Limit, Trend, TrendFinding, judge
 
 MEMORY = Limit("MB", 0.1, 8)
 EVERY = 5.0
@@ -31,7 +31,7 @@ def found(*lives: list[tuple[float, float]]) -> Trend:
 
 def test_a_leak_is_found_and_told_in_the_figures_unit() -> None:
     trend = found(life(600, lambda age: 100 + age / 20, noise=1))
-    assert trend.finding == Finding.GROWS
+    assert trend.finding == TrendFinding.GROWS
     assert trend.seconds == 600 - 60 - EVERY
     assert trend.grown == pytest.approx(535 / 20, rel=0.1)
 
@@ -51,35 +51,35 @@ def test_a_leak_is_found_and_told_in_the_figures_unit() -> None:
     ids=["flat", "warms up", "a step", "a late step", "shrinks", "peaks", "saw", "too little"],
 )
 def test_what_does_not_grow_on_is_steady(value: Callable[[float], float]) -> None:
-    assert found(life(600, value, noise=0.5)).finding == Finding.STEADY
+    assert found(life(600, value, noise=0.5)).finding == TrendFinding.STEADY
 
 
 def test_what_grows_only_by_a_small_share_of_what_there_is_is_steady() -> None:
-    assert found(life(600, lambda age: 1000 + age / 20)).finding == Finding.STEADY
+    assert found(life(600, lambda age: 1000 + age / 20)).finding == TrendFinding.STEADY
 
 
 def test_each_life_of_a_process_is_looked_at_by_itself() -> None:
     """One that is killed begins small again, and the next is larger: neither is growth."""
     levels = (100, 120, 140)
     lives = [life(200, partial(max, level), began=200 * n) for n, level in enumerate(levels)]
-    assert found(*lives).finding == Finding.STEADY
+    assert found(*lives).finding == TrendFinding.STEADY
 
 
 def test_a_leak_is_found_in_lives_that_are_cut_short() -> None:
     lives = [life(250, lambda age: 100 + age / 8, began=250 * n, noise=1) for n in range(3)]
     trend = found(*lives)
-    assert trend.finding == Finding.GROWS
+    assert trend.finding == TrendFinding.GROWS
     assert trend.level == pytest.approx(100 + 200 / 8, rel=0.05), "not of three lives together"
 
 
 @pytest.mark.parametrize("seconds", [0, 60, 130])
 def test_a_short_life_cannot_be_judged(seconds: float) -> None:
-    assert found(life(seconds, lambda age: 100 + age)) == Trend(Finding.UNKNOWN)
+    assert found(life(seconds, lambda age: 100 + age)) == Trend(TrendFinding.UNKNOWN)
 
 
 def test_many_short_lives_cannot_be_judged_either() -> None:
     assert found(*[life(130, lambda age: age, began=130 * n) for n in range(20)]) == Trend(
-        Finding.UNKNOWN
+        TrendFinding.UNKNOWN
     )
 
 

@@ -60,7 +60,7 @@ export type RequestAnswer = Assigned | Empty | Paused | TooLate | Refused | Unav
 export type FinishAnswer = Finished | Refused | Unavailable;
 
 /** What an agent is about. */
-export type AgentState = Schemas["AgentStates"];
+export type AgentState = Schemas["AgentStatus"];
 
 /** The agent's state is this. Who says `available` while they hold work is `on_call`. */
 export type Stated = Schemas["Stated"];

@@ -672,11 +672,11 @@ export interface components {
             accepted_at: string | null;
         };
         /**
-         * AgentStates
+         * AgentStatus
          * @description What an agent is about, as they or their moves say.
          * @enum {string}
          */
-        AgentStates: "available" | "on_call" | "wrap_up" | "break" | "offline";
+        AgentStatus: "available" | "on_call" | "wrap_up" | "break" | "offline";
         /**
          * AssignedAnswer
          * @description The user is this agent's.
@@ -951,7 +951,7 @@ export interface components {
             /** Not For */
             not_for: components["schemas"]["NotFor"][];
             /** Events */
-            events: components["schemas"]["Told"][];
+            events: components["schemas"]["UserEvent"][];
         };
         /**
          * Facts
@@ -1157,24 +1157,6 @@ export interface components {
             request_id: string;
         };
         /**
-         * PlaceFound
-         * @description The user's entry in the published generation. `ahead` stops at `AHEAD_AT_MOST`.
-         */
-        PlaceFound: {
-            /** Generation */
-            generation: number;
-            /** Rank */
-            rank: number;
-            /** Ahead */
-            ahead: number;
-            /** State */
-            state: string;
-            /** Available From */
-            available_from: string | null;
-            /** Reason */
-            reason: string | null;
-        };
-        /**
          * PromiseFound
          * @description A callback or missed call of the user that is pending.
          *
@@ -1204,6 +1186,24 @@ export interface components {
             free_at: string | null;
             /** Kept For */
             kept_for: number | null;
+        };
+        /**
+         * QueuePosition
+         * @description The user's entry in the published generation. `ahead` stops at `AHEAD_AT_MOST`.
+         */
+        QueuePosition: {
+            /** Generation */
+            generation: number;
+            /** Rank */
+            rank: number;
+            /** Ahead */
+            ahead: number;
+            /** State */
+            state: string;
+            /** Available From */
+            available_from: string | null;
+            /** Reason */
+            reason: string | null;
         };
         /**
          * QueueStatus
@@ -1250,7 +1250,7 @@ export interface components {
             free_at: string | null;
             /** Rules */
             rules: components["schemas"]["RuleVerdict"][];
-            place: components["schemas"]["PlaceFound"] | null;
+            place: components["schemas"]["QueuePosition"] | null;
         };
         /**
          * Readiness
@@ -1401,7 +1401,7 @@ export interface components {
          */
         StateBody: {
             /** @example available */
-            state: components["schemas"]["AgentStates"];
+            state: components["schemas"]["AgentStatus"];
             /**
              * Why
              * @example lunch
@@ -1494,10 +1494,25 @@ export interface components {
             p99: number | null;
         };
         /**
-         * Told
+         * TooLateAnswer
+         * @description The deadline had passed; nobody was assigned.
+         */
+        TooLateAnswer: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            outcome: "too_late";
+            /** Database Time */
+            database_time: string | null;
+            /** Request Id */
+            request_id: string;
+        };
+        /**
+         * UserEvent
          * @description An event of the user.
          */
-        Told: {
+        UserEvent: {
             /**
              * At
              * Format: date-time
@@ -1513,21 +1528,6 @@ export interface components {
             details: {
                 [key: string]: unknown;
             };
-        };
-        /**
-         * TooLateAnswer
-         * @description The deadline had passed; nobody was assigned.
-         */
-        TooLateAnswer: {
-            /**
-             * @description discriminator enum property added by openapi-typescript
-             * @enum {string}
-             */
-            outcome: "too_late";
-            /** Database Time */
-            database_time: string | null;
-            /** Request Id */
-            request_id: string;
         };
         /**
          * Code

@@ -8,8 +8,8 @@ from sqlalchemy import Engine, insert, text
 
 from assignment_workers.adoption import changes
 from assignment_workers.adoption.shapes import QUEUE_TABLES
-from assignment_workers.adoption.sources import Source, narrowed
-from assignment_workers.assignment.regenerate import partition
+from assignment_workers.adoption.sources import SourceTable, narrowed
+from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import Generation
 
@@ -18,7 +18,7 @@ Tell = Callable[[str], None]
 """Hears of every step and batch as it is committed."""
 
 
-def backfill(engine: Engine, source: Source, *, tell: Tell, batch: int) -> int:
+def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> int:
     """Copy who waits in the table into a generation, in batches by key; returns its number.
 
     A user who is there twice gets their best place. No batch locks a row of the dialer's.
@@ -40,7 +40,7 @@ def backfill(engine: Engine, source: Source, *, tell: Tell, batch: int) -> int:
     return number
 
 
-def _begun(engine: Engine, source: Source) -> int:
+def _begun(engine: Engine, source: SourceTable) -> int:
     """The generation that is being filled: that of the run before, or a new one."""
     with engine.begin() as connection:
         found = connection.execute(_FIND_BUILD, {"queue": source.queue}).scalar()
@@ -108,7 +108,7 @@ def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
             )
 
 
-def copy_statement(source: Source, number: int, table: str, *, first: bool = False) -> str:
+def copy_statement(source: SourceTable, number: int, table: str, *, first: bool = False) -> str:
     """Copy the next batch into the table of a generation that is being filled."""
     last = "(SELECT last_id FROM assignment.adoptions WHERE queue = :queue)"
     after = "" if first else f"WHERE q.id > {last}"
@@ -134,7 +134,7 @@ def copy_statement(source: Source, number: int, table: str, *, first: bool = Fal
     """
 
 
-def duplicates_statement(source: Source) -> str:
+def duplicates_statement(source: SourceTable) -> str:
     """Say which rows lost: a user's best position stays; no other status than ours is copied."""
     return f"""
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)

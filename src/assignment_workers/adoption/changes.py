@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from assignment_workers.adoption.sources import Source, narrowed
-from assignment_workers.assignment.regenerate import partition
+from assignment_workers.adoption.sources import SourceTable, narrowed
+from assignment_workers.assignment.generations.regenerate import partition
 
 FEW = 2_000
 """Users that the switch itself may have to look at again: more are carried over before it."""
@@ -42,7 +42,7 @@ _SEEN = {
 }
 
 
-def begin(source: Source) -> Iterator[str]:
+def begin(source: SourceTable) -> Iterator[str]:
     """The statements that note every change of the table from now on. Waits for its writers.
 
     In the transaction that begins the copy, so that nothing falls between.
@@ -57,13 +57,13 @@ def begin(source: Source) -> Iterator[str]:
         )
 
 
-def end(source: Source) -> Iterator[str]:
+def end(source: SourceTable) -> Iterator[str]:
     """The statements that note no more."""
     for what in _SEEN:
         yield f"DROP TRIGGER IF EXISTS note_{what} ON public.{source.table}"
 
 
-def carry_over(connection: Connection, source: Source, number: int, other: int | None) -> int:
+def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
     """Bring the generation to what the table has now of at most `AT_A_TIME` changed users.
 
     Returns the number of changes. A user who waits no longer leaves it; one who is new comes last;

@@ -38,12 +38,11 @@ from sqlalchemy import (
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from assignment_workers.adoption.sources import found_sources
-from assignment_workers.assignment.crm import BATCH_SECONDS, Crm
-from assignment_workers.assignment.sight import crm_of
-from assignment_workers.assignment.sight import given as over_facts
+from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS, Crm
+from assignment_workers.assignment.crm.reader import crm_of, over_facts
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES, Policy
-from assignment_workers.schema.base import Base, word
+from assignment_workers.schema.base import Base, sql_text
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
@@ -134,15 +133,15 @@ def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
 def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select[Any]]:
     """By whose side it is alone: users by the first rule that they break, of all or of `users`."""
     theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
-    offered = theirs.c.status.in_([word("pending"), word("assigned")])
+    offered = theirs.c.status.in_([sql_text("pending"), sql_text("assigned")])
     asked = bindparam("users", type_=ARRAY(BigInteger()))
     queued = select(theirs.c.user_id).where(offered).distinct()
     if by_user:
         queued = queued.where(theirs.c.user_id == func.any(asked))
     queue = queued.subquery("queued")
     rule = case(
-        (UserCallScore.user_id.is_(None), word("no_score_row")),
-        (CrmUser.id.is_(None), word("not_in_crm")),
+        (UserCallScore.user_id.is_(None), sql_text("no_score_row")),
+        (CrmUser.id.is_(None), sql_text("not_in_crm")),
         else_=policy.broken_rule(),
     )
     lost = (

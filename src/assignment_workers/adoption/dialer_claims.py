@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from assignment_workers.assignment.holds import MADE_BY_DIALER
+from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 WAITS_AT_MOST = "200ms"
 """For another transaction about the same user or agent; then the claim is refused.

@@ -11,7 +11,7 @@ from assignment_workers.adoption.shapes import (
 )
 
 
-class Verdict(StrEnum):
+class TableVerdict(StrEnum):
     """What a table is. ours: as this version needs it. unknown: it is named and left alone."""
 
     ABSENT = "absent"
@@ -41,7 +41,7 @@ class Inspected:
     """A table of the dialer's. `needed`: this version cannot run without it as ours."""
 
     table: str
-    verdict: Verdict
+    verdict: TableVerdict
     needed: bool
     differences: tuple[Difference, ...] = ()
 
@@ -64,7 +64,7 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
-class Report:
+class Inspection:
     """A database: the revision of our schema in it (None: not there), tables and what they hold.
 
     `obstacles` are those of the role that asked. `notes` change nothing of whether it can be done.
@@ -81,8 +81,8 @@ class Report:
     def is_ours(self) -> bool:
         """Whether this version can run on it as it is."""
         return self.revision == self.needs and all(
-            each.verdict is Verdict.OURS
-            or (each.table in QUEUE_TABLES.values() and each.verdict is Verdict.ABSENT)
+            each.verdict is TableVerdict.OURS
+            or (each.table in QUEUE_TABLES.values() and each.verdict is TableVerdict.ABSENT)
             for each in self.tables
             if each.needed
         )

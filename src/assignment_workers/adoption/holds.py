@@ -7,19 +7,20 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from assignment_workers.adoption.sources import Source, narrowed
-from assignment_workers.assignment import entries, ledger
+from assignment_workers.adoption.sources import SourceTable, narrowed
+from assignment_workers.assignment.active_assignments import held
 from assignment_workers.assignment.answers import Assigned, RequestAnswer
-from assignment_workers.assignment.holds import held
-from assignment_workers.assignment.request import Request
-from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.assignment.claims import idempotency
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Assignment
 from assignment_workers.settings import Settings
 
 
 def place_holds(
-    connection: Connection, sources: Sequence[Source], numbers: Mapping[str, int]
+    connection: Connection, sources: Sequence[SourceTable], numbers: Mapping[str, int]
 ) -> None:
     """Find what the tables call assigned, judge it, and give who stays held the first places."""
     connection.execute(text(holds_statement(sources)))
@@ -30,12 +31,14 @@ def place_holds(
         connection.execute(_PLACE_HOLDS, given)
 
 
-def take_over(turn: Turn, numbers: Mapping[str, int], settings: Settings) -> None:
+def take_over(
+    transaction: FencedTransaction, numbers: Mapping[str, int], settings: Settings
+) -> None:
     """Assignments for the holds that were placed, as if they had been claimed in this turn."""
-    kept = turn.connection.execute(_HOLDS_KEPT).mappings().all()
+    kept = transaction.connection.execute(_HOLDS_KEPT).mappings().all()
     made: list[dict[str, Any]] = [
         {
-            "id": turn.new_id(),
+            "id": transaction.new_id(),
             "request_id": f"adopted-{row['row_id']}-{numbers[row['queue']]}",
             "user_id": row["user_id"],
             "agent_id": row["agent_id"],
@@ -44,21 +47,23 @@ def take_over(turn: Turn, numbers: Mapping[str, int], settings: Settings) -> Non
             "rank": row["rank"],
             "score": row["score"],
             "reason": row["reason"] or "adopted",
-            "term": turn.term,
+            "term": transaction.term,
             "source": "queue",
             "state": "active",
             "version": 1,
-            "claimed_at": turn.now,
-            "lease_expires_at": turn.now + settings.lease,
-            "accepted_at": turn.now,
+            "claimed_at": transaction.now,
+            "lease_expires_at": transaction.now + settings.lease,
+            "accepted_at": transaction.now,
         }
         for row in kept
     ]
     if made:
-        turn.connection.execute(_INSERT_HOLDS, {"rows": made})
-    entries.hold(turn, [each["user_id"] for each in made])
-    turn.connection.execute(ledger.STORE, {"answered": ledger.answered(turn, _answers(made))})
-    turn.record(
+        transaction.connection.execute(_INSERT_HOLDS, {"rows": made})
+    entries.hold(transaction, [each["user_id"] for each in made])
+    transaction.connection.execute(
+        idempotency.STORE, {"answered": idempotency.answered(transaction, _answers(made))}
+    )
+    transaction.record(
         *(
             {
                 "kind": EventKind.ASSIGNED,
@@ -79,22 +84,22 @@ def take_over(turn: Turn, numbers: Mapping[str, int], settings: Settings) -> Non
     )
 
 
-def _answers(made: list[dict[str, Any]]) -> dict[Request, RequestAnswer]:
+def _answers(made: list[dict[str, Any]]) -> dict[ClaimRequest, RequestAnswer]:
     return {
-        Request(each["agent_id"], each["request_id"], each["queue"]): Assigned(
+        ClaimRequest(each["agent_id"], each["request_id"], each["queue"]): Assigned(
             assignment=held(each)
         )
         for each in made
     }
 
 
-def holds_statement(sources: Iterable[Source]) -> str:
+def holds_statement(sources: Iterable[SourceTable]) -> str:
     """Everything that the tables call assigned, for `JUDGE_HOLDS`."""
     holds = " UNION ALL ".join(_holds(sources))
     return f"CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"
 
 
-def _holds(sources: Iterable[Source]) -> Iterator[str]:
+def _holds(sources: Iterable[SourceTable]) -> Iterator[str]:
     for each in sources:
         yield (
             f"SELECT '{each.queue}' AS queue, '{each.table}' AS found_in, q.id AS row_id,"

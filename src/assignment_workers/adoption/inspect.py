@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from assignment_workers.adoption.blockers import blockers
 from assignment_workers.adoption.catalogue import Found, plain_default, relations_of, revision_of
 from assignment_workers.adoption.dependents import notes
-from assignment_workers.adoption.findings import Difference, Inspected, Report, Verdict
+from assignment_workers.adoption.findings import Difference, Inspected, Inspection, TableVerdict
 from assignment_workers.adoption.preflight import obstacles
 from assignment_workers.adoption.shapes import (
     ADDED,
@@ -28,15 +28,15 @@ from assignment_workers.adoption.shapes import (
     is_readable,
 )
 from assignment_workers.adoption.waits import open_transactions
-from assignment_workers.assignment.crm import Crm
-from assignment_workers.assignment.sight import crm_of
+from assignment_workers.assignment.crm.external_crm import Crm
+from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.schema.crm import OPTIONAL, CrmUser
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.migrate import OUR_VIEW, head
 
 
-def inspect(connection: Connection) -> Report:
+def inspect(connection: Connection) -> Inspection:
     """What is deployed. Reads in the connection's transaction; a read-only role is enough.
 
     Blockers are counted by scanning the queue tables once or twice each.
@@ -52,9 +52,9 @@ def inspect(connection: Connection) -> Report:
         each.table: relations[each.table]
         for each in tables
         if each.table in DEPLOYED
-        and each.verdict in (Verdict.DEPLOYED, Verdict.TARGET, Verdict.HYBRID)
+        and each.verdict in (TableVerdict.DEPLOYED, TableVerdict.TARGET, TableVerdict.HYBRID)
     }
-    return Report(
+    return Inspection(
         revision=revision_of(connection),
         needs=head(),
         tables=tuple(tables),
@@ -66,9 +66,9 @@ def inspect(connection: Connection) -> Report:
 
 def _queue_table(name: str, found: Found | None) -> Inspected:
     if found is None:
-        return Inspected(name, Verdict.ABSENT, needed=True)
+        return Inspected(name, TableVerdict.ABSENT, needed=True)
     if found["kind"] == "v" and found["comment"] == OUR_VIEW:
-        return Inspected(name, Verdict.OURS, needed=True)
+        return Inspected(name, TableVerdict.OURS, needed=True)
     if found["kind"] not in ("r", "p"):
         return _not_a_table(name, found, needed=True)
     shape: Shape = found["shape"]
@@ -76,12 +76,14 @@ def _queue_table(name: str, found: Found | None) -> Inspected:
     to_deployed = tuple(_differences(shape, deployed, "deployed"))
     to_target = tuple(_differences(shape, target, "target"))
     if not _is_readable(shape):
-        return Inspected(name, Verdict.UNKNOWN, needed=True, differences=to_deployed + to_target)
+        return Inspected(
+            name, TableVerdict.UNKNOWN, needed=True, differences=to_deployed + to_target
+        )
     if not _telling(to_deployed, target):
-        return Inspected(name, Verdict.DEPLOYED, needed=True, differences=to_deployed)
+        return Inspected(name, TableVerdict.DEPLOYED, needed=True, differences=to_deployed)
     if not _telling(to_target, deployed):
-        return Inspected(name, Verdict.TARGET, needed=True, differences=to_target)
-    return Inspected(name, Verdict.HYBRID, needed=True, differences=to_deployed + to_target)
+        return Inspected(name, TableVerdict.TARGET, needed=True, differences=to_target)
+    return Inspected(name, TableVerdict.HYBRID, needed=True, differences=to_deployed + to_target)
 
 
 def _is_readable(shape: Shape) -> bool:
@@ -124,7 +126,7 @@ def _is_of(shape: Shape, difference: Difference) -> bool:
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
     """One of the tables that we share with the dialer: more columns than ours do no harm."""
     if found is None:
-        return Inspected(table.name, Verdict.ABSENT, needed=True)
+        return Inspected(table.name, TableVerdict.ABSENT, needed=True)
     if found["kind"] not in ("r", "p"):
         return _not_a_table(table.name, found, needed=True)
     shape: Shape = found["shape"]
@@ -139,15 +141,15 @@ def _dialer_table(table: Table, found: Found | None) -> Inspected:
         for each in differences
         if each.aspect == "type"
     ):
-        verdict = Verdict.UNKNOWN
+        verdict = TableVerdict.UNKNOWN
     elif missing:
-        verdict = Verdict.TARGET if missing == of_deployed else Verdict.HYBRID
+        verdict = TableVerdict.TARGET if missing == of_deployed else TableVerdict.HYBRID
     elif absent or any(
         each.aspect in ("default", "unique") and each.found is None for each in differences
     ):
-        verdict = Verdict.DEPLOYED
+        verdict = TableVerdict.DEPLOYED
     else:
-        verdict = Verdict.OURS
+        verdict = TableVerdict.OURS
     return Inspected(table.name, verdict, needed=True, differences=differences)
 
 
@@ -186,9 +188,9 @@ def _type(name: str) -> str:
 
 def _other(name: str, found: Found | None) -> Inspected:
     if found is None:
-        return Inspected(name, Verdict.ABSENT, needed=False)
+        return Inspected(name, TableVerdict.ABSENT, needed=False)
     if found["kind"] == "v" and found["comment"] == OUR_VIEW:
-        return Inspected(name, Verdict.OURS, needed=False)
+        return Inspected(name, TableVerdict.OURS, needed=False)
     if found["kind"] not in ("r", "p"):
         return _not_a_table(name, found, needed=False)
     shape: Shape = found["shape"]
@@ -198,20 +200,20 @@ def _other(name: str, found: Found | None) -> Inspected:
             for each in _differences(shape, LEGACY_CALL_QUEUE, "deployed")
             if each.aspect not in ("index", "unique", "foreign key")
         )
-        verdict = Verdict.UNKNOWN if differences else Verdict.DEPLOYED
+        verdict = TableVerdict.UNKNOWN if differences else TableVerdict.DEPLOYED
         return Inspected(name, verdict, needed=False, differences=differences)
     deployed, target = TELLING[name]
     has = shape.columns.keys()
     if deployed <= has and not target & has:
-        return Inspected(name, Verdict.DEPLOYED, needed=False)
+        return Inspected(name, TableVerdict.DEPLOYED, needed=False)
     if target <= has and not deployed & has:
-        return Inspected(name, Verdict.TARGET, needed=False)
+        return Inspected(name, TableVerdict.TARGET, needed=False)
     differences = tuple(
         Difference("deployed", "column", column, "there", None) for column in sorted(deployed - has)
     ) + tuple(
         Difference("target", "column", column, "there", None) for column in sorted(target - has)
     )
-    return Inspected(name, Verdict.HYBRID, needed=False, differences=differences)
+    return Inspected(name, TableVerdict.HYBRID, needed=False, differences=differences)
 
 
 def _crm(connection: Connection) -> Iterable[Inspected]:
@@ -230,14 +232,14 @@ def _crm(connection: Connection) -> Iterable[Inspected]:
     for table in CrmUser.metadata.sorted_tables:
         name, has = f"{table.schema}.{table.name}", found.get(table.name)
         if has is None:
-            yield Inspected(name, Verdict.ABSENT, needed=False)
+            yield Inspected(name, TableVerdict.ABSENT, needed=False)
             continue
         missing = tuple(
             Difference("ours", "column", column, str(wanted), None)
             for column, wanted in _modelled(table).columns.items()
             if column not in has and column not in OPTIONAL
         )
-        verdict = Verdict.UNKNOWN if missing else Verdict.OURS
+        verdict = TableVerdict.UNKNOWN if missing else TableVerdict.OURS
         yield Inspected(name, verdict, needed=False, differences=missing)
 
 
@@ -246,14 +248,14 @@ def _crm_elsewhere(crm: Crm) -> Iterable[Inspected]:
         lacking = crm.lacking()
     except CrmUnavailable as error:
         trouble = Difference("ours", "kind", "CRM_DATABASE_URL", "a CRM that answers", str(error))
-        yield Inspected("the CRM", Verdict.UNKNOWN, needed=False, differences=(trouble,))
+        yield Inspected("the CRM", TableVerdict.UNKNOWN, needed=False, differences=(trouble,))
         return
     for name, columns in lacking.items():
         missing = tuple(Difference("ours", "column", each, "there", None) for each in columns or ())
         if columns is None:
-            verdict = Verdict.ABSENT
+            verdict = TableVerdict.ABSENT
         else:
-            verdict = Verdict.UNKNOWN if missing else Verdict.OURS
+            verdict = TableVerdict.UNKNOWN if missing else TableVerdict.OURS
         yield Inspected(f"the CRM's {name}", verdict, needed=False, differences=missing)
 
 
@@ -263,7 +265,7 @@ def _not_a_table(name: str, found: Found, *, needed: bool) -> Inspected:
     )
     return Inspected(
         name,
-        Verdict.UNKNOWN,
+        TableVerdict.UNKNOWN,
         needed=needed,
         differences=(Difference("deployed", "kind", name, "a table", kind),),
     )

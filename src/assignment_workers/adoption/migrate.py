@@ -17,26 +17,22 @@ from assignment_workers.adoption import changes, guards, promises, views
 from assignment_workers.adoption.backfill import TRY_SECONDS, Tell, backfill, one_queue_each
 from assignment_workers.adoption.changes import carry_over
 from assignment_workers.adoption.dependents import definitions, follow
-from assignment_workers.adoption.findings import Report, Verdict
+from assignment_workers.adoption.findings import Inspection, TableVerdict
 from assignment_workers.adoption.holds import place_holds, take_over
 from assignment_workers.adoption.inspect import inspect as read_schema
 from assignment_workers.adoption.shapes import KEPT, MADE
-from assignment_workers.adoption.sources import (
-    Source,
-    found_sources,
-    shown_sources,
-)
+from assignment_workers.adoption.sources import SourceTable, found_sources, shown_sources
 from assignment_workers.adoption.waits import telling_of_waits
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.regenerate import partition
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.generations.regenerate import partition
+from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.migrate import MIGRATION, OUR_VIEW, STATEMENT_AT_MOST
 from assignment_workers.schema.retry import patiently
-from assignment_workers.schema.tables import DEFAULT_LANE, Sequencer
+from assignment_workers.schema.tables import DEFAULT_LANE, LaneTerm
 from assignment_workers.settings import Settings
 
 BATCH = 20_000
@@ -114,7 +110,7 @@ def guard(engine: Engine) -> None:
             connection.invalidate()  # its limit for locks may be that of an index that was built
 
 
-def refuse(report: Report) -> None:
+def refuse(report: Inspection) -> None:
     """Raise `SchemaMismatch` with everything that stands in the way, in one line."""
     found = report.obstacles
     if found:
@@ -164,7 +160,7 @@ def additions(connection: Connection) -> Iterator[str]:
     dialect = connection.dialect
     for table in read_schema(connection).tables:
         model = Agent.metadata.tables.get(f"public.{table.table}")
-        if model is None or table.verdict is Verdict.ABSENT:
+        if model is None or table.verdict is TableVerdict.ABSENT:
             continue
         for each in table.differences:
             column = model.columns.get(each.what)
@@ -206,7 +202,7 @@ def _keep_books(engine: Engine) -> None:
 
 
 def switch(
-    engine: Engine, sources: list[Source], numbers: dict[str, int], *, settings: Settings
+    engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
 ) -> None:
     """In one transaction: holds become assignments, tables become views, generations are published.
 
@@ -217,9 +213,9 @@ def switch(
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
     with engine.begin() as connection:
-        turn = locked_turn(connection)
+        transaction = locked_turn(connection)
         for number in numbers.values():
-            publish(turn, number)
+            publish(transaction, number)
         connection.execute(text(views.REFUSE_WRITES))
         for each in sources:
             for sql in views.create(each.table, each.queue, each.types):
@@ -239,12 +235,14 @@ def switch(
             for sql in renaming(each.table):
                 connection.execute(text(sql))
             follow(connection, theirs)
-        take_over(turn, numbers, settings)
-        connection.execute(_SWITCHED, {"queues": list(numbers), "at": turn.now})
+        take_over(transaction, numbers, settings)
+        connection.execute(_SWITCHED, {"queues": list(numbers), "at": transaction.now})
         connection.execute(_IN_TIME)
 
 
-def catch_up(engine: Engine, sources: list[Source], numbers: dict[str, int], tell: Tell) -> None:
+def catch_up(
+    engine: Engine, sources: list[SourceTable], numbers: dict[str, int], tell: Tell
+) -> None:
     """Carry over what the dialer changed meanwhile, until so little is left that the switch can."""
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -260,7 +258,7 @@ def catch_up(engine: Engine, sources: list[Source], numbers: dict[str, int], tel
         tell(f"backfill: {carried} changes that the dialer made meanwhile are carried over")
 
 
-def _other(numbers: dict[str, int], source: Source) -> int | None:
+def _other(numbers: dict[str, int], source: SourceTable) -> int | None:
     return next((number for queue, number in numbers.items() if queue != source.queue), None)
 
 
@@ -314,14 +312,14 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
         )
 
 
-def locked_turn(connection: Connection) -> Turn:
+def locked_turn(connection: Connection) -> FencedTransaction:
     """A turn of the default lane: no sequencer, of whichever lane, writes while it lasts."""
     rows = connection.execute(
-        select(Sequencer.lane, Sequencer.term).order_by(Sequencer.lane).with_for_update()
+        select(LaneTerm.lane, LaneTerm.term).order_by(LaneTerm.lane).with_for_update()
     ).all()
     term = next(row.term for row in rows if row.lane == DEFAULT_LANE)
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return Turn(connection, now, term)
+    return FencedTransaction(connection, now, term)
 
 
 def _grant(table: str) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from assignment_workers.adoption import changes, guards, views
 from assignment_workers.adoption.backfill import copy_statement, duplicates_statement
-from assignment_workers.adoption.findings import Verdict
+from assignment_workers.adoption.findings import TableVerdict
 from assignment_workers.adoption.holds import JUDGE_HOLDS, holds_statement
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.adoption.migrate import (
@@ -23,8 +23,8 @@ from assignment_workers.adoption.migrate import (
     renewal,
 )
 from assignment_workers.adoption.shapes import KEPT
-from assignment_workers.adoption.sources import Source, found_sources
-from assignment_workers.assignment.regenerate import partition
+from assignment_workers.adoption.sources import SourceTable, found_sources
+from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
 
@@ -36,7 +36,7 @@ def plan(connection: Connection, database_url: str) -> str:
     next one to be made. Raises `SchemaMismatch` for a table of neither schema.
     """
     report = inspect(connection)
-    if any(each.needed and each.verdict is Verdict.UNKNOWN for each in report.tables):
+    if any(each.needed and each.verdict is TableVerdict.UNKNOWN for each in report.tables):
         refuse(report)
     lines = list(_expand(connection, database_url))
     sources = found_sources(connection)
@@ -76,7 +76,7 @@ def _expand(connection: Connection, database_url: str) -> Iterator[str]:
         yield from (f"{sql};" for sql in renewal(connection))
 
 
-def _backfill(connection: Connection, sources: list[Source]) -> Iterator[str]:
+def _backfill(connection: Connection, sources: list[SourceTable]) -> Iterator[str]:
     yield "-- 2. backfill: only reads the dialer's tables (ACCESS SHARE)"
     yield from (f"{sql};" for sql in BOOKS)
     yield "-- guards of the shared tables: SHARE ROW EXCLUSIVE, an instant; an index locks nobody"
@@ -95,7 +95,7 @@ def _backfill(connection: Connection, sources: list[Source]) -> Iterator[str]:
         yield f"{duplicates_statement(source)};"
 
 
-def _switch(connection: Connection, sources: list[Source]) -> Iterator[str]:
+def _switch(connection: Connection, sources: list[SourceTable]) -> Iterator[str]:
     names = ", ".join(f"public.{each.table}" for each in sources)
     held = " + ".join(
         f"(SELECT count(*) FROM public.{each.table} WHERE status = 'assigned')" for each in sources

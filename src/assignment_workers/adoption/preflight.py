@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sqlalchemy import Connection, text
 
 from assignment_workers.adoption.catalogue import Found
-from assignment_workers.adoption.findings import Inspected, Obstacle, Verdict
+from assignment_workers.adoption.findings import Inspected, Obstacle, TableVerdict
 from assignment_workers.adoption.shapes import KEPT, MADE, QUEUE_TABLES
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.dialer_schema import in_schema, is_named, schema_of
@@ -37,9 +37,11 @@ def obstacles(
     own = [
         each.table
         for each in tables
-        if each.needed and each.verdict not in (Verdict.ABSENT, Verdict.UNKNOWN)
+        if each.needed and each.verdict not in (TableVerdict.ABSENT, TableVerdict.UNKNOWN)
     ]
-    found = [_unlike(each) for each in tables if each.needed and each.verdict is Verdict.UNKNOWN]
+    found = [
+        _unlike(each) for each in tables if each.needed and each.verdict is TableVerdict.UNKNOWN
+    ]
     found += _of_place(connection)
     found += _of_server(connection)
     found += _of_role(connection, own)
@@ -139,14 +141,14 @@ def _of_names(connection: Connection, relations: Mapping[str, Found]) -> Iterato
 
 
 def _of_tables(connection: Connection, own: Sequence[str]) -> Iterator[Obstacle]:
-    given = {"names": list(own), "written": list(WRITTEN), "modelled": _modelled()}
-    for row in connection.execute(_REQUIRED, given):
+    parameters = {"names": list(own), "written": list(WRITTEN), "modelled": _modelled()}
+    for row in connection.execute(_REQUIRED, parameters):
         yield Obstacle(
             f"public.{row.name}.{row.column} is not null without a default: rows that this system"
             " adds would be refused",
             f"ALTER TABLE public.{row.name} ALTER COLUMN {row.column} SET DEFAULT …",
         )
-    for row in connection.execute(_HIDDEN, given):
+    for row in connection.execute(_HIDDEN, parameters):
         yield Obstacle(
             f"row level security of public.{row.name} hides rows from {row.me}",
             f"ALTER TABLE public.{row.name} NO FORCE ROW LEVEL SECURITY, or a role with BYPASSRLS",

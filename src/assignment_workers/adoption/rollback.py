@@ -13,16 +13,16 @@ from assignment_workers.adoption.migrate import (
     opened,
 )
 from assignment_workers.adoption.shapes import AGENT_COLUMNS, KEPT, MADE, QUEUE_TABLES
-from assignment_workers.adoption.sources import Source, agent_expression, found_sources
+from assignment_workers.adoption.sources import SourceTable, agent_expression, found_sources
 from assignment_workers.adoption.views import CALL_QUEUE
-from assignment_workers.assignment.finish import finish
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Owner, Release
 from assignment_workers.assignment.locks import try_lock
-from assignment_workers.assignment.moves import Owner, Release
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.dialer_schema import schema_of
 from assignment_workers.schema.migrate import OUR_VIEW
 from assignment_workers.schema.retry import patiently
-from assignment_workers.schema.tables import Sequencer
+from assignment_workers.schema.tables import LaneTerm
 
 
 def rollback(database_url: str) -> list[str]:
@@ -46,10 +46,10 @@ def _roll_back(engine: Engine) -> list[str]:
         ]
         if not kept:
             raise UsageError("nothing was taken over here: there are no tables to put back")
-        lanes = connection.execute(select(Sequencer.lane)).scalars().all()
+        lanes = connection.execute(select(LaneTerm.lane)).scalars().all()
         if not all(try_lock(connection, f"sequencer {lane}") for lane in lanes):
             raise UsageError("a sequencer is running: stop every process of this system first")
-        turn = locked_turn(connection)
+        transaction = locked_turn(connection)
         if connection.execute(SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
             connection.execute(text(f"DROP VIEW public.{CALL_QUEUE}"))
         for _, table in kept:
@@ -64,12 +64,12 @@ def _roll_back(engine: Engine) -> list[str]:
         active = connection.execute(
             text("SELECT id, agent_id FROM assignment.assignments WHERE state = 'active'")
         )
-        finish(turn, [Release(Owner(row.id, row.agent_id)) for row in active])
+        finish(transaction, [Release(Owner(row.id, row.agent_id)) for row in active])
         remove(connection)
         return [f"{schema_of(connection)}.{table}" for _, table in kept]
 
 
-def _statements(source: Source) -> list[str]:
+def _statements(source: SourceTable) -> list[str]:
     """Ends first, then the holds; of a user's rows the one with the best position stands for it."""
     agents = [name for name in AGENT_COLUMNS if name in source.types]
     cleared = ", ".join(f"{name} = NULL" for name in agents)

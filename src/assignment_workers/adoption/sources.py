@@ -12,7 +12,7 @@ from assignment_workers.schema.migrate import OUR_VIEW
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceTable:
     """A table of the dialer's that is taken over, and the types of its columns in their order."""
 
     queue: str
@@ -36,23 +36,23 @@ def narrowed(number: str) -> str:
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 
 
-def found_sources(connection: Connection) -> list[Source]:
+def found_sources(connection: Connection) -> list[SourceTable]:
     """The dialer's queue tables that are still its own."""
     return _described(connection, _SOURCES)
 
 
-def shown_sources(connection: Connection) -> list[Source]:
+def shown_sources(connection: Connection) -> list[SourceTable]:
     """Those that are views of ours."""
     return _described(connection, _VIEWS.bindparams(comment=OUR_VIEW))
 
 
-def _described(connection: Connection, which: TextClause) -> list[Source]:
+def _described(connection: Connection, which: TextClause) -> list[SourceTable]:
     found = connection.execute(which, {"names": list(QUEUE_TABLES.values())})
     types: dict[str, dict[str, str]] = {}
     for row in found:
         types.setdefault(row.name, {})[row.column] = row.type
     return [
-        Source(queue, table, types[table])
+        SourceTable(queue, table, types[table])
         for queue, table in QUEUE_TABLES.items()
         if table in types
     ]

@@ -1,7 +1,13 @@
 """The operations: claim, finish, expire, regenerate, publish, clean.
 
-They work on what they are given. Those that change who may be handed out take a `Turn`: a fenced
-transaction on the assignment queue. The others take a connection of their own.
+An operation that changes which users may be handed out takes a `FencedTransaction` on the
+assignment queue. The others take a connection of their own. Each package imports only those above
+it here:
+
+- the modules beside this file: answers, lanes, the fenced transaction, suppressions
+- `crm`, `agents`, `callbacks`, `generations`, `pools`: what is known of users and agents, and the
+queues - `lifecycle`, `claims`: assignments, from the claim to the end - `history`, `reports`: what
+happened, and what stands
 """
 
 from __future__ import annotations

@@ -23,17 +23,11 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, text
 
-from assignment_workers.assignment.events import BEYOND, Told, writers
+from assignment_workers.assignment.events import BEYOND, StoredEvent, writers
 from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.locks import try_lock
-from assignment_workers.assignment.turn import EventKind
-from assignment_workers.schema.tables import (
-    DEFAULT_LANE,
-    AuditAnchor,
-    AuditBatch,
-    Event,
-    Sequencer,
-)
+from assignment_workers.assignment.transaction import EventKind
+from assignment_workers.schema.tables import DEFAULT_LANE, AuditAnchor, AuditBatch, Event, LaneTerm
 
 OUTSIDE = "-"
 """The chain of events without a term. No lane has this name."""
@@ -50,16 +44,16 @@ _LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Head:
+class ChainHead:
     """The end of a chain: how many events it has had, and the digest of the last."""
 
     position: int
     digest: bytes
 
 
-def genesis(lane: str) -> Head:
+def genesis(lane: str) -> ChainHead:
     """The head of a chain without an event."""
-    return Head(0, sha256(f"assignment-workers audit 1 {lane}".encode()).digest())
+    return ChainHead(0, sha256(f"assignment-workers audit 1 {lane}".encode()).digest())
 
 
 def link(before: bytes, lane: str, position: int, event_id: int, content: bytes) -> bytes:
@@ -67,7 +61,7 @@ def link(before: bytes, lane: str, position: int, event_id: int, content: bytes)
     return sha256(before + f"{lane} {position} {event_id} ".encode() + content).digest()
 
 
-def shown(event: Told) -> dict[str, Any]:
+def shown(event: StoredEvent) -> dict[str, Any]:
     """An event as it is exported: what its digest is over, and its id."""
     return {
         "id": event.id,
@@ -140,10 +134,10 @@ def cut(connection: Connection, older_than: timedelta) -> int:
     return connection.execute(_CUT, {"older_than": older_than}).rowcount
 
 
-def heads(connection: Connection) -> dict[str, Head]:
+def heads(connection: Connection) -> dict[str, ChainHead]:
     """By lane, the end of its chain."""
-    found = {row.lane: Head(row.position, row.digest) for row in connection.execute(_ANCHORS)}
-    found |= {row.lane: Head(row.last, row.digest) for row in connection.execute(_LAST)}
+    found = {row.lane: ChainHead(row.position, row.digest) for row in connection.execute(_ANCHORS)}
+    found |= {row.lane: ChainHead(row.last, row.digest) for row in connection.execute(_LAST)}
     return found
 
 
@@ -178,23 +172,23 @@ def _lanes(connection: Connection) -> dict[int, str]:
     )
     found = {term: lane or DEFAULT_LANE for term, lane in connection.execute(begun).all()}
     for lane, term, terms in connection.execute(
-        select(Sequencer.lane, Sequencer.term, Sequencer.terms)
+        select(LaneTerm.lane, LaneTerm.term, LaneTerm.terms)
     ):
         found |= dict.fromkeys((term, *terms), lane)
     return found
 
 
-def _between(connection: Connection, reached: int, newest: int) -> list[Told]:
+def _between(connection: Connection, reached: int, newest: int) -> list[StoredEvent]:
     wanted = BEYOND.where(Event.id <= newest).limit(AT_A_TIME)
-    return [Told(*row) for row in connection.execute(wanted, {"after": reached})]
+    return [StoredEvent(*row) for row in connection.execute(wanted, {"after": reached})]
 
 
 def _chain(
-    connection: Connection, events: Iterable[Told], lanes: Mapping[int, str], *, upto: int
+    connection: Connection, events: Iterable[StoredEvent], lanes: Mapping[int, str], *, upto: int
 ) -> None:
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
     ends = heads(connection)
-    by_lane: dict[str, list[Told]] = {}
+    by_lane: dict[str, list[StoredEvent]] = {}
     for each in events:
         lane = OUTSIDE if each.term is None else lanes.get(each.term, DEFAULT_LANE)
         by_lane.setdefault(lane, []).append(each)
@@ -204,7 +198,7 @@ def _chain(
         for _, several in groupby(of_lane, lambda each: each.at.astimezone(UTC).timetuple()[:4]):
             batch = list(several)
             links = list(_links(head, lane, batch))
-            last = Head(head.position + len(batch), links[-1])
+            last = ChainHead(head.position + len(batch), links[-1])
             batches.append(
                 {
                     "lane": lane,
@@ -222,7 +216,7 @@ def _chain(
     connection.execute(insert(AuditBatch), batches)
 
 
-def _links(head: Head, lane: str, events: Iterable[Told]) -> Iterator[bytes]:
+def _links(head: ChainHead, lane: str, events: Iterable[StoredEvent]) -> Iterator[bytes]:
     digest = head.digest
     for position, event in enumerate(events, head.position + 1):
         digest = link(digest, lane, position, event.id, content(shown(event)))

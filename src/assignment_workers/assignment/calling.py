@@ -11,7 +11,7 @@ from typing import TypeVar
 import phonenumbers
 from sqlalchemy import ColumnElement, Text, literal_column
 
-from assignment_workers.assignment.crm import optional_columns
+from assignment_workers.assignment.crm.external_crm import optional_columns
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import (

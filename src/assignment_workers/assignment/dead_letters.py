@@ -49,7 +49,7 @@ class Letter:
         return "to_send_again" if self.replayable else "to_dismiss"
 
 
-def bury(
+def store_dead_letter(
     engine: Engine,
     *,
     celery_queue: str | None,

@@ -21,7 +21,7 @@ CHANNEL = "assignment_events"
 
 
 @dataclass(frozen=True)
-class Told:
+class StoredEvent:
     """An event as it is stored."""
 
     id: int
@@ -45,20 +45,20 @@ def between(
     limit: int,
     agent_id: int | None = None,
     kinds: Collection[str] | None = None,
-) -> Sequence[Told]:
+) -> Sequence[StoredEvent]:
     """At most `limit` events beyond `after`, up to `until`, by id: by the primary key."""
     wanted = BEYOND
-    given: dict[str, object] = {"after": after}
+    parameters: dict[str, object] = {"after": after}
     if until is not None:
         wanted = wanted.where(Event.id <= bindparam("until"))
-        given["until"] = until
+        parameters["until"] = until
     if agent_id is not None:
         wanted = wanted.where(Event.agent_id == bindparam("agent"))
-        given["agent"] = agent_id
+        parameters["agent"] = agent_id
     if kinds is not None:
         wanted = wanted.where(Event.kind == any_(bindparam("kinds", type_=ARRAY(Text))))
-        given["kinds"] = list(kinds)
-    return [Told(*row) for row in connection.execute(wanted.limit(limit), given)]
+        parameters["kinds"] = list(kinds)
+    return [StoredEvent(*row) for row in connection.execute(wanted.limit(limit), parameters)]
 
 
 def bounds(connection: Connection) -> tuple[int, int]:
@@ -77,11 +77,11 @@ def writers(connection: Connection) -> frozenset[str]:
 
 
 BEYOND = (
-    select(*(getattr(Event, name) for name in Told.__dataclass_fields__))
+    select(*(getattr(Event, name) for name in StoredEvent.__dataclass_fields__))
     .where(Event.id > bindparam("after"))
     .order_by(Event.id)
 )
-ONE_OF = select(*(getattr(Event, name) for name in Told.__dataclass_fields__)).where(
+ONE_OF = select(*(getattr(Event, name) for name in StoredEvent.__dataclass_fields__)).where(
     Event.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))
 )
 _BOUNDS = select(

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment.locks import try_lock
 from assignment_workers.errors import Overtaken
-from assignment_workers.schema.base import word
+from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import JobRun, JobStatus
 
 Counts = dict[str, int]
@@ -46,35 +46,36 @@ class Work:
     """What a job's work is given.
 
     `connection` has the job's lock: what is done on it commits together with the run's success.
-    `ledger` is for what must be seen before that, and for what must stay if the work fails.
+    `side_connection` is for what must be seen before that, and for what must stay if the work
+    fails.
     """
 
     connection: Connection
-    ledger: Connection
+    side_connection: Connection
     now: datetime
     job: Job
     number: int
 
-    def keep(self, counts: Counts) -> None:
-        """Commit what was done on `ledger`, and that it was: `counts` so far stay in the run's row.
+    def store_counts(self, counts: Counts) -> None:
+        """Commit the work on `side_connection`; the `counts` so far stay in the run's row.
 
         Raises `Overtaken`, with nothing committed, when another run has taken this one for dead:
         the lock's connection was lost.
         """
-        mine = JobRun.id == self.number, JobRun.status == word(JobStatus.RUNNING)
-        row = self.ledger.execute(
+        mine = JobRun.id == self.number, JobRun.status == sql_text(JobStatus.RUNNING)
+        row = self.side_connection.execute(
             update(JobRun).where(*mine).values(counts=counts).returning(JobRun.id)
         ).first()
         if row is None:
-            self.ledger.rollback()
+            self.side_connection.rollback()
             raise Overtaken(f"run {self.number} of the job was taken for dead; it ends here")
-        self.ledger.commit()
+        self.side_connection.commit()
 
     def reached(self, count: str) -> int:
         """The highest figure `count` that the failed runs of this slot kept; 0 without any."""
         highest = func.max(JobRun.counts[count].as_integer())
         return int(
-            self.ledger.execute(
+            self.side_connection.execute(
                 select(func.coalesce(highest, 0)).where(
                     JobRun.job == self.job.name,
                     JobRun.slot == self.job.slot,
@@ -90,24 +91,26 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
     A run that fails leaves its error in its row and raises it; a run whose process died is marked
     failed by the next one, which can only run because the lock went with the dead one's connection.
     """
-    with engine.connect() as connection, engine.connect() as ledger:
+    with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         if not try_lock(connection, job.lock):
-            return _skipped(ledger, job, now, "locked")
-        _bury(ledger, job, now)
-        number = _begin(ledger, job, now)
+            return _skipped(side_connection, job, now, "locked")
+        _fail_abandoned(side_connection, job, now)
+        number = _begin(side_connection, job, now)
         if number is None:
-            return _skipped(ledger, job, now, "slot done")
+            return _skipped(side_connection, job, now, "slot done")
         try:
-            counts = work(Work(connection, ledger, now, job, number))
+            counts = work(Work(connection, side_connection, now, job, number))
             ended = {"status": JobStatus.SUCCEEDED, "counts": counts}
             connection.execute(_end(number).values(**ended))
             connection.commit()
         except BaseException as error:
             connection.rollback()
-            ledger.rollback()
-            ledger.execute(_end(number).values(status=JobStatus.FAILED, error=_line(error)))
-            ledger.commit()
+            side_connection.rollback()
+            side_connection.execute(
+                _end(number).values(status=JobStatus.FAILED, error=_line(error))
+            )
+            side_connection.commit()
             raise
         return Ran(counts)
 
@@ -116,12 +119,12 @@ def last_slot(connection: Connection, name: str) -> datetime | None:
     """The latest slot that this job has done."""
     return connection.execute(
         select(func.max(JobRun.slot)).where(
-            JobRun.job == name, JobRun.status == word(JobStatus.SUCCEEDED)
+            JobRun.job == name, JobRun.status == sql_text(JobStatus.SUCCEEDED)
         )
     ).scalar_one()
 
 
-def _begin(ledger: Connection, job: Job, now: datetime) -> int | None:
+def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
     """The number of the run that begins; None where its slot is done."""
     row = {
         "job": job.name,
@@ -131,29 +134,29 @@ def _begin(ledger: Connection, job: Job, now: datetime) -> int | None:
         "task_id": job.task_id,
         "started_at": now,
     }
-    number = ledger.execute(
+    number = side_connection.execute(
         upsert(JobRun).values(row).on_conflict_do_nothing().returning(JobRun.id)
     ).scalar_one_or_none()
-    ledger.commit()
+    side_connection.commit()
     return number
 
 
-def _bury(ledger: Connection, job: Job, now: datetime) -> None:
+def _fail_abandoned(side_connection: Connection, job: Job, now: datetime) -> None:
     """Whatever still says 'running' under this lock is dead."""
-    ledger.execute(
+    side_connection.execute(
         update(JobRun)
         .where(
             JobRun.job == job.name,
             JobRun.queue.is_not_distinct_from(job.queue),
-            JobRun.status == word(JobStatus.RUNNING),
+            JobRun.status == sql_text(JobStatus.RUNNING),
         )
         .values(status=JobStatus.FAILED, ended_at=now, error="its process ended before it did")
     )
-    ledger.commit()
+    side_connection.commit()
 
 
-def _skipped(ledger: Connection, job: Job, now: datetime, why: str) -> Ran:
-    ledger.execute(
+def _skipped(side_connection: Connection, job: Job, now: datetime, why: str) -> Ran:
+    side_connection.execute(
         insert(JobRun).values(
             job=job.name,
             queue=job.queue,
@@ -166,7 +169,7 @@ def _skipped(ledger: Connection, job: Job, now: datetime, why: str) -> Ran:
             error=why,
         )
     )
-    ledger.commit()
+    side_connection.commit()
     return Ran(skipped=why)
 
 

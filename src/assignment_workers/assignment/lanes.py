@@ -2,7 +2,7 @@
 
 A lane is a set of dialer queues with an assignment queue, a sequencer, a term and a lock of its
 own. Turns of one lane follow one another; turns of two lanes run side by side. So a turn writes
-only what belongs to lanes whose rows it has locked: see `Turn.need`.
+only what belongs to lanes whose rows it has locked: see `FencedTransaction.require_lanes`.
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
     """What is stored about the user, with the texts. Reads only."""
     person = find(connection, user_id)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    given = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
-    given["e164"] = [number for each in person.texts for number in reader.read(each).e164]
-    tables = {name: rows_of(connection, query, **given) for name, query in _STORED.items()}
+    parameters = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
+    parameters["e164"] = [number for each in person.texts for number in reader.read(each).e164]
+    tables = {name: rows_of(connection, query, **parameters) for name, query in _STORED.items()}
     letters = rows_of(connection, "SELECT * FROM assignment.dead_letters")
     tables["dead_letters"] = [each for each in letters if person.is_named(each["body"])]
     tables |= _left_by_adoption(connection, user_id)
@@ -105,21 +105,21 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
     """
     person = find(connection, user_id)
     numbers = list(person.numbers)
-    given = {"user": user_id, "numbers": numbers, "mark": FORGOTTEN, "name": str(user_id)}
-    given["names"] = [str(user_id), *person.assignments]
+    parameters = {"user": user_id, "numbers": numbers, "mark": FORGOTTEN, "name": str(user_id)}
+    parameters["names"] = [str(user_id), *person.assignments]
     counts = _hash_numbers(connection, person, reader)
     counts |= {
-        name: connection.execute(text(statement), given).rowcount
+        name: connection.execute(text(statement), parameters).rowcount
         for name, statement in _FORGET.items()
     }
     counts["dead_letters"] = _scrub_letters(connection, person)
     counts["commands"] = _scrub_answers(connection, person)
     for table in _kept_by_adoption(connection):
         delete = text(f'DELETE FROM public."{table}" WHERE user_id = :user')  # noqa: S608
-        counts[table] = connection.execute(delete, given).rowcount
+        counts[table] = connection.execute(delete, parameters).rowcount
     if _exists(connection, "crm_mirror.users"):
         for name, query in _MIRRORED.items():
-            counts[name] = connection.execute(text(query), given).rowcount
+            counts[name] = connection.execute(text(query), parameters).rowcount
     return {name: count for name, count in counts.items() if count}
 
 
@@ -139,13 +139,13 @@ def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dic
     """Put the keyed hash in the place of each do-not-contact number of the person."""
     read = {each: reader.read(each).e164 for each in person.texts}
     numbers = sorted({number for each in read.values() for number in each})
-    given: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "numbers": numbers,
         "texts": sorted({plain(each) for each in person.texts}),
         "ends": sorted(person.numbers),
     }
-    entries = connection.execute(_ENTRIES, given).all()
-    listed = connection.execute(_LISTED, given).all()
+    entries = connection.execute(_ENTRIES, parameters).all()
+    listed = connection.execute(_LISTED, parameters).all()
     if not entries and not listed:
         return {}
     if reader.key is None:

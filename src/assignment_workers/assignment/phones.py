@@ -86,20 +86,20 @@ def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Cou
     counts = {"read": 0, "unreadable": 0, "forgotten": 0}
     after = -(2**63)
     for _ in range(batches):
-        found = work.ledger.execute(stale(numbers), {"after": after}).mappings().all()
-        work.ledger.commit()
+        found = work.side_connection.execute(stale(numbers), {"after": after}).mappings().all()
+        work.side_connection.commit()
         if found:
             parameters = identified([dict(row) for row in found], numbers, work.now)
-            store(work.ledger, parameters)
+            store(work.side_connection, parameters)
             counts["read"] += len(found)
             counts["unreadable"] += sum(
                 not each["numbers"] and bool(each["text"]) for each in parameters["phones"]
             )
             after = found[-1]["id"]
-            work.keep(counts)
+            work.store_counts(counts)
         if len(found) < AT_A_TIME:
-            counts["forgotten"] = work.ledger.execute(_FORGET).rowcount
-            work.keep(counts)
+            counts["forgotten"] = work.side_connection.execute(_FORGET).rowcount
+            work.store_counts(counts)
             break
     return counts
 

@@ -41,9 +41,9 @@ from sqlalchemy import (
 )
 
 from assignment_workers.assignment.answers import Code, Done, Refused
-from assignment_workers.assignment.entries import OUT, PUBLISHED_STATE
+from assignment_workers.assignment.generations.entries import OUT, PUBLISHED_STATE
 from assignment_workers.assignment.suppressions import target_of
-from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import (
     KEYED,
@@ -56,7 +56,7 @@ from assignment_workers.phones import (
     read_chunk,
 )
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.base import word
+from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import (
     Entry,
     Generation,
@@ -77,7 +77,7 @@ _NUMBER_COLUMNS = (
     *("msisdn", "mobile", "cli", "e164"),
 )
 _EXPIRY_COLUMNS = ("expires_at", "expires", "expiry", "valid_until")
-_STAGED, _STANDING, _RETIRED = (word(each) for each in SuppressionListState)
+_STAGED, _STANDING, _RETIRED = (sql_text(each) for each in SuppressionListState)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def stage(
     if dry_run or (done.unreadable and not skip_unreadable):
         connection.rollback()
         return done
-    done.list_id = _keep(connection, named, done)
+    done.list_id = _store(connection, named, done)
     connection.commit()
     return done
 
@@ -249,7 +249,7 @@ def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[st
     return *found[False], *found[True]
 
 
-def _keep(connection: Connection, named: Named, done: Staged) -> int:
+def _store(connection: Connection, named: Named, done: Staged) -> int:
     number: int = connection.execute(
         insert(SuppressionList)
         .values(
@@ -294,47 +294,51 @@ def _keep(connection: Connection, named: Named, done: Staged) -> int:
     return number
 
 
-def flip(turn: Turn, list_id: int, *, by: str, why: str) -> Done | Refused:
+def flip(transaction: FencedTransaction, list_id: int, *, by: str, why: str) -> Done | Refused:
     """Make a loaded list stand, and retire what it replaces: from this commit on it counts.
 
     Saying it again changes nothing. Refused: a number that is no list, or one that was retired.
     """
-    row = turn.connection.execute(_FIND, {"list_id": list_id}).first()
+    row = transaction.connection.execute(_FIND, {"list_id": list_id}).first()
     if row is None or row.state == SuppressionListState.RETIRED:
         return Refused(code=Code.MALFORMED, reason=f"no suppression list {list_id} that is loaded")
     if row.state == SuppressionListState.STANDING:
         return Done(replayed=True)
-    retired = _retire(turn, row.name) if row.replaces else []
-    turn.connection.execute(
+    retired = _retire(transaction, row.name) if row.replaces else []
+    transaction.connection.execute(
         update(SuppressionList)
         .where(SuppressionList.id == list_id)
-        .values(state=_STANDING, stands_since=turn.now)
+        .values(state=_STANDING, stands_since=transaction.now)
     )
-    _tell(turn, row.name, by=by, why=why, list_id=list_id, size=row.size, retired=retired)
+    _record_event(
+        transaction, row.name, by=by, why=why, list_id=list_id, size=row.size, retired=retired
+    )
     return Done(counts={"numbers": row.size, "replaced": len(retired)})
 
 
-def drop(turn: Turn, name: str, *, by: str, why: str) -> Done | Refused:
+def drop(transaction: FencedTransaction, name: str, *, by: str, why: str) -> Done | Refused:
     """A named list counts no more. Refused: none of this name stands."""
-    retired = _retire(turn, name)
+    retired = _retire(transaction, name)
     if not retired:
         return Refused(code=Code.NOT_SUPPRESSED, reason=f"no suppression list {name!r} stands")
-    _tell(turn, name, by=by, why=why, list_id=None, size=0, retired=retired)
+    _record_event(transaction, name, by=by, why=why, list_id=None, size=0, retired=retired)
     return Done(counts={"replaced": len(retired)})
 
 
-def _retire(turn: Turn, name: str) -> list[int]:
-    retired = turn.connection.execute(
+def _retire(transaction: FencedTransaction, name: str) -> list[int]:
+    retired = transaction.connection.execute(
         update(SuppressionList)
         .where(SuppressionList.name == name, SuppressionList.state == _STANDING)
-        .values(state=_RETIRED, retired_at=turn.now)
+        .values(state=_RETIRED, retired_at=transaction.now)
         .returning(SuppressionList.id)
     ).scalars()
     return sorted(retired)
 
 
-def _tell(turn: Turn, name: str, **details: object) -> None:
-    turn.record({"kind": EventKind.SUPPRESSION_LIST_CHANGED, "details": {"list": name, **details}})
+def _record_event(transaction: FencedTransaction, name: str, **details: object) -> None:
+    transaction.record(
+        {"kind": EventKind.SUPPRESSION_LIST_CHANGED, "details": {"list": name, **details}}
+    )
 
 
 def purge_lists(connection: Connection) -> int:
@@ -402,16 +406,16 @@ def check(connection: Connection, phone: str, reader: Reader) -> Matched:
     """
     read = reader.read(phone)
     as_text = plain(phone)
-    given: dict[str, Any] = {"numbers": read.e164, "plain": as_text}
+    parameters: dict[str, Any] = {"numbers": read.e164, "plain": as_text}
     compared = list(read.e164)
     if reader.key is not None:
         compared += [reader.keyed(each) for each in (*read.e164, as_text)]
-    found = connection.execute(_ENTRIES, given | {"numbers": compared}).mappings()
+    found = connection.execute(_ENTRIES, parameters | {"numbers": compared}).mappings()
     entries = [dict(row) for row in found]
     for each in entries:
         if (each["number"] or "").startswith(KEYED):  # of one that was forgotten
             each["number"] = None
-    lists = [dict(row) for row in connection.execute(_LISTS, given).mappings()]
+    lists = [dict(row) for row in connection.execute(_LISTS, parameters).mappings()]
     users, queues = whom(connection, read.e164, as_text)
     waiting, waiting_queues = who_waits(connection, phone, reader)
     return Matched(
@@ -438,9 +442,9 @@ def whom(
 
     Counted to `WHOM_AT_MOST`. A text is looked for through all of them.
     """
-    given = {"numbers": list(numbers), "plain": as_text}
+    parameters = {"numbers": list(numbers), "plain": as_text}
     found = _BY_NUMBER if numbers else _BY_TEXT
-    return _in_queues(connection, list(connection.execute(found, given).scalars()))
+    return _in_queues(connection, list(connection.execute(found, parameters).scalars()))
 
 
 def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
@@ -453,13 +457,13 @@ def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, 
     target = target_of(phone, reader, raw=True)
     if isinstance(target, str) or target.tail is None:
         return 0, {}
-    given = {
+    parameters = {
         "tails": [target.tail],
         "numbers": [target.number] if target.number else [],
         "plain": target.plain if target.by_text else None,
     }
     found = _BY_ANY_TAIL if target.unsure else _BY_UNREAD_TAIL
-    return _in_queues(connection, list(connection.execute(found, given).scalars()))
+    return _in_queues(connection, list(connection.execute(found, parameters).scalars()))
 
 
 def _in_queues(connection: Connection, users: list[int]) -> tuple[int, dict[str, int]]:
@@ -609,7 +613,7 @@ _EXPORT: CompoundSelect[*tuple[Any, ...]] = union_all(
     ).where(
         Suppression.lifted_at.is_(None),
         _unexpired,
-        Suppression.kind == word(SuppressionKind.DO_NOT_CONTACT),
+        Suppression.kind == sql_text(SuppressionKind.DO_NOT_CONTACT),
         # A hash is of no use anywhere else.
         func.coalesce(~Suppression.number.startswith(KEYED), true()),
     ),

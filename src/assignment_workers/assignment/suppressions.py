@@ -31,12 +31,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment.answers import Code, Done, Held, Refused
-from assignment_workers.assignment.turn import EventKind, Turn
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import KEYED, Reader, plain, reach, tails
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.policy.rules import UNCLEAR
-from assignment_workers.schema.base import Instant, word
+from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
 
@@ -117,13 +117,13 @@ def count(connection: Connection, kind: SuppressionKind) -> int:
 
 
 def do_not_contact(
-    turn: Turn,
+    transaction: FencedTransaction,
     *,
     user: int | None = None,
     phone: str | None = None,
     reason: str,
     by: str,
-    entry: Entry | None = None,
+    entry: SuppressionTerms | None = None,
     reader: Reader,
 ) -> Done | Refused:
     """From this commit on the user, or every user with this phone number, is offered to nobody.
@@ -133,19 +133,19 @@ def do_not_contact(
     number, unless the entry is `raw`: then it is compared as text with users' texts, and users
     whose number ends alike wait for an operator.
     """
-    entry = entry or Entry()
+    entry = entry or SuppressionTerms()
     target = _target(user, phone, reader, raw=entry.raw)
     if isinstance(target, Refused):
         return target
     if entry.queue is not None and entry.queue not in POLICIES:
         return _malformed(f"no dialer queue {entry.queue!r}; there are {', '.join(POLICIES)}")
-    if entry.expires_at is not None and entry.expires_at <= turn.now:
+    if entry.expires_at is not None and entry.expires_at <= transaction.now:
         return _malformed("expires_at: a time that is still to come")
     whom = _whom(SuppressionKind.DO_NOT_CONTACT, user, target, entry.queue)
-    turn.connection.execute(_EXPIRE, {**whom, "at": turn.now})
-    if turn.connection.execute(_STANDS, whom).first():
+    transaction.connection.execute(_EXPIRE, {**whom, "at": transaction.now})
+    if transaction.connection.execute(_STANDS, whom).first():
         return Done(replayed=True)
-    turn.connection.execute(
+    transaction.connection.execute(
         insert(Suppression).values(
             kind=SuppressionKind.DO_NOT_CONTACT,
             user_id=user,
@@ -154,7 +154,7 @@ def do_not_contact(
             queue=entry.queue,
             reason=reason,
             source=entry.source,
-            since=turn.now,
+            since=transaction.now,
             by=by,
             expires_at=entry.expires_at,
         )
@@ -165,7 +165,7 @@ def do_not_contact(
         "by": by,
         "phone": phone,
     }
-    turn.record(
+    transaction.record(
         {
             "kind": EventKind.SUPPRESSED,
             "user_id": user,
@@ -177,7 +177,7 @@ def do_not_contact(
 
 
 def lift(
-    turn: Turn,
+    transaction: FencedTransaction,
     kind: SuppressionKind,
     *,
     user: int | None = None,
@@ -200,19 +200,23 @@ def lift(
     ):
         needs = "needs" if queue is None else "takes no"
         return _malformed(f"a suppression that is {kind} {needs} dialer queue")
-    if user is not None and turn.connection.execute(_FORGOTTEN, {"user": user}).first():
+    if user is not None and transaction.connection.execute(_FORGOTTEN, {"user": user}).first():
         return Refused(code=Code.FORGOTTEN, reason=f"user {user} was forgotten, and stays so")
-    given = {"at": turn.now, "by_whom": by, "why": why}
-    lifted = turn.connection.execute(_LIFT, _whom(kind, user, target, queue) | given).rowcount
+    parameters = {"at": transaction.now, "by_whom": by, "why": why}
+    lifted = transaction.connection.execute(
+        _LIFT, _whom(kind, user, target, queue) | parameters
+    ).rowcount
     if target.number is not None and reader.key is not None:
         keyed = replace(target, number=reader.keyed(target.number))
-        lifted += turn.connection.execute(_LIFT, _whom(kind, user, keyed, queue) | given).rowcount
+        lifted += transaction.connection.execute(
+            _LIFT, _whom(kind, user, keyed, queue) | parameters
+        ).rowcount
     if not lifted:
         whom = f"user {user}" if user is not None else f"phone number {phone}"
         place = f" in {queue}" if queue is not None else ""
         return Refused(code=Code.NOT_SUPPRESSED, reason=f"no {kind.value} stands for {whom}{place}")
     details = {"kind": kind.value, "by": by, "why": why, "phone": phone}
-    turn.record(
+    transaction.record(
         {
             "kind": EventKind.SUPPRESSION_LIFTED,
             "user_id": user,
@@ -242,14 +246,14 @@ def _key(phone: str, reader: Reader) -> str:
     return numbers[0] if len(numbers) == 1 else plain(phone)
 
 
-def closing(turn: Turn, hold: Held, why: str) -> dict[str, Any]:
+def closing(transaction: FencedTransaction, hold: Held, why: str) -> dict[str, Any]:
     """A row for `CLOSE`: the dialer queue of this hold is closed for its user."""
     return {
         "kind": SuppressionKind.CLOSED,
         "user_id": hold.user_id,
         "queue": hold.queue,
         "reason": why,
-        "since": turn.now,
+        "since": transaction.now,
         "by": f"agent {hold.agent_id}",
     }
 
@@ -283,7 +287,7 @@ def check_key(connection: Connection, reader: Reader) -> None:
         )
 
 
-def quarantine(turn: Turn, failed: Collection[int], *, after: int) -> None:
+def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
     """Set aside those of these users who have now failed `after` times within `COUNTED`.
 
     `failed`: users just taken out, each for an unclear rule; whichever it was the other times
@@ -292,20 +296,20 @@ def quarantine(turn: Turn, failed: Collection[int], *, after: int) -> None:
     """
     if not failed:
         return
-    given = {
+    parameters = {
         "users": list(failed),
         "rules": sorted(UNCLEAR),
-        "since": turn.now - COUNTED,
-        "now": turn.now,
+        "since": transaction.now - COUNTED,
+        "now": transaction.now,
         "times": after,
     }
-    for user, reason in turn.connection.execute(_QUARANTINE, given).all():
+    for user, reason in transaction.connection.execute(_QUARANTINE, parameters).all():
         details = {"kind": SuppressionKind.QUARANTINE.value, "reason": reason, "by": "claim"}
-        turn.record({"kind": EventKind.SUPPRESSED, "user_id": user, "details": details})
+        transaction.record({"kind": EventKind.SUPPRESSED, "user_id": user, "details": details})
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuppressionTerms:
     """What an entry of the do-not-contact list may say besides whom it is about."""
 
     queue: str | None = None
@@ -409,14 +413,15 @@ _rule = Event.details["reason"].as_string()
 _released = (
     select(func.max(Suppression.lifted_at))
     .where(
-        Suppression.user_id == Event.user_id, Suppression.kind == word(SuppressionKind.QUARANTINE)
+        Suppression.user_id == Event.user_id,
+        Suppression.kind == sql_text(SuppressionKind.QUARANTINE),
     )
     .correlate(Event)
     .scalar_subquery()
 )
 _failures = (
     select(
-        word(SuppressionKind.QUARANTINE).label("kind"),
+        sql_text(SuppressionKind.QUARANTINE).label("kind"),
         Event.user_id,
         func.concat(func.count(), " times ", func.max(_rule)).label("reason"),
         bindparam("now", type_=Instant).label("since"),
@@ -424,7 +429,7 @@ _failures = (
     )
     .where(
         Event.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
-        Event.kind == word(EventKind.TAKEN_OUT),
+        Event.kind == sql_text(EventKind.TAKEN_OUT),
         Event.at > bindparam("since", type_=Instant),
         Event.at > func.coalesce(_released, literal("-infinity", Text()).cast(Instant)),
         _rule == any_(bindparam("rules", type_=ARRAY(Text))),

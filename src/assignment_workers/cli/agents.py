@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from assignment_workers.assignment.agents import all_shown
-from assignment_workers.cli.acting import OptionalWhy, kept, whoever
+from assignment_workers.assignment.lifecycle.agent_status import all_shown
 from assignment_workers.cli.agent import tell
+from assignment_workers.cli.operator_actions import OptionalWhy, recorded, whoever
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.client import commands
-from assignment_workers.client.asking import TIMEOUT
+from assignment_workers.client.assignment_client import TIMEOUT
 from assignment_workers.client.reading import as_state_answer
-from assignment_workers.schema.tables import AgentStates
+from assignment_workers.schema.tables import AgentStatus
 
 LISTED_AT_MOST = 10_000
 
@@ -56,12 +56,12 @@ def list_agents(json: AsJson = False) -> int:
 @group.command()
 def state(
     agent: Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="The agent.")],
-    becomes: Annotated[AgentStates, typer.Argument(help="What they are about from now on.")],
+    becomes: Annotated[AgentStatus, typer.Argument(help="What they are about from now on.")],
     why: OptionalWhy = None,
     json: AsJson = False,
 ) -> int:
     """Say what AGENT is about; on break or offline an offer not accepted is released."""
-    with kept("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
+    with recorded("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
         command = commands.state(agent, becomes.value, by=whoever(), why=why)
         answer = told(as_state_answer(asking.ask(command.at(told.position), TIMEOUT)))
     return tell(answer, json)

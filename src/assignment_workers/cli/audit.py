@@ -11,8 +11,8 @@ from typing import Annotated, TextIO
 
 import typer
 
-from assignment_workers.assignment import audit_check
-from assignment_workers.assignment.audit_check import Checked, Finding
+from assignment_workers.assignment.history import audit_check
+from assignment_workers.assignment.history.audit_check import ChainFinding, Checked
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.errors import UsageError
@@ -94,7 +94,7 @@ def _show(checked: Checked) -> None:
     typer.echo(f"{checked.events} events checked: {wrong}")
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: ChainFinding) -> str:
     where = "" if finding.lane is None else f"lane {finding.lane}, "
     if finding.position is not None:
         several = finding.upto is not None and finding.upto != finding.position

@@ -14,22 +14,22 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from assignment_workers.call_centre import day
-from assignment_workers.call_centre.book import Book, Sample, State
-from assignment_workers.call_centre.page import page
-from assignment_workers.call_centre.plan import Plan
-from assignment_workers.call_centre.soak import Soaked
-from assignment_workers.call_centre.soak import run as run_soak
-from assignment_workers.call_centre.verdict import Verdict
 from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
+from assignment_workers.devstack import temporary
 from assignment_workers.errors import UsageError
-from assignment_workers.runtime import temporary
+from assignment_workers.lab.call_centre import day
+from assignment_workers.lab.call_centre.page import page
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
+from assignment_workers.lab.call_centre.soak import Soaked
+from assignment_workers.lab.call_centre.soak import run as run_soak
+from assignment_workers.lab.call_centre.verdict import Verdict
 from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
 T = TypeVar("T")
-Run = Callable[[Stack, Plan, Settings, Callable[[Book, Sample], None]], tuple[Book, T]]
+Run = Callable[[Stack, Plan, Settings, Callable[[Recorder, Sample], None]], tuple[Recorder, T]]
 
 CALM_SECONDS = 30.0
 """From a fault of a soak to the next, at the least: long enough to see how it stands between."""
@@ -74,8 +74,8 @@ def demo(
     queues are rebuilt.
     """
     plan = Plan(agents, users, seconds, speed, seed, chaos)
-    book, verdict = _simulated(day.run, plan, report, json)
-    report.write_text(page(book, verdict), encoding="utf-8")
+    recorder, verdict = _simulated(day.run, plan, report, json)
+    report.write_text(page(recorder, verdict), encoding="utf-8")
     if json:
         as_json(verdict)
     else:
@@ -113,8 +113,8 @@ def soak(
         between=(calm, 2 * calm),
         retention=retention,
     )
-    book, soaked = _simulated(run_soak, plan, report, json)
-    report.write_text(page(book, soaked.verdict, soaked), encoding="utf-8")
+    recorder, soaked = _simulated(run_soak, plan, report, json)
+    report.write_text(page(recorder, soaked.verdict, soaked), encoding="utf-8")
     if json:
         as_json(soaked)
     else:
@@ -124,7 +124,7 @@ def soak(
     return soaked.exit_code
 
 
-def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Book, T]:
+def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recorder, T]:
     """The run and its judgement, shown as it goes unless a program asked.
 
     Raises `UsageError`, before anything starts, where the report could not be written.
@@ -162,20 +162,20 @@ class _Progress:
         self.live = Live(console=console, transient=True, auto_refresh=False)
         self._told = 0.0
 
-    def show(self, book: Book, sample: Sample) -> None:
+    def show(self, recorder: Recorder, sample: Sample) -> None:
         """The last second."""
         if self._is_terminal:
-            self.live.update(self._table(book, sample), refresh=True)
+            self.live.update(self._table(recorder, sample), refresh=True)
         elif sample.at - self._told >= self.EVERY:
             self._told = sample.at
             complain(
                 f"{sample.at:.0f} s of {self._plan.seconds:g}: {sample.assigned} assigned,"
-                f" {sample.states[State.TALKING]} talking, {len(book.faults)} faults,"
-                f" {len(book.surprises)} broken"
+                f" {sample.states[AgentActivity.TALKING]} talking, {len(recorder.faults)} faults,"
+                f" {len(recorder.surprises)} broken"
             )
 
-    def _table(self, book: Book, sample: Sample) -> Table:
-        recent = sorted(wait.seconds for wait in book.waits if wait.at > sample.at - self.EVERY)
+    def _table(self, recorder: Recorder, sample: Sample) -> Table:
+        recent = sorted(wait.seconds for wait in recorder.waits if wait.at > sample.at - self.EVERY)
         table = Table(title=f"A call centre, {sample.at:.0f} s of {self._plan.seconds:g}")
         table.add_column("")
         table.add_column("", justify="right")
@@ -188,13 +188,13 @@ class _Progress:
         if recent:
             worst = f"{recent[len(recent) // 2] * 1000:.0f} / {recent[-1] * 1000:.0f} ms"
             table.add_row("time to assign, median / worst of 10 s", worst)
-        for fault in book.faults[-5:]:
-            back = book.back_after(fault)
+        for fault in recorder.faults[-5:]:
+            back = recorder.back_after(fault)
             table.add_row(
                 f"{fault.at:.0f} s: {fault.what}",
                 "waiting" if back is None else f"answered after {back:.1f} s",
             )
-        table.add_row("guarantees broken", str(len(book.surprises)))
+        table.add_row("guarantees broken", str(len(recorder.surprises)))
         if self._stack.flower_url:
             table.caption = f"Flower: {self._stack.flower_url}"
         return table

@@ -14,7 +14,7 @@ from assignment_workers.assignment.dead_letters import (
     letters,
     mark_replayed,
 )
-from assignment_workers.cli.acting import OptionalWhy, Why, kept, whoever
+from assignment_workers.cli.operator_actions import OptionalWhy, Why, recorded, whoever
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -68,7 +68,7 @@ def replay(number: Number, why: OptionalWhy = None) -> int:
     found = _find(number)
     task, args, kwargs = arguments(found)
     queue = found.celery_queue or "maintenance"
-    with kept("replay", str(number), why) as told, client() as sending:
+    with recorded("replay", str(number), why) as told, client() as sending:
         name = told(sending.send_again(task, args, kwargs, queue, dead_letter=number))
     with database() as connection:
         mark_replayed(connection, found, name)
@@ -91,7 +91,7 @@ def dismiss_letters(
     if every == bool(numbers):
         raise UsageError("name the dead letters by their numbers, or say --all")
     subject = "all" if every else ", ".join(map(str, numbers or ()))
-    with kept("dismiss", subject, why) as told, database() as connection:
+    with recorded("dismiss", subject, why) as told, database() as connection:
         taken = told(dismiss(connection, None if every else numbers, by=whoever(), why=why))
         connection.commit()
     typer.echo(f"dismissed: {', '.join(map(str, taken)) or 'none'}")

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.explain import DUE, EXPLAINED_AT_MOST, instant
-from assignment_workers.assignment.explain import explain as explain_user
-from assignment_workers.assignment.explain import funnel as explain_queue
-from assignment_workers.assignment.explanation import (
+from assignment_workers.assignment.reports.explain import DUE, EXPLAINED_AT_MOST, instant
+from assignment_workers.assignment.reports.explain import explain as explain_user
+from assignment_workers.assignment.reports.explain import funnel as explain_queue
+from assignment_workers.assignment.reports.explanation import (
     Explanation,
     Funnel,
     PromiseFound,

@@ -11,10 +11,10 @@ import typer
 
 from assignment_workers.cli.servers import settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
+from assignment_workers.devstack import temporary
 from assignment_workers.errors import UsageError
-from assignment_workers.incident.load import Plan
-from assignment_workers.incident.replay import NAMES, OURS, Report, Result, replay
-from assignment_workers.runtime import temporary
+from assignment_workers.lab.incident.load import LoadPlan
+from assignment_workers.lab.incident.replay import NAMES, OURS, ReplayReport, ReplayResult, replay
 from assignment_workers.runtime.stack import running_stack
 
 
@@ -46,7 +46,7 @@ def replay_incident(
     for name in ways or ():
         if name not in NAMES:
             raise UsageError(f"no way {name!r}; there are {', '.join(NAMES)}")
-    plan = Plan(agents, seconds, speed, seed, timedelta(milliseconds=validation))
+    plan = LoadPlan(agents, seconds, speed, seed, timedelta(milliseconds=validation))
     with _server() as url:
         report = replay(
             url,
@@ -78,7 +78,7 @@ def _server() -> Iterator[str]:
             yield url
 
 
-def _show(report: Report) -> None:
+def _show(report: ReplayReport) -> None:
     columns = [
         "",
         "requests",
@@ -104,7 +104,7 @@ def _show(report: Report) -> None:
     typer.echo("lost: held, after all have left and a last rebuild, by nobody who is there.")
 
 
-def _row(result: Result) -> list[object]:
+def _row(result: ReplayResult) -> list[object]:
     return [
         f"{result.name}: {result.way}",
         result.requests,

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from assignment_workers.assignment.answers import Done, Refused, Unavailable
-from assignment_workers.assignment.doctor import Finding, examine
-from assignment_workers.assignment.drain import DRAINED_AT_MOST, drainable
-from assignment_workers.assignment.history import check
-from assignment_workers.assignment.levels import unpublished
-from assignment_workers.assignment.status import CrmStatus, SequencerStatus, Status
-from assignment_workers.assignment.status import status as read_status
-from assignment_workers.cli.acting import OptionalWhy, kept, whoever
+from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, drainable
+from assignment_workers.assignment.generations.levels import unpublished
+from assignment_workers.assignment.history.history import check
+from assignment_workers.assignment.reports.doctor import CheckResult, examine
+from assignment_workers.assignment.reports.status import CrmStatus, SequencerStatus, Status
+from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
+from assignment_workers.cli.operator_actions import OptionalWhy, recorded, whoever
 from assignment_workers.cli.servers import client, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import Built, Client, commands
@@ -64,7 +64,7 @@ def regenerate(
 
 
 def _rebuild(asking: Client, queue: str | None, why: str | None) -> str | Unavailable:
-    with kept("rebuild", queue or "all", why) as told:
+    with recorded("rebuild", queue or "all", why) as told:
         return told(asking.regenerate(queue))
 
 
@@ -101,14 +101,14 @@ def pause(queue: QueueArgument, why: OptionalWhy = None) -> int:
 
     Agents keep the users whom they hold.
     """
-    with kept("pause", queue, why) as told, client() as asking:
+    with recorded("pause", queue, why) as told, client() as asking:
         answer = told(asking.command(commands.pause(queue, whoever(), why).at(told.position)))
     return _done(answer, f"{queue} is paused")
 
 
 def resume(queue: QueueArgument, why: OptionalWhy = None) -> int:
     """Hand out users from QUEUE again."""
-    with kept("resume", queue, why) as told, client() as asking:
+    with recorded("resume", queue, why) as told, client() as asking:
         answer = told(asking.command(commands.resume(queue, whoever(), why).at(told.position)))
     return _done(answer, f"{queue} hands out users")
 
@@ -131,7 +131,7 @@ def drain(
             typer.echo(f"would be taken out of {queue}: {drainable(connection, queue)}")
         return 0
     count, last = 0, DRAINED_AT_MOST
-    with kept("take_out", queue, why) as told, client() as asking:
+    with recorded("take_out", queue, why) as told, client() as asking:
         while last >= DRAINED_AT_MOST:
             answer = told(asking.command(commands.drain(queue, whoever()).at(told.position)))
             if not isinstance(answer, Done):
@@ -282,7 +282,7 @@ def doctor(
     broken = [each for each in findings if not each.ok]
     mendable = [each for each in broken if each.repairable]
     if repair and mendable and not dry_run:
-        with kept("repair", "all", why) as told, client() as asking:
+        with recorded("repair", "all", why) as told, client() as asking:
             answer = told(asking.repair())
         if not isinstance(answer, Done):
             complain(line(answer))
@@ -312,12 +312,12 @@ def doctor(
     return 1 if broken else 0
 
 
-def _examine() -> list[Finding]:
+def _examine() -> list[CheckResult]:
     with database() as connection:
         return examine(connection)
 
 
-def _replayed() -> list[Finding]:
+def _replayed() -> list[CheckResult]:
     """What the history breaks, a finding for each guarantee; one that is good if it breaks none."""
     with database(patience=HISTORY_AT_MOST) as connection:
         breaches = check(connection, settings=settings(), bound=HELD_AFTER_LEASE_AT_MOST)
@@ -326,7 +326,7 @@ def _replayed() -> list[Finding]:
         at = f"event {each.event}: " if each.event else ""
         broken.setdefault(each.guarantee, []).append(at + each.what)
     return [
-        Finding(
+        CheckResult(
             check="the recorded history breaks nothing",
             guarantee=guarantee,
             ok=not said,

@@ -9,8 +9,8 @@ import typer
 from assignment_workers.assignment import person
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.suppressions import FORGOTTEN
-from assignment_workers.cli.acting import Why, kept, whoever
 from assignment_workers.cli.agent import line
+from assignment_workers.cli.operator_actions import Why, recorded, whoever
 from assignment_workers.cli.servers import client, database, reader, resolved
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.client import commands
@@ -30,7 +30,7 @@ User = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")]
 @group.command()
 def export(user: User, why: Why = "a request for access", json: AsJson = False) -> int:
     """Everything that is stored about a user; the CRM's own tables are not among it."""
-    with kept("person_export", str(user), why) as told, database() as connection:
+    with recorded("person_export", str(user), why) as told, database() as connection:
         found = person.export(connection, user, reader())
         told(Done())
     if json:
@@ -49,7 +49,7 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
 
     Refused while an agent holds the user: release the assignment first.
     """
-    with kept("person_forget", str(user), why) as told, client() as asking:
+    with recorded("person_forget", str(user), why) as told, client() as asking:
         command = commands.do_not_contact(user, None, FORGOTTEN, whoever())
         answer = asking.command(command.at(told.position))
         if not isinstance(answer, Done):

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from assignment_workers.assignment.report import Report
-from assignment_workers.assignment.report import report as read_report
-from assignment_workers.assignment.shares import Share, shares
+from assignment_workers.assignment.reports.breakdown import Share, breakdown
+from assignment_workers.assignment.reports.report import Report
+from assignment_workers.assignment.reports.report import report as read_report
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -39,7 +39,7 @@ def report(
     began = datetime.now(UTC) - period(since)
     with database() as connection:
         found = read_report(connection, since=began)
-        divided = shares(connection, since=found.since, until=found.until)
+        divided = breakdown(connection, since=found.since, until=found.until)
     if html is not None:
         from assignment_workers.gateway.dashboard.document import document
 

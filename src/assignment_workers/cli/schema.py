@@ -10,12 +10,12 @@ from sqlalchemy import text
 
 from assignment_workers.adoption.compare import compare as read_differences
 from assignment_workers.adoption.duration import expected_seconds
-from assignment_workers.adoption.findings import Report
+from assignment_workers.adoption.findings import Inspection
 from assignment_workers.adoption.inspect import inspect as read_schema
 from assignment_workers.adoption.migrate import migrate as adopt
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
-from assignment_workers.assignment.explain import instant
+from assignment_workers.assignment.reports.explain import instant
 from assignment_workers.cli.servers import database, with_database
 from assignment_workers.cli.show import SHOWN_FROM_SECONDS, AsJson, as_json, as_table, waiting
 from assignment_workers.schema import migrate as migrations
@@ -57,7 +57,7 @@ def inspect(json: AsJson = False) -> int:
     return 0 if found.is_ours else 1
 
 
-def _show(found: Report) -> None:
+def _show(found: Inspection) -> None:
     typer.echo(
         f"the schema `assignment` is {'at ' + found.revision if found.revision else 'not there'}, "
         f"this version needs {found.needs}"

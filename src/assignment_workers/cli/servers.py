@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.assignment.calling import numbers_of, policies_of
-from assignment_workers.assignment.crm import configured
+from assignment_workers.assignment.crm.external_crm import configured
+from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.lanes import lanes_of
-from assignment_workers.assignment.sight import attach
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.phones import Reader
 from assignment_workers.runtime.stack import resolve, running_stack

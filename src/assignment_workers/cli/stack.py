@@ -60,13 +60,13 @@ def up(
     ] = False,
 ) -> int:
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
-    from assignment_workers.runtime import forks
+    from assignment_workers.devstack import forks
 
     forks.prepare(PRELOADED)  # beside our own imports, and the start of the servers
-    from assignment_workers.assignment.crm import checked
+    from assignment_workers.assignment.crm.external_crm import checked
     from assignment_workers.assignment.lanes import lanes_of
     from assignment_workers.cli.servers import settings
-    from assignment_workers.runtime import up as runtime
+    from assignment_workers.devstack import up as devstack
     from assignment_workers.schema import migrate
 
     given = settings()
@@ -74,15 +74,15 @@ def up(
         typer.echo(f"warning: {untested}", err=True)
     checked(given)
     demo = demo and given.crm_database_url is None  # its users would be unknown to that CRM
-    steps = runtime.Steps(
+    steps = devstack.Steps(
         migrate=migrate.upgrade,
         seed=_seed if demo else None,
         missing=_missing,
         announce=lambda stack: _announce(stack, first=demo),
     )
     lanes = lanes_of(given).names
-    children = runtime.processes(sequencers=sequencers, lanes=lanes[1:])
-    return runtime.up(given, children, steps, port=port, verbose=verbose)
+    children = devstack.processes(sequencers=sequencers, lanes=lanes[1:])
+    return devstack.up(given, children, steps, port=port, verbose=verbose)
 
 
 def env() -> int:
@@ -120,8 +120,8 @@ def openapi() -> int:
 
     Generators of clients read it. Nothing has to run.
     """
-    from assignment_workers.gateway.about import document
     from assignment_workers.gateway.app import create_app
+    from assignment_workers.gateway.routes.meta import document
 
     engine = _engine("postgresql://")
     as_json(document(create_app(Settings.from_environment({}), engine, tokens=True)))
@@ -135,7 +135,7 @@ def _engine(url: str) -> Engine:
 
 
 def _seed(given: Settings) -> None:
-    from assignment_workers.runtime import demo as demo_data
+    from assignment_workers.devstack import demo as demo_data
 
     engine = _engine(given.database)
     with engine.begin() as connection:
@@ -148,8 +148,8 @@ def _seed(given: Settings) -> None:
 
 def _missing(given: Settings) -> str | None:
     from assignment_workers.assignment.lanes import lanes_of
-    from assignment_workers.assignment.status import sequencer_statuses
-    from assignment_workers.runtime.ports import answers_http
+    from assignment_workers.assignment.reports.status import sequencer_statuses
+    from assignment_workers.devstack.ports import answers_http
     from assignment_workers.sequencer.term import APPLICATION
 
     engine = _engine(given.database)

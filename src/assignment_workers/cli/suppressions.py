@@ -16,8 +16,8 @@ import typer
 from assignment_workers.assignment import suppression_lists
 from assignment_workers.assignment.answers import Done, Refused
 from assignment_workers.assignment.suppressions import suppressions
-from assignment_workers.cli.acting import Why, kept, whoever
 from assignment_workers.cli.agent import line
+from assignment_workers.cli.operator_actions import Why, recorded, whoever
 from assignment_workers.cli.servers import client, database, reader
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import commands
@@ -344,12 +344,12 @@ def _ask(
     name: str,
     subject: str,
     why: str,
-    command: commands.Command,
+    command: commands.CommandCall,
     done: str,
     *,
     quiet: bool = False,
 ) -> int:
-    with kept(name, subject, why) as told, client() as asking:
+    with recorded(name, subject, why) as told, client() as asking:
         answer = told(asking.command(command.at(told.position)))
     if isinstance(answer, Done):
         if quiet:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from assignment_workers.cli.acting import whoever
+from assignment_workers.cli.operator_actions import whoever
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
-from assignment_workers.gateway import audit, tokens
+from assignment_workers.gateway.auth import audit, tokens
 from assignment_workers.schema.tables import TokenRole
 
 group = typer.Typer(help="API tokens of the gateway's callers.", no_args_is_help=True)

@@ -23,18 +23,21 @@ from assignment_workers.assignment.answers import (
     Unavailable,
 )
 from assignment_workers.client.aio import AsyncClient
-from assignment_workers.client.asking import Asking
+from assignment_workers.client.assignment_client import AssignmentClient, Hold
 from assignment_workers.client.client import Client
-from assignment_workers.client.holding import Hold
 from assignment_workers.client.http import HttpClient
 from assignment_workers.client.reading import Built
 
 # A program that configures no logging sees none of the library's lines.
 logging.getLogger("assignment_workers").addHandler(logging.NullHandler())
 
+Asking = AssignmentClient
+"""The name of `AssignmentClient` in earlier releases; the next one removes it."""
+
 __all__ = [
     "Asking",
     "Assigned",
+    "AssignmentClient",
     "AsyncClient",
     "Built",
     "Client",

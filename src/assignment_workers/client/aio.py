@@ -23,10 +23,8 @@ from assignment_workers.assignment.answers import (
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import commands
 from assignment_workers.client.accepted import Accepted
-from assignment_workers.client.asking import TIMEOUT
-from assignment_workers.client.commands import Command
-from assignment_workers.client.courier import Courier, down
-from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Call
+from assignment_workers.client.assignment_client import TIMEOUT
+from assignment_workers.client.commands import CommandCall
 from assignment_workers.client.reading import (
     as_command_answer,
     as_finish_answer,
@@ -35,6 +33,8 @@ from assignment_workers.client.reading import (
     as_state_answer,
     no_answer,
 )
+from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Call
+from assignment_workers.client.wire.dispatcher import Dispatcher, down
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
@@ -64,7 +64,7 @@ class AsyncClient:
         self._clock = clock
         self._randomness = randomness or Random()
         self._accepted = Accepted()
-        self._courier = Courier(
+        self._dispatcher = Dispatcher(
             redis_url,
             broker_url,
             together=together,
@@ -89,7 +89,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Give back the connections."""
-        await self._courier.close()
+        await self._dispatcher.close()
 
     async def request_next(
         self,
@@ -99,7 +99,7 @@ class AsyncClient:
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109 - it is the request's deadline too
     ) -> RequestAnswer:
-        """The next user for this agent; see `Asking.request_next`."""
+        """The next user for this agent; see `AssignmentClient.request_next`."""
         name = request_id or str(new_id(self._clock(), self._randomness))
         command = commands.request(agent_id, queue, name, timeout=timeout)
         return as_request_answer(await self.ask(command, timeout))
@@ -149,7 +149,7 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """See `Asking.defer`."""
+        """See `AssignmentClient.defer`."""
         command = commands.defer(
             assignment_id, agent_id, version=version, until=until, seconds=seconds, why=why
         )
@@ -164,7 +164,7 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """See `Asking.close_user`."""
+        """See `AssignmentClient.close_user`."""
         command = commands.close(assignment_id, agent_id, why, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -176,7 +176,7 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """See `Asking.accept`."""
+        """See `AssignmentClient.accept`."""
         command = commands.accept(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -189,7 +189,7 @@ class AsyncClient:
         why: str | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> StateAnswer:
-        """See `Asking.state`."""
+        """See `AssignmentClient.state`."""
         command = commands.state(agent_id, becomes, by=by, why=why)
         return as_state_answer(await self.ask(command, timeout))
 
@@ -200,7 +200,7 @@ class AsyncClient:
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> HeartbeatAnswer:
-        """See `Asking.heartbeat`."""
+        """See `AssignmentClient.heartbeat`."""
         if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
             taken = await self.accept(assignment_id, agent_id, timeout=timeout)
             if not isinstance(taken, Finished):
@@ -249,8 +249,8 @@ class AsyncClient:
         """Ask for a new generation of a dialer queue, or of each; the id of the building task."""
         command = commands.regenerate(queue)
         try:
-            return await self._courier.send(
-                command.task, command.args, command.said, command.celery_queue
+            return await self._dispatcher.send(
+                command.task, command.args, command.arguments, command.celery_queue
             )
         except BrokerUnavailable as error:
             return down(error)
@@ -269,20 +269,20 @@ class AsyncClient:
         `dead_letter`: the number of the one that it was.
         """
         try:
-            return await self._courier.send(task, args, kwargs, queue, dead_letter=dead_letter)
+            return await self._dispatcher.send(task, args, kwargs, queue, dead_letter=dead_letter)
         except BrokerUnavailable as error:
             return down(error)
 
     async def ask(
         self,
-        command: Command,
+        command: CommandCall,
         timeout: timedelta,  # noqa: ASYNC109
     ) -> object:
         """What the task returned, as it is; `Unavailable` where nothing came in time."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         seconds = timeout.total_seconds()
-        traced = traces.ask(command.task, command.said)
-        self._courier.post(Call(command, self._courier.now + seconds, future, traced))
+        traced = traces.ask(command.task, command.arguments)
+        self._dispatcher.post(Call(command, self._dispatcher.now + seconds, future, traced))
         try:
             async with asyncio.timeout(seconds):
                 return await future

@@ -25,11 +25,8 @@ from assignment_workers.assignment.answers import (
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import commands
 from assignment_workers.client.accepted import Accepted
-from assignment_workers.client.asking import TIMEOUT, Asking
-from assignment_workers.client.commands import Command
-from assignment_workers.client.courier import Courier, down
-from assignment_workers.client.gathering import TOGETHER, UNDER_WAY, Call
-from assignment_workers.client.message import Result
+from assignment_workers.client.assignment_client import TIMEOUT, AssignmentClient
+from assignment_workers.client.commands import CommandCall
 from assignment_workers.client.reading import (
     Built,
     as_command_answer,
@@ -39,6 +36,9 @@ from assignment_workers.client.reading import (
     as_state_answer,
     no_answer,
 )
+from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Call
+from assignment_workers.client.wire.dispatcher import Dispatcher, down
+from assignment_workers.client.wire.message import Result
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
@@ -49,7 +49,7 @@ LOOK_SECONDS = 0.05
 """How often `built` looks: a build takes seconds."""
 
 
-class Client(Asking):
+class Client(AssignmentClient):
     """Asks over Celery and waits for the answers. Safe to share between threads.
 
     One thread, started by the first call, carries the calls of them all.
@@ -70,7 +70,7 @@ class Client(Asking):
         self._clock = clock
         self._randomness = randomness or Random()
         self._accepted = Accepted()
-        self._make: Callable[[], Courier] = lambda: Courier(
+        self._make: Callable[[], Dispatcher] = lambda: Dispatcher(
             redis_url,
             broker_url,
             together=together,
@@ -104,7 +104,7 @@ class Client(Asking):
             loop, self._loop = self._loop, None
             if loop is None:
                 return
-            asyncio.run_coroutine_threadsafe(self._courier.close(), loop).result()
+            asyncio.run_coroutine_threadsafe(self._dispatcher.close(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
 
@@ -116,7 +116,7 @@ class Client(Asking):
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
-        """See `Asking.request_next`."""
+        """See `AssignmentClient.request_next`."""
         name = request_id or str(new_id(self._clock(), self._randomness))
         command = commands.request(agent_id, queue, name, timeout=timeout)
         return as_request_answer(self.ask(command, timeout))
@@ -132,7 +132,7 @@ class Client(Asking):
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.complete`."""
+        """See `AssignmentClient.complete`."""
         command = commands.complete(
             assignment_id,
             agent_id,
@@ -151,7 +151,7 @@ class Client(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.skip`."""
+        """See `AssignmentClient.skip`."""
         command = commands.skip(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -166,7 +166,7 @@ class Client(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.defer`."""
+        """See `AssignmentClient.defer`."""
         command = commands.defer(
             assignment_id, agent_id, version=version, until=until, seconds=seconds, why=why
         )
@@ -181,7 +181,7 @@ class Client(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.close_user`."""
+        """See `AssignmentClient.close_user`."""
         command = commands.close(assignment_id, agent_id, why, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -193,7 +193,7 @@ class Client(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.accept`."""
+        """See `AssignmentClient.accept`."""
         command = commands.accept(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -206,7 +206,7 @@ class Client(Asking):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> StateAnswer:
-        """See `Asking.state`."""
+        """See `AssignmentClient.state`."""
         command = commands.state(agent_id, becomes, by=by, why=why)
         return as_state_answer(self.ask(command, timeout))
 
@@ -217,7 +217,7 @@ class Client(Asking):
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> HeartbeatAnswer:
-        """See `Asking.heartbeat`."""
+        """See `AssignmentClient.heartbeat`."""
         if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
             taken = self.accept(assignment_id, agent_id, timeout=timeout)
             if not isinstance(taken, Finished):
@@ -234,7 +234,7 @@ class Client(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.release`."""
+        """See `AssignmentClient.release`."""
         command = commands.release(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -246,7 +246,7 @@ class Client(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.renew`."""
+        """See `AssignmentClient.renew`."""
         command = commands.renew(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -272,7 +272,9 @@ class Client(Asking):
         """Hand out from this dialer queue again."""
         return as_command_answer(self.ask(commands.resume(queue, by, why), timeout))
 
-    def command(self, command: commands.Command, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
+    def command(
+        self, command: commands.CommandCall, *, timeout: timedelta = TIMEOUT
+    ) -> CommandAnswer:
         """The answer to an operator's command."""
         return as_command_answer(self.ask(command, timeout))
 
@@ -284,7 +286,7 @@ class Client(Asking):
         """Ask for a new generation of a dialer queue, or of each; the id of the building task."""
         command = commands.regenerate(queue)
         try:
-            return self.send_again(command.task, (), command.said, command.celery_queue)
+            return self.send_again(command.task, (), command.arguments, command.celery_queue)
         except BrokerUnavailable as error:
             return down(error)
 
@@ -293,7 +295,9 @@ class Client(Asking):
         ends = time.monotonic() + timeout.total_seconds()
         while True:
             try:
-                found: Result | None = self._run(lambda courier: courier.kept(task_id))
+                found: Result | None = self._run(
+                    lambda dispatcher: dispatcher.stored_result(task_id)
+                )
             except BrokerUnavailable as error:
                 return down(error)
             match found:
@@ -323,19 +327,19 @@ class Client(Asking):
         `dead_letter`: the number of the one that it was. Raises `BrokerUnavailable`.
         """
         return self._run(
-            lambda courier: courier.send(task, args, kwargs, queue, dead_letter=dead_letter)
+            lambda dispatcher: dispatcher.send(task, args, kwargs, queue, dead_letter=dead_letter)
         )
 
-    def ask(self, command: Command, timeout: timedelta) -> object:
+    def ask(self, command: CommandCall, timeout: timedelta) -> object:
         """What the task returned, as it is; `Unavailable` where nothing came in time."""
         seconds = timeout.total_seconds()
         future: Future[object] = Future()
         loop = self._running()
 
-        traced = traces.ask(command.task, command.said)
+        traced = traces.ask(command.task, command.arguments)
 
         def post() -> None:
-            self._courier.post(Call(command, loop.time() + seconds, future, traced))
+            self._dispatcher.post(Call(command, loop.time() + seconds, future, traced))
 
         try:
             loop.call_soon_threadsafe(post)
@@ -349,15 +353,15 @@ class Client(Asking):
             if traced is not None:
                 traced.end()
 
-    def _run(self, what: Callable[[Courier], Coroutine[Any, Any, T]]) -> T:
+    def _run(self, what: Callable[[Dispatcher], Coroutine[Any, Any, T]]) -> T:
         loop = self._running()
-        return asyncio.run_coroutine_threadsafe(what(self._courier), loop).result()
+        return asyncio.run_coroutine_threadsafe(what(self._dispatcher), loop).result()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._courier = self._make()
+                self._dispatcher = self._make()
                 self._thread = threading.Thread(
                     target=_keep_running, args=(self._loop,), name="client", daemon=True
                 )

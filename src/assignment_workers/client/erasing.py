@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis import Redis
 
 from assignment_workers.assignment.person import Person
-from assignment_workers.client.message import RESULT_PREFIX
+from assignment_workers.client.wire.message import RESULT_PREFIX
 
 _AT_ONCE = 500
 

@@ -25,7 +25,7 @@ from assignment_workers.assignment.answers import (
     StateAnswer,
     Unavailable,
 )
-from assignment_workers.client.asking import TIMEOUT, Asking
+from assignment_workers.client.assignment_client import TIMEOUT, AssignmentClient
 from assignment_workers.client.reading import (
     as_finish_answer,
     as_heartbeat_answer,
@@ -46,7 +46,7 @@ PAUSE_SECONDS = 0.1
 """Before the same is said again to a gateway that went away."""
 
 
-class HttpClient(Asking):
+class HttpClient(AssignmentClient):
     """Asks a gateway. Safe to share between threads; each has a connection, which is kept."""
 
     def __init__(
@@ -99,13 +99,13 @@ class HttpClient(Asking):
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
-        """See `Asking.request_next`."""
-        said = {
+        """See `AssignmentClient.request_next`."""
+        payload = {
             "agent_id": agent_id,
             "queue": queue,
             "request_id": request_id or str(new_id(self._clock(), self._randomness)),
         }
-        return as_request_answer(self._post("/v1/requests", said, timeout, timed=True))
+        return as_request_answer(self._post("/v1/requests", payload, timeout, timed=True))
 
     def complete(
         self,
@@ -118,15 +118,15 @@ class HttpClient(Asking):
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.complete`."""
-        said = {
+        """See `AssignmentClient.complete`."""
+        payload = {
             "agent_id": agent_id,
             "version": version,
             "outcome": outcome,
             "notes": notes,
             "callback_at": callback_at.isoformat() if callback_at else None,
         }
-        return self._finish(assignment_id, "complete", said, timeout)
+        return self._finish(assignment_id, "complete", payload, timeout)
 
     def skip(
         self,
@@ -136,9 +136,9 @@ class HttpClient(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.skip`."""
-        said = {"agent_id": agent_id, "version": version}
-        return self._finish(assignment_id, "skip", said, timeout)
+        """See `AssignmentClient.skip`."""
+        payload = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "skip", payload, timeout)
 
     def defer(
         self,
@@ -151,15 +151,15 @@ class HttpClient(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.defer`."""
-        said = {
+        """See `AssignmentClient.defer`."""
+        payload = {
             "agent_id": agent_id,
             "version": version,
             "until": until.isoformat() if until else None,
             "seconds": seconds,
             "why": why,
         }
-        return self._finish(assignment_id, "defer", said, timeout)
+        return self._finish(assignment_id, "defer", payload, timeout)
 
     def close_user(
         self,
@@ -170,9 +170,9 @@ class HttpClient(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.close_user`."""
-        said = {"agent_id": agent_id, "version": version, "why": why}
-        return self._finish(assignment_id, "close", said, timeout)
+        """See `AssignmentClient.close_user`."""
+        payload = {"agent_id": agent_id, "version": version, "why": why}
+        return self._finish(assignment_id, "close", payload, timeout)
 
     def accept(
         self,
@@ -182,9 +182,9 @@ class HttpClient(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.accept`."""
-        said = {"agent_id": agent_id, "version": version}
-        return self._finish(assignment_id, "accept", said, timeout)
+        """See `AssignmentClient.accept`."""
+        payload = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "accept", payload, timeout)
 
     def state(
         self,
@@ -195,10 +195,10 @@ class HttpClient(Asking):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> StateAnswer:
-        """See `Asking.state`; who said so is the token, and `by` is not sent."""
-        said = {"state": becomes, "why": why}
+        """See `AssignmentClient.state`; who said so is the token, and `by` is not sent."""
+        payload = {"state": becomes, "why": why}
         path = f"/v1/agents/{agent_id}/state"
-        return as_state_answer(self._post(path, said, timeout, timed=False))
+        return as_state_answer(self._post(path, payload, timeout, timed=False))
 
     def heartbeat(
         self,
@@ -207,10 +207,10 @@ class HttpClient(Asking):
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> HeartbeatAnswer:
-        """See `Asking.heartbeat`."""
-        said = {"assignment_id": None if assignment_id is None else str(assignment_id)}
+        """See `AssignmentClient.heartbeat`."""
+        payload = {"assignment_id": None if assignment_id is None else str(assignment_id)}
         path = f"/v1/agents/{agent_id}/heartbeat"
-        return as_heartbeat_answer(self._post(path, said, timeout, timed=False))
+        return as_heartbeat_answer(self._post(path, payload, timeout, timed=False))
 
     def release(
         self,
@@ -220,9 +220,9 @@ class HttpClient(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.release`."""
-        said = {"agent_id": agent_id, "version": version}
-        return self._finish(assignment_id, "release", said, timeout)
+        """See `AssignmentClient.release`."""
+        payload = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "release", payload, timeout)
 
     def renew(
         self,
@@ -232,9 +232,9 @@ class HttpClient(Asking):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `Asking.renew`."""
-        said = {"agent_id": agent_id, "version": version}
-        return self._finish(assignment_id, "renew", said, timeout)
+        """See `AssignmentClient.renew`."""
+        payload = {"agent_id": agent_id, "version": version}
+        return self._finish(assignment_id, "renew", payload, timeout)
 
     def active_assignment(
         self, agent_id: int, *, timeout: timedelta = TIMEOUT
@@ -254,13 +254,15 @@ class HttpClient(Asking):
                 return answer if isinstance(answer, Refused) else _unavailable(answer)
 
     def _finish(
-        self, assignment_id: UUID | str, move: str, said: dict[str, Any], timeout: timedelta
+        self, assignment_id: UUID | str, move: str, payload: dict[str, Any], timeout: timedelta
     ) -> FinishAnswer:
         return as_finish_answer(
-            self._post(f"/v1/assignments/{assignment_id}/{move}", said, timeout, timed=False)
+            self._post(f"/v1/assignments/{assignment_id}/{move}", payload, timeout, timed=False)
         )
 
-    def _post(self, path: str, said: dict[str, Any], timeout: timedelta, *, timed: bool) -> object:
+    def _post(
+        self, path: str, payload: dict[str, Any], timeout: timedelta, *, timed: bool
+    ) -> object:
         """The answer; said again while the gateway cannot be reached, for as long as there is time.
 
         Every move may be said twice.
@@ -269,8 +271,8 @@ class HttpClient(Asking):
         while True:
             left = ends - time.monotonic()
             if timed:
-                said["timeout_ms"] = min(max(round(left * 1000), 100), 30_000)
-            found = self._send("POST", path, said, ends + MARGIN_SECONDS)
+                payload["timeout_ms"] = min(max(round(left * 1000), 100), 30_000)
+            found = self._send("POST", path, payload, ends + MARGIN_SECONDS)
             if found is not None:
                 return _answer(*found)
             if time.monotonic() + PAUSE_SECONDS >= ends:
@@ -278,7 +280,7 @@ class HttpClient(Asking):
             time.sleep(PAUSE_SECONDS)
 
     def _send(
-        self, method: str, path: str, said: dict[str, Any] | None, ends: float
+        self, method: str, path: str, payload: dict[str, Any] | None, ends: float
     ) -> tuple[int, object] | None:
         """The status and the JSON of the answer; None where no gateway answered."""
         connection = self._connection()
@@ -286,7 +288,7 @@ class HttpClient(Asking):
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
         try:
-            body = None if said is None else json.dumps(said)
+            body = None if payload is None else json.dumps(payload)
             connection.request(method, f"{self._path}{path}", body, self._headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
@@ -310,16 +312,16 @@ class HttpClient(Asking):
 
 def _answer(status: int, body: object) -> object:
     """The answer that a response stands for."""
-    said: dict[str, Any] = body if isinstance(body, dict) else {}
-    reason = str(said.get("detail") or said.get("reason") or f"HTTP status {status}")
+    payload: dict[str, Any] = body if isinstance(body, dict) else {}
+    reason = str(payload.get("detail") or payload.get("reason") or f"HTTP status {status}")
     if status < HTTPStatus.BAD_REQUEST:
         return body
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-        seconds = said.get("retry_after")
+        seconds = payload.get("retry_after")
         return Unavailable(
             retry_after=float(seconds) if isinstance(seconds, int | float) else 2.0, reason=reason
         ).model_dump()
-    code, soon = said.get("code"), said.get("retry_after")
+    code, soon = payload.get("code"), payload.get("retry_after")
     read = Code(str(code)) if code in set(Code) else _BY_STATUS.get(status, Code.MALFORMED)
     return Refused(
         code=read, reason=reason, retry_after=float(soon) if isinstance(soon, int | float) else None

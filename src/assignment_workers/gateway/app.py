@@ -18,31 +18,31 @@ from sqlalchemy import Engine
 from assignment_workers import traces
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.client import AsyncClient
-from assignment_workers.gateway import about, dead_letters, moves, operating, persons
 from assignment_workers.gateway.abandoned import Abandoned
-from assignment_workers.gateway.asking import Asking
-from assignment_workers.gateway.audit import AccessLog
-from assignment_workers.gateway.callers import Callers
+from assignment_workers.gateway.auth.audit import AccessLog
+from assignment_workers.gateway.auth.callers import Callers
+from assignment_workers.gateway.auth.doorkeeper import Doorkeeper
+from assignment_workers.gateway.auth.tokens import of_stack
+from assignment_workers.gateway.command_dispatcher import CommandDispatcher
 from assignment_workers.gateway.dashboard import pages
+from assignment_workers.gateway.dashboard.page_rendering import Dashboard
 from assignment_workers.gateway.dashboard.render import environment
 from assignment_workers.gateway.dashboard.schedule import Schedule
-from assignment_workers.gateway.dashboard.showing import Dashboard
-from assignment_workers.gateway.dashboard.views import Source
-from assignment_workers.gateway.doorkeeper import Doorkeeper
-from assignment_workers.gateway.given import Gateway
+from assignment_workers.gateway.dashboard.views import PageSource
+from assignment_workers.gateway.dependencies import Gateway
+from assignment_workers.gateway.events.live import Live
 from assignment_workers.gateway.heartbeats import Heartbeats
-from assignment_workers.gateway.latest import Latest
 from assignment_workers.gateway.limits import (
     SECURITY_HEADERS,
     BodyLimit,
     OwnPages,
-    Pace,
     SecurityHeaders,
+    TokenBucket,
 )
-from assignment_workers.gateway.live import Live
 from assignment_workers.gateway.metrics import Metrics, StoredFigures
 from assignment_workers.gateway.problems import REQUEST_ID, handle, problem
-from assignment_workers.gateway.tokens import of_stack
+from assignment_workers.gateway.read_cache import ReadCache
+from assignment_workers.gateway.routes import agents, dead_letters, meta, operators, persons
 from assignment_workers.origins import Origins
 from assignment_workers.settings import Settings
 
@@ -54,14 +54,14 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     )
     metrics = Metrics()
     lanes = lanes_of(settings)
-    latest = Latest(engine, lanes)
-    metrics.registry.register(StoredFigures(latest))
+    read_cache = ReadCache(engine, lanes)
+    metrics.registry.register(StoredFigures(read_cache))
     access = AccessLog(engine, lambda: datetime.now(UTC))
     callers = Callers(
         engine,
         tokens,
-        Pace(settings.gateway_token_rate),
-        Pace(settings.gateway_agent_rate),
+        TokenBucket(settings.gateway_token_rate),
+        TokenBucket(settings.gateway_agent_rate),
         of_stack(settings.stack_token),
         access.used,
         access.acted,
@@ -82,10 +82,10 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         metrics.streams.set_function(lambda: live.readers)
         app.state.gateway = Gateway(
             engine,
-            Asking(client, metrics, abandoned),
+            CommandDispatcher(client, metrics, abandoned),
             callers,
             live,
-            latest,
+            read_cache,
             Heartbeats(engine, settings),
             Random(),
             settings,
@@ -95,7 +95,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             client,
             callers,
             live,
-            Source(latest, Schedule(_redis(settings)), settings),
+            PageSource(read_cache, Schedule(_redis(settings)), settings),
             flower_url(settings),
             secure=not settings.embedded,
             templates=environment(),
@@ -119,16 +119,16 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry=traces.of_gateway(),
+        telemetry=traces.gateway_telemetry(),
     )
     for each in (
-        moves.QUICK,
-        moves.ROUTES,
-        operating.ROUTES,
+        agents.QUICK,
+        agents.ROUTES,
+        operators.ROUTES,
         dead_letters.ROUTES,
         persons.ROUTES,
-        about.ROUTES,
-        about.DOCUMENT,
+        meta.ROUTES,
+        meta.DOCUMENT,
         pages.ROUTES,
     ):
         app.include_router(each)
@@ -157,7 +157,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         callers=callers,
         access=access,
         metrics=metrics,
-        pace=Pace(settings.gateway_refusal_rate),
+        pace=TokenBucket(settings.gateway_refusal_rate),
     )
     app.add_middleware(SecurityHeaders)
     return app

@@ -8,7 +8,6 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from assignment_workers.assignment.actions import WHY_AT_MOST
 from assignment_workers.assignment.answers import (
     Assigned,
     Done,
@@ -17,10 +16,11 @@ from assignment_workers.assignment.answers import (
     Paused,
     TooLate,
 )
-from assignment_workers.assignment.turn import EventKind
+from assignment_workers.assignment.operator_actions import WHY_AT_MOST
+from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.policy.outcomes import Action
 from assignment_workers.policy.queues import reason_for
-from assignment_workers.schema.tables import AgentStates
+from assignment_workers.schema.tables import AgentStatus
 
 TIMEOUT_MS = 10_000
 TIMEOUT_MS_MOST = 30_000
@@ -84,7 +84,7 @@ class CloseBody(OwnerBody):
 class StateBody(_Body):
     """What the agent is about from now on."""
 
-    state: AgentStates = Field(examples=["available"])
+    state: AgentStatus = Field(examples=["available"])
     why: Why | None = Field(None, examples=["lunch"])
 
 

@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from assignment_workers.assignment.agents.heartbeats import beat
 from assignment_workers.assignment.answers import HeartbeatAnswer, Unavailable
-from assignment_workers.assignment.heartbeats import beat
 from assignment_workers.client.accepted import Accepted
 from assignment_workers.settings import Settings
 
@@ -53,7 +53,7 @@ class Heartbeats:
             self._written_at = loop.time()
             answers: dict[int, HeartbeatAnswer]
             try:
-                answers = await asyncio.to_thread(self._kept, list(waiting))
+                answers = await asyncio.to_thread(self._recorded, list(waiting))
             except (DBAPIError, PoolTimeout):
                 down = Unavailable(retry_after=2.0, reason="the database cannot answer")
                 answers = dict.fromkeys(waiting, down)
@@ -65,6 +65,6 @@ class Heartbeats:
                 if not future.done():
                     future.set_result(answers[agent])
 
-    def _kept(self, agents: list[int]) -> dict[int, HeartbeatAnswer]:
+    def _recorded(self, agents: list[int]) -> dict[int, HeartbeatAnswer]:
         with self.engine.begin() as connection:
             return beat(connection, dict.fromkeys(agents), settings=self.settings)

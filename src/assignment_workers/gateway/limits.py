@@ -20,7 +20,7 @@ REMEMBERED = 10_000
 
 
 @dataclass
-class Pace:
+class TokenBucket:
     """So many calls a second, and twice as many at once, for each key."""
 
     per_second: float

@@ -17,11 +17,11 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from assignment_workers.assignment.figures import Figures, JobFigures, QueueFigures
-from assignment_workers.assignment.status import COUNTED_AT_MOST as CLAIMABLE_AT_MOST
-from assignment_workers.assignment.status import SequencerStatus
-from assignment_workers.gateway.latest import Latest
+from assignment_workers.assignment.reports.figures import Figures, JobFigures, QueueFigures
+from assignment_workers.assignment.reports.status import COUNTED_AT_MOST as CLAIMABLE_AT_MOST
+from assignment_workers.assignment.reports.status import SequencerStatus
 from assignment_workers.gateway.problems import Problem
+from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.telemetry import PREFIX
 
 Labelled = dict[tuple[str, ...], float | None]
@@ -80,8 +80,8 @@ class StoredFigures(Collector):
     answer there is `assignment_workers_database_up 0` and nothing else: unknown is not zero.
     """
 
-    def __init__(self, latest: Latest) -> None:
-        self._latest = latest
+    def __init__(self, read_cache: ReadCache) -> None:
+        self._read_cache = read_cache
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is collected when this is registered."""
@@ -90,7 +90,7 @@ class StoredFigures(Collector):
     def collect(self) -> Iterator[Metric]:
         """The gauges."""
         try:
-            now = self._latest.figures()
+            now = self._read_cache.figures()
         except Problem:
             yield gauge("database_up", "Whether the database answers this gateway.", {(): 0})
             return

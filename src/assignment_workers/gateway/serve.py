@@ -14,8 +14,8 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import memory, traces
 from assignment_workers.assignment.calling import numbers_of
-from assignment_workers.assignment.crm import checked
-from assignment_workers.assignment.sight import attach
+from assignment_workers.assignment.crm.external_crm import checked
+from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
@@ -48,7 +48,7 @@ def serve(settings: Settings) -> int:
         statement_timeout=timedelta(seconds=STATEMENT_SECONDS),
         pool_size=4,
     )
-    traces.of_engine(engine)
+    traces.instrument_engine(engine)
     try:
         with engine.connect() as connection:
             migrate.check(connection)
@@ -81,7 +81,7 @@ def serve(settings: Settings) -> int:
     # uvicorn sends itself the signal again when it has ended well: that is the end of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    memory.keep()
+    memory.freeze_loaded_objects()
     server.run([_listening(server.config)])
     engine.dispose()
     return 0 if server.started else 1

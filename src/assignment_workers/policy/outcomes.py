@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, func
 
-from assignment_workers.schema.base import word
+from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.dialer import UserCallScore
 
 SCORE_CEILING = 200
@@ -226,7 +226,7 @@ def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnEl
     attempt = UserCallScore.total_attempts + 1
     penalty = case((attempt <= 5, 0), (attempt <= 10, 1), else_=3)
     grown = func.greatest(0, UserCallScore.current_score + added + penalty)
-    capped = name.in_([word(each) for each in CAPPED])
+    capped = name.in_([sql_text(each) for each in CAPPED])
     # Monotonic: a cap that lowered a score would bring whoever is cold to the front.
     upto = func.greatest(UserCallScore.current_score, func.least(SCORE_CEILING, grown))
     return case((capped, upto), else_=grown)

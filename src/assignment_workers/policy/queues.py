@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingHours, CallingRules
-from assignment_workers.policy.rules import Kind, Numbers, Rule
-from assignment_workers.schema.base import Instant, word
+from assignment_workers.policy.rules import Numbers, Rule, RuleEffect
+from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.dialer import UserCallScore
 
 ORDER: tuple[UnaryExpression[Any], ...] = (
@@ -82,11 +82,11 @@ class Policy:
 
     def broken_rule(self) -> ColumnElement[str | None]:
         """The name of the first rule that does not hold; null for an eligible user."""
-        return case(*((~rule.holds, word(rule.name)) for rule in self.rules), else_=null())
+        return case(*((~rule.holds, sql_text(rule.name)) for rule in self.rules), else_=null())
 
     def is_resting(self, rule: str) -> bool:
         """A user who breaks this rule first will be eligible by themselves, later."""
-        return any(each.name == rule and each.kind is Kind.RESTING for each in self.rules)
+        return any(each.name == rule and each.kind is RuleEffect.RESTING for each in self.rules)
 
     def rests_until(self) -> ColumnElement[datetime | None]:
         """From when on the resting rules that are broken hold by themselves; null where none is.
@@ -104,7 +104,7 @@ class Policy:
 
     def out_of_place(self) -> ColumnElement[str | None]:
         """The name of the first rule that keeps a user out of this dialer queue by their facts."""
-        broken = ((~rule.holds, word(rule.name)) for rule in self._of_the_facts())
+        broken = ((~rule.holds, sql_text(rule.name)) for rule in self._of_the_facts())
         return case(*broken, else_=null())
 
     def held_back(self) -> ColumnElement[str | None]:
@@ -115,19 +115,20 @@ class Policy:
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]
-        broken = ((~rule.holds, word(rule.name)) for rule in others)
+        broken = ((~rule.holds, sql_text(rule.name)) for rule in others)
         return case(*broken, else_=null())
 
     def blocking_rule(self) -> ColumnElement[str | None]:
         """The first broken rule that no passing of time mends; null for none."""
-        lasting = [rule for rule in self.rules if rule.kind is not Kind.RESTING]
-        return case(*((~rule.holds, word(rule.name)) for rule in lasting), else_=null())
+        lasting = [rule for rule in self.rules if rule.kind is not RuleEffect.RESTING]
+        return case(*((~rule.holds, sql_text(rule.name)) for rule in lasting), else_=null())
 
     def _of_the_facts(self) -> list[Rule]:
         return [
             rule
             for rule in self.rules
-            if rule.kind is not Kind.RESTING and rule.name not in _OF_THE_SCORE_ROW | _SET_BY_US
+            if rule.kind is not RuleEffect.RESTING
+            and rule.name not in _OF_THE_SCORE_ROW | _SET_BY_US
         ]
 
     def converted(self) -> ColumnElement[bool]:
@@ -135,7 +136,7 @@ class Policy:
 
         Whoever is not in the CRM has no facts, and is not taken for converted.
         """
-        converting = [~rule.holds for rule in self.rules if rule.kind is Kind.CONVERTED]
+        converting = [~rule.holds for rule in self.rules if rule.kind is RuleEffect.CONVERTED]
         standing = [
             rule.holds
             for rule in self.rules
@@ -250,18 +251,21 @@ POLICIES = policies(CallingRules())
 UNSIGNED_USERS, OUTSTANDING_REQUESTS = POLICIES.values()
 
 
-def place_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
+def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
     """The dialer queue a user belongs to by their facts.
 
     Null for none. The first that fits wins.
     """
-    return case(*((policy.belongs(), word(policy.queue)) for policy in policies), else_=null())
+    return case(*((policy.belongs(), sql_text(policy.queue)) for policy in policies), else_=null())
 
 
 def off_for_good(rule: str) -> bool:
     """Whether a broken rule of this name ends what was promised: opted out, or converted."""
     found = {each.name: each.kind for policy in POLICIES.values() for each in policy.rules}
-    return rule in {rules.NOT_TERMINAL.name, "do_not_contact"} or found.get(rule) is Kind.CONVERTED
+    return (
+        rule in {rules.NOT_TERMINAL.name, "do_not_contact"}
+        or found.get(rule) is RuleEffect.CONVERTED
+    )
 
 
 def passes(rule: str) -> bool:

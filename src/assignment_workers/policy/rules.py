@@ -40,7 +40,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 from assignment_workers.phones import REACH, Reader
 from assignment_workers.policy.calling import CallingHours
 from assignment_workers.policy.outcomes import TERMINAL
-from assignment_workers.schema.base import Instant, NaiveInstant, word
+from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
 from assignment_workers.schema.dialer import Callback, UserCallScore
 from assignment_workers.schema.tables import (
@@ -77,7 +77,7 @@ BASE_REQUIREMENT = "base requirement for claim."
 """The reason, to the letter, with which an `id_document` requirement does not count."""
 
 
-class Kind(StrEnum):
+class RuleEffect(StrEnum):
     """What a broken rule means for the user."""
 
     CONVERTED = "converted"
@@ -94,7 +94,7 @@ class Rule:
 
     name: str
     holds: ColumnElement[bool]
-    kind: Kind
+    kind: RuleEffect
     means: str = ""
     """What it means that the rule does not hold, for people."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
@@ -102,15 +102,15 @@ class Rule:
 
 
 def _utc(naive: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[datetime]:
-    return func.timezone(word("UTC"), naive, type_=Instant)
+    return func.timezone(sql_text("UTC"), naive, type_=Instant)
 
 
 def _words(values: Iterable[str]) -> list[ColumnElement[str]]:
-    return [word(value) for value in values]
+    return [sql_text(value) for value in values]
 
 
 def _is_cancelled() -> ColumnElement[bool]:
-    return func.coalesce(func.lower(Claim.status), word("")) == word("cancelled")
+    return func.coalesce(func.lower(Claim.status), sql_text("")) == sql_text("cancelled")
 
 
 def _claims(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -118,13 +118,13 @@ def _claims(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 def _signed() -> ColumnElement[bool]:
-    return func.coalesce(CrmUser.current_signature_file_id, word("")) != word("")
+    return func.coalesce(CrmUser.current_signature_file_id, sql_text("")) != sql_text("")
 
 
 def _wanting() -> ColumnElement[bool]:
     """Some requirement of a claim that goes on is pending, of a kind that a call can obtain."""
     excused = and_(
-        ClaimRequirement.type == word("id_document"),
+        ClaimRequirement.type == sql_text("id_document"),
         ClaimRequirement.claim_requirement_reason == BASE_REQUIREMENT,
     )
     return exists(
@@ -134,19 +134,23 @@ def _wanting() -> ColumnElement[bool]:
         .where(
             Claim.user_id == CrmUser.id,
             not_(_is_cancelled()),
-            func.upper(ClaimRequirement.status) == word("PENDING"),
-            func.coalesce(ClaimRequirement.type, word("")).not_in(_words(EXCLUDED_REQUIREMENTS)),
+            func.upper(ClaimRequirement.status) == sql_text("PENDING"),
+            func.coalesce(ClaimRequirement.type, sql_text("")).not_in(
+                _words(EXCLUDED_REQUIREMENTS)
+            ),
             func.coalesce(excused, false()).is_(False),
         )
     )
 
 
-IN_CRM = Rule("not_in_crm", CrmUser.id.is_not(None), Kind.BLOCKED, "the CRM does not know them")
-ENABLED = Rule("disabled", CrmUser.is_enabled.is_(True), Kind.BLOCKED, "disabled in the CRM")
+IN_CRM = Rule(
+    "not_in_crm", CrmUser.id.is_not(None), RuleEffect.BLOCKED, "the CRM does not know them"
+)
+ENABLED = Rule("disabled", CrmUser.is_enabled.is_(True), RuleEffect.BLOCKED, "disabled in the CRM")
 NOT_TERMINAL = Rule(
     "opted_out",
     and_(
-        func.coalesce(UserCallScore.last_outcome, word("")).not_in(_words(TERMINAL)),
+        func.coalesce(UserCallScore.last_outcome, sql_text("")).not_in(_words(TERMINAL)),
         not_(
             exists(
                 select(1)
@@ -158,7 +162,7 @@ NOT_TERMINAL = Rule(
             )
         ),
     ),
-    Kind.BLOCKED,
+    RuleEffect.BLOCKED,
     "an earlier call ended with do_not_contact or no_claim",
 )
 """Whoever asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
@@ -193,15 +197,15 @@ class Numbers:
     @property
     def current(self) -> ColumnElement[bool]:
         """Whether the user's stored identity is that of what the CRM says now."""
-        written = func.coalesce(CrmUser.phone_number, word(""))
-        same = [func.coalesce(Phone.text, word("")) == written]
-        nothing = written == word("")
+        written = func.coalesce(CrmUser.phone_number, sql_text(""))
+        same = [func.coalesce(Phone.text, sql_text("")) == written]
+        nothing = written == sql_text("")
         for of, stored in ((self.country, Phone.country), (self.time_zone, Phone.time_zone)):
             if of is not None:
-                said = func.coalesce(of, word(""))
-                same.append(func.coalesce(stored, word("")) == said)
-                nothing = and_(nothing, said == word(""))
-        read = func.coalesce(Phone.reader == word(self.reader.tag), false())
+                said = func.coalesce(of, sql_text(""))
+                same.append(func.coalesce(stored, sql_text("")) == said)
+                nothing = and_(nothing, said == sql_text(""))
+        read = func.coalesce(Phone.reader == sql_text(self.reader.tag), false())
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
@@ -209,7 +213,7 @@ class Numbers:
         return Rule(
             NUMBER_UNREAD,
             or_(self.current, not_(READING)),
-            Kind.BLOCKED,
+            RuleEffect.BLOCKED,
             "their phone number has changed and is read before they are offered",
         )
 
@@ -218,16 +222,16 @@ class Numbers:
         return Rule(
             "no_number",
             not_(and_(self.current, func.coalesce(func.cardinality(Phone.numbers), 0) == 0)),
-            Kind.BLOCKED,
+            RuleEffect.BLOCKED,
             "they have no phone number that can be read",
         )
 
     def contactable(self, queue: str) -> Rule:
         """Neither the user nor one of their numbers is suppressed, in this dialer queue or all."""
-        here = or_(Suppression.queue.is_(None), Suppression.queue == word(queue))
+        here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
         by_user = _is_suppressed(
-            Suppression.kind == word(SuppressionKind.DO_NOT_CONTACT),
+            Suppression.kind == sql_text(SuppressionKind.DO_NOT_CONTACT),
             Suppression.user_id == CrmUser.id,
             stands,
         )
@@ -243,7 +247,7 @@ class Numbers:
         return Rule(
             "do_not_contact",
             not_(or_(by_user, and_(self.current, or_(by_number, by_text, by_list)))),
-            Kind.BLOCKED,
+            RuleEffect.BLOCKED,
             "they or their phone number are on the do-not-contact list",
         )
 
@@ -252,7 +256,7 @@ class Numbers:
 
         Where either is no number, or none that was given out, and both end alike.
         """
-        here = or_(Suppression.queue.is_(None), Suppression.queue == word(queue))
+        here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
         user_unsure = or_(
             _is_suppressed(Suppression.tail == any_(Phone.unread), stands),
@@ -264,7 +268,7 @@ class Numbers:
         return Rule(
             "number_unclear",
             not_(and_(self.current, or_(user_unsure, entry_unsure))),
-            Kind.BLOCKED,
+            RuleEffect.BLOCKED,
             "their number ends as one on the do-not-contact list and one of the two cannot be "
             "read: an operator has to see to it",
         )
@@ -284,8 +288,8 @@ def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
         .join(SuppressionList, SuppressionList.id == SuppressedNumber.list_id)
         .where(
             condition,
-            SuppressionList.state == word(SuppressionListState.STANDING),
-            or_(SuppressionList.queue.is_(None), SuppressionList.queue == word(queue)),
+            SuppressionList.state == sql_text(SuppressionListState.STANDING),
+            or_(SuppressionList.queue.is_(None), SuppressionList.queue == sql_text(queue)),
             _unexpired(SuppressionList.expires_at),
             _unexpired(SuppressedNumber.expires_at),
         )
@@ -302,10 +306,11 @@ NOT_SET_ASIDE = Rule(
     "quarantined",
     not_(
         _is_suppressed(
-            Suppression.kind == word(SuppressionKind.QUARANTINE), Suppression.user_id == CrmUser.id
+            Suppression.kind == sql_text(SuppressionKind.QUARANTINE),
+            Suppression.user_id == CrmUser.id,
         )
     ),
-    Kind.BLOCKED,
+    RuleEffect.BLOCKED,
     "set aside until an operator releases them: they failed repeatedly for an unclear reason",
 )
 
@@ -316,12 +321,12 @@ def not_closed(queue: str) -> Rule:
         "closed",
         not_(
             _is_suppressed(
-                Suppression.kind == word(SuppressionKind.CLOSED),
+                Suppression.kind == sql_text(SuppressionKind.CLOSED),
                 Suppression.user_id == CrmUser.id,
-                Suppression.queue == word(queue),
+                Suppression.queue == sql_text(queue),
             )
         ),
-        Kind.BLOCKED,
+        RuleEffect.BLOCKED,
         "an agent closed this dialer queue for them, until an operator lifts that",
     )
 
@@ -339,20 +344,23 @@ UNCLEAR = frozenset({"not_in_crm", "unsigned"})
 CLAIM_ALIVE = Rule(
     "all_claims_cancelled",
     or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),
-    Kind.BLOCKED,
+    RuleEffect.BLOCKED,
     "all their claims are cancelled",
 )
 """A user without any claim passes (original-dialer section 3)."""
-UNSIGNED = Rule("signed", not_(_signed()), Kind.CONVERTED, "they have signed")
-SIGNED = Rule("unsigned", _signed(), Kind.BLOCKED, "they have not signed yet")
+UNSIGNED = Rule("signed", not_(_signed()), RuleEffect.CONVERTED, "they have signed")
+SIGNED = Rule("unsigned", _signed(), RuleEffect.BLOCKED, "they have not signed yet")
 WANTING = Rule(
     "requirements_completed",
     _wanting(),
-    Kind.CONVERTED,
+    RuleEffect.CONVERTED,
     "nothing is pending that a call can obtain",
 )
 ACTIVE = Rule(
-    "inactive", UserCallScore.is_active.is_not(False), Kind.BLOCKED, "their score row is not active"
+    "inactive",
+    UserCallScore.is_active.is_not(False),
+    RuleEffect.BLOCKED,
+    "their score row is not active",
 )
 """Whoever has no score row yet can be due a call all the same: they called or were promised one."""
 UNPROMISED = Rule(
@@ -361,17 +369,17 @@ UNPROMISED = Rule(
         exists(
             select(1)
             .select_from(Callback)
-            .where(Callback.user_id == CrmUser.id, Callback.status == word("pending"))
+            .where(Callback.user_id == CrmUser.id, Callback.status == sql_text("pending"))
         )
     ),
-    Kind.RESTING,
+    RuleEffect.RESTING,
     "they were promised a callback, and are called for that",
 )
 """Whoever was promised a callback is called for it, never earlier through the queue (hazard C9)."""
 RESTED = Rule(
     "cooling_down",
     or_(UserCallScore.next_call_after.is_(None), UserCallScore.next_call_after <= NOW),
-    Kind.RESTING,
+    RuleEffect.RESTING,
     "their last outcome asks to wait",
     _utc(UserCallScore.next_call_after),
 )
@@ -381,7 +389,7 @@ SETTLED = Rule(
         UserCallScore.current_score <= 0,
         UserCallScore.created_at <= NOW - literal(SETTLING, Interval()),
     ).is_not(False),
-    Kind.RESTING,
+    RuleEffect.RESTING,
     "with a score above 0, and their score row is younger than two hours",
     _utc(UserCallScore.created_at + literal(SETTLING, Interval())),
 )
@@ -420,7 +428,7 @@ def in_hours(hours: CallingHours) -> Rule:
     return Rule(
         "outside_calling_hours",
         holds,
-        Kind.RESTING,
+        RuleEffect.RESTING,
         "outside calling hours where they are",
         latest,
     )
@@ -447,7 +455,7 @@ def within_attempts(most: int) -> Rule:
     return Rule(
         "attempts_used_up",
         func.coalesce(UserCallScore.total_attempts < most, true()),
-        Kind.BLOCKED,
+        RuleEffect.BLOCKED,
         f"called {most} times or more",
     )
 
@@ -463,7 +471,7 @@ def within_calls_per_day(most: int) -> Rule:
         select(calls.ended_at)
         .where(
             calls.user_id == CrmUser.id,
-            calls.state == word(AssignmentState.COMPLETED),
+            calls.state == sql_text(AssignmentState.COMPLETED),
             calls.ended_at > _utc(NOW) - day,
         )
         .order_by(calls.ended_at.desc())
@@ -475,7 +483,7 @@ def within_calls_per_day(most: int) -> Rule:
     return Rule(
         "called_enough_today",
         ended.is_(None),
-        Kind.RESTING,
+        RuleEffect.RESTING,
         f"called {most} times in 24 hours",
         ended + day,
     )
@@ -487,7 +495,7 @@ def cooled_down(least: timedelta) -> Rule:
     return Rule(
         "called_lately",
         or_(UserCallScore.last_call_at.is_(None), free <= NOW),
-        Kind.RESTING,
+        RuleEffect.RESTING,
         f"their last call is less than {least} ago",
         _utc(free),
     )
@@ -506,7 +514,7 @@ def between_offers(least: timedelta) -> Rule:
     return Rule(
         "offered_lately",
         func.coalesce(free <= _utc(NOW), true()),
-        Kind.RESTING,
+        RuleEffect.RESTING,
         f"last handed out less than {least} ago",
         free,
     )
@@ -516,7 +524,7 @@ def in_pool(queue: str) -> Rule:
     """The user's score row says that they belong to this dialer queue."""
     return Rule(
         "in_other_queue",
-        func.coalesce(UserCallScore.current_queue_type, word("")) == word(queue),
-        Kind.BLOCKED,
+        func.coalesce(UserCallScore.current_queue_type, sql_text("")) == sql_text(queue),
+        RuleEffect.BLOCKED,
         "their score row names another dialer queue, or there is none",
     )

@@ -85,7 +85,7 @@ def one_of(column: str, values: Iterable[StrEnum]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({names})", name=column)
 
 
-def word(value: str) -> ColumnElement[str]:
+def sql_text(value: str) -> ColumnElement[str]:
     """A name of ours, such as a state, written into the statement and not sent as a parameter.
 
     A partial index is used only where the planner sees its condition; in the generic plan of a

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.types import TypeEngine
 
-from assignment_workers.schema.base import Instant, NaiveInstant, word
+from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 
 
 def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedAlias:
@@ -43,7 +43,7 @@ def insert_rows(
     given = rows(parameter, **types)
     values = select(
         *(
-            func.timezone(word("UTC"), given.c[each.key])
+            func.timezone(sql_text("UTC"), given.c[each.key])
             if each.key in naive
             else given.c[each.key]
             for each in columns

@@ -66,7 +66,7 @@ def connect(
     statement_timeout: timedelta,
     lock_timeout: timedelta = timedelta(seconds=5),
     pool_size: int = 1,
-    whole_tables: bool = True,
+    index_plans_only: bool = False,
 ) -> Engine:
     """An engine whose sessions speak UTC, run READ COMMITTED and give up in a known time.
 
@@ -74,10 +74,10 @@ def connect(
     `name` is what `pg_stat_activity` shows. No connection is made yet. Set-up is one statement a
     connection, not start-up options: poolers such as PgBouncer refuse unknown options. Behind a
     pooler, which may give every transaction another session, it is one a transaction, and no
-    statement is prepared. `whole_tables` False: a table is probed by an index where one serves. A
+    statement is prepared. `index_plans_only`: a table is probed by an index where one serves. A
     prepared statement keeps its plan, and one that was made while a table was small would go on
     reading all of it as it grows, until statistics are gathered anew. So what has no index must not
-    be large there, or says that it may be joined at once (`sight`).
+    be large there, or says that it may be joined at once (`assignment.crm.external_crm.reader`).
 
     Each exchange ends on our clock as well (`schema.deadline`): a little later than a statement may
     take, and where that is long, as soon as the server, asked beside it, is not at work on it.
@@ -91,7 +91,7 @@ def connect(
         f"{setting} TO {round(limit.total_seconds() * 1000)}"
         for setting, limit in milliseconds.items()
     ]
-    if not whole_tables:
+    if index_plans_only:
         ways = ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
         limits += [f"enable_{way} TO off" for way in ways]
         # Before PostgreSQL 18 a way that is off, where there is no other, seems worth compiling.

@@ -74,7 +74,7 @@ class EndedHow(StrEnum):
     """Nobody accepted it in its time."""
 
 
-class AgentStates(StrEnum):
+class AgentStatus(StrEnum):
     """What an agent is about, as they or their moves say."""
 
     AVAILABLE = "available"
@@ -105,7 +105,7 @@ UNMARKED = UUID(int=0)
 """The id of a term that was begun before terms had ids."""
 
 
-class Sequencer(Base):
+class LaneTerm(Base):
     """Who may write: one row a lane.
 
     Every transaction on the assignment queue locks it and proves its term. It changes with the
@@ -314,7 +314,7 @@ class Assignment(Base):
     """Of one that was skipped or deferred: nobody is offered the user before."""
 
 
-class AgentState(Base):
+class AgentSession(Base):
     """An agent as the line knows them: what they said they are about, and their session.
 
     A row is made by the first state that is stated, or by the first offer that lapses; `state` is
@@ -323,7 +323,7 @@ class AgentState(Base):
 
     __tablename__ = "agents_state"
     __table_args__ = (
-        one_of("state", AgentStates),
+        one_of("state", AgentStatus),
         CheckConstraint("(state IS NULL) = (since IS NULL)", name="since"),
         CheckConstraint(
             "(session_began IS NULL) = (state IS NULL OR state = 'offline')", name="session"
@@ -907,7 +907,7 @@ class CrmRead(Base):
 
 
 class Watermark(Base):
-    """How far a source was read for what is new in it (`assignment.discover`)."""
+    """How far a source was read for what is new in it (`assignment.pools.discover`)."""
 
     __tablename__ = "watermarks"
 

@@ -14,7 +14,7 @@ from celery.worker.consumer import consumer
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.lanes import ASSIGNMENT
 from assignment_workers.assignment.suspects import Suspicion
-from assignment_workers.client.message import DEAD_LETTER
+from assignment_workers.client.wire.message import DEAD_LETTER
 from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import TaskMessage, described, named
 from assignment_workers.sequencer.refusals import Refusals

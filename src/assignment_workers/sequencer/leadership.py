@@ -19,7 +19,7 @@ from psycopg.errors import LockNotAvailable, QueryCanceled
 from redis.exceptions import ResponseError
 
 from assignment_workers.schema.deadline import NoAnswer
-from assignment_workers.sequencer.refused import REFUSING, refused
+from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.term import SILENCE

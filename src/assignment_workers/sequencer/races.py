@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from assignment_workers.assignment.turn import EventKind
+from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.telemetry import RACES
 
 log = structlog.get_logger()

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from assignment_workers.assignment.answers import Code, Refused
-from assignment_workers.assignment.dead_letters import bury
+from assignment_workers.assignment.dead_letters import store_dead_letter
 from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import TaskMessage
 from assignment_workers.telemetry import DEAD_LETTERS
@@ -69,7 +69,7 @@ class Refusals:
     ) -> int:
         """Store a dead letter; its number. Raises `NotStored`.
 
-        `replayable` and `again`: see `bury`.
+        `replayable` and `again`: see `store_dead_letter`.
         """
         data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         if len(data) > self.largest:
@@ -77,7 +77,7 @@ class Refusals:
             error = f"{error}; sha256 {digest}; the first {HEAD} bytes are stored"
             data = data[:HEAD]
         try:
-            number = bury(
+            number = store_dead_letter(
                 self.engine,
                 celery_queue=queue,
                 task=task,

@@ -13,13 +13,13 @@ from sqlalchemy import Engine, func, insert
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
-from assignment_workers.assignment.turn import raced
+from assignment_workers.assignment.transaction import raced
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
 from assignment_workers.schema.tables import Event
-from assignment_workers.sequencer.line import Line
 from assignment_workers.sequencer.races import tell_race
-from assignment_workers.sequencer.refused import REFUSING, refused
+from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.term import SILENCE, Candidacy, Term
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.telemetry import TERM
 
 log = structlog.get_logger()
@@ -47,31 +47,31 @@ class Sequencer:
         self.lost = False
         self.deposed: Term | None = None
         """The term that this process has ended last, of a leader that lives, if any."""
-        self._line: Line | None = None
+        self._runner: TransactionRunner | None = None
         self._probed = 0.0
         self._probe_waits = False
 
     @property
     def leads(self) -> bool:
         """Whether a term was begun and not given up, as far as this process knows."""
-        return self._line is not None
+        return self._runner is not None
 
     @property
     def term(self) -> int:
         """The term being led; 0 while standing by."""
-        return self._line.term if self._line else 0
+        return self._runner.term if self._runner else 0
 
     @property
-    def line(self) -> Line:
+    def runner(self) -> TransactionRunner:
         """Where turns are taken; raises `StaleTerm` while this process does not lead."""
-        if self._line is None:
+        if self._runner is None:
             raise StaleTerm(held=0, current=None)
-        return self._line
+        return self._runner
 
     @property
     def mark(self) -> str:
         """The term being led, by number and id."""
-        return Term(self._line.term, self._line.term_id).mark if self._line else "0"
+        return Term(self._runner.term, self._runner.term_id).mark if self._runner else "0"
 
     def stand(self) -> Term | None:
         """Lead if the place is free, or if its holder is silent.
@@ -86,7 +86,7 @@ class Sequencer:
                 self.candidacy.depose()
                 self.deposed = sign.term
             return None
-        self._line = Line(
+        self._runner = TransactionRunner(
             self.engine,
             term=term.number,
             term_id=term.id,
@@ -103,9 +103,9 @@ class Sequencer:
 
     def resign(self) -> None:
         """Lead no more; the lock is free at once. A turn that is being retried does not commit."""
-        if self._line is not None:
-            self._line.revoke()
-        self._line = None
+        if self._runner is not None:
+            self._runner.revoke()
+        self._runner = None
         TERM.set(0)
         self.candidacy.close()
 
@@ -118,7 +118,7 @@ class Sequencer:
         if error.held == 0 or error.current is None:
             return
         kind = "term_begun_twice" if error.held == error.current else "stale_term"
-        self._tell(kind, done="rolled back", held=error.held, current=error.current)
+        self._record_event(kind, done="rolled back", held=error.held, current=error.current)
         self.lose()
 
     def follows(self, last: str) -> None:
@@ -129,9 +129,9 @@ class Sequencer:
         """
         number = int(last.partition(".")[0])
         if number >= self.term:
-            self._tell("term_begun_twice", done="went on", held=number, current=self.term)
+            self._record_event("term_begun_twice", done="went on", held=number, current=self.term)
 
-    def _tell(self, kind: str, **facts: object) -> None:
+    def _record_event(self, kind: str, **facts: object) -> None:
         """Leave the event of a race between terms.
 
         It names both in the details and none in its column, which says under which term a change
@@ -145,7 +145,7 @@ class Sequencer:
     def take_an_empty_turn(self) -> None:
         """Give a sign of life where nothing comes along the line: its broker refuses writes."""
         with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):
-            self.line.run(lambda _: None)
+            self.runner.run(lambda _: None)
 
     def probe_came(self) -> None:
         """The probe has come to its turn: another may be sent."""
@@ -157,7 +157,7 @@ class Sequencer:
         if now - self._probed < PROBE_SECONDS:
             return
         # One behind many messages tells how long the line is; more would only make it longer.
-        if not (self._probe_waits and self.line.had_turn_since(now - PROBE_SECONDS)):
+        if not (self._probe_waits and self.runner.had_turn_since(now - PROBE_SECONDS)):
             self._probed, self._probe_waits = now, True
             try:
                 self._send_probe()

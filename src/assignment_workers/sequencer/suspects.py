@@ -31,7 +31,7 @@ from assignment_workers.assignment.suspects import (
     try_part,
 )
 from assignment_workers.errors import DatabaseUnavailable
-from assignment_workers.sequencer.refused import EXCUSE
+from assignment_workers.sequencer.redis_refusals import EXCUSE
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ from psycopg.types.json import Jsonb
 
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes, connection_name
 from assignment_workers.assignment.locks import key
-from assignment_workers.assignment.turn import EventKind
+from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.deadline import EXCHANGE_SECONDS, BoundedConnection

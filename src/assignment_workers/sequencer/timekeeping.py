@@ -15,7 +15,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from assignment_workers.assignment.turn import EventKind
+from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 
 log = structlog.get_logger()

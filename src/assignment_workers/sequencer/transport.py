@@ -27,7 +27,7 @@ from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import COMPRESSED, UNREADABLE, envelope_of
-from assignment_workers.sequencer.refused import (
+from assignment_workers.sequencer.redis_refusals import (
     BIND,
     GIVE_BACK,
     NO_KEY,
@@ -37,7 +37,7 @@ from assignment_workers.sequencer.refused import (
     REFUSING,
     REPLACE,
     TAKE,
-    Refused,
+    RedisRefusal,
     refused,
 )
 
@@ -115,7 +115,7 @@ class Channel(redis.Channel):
         return queue, answer[1]
 
     @staticmethod
-    def _refused(error: ResponseError) -> Refused:
+    def _refused(error: ResponseError) -> RedisRefusal:
         """Wait a moment where Redis refuses to write, and return why; raise any other error."""
         why = refused(error)
         if why is None:
@@ -130,9 +130,9 @@ class Channel(redis.Channel):
         try:
             bind(exchange, routing_key, pattern, queue)
         except ResponseError as error:
-            if self._refused(error) is not Refused.FULL:
+            if self._refused(error) is not RedisRefusal.FULL:
                 # Celery connects again, as often as it takes.
-                raise ConnectionError(str(Refused.UNSAVED)) from error
+                raise ConnectionError(str(RedisRefusal.UNSAVED)) from error
             member = self.sep.join([routing_key or "", pattern or "", queue or ""])
             key = self._key(self.keyprefix_queue % (exchange,))
             with self.conn_or_acquire() as client:
@@ -224,9 +224,9 @@ class QoS(redis.QoS):
         try:
             super().append(message, delivery_tag)
         except ResponseError as error:
-            if refused(error) is not Refused.FULL:
+            if refused(error) is not RedisRefusal.FULL:
                 raise
-            REFUSING.note(Refused.FULL)
+            REFUSING.note(RedisRefusal.FULL)
             names = (self.unacked_index_key, self.unacked_key, NO_KEY)
             keys = [self.channel._key(each) for each in names]  # noqa: SLF001
             info = message.delivery_info
@@ -325,7 +325,7 @@ class OrderedChannel(Channel):
             return self._asked, self._response("BLMOVE", **options)
         except ResponseError as error:
             item = None
-            if self._refused(error) is Refused.FULL:
+            if self._refused(error) is RedisRefusal.FULL:
                 item = self._moved(TAKE, self._asked, taken_key(self._asked, self.mark))
             if item is None:
                 raise Empty from error

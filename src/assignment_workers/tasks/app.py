@@ -18,7 +18,7 @@ from assignment_workers.errors import UsageError
 from assignment_workers.policy.outcomes import overridden
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import assignment, maintenance, results
-from assignment_workers.tasks.door import App, DoorTask
+from assignment_workers.tasks.task_handler import App, HandledTask
 
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> App:
 
 def _doors(app: App) -> frozenset[str]:
     """The tasks of ours that are registered so far."""
-    return frozenset(name for name, task in app.tasks.items() if isinstance(task, DoorTask))
+    return frozenset(name for name, task in app.tasks.items() if isinstance(task, HandledTask))
 
 
 def _module(settings: Settings) -> ModuleType:

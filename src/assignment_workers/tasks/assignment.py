@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, Field
 from sqlalchemy import select, update
 
-from assignment_workers.assignment import agents, convert, discover, suppression_lists
+from assignment_workers.assignment import suppression_lists
 from assignment_workers.assignment.answers import (
     Code,
     CommandAnswer,
@@ -21,15 +21,22 @@ from assignment_workers.assignment.answers import (
     StateAnswer,
 )
 from assignment_workers.assignment.calling import numbers_of, policies_of
-from assignment_workers.assignment.doctor import repair
-from assignment_workers.assignment.drain import drain
-from assignment_workers.assignment.expire import expire
-from assignment_workers.assignment.pause import pause, resume
-from assignment_workers.assignment.publish import publish
-from assignment_workers.assignment.reassign import reassign, take_back
-from assignment_workers.assignment.suppressions import Entry, do_not_contact, lift, subject
-from assignment_workers.assignment.turn import Turn
-from assignment_workers.schema.tables import AgentStates, Sequencer, SequencerSign, SuppressionKind
+from assignment_workers.assignment.claims.reassign import reassign, take_back
+from assignment_workers.assignment.generations.drain import drain
+from assignment_workers.assignment.generations.pause import pause, resume
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.lifecycle import agent_status
+from assignment_workers.assignment.lifecycle.expire import expire
+from assignment_workers.assignment.pools import convert, discover
+from assignment_workers.assignment.reports.doctor import repair
+from assignment_workers.assignment.suppressions import (
+    SuppressionTerms,
+    do_not_contact,
+    lift,
+    subject,
+)
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.schema.tables import AgentStatus, LaneTerm, SequencerSign, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.tasks.arguments import (
     AgentId,
@@ -40,7 +47,6 @@ from assignment_workers.tasks.arguments import (
     Why,
     Word,
 )
-from assignment_workers.tasks.door import App, DoorTask, door
 from assignment_workers.tasks.moves import (
     accept,
     close,
@@ -53,58 +59,61 @@ from assignment_workers.tasks.moves import (
     skip,
 )
 from assignment_workers.tasks.requests import request, request_many
+from assignment_workers.tasks.task_handler import App, HandledTask, task_handler
 
 
-def expire_lapsed(task: DoorTask) -> CommandAnswer:
+def expire_lapsed(task: HandledTask) -> CommandAnswer:
     """End every hold whose lease has lapsed."""
 
-    def operation(turn: Turn) -> Done:
-        lapsed = expire(turn, settings=task.of.settings)
+    def operation(transaction: FencedTransaction) -> Done:
+        lapsed = expire(transaction, settings=task.of.settings)
         return Done(counts={"expired": len(lapsed.ended), "kept": len(lapsed.kept)})
 
     return task.once(operation)
 
 
 def state_of_agent(
-    task: DoorTask,
+    task: HandledTask,
     agent_id: AgentId,
-    state: AgentStates,
+    state: AgentStatus,
     by: Word | None = None,
     why: Why | None = None,
 ) -> StateAnswer:
     """The agent is about this from now on: available, on_call, wrap_up, break or offline."""
     return task.once(
-        lambda turn: agents.state(turn, agent_id, state, by=by, why=why),
+        lambda transaction: agent_status.state(transaction, agent_id, state, by=by, why=why),
         subject=f"state of agent {agent_id}",
     )
 
 
 def end_sessions(
-    task: DoorTask,
-    agent_ids: Annotated[list[AgentId], Field(max_length=agents.ENDED_AT_ONCE)],
+    task: HandledTask,
+    agent_ids: Annotated[list[AgentId], Field(max_length=agent_status.ENDED_AT_ONCE)],
     silent_at: AwareDatetime,
 ) -> CommandAnswer:
     """End the sessions of those of these agents who are silent still."""
-    return task.once(lambda turn: agents.end_sessions(turn, agent_ids, silent_at=silent_at))
+    return task.once(
+        lambda transaction: agent_status.end_sessions(transaction, agent_ids, silent_at=silent_at)
+    )
 
 
-def publish_generation(task: DoorTask, generation_id: GenerationId) -> CommandAnswer:
+def publish_generation(task: HandledTask, generation_id: GenerationId) -> CommandAnswer:
     """Make a built generation the one its dialer queue hands out from."""
-    return task.once(lambda turn: publish(turn, generation_id))
+    return task.once(lambda transaction: publish(transaction, generation_id))
 
 
-def take_back_hold(task: DoorTask, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
+def take_back_hold(task: HandledTask, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
     """End a hold for its agent, as an operator asks."""
-    return task.once(lambda turn: take_back(turn, assignment_id, by=by, why=why))
+    return task.once(lambda transaction: take_back(transaction, assignment_id, by=by, why=why))
 
 
 def reassign_hold(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
+    task: HandledTask, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
 ) -> RequestAnswer:
     """Give the user of a hold to another agent, as an operator asks."""
     return task.once(
-        lambda turn: reassign(
-            turn,
+        lambda transaction: reassign(
+            transaction,
             assignment_id,
             agent_id,
             by=by,
@@ -116,26 +125,32 @@ def reassign_hold(
 
 
 def pause_queue(
-    task: DoorTask, queue: Word, by: Word | None = None, why: Why | None = None
+    task: HandledTask, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
     """Hand out nobody from a dialer queue."""
-    return task.once(lambda turn: pause(turn, queue, by=by, why=why), subject=f"pause of {queue}")
+    return task.once(
+        lambda transaction: pause(transaction, queue, by=by, why=why), subject=f"pause of {queue}"
+    )
 
 
 def resume_queue(
-    task: DoorTask, queue: Word, by: Word | None = None, why: Why | None = None
+    task: HandledTask, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
     """Hand out users from a dialer queue again."""
-    return task.once(lambda turn: resume(turn, queue, by=by, why=why), subject=f"pause of {queue}")
+    return task.once(
+        lambda transaction: resume(transaction, queue, by=by, why=why), subject=f"pause of {queue}"
+    )
 
 
-def drain_queue(task: DoorTask, queue: Word, by: Word) -> CommandAnswer:
+def drain_queue(task: HandledTask, queue: Word, by: Word) -> CommandAnswer:
     """Take some of who is not held out of a dialer queue, until the next build."""
-    return task.once(lambda turn: drain(turn, queue, by=by), subject=f"draining of {queue}")
+    return task.once(
+        lambda transaction: drain(transaction, queue, by=by), subject=f"draining of {queue}"
+    )
 
 
 def remove_converted(
-    task: DoorTask,
+    task: HandledTask,
     queue: Word,
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
@@ -148,20 +163,22 @@ def remove_converted(
             reason=f"no dialer queue {queue!r}; there are {', '.join(policies)}",
         )
     return task.once(
-        lambda turn: convert.remove_converted(turn, policy, user_ids, policies=policies)
+        lambda transaction: convert.remove_converted(
+            transaction, policy, user_ids, policies=policies
+        )
     )
 
 
 def place_users(
-    task: DoorTask, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
+    task: HandledTask, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
 ) -> CommandAnswer:
     """Put those users who are out of place into the pool where they belong."""
     policies = policies_of(task.of.settings)
-    return task.once(lambda turn: discover.place(turn, user_ids, policies))
+    return task.once(lambda transaction: discover.assign_to_queue(transaction, user_ids, policies))
 
 
 def suppress(
-    task: DoorTask,
+    task: HandledTask,
     reason: Notes,
     by: Word,
     user_id: UserId | None = None,
@@ -172,11 +189,11 @@ def suppress(
     raw: bool = False,  # noqa: FBT001, FBT002 - named in the message
 ) -> CommandAnswer:
     """Offer a user, or every user with a phone number, to nobody."""
-    entry = Entry(queue, expires_at, source, raw)
+    entry = SuppressionTerms(queue, expires_at, source, raw)
     reader = numbers_of(task.of.settings).reader
     return task.once(
-        lambda turn: do_not_contact(
-            turn, user=user_id, phone=phone, reason=reason, by=by, entry=entry, reader=reader
+        lambda transaction: do_not_contact(
+            transaction, user=user_id, phone=phone, reason=reason, by=by, entry=entry, reader=reader
         ),
         subject=subject(
             SuppressionKind.DO_NOT_CONTACT, reader, user=user_id, phone=phone, queue=queue
@@ -184,18 +201,20 @@ def suppress(
     )
 
 
-def flip_list(task: DoorTask, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
+def flip_list(task: HandledTask, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
     """Make a loaded list of numbers stand, and retire what it replaces."""
-    return task.once(lambda turn: suppression_lists.flip(turn, list_id, by=by, why=why))
+    return task.once(
+        lambda transaction: suppression_lists.flip(transaction, list_id, by=by, why=why)
+    )
 
 
-def drop_list(task: DoorTask, name: Word, by: Word, why: Why) -> CommandAnswer:
+def drop_list(task: HandledTask, name: Word, by: Word, why: Why) -> CommandAnswer:
     """Let a named list of numbers count no more."""
-    return task.once(lambda turn: suppression_lists.drop(turn, name, by=by, why=why))
+    return task.once(lambda transaction: suppression_lists.drop(transaction, name, by=by, why=why))
 
 
 def lift_suppression(
-    task: DoorTask,
+    task: HandledTask,
     kind: SuppressionKind,
     by: Word,
     why: Notes,
@@ -206,76 +225,80 @@ def lift_suppression(
     """Let a user be offered again who was set aside, was not to be contacted, or was closed."""
     reader = numbers_of(task.of.settings).reader
     return task.once(
-        lambda turn: lift(
-            turn, kind, user=user_id, phone=phone, queue=queue, by=by, why=why, reader=reader
+        lambda transaction: lift(
+            transaction, kind, user=user_id, phone=phone, queue=queue, by=by, why=why, reader=reader
         ),
         subject=subject(kind, reader, user=user_id, phone=phone, queue=queue),
     )
 
 
-def repair_entries(task: DoorTask) -> CommandAnswer:
+def repair_entries(task: HandledTask) -> CommandAnswer:
     """Bring the entries in line with the holds, as `doctor --repair` asks."""
     return task.once(repair)
 
 
-def probe(task: DoorTask, sent_at: AwareDatetime | None = None) -> CommandAnswer:
+def probe(task: HandledTask, sent_at: AwareDatetime | None = None) -> CommandAnswer:
     """Travel the line: its turn is a sign of life, and how long it took is a figure of `status`.
 
     Its time is told to clients, who set their deadlines by it.
     """
     read: list[tuple[datetime, float]] = []
 
-    def turn(turn: Turn) -> Done:
-        read.append((turn.now, monotonic()))
-        return _probe(turn, sent_at)
+    def transaction(transaction: FencedTransaction) -> Done:
+        read.append((transaction.now, monotonic()))
+        return _probe(transaction, sent_at)
 
-    done = task.line.run(turn)  # it only measures, and comes every other second
+    done = task.runner.run(transaction)  # it only measures, and comes every other second
     task.of.sequencer.probe_came()
     tell_time(task.of.results, *read[-1])
     return done
 
 
-def _probe(turn: Turn, sent_at: datetime | None) -> Done:
+def _probe(transaction: FencedTransaction, sent_at: datetime | None) -> Done:
     seconds = (datetime.now(UTC) - sent_at).total_seconds() if sent_at else None
-    turn.connection.execute(
+    transaction.connection.execute(
         update(SequencerSign)
-        .where(SequencerSign.lane.in_(select(Sequencer.lane).where(Sequencer.term == turn.term)))
-        .values(last_turn_at=turn.now, last_probe_at=turn.now, last_probe_seconds=seconds)
+        .where(
+            SequencerSign.lane.in_(select(LaneTerm.lane).where(LaneTerm.term == transaction.term))
+        )
+        .values(
+            last_turn_at=transaction.now, last_probe_at=transaction.now, last_probe_seconds=seconds
+        )
     )
     return Done()
 
 
 def register(app: App) -> None:
     """Add the tasks of the assignment queue to `app`."""
-    door(app, "assignment.request", request)
-    door(app, "assignment.request_many", request_many)
-    door(app, "assignment.finish_many", finish_many)
-    door(app, "assignment.complete", complete)
-    door(app, "assignment.skip", skip)
-    door(app, "assignment.defer", defer)
-    door(app, "assignment.close", close)
-    door(app, "assignment.accept", accept)
-    door(app, "assignment.release", release)
-    door(app, "assignment.release_unclaimed", release_if_unclaimed)
-    door(app, "assignment.renew", renew)
-    door(app, "assignment.take_back", take_back_hold)
-    door(app, "assignment.reassign", reassign_hold)
-    door(app, "assignment.expire", expire_lapsed)
+    task_handler(app, "assignment.request", request)
+    task_handler(app, "assignment.request_many", request_many)
+    task_handler(app, "assignment.finish_many", finish_many)
+    task_handler(app, "assignment.complete", complete)
+    task_handler(app, "assignment.skip", skip)
+    task_handler(app, "assignment.defer", defer)
+    task_handler(app, "assignment.close", close)
+    task_handler(app, "assignment.accept", accept)
+    task_handler(app, "assignment.release", release)
+    task_handler(app, "assignment.release_unclaimed", release_if_unclaimed)
+    task_handler(app, "assignment.renew", renew)
+    task_handler(app, "assignment.take_back", take_back_hold)
+    task_handler(app, "assignment.reassign", reassign_hold)
+    task_handler(app, "assignment.expire", expire_lapsed)
     # One comes every few seconds: Flower would list little else.
-    door(app, "assignment.probe", probe, in_flower=False)
-    door(app, "agent.state", state_of_agent)
-    door(app, "agent.end_sessions", end_sessions)
-    door(app, "generation.publish", publish_generation)
-    door(app, "queue.pause", pause_queue)
-    door(app, "queue.resume", resume_queue)
-    door(app, "queue.drain", drain_queue)
-    door(app, "queue.remove_converted", remove_converted)
-    door(app, "queue.repair", repair_entries)
-    door(app, "user.place", place_users)
-    door(app, "user.suppress", suppress)
-    door(app, "user.lift_suppression", lift_suppression)
-    door(app, "user.flip_suppression_list", flip_list)
-    door(app, "user.drop_suppression_list", drop_list)
+    task_handler(app, "assignment.probe", probe, in_flower=False)
+    task_handler(app, "agent.state", state_of_agent)
+    task_handler(app, "agent.end_sessions", end_sessions)
+    task_handler(app, "generation.publish", publish_generation)
+    task_handler(app, "queue.pause", pause_queue)
+    task_handler(app, "queue.resume", resume_queue)
+    task_handler(app, "queue.drain", drain_queue)
+    task_handler(app, "queue.remove_converted", remove_converted)
+    task_handler(app, "queue.repair", repair_entries)
+    task_handler(app, "user.place", place_users)
+    task_handler(app, "user.suppress", suppress)
+    task_handler(app, "user.lift_suppression", lift_suppression)
+    task_handler(app, "user.flip_suppression_list", flip_list)
+    task_handler(app, "user.drop_suppression_list", drop_list)
     # Their names in 0.1.0, until 0.3.0.
-    door(app, "user.bar", suppress)
-    door(app, "user.lift_bar", lift_suppression)
+    task_handler(app, "user.bar", suppress)
+    task_handler(app, "user.lift_bar", lift_suppression)

@@ -100,7 +100,7 @@ class _Guarded(Flower):  # type: ignore[misc]
         why = "this link was used before, or is over; the dashboard's link to Flower is a new one"
         return self._refused(request, HTTPStatus.FORBIDDEN, why)
 
-    def _read(self, purpose: str, code: str) -> links.Code | None:
+    def _read(self, purpose: str, code: str) -> links.SignInCode | None:
         if self.secret is None:
             return None
         return links.read(self.secret, purpose, code, now=datetime.now(UTC))

@@ -15,31 +15,25 @@ import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import Engine, func, select
 
-from assignment_workers.assignment import (
-    agents,
-    audit,
-    convert,
-    doctor,
-    jobs,
-    levels,
-    mirror,
-    phones,
-    purge,
-    suppression_lists,
-)
-from assignment_workers.assignment.age import age_scores
+from assignment_workers.assignment import audit, jobs, phones, suppression_lists
+from assignment_workers.assignment.agents.heartbeats import beat
 from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Refused
+from assignment_workers.assignment.callbacks.missed_calls import match
 from assignment_workers.assignment.calling import numbers_of, policies_of
-from assignment_workers.assignment.discover import discover, reconcile
-from assignment_workers.assignment.heartbeats import beat
+from assignment_workers.assignment.crm import mirror
+from assignment_workers.assignment.crm.reader import crm_of
+from assignment_workers.assignment.generations import levels, purge
+from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
-from assignment_workers.assignment.missed_calls import match
-from assignment_workers.assignment.regenerate import regenerate
-from assignment_workers.assignment.sight import crm_of
+from assignment_workers.assignment.lifecycle import agent_status
+from assignment_workers.assignment.pools import convert
+from assignment_workers.assignment.pools.age import age_scores
+from assignment_workers.assignment.pools.discover import discover, reconcile
+from assignment_workers.assignment.reports import doctor
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
 from assignment_workers.tasks.arguments import MANY, AgentId, Word
-from assignment_workers.tasks.door import App, DoorTask, door, one_line
+from assignment_workers.tasks.task_handler import App, HandledTask, one_line, task_handler
 
 log = structlog.get_logger()
 
@@ -52,7 +46,9 @@ DAYS_MADE_UP_FOR = 7
 """Ageing days that were missed and are still done: after a week their weekday is back."""
 
 
-def regenerate_queue(task: DoorTask, queue: Word | None = None, trigger: Trigger = "hand") -> Any:
+def regenerate_queue(
+    task: HandledTask, queue: Word | None = None, trigger: Trigger = "hand"
+) -> Any:
     """Build a new generation of a dialer queue, or of each, and send for its publication.
 
     Returns by dialer queue the generation's number, or why it was skipped.
@@ -66,7 +62,7 @@ def regenerate_queue(task: DoorTask, queue: Word | None = None, trigger: Trigger
     return {name: _build(task, name, trigger) for name in names}
 
 
-def _build(task: DoorTask, queue: str, trigger: Trigger) -> dict[str, Any]:
+def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
     engine = task.of.engine
     built: dict[str, int] = {}
 
@@ -91,7 +87,7 @@ def send_publish(app: App, generation: int, dialer_queue: str) -> None:
     app.send_task("generation.publish", [generation], queue=queue, ignore_result=True)
 
 
-def check_levels(task: DoorTask) -> Any:
+def check_levels(task: HandledTask) -> Any:
     """Regenerate each dialer queue that has too few claimable users and was not built lately."""
     low: list[str] = []
 
@@ -101,10 +97,10 @@ def check_levels(task: DoorTask) -> Any:
 
     ran = _job(task, "queue.check_levels", work)
     built = {} if ran.skipped else {queue: _build(task, queue, "level") for queue in low}
-    return _told(ran) | {"built": built}
+    return _as_dict(ran) | {"built": built}
 
 
-def tend(task: DoorTask) -> Any:
+def tend(task: HandledTask) -> Any:
     """Send again for publications that were lost, and drop the entries of retired generations."""
 
     def work(given: Work) -> Counts:
@@ -113,7 +109,7 @@ def tend(task: DoorTask) -> Any:
             send_publish(task.of, number, queue)
         return {"publications": len(waiting)}
 
-    ran = _told(_job(task, "generation.tend", work))
+    ran = _as_dict(_job(task, "generation.tend", work))
     if "skipped" in ran:
         return ran
     # Not within the job's transaction: a detachment waits for every older snapshot, its own too.
@@ -126,12 +122,14 @@ def tend(task: DoorTask) -> Any:
     return ran | counts
 
 
-def heartbeats(task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
+def heartbeats(
+    task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
+) -> list[Any]:
     """Keep many agents' signs of life, in one transaction; each is told how they stand.
 
     Each counts from when it was sent, however late it comes here.
     """
-    read: list[HeartbeatBody | Refused] = []
+    read: list[HeartbeatMessage | Refused] = []
     for each in requests:
         try:
             read.append(_HEARTBEAT.validate_python(each))
@@ -139,7 +137,7 @@ def heartbeats(task: DoorTask, requests: Annotated[list[Any], Field(max_length=M
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
     beats: dict[int, datetime | None] = {}
     for body in read:
-        if isinstance(body, HeartbeatBody):
+        if isinstance(body, HeartbeatMessage):
             beats[body.agent_id] = body.sent_at
 
     def work() -> dict[int, HeartbeatAnswer]:
@@ -150,7 +148,7 @@ def heartbeats(task: DoorTask, requests: Annotated[list[Any], Field(max_length=M
     return [body if isinstance(body, Refused) else kept[body.agent_id] for body in read]
 
 
-class HeartbeatBody(BaseModel):
+class HeartbeatMessage(BaseModel):
     """One sign of life as a message says it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -160,14 +158,14 @@ class HeartbeatBody(BaseModel):
     deadline: AwareDatetime | None = None
 
 
-_HEARTBEAT = TypeAdapter(HeartbeatBody)
+_HEARTBEAT = TypeAdapter(HeartbeatMessage)
 
 
-def tend_agents(task: DoorTask) -> Any:
+def tend_agents(task: HandledTask) -> Any:
     """Send for the end of the sessions of agents who have been silent for hours."""
 
     def work(given: Work) -> Counts:
-        found = agents.silent(given.connection, given.now)
+        found = agent_status.silent(given.connection, given.now)
         if found:
             said = {"agent_ids": found, "silent_at": given.now.isoformat()}
             task.app.send_task(
@@ -175,45 +173,45 @@ def tend_agents(task: DoorTask) -> Any:
             )
         return {"silent": len(found)}
 
-    return _told(_job(task, "agent.tend", work))
+    return _as_dict(_job(task, "agent.tend", work))
 
 
-def match_missed_calls(task: DoorTask) -> Any:
+def match_missed_calls(task: HandledTask) -> Any:
     """Find the user of each missed call that names none, or keep it for an operator."""
     settings = task.of.settings
-    return _told(_job(task, "missed_calls.match", lambda given: match(given, settings)))
+    return _as_dict(_job(task, "missed_calls.match", lambda given: match(given, settings)))
 
 
-def read_phones(task: DoorTask) -> Any:
+def read_phones(task: HandledTask) -> Any:
     """Read the phone numbers of users that are new or have changed."""
 
     def work(given: Work) -> Counts:
         return phones.read(given, numbers_of(task.of.settings))
 
-    return _told(_job(task, "phones.read", work))
+    return _as_dict(_job(task, "phones.read", work))
 
 
-def mirror_crm(task: DoorTask) -> Any:
+def mirror_crm(task: HandledTask) -> Any:
     """Bring the mirror of a CRM elsewhere up to date; of one that is here there is none."""
     crm = crm_of(task.of.engine)
     if crm is None:
         with task.of.engine.begin() as connection:
             mirror.forget(connection)
         return {}
-    return _told(_job(task, mirror.READING, lambda given: mirror.read_whole(given, crm)))
+    return _as_dict(_job(task, mirror.READING, lambda given: mirror.read_whole(given, crm)))
 
 
-def clean_conversions(task: DoorTask) -> Any:
+def clean_conversions(task: HandledTask) -> Any:
     """Find the users of each pool who converted, and send for their removal, some at a time."""
 
     def work(given: Work) -> Counts:
         mirror.freshen(task.of.engine)
         return {queue: _send_converted(task, given, queue) for queue in POLICIES}
 
-    return _told(_job(task, "queue.clean_conversions", work))
+    return _as_dict(_job(task, "queue.clean_conversions", work))
 
 
-def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
+def _send_converted(task: HandledTask, given: Work, queue: str) -> int:
     after = count = 0
     policy = policies_of(task.of.settings)[queue]
     while users := convert.converted(given.connection, policy, after=after, now=given.now):
@@ -228,7 +226,7 @@ def _send_converted(task: DoorTask, given: Work, queue: str) -> int:
     return count
 
 
-def discover_new(task: DoorTask) -> Any:
+def discover_new(task: HandledTask) -> Any:
     """See to the users and requirements that are new in the CRM since the last run."""
     policies = policies_of(task.of.settings)
     send = partial(_send_for_place, task)
@@ -236,10 +234,10 @@ def discover_new(task: DoorTask) -> Any:
     def work(given: Work) -> Counts:
         return discover(given, policies, send, randomness=Random())
 
-    return _told(_job(task, "queue.discover", work))
+    return _as_dict(_job(task, "queue.discover", work))
 
 
-def reconcile_pools(task: DoorTask) -> Any:
+def reconcile_pools(task: HandledTask) -> Any:
     """Find the users who are in no pool or in the wrong one, and send for them to be placed."""
     policies = policies_of(task.of.settings)
     send = partial(_send_for_place, task)
@@ -248,20 +246,20 @@ def reconcile_pools(task: DoorTask) -> Any:
         mirror.freshen(task.of.engine)
         return reconcile(given, policies, send)
 
-    return _told(_job(task, "queue.reconcile", work))
+    return _as_dict(_job(task, "queue.reconcile", work))
 
 
-def _send_for_place(task: DoorTask, users: list[int]) -> None:
+def _send_for_place(task: HandledTask, users: list[int]) -> None:
     task.app.send_task("user.place", [users], queue="assignment", ignore_result=True)
 
 
-def examine(task: DoorTask) -> Any:
+def examine(task: HandledTask) -> Any:
     """Check every guarantee, and keep what was found for whoever looks."""
 
     def work(given: Work) -> Counts:
         with task.of.engine.connect() as connection:
             findings = doctor.examine(connection)
-        doctor.keep(given.connection, findings)
+        doctor.store(given.connection, findings)
         broken = [each for each in findings if not each.ok]
         for each in broken:
             log.error(
@@ -269,10 +267,10 @@ def examine(task: DoorTask) -> Any:
             )
         return {"checks": len(findings), "broken": len(broken)}
 
-    return _told(_job(task, "doctor.examine", work))
+    return _as_dict(_job(task, "doctor.examine", work))
 
 
-def extend_audit(task: DoorTask) -> Any:
+def extend_audit(task: HandledTask) -> Any:
     """Chain the events that are new by their digests. What it has done is in its batches."""
 
     def work() -> Counts:
@@ -282,21 +280,23 @@ def extend_audit(task: DoorTask) -> Any:
     return patiently(work, seconds=PATIENCE.total_seconds())
 
 
-def clean_daily(task: DoorTask) -> Any:
+def clean_daily(task: HandledTask) -> Any:
     """Delete what has outlived its retention: answers, job runs, events, dead letters.
 
     It never deactivates a user and never deletes a row that another refers to (hazards D2, D3).
     """
 
     def work(given: Work) -> Counts:
-        audit.extend(given.ledger)  # what is not chained is not deleted, whatever beat does
+        audit.extend(
+            given.side_connection
+        )  # what is not chained is not deleted, whatever beat does
         return purge.prune_history(given.connection, settings=task.of.settings)
 
     day = _day(task.of.engine)
-    return _told(_job(task, "queue.clean_daily", work, slot=day))
+    return _as_dict(_job(task, "queue.clean_daily", work, slot=day))
 
 
-def age(task: DoorTask) -> Any:
+def age(task: HandledTask) -> Any:
     """Weekly ageing for today and for days that were missed, each once."""
     engine = task.of.engine
     today = _day(engine)
@@ -309,7 +309,7 @@ def age(task: DoorTask) -> Any:
     )
     told: dict[str, Any] = {}
     while day <= today:
-        told[day.date().isoformat()] = _told(_job(task, "scores.age", _aging(day), slot=day))
+        told[day.date().isoformat()] = _as_dict(_job(task, "scores.age", _aging(day), slot=day))
         day += timedelta(days=1)
     return told
 
@@ -319,13 +319,13 @@ def _aging(day: datetime) -> Callable[[Work], Counts]:
 
 
 def _job(
-    task: DoorTask, name: str, work: Callable[[Work], Counts], *, slot: datetime | None = None
+    task: HandledTask, name: str, work: Callable[[Work], Counts], *, slot: datetime | None = None
 ) -> Ran:
     trigger = "beat" if task.request.root_id == task.request.id else "hand"
     return _run(task, Job(name, trigger, slot=slot, task_id=task.request.id), work)
 
 
-def _run(task: DoorTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
+def _run(task: HandledTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
     """Run a job, again from its start while the database fails in a passing way.
 
     Each try leaves its row. Raises `DatabaseUnavailable` when none of `PATIENCE` ended well: the
@@ -334,7 +334,7 @@ def _run(task: DoorTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
     return patiently(lambda: jobs.run(task.of.engine, job, work), seconds=PATIENCE.total_seconds())
 
 
-def _told(ran: Ran) -> dict[str, Any]:
+def _as_dict(ran: Ran) -> dict[str, Any]:
     return {"skipped": ran.skipped} if ran.skipped else dict(ran.counts)
 
 
@@ -354,20 +354,20 @@ def _now(engine: Engine) -> datetime:
 
 def register(app: App) -> None:
     """Add the tasks of the maintenance queue to `app`."""
-    door(app, "queue.regenerate", regenerate_queue)
-    door(app, "queue.check_levels", check_levels)
-    door(app, "generation.tend", tend)
-    door(app, "missed_calls.match", match_missed_calls)
+    task_handler(app, "queue.regenerate", regenerate_queue)
+    task_handler(app, "queue.check_levels", check_levels)
+    task_handler(app, "generation.tend", tend)
+    task_handler(app, "missed_calls.match", match_missed_calls)
     # They come by the dozen each second: Flower would list little else.
-    door(app, "agent.heartbeats", heartbeats, in_flower=False)
-    door(app, "agent.tend", tend_agents)
-    door(app, mirror.READING, mirror_crm)
-    door(app, "phones.read", read_phones)
-    door(app, "queue.clean_conversions", clean_conversions)
-    door(app, "queue.discover", discover_new)
-    door(app, "queue.reconcile", reconcile_pools)
+    task_handler(app, "agent.heartbeats", heartbeats, in_flower=False)
+    task_handler(app, "agent.tend", tend_agents)
+    task_handler(app, mirror.READING, mirror_crm)
+    task_handler(app, "phones.read", read_phones)
+    task_handler(app, "queue.clean_conversions", clean_conversions)
+    task_handler(app, "queue.discover", discover_new)
+    task_handler(app, "queue.reconcile", reconcile_pools)
     # Three a minute: Flower would list little else in a quiet hour.
-    door(app, "audit.extend", extend_audit, in_flower=False)
-    door(app, "queue.clean_daily", clean_daily)
-    door(app, "scores.age", age)
-    door(app, "doctor.examine", examine)
+    task_handler(app, "audit.extend", extend_audit, in_flower=False)
+    task_handler(app, "queue.clean_daily", clean_daily)
+    task_handler(app, "scores.age", age)
+    task_handler(app, "doctor.examine", examine)

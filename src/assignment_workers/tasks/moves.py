@@ -17,8 +17,8 @@ from assignment_workers.assignment.answers import (
     Refused,
     Unavailable,
 )
-from assignment_workers.assignment.finish import finish
-from assignment_workers.assignment.moves import (
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import (
     Accept,
     Close,
     Complete,
@@ -29,7 +29,7 @@ from assignment_workers.assignment.moves import (
     Renew,
     Skip,
 )
-from assignment_workers.assignment.unclaimed import release_unclaimed
+from assignment_workers.assignment.lifecycle.unclaimed import release_unclaimed
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.arguments import (
@@ -41,7 +41,7 @@ from assignment_workers.tasks.arguments import (
     Why,
     Word,
 )
-from assignment_workers.tasks.door import RETRY_SECONDS, DoorTask, one_line
+from assignment_workers.tasks.task_handler import RETRY_SECONDS, HandledTask, one_line
 
 log = structlog.get_logger()
 
@@ -95,7 +95,7 @@ _FINISH = TypeAdapter(FinishBody)
 
 
 def finish_many(
-    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
+    task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
 ) -> list[Any]:
     """End or renew many holds in one transaction, in their order; each is answered by itself.
 
@@ -113,7 +113,7 @@ def finish_many(
     moves = [each for each in read if not isinstance(each, Refused)]
     outcomes = task.of.outcomes
     try:
-        answers = iter(task.once(lambda turn: finish(turn, moves, outcomes=outcomes)))
+        answers = iter(task.once(lambda transaction: finish(transaction, moves, outcomes=outcomes)))
     except DBAPIError:
         return [
             _alone(task, said, each, part)
@@ -122,7 +122,7 @@ def finish_many(
     return [each if isinstance(each, Refused) else next(answers) for each in read]
 
 
-def _alone(task: DoorTask, said: object, move: Move | Refused, part: int) -> FinishAnswer:
+def _alone(task: HandledTask, said: object, move: Move | Refused, part: int) -> FinishAnswer:
     if isinstance(move, Refused):
         return move
     try:
@@ -131,19 +131,21 @@ def _alone(task: DoorTask, said: object, move: Move | Refused, part: int) -> Fin
         log.warning("unavailable", reason=str(error))
         return Unavailable(retry_after=RETRY_SECONDS, reason=error.general)
     except DBAPIError as error:
-        task.bury(([said],), {}, f"{type(error).__name__}: {error}")
+        task.store_dead_letter(([said],), {}, f"{type(error).__name__}: {error}")
         reason = "internal error; the message was stored as a dead letter"
         return Unavailable(retry_after=RETRY_SECONDS, reason=reason)
 
 
-def _made(task: DoorTask, move: Move, part: int | None = None) -> FinishAnswer:
+def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswer:
     """The answer to one move, in a turn of its own."""
     outcomes = task.of.outcomes
-    return task.once(lambda turn: finish(turn, [move], outcomes=outcomes)[0], part=part)
+    return task.once(
+        lambda transaction: finish(transaction, [move], outcomes=outcomes)[0], part=part
+    )
 
 
 def complete(
-    task: DoorTask,
+    task: HandledTask,
     assignment_id: UUID,
     agent_id: AgentId,
     outcome: Word,
@@ -158,7 +160,7 @@ def complete(
 
 
 def skip(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
     """End the agent's hold: not this user now."""
     owner = Owner(assignment_id, agent_id, version)
@@ -166,7 +168,7 @@ def skip(
 
 
 def defer(
-    task: DoorTask,
+    task: HandledTask,
     assignment_id: UUID,
     agent_id: AgentId,
     version: Version | None = None,
@@ -181,7 +183,7 @@ def defer(
 
 
 def close(
-    task: DoorTask,
+    task: HandledTask,
     assignment_id: UUID,
     agent_id: AgentId,
     why: Why,
@@ -193,7 +195,7 @@ def close(
 
 
 def accept(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
     """The agent takes the offer up: it is work from now on."""
     owner = Owner(assignment_id, agent_id, version)
@@ -201,7 +203,7 @@ def accept(
 
 
 def release(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
     """End the agent's hold: the user is claimable at once, where they were."""
     owner = Owner(assignment_id, agent_id, version)
@@ -209,7 +211,7 @@ def release(
 
 
 def renew(
-    task: DoorTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
+    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
     """The agent is still at it: the lease runs anew."""
     owner = Owner(assignment_id, agent_id, version)
@@ -217,7 +219,7 @@ def renew(
 
 
 def release_if_unclaimed(
-    task: DoorTask,
+    task: HandledTask,
     assignment_id: UUID,
     agent_id: AgentId,
     version: Version,
@@ -225,4 +227,6 @@ def release_if_unclaimed(
 ) -> CommandAnswer:
     """End a hold that nobody was told of, unless its agent has shown up meanwhile."""
     owner = Owner(assignment_id, agent_id, version)
-    return task.once(lambda turn: release_unclaimed(turn, owner, lease_expires_at=lease_expires_at))
+    return task.once(
+        lambda transaction: release_unclaimed(transaction, owner, lease_expires_at=lease_expires_at)
+    )

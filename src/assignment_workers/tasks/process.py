@@ -16,25 +16,25 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
 from assignment_workers.assignment.calling import numbers_of, policies_of
-from assignment_workers.assignment.crm import checked
+from assignment_workers.assignment.crm.external_crm import checked
+from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.lanes import VARIABLE, lanes_of
-from assignment_workers.assignment.sight import attach
 from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.schema.tables import DEFAULT_LANE
 from assignment_workers.sequencer import transport
+from assignment_workers.sequencer.event_buffer import EventBuffer
 from assignment_workers.sequencer.leadership import Leadership
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import Suspects
-from assignment_workers.sequencer.telling import TellingLater
 from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.settings import ProcessName, Settings
 from assignment_workers.tasks.app import HEARTBEATS, MAINTENANCE, create_app
-from assignment_workers.tasks.door import App
 from assignment_workers.tasks.flower import guard_flower
+from assignment_workers.tasks.task_handler import App
 
 log = structlog.get_logger()
 
@@ -84,9 +84,9 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
         statement_timeout=timedelta(seconds=TURN_SECONDS),
         lock_timeout=timedelta(seconds=TURN_SECONDS),
         pool_size=2,
-        whole_tables=False,
+        index_plans_only=True,
     )
-    traces.of_engine(app.engine)
+    traces.instrument_engine(app.engine)
     _check(app)
     attach(app.engine, checked(app.settings))
     queue = app.lanes.celery_queue(lane)
@@ -102,7 +102,7 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
     )
     # RabbitMQ serves the next sequencer once it has missed this one's heartbeat twice.
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
-    app.steps["consumer"].update([Leadership, TellingLater])
+    app.steps["consumer"].update([Leadership, EventBuffer])
     name = "sequencer" if lane == DEFAULT_LANE else f"sequencer-{lane}"
     pool = "assignment_workers.sequencer.pool:TaskPool"
     code = _work(app, name, (queue,), app.line_tasks, pool)
@@ -130,7 +130,7 @@ def _maintenance(settings: Settings) -> int:
         lock_timeout=timedelta(seconds=60),
         pool_size=6,
     )
-    traces.of_engine(app.engine)
+    traces.instrument_engine(app.engine)
     _check(app)
     attach(app.engine, checked(app.settings))
     queues = MAINTENANCE, HEARTBEATS
@@ -145,7 +145,7 @@ def _heartbeats(settings: Settings) -> int:
         statement_timeout=timedelta(seconds=TURN_SECONDS),
         lock_timeout=timedelta(seconds=TURN_SECONDS),
     )
-    traces.of_engine(app.engine)
+    traces.instrument_engine(app.engine)
     _check(app)
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     return _work(app, "heartbeats", (HEARTBEATS,), app.heartbeat_tasks, "solo")
@@ -175,7 +175,7 @@ def _work(app: App, name: str, queues: Sequence[str], tasks: frozenset[str], poo
         without_mingle=True,
         quiet=True,
     )
-    signals.worker_ready.connect(lambda **_: memory.keep(), weak=False)
+    signals.worker_ready.connect(lambda **_: memory.freeze_loaded_objects(), weak=False)
     worker.start()
     return int(worker.exitcode or 0)
 

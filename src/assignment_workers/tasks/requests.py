@@ -15,11 +15,11 @@ from assignment_workers.assignment.answers import (
     Unavailable,
 )
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.claim import claim
-from assignment_workers.assignment.request import Request
-from assignment_workers.assignment.turn import Turn
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import DatabaseUnavailable
-from assignment_workers.sequencer.line import Line
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.arguments import (
     MANY,
@@ -27,7 +27,7 @@ from assignment_workers.tasks.arguments import (
     RequestId,
     Word,
 )
-from assignment_workers.tasks.door import RETRY_SECONDS, DoorTask, one_line
+from assignment_workers.tasks.task_handler import RETRY_SECONDS, HandledTask, one_line
 
 log = structlog.get_logger()
 
@@ -43,9 +43,9 @@ class AskBody(BaseModel):
     deadline: AwareDatetime | None = None
     sent_at: AwareDatetime | None = None
 
-    def asked(self) -> Request:
+    def asked(self) -> ClaimRequest:
         """The request that is meant."""
-        return Request(
+        return ClaimRequest(
             agent_id=self.agent_id,
             request_id=self.request_id,
             queue=self.queue,
@@ -55,7 +55,7 @@ class AskBody(BaseModel):
 
 
 def request(
-    task: DoorTask,
+    task: HandledTask,
     agent_id: AgentId,
     queue: Word | None = None,
     request_id: RequestId | None = None,
@@ -63,29 +63,31 @@ def request(
     sent_at: AwareDatetime | None = None,
 ) -> RequestAnswer:
     """Hand the agent the best user they may have; without a request id the task's own is it."""
-    asked = Request(agent_id, request_id or str(task.request.id), queue, deadline, sent_at)
-    return answer(task.line, [asked], task.of.settings)[0]
+    asked = ClaimRequest(agent_id, request_id or str(task.request.id), queue, deadline, sent_at)
+    return answer(task.runner, [asked], task.of.settings)[0]
 
 
 def request_many(
-    task: DoorTask, requests: Annotated[list[Any], Field(max_length=MANY)]
+    task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
 ) -> list[Any]:
     """Answer many requests in one transaction, in their order; a malformed one is refused alone."""
-    read: list[Request | Refused] = []
+    read: list[ClaimRequest | Refused] = []
     for each in requests:
         try:
             read.append(_ASK.validate_python(each).asked())
         except ValidationError as error:
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
-    asked = [each for each in read if isinstance(each, Request)]
-    answers = iter(answer(task.line, asked, task.of.settings))
-    return [next(answers) if isinstance(each, Request) else each for each in read]
+    asked = [each for each in read if isinstance(each, ClaimRequest)]
+    answers = iter(answer(task.runner, asked, task.of.settings))
+    return [next(answers) if isinstance(each, ClaimRequest) else each for each in read]
 
 
 _ASK = TypeAdapter(AskBody)
 
 
-def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[RequestAnswer]:
+def answer(
+    runner: TransactionRunner, requests: Sequence[ClaimRequest], settings: Settings
+) -> list[RequestAnswer]:
     """Each request's answer, in their order, in as few turns as it takes.
 
     Turn after turn where so many ineligible entries had to be taken out that one transaction would
@@ -97,11 +99,13 @@ def answer(line: Line, requests: Sequence[Request], settings: Settings) -> list[
         deadlines = [each.deadline for each in asked]
         until = max((each for each in deadlines if each), default=None) if all(deadlines) else None
 
-        def turn(turn: Turn, asked: list[Request] = asked) -> list[RequestAnswer | None]:
-            return claim(turn, asked, policies=policies_of(settings), settings=settings)
+        def transaction(
+            transaction: FencedTransaction, asked: list[ClaimRequest] = asked
+        ) -> list[RequestAnswer | None]:
+            return claim(transaction, asked, policies=policies_of(settings), settings=settings)
 
         try:
-            given = line.run(turn, until=until)
+            given = runner.run(transaction, until=until)
         except DatabaseUnavailable as error:
             log.warning("unavailable", reason=str(error))
             down = Unavailable(retry_after=RETRY_SECONDS, reason=error.general)

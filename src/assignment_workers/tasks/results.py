@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from redis.exceptions import ResponseError
 
-from assignment_workers.sequencer.refused import REFUSING, refused
+from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.transport import packed
 
 AGAIN_SECONDS = 5.0

@@ -11,7 +11,6 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from assignment_workers.assignment.actions import WHY_AT_MOST, Action
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.dead_letters import (
     Letter,
@@ -20,10 +19,11 @@ from assignment_workers.assignment.dead_letters import (
     letter,
     mark_replayed,
 )
+from assignment_workers.assignment.operator_actions import WHY_AT_MOST, RequestedAction
 from assignment_workers.client import AsyncClient, Unavailable, commands
-from assignment_workers.client.commands import Command
+from assignment_workers.client.commands import CommandCall
 from assignment_workers.errors import NotReplayable
-from assignment_workers.gateway.acting import kept
+from assignment_workers.gateway.operator_actions import recorded
 from assignment_workers.gateway.problems import Problem, refused
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import SuppressionKind
@@ -89,11 +89,11 @@ async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked
         except Problem as problem:
             return f"refused: {problem.detail}"
 
-    action = Action(name, asked.subject, asked.who, asked.why)
-    return (await kept(engine, action, do, str))[0]
+    action = RequestedAction(name, asked.subject, asked.who, asked.why)
+    return (await recorded(engine, action, do, str))[0]
 
 
-async def _ask(client: AsyncClient, asked: Asked, command: Command) -> str:
+async def _ask(client: AsyncClient, asked: Asked, command: CommandCall) -> str:
     answer = await client.ask(command.at(asked.position), TIMEOUT)
     said = answer.model_dump(mode="json") if isinstance(answer, Unavailable) else answer
     if not isinstance(said, dict):
@@ -142,7 +142,7 @@ async def _resume_all(client: AsyncClient, _: Engine, asked: Asked) -> str:
     )
 
 
-async def _all(client: AsyncClient, asked: Asked, each: list[Command]) -> str:
+async def _all(client: AsyncClient, asked: Asked, each: list[CommandCall]) -> str:
     outcomes = [await _ask(client, asked, command) for command in each]
     wrong = [outcome for outcome in outcomes if not outcome.startswith("done")]
     return wrong[0] if wrong else "done"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
 
-from assignment_workers.assignment.report import Report
-from assignment_workers.assignment.shares import BARS, Part, Shares
+from assignment_workers.assignment.reports.breakdown import BARS, Breakdown, Part
+from assignment_workers.assignment.reports.report import Report
 from assignment_workers.gateway.dashboard.render import HERE, environment
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 200, 48, 22
@@ -27,7 +27,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """A line of the chart of times: its points, as SVG has them, piece by piece."""
 
     name: str
@@ -43,7 +43,7 @@ class Tick:
     told: str
 
 
-def document(report: Report, shares: Shares) -> str:
+def document(report: Report, shares: Breakdown) -> str:
     """The file's text."""
     length = (report.until - report.since) / BARS
     places = {round((part.at - report.since) / length): part for part in shares.parts}
@@ -88,7 +88,7 @@ def _bars(places: dict[int, Part], most: int) -> list[Bar]:
     return made
 
 
-def _lines(places: dict[int, Part], slowest: float) -> list[Line]:
+def _lines(places: dict[int, Part], slowest: float) -> list[ChartLine]:
     made = []
     for name, dashes in (("p50", ""), ("p95", "8 4"), ("p99", "2 3")):
         pieces: list[list[str]] = [[]]
@@ -100,7 +100,7 @@ def _lines(places: dict[int, Part], slowest: float) -> list[Line]:
                 pieces[-1].append(f"{_x(place + 0.5)},{_y(value, slowest)}")
         # A point alone is a line of no length, which round ends make visible.
         whole = [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]
-        made.append(Line(name, dashes, [" ".join(piece) for piece in whole]))
+        made.append(ChartLine(name, dashes, [" ".join(piece) for piece in whole]))
     return made
 
 

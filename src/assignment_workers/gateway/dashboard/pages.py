@@ -11,11 +11,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from assignment_workers import links
-from assignment_workers.gateway import sessions
-from assignment_workers.gateway.callers import OPERATING, WATCHING, Caller
+from assignment_workers.gateway.auth import sessions
+from assignment_workers.gateway.auth.callers import OPERATING, WATCHING, Caller
 from assignment_workers.gateway.dashboard import acts, session, views
-from assignment_workers.gateway.dashboard.render import HERE
-from assignment_workers.gateway.dashboard.showing import (
+from assignment_workers.gateway.dashboard.page_rendering import (
     DIGITS,
     Dashboard,
     as_page,
@@ -25,6 +24,7 @@ from assignment_workers.gateway.dashboard.showing import (
     looker_of,
     show,
 )
+from assignment_workers.gateway.dashboard.render import HERE
 from assignment_workers.gateway.problems import Problem
 
 PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
@@ -189,7 +189,7 @@ async def act(request: Request, name: str) -> Response:
     here = here_of(request)
     asked = acts.Asked(acts.subject_of(said), caller.name, said.get("why", ""), said)
     number = await acts.carry_out(here.client, here.engine, name, asked)
-    here.source.latest.forget()
+    here.source.read_cache.forget()
     where = acts.ACTS[name].where(quote(asked.subject, safe=""))
     return RedirectResponse(f"{where}?said={number}#said", HTTPStatus.SEE_OTHER)
 
@@ -217,7 +217,7 @@ async def sign_in(request: Request) -> Response:
     local = onward.startswith("/") and not onward.startswith(("//", "/\\"))
     response = RedirectResponse(onward if local else "/", HTTPStatus.SEE_OTHER)
     if cookie:
-        session.keep(response, cookie, secure=here.secure)
+        session.set_cookie(response, cookie, secure=here.secure)
     return response
 
 
@@ -238,7 +238,7 @@ async def sign_in_by_link(request: Request) -> Response:
             lambda c: sessions.begin(c, stack=stack, link=read.name, address=address)
         )
         if cookie:
-            session.keep(response, cookie, secure=here.secure)
+            session.set_cookie(response, cookie, secure=here.secure)
             return response
     try:
         await looker_of(request)

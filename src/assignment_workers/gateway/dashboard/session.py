@@ -15,8 +15,8 @@ from urllib.parse import parse_qs
 from fastapi import Request, Response
 
 from assignment_workers.assignment.answers import Code
-from assignment_workers.gateway import sessions
-from assignment_workers.gateway.callers import Caller, Callers
+from assignment_workers.gateway.auth import sessions
+from assignment_workers.gateway.auth.callers import Caller, Callers
 from assignment_workers.gateway.problems import refused
 
 COOKIE = "assignment_workers"
@@ -37,7 +37,7 @@ def cookie_of(request: Request) -> str:
     return request.cookies.get(COOKIE, "")
 
 
-def keep(response: Response, cookie: str, *, secure: bool) -> None:
+def set_cookie(response: Response, cookie: str, *, secure: bool) -> None:
     """Let the browser show this cookie from now on."""
     response.set_cookie(
         COOKIE,

@@ -10,16 +10,17 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from assignment_workers.assignment import details, report, suppressions
-from assignment_workers.assignment import explain as explaining
-from assignment_workers.assignment.agents import shown
+from assignment_workers.assignment import suppressions
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import Letter, letter, letters
-from assignment_workers.assignment.explain import explain, instant
-from assignment_workers.assignment.figures import Figures
-from assignment_workers.assignment.report import Report
+from assignment_workers.assignment.lifecycle.agent_status import shown
+from assignment_workers.assignment.reports import details, report
+from assignment_workers.assignment.reports import explain as explaining
+from assignment_workers.assignment.reports.explain import explain, instant
+from assignment_workers.assignment.reports.figures import Figures
+from assignment_workers.assignment.reports.report import Report
 from assignment_workers.gateway.dashboard.schedule import Schedule
-from assignment_workers.gateway.latest import FRESH_SECONDS, Latest
+from assignment_workers.gateway.read_cache import FRESH_SECONDS, ReadCache
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.tables import SuppressionKind
 from assignment_workers.settings import Settings
@@ -38,10 +39,10 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class PageSource:
     """Where pages read."""
 
-    latest: Latest
+    read_cache: ReadCache
     schedule: Schedule
     settings: Settings
 
@@ -52,13 +53,13 @@ class Source:
 
     def now(self) -> Figures:
         """The figures that most pages show."""
-        return self.latest.figures()
+        return self.read_cache.figures()
 
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
     ) -> T:
-        """See `Latest.read`."""
-        return self.latest.read(name, what, seconds=seconds)
+        """See `ReadCache.read`."""
+        return self.read_cache.read(name, what, seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class View:
 
     title: str
     regions: Sequence[str]
-    read: Callable[[Source], Facts | None]
+    read: Callable[[PageSource], Facts | None]
     actions: Sequence[str] | Callable[[Facts], Sequence[str]] = ()
     """What may be done here; or what of it there is to do, by the facts."""
     subject: str = ""
@@ -81,7 +82,7 @@ class View:
 def overview() -> View:
     """Everything at a glance."""
 
-    def read(source: Source) -> Facts:
+    def read(source: PageSource) -> Facts:
         now = source.now()
         return {
             "now": now,
@@ -117,7 +118,7 @@ def overview() -> View:
 def queue(name: str) -> View:
     """A dialer queue."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         now = source.now()
         found = next((each for each in now.queues if each.queue == name), None)
         if found is None:
@@ -162,7 +163,7 @@ def queue(name: str) -> View:
 def rules(name: str) -> View:
     """Which rules hold a dialer queue's users back, counted one by one."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         if name not in source.policies:
             return None
         if not source.now().crm_up:
@@ -181,7 +182,7 @@ def rules(name: str) -> View:
 def user(number: int) -> View:
     """A user: ids and times only."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
             return {
                 "user": details.user(c, number),
@@ -232,7 +233,7 @@ def do_not_contact() -> View:
 
 
 def _suppressions(title: str, region: str, kind: SuppressionKind, actions: Sequence[str]) -> View:
-    def read(source: Source) -> Facts:
+    def read(source: PageSource) -> Facts:
         return {
             "suppressions": source.read(
                 region, lambda c: suppressions.suppressions(c, kind, limit=SUPPRESSIONS_LISTED)
@@ -246,7 +247,7 @@ def _suppressions(title: str, region: str, kind: SuppressionKind, actions: Seque
 def agents() -> View:
     """All agents."""
 
-    def read(source: Source) -> Facts:
+    def read(source: PageSource) -> Facts:
         return {
             "agents": source.read("agent counts", details.agent_counts),
             "list": source.read("agents", lambda c: details.agents(c, limit=500)),
@@ -258,7 +259,7 @@ def agents() -> View:
 def agent(number: int) -> View:
     """An agent."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
             return {
                 "agent": _stands(c, number),
@@ -280,7 +281,7 @@ def _stands(connection: Connection, number: int) -> Facts | None:
 def assignment(number: UUID) -> View:
     """An assignment."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
             found = details.assignment(c, number)
             told = details.assignment_events(c, number, found["user_id"]) if found else []
@@ -301,7 +302,7 @@ def assignment(number: UUID) -> View:
 def jobs() -> View:
     """All jobs."""
 
-    def read(source: Source) -> Facts:
+    def read(source: PageSource) -> Facts:
         return {"now": source.now(), "due": source.schedule.due()}
 
     return View("Jobs", ("jobs",), read)
@@ -310,7 +311,7 @@ def jobs() -> View:
 def job(name: str) -> View:
     """A job."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         runs = source.read(("job", name), lambda c: details.job_runs(c, name, limit=LISTED))
         return {"runs": runs, "next": source.schedule.due().get(name)} if runs else None
 
@@ -320,7 +321,7 @@ def job(name: str) -> View:
 def races() -> View:
     """The races met."""
 
-    def read(source: Source) -> Facts:
+    def read(source: PageSource) -> Facts:
         return {
             "now": source.now(),
             "races": source.read("all races", lambda c: details.races(c, limit=200)),
@@ -332,7 +333,7 @@ def races() -> View:
 def event(number: int) -> View:
     """One event."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         found = source.read(("event", number), lambda c: details.event(c, number))
         return {"event": found} if found else None
 
@@ -342,7 +343,7 @@ def event(number: int) -> View:
 def dead_letters() -> View:
     """What could not be handled."""
 
-    def read(source: Source) -> Facts:
+    def read(source: PageSource) -> Facts:
         return {"letters": source.read("letters", letters)}
 
     return View("Dead letters", ("dead_letters",), read, actions=("dismiss_all",))
@@ -359,7 +360,7 @@ def _ends_of_letter(facts: Facts) -> Sequence[str]:
 def dead_letter(number: int) -> View:
     """One message that could not be handled."""
 
-    def read(source: Source) -> Facts | None:
+    def read(source: PageSource) -> Facts | None:
         found = source.read(("letter", number), lambda c: letter(c, number))
         return {"letter": found} if found else None
 
@@ -375,7 +376,7 @@ def dead_letter(number: int) -> View:
 def service(since: datetime, name: str) -> View:
     """The service levels of a period."""
 
-    def read(source: Source) -> Facts:
+    def read(source: PageSource) -> Facts:
         def ask(c: Connection) -> Report:
             return report.report(c, since=since)
 

@@ -1,0 +1,1 @@
+"""Callbacks and missed calls that are due."""

@@ -1,0 +1,244 @@
+"""Callbacks: promises to call a user at a time. Each is kept, or ends for a reason that is told.
+
+A callback stays pending while its user is held, so whatever ends the hold without a call (release,
+a lapsed lease, a lost sequencer) gives it back by itself (hazard C2). It ends as kept or cancelled
+in the transaction that completes a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from assignment_workers.assignment.answers import Held
+from assignment_workers.assignment.callbacks.due import DueKind, Found, judged, limited
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.policy.outcomes import Outcome
+from assignment_workers.policy.queues import Policy, off_for_good, passes
+from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
+from assignment_workers.schema.bulk import rows
+from assignment_workers.schema.dialer import Callback
+from assignment_workers.schema.tables import Source
+from assignment_workers.settings import Settings
+
+GIVEN_UP_AFTER = timedelta(days=1)
+"""A callback whose user is disabled or the like is tried again for so long, then cancelled."""
+
+PENDING = sql_text("pending")
+
+
+def after_move(
+    hold: Held, callback: UUID, *, outcome: Outcome | None, until: datetime | None
+) -> dict[str, Any]:
+    """What becomes of the callback that a hold was for, as a row for `settle`.
+
+    `outcome` of its call; None: the user was skipped, and the callback waits `until` then. A call
+    that nobody answered does not keep the promise (hazard C3).
+    """
+    row: dict[str, Any] = {
+        "id": callback,
+        "user_id": hold.user_id,
+        "agent_id": hold.agent_id,
+        "assignment_id": hold.id,
+        "queue": hold.queue,
+        "until": until,
+        "called": outcome is not None,
+    }
+    if outcome is None:
+        return row | {"status": "pending", "reason": "skipped"}
+    if outcome.retried:
+        return row | {"status": "pending", "reason": outcome.name, "again": True}
+    kept = outcome.keeps
+    return row | {"status": "completed" if kept else "cancelled", "reason": outcome.name}
+
+
+def settle(
+    transaction: FencedTransaction, settled: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Write what became of callbacks; returns the event of each, to be recorded by the caller.
+
+    One that had its last attempt is cancelled, and its user goes back to the dialer queue with
+    their history. One that somebody else has ended meanwhile stays as it is, and that is told.
+    """
+    parameters = {"callbacks": list(settled), "now": transaction.now}
+    became = {row.id: row.status for row in transaction.connection.execute(_BECOME, parameters)}
+    return [_event(row, became.get(row["id"])) for row in settled]
+
+
+def call_off(
+    transaction: FencedTransaction, users: Collection[int], reason: str
+) -> list[dict[str, Any]]:
+    """Cancel what these users were promised; returns the events, to be recorded by the caller."""
+    parameters = {"users": list(users), "now": transaction.now}
+    return [
+        _event(
+            {"id": row.id, "user_id": row.user_id, "queue": row.queue_type, "reason": reason},
+            "cancelled",
+        )
+        for row in transaction.connection.execute(_CALL_OFF, parameters)
+    ]
+
+
+def _event(row: Mapping[str, Any], status: str | None) -> dict[str, Any]:
+    columns = {name: row[name] for name in ("agent_id", "assignment_id") if name in row}
+    details = {"callback_id": row["id"], "reason": row["reason"]}
+    if status == "pending":
+        details["until"] = row["until"]
+    return {
+        "kind": _KINDS[status],
+        "queue": row["queue"],
+        "user_id": row["user_id"],
+        **columns,
+        "details": details,
+    }
+
+
+_KINDS = {
+    "pending": EventKind.CALLBACK_POSTPONED,
+    "completed": EventKind.CALLBACK_KEPT,
+    "cancelled": EventKind.CALLBACK_CANCELLED,
+    None: EventKind.CALLBACK_ENDED_ELSEWHERE,
+}
+
+_NOW = bindparam("now", type_=NaiveInstant)
+
+_IS_DUE = and_(
+    Callback.status == PENDING,
+    Callback.scheduled_for <= _NOW,
+    or_(Callback.available_from.is_(None), Callback.available_from <= _NOW),
+)
+ANY_DUE = exists(select(1).select_from(Callback).where(_IS_DUE))
+"""Whether any callback is due: one probe of ix_callbacks_pending, which ends at the first."""
+
+
+_HEAD = (
+    select(
+        Callback.id,
+        Callback.user_id,
+        Callback.scheduled_for.label("due_at"),
+        Callback.user_id.label("key"),
+        Callback.queue_type,
+        Callback.preferred_agent_id,
+    )
+    .where(
+        _IS_DUE,
+        tuple_(Callback.scheduled_for, Callback.user_id)
+        > tuple_(
+            bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=BigInteger)
+        ),
+    )
+    .order_by(Callback.scheduled_for, Callback.user_id)
+)
+
+
+@cache
+def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """Index: ix_callbacks_pending, in order and no further than the limit."""
+    head = limited(_HEAD)
+    return judged(head, policies)
+
+
+@cache
+def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """What the parameter `user` was promised and is pending, judged as it is when it is due."""
+    head = (
+        select(
+            Callback.id,
+            Callback.user_id,
+            Callback.scheduled_for.label("due_at"),
+            Callback.user_id.label("key"),
+            Callback.available_from,
+            Callback.queue_type,
+            Callback.preferred_agent_id,
+        )
+        .where(Callback.user_id == bindparam("user", type_=BigInteger), Callback.status == PENDING)
+        .cte("head")
+    )
+    return judged(head, policies)
+
+
+_given = rows(
+    "callbacks",
+    id=Uuid(),
+    status=Text(),
+    until=Instant,
+    assignment_id=Uuid(),
+    called=Boolean(),
+    again=Boolean(),
+)
+_last = and_(_given.c.again, Callback.retry_count >= Callback.max_retries)
+_status = case((_last, sql_text("cancelled")), else_=_given.c.status)
+_BECOME = (
+    update(Callback)
+    .where(Callback.id == _given.c.id, Callback.status == PENDING)
+    .values(
+        status=_status,
+        available_from=case((_status == PENDING, func.timezone("UTC", _given.c.until))),
+        retry_count=Callback.retry_count + case((and_(_given.c.again, ~_last), 1), else_=0),
+        last_attempt_at=case((_given.c.called, _NOW), else_=Callback.last_attempt_at),
+        completed_at=case((_status == sql_text("completed"), _NOW)),
+        completed_call_session_id=case((_status == sql_text("completed"), _given.c.assignment_id)),
+        updated_at=_NOW,
+    )
+    .returning(Callback.id, Callback.status)
+)
+
+_CALL_OFF = (
+    update(Callback)
+    .where(
+        Callback.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
+        Callback.status == PENDING,
+    )
+    .values(status=sql_text("cancelled"), updated_at=_NOW)
+    .returning(Callback.id, Callback.user_id, Callback.queue_type)
+)
+
+
+def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
+    """Who opted out or converted is owed no call any more: their callbacks are cancelled.
+
+    Who is disabled, inactive or not in the CRM may come back: theirs are tried again, for
+    `GIVEN_UP_AFTER` their time.
+    """
+    settled = []
+    for row in unfit:
+        ended = off_for_good(row.broken) or (
+            not passes(row.broken) and transaction.now >= row.due_at + GIVEN_UP_AFTER
+        )
+        settled.append(
+            {
+                "id": row.id,
+                "user_id": row.user_id,
+                "queue": row.queue_type,
+                "status": "cancelled" if ended else "pending",
+                "until": None if ended else transaction.now + settings.callback_retry,
+                "reason": row.broken,
+                "called": False,
+            }
+        )
+    transaction.record(*settle(transaction, settled))
+
+
+CALLBACKS = DueKind(Source.CALLBACK, _HEAD, _due, 0, _put_aside)

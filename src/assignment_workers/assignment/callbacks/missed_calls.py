@@ -1,0 +1,265 @@
+"""Missed calls: inbound calls that nobody took. Each has one follow-up, or waits for an operator.
+
+As a callback, a missed call stays pending while its user is held, so a hold that ends without a
+call gives it back by itself, after the lease at the latest (hazard C12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import aliased
+
+from assignment_workers.assignment import phones
+from assignment_workers.assignment.callbacks.due import DueKind, Found, judged, limited
+from assignment_workers.assignment.calling import numbers_of
+from assignment_workers.assignment.crm.mirror import freshen
+from assignment_workers.assignment.jobs import Counts, Work
+from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
+from assignment_workers.policy.queues import Policy, off_for_good, passes
+from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
+from assignment_workers.schema.bulk import rows
+from assignment_workers.schema.dialer import MissedCall
+from assignment_workers.schema.tables import Source
+from assignment_workers.settings import Settings
+
+PENDING = sql_text("pending")
+FOLLOWED_UP = "followed_up"
+CANCELLED = "cancelled"
+FOR_OPERATOR = "for_operator"
+
+MATCHED_AT_MOST = 1_000
+"""Callers whom one run of `match` looks for: one pass over the users of the CRM."""
+
+
+def match(work: Work, settings: Settings) -> Counts:
+    """Find the user of each missed call that names none, by the caller's number.
+
+    By the one identity of phone numbers, which is brought up to date first, however the dialer and
+    the CRM write them. Where no user has it, or several do, or it is no number, the missed call is
+    kept for an operator: nobody is dialled at a guess (hazards C10, D15). Returns `matched` and
+    `for_operator`. Cost: that of `phones.read` while there are any to match, and
+    probes of the index on numbers.
+    """
+    waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
+    if not waiting:
+        return {"matched": 0, "for_operator": 0}
+    freshen(work.connection.engine)
+    how = numbers_of(settings)
+    phones.read(work, how)
+    numbers = {call: how.reader.read(said).e164 for call, said in waiting.items()}
+    users = phones.owners(work.connection, [one for each in numbers.values() for one in each])
+    found = []
+    for call, has in numbers.items():
+        owners = users.get(has[0], []) if len(has) == 1 else []
+        user = owners[0] if len(owners) == 1 else None
+        found.append({"id": call, "user_id": user, "status": "pending" if user else FOR_OPERATOR})
+    work.connection.execute(_MATCH, {"found": found, "now": work.now})
+    unknown = [
+        {**_event(each["id"], None, FOR_OPERATOR, "unknown_caller"), "at": work.now, "term": None}
+        for each in found
+        if each["status"] == FOR_OPERATOR
+    ]
+    if unknown:
+        work.connection.execute(RECORD, {"events": unknown})
+    matched = sum(each["user_id"] is not None for each in found)
+    return {"matched": matched, "for_operator": len(found) - matched}
+
+
+def follow_up(
+    transaction: FencedTransaction, answered: Iterable[int], called: Iterable[UUID]
+) -> list[dict[str, Any]]:
+    """These users were spoken to, and these missed calls were called back.
+
+    Whoever was spoken to has had the follow-up of every call missed until now, whatever the call
+    was for (hazard C11). One that nobody answered has had it too: the user is in the dialer queue
+    with their history. Returns the events, to be recorded by the caller.
+    """
+    parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
+    done = transaction.connection.execute(_FOLLOW_UP, parameters)
+    return [_event(row.id, row.user_id, FOLLOWED_UP, None) for row in done]
+
+
+def wait(transaction: FencedTransaction, skipped: Sequence[dict[str, Any]]) -> None:
+    """These missed calls, `id` each, are not offered before `until`: they were skipped."""
+    transaction.connection.execute(_WAIT, {"calls": list(skipped), "now": transaction.now})
+
+
+def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
+    """Who opted out or converted is called no more, nor is one call answered twice.
+
+    Who may not be called for another reason has called, and an operator is to see to it.
+    """
+    until = transaction.now + settings.callback_retry
+    if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
+        wait(transaction, late)
+    unfit = [row for row in unfit if not passes(row.broken)]
+    ended = [
+        {
+            "id": row.id,
+            "status": CANCELLED
+            if row.broken == FOLLOWED_UP or off_for_good(row.broken)
+            else FOR_OPERATOR,
+        }
+        for row in unfit
+    ]
+    transaction.connection.execute(_END, {"calls": ended, "now": transaction.now})
+    transaction.record(
+        *(
+            _event(row.id, row.user_id, each["status"], row.broken)
+            for row, each in zip(unfit, ended, strict=True)
+        )
+    )
+
+
+def _event(call: UUID, user: int | None, status: str, reason: str | None) -> dict[str, Any]:
+    details = {"missed_call_id": call, "reason": reason or status}
+    return {"kind": _KINDS[status], "user_id": user, "details": details}
+
+
+_KINDS = {
+    FOLLOWED_UP: EventKind.MISSED_CALL_FOLLOWED_UP,
+    CANCELLED: EventKind.MISSED_CALL_CANCELLED,
+    FOR_OPERATOR: EventKind.MISSED_CALL_FOR_OPERATOR,
+}
+
+_NOW = bindparam("now", type_=NaiveInstant)
+
+_IS_DUE = and_(
+    MissedCall.status == PENDING,
+    MissedCall.user_id.is_not(None),
+    MissedCall.missed_at <= _NOW,
+    or_(MissedCall.available_from.is_(None), MissedCall.available_from <= _NOW),
+)
+ANY_DUE = exists(select(1).select_from(MissedCall).where(_IS_DUE))
+"""Whether any missed call is due: one probe of ix_missed_calls_pending, which ends at the first."""
+
+
+_HEAD = (
+    select(
+        MissedCall.id,
+        MissedCall.user_id,
+        MissedCall.missed_at.label("due_at"),
+        MissedCall.id.label("key"),
+        MissedCall.twilio_call_sid,
+        cast(null(), Text).label("queue_type"),
+        cast(null(), BigInteger).label("preferred_agent_id"),
+    )
+    .where(
+        _IS_DUE,
+        tuple_(MissedCall.missed_at, MissedCall.id)
+        > tuple_(bindparam("after_at", type_=NaiveInstant), bindparam("after_key", type_=Uuid())),
+    )
+    .order_by(MissedCall.missed_at, MissedCall.id)
+)
+
+
+@cache
+def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """Index: ix_missed_calls_pending, in order and no further than the limit."""
+    head = limited(_HEAD)
+    return judged(head, policies, broken=_repeated(head))
+
+
+@cache
+def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """The calls of the parameter `user` that wait for a follow-up, judged as when it is due."""
+    head = (
+        select(
+            MissedCall.id,
+            MissedCall.user_id,
+            MissedCall.missed_at.label("due_at"),
+            MissedCall.id.label("key"),
+            MissedCall.available_from,
+            MissedCall.twilio_call_sid,
+            cast(null(), Text).label("queue_type"),
+            cast(null(), BigInteger).label("preferred_agent_id"),
+        )
+        .where(
+            MissedCall.user_id == bindparam("user", type_=BigInteger),
+            MissedCall.status == PENDING,
+        )
+        .cte("head")
+    )
+    return judged(head, policies, broken=_repeated(head))
+
+
+def _repeated(head: CTE) -> ColumnElement[str | None]:
+    """The call was followed up under another row: its webhook came again (hazard C11)."""
+    again = aliased(MissedCall, name="again")
+    repeated = exists(
+        select(1)
+        .select_from(again)
+        .where(
+            again.twilio_call_sid == head.c.twilio_call_sid, again.status == sql_text(FOLLOWED_UP)
+        )
+    )
+    return case((repeated, sql_text(FOLLOWED_UP)))
+
+
+MISSED_CALLS = DueKind(Source.MISSED_CALL, _HEAD, _due, UUID(int=0), _put_aside)
+
+_UNMATCHED = (
+    select(MissedCall.id, MissedCall.phone_number)
+    .where(MissedCall.status == PENDING, MissedCall.user_id.is_(None))
+    .order_by(MissedCall.missed_at, MissedCall.id)
+    .limit(MATCHED_AT_MOST)
+)
+_found = rows("found", id=Uuid(), user_id=BigInteger(), status=Text())
+_MATCH = (
+    update(MissedCall)
+    .where(MissedCall.id == _found.c.id, MissedCall.status == PENDING, MissedCall.user_id.is_(None))
+    .values(user_id=_found.c.user_id, status=_found.c.status, updated_at=_NOW)
+)
+
+_FOLLOW_UP = (
+    update(MissedCall)
+    .where(
+        MissedCall.status == PENDING,
+        or_(
+            and_(
+                MissedCall.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
+                MissedCall.missed_at <= _NOW,
+            ),
+            MissedCall.id == any_(bindparam("calls", type_=ARRAY(Uuid))),
+        ),
+    )
+    .values(status=sql_text(FOLLOWED_UP), updated_at=_NOW)
+    .returning(MissedCall.id, MissedCall.user_id)
+)
+
+_calls = rows("calls", id=Uuid(), status=Text(), until=Instant)
+_END = (
+    update(MissedCall)
+    .where(MissedCall.id == _calls.c.id, MissedCall.status == PENDING)
+    .values(status=_calls.c.status, updated_at=_NOW)
+)
+_WAIT = (
+    update(MissedCall)
+    .where(MissedCall.id == _calls.c.id, MissedCall.status == PENDING)
+    .values(available_from=func.timezone("UTC", _calls.c.until), updated_at=_NOW)
+)

@@ -1,0 +1,1 @@
+"""Claims: one user for each request, and each answer once."""

@@ -1,0 +1,209 @@
+"""The users at the head of a dialer queue, judged by fresh facts, in the order of their rank."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, ClassVar, Protocol
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Select, bindparam, exists, literal_column, select
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.generations.entries import READY
+from assignment_workers.assignment.transaction import ClaimBudgetExceeded, FencedTransaction
+from assignment_workers.policy.queues import Policy, reason_for
+from assignment_workers.policy.rules import NUMBER_UNREAD
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Assignment, Entry, Phone, Source
+
+INELIGIBLE_AT_MOST = 5_000
+"""Ineligible entries that one transaction takes out or puts off.
+
+About 50 ms of work (benchmarks/claim.py).
+"""
+
+
+UNKNOWN = "unknown"
+UNKNOWN_FOR = timedelta(minutes=1)
+"""How long a user waits, at their place, of whom the CRM cannot say now whether they may be called.
+
+Neither ineligible, for nobody knows, nor in the way of those behind.
+"""
+
+SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
+"""How many entries one read takes: few statements, so that each is prepared once."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A user who may be handed out now."""
+
+    user_id: int
+    rank: int
+    score: int
+    source: ClassVar = Source.QUEUE
+    source_id: ClassVar[UUID | None] = None
+    details: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def reason(self) -> str:
+        """Why they are to be called, for agents."""
+        return reason_for(self.score)
+
+
+class Claimable(Protocol):
+    """A user who may be handed out now, whatever the source."""
+
+    @property
+    def user_id(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def score(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def source(self) -> Source: ...
+    @property
+    def source_id(self) -> UUID | None: ...
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the event of the grant tells besides."""
+
+
+@dataclass
+class Head:
+    """One dialer queue's head, read in batches only as far as somebody asks for it."""
+
+    transaction: FencedTransaction
+    policy: Policy
+    generation: int
+    wanted: int
+    """How many entries the next read takes at least; each takes four times as many as the last."""
+    taken: set[int]
+    """Users handed out in this transaction, from any dialer queue: shared among the heads."""
+    ineligible: dict[int, str] = field(default_factory=dict)
+    resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
+    """Who will be eligible by themselves: the rule that they break, and from when on not."""
+    held_elsewhere: list[int] = field(default_factory=list)
+    _found: list[Candidate] = field(default_factory=list)
+    _after: int = -1
+    _unread: bool = False
+    """More numbers have to be read first than this transaction may read."""
+    _exhausted: bool = False
+
+    @property
+    def found_out(self) -> bool:
+        """Whether there is something to write about entries that were read."""
+        return bool(self.ineligible or self.resting or self.held_elsewhere)
+
+    def take(self, excluded: Collection[int]) -> Candidate | None:
+        """The best-ranked eligible user not in `excluded`, once only; None when there is none.
+
+        Raises `ClaimBudgetExceeded` when the search has to go on in another transaction.
+        """
+        position = 0
+        while True:
+            while position < len(self._found):
+                user = self._found[position].user_id
+                if user not in excluded and user not in self.taken:
+                    self.taken.add(user)
+                    return self._found.pop(position)
+                position += 1
+            if self._exhausted:
+                return None
+            self._read()
+
+    def _read(self) -> None:
+        if self._unread or len(self.ineligible) + len(self.resting) >= INELIGIBLE_AT_MOST:
+            raise ClaimBudgetExceeded
+        size = next(size for size in SIZES if size >= min(self.wanted, SIZES[-1]))
+        crm_reader = self.transaction.crm_reader
+        if crm_reader.is_spent and (self.ineligible or self.resting):
+            raise ClaimBudgetExceeded
+        place = {"generation": self.generation, "after": self._after}
+        rows, fresh = crm_reader.judge_or_recall(
+            _judged(self.policy, size),
+            place,
+            users=_users(size),
+            policy=self.policy,
+            now=self.transaction.now,
+        )
+        for user_id, rank, score, broken, rests_until, is_held in rows:
+            if broken == NUMBER_UNREAD and fresh and not crm_reader.readable and not is_held:
+                self._unread = True  # nobody behind is handed out before they are judged
+                return
+            self._after = rank
+            if is_held:
+                self.held_elsewhere.append(user_id)
+            elif (
+                user_id in crm_reader.unknown
+                or broken == NUMBER_UNREAD
+                or (broken is not None and not fresh)
+            ):
+                self.resting[user_id] = (UNKNOWN, self.transaction.now + UNKNOWN_FOR)
+            elif broken is not None and rests_until is not None and self.policy.is_resting(broken):
+                self.resting[user_id] = (broken, rests_until)
+            elif broken is not None:
+                self.ineligible[user_id] = broken
+            else:
+                self._found.append(Candidate(user_id, rank, score))
+        self._exhausted = len(rows) < size
+        self.wanted = size * 4
+
+
+@cache
+def _head(size: int) -> Select[*tuple[Any, ...]]:
+    """The next ready entries. Index: ix_entries_ready of the generation's partition, in order."""
+    return (
+        select(Entry.user_id, Entry.rank, Entry.score)
+        .where(
+            Entry.generation_id == bindparam("generation", type_=BigInteger),
+            Entry.state == READY,
+            Entry.rank > bindparam("after", type_=BigInteger),
+        )
+        .order_by(Entry.rank)
+        .limit(literal_column(str(size)))
+    )
+
+
+@cache
+def _users(size: int) -> Select[tuple[int]]:
+    return _head(size).with_only_columns(Entry.user_id)
+
+
+@cache
+def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
+    """The next ready entries with the first rule that each breaks by the facts as they are now.
+
+    Index: ix_entries_ready of the generation's partition, read in order and no further than `size`:
+    the limit is fenced in a CTE, or the planner could join first and read the whole partition; and
+    it stands in the statement, or a plan made without it would be one for a tenth of the partition.
+    Locks nothing: the lane's row lock keeps every other claim and publish out. Whoever is held by
+    another lane is seen by the index on active assignments.
+    """
+    head = _head(size).cte("head").prefix_with("MATERIALIZED")
+    held = exists(
+        select(1)
+        .select_from(Assignment)
+        .where(Assignment.user_id == head.c.user_id, Assignment.state == ACTIVE)
+    )
+    return (
+        select(
+            head.c.user_id,
+            head.c.rank,
+            head.c.score,
+            policy.broken_rule().label("broken"),
+            policy.rests_until().label("rests_until"),
+            held.label("held"),
+        )
+        .select_from(head)
+        .outerjoin(UserCallScore, UserCallScore.user_id == head.c.user_id)
+        .outerjoin(CrmUser, CrmUser.id == head.c.user_id)
+        .outerjoin(Phone, Phone.user_id == head.c.user_id)
+        .order_by(head.c.rank)
+    )

@@ -1,0 +1,409 @@
+"""Hand each agent who asks the best user they may have: one transaction for the whole list.
+
+Cost: a fixed number of statements for any number of requests, and one more for each further batch
+of entries that has to be looked at because those before were ineligible. Nothing grows with the
+size of the dialer queue. Where callbacks are due, one more statement for each batch of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from sqlalchemy import bindparam, exists, select
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.agents.sessions import Session, turned_away
+from assignment_workers.assignment.answers import (
+    Assigned,
+    Code,
+    Held,
+    Paused,
+    Refused,
+    RequestAnswer,
+    TooLate,
+    Unavailable,
+)
+from assignment_workers.assignment.callbacks import callbacks, missed_calls
+from assignment_workers.assignment.callbacks.due import Due, DueKind
+from assignment_workers.assignment.claims import idempotency, new_assignments
+from assignment_workers.assignment.claims.candidates import Claimable, Head
+from assignment_workers.assignment.claims.empty import Why
+from assignment_workers.assignment.claims.idempotency import Requester
+from assignment_workers.assignment.claims.new_assignments import NewAssignment
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.lifecycle.expire import Lapsed, expire
+from assignment_workers.assignment.suppressions import quarantine
+from assignment_workers.assignment.transaction import ClaimBudgetExceeded, FencedTransaction
+from assignment_workers.errors import CrmUnavailable
+from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.rules import UNCLEAR
+from assignment_workers.schema.base import Instant
+from assignment_workers.schema.pipeline import Rows, Statement
+from assignment_workers.schema.tables import (
+    Assignment,
+    AssignmentState,
+    DialerQueue,
+    Entry,
+    Generation,
+)
+from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
+
+
+def claim(
+    transaction: FencedTransaction,
+    requests: Sequence[ClaimRequest],
+    *,
+    policies: Mapping[str, Policy],
+    settings: Settings,
+) -> list[RequestAnswer | None]:
+    """The answer to each request, in their order; None for one that needs another turn.
+
+    Holds in this transaction: nobody is held twice, by the unique indexes on active assignments
+    (guarantee 1); every user handed out meets the policy by facts read here (3); nobody eligible,
+    unheld and better ranked is passed over, and due callbacks come first (4); a request id that was
+    answered before gets that answer (5). A request needs another turn when its id stands twice in
+    the list, or when so many ineligible entries had to be taken out that the line should breathe
+    before it goes on. Errors of the database propagate; then nothing is committed.
+    """
+    first: dict[str, ClaimRequest] = {}
+    for request in requests:
+        first.setdefault(request.request_id, request)
+    answers: dict[str, RequestAnswer] = {}
+    requesters: dict[ClaimRequest, Requester] = {}
+    asked = list(first.values())
+    looked_up, places = transaction.run(
+        idempotency.asking(transaction, asked, settings),
+        Statement(_PLACES, {"instant": transaction.now, "now": transaction.now}),
+    )
+    found = idempotency.understood(transaction, asked, looked_up)
+    for request in asked:
+        match found[request.request_id]:
+            case Requester() as requester:
+                requesters[request] = requester
+            case Assigned(assignment=hold) as answer:
+                transaction.require_lanes(hold.queue)
+                answers[request.request_id] = answer
+            case answer:
+                answers[request.request_id] = answer
+    if requesters:
+        decided = _Claim(transaction, policies, settings, requesters).decide(places)
+        answers |= {request.request_id: answer for request, answer in decided.items()}
+    return [answers.pop(request.request_id, None) for request in requests]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A dialer queue as it stands in this turn."""
+
+    paused: bool
+    generation: int | None
+    waited: bool = False
+    """Of another lane: somebody has waited long enough there and is not brought back yet."""
+
+
+@dataclass
+class _Claim:
+    transaction: FencedTransaction
+    policies: Mapping[str, Policy]
+    settings: Settings
+    requesters: Mapping[ClaimRequest, Requester]
+    """The requests that were not answered before, in their order, each with who asks."""
+    places: dict[str, _Place] = field(default_factory=dict)
+    holds: dict[int, Held] = field(default_factory=dict)
+    """By agent: the active assignment, those made in this turn included."""
+    on_break: dict[int, Session] = field(default_factory=dict)
+    """Agents who are set on break in this turn: their offers lapsed."""
+    made: dict[ClaimRequest, NewAssignment] = field(default_factory=dict)
+    due: list[DueKind] = field(default_factory=list)
+    """What comes before the dialer queues and has somebody due, in its order."""
+    unfinished: bool = False
+    """More have waited long enough than one transaction brings back: this one should commit."""
+
+    def decide(self, places: Rows) -> dict[ClaimRequest, RequestAnswer]:
+        """Their answers, kept in this transaction; those that need another turn are absent."""
+        self._see_places(places)
+        if self.unfinished:
+            return {}
+        answers: dict[ClaimRequest, RequestAnswer] = {}
+        open_requests: dict[ClaimRequest, list[str]] = {}
+        for request, requester in self.requesters.items():
+            allowed = self._allowed(request, requester)
+            if request.deadline is not None and request.deadline <= self.transaction.now:
+                answers[request] = TooLate(database_time=self.transaction.now)
+            elif isinstance(allowed, Refused):
+                answers[request] = allowed
+            else:
+                open_requests[request] = allowed
+        if open_requests:
+            answers |= self._hand_out(open_requests)
+        self._store(answers)
+        return answers
+
+    def _see_places(self, rows: Rows) -> None:
+        """How the dialer queues stand once lapsed holds have ended and who waited is back."""
+        self.due = [
+            kind
+            for is_due, kind in (
+                (any(row.promised for row in rows), callbacks.CALLBACKS),
+                (any(row.missed for row in rows), missed_calls.MISSED_CALLS),
+            )
+            if is_due
+        ]
+        holds = [
+            requester.hold for requester in self.requesters.values() if requester.hold is not None
+        ]
+        self.transaction.require_lanes(
+            *(hold.queue for hold in holds)
+        )  # or one could end as it is told of
+        some = any(row.lapsed for row in rows if self.transaction.has(row.name))
+        lapsed = expire(self.transaction, settings=self.settings) if some else Lapsed()
+        self.on_break = lapsed.on_break
+        self.holds = {
+            hold.agent_id: hold for each in holds if (hold := lapsed.still(each)) is not None
+        }
+        for row in rows:
+            ours = self.transaction.has(row.name)
+            if row.due and ours and entries.promote(self.transaction, row.generation_id):
+                self.unfinished = True
+            self.places[row.name] = _Place(row.paused, row.generation_id, row.due and not ours)
+
+    def _allowed(self, request: ClaimRequest, requester: Requester) -> list[str] | Refused:
+        """The dialer queues that the request may take from, in order; or why none."""
+        if not requester.known:
+            return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {request.agent_id}")
+        if not requester.is_active:
+            return Refused(
+                code=Code.INACTIVE_AGENT, reason=f"agent {request.agent_id} is not active"
+            )
+        if request.agent_id not in self.holds:
+            session = self.on_break.get(request.agent_id, requester.session)
+            if away := turned_away(session, self.settings, self.transaction.now):
+                return away
+        allowed = requester.allowed
+        if not isinstance(allowed, list):
+            return Refused(
+                code=Code.QUEUE_NOT_ALLOWED,
+                reason=f"allowed_queues of agent {request.agent_id} is not a list of dialer queues",
+            )
+        if request.queue is None:
+            queues = [queue for queue in self.policies if queue in allowed]
+            if queues:
+                return queues
+            return Refused(
+                code=Code.QUEUE_NOT_ALLOWED,
+                reason=f"agent {request.agent_id} is allowed no dialer queue",
+            )
+        if request.queue not in self.policies:
+            return Refused(
+                code=Code.UNKNOWN_QUEUE,
+                reason=f"no dialer queue {request.queue!r}; there are {', '.join(self.policies)}",
+            )
+        if request.queue not in allowed:
+            return Refused(
+                code=Code.QUEUE_NOT_ALLOWED,
+                reason=f"agent {request.agent_id} is not allowed {request.queue}",
+            )
+        return [request.queue]
+
+    def _hand_out(
+        self, open_requests: Mapping[ClaimRequest, list[str]]
+    ) -> dict[ClaimRequest, RequestAnswer]:
+        """Each request in turn takes the best of the first dialer queue that has one for it."""
+        answers: dict[ClaimRequest, RequestAnswer] = {}
+        without: list[ClaimRequest] = []
+        free = {request.agent_id: self.requesters[request].skipped for request in open_requests}
+        for agent in self.holds.keys() & free.keys():
+            del free[agent]
+        taken: set[int] = set()
+        heads = self._heads(len(free) + sum(map(len, free.values())), taken)
+        due = [
+            Due(kind, self.transaction, self.policies, self.settings, taken) for kind in self.due
+        ]
+        try:
+            for request, allowed in open_requests.items():
+                if request.agent_id in self.holds:
+                    answers[request] = Assigned(
+                        assignment=self.holds[request.agent_id], replayed=True
+                    )
+                elif hold := self._longest_due(request, allowed, due) or self._best(
+                    request, allowed, heads
+                ):
+                    answers[request] = Assigned(assignment=hold)
+                else:
+                    without.append(request)
+        except ClaimBudgetExceeded:
+            pass  # who is not answered yet gets another turn; what was found ineligible is out
+        except CrmUnavailable as error:
+            log.warning("crm_unavailable", reason=str(error))
+            away = Unavailable(retry_after=error.retry_after, reason=error.general)
+            answers = dict.fromkeys(open_requests, away) | answers
+            without.clear()
+        for each in due:
+            each.put_aside()
+        # Or somebody could be given back there before this turn commits that there is nobody.
+        self.transaction.require_lanes(
+            *(queue for request in without for queue in open_requests[request])
+        )
+        self._put_out(heads)
+        why = Why(
+            self.transaction, self.policies, [grant.hold.user_id for grant in self.made.values()]
+        )
+        for request in without:
+            skipped = bool(self.requesters[request].skipped)
+            try:
+                answers[request] = self._without(why, open_requests[request], skipped=skipped)
+            except CrmUnavailable as error:  # a sick CRM is never 'empty'
+                log.warning("crm_unavailable", reason=str(error))
+                answers[request] = Unavailable(retry_after=error.retry_after, reason=error.general)
+        return answers
+
+    def _longest_due(
+        self, request: ClaimRequest, allowed: Sequence[str], due: Sequence[Due]
+    ) -> Held | None:
+        places = self.places
+        queues = [each for each in allowed if each in places and not places[each].paused]
+        for kind in due:
+            found = kind.take(request.agent_id, queues, self.requesters[request].skipped)
+            if found:
+                self.transaction.require_lanes(found.queue)
+                return self._hold(request, found.queue, found)
+        return None
+
+    def _best(
+        self, request: ClaimRequest, allowed: Sequence[str], heads: Mapping[str, Head]
+    ) -> Held | None:
+        for queue in allowed:
+            head = heads.get(queue)
+            if head and self.places[queue].waited:
+                self.transaction.require_lanes(queue)
+            candidate = head.take(self.requesters[request].skipped) if head else None
+            if head and candidate:
+                self.transaction.require_lanes(queue)
+                return self._hold(request, queue, candidate, head.generation)
+        return None
+
+    def _heads(self, size: int, taken: set[int]) -> dict[str, Head]:
+        return {
+            queue: Head(
+                self.transaction, self.policies[queue], place.generation, max(size, 1), taken
+            )
+            for queue, place in self.places.items()
+            if queue in self.policies
+            and place.generation is not None
+            and not place.paused
+            # Where nobody may be called now, nobody is looked at: all night that would be everyone.
+            and not self._is_closed(self.policies[queue])
+        }
+
+    def _is_closed(self, policy: Policy) -> bool:
+        return policy.hours is not None and policy.is_closed(
+            self.transaction.now, self.transaction.crm_reader.zones
+        )
+
+    def _hold(
+        self,
+        request: ClaimRequest,
+        queue: str,
+        found: Claimable,
+        generation: int | None = None,
+    ) -> Held:
+        hold = Held(
+            id=self.transaction.new_id(),
+            user_id=found.user_id,
+            agent_id=request.agent_id,
+            queue=queue,
+            source=found.source.value,
+            reason=found.reason,
+            rank=found.rank,
+            claimed_at=self.transaction.now,
+            lease_expires_at=self.transaction.now + self.settings.first_lease,
+            version=1,
+            state=AssignmentState.ACTIVE.value,
+            accepted_at=None,
+        )
+        self.holds[request.agent_id] = hold
+        self.made[request] = NewAssignment(
+            hold, found.score, generation, found.source_id, found.details
+        )
+        return hold
+
+    def _put_out(self, heads: Mapping[str, Head]) -> None:
+        """What the search found out; before the new holds, for whoever reads the events."""
+        for queue, head in heads.items():
+            if head.found_out:
+                self.transaction.require_lanes(queue)
+            if head.held_elsewhere:
+                # or the hold could end while its place is marked
+                self.transaction.require_all_lanes()
+            entries.take_out(self.transaction, queue, head.generation, head.ineligible)
+            unclear = [user for user, why in head.ineligible.items() if why in UNCLEAR]
+            quarantine(self.transaction, unclear, after=self.settings.quarantine_after)
+            entries.put_off(self.transaction, queue, head.generation, head.resting)
+            if head.held_elsewhere:
+                entries.hold(self.transaction, head.held_elsewhere)
+
+    def _store(self, answers: Mapping[ClaimRequest, RequestAnswer]) -> None:
+        """The new holds, each with its place held and its event, and every answer that stands."""
+        # Whoever is told to ask again may do so with the same request id: that is not kept.
+        said = {
+            request: answer
+            for request, answer in answers.items()
+            if request not in self.made and not _passes(answer)
+        }
+        new_assignments.store(self.transaction, self.made, said)
+
+    def _without(self, why: Why, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
+        """Why there is nobody for a request that may take from these dialer queues."""
+        queue = allowed[0] if len(allowed) == 1 else None
+        places = {name: self.places.get(name, _Place(False, None)) for name in allowed}
+        if all(place.paused for place in places.values()):
+            return Paused(queue=queue)
+        unbuilt = [n for n, place in places.items() if not place.paused and not place.generation]
+        if unbuilt:
+            return Unavailable(
+                retry_after=5.0, reason=f"{', '.join(unbuilt)} has no published generation yet"
+            )
+        return why.nothing_claimable(queue, places, skipped=skipped)
+
+
+def _passes(answer: RequestAnswer) -> bool:
+    """Whether the same request may be answered otherwise later."""
+    return answer.outcome == "unavailable" or (
+        isinstance(answer, Refused) and answer.retry_after is not None
+    )
+
+
+_PLACES = select(
+    DialerQueue.name,
+    DialerQueue.paused_at.is_not(None).label("paused"),
+    Generation.id.label("generation_id"),
+    exists(
+        select(1)
+        .select_from(Entry)
+        .where(
+            Entry.generation_id == Generation.id,
+            Entry.state == entries.WAITING,
+            Entry.available_from <= bindparam("instant", type_=Instant),
+        )
+    ).label("due"),
+    exists(
+        select(1)
+        .select_from(Assignment)
+        .where(
+            Assignment.state == ACTIVE,
+            Assignment.lease_expires_at <= bindparam("instant", type_=Instant),
+            Assignment.queue == DialerQueue.name,
+        )
+    ).label("lapsed"),
+    callbacks.ANY_DUE.label("promised"),
+    missed_calls.ANY_DUE.label("missed"),
+).outerjoin(
+    Generation,
+    (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
+)
+"""Each dialer queue: two index probes a row, at most the number of dialer queues; one for all."""

@@ -1,0 +1,147 @@
+"""Why nothing is claimable: what operators ask most is said with the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Protocol
+
+from sqlalchemy import ARRAY, BigInteger, any_, bindparam, func, select
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.answers import Empty
+from assignment_workers.assignment.generations.eligibility_status import (
+    EligibilityStatus,
+    members,
+    tally,
+)
+from assignment_workers.assignment.generations.entries import WAITING
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.rules import RuleEffect
+from assignment_workers.schema.tables import Assignment, Entry
+
+RETRY_SECONDS = 30.0
+"""When to ask again where nothing becomes claimable sooner by itself."""
+
+LOOKED_AT = 64
+"""Users of the pool, the best by score, who are looked at to say why: one or two milliseconds."""
+
+
+class QueueState(Protocol):
+    """A dialer queue as the claim saw it."""
+
+    @property
+    def paused(self) -> bool: ...
+    @property
+    def generation(self) -> int | None: ...
+
+
+class Why:
+    """Why a turn had nobody to hand out, found once for each dialer queue that is asked about."""
+
+    def __init__(
+        self, transaction: FencedTransaction, policies: Mapping[str, Policy], taken: Collection[int]
+    ) -> None:
+        self.transaction = transaction
+        self.policies = policies
+        self.taken = list(taken)
+        """Users handed out in this turn."""
+        self._found: dict[str, dict[str, datetime | None]] = {}
+
+    def nothing_claimable(
+        self, queue: str | None, places: Mapping[str, QueueState], *, skipped: bool
+    ) -> Empty:
+        """The answer for a request that nobody was found for in these dialer queues.
+
+        Per dialer queue one of: `paused`; `skipped_by_agent` (who is claimable was skipped by this
+        agent lately, or is); `rebuild_stale` (somebody is eligible whom the published generation
+        lacks: the next build has them); the name of the resting rule that holds most back, such as
+        `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool`; `none_eligible` (all
+        of the pool have converted or are blocked). Judged by the first `LOOKED_AT` of the pool by
+        score: `explain --queue` judges them all. Cost: two index reads for all of the dialer
+        queues, and for each one read of `LOOKED_AT` users, once a turn.
+        """
+        generations = [each.generation for each in places.values() if each.generation is not None]
+        waiting = _times(self.transaction, _WAITING, generations=generations)
+        held = _times(self.transaction, _HELD, queues=list(places))
+        why: dict[str, str] = {}
+        times = [*waiting.values(), *held.values()]
+        for name, place in places.items():
+            if place.paused:
+                why[name] = "paused"
+                continue
+            stands = self._stands(name, place)
+            times += [at for at in stands.values() if at is not None]
+            word = self._word(self.policies[name], stands)
+            if skipped and word in {EligibilityStatus.CLAIMABLE, "none_eligible", "none_in_pool"}:
+                word = "skipped_by_agent"
+            elif word in {EligibilityStatus.CLAIMABLE, "none_eligible"}:
+                word = _known(place, name, waiting, held) or "none_eligible"
+            why[name] = word
+        soonest = min(times, default=None)
+        seconds = (soonest - self.transaction.now).total_seconds() if soonest else RETRY_SECONDS
+        return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
+
+    def _stands(self, name: str, place: QueueState) -> dict[str, datetime | None]:
+        """How the first of the pool stand, the most frequent first."""
+        if name not in self._found:
+            parameters = {"generation": place.generation, "taken": self.taken}
+            zones = self.transaction.crm_reader.zones if self.policies[name].hours else ()
+            now = {
+                "instant": self.transaction.now,
+                **self.policies[name].at(self.transaction.now, zones),
+            }
+            policy = self.policies[name]
+            rows = self.transaction.crm_reader.judge(
+                tally(policy, LOOKED_AT), parameters | now, users=members(policy, LOOKED_AT)
+            )
+            rows = sorted(rows, key=lambda row: (-row.users, row.stands))
+            self._found[name] = {row.stands: row.free_at for row in rows}
+        return self._found[name]
+
+    @staticmethod
+    def _word(policy: Policy, stands: Collection[str]) -> str:
+        if not stands:
+            return "none_in_pool"
+        if EligibilityStatus.NOT_IN_GENERATION in stands or EligibilityStatus.TAKEN_OUT in stands:
+            return "rebuild_stale"
+        if EligibilityStatus.CLAIMABLE in stands:
+            return EligibilityStatus.CLAIMABLE
+        passing = {rule.name: rule.name for rule in policy.rules if rule.kind is RuleEffect.RESTING}
+        passing |= {EligibilityStatus.HELD: "all_held", EligibilityStatus.WAITING: "waiting"}
+        return next((passing[each] for each in stands if each in passing), "none_eligible")
+
+
+def _known(
+    place: QueueState, name: str, waiting: Collection[object], held: Collection[object]
+) -> str | None:
+    if place.generation in waiting:
+        return "waiting"
+    return "all_held" if name in held else None
+
+
+def _times(
+    transaction: FencedTransaction, statement: object, **parameters: object
+) -> dict[object, datetime]:
+    rows = transaction.connection.execute(statement, parameters)  # type: ignore[call-overload]
+    return {key: at for key, at in rows if at is not None}
+
+
+_generations = (
+    func.unnest(bindparam("generations", type_=ARRAY(BigInteger)))
+    .table_valued("id")
+    .render_derived()
+)
+_WAITING = select(
+    _generations.c.id,
+    select(func.min(Entry.available_from))
+    .where(Entry.generation_id == _generations.c.id, Entry.state == WAITING)
+    .scalar_subquery(),
+)
+"""One probe of the index on who waits, for each generation."""
+_HELD = (
+    select(Assignment.queue, func.min(Assignment.lease_expires_at))
+    .where(Assignment.state == ACTIVE, Assignment.queue == any_(bindparam("queues")))
+    .group_by(Assignment.queue)
+)

@@ -1,0 +1,396 @@
+"""The inbox: one answer for one request, and for one command, however often it comes (guarantee 5).
+
+Requests have a table of their own, which agents and reports read. Every other message of the
+assignment queue is a row of `commands`, stored with its effect and read with the proof of the term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    FromClause,
+    Integer,
+    Row,
+    Select,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held_by
+from assignment_workers.assignment.agents.sessions import Session
+from assignment_workers.assignment.answers import (
+    Assigned,
+    Code,
+    Held,
+    Refused,
+    RequestAnswer,
+    from_json,
+)
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.schema import tables
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.bulk import insert_rows
+from assignment_workers.schema.dialer import Agent
+from assignment_workers.schema.pipeline import Rows, Statement
+from assignment_workers.schema.tables import (
+    COMMAND_POSITIONS,
+    AgentSession,
+    Assignment,
+    AssignmentState,
+)
+from assignment_workers.settings import Settings
+
+T = TypeVar("T")
+LONGEST_ID = 200
+"""Characters of a command's id."""
+
+
+@dataclass(frozen=True)
+class CommandIdentity:
+    """One message of the assignment queue that is not an agent's request.
+
+    `id` stays the same however often the message is delivered or sent again. `subject`: the state
+    that the command sets, in words; None where an older one can overwrite nothing. `position`:
+    where the database first saw the command, before it was sent; None: the database sees it now.
+    """
+
+    id: str
+    task: str
+    subject: str | None = None
+    position: int | None = None
+
+
+def next_position(connection: Connection) -> int:
+    """Take the next position in the order of commands, for one that is about to be sent."""
+    return int(connection.execute(select(COMMAND_POSITIONS.next_value())).scalar_one())
+
+
+def looking_for(command: CommandIdentity) -> Statement:
+    """Ask whether a command was carried out, and for the latest position of its subject."""
+    return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
+
+
+def once(
+    transaction: FencedTransaction,
+    command: CommandIdentity,
+    found: Rows,
+    operation: Callable[[FencedTransaction], T],
+) -> T:
+    """Return the answer that the command has; else carry the operation out and store its answer.
+
+    `found`: the rows of `looking_for`, read in this turn. A command that the database saw before
+    one of the same subject that was carried out is refused as superseded, and recorded as a race.
+    Cost: one row, written with the commit.
+    """
+    ((task, stored, latest),) = found
+    if task is not None:
+        if task != command.task:
+            return cast("T", _taken(command, task))
+        return cast("T", _read_answer(stored))
+    superseded = None not in (command.position, latest) and command.position < latest
+    answer = cast("T", _superseded(transaction, command)) if superseded else operation(transaction)
+    transaction.defer_write(
+        _STORE_COMMAND,
+        {
+            "command": command.id,
+            "task": command.task,
+            # What was refused set nothing, so it supersedes nothing.
+            "subject": None if isinstance(answer, Refused) else command.subject,
+            "position": command.position,
+            "answer": answer,
+            "term": transaction.term,
+            "answered_at": transaction.now,
+        },
+    )
+    return answer
+
+
+def _read_answer(stored: object) -> object:
+    return [from_json(each) for each in stored] if isinstance(stored, list) else from_json(stored)
+
+
+def _taken(command: CommandIdentity, task: str) -> Refused:
+    return Refused(
+        code=Code.REQUEST_ID_TAKEN,
+        reason=f"message id {command.id} was used by {task}; use a new one",
+    )
+
+
+def _superseded(transaction: FencedTransaction, command: CommandIdentity) -> Refused:
+    transaction.race(
+        "superseded",
+        done="refused",
+        task=command.task,
+        subject=command.subject,
+        position=command.position,
+    )
+    return Refused(
+        code=Code.SUPERSEDED,
+        reason=f"a later command has set the {command.subject} since; this one changed nothing",
+    )
+
+
+_FIND_COMMAND = select(
+    select(tables.Command.task)
+    .where(tables.Command.id == bindparam("command", type_=Text))
+    .scalar_subquery()
+    .label("task"),
+    select(tables.Command.answer)
+    .where(tables.Command.id == bindparam("command", type_=Text))
+    .scalar_subquery()
+    .label("answer"),
+    select(func.max(tables.Command.position))
+    .where(tables.Command.subject == bindparam("of_subject", type_=Text))
+    .scalar_subquery()
+    .label("latest"),
+)
+_STORE_COMMAND = insert(tables.Command).values(
+    id=bindparam("command", type_=Text),
+    task=bindparam("task", type_=Text),
+    subject=bindparam("subject", type_=Text),
+    position=func.coalesce(bindparam("position", type_=BigInteger), COMMAND_POSITIONS.next_value()),
+    answer=bindparam("answer", type_=JSONB),
+    term=bindparam("term", type_=BigInteger),
+    answered_at=bindparam("answered_at", type_=Instant),
+)
+
+
+@dataclass(frozen=True)
+class Requester:
+    """The agent of a request, as this turn finds them."""
+
+    known: bool
+    is_active: bool
+    allowed: object
+    """`allowed_queues` as the dialer wrote it: a list of names, if all is well."""
+    hold: Held | None
+    skipped: frozenset[int]
+    """Whom they skipped lately: not offered to them again."""
+    session: Session | None = None
+    """What they stated, if ever."""
+
+
+def look_up(
+    transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
+) -> dict[str, RequestAnswer | Requester]:
+    """By request id: its answer, if it was answered before; else who asks.
+
+    An assignment is shown as it stands now: `state` says whether its hold has ended since. A
+    request id that another agent used is refused. An assignment's request id is known for as long
+    as the assignment is kept, even when the answer was pruned. That an active one is given again is
+    kept: somebody knows of it. Cost: one statement, some index probes for each request; one more
+    where some have assignments, and one where these are given again.
+    """
+    (found,) = transaction.run(asking(transaction, requests, settings))
+    return understood(transaction, requests, found)
+
+
+def asking(
+    transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
+) -> Statement:
+    """What `look_up` asks the database, for whoever asks more in the same trip."""
+    since = {"since": transaction.now - settings.skip_agent}
+    if len(requests) == 1:
+        (request,) = requests
+        one = {"id": request.request_id, "agent": request.agent_id}
+        return Statement(_LOOK_UP_ONE, since | one)
+    many = {
+        "ids": [request.request_id for request in requests],
+        "agents": [request.agent_id for request in requests],
+    }
+    return Statement(_LOOK_UP, since | many)
+
+
+def understood(
+    transaction: FencedTransaction, requests: Sequence[ClaimRequest], found: Rows
+) -> dict[str, RequestAnswer | Requester]:
+    """What `look_up` makes of the rows."""
+    shown = _shown(transaction, {row.given for row in found} | {row.hold for row in found})
+    read = {
+        request.request_id: _read(row, request, shown)
+        for request, row in zip(requests, found, strict=True)
+    }
+    again = [name for name, each in read.items() if _is_active(each)]
+    if again:
+        transaction.connection.execute(_ASKED_AGAIN, {"ids": again, "instant": transaction.now})
+    return read
+
+
+def _shown(transaction: FencedTransaction, named: Collection[UUID | None]) -> dict[UUID, Held]:
+    ids = [each for each in named if each is not None]
+    if not ids:
+        return {}
+    (rows,) = transaction.run(Statement(_SHOWN, {"ids": ids}))
+    return {row.id: held_by(row) for row in rows}
+
+
+def _is_active(answer: RequestAnswer | Requester) -> bool:
+    return isinstance(answer, Assigned) and answer.assignment.state == AssignmentState.ACTIVE
+
+
+def _read(
+    row: Row[*tuple[Any, ...]], request: ClaimRequest, shown: Mapping[UUID, Held]
+) -> RequestAnswer | Requester:
+    given = shown.get(row.given)
+    if row.asked_by is None or (given is None and row.answer is None):  # pruned just now
+        return Requester(
+            known=row.agent is not None,
+            is_active=bool(row.is_active),
+            allowed=row.allowed_queues,
+            hold=shown.get(row.hold),
+            skipped=frozenset(row.skipped),
+            session=None
+            if row.stated is None
+            else Session(
+                request.agent_id,
+                row.stated,
+                row.why,
+                row.calls_in_session,
+                row.working_since,
+                row.last_call_ended_at,
+                row.team,
+            ),
+        )
+    if row.asked_by != request.agent_id:
+        return Refused(
+            code=Code.REQUEST_ID_TAKEN,
+            reason=f"request id {request.request_id} was used by another agent; use a new one",
+        )
+    if given is not None:
+        return Assigned(assignment=given, replayed=True)
+    stored: RequestAnswer = from_json(row.answer)  # type: ignore[assignment]
+    return stored
+
+
+def answered(
+    transaction: FencedTransaction, answers: Mapping[ClaimRequest, RequestAnswer]
+) -> list[dict[str, Any]]:
+    """The rows that keep these answers, for `STORE`."""
+    return [
+        {
+            "request_id": request.request_id,
+            "agent_id": request.agent_id,
+            "queue": request.queue,
+            "deadline": request.deadline,
+            "received_at": request.sent_at,
+            "outcome": answer.outcome,
+            "answer": answer,
+            "assignment_id": answer.assignment.id if isinstance(answer, Assigned) else None,
+            "term": transaction.term,
+            "answered_at": transaction.now,
+        }
+        for request, answer in answers.items()
+    ]
+
+
+COLUMNS = (
+    tables.Request.request_id,
+    tables.Request.agent_id,
+    tables.Request.queue,
+    tables.Request.deadline,
+    tables.Request.received_at,
+    tables.Request.outcome,
+    tables.Request.answer,
+    tables.Request.assignment_id,
+    tables.Request.term,
+    tables.Request.answered_at,
+)
+STORE = insert_rows(tables.Request, *COLUMNS, parameter="answered")
+"""Keep each answer, in the transaction that made it true."""
+
+_ASKED_AGAIN = (
+    update(tables.Request)
+    .where(tables.Request.request_id == any_(bindparam("ids", type_=ARRAY(Text))))
+    .values(asked_again_at=bindparam("instant", type_=Instant))
+)
+
+_SHOWN = select(*HELD_COLUMNS).where(
+    Assignment.id == any_(bindparam("ids", type_=ARRAY(Uuid))),
+)
+
+
+def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
+    """For each request that is `asked`: what is known of it, and of its agent.
+
+    Of an assignment its id alone: few requests have one. They are looked up one by one and not
+    joined, or the planner might read all of a table that it finds small, and keep to that.
+    """
+    own = (
+        select(Assignment.id, Assignment.agent_id)
+        .where(Assignment.request_id == asked.c.request_id)
+        .limit(literal_column("1"))
+        .lateral("own")
+    )
+    hold = (
+        select(Assignment.id)
+        .where(Assignment.agent_id == asked.c.agent_id, Assignment.state == ACTIVE)
+        .correlate(asked)
+        .scalar_subquery()
+    )
+    skips = (
+        select(Assignment.user_id)
+        .where(
+            Assignment.state == sql_text(AssignmentState.SKIPPED),
+            Assignment.ended_how.is_(None),
+            Assignment.agent_id == asked.c.agent_id,
+            Assignment.ended_at > bindparam("since", type_=Instant),
+        )
+        .correlate(asked)
+    )
+    return (
+        select(
+            func.coalesce(tables.Request.agent_id, own.c.agent_id).label("asked_by"),
+            func.coalesce(tables.Request.assignment_id, own.c.id).label("given"),
+            tables.Request.answer,
+            Agent.id.label("agent"),
+            Agent.is_active,
+            Agent.allowed_queues,
+            hold.label("hold"),
+            func.array(skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
+            AgentSession.state.label("stated"),
+            AgentSession.why,
+            AgentSession.calls_in_session,
+            AgentSession.working_since,
+            AgentSession.last_call_ended_at,
+            Agent.team,
+        )
+        .select_from(asked)
+        .outerjoin(tables.Request, tables.Request.request_id == asked.c.request_id)
+        .outerjoin(own, true())
+        .outerjoin(Agent, Agent.id == asked.c.agent_id)
+        .outerjoin(AgentSession, AgentSession.agent_id == asked.c.agent_id)
+        .order_by(asked.c.position)
+    )
+
+
+_LOOK_UP = _looking_up(
+    func.unnest(bindparam("ids", type_=ARRAY(Text)), bindparam("agents", type_=ARRAY(Integer)))
+    .table_valued("request_id", "agent_id", with_ordinality="position")
+    .render_derived(name="asked")
+)
+# PostgreSQL plans anew for each array, since it may be long: a quarter of a millisecond. A lone
+# request has a statement that is planned once.
+_LOOK_UP_ONE = _looking_up(
+    select(
+        bindparam("id", type_=Text).label("request_id"),
+        bindparam("agent", type_=Integer).label("agent_id"),
+        literal_column("1").label("position"),
+    ).subquery("asked")
+)

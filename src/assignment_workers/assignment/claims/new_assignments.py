@@ -1,0 +1,162 @@
+"""What handing out users leaves: the hold, its place, its event and its answer, in one statement.
+
+Each column of a grant travels once, though three tables have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Insert, Select, insert, select
+
+from assignment_workers.assignment.answers import Assigned, Held, RequestAnswer
+from assignment_workers.assignment.claims import idempotency
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.schema.base import Base, sql_text
+from assignment_workers.schema.bulk import rows
+from assignment_workers.schema.tables import Assignment, Event
+from assignment_workers.schema.tables import Request as Kept
+
+
+@dataclass(frozen=True)
+class NewAssignment:
+    """A hold that is made in this turn, and what its tables keep of it besides."""
+
+    hold: Held
+    score: int
+    generation: int | None
+    source_id: UUID | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What its event tells, besides its rank and lease."""
+
+
+def store(
+    transaction: FencedTransaction,
+    new_assignments: Mapping[ClaimRequest, NewAssignment],
+    said: Mapping[ClaimRequest, RequestAnswer],
+) -> None:
+    """Keep these grants, and the other answers that were given, with the commit.
+
+    Nothing in the rest of the turn may read what is written here. Cost: one statement; some index
+    probes for each grant, whatever the size of the dialer queue.
+    """
+    others = idempotency.answered(transaction, said)
+    if not new_assignments:
+        transaction.defer_write(idempotency.STORE, {"answered": others})
+        return
+    entries.need_places(transaction, [new.hold.user_id for new in new_assignments.values()])
+    granted = [_row(transaction, request, new) for request, new in new_assignments.items()]
+    transaction.defer_write(KEEP, {"granted": granted, "answered": others})
+
+
+def _row(
+    transaction: FencedTransaction, request: ClaimRequest, new: NewAssignment
+) -> dict[str, Any]:
+    hold = new.hold
+    return {
+        "id": hold.id,
+        "user_id": hold.user_id,
+        "agent_id": hold.agent_id,
+        "queue": hold.queue,
+        "source": hold.source,
+        "source_id": new.source_id,
+        "generation_id": new.generation,
+        "rank": hold.rank,
+        "score": new.score,
+        "reason": hold.reason,
+        "term": transaction.term,
+        "claimed_at": hold.claimed_at,
+        "lease_expires_at": hold.lease_expires_at,
+        "details": {
+            "rank": hold.rank,
+            "lease_expires_at": hold.lease_expires_at,
+            **new.details,
+        },
+        "request_id": request.request_id,
+        "asked_queue": request.queue,
+        "deadline": request.deadline,
+        "received_at": request.sent_at,
+        "answer": Assigned(assignment=hold),
+    }
+
+
+_OF_HOLD = (
+    Assignment.id,
+    Assignment.user_id,
+    Assignment.agent_id,
+    Assignment.queue,
+    Assignment.source,
+    Assignment.source_id,
+    Assignment.generation_id,
+    Assignment.rank,
+    Assignment.score,
+    Assignment.reason,
+    Assignment.term,
+    Assignment.claimed_at,
+    Assignment.lease_expires_at,
+    Assignment.request_id,
+)
+_ASKED = (Kept.deadline, Kept.received_at, Kept.answer)
+
+_granted = (
+    select(
+        rows(
+            "granted",
+            asked_queue=Kept.queue.type,
+            details=Event.details.type,
+            **{column.key: column.type for column in (*_OF_HOLD, *_ASKED)},
+        )
+    )
+    .cte("granted")
+    .prefix_with("MATERIALIZED")
+)
+_grant = _granted.c
+_answered = rows("answered", **{column.key: column.type for column in idempotency.COLUMNS})
+
+
+def _filled(model: type[Base], values: Select[*tuple[Any, ...]]) -> Insert:
+    return insert(model).from_select([column.name for column in values.selected_columns], values)
+
+
+_holds = _filled(Assignment, select(*(_grant[column.key] for column in _OF_HOLD)))
+_events = _filled(
+    Event,
+    select(
+        _grant.claimed_at.label("at"),
+        sql_text(EventKind.ASSIGNED).label("kind"),
+        _grant.term,
+        _grant.queue,
+        _grant.user_id,
+        _grant.agent_id,
+        _grant.id.label("assignment_id"),
+        _grant.request_id,
+        _grant.generation_id,
+        _grant.details,
+    ),
+)
+_answers = select(
+    _grant.request_id,
+    _grant.agent_id,
+    _grant.asked_queue,
+    _grant.deadline,
+    _grant.received_at,
+    sql_text("assigned"),
+    _grant.answer,
+    _grant.id,
+    _grant.term,
+    _grant.claimed_at,
+).union_all(select(*(_answered.c[column.key] for column in idempotency.COLUMNS)))
+
+ANSWER = insert(Kept).from_select([column.key for column in idempotency.COLUMNS], _answers)
+HOLD, PLACE, TELL = (
+    _holds.cte("held"),
+    entries.holding(_grant.user_id).cte("placed"),
+    _events.cte("told"),
+)
+KEEP = ANSWER.add_cte(HOLD, PLACE, TELL, nest_here=True)
+"""Its parts stand side by side, each a row for each grant; answers without a grant go along."""

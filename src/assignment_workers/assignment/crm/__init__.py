@@ -1,0 +1,1 @@
+"""The CRM: its facts in our own database or from another one."""

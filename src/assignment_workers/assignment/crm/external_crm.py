@@ -1,0 +1,329 @@
+"""A CRM in another database, read only: facts by id for a claim, all of them for the mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from datetime import UTC, timedelta
+from functools import partial
+from threading import Thread
+from time import monotonic
+from typing import Any, TypeVar
+
+import structlog
+from circuitbreaker import CircuitBreaker
+from sqlalchemy import Connection, inspect, make_url
+from sqlalchemy.exc import DBAPIError, NoSuchTableError, SQLAlchemyError
+
+from assignment_workers.assignment.crm.facts import (
+    CrmFacts,
+    NewCrmRow,
+    Position,
+    Queries,
+    Unreadable,
+    found_of,
+)
+from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
+from assignment_workers.schema.base import CrmBase
+from assignment_workers.schema.crm import FACTS, MAPPINGS, OPTIONAL, CrmMapping
+from assignment_workers.schema.external_crm import CONNECT_SECONDS, cut, is_wrong, one_line, reader
+from assignment_workers.settings import Settings
+from assignment_workers.telemetry import CRM_OPEN, CRM_READS, CRM_SECONDS
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+FAILURES = 2
+"""Reads that fail one after the other until the CRM is left alone."""
+OPEN_SECONDS = 5.0
+"""How long it is left alone; then one read tries it."""
+BATCH = 10_000
+"""Rows that a reading of the whole CRM holds at a time."""
+BATCH_SECONDS = 60.0
+"""And how long it waits for them."""
+PROBE_SECONDS = 3.0
+"""How long such a reading waits to find out whether it is there."""
+CHECK_SECONDS = 10.0
+CONNECTIONS = 4
+IDS = (1, 4, 16, 64, 256, 1024, 5_000)
+"""How many ids one read names, the last of them repeated: few statements."""
+
+
+class Crm:
+    """A CRM in another database, read only. It may be away at any time, and is waited for briefly.
+
+    Every read has a hard end, whatever the server does: `timeout` for facts by id, a minute a batch
+    for a stream. After `FAILURES` of them in a row it answers at once, for `OPEN_SECONDS`, that the
+    CRM cannot be read; then one read tries it. All raise `CrmUnavailable`. For any thread.
+    """
+
+    def __init__(
+        self, url: str, mapping: CrmMapping, *, timeout: timedelta, grace: timedelta | None = None
+    ) -> None:
+        self.mapping = mapping
+        self.timeout = timeout.total_seconds()
+        self.grace = grace
+        self.folds = make_url(url).get_backend_name() in {"mysql", "mariadb"}
+        self._breaker = CircuitBreaker(
+            failure_threshold=FAILURES,
+            recovery_timeout=OPEN_SECONDS,
+            expected_exception=CrmUnavailable,
+        )
+        self._why = ""
+        self._quick = reader(url, self.timeout, pool=CONNECTIONS)
+        self._slow = reader(url, BATCH_SECONDS, pool=None)
+        # The driver's own: what sets a connection up, its isolation among it, raises them as such.
+        dbapi = self._slow.dialect.dbapi
+        self._errors = (SQLAlchemyError, OSError, *((dbapi.Error,) if dbapi else ()))
+        self._queries = Queries(mapping, folds=self.folds)
+
+    def facts(self, users: Sequence[int], *, seconds: float | None = None) -> CrmFacts:
+        """The facts of these users as one statement found them; who is not there has none.
+
+        For a claim; a job gives `seconds` and is waited for so long.
+        """
+        size = next((size for size in IDS if size >= len(users)), len(users))
+        asked = [*users, *[users[-1]] * (size - len(users))] if users else []
+        read = self._queries.facts
+        if not asked:
+            return self._queries.facts_of([])
+        rows = self._read(lambda each: each.execute(read, {"users": asked}).all(), seconds=seconds)
+        return self._queries.facts_of(rows)
+
+    def trouble(self) -> str | None:
+        """Why it cannot be read now, found out by reading unless it is left alone; None: it can."""
+        try:
+            self._probe()
+        except CrmUnavailable as error:
+            return str(error)
+        return None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it failed so often that it is left alone."""
+        return bool(self._breaker.opened)
+
+    def since(self, model: type[CrmBase], after: Position, *, limit: int) -> list[NewCrmRow]:
+        """The next rows of this table in the order of `created_at` and id, with their users."""
+        at, key = after
+        query = self._queries.since[model, key is not None]
+        parameters = {"at": at.astimezone(UTC).replace(tzinfo=None), "key": key, "most": limit}
+        found = self._read(
+            lambda each: each.execute(query, parameters).all(), seconds=BATCH_SECONDS
+        )
+        try:
+            return [found_of(*row) for row in found]
+        except Unreadable as error:
+            raise CrmUnavailable(str(error), retry_after=OPEN_SECONDS) from error
+
+    def everything(self) -> Iterator[tuple[type[CrmBase], list[tuple[Any, ...]], int]]:
+        """Every fact as of one instant, table by table, a batch at a time.
+
+        With each batch, how many of its rows could not be read, and are not in it.
+        """
+        self._probe(PROBE_SECONDS)
+        connection: Connection | None = None
+        try:
+            connection = self._within(self._snapshot, CONNECT_SECONDS)
+            for model, query in self._queries.everything.items():
+                begin = partial(connection.execute, query)
+                result = self._within(begin, BATCH_SECONDS, used=[connection])
+                more = partial(result.fetchmany, BATCH)
+                while batch := self._within(more, BATCH_SECONDS, used=[connection]):
+                    values = [self._queries.values(model, row) for row in batch]
+                    read = [each for each in values if each is not None]
+                    yield model, read, len(values) - len(read)
+        except _Late as late:
+            if connection is not None:  # another thread is at work on it, and frees it at its end
+                late.left.add_done_callback(partial(_drop, connection))
+            raise
+        except BaseException:
+            if connection is not None:
+                _drop(connection)
+            raise
+        _drop(connection)
+
+    def check(self) -> None:
+        """Raise for a CRM that can never be read as it is: one line that says what is wrong.
+
+        `UsageError` for an address that leads to no such database, `SchemaMismatch` for a table or
+        a column that is not there, `CrmUnavailable` for one that does not answer now.
+        """
+        try:
+            lacking = self.lacking()
+        except CrmUnavailable as error:
+            if is_wrong(error.__cause__):
+                raise UsageError(f"CRM_DATABASE_URL: {error}") from error
+            raise
+        for name, missing in lacking.items():
+            if missing is None:
+                raise SchemaMismatch(f"CRM_DATABASE_URL: the CRM has no table {name}")
+            if missing:
+                raise SchemaMismatch(
+                    f"CRM_DATABASE_URL: the CRM's table {name} lacks {', '.join(missing)}"
+                )
+
+    def lacking(self) -> dict[str, list[str] | None]:
+        """By each table that is read, as the CRM names it: the columns that it has not.
+
+        None: it is not there, nor a view of that name. Raises `CrmUnavailable`.
+        """
+        found = {}
+        for model, name in self.mapping.tables.items():
+            has = self._within(partial(self._columns, name), CHECK_SECONDS)
+            wanted = [
+                self.mapping.column(model, each)
+                for each in FACTS[model]
+                if self.mapping.has(model, each)
+            ]
+            found[name] = None if has is None else [each for each in wanted if each not in has]
+        return found
+
+    def close(self) -> None:
+        """Hang up."""
+        self._quick.dispose()
+        self._slow.dispose()
+
+    def _probe(self, seconds: float | None = None) -> None:
+        self._read(lambda each: each.execute(self._queries.probe).all(), seconds=seconds)
+
+    def _columns(self, name: str) -> set[str] | None:
+        with self._slow.connect() as connection:
+            try:
+                return {each["name"] for each in inspect(connection).get_columns(name)}
+            except NoSuchTableError:
+                return None
+
+    def _snapshot(self) -> Connection:
+        connection = self._slow.connect()
+        return connection.execution_options(
+            isolation_level="REPEATABLE READ", stream_results=True, max_row_buffer=BATCH
+        )
+
+    def _read(self, what: Callable[[Connection], T], *, seconds: float | None = None) -> T:
+        """What `what` reads: on a connection of the pool, or with `seconds` on one of its own.
+
+        Those of the pool have the limits of a claim, by their server too.
+        """
+        engine = self._quick if seconds is None else self._slow
+        if self._breaker.opened:
+            left = max(0.1, float(self._breaker.open_remaining))
+            raise CrmUnavailable(f"{self._why}; it is tried again soon", retry_after=left)
+        used: list[Connection] = []
+        began = monotonic()
+
+        def read() -> T:
+            with engine.connect() as connection:
+                used.append(connection)
+                return what(connection)
+
+        def attempt() -> T:
+            try:
+                return read()
+            except DBAPIError as error:
+                # A connection of the pool that the server has closed is not the CRM being away.
+                if not (used and error.connection_invalidated):
+                    raise
+                return read()
+
+        try:
+            with self._breaker:
+                found = self._within(attempt, seconds or self.timeout, used=used)
+        except CrmUnavailable as error:
+            self._why = str(error).partition(": ")[2]
+            raise
+        finally:
+            CRM_SECONDS.observe(monotonic() - began)
+            CRM_OPEN.set(self.is_open)
+        CRM_READS.labels("answered").inc()
+        return found
+
+    def _within(
+        self,
+        what: Callable[[], T],
+        seconds: float,
+        *,
+        used: Sequence[Connection] = (),
+    ) -> T:
+        """What `what` returns within so many seconds: it runs beside, and is left when it is late.
+
+        No driver's own limits are hard: a server that takes a connection and says nothing, or that
+        stops in the middle of an answer, is waited for by some of them without end.
+        """
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(what())
+            except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+                future.set_exception(error)
+
+        Thread(target=run, name="crm", daemon=True).start()
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            for each in used:
+                cut(each)
+            CRM_READS.labels("late").inc()
+            raise _Late(future, seconds) from None
+        except self._errors as error:
+            CRM_READS.labels("failed").inc()
+            raise CrmUnavailable(one_line(error), retry_after=2.0) from error
+
+
+class _Late(CrmUnavailable):
+    """No answer came in time; `left` is done once the thread that waits for it has given up."""
+
+    def __init__(self, left: Future[Any], seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:g} s", retry_after=OPEN_SECONDS)
+        self.left = left
+
+
+def _drop(connection: Connection, _: object = None) -> None:
+    """Close it without giving it back in order, which its server might not answer."""
+    connection.invalidate()
+    connection.close()
+
+
+def configured(settings: Settings) -> Crm | None:
+    """The CRM of `settings`, if it is elsewhere. Raises `UsageError` for an unknown mapping."""
+    mapping = MAPPINGS.get(settings.crm_mapping)
+    if mapping is None:
+        raise UsageError(
+            f"ASSIGNMENT_WORKERS_CRM_MAPPING={settings.crm_mapping!r}: "
+            f"there are {', '.join(MAPPINGS)}"
+        )
+    if settings.crm_database_url is None:
+        return None
+    mapping = mapping.with_columns(optional_columns(settings))
+    return Crm(
+        settings.crm_database_url, mapping, timeout=settings.crm_timeout, grace=settings.crm_grace
+    )
+
+
+def optional_columns(settings: Settings) -> dict[str, str]:
+    """The optional columns that the CRM has, by our names. Raises `UsageError`."""
+    found = {}
+    for part in filter(None, (each.strip() for each in (settings.crm_columns or "").split(","))):
+        name, _, column = (each.strip() for each in part.partition("="))
+        if name not in OPTIONAL or not (column or name).isidentifier():
+            raise UsageError(
+                f"ASSIGNMENT_WORKERS_CRM_COLUMNS={settings.crm_columns!r}: {part!r} is none of "
+                f"{', '.join(OPTIONAL)}, or such as country=country_code"
+            )
+        found[name] = column or name
+    return found
+
+
+def checked(settings: Settings) -> Crm | None:
+    """The same for a process that starts: one that can never be read as it is stops it.
+
+    Raises as `Crm.check` does, but for one that is away now: that is logged, and holds go on.
+    """
+    crm = configured(settings)
+    if crm is not None:
+        try:
+            crm.check()
+        except CrmUnavailable as error:
+            log.warning("crm_away", reason=str(error))
+    return crm

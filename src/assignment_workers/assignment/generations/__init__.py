@@ -1,0 +1,1 @@
+"""Generations of the queues: built, published, drained, purged."""

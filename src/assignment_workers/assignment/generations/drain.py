@@ -1,0 +1,73 @@
+"""An operator empties a dialer queue of whoever is not held: safely, and some at a time."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Connection, bindparam, func, literal_column, null, select, update
+
+from assignment_workers.assignment.answers import Code, Done, Refused
+from assignment_workers.assignment.generations.entries import OUT, PUBLISHED_STATE, READY, WAITING
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.schema.base import sql_text
+from assignment_workers.schema.tables import DialerQueue, Entry, Generation
+
+DRAINED_AT_MOST = 5_000
+"""Entries that one transaction takes out: some 50 ms of work."""
+
+
+def drainable(connection: Connection, queue: str) -> int:
+    """How many a drain would take out now: everybody claimable or waiting."""
+    return connection.execute(_COUNT, {"queue": queue}).scalar_one()
+
+
+def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refused:
+    """Take out up to `DRAINED_AT_MOST` of who is claimable or waits in what is published.
+
+    Holds are left alone, and their users come back to their places. `drained` counts how many; as
+    many as may be means that there may be more. The next build has everybody again: pause the
+    dialer queue if it should stay empty.
+    """
+    known = list(transaction.connection.execute(select(DialerQueue.name)).scalars())
+    if queue not in known:
+        return Refused(
+            code=Code.UNKNOWN_QUEUE,
+            reason=f"no dialer queue {queue!r}; there are {', '.join(sorted(known))}",
+        )
+    transaction.require_lanes(queue)
+    generation = transaction.connection.execute(_PUBLISHED, {"queue": queue}).scalar_one_or_none()
+    users = list(transaction.connection.execute(_DRAIN, {"generation": generation}).scalars())
+    transaction.record(
+        *(
+            {
+                "kind": EventKind.TAKEN_OUT,
+                "queue": queue,
+                "user_id": user,
+                "generation_id": generation,
+                "details": {"reason": "drained", "by": by},
+            }
+            for user in users
+        )
+    )
+    return Done(counts={"drained": len(users)})
+
+
+_PUBLISHED = select(Generation.id).where(
+    Generation.queue == bindparam("queue"), Generation.state == PUBLISHED_STATE
+)
+_UNCLAIMED = Entry.state.in_([READY, WAITING])
+_COUNT = (
+    select(func.count()).select_from(Entry).where(Entry.generation_id.in_(_PUBLISHED), _UNCLAIMED)
+)
+_some = (
+    select(Entry.user_id)
+    .where(Entry.generation_id == bindparam("generation", type_=BigInteger), _UNCLAIMED)
+    .limit(literal_column(str(DRAINED_AT_MOST)))
+)
+_DRAIN = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation", type_=BigInteger),
+        Entry.user_id.in_(_some),
+    )
+    .values(state=OUT, available_from=null(), reason=sql_text("drained"))
+    .returning(Entry.user_id)
+)

@@ -1,0 +1,153 @@
+"""Where users stand in a dialer queue, in one word each: what `explain` and `empty` go by.
+
+The words are the names of the policy's rules, and those of `EligibilityStatus`. The expressions are
+those of the claim and the build (`policy`): there is no second copy of a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    BigInteger,
+    Label,
+    Select,
+    any_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    select,
+)
+from sqlalchemy.orm import aliased
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.generations.entries import OUT, WAITING
+from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.rules import RuleEffect
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Assignment, Entry, Phone
+
+
+class EligibilityStatus(StrEnum):
+    """What is said of a user who breaks no rule, and of one who is held whatever they break."""
+
+    HELD = "held"
+    WAITING = "waiting"
+    TAKEN_OUT = "taken_out"
+    NOT_IN_GENERATION = "not_in_generation"
+    CLAIMABLE = "claimable"
+
+
+MEANS = {
+    EligibilityStatus.HELD: "an agent has them",
+    EligibilityStatus.WAITING: (
+        "put off for a while: skipped, or resting when they were last looked at"
+    ),
+    EligibilityStatus.TAKEN_OUT: (
+        "eligible, and out of what is published: the next build has them again"
+    ),
+    EligibilityStatus.NOT_IN_GENERATION: (
+        "eligible, and not in what is published: the next build has them"
+    ),
+    EligibilityStatus.CLAIMABLE: "claimable now",
+}
+
+
+def eligibility_status(
+    policy: Policy, people: CTE, rules: Sequence[Label[Any]] = ()
+) -> Select[*tuple[Any, ...]]:
+    """For each `user_id` of `people`: the word, and when that ends by itself (null: unknown).
+
+    With their entry, if any, and with what is asked of their facts in `rules`.
+    Parameters: `generation`, the published one or null; `taken`, users handed out in this
+    transaction; and those of the policy. Cost for each user: probes of the primary keys, of the
+    index on active assignments, and what judging them costs the claim.
+    """
+    hold = aliased(Assignment)
+    # A fence: the planner takes the join with the entries for a large one, and would then judge
+    # these few users by reading the whole of the CRM.
+    judged = (
+        select(
+            people.c.user_id,
+            policy.broken_rule().label("broken"),
+            policy.rests_until().label("rests_until"),
+            hold.lease_expires_at,
+            *rules,
+        )
+        .select_from(people)
+        .outerjoin(UserCallScore, UserCallScore.user_id == people.c.user_id)
+        .outerjoin(CrmUser, CrmUser.id == people.c.user_id)
+        .outerjoin(Phone, Phone.user_id == people.c.user_id)
+        .outerjoin(hold, (hold.user_id == people.c.user_id) & (hold.state == ACTIVE))
+        .cte("judged")
+        .prefix_with("MATERIALIZED")
+    )
+    found = judged.c
+    is_taken = found.user_id == any_(bindparam("taken", type_=ARRAY(BigInteger)))
+    is_held = found.lease_expires_at.is_not(None) | is_taken
+    resting = [sql_text(rule.name) for rule in policy.rules if rule.kind is RuleEffect.RESTING]
+    waits = (Entry.state == WAITING) & (Entry.available_from > bindparam("instant", type_=Instant))
+    return (
+        select(
+            found.user_id,
+            case(
+                (is_held, sql_text(EligibilityStatus.HELD)),
+                (found.broken.is_not(None), found.broken),
+                (Entry.user_id.is_(None), sql_text(EligibilityStatus.NOT_IN_GENERATION)),
+                (Entry.state == OUT, sql_text(EligibilityStatus.TAKEN_OUT)),
+                (waits, sql_text(EligibilityStatus.WAITING)),
+                else_=sql_text(EligibilityStatus.CLAIMABLE),
+            ).label("stands"),
+            case(
+                (is_held, found.lease_expires_at),
+                (found.broken.in_(resting), found.rests_until),
+                (found.broken.is_not(None), null()),
+                (waits, Entry.available_from),
+            ).label("free_at"),
+            Entry.generation_id,
+            Entry.rank,
+            Entry.state,
+            Entry.available_from,
+            Entry.reason,
+            *(found[rule.name] for rule in rules),
+        )
+        .select_from(judged)
+        .outerjoin(
+            Entry,
+            (Entry.generation_id == bindparam("generation", type_=BigInteger))
+            & (Entry.user_id == found.user_id),
+        )
+    )
+
+
+def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
+    """The users of the pool, or the first `at_most` of them by score."""
+    found = select(UserCallScore.user_id).where(
+        UserCallScore.current_queue_type == sql_text(policy.queue)
+    )
+    if at_most is not None:
+        found = found.order_by(UserCallScore.current_score).limit(literal_column(str(at_most)))
+    return found
+
+
+@cache
+def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
+    """How many of the pool stand how, and the first instant at which one of them does no more.
+
+    Of the first `at_most` of the pool by score, which are read by the index on queue and score and
+    no further; None: of them all. Parameters: those of `eligibility_status`.
+    """
+    pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")
+    each = eligibility_status(policy, pool).subquery("each")
+    return select(
+        each.c.stands, func.count().label("users"), func.min(each.c.free_at).label("free_at")
+    ).group_by(each.c.stands)

@@ -1,0 +1,263 @@
+"""What becomes of a user's places in the published generations as holds begin and end.
+
+Every statement here goes through the primary key (generation, user) of the published generations:
+its cost is that of the users named, whatever the size of the dialer queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Text,
+    Update,
+    and_,
+    any_,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
+
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.bulk import rows
+from assignment_workers.schema.tables import (
+    Entry,
+    EntryState,
+    Generation,
+    GenerationState,
+)
+
+PUBLISHED_STATE = sql_text(GenerationState.PUBLISHED)
+PUBLISHED = select(Generation.id).where(Generation.state == PUBLISHED_STATE)
+
+READY = sql_text(EntryState.READY)
+WAITING = sql_text(EntryState.WAITING)
+HELD = sql_text(EntryState.HELD)
+OUT = sql_text(EntryState.OUT)
+
+
+def _still(state: EntryState) -> ColumnElement[bool]:
+    """Whether an entry is in this state, in words that no index on a state answers to.
+
+    Such an index would be gone through once for each user, where its state was rare when statistics
+    were gathered; the primary key finds one entry.
+    """
+    return Entry.state.not_in([sql_text(other) for other in EntryState if other != state])
+
+
+def holding(user: ColumnElement[int]) -> Update:
+    """The places of whoever is this `user`, a column of a table or CTE, are held."""
+    return (
+        update(Entry)
+        .where(
+            Entry.generation_id.in_(PUBLISHED),
+            Entry.user_id == user,
+            Entry.state.in_([READY, WAITING]),
+        )
+        .values(state=HELD, available_from=null())
+    )
+
+
+_HOLD = holding(rows("held", user_id=BigInteger()).c.user_id)
+_given = rows(user_id=BigInteger())
+_RETURN = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == _given.c.user_id,
+        _still(EntryState.HELD),
+    )
+    .values(state=READY)
+)
+
+_settled = rows("settled", user_id=BigInteger(), state=Text(), until=Instant, reason=Text())
+SETTLE = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == _settled.c.user_id,
+        or_(Entry.state == HELD, and_(Entry.state != OUT, _settled.c.state == OUT)),
+    )
+    .values(
+        state=_settled.c.state,
+        available_from=_settled.c.until,
+        reason=func.coalesce(_settled.c.reason, Entry.reason),
+    )
+)
+"""What becomes of the places of users whose holds have ended, each as its row says.
+
+What is held becomes that; what is to be out is put out however it stood.
+"""
+
+_leaves = rows(user_id=BigInteger(), reason=Text())
+_LEAVE = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == _leaves.c.user_id,
+        Entry.state != OUT,
+    )
+    .values(state=OUT, available_from=null(), reason=_leaves.c.reason)
+)
+
+PROMOTED_AT_MOST = 5_000
+"""Entries that one transaction brings back: some 50 ms of work."""
+
+
+def promotion(at_most: int) -> Update:
+    """Bring back those who have waited long enough, the first of them first."""
+    due = (
+        select(Entry.user_id)
+        .where(
+            Entry.generation_id == bindparam("generation"),
+            Entry.state == WAITING,
+            Entry.available_from <= bindparam("instant", type_=Instant),
+        )
+        .order_by(Entry.available_from)
+        .limit(literal_column(str(at_most)))
+    )
+    return (
+        update(Entry)
+        .where(Entry.generation_id == bindparam("generation"), Entry.user_id.in_(due))
+        .values(state=READY, available_from=null())
+    )
+
+
+_PROMOTE = promotion(PROMOTED_AT_MOST)
+
+_taken = rows(user_id=BigInteger(), reason=Text())
+_TAKE_OUT = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.user_id == _taken.c.user_id,
+        _still(EntryState.READY),
+    )
+    .values(state=OUT, reason=_taken.c.reason)
+)
+
+_put_off = rows(user_id=BigInteger(), until=Instant)
+_PUT_OFF = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.user_id == _put_off.c.user_id,
+        _still(EntryState.READY),
+    )
+    .values(state=WAITING, available_from=_put_off.c.until)
+)
+
+
+def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
+    """Go on only if nothing else runs of the lanes where these users have places.
+
+    See `FencedTransaction.require_lanes`. A publication holds every lane, so no place appears
+    meanwhile. Cost: nothing with one lane; else a probe of a primary key for each user in each
+    other lane's generation.
+    """
+    others = transaction.queues_of_other_lanes
+    if others and users:
+        parameters = {"queues": others, "users": list(users)}
+        transaction.require_lanes(*transaction.connection.execute(_PLACED, parameters).scalars())
+
+
+_PLACED = select(Generation.queue).where(
+    Generation.state == PUBLISHED_STATE,
+    Generation.queue == any_(bindparam("queues", type_=ARRAY(Text))),
+    exists().where(
+        Entry.generation_id == Generation.id,
+        Entry.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
+    ),
+)
+
+
+def hold(transaction: FencedTransaction, users: Collection[int]) -> None:
+    """Nobody else is offered these users: their places in every published generation are held."""
+    need_places(transaction, users)
+    transaction.connection.execute(_HOLD, {"held": [{"user_id": user} for user in users]})
+
+
+def give_back(transaction: FencedTransaction, users: Collection[int]) -> None:
+    """These users are claimable again, each at the place they had."""
+    if users:
+        need_places(transaction, users)
+        transaction.connection.execute(_RETURN, {"rows": [{"user_id": user} for user in users]})
+
+
+def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -> int:
+    """These users are offered no more in the published generations.
+
+    Returns how many places ended.
+    """
+    need_places(transaction, users)
+    given = [{"user_id": user, "reason": reason} for user in users]
+    return transaction.connection.execute(_LEAVE, {"rows": given}).rowcount if given else 0
+
+
+def promote(transaction: FencedTransaction, generation: int) -> bool:
+    """Whoever has waited long enough is claimable again: `PROMOTED_AT_MOST` of them.
+
+    True: there may be more, and who asks should be answered in another turn.
+    """
+    parameters = {"generation": generation, "instant": transaction.now}
+    return transaction.connection.execute(_PROMOTE, parameters).rowcount >= PROMOTED_AT_MOST
+
+
+def take_out(
+    transaction: FencedTransaction, queue: str, generation: int, reasons: dict[int, str]
+) -> None:
+    """Ineligible users leave this generation, each with the rule they broke, and an event each."""
+    if not reasons:
+        return
+    given = [{"user_id": user, "reason": reason} for user, reason in reasons.items()]
+    transaction.connection.execute(_TAKE_OUT, {"rows": given, "generation": generation})
+    transaction.record(
+        *(
+            {
+                "kind": EventKind.TAKEN_OUT,
+                "queue": queue,
+                "user_id": user,
+                "generation_id": generation,
+                "details": {"reason": reason},
+            }
+            for user, reason in reasons.items()
+        )
+    )
+
+
+def put_off(
+    transaction: FencedTransaction,
+    queue: str,
+    generation: int,
+    resting: dict[int, tuple[str, datetime]],
+) -> None:
+    """These users wait at their places, each until their rest ends, and an event each.
+
+    They cost nothing to those behind: who waits is not looked at.
+    """
+    if not resting:
+        return
+    given = [{"user_id": user, "until": until} for user, (_, until) in resting.items()]
+    transaction.connection.execute(_PUT_OFF, {"rows": given, "generation": generation})
+    transaction.record(
+        *(
+            {
+                "kind": EventKind.PUT_OFF,
+                "queue": queue,
+                "user_id": user,
+                "generation_id": generation,
+                "details": {"reason": reason, "until": until},
+            }
+            for user, (reason, until) in resting.items()
+        )
+    )

@@ -1,0 +1,72 @@
+"""How full the dialer queues are: which of them should be regenerated before the hour."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import Connection, bindparam, func, select
+
+from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY
+from assignment_workers.schema.tables import Entry, Generation
+from assignment_workers.settings import Settings
+
+
+def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None:
+    """How many users are claimable, counted no further than `at_most`.
+
+    None if it was never built.
+    """
+    generation = connection.execute(
+        select(Generation.id).where(Generation.queue == queue, Generation.state == PUBLISHED_STATE)
+    ).scalar_one_or_none()
+    if generation is None:
+        return None
+    some = (
+        select(Entry.user_id)
+        .where(Entry.generation_id == bindparam("generation"), Entry.state == READY)
+        .limit(at_most)
+        .subquery()
+    )
+    return connection.execute(
+        select(func.count()).select_from(some), {"generation": generation}
+    ).scalar_one()
+
+
+def low(connection: Connection, queues: Collection[str], *, settings: Settings) -> list[str]:
+    """The dialer queues with too few claimable users that were not built lately; both are durable.
+
+    One that was never built is low. A count that fails raises: unknown is not empty (hazard A7).
+    """
+    return [
+        queue
+        for queue in queues
+        if _is_low(claimable(connection, queue, at_most=settings.level_minimum), settings)
+        and not _built_lately(connection, queue, settings)
+    ]
+
+
+def _is_low(count: int | None, settings: Settings) -> bool:
+    return count is None or count < settings.level_minimum
+
+
+def _built_lately(connection: Connection, queue: str, settings: Settings) -> bool:
+    return connection.execute(
+        select(
+            func.coalesce(
+                func.max(Generation.built_at) > func.now() - settings.level_interval, False
+            )
+        ).where(Generation.queue == queue)
+    ).scalar_one()
+
+
+def unpublished(connection: Connection) -> dict[int, str]:
+    """Generations that are built and wait for their publication, oldest first: their queues.
+
+    A publish command that Redis lost is sent again from this: the database is what remembers.
+    """
+    rows = connection.execute(
+        select(Generation.id, Generation.queue)
+        .where(Generation.state == "building", Generation.built_at.is_not(None))
+        .order_by(Generation.id)
+    )
+    return {row.id: row.queue for row in rows}

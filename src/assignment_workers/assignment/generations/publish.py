@@ -1,0 +1,177 @@
+"""Publish a generation: the pointer flips, and what happened since its build began is brought in.
+
+The cost is that of the holds, active and ended since the build began; ten users or ten million in
+the generation make no difference.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, bindparam, func, null, select, text, update
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.answers import Code, Done, Refused
+from assignment_workers.assignment.generations.entries import (
+    HELD,
+    OUT,
+    PUBLISHED_STATE,
+    READY,
+    WAITING,
+)
+from assignment_workers.assignment.generations.regenerate import fail
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.tables import (
+    Assignment,
+    AssignmentState,
+    Entry,
+    Generation,
+    GenerationState,
+)
+
+LONGEST_TURN = timedelta(minutes=10)
+"""No turn lasts longer, so whatever a build missed ended at most this long before it began."""
+
+
+def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
+    """Make this generation the one its queue hands out from; the one before is retired.
+
+    Held users are marked held in it and keep their place; users completed since the build began are
+    out of it; users skipped or deferred since then wait (guarantee 2). Saying it again changes
+    nothing. Refused: a number that is no generation, or one that is not built or has failed. One
+    that is older than the published one is marked failed: the newer build wins.
+    """
+    # Of every lane: a turn of another may be ending holds of users who have places here.
+    transaction.require_all_lanes()
+    row = transaction.connection.execute(_FIND, {"generation": number}).first()
+    if row is None:
+        return Refused(code=Code.UNKNOWN_GENERATION, reason=f"no generation {number}")
+    if row.state in (GenerationState.PUBLISHED, GenerationState.RETIRED):
+        return Done(replayed=True)
+    if row.state == GenerationState.FAILED or row.built_at is None:
+        state = "failed" if row.state == GenerationState.FAILED else "not built"
+        return Refused(code=Code.UNKNOWN_GENERATION, reason=f"generation {number} is {state}")
+    before = transaction.connection.execute(_PUBLISHED, {"queue": row.queue}).scalar_one_or_none()
+    if before is not None and before > number:
+        fail(
+            transaction.connection,
+            number,
+            row.queue,
+            transaction.now,
+            f"generation {before} was built later",
+        )
+        return Done(replayed=True)
+    if before is not None:
+        transaction.connection.execute(_RETIRE, {"generation": before, "at": transaction.now})
+        transaction.record(
+            {
+                "kind": EventKind.GENERATION_RETIRED,
+                "queue": row.queue,
+                "generation_id": before,
+            }
+        )
+    transaction.connection.execute(_PUBLISH, {"generation": number, "at": transaction.now})
+    counts = _bring_in(transaction, number, row)
+    transaction.record(
+        {
+            "kind": EventKind.GENERATION_PUBLISHED,
+            "queue": row.queue,
+            "generation_id": number,
+            "details": {"size": row.size, "trigger": row.trigger, **counts},
+        }
+    )
+    return Done(counts=counts)
+
+
+def _bring_in(
+    transaction: FencedTransaction, number: int, row: Row[*tuple[Any, ...]]
+) -> dict[str, int]:
+    """What the build could not know: who is held now, and who was finished since it began."""
+    since = {
+        "generation": number,
+        "earliest": row.started_at - LONGEST_TURN,
+        "snapshot": row.snapshot,
+    }
+    return {
+        "held": transaction.connection.execute(_HOLD, {"generation": number}).rowcount,
+        "completed_since": transaction.connection.execute(_LEAVE, since).rowcount,
+        "skipped_since": transaction.connection.execute(
+            _WAIT, since | {"instant": transaction.now}
+        ).rowcount,
+    }
+
+
+_FIND = (
+    select(
+        Generation.queue,
+        Generation.state,
+        Generation.trigger,
+        Generation.size,
+        Generation.snapshot,
+        Generation.started_at,
+        Generation.built_at,
+    )
+    .where(Generation.id == bindparam("generation"))
+    .with_for_update()
+)
+_PUBLISHED = select(Generation.id).where(
+    Generation.queue == bindparam("queue"), Generation.state == PUBLISHED_STATE
+)
+_RETIRE = (
+    update(Generation)
+    .where(Generation.id == bindparam("generation"))
+    .values(state=sql_text(GenerationState.RETIRED), retired_at=bindparam("at"))
+)
+_PUBLISH = (
+    update(Generation)
+    .where(Generation.id == bindparam("generation"))
+    .values(state=PUBLISHED_STATE, published_at=bindparam("at"))
+)
+
+_HOLD = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.user_id == Assignment.user_id,
+        Assignment.state == ACTIVE,
+        Entry.state.in_([READY, WAITING]),
+    )
+    .values(state=HELD, available_from=null())
+)
+
+# The build's snapshot says exactly which ends it had not seen; the time is there for the index.
+_UNSEEN = text(
+    "assignment.assignments.ended_at >= :earliest AND NOT pg_visible_in_snapshot("
+    "CAST(CAST(assignment.assignments.ended_xid AS text) AS xid8), CAST(:snapshot AS pg_snapshot))"
+)
+
+_LEAVE = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.user_id == Assignment.user_id,
+        Assignment.state == sql_text(AssignmentState.COMPLETED),
+        _UNSEEN,
+        Entry.state.in_([READY, WAITING]),
+    )
+    .values(state=OUT, available_from=null(), reason=sql_text("completed"))
+)
+
+_skipped = (
+    select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
+    .where(Assignment.state == sql_text(AssignmentState.SKIPPED), _UNSEEN)
+    .group_by(Assignment.user_id)
+    .subquery("skipped")
+)
+_WAIT = (
+    update(Entry)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.user_id == _skipped.c.user_id,
+        _skipped.c.until > bindparam("instant", type_=Instant),
+        Entry.state.in_([READY, WAITING]),
+    )
+    .values(state=WAITING, available_from=_skipped.c.until)
+)

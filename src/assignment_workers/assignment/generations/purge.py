@@ -1,0 +1,238 @@
+"""Drop what nobody needs any more, without standing in a claim's way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+from psycopg.errors import LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTable
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Update,
+    delete,
+    exists,
+    func,
+    or_,
+    outerjoin,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import DBAPIError
+
+from assignment_workers.assignment import audit
+from assignment_workers.assignment.generations.regenerate import partition
+from assignment_workers.assignment.jobs import Counts
+from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.suppressions import FORGOTTEN
+from assignment_workers.schema.base import sql_text
+from assignment_workers.schema.engine import POOLED
+from assignment_workers.schema.tables import (
+    AccessRecord,
+    Assignment,
+    AssignmentState,
+    Command,
+    DashboardSession,
+    DeadLetter,
+    EventText,
+    Generation,
+    GenerationState,
+    JobRun,
+    JobStatus,
+    LaneTerm,
+    Request,
+    SequencerSign,
+    Suppression,
+    SuspectMessage,
+)
+from assignment_workers.settings import Settings
+
+LOCK_WAIT = timedelta(seconds=1)
+_ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTable
+"""A reader, or another worker that drops the same generation now."""
+
+
+def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
+    """Drop the entries of generations retired long enough ago, and of failed ones.
+
+    `connection` must be in autocommit: a concurrent detachment waits for whoever still reads the
+    partition, and keeps nobody from reading or writing the others; dropping the detached table
+    locks only itself. It waits `LOCK_WAIT` at the most: where somebody reads for longer, a dump,
+    say, the rest stays for the next run, and `waiting` counts 1. A detachment that was left
+    pending, so or by a process that died, is finished first: until then there can be no other.
+    """
+    gone = connection.execute(
+        select(Generation.id).where(
+            Generation.purged_at.is_(None),
+            or_(
+                Generation.state == sql_text(GenerationState.FAILED),
+                Generation.retired_at <= func.now() - settings.generation_retention,
+            ),
+        )
+    ).scalars()
+    pending = connection.execute(_ANY_PENDING).scalar_one_or_none()
+    numbers = sorted(gone, key=lambda number: (partition(number) != pending, number))
+    count = 0
+    with _waiting_briefly(connection):
+        for number in numbers:
+            try:
+                _drop(connection, number)
+            except DBAPIError as error:
+                if not isinstance(error.orig, _ANOTHER_IS_AT_IT):
+                    raise
+                return {"generations": count, "waiting": 1}
+            connection.execute(
+                update(Generation)
+                .where(Generation.id == number)
+                .values(purged_at=func.clock_timestamp())
+            )
+            count += 1
+    return {"generations": count}
+
+
+@contextmanager
+def _waiting_briefly(connection: Connection) -> Iterator[None]:
+    """No statement waits for a lock longer than `LOCK_WAIT`."""
+    if connection.info.get(POOLED):  # its session is another's a moment later
+        yield
+        return
+    before = connection.execute(text("SHOW lock_timeout")).scalar_one()
+    milliseconds = round(LOCK_WAIT.total_seconds() * 1000)
+    set_to = text("SELECT set_config('lock_timeout', :to, false)")
+    connection.execute(set_to, {"to": str(milliseconds)})
+    try:
+        yield
+    finally:
+        connection.execute(set_to, {"to": before})
+
+
+def _drop(connection: Connection, number: int) -> None:
+    name = partition(number)
+    pending = connection.execute(_PENDING, {"name": name}).scalar_one_or_none()
+    if pending is not None:
+        how = "FINALIZE" if pending else "CONCURRENTLY"
+        connection.execute(text(f"ALTER TABLE assignment.entries DETACH PARTITION {name} {how}"))
+    connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
+
+
+_ANY_PENDING = text(
+    "SELECT n.nspname || '.' || c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+    " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.inhdetachpending"
+    " AND i.inhparent = 'assignment.entries'::regclass"
+)
+_PENDING = text(
+    "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(:name)"
+    " AND inhparent = 'assignment.entries'::regclass"
+)
+
+
+def prune_history(connection: Connection, *, settings: Settings) -> Counts:
+    """Delete answers, job runs, events and dead letters older than their retention.
+
+    The texts and numbers of people go after theirs. Events go in the batches in which they were
+    chained (`audit.cut`): those that are not chained yet stay.
+
+    Sessions of the dashboard go a day after their end.
+
+    An answer is kept as long as its message could come again, so that a redelivered one is never
+    taken for new: until its deadline and its retention are over, and while nobody leads, or has
+    just begun, for what a killed sequencer had taken waits in Redis for the next one, however long
+    that takes. Assignments are never deleted.
+    """
+    history = func.now() - settings.history_retention
+    counts: Counts = {}
+    for name, statement in {
+        "requests": delete(Request).where(
+            Request.answered_at < func.now() - settings.request_retention,
+            or_(
+                Request.deadline.is_(None),
+                Request.deadline < func.now() - settings.request_retention,
+            ),
+            ~_behind(lanes_of(settings).names),
+        ),
+        "commands": delete(Command).where(
+            Command.answered_at < func.now() - settings.request_retention,
+            ~_behind(lanes_of(settings).names),
+        ),
+        "job_runs": delete(JobRun).where(
+            JobRun.started_at < history, JobRun.status != sql_text(JobStatus.RUNNING)
+        ),
+        "dead_letters": delete(DeadLetter).where(DeadLetter.at < history),
+        # Of messages that were acknowledged all the same, or were lost with their broker.
+        "suspect_messages": delete(SuspectMessage).where(SuspectMessage.at < history),
+        "access_log": delete(AccessRecord).where(AccessRecord.at < history),
+        # Longer than a link is good for: a used one stays used.
+        "dashboard_sessions": delete(DashboardSession).where(
+            DashboardSession.expires_at < func.now() - timedelta(days=1)
+        ),
+    }.items():
+        counts[name] = connection.execute(statement).rowcount
+    with _purging(connection):
+        counts["events"] = audit.cut(connection, settings.history_retention)
+    return counts | forget_texts(connection, settings=settings)
+
+
+def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
+    """Empty what people typed, and numbers, of what is over for longer than `text_retention`."""
+    before = func.now() - min(settings.text_retention, settings.history_retention)
+    lifted = Suppression.lifted_at < func.now() - settings.text_retention
+    statements: dict[str, Delete | Update] = {
+        "event_texts": delete(EventText).where(EventText.at < before),
+        "notes": update(Assignment)
+        .where(
+            Assignment.state != sql_text(AssignmentState.ACTIVE),
+            Assignment.ended_at < func.now() - settings.text_retention,
+            Assignment.notes.is_not(None),
+        )
+        .values(notes=None),
+        "phones": delete(Suppression).where(lifted, Suppression.phone.is_not(None)),
+        "reasons": update(Suppression)
+        .where(lifted, Suppression.reason != FORGOTTEN)
+        .values(reason=FORGOTTEN, lifted_why=FORGOTTEN),
+    }
+    return {name: connection.execute(each).rowcount for name, each in statements.items()}
+
+
+@contextmanager
+def _purging(connection: Connection) -> Iterator[None]:
+    """Let events be deleted in this block: by the purge's role where there is one."""
+    if connection.execute(_HAS_ROLE).scalar_one():
+        begin, end = "SET LOCAL ROLE assignment_purge", "RESET ROLE"
+    else:
+        begin = "SELECT set_config('assignment.purge', 'on', true)"
+        end = "SELECT set_config('assignment.purge', 'off', true)"
+    connection.execute(text(begin))
+    yield
+    connection.execute(text(end))
+
+
+_HAS_ROLE = text(
+    "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'assignment_purge'"
+    " AND has_table_privilege(oid, 'assignment.events', 'DELETE')"
+    " AND pg_has_role(current_user, oid, 'MEMBER'))"
+)
+
+
+_SETTLED = timedelta(minutes=10)
+"""Long after a sequencer began, it has served whatever its predecessors had taken."""
+_SILENT = timedelta(minutes=1)
+
+
+def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
+    """Whether one of these lanes may have messages to serve that were answered long ago."""
+    signed = outerjoin(LaneTerm, SequencerSign, SequencerSign.lane == LaneTerm.lane)
+    return (
+        exists()
+        .select_from(signed)
+        .where(
+            LaneTerm.lane.in_(lanes),
+            or_(
+                LaneTerm.since.is_(None),
+                LaneTerm.since > func.now() - _SETTLED,
+                func.coalesce(SequencerSign.last_turn_at, LaneTerm.seen_at) < func.now() - _SILENT,
+            ),
+        )
+    )

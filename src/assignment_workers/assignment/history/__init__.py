@@ -1,0 +1,1 @@
+"""The history checker: the events replayed and compared with the tables."""

@@ -1,0 +1,471 @@
+"""Check the chains of `audit`: in the database, in an exported file, and one against the other."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import Connection, func, select, text
+
+from assignment_workers.assignment.audit import (
+    WIDTH,
+    ChainHead,
+    content,
+    genesis,
+    heads,
+    link,
+    pending,
+    shown,
+)
+from assignment_workers.assignment.events import ONE_OF, StoredEvent
+from assignment_workers.schema.tables import AuditAnchor
+
+FORM = 1
+"""The form of an exported file."""
+COMPARED_AT_MOST = 1_000
+"""Events of a lane that do not fit their digests which are compared with one another."""
+
+
+class ChainFault(StrEnum):
+    """What a check finds."""
+
+    CHANGED = "changed"
+    """An event, or its digest, is not as it was chained."""
+    DELETED = "deleted"
+    """A position has no event."""
+    REORDERED = "reordered"
+    """An event stands at another position than its own."""
+    ADDED = "added"
+    """An event that was never chained stands among those that were."""
+    CUT = "cut"
+    """The front is gone, and no anchor of the purge stands for it."""
+    SHORTENED = "shortened"
+    """The end is gone: there was more when a head was written down."""
+    REWRITTEN = "rewritten"
+    """The digest of a position is another than an earlier export has."""
+    UNREADABLE = "unreadable"
+    """A line of a file is not of an export."""
+
+
+class ChainFinding(BaseModel):
+    """One thing that is wrong; `upto` where it is a run of positions."""
+
+    fault: ChainFault
+    lane: str | None = None
+    position: int | None = None
+    upto: int | None = None
+    event_id: int | None = None
+    said: str = ""
+
+
+class ChainShown(BaseModel):
+    """A lane's chain as it was checked."""
+
+    lane: str
+    purged: int
+    """Events that the purge has deleted: the chain begins after them."""
+    position: int
+    """Of the last event."""
+    digest: str
+
+
+class Checked(BaseModel):
+    """What was checked, and what was found."""
+
+    events: int = 0
+    pending: int = 0
+    """Events of the database that are not chained yet."""
+    pending_since: datetime | None = None
+    chains: list[ChainShown] = Field(default_factory=list)
+    findings: list[ChainFinding] = Field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+@dataclass
+class Chain:
+    """A lane's chain while it is read: events come with the digests that they were given.
+
+    What lacks a predecessor is taken as given, and compared once the predecessor has come.
+    """
+
+    lane: str
+    anchor: ChainHead
+    report: Callable[[ChainFinding], None]
+    head: ChainHead = field(init=False)
+    count: int = 0
+    _gaps: list[list[int]] = field(default_factory=list)
+    """First and last position of each run that has not come."""
+    _unproved: dict[int, tuple[int, bytes, bytes]] = field(default_factory=dict)
+    """By position, after a gap: event, content and digest."""
+    _ends: dict[int, bytes] = field(default_factory=dict)
+    """The digests before gaps."""
+    _wrong: list[tuple[int, int, bytes, bytes, bytes]] = field(default_factory=list)
+    """Position, event, digest before, content and digest of what does not fit."""
+
+    def __post_init__(self) -> None:
+        """Begin after the anchor."""
+        self.head = self.anchor
+
+    def add(self, position: int, event_id: int, said: bytes | None, digest: bytes) -> None:
+        """Take the next event; `said` None: its digest is there, and the event is not."""
+        if position <= self.head.position:
+            self._late(position, event_id, said, digest)
+            return
+        if position == self.head.position + 1:
+            before: bytes | None = self.head.digest
+        else:
+            self._gaps.append([self.head.position + 1, position - 1])
+            self._ends[self.head.position] = self.head.digest
+            before = None
+        self._prove(position, event_id, said, digest, before)
+        self.head = ChainHead(position, digest)
+
+    def end(self) -> None:
+        """Report the positions that never came, and what does not fit."""
+        for first, last in self._gaps:
+            is_front = first == self.anchor.position + 1
+            self._report(ChainFault.CUT if is_front else ChainFault.DELETED, first, upto=last)
+        wrong = self._wrong[:COMPARED_AT_MOST]
+        for position, event_id, before, _, digest in wrong:
+            whose = next(
+                (
+                    other
+                    for other, _, _, said, _ in wrong
+                    if other != position
+                    and link(before, self.lane, position, event_id, said) == digest
+                ),
+                None,
+            )
+            moved = ChainFault.CHANGED if whose is None else ChainFault.REORDERED
+            at = "" if whose is None else f"its event stands at position {whose}"
+            self._report(moved, position, event_id=event_id, said=at)
+        for position, event_id, *_ in self._wrong[COMPARED_AT_MOST:]:
+            self._report(ChainFault.CHANGED, position, event_id=event_id)
+
+    def _late(self, position: int, event_id: int, said: bytes | None, digest: bytes) -> None:
+        gap = next((each for each in self._gaps if each[0] <= position <= each[1]), None)
+        if gap is None:
+            self._report(
+                ChainFault.ADDED, position, event_id=event_id, said="the position stands twice"
+            )
+            return
+        self._gaps.remove(gap)
+        self._gaps += [
+            each for each in ([gap[0], position - 1], [position + 1, gap[1]]) if each[0] <= each[1]
+        ]
+        self._gaps.sort()
+        self._report(ChainFault.REORDERED, position, event_id=event_id, said="it comes too late")
+        self._prove(position, event_id, said, digest, self._ends.get(position - 1))
+        self._ends[position] = digest
+        follower = self._unproved.pop(position + 1, None)
+        if follower is not None:
+            self._prove(position + 1, *follower, digest)
+
+    def _prove(
+        self, position: int, event_id: int, said: bytes | None, digest: bytes, before: bytes | None
+    ) -> None:
+        if said is None:
+            self._report(ChainFault.DELETED, position, event_id=event_id)
+            return
+        if before is None:
+            self._unproved[position] = event_id, said, digest
+            return
+        self.count += 1
+        if link(before, self.lane, position, event_id, said) != digest:
+            self._wrong.append((position, event_id, before, said, digest))
+
+    def _report(
+        self,
+        fault: ChainFault,
+        position: int,
+        *,
+        upto: int | None = None,
+        event_id: int | None = None,
+        said: str = "",
+    ) -> None:
+        self.report(
+            ChainFinding(
+                fault=fault,
+                lane=self.lane,
+                position=position,
+                upto=upto,
+                event_id=event_id,
+                said=said,
+            )
+        )
+
+
+def check(connection: Connection) -> Checked:
+    """Check every chain of the database against its events.
+
+    Reads everything at one instant, a batch at a time. Cost: about 25 µs an event.
+    """
+    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    found = Checked()
+    anchors = {row.lane: row for row in connection.execute(_ANCHORS)}
+    for lane in _lanes(connection, anchors):
+        chain = Chain(lane, _anchor(anchors, lane), found.findings.append)
+        for batch, events in _read(connection, lane):
+            for place, event_id in enumerate(batch.ids):
+                event = events.get(event_id)
+                said = None if event is None else content(shown(event))
+                chain.add(batch.first + place, event_id, said, _digest(batch.digests, place))
+        chain.end()
+        found.events += chain.count
+        found.chains.append(_shown(chain))
+    found.findings += [
+        ChainFinding(fault=ChainFault.ADDED, event_id=each)
+        for each in connection.execute(_ADDED).scalars()
+    ]
+    found.pending, found.pending_since = pending(connection)
+    return found
+
+
+def export(connection: Connection, write: Callable[[str], object], *, lane: str | None) -> int:
+    """Write the chains, of all lanes or one, as lines of JSON; returns the number of events.
+
+    The first line has each chain's anchor, the last each head; between them stand the events with
+    their digests. What people typed is not among it. Reads at one instant; memory is that of a
+    batch.
+    """
+    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    made_at = connection.execute(select(func.clock_timestamp())).scalar_one()
+    anchors = {row.lane: row for row in connection.execute(_ANCHORS)}
+    lanes = [each for each in _lanes(connection, anchors) if lane in (None, each)]
+    first = {each: _said(_anchor(anchors, each)) for each in lanes}
+    write(_line({"audit": FORM, "made_at": made_at.astimezone(UTC).isoformat(), "lanes": first}))
+    count = 0
+    ends: dict[str, ChainHead] = {}
+    for each in lanes:
+        ends[each] = _anchor(anchors, each)
+        for batch, events in _read(connection, each):
+            for place, event_id in enumerate(batch.ids):
+                digest = _digest(batch.digests, place)
+                ends[each] = ChainHead(batch.first + place, digest)
+                if event_id in events:
+                    line = {"lane": each, "position": batch.first + place, "digest": digest.hex()}
+                    write(_line(line | {"event": shown(events[event_id])}))
+                    count += 1
+    write(_line({"heads": {each: _said(end) for each, end in ends.items()}, "events": count}))
+    return count
+
+
+def check_file(lines: Iterable[str]) -> Checked:
+    """Check an exported file by itself: no database is asked. Memory: that of what is wrong."""
+    found = Checked()
+    numbered = enumerate(lines, 1)
+    _, first = next(numbered, (0, ""))
+    try:
+        anchors = _First.model_validate_json(first).lanes
+    except ValidationError:
+        said = "the file is empty" if not first else _unreadable(1)
+        fault = ChainFault.SHORTENED if not first else ChainFault.UNREADABLE
+        found.findings.append(ChainFinding(fault=fault, said=said))
+        return found
+    chains = {
+        lane: Chain(lane, given.head, found.findings.append) for lane, given in anchors.items()
+    }
+    last: _Last | None = None
+    for number, line in numbered:
+        try:
+            if last is not None:
+                raise ValueError("a line after the last")
+            last = _take(line, chains)
+        except (ValidationError, ValueError, KeyError):
+            found.findings.append(
+                ChainFinding(fault=ChainFault.UNREADABLE, said=_unreadable(number))
+            )
+    if last is None:
+        said = "the file has no last line: it is not whole"
+        found.findings.append(ChainFinding(fault=ChainFault.SHORTENED, said=said))
+    for chain in chains.values():
+        _end(chain, last.heads.get(chain.lane) if last is not None else None)
+        found.events += chain.count
+        found.chains.append(_shown(chain))
+    return found
+
+
+def _take(line: str, chains: Mapping[str, Chain]) -> _Last | None:
+    """Give an event's line to its chain; the last line is returned."""
+    if line.startswith('{"heads"'):
+        return _Last.model_validate_json(line)
+    one = _One.model_validate_json(line)
+    # The event as it was written: a form of numbers that a model reads would be lost.
+    event = json.loads(line)["event"]
+    chains[one.lane].add(one.position, one.event.id, content(event), bytes.fromhex(one.digest))
+    return None
+
+
+def _end(chain: Chain, given: _Given | None) -> None:
+    """End a chain of a file, whose last line says where it ends."""
+    if given is not None and given.position > chain.head.position:
+        chain.report(
+            ChainFinding(
+                fault=ChainFault.DELETED,
+                lane=chain.lane,
+                position=chain.head.position + 1,
+                upto=given.position,
+            )
+        )
+    elif given is not None and given.head != chain.head:
+        said = "the last line names another end"
+        chain.report(ChainFinding(fault=ChainFault.CHANGED, lane=chain.lane, said=said))
+    chain.end()
+
+
+def _unreadable(number: int) -> str:
+    return f"line {number} is not of an export"
+
+
+def compare(connection: Connection, lines: Iterable[str]) -> list[ChainFinding]:
+    """Whether the database still has the chains that an earlier export ends with.
+
+    Finds what no check of the database alone can: a past that was written anew, digests and all,
+    and an end that was taken away. A head that the purge has cut since cannot be compared.
+    """
+    last = deque(lines, maxlen=1)
+    try:
+        said = _Last.model_validate_json(last[0] if last else "")
+    except ValidationError:
+        return [
+            ChainFinding(
+                fault=ChainFault.UNREADABLE, said="the last line of the export is not there"
+            )
+        ]
+    now = heads(connection)
+    anchors = {row.lane: row for row in connection.execute(_ANCHORS)}
+    found = []
+    for lane, given in said.heads.items():
+        fault = _compared(connection, lane, given.head, now, _anchor(anchors, lane))
+        if fault is not None:
+            found.append(ChainFinding(fault=fault, lane=lane, position=given.position))
+    return found
+
+
+def _compared(
+    connection: Connection,
+    lane: str,
+    then: ChainHead,
+    now: Mapping[str, ChainHead],
+    anchor: ChainHead,
+) -> ChainFault | None:
+    """Compare a head of an earlier export with the chain as it is now."""
+    if now.get(lane, genesis(lane)).position < then.position:
+        return ChainFault.SHORTENED
+    if then.position < anchor.position:
+        return None
+    digest = anchor.digest
+    if then.position > anchor.position:
+        at = {"lane": lane, "position": then.position}
+        batch = connection.execute(_AT, at).one_or_none()
+        if batch is None:
+            return ChainFault.REWRITTEN
+        digest = _digest(batch.digests, then.position - batch.first)
+    return None if digest == then.digest else ChainFault.REWRITTEN
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    position: int = Field(ge=0)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def head(self) -> ChainHead:
+        return ChainHead(self.position, bytes.fromhex(self.digest))
+
+
+class _First(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    audit: int = Field(ge=FORM, le=FORM)
+    made_at: datetime
+    lanes: dict[str, _Given]
+
+
+class _Last(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    heads: dict[str, _Given]
+    events: int
+
+
+class _Event(BaseModel):
+    id: int
+
+
+class _One(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    lane: str
+    position: int = Field(ge=1)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    event: _Event
+
+
+def _read(connection: Connection, lane: str) -> Iterator[tuple[Any, Mapping[int, StoredEvent]]]:
+    """The batches of a lane in their order, each with its events as they stand."""
+    after = 0
+    while batch := connection.execute(_NEXT, {"lane": lane, "after": after}).one_or_none():
+        found = connection.execute(ONE_OF, {"ids": batch.ids})
+        yield batch, {row.id: StoredEvent(*row) for row in found}
+        after = batch.first
+
+
+def _lanes(connection: Connection, anchors: Mapping[str, Any]) -> list[str]:
+    return sorted({*anchors, *heads(connection)})
+
+
+def _anchor(anchors: Mapping[str, Any], lane: str) -> ChainHead:
+    row = anchors.get(lane)
+    return genesis(lane) if row is None else ChainHead(row.position, row.digest)
+
+
+def _digest(digests: bytes, place: int) -> bytes:
+    return digests[place * WIDTH : (place + 1) * WIDTH]
+
+
+def _said(head: ChainHead) -> dict[str, object]:
+    return {"position": head.position, "digest": head.digest.hex()}
+
+
+def _shown(chain: Chain) -> ChainShown:
+    return ChainShown(
+        lane=chain.lane,
+        purged=chain.anchor.position,
+        position=chain.head.position,
+        digest=chain.head.digest.hex(),
+    )
+
+
+def _line(value: Mapping[str, object]) -> str:
+    return json.dumps(value, separators=(",", ":")) + "\n"
+
+
+_ANCHORS = select(AuditAnchor.lane, AuditAnchor.position, AuditAnchor.digest)
+_NEXT = text(
+    "SELECT first, ids, digests FROM assignment.audit_batches"
+    " WHERE lane = :lane AND first > :after ORDER BY first LIMIT 1"
+)
+_AT = text(
+    "SELECT first, digests FROM assignment.audit_batches WHERE lane = :lane"
+    " AND first <= :position ORDER BY first DESC LIMIT 1"
+)
+# As a set, not by an anti-join: a plan that nests loops would take for ever.
+_ADDED = text("""
+    SELECT id FROM assignment.events
+    WHERE id <= greatest((SELECT max(upto) FROM assignment.audit_batches),
+                         (SELECT max(event_id) FROM assignment.audit_anchors), 0)
+    EXCEPT SELECT unnest(ids) FROM assignment.audit_batches
+    ORDER BY 1 LIMIT 100
+""")

@@ -1,0 +1,90 @@
+"""Who is claimable in a published generation, as the events tell it: for the history checker."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(slots=True)
+class ClaimableSet:
+    """A published generation: the rank of everyone who is not out of it, and who is claimable.
+
+    `heap` and `waiting` may hold places that count no more: they go when they come up, so that no
+    step costs more than the logarithm of the size.
+    """
+
+    generation: int
+    ranks: dict[int, int] = field(default_factory=dict)
+    ready: set[int] = field(default_factory=set)
+    heap: list[tuple[int, int]] = field(default_factory=list)
+    waiting: list[tuple[datetime, int]] = field(default_factory=list)
+    until: dict[int, datetime] = field(default_factory=dict)
+    """By user who waits: the one of their places in `waiting` that counts."""
+
+    @classmethod
+    def of(
+        cls,
+        generation: int,
+        ranks: dict[int, int],
+        *,
+        held: AbstractSet[int],
+        resting: Mapping[int, datetime],
+    ) -> ClaimableSet:
+        """A generation at its publication: who is in it, held users and who rests until when."""
+        ready = ranks.keys() - held - resting.keys()
+        heap = [(rank, user) for user, rank in ranks.items()]
+        waiting = [(at, user) for user, at in resting.items() if user not in held]
+        heapq.heapify(waiting)
+        heapq.heapify(heap)
+        until = {user: at for at, user in waiting}
+        return cls(generation, ranks, ready, heap, waiting, until)
+
+    def make_ready(self, user: int) -> None:
+        """The user is claimable, at the place they had; nothing for one who is out."""
+        self.until.pop(user, None)
+        if user in self.ranks and user not in self.ready:
+            self.ready.add(user)
+            heapq.heappush(self.heap, (self.ranks[user], user))
+
+    def wait(self, user: int, until: datetime) -> None:
+        """The user is claimable from that instant on."""
+        if user in self.ranks:
+            self.ready.discard(user)
+            self.until[user] = until
+            heapq.heappush(self.waiting, (until, user))
+
+    def promote(self, now: datetime) -> None:
+        """Whoever has waited long enough is claimable."""
+        while self.waiting and self.waiting[0][0] <= now:
+            at, user = heapq.heappop(self.waiting)
+            if self.until.get(user) == at:
+                self.make_ready(user)
+
+    def hold(self, user: int) -> None:
+        """The user is not claimable and keeps their place."""
+        self.ready.discard(user)
+        self.until.pop(user, None)
+
+    def drop(self, user: int) -> None:
+        """The user is out."""
+        self.ready.discard(user)
+        self.until.pop(user, None)
+        self.ranks.pop(user, None)
+
+    def passed_over(self, rank: int, not_for: Collection[int]) -> int | None:
+        """The best claimable user with a better rank who is not among `not_for`."""
+        kept: list[tuple[int, int]] = []
+        found = None
+        while found is None and self.heap and self.heap[0][0] < rank:
+            place = heapq.heappop(self.heap)
+            user = place[1]
+            if user in self.ready and kept[-1:] != [place]:
+                kept.append(place)
+                found = None if user in not_for else user
+        for place in kept:
+            heapq.heappush(self.heap, place)
+        return found

@@ -1,0 +1,206 @@
+"""Checks a whole run by its records: what the events, assignments and requests say really happened.
+
+Events of a lane are numbered in the order in which their turns committed, and so are those of two
+lanes about one user, agent or dialer queue, so one pass over them replays the run against a small
+model (`replay`). What the rows say must then be what the events say
+(`records`).
+
+Checked: one holder (guarantee 1); a rebuild publishes and does nothing else (2); every grant in the
+order of the published generation (4); one answer a request (5); answers that were true when they
+were given, as far as rows can say (6); leases and their ends (7); only the owner (8); terms one
+after another (9); callbacks with their completion (10); rows and events, both ways (11).
+
+Not checked: the facts of a claim (3), for the CRM keeps no history; whether 'empty' was true; which
+of several dialer queues a request should have taken from; that no due callback was passed over,
+for others promise them too; the dialer's own tables, which others
+write too. Order is checked against generations whose entries are still kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, Text, bindparam, func, select, text
+
+from assignment_workers.assignment.generations.publish import LONGEST_TURN
+from assignment_workers.assignment.generations.regenerate import partition
+from assignment_workers.assignment.history.records import RECORDS
+from assignment_workers.assignment.history.replay import Breach, Fact, Replay, ReplayedAssignment
+from assignment_workers.assignment.transaction import EventKind
+from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.schema.base import Instant
+from assignment_workers.schema.tables import Event, LaneTerm
+from assignment_workers.settings import Settings
+
+
+def check(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
+    """What the whole history of this database breaks; empty for a good one.
+
+    `settings` must be those that the run had. `bound`: how long after its lease a hold may still
+    stand while somebody leads. What happened before `history_retention` is not replayed, for its
+    events may be gone. Times that a step of the database's clock made ambiguous are not compared.
+    Reads one snapshot, so a stack may be running; `connection` must not be in a transaction yet.
+    """
+    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    return judge(connection, settings=settings, bound=bound)
+
+
+def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
+    """As `check`, by what the caller's transaction sees."""
+    now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    since = now - settings.history_retention
+    replay = Replay(settings, bound=bound)
+    _what_stood(connection, replay, since, settings)
+    for fact in facts(connection, since):
+        number, ranks = fact.generation_id, None
+        if number is not None and fact.kind == EventKind.GENERATION_PUBLISHED:
+            ranks = _ranks(connection, number, since)
+        if number is None or ranks is None:
+            replay.apply(fact)
+        else:
+            replay.publish(fact, ranks, missed=_missed(connection, number))
+    replay.finish(now)
+    return [*replay.breaches, *_disagreements(connection, settings, now)]
+
+
+def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
+    """The events from that instant on, in their order, a few thousand at a time."""
+    rows = connection.execute(
+        _FACTS, {"since": since}, execution_options={"stream_results": True, "yield_per": 10_000}
+    )
+    with rows:
+        yield from map(Fact._make, rows)
+
+
+def _what_stood(
+    connection: Connection, replay: Replay, since: datetime, settings: Settings
+) -> None:
+    """What was so before the first event that is surely kept, as the rows tell it."""
+    earlier = {"since": since, "skipped_since": since - settings.skip_agent}
+    for row in connection.execute(select(LaneTerm.lane, LaneTerm.terms)):
+        replay.led(row.lane, row.terms)
+    for row in connection.execute(_HELD, earlier):
+        replay.stood(
+            ReplayedAssignment(
+                row.id,
+                row.agent_id,
+                row.user_id,
+                row.lease_expires_at,
+                row.queue,
+                accepted=row.accepted,
+            )
+        )
+    for row in connection.execute(_SKIPPED, earlier):
+        replay.had_skipped(row.agent_id, row.user_id, row.ended_at, row.put_off_until)
+    for row in connection.execute(_DEFERRED, earlier):
+        replay.had_deferred(row.user_id, row.put_off_until)
+    for row in connection.execute(_PUBLISHED, earlier):
+        replay.had_published(row.queue, row.id)
+    for queue in connection.execute(_PAUSED, earlier).scalars():
+        replay.had_paused(queue)
+
+
+def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int] | None:
+    """The ranks of a generation by user; None where its order cannot be known.
+
+    That is one that was purged, and one whose build may have missed what happened before `since`.
+    """
+    parameters = {"generation": generation, "name": partition(generation)}
+    begun = {"since": since + LONGEST_TURN}
+    if not connection.execute(_IS_KEPT, parameters | begun).scalar_one_or_none():
+        return None
+    users, ranks = connection.execute(_RANKS, parameters).one()
+    return dict(zip(users or (), ranks or (), strict=True))
+
+
+def _missed(connection: Connection, generation: int) -> dict[str, int]:
+    """The completed assignments that the build of this generation did not see, with their users."""
+    parameters = {"generation": generation, "longest": LONGEST_TURN}
+    return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}
+
+
+def _disagreements(connection: Connection, settings: Settings, now: datetime) -> Iterator[Breach]:
+    parameters = {
+        "since": now - settings.history_retention,
+        "answers_since": now - settings.request_retention,
+        "promising": [outcome.name for outcome in OUTCOMES.values() if outcome.needs_callback],
+    }
+    for guarantee, what, query in RECORDS:
+        for subject in connection.execute(text(query), parameters).scalars():
+            yield Breach(guarantee, 0, f"{subject} {what}")
+
+
+_FACTS = (
+    select(
+        Event.id,
+        Event.at,
+        Event.kind,
+        Event.term,
+        Event.queue,
+        Event.user_id,
+        Event.agent_id,
+        Event.assignment_id.cast(Text),
+        Event.request_id,
+        Event.generation_id,
+        Event.details["rank"].as_integer(),
+        Event.details["lease_expires_at"].as_string().cast(Instant),
+        Event.details["until"].as_string().cast(Instant),
+        Event.details["reassigned_from"].as_string(),
+        Event.details["source"].as_string(),
+        func.coalesce(
+            Event.details["source_id"].as_string(),
+            Event.details["callback_id"].as_string(),
+            Event.details["missed_call_id"].as_string(),
+        ),
+        Event.details["scheduled_for"].as_string().cast(Instant),
+        Event.details["kept_for"].as_integer(),
+        Event.details["state"].as_string(),
+        Event.details["lane"].as_string(),
+    )
+    .where(Event.at >= bindparam("since", type_=Instant))
+    .order_by(Event.id)
+)
+
+_HELD = text(
+    "SELECT id::text, agent_id, user_id, lease_expires_at, queue,"
+    " coalesce(accepted_at < :since, false) AS accepted FROM assignment.assignments"
+    " WHERE claimed_at < :since AND (ended_at IS NULL OR ended_at >= :since)"
+)
+
+_SKIPPED = text(
+    "SELECT agent_id, user_id, ended_at, put_off_until FROM assignment.assignments"
+    " WHERE state = 'skipped' AND ended_how IS NULL"
+    " AND ended_at >= :skipped_since AND ended_at < :since ORDER BY ended_at"
+)
+
+_DEFERRED = text(
+    "SELECT user_id, put_off_until FROM assignment.assignments"
+    " WHERE ended_how = 'deferred' AND ended_at < :since AND put_off_until > :since"
+    " ORDER BY ended_at"
+)
+
+_PUBLISHED = text(
+    "SELECT queue, id FROM assignment.generations"
+    " WHERE published_at < :since AND (retired_at IS NULL OR retired_at >= :since)"
+)
+
+_PAUSED = text("SELECT name FROM assignment.queues WHERE paused_at < :since")
+
+_IS_KEPT = text(
+    "SELECT started_at >= :since AND to_regclass(:name) IS NOT NULL"
+    " FROM assignment.generations WHERE id = :generation"
+)
+
+_RANKS = text(
+    "SELECT array_agg(user_id), array_agg(rank) FROM assignment.entries"
+    " WHERE generation_id = :generation"
+)
+
+# The build's snapshot says it exactly; the times are there for the index on `ended_at`.
+_MISSED = text(
+    "SELECT a.id::text, a.user_id FROM assignment.generations g JOIN assignment.assignments a"
+    " ON a.state = 'completed' AND a.ended_at >= g.started_at - :longest"
+    " AND a.ended_at <= g.published_at WHERE g.id = :generation"
+    " AND NOT pg_visible_in_snapshot(a.ended_xid::text::xid8, g.snapshot::pg_snapshot)"
+)

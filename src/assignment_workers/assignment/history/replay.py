@@ -1,0 +1,542 @@
+"""Replays a run, event by event, against a small model of it, and collects what it breaks.
+
+The model knows who holds whom until when, what is published and paused, and who is claimable at
+which rank. It knows nothing of the database: facts in, breaches out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
+from assignment_workers.assignment.history.claimable_set import ClaimableSet
+from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.transaction import EventKind
+from assignment_workers.schema.tables import DEFAULT_LANE, AgentStatus
+from assignment_workers.settings import Settings
+
+
+class Fact(NamedTuple):
+    """One event as far as the check needs it: `rank` of a grant, the lease of a grant or renewal.
+
+    `until`: when a user who was put off is claimable again.
+
+    `term` is that of a change made in a turn; None for what was recorded outside the line.
+    """
+
+    id: int
+    at: datetime
+    kind: str
+    term: int | None
+    queue: str | None
+    user_id: int | None
+    agent_id: int | None
+    assignment_id: str | None
+    request_id: str | None
+    generation_id: int | None
+    rank: int | None = None
+    lease_expires_at: datetime | None = None
+    until: datetime | None = None
+    reassigned_from: str | None = None
+    """Of a grant by an operator: the assignment that ended for it, in the same turn."""
+    source: str | None = None
+    """Of a grant that is for a callback or a missed call; None: from the dialer queue."""
+    source_id: str | None = None
+    scheduled_for: datetime | None = None
+    kept_for: int | None = None
+    """The agent whom a due callback was still kept for."""
+    state: str | None = None
+    """Of an agent: what they are about from then on."""
+    lane: str | None = None
+    """Of the beginning of a term: the lane that it leads; None: the default one."""
+
+    @property
+    def is_dialers(self) -> bool:
+        """Whether an adopted dialer did it, in its own statement: no turn was there."""
+        return (self.request_id or "").startswith(MADE_BY_DIALER)
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A guarantee that the history breaks, and the event at which it does; 0 where a row does."""
+
+    guarantee: int
+    event: int
+    what: str
+
+
+@dataclass(slots=True)
+class ReplayedAssignment:
+    """An active assignment."""
+
+    assignment: str
+    agent: int
+    user: int
+    lease_until: datetime
+    queue: str | None = None
+    accepted: bool = False
+    """An offer until then."""
+
+
+OUTSIDE_THE_LINE = {
+    EventKind.CALLBACK_SUPERSEDED,
+    EventKind.DISCOVERED,
+    EventKind.GENERATION_FAILED,
+    EventKind.MISSED_CALL_FOR_OPERATOR,
+    EventKind.RACE,
+}
+"""What may be recorded under no term: it changes nothing of who may be handed out."""
+
+
+class Replay:
+    """Told the facts in the order of their ids; `breaches` is what they break so far.
+
+    `settings` must be those that the run had. `bound`: how long after its lease a hold may still
+    stand while somebody leads. A fact costs a few microseconds, whatever a generation's size.
+    """
+
+    def __init__(self, settings: Settings, *, bound: timedelta) -> None:
+        self.breaches: list[Breach] = []
+        self._settings = settings
+        self._bound = bound
+        self._lanes = lanes_of(settings)
+        self._at: dict[str, datetime] = {}
+        """By lane: when its last turn was."""
+        self._terms: dict[str, int] = {}
+        """By lane: the term that leads it."""
+        self._lane_of: dict[int, str] = {}
+        """By term: the lane that it leads."""
+        self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
+        """By lane: from the last event of a term until the next began, perhaps nobody led."""
+        self._holds: dict[str, ReplayedAssignment] = {}
+        self._by_user: dict[int, ReplayedAssignment] = {}
+        self._by_agent: dict[int, ReplayedAssignment] = {}
+        self._published: dict[str, int] = {}
+        self._retired: Fact | None = None
+        """The fact that a generation was retired, until the next one is published."""
+        self._failed: set[int] = set()
+        self._claimable_sets: dict[str, ClaimableSet] = {}
+        self._paused: set[str] = set()
+        self._skipped: dict[int, dict[int, datetime]] = {}
+        """By agent: when they skipped whom, the earliest first."""
+        self._resting: dict[int, datetime] = {}
+        """By user: until when they are not offered to anybody."""
+        self._completed: dict[int, str] = {}
+        """By user: their last completed assignment."""
+        self._released: dict[int, tuple[str, datetime]] = {}
+        """By user: the last hold that was given back, and when."""
+        self._requests: set[str] = set()
+        self._away: dict[int, str] = {}
+        """Agents on break or offline, and which."""
+        self._done: set[str] = set()
+        """Callbacks and missed calls that have ended."""
+        self._tellers: dict[str, Callable[[Fact], None]] = {
+            EventKind.ASSIGNED: self._assigned,
+            EventKind.COMPLETED: self._was_completed,
+            EventKind.SKIPPED: self._was_skipped,
+            EventKind.DEFERRED: self._was_deferred,
+            EventKind.CLOSED: self._was_closed,
+            EventKind.RELEASED: self._given_back,
+            EventKind.EXPIRED: self._expired,
+            EventKind.OFFER_LAPSED: self._expired,
+            EventKind.ACCEPTED: self._renewed,
+            EventKind.RENEWED: self._renewed,
+            EventKind.AGENT_STATE: self._stated,
+            EventKind.CALLBACK_PROMISED: self._promised,
+            EventKind.CALLBACK_KEPT: self._promise_ended,
+            EventKind.CALLBACK_POSTPONED: self._nothing,
+            EventKind.CALLBACK_CANCELLED: self._promise_ended,
+            EventKind.CALLBACK_SUPERSEDED: self._promise_ended,
+            EventKind.CALLBACK_ENDED_ELSEWHERE: self._nothing,
+            EventKind.MISSED_CALL_FOLLOWED_UP: self._promise_ended,
+            EventKind.MISSED_CALL_CANCELLED: self._promise_ended,
+            EventKind.MISSED_CALL_FOR_OPERATOR: self._promise_ended,
+            EventKind.TAKEN_OUT: self._taken_out,
+            EventKind.PUT_OFF: self._put_off,
+            EventKind.CONVERTED: self._converted,
+            EventKind.GENERATION_PUBLISHED: self._was_published,
+            EventKind.GENERATION_RETIRED: self._was_retired,
+            EventKind.GENERATION_FAILED: self._was_failed,
+            EventKind.QUEUE_PAUSED: self._was_paused,
+            EventKind.QUEUE_RESUMED: self._was_resumed,
+            EventKind.DISCOVERED: self._nothing,
+            EventKind.POOL_CHANGED: self._nothing,
+            EventKind.SUPPRESSED: self._nothing,
+            EventKind.SUPPRESSION_LIFTED: self._nothing,
+            EventKind.SUPPRESSION_LIST_CHANGED: self._nothing,
+            # Workers of 0.1.0 that run on during an upgrade still record these.
+            "barred": self._nothing,
+            "bar_lifted": self._nothing,
+            EventKind.TERM_BEGUN: self._nothing,
+            EventKind.CLOCK_STEPPED: self._nothing,
+            EventKind.RACE: self._nothing,
+        }
+
+    def led(self, lane: str, terms: Collection[int]) -> None:
+        """These terms led this lane, some of them perhaps before the first fact."""
+        self._lane_of |= dict.fromkeys(terms, lane)
+
+    def stood(self, hold: ReplayedAssignment) -> None:
+        """This hold stood already when the first fact happened."""
+        self._holds[hold.assignment] = hold
+        self._by_user[hold.user] = self._by_agent[hold.agent] = hold
+
+    def had_skipped(
+        self, agent: int, user: int, at: datetime, until: datetime | None = None
+    ) -> None:
+        """This agent had skipped this user before the first fact happened."""
+        self._skipped.setdefault(agent, {})[user] = at
+        self._resting[user] = until or at + self._settings.skip_everyone
+
+    def had_deferred(self, user: int, until: datetime) -> None:
+        """This user had been deferred before the first fact happened."""
+        self._resting[user] = until
+
+    def had_published(self, queue: str, generation: int) -> None:
+        """This generation was published when the first fact happened; its ranks are not known."""
+        self._published[queue] = generation
+
+    def had_paused(self, queue: str) -> None:
+        """This dialer queue was paused when the first fact happened."""
+        self._paused.add(queue)
+
+    def apply(self, fact: Fact) -> None:
+        """The next fact."""
+        teller = self._tellers.get(fact.kind)
+        if teller is None:
+            self._breach(11, fact, f"{fact.kind} is no kind of event")
+            return
+        if fact.term is not None:
+            self._line(fact, fact.term)
+        elif fact.kind not in OUTSIDE_THE_LINE and not fact.is_dialers:
+            self._breach(9, fact, f"{fact.kind} under no term")
+        claimable_set = self._claimable_sets.get(fact.queue or "")
+        if claimable_set is not None and claimable_set.waiting:
+            claimable_set.promote(fact.at)
+        teller(fact)
+
+    def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
+        """The next fact is that a generation is published: these are the ranks in it, by user.
+
+        `ranks` is the board's from now on. `missed`: the completed assignments that its build did
+        not see, each with its user.
+        """
+        self.apply(fact)
+        if fact.queue is None or fact.generation_id is None:
+            return
+        for assignment, user in missed.items():
+            if self._completed.get(user) == assignment and user not in self._by_user:
+                ranks.pop(user, None)
+        self._resting = {user: at for user, at in self._resting.items() if at > fact.at}
+        self._claimable_sets[fact.queue] = ClaimableSet.of(
+            fact.generation_id, ranks, held=self._by_user.keys(), resting=self._resting
+        )
+
+    def finish(self, now: datetime) -> None:
+        """The history ends here."""
+        for hold in self._holds.values():
+            if now > self._due(hold):
+                what = f"assignment {hold.assignment} has outlived its lease"
+                self.breaches.append(Breach(7, 0, what))
+        if self._retired is not None:
+            self._breach(2, self._retired, "a generation was retired and none published")
+
+    def _line(self, fact: Fact, term: int) -> None:
+        """A lane's turns follow one another, in the order of its terms; a publication is one turn.
+
+        Lanes go on side by side, but nothing comes between the events of a publication.
+        """
+        if fact.kind == EventKind.TERM_BEGUN:
+            self._lane_of[term] = fact.lane or DEFAULT_LANE
+        lane = self._lane_of.get(term, DEFAULT_LANE)
+        before = self._at.get(lane)
+        self._at[lane] = fact.at
+        stepped = fact.kind == EventKind.CLOCK_STEPPED
+        if before is not None and fact.at < before and not stepped:
+            self._breach(9, fact, f"of {fact.at}, after an event of {before}")
+        # What lapses in a step forward, nobody could end before.
+        if before is not None and (stepped or fact.kind == EventKind.TERM_BEGUN):
+            self._silences.setdefault(lane, []).append((before, fact.at))
+        if term != self._terms.get(lane) or fact.kind == EventKind.TERM_BEGUN:
+            self._change_term(fact, term, lane)
+        if self._retired is not None and fact.kind != EventKind.GENERATION_PUBLISHED:
+            self._breach(2, fact, f"{fact.kind} before the next generation is published")
+            self._retired = None
+
+    def _change_term(self, fact: Fact, term: int, lane: str) -> None:
+        last = max(self._terms.values(), default=None)
+        known = self._terms.get(lane)
+        self._terms[lane] = max(known or term, term)
+        if fact.kind == EventKind.TERM_BEGUN:
+            if last is not None and term != last + 1:
+                self._breach(9, fact, f"term {term} begins after term {last}")
+        elif known is None:
+            return
+        elif term < known:
+            self._breach(9, fact, f"{fact.kind} of term {term} after term {known} began")
+        else:
+            self._breach(9, fact, f"{fact.kind} of term {term}, which has not begun")
+
+    def _assigned(self, fact: Fact) -> None:
+        user, agent, assignment, request = (
+            fact.user_id,
+            fact.agent_id,
+            fact.assignment_id,
+            fact.request_id,
+        )
+        if user is None or agent is None or assignment is None or request is None:
+            self._breach(11, fact, "assigned: a user, agent, assignment or request is not named")
+            return
+        if request in self._requests:
+            self._breach(5, fact, f"request {request} is answered with a second user")
+        self._requests.add(request)
+        if held := self._by_user.get(user):
+            self._breach(1, fact, f"user {user} is held by agent {held.agent} and given to {agent}")
+        elif fact.reassigned_from is not None:
+            if self._released.get(user) != (fact.reassigned_from, fact.at):
+                self._breach(4, fact, f"user {user} is given on, and was not taken from an agent")
+        elif fact.source is None:
+            self._in_order(fact, user, agent)
+        else:
+            self._as_promised(fact, user, agent)
+        if held := self._by_agent.get(agent):
+            self._breach(1, fact, f"agent {agent} holds user {held.user} already")
+        self._may_be_handed_out(fact, user, agent)
+        self.stood(
+            ReplayedAssignment(assignment, agent, user, self._leased(fact, fact.at), fact.queue)
+        )
+        for claimable_set in self._claimable_sets.values():
+            claimable_set.hold(user)
+
+    def _may_be_handed_out(self, fact: Fact, user: int, agent: int) -> None:
+        """The agent is at work, and the dialer queue is not paused. A dialer knows of neither."""
+        if fact.is_dialers:
+            return
+        if agent in self._away:
+            self._breach(3, fact, f"agent {agent} is {self._away[agent]} and is given user {user}")
+        if fact.queue in self._paused and fact.reassigned_from is None:
+            self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
+
+    def _in_order(self, fact: Fact, user: int, agent: int) -> None:
+        """The best who may be had of the published generation, as far as its ranks are known."""
+        queue = fact.queue or ""
+        generation = self._published.get(queue)
+        if generation is None or fact.generation_id != generation:
+            self._breach(2, fact, f"generation {fact.generation_id} is not the published one")
+            return
+        not_for = self._not_for(agent, fact.at)
+        if user in not_for:
+            self._breach(4, fact, f"agent {agent} skipped user {user} at {not_for[user]}")
+        claimable_set = self._claimable_sets.get(queue)
+        if claimable_set is None:
+            return
+        rank = claimable_set.ranks.get(user)
+        if rank is None or user not in claimable_set.ready:
+            self._breach(4, fact, f"user {user} was not claimable in generation {generation}")
+        elif fact.rank != rank:
+            self._breach(4, fact, f"user {user} has rank {rank}, not {fact.rank}")
+        elif better := claimable_set.passed_over(rank, not_for):
+            self._breach(4, fact, f"user {better} has a better rank than user {user}")
+
+    def _as_promised(self, fact: Fact, user: int, agent: int) -> None:
+        """A grant that has no generation: for a callback, not before its time."""
+        not_for = self._not_for(agent, fact.at)
+        if user in not_for and not fact.is_dialers:
+            self._breach(4, fact, f"agent {agent} skipped user {user} at {not_for[user]}")
+        if fact.source_id in self._done:
+            self._breach(10, fact, f"{fact.source} {fact.source_id} had ended")
+        if fact.scheduled_for is not None and fact.at < fact.scheduled_for:
+            self._breach(10, fact, f"user {user} is called before {fact.scheduled_for}")
+        if fact.kept_for not in (None, agent):
+            self._breach(10, fact, f"user {user} is kept for agent {fact.kept_for}")
+
+    def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
+        """Whom the agent has skipped lately, and when: they are not offered to the agent again."""
+        skipped = self._skipped.get(agent, {})
+        since = now - self._settings.skip_agent
+        while skipped and next(iter(skipped.values())) <= since:
+            del skipped[next(iter(skipped))]
+        return skipped
+
+    def _leased(self, fact: Fact, earlier: datetime) -> datetime:
+        """Until when the fact leases: no longer than a lease from now, or what was leased."""
+        latest = max(earlier, fact.at + self._settings.lease)
+        if fact.lease_expires_at is None:
+            self._breach(11, fact, f"assignment {fact.assignment_id}: no lease is named")
+            return latest
+        if fact.lease_expires_at > latest and not fact.is_dialers:
+            self._breach(7, fact, f"assignment {fact.assignment_id} has too long a lease")
+        return fact.lease_expires_at
+
+    def _renewed(self, fact: Fact) -> None:
+        if hold := self._owned(fact):
+            if fact.kind == EventKind.ACCEPTED and hold.accepted:
+                self._breach(5, fact, f"assignment {hold.assignment} is accepted twice")
+            hold.accepted = True
+            hold.lease_until = self._leased(fact, hold.lease_until)
+
+    def _expired(self, fact: Fact) -> None:
+        hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
+        if hold is not None and fact.at < hold.lease_until:
+            self._breach(7, fact, f"assignment {hold.assignment} expired before its lease lapsed")
+        if hold is not None and fact.kind == EventKind.OFFER_LAPSED and hold.accepted:
+            self._breach(7, fact, f"assignment {hold.assignment} lapsed as an offer, and was not")
+        self._given_back(fact)
+
+    def _given_back(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            self._released[hold.user] = (hold.assignment, fact.at)
+            for claimable_set in self._claimable_sets.values():
+                claimable_set.make_ready(hold.user)
+
+    def _was_skipped(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            self.had_skipped(hold.agent, hold.user, fact.at, fact.until)
+            for claimable_set in self._claimable_sets.values():
+                claimable_set.wait(hold.user, self._resting[hold.user])
+
+    def _was_deferred(self, fact: Fact) -> None:
+        if fact.until is None:
+            self._breach(11, fact, "deferred: until when is not named")
+            return
+        if hold := self._ended(fact):
+            self.had_deferred(hold.user, fact.until)
+            for claimable_set in self._claimable_sets.values():
+                claimable_set.wait(hold.user, fact.until)
+
+    def _was_closed(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            for claimable_set in self._claimable_sets.values():
+                claimable_set.drop(hold.user)
+
+    def _was_completed(self, fact: Fact) -> None:
+        if hold := self._ended(fact):
+            self._completed[hold.user] = hold.assignment
+            for claimable_set in self._claimable_sets.values():
+                claimable_set.drop(hold.user)
+
+    def _promised(self, fact: Fact) -> None:
+        if fact.user_id is None or self._completed.get(fact.user_id) != fact.assignment_id:
+            self._breach(10, fact, f"a callback for {fact.assignment_id}, which was not completed")
+
+    def _promise_ended(self, fact: Fact) -> None:
+        if fact.source_id is None:
+            self._breach(11, fact, f"{fact.kind}: nothing is named that ended")
+            return
+        if fact.source_id in self._done:
+            self._breach(10, fact, f"{fact.kind}: {fact.source_id} ends twice")
+        self._done.add(fact.source_id)
+
+    def _ended(self, fact: Fact) -> ReplayedAssignment | None:
+        hold = self._owned(fact)
+        if hold is None:
+            return None
+        del self._holds[hold.assignment]
+        for holds, key in ((self._by_user, hold.user), (self._by_agent, hold.agent)):
+            if holds.get(key) is hold:
+                del holds[key]
+        return hold
+
+    def _owned(self, fact: Fact) -> ReplayedAssignment | None:
+        """The active assignment that the fact is about, which must be its agent's."""
+        hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
+        if hold is None:
+            self._breach(8, fact, f"assignment {fact.assignment_id} {fact.kind} while not active")
+            return None
+        if hold.agent != fact.agent_id:
+            self._breach(8, fact, f"{fact.kind} by agent {fact.agent_id}, held by {hold.agent}")
+        if hold.user != fact.user_id:
+            self._breach(11, fact, f"{fact.kind} tells of user {fact.user_id}, held is {hold.user}")
+        if fact.at > self._due(hold):
+            late = fact.at - hold.lease_until
+            self._breach(7, fact, f"assignment {hold.assignment} stood {late} after its lease")
+        return hold
+
+    def _due(self, hold: ReplayedAssignment) -> datetime:
+        """When the hold must have ended: nobody could end it while nobody led."""
+        due = hold.lease_until + self._bound
+        for stopped, begun in self._silences.get(self._lanes.of(hold.queue), ()):
+            if stopped <= due < begun:
+                due = begun + self._bound
+        return due
+
+    def _taken_out(self, fact: Fact) -> None:
+        if fact.user_id is None or fact.generation_id is None:
+            self._breach(11, fact, "taken_out: a user or generation is not named")
+            return
+        if fact.user_id in self._by_user:
+            self._breach(2, fact, f"user {fact.user_id} is taken out while held")
+        for claimable_set in self._claimable_sets.values():
+            if claimable_set.generation == fact.generation_id:
+                claimable_set.drop(fact.user_id)
+
+    def _put_off(self, fact: Fact) -> None:
+        if fact.user_id is None or fact.generation_id is None or fact.until is None:
+            self._breach(11, fact, "put_off: a user, a generation or until when is not named")
+            return
+        if fact.user_id in self._by_user:
+            self._breach(2, fact, f"user {fact.user_id} is put off while held")
+        for claimable_set in self._claimable_sets.values():
+            if claimable_set.generation == fact.generation_id:
+                claimable_set.wait(fact.user_id, fact.until)
+
+    def _converted(self, fact: Fact) -> None:
+        if fact.user_id is None:
+            self._breach(11, fact, "converted: no user is named")
+            return
+        if fact.user_id in self._by_user:
+            self._breach(2, fact, f"user {fact.user_id} is converted while held")
+        for claimable_set in self._claimable_sets.values():
+            claimable_set.drop(fact.user_id)
+
+    def _was_published(self, fact: Fact) -> None:
+        retired, self._retired = self._retired, None
+        queue, generation = fact.queue, fact.generation_id
+        if queue is None or generation is None:
+            self._breach(11, fact, "published: a dialer queue or generation is not named")
+            return
+        before = self._published.get(queue)
+        if before is not None and before >= generation:
+            self._breach(2, fact, f"generation {generation} follows {before}")
+        if generation in self._failed:
+            self._breach(2, fact, f"generation {generation} has failed and is published")
+        replaced = (retired.queue, retired.generation_id, retired.at) if retired else None
+        if replaced != (None if before is None else (queue, before, fact.at)):
+            self._breach(2, fact, f"{generation} is published, and what it replaces not retired")
+        self._published[queue] = generation
+        self._claimable_sets.pop(queue, None)
+
+    def _was_retired(self, fact: Fact) -> None:
+        self._retired = fact
+
+    def _was_failed(self, fact: Fact) -> None:
+        if fact.generation_id is None:
+            self._breach(11, fact, "failed: no generation is named")
+            return
+        self._failed.add(fact.generation_id)
+        if fact.generation_id in self._published.values():
+            self._breach(2, fact, f"generation {fact.generation_id} is published and has failed")
+
+    def _was_paused(self, fact: Fact) -> None:
+        self._paused.add(fact.queue or "")
+
+    def _was_resumed(self, fact: Fact) -> None:
+        self._paused.discard(fact.queue or "")
+
+    def _stated(self, fact: Fact) -> None:
+        if fact.agent_id is None or fact.state is None:
+            self._breach(11, fact, "agent_state: an agent or their state is not named")
+            return
+        if fact.state in (AgentStatus.BREAK, AgentStatus.OFFLINE):
+            self._away[fact.agent_id] = fact.state
+        else:
+            self._away.pop(fact.agent_id, None)
+
+    def _nothing(self, fact: Fact) -> None:
+        """Changes nothing of who may be handed out."""
+
+    def _breach(self, guarantee: int, fact: Fact, what: str) -> None:
+        self.breaches.append(Breach(guarantee, fact.id, what))

@@ -1,0 +1,120 @@
+"""What the outcome of a call leaves: the user's score, and a callback if one was promised."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import null
+
+from assignment_workers.assignment.answers import Held
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.policy.outcomes import Outcome, score_after
+from assignment_workers.schema.base import sql_text
+from assignment_workers.schema.bulk import insert_rows
+from assignment_workers.schema.dialer import Callback, UserCallScore
+
+
+def score_row(
+    transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime | None
+) -> dict[str, Any]:
+    """A row for `SCORE`: where the user has none, it is made as for a first call (section 4)."""
+    return {
+        "id": transaction.new_id(),
+        "user_id": hold.user_id,
+        "current_score": outcome.first_score,
+        "total_attempts": 1,
+        "successful_calls": int(outcome.success),
+        "current_queue_type": hold.queue,
+        "created_at": transaction.now,
+        "next_call_after": callback_at
+        or (transaction.now + outcome.delay if outcome.delay else None),
+        "last_call_at": transaction.now,
+        "last_outcome": outcome.name,
+        "updated_at": transaction.now,
+    }
+
+
+def callback_row(
+    transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime
+) -> dict[str, Any]:
+    """A row for `PROMISE`.
+
+    The assignment stands for the call session, which the dialer table demands.
+    """
+    return {
+        "id": transaction.new_id(),
+        "user_id": hold.user_id,
+        "scheduled_for": callback_at,
+        "callback_reason": outcome.name,
+        "preferred_agent_id": hold.agent_id,
+        "original_call_session_id": hold.id,
+        "queue_type": hold.queue,
+        "created_by_agent_id": hold.agent_id,
+        "created_at": transaction.now,
+        "updated_at": transaction.now,
+    }
+
+
+_called = insert_rows(
+    UserCallScore,
+    UserCallScore.id,
+    UserCallScore.user_id,
+    UserCallScore.current_score,
+    UserCallScore.total_attempts,
+    UserCallScore.successful_calls,
+    UserCallScore.current_queue_type,
+    UserCallScore.created_at,
+    UserCallScore.next_call_after,
+    UserCallScore.last_call_at,
+    UserCallScore.last_outcome,
+    UserCallScore.updated_at,
+    parameter="scores",
+)
+SCORE = _called.on_conflict_do_update(
+    index_elements=[UserCallScore.user_id],
+    set_={
+        "current_score": score_after(_called.excluded.current_score, _called.excluded.last_outcome),
+        "total_attempts": UserCallScore.total_attempts + 1,
+        "successful_calls": UserCallScore.successful_calls + _called.excluded.successful_calls,
+        "next_call_after": _called.excluded.next_call_after,
+        "last_call_at": _called.excluded.last_call_at,
+        "last_outcome": _called.excluded.last_outcome,
+        "updated_at": _called.excluded.updated_at,
+    },
+)
+"""Each score row follows its call, atomically: nothing is read before (hazard D5).
+
+The rows lock theirs in their order: by user, as every job does, or two could wait for each other.
+"""
+
+_promised = insert_rows(
+    Callback,
+    Callback.id,
+    Callback.user_id,
+    Callback.scheduled_for,
+    Callback.callback_reason,
+    Callback.preferred_agent_id,
+    Callback.original_call_session_id,
+    Callback.queue_type,
+    Callback.created_by_agent_id,
+    Callback.created_at,
+    Callback.updated_at,
+    parameter="callbacks",
+)
+PROMISE = _promised.on_conflict_do_update(
+    index_elements=[Callback.user_id],
+    index_where=Callback.status == sql_text("pending"),
+    set_={
+        "scheduled_for": _promised.excluded.scheduled_for,
+        "callback_reason": _promised.excluded.callback_reason,
+        "preferred_agent_id": _promised.excluded.preferred_agent_id,
+        "original_call_session_id": _promised.excluded.original_call_session_id,
+        "queue_type": _promised.excluded.queue_type,
+        "available_from": null(),
+        "retry_count": 0,
+        "updated_at": _promised.excluded.updated_at,
+    },
+)
+"""One is pending for a user: should another writer of the table have promised one just now, this
+promise takes its place."""

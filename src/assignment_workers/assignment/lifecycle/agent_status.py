@@ -1,0 +1,311 @@
+"""Agents' states: what they say they are about, and what follows from it for what they hold.
+
+An offer that the agent has not accepted is released at once when they go on break or offline.
+Accepted work is kept: it lives by heartbeat until it is finished or its lease ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Integer,
+    Interval,
+    Row,
+    and_,
+    any_,
+    bindparam,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+)
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.agents.sessions import state_event
+from assignment_workers.assignment.answers import Code, Done, Refused, Stated
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Owner, Release
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.bulk import insert_rows
+from assignment_workers.schema.dialer import Agent
+from assignment_workers.schema.tables import (
+    AgentSeen,
+    AgentSession,
+    AgentStatus,
+    Assignment,
+    Request,
+)
+
+STALE = timedelta(minutes=5)
+"""Without a sign of life for so long an agent counts as stale, whatever they stated."""
+SESSION_ENDS = timedelta(hours=2)
+"""Without one for so long their session is ended (original-dialer section 6)."""
+ENDED_AT_ONCE = 500
+"""Sessions that one turn ends."""
+
+
+class AgentShown(BaseModel):
+    """How an agent stands. `state` None: they never stated any, and are served.
+
+    `stale`: no heartbeat, request or move for `STALE`, though a session is open.
+    """
+
+    agent_id: int
+    is_active: bool
+    state: str | None
+    since: datetime | None
+    by: str | None
+    why: str | None
+    session_began: datetime | None
+    calls_in_session: int
+    last_call_ended_at: datetime | None
+    offers_lapsed: int
+    seen_at: datetime | None
+    stale: bool
+    assignment_id: UUID | None
+    accepted_at: datetime | None
+
+
+def state(
+    transaction: FencedTransaction,
+    agent: int,
+    becomes: AgentStatus,
+    *,
+    by: str | None = None,
+    why: str | None = None,
+) -> Stated | Refused:
+    """The agent is about this from now on; said again, nothing changes.
+
+    A session begins with the first state that is not offline, and ends with offline. Going on break
+    or offline releases an offer that is not accepted; who says that they are available, or writing
+    up, while they hold accepted work is on a call. `available` forgives lapsed offers. Refused: an
+    agent who is unknown.
+    """
+    # or another lane could offer somebody to an agent who goes on break
+    transaction.require_all_lanes()
+    found = transaction.connection.execute(_AS_IT_WAS, {"agents": [agent]}).one_or_none()
+    if found is None or not found.known:
+        return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {agent}")
+    if found.accepted_at is not None and becomes in (AgentStatus.AVAILABLE, AgentStatus.WRAP_UP):
+        becomes = AgentStatus.ON_CALL
+    if found.state == becomes and not (found.offers_lapsed and becomes == AgentStatus.AVAILABLE):
+        return Stated(agent_id=agent, state=becomes, since=found.since, replayed=True)
+    released = _become(transaction, [found], becomes, by=by or f"agent {agent}", why=why)
+    return Stated(
+        agent_id=agent,
+        state=becomes,
+        since=transaction.now,
+        released=released[0] if released else None,
+    )
+
+
+def end_sessions(
+    transaction: FencedTransaction, agents: Sequence[int], *, silent_at: datetime
+) -> Done:
+    """Those of these agents who are silent still are offline: `silent` found them at that instant.
+
+    Whoever has asked, moved or given a sign of life since stays. `ended` counts the others.
+    """
+    transaction.require_all_lanes()
+    parameters = {"before": transaction.now - SESSION_ENDS, "asked_since": silent_at}
+    among = _SILENT.where(AgentSession.agent_id == any_(bindparam("among", type_=ARRAY(Integer))))
+    still = list(
+        transaction.connection.execute(among, parameters | {"among": list(agents)}).scalars()
+    )
+    found = transaction.connection.execute(_AS_IT_WAS, {"agents": still}).all()
+    why = f"no sign of life for {SESSION_ENDS}"
+    _become(transaction, found, AgentStatus.OFFLINE, by="agent.tend", why=why)
+    return Done(counts={"ended": len(found)})
+
+
+def silent(connection: Connection, now: datetime) -> list[int]:
+    """Agents who gave no sign of life for `SESSION_ENDS`, at most `ENDED_AT_ONCE` of them.
+
+    Signs are heartbeats, requests, moves and a hold. Cost: that of the open sessions, and of the
+    answers of that time where some seem silent.
+    """
+    before = now - SESSION_ENDS
+    return list(connection.execute(_SILENT, {"before": before, "asked_since": before}).scalars())
+
+
+def shown(connection: Connection, agent: int) -> AgentShown | None:
+    """How this agent stands; None where there is no such agent."""
+    rows = connection.execute(_SHOWN.where(Agent.id == agent), {"stale": STALE}).mappings().all()
+    return AgentShown(**rows[0]) if rows else None
+
+
+def all_shown(connection: Connection, *, limit: int) -> list[AgentShown]:
+    """Agents by id who ever stated a state, or hold somebody, or gave a sign of life."""
+    some = _SHOWN.where(
+        or_(
+            AgentSession.agent_id.is_not(None),
+            AgentSeen.agent_id.is_not(None),
+            Assignment.id.is_not(None),
+        )
+    )
+    rows = connection.execute(some.order_by(Agent.id).limit(limit), {"stale": STALE}).mappings()
+    return [AgentShown(**row) for row in rows]
+
+
+def _become(
+    transaction: FencedTransaction,
+    found: Sequence[Row[*tuple[object, ...]]],
+    becomes: AgentStatus,
+    *,
+    by: str,
+    why: str | None,
+) -> list[UUID]:
+    """Write the state of these agents and what follows; the offers that were released."""
+    rows = [
+        {
+            "agent_id": row.agent_id,
+            "state": becomes,
+            "since": transaction.now,
+            "by": by,
+            "why": why,
+            **_session(row, becomes, transaction.now),
+        }
+        for row in found
+    ]
+    if not rows:
+        return []
+    transaction.connection.execute(_BECOME, {"agents": rows})
+    transaction.record(*(state_event(row.agent_id, becomes, by, why) for row in found))
+    away = becomes in (AgentStatus.BREAK, AgentStatus.OFFLINE)
+    offers = [
+        Owner(row.assignment_id, row.agent_id)
+        for row in found
+        if away and row.assignment_id is not None and row.accepted_at is None
+    ]
+    because = f"the agent is {'on break' if becomes == AgentStatus.BREAK else 'offline'}"
+    finish(transaction, [Release(owner, by=by, why=because) for owner in offers])
+    return [owner.assignment_id for owner in offers]
+
+
+def _session(
+    row: Row[*tuple[object, ...]], becomes: AgentStatus, now: datetime
+) -> dict[str, object]:
+    """What becomes of the session: begun, gone on with, or ended."""
+    kept = {
+        name: getattr(row, name)
+        for name in (
+            "session_began",
+            "calls_in_session",
+            "working_since",
+            "last_call_ended_at",
+            "offers_lapsed",
+        )
+    }
+    if becomes == AgentStatus.OFFLINE:
+        return kept | {"session_began": None, "working_since": None}
+    if row.session_began is None:
+        kept |= {"session_began": now, "calls_in_session": 0, "working_since": now}
+    if row.state == AgentStatus.BREAK and becomes != AgentStatus.BREAK:
+        kept |= {"working_since": now}
+    if becomes == AgentStatus.AVAILABLE:
+        kept |= {"offers_lapsed": 0}
+    return kept
+
+
+_asked = (
+    func.unnest(bindparam("agents", type_=ARRAY(Integer)))
+    .table_valued("agent_id")
+    .render_derived(name="asked")
+)
+_AS_IT_WAS = (
+    select(
+        _asked.c.agent_id,
+        Agent.id.is_not(None).label("known"),
+        AgentSession.state,
+        AgentSession.since,
+        AgentSession.session_began,
+        func.coalesce(AgentSession.calls_in_session, 0).label("calls_in_session"),
+        AgentSession.working_since,
+        AgentSession.last_call_ended_at,
+        func.coalesce(AgentSession.offers_lapsed, 0).label("offers_lapsed"),
+        Assignment.id.label("assignment_id"),
+        Assignment.accepted_at,
+    )
+    .select_from(_asked)
+    .outerjoin(Agent, Agent.id == _asked.c.agent_id)
+    .outerjoin(AgentSession, AgentSession.agent_id == _asked.c.agent_id)
+    .outerjoin(
+        Assignment, (Assignment.agent_id == _asked.c.agent_id) & (Assignment.state == ACTIVE)
+    )
+    .order_by(_asked.c.agent_id)
+)
+
+_made = insert_rows(
+    AgentSession,
+    AgentSession.agent_id,
+    AgentSession.state,
+    AgentSession.since,
+    AgentSession.by,
+    AgentSession.why,
+    AgentSession.session_began,
+    AgentSession.calls_in_session,
+    AgentSession.working_since,
+    AgentSession.last_call_ended_at,
+    AgentSession.offers_lapsed,
+    parameter="agents",
+)
+_BECOME = _made.on_conflict_do_update(
+    index_elements=[AgentSession.agent_id],
+    set_={column.name: column for column in _made.excluded if column.name != "agent_id"},
+)
+
+_before = bindparam("before", type_=Instant)
+_open = and_(AgentSession.state.is_not(None), AgentSession.state != sql_text(AgentStatus.OFFLINE))
+_last_sign = func.greatest(AgentSession.since, AgentSession.last_call_ended_at, AgentSeen.seen_at)
+_holds = exists().where(Assignment.agent_id == AgentSession.agent_id, Assignment.state == ACTIVE)
+_SILENT = (
+    select(AgentSession.agent_id)
+    .outerjoin(AgentSeen, AgentSeen.agent_id == AgentSession.agent_id)
+    .where(
+        _open,
+        _last_sign < _before,
+        ~_holds,
+        ~exists().where(
+            Request.agent_id == AgentSession.agent_id,
+            Request.answered_at > bindparam("asked_since", type_=Instant),
+        ),
+    )
+    .order_by(AgentSession.agent_id)
+    .limit(ENDED_AT_ONCE)
+)
+
+_SHOWN = (
+    select(
+        Agent.id.label("agent_id"),
+        Agent.is_active,
+        AgentSession.state,
+        AgentSession.since,
+        AgentSession.by,
+        AgentSession.why,
+        AgentSession.session_began,
+        func.coalesce(AgentSession.calls_in_session, 0).label("calls_in_session"),
+        AgentSession.last_call_ended_at,
+        func.coalesce(AgentSession.offers_lapsed, 0).label("offers_lapsed"),
+        AgentSeen.seen_at,
+        func.coalesce(
+            _open
+            & Assignment.id.is_(None)
+            & (_last_sign < func.statement_timestamp() - bindparam("stale", type_=Interval())),
+            false(),
+        ).label("stale"),
+        Assignment.id.label("assignment_id"),
+        Assignment.accepted_at,
+    )
+    .select_from(Agent)
+    .outerjoin(AgentSession, AgentSession.agent_id == Agent.id)
+    .outerjoin(AgentSeen, AgentSeen.agent_id == Agent.id)
+    .outerjoin(Assignment, (Assignment.agent_id == Agent.id) & (Assignment.state == ACTIVE))
+)

@@ -1,0 +1,143 @@
+"""Every hold ends: when its lease lapses, its user is claimable again (guarantee 7).
+
+Work lives by its agent's heartbeats: where one came within the lease, that runs anew from it. An
+offer that nobody accepted lapses whatever else its agent does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Interval, Text, all_, bindparam, case, null, select, update
+
+from assignment_workers.assignment.active_assignments import ACTIVE, THIS_TRANSACTION
+from assignment_workers.assignment.agents import sessions
+from assignment_workers.assignment.answers import Held
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.tables import AgentSeen, Assignment, AssignmentState, EndedHow
+from assignment_workers.settings import Settings
+
+
+@dataclass
+class Lapsed:
+    """What became of the holds whose lease had lapsed."""
+
+    ended: set[UUID] = field(default_factory=set)
+    kept: dict[UUID, datetime] = field(default_factory=dict)
+    """Those of agents who gave a sign of life, with the end of their lease now."""
+    on_break: dict[int, sessions.Session] = field(default_factory=dict)
+    """Agents who are set on break by it."""
+
+    def still(self, hold: Held) -> Held | None:
+        """The hold as it stands after it; None where it has ended."""
+        if hold.id in self.ended:
+            return None
+        until = self.kept.get(hold.id, hold.lease_expires_at)
+        return hold.model_copy(update={"lease_expires_at": until})
+
+
+_NOW = bindparam("instant", type_=Instant)
+_alive_until = AgentSeen.seen_at + bindparam("lease", type_=Interval())
+_lapsed = (
+    select(
+        Assignment.id,
+        case(
+            (
+                Assignment.accepted_at.is_not(None)
+                & (AgentSeen.seen_at > Assignment.accepted_at)
+                & (_alive_until > _NOW),
+                _alive_until,
+            )
+        ).label("until"),
+    )
+    .outerjoin(AgentSeen, AgentSeen.agent_id == Assignment.agent_id)
+    .where(
+        Assignment.state == ACTIVE,
+        Assignment.lease_expires_at <= _NOW,
+        Assignment.queue != all_(bindparam("others", type_=ARRAY(Text))),
+    )
+    .order_by(Assignment.id)
+    .with_for_update(of=Assignment)
+    .cte("lapsed")
+)
+_ends = _lapsed.c.until.is_(None)
+_EXPIRE = (
+    update(Assignment)
+    .where(Assignment.id == _lapsed.c.id)
+    .values(
+        state=case((_ends, sql_text(AssignmentState.EXPIRED)), else_=ACTIVE),
+        version=Assignment.version + case((_ends, 1), else_=0),
+        lease_expires_at=case((_ends, Assignment.lease_expires_at), else_=_lapsed.c.until),
+        ended_at=case((_ends, _NOW)),
+        ended_xid=case((_ends, THIS_TRANSACTION)),
+        ended_how=case(
+            (_ends & Assignment.accepted_at.is_(None), sql_text(EndedHow.OFFER_LAPSED)),
+            else_=null(),
+        ),
+    )
+    .returning(
+        Assignment.id,
+        Assignment.user_id,
+        Assignment.agent_id,
+        Assignment.queue,
+        Assignment.state,
+        Assignment.ended_how,
+        Assignment.lease_expires_at,
+    )
+)
+"""One statement judges and ends: a heartbeat that is committed before it counts, no other does."""
+
+
+def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
+    """End every hold whose lease has lapsed and whose agent is silent; users keep their places.
+
+    Of the turn's lanes: those of others are their sequencers' to end. It runs every 30 s and at the
+    start of every claim, so a lapsed hold never stands in the way of one. An agent who lets offers
+    lapse in a row is set on break. Cost: that of the holds that lapsed, by the index on leases.
+    """
+    parameters = {
+        "instant": transaction.now,
+        "lease": settings.lease,
+        "others": transaction.queues_of_other_lanes,
+    }
+    found = transaction.connection.execute(_EXPIRE, parameters).all()
+    ended = [row for row in found if row.state == AssignmentState.EXPIRED]
+    offers = {row.agent_id for row in ended if row.ended_how == EndedHow.OFFER_LAPSED}
+    work = {row.agent_id for row in ended} - offers
+    entries.give_back(transaction, [row.user_id for row in ended])
+    transaction.record(
+        *(
+            {
+                "kind": _KINDS.get((row.state, row.ended_how), EventKind.EXPIRED),
+                "queue": row.queue,
+                "user_id": row.user_id,
+                "agent_id": row.agent_id,
+                "assignment_id": row.id,
+                "details": {"lease_expires_at": row.lease_expires_at, "by": "heartbeat"}
+                if row.state == AssignmentState.ACTIVE
+                else {},
+            }
+            for row in found
+        )
+    )
+    if work:
+        moves = sessions.Moves.none()
+        for agent in work:
+            moves.let_go(agent)
+        given_up = {"agents": moves.rows(), "moved_at": transaction.now}
+        transaction.connection.execute(sessions.MOVED, given_up)
+    return Lapsed(
+        {row.id for row in ended},
+        {row.id: row.lease_expires_at for row in found if row.state == AssignmentState.ACTIVE},
+        sessions.let_lapse(transaction, offers, most=settings.offers_lapsed) if offers else {},
+    )
+
+
+_KINDS = {
+    (AssignmentState.ACTIVE, None): EventKind.RENEWED,
+    (AssignmentState.EXPIRED, EndedHow.OFFER_LAPSED): EventKind.OFFER_LAPSED,
+}

@@ -1,0 +1,388 @@
+"""End holds or keep them alive, each by its owner only (guarantees 5, 7, 8 and 10).
+
+Cost: one read and one write for any number of moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from assignment_workers.assignment.active_assignments import CHANGE, HELD_COLUMNS, NAMED, held_by
+from assignment_workers.assignment.agents import sessions
+from assignment_workers.assignment.answers import Code, Finished, Held, Refused
+from assignment_workers.assignment.callbacks import callbacks, missed_calls
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.lifecycle import after_call
+from assignment_workers.assignment.lifecycle.moves import (
+    Accept,
+    Close,
+    Complete,
+    Defer,
+    Move,
+    Owner,
+    Release,
+    Renew,
+    Skip,
+    misused,
+)
+from assignment_workers.assignment.pools import convert
+from assignment_workers.assignment.suppressions import CLOSE, closing
+from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction, raced
+from assignment_workers.policy.outcomes import OUTCOMES, Action, Outcome
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.schema.pipeline import Statement
+from assignment_workers.schema.tables import AssignmentState, EndedHow, EntryState, Source
+
+
+def finish(
+    transaction: FencedTransaction,
+    moves: Sequence[Move],
+    *,
+    outcomes: Mapping[str, Outcome] = OUTCOMES,
+) -> list[Finished | Refused]:
+    """The answer to each move, as if they were made one after the other in their order.
+
+    A late or foreign move is refused and recorded as a race (guarantee 8); one made before gets its
+    earlier answer (5). A refused move changes nothing and takes no other with it. Errors of the
+    database propagate; then nothing is committed.
+    """
+    named = [move.owner.assignment_id for move in moves]
+    found: dict[UUID, _Found] = {}
+    (rows,) = transaction.run(Statement(NAMED, {"named": named}))
+    for row in rows:
+        found[row.id] = _Found(
+            held_by(row[: len(HELD_COLUMNS)]),
+            row.ended_as,
+            row.ended_how,
+            row.generation_id,
+            row.source_id,
+            row.has_missed_calls,
+            row.earlier,
+        )
+    transaction.require_lanes(*(each.hold.queue for each in found.values()))
+    work = _Finish(transaction, found, outcomes)
+    answers = [work.carry_out(move) for move in moves]
+    work.write()
+    return answers
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An assignment as it stands in this turn, the outcome of its call, and what it is for."""
+
+    hold: Held
+    outcome: str | None
+    how: str | None
+    generation: int | None
+    source_id: UUID | None
+    has_missed_calls: bool
+    """Of the user: pending ones."""
+    earlier: Sequence[str]
+    """The outcomes of the user's calls before this turn."""
+
+
+@dataclass
+class _Finish:
+    transaction: FencedTransaction
+    found: dict[UUID, _Found]
+    """The assignments that are named, with what moves of this turn made of them."""
+    outcomes: Mapping[str, Outcome]
+    changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
+    """By assignment: what its row shall say."""
+    places: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    promises: list[dict[str, Any]] = field(default_factory=list)
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    """What becomes of those that the holds were for."""
+    followed_up: list[int] = field(default_factory=list)
+    """Users who were spoken to and have missed calls."""
+    called_back: list[UUID] = field(default_factory=list)
+    skipped_calls: list[dict[str, Any]] = field(default_factory=list)
+    """Missed calls."""
+    perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
+    """By dialer queue: users whose facts are to be looked at once their holds have ended."""
+    unwilling: list[int] = field(default_factory=list)
+    """Users who are never offered again."""
+    closed: list[dict[str, Any]] = field(default_factory=list)
+    """Suppressions of users for whom a dialer queue is closed."""
+    agents: sessions.Moves = field(default_factory=sessions.Moves.none)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def carry_out(self, move: Move) -> Finished | Refused:
+        """The answer to one move; what it changes is left for `write`."""
+        if isinstance(move, Complete) and (wrong := misused(move)):
+            return wrong
+        hold = self._owned(move)
+        if not isinstance(hold, Held):
+            return hold
+        ended: Held | Refused
+        match move:
+            case Complete():
+                return self._complete(move, hold)
+            case Skip() | Defer():
+                ended = self._put_off(move, hold)
+            case Close():
+                ended = self._close(move, hold)
+            case Release():
+                ended = self._end(move, hold)
+                self._settle(hold, EntryState.READY)
+            case Accept() if hold.accepted_at is not None:
+                return Finished(outcome=move.word, assignment=hold, replayed=True)
+            case Accept() | Renew():
+                ended = self._renew(move, hold)
+        if isinstance(ended, Refused):
+            return ended
+        return Finished(outcome=move.word, assignment=ended)
+
+    def write(self) -> None:
+        """All that the moves change, in one statement; callbacks that end or wait, in another."""
+        if self.callbacks:
+            self.events += callbacks.settle(self.transaction, self.callbacks)
+        if self.followed_up or self.called_back:
+            self.events += missed_calls.follow_up(
+                self.transaction, self.followed_up, self.called_back
+            )
+        if self.skipped_calls:
+            missed_calls.wait(self.transaction, self.skipped_calls)
+        if self.unwilling:
+            self.events += callbacks.call_off(self.transaction, self.unwilling, "opted_out")
+        if self.closed:
+            users = [row["user_id"] for row in self.closed]
+            self.events += callbacks.call_off(self.transaction, users, "closed")
+        if self.promises:
+            users = [row["user_id"] for row in self.promises]
+            self.events += callbacks.call_off(self.transaction, users, "superseded")
+        written = {
+            "changed": list(self.changed.values()),
+            "settled": self.places,
+            # In the order in which every job locks score rows, or both could wait for each other.
+            "scores": sorted(self.scores, key=lambda row: row["user_id"]),
+            "callbacks": self.promises,
+            "suppressions": self.closed,
+            "agents": self.agents.rows(),
+            "events": self.transaction.dated(self.events),
+        }
+        entries.need_places(self.transaction, [row["user_id"] for row in self.places])
+        if any(written.values()):
+            self.transaction.run(Statement(_WRITE, written | {"moved_at": self.transaction.now}))
+        for queue, users in self.perhaps_converted.items():
+            convert.remove_converted(self.transaction, POLICIES[queue], users, policies=POLICIES)
+
+    def _owned(self, move: Move) -> Held | Finished | Refused:
+        """The active assignment that is meant; the earlier answer if this was done; or why not."""
+        owner = move.owner
+        found = self.found.get(owner.assignment_id)
+        if found is None:
+            return Refused(
+                code=Code.UNKNOWN_ASSIGNMENT, reason=f"no assignment {owner.assignment_id}"
+            )
+        hold = found.hold
+        if hold.agent_id != owner.agent_id:
+            return self._refuse(owner, hold, Code.NOT_OWNER, "is another agent's")
+        if hold.state == AssignmentState.ACTIVE:
+            if owner.version in (None, hold.version):
+                return hold
+            return self._refuse(
+                owner,
+                hold,
+                Code.STALE_VERSION,
+                f"has version {hold.version}, not {owner.version}",
+            )
+        again = (
+            (hold.state, found.how) == (move.becomes, move.how)
+            and found.outcome == (move.outcome if isinstance(move, Complete) else None)
+            and owner.version in (None, hold.version - 1)
+        )
+        if again:
+            return Finished(outcome=move.word, assignment=hold, replayed=True)
+        return self._refuse(owner, hold, Code.NOT_ACTIVE, f"is {hold.state}")
+
+    def _refuse(self, owner: Owner, hold: Held, code: Code, how: str) -> Refused:
+        self.events.append(
+            raced(
+                code,
+                user_id=hold.user_id,
+                agent_id=owner.agent_id,
+                assignment_id=hold.id,
+                queue=hold.queue,
+                generation_id=self.found[hold.id].generation,
+                error_code=code,
+                done="refused",
+                holder=hold.agent_id,
+                state=hold.state,
+                version=hold.version,
+                named_version=owner.version,
+            )
+        )
+        return Refused(code=code, reason=f"assignment {hold.id} {how}")
+
+    def _complete(self, move: Complete, hold: Held) -> Finished | Refused:
+        if move.callback_at is not None and move.callback_at <= self.transaction.now:
+            return Refused(
+                code=Code.MALFORMED, reason=f"callback_at {move.callback_at.isoformat()} has passed"
+            )
+        ended = self._end(move, hold)
+        self.agents.called(hold.agent_id)
+        self._settle(hold, EntryState.OUT, reason="completed")
+        outcome = self.outcomes[move.outcome]
+        self.scores.append(after_call.score_row(self.transaction, hold, outcome, move.callback_at))
+        self._was_called_back(hold, outcome, self.transaction.now + move.retry)
+        if outcome.converts and hold.queue in POLICIES:
+            self.perhaps_converted.setdefault(hold.queue, []).append(hold.user_id)
+        if outcome.terminal:
+            self.unwilling.append(hold.user_id)
+        if move.callback_at is not None:
+            row = after_call.callback_row(self.transaction, hold, outcome, move.callback_at)
+            self.promises.append(row)
+            details = {"callback_id": row["id"], "scheduled_for": move.callback_at}
+            self._record(EventKind.CALLBACK_PROMISED, hold, details)
+        return Finished(outcome="completed", assignment=ended)
+
+    def _put_off(self, move: Skip | Defer, hold: Held) -> Held | Refused:
+        """Nobody is offered the user before then, and a callback that the hold was for waits."""
+        if isinstance(move, Skip):
+            until, why = self.transaction.now + move.everyone, None
+        else:
+            if (move.until is None) == (move.rest is None):
+                wrong = "until, a time with a zone, or seconds: one of the two"
+                return Refused(code=Code.MALFORMED, reason=wrong)
+            until, why = move.until or self.transaction.now + (move.rest or timedelta()), move.why
+            if not self.transaction.now < until <= self.transaction.now + move.most:
+                wrong = f"until {until.isoformat()}: later than now, by {move.most} at the most"
+                return Refused(code=Code.MALFORMED, reason=wrong)
+        ended = self._end(move, hold, until=until, why=why)
+        self._settle(hold, EntryState.WAITING, until=until)
+        self._was_called_back(hold, None, until)
+        return ended
+
+    def _close(self, move: Close, hold: Held) -> Held:
+        ended = self._end(move, hold, why=move.why)
+        self._settle(hold, EntryState.OUT, reason="closed")
+        self.closed.append(closing(self.transaction, hold, move.why))
+        source = self.found[hold.id].source_id
+        if hold.source == Source.MISSED_CALL and source is not None:
+            self.called_back.append(source)
+        return ended
+
+    def _was_called_back(self, hold: Held, outcome: Outcome | None, until: datetime) -> None:
+        source = self.found[hold.id].source_id
+        if hold.source == Source.CALLBACK and source is not None:
+            row = callbacks.after_move(hold, source, outcome=outcome, until=until)
+            self.callbacks.append(row)
+        if hold.source == Source.MISSED_CALL and source is not None:
+            if outcome is None:
+                self.skipped_calls.append({"id": source, "until": until})
+            else:
+                self.called_back.append(source)
+        if outcome is not None and outcome.keeps and self.found[hold.id].has_missed_calls:
+            self.followed_up.append(hold.user_id)
+
+    def _end(
+        self,
+        move: Complete | Skip | Defer | Close | Release,
+        hold: Held,
+        *,
+        until: datetime | None = None,
+        why: str | None = None,
+    ) -> Held:
+        outcome, notes = (move.outcome, move.notes) if isinstance(move, Complete) else (None, None)
+        ended = hold.model_copy(update={"state": move.becomes.value, "version": hold.version + 1})
+        self._change(
+            ended,
+            outcome=outcome,
+            notes=notes,
+            ended_at=self.transaction.now,
+            ended_how=move.how,
+            put_off_until=until,
+        )
+        if not isinstance(move, Complete):
+            self.agents.let_go(hold.agent_id)
+        details: dict[str, Any] = {"outcome": outcome, "until": until, "why": why}
+        if isinstance(move, Complete):
+            details["actions"] = self._actions(move, hold)
+        if isinstance(move, Release) and move.by is not None:
+            details |= {"by": move.by, "why": move.why or ""}
+        known = {name: value for name, value in details.items() if value is not None}
+        self._record(EventKind(move.word), ended, known)
+        return ended
+
+    def _actions(self, move: Complete, hold: Held) -> list[Action]:
+        """What others are to do about the call: they read it in its event."""
+        return self.outcomes[move.outcome].asks_for(
+            earlier=self.found[hold.id].earlier.count(move.outcome),
+            promised=move.callback_at is not None,
+        )
+
+    def _renew(self, move: Accept | Renew, hold: Held) -> Held:
+        until = max(hold.lease_expires_at, self.transaction.now + move.lease)
+        accepted_at = hold.accepted_at or self.transaction.now
+        renewed = hold.model_copy(update={"lease_expires_at": until, "accepted_at": accepted_at})
+        self._change(renewed)
+        kind = EventKind.RENEWED if hold.accepted_at else EventKind.ACCEPTED
+        self._record(kind, renewed, {"lease_expires_at": until})
+        self.agents.took_up(hold.agent_id)
+        return renewed
+
+    def _change(
+        self,
+        becomes: Held,
+        *,
+        outcome: str | None = None,
+        notes: str | None = None,
+        ended_at: datetime | None = None,
+        ended_how: EndedHow | None = None,
+        put_off_until: datetime | None = None,
+    ) -> None:
+        found = self.found[becomes.id]
+        self.found[becomes.id] = replace(found, hold=becomes, outcome=outcome, how=ended_how)
+        self.changed[becomes.id] = {
+            "id": becomes.id,
+            "state": becomes.state,
+            "version": becomes.version,
+            "lease_expires_at": becomes.lease_expires_at,
+            "ended_at": ended_at,
+            "outcome": outcome,
+            "notes": notes,
+            "accepted_at": becomes.accepted_at,
+            "ended_how": ended_how,
+            "put_off_until": put_off_until,
+        }
+
+    def _settle(
+        self,
+        hold: Held,
+        state: EntryState,
+        *,
+        until: datetime | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self.places.append(
+            {"user_id": hold.user_id, "state": state, "until": until, "reason": reason}
+        )
+
+    def _record(self, kind: EventKind, hold: Held, details: Mapping[str, Any]) -> None:
+        self.events.append(
+            {
+                "kind": kind,
+                "queue": hold.queue,
+                "user_id": hold.user_id,
+                "agent_id": hold.agent_id,
+                "assignment_id": hold.id,
+                "details": details,
+            }
+        )
+
+
+_WRITE = RECORD.add_cte(
+    CHANGE.cte("changed"),
+    entries.SETTLE.cte("settled"),
+    after_call.SCORE.cte("scored"),
+    after_call.PROMISE.cte("promised"),
+    CLOSE.cte("closed"),
+    sessions.MOVED.cte("moved"),
+    nest_here=True,
+)

@@ -1,0 +1,1 @@
+"""Pools: users discovered, converted and aged."""

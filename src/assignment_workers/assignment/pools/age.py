@@ -1,0 +1,62 @@
+"""Weekly ageing: who waits longer is called later (original-dialer section 4)."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, select, update
+
+from assignment_workers.assignment.jobs import Counts, Work
+from assignment_workers.policy.outcomes import SCORE_CEILING
+from assignment_workers.policy.queues import UNSIGNED_USERS
+from assignment_workers.schema.base import sql_text
+from assignment_workers.schema.dialer import UserCallScore
+
+STEP = 5
+SINCE = timedelta(days=7)
+AT_A_TIME = 1_000
+"""Users aged in one transaction: a call that ends meanwhile waits for it some milliseconds."""
+
+
+def age_scores(work: Work, day: datetime) -> Counts:
+    """Add 5 to active unsigned users under 200, created on this weekday a week ago or more.
+
+    The run's slot must be the day. By user id, `AT_A_TIME` in a transaction that also keeps, in the
+    run's row, how far it got: a run that failed is gone on with by the next of its slot, so nobody
+    is aged twice for one day, and a day that was missed is made up for (original-dialer section 5).
+    Returns `aged`, how many this run aged, and `through`, the last one's id. Cost: one pass over
+    the score rows by their index on the user.
+    """
+    through = work.reached("through")
+    counts = {"aged": 0, "through": through}
+    while users := _age(work.side_connection, day, after=counts["through"]):
+        counts = {"aged": counts["aged"] + len(users), "through": max(users)}
+        work.store_counts(counts)
+    return counts
+
+
+def _age(connection: Connection, day: datetime, *, after: int) -> list[int]:
+    end = day + timedelta(days=1)
+    batch = (
+        select(UserCallScore.user_id)
+        .where(
+            UserCallScore.current_queue_type == sql_text(UNSIGNED_USERS.queue),
+            UserCallScore.is_active,
+            UserCallScore.current_score < SCORE_CEILING,
+            UserCallScore.created_at < end - SINCE,
+            func.extract("isodow", UserCallScore.created_at) == day.isoweekday(),
+            UserCallScore.user_id > after,
+        )
+        .order_by(UserCallScore.user_id)
+        .limit(AT_A_TIME)
+        .with_for_update()
+        .cte("batch")
+    )
+    return list(
+        connection.execute(
+            update(UserCallScore)
+            .where(UserCallScore.user_id == batch.c.user_id)
+            .values(current_score=UserCallScore.current_score + STEP, updated_at=day)
+            .returning(UserCallScore.user_id)
+        ).scalars()
+    )

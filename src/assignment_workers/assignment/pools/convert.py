@@ -1,0 +1,240 @@
+"""Users who reached what their dialer queue is for leave it, each with one conversion record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Connection,
+    Integer,
+    Interval,
+    Select,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSON, aggregate_order_by, array
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.answers import Done
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.queues import Policy, queue_of
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.bulk import rows as rows_of
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import Agent, Conversion, UserCallScore
+from assignment_workers.schema.tables import Assignment, AssignmentState
+
+ATTRIBUTED_FOR = timedelta(days=30)
+LONGER_THAN = timedelta(seconds=30)
+"""A call counts towards a conversion for so long, if it was longer than that."""
+
+AT_A_TIME = 1_000
+"""Users whom one command takes out: the line waits for it some tens of milliseconds."""
+
+_NOT_HELD = ~exists(
+    select(1)
+    .select_from(Assignment)
+    .where(Assignment.user_id == UserCallScore.user_id, Assignment.state == ACTIVE)
+)
+
+
+def converted(connection: Connection, policy: Policy, *, after: int, now: datetime) -> list[int]:
+    """The next users of this pool, by id beyond `after`, whose facts say that they converted.
+
+    Held ones are left alone until their hold ends. At most `AT_A_TIME`; an empty list is the end.
+    """
+    return list(
+        connection.execute(
+            select(UserCallScore.user_id)
+            .join(CrmUser, CrmUser.id == UserCallScore.user_id)
+            .where(policy.converted(), _NOT_HELD, UserCallScore.user_id > after)
+            .order_by(UserCallScore.user_id)
+            .limit(AT_A_TIME),
+            policy.building(now),
+        ).scalars()
+    )
+
+
+def remove_converted(
+    transaction: FencedTransaction,
+    policy: Policy,
+    users: Sequence[int],
+    *,
+    policies: Mapping[str, Policy],
+) -> Done:
+    """Take those of `users` out of the dialer queue who have converted by facts read here.
+
+    The score row's change of queue guards the record: it happens once, so there is one conversion
+    for each, however often the command comes; a unique index on user, dialer queue and episode says
+    the same to whoever else writes the table (hazard D13). The score before it is what is recorded
+    (D12), and the agents who spoke to the user, of whom the latest is the primary one. Who now
+    belongs to another dialer queue moves there. Held users, and those whose facts changed back, are
+    left alone.
+    """
+    transaction.require_lanes(policy.queue)
+    since = {"since": transaction.now - ATTRIBUTED_FOR}
+    parameters = {"users": list(users), **policy.building(transaction.now), **since}
+    statement = _before(policy, tuple(policies.values()))
+    before = transaction.crm_reader.judge(statement, parameters, users=users)
+    rows = [row._asdict() for row in before if row.user_id not in transaction.crm_reader.unknown]
+    if rows:
+        for row in rows:
+            row |= {"id": transaction.new_id(), "at": transaction.now, "queue": policy.queue}
+            row["agent"] = next(iter(row["agents"]), None)
+        transaction.connection.execute(_MOVE, {"rows": rows})
+        signed = policy.conversion_type == "signature_obtained"
+        kind = {"conversion_type": policy.conversion_type, "signature_obtained": signed}
+        transaction.connection.execute(_RECORD, {"rows": [row | kind for row in rows]})
+        entries.leave(transaction, [row["user_id"] for row in rows], "converted")
+        transaction.record(
+            *(
+                {
+                    "kind": EventKind.CONVERTED,
+                    "queue": policy.queue,
+                    "user_id": row["user_id"],
+                    "details": {
+                        "conversion_id": row["id"],
+                        "moved_to": row["place"],
+                        "primary_agent": row["agent"],
+                    },
+                }
+                for row in rows
+            )
+        )
+    return Done(counts={"converted": len(rows)})
+
+
+_UNANSWERED = [sql_text(each.name) for each in OUTCOMES.values() if not each.keeps]
+_calls = (
+    select(Assignment.agent_id, func.max(Assignment.ended_at).label("last"))
+    .join(Agent, Agent.id == Assignment.agent_id)
+    .where(
+        Assignment.user_id == UserCallScore.user_id,
+        Assignment.state == sql_text(AssignmentState.COMPLETED),
+        Assignment.outcome.not_in(_UNANSWERED),
+        Assignment.ended_at > bindparam("since", type_=Instant),
+        Assignment.ended_at - Assignment.claimed_at > literal(LONGER_THAN, Interval()),
+    )
+    .group_by(Assignment.agent_id)
+    .correlate(UserCallScore)
+    .subquery("calls")
+)
+# How long a user was held stands for how long they were spoken to, which the telephony knows alone.
+_spoke = select(
+    func.array_agg(aggregate_order_by(_calls.c.agent_id, _calls.c.last.desc()))
+).scalar_subquery()
+"""Who spoke to the user, the latest first."""
+
+_episode = (
+    select(func.count() + 1)
+    .select_from(Conversion)
+    .where(
+        Conversion.user_id == UserCallScore.user_id,
+        Conversion.previous_queue_type == UserCallScore.current_queue_type,
+    )
+    .scalar_subquery()
+)
+
+
+@cache
+def _before(policy: Policy, policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    return (
+        select(
+            UserCallScore.user_id,
+            UserCallScore.current_score.label("score"),
+            UserCallScore.total_attempts.label("attempts"),
+            UserCallScore.last_call_at,
+            queue_of(policies).label("place"),
+            func.coalesce(_spoke, array([], type_=Integer)).label("agents"),
+            _episode.label("episode"),
+        )
+        .join(CrmUser, CrmUser.id == UserCallScore.user_id)
+        .where(
+            UserCallScore.user_id == any_(bindparam("users", type_=ARRAY(BigInteger))),
+            policy.converted(),
+            _NOT_HELD,
+        )
+        # By user, as whoever locks several score rows does: two of them never wait in a ring.
+        .order_by(UserCallScore.user_id)
+        .with_for_update(of=UserCallScore)
+    )
+
+
+_moves = rows_of(user_id=BigInteger(), place=Text(), at=Instant)
+_MOVE = (
+    update(UserCallScore)
+    .where(UserCallScore.user_id == _moves.c.user_id)
+    .values(
+        current_score=0,
+        current_queue_type=_moves.c.place,
+        updated_at=func.timezone("UTC", _moves.c.at),
+    )
+)
+
+_records = rows_of(
+    id=Uuid(),
+    user_id=BigInteger(),
+    queue=Text(),
+    conversion_type=Text(),
+    score=Integer(),
+    attempts=Integer(),
+    last_call_at=Instant,
+    at=Instant,
+    signature_obtained=Boolean(),
+    agent=Integer(),
+    agents=JSON(),
+    episode=Integer(),
+)
+_at = func.timezone("UTC", _records.c.at)
+_RECORD = insert(Conversion).from_select(
+    [
+        "id",
+        "user_id",
+        "previous_queue_type",
+        "conversion_type",
+        "conversion_reason",
+        "final_score",
+        "total_call_attempts",
+        "last_call_at",
+        "converted_at",
+        "signature_obtained",
+        "primary_agent_id",
+        "contributing_agents",
+        "episode",
+        "created_at",
+        "updated_at",
+    ],
+    select(
+        _records.c.id,
+        _records.c.user_id,
+        _records.c.queue,
+        _records.c.conversion_type,
+        _records.c.conversion_type,
+        _records.c.score,
+        _records.c.attempts,
+        func.timezone("UTC", _records.c.last_call_at),
+        _at,
+        _records.c.signature_obtained,
+        _records.c.agent,
+        _records.c.agents,
+        _records.c.episode,
+        _at,
+        _at,
+    ),
+)

@@ -1,0 +1,431 @@
+"""Who is new in the CRM enters the pools; who is in none, or in the wrong one, is put right.
+
+Where a user belongs is `policies.place_of`, the one rule. Whoever has no score row is given one by
+the job itself; a row that is there is changed by a command on the assignment queue, which judges
+anew, so nothing changes under an agent's hands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from random import Random
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import InstrumentedAttribute
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.answers import Done
+from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS
+from assignment_workers.assignment.crm.facts import NewCrmRow, Position
+from assignment_workers.assignment.crm.reader import CrmReader, crm_of
+from assignment_workers.assignment.jobs import Counts, Work
+from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
+from assignment_workers.identity import new_id
+from assignment_workers.policy.queues import Policy, queue_of
+from assignment_workers.schema.base import CrmBase, NaiveInstant, sql_text
+from assignment_workers.schema.bulk import insert_rows, rows
+from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
+
+OVERLAP = timedelta(minutes=10)
+"""What was made so long before the watermark is looked at again: rows may commit late.
+
+One that commits later still is found by `reconcile`.
+"""
+AT_A_TIME = 1_000
+"""Rows of a source, or users, that one transaction sees to."""
+BATCHES_AT_MOST = 100
+"""Transactions of one run for one source: the next run goes on where it ended."""
+WINDOW = 10_000
+"""Users whom one statement of `reconcile` judges: some hundred milliseconds."""
+WINDOWS_AT_MOST = 100
+
+RECONCILIATION = "reconciliation"
+SOURCES: dict[str, type[CrmBase]] = {"users": CrmUser, "requirements": ClaimRequirement}
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+Send = Callable[[list[int]], None]
+"""Sends for users to be placed (`assign_to_queue`)."""
+
+
+def discover(
+    work: Work, policies: Mapping[str, Policy], send: Send, *, randomness: Random
+) -> Counts:
+    """See to every user and requirement that is new since the watermark of each source.
+
+    Nothing is missed however late a run is: a sweep goes from `OVERLAP` before the watermark to the
+    end of what is there, in the order of `created_at` and id, and what it has come to is committed
+    with what it found. A run does `BATCHES_AT_MOST` of them, and the next goes on. Twice does the
+    same as once. Raises `CrmUnavailable`; then what was committed stands. Returns `created` score
+    rows, `sent` for to be moved, and `users` and `requirements` that were looked at.
+    """
+    counts = {"created": 0, "sent": 0, **dict.fromkeys(SOURCES, 0)}
+    run = _Run(work, tuple(policies.values()), send, randomness, counts)
+    for source, model in SOURCES.items():
+        run.sweep(source, model)
+    return counts
+
+
+def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
+    """Find who should be in a pool and is in none, or in another, and send for them to be placed.
+
+    Also whoever's score row names no dialer queue of ours (hazard D1). Left alone: who is held, who
+    has converted (the cleanup records that), whom the CRM does not know. By user id; a run looks at
+    `WINDOWS_AT_MOST` times `WINDOW` users and the next goes on. Returns how many it looked at, and
+    how many were `in_none`, `in_wrong` and under an `other_word`.
+    """
+    counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
+    after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
+    for _ in range(WINDOWS_AT_MOST):
+        window = {"after": after, "window": WINDOW, **_any(policies).building(work.now)}
+        number, last = work.side_connection.execute(_WINDOW, window).one()
+        wrong = (
+            [] if last is None else _wrong(work.side_connection, policies, window | {"upto": last})
+        )
+        for row in wrong:
+            counts[row.which] += 1
+        _send_all(send, [row.user_id for row in wrong])
+        counts["looked_at"] += number
+        is_over = number < WINDOW
+        after = -1 if is_over else last
+        ended = {"key": None, "swept_at": work.now} if is_over else {"key": str(after)}
+        _store_counts(work, RECONCILIATION, counts, **ended)
+        if is_over:
+            break
+    return counts
+
+
+def assign_to_queue(
+    transaction: FencedTransaction, users: Sequence[int], policies: Mapping[str, Policy]
+) -> Done:
+    """Put these users into the pool where they belong by facts read here, with an event each.
+
+    Those who belong where they are, are held, or have converted are left alone; nobody is made
+    active who was not.
+    """
+    # or another lane could hand a user out of the dialer queue that they leave
+    transaction.require_all_lanes()
+    judged = _judge(transaction.crm_reader, tuple(policies.values()), users, transaction.now)
+    created = _create(transaction.connection, judged, transaction.now, transaction.new_id)
+    moves = [
+        {"user_id": row.user_id, "before": row.current, "place": row.place}
+        for row in judged
+        if row.has_row and row.which is not None
+    ]
+    moved = (
+        transaction.connection.execute(_MOVE, {"moves": moves, "now": transaction.now}).all()
+        if moves
+        else []
+    )
+    transaction.record(
+        *created,
+        *(
+            {
+                "kind": EventKind.POOL_CHANGED,
+                "queue": row.place,
+                "user_id": row.user_id,
+                "details": {"moved_from": row.before, "moved_to": row.place},
+            }
+            for row in moved
+        ),
+    )
+    return Done(counts={"created": len(created), "moved": len(moved)})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of `discover`, and what it has done so far."""
+
+    work: Work
+    policies: tuple[Policy, ...]
+    send: Send
+    randomness: Random
+    counts: Counts
+
+    def sweep(self, source: str, model: type[CrmBase]) -> None:
+        """Go on with the sweep of this source, to its end or for `BATCHES_AT_MOST`."""
+        work = self.work
+        mark = _watermark(work.side_connection, source)
+        seen = mark.seen or mark.reached or _BEGINNING
+        position: Position = (mark.reached - OVERLAP if mark.reached else _BEGINNING), None
+        if mark.at is not None and mark.key is not None:
+            position = mark.at, json.loads(mark.key)
+        for _ in range(BATCHES_AT_MOST):
+            found = _since(work.side_connection, model, position)
+            if found:
+                self._see_to(sorted({each.user_id for each in found}))
+                self.counts[source] += len(found)
+                position = found[-1].created_at, found[-1].key
+                seen = max(seen, position[0])
+            if len(found) < AT_A_TIME:
+                # Never ahead of now: a row of tomorrow must not hide those of today.
+                reached = min(seen, work.now)
+                ended = {"seen": None, "at": None, "key": None, "swept_at": work.now}
+                _store_counts(work, source, self.counts, reached=reached, **ended)
+                return
+            at, key = position
+            _store_counts(work, source, self.counts, seen=seen, at=at, key=json.dumps(key))
+
+    def _see_to(self, users: list[int]) -> None:
+        now, side_connection = self.work.now, self.work.side_connection
+        judged = _judge(
+            CrmReader(side_connection, patience=BATCH_SECONDS), self.policies, users, now
+        )
+        events = _create(side_connection, judged, now, lambda: new_id(now, self.randomness))
+        if events:
+            dated = [{**event, "at": now, "term": None} for event in events]
+            side_connection.execute(RECORD, {"events": dated})
+        wrong = [row.user_id for row in judged if row.has_row and row.which is not None]
+        _send_all(self.send, wrong)
+        self.counts["created"] += len(events)
+        self.counts["sent"] += len(wrong)
+
+
+def _send_all(send: Send, users: list[int]) -> None:
+    for begin in range(0, len(users), AT_A_TIME):
+        send(users[begin : begin + AT_A_TIME])
+
+
+def _judge(
+    crm_reader: CrmReader, policies: tuple[Policy, ...], users: Sequence[int], now: datetime
+) -> list[Row[*tuple[Any, ...]]]:
+    parameters = {"users": list(users), **policies[0].building(now)}
+    found = crm_reader.judge(_placing(policies), parameters, users=users)
+    return [row for row in found if row.in_crm and row.user_id not in crm_reader.unknown]
+
+
+def _create(
+    connection: Connection,
+    judged: Sequence[Row[*tuple[Any, ...]]],
+    now: datetime,
+    make_id: Callable[[], object],
+) -> list[dict[str, Any]]:
+    """Give a score row to those who have none: the event of each."""
+    new = [
+        {
+            "id": make_id(),
+            "user_id": row.user_id,
+            "current_score": 0,
+            "current_queue_type": row.place,
+            "created_at": now,
+            "updated_at": now,
+        }
+        for row in judged
+        if not row.has_row
+    ]
+    made = set(connection.execute(_CREATE, {"rows": new}).scalars()) if new else set()
+    return [
+        {
+            "kind": EventKind.DISCOVERED,
+            "queue": row["current_queue_type"],
+            "user_id": row["user_id"],
+            "details": {"moved_to": row["current_queue_type"]},
+        }
+        for row in new
+        if row["user_id"] in made
+    ]
+
+
+def _any(policies: Mapping[str, Policy]) -> Policy:
+    return next(iter(policies.values()))
+
+
+def _wrong(
+    connection: Connection, policies: Mapping[str, Policy], window: Mapping[str, Any]
+) -> Sequence[Row[*tuple[Any, ...]]]:
+    return connection.execute(_misplaced(tuple(policies.values())), window).all()
+
+
+def _since(connection: Connection, model: type[CrmBase], after: Position) -> list[NewCrmRow]:
+    crm = crm_of(connection)
+    if crm is not None:
+        return crm.since(model, after, limit=AT_A_TIME)
+    at, key = after
+    query = _SINCE[model, key is not None]
+    found = connection.execute(query, {"after": at, "key": key}).all()
+    return [NewCrmRow(row.created_at, row.key, row.user_id) for row in found]
+
+
+def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[Any, ...]]:
+    connection.execute(upsert(Watermark).values(source=source).on_conflict_do_nothing())
+    return connection.execute(select(Watermark.__table__).where(Watermark.source == source)).one()
+
+
+def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
+    """Commit what was found together with how far it went."""
+    work.side_connection.execute(
+        update(Watermark).where(Watermark.source == source).values(**values)
+    )
+    work.store_counts(counts)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What is asked of each user."""
+
+    current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
+    place: ColumnElement[str | None]
+    which: ColumnElement[str | None]
+    """How they are out of place; null: they are not, or are to be left alone."""
+
+
+def _standing(
+    policies: tuple[Policy, ...], user: ColumnElement[int] | InstrumentedAttribute[int]
+) -> _Standing:
+    current = UserCallScore.current_queue_type
+    place = queue_of(policies)
+    known = [sql_text(policy.queue) for policy in policies]
+    is_other = and_(current.is_not(None), current.not_in(known))
+    held = exists(
+        select(1)
+        .select_from(Assignment)
+        .where(Assignment.user_id == user, Assignment.state == ACTIVE)
+    )
+    left_alone = or_(CrmUser.id.is_(None), held, *(policy.converted() for policy in policies))
+    is_elsewhere = and_(place.is_not(None), current.is_distinct_from(place))
+    which = case(
+        (left_alone, null()),
+        (is_other, sql_text("other_word")),
+        (and_(is_elsewhere, current.is_(None)), sql_text("in_none")),
+        (is_elsewhere, sql_text("in_wrong")),
+        else_=null(),
+    )
+    return _Standing(current, place, which)
+
+
+@cache
+def _placing(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """For each of the parameter `users`: whether they have a score row, and where they belong."""
+    people = (
+        select(func.unnest(bindparam("users", type_=ARRAY(BigInteger))).label("user_id"))
+        .cte("people")
+        .prefix_with("MATERIALIZED")
+    )
+    stands = _standing(policies, people.c.user_id)
+    return _joined(
+        select(
+            people.c.user_id,
+            UserCallScore.user_id.is_not(None).label("has_row"),
+            CrmUser.id.is_not(None).label("in_crm"),
+            stands.current.label("current"),
+            stands.place.label("place"),
+            stands.which.label("which"),
+        ),
+        people,
+    )
+
+
+def _joined(of: Select[*tuple[Any, ...]], people: FromClause) -> Select[*tuple[Any, ...]]:
+    return (
+        of.select_from(people)
+        .outerjoin(UserCallScore, UserCallScore.user_id == people.c.user_id)
+        .outerjoin(CrmUser, CrmUser.id == people.c.user_id)
+        .order_by(people.c.user_id)
+    )
+
+
+_WINDOW_IDS = (
+    select(CrmUser.id.label("user_id"))
+    .where(CrmUser.id > bindparam("after", type_=BigInteger))
+    .order_by(CrmUser.id)
+    .limit(bindparam("window", type_=BigInteger))
+    .subquery()
+)
+_WINDOW = select(func.count(), func.max(_WINDOW_IDS.c.user_id)).select_from(_WINDOW_IDS)
+
+
+@cache
+def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+    """Who is out of place, of the users from `after` to `upto`."""
+    stands = _standing(policies, CrmUser.id)
+    return (
+        select(CrmUser.id.label("user_id"), stands.which.label("which"))
+        .outerjoin(UserCallScore, UserCallScore.user_id == CrmUser.id)
+        .where(
+            CrmUser.id > bindparam("after", type_=BigInteger),
+            CrmUser.id <= bindparam("upto", type_=BigInteger),
+            stands.which.is_not(None),
+        )
+        .order_by(CrmUser.id)
+    )
+
+
+def _since_here(
+    model: type[CrmUser | ClaimRequirement], *, goes_on: bool
+) -> Select[*tuple[Any, ...]]:
+    at = bindparam("after", type_=NaiveInstant)
+    own = model.id if goes_on else None
+    after = (
+        model.created_at >= at
+        if own is None
+        else tuple_(model.created_at, own) > tuple_(at, bindparam("key", type_=own.type))
+    )
+    user = CrmUser.id if model is CrmUser else Claim.user_id
+    query = select(model.created_at, model.id.label("key"), user.label("user_id"))
+    if model is ClaimRequirement:
+        query = query.join(Claim, Claim.id == ClaimRequirement.claim_id)
+    return (
+        query.where(after)
+        .order_by(model.created_at, model.id)
+        .limit(literal_column(str(AT_A_TIME)))
+    )
+
+
+_SINCE: dict[tuple[type[CrmBase], bool], Select[*tuple[Any, ...]]] = {
+    (model, goes_on): _since_here(model, goes_on=goes_on)
+    for model in (CrmUser, ClaimRequirement)
+    for goes_on in (False, True)
+}
+
+_new = insert_rows(
+    UserCallScore,
+    UserCallScore.id,
+    UserCallScore.user_id,
+    UserCallScore.current_score,
+    UserCallScore.current_queue_type,
+    UserCallScore.created_at,
+    UserCallScore.updated_at,
+    unless=Forgotten.user_id,
+)
+_CREATE = _new.on_conflict_do_nothing(index_elements=[UserCallScore.user_id]).returning(
+    UserCallScore.user_id
+)
+
+_moves = rows("moves", user_id=BigInteger(), before=Text(), place=Text())
+_MOVE = (
+    update(UserCallScore)
+    .where(
+        UserCallScore.user_id == _moves.c.user_id,
+        UserCallScore.current_queue_type.is_not_distinct_from(_moves.c.before),
+    )
+    .values(current_queue_type=_moves.c.place, updated_at=bindparam("now", type_=NaiveInstant))
+    .returning(UserCallScore.user_id, _moves.c.before, _moves.c.place)
+)
+"""The row as it was judged, or not at all: somebody else's change is not undone."""

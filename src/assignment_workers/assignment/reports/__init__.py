@@ -1,0 +1,1 @@
+"""Reads for operators: status, figures, explanations, the doctor."""

@@ -1,0 +1,93 @@
+"""The service levels of a period, divided: by dialer queue, by agents' team, by time. Reads only.
+
+Cost: that of the answers and assignments of the period, by the index on their time and by ids.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, text
+
+BARS = 48
+"""Into how many equal parts a period is divided."""
+
+
+class Share(BaseModel):
+    """The assignments of one dialer queue or team; seconds from sending to commit."""
+
+    name: str
+    assignments: int
+    completed: int
+    skipped: int
+    released: int
+    expired: int
+    average: float | None
+    p99: float | None
+
+
+class Part(BaseModel):
+    """One part of the period, from `at` on."""
+
+    at: datetime
+    assignments: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Breakdown(BaseModel):
+    """A period, divided; of each `names` and each part that has an assignment."""
+
+    queues: list[Share]
+    teams: list[Share]
+    """Agents without a team are under `no team`."""
+    parts: list[Part]
+
+
+def breakdown(connection: Connection, *, since: datetime, until: datetime) -> Breakdown:
+    """How the assignments between these instants are divided."""
+    parameters = {"since": since, "until": until, "length": (until - since) / BARS}
+
+    def rows(query: str) -> list[Share]:
+        found = connection.execute(text(query), parameters).mappings()
+        return [Share(**row) for row in found]
+
+    parts = connection.execute(text(_PARTS), parameters).mappings()
+    return Breakdown(
+        queues=rows(_SHARES.format(name="a.queue")),
+        teams=rows(_SHARES.format(name="coalesce(nullif(g.team, ''), 'no team')")),
+        parts=[Part(**row) for row in parts],
+    )
+
+
+# An assignment's id begins with the milliseconds of its claim: the primary key bounds the period.
+_OF_THE_PERIOD = """
+assignment.assignments a
+LEFT JOIN LATERAL (
+    SELECT greatest(extract(epoch FROM answered_at - received_at), 0)::float8 AS seconds
+    FROM assignment.requests WHERE request_id = a.request_id
+) AS r ON true
+LEFT JOIN agents g ON g.id = a.agent_id
+WHERE a.claimed_at BETWEEN :since AND :until
+    AND a.id >= rpad(lpad(to_hex(
+        floor(extract(epoch FROM cast(:since AS timestamptz)) * 1000)::bigint
+    ), 12, '0'), 32, '0')::uuid
+"""
+_SHARES = f"""
+SELECT {{name}} AS name, count(*) AS assignments,
+    count(*) FILTER (WHERE a.state = 'completed') AS completed,
+    count(*) FILTER (WHERE a.state = 'skipped') AS skipped,
+    count(*) FILTER (WHERE a.state = 'released') AS released,
+    count(*) FILTER (WHERE a.state = 'expired') AS expired,
+    avg(r.seconds) AS average, percentile_cont(0.99) WITHIN GROUP (ORDER BY r.seconds) AS p99
+FROM {_OF_THE_PERIOD} GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+_PARTS = f"""
+SELECT date_bin(:length, a.claimed_at, :since) AS at, count(*) AS assignments,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY r.seconds) AS p50,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY r.seconds) AS p95,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY r.seconds) AS p99
+FROM {_OF_THE_PERIOD} GROUP BY 1 ORDER BY 1
+"""

@@ -1,0 +1,318 @@
+"""One thing at a time, for operators: a dialer queue, a user, an agent, a job, a race. Reads only.
+
+Each query is bounded: it goes by an index and reads no more than is named here. Ids and times only:
+nobody's name, number or notes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, bindparam, func, select, text
+
+from assignment_workers.assignment.crm.reader import CrmReader
+from assignment_workers.assignment.reports.figures import NEWEST
+from assignment_workers.assignment.rows import Row, rows_of
+from assignment_workers.policy.queues import Policy
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Phone
+
+SAMPLED = 20_000
+"""Users by whom the funnel of rules is estimated; a smaller pool is counted whole."""
+LOOKED_BACK = 20_000
+"""Assignments in which an agent's are looked for: the newest."""
+
+
+class PoolFunnel(BaseModel):
+    """How many users of a pool each rule holds back, and how many none does."""
+
+    counts: dict[str, int]
+    """By rule, in the order in which a broken one is named; `eligible` for none."""
+    is_estimate: bool
+    pool: int
+    """Users in the pool, as far as it was counted or estimated."""
+
+
+def minutes(connection: Connection) -> list[Row]:
+    """By minute of the last hour: requests answered with a user, and seconds until the commit.
+
+    Of the newest `NEWEST` answers; a minute without any is absent.
+    """
+    return rows_of(connection, _MINUTES)
+
+
+def service(connection: Connection) -> Row:
+    """The last hour against the targets: answers that found a user, that failed, rows lost."""
+    return rows_of(connection, _SERVICE)[0]
+
+
+def holds(connection: Connection, *, limit: int) -> list[Row]:
+    """Active assignments, the first to lapse first."""
+    return rows_of(connection, _HOLDS, limit=limit)
+
+
+def agents(connection: Connection, *, limit: int) -> list[Row]:
+    """Agents by id, each with the user they hold."""
+    return rows_of(connection, _AGENTS, limit=limit)
+
+
+def agent_counts(connection: Connection) -> Row:
+    """How many agents there are, active and not, how many hold a user, and what they stated."""
+    return rows_of(connection, _AGENT_COUNTS)[0]
+
+
+def agent(connection: Connection, agent_id: int) -> Row | None:
+    """One agent; None where there is none."""
+    return next(iter(rows_of(connection, _AGENT, agent=agent_id)), None)
+
+
+def agent_assignments(connection: Connection, agent_id: int, *, limit: int) -> list[Row]:
+    """The agent's assignments among the newest `LOOKED_BACK`, the newest first."""
+    return rows_of(connection, _AGENT_ASSIGNMENTS, agent=agent_id, limit=limit)
+
+
+def assignment(connection: Connection, assignment_id: UUID) -> Row | None:
+    """One assignment; None where there is none."""
+    return next(iter(rows_of(connection, _ASSIGNMENT, assignment=assignment_id)), None)
+
+
+def user(connection: Connection, user_id: int) -> Row | None:
+    """A user's score row; None where there is none."""
+    return next(iter(rows_of(connection, _USER, user=user_id)), None)
+
+
+def user_places(connection: Connection, user_id: int) -> list[Row]:
+    """The user's entries in the published generations."""
+    return rows_of(connection, _USER_PLACES, user=user_id)
+
+
+def user_assignments(connection: Connection, user_id: int, *, limit: int) -> list[Row]:
+    """The user's assignments, the newest first."""
+    return rows_of(connection, _USER_ASSIGNMENTS, user=user_id, limit=limit)
+
+
+def user_events(connection: Connection, user_id: int, *, limit: int) -> list[Row]:
+    """What happened to the user, the newest first."""
+    return rows_of(connection, _USER_EVENTS, user=user_id, limit=limit)
+
+
+def assignment_events(connection: Connection, assignment_id: UUID, user_id: int) -> list[Row]:
+    """What happened to an assignment of the user, the newest first."""
+    return rows_of(connection, _ASSIGNMENT_EVENTS, assignment=assignment_id, user=user_id)
+
+
+def head(connection: Connection, generation: int, *, limit: int) -> list[Row]:
+    """The claimable entries of a generation with the best ranks: who is next."""
+    return rows_of(connection, _HEAD, generation=generation, limit=limit)
+
+
+def waiting(connection: Connection, generation: int, *, limit: int) -> list[Row]:
+    """The entries of a generation that wait, the first to be claimable first."""
+    return rows_of(connection, _WAITING, generation=generation, limit=limit)
+
+
+def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
+    """Who of the first `SAMPLED` claimable entries has not been called for the longest time."""
+    return rows_of(connection, _LONGEST, queue=queue, limit=limit)
+
+
+def drains(connection: Connection, queue: str) -> list[Row]:
+    """What became of the dialer queue's users in the last hour, by kind and reason."""
+    return rows_of(connection, _DRAINS, queue=queue)
+
+
+def generations(connection: Connection, queue: str, *, limit: int) -> list[Row]:
+    """The dialer queue's generations, the newest first."""
+    return rows_of(connection, _GENERATIONS, queue=queue, limit=limit)
+
+
+def job_runs(connection: Connection, job: str, *, limit: int) -> list[Row]:
+    """A job's runs, the newest first."""
+    return rows_of(connection, _JOB_RUNS, job=job, limit=limit)
+
+
+def races(connection: Connection, *, limit: int) -> list[Row]:
+    """The races met, the newest first."""
+    return rows_of(connection, _RACES, limit=limit)
+
+
+def event(connection: Connection, number: int) -> Row | None:
+    """One event; None where there is none."""
+    return next(iter(rows_of(connection, _EVENT, number=number)), None)
+
+
+def actions(connection: Connection, *, limit: int) -> list[Row]:
+    """What operators asked for, the newest first."""
+    return rows_of(connection, _ACTIONS, limit=limit)
+
+
+def action(connection: Connection, number: int) -> Row | None:
+    """One thing that an operator asked for; None where there is none."""
+    return next(iter(rows_of(connection, _ACTION, number=number)), None)
+
+
+def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
+    """Which rules hold back the users of a dialer queue's pool, each by the first that it breaks.
+
+    Of at most about `SAMPLED` score rows, taken by pages all over the table; then scaled up.
+    """
+    rows = float(connection.execute(text(_SCORE_ROWS)).scalar_one())
+    share = min(1.0, SAMPLED / rows) if rows > 0 else 1.0
+    broken = policy.broken_rule().label("broken")
+    pool = select(UserCallScore.id).where(UserCallScore.current_queue_type == policy.queue)
+    if share < 1.0:
+        table = UserCallScore.__table__.tablesample(func.system(bindparam("percent", share * 100)))
+        pool = select(table.c.id).where(table.c.current_queue_type == policy.queue)
+    sample = pool.subquery("sample")
+    query = (
+        select(broken, func.count())
+        .select_from(sample)
+        .join(UserCallScore, UserCallScore.id == sample.c.id)
+        .outerjoin(CrmUser, CrmUser.id == UserCallScore.user_id)
+        .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
+        .group_by("broken")
+    )
+    zones = CrmReader(connection).zones if policy.hours else ()
+    found = {row[0]: row[1] for row in connection.execute(query, policy.at(now, zones))}
+    names = ["eligible", *(rule.name for rule in policy.rules)]
+    counts = {
+        name: round(found.get(None if name == "eligible" else name, 0) / share) for name in names
+    }
+    return PoolFunnel(counts=counts, is_estimate=share < 1.0, pool=sum(counts.values()))
+
+
+_SCORE_ROWS = (
+    "SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = 'public.user_call_scores'::regclass"
+)
+_SHOWN = (
+    "id, user_id, agent_id, queue, source, rank, score, reason, state, version, term, claimed_at,"
+    " lease_expires_at, ended_at, outcome, generation_id, request_id"
+)
+_TOLD = (
+    "id, at, kind, term, queue, user_id, agent_id, assignment_id, request_id, generation_id,"
+    " details || coalesce((SELECT texts FROM assignment.event_texts WHERE event_id = events.id),"
+    " '{}') AS details"
+)
+_MINUTES = f"""
+SELECT extract(epoch FROM date_trunc('minute', answered_at))::bigint AS minute,
+    count(*) AS assigned,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS p50,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds) AS p95,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY seconds) AS p99
+FROM (SELECT answered_at, outcome,
+        greatest(extract(epoch FROM answered_at - received_at), 0)::float8 AS seconds
+    FROM assignment.requests WHERE answered_at > statement_timestamp() - interval '1 hour'
+    ORDER BY answered_at DESC LIMIT {NEWEST}) AS newest
+WHERE outcome = 'assigned'
+GROUP BY 1 ORDER BY 1
+"""
+_SERVICE = f"""
+SELECT (SELECT count(*) FROM (SELECT outcome FROM assignment.requests
+        WHERE answered_at > statement_timestamp() - interval '1 hour'
+        ORDER BY answered_at DESC LIMIT {NEWEST}) AS n WHERE outcome = 'assigned') AS assigned,
+    (SELECT count(*) FROM (SELECT outcome FROM assignment.requests
+        WHERE answered_at > statement_timestamp() - interval '1 hour'
+        ORDER BY answered_at DESC LIMIT {NEWEST}) AS n WHERE outcome = 'too_late') AS too_late,
+    (SELECT count(*) FROM assignment.dead_letters
+        WHERE at > statement_timestamp() - interval '1 hour'
+        AND task IN ('assignment.request', 'assignment.request_many')) AS failed,
+    (SELECT count(*) FROM (SELECT assignment_id FROM assignment.events
+        WHERE at > statement_timestamp() - interval '1 hour' AND kind = 'assigned'
+        ORDER BY at DESC LIMIT {NEWEST}) AS n WHERE NOT EXISTS
+            (SELECT 1 FROM assignment.assignments a WHERE a.id = n.assignment_id)) AS lost
+"""
+_HOLDS = f"""
+SELECT {_SHOWN} FROM assignment.assignments WHERE state = 'active'
+ORDER BY lease_expires_at LIMIT :limit
+"""
+_AGENTS = """
+SELECT g.id, g.is_active, a.id AS assignment_id, a.user_id, a.queue, a.claimed_at,
+    a.lease_expires_at, a.accepted_at, s.state, s.since, s.why
+FROM agents g LEFT JOIN assignment.assignments a ON a.agent_id = g.id AND a.state = 'active'
+LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
+ORDER BY a.id IS NULL, g.is_active DESC, g.id LIMIT :limit
+"""
+_AGENT_COUNTS = """
+SELECT count(*) AS agents, count(*) FILTER (WHERE g.is_active) AS active,
+    count(a.id) AS holding, count(*) FILTER (WHERE g.is_active AND a.id IS NULL) AS idle,
+    count(a.id) FILTER (WHERE a.accepted_at IS NULL) AS offered,
+    count(*) FILTER (WHERE s.state = 'available') AS available,
+    count(*) FILTER (WHERE s.state = 'on_call') AS on_call,
+    count(*) FILTER (WHERE s.state = 'wrap_up') AS wrap_up,
+    count(*) FILTER (WHERE s.state = 'break') AS on_break,
+    count(*) FILTER (WHERE s.state = 'offline') AS offline
+FROM agents g LEFT JOIN assignment.assignments a ON a.agent_id = g.id AND a.state = 'active'
+LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
+"""
+_AGENT = "SELECT id, is_active, is_ai_agent, allowed_queues FROM agents WHERE id = :agent"
+_AGENT_ASSIGNMENTS = f"""
+SELECT {_SHOWN} FROM (SELECT * FROM assignment.assignments ORDER BY id DESC LIMIT {LOOKED_BACK})
+    AS newest
+WHERE agent_id = :agent ORDER BY id DESC LIMIT :limit
+"""
+_ASSIGNMENT = f"SELECT {_SHOWN} FROM assignment.assignments WHERE id = :assignment"
+_USER = """
+SELECT user_id, current_score, total_attempts, successful_calls, last_outcome, last_call_at,
+    next_call_after, current_queue_type, is_active FROM user_call_scores WHERE user_id = :user
+"""
+_USER_PLACES = """
+SELECT g.queue, g.id AS generation, e.rank, e.score, e.state, e.available_from, e.reason
+FROM assignment.generations g JOIN assignment.entries e ON e.generation_id = g.id
+WHERE g.state = 'published' AND e.user_id = :user ORDER BY g.queue
+"""
+_USER_ASSIGNMENTS = f"""
+SELECT {_SHOWN} FROM assignment.assignments WHERE user_id = :user
+ORDER BY claimed_at DESC LIMIT :limit
+"""
+_USER_EVENTS = f"""
+SELECT {_TOLD} FROM assignment.events WHERE user_id = :user ORDER BY id DESC LIMIT :limit
+"""
+_ASSIGNMENT_EVENTS = f"""
+SELECT {_TOLD} FROM assignment.events WHERE user_id = :user AND assignment_id = :assignment
+ORDER BY id DESC LIMIT 100
+"""
+_HEAD = """
+SELECT user_id, rank, score FROM assignment.entries
+WHERE generation_id = :generation AND state = 'ready' ORDER BY rank LIMIT :limit
+"""
+_WAITING = """
+SELECT user_id, rank, score, available_from FROM assignment.entries
+WHERE generation_id = :generation AND state = 'waiting' ORDER BY available_from LIMIT :limit
+"""
+_LONGEST = f"""
+SELECT e.user_id, e.rank, e.score, s.last_call_at, s.created_at, s.total_attempts
+FROM (SELECT e.user_id, e.rank, e.score FROM assignment.entries e
+    WHERE e.generation_id = (SELECT id FROM assignment.generations
+        WHERE queue = :queue AND state = 'published') AND e.state = 'ready'
+    ORDER BY e.rank LIMIT {SAMPLED}) AS e
+JOIN user_call_scores s ON s.user_id = e.user_id
+ORDER BY coalesce(s.last_call_at, s.created_at), e.rank LIMIT :limit
+"""
+_DRAINS = f"""
+SELECT kind, details->>'reason' AS reason, details->>'outcome' AS outcome, count(*) AS users
+FROM (SELECT kind, queue, details FROM assignment.events
+    WHERE at > statement_timestamp() - interval '1 hour' ORDER BY at DESC LIMIT {NEWEST}) AS newest
+WHERE queue = :queue AND kind NOT IN ('accepted', 'renewed', 'ASSIGNMENT_RACE_CONDITION',
+    'generation_published', 'generation_retired', 'queue_paused', 'queue_resumed')
+GROUP BY 1, 2, 3 ORDER BY users DESC, kind LIMIT 50
+"""
+_GENERATIONS = """
+SELECT id, state, trigger, started_at, built_at, published_at, size, error
+FROM assignment.generations WHERE queue = :queue ORDER BY id DESC LIMIT :limit
+"""
+_JOB_RUNS = """
+SELECT id, job, queue, trigger, slot, status, started_at,
+    extract(epoch FROM ended_at - started_at)::float8 AS seconds, counts, error
+FROM assignment.job_runs WHERE job = :job ORDER BY id DESC LIMIT :limit
+"""
+_RACES = f"""
+SELECT {_TOLD} FROM assignment.events WHERE kind = 'ASSIGNMENT_RACE_CONDITION'
+ORDER BY id DESC LIMIT :limit
+"""
+_EVENT = f"SELECT {_TOLD} FROM assignment.events WHERE id = :number"
+_ACTED = "id, at, who, action, subject, why, outcome"
+_ACTIONS = f"SELECT {_ACTED} FROM assignment.operator_actions ORDER BY id DESC LIMIT :limit"
+_ACTION = f"SELECT {_ACTED} FROM assignment.operator_actions WHERE id = :number"

@@ -1,0 +1,389 @@
+"""Every guarantee that the database can show, checked.
+
+And what can be mended without a loss, mended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+from sqlalchemy import (
+    Connection,
+    TextClause,
+    delete,
+    exists,
+    func,
+    insert,
+    null,
+    text,
+    update,
+)
+
+from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.answers import Done
+from assignment_workers.assignment.generations.entries import HELD, PUBLISHED, READY, WAITING
+from assignment_workers.assignment.history.records import was_set_back
+from assignment_workers.assignment.reports.figures import JOB_NAMES, RUNS
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.rules import FOR_AN_OPERATOR
+from assignment_workers.schema import tables
+from assignment_workers.schema.tables import Assignment, Entry
+
+NEWEST = 20_000
+"""Records that a check looks at: those between two runs by itself, at a hundred claims a second."""
+HEAD = 100
+"""Claimable entries, the best by rank, of whom it is asked whether they were passed over."""
+
+
+class CheckResult(BaseModel):
+    """One check. `count` is how many breaches there are, `examples` some of them."""
+
+    check: str
+    guarantee: int | None
+    ok: bool
+    count: int
+    examples: list[str]
+    repairable: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """A query whose rows, of one text column each, are breaches. At most a hundred are read.
+
+    `cost` says what the query reads at the most, however large the tables are.
+    """
+
+    name: str
+    guarantee: int | None
+    cost: str
+    query: str
+    repairable: bool = False
+
+    @property
+    def bounded(self) -> TextClause:
+        """The query, read no further than a hundred rows; `newest` is how many records it reads."""
+        return text(f"SELECT breach FROM ({self.query}) AS found (breach) LIMIT 100").bindparams(
+            **({"newest": NEWEST} if ":newest" in self.query else {})
+        )
+
+
+def examine(connection: Connection) -> list[CheckResult]:
+    """Run every check in one read-only snapshot of the database, so that none sees half a turn.
+
+    Cost: what the checks say of themselves; the whole records are `history.check`'s to read.
+    """
+    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    findings = []
+    for check in CHECKS:
+        breaches = [str(breach) for breach in connection.execute(check.bounded).scalars()]
+        findings.append(
+            CheckResult(
+                check=check.name,
+                guarantee=check.guarantee,
+                ok=not breaches,
+                count=len(breaches),
+                examples=breaches[:5],
+                repairable=check.repairable,
+            )
+        )
+    return findings
+
+
+def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
+    """Replace what was found before, all together. The caller commits."""
+    connection.execute(delete(tables.Finding))
+    connection.execute(
+        insert(tables.Finding).values(examined_at=func.clock_timestamp()),
+        [each.model_dump(exclude={"check"}) | {"check_name": each.check} for each in findings],
+    )
+
+
+def repair(transaction: FencedTransaction) -> Done:
+    """Bring the entries of the published generations in line with the holds.
+
+    No assignment changes. Cost: that of the active holds and of the entries marked held.
+    """
+    transaction.require_all_lanes()
+    marked = transaction.connection.execute(_MARK_HELD)
+    freed = transaction.connection.execute(_GIVE_BACK)
+    return Done(counts={"marked_held": marked.rowcount, "given_back": freed.rowcount})
+
+
+_MARK_HELD = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.user_id == Assignment.user_id,
+        Assignment.state == ACTIVE,
+        Entry.state.in_([READY, WAITING]),
+    )
+    .values(state=HELD, available_from=null())
+)
+_GIVE_BACK = (
+    update(Entry)
+    .where(
+        Entry.generation_id.in_(PUBLISHED),
+        Entry.state == HELD,
+        ~exists().where(Assignment.user_id == Entry.user_id, Assignment.state == ACTIVE),
+    )
+    .values(state=READY)
+)
+
+# What is kept of the last day, the newest first and no more than so many: by the index on the time,
+# or on the id of an assignment, which begins with the milliseconds of its claim. What belongs to a
+# row is looked up by LIMIT 1 in a query of its own, which the planner cannot turn into a join that
+# reads the other table whole.
+_DAY = "statement_timestamp() - interval '1 day'"
+_MADE = f"""(SELECT * FROM assignment.assignments
+    WHERE id >= rpad(lpad(to_hex((extract(epoch FROM {_DAY}) * 1000)::bigint), 12, '0'), 32, '0')
+        ::uuid ORDER BY id DESC LIMIT :newest) AS a"""
+_ENDED = f"""(SELECT * FROM assignment.assignments
+    WHERE state <> 'active' AND ended_at > {_DAY} ORDER BY ended_at DESC LIMIT :newest) AS a"""
+_ANSWERED = f"""(SELECT request_id, agent_id, outcome, deadline, assignment_id, answered_at
+    FROM assignment.requests WHERE answered_at > {_DAY}
+    ORDER BY answered_at DESC LIMIT :newest) AS r"""
+_TOLD = f"""(SELECT id, at, kind, term, user_id, agent_id, assignment_id, details
+    FROM assignment.events WHERE at > {_DAY} ORDER BY at DESC LIMIT :newest) AS e"""
+_PROMISING = ", ".join(f"'{each.name}'" for each in OUTCOMES.values() if each.needs_callback)
+_MOVES = (
+    "'completed', 'skipped', 'deferred', 'closed', 'released', 'expired', 'offer_lapsed',"
+    " 'accepted', 'renewed'"
+)
+
+_AN_HOUR_AGO = "timezone('UTC', clock_timestamp() - interval '1 hour')"
+# What was overdue in a dialer that was taken over today is no fault of this system.
+_PROMISED = f"""status = 'pending' AND scheduled_for < {_AN_HOUR_AGO}
+    AND scheduled_for >= coalesce((SELECT max(timezone('UTC', published_at))
+        FROM assignment.generations WHERE trigger = 'adoption'
+        AND published_at > clock_timestamp() - interval '1 day'), '-infinity')"""
+_FOR_AN_OPERATOR = ", ".join(f"'{name}'" for name in sorted(FOR_AN_OPERATOR))
+
+HOLDS = "the active holds, by their index"
+NEWEST_ROWS = f"the newest {NEWEST:,} of the last day, and a row or two by index for each"
+FEW = "a row for each dialer queue"
+
+CHECKS = (
+    Check(
+        "no user has two active assignments",
+        1,
+        HOLDS,
+        "SELECT 'user ' || user_id FROM assignment.assignments WHERE state = 'active'"
+        " GROUP BY user_id HAVING count(*) > 1",
+    ),
+    Check(
+        "no agent has two active assignments",
+        1,
+        HOLDS,
+        "SELECT 'agent ' || agent_id FROM assignment.assignments WHERE state = 'active'"
+        " GROUP BY agent_id HAVING count(*) > 1",
+    ),
+    Check(
+        "the indexes that keep holds single are in place",
+        1,
+        "two rows of the catalogue",
+        "SELECT name || ' is missing or invalid' FROM unnest(ARRAY['uq_assignments_active_user',"
+        " 'uq_assignments_active_agent']) AS name WHERE NOT EXISTS (SELECT 1 FROM pg_index"
+        " WHERE indexrelid = to_regclass('assignment.' || name) AND indisunique AND indisvalid)",
+    ),
+    Check(
+        "every held user is marked held in the published generations",
+        2,
+        "the active holds, and an entry by its key for each in each published generation",
+        "SELECT 'user ' || a.user_id || ' in generation ' || g.id"
+        " FROM assignment.assignments a CROSS JOIN assignment.generations g"
+        " CROSS JOIN LATERAL (SELECT state FROM assignment.entries"
+        " WHERE generation_id = g.id AND user_id = a.user_id LIMIT 1) AS e"
+        " WHERE a.state = 'active' AND g.state = 'published' AND e.state IN ('ready', 'waiting')",
+        repairable=True,
+    ),
+    Check(
+        "nobody is marked held without an active assignment",
+        2,
+        "the entries marked held, by their index, and a hold by its index for each",
+        "SELECT 'user ' || e.user_id || ' in generation ' || g.id FROM assignment.generations g"
+        " CROSS JOIN LATERAL (SELECT user_id FROM assignment.entries"
+        " WHERE generation_id = g.id AND state = 'held' OFFSET 0) AS e"
+        " WHERE g.state = 'published' AND (SELECT 1 FROM assignment.assignments a"
+        " WHERE a.user_id = e.user_id AND a.state = 'active' LIMIT 1) IS NULL",
+        repairable=True,
+    ),
+    Check(
+        "every published generation has its entries",
+        2,
+        FEW,
+        "SELECT 'generation ' || id FROM assignment.generations WHERE state = 'published'"
+        " AND to_regclass('assignment.entries_' || id) IS NULL",
+    ),
+    Check(
+        "no generation has waited longer than 5 minutes to be published",
+        2,
+        "the generations, of which there are as many as builds were kept",
+        "SELECT 'generation ' || id FROM assignment.generations WHERE state = 'building'"
+        " AND built_at < statement_timestamp() - interval '5 minutes'",
+    ),
+    Check(
+        "nobody was handed out who was suppressed or had opted out",
+        3,
+        NEWEST_ROWS,
+        # What the CRM said at the claim is not kept: of the facts only those that are ours.
+        f"SELECT 'assignment ' || a.id FROM {_MADE}"
+        " WHERE (SELECT 1 FROM assignment.suppressions b WHERE b.user_id = a.user_id"
+        " AND b.lifted_at IS NULL AND b.since < a.claimed_at"
+        f" AND NOT {was_set_back('b.since')}"
+        " AND coalesce(b.queue, a.queue) = a.queue LIMIT 1) = 1"
+        " OR (SELECT 1 FROM assignment.assignments t WHERE t.user_id = a.user_id"
+        " AND t.outcome IN ('do_not_contact', 'no_claim') AND t.ended_at < a.claimed_at"
+        f" AND NOT {was_set_back('t.ended_at')}"
+        " LIMIT 1) = 1",
+    ),
+    Check(
+        "nobody claimable was passed over",
+        4,
+        f"the {HEAD} best ranks of each published generation, and its newest {NEWEST:,} claims",
+        # Of whom nothing at all is told there is no reason why they were not handed out before a
+        # worse rank, but that the agent had skipped them, which would be told.
+        "SELECT 'user ' || e.user_id || ' in generation ' || g.id FROM assignment.generations g"
+        " CROSS JOIN LATERAL (SELECT max(a.rank) AS rank FROM (SELECT rank, generation_id"
+        f" FROM {_MADE} WHERE source = 'queue') AS a WHERE a.generation_id = g.id) AS worst"
+        " CROSS JOIN LATERAL (SELECT user_id, rank FROM assignment.entries"
+        " WHERE generation_id = g.id AND state = 'ready'"
+        f" ORDER BY rank LIMIT {HEAD}) AS e"
+        " WHERE g.state = 'published' AND e.rank < worst.rank AND (SELECT 1"
+        " FROM assignment.events v WHERE v.user_id = e.user_id LIMIT 1) IS NULL AND (SELECT 1"
+        " FROM assignment.assignments v WHERE v.user_id = e.user_id LIMIT 1) IS NULL",
+    ),
+    Check(
+        "every answered request agrees with its assignment",
+        5,
+        NEWEST_ROWS,
+        f"SELECT 'request ' || r.request_id FROM {_ANSWERED} CROSS JOIN LATERAL"
+        " (SELECT agent_id FROM assignment.assignments WHERE id = r.assignment_id LIMIT 1) AS a"
+        " WHERE a.agent_id <> r.agent_id",
+    ),
+    Check(
+        "every answer was true when it was given",
+        6,
+        NEWEST_ROWS,
+        "SELECT 'request ' || r.request_id || ' was ' || CASE r.outcome WHEN 'assigned' THEN"
+        " 'given a user after its deadline, or one who was not held' ELSE"
+        f" 'told too soon that it was late' END FROM {_ANSWERED}"
+        " WHERE CASE r.outcome WHEN 'too_late' THEN coalesce(r.deadline > r.answered_at, true)"
+        " WHEN 'assigned' THEN coalesce(r.deadline <= r.answered_at, false) OR coalesce((SELECT"
+        " NOT r.answered_at BETWEEN a.claimed_at AND coalesce(a.ended_at, 'infinity')"
+        " FROM assignment.assignments a WHERE a.id = r.assignment_id LIMIT 1), true) END"
+        f" AND NOT {was_set_back('r.answered_at')}",
+    ),
+    Check(
+        "no hold outlives its lease by more than 2 minutes",
+        7,
+        "what it finds, by the index on leases",
+        "SELECT 'assignment ' || id FROM assignment.assignments WHERE state = 'active'"
+        " AND lease_expires_at < statement_timestamp() - interval '2 minutes'",
+    ),
+    Check(
+        "every hold was ended and renewed by its own agent",
+        8,
+        NEWEST_ROWS,
+        f"SELECT 'event ' || e.id || ' of assignment ' || e.assignment_id FROM {_TOLD}"
+        " CROSS JOIN LATERAL (SELECT agent_id, user_id FROM assignment.assignments"
+        " WHERE id = e.assignment_id LIMIT 1) AS a"
+        f" WHERE e.kind IN ({_MOVES})"
+        " AND (a.agent_id, a.user_id) IS DISTINCT FROM (e.agent_id, e.user_id)",
+    ),
+    Check(
+        "no event is of a term that has not begun",
+        9,
+        f"the newest {NEWEST:,} events of the last day",
+        f"SELECT 'event ' || e.id || ' of term ' || e.term FROM {_TOLD}"
+        " WHERE e.term > (SELECT max(term) FROM assignment.sequencer)",
+    ),
+    Check(
+        "no term was begun twice: the database has not moved back",
+        9,
+        f"the newest {NEWEST:,} events of the last day",
+        f"SELECT 'term ' || term FROM {_TOLD} WHERE kind = 'term_begun'"
+        " GROUP BY term HAVING count(*) > 1 UNION"
+        f" SELECT 'term ' || (details->>'current') FROM {_TOLD}"
+        " WHERE kind = 'ASSIGNMENT_RACE_CONDITION' AND details->>'kind' = 'term_begun_twice'",
+    ),
+    Check(
+        "every call that was to be called back has left the promise",
+        10,
+        NEWEST_ROWS,
+        f"SELECT 'assignment ' || a.id FROM {_ENDED} WHERE a.outcome IN ({_PROMISING})"
+        " AND (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
+        " AND e.assignment_id = a.id AND e.kind = 'callback_promised' LIMIT 1) IS NULL",
+    ),
+    Check(
+        "every assignment of the last day has left its event",
+        11,
+        NEWEST_ROWS,
+        f"SELECT 'assignment ' || a.id FROM {_MADE} WHERE a.claimed_at > {_DAY}"
+        " AND (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
+        " AND e.assignment_id = a.id AND e.kind = 'assigned' LIMIT 1) IS NULL",
+    ),
+    Check(
+        "every hold that ended in the last day has left the event of its end",
+        11,
+        NEWEST_ROWS,
+        f"SELECT 'assignment ' || a.id FROM {_ENDED}"
+        " WHERE (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
+        " AND e.assignment_id = a.id AND e.kind = coalesce(a.ended_how, a.state)"
+        " LIMIT 1) IS NULL",
+    ),
+    Check(
+        "nobody is with an agent of the dialer and with another one of ours",
+        1,
+        "the holds that stand, and the missed calls of the last day that the dialer handed out",
+        "SELECT 'callback ' || c.id || ' of user ' || c.user_id FROM assignment.assignments a"
+        " JOIN public.callbacks c ON c.user_id = a.user_id AND c.status IN ('assigned', 'accepted')"
+        " WHERE a.state = 'active' AND c.assigned_to_agent_id <> a.agent_id"
+        " AND c.lease_expires_at > timezone('UTC', clock_timestamp())"
+        " UNION ALL SELECT 'missed call ' || c.id || ' of user ' || c.user_id"
+        " FROM public.missed_calls c JOIN assignment.assignments a ON a.user_id = c.user_id"
+        " AND a.state = 'active' WHERE c.status = 'assigned'"
+        " AND c.missed_at > timezone('UTC', clock_timestamp() - interval '1 day')"
+        " AND c.assigned_at > timezone('UTC', clock_timestamp() - interval '10 minutes')"
+        " AND c.assigned_to_agent_id <> a.agent_id",
+    ),
+    Check(
+        "no callback is overdue by more than an hour",
+        None,
+        "the callbacks that are pending and whose time has passed, by their index",
+        # One that was put aside, as its user may not be called for now, is due after that.
+        "SELECT 'callback ' || id || ' of user ' || user_id FROM public.callbacks"
+        f" WHERE {_PROMISED} AND coalesce(available_from < {_AN_HOUR_AGO}, true)"
+        " ORDER BY scheduled_for",
+    ),
+    Check(
+        "no callback waits for an operator to see to its user",
+        None,
+        f"the {HEAD} callbacks that have waited the longest, and the events of their users",
+        "SELECT 'callback ' || c.id || ' of user ' || c.user_id || ': ' || e.reason"
+        " FROM (SELECT id, user_id FROM public.callbacks"
+        f" WHERE {_PROMISED} AND available_from >= {_AN_HOUR_AGO}"
+        f" ORDER BY scheduled_for LIMIT {HEAD}) AS c CROSS JOIN LATERAL"
+        " (SELECT details->>'reason' AS reason FROM assignment.events WHERE user_id = c.user_id"
+        " AND kind = 'callback_postponed' AND details->>'callback_id' = c.id::text"
+        f" ORDER BY id DESC LIMIT 1) AS e WHERE e.reason IN ({_FOR_AN_OPERATOR})",
+    ),
+    Check(
+        "the mirror of a CRM elsewhere is younger than 20 minutes",
+        None,
+        "one row",
+        "SELECT 'read ' || round(extract(epoch FROM statement_timestamp() - read_at)) || ' s ago'"
+        " FROM assignment.crm_reads WHERE read_at < statement_timestamp() - interval '20 minutes'",
+    ),
+    Check(
+        "no job has been running for more than an hour",
+        None,
+        f"the newest {RUNS} runs of each job, by their index",
+        f"WITH RECURSIVE {JOB_NAMES} SELECT r.job || ' run ' || r.id FROM names n"
+        " CROSS JOIN LATERAL (SELECT job, id, status, started_at FROM assignment.job_runs"
+        f" WHERE job = n.job ORDER BY id DESC LIMIT {RUNS}) AS r"
+        " WHERE r.status = 'running' AND r.started_at < statement_timestamp() - interval '1 hour'",
+    ),
+)

@@ -1,0 +1,284 @@
+"""The figures that operators watch, as the database has them. Reads only.
+
+Each query has a bound on its cost, whatever the tables' size: it goes by an index over the last
+minutes or hour, or reads the newest `NEWEST` rows and no more, or stops counting at a number that
+is named beside it. Whoever shows a figure says which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, text
+
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
+from assignment_workers.assignment.reports.status import (
+    CrmStatus,
+    QueueStatus,
+    SequencerStatus,
+    crm_status,
+    queue_statuses,
+    sequencer_statuses,
+)
+from assignment_workers.schema.tables import AssignmentState
+
+NEWEST = 50_000
+"""Answers, races and ends of holds that are looked at, at the most: the newest."""
+COUNTED_AT_MOST = 10_000
+"""Dead letters, holds and who is quarantined are counted no further."""
+RUNS = 200
+"""Runs of each job that are looked at: the newest."""
+
+
+class QueueFigures(QueueStatus):
+    """A dialer queue with what only its watchers need."""
+
+    age_seconds: float | None
+    """Since the generation was published."""
+    claimed_last_hour: int
+    skipped_last_hour: int
+    quarantined: int
+    """Users of its pool who are set aside until an operator releases them."""
+    runway_minutes: float | None
+    """How long the claimable users last at the rate of the last hour; None: nobody was claimed."""
+
+
+class JobFigures(BaseModel):
+    """The last run of a job, and how its newest `RUNS` runs of the last day went."""
+
+    job: str
+    queue: str | None
+    trigger: str
+    status: str
+    started_at: datetime
+    seconds: float | None
+    error: str | None
+    succeeded_at: datetime | None
+    failed_last_day: int
+    overlapping_last_day: int
+    """Runs that were skipped because another was under way."""
+    missed_last_day: int | None
+    """Slots that were not done; None: the job has no slots."""
+
+
+class RecentTimeToAssign(BaseModel):
+    """Seconds from the sending to the commit, over the last five minutes; None: none was."""
+
+    measured: int
+    average: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Broken(BaseModel):
+    """A check of the doctor's last run by itself."""
+
+    check: str
+    guarantee: int | None
+    ok: bool
+    count: int
+    examples: list[str]
+    repairable: bool
+
+
+class Figures(BaseModel):
+    """Everything that is watched, at `at` by the database's clock."""
+
+    at: datetime
+    queues: list[QueueFigures]
+    sequencer: SequencerStatus
+    """The default lane's."""
+    lanes: list[SequencerStatus]
+    """Every lane's, the default one's first."""
+    holds: int
+    holds_lapsing: int
+    """Whose lease ends within a minute."""
+    holds_lapsed: int
+    """Whose lease has ended and who still stand."""
+    answers_last_hour: dict[str, int]
+    ended_last_hour: dict[str, int]
+    races_last_hour: dict[str, int]
+    time_to_assign: RecentTimeToAssign
+    jobs: list[JobFigures]
+    dead_letters: int
+    """Neither sent again nor dismissed."""
+    dead_letters_new: int
+    """Those of them that came within an hour."""
+    unpublished: int
+    findings: list[Broken]
+    examined_at: datetime | None
+    crm: CrmStatus
+
+    @property
+    def crm_up(self) -> bool:
+        """Whether the CRM can be read."""
+        return self.crm.trouble is None
+
+
+def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE) -> Figures:
+    """How everything stands. `application` is what sequencers call themselves to the database.
+
+    In some transactions: the figures may be milliseconds apart.
+    """
+    crm = crm_status(connection)
+
+    def counts(query: str) -> dict[str, int]:
+        return {str(name): count for name, count in connection.execute(text(query))}
+
+    led = sequencer_statuses(connection, application=application, lanes=lanes)
+    holds = connection.execute(text(_HOLDS)).one()
+    claimed, quarantined = counts(_CLAIMED), counts(_QUARANTINED)
+    ended: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for queue, state, count in connection.execute(text(_ENDED)):
+        ended[state] += count
+        skipped[queue] += count if state == AssignmentState.SKIPPED else 0
+    now: datetime = connection.execute(text("SELECT statement_timestamp()")).scalar_one()
+    findings = connection.execute(text(_FINDINGS)).mappings().all()
+    letters = connection.execute(text(_DEAD_LETTERS)).one()
+    return Figures(
+        at=now,
+        queues=[
+            _queue(each, now, claimed=claimed, skipped=skipped, quarantined=quarantined)
+            for each in queue_statuses(connection)
+        ],
+        sequencer=led[0],
+        lanes=led,
+        holds=holds.all_holds,
+        holds_lapsing=holds.lapsing,
+        holds_lapsed=holds.lapsed,
+        answers_last_hour=counts(_ANSWERS),
+        ended_last_hour=dict(ended),
+        races_last_hour=counts(_RACES),
+        time_to_assign=RecentTimeToAssign(**connection.execute(text(_TIMES)).mappings().one()),
+        jobs=[JobFigures(**row) for row in connection.execute(text(_JOBS)).mappings()],
+        dead_letters=letters[0],
+        dead_letters_new=letters[1],
+        unpublished=connection.execute(text(_UNPUBLISHED)).scalar_one(),
+        findings=[Broken(**row) for row in findings],
+        examined_at=min((row["examined_at"] for row in findings), default=None),
+        crm=crm,
+    )
+
+
+def _queue(
+    status: QueueStatus,
+    now: datetime,
+    *,
+    claimed: Mapping[str, int],
+    skipped: Mapping[str, int],
+    quarantined: Mapping[str, int],
+) -> QueueFigures:
+    count = claimed.get(status.queue, 0)
+    known = count > 0 and status.claimable is not None
+    return QueueFigures(
+        **status.model_dump(),
+        age_seconds=(now - status.published_at).total_seconds() if status.published_at else None,
+        claimed_last_hour=count,
+        skipped_last_hour=skipped.get(status.queue, 0),
+        quarantined=quarantined.get(status.queue, 0),
+        runway_minutes=(status.claimable or 0) * 60 / count if known else None,
+    )
+
+
+_HOLDS = f"""
+SELECT count(*) AS all_holds,
+    count(*) FILTER (WHERE lease_expires_at BETWEEN statement_timestamp()
+        AND statement_timestamp() + interval '1 minute') AS lapsing,
+    count(*) FILTER (WHERE lease_expires_at < statement_timestamp()) AS lapsed
+FROM (SELECT lease_expires_at FROM assignment.assignments WHERE state = 'active'
+    ORDER BY lease_expires_at LIMIT {COUNTED_AT_MOST}) AS held
+"""
+_NEWEST_ANSWERS = f"""
+(SELECT outcome, answered_at, received_at, assignment_id FROM assignment.requests
+    WHERE answered_at > statement_timestamp() - interval '1 hour'
+    ORDER BY answered_at DESC LIMIT {NEWEST}) AS newest
+"""
+_ANSWERS = f"SELECT outcome, count(*) FROM {_NEWEST_ANSWERS} GROUP BY outcome"
+_TIMES = f"""
+SELECT count(*) AS measured, avg(seconds) AS average,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS p50,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds) AS p95,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY seconds) AS p99
+FROM (SELECT greatest(extract(epoch FROM answered_at - received_at), 0)::float8 AS seconds
+    FROM {_NEWEST_ANSWERS}
+    WHERE outcome = 'assigned' AND received_at IS NOT NULL
+        AND answered_at > statement_timestamp() - interval '5 minutes') AS timed
+"""
+# Ids follow time: the last one before the hour bounds the range of the index on (kind, id).
+_NEWEST_EVENTS = f"""
+(SELECT queue, details FROM assignment.events
+    WHERE kind = '%s' AND at > statement_timestamp() - interval '1 hour'
+        AND id > coalesce((SELECT id FROM assignment.events
+            WHERE at < statement_timestamp() - interval '1 hour' - interval '1 minute'
+            ORDER BY at DESC LIMIT 1), 0)
+    ORDER BY id DESC LIMIT {NEWEST}) AS newest
+"""
+_CLAIMED = f"SELECT queue, count(*) FROM {_NEWEST_EVENTS % 'assigned'} GROUP BY queue"
+_RACES = f"""
+SELECT details->>'kind', count(*) FROM {_NEWEST_EVENTS % "ASSIGNMENT_RACE_CONDITION"} GROUP BY 1
+"""
+_ENDED = f"""
+SELECT queue, state, count(*) FROM (SELECT queue, state FROM assignment.assignments
+    WHERE state <> 'active' AND ended_at > statement_timestamp() - interval '1 hour'
+    ORDER BY ended_at DESC LIMIT {NEWEST}) AS newest
+GROUP BY queue, state
+"""
+_QUARANTINED = f"""
+SELECT s.current_queue_type, count(*)
+FROM (SELECT user_id FROM assignment.suppressions
+    WHERE kind = 'quarantine' AND lifted_at IS NULL LIMIT {COUNTED_AT_MOST}) AS b
+CROSS JOIN LATERAL (SELECT current_queue_type FROM user_call_scores
+    WHERE user_id = b.user_id LIMIT 1) AS s
+GROUP BY 1
+"""
+_DEAD_LETTERS = f"""
+SELECT count(*), count(*) FILTER (WHERE at > clock_timestamp() - interval '1 hour')
+FROM (SELECT at FROM assignment.dead_letters WHERE replayed_at IS NULL AND dismissed_at IS NULL
+    ORDER BY at DESC LIMIT {COUNTED_AT_MOST}) AS unseen
+"""
+_UNPUBLISHED = """
+SELECT count(*) FROM assignment.generations WHERE state = 'building' AND built_at IS NOT NULL
+"""
+_FINDINGS = """
+SELECT check_name AS check, guarantee, ok, count, examples, repairable, examined_at
+FROM assignment.findings ORDER BY ok, guarantee NULLS LAST, check_name
+"""
+JOB_NAMES = """names AS (
+    (SELECT job FROM assignment.job_runs ORDER BY job LIMIT 1)
+    UNION ALL
+    SELECT (SELECT r.job FROM assignment.job_runs r WHERE r.job > n.job ORDER BY r.job LIMIT 1)
+    FROM names n WHERE n.job IS NOT NULL
+)"""
+"""Each job's name, by one probe of the index on (job, id)."""
+# A job's newest runs are found by the same index.
+_JOBS = f"""
+WITH RECURSIVE {JOB_NAMES}, runs AS (
+    SELECT r.* FROM names n CROSS JOIN LATERAL (
+        SELECT * FROM assignment.job_runs WHERE job = n.job ORDER BY id DESC LIMIT {RUNS}
+    ) AS r
+), days AS (
+    SELECT job, queue,
+        max(started_at) FILTER (WHERE status = 'succeeded') AS succeeded_at,
+        count(*) FILTER (WHERE status = 'failed' AND lately) AS failed_last_day,
+        count(*) FILTER (WHERE error = 'locked' AND status = 'skipped' AND lately)
+            AS overlapping_last_day,
+        CASE WHEN count(slot) > 0 THEN greatest(0, (extract(epoch FROM
+                max(slot) FILTER (WHERE status = 'succeeded' AND lately)
+                - min(slot) FILTER (WHERE status = 'succeeded' AND lately))
+            / CASE job WHEN 'queue.regenerate' THEN 3600 ELSE 86400 END)::int + 1
+            - count(DISTINCT slot) FILTER (WHERE status = 'succeeded' AND lately))
+        END AS missed_last_day
+    FROM (SELECT *, started_at > statement_timestamp() - interval '1 day' AS lately FROM runs) AS r
+    GROUP BY job, queue
+)
+SELECT DISTINCT ON (r.job, r.queue) r.job, r.queue, r.trigger, r.status, r.started_at,
+    extract(epoch FROM r.ended_at - r.started_at)::float8 AS seconds, r.error,
+    d.succeeded_at, d.failed_last_day, d.overlapping_last_day, d.missed_last_day
+FROM runs r JOIN days d ON d.job = r.job AND d.queue IS NOT DISTINCT FROM r.queue
+ORDER BY r.job, r.queue, r.id DESC
+"""

@@ -1,0 +1,152 @@
+"""Service levels over a period, from the records. Reads only.
+
+Cost: that of the answers, assignments and races of the period, each by an index on its time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+from sqlalchemy import ColumnElement, Connection, Executable, bindparam, exists, func, select
+from sqlalchemy.orm import InstrumentedAttribute
+
+from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.assignment.transaction import EventKind
+from assignment_workers.schema.base import Instant, sql_text
+from assignment_workers.schema.tables import (
+    Assignment,
+    AssignmentState,
+    DeadLetter,
+    Event,
+    Request,
+)
+
+MEASURED_AT_MOST = 200_000
+REQUESTS = ("assignment.request", "assignment.request_many")
+
+
+class TimeToAssign(BaseModel):
+    """Seconds from the asker's sending, by its clock, to the commit that assigned.
+
+    Of the latest assignments of the period, `MEASURED_AT_MOST` at the most; None where none was.
+    """
+
+    measured: int
+    average: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Consistency(BaseModel):
+    """What `doctor` finds now: how many checks there are, and the names of those that failed."""
+
+    checks: int
+    broken: list[str]
+
+
+class Report(BaseModel):
+    """The service levels that the incident report set, from `since` to `until`."""
+
+    since: datetime
+    until: datetime
+    assignments: int = Field(description="Holds that began.")
+    ended: dict[str, int] = Field(description="Holds that ended, by how.")
+    answers: dict[str, int] = Field(description="Requests answered, by outcome.")
+    failed: int = Field(description="Request messages that could not be handled.")
+    success_rate: float | None = Field(
+        description="The share that got a user, of the requests for which there was one: not so "
+        "are those too late and those that failed. Null where there was no such request."
+    )
+    lost: int = Field(description="Assignments that were told and are not there: none, ever.")
+    races: dict[str, int] = Field(description="Races met and resolved, by kind.")
+    seconds_to_assign: TimeToAssign
+    consistency: Consistency
+
+
+def report(connection: Connection, *, since: datetime) -> Report:
+    """How well it went from `since` until now. `connection` has no transaction under way."""
+    findings = examine(connection)  # its transaction is one snapshot, for what follows too
+    until = connection.execute(select(func.now())).scalar_one()
+    parameters = {"since": since, "until": until}
+
+    def counts(query: Executable) -> dict[str, int]:
+        return {str(name): count for name, count in connection.execute(query, parameters)}
+
+    def count(query: Executable) -> int:
+        return int(connection.execute(query, parameters).scalar_one())
+
+    answers = counts(_ANSWERS)
+    failed = count(_FAILED)
+    assigned = answers.get("assigned", 0)
+    wanted = assigned + answers.get("too_late", 0) + failed
+    times = connection.execute(_TIMES, parameters).mappings().one()
+    return Report(
+        since=since,
+        until=until,
+        assignments=count(_BEGAN),
+        ended=counts(_ENDED),
+        answers=answers,
+        failed=failed,
+        success_rate=assigned / wanted if wanted else None,
+        lost=count(_LOST),
+        races=counts(_RACES),
+        seconds_to_assign=TimeToAssign(**times),
+        consistency=Consistency(
+            checks=len(findings), broken=[each.check for each in findings if not each.ok]
+        ),
+    )
+
+
+def _within(column: InstrumentedAttribute[Any]) -> ColumnElement[bool]:
+    return column.between(bindparam("since", type_=Instant), bindparam("until", type_=Instant))
+
+
+_BEGAN = select(func.count()).where(Event.kind == sql_text(EventKind.ASSIGNED), _within(Event.at))
+_ENDED = (
+    select(Assignment.state, func.count())
+    .where(Assignment.state != sql_text(AssignmentState.ACTIVE), _within(Assignment.ended_at))
+    .group_by(Assignment.state)
+)
+_ANSWERS = (
+    select(Request.outcome, func.count())
+    .where(_within(Request.answered_at))
+    .group_by(Request.outcome)
+)
+_FAILED = select(func.count()).where(DeadLetter.task.in_(REQUESTS), _within(DeadLetter.at))
+_LOST = select(func.count()).where(
+    Event.kind == sql_text(EventKind.ASSIGNED),
+    _within(Event.at),
+    ~exists().where(Assignment.id == Event.assignment_id),
+)
+_kind = Event.details["kind"].astext
+_RACES = (
+    select(_kind, func.count())
+    .where(Event.kind == sql_text(EventKind.RACE), _within(Event.at))
+    .group_by(_kind)
+)
+_latest = (
+    select(
+        func.greatest(func.extract("epoch", Request.answered_at - Request.received_at), 0.0).label(
+            "seconds"
+        )
+    )
+    .where(
+        Request.outcome == sql_text("assigned"),
+        Request.received_at.is_not(None),
+        _within(Request.answered_at),
+    )
+    .order_by(Request.answered_at.desc())
+    .limit(MEASURED_AT_MOST)
+    .subquery()
+)
+_TIMES = select(
+    func.count().label("measured"),
+    func.avg(_latest.c.seconds).label("average"),
+    *(
+        func.percentile_cont(share).within_group(_latest.c.seconds).label(name)
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    ),
+)

@@ -1,0 +1,402 @@
+"""How everything stands, for operators: dialer queues, holds, jobs, the sequencer. Reads only.
+
+Each query has a bound on its cost: counts of entries go through partial indexes and stop at
+`COUNTED_AT_MOST`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, Row, bindparam, case, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.exc import DBAPIError
+
+from assignment_workers.assignment import calling
+from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.answers import Held
+from assignment_workers.assignment.crm import mirror
+from assignment_workers.assignment.crm.reader import crm_of
+from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY, WAITING
+from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
+from assignment_workers.schema import tables
+from assignment_workers.schema.external_crm import one_line
+from assignment_workers.schema.tables import (
+    Assignment,
+    DeadLetter,
+    DialerQueue,
+    Entry,
+    Generation,
+    JobRun,
+    LaneTerm,
+    SequencerSign,
+)
+from assignment_workers.settings import Settings
+
+COUNTED_AT_MOST = 100_000
+OVERDUE = timedelta(minutes=10)
+
+
+class QueueStatus(BaseModel):
+    """A dialer queue. `claimable` and `waiting` stop at `COUNTED_AT_MOST`; None: never built."""
+
+    queue: str
+    paused: bool
+    paused_by: str | None
+    claimable: int | None
+    waiting: int | None
+    held: int
+    generation: int | None
+    size: int | None
+    trigger: str | None
+    published_at: datetime | None
+
+
+class LastJobRun(BaseModel):
+    """The last run of a job."""
+
+    job: str
+    queue: str | None
+    trigger: str
+    status: str
+    started_at: datetime
+    seconds: float | None
+    counts: dict[str, int]
+    error: str | None
+
+
+class Leader(BaseModel):
+    """Who leads."""
+
+    pid: int
+    host: str
+    since: datetime
+
+
+class SequencerStatus(BaseModel):
+    """A lane's writer, and the lane's dialer queues.
+
+    `leader` None: nobody holds the place now. `probe_seconds`: the line's pace.
+    """
+
+    lane: str
+    queues: list[str]
+
+    term: int
+    leader: Leader | None
+    standbys: int
+    silent_seconds: float | None
+    probe_seconds: float | None
+
+
+class CrmStatus(BaseModel):
+    """The CRM. `trouble` is why it cannot be read now; None: it answers.
+
+    `mirror_age_seconds` is how old the facts are by which whole pools are looked at, where it is
+    elsewhere; None: it is in our own database, or was never read whole.
+    """
+
+    elsewhere: bool
+    trouble: str | None
+    mirror_age_seconds: float | None
+
+
+class DueStatus(BaseModel):
+    """Calls that come before the dialer queues.
+
+    A callback is overdue ten minutes after its time, when anybody may have it, or after the time
+    until which it was put aside; `oldest_overdue` is the time that was promised.
+    """
+
+    callbacks_pending: int
+    callbacks_overdue: int
+    oldest_overdue: datetime | None
+    missed_calls_pending: int
+    oldest_missed_call: datetime | None
+    missed_calls_for_operator: int
+
+
+class AgentsStatus(BaseModel):
+    """Active agents by what they stated. `unstated` never did, and are served."""
+
+    available: int
+    on_call: int
+    wrap_up: int
+    on_break: int
+    offline: int
+    unstated: int
+
+
+class StandbyStatus(BaseModel):
+    """A server that copies the database's commits.
+
+    An `asynchronous` one may lack the last of them: promoted, it has lost what agents were told.
+    """
+
+    name: str
+    asynchronous: bool
+    lag_seconds: float | None
+
+
+class Status(BaseModel):
+    """Everything at a glance, at `at` by the database's clock."""
+
+    at: datetime
+    queues: list[QueueStatus]
+    due: DueStatus
+    holds: list[Held]
+    agents: AgentsStatus
+    jobs: list[LastJobRun]
+    sequencer: SequencerStatus
+    """The default lane's."""
+    lanes: list[SequencerStatus]
+    """Every lane's, the default one's first."""
+    answers_last_hour: dict[str, int]
+    dead_letters: int
+    unpublished: int
+    standbys: list[StandbyStatus]
+    """Of the database. Empty too where the role may not see them (`pg_read_all_stats`)."""
+    calling_hours: str
+    calling_rules: str
+    crm: CrmStatus
+
+
+def status(connection: Connection, *, application: str, settings: Settings) -> Status:
+    """How things stand now. `application` is what sequencers call themselves to the database.
+
+    The calling rules are those of `settings`: the sequencer has its own.
+    """
+    crm = crm_status(connection)
+    now = connection.execute(select(func.clock_timestamp())).scalar_one()
+    lanes = sequencer_statuses(connection, application=application, lanes=lanes_of(settings))
+    return Status(
+        at=now,
+        crm=crm,
+        queues=queue_statuses(connection),
+        due=DueStatus(**connection.execute(_DUE, {"late": now - OVERDUE}).mappings().one()),
+        holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
+        agents=AgentsStatus(**connection.execute(_AGENTS).mappings().one()),
+        jobs=job_statuses(connection),
+        sequencer=lanes[0],
+        lanes=lanes,
+        answers_last_hour={
+            row.outcome: row.answers
+            for row in connection.execute(_ANSWERS, {"since": now - timedelta(hours=1)})
+        },
+        dead_letters=connection.execute(
+            select(func.count()).where(
+                DeadLetter.replayed_at.is_(None), DeadLetter.dismissed_at.is_(None)
+            )
+        ).scalar_one(),
+        standbys=[StandbyStatus(**row) for row in connection.execute(_STANDBYS).mappings()],
+        calling_hours=calling.described(settings),
+        calling_rules=calling.others_described(settings),
+        unpublished=connection.execute(
+            select(func.count()).where(
+                Generation.state == tables.GenerationState.BUILDING,
+                Generation.built_at.is_not(None),
+            )
+        ).scalar_one(),
+    )
+
+
+def crm_status(connection: Connection) -> CrmStatus:
+    """Whether the CRM can be read, found out by reading. To be asked first in a transaction.
+
+    One that is elsewhere is waited for as long as a claim would.
+    """
+    crm = crm_of(connection)
+    if crm is not None:
+        age = mirror.age(connection)
+        return CrmStatus(
+            elsewhere=True,
+            trouble=crm.trouble(),
+            mirror_age_seconds=None if age is None else age.total_seconds(),
+        )
+    trouble = None
+    try:
+        connection.execute(text("SELECT id FROM crm.users LIMIT 1"))
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        connection.rollback()
+        trouble = one_line(error)
+    return CrmStatus(elsewhere=False, trouble=trouble, mirror_age_seconds=None)
+
+
+def sequencer_statuses(
+    connection: Connection, *, application: str, lanes: Lanes
+) -> list[SequencerStatus]:
+    """Of each lane, the default one first: who leads and how many stand by.
+
+    By the connections that sequencers keep for the lock. `application` is what they call
+    themselves, the default lane's as they do; others say their lane after it.
+    """
+    rows = {row.lane: row for row in connection.execute(_LANES)}
+    names = set(connection.execute(_SEQUENCERS, {"prefix": f"{application} %"}).scalars())
+    return [_sequencer(lane, rows.get(lane), names, application, lanes) for lane in lanes.names]
+
+
+def _sequencer(
+    lane: str,
+    row: Row[*tuple[Any, ...]] | None,
+    names: Collection[str],
+    application: str,
+    lanes: Lanes,
+) -> SequencerStatus:
+    prefix = name_prefix(application, lane)
+    # What follows it is a host and a process; another lane's name has words more.
+    ours = {
+        name for name in names if name.startswith(prefix) and " " not in name.removeprefix(prefix)
+    }
+    leader = connection_name(application, lane, row.leader_host, row.leader_pid) if row else None
+    leading = leader in ours
+    return SequencerStatus(
+        lane=lane,
+        queues=lanes.queues(lane),
+        term=row.term if row else 0,
+        leader=Leader(pid=row.leader_pid, host=row.leader_host, since=row.since)
+        if row and leading
+        else None,
+        standbys=len(ours) - int(leading),
+        silent_seconds=None if row is None or row.silent is None else float(row.silent),
+        probe_seconds=row.probe_seconds if row else None,
+    )
+
+
+def queue_statuses(connection: Connection) -> list[QueueStatus]:
+    """Each dialer queue."""
+    rows = connection.execute(_QUEUES).mappings().all()
+    return [
+        QueueStatus(
+            **row,
+            claimable=_count(connection, row["generation"], READY),
+            waiting=_count(connection, row["generation"], WAITING),
+        )
+        for row in rows
+    ]
+
+
+def _count(connection: Connection, generation: int | None, state: object) -> int | None:
+    if generation is None:
+        return None
+    some = (
+        select(Entry.user_id)
+        .where(Entry.generation_id == bindparam("generation"), Entry.state == state)
+        .limit(COUNTED_AT_MOST)
+        .subquery()
+    )
+    counted = select(func.count()).select_from(some)
+    return connection.execute(counted, {"generation": generation}).scalar_one()
+
+
+def job_statuses(connection: Connection) -> list[LastJobRun]:
+    """The last run of each job, for each dialer queue where it has one."""
+    rows = connection.execute(
+        select(
+            JobRun.job,
+            JobRun.queue,
+            JobRun.trigger,
+            JobRun.status,
+            JobRun.started_at,
+            func.extract("epoch", JobRun.ended_at - JobRun.started_at).label("seconds"),
+            JobRun.counts,
+            JobRun.error,
+        )
+        .ext(distinct_on(JobRun.job, JobRun.queue))
+        .order_by(JobRun.job, JobRun.queue, JobRun.id.desc())
+    ).mappings()
+    return [LastJobRun(**row) for row in rows]
+
+
+_STANDBYS = text("""
+SELECT application_name AS name, sync_state NOT IN ('sync', 'quorum') AS asynchronous,
+    extract(epoch FROM replay_lag)::float8 AS lag_seconds
+FROM pg_stat_replication WHERE state IS NOT NULL ORDER BY application_name
+""")
+_LANES = select(
+    LaneTerm.lane,
+    LaneTerm.term,
+    LaneTerm.leader_pid,
+    LaneTerm.leader_host,
+    LaneTerm.since,
+    func.coalesce(SequencerSign.last_probe_seconds, LaneTerm.probe_seconds).label("probe_seconds"),
+    func.extract(
+        "epoch",
+        func.clock_timestamp() - func.coalesce(SequencerSign.last_turn_at, LaneTerm.seen_at),
+    ).label("silent"),
+).outerjoin(SequencerSign, SequencerSign.lane == LaneTerm.lane)
+_HELD_NOW = (
+    select(Assignment.queue, func.count().label("held"))
+    .where(Assignment.state == ACTIVE)
+    .group_by(Assignment.queue)
+    .subquery()
+)
+_QUEUES = (
+    select(
+        DialerQueue.name.label("queue"),
+        DialerQueue.paused_at.is_not(None).label("paused"),
+        DialerQueue.paused_by,
+        func.coalesce(_HELD_NOW.c.held, 0).label("held"),
+        Generation.id.label("generation"),
+        Generation.size,
+        Generation.trigger,
+        Generation.published_at,
+    )
+    .outerjoin(_HELD_NOW, _HELD_NOW.c.queue == DialerQueue.name)
+    .outerjoin(
+        Generation, (Generation.queue == DialerQueue.name) & (Generation.state == PUBLISHED_STATE)
+    )
+    .order_by(case((DialerQueue.name == "unsigned_users", 0), else_=1), DialerQueue.name)
+)
+_DUE = text(
+    """
+    SELECT c.*, m.*
+    FROM (
+        SELECT count(*) AS callbacks_pending,
+            count(*) FILTER (WHERE due <= timezone('UTC', :late)) AS callbacks_overdue,
+            min(scheduled_for) FILTER (WHERE due <= timezone('UTC', :late))
+                AT TIME ZONE 'UTC' AS oldest_overdue
+        FROM (
+            SELECT scheduled_for, greatest(scheduled_for, available_from) AS due
+            FROM public.callbacks WHERE status = 'pending'
+        ) AS promised
+    ) AS c, (
+        SELECT count(*) FILTER (WHERE status = 'pending') AS missed_calls_pending,
+            min(missed_at) FILTER (WHERE status = 'pending') AT TIME ZONE 'UTC'
+                AS oldest_missed_call,
+            count(*) FILTER (WHERE status = 'for_operator') AS missed_calls_for_operator
+        FROM public.missed_calls WHERE status IN ('pending', 'for_operator')
+    ) AS m
+    """
+)
+_HOLDS = (
+    select(*HELD_COLUMNS)
+    .where(Assignment.state == ACTIVE)
+    .order_by(Assignment.lease_expires_at)
+    .limit(1_000)
+)
+_AGENTS = text(
+    """
+    SELECT count(*) FILTER (WHERE s.state = 'available') AS available,
+        count(*) FILTER (WHERE s.state = 'on_call') AS on_call,
+        count(*) FILTER (WHERE s.state = 'wrap_up') AS wrap_up,
+        count(*) FILTER (WHERE s.state = 'break') AS on_break,
+        count(*) FILTER (WHERE s.state = 'offline') AS offline,
+        count(*) FILTER (WHERE s.state IS NULL) AS unstated
+    FROM agents g LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
+    WHERE g.is_active
+    """
+)
+_ANSWERS = (
+    select(tables.Request.outcome, func.count().label("answers"))
+    .where(tables.Request.answered_at >= bindparam("since"))
+    .group_by(tables.Request.outcome)
+)
+_SEQUENCERS = text(
+    "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE :prefix"
+    " AND datname = current_database()"
+)

@@ -1,0 +1,1 @@
+"""The client's way to the queue: batches, brokers, lanes and clocks."""

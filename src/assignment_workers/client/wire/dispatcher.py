@@ -1,0 +1,323 @@
+"""Carries calls to the workers and their answers back: one loop, two tasks, any number of callers.
+
+A message is sent to its Celery queue, its result heard on one subscription in Redis that is there
+before the first message goes. When the subscription was lost, results that came meanwhile are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from contextvars import Context
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from assignment_workers import traces
+from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
+from assignment_workers.client.reading import database_time
+from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Batch, Batcher, Call
+from assignment_workers.client.wire.brokers import (
+    SOCKET_SECONDS,
+    connect_redis,
+    sender,
+    unreachable,
+)
+from assignment_workers.client.wire.database_clock import DatabaseClock
+from assignment_workers.client.wire.lane_router import LaneRouter
+from assignment_workers.client.wire.message import (
+    DEAD_LETTER,
+    RESULT_PREFIX,
+    Result,
+    message,
+    result,
+)
+from assignment_workers.clock import Clock, system_clock
+from assignment_workers.errors import BrokerUnavailable
+from assignment_workers.identity import new_id
+
+log = logging.getLogger(__name__)
+
+FAILED = "the workers failed on it; their log and the dead letters tell how"
+"""The reason where a task failed: what its exception says may repeat what somebody typed."""
+
+TICK_SECONDS = 0.25
+"""How often messages under way are looked at, and results that were read are taken off Redis."""
+RECONNECT_SECONDS = 0.1
+SKEW = timedelta(seconds=5)
+"""How far the clock of a worker's host may be from the database's.
+
+Celery drops an expired message by the worker's clock: by so much later, that it drops none that the
+database would have answered.
+"""
+
+
+class Dispatcher:
+    """The connections of one client. Lives in one event loop; `post` and `ask` are called there."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        broker_url: str | None = None,
+        *,
+        together: int = TOGETHER,
+        under_way: int = UNDER_WAY,
+        clock: Clock = system_clock,
+        randomness: Random | None = None,
+        lanes: Lanes = ONE_LANE,
+        orphaned: Callable[[Call, object], None] | None = None,
+        key: str | None = None,
+    ) -> None:
+        """`orphaned` is told of each answer that came when its caller had gone.
+
+        `key`: with which commands that say who acts are signed.
+        """
+        self._key = key
+        self._urls = (broker_url or redis_url, redis_url)
+        self._clock = clock
+        self._chance = randomness or Random()
+        self._prefix = f"{new_id(clock(), self._chance)}-"
+        self._batcher = Batcher(
+            lambda: f"{self._prefix}{self._chance.getrandbits(48):012x}",
+            together=together,
+            under_way=under_way,
+        )
+        self._routes = LaneRouter(lanes)
+        self._orphaned = orphaned
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handled: list[str] = []
+        self._unlinked_at = 0.0
+
+    def post(self, call: Call) -> None:
+        """Take a call on; its future gets what the task returned, or `Unavailable`."""
+        self._start()
+        call.command = self._routes.way(call.command)
+        self._batcher.add(call)
+        self._wake.set()
+
+    @property
+    def now(self) -> float:
+        """The loop's clock, by which calls end."""
+        return asyncio.get_running_loop().time()
+
+    async def stored_result(self, task_id: str) -> Result | None:
+        """The result of any task, if it is there. Raises `BrokerUnavailable`."""
+        self._start()
+        try:
+            data = await self._results.get(f"{RESULT_PREFIX}{task_id}")
+        except (RedisError, OSError) as error:
+            raise unreachable("Redis", error) from error
+        return None if data is None else result(data)
+
+    async def send(
+        self,
+        task: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        to: str,
+        *,
+        dead_letter: int | None = None,
+    ) -> str:
+        """Send one message without waiting for its result; its id. Raises `BrokerUnavailable`."""
+        self._start()
+        name = str(new_id(self._clock(), self._chance))  # not one of those whose results are taken
+        again = {} if dead_letter is None else {DEAD_LETTER: dead_letter}
+        data = message(
+            task,
+            args,
+            kwargs,
+            task_id=name,
+            celery_queue=to,
+            expires=None,
+            traced=traces.inject_headers() | again,
+        )
+        await self._broker.send(to, data)
+        return name
+
+    async def close(self) -> None:
+        """Answer whoever waits, and give back the connections."""
+        pending = set(self._tasks)
+        while pending:  # again: what runs may take a cancellation for the end of a read
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=TICK_SECONDS)
+        if not self._tasks:
+            return
+        self._tasks = []
+        self._give_up("the client was closed")
+        with contextlib.suppress(RedisError, OSError):
+            await self._unlink()
+        await self._broker.close()
+        await self._results.aclose()
+
+    def _start(self) -> None:
+        if self._tasks:
+            return
+        self._broker, self._results = sender(self._urls[0]), connect_redis(self._urls[1])
+        self._database = DatabaseClock(self._results, asyncio.get_running_loop().time)
+        self._wake = asyncio.Event()
+        self._listening = asyncio.Event()
+        self._deaf: BrokerUnavailable | None = None
+        # In a context of their own: what the first caller bound to its log and trace is not theirs.
+        self._tasks = [
+            asyncio.create_task(self._carry(), context=Context()),
+            asyncio.create_task(self._hear(), context=Context()),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task of ours ends by `close` alone; by a defect nobody must wait in vain."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the client failed", exc_info=error)
+            self._give_up("the client failed; its log tells how")
+
+    def _give_up(self, reason: str) -> None:
+        for call in self._batcher.calls():
+            _settle(call, Unavailable(retry_after=1.0, reason=reason))
+
+    async def _carry(self) -> None:
+        while True:
+            idle = self._batcher.is_idle() and not self._handled
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if idle else TICK_SECONDS):
+                    await self._wake.wait()
+            self._wake.clear()
+            for batch in self._batcher.take(self.now):
+                await self._push(batch)
+            if self._handled and self.now >= self._unlinked_at + TICK_SECONDS:
+                with contextlib.suppress(RedisError, OSError):
+                    await self._unlink()
+
+    async def _push(self, batch: Batch) -> None:
+        command = batch.calls[0].command
+        try:
+            await self._until_listening()
+            await self._database.read()
+            with traces.sending([call.traced for call in batch.calls]) as traced:
+                data = message(
+                    batch.task,
+                    command.args,
+                    batch.kwargs(self._database.at),
+                    task_id=batch.id,
+                    celery_queue=command.celery_queue,
+                    expires=self._database.at(batch.ends) + SKEW,
+                    about=batch.about,
+                    traced=traced,
+                    command_id=batch.repeats,
+                    position=None if command.many else command.position,
+                    key=self._key,
+                )
+                await self._broker.send(command.celery_queue, data)
+        except (BrokerUnavailable, RedisError, OSError) as error:
+            if batch.tries > 1:
+                return  # one was sent before, and may be answered yet; this one goes again too
+            if not isinstance(error, BrokerUnavailable):
+                error = unreachable("Redis", error)
+            self._answer(batch.id, down(error))
+
+    async def _until_listening(self) -> None:
+        """Wait for the subscription; raises `BrokerUnavailable` when there is none to be had."""
+        if not self._listening.is_set():
+            try:
+                async with asyncio.timeout(SOCKET_SECONDS):
+                    await self._listening.wait()
+            except TimeoutError:
+                raise BrokerUnavailable(
+                    "Redis cannot be reached: it did not let us listen for results"
+                ) from None
+        if self._deaf is not None:
+            raise self._deaf
+
+    async def _unlink(self) -> None:
+        names, self._handled = self._handled, []
+        self._unlinked_at = self.now
+        if names:
+            await self._results.unlink(*names)
+
+    async def _hear(self) -> None:
+        while True:
+            try:
+                pool = self._results.connection_pool
+                connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+                try:
+                    await self._subscribe(connection)
+                    await self._listen(connection)
+                finally:
+                    await connection.disconnect()
+                    await pool.release(connection)
+            except (RedisError, OSError) as error:
+                # Whoever asks now is told so; the next try may find Redis back.
+                self._deaf = unreachable("Redis", error)
+                self._listening.set()
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _subscribe(self, connection: AbstractConnection) -> None:
+        """From here on every result of ours is heard; those that came before are read."""
+        await connection.send_command("PSUBSCRIBE", f"{RESULT_PREFIX}{self._prefix}*")
+        await connection.read_response(timeout=SOCKET_SECONDS)
+        self._deaf = None
+        self._database.forget()
+        self._listening.set()
+        under_way = self._batcher.unanswered()
+        if under_way:
+            found = await self._results.mget([f"{RESULT_PREFIX}{name}" for name in under_way])
+            for name, data in zip(under_way, found, strict=True):
+                if data is not None:
+                    self._heard(name, data)
+
+    async def _listen(self, connection: AbstractConnection) -> None:
+        prefix = len(RESULT_PREFIX)
+        pinged = False
+        while True:
+            # None: nothing was said for so long. Then one PING has to be answered.
+            said = await connection.read_response(timeout=SOCKET_SECONDS, disconnect_on_error=False)
+            if said is None:
+                if pinged:
+                    raise RedisError("it is silent")
+                await connection.send_command("PING")
+            pinged = said is None
+            if said is not None and said[0] == b"pmessage":
+                self._heard(said[2].decode()[prefix:], said[3])
+
+    def _heard(self, name: str, data: bytes | str) -> None:
+        found = result(data)
+        if found is None:
+            return
+        self._handled.append(f"{RESULT_PREFIX}{name}")
+        if found.failure is None:
+            self._answer(name, found.value)
+        else:
+            self._answer(name, Unavailable(retry_after=1.0, reason=FAILED))
+
+    def _answer(self, name: str, value: object) -> None:
+        answered = self._batcher.answered(name, value)
+        if self._batcher.has_waiting():
+            self._wake.set()
+        for call, answer in answered:
+            self._routes.heard(answer)
+            if late := database_time(answer):
+                self._database.reached(late)
+            if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
+                self._orphaned(call, answer)
+
+
+def down(error: BrokerUnavailable) -> Unavailable:
+    """The answer while the broker, or the Redis of results, is away."""
+    return Unavailable(retry_after=2.0, reason=error.general)
+
+
+def _settle(call: Call, answer: object) -> bool:
+    """Give a caller the answer; False for one that has gone."""
+    try:
+        call.future.set_result(answer)
+    except (asyncio.InvalidStateError, futures.InvalidStateError):
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""Our own processes as forks of one process that has imported what they have in common.
+
+Imports take each process two seconds of a processor, a fork a hundredth of one: six processes start
+in the time of one, and a process that ended is there again at once. The forks share the memory of
+what was imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver, get_context
+from multiprocessing.connection import Connection, wait
+from typing import IO, cast
+
+from setproctitle import setproctitle
+
+from assignment_workers.devstack import session_leader
+
+COMMAND = "assignment-workers"
+PYTHON = (sys.executable, "-m", "assignment_workers")
+"""Before the words of a command that is not forked."""
+_CONTEXT = get_context("forkserver")
+_prepared = threading.Event()
+_STARTING_OR_ENDING = threading.Lock()
+"""A start looks after every fork, and would take the status of one that has just ended."""
+
+
+def prepare(modules: Sequence[str]) -> None:
+    """Begin to import these modules, in a process of their own; return at once.
+
+    Where that process cannot be had (it needs a socket in the folder for temporary files, whose
+    path may be too long, or full), `can_fork` stays false.
+    """
+    # Celery would name the processes by its own habit, with our arguments in the middle.
+    os.environ["NOSETPS"] = "1"
+    _CONTEXT.set_forkserver_preload([session_leader.__name__, *modules])
+    with contextlib.suppress(OSError):
+        forkserver.ensure_running()
+        _prepared.set()
+
+
+def can_fork() -> bool:
+    """Tell whether `prepare` was called and succeeded."""
+    return _prepared.is_set()
+
+
+class Fork:
+    """A running command, to be had as a `subprocess.Popen` is.
+
+    It leads a session of its own; what it writes can be read from `stdout`.
+    """
+
+    def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start the command with these words and this environment. Raises OSError."""
+        reader, writer = _CONTEXT.Pipe(duplex=False)
+        with reader, writer, _STARTING_OR_ENDING:
+            self._process = _CONTEXT.Process(target=_be, args=(list(words), dict(env), writer))
+            self._process.start()
+            self.stdout: IO[bytes] = os.fdopen(os.dup(reader.fileno()), "rb")
+        self.pid = cast("int", self._process.pid)
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        """Wait for the end; the exit status, negative for the signal that ended it."""
+        wait([self._process.sentinel])
+        with _STARTING_OR_ENDING:
+            self._process.join()
+        code = self._process.exitcode
+        self.returncode = os.EX_SOFTWARE if code is None else code
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+def _be(words: list[str], env: dict[str, str], output: Connection) -> None:
+    os.setsid()
+    setproctitle(" ".join([COMMAND, *words]))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    output.close()
+    os.environ.clear()
+    os.environ.update(env)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.argv = [COMMAND, *words]
+    try:
+        runpy.run_module(PYTHON[-1], run_name="__main__")
+    finally:  # a fork of multiprocessing ends without them
+        atexit._run_exitfuncs()  # noqa: SLF001 - there is no public name

@@ -1,0 +1,206 @@
+"""One process of the stack: how it is started and stopped, and what it says meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from assignment_workers.devstack import forks
+from assignment_workers.devstack.forks import Fork
+from assignment_workers.devstack.guardian import Guardian, Ward
+from assignment_workers.devstack.log import Log
+
+LOG_BYTES = 10_000_000
+"""A server's log file that is larger is set aside at the server's next start, one of them kept."""
+LINE_BYTES = 65_536
+LAST_LINES = 8
+"""Shown of a process that failed."""
+GRAVE = re.compile(r"FATAL|PANIC|fatal|failed|could not|can't|unable", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """A process to run: for as long as the stack does."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to our own environment."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 30.0
+    """How long it may take to end after `stop_signal`; then it is killed."""
+    log: Path | None = None
+    """Where its output goes; None: into the common log."""
+    ready: Callable[[int], bool] | None = None
+    """Of a server: whether the process with this pid serves now. It must answer within a second."""
+    is_ours: bool = False
+    """Whether `argv` is `forks.PYTHON` and words of our own: forked where that is possible."""
+    clear: Callable[[], None] | None = None
+    """Of a server: ends what an earlier one left over, before each start."""
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the others need it: they are started when it is ready, and stopped before it."""
+        return self.ready is not None
+
+
+class Child:
+    """A running process, leader of a session and a group of its own.
+
+    The terminal's SIGINT, which goes to the whole foreground group, therefore never reaches it; and
+    what it started is ended with it.
+    """
+
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        log: Log,
+        guardian: Guardian,
+        *,
+        ended: Callable[[Child], None] | None = None,
+    ) -> None:
+        """Start it; `ended` is called from another thread, once. Raises OSError."""
+        self.spec = spec
+        self._log = log
+        self._guardian = guardian
+        self._ended = ended
+        self._over = threading.Event()
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self.started_at = time.monotonic()
+        if spec.clear:
+            spec.clear()
+        with _output(spec) as output:
+            self._log_offset = spec.log.stat().st_size if spec.log else 0
+            self._process = _started(spec, output)
+        guardian.watch(Ward(self.pid, spec.stop_signal, spec.stop_seconds, server=spec.is_server))
+        self._pump = threading.Thread(target=self._read, name=f"{spec.name}-log", daemon=True)
+        self._pump.start()
+        threading.Thread(target=self._await_end, name=f"{spec.name}-end", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Also the number of its session and its group."""
+        return self._process.pid
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended and all that it said is in the log."""
+        return self._over.is_set()
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, negative for the signal that ended it; None while it runs."""
+        return self._process.returncode if self.is_over else None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end; False if it still runs then."""
+        return self._over.wait(seconds)
+
+    def ask_to_stop(self) -> None:
+        """Send it its stop signal."""
+        self._process.send_signal(self.spec.stop_signal)
+
+    def kill(self) -> None:
+        """End it and its whole group at once."""
+        if not self.is_over:
+            _kill_group(self.pid)
+
+    def stop(self, *, waiting: Callable[[float], None] | None = None) -> None:
+        """Ask it to stop and wait for its end; killed, with a line in the log, if it is too slow.
+
+        `waiting` is called some times a second with the seconds that are left.
+        """
+        self.ask_to_stop()
+        deadline = time.monotonic() + self.spec.stop_seconds
+        while not self.wait(0.1):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._log.say(
+                    f"{self.spec.name} did not end within {self.spec.stop_seconds:g} s: killed"
+                )
+                self.kill()
+                self.wait(5)
+                return
+            if waiting:
+                waiting(left)
+
+    def how_it_ended(self) -> str:
+        """As words: `exit status 3`, `signal SIGKILL`."""
+        status = self._process.returncode
+        if status is not None and status < 0:
+            return f"signal {signal.Signals(-status).name}"
+        return f"exit status {status}"
+
+    def last_words(self) -> str:
+        """One line: the gravest that it wrote to its log file; empty if a signal ended it."""
+        if not self.spec.log or (self._process.returncode or 0) < 0:
+            return ""
+        with self.spec.log.open("rb") as file:
+            file.seek(self._log_offset)
+            lines = file.read(LOG_BYTES).decode("utf-8", "replace").splitlines()
+        told = [line.strip() for line in lines if line.strip()]
+        grave = [line for line in told if GRAVE.search(line)]
+        return (grave or told or [""])[-1]
+
+    def last_lines(self) -> list[str]:
+        """Return the last lines that it wrote into the common log."""
+        return list(self._last)
+
+    def _read(self) -> None:
+        if self._process.stdout is None:
+            return
+        with self._process.stdout as stream:
+            for line in iter(lambda: stream.readline(LINE_BYTES), b""):
+                words = line.decode("utf-8", "replace").rstrip("\r\n")
+                self._last.append(words)
+                self._log.write(self.spec.name, words)
+
+    def _await_end(self) -> None:
+        self._process.wait()
+        _kill_group(self.pid)
+        # A process that left the group may still hold the pipe: its words are not waited for.
+        self._pump.join(1)
+        self._guardian.forget(self.pid)
+        self._over.set()
+        if self._ended:
+            self._ended(self)
+
+
+def _started(spec: ProcessSpec, output: int | IO[bytes] | None) -> subprocess.Popen[bytes] | Fork:
+    env = {**os.environ, **spec.env}
+    if spec.is_ours and spec.log is None and forks.can_fork():
+        return Fork(spec.argv[len(forks.PYTHON) :], env)
+    return subprocess.Popen(
+        spec.argv,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+@contextlib.contextmanager
+def _output(spec: ProcessSpec) -> Iterator[int | IO[bytes]]:
+    if spec.log is None:
+        yield subprocess.PIPE
+        return
+    if spec.log.exists() and spec.log.stat().st_size > LOG_BYTES:
+        spec.log.replace(spec.log.with_suffix(".old"))
+    with spec.log.open("ab") as file:
+        yield file
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

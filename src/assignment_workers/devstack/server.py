@@ -1,0 +1,58 @@
+"""An embedded server that is ready to be started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.devstack.log import Log
+from assignment_workers.devstack.process import Child, ProcessSpec
+from assignment_workers.runtime.errors import StackFailed
+
+POLL_SECONDS = 0.02
+READY_SECONDS = 300.0
+"""How long a start may take: after a crash the data are recovered first."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What to run, and where programs reach it then."""
+
+    spec: ProcessSpec
+    url: str
+    make: Callable[[], None] = lambda: None
+    """Has to be called once before it is started: makes its data if there are none."""
+
+
+def start(server: Server, log: Log, guardian: Guardian) -> Child:
+    """Start it without a supervisor and wait until it serves: for tests and short runs.
+
+    The caller stops the child. Raises `StackFailed`.
+    """
+    child = Child(server.spec, log, guardian)
+    deadline = time.monotonic() + READY_SECONDS
+    while not is_ready(child):
+        if child.is_over:
+            raise StackFailed(failure(child))
+        if time.monotonic() > deadline:
+            child.kill()
+            raise StackFailed(f"{child.spec.name} was not ready within {READY_SECONDS:g} s")
+        time.sleep(POLL_SECONDS)
+    return child
+
+
+def is_ready(child: Child) -> bool:
+    """Whether this very process serves now."""
+    return not child.is_over and (child.spec.ready is None or child.spec.ready(child.pid))
+
+
+def failure(child: Child) -> str:
+    """One line for a server that ended when it should not have."""
+    words = child.last_words()
+    return (
+        f"{child.spec.name} ended with {child.how_it_ended()}"
+        + (f": {words}" if words else "")
+        + (f" (log: {child.spec.log})" if child.spec.log else "")
+    )

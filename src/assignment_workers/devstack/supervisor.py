@@ -1,0 +1,251 @@
+"""Keeps the processes of a stack running, and ends them all.
+
+honcho's own manager ends everything when one process ends, and its Process learns of an end only
+when the last heir of the output closes it; so only its printer is used (`log`). Everything here
+happens in one thread, the main one: ends and signals come to it over a queue, and what takes long
+runs in a thread of its own meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Self, TypeVar
+
+from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.devstack.log import Log
+from assignment_workers.devstack.process import Child, ProcessSpec
+from assignment_workers.devstack.restart_policy import (
+    FAILURES,
+    LONGEST_PAUSE_SECONDS,
+    WINDOW_SECONDS,
+    RestartPolicy,
+)
+from assignment_workers.devstack.server import POLL_SECONDS, READY_SECONDS, failure, is_ready
+from assignment_workers.runtime.errors import StackFailed
+
+GAVE_UP = os.EX_TEMPFAIL
+"""The exit status of a process that ended on purpose and wants to be started again: no failure."""
+ABANDONED_SECONDS = 10.0
+"""How long is waited for work in a thread whose servers are gone."""
+
+Result = TypeVar("Result")
+
+
+class Interrupted(Exception):
+    """A signal asked the stack to end."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+
+
+class Signals:
+    """Within its block SIGINT, SIGTERM and SIGHUP are only noted, each time, for the supervisor."""
+
+    def __init__(self) -> None:
+        self.noted: queue.SimpleQueue[signal.Signals | Child | None] = queue.SimpleQueue()
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before = signal.signal(number, self._note)
+            self._before[number] = before
+            if number is signal.SIGHUP and before is signal.SIG_IGN:  # started by nohup
+                signal.signal(number, signal.SIG_IGN)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)  # type: ignore[arg-type]
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.noted.put(signal.Signals(number))
+
+
+@dataclass
+class _Service:
+    """A process over all its lives."""
+
+    spec: ProcessSpec
+    child: Child | None = None
+    was_ready: bool = False
+    ready: bool = False
+    restart_at: float | None = None
+    restart_policy: RestartPolicy = field(default_factory=RestartPolicy)
+
+
+class Supervisor:
+    """Within its block the processes given to `start` run; at its end they are ended, last first.
+
+    While a method of it blocks, it restarts what ends, and raises `Interrupted` when a signal came,
+    and `StackFailed` when a process cannot be kept running.
+    """
+
+    def __init__(self, log: Log, guardian: Guardian, signals: Signals) -> None:
+        self._log = log
+        self._guardian = guardian
+        self._events = signals.noted
+        self._services: dict[str, _Service] = {}
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        services = reversed(self._services.values())
+        for service in sorted(services, key=lambda each: each.spec.is_server):
+            if service.child and not service.child.is_over:
+                self._stop(service.child)
+        for thread in self._threads:
+            thread.join(ABANDONED_SECONDS)
+
+    def start(self, *specs: ProcessSpec) -> None:
+        """Start these, in this order, without waiting for them."""
+        for spec in specs:
+            service = _Service(spec)
+            self._services[spec.name] = service
+            self._run(service)
+
+    def wait_ready(self) -> None:
+        """Until every server started so far serves. One that ends before it did is a failure."""
+        deadline = time.monotonic() + READY_SECONDS
+        while not self._servers_ready():
+            if time.monotonic() > deadline:
+                late = next(each for each in self._services.values() if not each.ready)
+                raise StackFailed(f"{late.spec.name} was not ready within {READY_SECONDS:g} s")
+            self._step(POLL_SECONDS)
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives or raises. It runs in a thread, left behind when a signal comes."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+                future.set_exception(error)
+            self._events.put(None)
+
+        thread = threading.Thread(target=run, name="supervised-call", daemon=True)
+        self._threads = [each for each in self._threads if each.is_alive()]
+        self._threads.append(thread)
+        thread.start()
+        while not future.done():
+            self._step(None)
+        return future.result()
+
+    def supervise(self, seconds: float | None = None) -> None:
+        """For so long, or for ever."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while deadline is None or time.monotonic() < deadline:
+            self._step(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _step(self, longest: float | None) -> None:
+        """Take one event if one comes in time, and do what is due."""
+        waits = [
+            longest,
+            None if self._servers_ready() else POLL_SECONDS,
+            *(
+                max(0.0, service.restart_at - time.monotonic())
+                for service in self._services.values()
+                if service.restart_at is not None
+            ),
+        ]
+        try:
+            event = self._events.get(timeout=min((w for w in waits if w is not None), default=None))
+        except queue.Empty:
+            event = None
+        match event:
+            case signal.Signals():
+                raise Interrupted(event)
+            case Child():
+                self._on_end(event)
+            case None:
+                pass
+        self._look_for_ready()
+        self._restart_due()
+
+    def _run(self, service: _Service) -> None:
+        spec = service.spec
+        service.restart_at = None
+        try:
+            service.child = Child(spec, self._log, self._guardian, ended=self._events.put)
+        except OSError as error:
+            if not service.restart_policy.has_run:
+                raise StackFailed(f"{spec.name} cannot be started: {error}") from error
+            service.restart_at = time.monotonic() + LONGEST_PAUSE_SECONDS
+            self._log.say(f"{spec.name} cannot be started: {error}; the others go on")
+            return
+        service.ready = not spec.is_server
+        self._log.note(f"{spec.name} started (pid {service.child.pid})")
+
+    def _on_end(self, child: Child) -> None:
+        service = self._services[child.spec.name]
+        if service.child is not child:
+            return
+        service.child = None
+        if child.spec.is_server and not service.was_ready:
+            raise StackFailed(failure(child))
+        now = time.monotonic()
+        service.ready = not child.spec.is_server
+        pause = service.restart_policy.after_end(
+            now=now,
+            lived=now - child.started_at,
+            failed=child.spec.is_server or (child.status != GAVE_UP and self._servers_ready()),
+        )
+        if not self._log.verbose:
+            for line in child.last_lines() if child.status != GAVE_UP else ():
+                self._log.say(f"  {child.spec.name}: {line}")
+        if pause is None:
+            raise StackFailed(
+                f"{failure(child)}, {FAILURES} times at its start within {WINDOW_SECONDS:g} s: "
+                "the stack cannot run without it"
+            )
+        service.restart_at = now + pause
+        when = f"in {pause:g} s" if pause else "at once"
+        self._log.say(f"{failure(child)}; it is started again {when}")
+
+    def _look_for_ready(self) -> None:
+        for service in self._services.values():
+            if service.child and not service.ready and is_ready(service.child):
+                service.ready = True
+                again = " again" if service.was_ready else ""
+                service.was_ready = True
+                self._log.note(f"{service.spec.name} serves{again}")
+
+    def _restart_due(self) -> None:
+        """Servers first; the others wait for them, lest they fail for want of them."""
+        for service in self._services.values():
+            due = service.restart_at is not None and service.restart_at <= time.monotonic()
+            if due and (service.spec.is_server or self._servers_ready()):
+                self._run(service)
+
+    def _servers_ready(self) -> bool:
+        return all(service.ready for service in self._services.values() if service.spec.is_server)
+
+    def _stop(self, child: Child) -> None:
+        def waiting(left: float) -> None:
+            while not self._events.empty():
+                if isinstance(self._events.get(), signal.Signals):
+                    name = child.spec.name
+                    self._log.say(f"already stopping: {name} has {left:.0f} s left to end")
+
+        child.stop(waiting=waiting)
+        self._log.note(f"{child.spec.name} stopped")

@@ -1,0 +1,1 @@
+"""Callers of the gateway: tokens, sessions and the access log."""

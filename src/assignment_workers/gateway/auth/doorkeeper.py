@@ -1,0 +1,112 @@
+"""Refusals: counted, recorded, and slowed down by address before anything is looked up.
+
+A token that nobody has costs a look-up; a call without one costs a refusal in good words. Both cost
+callers with a token their time, so an address that is refused often waits for its next refusal,
+which is made here, of constant bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from math import ceil
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from assignment_workers import links
+from assignment_workers.gateway.auth.audit import AccessLog
+from assignment_workers.gateway.auth.callers import Caller, Callers
+from assignment_workers.gateway.limits import TokenBucket
+from assignment_workers.gateway.metrics import Metrics
+from assignment_workers.gateway.problems import unavailable
+from assignment_workers.schema.tables import AccessKind
+
+HELD_SECONDS = 1.0
+"""How long the answer to an address that hurries is held back."""
+HELD_AT_MOST = 500
+"""Answers that are held back at once; further ones are given at once, and the connection closed."""
+FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
+SIGN_IN = frozenset({"/login", links.PATH})
+COOKIE = b"assignment_workers="
+
+
+class Doorkeeper:
+    """Middleware: an address whose calls are refused too often is told to come back later."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        callers: Callers,
+        access: AccessLog,
+        metrics: Metrics,
+        pace: TokenBucket,
+    ) -> None:
+        self._app = app
+        self._callers = callers
+        self._access = access
+        self._refused = metrics.refused
+        self._pace = pace
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client = scope.get("client")
+        address: str | None = client[0] if client else None
+        wait = self._pace.left(address)
+        if wait > 0 and scope["path"] not in FOR_EVERYBODY and not self._is_known(scope):
+            await self._hold_back(wait, scope, receive, send)
+            return
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                    self._count(status, scope, address)
+            await send(message)
+
+        await self._app(scope, receive, watched)
+
+    def _count(self, status: int, scope: Scope, address: str | None) -> None:
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        who = caller.token if caller else None
+        if scope["path"] in SIGN_IN:
+            what = AccessKind.SIGN_IN_FAILED
+        elif status == HTTPStatus.UNAUTHORIZED:
+            what = AccessKind.UNAUTHENTICATED
+        else:
+            what = AccessKind.FORBIDDEN
+        if who is None:
+            self._pace.wait(address)
+        self._refused.labels(what).inc()
+        self._access.refused(what, who=who, address=address)
+
+    def _is_known(self, scope: Scope) -> bool:
+        """Whether the caller was let in before: their calls are no flood of strangers."""
+        authorization, cookie = b"", b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name == b"cookie":
+                _, found, rest = value.partition(COOKIE)
+                cookie = rest.partition(b";")[0] if found else b""
+        return self._callers.knows(authorization.decode("latin-1"), cookie.decode("latin-1"))
+
+    async def _hold_back(self, wait: float, scope: Scope, receive: Receive, send: Send) -> None:
+        self._refused.labels("hurried").inc()
+        problem = unavailable(
+            "too many calls without a good token from this address",
+            status=HTTPStatus.TOO_MANY_REQUESTS,
+            retry_after=ceil(wait),
+        )
+        if self._held >= HELD_AT_MOST:
+            problem.headers["Connection"] = "close"
+        else:
+            self._held += 1
+            try:
+                await asyncio.sleep(HELD_SECONDS)
+            finally:
+                self._held -= 1
+        await problem.response()(scope, receive, send)

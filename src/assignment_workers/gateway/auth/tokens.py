@@ -1,0 +1,161 @@
+"""API tokens: made, listed, revoked, checked. Only their hash is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from assignment_workers.errors import UsageError
+from assignment_workers.gateway.auth.audit import record
+from assignment_workers.schema.tables import AccessKind, ApiToken, TokenRole
+
+PREFIX = "aw"
+SECRET_BYTES = 32
+"""So much chance that a plain hash is as good as a slow one."""
+_LONGEST = 200
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as it can be shown: all but its secret."""
+
+    id: str
+    role: str
+    agent_id: int | None
+    note: str | None
+    created_at: datetime
+    revoked_at: datetime | None
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    """To the minute, and up to a minute late."""
+
+
+@dataclass(frozen=True)
+class StoredToken:
+    """What a token is checked against."""
+
+    id: str
+    hash: bytes
+    role: TokenRole | None
+    """None: everything, as the bearer of the stack's own secret may do."""
+    agent_id: int | None
+
+
+def of_stack(token: str | None) -> StoredToken | None:
+    """The token that `up` made for its own stack: it stands in no database."""
+    named = parts(token or "")
+    return named and StoredToken(named[0], _hash(named[1]), None, None)
+
+
+def create(
+    connection: Connection,
+    role: str,
+    *,
+    agent_id: int | None = None,
+    note: str | None = None,
+    lasts: timedelta | None = None,
+    by: str | None = None,
+) -> str:
+    """A new token, which nobody can read again. Raises `UsageError` for a role without its agent.
+
+    `lasts`: how long it is in force; None: until it is revoked. `by` makes it, for the access log.
+    The caller commits.
+    """
+    if role not in set(TokenRole):
+        raise UsageError(f"no role {role!r}; there are {', '.join(TokenRole)}")
+    if role == TokenRole.AGENT and agent_id is None:
+        raise UsageError("an agent's token names its agent: --agent")
+    if role != TokenRole.AGENT and agent_id is not None:
+        raise UsageError(f"a token of role {role} is nobody's own: leave --agent out")
+    name, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
+    connection.execute(
+        insert(ApiToken).values(
+            id=name,
+            hash=_hash(secret),
+            role=role,
+            agent_id=agent_id,
+            note=note,
+            created_at=func.clock_timestamp(),
+            expires_at=None if lasts is None else func.clock_timestamp() + lasts,
+        )
+    )
+    record(connection, AccessKind.TOKEN_CREATED, who=by, subject=name)
+    return f"{PREFIX}_{name}_{secret}"
+
+
+def listed(connection: Connection) -> list[Token]:
+    """Every token, the newest first, at most a thousand."""
+    columns = [getattr(ApiToken, name) for name in Token.__dataclass_fields__]
+    rows = connection.execute(
+        select(*columns).order_by(ApiToken.created_at.desc(), ApiToken.id).limit(1_000)
+    )
+    return [Token(*row) for row in rows]
+
+
+def revoke(connection: Connection, name: str, *, by: str | None = None) -> bool:
+    """Void a token; False where there is none, or it is void already. The caller commits."""
+    done = connection.execute(
+        update(ApiToken)
+        .where(ApiToken.id == name, ApiToken.revoked_at.is_(None))
+        .values(revoked_at=func.clock_timestamp())
+        .returning(ApiToken.id)
+    )
+    if done.scalar_one_or_none() is None:
+        return False
+    record(connection, AccessKind.TOKEN_REVOKED, who=by, subject=name)
+    return True
+
+
+def find(connection: Connection, name: str) -> StoredToken | None:
+    """The token of that name, if it is in force."""
+    row = connection.execute(_FIND, {"name": name}).one_or_none()
+    if row is None:
+        return None
+    return StoredToken(row.id, bytes(row.hash), TokenRole(row.role), row.agent_id)
+
+
+def in_force() -> ColumnElement[bool]:
+    """Whether a token is neither revoked nor over."""
+    return and_(
+        ApiToken.revoked_at.is_(None),
+        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > func.clock_timestamp()),
+    )
+
+
+def parts(token: str) -> tuple[str, str] | None:
+    """A token's name and its secret; None for what is none of ours."""
+    match token.split("_", 2):
+        case [prefix, name, secret] if prefix == PREFIX and len(token) <= _LONGEST:
+            return (name, secret) if name.isascii() and name.isalnum() else None
+        case _:
+            return None
+
+
+def matches(kept: StoredToken | None, secret: str) -> bool:
+    """Whether this is the token's secret; takes as long for a wrong one, and for no token."""
+    against = kept.hash if kept else bytes(hashlib.sha256().digest_size)
+    return hmac.compare_digest(_hash(secret), against) and kept is not None
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+_FIND = select(ApiToken.id, ApiToken.hash, ApiToken.role, ApiToken.agent_id).where(
+    ApiToken.id == bindparam("name"), in_force()
+)

@@ -1,0 +1,261 @@
+"""How a page is shown: who may look, what they see, and the stream that keeps it up to date.
+
+A page asked for as HTML is rendered whole. Asked for as `text/event-stream`, by the page itself, it
+is its regions, each when it has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import wraps
+from http import HTTPStatus
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from jinja2 import Environment
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from assignment_workers.assignment.reports import details
+from assignment_workers.assignment.rows import Row
+from assignment_workers.client import AsyncClient
+from assignment_workers.gateway.auth.callers import WATCHING, Caller, Callers
+from assignment_workers.gateway.dashboard import acts, session
+from assignment_workers.gateway.dashboard.views import Facts, PageSource, View
+from assignment_workers.gateway.events.live import Live
+from assignment_workers.gateway.problems import Problem, unavailable
+from assignment_workers.gateway.read_cache import FRESH_SECONDS
+from assignment_workers.gateway.redaction import redacted
+from assignment_workers.policy.queues import POLICIES
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TICK_SECONDS = 1.0
+"""How often what is shown is looked at anew."""
+BEAT_SECONDS = 15.0
+"""How often a stream on which nothing changes gives a sign of life."""
+CHECKED_SECONDS = 3.0
+"""How often it is asked whether whoever watches still may."""
+WATCHERS = 200
+THREADS = 4
+DIGITS = 18
+"""The longest number that is read."""
+HTML = "text/html"
+EVENTS = "text/event-stream"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""What a page may load: its own style and script."""
+
+
+@dataclass
+class Dashboard:
+    """What the pages work with."""
+
+    engine: Engine
+    client: AsyncClient
+    callers: Callers
+    live: Live
+    source: PageSource
+    flower_url: str | None
+    secure: bool
+    """Whether the cookie is for HTTPS alone; to a browser its own device is as good."""
+    templates: Environment
+    secret: str | None = None
+    """The stack's own secret, with which links to sign in are signed."""
+    watchers: int = 0
+    threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(THREADS, "dashboard")
+    )
+    """Their own: what waits for the database here holds no caller up."""
+
+    async def aside(self, what: Callable[..., T], *given: object) -> T:
+        """What `what` returns, from another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, what, *given)
+
+    async def stored(self, what: Callable[[Connection], T]) -> T:
+        """What `what` returns, in a transaction. Raises `Problem` 503 where there is none."""
+
+        def write() -> T:
+            with self.engine.begin() as connection:
+                return what(connection)
+
+        try:
+            return await self.aside(write)
+        except (DBAPIError, PoolTimeout) as error:
+            raise unavailable("the database cannot answer") from error
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a browser asks, and no program."""
+    accepted = request.headers.get("accept", "")
+    return HTML in accepted or EVENTS in accepted
+
+
+Handler = Callable[Concatenate[Request, P], Awaitable[Response]]
+
+
+def as_page(handler: Handler[P]) -> Handler[P]:
+    """What goes wrong is a page too; who has not signed in is asked to."""
+
+    @wraps(handler)
+    async def handle(request: Request, *args: P.args, **kwargs: P.kwargs) -> Response:
+        try:
+            return await handler(request, *args, **kwargs)
+        except Problem as problem:
+            return _wrong(request, problem)
+
+    return cast(Handler[P], handle)
+
+
+def _wrong(request: Request, problem: Problem) -> Response:
+    if EVENTS in request.headers.get("accept", ""):
+        return Response(status_code=problem.status)
+    if problem.status == HTTPStatus.UNAUTHORIZED and request.method == "GET":
+        onward = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"/login?next={quote(onward)}", HTTPStatus.SEE_OTHER)
+    facts = {"title": problem.status.phrase, "detail": problem.detail, "caller": None}
+    return html(request, "wrong.html", facts, status=problem.status)
+
+
+def here_of(request: Request) -> Dashboard:
+    """What the pages of this gateway work with."""
+    found: Dashboard = request.app.state.dashboard
+    return found
+
+
+async def looker_of(request: Request) -> Caller:
+    """Who looks. Raises `Problem` for one who has not signed in, or may not."""
+    caller = await session.looker(here_of(request).callers, request)
+    caller.must_be(WATCHING)
+    return caller
+
+
+def html(
+    request: Request, template: str, facts: dict[str, Any], *, status: int = HTTPStatus.OK
+) -> HTMLResponse:
+    """A page made from a template and these facts, with what every page shows."""
+    here = here_of(request)
+    shown = {
+        "policies": list(POLICIES),
+        "flower_url": here.flower_url,
+        "path": request.url.path,
+        "with_tokens": here.callers.required,
+        "proof": session.proof(request),
+    }
+    text = here.templates.get_template(template).render(shown | facts)
+    return HTMLResponse(text, status, headers={"Content-Security-Policy": POLICY})
+
+
+async def show(request: Request, view: View) -> Response:
+    """A page, or the stream that keeps it up to date. Raises `Problem`."""
+    caller = await looker_of(request)
+    here = here_of(request)
+    if EVENTS in request.headers.get("accept", ""):
+        if here.watchers >= WATCHERS:
+            raise unavailable("too many pages are open here already")
+        return StreamingResponse(
+            _regions(request, caller, view),
+            media_type=EVENTS,
+            headers={"X-Accel-Buffering": "no"},
+        )
+    facts = await here.aside(view.read, here.source)
+    if facts is None:
+        raise _nothing(view)
+    said = request.query_params.get("said", "")
+    done = await here.aside(_done, here, int(said)) if is_number(said) else None
+    names = view.actions(facts) if callable(view.actions) else view.actions
+    offered = {name: acts.ACTS[name] for name in names} if caller.sees_text else {}
+    of_page = {"title": view.title, "view": view, "caller": caller, "offered": offered}
+    return html(request, "page.html", _shown(view, facts | {"done": done}, caller) | of_page)
+
+
+def _shown(view: View, facts: Facts, caller: Caller) -> Facts:
+    """The facts as this caller may read them: every page and every region is rendered of these."""
+    seen = redacted(dict(view.place) | facts, sees_text=caller.sees_text)
+    return seen | {"sees_text": caller.sees_text}
+
+
+def _done(here: Dashboard, number: int) -> Row | None:
+    name = ("action", number)
+    return here.source.read(name, lambda c: details.action(c, number), seconds=0.0)
+
+
+def _nothing(view: View) -> Problem:
+    return Problem(HTTPStatus.NOT_FOUND, f"{view.title}: nothing is known of it")
+
+
+async def _regions(request: Request, caller: Caller, view: View) -> AsyncIterator[str]:
+    """Each region when it has changed; a word when what is shown cannot be known any more."""
+    here = here_of(request)
+    shown: dict[str, str] = {}
+    here.watchers += 1
+    try:
+        yield "retry: 1000\n\n"
+        told = checked = time.monotonic()
+        while not here.live.closed:
+            began = time.monotonic()
+            if began - checked >= CHECKED_SECONDS:
+                checked = began
+                if not await _may_go_on(request, caller):
+                    return
+            said = await here.aside(_now, here, view, caller)
+            changed = {name: text for name, text in said.items() if shown.get(name) != text}
+            shown |= changed
+            if changed:
+                yield f"event: regions\ndata: {json.dumps(changed)}\n\n"
+                told = began
+            elif began - told >= BEAT_SECONDS:
+                yield ": alive\n\n"
+                told = began
+            await asyncio.sleep(max(0.0, TICK_SECONDS - (time.monotonic() - began)))
+    finally:
+        here.watchers -= 1
+
+
+async def _may_go_on(request: Request, caller: Caller) -> bool:
+    try:
+        return await session.looker(here_of(request).callers, request) == caller
+    except Problem as problem:
+        return problem.status != HTTPStatus.UNAUTHORIZED
+
+
+def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
+    """The regions as they are now, made once for all who look at the same page."""
+    name = ("page", view.title, caller.sees_text)
+    return here.source.read_cache.once(
+        name, lambda: _rendered(here, view, caller), seconds=FRESH_SECONDS / 2
+    )
+
+
+def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
+    """The regions, and under `trouble` why they are not known."""
+    try:
+        facts = view.read(here.source)
+    except Problem as problem:
+        return {"trouble": problem.detail}
+    if facts is None:
+        return {"trouble": _nothing(view).detail}
+    seen = _shown(view, facts, caller)
+    regions = {
+        name: here.templates.get_template(f"parts/{name}.html").render(seen)
+        for name in view.regions
+    }
+    if view.charts:
+        regions["charts"] = json.dumps(facts["minutes"], default=float)
+    return regions | {"trouble": ""}
+
+
+def is_number(said: str) -> bool:
+    """Whether this is a number that is read: digits, and not too many."""
+    return said.isascii() and said.isdigit() and len(said) <= DIGITS

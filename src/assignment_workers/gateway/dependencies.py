@@ -1,0 +1,115 @@
+"""What every route is given: the gateway it works with, who calls, and what it may answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from http import HTTPStatus
+from random import Random
+from typing import Annotated
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Body, Depends, Path, Request, params
+from fastapi.routing import APIRoute
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from assignment_workers.errors import CrmUnavailable
+from assignment_workers.gateway.auth.callers import ACTING, OPERATING, WATCHING, Caller, Callers
+from assignment_workers.gateway.bodies import ActBody
+from assignment_workers.gateway.command_dispatcher import CommandDispatcher
+from assignment_workers.gateway.events.live import Live
+from assignment_workers.gateway.heartbeats import Heartbeats
+from assignment_workers.gateway.problems import unavailable
+from assignment_workers.gateway.read_cache import ReadCache
+from assignment_workers.gateway.redaction import RedactedRoute
+from assignment_workers.schema.tables import TokenRole
+from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
+
+TIMEOUT = timedelta(seconds=10)
+
+
+def routes(kind: type[APIRoute] = RedactedRoute) -> APIRouter:
+    """Routes to add to, whose answers pass the redaction unless their kind is another.
+
+    An operation's id is its function's name: generated clients call it so.
+    """
+    return APIRouter(generate_unique_id_function=lambda route: route.name, route_class=kind)
+
+
+@dataclass
+class Gateway:
+    """What the routes work with."""
+
+    engine: Engine
+    dispatcher: CommandDispatcher
+    callers: Callers
+    live: Live
+    read_cache: ReadCache
+    heartbeats: Heartbeats
+    randomness: Random
+    settings: Settings
+
+
+async def _gateway(request: Request) -> Gateway:  # async: else in a thread, each time
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+Here = Annotated[Gateway, Depends(_gateway)]
+
+
+async def _caller(request: Request, here: Here) -> Caller:
+    return await here.callers.caller(request)
+
+
+Who = Annotated[Caller, Depends(_caller)]
+
+
+def _of(roles: frozenset[TokenRole]) -> params.Depends:
+    """Whoever calls, if of these roles; before the body is judged, which is for those to know."""
+
+    async def checked(who: Who) -> Caller:
+        who.must_be(roles)
+        return who
+
+    return params.Depends(checked)
+
+
+Actor = Annotated[Caller, _of(ACTING)]
+Stater = Annotated[Caller, _of(ACTING | OPERATING)]
+Operator = Annotated[Caller, _of(OPERATING)]
+WATCHED = _of(WATCHING)
+AssignmentId = Annotated[UUID, Path(description="The assignment's id.")]
+AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
+UserPath = Annotated[int, Path(ge=1, le=2**63 - 1, description="The user.")]
+Queue = Annotated[str, Path(max_length=200, description="The dialer queue.")]
+Said = Annotated[ActBody | None, Body(description="May be left out.")]
+
+ALWAYS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
+WHEN_ASKED = (
+    *ALWAYS,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+
+
+@contextmanager
+def reading(here: Gateway) -> Iterator[Connection]:
+    """A connection to read by. Raises `Problem` 503 where there is none."""
+    try:
+        with here.engine.connect() as connection:
+            yield connection
+    except CrmUnavailable as error:
+        log.warning("unavailable", reason=str(error))
+        raise unavailable(error.general, retry_after=error.retry_after) from error
+    except (DBAPIError, PoolTimeout) as error:
+        raise unavailable("the database cannot answer") from error

@@ -1,0 +1,1 @@
+"""The stream of events: the feed, its readers, the responses."""

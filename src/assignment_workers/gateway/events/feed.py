@@ -1,0 +1,253 @@
+"""The events as they are committed, handed on to whoever reads: one listening connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Protocol, TypeVar
+
+import psycopg
+import structlog
+from psycopg.conninfo import make_conninfo
+from pydantic_core import to_json
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from assignment_workers.assignment import events
+from assignment_workers.assignment.events import CHANNEL, StoredEvent
+from assignment_workers.gateway.redaction import redacted
+from assignment_workers.schema.deadline import EXCHANGE_SECONDS, ending
+from assignment_workers.schema.engine import KEEPALIVES, driver_url
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+AWAY = (DBAPIError, PoolTimeout)
+"""The database cannot answer now."""
+PAGE = 500
+"""Events read at once."""
+BEHIND_AT_MOST = 100_000
+"""Events that a reader who comes back can have missed and still be told, one by one."""
+SILENCE_SECONDS = 15.0
+"""After so long without a notification the database is asked: does it answer, was one lost."""
+SETTLE_SECONDS = 0.02
+BACK_OFF_SECONDS = 2.0
+SHOWN = (
+    "rank",
+    "lease_expires_at",
+    "until",
+    "state",
+    "outcome",
+    "actions",
+    "reason",
+    "scheduled_for",
+    "moved_to",
+    "size",
+    "trigger",
+    "kind",
+    "done",
+)
+"""Details that are sent; what somebody typed is hidden in each, whoever reads."""
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events a reader may see and wants; None: all."""
+
+    agent_id: int | None = None
+    kinds: frozenset[str] | None = None
+
+    def covers(self, stored: StoredEvent) -> bool:
+        """Whether this is one of them; `agent_id` is looked at by whoever asks."""
+        return self.kinds is None or stored.kind in self.kinds
+
+
+class SerializedEvent:
+    """An event as it travels, written once for all who get it."""
+
+    def __init__(self, stored: StoredEvent) -> None:
+        self.stored = stored
+
+    @cached_property
+    def text(self) -> bytes:
+        """As a server-sent event."""
+        stored = self.stored
+        said = {
+            name: value
+            for name, value in vars(stored).items()
+            if value is not None and name != "details"
+        }
+        details = {name: stored.details[name] for name in SHOWN if name in stored.details}
+        shown = redacted(said | {"details": details}, sees_text=False)
+        return written(stored.id, stored.kind, shown)
+
+
+def written(number: int, kind: str, said: dict[str, object]) -> bytes:
+    """A server-sent event."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, kind.encode(), to_json(said))
+
+
+class Follower(Protocol):
+    """Who is handed the events that they may see."""
+
+    event_filter: EventFilter
+
+    def put(self, line: SerializedEvent) -> None:
+        """Take an event on."""
+
+
+class Feed:
+    """The listening connection, for as long as somebody reads."""
+
+    def __init__(self, engine: Engine, listen_url: str) -> None:
+        self.position = 0
+        """Every event up to this id was handed on, or will never be there."""
+        self.started = asyncio.Event()
+        self._engine = engine
+        self._url = listen_url
+        self._returning = asyncio.Semaphore(1)
+        self._all: set[Follower] = set()
+        self._of: dict[int, set[Follower]] = {}
+        self._chance = Random()
+
+    def add(self, reader: Follower) -> None:
+        """Hand on to this reader what comes from now on."""
+        self._among(reader).add(reader)
+
+    def remove(self, reader: Follower) -> None:
+        """Hand on nothing more."""
+        self._among(reader).discard(reader)
+        if reader.event_filter.agent_id is not None and not self._among(reader):
+            del self._of[reader.event_filter.agent_id]
+
+    def _among(self, reader: Follower) -> set[Follower]:
+        agent = reader.event_filter.agent_id
+        return self._all if agent is None else self._of.setdefault(agent, set())
+
+    async def run(self) -> None:
+        """Follow the events until cancelled; a lost database is waited for, and nothing missed."""
+        while True:
+            try:
+                await self._follow()
+            except (psycopg.Error, OSError, *AWAY) as error:
+                reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+                log.warning("live_lost", reason=reason[0] if reason else type(error).__name__)
+            await asyncio.sleep(BACK_OFF_SECONDS * self._chance.uniform(0.1, 1.0))
+
+    async def _follow(self) -> None:
+        url = driver_url(self._url).set(drivername="postgresql")
+        connecting = psycopg.AsyncConnection.connect(
+            make_conninfo(
+                url.render_as_string(hide_password=False),
+                application_name="assignment-workers gateway live",
+                connect_timeout=5,
+                **KEEPALIVES,
+            ),
+            autocommit=True,
+        )
+        async with await connecting as connection:
+            # Listening comes first: whatever commits after the next read wakes us.
+            with ending(connection, EXCHANGE_SECONDS):
+                await connection.execute(f"LISTEN {CHANNEL}".encode())
+            if not self.started.is_set():
+                _, newest = await self._ask(events.bounds)
+                await self._settle()
+                self.position = newest
+                self.started.set()
+            while True:
+                await self._read_on()
+                async for _ in connection.notifies(timeout=SILENCE_SECONDS, stop_after=1):
+                    pass
+
+    async def _read_on(self) -> None:
+        """Hand on all that is there."""
+        while found := await self._ask(
+            lambda connection: events.between(connection, self.position, limit=PAGE)
+        ):
+            whole = _without_gap(found, self.position)
+            self._hand_on(found[:whole])
+            if whole < len(found):
+                await self._settle()
+                await self._hand_on_up_to(found[-1].id)
+            if len(found) < PAGE:
+                return
+
+    async def _hand_on_up_to(self, until: int) -> None:
+        """What is not there by now never will be."""
+        while self.position < until:
+            found = await self._ask(
+                lambda connection: events.between(connection, self.position, until, limit=PAGE)
+            )
+            self._hand_on(found)
+            if len(found) < PAGE:
+                self.position = until
+
+    async def _settle(self) -> None:
+        """Wait for each transaction that may hold an id back."""
+        held_back = await self._ask(events.writers)
+        while held_back:
+            await asyncio.sleep(SETTLE_SECONDS)
+            held_back &= await self._ask(events.writers)
+
+    def _hand_on(self, found: Iterable[StoredEvent]) -> None:
+        for stored in found:
+            line = SerializedEvent(stored)
+            for reader in self._all:
+                reader.put(line)
+            if stored.agent_id is not None:
+                for reader in self._of.get(stored.agent_id, ()):
+                    reader.put(line)
+            self.position = stored.id
+
+    async def read(
+        self, after: int, until: int, event_filter: EventFilter
+    ) -> Sequence[StoredEvent]:
+        """A page of what is there for these eyes beyond `after`, up to `until`."""
+        return await self._ask_for_reader(
+            lambda connection: events.between(
+                connection,
+                after,
+                until,
+                limit=PAGE,
+                agent_id=event_filter.agent_id,
+                kinds=event_filter.kinds,
+            )
+        )
+
+    async def can_tell(self, last: int, until: int) -> bool:
+        """Whether what a reader missed is kept, and little enough."""
+        if until - last > BEHIND_AT_MOST:
+            return False
+        oldest, _ = await self._ask_for_reader(events.bounds)
+        return last + 1 >= oldest
+
+    async def is_known(self, last: int) -> bool:
+        """Whether there can have been an event of this id."""
+        if last <= self.position:
+            return True
+        _, newest = await self._ask_for_reader(events.bounds)
+        return last <= newest
+
+    async def _ask(self, what: Callable[[Connection], T]) -> T:
+        def ask() -> T:
+            with self._engine.connect() as connection:
+                return what(connection)
+
+        return await asyncio.to_thread(ask)
+
+    async def _ask_for_reader(self, what: Callable[[Connection], T]) -> T:
+        """Readers who come back take turns: all at once they would keep the feed waiting."""
+        async with self._returning:
+            return await self._ask(what)
+
+
+def _without_gap(found: Sequence[StoredEvent], after: int) -> int:
+    """How many of these follow one another from `after` on."""
+    return next(
+        (place for place, stored in enumerate(found) if stored.id != after + 1 + place), len(found)
+    )

@@ -1,0 +1,67 @@
+"""What operators do through the gateway: kept before it is done, and what came of it after."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import TypeVar
+
+from fastapi import Response
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from assignment_workers.assignment.claims.idempotency import next_position
+from assignment_workers.assignment.operator_actions import RequestedAction, begin, end
+from assignment_workers.gateway.command_dispatcher import CLIENT_CLOSED_REQUEST
+from assignment_workers.gateway.problems import Problem, unavailable
+
+T = TypeVar("T")
+
+
+async def recorded(
+    engine: Engine,
+    action: RequestedAction,
+    do: Callable[[int], Awaitable[T]],
+    told: Callable[[T], str],
+) -> tuple[int, T]:
+    """Do it, recorded before and after: the number of the record, and what `do` gave.
+
+    `do` gets the position of the command in the order in which the database saw them.
+
+    `told` says of that what came of it. A `Problem` of `do` is kept as a refusal, and raised.
+    Raises `Problem` 503 where the database did not answer: before anything was done, or the record
+    of what was begun has no outcome.
+    """
+
+    def ask() -> tuple[int, int]:
+        with engine.begin() as connection:
+            return begin(connection, action), next_position(connection)
+
+    def close(number: int, outcome: str) -> None:
+        with engine.begin() as connection:
+            end(connection, number, outcome)
+
+    try:
+        number, position = await asyncio.to_thread(ask)
+        try:
+            given = await do(position)
+        except Problem as problem:
+            await asyncio.to_thread(close, number, f"refused: {problem.detail}")
+            raise
+        await asyncio.to_thread(close, number, told(given))
+    except (DBAPIError, PoolTimeout) as error:
+        raise unavailable("the database cannot answer: look whether it was done") from error
+    return number, given
+
+
+def outcome_of(response: Response) -> str:
+    """What came of it, by the response that says so."""
+    if response.status_code < HTTPStatus.BAD_REQUEST:
+        return "done"
+    if response.status_code == CLIENT_CLOSED_REQUEST:
+        return "unavailable: the caller hung up before it was answered"
+    said = json.loads(bytes(response.body))
+    return f"{said['outcome']}: {said['detail']}"

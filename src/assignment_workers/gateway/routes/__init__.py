@@ -1,0 +1,1 @@
+"""The HTTP routes of agents, operators and the gateway itself."""

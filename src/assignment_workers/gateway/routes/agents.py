@@ -1,0 +1,315 @@
+"""What agents and the frontends that act for them do: ask, finish, state, and live by heartbeat."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from sqlalchemy import select
+from structlog.contextvars import bind_contextvars
+
+from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held
+from assignment_workers.assignment.answers import Code, Finished, Held, Noted, Stated
+from assignment_workers.assignment.lifecycle import agent_status
+from assignment_workers.assignment.lifecycle.agent_status import AgentShown
+from assignment_workers.assignment.operator_actions import RequestedAction
+from assignment_workers.client import commands
+from assignment_workers.client.commands import CommandCall
+from assignment_workers.gateway.auth.callers import ACTING, Caller
+from assignment_workers.gateway.bodies import (
+    FINISHED_EXAMPLES,
+    NOTED_EXAMPLES,
+    REQUEST_EXAMPLES,
+    STATED_EXAMPLES,
+    CloseBody,
+    CompleteBody,
+    DeferBody,
+    HeartbeatBody,
+    OwnerBody,
+    RequestAnswer,
+    RequestBody,
+    StateBody,
+)
+from assignment_workers.gateway.command_dispatcher import response
+from assignment_workers.gateway.dependencies import (
+    ALWAYS,
+    TIMEOUT,
+    WHEN_ASKED,
+    WHEN_FINISHED,
+    Actor,
+    AgentPath,
+    AssignmentId,
+    Gateway,
+    Here,
+    Stater,
+    Who,
+    reading,
+    routes,
+)
+from assignment_workers.gateway.fast_route import FastRoute
+from assignment_workers.gateway.operator_actions import outcome_of, recorded
+from assignment_workers.gateway.problems import REQUEST_ID, refused, responses
+from assignment_workers.identity import new_id
+from assignment_workers.schema.tables import Assignment
+
+ROUTES = routes()
+QUICK = routes(FastRoute)
+
+
+@QUICK.post(
+    "/v1/requests",
+    tags=["agents"],
+    response_model=RequestAnswer,
+    responses={
+        200: {
+            "description": "The answer.",
+            "content": {"application/json": {"examples": REQUEST_EXAMPLES}},
+            "headers": {
+                REQUEST_ID: {"description": "The request id.", "schema": {"type": "string"}}
+            },
+        },
+        **responses(*WHEN_ASKED, HTTPStatus.CONFLICT),
+    },
+)
+async def request_next(request: Request, body: RequestBody, here: Here, who: Actor) -> Response:
+    """The next user for an agent. Asked again with the same `request_id`, the same answer."""
+    timeout = timedelta(milliseconds=body.timeout_ms)
+    name = body.request_id or str(new_id(datetime.now(UTC), here.randomness))
+    request.state.request_id = name
+    bind_contextvars(request_id=name, agent_id=body.agent_id)
+    here.callers.let(who, body.agent_id)
+    command = commands.request(body.agent_id, body.queue, name, timeout=timeout)
+    answer = await here.dispatcher.ask(request, command, timeout, request_id=name)
+    answer.headers[REQUEST_ID] = name
+    return answer
+
+
+_FINISHED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "It is so.",
+        "content": {"application/json": {"examples": FINISHED_EXAMPLES}},
+    },
+    **responses(*WHEN_FINISHED),
+}
+
+
+@QUICK.post(
+    "/v1/assignments/{assignment}/complete",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def complete(
+    request: Request, assignment: AssignmentId, body: CompleteBody, here: Here, who: Actor
+) -> Response:
+    """The call was made and `outcome` came of it. Said twice, the same answer."""
+    command = commands.complete(
+        assignment,
+        body.agent_id,
+        body.outcome,
+        version=body.version,
+        notes=body.notes,
+        callback_at=body.callback_at,
+    )
+    return await _finish(request, command, body, here, who)
+
+
+@QUICK.post(
+    "/v1/assignments/{assignment}/skip",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def skip(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
+) -> Response:
+    """Not me: offered later, to this agent last."""
+    command = commands.skip(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@QUICK.post(
+    "/v1/assignments/{assignment}/defer",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def defer(
+    request: Request, assignment: AssignmentId, body: DeferBody, here: Here, who: Actor
+) -> Response:
+    """Later, for everyone: nobody is offered the user before `until`, or for `seconds`."""
+    command = commands.defer(
+        assignment,
+        body.agent_id,
+        version=body.version,
+        until=body.until,
+        seconds=body.seconds,
+        why=body.why,
+    )
+    return await _finish(request, command, body, here, who)
+
+
+@QUICK.post(
+    "/v1/assignments/{assignment}/close",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def close(
+    request: Request, assignment: AssignmentId, body: CloseBody, here: Here, who: Actor
+) -> Response:
+    """The user is out of this dialer queue, until an operator lifts it."""
+    command = commands.close(assignment, body.agent_id, body.why, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@QUICK.post(
+    "/v1/assignments/{assignment}/accept",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def accept(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
+) -> Response:
+    """The offer is taken up: it is work now, and the lease runs anew."""
+    command = commands.accept(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@QUICK.post(
+    "/v1/assignments/{assignment}/release",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def release(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
+) -> Response:
+    """Give the user back untouched."""
+    command = commands.release(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+@QUICK.post(
+    "/v1/assignments/{assignment}/renew",
+    tags=["agents"],
+    response_model=Finished,
+    responses=_FINISHED,
+)
+async def renew(
+    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
+) -> Response:
+    """Still at it: the lease runs anew."""
+    command = commands.renew(assignment, body.agent_id, version=body.version)
+    return await _finish(request, command, body, here, who)
+
+
+async def _finish(
+    request: Request, command: CommandCall, body: OwnerBody, here: Gateway, who: Caller
+) -> Response:
+    here.callers.let(who, body.agent_id)
+    return await here.dispatcher.ask(request, command, TIMEOUT)
+
+
+@ROUTES.post(
+    "/v1/agents/{agent}/state",
+    tags=["agents"],
+    response_model=Stated,
+    responses={
+        200: {
+            "description": "It is so.",
+            "content": {"application/json": {"examples": STATED_EXAMPLES}},
+        },
+        **responses(*WHEN_ASKED),
+    },
+)
+async def state(
+    request: Request, agent: AgentPath, body: StateBody, here: Here, who: Stater
+) -> Response:
+    """The agent is about this from now on. On break or offline an unaccepted offer is released."""
+    here.callers.let(who, agent)
+
+    def ask(by: str | None, position: int | None = None) -> Awaitable[Response]:
+        command = commands.state(agent, body.state, by=by, why=body.why)
+        return here.dispatcher.ask(request, replace(command, position=position), TIMEOUT)
+
+    if who.role is None or who.role in ACTING:
+        return await ask(None)
+    action = RequestedAction("agent_state", f"{agent} {body.state}", who.name, body.why)
+    return (await recorded(here.engine, action, lambda at: ask(who.name, at), outcome_of))[1]
+
+
+@QUICK.post(
+    "/v1/agents/{agent}/heartbeat",
+    tags=["agents"],
+    response_model=Noted,
+    responses={
+        200: {
+            "description": "It is kept.",
+            "content": {"application/json": {"examples": NOTED_EXAMPLES}},
+        },
+        **responses(*WHEN_FINISHED),
+    },
+)
+async def heartbeat(
+    request: Request, agent: AgentPath, body: HeartbeatBody, here: Here, who: Actor
+) -> Response:
+    """The agent is there: what they have accepted lives by it. It changes no state.
+
+    Written together with others, about once a second. The first one that names an offer in
+    `assignment_id` accepts it.
+    """
+    here.callers.let(who, agent)
+    offer = body.assignment_id
+    if offer is not None and not here.heartbeats.accepted.knows(agent, offer):
+        command = commands.accept(offer, agent, version=None)
+        taken = await here.dispatcher.ask(request, command, TIMEOUT)
+        if taken.status_code != HTTPStatus.OK:
+            return taken
+        here.heartbeats.accepted.add(agent, offer)
+    return response((await here.heartbeats.beat(agent)).model_dump(mode="json"))
+
+
+@ROUTES.get(
+    "/v1/agents/{agent}",
+    tags=["agents"],
+    response_model=AgentShown,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def agent_state(agent: AgentPath, here: Here, who: Who) -> AgentShown:
+    """How an agent stands: their state, session, last sign of life, and what they hold."""
+    who.must_act_for(agent)
+    with reading(here) as connection:
+        found = agent_status.shown(connection, agent)
+    if found is None:
+        raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_AGENT, f"no agent {agent}")
+    return found
+
+
+@ROUTES.get(
+    "/v1/agents/{agent}/assignment",
+    tags=["agents"],
+    response_model=Held,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
+    """The assignment that an agent holds now."""
+    who.must_act_for(agent)
+    with reading(here) as connection:
+        row = (
+            connection.execute(
+                select(*HELD_COLUMNS).where(
+                    Assignment.agent_id == agent, Assignment.state == ACTIVE
+                )
+            )
+            .mappings()
+            .one_or_none()
+        )
+    if row is None:
+        raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_ASSIGNMENT, f"agent {agent} holds nobody")
+    return held(row)

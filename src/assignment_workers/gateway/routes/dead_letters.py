@@ -1,0 +1,161 @@
+"""Messages that could not be handled: looked at, sent again, dismissed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import Path, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from assignment_workers.assignment.answers import Code, Done
+from assignment_workers.assignment.dead_letters import Letter, letter, letters
+from assignment_workers.assignment.operator_actions import WHY_AT_MOST, RequestedAction
+from assignment_workers.client import Unavailable
+from assignment_workers.gateway.bodies import Sent
+from assignment_workers.gateway.command_dispatcher import response
+from assignment_workers.gateway.dashboard.acts import dismissed, send_again
+from assignment_workers.gateway.dependencies import (
+    ALWAYS,
+    WATCHED,
+    Here,
+    Operator,
+    Said,
+    reading,
+    routes,
+)
+from assignment_workers.gateway.operator_actions import outcome_of, recorded
+from assignment_workers.gateway.problems import refused, responses
+
+ROUTES = routes()
+
+NAMED_AT_MOST = 1_000
+"""Dead letters that one call may name: their numbers fit the largest body that is read."""
+LISTED_AT_MOST = 1_000
+
+Number = Annotated[int, Path(ge=1, le=2**63 - 1, description="The dead letter's number.")]
+
+
+class DeadLetterLine(BaseModel):
+    """A dead letter without what it said, which may hold notes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    at: datetime
+    celery_queue: str | None
+    task: str | None
+    task_id: str | None
+    state: str = Field(examples=["to_send_again"])
+    replayable: bool = Field(description="Whether it can be sent again.")
+    attempts: int = Field(description="How often it could not be handled.")
+    replayed_at: datetime | None
+    replayed_as: str | None
+    dismissed_at: datetime | None
+    dismissed_by: str | None
+
+
+class DeadLetterWhole(DeadLetterLine):
+    """A dead letter with what it said and why it could not be handled."""
+
+    body: str
+    error: str
+    dismissed_why: str | None
+
+
+class DeadLettersQuery(BaseModel):
+    """How many of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=LISTED_AT_MOST)] = 100
+
+
+class DismissBody(BaseModel):
+    """Which dead letters are not to be seen to any more, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    numbers: (
+        Annotated[
+            list[Annotated[int, Field(ge=1, le=2**63 - 1)]],
+            Field(min_length=1, max_length=NAMED_AT_MOST),
+        ]
+        | None
+    ) = Field(None, description="Absent: every one that is to be seen to.", examples=[[7, 8]])
+    why: Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] = Field(
+        description="Kept with who did it.", examples=["a probe of the security team"]
+    )
+
+
+@ROUTES.get(
+    "/v1/dead-letters",
+    tags=["operators"],
+    response_model=list[DeadLetterLine],
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+def dead_letters(here: Here, query: Annotated[DeadLettersQuery, Query()]) -> list[Letter]:
+    """The newest dead letters, without what they said."""
+    with reading(here) as connection:
+        return list(letters(connection, limit=query.limit))
+
+
+# A path of its own: below `dead-letters` it would be taken for a number.
+@ROUTES.post(
+    "/v1/dead-letter-dismissals",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def dismiss(body: DismissBody, here: Here, who: Operator) -> Done:
+    """Take dead letters off what is to be seen to; they stay until their retention ends."""
+
+    async def do(_: int) -> list[int]:
+        return await dismissed(here.engine, body.numbers, who.name, body.why)
+
+    subject = "all" if body.numbers is None else ", ".join(map(str, body.numbers))[:WHY_AT_MOST]
+    action = RequestedAction("dismiss", subject, who.name, body.why)
+    _number, taken = await recorded(here.engine, action, do, lambda _: "done")
+    return Done(counts={"dismissed": len(taken)})
+
+
+@ROUTES.get(
+    "/v1/dead-letters/{number}",
+    tags=["operators"],
+    response_model=DeadLetterWhole,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def dead_letter(number: Number, here: Here, _: Operator) -> Letter:
+    """One dead letter, whole."""
+    return _found(here, number)
+
+
+@ROUTES.post(
+    "/v1/dead-letters/{number}/replay",
+    tags=["operators"],
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Sent,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def replay(number: Number, here: Here, who: Operator, body: Said = None) -> Response:
+    """Send the message of a dead letter again, under a new id."""
+
+    async def do(_: int) -> Response:
+        sent = await send_again(here.dispatcher.client, here.engine, number)
+        if isinstance(sent, Unavailable):
+            return response(sent.model_dump(mode="json"))
+        return JSONResponse({"task_id": sent}, status_code=HTTPStatus.ACCEPTED)
+
+    action = RequestedAction("replay", str(number), who.name, body.why if body else None)
+    return (await recorded(here.engine, action, do, outcome_of))[1]
+
+
+def _found(here: Here, number: int) -> Letter:
+    with reading(here) as connection:
+        found = letter(connection, number)
+    if found is None:
+        raise refused(HTTPStatus.NOT_FOUND, Code.MALFORMED, f"no dead letter {number}")
+    return found

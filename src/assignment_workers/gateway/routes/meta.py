@@ -1,0 +1,176 @@
+"""What the gateway says of itself and as it happens: health, figures, its document, live events."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.reports.status import crm_status, sequencer_statuses
+from assignment_workers.gateway.auth.callers import ANYBODY
+from assignment_workers.gateway.bodies import (
+    STREAM_EXAMPLE,
+    EventsQuery,
+    Index,
+    LiveEvent,
+    Readiness,
+    State,
+)
+from assignment_workers.gateway.dashboard.page_rendering import wants_page
+from assignment_workers.gateway.dashboard.pages import front
+from assignment_workers.gateway.dependencies import ALWAYS, WATCHED, Here, Who, reading, routes
+from assignment_workers.gateway.events.stream import MEDIA_TYPE as EVENTS_TYPE
+from assignment_workers.gateway.events.stream import EventStream
+from assignment_workers.gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, responses
+from assignment_workers.schema.tables import TokenRole
+from assignment_workers.sequencer.term import APPLICATION
+
+ROUTES = routes()
+DOCUMENT = routes(APIRoute)
+"""Of the document alone: it is the same for everybody."""
+
+
+@ROUTES.get(
+    "/v1/events",
+    tags=["events"],
+    response_class=EventStream,
+    status_code=HTTPStatus.OK,
+    responses={
+        200: {
+            "description": "Server-sent events without end; each `data` is a `LiveEvent`.",
+            "content": {
+                EVENTS_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE},
+            },
+        },
+        **responses(*ALWAYS, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE),
+    },
+)
+async def events(
+    request: Request,
+    here: Here,
+    who: Who,
+    query: Annotated[EventsQuery, Query()],
+    last_event_id: Annotated[
+        int | None,
+        Header(
+            alias="Last-Event-ID",
+            ge=0,
+            le=2**63 - 1,
+            description="The last id that was read: go on from there.",
+        ),
+    ] = None,
+) -> Response:
+    """What happens, as it is committed: assignments, their ends, generations, pauses.
+
+    With `Last-Event-ID` nothing since then is left out and nothing comes twice, at whichever
+    gateway; an `id` without `data` only says how far the stream has come. One of kind `reset` says
+    that what was missed cannot be told: read how all stands anew. A reader that is too slow is cut
+    off, and may go on from its last id. An agent's token sees that agent's assignments, a
+    frontend's those of all agents, a supervisor's and an operator's everything.
+    """
+    event_filter = who.sees(query.agent_id)
+
+    async def may_go_on() -> bool:
+        try:
+            return await here.callers.caller(request) == who
+        except Problem as refusal:
+            return refusal.status != HTTPStatus.UNAUTHORIZED
+
+    own = who.token if who.role == TokenRole.AGENT else None
+    return EventStream(here.live, event_filter, last_event_id, agent_token=own, may_go_on=may_go_on)
+
+
+@ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
+async def index(request: Request, here: Here) -> Response:
+    """What this is, and where its interface is described."""
+    if wants_page(request):
+        return await front(request)
+    (await here.callers.caller(request)).must_be(ANYBODY)
+    return JSONResponse(Index(name=request.app.title, version=request.app.version).model_dump())
+
+
+@ROUTES.get("/healthz", tags=["health"], response_model=State)
+async def alive() -> State:
+    """Alive."""
+    return State(status="alive")
+
+
+@ROUTES.get(
+    "/readyz",
+    tags=["health"],
+    response_model=Readiness,
+    responses=responses(HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def ready(here: Here) -> Readiness:
+    """Ready: the database answers, and a sequencer leads: of one lane, where there are several.
+
+    A CRM that cannot be read is told, and does not make it less ready: calls are completed, skipped
+    and released all the same, and who asks for a user is told `unavailable`.
+    """
+    with reading(here) as connection:
+        lanes = sequencer_statuses(
+            connection, application=APPLICATION, lanes=lanes_of(here.settings)
+        )
+    if all(lane.leader is None for lane in lanes):
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
+    crm = here.read_cache.read("crm", crm_status)
+    return Readiness(status="ready", crm="unavailable" if crm.trouble else "answers")
+
+
+@ROUTES.get(
+    "/metrics",
+    tags=["operators"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **responses(*ALWAYS)},
+    dependencies=[WATCHED],
+)
+def metrics(here: Here) -> Response:
+    """What this gateway counts, for Prometheus."""
+    return Response(
+        generate_latest(here.dispatcher.metrics.registry), media_type=CONTENT_TYPE_LATEST
+    )
+
+
+@DOCUMENT.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request, who: Who) -> JSONResponse:
+    """This interface, as OpenAPI 3.1."""
+    who.must_be(ANYBODY)
+    return JSONResponse(document(request.app))
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of the gateway: made once."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _document(app)
+    return app.openapi_schema
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    parts = made["components"]
+    for model in (ProblemDetails, LiveEvent):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts["schemas"] |= schema.pop("$defs") | {model.__name__: schema}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        parts["schemas"].pop(unused, None)
+    parts["securitySchemes"] = {
+        "token": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": f"An API token of role {', '.join(TokenRole)}.",
+        }
+    }
+    for path, item in made["paths"].items():
+        for operation in item.values():
+            if path not in {"/healthz", "/readyz"}:
+                operation["security"] = [{"token": []}]
+            for code, told in operation["responses"].items():
+                if int(code) >= HTTPStatus.BAD_REQUEST:
+                    told["content"] = {MEDIA_TYPE: told["content"][MEDIA_TYPE]}
+    return made

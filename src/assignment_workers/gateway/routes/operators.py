@@ -1,0 +1,185 @@
+"""What supervisors see of the dialer queues and users, and what operators do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from assignment_workers.assignment.answers import Code, Done
+from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.operator_actions import RequestedAction
+from assignment_workers.assignment.reports.explain import explain as read_explanation
+from assignment_workers.assignment.reports.explain import funnel as read_funnel
+from assignment_workers.assignment.reports.explain import instant
+from assignment_workers.assignment.reports.explanation import Explanation, Funnel
+from assignment_workers.assignment.reports.report import Report
+from assignment_workers.assignment.reports.report import report as read_report
+from assignment_workers.assignment.reports.status import QueueStatus, queue_statuses
+from assignment_workers.client import Unavailable, commands
+from assignment_workers.gateway.bodies import ActBody, ReportQuery, Sent
+from assignment_workers.gateway.command_dispatcher import response
+from assignment_workers.gateway.dependencies import (
+    ALWAYS,
+    TIMEOUT,
+    WATCHED,
+    Gateway,
+    Here,
+    Operator,
+    Queue,
+    Said,
+    UserPath,
+    reading,
+    routes,
+)
+from assignment_workers.gateway.operator_actions import outcome_of, recorded
+from assignment_workers.gateway.problems import refused, responses
+from assignment_workers.policy.queues import POLICIES
+
+DAY = timedelta(days=1)
+ROUTES = routes()
+
+
+@ROUTES.get(
+    "/v1/queues",
+    tags=["operators"],
+    response_model=list[QueueStatus],
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+def queues(here: Here) -> list[QueueStatus]:
+    """How each dialer queue stands."""
+    with reading(here) as connection:
+        return queue_statuses(connection)
+
+
+@ROUTES.get(
+    "/v1/queues/{queue}/explain",
+    tags=["operators"],
+    response_model=Funnel,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+def explain_queue(queue: Queue, here: Here) -> Funnel:
+    """From every user of the pool to the claimable ones: how many each rule holds back."""
+    _known(queue)
+    with reading(here) as connection:
+        return read_funnel(connection, policies_of(here.settings)[queue], now=instant(connection))
+
+
+@ROUTES.get(
+    "/v1/users/{user}/explain",
+    tags=["operators"],
+    response_model=Explanation,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+def explain_user(user: UserPath, here: Here) -> Explanation:
+    """Where a user stands, and why they are or are not offered now, rule by rule."""
+    with reading(here) as connection:
+        found = read_explanation(
+            connection,
+            user,
+            policies=policies_of(here.settings),
+            settings=here.settings,
+            now=instant(connection),
+        )
+    if found is None:
+        raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_USER, f"no user {user}")
+    return found
+
+
+@ROUTES.post(
+    "/v1/queues/{queue}/regenerate",
+    tags=["operators"],
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Sent,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def regenerate(queue: Queue, here: Here, who: Operator, body: Said = None) -> Response:
+    """Build a new generation of a dialer queue now."""
+
+    async def do(_: int) -> Response:
+        sent = await here.dispatcher.client.regenerate(queue)
+        if isinstance(sent, Unavailable):
+            return response(sent.model_dump(mode="json"))
+        return JSONResponse({"task_id": sent}, status_code=HTTPStatus.ACCEPTED)
+
+    return await _act(here, RequestedAction("rebuild", queue, who.name, _why(body)), do)
+
+
+@ROUTES.post(
+    "/v1/queues/{queue}/pause",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def pause(
+    request: Request, queue: Queue, here: Here, who: Operator, body: Said = None
+) -> Response:
+    """Hand out nobody from a dialer queue; holds go on."""
+    action = RequestedAction("pause", queue, who.name, _why(body))
+    command = commands.pause(queue, action.who, action.why)
+    return await _act(
+        here, action, lambda at: here.dispatcher.ask(request, command.at(at), TIMEOUT)
+    )
+
+
+@ROUTES.post(
+    "/v1/queues/{queue}/resume",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def resume(
+    request: Request, queue: Queue, here: Here, who: Operator, body: Said = None
+) -> Response:
+    """Hand out users from a dialer queue again."""
+    action = RequestedAction("resume", queue, who.name, _why(body))
+    command = commands.resume(queue, action.who, action.why)
+    return await _act(
+        here, action, lambda at: here.dispatcher.ask(request, command.at(at), TIMEOUT)
+    )
+
+
+async def _act(
+    here: Gateway, action: RequestedAction, do: Callable[[int], Awaitable[Response]]
+) -> Response:
+    _known(action.subject)
+    return (await recorded(here.engine, action, do, outcome_of))[1]
+
+
+def _why(body: ActBody | None) -> str | None:
+    return body.why if body else None
+
+
+def _known(queue: str) -> None:
+    if queue not in POLICIES:
+        raise refused(
+            HTTPStatus.NOT_FOUND,
+            Code.UNKNOWN_QUEUE,
+            f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+        )
+
+
+@ROUTES.get(
+    "/v1/report",
+    tags=["operators"],
+    response_model=Report,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+def report(here: Here, query: Annotated[ReportQuery, Query()]) -> Report:
+    """Service levels from `since` until now, against the targets of the incident report."""
+    now = datetime.now(UTC)
+    began = query.since.astimezone(UTC) if query.since else now - DAY
+    if began > now:
+        raise refused(
+            HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, "query.since: is yet to come"
+        )
+    with reading(here) as connection:
+        return read_report(connection, since=began)

@@ -1,0 +1,97 @@
+"""A person's rights, for operators: what is stored about a user, and its erasure."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from fastapi import Request, Response
+from pydantic_core import to_json
+
+from assignment_workers.assignment import person
+from assignment_workers.assignment.answers import Code, Done
+from assignment_workers.assignment.calling import numbers_of
+from assignment_workers.assignment.operator_actions import RequestedAction
+from assignment_workers.assignment.suppressions import FORGOTTEN
+from assignment_workers.client import commands
+from assignment_workers.client.erasing import forget_results_at
+from assignment_workers.errors import UsageError
+from assignment_workers.gateway.dependencies import (
+    ALWAYS,
+    TIMEOUT,
+    Gateway,
+    Here,
+    Operator,
+    Said,
+    UserPath,
+    reading,
+    routes,
+)
+from assignment_workers.gateway.operator_actions import outcome_of, recorded
+from assignment_workers.gateway.problems import refused, responses, unavailable
+
+ROUTES = routes()
+
+
+@ROUTES.get(
+    "/v1/users/{user}/export",
+    tags=["operators"],
+    response_model=person.Stored,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
+    """Everything that is stored about a user, table by table; recorded as an operator's action."""
+
+    def read() -> Response:
+        with reading(here) as connection:
+            found = person.export(connection, user, numbers_of(here.settings).reader)
+        return Response(to_json(found), media_type="application/json")
+
+    action = RequestedAction("person_export", str(user), who.name, None)
+    return (await recorded(here.engine, action, lambda _: asyncio.to_thread(read), outcome_of))[1]
+
+
+@ROUTES.post(
+    "/v1/users/{user}/forget",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def forget_user(
+    request: Request, user: UserPath, here: Here, who: Operator, body: Said = None
+) -> Response:
+    """Erase what people typed about a user, and their numbers; the user is never offered again.
+
+    Refused with 409 while an agent holds the user, and with 503 where a do-not-contact number of
+    theirs would have to stay as a keyed hash and there is no key for it.
+    """
+
+    async def do(at: int) -> Response:
+        command = commands.do_not_contact(user, None, FORGOTTEN, who.name).at(at)
+        suppressed = await here.dispatcher.ask(request, command, TIMEOUT)
+        if suppressed.status_code != HTTPStatus.OK:
+            return suppressed
+        return await asyncio.to_thread(_forget, here, user)
+
+    action = RequestedAction("person_forget", str(user), who.name, body.why if body else None)
+    return (await recorded(here.engine, action, do, outcome_of))[1]
+
+
+def _forget(here: Gateway, user: int) -> Response:
+    with reading(here) as connection:
+        held = person.is_held(connection, user)
+        if held is not None:
+            raise refused(
+                HTTPStatus.CONFLICT,
+                Code.NOT_ACTIVE,
+                f"user {user} is held by agent {held}: release the assignment first",
+            )
+        known = person.find(connection, user)
+        try:
+            counts = person.forget(connection, user, numbers_of(here.settings).reader)
+        except UsageError as error:
+            raise unavailable(str(error)) from error
+        connection.commit()
+    here.read_cache.forget()
+    counts["results"] = forget_results_at(here.settings.redis_url, known)
+    return Response(to_json(Done(counts=counts)), media_type="application/json")

@@ -1,0 +1,1 @@
+"""The laboratory: a simulated call centre and the replay of the incident."""

@@ -1,0 +1,261 @@
+"""An agent's day: log in, ask, talk, choose an outcome, take a break, or just close the tab."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TypeVar
+from uuid import UUID
+
+from assignment_workers.assignment.answers import (
+    Assigned,
+    Code,
+    Empty,
+    FinishAnswer,
+    Finished,
+    Held,
+    Refused,
+    RequestAnswer,
+    Unavailable,
+)
+from assignment_workers.client import AsyncClient
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder
+
+Answer = TypeVar("Answer", RequestAnswer, FinishAnswer)
+
+LOGS_IN_WITHIN = timedelta(minutes=3)
+TALK = {
+    "no_answer": timedelta(seconds=25),
+    "hung_up": timedelta(seconds=40),
+    "bad_number": timedelta(seconds=15),
+}
+TALK_OTHERWISE = timedelta(minutes=4)
+TALK_SPREAD = 0.7
+WRITING = timedelta(seconds=20)
+BREAK = timedelta(minutes=10)
+CLOSED = timedelta(minutes=6)
+"""How long an agent who closed the tab is away."""
+CALLBACK_IN = timedelta(minutes=30)
+
+TAKES_BREAK, CLOSES_TAB, SKIPS, GIVES_BACK, SAYS_TWICE = 0.02, 0.015, 0.05, 0.02, 0.05
+
+OUTCOMES = {
+    "no_answer": 45,
+    "hung_up": 11,
+    "might_complete": 9,
+    "going_to_complete": 6,
+    "call_back": 9,
+    "completed_form": 8,
+    "not_interested": 6,
+    "bad_number": 4,
+    "do_not_contact": 1,
+    "no_claim": 1,
+}
+"""What comes of calls, in parts of a hundred."""
+
+PATIENCE = 120.0
+"""Seconds for which the same request is asked again while nothing can answer."""
+SAID = timedelta(seconds=10)
+
+
+@dataclass
+class SimulatedAgent:
+    """One agent. `over` ends the day; a call under way is ended first."""
+
+    number: int
+    plan: Plan
+    client: AsyncClient
+    recorder: Recorder
+    over: asyncio.Event
+    signed: Callable[[int], None]
+    """Told of users who completed the form: they sign."""
+    lease: timedelta
+    chance: Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chance = Random(f"{self.plan.seed} agent {self.number}")
+
+    async def work(self) -> None:
+        """From logging in to the end of the day."""
+        self.recorder.is_in(self.number, AgentActivity.AWAY)
+        await self._pause(LOGS_IN_WITHIN * self.chance.random())
+        while not self.over.is_set():
+            answer = await self._ask()
+            match answer:
+                case Assigned(assignment=held, replayed=replayed):
+                    if replayed:  # back after the tab was closed: little may be left of the lease
+                        await self._renew(held)
+                    await self._call(held)
+                case Empty(retry_after=seconds):
+                    self.recorder.is_in(self.number, AgentActivity.IDLE)
+                    await self._sleep(min(seconds, 5.0))
+                case Unavailable(retry_after=seconds):
+                    await self._sleep(min(seconds, 2.0))
+                case Refused(code=Code.ON_BREAK):  # three offers lapsed while the tab was closed
+                    self.recorder.counts["set on break"] += 1
+                    await self.client.state(self.number, "available", timeout=SAID)
+                case other:
+                    if other.outcome not in {"too_late", "paused"}:
+                        self._surprise(f"asked and was told {other}")
+                    await self._sleep(1.0)
+            if self.chance.random() < TAKES_BREAK:
+                self.recorder.is_in(self.number, AgentActivity.RESTING)
+                await self._pause(BREAK)
+        self.recorder.is_in(self.number, AgentActivity.AWAY)
+
+    async def _ask(self) -> RequestAnswer:
+        self.recorder.is_in(self.number, AgentActivity.ASKING)
+        name = str(UUID(int=self.chance.getrandbits(128), version=4))
+
+        async def once() -> RequestAnswer:
+            return await self.client.request_next(self.number, request_id=name, timeout=SAID)
+
+        began = time.monotonic()
+        answer = await self._until_told(once)
+        self.recorder.answered(answer.outcome, time.monotonic() - began)
+        if isinstance(answer, Assigned):
+            self.recorder.record(answer.assignment)
+        return answer
+
+    async def _call(self, held: Held) -> None:
+        if self.chance.random() < SKIPS:
+            await self._end(held, "skipped", lambda: self.client.skip(*_of(held)))
+            return
+        if self.chance.random() < GIVES_BACK:
+            await self._end(held, "released", lambda: self.client.release(*_of(held)))
+            return
+        (outcome,) = self.chance.choices(list(OUTCOMES), list(OUTCOMES.values()))
+        self.recorder.is_in(self.number, AgentActivity.TALKING)
+        await self._talk(held, TALK.get(outcome, TALK_OTHERWISE))
+        if self.chance.random() < CLOSES_TAB:
+            self.recorder.counts["tab closed"] += 1
+            self.recorder.is_in(self.number, AgentActivity.AWAY)
+            await self._pause(CLOSED)
+            return
+        self.recorder.is_in(self.number, AgentActivity.WRITING)
+        await self._pause(WRITING)
+        notes = "asked not to be called again" if outcome == "do_not_contact" else None
+        back = (
+            datetime.now(UTC) + timedelta(seconds=self.plan.wall(CALLBACK_IN) + 1)
+            if outcome == "call_back"
+            else None
+        )
+        done = await self._end(
+            held,
+            "completed",
+            lambda: self.client.complete(
+                held.id, self.number, outcome, notes=notes, callback_at=back, timeout=SAID
+            ),
+            outcome,
+        )
+        if done and outcome == "completed_form":
+            self.signed(held.user_id)
+
+    async def _talk(self, held: Held, median: timedelta) -> None:
+        """For a log-normal time; the hold is renewed meanwhile, as a frontend does."""
+        spread = self.chance.lognormvariate(0, TALK_SPREAD)
+        ends = time.monotonic() + self.plan.wall(median * spread)
+        while (left := ends - time.monotonic()) > 0 and not self.over.is_set():
+            lapses = self.recorder.assignments[held.id].lease_until - datetime.now(UTC)
+            beat = max(min(self.lease, lapses).total_seconds() / 3, 0.2)
+            await self._sleep(min(left, beat))
+            if left <= beat or self.over.is_set():
+                continue
+            if not await self._renew(held):
+                return
+
+    async def _renew(self, held: Held) -> bool:
+        """False once it is known that the hold is gone."""
+        answer = await self.client.renew(held.id, self.number, timeout=SAID)
+        match answer:
+            case Finished(assignment=renewed):
+                self.recorder.renewed(renewed)
+            case Refused():
+                self._refused(held, answer)
+                return False
+            case Unavailable():
+                self.recorder.counts["renewal unanswered"] += 1
+        return True
+
+    async def _end(
+        self,
+        held: Held,
+        state: str,
+        say: Callable[[], Awaitable[FinishAnswer]],
+        outcome: str | None = None,
+    ) -> bool:
+        """Say it until it is answered; whether it ended so."""
+        self.recorder.gives_up(held)
+        answer = await self._until_told(say)
+        match answer:
+            case Finished():
+                self.recorder.ended(held, state, outcome)
+                self.recorder.counts[outcome or state] += 1
+                return True
+            case Refused():
+                self._refused(held, answer)
+            case Unavailable():
+                self.recorder.counts["end unanswered"] += 1
+        return False
+
+    async def _until_told(self, say: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Again while nothing can answer; with faults, now and then twice at the same time."""
+        ends = time.monotonic() + PATIENCE
+        while True:
+            if self.plan.chaos and self.chance.random() < SAYS_TWICE:
+                first, answer = await asyncio.gather(say(), say())
+                self._agree(first, answer)
+                if isinstance(answer, Unavailable):
+                    answer = first
+            else:
+                answer = await say()
+            if not isinstance(answer, Unavailable) or time.monotonic() > ends:
+                return answer
+            self.recorder.counts["asked again"] += 1
+            await asyncio.sleep(min(answer.retry_after, 2.0))
+
+    def _agree(self, first: Answer, second: Answer) -> None:
+        """One request, one answer, however often it is said."""
+        self.recorder.counts["said twice"] += 1
+        if Unavailable in {type(first), type(second)}:
+            return
+        one, other = _subject(first), _subject(second)
+        if one != other:
+            self._surprise(f"said the same twice and was told {one} and {other}")
+
+    def _refused(self, held: Held, answer: Refused) -> None:
+        """Right only where the lease has lapsed: nothing could renew it while all was down."""
+        until = self.recorder.assignments[held.id].lease_until
+        if answer.code == Code.NOT_ACTIVE and until <= datetime.now(UTC):
+            self.recorder.counts["lease lapsed"] += 1
+        else:
+            self._surprise(f"has user {held.user_id} until {until:%H:%M:%SZ}, was told {answer}")
+
+    def _surprise(self, what: str) -> None:
+        self.recorder.surprises.append(f"agent {self.number} {what}")
+
+    async def _pause(self, span: timedelta) -> None:
+        await self._sleep(self.plan.wall(span))
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self.over.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+def _of(held: Held) -> tuple[UUID, int]:
+    return held.id, held.agent_id
+
+
+def _subject(answer: RequestAnswer | FinishAnswer) -> object:
+    match answer:
+        case Assigned(assignment=held) | Finished(assignment=held):
+            return answer.outcome, held.id
+        case other:
+            return other.outcome, None

@@ -1,0 +1,162 @@
+"""One simulated day, or a piece of it, on a stack that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from assignment_workers.assignment.generations.levels import unpublished
+from assignment_workers.assignment.lanes import Lanes, lanes_of
+from assignment_workers.client import AsyncClient, Client
+from assignment_workers.errors import AssignmentWorkersError, BrokerUnavailable, UsageError
+from assignment_workers.lab.call_centre.agent import SimulatedAgent
+from assignment_workers.lab.call_centre.chaos import Chaos
+from assignment_workers.lab.call_centre.environment import Environment
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.recorder import Recorder, Sample
+from assignment_workers.lab.call_centre.verdict import Verdict, judge
+from assignment_workers.runtime.stack import Stack
+from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
+
+QUIET_SECONDS = 300.0
+"""How long a stack may take to come to rest after the day, on a busy machine too."""
+
+AGENTS = """
+INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)
+SELECT n, 'agent' || n || '@example.com', 'Agent', n::text, now(), now()
+FROM generate_series(1, :agents) n ON CONFLICT DO NOTHING
+"""
+STRANGERS = """
+SELECT EXISTS (SELECT 1 FROM agents WHERE email !~ '^agent[0-9]+@example[.]com$')
+    OR EXISTS (SELECT 1 FROM crm.users WHERE email_address !~ '^user[0-9]+@example[.]com$')
+    OR NOT EXISTS (SELECT 1 FROM crm.users)
+"""
+LED = (
+    "SELECT count(*) FROM assignment.sequencer NATURAL JOIN assignment.sequencer_signs"
+    " WHERE last_probe_at > since AND lane = ANY(:lanes)"
+)
+
+
+Beside = Callable[[Recorder, asyncio.Event], Coroutine[Any, Any, None]]
+
+
+async def nothing(recorder: Recorder, over: asyncio.Event) -> None:
+    """Nothing goes on beside the day."""
+
+
+def run(
+    stack: Stack,
+    plan: Plan,
+    settings: Settings,
+    show: Callable[[Recorder, Sample], None],
+    *,
+    beside: Beside = nothing,
+) -> tuple[Recorder, Verdict]:
+    """Simulate, wait until all is quiet, and judge. `settings` are those of the stack.
+
+    `beside` goes on until its event says that the day is over. Raises `UsageError` for a
+    stack whose users are not the demo's: nobody real is called.
+    """
+    engine = connect(
+        stack.database_url,
+        name="assignment-workers demo",
+        statement_timeout=timedelta(minutes=2),
+        pool_size=4,
+    )
+    try:
+        _prepare(engine, plan)
+        lanes = lanes_of(settings)
+        with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
+            recorder, environment = asyncio.run(
+                _Day(stack, plan, settings, engine, client).go(show, beside)
+            )
+            _come_to_rest(engine, client, lanes)
+        verdict = judge(engine, plan, recorder, signed_at=environment.signed_at, settings=settings)
+        return recorder, verdict
+    finally:
+        engine.dispose()
+
+
+def _prepare(engine: Engine, plan: Plan) -> None:
+    with engine.begin() as connection:
+        there = connection.execute(text("SELECT to_regclass('crm.users') IS NOT NULL"))
+        if not there.scalar_one() or connection.execute(text(STRANGERS)).scalar_one():
+            raise UsageError(
+                "the stack that runs here has other users than the demo's, and the demo plays with"
+                " all of them: stop it, or name another ASSIGNMENT_WORKERS_HOME"
+            )
+        connection.execute(text(AGENTS), {"agents": plan.agents})
+
+
+@dataclass
+class _Day:
+    stack: Stack
+    plan: Plan
+    settings: Settings
+    engine: Engine
+    client: Client
+
+    async def go(
+        self,
+        show: Callable[[Recorder, Sample], None],
+        beside: Beside,
+    ) -> tuple[Recorder, Environment]:
+        """Everybody at once, until it is over and each agent has ended their call."""
+        plan, stack = self.plan, self.stack
+        recorder, over = Recorder(), asyncio.Event()
+        environment = Environment(plan, self.engine, self.client, recorder, over)
+        lanes = lanes_of(self.settings)
+        async with AsyncClient(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as asking:
+            agents = [
+                SimulatedAgent(
+                    number, plan, asking, recorder, over, environment.signs, self.settings.lease
+                )
+                for number in range(1, plan.agents + 1)
+            ]
+            around = [
+                environment.users(),
+                environment.jobs(),
+                environment.cleanups(),
+                environment.watch(lambda sample: show(recorder, sample)),
+                beside(recorder, over),
+            ]
+            if plan.chaos:
+                chance = Random(f"{plan.seed} chaos")
+                chaos = Chaos(stack, self.engine, self.client, recorder, over, plan, chance)
+                around.append(chaos.reign())
+            async with asyncio.TaskGroup() as group:
+                for each in (*around, *(agent.work() for agent in agents)):
+                    group.create_task(each)
+                await asyncio.sleep(plan.seconds)
+                over.set()
+        return recorder, environment
+
+
+def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
+    """Until every lane is led and whatever was built is published; holds whose lease lapsed end."""
+    ends = time.monotonic() + QUIET_SECONDS
+    while time.monotonic() < ends:
+        try:
+            for queue in lanes.celery_queues:
+                client.send_again("assignment.expire", [], {}, queue)
+            client.send_again("generation.tend", [], {}, "maintenance")
+            with engine.connect() as connection:
+                waiting = unpublished(connection)
+                led = connection.execute(text(LED), {"lanes": list(lanes.names)}).scalar_one()
+            if led == len(lanes.names) and not waiting:
+                return
+        except (SQLAlchemyError, BrokerUnavailable):
+            engine.dispose()
+        time.sleep(1.0)
+    raise AssignmentWorkersError(
+        f"the stack did not come to rest within {QUIET_SECONDS:g} s after the day"
+    )

@@ -1,0 +1,144 @@
+"""What goes on around the agents: users sign, requirements appear, the jobs come at their times."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from random import Random
+from typing import Any
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from assignment_workers.client import Client
+from assignment_workers.errors import BrokerUnavailable
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
+
+REBUILD = timedelta(minutes=15)
+"""As often as the original's level check was allowed to; its hourly job came less often."""
+CLEANUP = timedelta(minutes=10)
+SHORTEST = 4.0
+"""Seconds: however fast the day goes, the jobs come no more often."""
+JOBS = ("queue.clean_conversions", "queue.check_levels", "generation.tend")
+
+SIGN = """
+UPDATE crm.users SET current_signature_file_id = 'signed-' || id
+WHERE id = ANY(:users) AND coalesce(current_signature_file_id, '') = '' RETURNING id
+"""
+NEXT = """
+SELECT e.user_id FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id
+WHERE g.state = 'published' AND g.queue = 'unsigned_users' AND e.state IN ('ready', 'held')
+ORDER BY e.rank OFFSET :offset LIMIT :many
+"""
+"""Whoever is about to be handed out, and whoever is being called."""
+APPEARS = """
+INSERT INTO crm.claim_requirements
+  (id, claim_id, type, status, claim_requirement_reason, created_at)
+SELECT :name, :user * 10, 'payslip', 'PENDING', 'asked by the lender', timezone('UTC', now())
+WHERE EXISTS (SELECT 1 FROM crm.claims WHERE id = :user * 10)
+"""
+CLAIMABLE = """
+SELECT count(*) FROM assignment.entries e JOIN assignment.generations g ON g.id = e.generation_id
+WHERE g.state = 'published' AND e.state = 'ready'
+"""
+
+
+@dataclass
+class Environment:
+    """The world around the call centre, until `over`."""
+
+    plan: Plan
+    engine: Engine
+    client: Client
+    recorder: Recorder
+    over: asyncio.Event
+    signed_at: dict[int, datetime] = field(default_factory=dict)
+    """By user: an instant of the database's clock at which they surely had signed."""
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _to_sign: list[int] = field(default_factory=list)
+
+    def signs(self, user: int) -> None:
+        """This user signs with the next who do."""
+        self._to_sign.append(user)
+
+    async def users(self) -> None:
+        """Each second some sign by themselves, and requirements appear."""
+        chance = Random(f"{self.plan.seed} users")
+        while await self._after(1.0):
+            many = max(1, round(self.plan.speed / 20))
+            ready, self._to_sign = self._to_sign, []
+            await self._attempt(partial(self._some_sign, chance, many, ready))
+            await self._attempt(partial(self._some_appear, chance, many))
+
+    async def jobs(self) -> None:
+        """Both dialer queues are rebuilt."""
+        while await self._after(max(self.plan.wall(REBUILD), SHORTEST)):
+            if isinstance(await asyncio.to_thread(self.client.regenerate), str):
+                self.recorder.counts["rebuilds asked for"] += 1
+
+    async def cleanups(self) -> None:
+        """The jobs that come more often."""
+        while await self._after(max(self.plan.wall(CLEANUP), SHORTEST)):
+            for job in JOBS:
+                await asyncio.to_thread(self._send, job, "maintenance")
+            await asyncio.to_thread(self._send, "assignment.expire", "assignment")
+
+    async def watch(self, show: Callable[[Sample], None]) -> None:
+        """A sample each second."""
+        while await self._after(1.0):
+            claimable = await self._attempt(self._claimable)
+            states = dict.fromkeys(AgentActivity, 0)
+            for state in self.recorder.states.values():
+                states[state] += 1
+            sample = Sample(self.recorder.now, states, len(self.recorder.assignments), claimable)
+            self.recorder.samples.append(sample)
+            show(sample)
+
+    def _some_sign(self, chance: Random, many: int, ready: list[int]) -> None:
+        with self.engine.begin() as connection:
+            head = {"offset": chance.randrange(30), "many": many}
+            found = connection.execute(text(NEXT), head).scalars().all()
+            signing = {"users": [*found, *ready]}
+            signed = connection.execute(text(SIGN), signing).scalars().all()
+        with self.engine.connect() as connection:
+            now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        self.signed_at.update(dict.fromkeys(signed, now))
+
+    def _some_appear(self, chance: Random, many: int) -> None:
+        with self.engine.begin() as connection:
+            for _ in range(many):
+                user = 2 * chance.randrange(self.plan.users) + 1
+                name = f"demo-{self.plan.seed}-{self.recorder.began:.6f}-{next(self._numbers)}"
+                connection.execute(text(APPEARS), {"user": user, "name": name})
+                self.recorder.counts["requirements appeared"] += 1
+
+    def _claimable(self) -> int:
+        with self.engine.connect() as connection:
+            return int(connection.execute(text(CLAIMABLE)).scalar_one())
+
+    def _send(self, job: str, celery_queue: str) -> None:
+        try:
+            self.client.send_again(job, [], {}, celery_queue)
+        except BrokerUnavailable:
+            self.recorder.counts["jobs not sent"] += 1
+
+    async def _attempt(self, what: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it gives
+        """None while the database is away: the world goes on without it."""
+        try:
+            return await asyncio.to_thread(what)
+        except SQLAlchemyError:
+            self.recorder.counts["database away"] += 1
+            return None
+
+    async def _after(self, seconds: float) -> bool:
+        """Wait; False once the day is over."""
+        try:
+            await asyncio.wait_for(self.over.wait(), seconds)
+        except TimeoutError:
+            return True
+        return False

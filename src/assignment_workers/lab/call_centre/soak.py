@@ -1,0 +1,294 @@
+"""A long run with faults, and whether anything in it drifts: memory, tables, dead rows, latency.
+
+What is sampled is judged by `trend`: whether it grows on after its warm-up. Tables that grow with
+the work done are weighed once, at the end, beside a copy written anew. What the run was too short
+to judge is told apart from what is good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import psutil
+import redis
+from pydantic import BaseModel
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from assignment_workers.assignment import audit
+from assignment_workers.assignment.generations.purge import prune_history
+from assignment_workers.lab.call_centre import day, processes, tables
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.processes import Life
+from assignment_workers.lab.call_centre.recorder import Recorder, Sample
+from assignment_workers.lab.call_centre.tables import Weight
+from assignment_workers.lab.call_centre.trend import Limit, TrendFinding, judge
+from assignment_workers.lab.call_centre.verdict import Verdict
+from assignment_workers.runtime.stack import Stack
+from assignment_workers.schema.engine import connect
+from assignment_workers.settings import Settings
+
+SAMPLES = 2000
+"""Of a run, and no two nearer than `NEAREST` seconds."""
+NEAREST = 5.0
+PRUNINGS = 10
+CALM_AFTER = 20.0
+"""Seconds after a fault whose waits are the fault's, not the system's."""
+GRACE = timedelta(minutes=2)
+"""How long after its time a row may still stand when the run is over."""
+
+WITH_THE_WORK = {
+    "audit_batches",
+    "agents_seen",
+    "assignments",
+    "callbacks",
+    "conversions",
+    "events",
+    "findings",
+    "generations",
+    "job_runs",
+    "requests",
+}
+"""Tables that grow with what is done, or with what is kept of it: see `tables.weighed`."""
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+PURGED = "SELECT count(*) FROM assignment.generations WHERE purged_at > now() - :run"
+OUTLIVED = {
+    "events": "SELECT count(*) FROM assignment.events WHERE at < now() - :history",
+    "job_runs": "SELECT count(*) FROM assignment.job_runs"
+    " WHERE started_at < now() - :history AND status <> 'running'",
+    "entries": "SELECT count(*) FROM assignment.generations"
+    " WHERE purged_at IS NULL AND retired_at < now() - :generations",
+}
+"""What has outlived its retention."""
+
+LIMITS = {
+    "memory": Limit("MB", 0.1, 8),
+    "open files": Limit("", 0.1, 8),
+    "connections": Limit("", 0.1, 5),
+    "size": Limit("MB", 0.3, 4),
+    "keys": Limit("", 0.3, 200),
+    "time to assign": Limit("ms", 0.5, 10),
+}
+
+
+class Series(BaseModel):
+    """One figure over the run, and what became of it after its warm-up (see `trend`).
+
+    `lives`: of each process that it was measured of, one after the other, seconds of the run and
+    value. `grown`: in the longest of them, over `watched` seconds.
+    """
+
+    kind: str
+    name: str
+    unit: str
+    finding: TrendFinding
+    level: float | None
+    grown: float | None
+    watched: float | None
+    lives: list[list[tuple[float, float]]]
+
+
+class Soaked(BaseModel):
+    """What drifted and what could not be judged, in words; the verdict is a demo's with faults."""
+
+    verdict: Verdict
+    drifted: list[str]
+    unjudged: list[str]
+    series: list[Series]
+    tables: list[Weight]
+    purged: int
+    """Generations whose entries were dropped during the run."""
+    samples: int
+    not_taken: int
+    """Samples that a fault kept from being taken."""
+
+    @property
+    def exit_code(self) -> int:
+        """1: something drifted or a guarantee broke. 2: too short to judge everything. 0: good."""
+        if self.drifted or self.verdict.broken:
+            return 1
+        return 2 if self.unjudged else 0
+
+
+def run(
+    stack: Stack, plan: Plan, settings: Settings, show: Callable[[Recorder, Sample], None]
+) -> tuple[Recorder, Soaked]:
+    """Simulate, measure meanwhile, and judge both. See `day.run`."""
+    engine = connect(
+        stack.database_url,
+        name="assignment-workers soak",
+        statement_timeout=timedelta(minutes=10),
+        pool_size=2,
+    )
+    try:
+        meter = Meter(stack, engine, plan, settings)
+        recorder, verdict = day.run(stack, plan, settings, show, beside=meter.watch)
+        meter.latency(recorder)
+        return recorder, meter.soaked(verdict)
+    finally:
+        engine.dispose()
+
+
+Figure = tuple[str, str]
+"""Of which kind, and of what."""
+LASTING: Life = (0, 0.0)
+"""Of what outlives every process."""
+
+
+@dataclass
+class Meter:
+    """What is measured of a stack while it works."""
+
+    stack: Stack
+    engine: Engine
+    plan: Plan
+    settings: Settings
+    points: dict[Figure, dict[Life, list[tuple[float, float]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    dead: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    """By table: seconds of the run, and how many times autovacuum's threshold there are dead."""
+    taken: int = 0
+    missed: int = 0
+
+    async def watch(self, recorder: Recorder, over: asyncio.Event) -> None:
+        """A sample now and then until it is over; what has outlived its retention is deleted."""
+        every = max(self.plan.seconds / SAMPLES, NEAREST)
+        pruned = 0.0
+        while not over.is_set():
+            try:
+                await asyncio.to_thread(self.sample, recorder.now)
+                if recorder.now - pruned > self.plan.seconds / PRUNINGS:
+                    await asyncio.to_thread(self.prune)
+                    pruned = recorder.now
+            except (SQLAlchemyError, redis.RedisError, OSError, psutil.Error):
+                self.missed += 1  # a fault is under way
+            try:
+                await asyncio.wait_for(over.wait(), every)
+            except TimeoutError:
+                continue
+
+    def sample(self, at: float) -> None:
+        """Everything, once. Whatever cannot be read now leaves the whole sample out."""
+        found = [*self._of_processes(), *self._of_valkey()]
+        with self.engine.connect() as connection:
+            sizes, dead = tables.measured(connection)
+            connections = _count(connection, CONNECTIONS)
+        found += [
+            (("size", name), LASTING, size)
+            for name, size in sizes.items()
+            if name not in WITH_THE_WORK
+        ]
+        found.append((("connections", "PostgreSQL"), LASTING, connections))
+        for figure, life, value in found:
+            self.points[figure][life].append((at, value))
+        for table, times in dead.items():
+            self.dead[table].append((at, times))
+        self.taken += 1
+
+    def prune(self) -> None:
+        """What the daily job does, which comes once a day."""
+        with self.engine.connect() as connection:
+            audit.extend(connection)
+        with self.engine.begin() as connection:
+            prune_history(connection, settings=self.settings)
+
+    def latency(self, recorder: Recorder) -> None:
+        """The medians of the waits that no fault touched."""
+        faults = [fault.at for fault in recorder.faults]
+        width = max(self.plan.seconds / SAMPLES, NEAREST)
+        waits: dict[int, list[float]] = defaultdict(list)
+        for wait in recorder.waits:
+            sent = wait.at - wait.seconds
+            if not any(fault <= wait.at and sent <= fault + CALM_AFTER for fault in faults):
+                waits[int(wait.at / width)].append(wait.seconds * 1000)
+        for number, each in sorted(waits.items()):
+            at = (number + 0.5) * width
+            self.points["time to assign", "median"][LASTING].append((at, statistics.median(each)))
+
+    def soaked(self, verdict: Verdict) -> Soaked:
+        """All of it, judged; after a last round of what deletes what has outlived its retention."""
+        late = self.outlived()
+        with self.engine.begin() as connection:
+            weights = tables.weighed(connection)
+            run = {"run": timedelta(seconds=self.plan.seconds)}
+            purged = int(_count(connection, PURGED, run))
+        series = [self.judged(figure) for figure in sorted(self.points)]
+        grew = [
+            f"{each.kind} of {each.name}: {each.level:,.4g} {each.unit}, {each.grown:,.4g} more"
+            f" within {each.watched:,.0f} s"
+            for each in series
+            if each.finding == TrendFinding.GROWS
+        ]
+        unjudged = [
+            f"{each.kind} of {each.name}: {each.finding}"
+            for each in series
+            if each.finding == TrendFinding.UNKNOWN
+        ]
+        if not purged:
+            unjudged.append("size of entries: no generation was purged")
+        return Soaked(
+            verdict=verdict,
+            drifted=[*grew, *tables.bloated(weights), *tables.never_vacuumed(self.dead), *late],
+            unjudged=unjudged,
+            series=series,
+            tables=weights,
+            purged=purged,
+            samples=self.taken,
+            not_taken=self.missed,
+        )
+
+    def judged(self, figure: Figure) -> Series:
+        """One figure."""
+        kind, name = figure
+        lives = self.points[figure].values()
+        limit = LIMITS[kind]
+        trend = judge(lives, limit)
+        return Series(
+            kind=kind,
+            name=name,
+            unit=limit.unit,
+            finding=trend.finding,
+            level=trend.level,
+            grown=trend.grown,
+            watched=trend.seconds,
+            lives=[[(round(at, 1), round(value, 3)) for at, value in life] for life in lives],
+        )
+
+    def outlived(self) -> list[str]:
+        """What should have been deleted by now, after a last round of what deletes it."""
+        self.prune()
+        parameters = {
+            "history": self.settings.history_retention + GRACE,
+            "generations": self.settings.generation_retention + GRACE,
+        }
+        with self.engine.connect() as connection:
+            counts = {
+                name: _count(connection, query, parameters) for name, query in OUTLIVED.items()
+            }
+        return [
+            f"retention of {name}: {count:g} stand longer than theirs"
+            for name, count in counts.items()
+            if count
+        ]
+
+    def _of_processes(self) -> Iterable[tuple[Figure, Life, float]]:
+        for each in processes.measured(self.stack.pid):
+            yield ("memory", each.name), each.life, each.memory_mb
+            yield ("open files", each.name), each.life, float(each.files)
+
+    def _of_valkey(self) -> Iterable[tuple[Figure, Life, float]]:
+        with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as valkey:
+            yield ("size", "Valkey's data"), LASTING, valkey.info("memory")["used_memory"] / 1e6
+            database = valkey.connection_pool.connection_kwargs["db"]
+            said = valkey.info("keyspace").get(f"db{database}", {"keys": 0, "expires": 0})
+            yield ("keys", "Valkey, without an end"), LASTING, float(said["keys"] - said["expires"])
+
+
+def _count(connection: Connection, query: str, given: Mapping[str, object] | None = None) -> float:
+    return float(connection.execute(text(query), given or {}).scalar_one())

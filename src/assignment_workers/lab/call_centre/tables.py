@@ -1,0 +1,147 @@
+"""What the tables take on disk: beside a copy written anew, and how long dead rows stay in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, text
+
+from assignment_workers.lab.call_centre.trend import Points
+
+BLOATED = 2.0
+"""Times the copy. Autovacuum lets a fifth of the rows be dead, and pages are never quite full."""
+BLOAT_MB = 1.0
+"""Beyond the copy: less is a few pages of a small table."""
+DEAD_TIMES = 2.0
+"""Times autovacuum's threshold: by the time it looks, there may be more than that."""
+DEAD_SECONDS = 180.0
+"""So long dead rows may stand above that without a break: autovacuum looks once a minute."""
+
+# A generation's table counts with `entries`, whether it is attached yet, still or no more. The
+# threshold is autovacuum's own: it goes by `reltuples`.
+TABLES = """
+SELECT whole.relname AS name, whole.oid::regclass AS whole,
+  sum(pg_total_relation_size(c.oid)) AS bytes,
+  sum(t.n_dead_tup) / sum(current_setting('autovacuum_vacuum_threshold')::float
+    + current_setting('autovacuum_vacuum_scale_factor')::float * greatest(c.reltuples, 0)) AS dead
+FROM pg_stat_user_tables t JOIN pg_class c ON c.oid = t.relid
+JOIN pg_class whole ON whole.oid = CASE
+  WHEN c.relname ~ '^entries_[0-9]+$' THEN 'assignment.entries'::regclass ELSE c.oid END
+WHERE whole.relnamespace = 'assignment'::regnamespace AND whole.relname <> 'alembic_version'
+  OR whole.oid IN ('public.user_call_scores'::regclass, 'public.callbacks'::regclass,
+    'public.conversions'::regclass)
+GROUP BY whole.oid, whole.relname
+"""
+# One copy after another. Its indexes are filled row by row, as those of the table were.
+WEIGH = f"""
+DO $$
+DECLARE
+  each record;
+  counted bigint;
+BEGIN
+  CREATE TEMP TABLE weights (name text, rows bigint, bytes bigint, anew bigint) ON COMMIT DROP;
+  FOR each IN {TABLES} LOOP
+    EXECUTE format('CREATE TEMP TABLE anew (LIKE %s INCLUDING INDEXES)', each.whole);
+    EXECUTE format('INSERT INTO anew SELECT * FROM %s', each.whole);
+    GET DIAGNOSTICS counted = ROW_COUNT;
+    INSERT INTO weights
+    VALUES (each.name, counted, each.bytes, pg_total_relation_size('pg_temp.anew'));
+    DROP TABLE anew;
+  END LOOP;
+END $$
+"""  # noqa: S608 - of nothing but constants
+WEIGHTS = "SELECT name, rows, bytes / 1e6 AS mb, anew / 1e6 AS anew_mb FROM weights ORDER BY name"
+
+
+class Weight(BaseModel):
+    """What a table takes, and what its rows would take had each been written once. 1 MB: 10^6."""
+
+    name: str
+    rows: int
+    mb: float
+    anew_mb: float
+
+    @property
+    def times(self) -> float:
+        """The table's size, in that of a copy written anew."""
+        return self.mb / self.anew_mb
+
+    @property
+    def row(self) -> float | None:
+        """Bytes of a row; None of no row."""
+        return self.mb * 1e6 / self.rows if self.rows else None
+
+    @property
+    def row_anew(self) -> float | None:
+        """And were it written anew."""
+        return self.anew_mb * 1e6 / self.rows if self.rows else None
+
+    def shown(self) -> tuple[str | None, ...]:
+        """Rows, megabytes, bytes a row, those written anew, and times, for a person."""
+        bytes_of = [None if each is None else f"{each:,.0f}" for each in (self.row, self.row_anew)]
+        return f"{self.rows:,}", f"{self.mb:,.2f}", *bytes_of, f"{self.times:.2f}"
+
+    @property
+    def is_bloated(self) -> bool:
+        """Whether the room that nothing stands in is worth an operator's while."""
+        return self.times > BLOATED and self.mb - self.anew_mb > BLOAT_MB
+
+
+def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]]:
+    """By table: megabytes with indexes, and dead rows in times of autovacuum's threshold."""
+    rows = connection.execute(text(TABLES)).all()
+    return (
+        {row.name: float(row.bytes) / 1e6 for row in rows},
+        {row.name: float(row.dead) for row in rows},
+    )
+
+
+def weighed(connection: Connection) -> list[Weight]:
+    """Every table beside a copy of it, which is made and dropped: a second for 100,000 rows."""
+    connection.execute(text(WEIGH))
+    return [
+        Weight.model_validate(dict(row)) for row in connection.execute(text(WEIGHTS)).mappings()
+    ]
+
+
+def bloated(weights: Sequence[Weight]) -> list[str]:
+    """The tables that take more than their rows need, in words."""
+    return [
+        f"bloat of {each.name}: {each.row:,.0f} bytes a row, and {each.row_anew:,.0f} were it"
+        f" written anew ({each.times:.1f} times)"
+        if each.rows
+        else f"bloat of {each.name}: {each.mb:,.1f} MB without a row"
+        for each in weights
+        if each.is_bloated
+    ]
+
+
+def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
+    """The tables in which dead rows stood above the threshold for too long, in words.
+
+    `dead`: by table, how many times autovacuum's threshold there were, as `measured` has it. A
+    crash of PostgreSQL sets that count to nothing, and breaks a stretch.
+    """
+    found = []
+    for name, points in sorted(dead.items()):
+        seconds = longest_above(points, DEAD_TIMES)
+        if seconds > DEAD_SECONDS:
+            found.append(
+                f"dead rows of {name}: for {seconds:.0f} s more than {DEAD_TIMES:g} times"
+                " autovacuum's threshold"
+            )
+    return found
+
+
+def longest_above(points: Points, limit: float) -> float:
+    """Seconds of the longest stretch in which every value was above the limit."""
+    longest, began = 0.0, None
+    for at, value in points:
+        if value <= limit:
+            began = None
+        elif began is None:
+            began = at
+        else:
+            longest = max(longest, at - began)
+    return longest

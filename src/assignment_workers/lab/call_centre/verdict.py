@@ -1,0 +1,198 @@
+"""What the run proves: the history replayed, every answer held against the records, the levels."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel
+from sqlalchemy import ARRAY, Connection, Engine, Uuid, bindparam, text
+
+from assignment_workers.assignment.dead_letters import letters
+from assignment_workers.assignment.history.history import check
+from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.recorder import Recorder
+from assignment_workers.settings import Settings
+
+BOUND = timedelta(seconds=60)
+"""How long after its lease a hold may still stand: longer than any fault lasts."""
+SOON = 0.1
+"""Seconds: the incident report's target for the average time to assign."""
+SHOWN = 20
+
+
+class FaultTold(BaseModel):
+    """A fault, when it came, and how long nobody was answered after it, in seconds."""
+
+    at: float
+    what: str
+    back_after: float | None
+
+
+class Levels(BaseModel):
+    """Service levels of the run; times in milliseconds from an agent's click to the answer."""
+
+    requests: int
+    assigned: int
+    empty: int
+    unanswered: int
+    answered_share: float
+    mean_ms: float
+    median_ms: float
+    p95_ms: float
+    p99_ms: float
+    worst_ms: float
+    soon_share: float
+    """How many were answered within 100 ms, the report's target for the average."""
+
+
+class Verdict(BaseModel):
+    """`broken` names every guarantee that broke; empty for a good run."""
+
+    seed: int
+    agents: int
+    users: int
+    seconds: float
+    speed: float
+    chaos: bool
+    broken: list[str]
+    levels: Levels
+    counts: dict[str, int]
+    faults: list[FaultTold]
+    records: dict[str, int]
+    """Of the database: assignments by state, generations, events, races, dead letters, jobs."""
+
+
+def judge(
+    engine: Engine,
+    plan: Plan,
+    recorder: Recorder,
+    *,
+    signed_at: dict[int, datetime],
+    settings: Settings,
+) -> Verdict:
+    """All of it, from one quiet database after the run."""
+    broken = [*recorder.surprises]
+    with engine.connect() as connection:
+        breaches = check(connection, settings=settings, bound=BOUND)
+    broken += [f"guarantee {each.guarantee}: {each.what}" for each in breaches]
+    with engine.connect() as connection:
+        broken += [
+            f"guarantee {each.guarantee}: {each.check}: {', '.join(each.examples[:SHOWN])}"
+            for each in examine(connection)
+            if not each.ok
+        ]
+    with engine.connect() as connection:
+        broken += _untrue(connection, recorder)
+        broken += _signed_before(connection, signed_at)
+        records = _records(connection)
+        broken += [
+            f"a message could not be handled: {each.task or 'no task'}: {each.error}"
+            for each in letters(connection, limit=SHOWN)
+        ]
+    return Verdict(
+        seed=plan.seed,
+        agents=plan.agents,
+        users=plan.users,
+        seconds=plan.seconds,
+        speed=plan.speed,
+        chaos=plan.chaos,
+        broken=broken,
+        levels=_levels(recorder),
+        counts=dict(sorted(recorder.counts.items())),
+        faults=[
+            FaultTold(
+                at=round(fault.at, 1),
+                what=fault.what,
+                back_after=_rounded(recorder.back_after(fault)),
+            )
+            for fault in recorder.faults
+        ],
+        records=records,
+    )
+
+
+def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
+    """Whatever an agent was told that the records do not say."""
+    sql = text(
+        "SELECT id, agent_id, user_id, state, outcome FROM assignment.assignments"
+        " WHERE id = ANY(:ids)"
+    ).bindparams(bindparam("ids", type_=ARRAY(Uuid())))
+    rows = {row.id: row for row in connection.execute(sql, {"ids": list(recorder.assignments)})}
+    found: list[str] = []
+    for each, told in recorder.assignments.items():
+        row = rows.get(each)
+        if row is None:
+            found.append(f"agent {told.agent} was given user {told.user} by {each}: no such row")
+        elif (row.agent_id, row.user_id) != (told.agent, told.user):
+            found.append(f"{each} is of agent {row.agent_id} and user {row.user_id}, not as told")
+        elif told.state is not None and (row.state, row.outcome) != (told.state, told.ended):
+            found.append(f"{each} was told {told.state} {told.ended}, is {row.state} {row.outcome}")
+    return found
+
+
+def _signed_before(connection: Connection, signed_at: dict[int, datetime]) -> list[str]:
+    """Guarantee 3: nobody who had signed was handed out as unsigned."""
+    sql = text(
+        "SELECT user_id, claimed_at FROM assignment.assignments"
+        " WHERE queue = 'unsigned_users' AND user_id = ANY(:users)"
+    )
+    return [
+        f"guarantee 3: user {row.user_id} signed by {signed_at[row.user_id]:%H:%M:%S.%fZ} and was"
+        f" handed out at {row.claimed_at:%H:%M:%S.%fZ}"
+        for row in connection.execute(sql, {"users": list(signed_at)})
+        if row.claimed_at > signed_at[row.user_id]
+    ]
+
+
+def _records(connection: Connection) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for what, sql in {
+        "assignments {}": "SELECT state, count(*) FROM assignment.assignments GROUP BY 1",
+        "generations {}": "SELECT state, count(*) FROM assignment.generations GROUP BY 1",
+        "races {}": "SELECT details->>'kind', count(*) FROM assignment.events"
+        " WHERE kind = 'ASSIGNMENT_RACE_CONDITION' GROUP BY 1",
+        "jobs {}": "SELECT status, count(*) FROM assignment.job_runs GROUP BY 1",
+        "taken out: {}": "SELECT details->>'reason', count(*) FROM assignment.events"
+        " WHERE kind = 'taken_out' GROUP BY 1",
+        "events": "SELECT '', count(*) FROM assignment.events",
+        "dead letters": "SELECT '', count(*) FROM assignment.dead_letters",
+        "terms": "SELECT '', max(term) FROM assignment.sequencer",
+        "callbacks promised": "SELECT '', count(*) FROM public.callbacks",
+    }.items():
+        for name, count in connection.execute(text(sql)):
+            found[what.format(name)] = int(count or 0)
+    return found
+
+
+def _levels(recorder: Recorder) -> Levels:
+    waits = sorted(wait.seconds for wait in recorder.waits) or [0.0]
+    outcomes = [wait.outcome for wait in recorder.waits]
+    answered = len(outcomes) - outcomes.count("unavailable")
+    return Levels(
+        requests=len(outcomes),
+        assigned=outcomes.count("assigned"),
+        empty=outcomes.count("empty"),
+        unanswered=outcomes.count("unavailable"),
+        answered_share=round(answered / max(1, len(outcomes)), 5),
+        mean_ms=_ms(statistics.fmean(waits)),
+        median_ms=_ms(statistics.median(waits)),
+        p95_ms=_ms(_at(waits, 0.95)),
+        p99_ms=_ms(_at(waits, 0.99)),
+        worst_ms=_ms(waits[-1]),
+        soon_share=round(sum(wait <= SOON for wait in waits) / len(waits), 5),
+    )
+
+
+def _at(ranked: Sequence[float], share: float) -> float:
+    return ranked[min(len(ranked) - 1, round(len(ranked) * share))]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 2)

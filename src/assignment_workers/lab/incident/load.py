@@ -1,0 +1,228 @@
+"""Agents at work on a dialer, and what really happened to the users, whatever its records say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+from sqlalchemy import Engine, exists, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from assignment_workers.errors import AssignmentWorkersError
+from assignment_workers.lab.incident.dialer import Dialer, RecordNotFound
+from assignment_workers.policy.queues import UNSIGNED_USERS
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.tables import Phone
+
+LEVEL_CHECK = timedelta(minutes=5)
+HOURLY = timedelta(hours=1)
+HOURLY_FROM = timedelta(minutes=10)
+"""Both as they were scheduled (original-dialer section 5); the run begins at 20 past."""
+TALK_MEDIAN = timedelta(minutes=3)
+TALK_SPREAD = 0.6
+TALK_AT_MOST = timedelta(minutes=10)
+PAUSE = timedelta(seconds=15)
+"""Between the end of a call and the next request."""
+EMPTY_PAUSE = timedelta(seconds=30)
+"""How long an agent who was told 'empty' waits before asking again."""
+WALKS_AWAY = 0.02
+"""How many of the calls end with a closed tab: the dialer is told nothing."""
+AWAY = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """The load, the same for every way. Its clock runs `speed` times as fast as the wall's."""
+
+    agents: int
+    seconds: float
+    speed: float
+    seed: int
+    validation: timedelta
+    """How long the read on the other database takes, at the median; it does not run faster."""
+
+    @property
+    def users(self) -> int:
+        """So many in the pool that it is not used up: nobody is ever rightly told 'empty'."""
+        calls = self.agents * self.seconds * self.speed / TALK_MEDIAN.total_seconds()
+        return round(1000 + 2 * calls)
+
+    def wall(self, span: timedelta) -> float:
+        """The seconds on the wall that this takes."""
+        return span.total_seconds() / self.speed
+
+
+@dataclass
+class Truth:
+    """Who talks to whom, by the agents' own account."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    counts: Counter[str] = field(default_factory=Counter)
+    waits: list[float] = field(default_factory=list)
+    """Seconds from each request to its answer, the empty ones and the errors too."""
+    errors: Counter[str] = field(default_factory=Counter)
+    _talking: dict[int, set[int]] = field(default_factory=dict)
+    _twice: set[int] = field(default_factory=set)
+
+    def answered(self, what: str, seconds: float) -> None:
+        """A request came back."""
+        with self.lock:
+            self.counts["requests"] += 1
+            self.counts[what] += 1
+            self.waits.append(seconds)
+
+    def begins(self, agent: int, user: int) -> None:
+        """The agent was given this user."""
+        with self.lock:
+            self._talking.setdefault(user, set()).add(agent)
+            if len(self._talking[user]) > 1:
+                self._twice.add(user)
+
+    def ends(self, agent: int, user: int) -> None:
+        """The agent is done with this user, or has gone away."""
+        with self.lock:
+            self._talking[user].discard(agent)
+
+    def talked_to(self) -> list[int]:
+        """The users whom somebody has now."""
+        with self.lock:
+            return [user for user, agents in self._talking.items() if agents]
+
+    @property
+    def held_twice(self) -> int:
+        """Users whom two agents had at the same time."""
+        return len(self._twice)
+
+
+def run(dialer: Dialer, plan: LoadPlan, looking: Engine) -> Truth:
+    """All agents at once for so long, with the jobs at their times; returns when all are done.
+
+    `looking` reads the same database, to judge an 'empty'.
+    """
+    truth = Truth()
+    stop = threading.Event()
+    jobs = [
+        _every(ScheduledJob(LEVEL_CHECK, LEVEL_CHECK, dialer.check_level), plan, truth, stop),
+        _every(ScheduledJob(HOURLY_FROM, HOURLY, dialer.rebuild), plan, truth, stop),
+    ]
+    agents = [
+        threading.Thread(
+            target=_Agent(number, dialer, plan, truth, stop, looking).work,
+            name=f"agent-{number}",
+            daemon=True,
+        )
+        for number in range(1, plan.agents + 1)
+    ]
+    try:
+        for thread in (*jobs, *agents):
+            thread.start()
+        stop.wait(plan.seconds)
+    finally:
+        stop.set()
+        for thread in (*agents, *jobs):
+            thread.join(60)
+    return truth
+
+
+@dataclass(frozen=True)
+class ScheduledJob:
+    """A job, when it is due first, and how often after that."""
+
+    first: timedelta
+    every: timedelta
+    job: Callable[[], None]
+
+
+def _every(
+    schedule: ScheduledJob, plan: LoadPlan, truth: Truth, stop: threading.Event
+) -> threading.Thread:
+    """A thread that does a job at its times; one that takes too long misses the next."""
+
+    def work() -> None:
+        due = time.monotonic() + plan.wall(schedule.first)
+        while not stop.wait(max(0.0, due - time.monotonic())):
+            try:
+                schedule.job()
+            except (SQLAlchemyError, AssignmentWorkersError) as error:
+                with truth.lock:
+                    truth.errors[_named(error)] += 1
+            while due <= time.monotonic():
+                due += plan.wall(schedule.every)
+
+    return threading.Thread(target=work, name="job", daemon=True)
+
+
+@dataclass
+class _Agent:
+    number: int
+    dialer: Dialer
+    plan: LoadPlan
+    truth: Truth
+    stop: threading.Event
+    looking: Engine
+
+    def work(self) -> None:
+        chance = Random(f"{self.plan.seed} {self.number}")
+        self.stop.wait(chance.random() * self.plan.wall(TALK_MEDIAN))
+        while not self.stop.is_set():
+            began = time.monotonic()
+            try:
+                given = self.dialer.ask(self.number)
+            except RecordNotFound:
+                self.truth.answered("not_found", time.monotonic() - began)
+                self._told_empty()
+                continue
+            except (SQLAlchemyError, AssignmentWorkersError) as error:
+                self.truth.answered("failed", time.monotonic() - began)
+                with self.truth.lock:
+                    self.truth.errors[_named(error)] += 1
+                self._told_empty()
+                continue
+            took = time.monotonic() - began
+            if given is None:
+                self.truth.answered("empty", took)
+                self._told_empty()
+                continue
+            self.truth.begins(self.number, given.user_id)
+            self.truth.answered("assigned", took)
+            talk = TALK_MEDIAN * chance.lognormvariate(0, TALK_SPREAD)
+            time.sleep(self.plan.wall(min(talk, TALK_AT_MOST)))
+            self.truth.ends(self.number, given.user_id)
+            if chance.random() < WALKS_AWAY:
+                self.stop.wait(self.plan.wall(AWAY))
+                continue
+            if not self.dialer.finish(self.number, given):
+                with self.truth.lock:
+                    self.truth.counts["destroyed"] += 1
+            self.stop.wait(self.plan.wall(PAUSE))
+
+    def _told_empty(self) -> None:
+        """The screen says that the queue is empty; errors are swallowed, so after them too."""
+        if self._somebody_waits():
+            with self.truth.lock:
+                self.truth.counts["false_empty"] += 1
+        self.stop.wait(self.plan.wall(EMPTY_PAUSE))
+
+    def _somebody_waits(self) -> bool:
+        """Whether a user whom the policy lets be called is talked to by nobody now."""
+        policy = UNSIGNED_USERS
+        waiting = (
+            select(UserCallScore.user_id)
+            .join(CrmUser, CrmUser.id == UserCallScore.user_id)
+            .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
+            .where(policy.eligible(), UserCallScore.user_id.not_in(self.truth.talked_to()))
+        )
+        with self.looking.connect() as connection:
+            found = connection.execute(select(exists(waiting)), {"now": datetime.now(UTC)})
+            return bool(found.scalar_one())
+
+
+def _named(error: Exception) -> str:
+    orig = getattr(error, "orig", None)
+    return type(orig or error).__name__

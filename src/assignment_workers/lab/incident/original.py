@@ -1,0 +1,382 @@
+"""The dialer that failed, and the remedies one would try, from original-dialer sections 0, 3, 5, 6.
+
+Each remedy is the original with one thing changed, so that the difference is that thing's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, text
+
+from assignment_workers.lab.incident.dialer import Given, RecordNotFound, warm
+from assignment_workers.policy.queues import UNSIGNED_USERS
+from assignment_workers.schema.engine import connect
+
+QUEUE = UNSIGNED_USERS.queue
+LIMIT = 200
+LOW = 20
+ATTEMPTS = 10
+REPLICA_CONNECTIONS = 40
+RETRIES = 3
+BACK_OFF_SECONDS = 0.05
+
+TABLE = """
+CREATE TABLE unsigned_users_queue (
+  id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+  user_id bigint NOT NULL,
+  priority_score int NOT NULL DEFAULT 0,
+  queue_position int NOT NULL,
+  status text NOT NULL DEFAULT 'pending',
+  assigned_to_agent int,
+  assigned_at timestamp(3),
+  created_at timestamp(3) DEFAULT now(),
+  updated_at timestamp(3) DEFAULT now());
+CREATE INDEX ON unsigned_users_queue (status, priority_score);
+CREATE INDEX ON unsigned_users_queue (queue_position)
+"""
+
+FIND = """
+SELECT id, user_id, updated_at FROM unsigned_users_queue
+WHERE status = 'pending' AND assigned_to_agent IS NULL ORDER BY queue_position LIMIT 1
+"""
+"""The head. Nothing is locked, and `available_from` is not looked at."""
+
+ASSIGN = """
+UPDATE unsigned_users_queue SET status = 'assigned', assigned_to_agent = :agent,
+  assigned_at = now(), updated_at = clock_timestamp() WHERE id = :id RETURNING id
+"""
+"""By id alone: whoever comes last has the row."""
+
+CANDIDATES = """
+(SELECT user_id, current_score FROM user_call_scores
+ WHERE current_queue_type = 'unsigned_users' AND is_active
+   AND (next_call_after IS NULL OR next_call_after <= timezone('UTC', now()))
+   AND current_score = 0 ORDER BY created_at DESC)
+UNION ALL
+(SELECT user_id, current_score FROM user_call_scores
+ WHERE current_queue_type = 'unsigned_users' AND is_active
+   AND (next_call_after IS NULL OR next_call_after <= timezone('UTC', now()))
+   AND current_score > 0 AND created_at <= timezone('UTC', now()) - interval '2 hours'
+ ORDER BY current_score, created_at DESC LIMIT :limit)
+"""
+
+VALID = """
+SELECT u.is_enabled AND coalesce(u.current_signature_file_id, '') = ''
+  AND NOT (EXISTS (SELECT 1 FROM crm.claims c WHERE c.user_id = u.id)
+           AND NOT EXISTS (SELECT 1 FROM crm.claims c WHERE c.user_id = u.id
+                           AND coalesce(lower(c.status), '') <> 'cancelled'))
+FROM crm.users u WHERE u.id = :user
+"""
+
+HELD = "SELECT user_id FROM unsigned_users_queue WHERE status = 'assigned'"
+
+CALLED = """
+UPDATE user_call_scores SET current_score = current_score + 1, total_attempts = total_attempts + 1,
+  next_call_after = timezone('UTC', now()) + interval '4 hours', last_outcome = 'no_answer'
+WHERE user_id = :user
+"""
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """The row at the head as it was when it was read."""
+
+    row: UUID
+    user_id: int
+    version: object
+
+
+class Original:
+    """Find, validate on another connection, update by id; a rebuild deletes all and inserts."""
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        agents: int,
+        validation: timedelta,
+        randomness: Random,
+    ) -> None:
+        """`validation`: how long a read on the other database takes, at the median."""
+        limits = timedelta(seconds=30)
+        self.engine: Engine = connect(
+            database_url, name="replay", statement_timeout=limits, pool_size=agents + 4
+        )
+        self._replica: Engine = connect(
+            database_url,
+            name="replay replica",
+            statement_timeout=limits,
+            pool_size=REPLICA_CONNECTIONS,
+        )
+        warm(self.engine, agents)
+        warm(self._replica, min(agents, REPLICA_CONNECTIONS))
+        self._validation = validation.total_seconds()
+        self._randomness = randomness
+        self._rebuilds = 0
+        self._run(TABLE)
+        self.rebuild()
+
+    def ask(self, agent: int) -> Given | None:
+        """Ten times at the most: find the head, validate it on the replica, assign it by its id."""
+        for _ in range(ATTEMPTS):
+            found = self.find(agent)
+            if found is None:
+                return None
+            if self._is_valid(found.user_id):
+                return self.assign(agent, found)
+            self._put_aside(found)
+        return None
+
+    def find(self, agent: int) -> HeadRow | None:
+        """The head of the queue, found and not yet anybody's."""
+        with self._transaction(agent) as connection:
+            row = connection.execute(text(FIND)).first()
+        return HeadRow(row.id, row.user_id, row.updated_at) if row else None
+
+    def assign(self, agent: int, found: HeadRow) -> Given | None:
+        """The row is the agent's; None where this way says 'empty' instead."""
+        with self._transaction(agent) as connection:
+            row = connection.execute(text(ASSIGN), {"agent": agent, "id": found.row}).first()
+        if row is None:
+            raise RecordNotFound(str(found.row))
+        return Given(found.user_id, found.row)
+
+    def finish(self, agent: int, given: Given) -> bool:
+        """The outcome goes to the score row, then the entry is completed by its id."""
+        self._run(CALLED, user=given.user_id)
+        completed = (
+            "UPDATE unsigned_users_queue SET status = 'completed' WHERE id = :id RETURNING id"
+        )
+        return bool(self._run(completed, id=given.token))
+
+    def check_level(self) -> None:
+        """Fewer than 20 pending: rebuild. Assigned rows are not looked at."""
+        counted = "SELECT count(*) FROM unsigned_users_queue WHERE status = 'pending'"
+        if self._run(counted)[0][0] < LOW:
+            self.rebuild()
+
+    def rebuild(self) -> None:
+        """Every row is deleted; then the best are inserted, one statement and commit each."""
+        self._rebuilds += 1
+        self._clear()
+        self._fill(self._candidates())
+
+    def rebuilds(self) -> int:
+        """How often it was rebuilt."""
+        return self._rebuilds
+
+    def settle(self) -> None:
+        """Nothing here ends by itself: there is no lease."""
+
+    def stuck(self) -> int:
+        """Users whose row says 'assigned'."""
+        return len({row.user_id for row in self._run(HELD)})
+
+    def holders(self, user: int) -> list[int]:
+        """The agents to whom the records give this user."""
+        found = self._run(
+            "SELECT assigned_to_agent FROM unsigned_users_queue"
+            " WHERE user_id = :user AND status = 'assigned' ORDER BY 1",
+            user=user,
+        )
+        return [row[0] for row in found]
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self.engine.dispose()
+        self._replica.dispose()
+
+    def _clear(self) -> None:
+        self._run("DELETE FROM unsigned_users_queue")
+
+    def _candidates(self) -> list[Any]:
+        found = self._run(CANDIDATES, limit=LIMIT)
+        new = sum(1 for row in found if row.current_score == 0)
+        return found[: max(LIMIT, new)]
+
+    def _fill(self, candidates: list[Any]) -> None:
+        with self.engine.connect() as connection:
+            for place, row in enumerate(candidates):
+                connection.execute(
+                    text(
+                        "INSERT INTO unsigned_users_queue (user_id, priority_score, queue_position)"
+                        " VALUES (:user, :score, :place)"
+                    ),
+                    {"user": row.user_id, "score": row.current_score, "place": place + 1},
+                )
+                connection.commit()
+
+    def _is_valid(self, user: int) -> bool:
+        """By another database: its time is that of a read there, spread as such times are."""
+        if self._validation:
+            time.sleep(self._validation * self._randomness.lognormvariate(0, 0.5))
+        with self._replica.connect() as connection:
+            return bool(connection.execute(text(VALID), {"user": user}).scalar())
+
+    def _put_aside(self, found: HeadRow) -> None:
+        self._run(
+            "UPDATE unsigned_users_queue SET status = 'inactive' WHERE id = :id", id=found.row
+        )
+
+    @contextmanager
+    def _transaction(self, agent: int) -> Iterator[Connection]:
+        with self.engine.begin() as connection:
+            yield connection
+
+    def _run(self, sql: str, **parameters: object) -> list[Any]:
+        with self.engine.begin() as connection:
+            result = connection.execute(text(sql), parameters)
+            return list(result.all()) if result.returns_rows else []
+
+
+class InOneTransaction(Original):
+    """The report's first: find and update in one transaction."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:  # noqa: ANN401 - passed on
+        self._open: dict[int, Connection] = {}
+        super().__init__(*given, **options)
+
+    def ask(self, agent: int) -> Given | None:
+        """Whatever is done for this agent is one transaction, committed by `assign`."""
+        try:
+            return super().ask(agent)
+        finally:
+            if kept := self._open.pop(agent, None):
+                kept.close()
+
+    def assign(self, agent: int, found: HeadRow) -> Given | None:
+        """And commit."""
+        given = super().assign(agent, found)
+        self._open[agent].commit()
+        return given
+
+    @contextmanager
+    def _transaction(self, agent: int) -> Iterator[Connection]:
+        if agent not in self._open:
+            self._open[agent] = self.engine.connect()
+        yield self._open[agent]
+
+    def close(self) -> None:
+        """Give back the connections."""
+        for connection in self._open.values():
+            connection.close()
+        super().close()
+
+
+class Retried(Original):
+    """The report's second: an update that failed is tried again, with exponential back-off."""
+
+    def assign(self, agent: int, found: HeadRow) -> Given | None:
+        """The same id again: it never comes back."""
+        for attempt in range(RETRIES):
+            try:
+                return super().assign(agent, found)
+            except RecordNotFound:
+                time.sleep(BACK_OFF_SECONDS * 2**attempt)
+        return super().assign(agent, found)
+
+
+class Optimistic(Original):
+    """The report's third: the update names the version that was read; a conflict finds anew."""
+
+    def ask(self, agent: int) -> Given | None:
+        """So often, each time from the find; then the agent is told that the queue is empty."""
+        for _ in range(RETRIES):
+            try:
+                return super().ask(agent)
+            except RecordNotFound:
+                continue
+        return super().ask(agent)
+
+    def assign(self, agent: int, found: HeadRow) -> Given | None:
+        """Only if nobody has touched the row since."""
+        guarded = ASSIGN.replace("WHERE", "WHERE status = 'pending' AND updated_at = :version AND")
+        rows = self._run(guarded, agent=agent, id=found.row, version=found.version)
+        if not rows:
+            raise RecordNotFound(str(found.row))
+        return Given(found.user_id, found.row)
+
+
+class Locked(InOneTransaction):
+    """A lock keeps every claim out while the queue is rebuilt."""
+
+    SHARED = "SELECT pg_advisory_xact_lock_shared(907)"
+
+    def rebuild(self) -> None:
+        """Alone: claims under way are waited for, those that come wait."""
+        with self.engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(907)"))
+            super().rebuild()
+
+    def find(self, agent: int) -> HeadRow | None:
+        """Not while a rebuild runs."""
+        with self._transaction(agent) as connection:
+            connection.execute(text(self.SHARED))
+        return super().find(agent)
+
+
+class Upserted(Original):
+    """A row that is gone is inserted again."""
+
+    def assign(self, agent: int, found: HeadRow) -> Given | None:
+        """Always succeeds."""
+        self._run(
+            "INSERT INTO unsigned_users_queue (id, user_id, queue_position, status,"
+            " assigned_to_agent) VALUES (:id, :user, 1, 'assigned', :agent)"
+            " ON CONFLICT (id) DO UPDATE SET status = 'assigned', assigned_to_agent = :agent",
+            id=found.row,
+            user=found.user_id,
+            agent=agent,
+        )
+        return Given(found.user_id, found.row)
+
+
+class SkipLocked(Original):
+    """The claim is one statement that no other claim can meet; a rebuild still deletes all."""
+
+    def find(self, agent: int) -> HeadRow | None:
+        """Found and assigned at once; validated afterwards."""
+        rows = self._run(
+            ASSIGN.replace(
+                ":id", f"({FIND} FOR UPDATE SKIP LOCKED)".replace("id, user_id, updated_at", "id")
+            )
+            + ", user_id, updated_at",
+            agent=agent,
+        )
+        return HeadRow(rows[0].id, rows[0].user_id, rows[0].updated_at) if rows else None
+
+    def assign(self, agent: int, found: HeadRow) -> Given | None:
+        """It is already."""
+        return Given(found.user_id, found.row)
+
+
+class Spared(SkipLocked):
+    """Besides, a rebuild leaves assigned rows and their users alone. There is no lease."""
+
+    def _clear(self) -> None:
+        self._run("DELETE FROM unsigned_users_queue WHERE status <> 'assigned'")
+
+    def _candidates(self) -> list[Any]:
+        held = {row[0] for row in self._run(HELD)}
+        return [row for row in super()._candidates() if row.user_id not in held]
+
+
+WAYS: dict[str, tuple[str, Callable[..., Original]]] = {
+    "original": ("find, validate, update by id; delete all and insert", Original),
+    "transaction": ("find and update in one transaction", InOneTransaction),
+    "retry": ("retry with exponential back-off", Retried),
+    "optimistic": ("optimistic locking, and find again", Optimistic),
+    "lock": ("a lock while the queue is rebuilt", Locked),
+    "upsert": ("upsert instead of update", Upserted),
+    "skip-locked": ("FOR UPDATE SKIP LOCKED", SkipLocked),
+    "spared": ("SKIP LOCKED, and a rebuild spares assigned rows", Spared),
+}
+"""Every way but ours: its name, what it changes, and how to make one."""

@@ -1,0 +1,149 @@
+"""Our way, as the replay drives it: the same operations in the same turns as the sequencer's.
+
+Every agent's thread runs its own turn, over one of two connections: one works while the other waits
+for the lane's row lock, which orders what on the real stack the assignment queue orders already.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from datetime import timedelta
+from random import Random
+
+from sqlalchemy import text
+
+from assignment_workers.assignment import jobs
+from assignment_workers.assignment.answers import Assigned, CommandAnswer, Empty, Finished, Held
+from assignment_workers.assignment.claims.claim import claim
+from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.generations.levels import low
+from assignment_workers.assignment.generations.publish import publish
+from assignment_workers.assignment.generations.regenerate import regenerate
+from assignment_workers.assignment.lifecycle.expire import expire
+from assignment_workers.assignment.lifecycle.finish import finish
+from assignment_workers.assignment.lifecycle.moves import Complete, Owner
+from assignment_workers.errors import AssignmentWorkersError
+from assignment_workers.lab.incident.dialer import Given
+from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
+from assignment_workers.schema.engine import connect
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
+from assignment_workers.settings import Settings
+
+QUEUE = UNSIGNED_USERS.queue
+LEASE = timedelta(seconds=4)
+"""Longer than any call of the replay: an agent who is there never lets it lapse."""
+
+
+class Surprise(AssignmentWorkersError):
+    """An answer that this load does not call for."""
+
+
+class Ours:
+    """A request is judged and handed out in one turn; a rebuild is published in another."""
+
+    def __init__(
+        self, database_url: str, *, agents: int, validation: timedelta, randomness: Random
+    ) -> None:
+        """`validation`: nothing, for a claim reads the facts that it needs in its own statement."""
+        self.settings = Settings.from_environment({}).model_copy(update={"lease": LEASE})
+        self.engine, self._sequencer = (
+            connect(
+                database_url,
+                name="replay",
+                statement_timeout=timedelta(seconds=30),
+                lock_timeout=timedelta(seconds=30),
+                pool_size=size,
+                index_plans_only=not whole,
+            )
+            for size, whole in ((4, True), (2, False))
+        )
+        self.runner = TransactionRunner(self._sequencer, term=0, randomness=randomness)
+        self._numbers = itertools.count(1)
+        self._rebuilds = 0
+        self.rebuild()
+
+    def ask(self, agent: int) -> Given | None:
+        """One turn."""
+        request = ClaimRequest(agent, f"replay-{next(self._numbers)}", QUEUE)
+        (answer,) = self.runner.run(
+            lambda transaction: claim(
+                transaction, [request], policies=POLICIES, settings=self.settings
+            )
+        )
+        match answer:
+            case Assigned(assignment=held):
+                return Given(held.user_id, held)
+            case Empty():
+                return None
+            case other:
+                raise Surprise(f"agent {agent} asked and was told: {other}")
+
+    def finish(self, agent: int, given: Given) -> bool:
+        """One turn: the score, the entry and the hold together."""
+        held = given.token
+        if not isinstance(held, Held):
+            raise TypeError(f"not given by this dialer: {given}")
+        owner = Owner(held.id, agent, held.version)
+        answer = self.runner.run(
+            lambda transaction: finish(transaction, [Complete(owner, "no_answer")])[0]
+        )
+        return isinstance(answer, Finished)
+
+    def check_level(self) -> None:
+        """The queue is low, by its claimable users and its last build: rebuild it."""
+        with self.engine.connect() as connection:
+            if not low(connection, [QUEUE], settings=self.settings):
+                return
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Build beside the published generation; then publish in a turn."""
+        self._rebuilds += 1
+        number = self.build()
+        if number is not None:
+            self.publish(number)
+
+    def build(self) -> int | None:
+        """A generation beside the published one; None when another build was under way."""
+
+        def work(given: jobs.Work) -> jobs.Counts:
+            number, _ = regenerate(given, UNSIGNED_USERS, trigger="hand", settings=self.settings)
+            return {"generation": number}
+
+        job = jobs.Job("queue.regenerate", "hand", QUEUE)
+        return jobs.run(self.engine, job, work).counts.get("generation")
+
+    def publish(self, generation: int) -> CommandAnswer:
+        """The pointer flips."""
+        return self.runner.run(lambda transaction: publish(transaction, generation))
+
+    def rebuilds(self) -> int:
+        """How often it was rebuilt."""
+        return self._rebuilds
+
+    def settle(self) -> None:
+        """Until the leases of those who went away have lapsed."""
+        ends = time.monotonic() + LEASE.total_seconds() + 1
+        while self.stuck() and time.monotonic() < ends:
+            time.sleep(0.05)
+            self.runner.run(lambda transaction: expire(transaction, settings=self.settings))
+
+    def stuck(self) -> int:
+        """Active assignments."""
+        counted = text("SELECT count(*) FROM assignment.assignments WHERE state = 'active'")
+        with self.engine.connect() as connection:
+            return int(connection.execute(counted).scalar_one())
+
+    def holders(self, user: int) -> list[int]:
+        """The agents to whom the records give this user."""
+        found = text(
+            "SELECT agent_id FROM assignment.assignments WHERE user_id = :u AND state = 'active'"
+        )
+        with self.engine.connect() as connection:
+            return list(connection.execute(found, {"u": user}).scalars())
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self.engine.dispose()
+        self._sequencer.dispose()

@@ -1,0 +1,183 @@
+"""The same load on every way to hand out users, each on its own copy of the same data."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from random import Random
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+from pydantic import BaseModel
+from sqlalchemy import make_url
+
+from assignment_workers.devstack import demo
+from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.lab.incident.dialer import Dialer
+from assignment_workers.lab.incident.load import LoadPlan, Truth, run
+from assignment_workers.lab.incident.original import WAYS
+from assignment_workers.lab.incident.ours import Ours
+from assignment_workers.schema.engine import connect
+from assignment_workers.schema.migrate import upgrade
+
+OURS = "ours"
+OUR_WAY = "judge and hand out in one turn, publish in another"
+NAMES = (*WAYS, OURS)
+
+
+class ReplayResult(BaseModel):
+    """What one way did under the load. Times are milliseconds."""
+
+    name: str
+    way: str
+    requests: int
+    assigned: int
+    not_found: int
+    """Failures like P2025: the row that was found is gone at the update."""
+    failed: int
+    """Requests that failed in another way."""
+    held_twice: int
+    """Users whom two agents had at the same time."""
+    destroyed: int
+    """Holds that were gone when their agent came to finish the call."""
+    told_empty: int
+    """Requests whose agent saw 'queue empty', though a user was waiting."""
+    lost: int
+    """Users who, all agents gone and the queue rebuilt, are still held by nobody who is there."""
+    rebuilds: int
+    median_ms: float
+    p99_ms: float
+    errors: dict[str, int]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing went wrong."""
+        wrong = (self.not_found, self.failed, self.held_twice, self.destroyed)
+        return not any((*wrong, self.told_empty, self.lost, self.errors))
+
+
+class ReplayReport(BaseModel):
+    """A whole replay."""
+
+    seed: int
+    agents: int
+    seconds: float
+    speed: float
+    users: int
+    validation_ms: float
+    results: list[ReplayResult]
+
+
+def replay(
+    server_url: str,
+    plan: LoadPlan,
+    names: Iterable[str] = NAMES,
+    *,
+    done: Callable[[ReplayResult], object] = lambda _: None,
+) -> ReplayReport:
+    """Every way by turns, in scratch databases that are made on this server and dropped again.
+
+    The database that `server_url` names is neither read nor written. `done` is told each result.
+    Raises `UsageError` where no database may be made there, `DatabaseUnavailable`.
+    """
+    results: list[ReplayResult] = []
+    with _scratch(server_url, plan) as copies:
+        for name in names:
+            with copies() as url:
+                results.append(_measure(name, url, plan))
+            done(results[-1])
+    return ReplayReport(
+        seed=plan.seed,
+        agents=plan.agents,
+        seconds=plan.seconds,
+        speed=plan.speed,
+        users=plan.users,
+        validation_ms=plan.validation.total_seconds() * 1000,
+        results=results,
+    )
+
+
+def _measure(name: str, url: str, plan: LoadPlan) -> ReplayResult:
+    randomness = Random(plan.seed)
+    ways: dict[str, tuple[str, Callable[..., Dialer]]] = {**WAYS, OURS: (OUR_WAY, Ours)}
+    way, make = ways[name]
+    looking = connect(url, name="replay", statement_timeout=timedelta(seconds=30), pool_size=8)
+    dialer = make(url, agents=plan.agents, validation=plan.validation, randomness=randomness)
+    try:
+        truth = run(dialer, plan, looking)
+        dialer.settle()
+        dialer.rebuild()
+        return _result(name, way, dialer, truth)
+    finally:
+        dialer.close()
+        looking.dispose()
+
+
+def _result(name: str, way: str, dialer: Dialer, truth: Truth) -> ReplayResult:
+    waits = sorted(truth.waits) or [0.0]
+    return ReplayResult(
+        name=name,
+        way=way,
+        requests=truth.counts["requests"],
+        assigned=truth.counts["assigned"],
+        not_found=truth.counts["not_found"],
+        failed=truth.counts["failed"],
+        held_twice=truth.held_twice,
+        destroyed=truth.counts["destroyed"],
+        told_empty=truth.counts["false_empty"],
+        lost=dialer.stuck(),
+        rebuilds=dialer.rebuilds(),
+        median_ms=round(statistics.median(waits) * 1000, 1),
+        p99_ms=round(waits[min(len(waits) - 1, round(len(waits) * 0.99))] * 1000, 1),
+        errors=dict(truth.errors),
+    )
+
+
+@contextmanager
+def _scratch(
+    server_url: str, plan: LoadPlan
+) -> Iterator[Callable[[], AbstractContextManager[str]]]:
+    """A database with the demo CRM, and copies of it; all are dropped at the end."""
+    with _database(server_url, "template0") as (name, url):
+        upgrade(url)
+        engine = connect(url, name="replay", statement_timeout=timedelta(minutes=5))
+        with engine.begin() as connection:
+            demo.seed(connection, users=plan.users, seed=plan.seed, now=datetime.now(UTC))
+        engine.dispose()
+
+        @contextmanager
+        def copy() -> Iterator[str]:
+            with _database(server_url, name) as (_, made):
+                yield made
+
+        yield copy
+
+
+@contextmanager
+def _database(server_url: str, template: str) -> Iterator[tuple[str, str]]:
+    name = f"assignment_workers_replay_{uuid4().hex[:12]}"
+    given = make_url(server_url)
+    plain = given.set(drivername="postgresql").render_as_string(hide_password=False)
+    made = sql.Identifier(name)
+    try:
+        with psycopg.connect(plain, autocommit=True) as admin:
+            admin.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(made, sql.Identifier(template))
+            )
+    except psycopg.errors.InsufficientPrivilege:
+        raise UsageError(
+            f"the role {given.username} may not make databases, and the replay runs in databases "
+            "of its own: give it CREATEDB, or unset DATABASE_URL"
+        ) from None
+    except psycopg.OperationalError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DatabaseUnavailable(f"the database cannot be reached: {reason}") from error
+    try:
+        own = given.set(database=name).render_as_string(hide_password=False)
+        yield name, own
+    finally:
+        with psycopg.connect(plain, autocommit=True) as admin:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(made))

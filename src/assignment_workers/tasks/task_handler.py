@@ -1,0 +1,397 @@
+"""The one door of every task: arguments are validated, errors mapped, answers counted.
+
+A wrong message gets a `refused` answer and is kept as a dead letter; so is whatever fails for a
+reason that no retry mends. The line goes on in either case.
+"""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from time import monotonic
+from traceback import extract_tb
+from typing import Any, Concatenate, TypeVar, cast
+
+import structlog
+from celery import Celery, Task
+from celery.backends.redis import RedisBackend
+from celery.exceptions import WorkerTerminate
+from pydantic import ValidationError, validate_call
+from redis import Redis
+from sqlalchemy import Engine
+from sqlalchemy.exc import ProgrammingError
+
+from assignment_workers import traces
+from assignment_workers.assignment.answers import Code, Refused, Unavailable
+from assignment_workers.assignment.claims.idempotency import LONGEST_ID, CommandIdentity
+from assignment_workers.assignment.lanes import Lanes
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.client.wire.message import (
+    BY,
+    COMMAND_ID,
+    COMMAND_POSITION,
+    DEAD_LETTER,
+    SIGNATURE,
+    signature,
+)
+from assignment_workers.errors import (
+    CrmUnavailable,
+    DatabaseUnavailable,
+    NotStored,
+    StaleTerm,
+    TaskFailed,
+    plain,
+)
+from assignment_workers.policy.outcomes import Outcome
+from assignment_workers.sequencer.refusals import Refusals
+from assignment_workers.sequencer.sequencer import Sequencer
+from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
+from assignment_workers.sequencer.transaction_runner import TransactionRunner
+from assignment_workers.settings import Settings
+from assignment_workers.tasks.arguments import MANY, WORD_AT_MOST
+from assignment_workers.tasks.censored import Censored
+from assignment_workers.telemetry import ANSWERS, TASK_SECONDS, TOGETHER
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 2.0
+REQUESTS_NAMED = 20
+"""Request ids that a line of the log names; it says how many there are."""
+UNAUTHENTICATED = "unauthenticated: "
+"""Stands before the name of somebody who is said to act, and may be anybody with the broker."""
+MANY_IN = "requests"
+"""The parameter of a task of many."""
+_BOUND = ("task", "task_id", "request_id", "requests", "term")
+
+
+class App(Celery):
+    """The Celery application with what the tasks of this process work on."""
+
+    settings: Settings
+    lanes: Lanes
+    outcomes: Mapping[str, Outcome]
+    engine: Engine
+    line_tasks: frozenset[str]
+    """The tasks that the assignment queue carries, and those that `maintenance` does."""
+    maintenance_tasks: frozenset[str]
+    heartbeat_tasks: frozenset[str]
+    """Those of the maintenance tasks that wait for no job."""
+    serves: str
+    """The Celery queue of this process, and the tasks that it carries out."""
+    served: frozenset[str]
+    refusals: Refusals
+    suspects: Suspects
+    sequencer: Sequencer
+    """Only in the sequencer's process."""
+
+    def _load_config(self) -> Any:
+        """Celery's, but what is shown of it has no password: see `censored.Censored`."""
+        loaded = super()._load_config()  # type: ignore[misc]
+        object.__setattr__(loaded, "__class__", Censored)
+        return loaded
+
+    @property
+    def results(self) -> Redis:
+        """The Redis that results are written to."""
+        return cast(Redis, cast(RedisBackend, self.backend).client)
+
+
+class HandledTask(Task[..., Any]):
+    """A task whose body is an operation; see `task_handler`."""
+
+    abstract = True
+    typing = False
+    Request = "assignment_workers.tasks.redaction:RedactedRequest"
+    acks_on_failure = True
+    resultrepr_maxsize = 0
+    """Celery writes out nothing of an answer: `RedactedRequest` does."""
+    answered: object = None
+    """What it returned last: processes run one task at a time."""
+    operation: Callable[..., Any]
+    parameters: Sequence[str] = ()
+    """The names of what a message may say, in their order."""
+    _part: int | None = None
+    """The part of a message of many that is carried out alone."""
+
+    @property
+    def of(self) -> App:
+        """The application, with its type."""
+        return cast(App, self.app)
+
+    @property
+    def runner(self) -> TransactionRunner:
+        """Where turns are taken; raises `StaleTerm` in a process that does not lead."""
+        return self.of.sequencer.runner
+
+    def once(
+        self,
+        operation: Callable[[FencedTransaction], T],
+        *,
+        subject: str | None = None,
+        part: int | None = None,
+    ) -> T:
+        """Carry an operation out in a turn, once for this message; the same answer ever after.
+
+        The message's id is its header `command_id`, which stays the same when it is sent again, or
+        its task id. `subject`, the state that it sets, and its header `command_position` have an
+        older command refused. `part`: of a message of several turns, which one.
+        """
+        said = self.request
+        if self._part is not None:
+            part = self._part
+        name = _fit(getattr(said, COMMAND_ID, None) or said.id, part)
+        position = getattr(said, COMMAND_POSITION, None)
+        if not isinstance(position, int) or isinstance(position, bool):
+            position = None
+        command = CommandIdentity(name, self.name, subject, position)
+        return self.runner.run(operation, command=command)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        bound = self._bound(kwargs)
+        structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **bound)
+        traces.link_callers(getattr(self.request, traces.SHARED, None), bound)
+        began = monotonic()
+        args, kwargs = self._attributed(args, kwargs)
+        try:
+            answer = self._answer(args, kwargs)
+            outcomes = _count(self.name, answer)
+            log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
+        except ValidationError as error:
+            reason = one_line(error, self.parameters)
+            self.store_dead_letter(args, kwargs, f"refused: {reason}", replayable=False)
+            answer = Refused(code=Code.MALFORMED, reason=reason)
+        except DatabaseUnavailable as error:
+            log.warning("unavailable", reason=str(error))
+            after = error.retry_after if isinstance(error, CrmUnavailable) else RETRY_SECONDS
+            answer = Unavailable(retry_after=after, reason=error.general)
+        except StaleTerm as error:
+            # Nothing was committed, nothing is acknowledged: the leader's next sweep puts the
+            # message back at the head.
+            self.of.sequencer.overtaken(error)
+            raise WorkerTerminate(os.EX_TEMPFAIL) from error
+        except ProgrammingError as error:
+            # The database is not as this version needs it, the CRM's tables are not there, say.
+            general = DatabaseUnavailable.general
+            self.store_dead_letter(args, kwargs, f"{general}: {str(error.orig).splitlines()[0]}")
+            answer = Unavailable(retry_after=RETRY_SECONDS, reason=general)
+        except Exception as error:  # noqa: BLE001 - raised again, without its words
+            self.store_dead_letter(args, kwargs, f"{type(error).__name__}: {error}")
+            # Celery logs, stores and announces what is raised; a database's error repeats the row.
+            where = [f"{each.filename}:{each.lineno}" for each in extract_tb(error.__traceback__)]
+            log.error("task_failed", error=type(error).__name__, where=where[-3:])  # noqa: TRY400
+            raise TaskFailed(type(error).__name__) from None
+        finally:
+            TASK_SECONDS.labels(self.name).observe(monotonic() - began)
+            structlog.contextvars.unbind_contextvars(*_BOUND)
+        self.answered = answer
+        return answer
+
+    def parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
+        """The requests of a message of many, each answered by itself; None for another one."""
+        if MANY_IN not in self.parameters:
+            return None
+        place = self.parameters.index(MANY_IN) - 1  # the first is the task
+        found = args[place] if len(args) > place else kwargs.get(MANY_IN)
+        return found if isinstance(found, list) and len(found) <= MANY else None
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry the message out; one that has ended a process request by request.
+
+        Each request has then turns of its own, so that the process ends within the one that ends
+        it; that one is a dead letter from then on, and refused.
+        """
+        suspicion = self.of.suspects.suspicion
+        parts = self.parts(args, kwargs) if suspicion is not None else None
+        if suspicion is None or suspicion.ends == 0 or parts is None:
+            return self.operation(self, *args, **kwargs)
+        answered = self._answered()
+        if isinstance(answered, list):
+            return answered
+        refused = Refused(code=Code.MALFORMED, reason=ended(ENDS_AT_MOST))
+        for part in suspicion.parts[suspicion.buried :]:
+            self.store_dead_letter(([parts[part]],), {}, refused.reason)
+        in_hand = self.of.refusals.in_hand
+        if in_hand is not None and not in_hand.unstored:
+            self.of.suspects.parts_are_buried()
+        answers: list[Any] = []
+        try:
+            for self._part, said in enumerate(parts):
+                if self._part in suspicion.parts:
+                    answers.append(refused)
+                    continue
+                self.of.suspects.try_part(self._part)
+                answers += self.operation(self, [said])
+        finally:
+            self._part = None
+        self.of.suspects.try_part(None)
+        return answers
+
+    def _answered(self) -> object:
+        """What the message was answered before its process ended; None where it was not."""
+
+        def unanswered(_: FencedTransaction) -> object:
+            raise _UnansweredError
+
+        if self.name not in self.of.line_tasks:
+            return None
+        try:
+            return self.once(unanswered)
+        except _UnansweredError:
+            return None
+
+    def _attributed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments; who acts is marked where no door of ours has signed that it was they.
+
+        Everybody with the broker's password can write any name into `by`.
+        """
+        if BY not in self.parameters:
+            return args, kwargs
+        said, key = self.request, self.of.settings.signing_key
+        given = getattr(said, SIGNATURE, None)
+        if key is not None and isinstance(given, str):
+            name = str(getattr(said, COMMAND_ID, None) or said.id)
+            expected = signature(key, self.name, name, args, kwargs)
+            if hmac.compare_digest(given.encode(), expected.encode()):
+                return args, kwargs
+        place = self.parameters.index(BY) - 1  # the first is the task
+        marked = [_unauthenticated(one) if n == place else one for n, one in enumerate(args)]
+        if BY in kwargs:
+            kwargs = kwargs | {BY: _unauthenticated(kwargs[BY])}
+        return tuple(marked), kwargs
+
+    def _bound(self, said: dict[str, Any]) -> dict[str, object]:
+        """What every line of the log about this message has: its request ids and the term."""
+        bound: dict[str, object] = {}
+        many = said.get("requests")
+        each = many if isinstance(many, list) else [said]
+        named = [one["request_id"] for one in each if isinstance(one, dict) and "request_id" in one]
+        if named:
+            bound["request_id"] = ",".join(map(str, named[:REQUESTS_NAMED]))
+        if isinstance(many, list):
+            bound["requests"] = len(many)
+            TOGETHER.observe(len(many))
+        sequencer = getattr(self.app, "sequencer", None)
+        if sequencer is not None:
+            bound["term"] = sequencer.term
+        return bound
+
+    def store_dead_letter(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        error: str,
+        *,
+        replayable: bool = True,
+    ) -> None:
+        """Store what could not be handled as a dead letter.
+
+        Where that cannot be written now, the message is not acknowledged before it is.
+        """
+        of, said = self.of, self.request
+        store = partial(
+            of.refusals.store,
+            (said.delivery_info or {}).get("routing_key"),
+            json.dumps({"args": args, "kwargs": kwargs}, default=str),
+            error,
+            task=self.name,
+            task_id=said.id,
+            replayable=replayable,
+            again=getattr(said, DEAD_LETTER, None),
+        )
+        try:
+            store()
+        except NotStored:
+            message = of.refusals.in_hand
+            if message is None:
+                raise
+            message.unstored.append(store)
+
+
+class _UnansweredError(Exception):
+    """A look at the answers has found none."""
+
+
+def _unauthenticated(by: object) -> object:
+    if not isinstance(by, str) or len(by) > WORD_AT_MOST or by.startswith(UNAUTHENTICATED):
+        return by  # too long a one is refused, in the words for that
+    return f"{UNAUTHENTICATED}{by}"[:WORD_AT_MOST]
+
+
+def task_handler(
+    app: App,
+    name: str,
+    operation: Callable[Concatenate[HandledTask, ...], Any],
+    *,
+    in_flower: bool = True,
+) -> None:
+    """Register `operation` as the task `name`.
+
+    Its first parameter is the task; the others, with their types, are what a message may say.
+    `in_flower`: whether the worker sends Celery's events of it, which is what Flower lists.
+    """
+    validated = validate_call(config={"arbitrary_types_allowed": True})(operation)
+    run = app.task(
+        name=name,
+        base=HandledTask,
+        bind=True,
+        shared=False,
+        send_events=in_flower,
+        operation=staticmethod(validated),
+        parameters=list(inspect.signature(operation).parameters),
+    )
+    run(_named(operation))
+
+
+def _fit(name: object, part: int | None) -> str:
+    """A message's id as it is stored; its digest where a column could not have it."""
+    said = str(name) if part is None else f"{name}#{part}"
+    if 0 < len(said) <= LONGEST_ID and "\0" not in said and said.isprintable():
+        return said
+    return blake2b(said.encode(errors="surrogatepass"), digest_size=32).hexdigest()
+
+
+def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """What Celery takes the task's name and documentation from.
+
+    `HandledTask.__call__` runs instead.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    run.__doc__ = inspect.getdoc(operation)
+    run.__name__ = operation.__name__
+    return run
+
+
+def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
+    """What was wrong with which argument, in one line.
+
+    A positional one is named by `parameters`.
+    """
+    first = error.errors()[0]
+    head, *rest = first["loc"]
+    named = parameters[head] if isinstance(head, int) and head < len(parameters) else head
+    where = ".".join(str(part) for part in (named, *rest))
+    shown = "" if first["type"] == "missing_argument" else f" (given: {first['input']!r:.80})"
+    named_at = where if where.isprintable() else repr(where)
+    return f"{named_at:.80}: {plain(first['msg'])}{shown}"
+
+
+def _count(task: str, answer: object) -> dict[str, int]:
+    """Count the answers of a task, and say how many there are of each outcome."""
+    each = answer if isinstance(answer, list) else [answer]
+    outcomes = Counter(str(getattr(one, "outcome", "done")) for one in each)
+    for outcome, count in outcomes.items():
+        ANSWERS.labels(task, outcome).inc(count)
+    return dict(outcomes)

@@ -1,0 +1,222 @@
+"""Traces by OpenTelemetry's own instrumentations: off unless asked for, and then never imported.
+
+`OTEL_TRACES_EXPORTER` asks for them; the other standard variables (`OTEL_SERVICE_NAME`,
+`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, `OTEL_PROPAGATORS`) mean what
+OpenTelemetry says. A trace begins with a call of the gateway, a message or an ask of the Python
+client, and goes on through the task to each statement of SQL.
+
+Callers who share a message have traces of their own: the task's span belongs to that of the first,
+and has a link to each of the others; the span of each other ask has a link to that of the first.
+
+No person's words are in a span: statements have no values, and of an exception its type is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points, version
+from typing import TYPE_CHECKING, Any
+
+from assignment_workers.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import Span, SpanContext, Tracer
+    from sqlalchemy import Engine
+
+NAME = "assignment-workers"
+SHARED = "traces"
+"""The header that names the other callers of a message, each as a `traceparent`."""
+LINKED_AT_MOST = 128
+UNTRACED = ("/healthz", "/readyz", "/metrics", "/assets/", "/v1/events")
+"""What the gateway is asked all the time."""
+
+_EXPORTER = "OTEL_TRACES_EXPORTER"
+_EXPORTERS = "opentelemetry_traces_exporter"
+
+_tracer: Tracer | None = None
+
+
+def set_up(environment: MutableMapping[str, str]) -> None:
+    """Trace this process, if the environment asks for it; for the processes of a stack.
+
+    Raises `UsageError`, one line, where OpenTelemetry or the exporter is not installed.
+    """
+    named = environment.get(_EXPORTER, "").strip()
+    if named in {"", "none"} or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return
+    environment.setdefault("OTEL_SERVICE_NAME", NAME)
+    try:
+        from opentelemetry import trace
+        from opentelemetry.instrumentation.celery import CeleryInstrumentor
+        from opentelemetry.instrumentation.redis import RedisInstrumentor
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from assignment_workers.traces.span_filters import DropRootClientSpans, RedactingExporter
+    except ImportError as error:
+        raise UsageError(_not_installed(f"{_EXPORTER}={named!r}", error)) from None
+    provider = TracerProvider()
+    provider.sampler = DropRootClientSpans(provider.sampler)
+    for exporter in _exporters(named):
+        provider.add_span_processor(BatchSpanProcessor(RedactingExporter(exporter)))
+    trace.set_tracer_provider(provider)
+    CeleryInstrumentor().instrument()  # type: ignore[no-untyped-call]
+    RedisInstrumentor().instrument()
+    follow()
+
+
+def follow() -> None:
+    """From now on the Python clients carry on the trace of whoever asks.
+
+    For a program that has set up OpenTelemetry itself. Raises `UsageError` where it is not
+    installed.
+    """
+    global _tracer  # noqa: PLW0603 - a process is traced or it is not
+    try:
+        from opentelemetry import trace
+    except ImportError as error:
+        raise UsageError(_not_installed("traces", error)) from None
+    _tracer = trace.get_tracer(NAME, version(NAME))
+
+
+def instrument_engine(engine: Engine) -> None:
+    """Trace the statements of this engine; for the one engine of a process."""
+    if _tracer is not None:
+        from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+
+        # It says that it knows SQLAlchemy up to 2.0; the events it listens to are the same since.
+        SQLAlchemyInstrumentor().instrument(engine=engine, skip_dep_check=True)
+
+
+def gateway_telemetry() -> TelemetryConfig:
+    """What FastAPI traces by itself: the calls, if this process is traced."""
+    return {
+        "tracing": _tracer is not None,
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+        "exclude": lambda scope: str(scope.get("path", "")).startswith(UNTRACED),
+    }
+
+
+@dataclass(frozen=True)
+class CallerSpan:
+    """What one caller asks, from the asking to the answer."""
+
+    span: Span
+
+    def end(self) -> None:
+        """It is answered, or the caller has gone."""
+        self.span.end()
+
+
+def ask(task: str, said: Mapping[str, object]) -> CallerSpan | None:
+    """The ask of whoever runs now; None while nothing is traced."""
+    if _tracer is None:
+        return None
+    from opentelemetry.trace import SpanKind
+
+    facts = {f"{NAME}.{name}": said[name] for name in _NAMED if said.get(name) is not None}
+    return CallerSpan(
+        _tracer.start_span(
+            f"ask {task}",
+            kind=SpanKind.PRODUCER,
+            attributes={name: str(value) for name, value in facts.items()},
+        )
+    )
+
+
+_NAMED = ("request_id", "assignment_id", "agent_id")
+
+
+@contextmanager
+def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
+    """Within: the message of these callers is sent. Gives its headers, none while not traced."""
+    known = [each.span for each in asks if each is not None]
+    if not known:
+        yield {}
+        return
+    from opentelemetry import context
+    from opentelemetry.propagate import inject
+    from opentelemetry.trace import set_span_in_context
+
+    known.sort(key=lambda span: not span.is_recording())  # the first of those that are kept
+    first, *others = known
+    told = first.get_span_context()
+    for span in others:
+        span.add_link(told)
+    headers: dict[str, Any] = {}
+    within = set_span_in_context(first, context.Context())
+    inject(headers, context=within)
+    if others:
+        headers[SHARED] = [_written(span.get_span_context()) for span in others[:LINKED_AT_MOST]]
+    token = context.attach(within)
+    try:
+        yield headers
+    finally:
+        context.detach(token)
+
+
+def inject_headers() -> dict[str, Any]:
+    """The headers of a message that whoever runs now sends; none while nothing is traced."""
+    headers: dict[str, Any] = {}
+    if _tracer is not None:
+        from opentelemetry.propagate import inject
+
+        inject(headers)
+    return headers
+
+
+def link_callers(shared: object, facts: Mapping[str, object]) -> None:
+    """Say of the span of the task that runs: whom it serves besides the first, and these facts."""
+    if _tracer is None:
+        return
+    from opentelemetry import trace
+
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    for each in shared[:LINKED_AT_MOST] if isinstance(shared, list) else ():
+        found = _read(str(each))
+        if found.is_valid:
+            span.add_link(found)
+    for name, value in facts.items():
+        span.set_attribute(f"{NAME}.{name}", value if isinstance(value, int) else str(value))
+
+
+def _written(told: SpanContext) -> str:
+    return f"00-{told.trace_id:032x}-{told.span_id:016x}-{int(told.trace_flags):02x}"
+
+
+def _read(said: str) -> SpanContext:
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    found = TraceContextTextMapPropagator().extract({"traceparent": said})
+    return trace.get_current_span(found).get_span_context()
+
+
+def _exporters(named: str) -> Iterator[SpanExporter]:
+    for each in (name.strip() for name in named.split(",")):
+        name = "otlp_proto_http" if each == "otlp" else each
+        found = list(entry_points(group=_EXPORTERS, name=name))
+        if not found:
+            there = sorted({entry.name for entry in entry_points(group=_EXPORTERS)} | {"otlp"})
+            raise UsageError(
+                f"{_EXPORTER}={named!r}: no exporter {each!r} is installed; "
+                f"there are {', '.join(there)}, and none"
+            )
+        made: SpanExporter = found[0].load()()
+        yield made
+
+
+def _not_installed(what: str, error: ImportError) -> str:
+    return (
+        f"{what}: {error.name} is not installed; it comes with the extra `traces`: "
+        "pip install 'assignment-workers[traces]'"
+    )

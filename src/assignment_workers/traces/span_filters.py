@@ -1,0 +1,89 @@
+"""What of a trace is kept and what is told of it. Needs the extra `traces`: see `traces`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, Status, TraceState, get_current_span
+from opentelemetry.util.types import Attributes
+
+PROBE = "assignment.probe"
+"""Travels the line every two seconds: traces of little else would be kept."""
+KEPT = "exception.type"
+
+
+class DropRootClientSpans(Sampler):
+    """Leaves out what belongs to no call and no message: the polls of a worker, and the probe."""
+
+    def __init__(self, then: Sampler) -> None:
+        self._then = then
+        """Decides about all else: what `OTEL_TRACES_SAMPLER` names."""
+
+    def should_sample(  # noqa: PLR0917 - the SDK's own
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """See the SDK's `Sampler`."""
+        is_root = not get_current_span(parent_context).get_span_context().is_valid
+        if (is_root and kind is SpanKind.CLIENT) or name.endswith(f"/{PROBE}"):
+            return SamplingResult(Decision.DROP)
+        return self._then.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, trace_state
+        )
+
+    def get_description(self) -> str:
+        """What it is called."""
+        return f"DropRootClientSpans{{{self._then.get_description()}}}"
+
+
+class RedactingExporter(SpanExporter):
+    """Hands on spans without what an exception said: it may repeat what an agent wrote."""
+
+    def __init__(self, to: SpanExporter) -> None:
+        self._to = to
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """See the SDK's `SpanExporter`."""
+        return self._to.export([_quiet(each) for each in spans])
+
+    def shutdown(self) -> None:
+        """See the SDK's `SpanExporter`."""
+        self._to.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """See the SDK's `SpanExporter`."""
+        return self._to.force_flush(timeout_millis)
+
+
+def _quiet(span: ReadableSpan) -> ReadableSpan:
+    if not span.events and not span.status.description:
+        return span
+    return ReadableSpan(
+        span.name,
+        context=span.get_span_context(),
+        parent=span.parent,
+        resource=span.resource,
+        attributes=span.attributes,
+        events=[Event(each.name, _type_alone(each), each.timestamp) for each in span.events],
+        links=span.links,
+        kind=span.kind,
+        status=Status(span.status.status_code),
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
+
+
+def _type_alone(event: Event) -> Attributes:
+    said = event.attributes or {}
+    return {KEPT: str(said[KEPT])} if KEPT in said else None

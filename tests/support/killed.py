@@ -1,0 +1,34 @@
+"""Workers that one agent's messages kill while they are handled, as a kernel without memory does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+from assignment_workers.tasks import maintenance, requests
+
+POISON = 13
+"""The agent at whose request, and at whose sign of life, the process is killed."""
+
+
+def kill_at_poison() -> None:
+    """To be called in the worker's process before anything else."""
+    claim, beat = vars(requests)["claim"], vars(maintenance)["beat"]
+
+    def claiming(transaction: Any, asked: Any, **options: Any) -> Any:
+        answers = claim(transaction, asked, **options)
+        _kill(each.agent_id for each in asked)
+        return answers
+
+    def beating(connection: Any, beats: Any, **options: Any) -> Any:
+        _kill(beats)
+        return beat(connection, beats, **options)
+
+    vars(requests)["claim"], vars(maintenance)["beat"] = claiming, beating
+
+
+def _kill(agents: Iterable[int]) -> None:
+    if POISON in agents:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,353 @@
+"""Servers of a test's own, which it may kill, stop and rob of their data; and a line to cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pymysql
+from kombu import Connection, Queue
+
+from assignment_workers.devstack import server
+from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.devstack.log import Log
+from assignment_workers.devstack.process import Child, ProcessSpec
+from assignment_workers.devstack.server import Server
+
+LOOPBACK = "127.0.0.1"
+
+
+class OwnServer:
+    """A server that runs until the test ends it, and again when it says so."""
+
+    def __init__(
+        self, prepare: Callable[[Path], Server], directory: Path, guardian: Guardian
+    ) -> None:
+        self._prepare = prepare
+        self._directory = directory
+        self._guardian = guardian
+        self._log = Log(sys.stderr, colour=False)
+        self._child: Child | None = None
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it at the address it had, and wait until it serves."""
+        prepared = self._prepare(self._directory)
+        self._child = server.start(prepared, self._log, self._guardian)
+        self.url = prepared.url
+
+    def kill(self) -> None:
+        """End it with all its processes, without a chance to tidy up."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait(10)
+
+    def stop(self) -> None:
+        """End it in good order."""
+        if self._child is not None and not self._child.is_over:
+            self._child.stop()
+
+    def lose_data(self) -> None:
+        """Its data are gone; it is not running."""
+        shutil.rmtree(self._directory / "data")
+
+
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+"""Where Debian's package has it, started as whoever we are."""
+
+
+class Rabbit(OwnServer):
+    """A RabbitMQ node, with the port mapper that Erlang needs, on loopback ports of its own."""
+
+    def __init__(self, directory: Path, guardian: Guardian) -> None:
+        self._node, distribution, mapper = (free_port() for _ in range(3))
+        self._ports = {
+            "RABBITMQ_NODE_PORT": str(self._node),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "ERL_EPMD_PORT": str(mapper),
+        }
+        mapping = ProcessSpec(
+            "epmd",
+            ["epmd", "-port", str(mapper), "-address", LOOPBACK],
+            log=directory.with_suffix(".epmd"),
+        )
+        self._mapper = Child(mapping, Log(sys.stderr, colour=False), guardian)
+        super().__init__(self._prepared, directory, guardian)
+
+    @contextmanager
+    def queues(self) -> Iterator[None]:
+        """Within: the queues of a stack, which are gone afterwards with what is in them."""
+        yield
+        with Connection(self.url) as connection:
+            for queue in ("assignment", "maintenance"):
+                Queue(queue, channel=connection.channel()).delete()
+
+    def close(self) -> None:
+        """End the node and the port mapper."""
+        self.stop()
+        self._mapper.kill()
+
+    def _prepared(self, directory: Path) -> Server:
+        directory.mkdir(parents=True, exist_ok=True)
+        plugins, settings = directory / "plugins", directory / "rabbitmq.conf"
+        plugins.write_text("[].")
+        settings.write_text("")
+        environment = self._ports | {
+            "HOME": str(directory),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "RABBITMQ_NODENAME": "test@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
+            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
+            "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
+            "RABBITMQ_CONFIG_FILE": str(settings),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        spec = ProcessSpec(
+            "rabbitmq",
+            [str(RABBITMQ)],
+            env=environment,
+            log=directory / "rabbitmq.log",
+            ready=lambda _: self._serves(),
+        )
+        return Server(spec, f"amqp://guest:guest@{LOOPBACK}:{self._node}//")
+
+    def _serves(self) -> bool:
+        address = f"amqp://guest:guest@{LOOPBACK}:{self._node}//"
+        try:
+            with Connection(address, connect_timeout=0.5) as connection:
+                connection.connect()
+        except OSError:
+            return False
+        return True
+
+
+MARIADB = Path("/usr/sbin/mariadbd")
+"""Where Debian's package has it, started as whoever we are."""
+
+
+class Maria(OwnServer):
+    """A MariaDB server without fsync, on a loopback port and a socket of its own.
+
+    Its databases are made and read by the user `crm`.
+    """
+
+    def __init__(self, directory: Path, guardian: Guardian) -> None:
+        self._port = free_port()
+        super().__init__(self._prepared, directory, guardian)
+
+    def run(self, sql: str) -> None:
+        """One statement, on no database."""
+        with pymysql.connect(
+            host=LOOPBACK, port=self._port, user="crm", password="crm", autocommit=True
+        ) as connection:
+            connection.cursor().execute(sql)
+
+    def _prepared(self, directory: Path) -> Server:
+        directory.mkdir(parents=True, exist_ok=True)
+        data, users = directory / "data", directory / "users.sql"
+        quick = ["--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync"]
+        quick += ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M"]
+        common = ["--no-defaults", f"--datadir={data}", *quick]
+        common += ["--user=root"] if os.geteuid() == 0 else []
+        if not data.exists():
+            made = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+            subprocess.run(["mariadb-install-db", *common, *made], check=True, capture_output=True)
+        # A line of this file is a statement.
+        users.write_text(
+            "CREATE USER IF NOT EXISTS crm@'127.0.0.1' IDENTIFIED BY 'crm';\n"
+            "GRANT ALL ON *.* TO crm@'127.0.0.1';\n"
+        )
+        own = [f"--port={self._port}", f"--bind-address={LOOPBACK}", f"--init-file={users}"]
+        own += [f"--socket={directory / 's'}", f"--pid-file={directory / 'pid'}"]
+        own += ["--skip-name-resolve", "--performance-schema=OFF", "--default-time-zone=+05:00"]
+        spec = ProcessSpec(
+            "mariadb",
+            [str(MARIADB), *common, *own],
+            log=directory / "mariadb.log",
+            ready=lambda _: self._serves(),
+        )
+        return Server(spec, f"mysql://crm:crm@{LOOPBACK}:{self._port}/")
+
+    def _serves(self) -> bool:
+        try:
+            self.run("SELECT 1")
+        except pymysql.err.OperationalError:
+            return False
+        return True
+
+
+PGBOUNCER = Path("/usr/sbin/pgbouncer")
+"""Where Debian's package has it."""
+
+
+def pooler(database_url: str, directory: Path) -> Server:
+    """PgBouncer before a database, which gives each transaction whichever session is free."""
+    directory.mkdir(exist_ok=True)
+    to, port = urlsplit(database_url), free_port()
+    settings = directory / "pgbouncer.ini"
+    settings.write_text(
+        f"""
+[databases]
+* = host={to.hostname} port={to.port} user={to.username} password={to.password or ""}
+[pgbouncer]
+listen_addr = {LOOPBACK}
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 4
+"""
+    )
+    spec = ProcessSpec(
+        "pgbouncer",
+        [str(PGBOUNCER), *(("-u", "nobody") if os.geteuid() == 0 else ()), str(settings)],
+        log=directory / "pgbouncer.log",
+        ready=lambda _: _listens(port),
+    )
+    return Server(spec, database_url.replace(f":{to.port}/", f":{port}/"))
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for now."""
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+class Wire:
+    """A loopback port that passes everything on to a server, until it is cut.
+
+    Cut, it takes connections and bytes as before and passes nothing on: what a host sees whose
+    packets are dropped on the way.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._to = urlsplit(url)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._cut = threading.Event()
+        self._swallowed = 0
+        self._made = 0
+        self._left: int | None = None
+        self.sent = 0
+        """How many times a client has sent."""
+        self._lock = threading.Lock()
+        self._closed = False
+        self._open: list[socket.socket] = [self._listening]
+        self._far: list[socket.socket] = []
+        self.url = url.replace(f":{self._to.port}", f":{self._listening.getsockname()[1]}", 1)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Nothing passes from now on, in either direction."""
+        self._cut.set()
+
+    def freeze(self) -> None:
+        """Nothing passes over the connections that there are; those made from now on are served.
+
+        The server's side of the former ends: as where another server has taken the place of one
+        that hangs, which knows nothing of them.
+        """
+        self._swallowed = self._made
+        for far in self._far:
+            _end(far)
+
+    def hang_up(self) -> None:
+        """The connections that there are end; those made from now on are served."""
+        for far in self._far:
+            _end(far)
+
+    def cut_after(self, sendings: int) -> None:
+        """Be cut once the client has sent so many times."""
+        self._left = sendings
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether nothing passes any more."""
+        return self._cut.is_set()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        for each in self._open:
+            _end(each)
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection((self._to.hostname or "", self._to.port or 0))
+            except OSError:
+                near.close()  # the server is down
+                continue
+            with self._lock:
+                if self._closed:
+                    near.close()
+                    far.close()
+                    return
+                self._open += [near, far]
+            self._far.append(far)
+            self._made += 1
+            for source, target in ((near, far), (far, near)):
+                said = (source, target, self._made, source is near)
+                threading.Thread(target=self._pass, args=said, daemon=True).start()
+
+    def _pass(
+        self, source: socket.socket, target: socket.socket, number: int, by_client: bool
+    ) -> None:
+        try:
+            while data := source.recv(65536):
+                self.sent += by_client
+                if by_client and self._left is not None:
+                    self._left -= 1
+                    if self._left < 0:
+                        self._cut.set()
+                if self._is_cut(number):
+                    return
+                target.sendall(data)
+        except OSError:
+            pass
+        if not self._is_cut(number):
+            _end(target)  # to close it would tell the other side nothing while it is read from
+            target.close()
+
+    def _is_cut(self, number: int) -> bool:
+        return self._cut.is_set() or number <= self._swallowed
+
+
+def _end(line: socket.socket) -> None:
+    """End a connection that another thread may be reading from."""
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def wire(url: str) -> Iterator[Wire]:
+    """A wire to the server at this address."""
+    made = Wire(url)
+    try:
+        yield made
+    finally:
+        made.close()
