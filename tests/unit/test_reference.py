@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 from typer.main import get_group
 
-from assignment_workers import client
+from assignment_workers import client, versions
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.cli.main import COMMANDS, app
@@ -173,6 +174,16 @@ def test_every_public_method_of_the_python_clients_has_a_docstring(name: str) ->
     }
     assert inspect.getdoc(public)
     assert [method for method, each in methods.items() if not inspect.getdoc(each)] == []
+
+
+def test_an_alias_that_is_promised_stands_and_one_that_is_over_is_not_listed() -> None:
+    text = (ROOT / "docs" / "stability.md").read_text()
+    rows = re.findall(r"^\| (tasks? .*) \| (.*) \| (\d+\.\d+\.\d+) \|$", text, re.MULTILINE)
+    promised = {name for old, new, _ in rows for name in re.findall(r"`([\w.]+)`", old + new)}
+    assert promised
+    assert {name for name in promised if f"### `{name}`" not in page("tasks")} == set()
+    over = re.findall(r"\| (\d+\.\d+\.\d+) \|$", text, re.MULTILINE)
+    assert [each for each in over if Version(each) <= Version(versions.own())] == []
 
 
 def test_the_readme_is_read_in_a_minute() -> None:
