@@ -1,4 +1,4 @@
-"""The command line: `assignment-workers`. Exit codes: 0 good, 1 found wrong, 2 used wrong."""
+"""The command line, `assignment-workers`. Exit codes: 0 success, 1 a problem, 2 wrong usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent's moves, by hand: request, accept, complete, skip, defer, close, release, renew."""
+"""The commands of an agent: request, accept, complete, skip, defer, close, release, renew."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def request(
 ) -> int:
     """Ask for the next user for AGENT.
 
-    Exit 1 when there is none.
+    The exit code is 1 when no user is assigned.
     """
     with client() as asking:
         answer = asking.request_next(
@@ -128,7 +128,7 @@ def close(
 ) -> int:
     """End ASSIGNMENT; its dialer queue offers the user no more.
 
-    `closed lift` takes that back.
+    `closed lift` reverses this.
     """
     with client() as asking:
         return tell(asking.close_user(_id(assignment), agent, why, version=version), json)
@@ -157,7 +157,7 @@ def renew(
 
 
 def line(answer: object) -> str:
-    """An answer as one line for people."""
+    """Return an answer as one line for people."""
     match answer:
         case Assigned(assignment=held, replayed=replayed):
             again = " (the one already held)" if replayed else ""
@@ -188,7 +188,7 @@ def line(answer: object) -> str:
 
 
 def tell(answer: object, json: bool) -> int:
-    """Print an answer; the exit code that it means."""
+    """Print an answer and return its exit code: 0 success, 1 no success, 2 refused."""
     good = isinstance(answer, Assigned | Finished | Stated)
     if json:
         as_json(answer)

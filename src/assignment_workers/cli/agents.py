@@ -1,4 +1,4 @@
-"""Agents' states: who is available, on a call, on break or gone, and changing that."""
+"""Agents' states: list them, and change the state of one agent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
 @group.command("list")
 def list_agents(json: AsJson = False) -> int:
-    """Who ever stated a state, gave a sign of life or holds somebody."""
+    """List every agent who stated a state, sent a heartbeat or holds a user."""
     with database() as connection:
         found = all_shown(connection, limit=LISTED_AT_MOST)
     if json:
@@ -60,7 +60,7 @@ def state(
     why: OptionalWhy = None,
     json: AsJson = False,
 ) -> int:
-    """Say what AGENT is about; on break or offline an offer not accepted is released."""
+    """Set the state of AGENT; on break or offline, an offer that is not accepted is released."""
     with recorded("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
         command = commands.state(agent, becomes.value, by=whoever(), why=why)
         answer = told(as_state_answer(asking.ask(command.at(told.position), TIMEOUT)))

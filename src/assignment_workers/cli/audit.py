@@ -1,4 +1,4 @@
-"""The audit by command: the events with their chained digests, exported and checked."""
+"""The audit commands: export and check the events with their chained digests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ group = typer.Typer(help="Events with chained digests: export and check.", no_ar
 
 AT_MOST = timedelta(hours=2)
 SHOWN = 20
-"""Findings that are printed for people."""
+"""The number of findings that are printed for people."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,7 +36,8 @@ def export(
 ) -> int:
     """Write the chained events as lines of JSON, for `audit verify FILE` on any machine.
 
-    What people typed and phone numbers are not in it. The role assignment_reader is enough.
+    Texts that people typed and phone numbers are left out. The role assignment_reader is
+    enough.
     """
     with database(patience=AT_MOST) as connection, _writing(file) as stream:
         count = audit_check.export(connection, stream.write, lane=lane)
@@ -54,11 +55,12 @@ def verify(
     ] = None,
     json: AsJson = False,
 ) -> int:
-    """Check an export by itself, or the database against its digests; exit code 1 where wrong.
+    """Check an export on its own, or the database against its digests; exit code 1 on a finding.
 
-    Told apart: an event changed, deleted, at another position, added; a front cut without the
-    purge; an end taken away. A past that was written anew with all its digests is found by
-    `--since` alone: keep exports elsewhere.
+    Findings are told apart: an event that was changed, deleted, moved to another position or
+    added; a beginning that was cut without the purge; an end that is missing. Only `--since`
+    finds a past that was rewritten together with all its digests, so store exports on another
+    machine.
     """
     if file is not None:
         if since is not None:

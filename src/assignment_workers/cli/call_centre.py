@@ -1,4 +1,4 @@
-"""A call centre simulated, for a minute or for hours, and whether all held meanwhile."""
+"""A simulated call centre, for a minute or for hours, and the check of every guarantee."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ T = TypeVar("T")
 Run = Callable[[Stack, Plan, Settings, Callable[[Recorder, Sample], None]], tuple[Recorder, T]]
 
 CALM_SECONDS = 30.0
-"""From a fault of a soak to the next, at the least: long enough to see how it stands between."""
+"""The least seconds between two faults of a soak: long enough to measure the system there."""
 FAULTS = 200
-"""Of a long soak, about: the longer it runs, the longer its processes live between them."""
+"""The approximate number of faults in a long soak.
+
+The number is fixed, so that the processes of a longer run live longer between faults.
+"""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,10 +71,10 @@ def demo(
 ) -> int:
     """Simulate a call centre, and check every guarantee.
 
-    Exit 1 if one broke. On the stack that runs here, if its users are the demo's; otherwise on one
-    of its own, gone with it. Agents log in, ask, talk, choose outcomes, skip, take breaks and close
-    the tab; users sign by themselves, requirements appear, callbacks are promised, both dialer
-    queues are rebuilt.
+    The exit code is 1 if a guarantee broke. The demo runs on the stack that runs here, if its
+    users are the demo's; otherwise on a stack of its own, which is removed at the end. Agents
+    log in, ask, talk, choose outcomes, skip, take breaks and close the tab. Users sign,
+    requirements appear, callbacks are promised, and both dialer queues are rebuilt.
     """
     plan = Plan(agents, users, seconds, speed, seed, chaos)
     recorder, verdict = _simulated(day.run, plan, report, json)
@@ -95,11 +98,12 @@ def soak(
 ) -> int:
     """Simulate a call centre for hours, with faults.
 
-    Memory and open files of each process from its warm-up on, connections, Valkey's data, time to
-    assign between faults; what tables take beside a copy written anew, dead rows, and what should
-    have been deleted. Exit 1, with the names, if something drifted or a guarantee broke; exit 2 if
-    the run was too short to judge something. A stack of its own keeps the entries of retired
-    generations for a twentieth of the run.
+    Measured are the memory and the open files of each process after its warm-up, connections,
+    Valkey's data, and the time to assign between faults; then the size of tables beside a
+    rewritten copy, dead rows, and rows that should have been deleted. The exit code is 1, with
+    the names, if something drifted or a guarantee broke, and 2 if the run was too short to
+    judge something. A stack of its own keeps the entries of retired generations for a twentieth
+    of the run.
     """
     retention = timedelta(seconds=seconds / 20)
     calm = max(CALM_SECONDS, seconds / FAULTS / 1.5)
@@ -125,9 +129,10 @@ def soak(
 
 
 def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recorder, T]:
-    """The run and its judgement, shown as it goes unless a program asked.
+    """Run the simulation, and return its records and its verdict.
 
-    Raises `UsageError`, before anything starts, where the report could not be written.
+    Progress is shown unless `json`. Raises `UsageError`, before anything starts, if the report
+    cannot be written.
     """
     if not report.absolute().parent.is_dir():
         raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
@@ -139,7 +144,7 @@ def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recor
 
 @contextmanager
 def _stack(plan: Plan) -> Iterator[tuple[Stack, Settings]]:
-    """The stack that runs here, with its settings; else a new one."""
+    """Yield the stack that runs here with its settings, or else a new one."""
     if running := running_stack(settings()):
         yield running, resolved()
         return
@@ -150,7 +155,7 @@ def _stack(plan: Plan) -> Iterator[tuple[Stack, Settings]]:
 
 
 class _Progress:
-    """The run as it goes: a table that renews itself, or a line now and then where it cannot."""
+    """The progress of a run: a live table, or without a terminal a line every `EVERY` seconds."""
 
     EVERY = 10.0
 
@@ -163,7 +168,7 @@ class _Progress:
         self._told = 0.0
 
     def show(self, recorder: Recorder, sample: Sample) -> None:
-        """The last second."""
+        """Show the last second of the run."""
         if self._is_terminal:
             self.live.update(self._table(recorder, sample), refresh=True)
         elif sample.at - self._told >= self.EVERY:

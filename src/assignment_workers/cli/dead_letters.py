@@ -1,4 +1,4 @@
-"""Messages that could not be handled: list them, look at one, send one again, dismiss some."""
+"""Messages that could not be handled: list them, show one, send one again, dismiss some."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Number = Annotated[int, typer.Argument(min=1, help="The dead letter's number.")]
 
 @group.command("list")
 def list_letters(json: AsJson = False) -> int:
-    """The newest hundred."""
+    """List the newest hundred dead letters."""
     with database() as connection:
         found = letters(connection)
     if json:
@@ -57,7 +57,7 @@ def list_letters(json: AsJson = False) -> int:
 
 @group.command()
 def show(number: Number) -> int:
-    """One dead letter, whole."""
+    """Print one dead letter with all its fields."""
     as_json(_find(number))
     return 0
 
@@ -87,7 +87,7 @@ def dismiss_letters(
         bool, typer.Option("--all", help="Every one neither sent again nor dismissed.")
     ] = False,
 ) -> int:
-    """Take dead letters off the list of what is to be seen to; they stay for their retention."""
+    """Mark dead letters as dismissed; they stay stored until their retention ends."""
     if every == bool(numbers):
         raise UsageError("name the dead letters by their numbers, or say --all")
     subject = "all" if every else ", ".join(map(str, numbers or ()))

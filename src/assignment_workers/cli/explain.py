@@ -1,4 +1,4 @@
-"""Why a user is or is not offered, and why a dialer queue has nobody to offer."""
+"""Explain the state of a user, or the users whom each rule of a dialer queue holds back."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def explain(
 ) -> int:
     """Say why a user is offered or not, or whom a rule holds back.
 
-    USER now, or with --queue all users of a dialer queue. --whole reads each user of the pool:
-    minutes for ten millions.
+    USER is explained as of now; --queue explains all users of a dialer queue. --whole reads
+    each user of the pool: minutes for ten million users.
     """
     if (user is None) == (queue is None):
         raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")

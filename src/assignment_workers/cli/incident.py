@@ -1,4 +1,4 @@
-"""The incident, before and after, for a stranger to see for themselves."""
+"""The incident, before and after: the replay as a command."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def replay_incident(
 ) -> int:
     """Replay the incident: the original, its remedies and ours.
 
-    Runs in scratch databases on the server of DATABASE_URL, of the running stack, or of its own; no
-    other database is touched. Exit 1 when ours lost anything.
+    The replay runs in scratch databases on the server of DATABASE_URL, of the running stack, or
+    of its own; no other database is touched. The exit code is 1 when our way broke a guarantee.
     """
     for name in ways or ():
         if name not in NAMES:
@@ -67,7 +67,10 @@ def replay_incident(
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """A PostgreSQL on which databases may be made: as set, as it runs, or a new one."""
+    """Yield the URL of a PostgreSQL for scratch databases.
+
+    The server is that of DATABASE_URL, else that of the running stack, else a new one.
+    """
     given = settings()
     if given.database_url is not None:
         yield given.database_url

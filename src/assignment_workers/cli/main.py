@@ -1,4 +1,4 @@
-"""All commands under one name, and the one place where an error becomes a line and an exit code."""
+"""All commands under one name. Errors become one line and an exit code here alone."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SECTIONS = {
         "soak": ("call_centre", "Simulate a call centre for hours, with faults."),
     },
 }
-"""Each command: the module that is imported when it is used, and its line in the help."""
+"""Each command: the module to import when the command is used, and its line in the help."""
 COMMANDS = {name: each for section in SECTIONS.values() for name, each in section.items()}
 
 
@@ -101,7 +101,7 @@ class Commands(MutableMapping[str, "Command"]):
 
 
 class LazyGroup(TyperGroup):
-    """All commands. The help imports none of their modules, which would take two seconds."""
+    """All commands. The help imports none of their modules, because that would take two seconds."""
 
     def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - as TyperGroup has them
         super().__init__(**attributes)
@@ -138,11 +138,11 @@ def options(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Hands call-centre agents the next user to call: each user to one agent."""
+    """Accept the options that stand before a command."""
 
 
 def _with_choices(error: typer.TyperException) -> str:
-    """What was wrong, and for an unknown command which there are."""
+    """Return the error's message; for an unknown command, name the commands that exist."""
     said = plain(error.format_message())
     context = getattr(error, "ctx", None)
     names = getattr(context and context.command, "commands", None)
@@ -152,12 +152,12 @@ def _with_choices(error: typer.TyperException) -> str:
 
 
 def main() -> None:
-    """Run the command that was given and exit with its code."""
+    """Run the given command and exit with its code."""
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         said = _with_choices(error)
-        if "\n" in said:  # no command was given: this is the help
+        if "\n" in said:  # no command was given: this is the help text
             typer.echo(said)
         else:
             complain(said)

@@ -1,4 +1,4 @@
-"""An operator's moves: regenerate, pause, resume, status, doctor."""
+"""The commands of an operator: regenerate, pause, resume, drain, status, doctor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from assignment_workers.sequencer.term import APPLICATION
 BUILD_AT_MOST = timedelta(minutes=30)
 PUBLISH_SECONDS = 30.0
 HISTORY_AT_MOST = timedelta(minutes=15)
-"""For one statement of the history check: millions of events take tens of seconds."""
+"""The limit for one statement of the history check: millions of events take tens of seconds."""
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
@@ -69,7 +69,7 @@ def _rebuild(asking: Client, queue: str | None, why: str | None) -> str | Unavai
 
 
 def _built(asking: Client, task: str | Unavailable) -> Built | Unavailable:
-    """Wait for the build, and for its publication."""
+    """Wait for the build, and for the publication of its generations."""
     if isinstance(task, Unavailable):
         return task
     built = asking.built(task, timeout=BUILD_AT_MOST)
@@ -275,7 +275,8 @@ def doctor(
 ) -> int:
     """Check every guarantee that the database can show.
 
-    Exit 1 when one is broken. --history needs the settings of the run: lease, rests and retention.
+    The exit code is 1 when a guarantee is broken. --history needs the settings of the run:
+    lease, rests and retention.
     """
     past = _replayed() if history else []
     findings = _examine() + past
@@ -318,7 +319,7 @@ def _examine() -> list[CheckResult]:
 
 
 def _replayed() -> list[CheckResult]:
-    """What the history breaks, a finding for each guarantee; one that is good if it breaks none."""
+    """Return a failed check for each guarantee that the history breaks; a good one if none."""
     with database(patience=HISTORY_AT_MOST) as connection:
         breaches = check(connection, settings=settings(), bound=HELD_AFTER_LEASE_AT_MOST)
     broken: dict[int | None, list[str]] = {} if breaches else {None: []}

@@ -1,4 +1,4 @@
-"""What operators do by command: kept with who and why before it is done, as other doors do."""
+"""Operators' actions by command: recorded with user and reason before they are done."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ OptionalWhy = Annotated[
 
 
 def whoever() -> str:
-    """Who runs this command."""
+    """Return the name of the operating system's user who runs this command."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # in a container a number need not have a name
+    except (KeyError, OSError):  # in a container a uid may have no name
         return f"uid {os.getuid()}"
 
 
 class OutcomeRecorder:
-    """Takes what came of an operator's action, and returns it as it is.
+    """A callable that records the outcome of an operator's action and returns it unchanged.
 
-    `position`: where the database saw the action among all commands, for those that it sends.
+    `position`: the position among all commands, taken before the action, for the commands that the
+    action sends.
     """
 
     def __init__(self, position: int) -> None:
@@ -57,10 +58,10 @@ class OutcomeRecorder:
 
 @contextmanager
 def recorded(name: str, subject: str, why: str | None) -> Iterator[OutcomeRecorder]:
-    """A block in which an operator does something; it hands what came of it to what it is given.
+    """Record an operator's action around the block that carries it out.
 
-    Raises `DatabaseUnavailable` before anything is done. A block that fails leaves a record without
-    an outcome.
+    The block passes the outcome to the recorder that it is given. Raises `DatabaseUnavailable`
+    before anything is done. If the block fails, the record has no outcome.
     """
     with database() as connection:
         number = begin(connection, RequestedAction(name, subject, whoever(), why))

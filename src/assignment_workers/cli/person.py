@@ -1,4 +1,4 @@
-"""A person's rights by command: what is stored about a user, and its erasure."""
+"""A person's rights as commands: export what is stored about a user, and erase it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ User = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")]
 
 @group.command()
 def export(user: User, why: Why = "a request for access", json: AsJson = False) -> int:
-    """Everything that is stored about a user; the CRM's own tables are not among it."""
+    """Print everything that is stored about a user, without the CRM's own tables."""
     with recorded("person_export", str(user), why) as told, database() as connection:
         found = person.export(connection, user, reader())
         told(Done())
@@ -47,7 +47,7 @@ def export(user: User, why: Why = "a request for access", json: AsJson = False) 
 def forget(user: User, why: Why = "a request for erasure") -> int:
     """Erase what people typed about a user, and their numbers; the id is never offered again.
 
-    Refused while an agent holds the user: release the assignment first.
+    This is refused while an agent holds the user: release the assignment first.
     """
     with recorded("person_forget", str(user), why) as told, client() as asking:
         command = commands.do_not_contact(user, None, FORGOTTEN, whoever())

@@ -34,7 +34,8 @@ def report(
 ) -> int:
     """Assignments, time to assign, success rate and lost rows.
 
-    Races and consistency as well. Also by dialer queue and by agents' team, but for --json.
+    Races and consistency are shown as well, and without --json the figures by dialer queue and
+    by agents' team. The exit code is 1 if rows were lost or a check is broken.
     """
     began = datetime.now(UTC) - period(since)
     with database() as connection:
@@ -58,7 +59,7 @@ def report(
 
 
 def period(said: str) -> timedelta:
-    """How long `said` is. Raises `UsageError` for what is no number with a unit."""
+    """Return the period that the text names. Raises `UsageError` without a number and a unit."""
     match = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", said, re.ASCII)
     length = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else timedelta(0)
     if not timedelta(0) < length <= timedelta(days=3650):

@@ -1,4 +1,4 @@
-"""The database's schema: bring it to ours."""
+"""The database's schema: inspect it, migrate it, compare it, roll it back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 @group.callback()
 def schema() -> None:
-    """The database's schema."""
+    """Group the commands of the database's schema."""
 
 
 INSPECT_AT_MOST = timedelta(minutes=10)
@@ -44,7 +44,8 @@ INSPECT_AT_MOST = timedelta(minutes=10)
 def inspect(json: AsJson = False) -> int:
     """Say which schema is deployed, table by table, and what would block a migration.
 
-    Changes nothing; a role that may only read is enough. Exit code 1 where it is not ours.
+    Nothing is changed; a role that may only read is enough. The exit code is 1 if the schema
+    differs from the schema of this version.
     """
     with database(checked=False, patience=INSPECT_AT_MOST) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
@@ -98,7 +99,7 @@ def migrate(
 ) -> int:
     """Bring the database to the schema of this version.
 
-    What is there of the dialer's is adopted.
+    The dialer's tables that are there are adopted.
     """
     url = direct_url(with_database())
     if dry_run:
@@ -132,9 +133,10 @@ def _passwords(given: Settings) -> dict[str, str]:
 
 @group.command()
 def compare(json: AsJson = False) -> int:
-    """Say whom we would queue and the deployed tables do not, and the other way round, by rule.
+    """List the users whom only our policy or only the deployed tables would queue, by rule.
 
-    Changes nothing. Before the switch only: it needs the dialer's own tables.
+    Nothing is changed. This works before the switch only, because it needs the dialer's own
+    tables.
     """
     with database(checked=False, patience=INSPECT_AT_MOST) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
@@ -151,7 +153,7 @@ def compare(json: AsJson = False) -> int:
 
 @group.command()
 def rollback() -> int:
-    """Give the old application its queue tables back, with the holds as they stand.
+    """Give the old application its queue tables back, with the current holds.
 
     Stop every process of this system first. Our schema and its records stay.
     """

@@ -1,4 +1,4 @@
-"""Where a command finds the servers: the environment, or the stack that runs here."""
+"""The servers of a command: from the environment, or from the stack that runs here."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ COMMAND_AT_MOST = timedelta(seconds=30)
 
 
 def settings() -> Settings:
-    """What the environment says, nothing more."""
+    """Return the settings of the environment alone."""
     given = Settings.from_environment(os.environ)
-    policies_of(given)  # a wrong calling rule is told at once, by its variable's name
+    policies_of(given)  # a wrong calling rule fails here, with its variable's name
     lanes_of(given)
     return given
 
 
 def reader() -> Reader:
-    """How this installation reads phone numbers."""
+    """Return the reader of phone numbers that this installation uses."""
     given = settings()
     if given.number_key is None:
         stack = running_stack(given)
@@ -49,20 +49,21 @@ def reader() -> Reader:
 
 
 def resolved() -> Settings:
-    """The same with the servers' addresses filled in from the running stack where unset."""
+    """Return the settings; addresses that are not set are those of the running stack."""
     return resolve(settings())
 
 
 def with_database() -> Settings:
-    """The settings with the database's address: `DATABASE_URL` alone is enough."""
+    """Return the settings with the database's address: `DATABASE_URL` alone is enough."""
     given = settings()
     return given if given.database_url is not None else resolve(given)
 
 
 def located(reason: str) -> str:
-    """A reason of a client that reached no broker, with the address that this command used.
+    """Add the address that this command used to a reason that says that no broker was reached.
 
-    Callers elsewhere are given the reason alone: an address is for people on this machine.
+    Other callers of a client get the reason alone, because addresses are for people on this
+    machine.
     """
     server, _, rest = reason.partition(" cannot be reached")
     if server not in {"Redis", "RabbitMQ"}:
@@ -75,7 +76,7 @@ def located(reason: str) -> str:
 
 @contextmanager
 def client() -> Iterator[Client]:
-    """A client of the running stack."""
+    """Yield a client of the running stack."""
     from assignment_workers.client import Client
 
     given = resolved()
@@ -92,7 +93,7 @@ def database(
     checked: bool = True,
     patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[Connection]:
-    """A connection to the database, on which no statement lasts longer than `patience`.
+    """Yield a connection to the database on which no statement lasts longer than `patience`.
 
     Raises `DatabaseUnavailable`, and `SchemaMismatch` if `checked`.
     """

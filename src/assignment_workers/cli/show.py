@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs, complaints on standard error."""
+"""The output of commands: tables for people, JSON for programs, complaints on standard error."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 def complain(line: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     typer.echo(f"assignment-workers: {line}", err=True)
 
 
 def as_json(value: object) -> None:
-    """The value as JSON on standard output."""
+    """Print the value as JSON on standard output."""
     typer.echo(json.dumps(to_jsonable_python(value), indent=2))
 
 
 def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows under a title. As wide as the terminal, or as its content where there is none."""
+    """Print rows under a title, as wide as the terminal, or 160 characters without a terminal."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -43,10 +43,10 @@ def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
 
 @contextmanager
 def waiting(seconds: float) -> Iterator[None]:
-    """Within the block, show the time that has passed beside the `seconds` that are expected.
+    """Show the time that has passed beside the expected `seconds` while the block runs.
 
-    Below `SHOWN_FROM_SECONDS` nothing is shown. On standard error; one line where that is no
-    terminal.
+    Below `SHOWN_FROM_SECONDS` nothing is shown. The output goes to standard error; it is one
+    line if that is no terminal.
     """
     if seconds < SHOWN_FROM_SECONDS:
         yield

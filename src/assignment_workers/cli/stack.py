@@ -1,4 +1,4 @@
-"""The stack as a whole: start it, find it, be one of its processes."""
+"""The stack as a whole: start it, print its addresses, run one of its processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PRELOADED = (
     "flower.command",
     "redbeat",
 )
-"""Modules that the processes import, in a stack whose processes are forks of one."""
+"""Modules that are imported once, before the processes of a stack are forked."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -62,7 +62,7 @@ def up(
     """Start everything in the foreground; Ctrl-C stops it, data kept."""
     from assignment_workers.devstack import forks
 
-    forks.prepare(PRELOADED)  # beside our own imports, and the start of the servers
+    forks.prepare(PRELOADED)  # in parallel with our own imports and the start of the servers
     from assignment_workers.assignment.crm.external_crm import checked
     from assignment_workers.assignment.lanes import lanes_of
     from assignment_workers.cli.servers import settings
@@ -73,7 +73,7 @@ def up(
     for untested in versions.untested():
         typer.echo(f"warning: {untested}", err=True)
     checked(given)
-    demo = demo and given.crm_database_url is None  # its users would be unknown to that CRM
+    demo = demo and given.crm_database_url is None  # that CRM would not know the demo's users
     steps = devstack.Steps(
         migrate=migrate.upgrade,
         seed=_seed if demo else None,
@@ -118,7 +118,7 @@ def process(
 def openapi() -> int:
     """Print the gateway's OpenAPI document.
 
-    Generators of clients read it. Nothing has to run.
+    The document is for generators of clients. No server has to run.
     """
     from assignment_workers.gateway.app import create_app
     from assignment_workers.gateway.routes.meta import document
@@ -198,6 +198,6 @@ def _first_assignment(client: Client) -> str:
 
 
 def _command() -> str:
-    """The command as it was typed."""
+    """Return the command as the user typed it."""
     typed = Path(sys.argv[0])
     return sys.argv[0] if typed.stem == NAME else f"{sys.executable} -m assignment_workers"

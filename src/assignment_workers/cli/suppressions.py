@@ -1,4 +1,4 @@
-"""Who is not to be offered: the do-not-contact list, and users set aside by the claim."""
+"""Suppressed users: the do-not-contact list, the quarantine, and closed users."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 IMPORT_AT_MOST = timedelta(hours=1)
-"""How long one statement of an import or an export may last."""
+"""The limit for one statement of an import or an export."""
 
 OptionalUser = Annotated[int | None, typer.Option(min=1, max=2**63 - 1, help="The user.")]
 Phone = Annotated[str | None, typer.Option(help="The phone number, however it is written.")]
@@ -54,7 +54,7 @@ def list_contact(
     lists: Annotated[bool, typer.Option("--lists", help="The imported lists instead.")] = False,
     json: AsJson = False,
 ) -> int:
-    """The newest thousand."""
+    """List the newest thousand entries."""
     if lists:
         return _lists(json=json)
     return _list("Not to be contacted", SuppressionKind.DO_NOT_CONTACT, json=json, by_text=by_text)
@@ -72,7 +72,7 @@ def add(
         bool, typer.Option("--raw", help="Keep a text that is no phone number.")
     ] = False,
 ) -> int:
-    """Offer a user, or every user with a phone number, to nobody; a hold that stands goes on."""
+    """Suppress a user, or every user with a phone number; an assignment under way goes on."""
     command = commands.do_not_contact(
         user,
         phone,
@@ -120,7 +120,7 @@ def _by_queue(queues: Mapping[str, int]) -> str:
 
 @contact.command()
 def lift(why: Why, user: OptionalUser = None, phone: Phone = None, queue: OfQueue = None) -> int:
-    """Take a user or a phone number off the list: the next build has them again."""
+    """Remove a user or a phone number from the list; the next build includes the users again."""
     kind = SuppressionKind.DO_NOT_CONTACT
     command = commands.lift(kind.value, user, phone, why, whoever(), queue=queue)
     return _ask("lift", _subject(user), why, command, "off the list")
@@ -131,9 +131,9 @@ def check(
     number: Annotated[str, typer.Argument(help="The phone number, however it is written.")],
     json: AsJson = False,
 ) -> int:
-    """Say how a phone number is read, what suppresses it, and whom it matches.
+    """Print the reading of a phone number, what suppresses it, and the users whom it matches.
 
-    Exit 1 where it may not be called.
+    The exit code is 1 if the number may not be called.
     """
     with database() as connection:
         found = suppression_lists.check(connection, number, reader())
@@ -178,7 +178,7 @@ def import_list(
     ] = False,
     json: AsJson = False,
 ) -> int:
-    """Load a list of numbers, however long, and make it stand; as a whole or not at all."""
+    """Load a list of numbers of any length and put it in force, as a whole or not at all."""
     named = suppression_lists.Named(
         name=name,
         replaces=not add_to,
@@ -226,7 +226,7 @@ def export(
         Path | None, typer.Argument(help="Where to; standard output by default.")
     ] = None,
 ) -> int:
-    """Write every entry and every number of every list that stands as CSV."""
+    """Write every entry and every number of every list in force as CSV."""
     with ExitStack() as stack:
         to = stack.enter_context(file.open("w", newline="")) if file else sys.stdout
         connection = stack.enter_context(database(patience=IMPORT_AT_MOST))
@@ -244,7 +244,7 @@ def drop(
     name: Annotated[str, typer.Argument(help="The list's name.")],
     why: Why,
 ) -> int:
-    """Let an imported list count no more: the next build has its users again."""
+    """End an imported list; the next build includes its users again."""
     command = commands.drop_list(name, why, whoever())
     return _ask("drop_suppressions", name, why, command, f"list {name!r} counts no more")
 
@@ -277,7 +277,7 @@ def _lists(*, json: bool) -> int:
 
 @quarantine.command("list")
 def list_quarantine(json: AsJson = False) -> int:
-    """The newest thousand."""
+    """List the newest thousand users in quarantine."""
     return _list("In quarantine", SuppressionKind.QUARANTINE, json=json)
 
 
@@ -285,20 +285,23 @@ def list_quarantine(json: AsJson = False) -> int:
 def release(
     user: Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")], why: Why
 ) -> int:
-    """Let a user be offered again: the next build has them."""
+    """Release a user from quarantine; the next build includes the user again."""
     kind = SuppressionKind.QUARANTINE
     command = commands.lift(kind.value, user, None, why, whoever())
     return _ask("release_from_quarantine", str(user), why, command, "released")
 
 
 def _subject(user: int | None) -> str:
-    """As it is kept: a phone number is not, its suppression has it."""
+    """Return the subject of an action as it is recorded.
+
+    A phone number is not recorded there, because its suppression has it.
+    """
     return "a phone number" if user is None else str(user)
 
 
 @closed.command("list")
 def list_closed(json: AsJson = False) -> int:
-    """The newest thousand."""
+    """List the newest thousand closed users."""
     return _list("Closed", SuppressionKind.CLOSED, json=json)
 
 
@@ -308,7 +311,7 @@ def lift_closed(
     queue: Annotated[str, typer.Option(help="The dialer queue.")],
     why: Why,
 ) -> int:
-    """Let a user be offered in a dialer queue again: the next build has them."""
+    """Let a dialer queue offer a closed user again; the next build includes the user."""
     kind = SuppressionKind.CLOSED.value
     command = commands.lift(kind, user, None, why, whoever(), queue=queue)
     return _ask("lift_closed", f"{user} in {queue}", why, command, "lifted")

@@ -1,4 +1,4 @@
-"""The gateway's API tokens: create, list, revoke, and who came in or was refused."""
+"""The gateway's API tokens: create, list and revoke them, and print the access log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def create(
     ] = None,
     json: AsJson = False,
 ) -> int:
-    """Make a token and print it: this once, it cannot be shown again."""
+    """Create a token and print it. It cannot be shown again."""
     lasts = None if days is None else timedelta(days=days)
     with database() as connection:
         made = tokens.create(connection, role, agent_id=agent, note=note, lasts=lasts, by=whoever())
@@ -48,7 +48,7 @@ def create(
 
 @group.command("list")
 def list_tokens(json: AsJson = False) -> int:
-    """Every token without its secret."""
+    """List every token without its secret."""
     with database() as connection:
         found = tokens.listed(connection)
     if json:
@@ -78,7 +78,7 @@ def list_tokens(json: AsJson = False) -> int:
 def revoke(
     token: Annotated[str, typer.Argument(help="The token's id, as `list` shows it.")],
 ) -> int:
-    """Void a token; the gateways refuse it within seconds."""
+    """Revoke a token; the gateways refuse it within seconds."""
     with database() as connection:
         done = tokens.revoke(connection, token, by=whoever())
         connection.commit()
@@ -90,7 +90,7 @@ def revoke(
 
 @group.command("log")
 def access_log(json: AsJson = False) -> int:
-    """Print the newest 1,000: tokens made and revoked, sign-ins, refusals by the minute."""
+    """Print the newest 1,000: tokens created and revoked, sign-ins, refusals by the minute."""
     with database() as connection:
         found = audit.recorded(connection)
     if json:
