@@ -1,7 +1,7 @@
 """The demo CRM: agents, two pools of users, their claims and scores, spread as real ones are.
 
-Every value comes from a hash of the seed, the user and what the value is for: the same seed gives
-the same data, whatever the number of users. Times are relative to the instant given.
+Every value comes from a hash of the seed, the user and the purpose of the value, so that the same
+seed gives the same data, whatever the number of users. Times are relative to the given instant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INCIDENT_USER = 2064
 
 
 def is_seeded(connection: Connection) -> bool:
-    """Whether a CRM is there and has users: then nothing is written to it."""
+    """Return True if a CRM with users is there; nothing may be written to it."""
     there = connection.execute(text("SELECT to_regclass('crm.users') IS NOT NULL")).scalar_one()
     return bool(there) and bool(
         connection.execute(select(exists(select(1).select_from(CrmUser)))).scalar_one()
@@ -58,7 +58,7 @@ def seed(connection: Connection, *, users: int, seed: int, now: datetime) -> Non
         connection.execute(text(f"ANALYZE {table}"))
 
 
-# A share of 1 for each (seed, user, what for): uniform, and the same every time.
+# A share of 1 for each (seed, user, purpose): uniform, and the same every time.
 _SHARE = """
 CREATE FUNCTION pg_temp.share(seed bigint, id bigint, what text) RETURNS double precision
 LANGUAGE sql IMMUTABLE AS $$

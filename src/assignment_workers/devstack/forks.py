@@ -1,8 +1,8 @@
-"""Our own processes as forks of one process that has imported what they have in common.
+"""Our own processes as forks of one process that has imported their common modules.
 
-Imports take each process two seconds of a processor, a fork a hundredth of one: six processes start
-in the time of one, and a process that ended is there again at once. The forks share the memory of
-what was imported.
+Imports take two seconds of processor time for each process, a fork takes a hundredth of a second.
+Six processes therefore start in the time of one, and a process that ended is replaced at once. The
+forks share the memory of the imported modules.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from assignment_workers.devstack import session_leader
 
 COMMAND = "assignment-workers"
 PYTHON = (sys.executable, "-m", "assignment_workers")
-"""Before the words of a command that is not forked."""
+"""The start of the command line of a command that is not forked."""
 _CONTEXT = get_context("forkserver")
 _prepared = threading.Event()
 _STARTING_OR_ENDING = threading.Lock()
-"""A start looks after every fork, and would take the status of one that has just ended."""
+"""Held during a start and an end, because a start collects the status of every ended fork."""
 
 
 def prepare(modules: Sequence[str]) -> None:
-    """Begin to import these modules, in a process of their own; return at once.
+    """Begin to import these modules in a process of their own, and return at once.
 
-    Where that process cannot be had (it needs a socket in the folder for temporary files, whose
-    path may be too long, or full), `can_fork` stays false.
+    `can_fork` stays false if that process cannot be started: it needs a socket in the folder
+    for temporary files, whose path may be too long, and which may be full.
     """
-    # Celery would name the processes by its own habit, with our arguments in the middle.
+    # Celery would rename the processes in its own way, with our arguments in the middle.
     os.environ["NOSETPS"] = "1"
     _CONTEXT.set_forkserver_preload([session_leader.__name__, *modules])
     with contextlib.suppress(OSError):
@@ -47,14 +47,14 @@ def prepare(modules: Sequence[str]) -> None:
 
 
 def can_fork() -> bool:
-    """Tell whether `prepare` was called and succeeded."""
+    """Return True if `prepare` was called and succeeded."""
     return _prepared.is_set()
 
 
 class Fork:
-    """A running command, to be had as a `subprocess.Popen` is.
+    """A running command with the interface of a `subprocess.Popen`.
 
-    It leads a session of its own; what it writes can be read from `stdout`.
+    The process leads a session of its own. Its output can be read from `stdout`.
     """
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
@@ -68,7 +68,7 @@ class Fork:
         self.returncode: int | None = None
 
     def wait(self) -> int:
-        """Wait for the end; the exit status, negative for the signal that ended it."""
+        """Wait for the end; return the exit status, negative for a signal that ended it."""
         wait([self._process.sentinel])
         with _STARTING_OR_ENDING:
             self._process.join()
@@ -98,5 +98,5 @@ def _be(words: list[str], env: dict[str, str], output: Connection) -> None:
     sys.argv = [COMMAND, *words]
     try:
         runpy.run_module(PYTHON[-1], run_name="__main__")
-    finally:  # a fork of multiprocessing ends without them
+    finally:  # a fork of multiprocessing ends without running the exit functions
         atexit._run_exitfuncs()  # noqa: SLF001 - there is no public name

@@ -1,13 +1,13 @@
-"""Ends what a supervisor leaves behind when it is killed and can no longer do so itself.
+"""The process that ends what a supervisor leaves behind when the supervisor is killed.
 
-Run by its path, this file is a small process of its own session that reads from a pipe which
-processes there are. The pipe ends when the supervisor does, however it does: then every worker is
-sent SIGTERM, and SIGKILL after `WORKER_SECONDS`; after them the servers are stopped, last started
-first, each with its own signal and time, so that their data is whole. What remains of a process's
-group goes with it.
+Run by its path, this file is a small process in a session of its own. It reads from a pipe which
+processes there are. The pipe ends when the supervisor ends, for whatever reason. Then every worker
+is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`. After the workers the servers are stopped, the
+last started first, each with its own signal and time, so that their data are whole. What remains of
+the group of a process is killed with it.
 
-Its limits: a process that left its group (none of ours does) is not reached; and when the guardian
-was killed too, nothing ends the rest: the next start on the same home ends servers left over there.
+Its limits: a process that left its group (none of ours does) is not reached. If the guardian was
+killed too, nothing ends the rest; the next start on the same home ends the servers left over there.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class Ward(NamedTuple):
     pid: int
     signal: int
     seconds: float
-    """How long it may take after the signal."""
+    """The longest time that the process may take after the signal."""
     server: bool
-    """Ended after all that are not."""
+    """True for a server, which is ended after all other processes."""
 
 
 class Guardian:
     """The supervisor's end of the pipe.
 
-    Closed in good order, with nothing to end, it goes quietly.
+    If every process was forgotten before the pipe is closed, the guardian ends nothing.
     """
 
     def __init__(self, *, keeps: Sequence[int] = ()) -> None:
-        """Start it; it holds the descriptors `keeps` open for as long as it runs."""
+        """Start the guardian; it keeps the descriptors `keeps` open while it runs."""
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
@@ -66,19 +66,19 @@ class Guardian:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The id of the guardian's process."""
         return self._process.pid
 
     def watch(self, ward: Ward) -> None:
-        """From now on, end this process should the supervisor be killed."""
+        """End this process if the supervisor is killed from now on."""
         self._write(f"watch {ward.pid} {ward.signal} {ward.seconds} {int(ward.server)}\n")
 
     def forget(self, pid: int) -> None:
-        """This process has ended."""
+        """Remove a process that has ended from the list of processes to end."""
         self._write(f"forget {pid}\n")
 
     def close(self) -> None:
-        """End it, after it has ended all that it was not told to forget."""
+        """End the guardian, after it has ended every process that was not forgotten."""
         if self._process.stdin and not self._process.stdin.closed:
             self._process.stdin.close()
         self._process.wait()
@@ -89,7 +89,7 @@ class Guardian:
         try:
             os.write(self._process.stdin.fileno(), line.encode())
         except BrokenPipeError:
-            return  # it was killed: the stack is worth more than its guardian
+            return  # the guardian was killed: the stack goes on without it
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def _await(wards: list[Ward], seconds: float) -> None:
 def _runs(ward: Ward) -> bool:
     try:
         os.kill(ward.pid, 0)
-        # A zombie has ended; whether anybody reaps it here is not our business.
+        # A zombie has ended; whether its parent reaps it does not matter here.
         return Path(f"/proc/{ward.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False

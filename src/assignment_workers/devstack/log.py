@@ -13,28 +13,28 @@ from honcho.colour import get_colours
 from honcho.printer import Message, Printer
 
 OURS = "up"
-"""The name under which the supervisor itself speaks."""
+"""The name under which the supervisor writes its own lines."""
 FILE_BYTES = 10_000_000
 FILES_KEPT = 3
-"""Beside the one that is written to, for each process."""
+"""The number of rotated files of each process, besides the current file."""
 
 
 class _File(RotatingFileHandler):
-    """A full disk costs lines, not the stack."""
+    """A log file that drops lines when the disk is full, so that the stack goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Drop the line."""
 
 
 class Log:
-    """Lines from any thread, whole and in the order they came, on one stream.
+    """Lines from any thread, whole and in the order of their arrival, on one stream.
 
-    Each has the time and the name of the process that wrote it; prefixes are coloured when the
-    stream is a terminal and `colour` is true. When the stream is gone (a closed terminal, a broken
-    pipe) lines are dropped: what is logged goes on.
+    Each line has the time and the name of the process that wrote it. Prefixes are coloured when
+    the stream is a terminal and `colour` is true. When the stream is gone (a closed terminal, a
+    broken pipe), lines are dropped and the processes go on.
 
-    With `folder`, every line goes to a rotated file there, named after its process. Unless
-    `verbose`, the stream then shows only what is `said`, without time and name.
+    With `folder`, every line also goes to a rotated file there, named after its process. Unless
+    `verbose`, the stream then shows only the lines of `say`, without time and name.
     """
 
     def __init__(
@@ -50,24 +50,24 @@ class Log:
         self.verbose = verbose or folder is None
 
     def introduce(self, *names: str) -> None:
-        """Make room for these names and give each its colour, in this order."""
+        """Assign these names their colours, in this order, and make the prefixes wide enough."""
         with self._lock:
             for name in names:
                 self._colour(name)
 
     def write(self, name: str, line: str) -> None:
-        """One line of a process."""
+        """Write one line of a process."""
         with self._lock:
             self._file(name, line)
             if self.verbose:
                 self._print(name, line)
 
     def note(self, line: str) -> None:
-        """One line of the supervisor's own, for whoever looks closely."""
+        """Write one line of the supervisor; the stream shows it only if `verbose`."""
         self.write(OURS, line)
 
     def say(self, line: str) -> None:
-        """One line of the supervisor's own, for the person who started it."""
+        """Write one line of the supervisor for the person who started it."""
         with self._lock:
             self._file(OURS, line)
             if self.verbose:
@@ -80,7 +80,7 @@ class Log:
                 return
 
     def close(self) -> None:
-        """Close the files; nothing is written after it."""
+        """Close the files; nothing is written afterwards."""
         with self._lock:
             for file in self._files.values():
                 file.close()
@@ -103,7 +103,7 @@ class Log:
                 backupCount=FILES_KEPT,
                 encoding="utf-8",
             )
-            if name == OURS:  # processes write the time themselves
+            if name == OURS:  # the other processes write the time themselves
                 file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             self._files[name] = file
         self._files[name].emit(logging.makeLogRecord({"msg": line}))

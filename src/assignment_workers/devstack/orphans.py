@@ -17,8 +17,8 @@ def end_orphans(
 ) -> None:
     """End every process whose command line `matches`: by the signal, after `seconds` by SIGKILL.
 
-    Only for the holder of the home: nobody else has a claim to them. Raises `StackFailed` if one
-    stays.
+    Only the holder of the home may call this, because no other process may use these servers.
+    Raises `StackFailed` if a process cannot be ended.
     """
     strays = [stray for stray in psutil.process_iter() if matches(_command_line(stray))]
     for ending, patience in ((number, seconds), (signal.SIGKILL, 5.0)):
@@ -35,7 +35,7 @@ def end_orphans(
 
 
 def _command_line(process: psutil.Process) -> Sequence[str]:
-    """Empty for a process that has ended: also when nobody has reaped it."""
+    """Return the command line; empty if the process has ended, even if it is a zombie."""
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

@@ -1,4 +1,4 @@
-"""Ports on this machine: whether one is free, and where an embedded server listens."""
+"""Ports on this machine: tests whether a port is free, and the addresses of embedded servers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from assignment_workers.runtime.home import write_private
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - tried, never served
 CHOICE = range(20_000, 32_000)
-"""Below the ports of outgoing connections, of which one could take ours between two starts."""
+"""Below the ports of outgoing connections, which could take the port between two starts."""
 
 
 class Address(BaseModel):
-    """Where an embedded server listens on the loopback interface, and what lets a program in."""
+    """The port of an embedded server on the loopback interface, and the password for it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,9 +32,9 @@ class Address(BaseModel):
 
 
 def remembered(file: Path) -> Address:
-    """The address that `file` keeps between starts.
+    """Return the address that `file` stores between starts.
 
-    Another port, kept from then on, if it is in use.
+    If the stored port is in use, another port is chosen and stored.
     """
     try:
         address = Address.model_validate_json(file.read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def require_free(port: int, *, purpose: str, setting: str) -> None:
 
 
 def _holder(port: int) -> str | None:
-    """The process that listens there; None where it cannot be known, being another user's."""
+    """Name the process that listens on the port; None if it cannot be read, as of another user."""
     try:
         listening = [
             each.pid
@@ -74,9 +74,9 @@ def _holder(port: int) -> str | None:
 
 
 def is_free(port: int, *, host: str = LOOPBACK) -> bool:
-    """Whether a server could listen there now.
+    """Return True if a server could listen on the port now.
 
-    Connections of one that has just ended do not count.
+    Connections of a server that has just ended do not count.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ def _free_port() -> int:
 
 
 def answers_http(host: str, port: int, path: str) -> bool:
-    """Tell whether a server of this machine answers `200` to a GET within a second."""
+    """Return True if a server of this machine answers `200` to a GET within a second."""
     on_any = host in {EVERY_ADDRESS, "::"}
     connection = HTTPConnection(LOOPBACK if on_any else host, port, timeout=1)
     try:

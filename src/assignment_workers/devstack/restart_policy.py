@@ -1,4 +1,4 @@
-"""When a process that ended is started again, and when it is given up."""
+"""The times at which a process that ended is started again, and the limit of its failures."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from collections import deque
 
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
-"""Who ran this long is started again at once, as if for the first time."""
+"""A process that ran for this long is restarted at once, as if for the first time."""
 START_SECONDS = 10.0
-"""Who failed sooner than this failed at its start."""
+"""A process that failed sooner than this failed at its start."""
 FAILURES = 5
 WINDOW_SECONDS = 60.0
 
 
 class RestartPolicy:
-    """For one process: at once the first time, then after 1, 2, 4 ... 30 seconds.
+    """The pauses before the restarts of one process: none at first, then 1, 2, 4 ... 30 seconds.
 
-    Given up after `FAILURES` failures at its start within `WINDOW_SECONDS`, if it has never run
-    for `START_SECONDS`. One that has, and fails for a while, takes nobody down with it.
+    The process is given up after `FAILURES` failures at its start within `WINDOW_SECONDS`, if
+    it has never run for `START_SECONDS`. If it has, it is restarted for ever, so that its
+    failures do not end the stack.
     """
 
     def __init__(self) -> None:
         self._restarts = 0
         self._failures: deque[float] = deque()
         self.has_run = False
-        """Whether it ever ran for `START_SECONDS`: what it is started with is right."""
+        """True if the process ever ran for `START_SECONDS`: it is then configured rightly."""
 
     def after_end(self, *, now: float, lived: float, failed: bool) -> float | None:
-        """Seconds until the next start; None: no more. `now` is of any steady clock, in seconds.
+        """Return the seconds until the next start, or None for no further start.
 
-        `failed` is false for a process that ended on purpose, or for want of what it needs.
+        `now` is the time of any steady clock, in seconds. `failed` is false for a process
+        that ended on purpose, or because a server that it needs was not there.
         """
         if lived >= STEADY_SECONDS:
             self._restarts = 0

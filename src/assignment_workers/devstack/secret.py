@@ -1,4 +1,4 @@
-"""The secrets of a stack that `up` starts: made once, kept in its home, for its owner alone."""
+"""The secrets of a stack that `up` starts: made once, stored in its home, readable by its owner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOWER_USER = "flower"
 
 
 class StackSecret(BaseModel):
-    """What lets a program in: at the gateway, and at Flower."""
+    """The secrets that admit a program to the gateway and to Flower."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,13 +23,13 @@ class StackSecret(BaseModel):
     flower_auth: str
     """`user:password`."""
     number_key: str | None = None
-    """What forgotten phone numbers are hashed with; null: of a home of an earlier version."""
+    """The key for the hashes of forgotten phone numbers; null in a home of an earlier version."""
 
 
 def remembered(home: Path) -> StackSecret:
-    """The secrets that the home keeps between starts, mode 0600; new ones where it has none.
+    """Return the secrets that the home stores between starts, mode 0600; create missing ones.
 
-    To make new ones, delete the file while the stack is down.
+    To replace them, delete the file while the stack is down.
     """
     file = home / FILE
     try:

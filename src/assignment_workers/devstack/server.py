@@ -13,21 +13,21 @@ from assignment_workers.runtime.errors import StackFailed
 
 POLL_SECONDS = 0.02
 READY_SECONDS = 300.0
-"""How long a start may take: after a crash the data are recovered first."""
+"""The longest time of a start: after a crash the data are recovered first."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What to run, and where programs reach it then."""
+    """The process of a server, and the address at which programs reach it."""
 
     spec: ProcessSpec
     url: str
     make: Callable[[], None] = lambda: None
-    """Has to be called once before it is started: makes its data if there are none."""
+    """To be called once before the start: creates the data if there are none."""
 
 
 def start(server: Server, log: Log, guardian: Guardian) -> Child:
-    """Start it without a supervisor and wait until it serves: for tests and short runs.
+    """Start the server without a supervisor and wait until it serves: for tests and short runs.
 
     The caller stops the child. Raises `StackFailed`.
     """
@@ -44,12 +44,12 @@ def start(server: Server, log: Log, guardian: Guardian) -> Child:
 
 
 def is_ready(child: Child) -> bool:
-    """Whether this very process serves now."""
+    """Return True if this very process serves now."""
     return not child.is_over and (child.spec.ready is None or child.spec.ready(child.pid))
 
 
 def failure(child: Child) -> str:
-    """One line for a server that ended when it should not have."""
+    """Return one line about a server that ended when it should not have."""
     words = child.last_words()
     return (
         f"{child.spec.name} ended with {child.how_it_ended()}"

@@ -1,7 +1,7 @@
-"""Makes the process that imports this the leader of a session: a closed terminal does not end it.
+"""Makes the process that imports this module a session leader: a closed terminal does not end it.
 
-For the process that our forks come from, which has no other place for a line of ours. Imported
-elsewhere it does nothing.
+It is for the process that our forks come from, in which no other code of ours runs. In any other
+process the import does nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Keeps the processes of a stack running, and ends them all.
+"""The supervisor of a stack's processes: it keeps them running, and ends them all.
 
 honcho's own manager ends everything when one process ends, and its Process learns of an end only
-when the last heir of the output closes it; so only its printer is used (`log`). Everything here
-happens in one thread, the main one: ends and signals come to it over a queue, and what takes long
-runs in a thread of its own meanwhile.
+when the last heir of the output closes it; therefore only its printer is used (`log`). Everything
+here happens in the main thread. Ends and signals reach it over a queue, and long work runs in a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from assignment_workers.devstack.server import POLL_SECONDS, READY_SECONDS, fail
 from assignment_workers.runtime.errors import StackFailed
 
 GAVE_UP = os.EX_TEMPFAIL
-"""The exit status of a process that ended on purpose and wants to be started again: no failure."""
+"""The exit status of a process that ended on purpose and wants a restart: no failure."""
 ABANDONED_SECONDS = 10.0
-"""How long is waited for work in a thread whose servers are gone."""
+"""The longest wait for work in a thread whose servers are gone."""
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Within its block SIGINT, SIGTERM and SIGHUP are only noted, each time, for the supervisor."""
+    """A block in which SIGINT, SIGTERM and SIGHUP are only queued, for the supervisor."""
 
     def __init__(self) -> None:
         self.noted: queue.SimpleQueue[signal.Signals | Child | None] = queue.SimpleQueue()
@@ -76,7 +76,7 @@ class Signals:
 
 @dataclass
 class _Service:
-    """A process over all its lives."""
+    """A process over all its restarts."""
 
     spec: ProcessSpec
     child: Child | None = None
@@ -89,8 +89,9 @@ class _Service:
 class Supervisor:
     """Within its block the processes given to `start` run; at its end they are ended, last first.
 
-    While a method of it blocks, it restarts what ends, and raises `Interrupted` when a signal came,
-    and `StackFailed` when a process cannot be kept running.
+    While one of its methods blocks, the supervisor restarts processes that end. The method
+    raises `Interrupted` when a signal came, and `StackFailed` when a process cannot be kept
+    running.
     """
 
     def __init__(self, log: Log, guardian: Guardian, signals: Signals) -> None:
@@ -117,14 +118,17 @@ class Supervisor:
             thread.join(ABANDONED_SECONDS)
 
     def start(self, *specs: ProcessSpec) -> None:
-        """Start these, in this order, without waiting for them."""
+        """Start these processes, in this order, without waiting for them."""
         for spec in specs:
             service = _Service(spec)
             self._services[spec.name] = service
             self._run(service)
 
     def wait_ready(self) -> None:
-        """Until every server started so far serves. One that ends before it did is a failure."""
+        """Wait until every server started so far serves.
+
+        Raises `StackFailed` if a server ends before that, or takes too long.
+        """
         deadline = time.monotonic() + READY_SECONDS
         while not self._servers_ready():
             if time.monotonic() > deadline:
@@ -133,13 +137,13 @@ class Supervisor:
             self._step(POLL_SECONDS)
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives or raises. It runs in a thread, left behind when a signal comes."""
+        """Return or raise what `work` does. It runs in a thread, which a signal abandons."""
         future: Future[Result] = Future()
 
         def run() -> None:
             try:
                 future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            except BaseException as error:  # noqa: BLE001 - raised again by `call`
                 future.set_exception(error)
             self._events.put(None)
 
@@ -152,13 +156,13 @@ class Supervisor:
         return future.result()
 
     def supervise(self, seconds: float | None = None) -> None:
-        """For so long, or for ever."""
+        """Supervise for so many seconds, or for ever."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while deadline is None or time.monotonic() < deadline:
             self._step(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _step(self, longest: float | None) -> None:
-        """Take one event if one comes in time, and do what is due."""
+        """Take one event if one comes in time, and start or mark ready what is due."""
         waits = [
             longest,
             None if self._servers_ready() else POLL_SECONDS,
@@ -231,7 +235,7 @@ class Supervisor:
                 self._log.note(f"{service.spec.name} serves{again}")
 
     def _restart_due(self) -> None:
-        """Servers first; the others wait for them, lest they fail for want of them."""
+        """Start what is due, servers first; the others wait for them, because they would fail."""
         for service in self._services.values():
             due = service.restart_at is not None and service.restart_at <= time.monotonic()
             if due and (service.spec.is_server or self._servers_ready()):

@@ -24,15 +24,15 @@ from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
 READY_SECONDS = 300.0
-"""Patience with a machine that is busy: one that fails to start ends, and is told of at once."""
+"""Long, for a busy machine: a stack that fails to start ends, which is reported at once."""
 STOP_SECONDS = 60.0
 FIRST = re.compile(rb"\b(assigned|no user)\b")
-"""The last that a start says: both dialer queues are built by then."""
+"""The last line that a start prints; both dialer queues are built by then."""
 
 
 @contextmanager
 def database() -> Iterator[str]:
-    """The address of an empty PostgreSQL that writes as a real one does. Raises `StackFailed`."""
+    """Yield the address of an empty PostgreSQL that syncs its writes. Raises `StackFailed`."""
     with (
         tempfile.TemporaryDirectory(prefix="assignment-workers-") as folder,
         hold(Path(folder) / "home") as home,
@@ -48,10 +48,10 @@ def database() -> Iterator[str]:
 
 @contextmanager
 def stack(folder: Path, variables: Mapping[str, str]) -> Iterator[Stack]:
-    """A whole stack of its own, with a demo CRM and a standby sequencer, in this folder.
+    """Run a whole stack in this folder, with a demo CRM and a standby sequencer.
 
-    A process of its own runs it (`up`), with the settings of `variables` and none of ours; what it
-    says goes to `stack.log`. Raises `StackFailed`.
+    A process of its own runs the stack (`up`), with the settings of `variables` and none of ours.
+    Its output goes to `stack.log`. Raises `StackFailed`.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")
@@ -86,7 +86,7 @@ def stack(folder: Path, variables: Mapping[str, str]) -> Iterator[Stack]:
 
 
 def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:
-    """Once the stack has said that it works: it tells its first assignment after that."""
+    """Return the stack once it works and has printed its first assignment."""
     settings = Settings.model_validate({"home": home})
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:

