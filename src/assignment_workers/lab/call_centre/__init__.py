@@ -1,1 +1,1 @@
-"""A simulated call centre on a real stack, with faults where asked for, and its verdict."""
+"""A simulated call centre on a real stack, with optional faults, and its verdict."""

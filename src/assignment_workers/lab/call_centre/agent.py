@@ -39,7 +39,7 @@ TALK_SPREAD = 0.7
 WRITING = timedelta(seconds=20)
 BREAK = timedelta(minutes=10)
 CLOSED = timedelta(minutes=6)
-"""How long an agent who closed the tab is away."""
+"""The absence of an agent who closed the tab."""
 CALLBACK_IN = timedelta(minutes=30)
 
 TAKES_BREAK, CLOSES_TAB, SKIPS, GIVES_BACK, SAYS_TWICE = 0.02, 0.015, 0.05, 0.02, 0.05
@@ -56,10 +56,10 @@ OUTCOMES = {
     "do_not_contact": 1,
     "no_claim": 1,
 }
-"""What comes of calls, in parts of a hundred."""
+"""The outcomes of calls, in parts of a hundred."""
 
 PATIENCE = 120.0
-"""Seconds for which the same request is asked again while nothing can answer."""
+"""Seconds for which the same request is sent again while no answer comes."""
 SAID = timedelta(seconds=10)
 
 
@@ -73,7 +73,7 @@ class SimulatedAgent:
     recorder: Recorder
     over: asyncio.Event
     signed: Callable[[int], None]
-    """Told of users who completed the form: they sign."""
+    """Called for each user who completed the form, so that they sign."""
     lease: timedelta
     chance: Random = field(init=False)
 
@@ -81,14 +81,14 @@ class SimulatedAgent:
         self.chance = Random(f"{self.plan.seed} agent {self.number}")
 
     async def work(self) -> None:
-        """From logging in to the end of the day."""
+        """Work from the login to the end of the day."""
         self.recorder.is_in(self.number, AgentActivity.AWAY)
         await self._pause(LOGS_IN_WITHIN * self.chance.random())
         while not self.over.is_set():
             answer = await self._ask()
             match answer:
                 case Assigned(assignment=held, replayed=replayed):
-                    if replayed:  # back after the tab was closed: little may be left of the lease
+                    if replayed:  # back after the tab was closed: the lease may be nearly over
                         await self._renew(held)
                     await self._call(held)
                 case Empty(retry_after=seconds):
@@ -157,7 +157,7 @@ class SimulatedAgent:
             self.signed(held.user_id)
 
     async def _talk(self, held: Held, median: timedelta) -> None:
-        """For a log-normal time; the hold is renewed meanwhile, as a frontend does."""
+        """Talk for a log-normal time, and renew the hold meanwhile, as a frontend does."""
         spread = self.chance.lognormvariate(0, TALK_SPREAD)
         ends = time.monotonic() + self.plan.wall(median * spread)
         while (left := ends - time.monotonic()) > 0 and not self.over.is_set():
@@ -170,7 +170,7 @@ class SimulatedAgent:
                 return
 
     async def _renew(self, held: Held) -> bool:
-        """False once it is known that the hold is gone."""
+        """Renew the hold; return False once it is known that the hold is gone."""
         answer = await self.client.renew(held.id, self.number, timeout=SAID)
         match answer:
             case Finished(assignment=renewed):
@@ -189,7 +189,7 @@ class SimulatedAgent:
         say: Callable[[], Awaitable[FinishAnswer]],
         outcome: str | None = None,
     ) -> bool:
-        """Say it until it is answered; whether it ended so."""
+        """Send the end of the call until it is answered; return True if the call ended as sent."""
         self.recorder.gives_up(held)
         answer = await self._until_told(say)
         match answer:
@@ -204,7 +204,7 @@ class SimulatedAgent:
         return False
 
     async def _until_told(self, say: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Again while nothing can answer; with faults, now and then twice at the same time."""
+        """Send it again while no answer comes; with faults, sometimes twice at the same time."""
         ends = time.monotonic() + PATIENCE
         while True:
             if self.plan.chaos and self.chance.random() < SAYS_TWICE:
@@ -220,7 +220,7 @@ class SimulatedAgent:
             await asyncio.sleep(min(answer.retry_after, 2.0))
 
     def _agree(self, first: Answer, second: Answer) -> None:
-        """One request, one answer, however often it is said."""
+        """Check that both answers to the same request agree."""
         self.recorder.counts["said twice"] += 1
         if Unavailable in {type(first), type(second)}:
             return
@@ -229,7 +229,7 @@ class SimulatedAgent:
             self._surprise(f"said the same twice and was told {one} and {other}")
 
     def _refused(self, held: Held, answer: Refused) -> None:
-        """Right only where the lease has lapsed: nothing could renew it while all was down."""
+        """Check that a refusal is right: the lease has lapsed because nothing could renew it."""
         until = self.recorder.assignments[held.id].lease_until
         if answer.code == Code.NOT_ACTIVE and until <= datetime.now(UTC):
             self.recorder.counts["lease lapsed"] += 1

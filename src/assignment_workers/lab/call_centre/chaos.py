@@ -1,4 +1,4 @@
-"""Faults on purpose: processes killed and frozen, connections ended, rebuilds in a burst."""
+"""Deliberate faults: processes killed and frozen, connections ended, rebuilds in a burst."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from assignment_workers.runtime.stack import Stack
 
 FIRST_AFTER = 5.0
 RECOVERY = 12.0
-"""Seconds at the end without a new fault, in which all has to recover; half of a shorter day."""
+"""Seconds at the end without a new fault, for the recovery; at most half of the run."""
 FREEZE = 4.0
 
 LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
@@ -33,7 +33,7 @@ WHERE pid <> pg_backend_pid() AND datname = current_database() AND backend_type 
 
 @dataclass
 class Chaos:
-    """Breaks what a stack of `up` can mend. Every process it signals is one of that stack."""
+    """Causes faults that a stack of `up` can repair, in processes of that stack alone."""
 
     stack: Stack
     engine: Engine
@@ -45,7 +45,7 @@ class Chaos:
     _frozen: list[int] = field(default_factory=list)
 
     async def reign(self) -> None:
-        """One fault after another, all kinds in turn and in an order by the seed."""
+        """Cause one fault after another: all kinds in turn, in an order that the seed decides."""
         await asyncio.sleep(min(FIRST_AFTER, self.plan.seconds / 4))
         faults: list[tuple[str, Callable[[], bool], float]] = []
         last = self.plan.seconds - min(RECOVERY, self.plan.seconds / 2)

@@ -1,4 +1,4 @@
-"""One simulated day, or a piece of it, on a stack that runs."""
+"""One simulated day, or a part of it, on a running stack."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 QUIET_SECONDS = 300.0
-"""How long a stack may take to come to rest after the day, on a busy machine too."""
+"""The longest time until a stack is at rest after the day, on a busy machine too."""
 
 AGENTS = """
 INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)
@@ -50,7 +50,7 @@ Beside = Callable[[Recorder, asyncio.Event], Coroutine[Any, Any, None]]
 
 
 async def nothing(recorder: Recorder, over: asyncio.Event) -> None:
-    """Nothing goes on beside the day."""
+    """Do nothing beside the day."""
 
 
 def run(
@@ -61,10 +61,10 @@ def run(
     *,
     beside: Beside = nothing,
 ) -> tuple[Recorder, Verdict]:
-    """Simulate, wait until all is quiet, and judge. `settings` are those of the stack.
+    """Simulate, wait until the stack is at rest, and judge. `settings` are those of the stack.
 
-    `beside` goes on until its event says that the day is over. Raises `UsageError` for a
-    stack whose users are not the demo's: nobody real is called.
+    `beside` runs until its event says that the day is over. Raises `UsageError` if the users of
+    the stack are not the demo's, so that no real person is called.
     """
     engine = connect(
         stack.database_url,
@@ -110,7 +110,7 @@ class _Day:
         show: Callable[[Recorder, Sample], None],
         beside: Beside,
     ) -> tuple[Recorder, Environment]:
-        """Everybody at once, until it is over and each agent has ended their call."""
+        """Run all agents and their environment until each agent has ended their call."""
         plan, stack = self.plan, self.stack
         recorder, over = Recorder(), asyncio.Event()
         environment = Environment(plan, self.engine, self.client, recorder, over)
@@ -142,7 +142,7 @@ class _Day:
 
 
 def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
-    """Until every lane is led and whatever was built is published; holds whose lease lapsed end."""
+    """Wait until every lane is led and every build is published; end holds whose lease lapsed."""
     ends = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < ends:
         try:

@@ -1,4 +1,4 @@
-"""What goes on around the agents: users sign, requirements appear, the jobs come at their times."""
+"""The environment of the agents: users sign, requirements appear, and jobs run at their times."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
 
 REBUILD = timedelta(minutes=15)
-"""As often as the original's level check was allowed to; its hourly job came less often."""
+"""The least interval of the original's level check; its hourly job ran less often."""
 CLEANUP = timedelta(minutes=10)
 SHORTEST = 4.0
-"""Seconds: however fast the day goes, the jobs come no more often."""
+"""Seconds: the jobs run no more often than this, however fast the day goes."""
 JOBS = ("queue.clean_conversions", "queue.check_levels", "generation.tend")
 
 SIGN = """
@@ -35,7 +35,7 @@ SELECT e.user_id FROM assignment.entries e JOIN assignment.generations g ON g.id
 WHERE g.state = 'published' AND g.queue = 'unsigned_users' AND e.state IN ('ready', 'held')
 ORDER BY e.rank OFFSET :offset LIMIT :many
 """
-"""Whoever is about to be handed out, and whoever is being called."""
+"""The users who are about to be handed out, and those who are being called."""
 APPEARS = """
 INSERT INTO crm.claim_requirements
   (id, claim_id, type, status, claim_requirement_reason, created_at)
@@ -50,7 +50,7 @@ WHERE g.state = 'published' AND e.state = 'ready'
 
 @dataclass
 class Environment:
-    """The world around the call centre, until `over`."""
+    """The events around the call centre, until `over`."""
 
     plan: Plan
     engine: Engine
@@ -58,16 +58,16 @@ class Environment:
     recorder: Recorder
     over: asyncio.Event
     signed_at: dict[int, datetime] = field(default_factory=dict)
-    """By user: an instant of the database's clock at which they surely had signed."""
+    """For each user, an instant of the database's clock by which the user had certainly signed."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _to_sign: list[int] = field(default_factory=list)
 
     def signs(self, user: int) -> None:
-        """This user signs with the next who do."""
+        """Let this user sign together with the next users who sign."""
         self._to_sign.append(user)
 
     async def users(self) -> None:
-        """Each second some sign by themselves, and requirements appear."""
+        """Each second let some users sign on their own, and let requirements appear."""
         chance = Random(f"{self.plan.seed} users")
         while await self._after(1.0):
             many = max(1, round(self.plan.speed / 20))
@@ -76,20 +76,20 @@ class Environment:
             await self._attempt(partial(self._some_appear, chance, many))
 
     async def jobs(self) -> None:
-        """Both dialer queues are rebuilt."""
+        """Rebuild both dialer queues at their times."""
         while await self._after(max(self.plan.wall(REBUILD), SHORTEST)):
             if isinstance(await asyncio.to_thread(self.client.regenerate), str):
                 self.recorder.counts["rebuilds asked for"] += 1
 
     async def cleanups(self) -> None:
-        """The jobs that come more often."""
+        """Send the jobs that run more often than rebuilds."""
         while await self._after(max(self.plan.wall(CLEANUP), SHORTEST)):
             for job in JOBS:
                 await asyncio.to_thread(self._send, job, "maintenance")
             await asyncio.to_thread(self._send, "assignment.expire", "assignment")
 
     async def watch(self, show: Callable[[Sample], None]) -> None:
-        """A sample each second."""
+        """Take a sample each second."""
         while await self._after(1.0):
             claimable = await self._attempt(self._claimable)
             states = dict.fromkeys(AgentActivity, 0)
@@ -128,7 +128,7 @@ class Environment:
             self.recorder.counts["jobs not sent"] += 1
 
     async def _attempt(self, what: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it gives
-        """None while the database is away: the world goes on without it."""
+        """Return the result, or None while the database is unavailable, so that the day goes on."""
         try:
             return await asyncio.to_thread(what)
         except SQLAlchemyError:
@@ -136,7 +136,7 @@ class Environment:
             return None
 
     async def _after(self, seconds: float) -> bool:
-        """Wait; False once the day is over."""
+        """Wait; return False once the day is over."""
         try:
             await asyncio.wait_for(self.over.wait(), seconds)
         except TimeoutError:

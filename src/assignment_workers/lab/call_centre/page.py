@@ -1,4 +1,4 @@
-"""The run on one page: HTML that needs nothing but itself."""
+"""The report of a run: one HTML page without external resources."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Point = tuple[float, float]
 
 
 def page(recorder: Recorder, verdict: Verdict, soaked: Soaked | None = None) -> str:
-    """The whole page; of a soak also what was measured, and what drifted."""
+    """Return the whole page; for a soak also the measured figures and what drifted."""
     levels = verdict.levels
     broken = "".join(f"<li>{escape(each)}</li>" for each in verdict.broken)
     said = (
@@ -240,7 +240,7 @@ def _chart(
 
 
 def _frame(recorder: Recorder, marks: Sequence[tuple[float, str]], most: float) -> str:
-    """Lines across with their figures, the time below, and the faults."""
+    """Draw horizontal lines with their figures, the time below, and the faults."""
     parts = []
     for value, label in marks:
         _, y = _place(recorder, (0, value), most)

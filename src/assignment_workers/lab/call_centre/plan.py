@@ -1,4 +1,4 @@
-"""What is simulated: how many agents, for how long, how fast, and with which faults."""
+"""The plan of a simulation: its agents, its length, its speed, and its faults."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from datetime import timedelta
 
 LEASE = timedelta(minutes=5)
 SHORTEST_LEASE = 15.0
-"""However fast the day goes, a fault takes its time: a hold outlives the usual one."""
+"""However fast the day goes, a fault takes its real time; a hold outlives the usual fault."""
 
 FLOWER_TASKS = "1000"
-"""So many of the last tasks it remembers: a minute of fifty agents. Its memory is full early."""
+"""The number of tasks that Flower remembers: a minute of fifty agents.
+
+Its memory therefore stops growing early in a run.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,26 +22,26 @@ class Plan:
 
     agents: int
     users: int
-    """In each pool."""
+    """The number of users in each pool."""
     seconds: float
     speed: float
     seed: int
     chaos: bool
     between: tuple[float, float] = (6.0, 14.0)
-    """The least and the most seconds from the end of a fault to the next."""
+    """The least and the most seconds from the end of a fault to the next one."""
     retention: timedelta | None = None
-    """How long the entries of a retired generation are kept; None: as the stack has it.
+    """The retention of the entries of a retired generation; None: the setting of the stack.
 
-    Of a soak alone, whose Flower remembers `FLOWER_TASKS` too.
+    It is set for a soak alone, whose Flower also remembers `FLOWER_TASKS`.
     """
 
     def wall(self, span: timedelta) -> float:
-        """The seconds on the wall that this takes."""
+        """Return the seconds on the wall's clock that this span takes."""
         return span.total_seconds() / self.speed
 
     @property
     def variables(self) -> dict[str, str]:
-        """The settings of a stack whose times go with the day's."""
+        """The settings of a stack whose times are scaled to the day's speed."""
         kept = {}
         if self.retention is not None:
             seconds = _seconds(self.retention.total_seconds())

@@ -1,4 +1,4 @@
-"""What the processes of a stack take: memory and open files, of each life of each."""
+"""The memory and the open files of the processes of a stack, for each life of each process."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import NamedTuple
 import psutil
 
 Life = tuple[int, float]
-"""A process's id and the time of its start, which no other process has."""
+"""A process's id and the time of its start; no two processes share both."""
 
 
 class Measured(NamedTuple):
-    """One process at this moment; several have the same name, one after the other or together."""
+    """One process at one moment. Several may have the same name, at once or one after the other."""
 
     name: str
     life: Life
     memory_mb: float
-    """What it shares with no other process."""
+    """The memory that the process shares with no other process, in MB."""
     files: int
 
 
 def measured(stack: int) -> Iterator[Measured]:
-    """Every process of the stack whose first process has this id. Raises `psutil.Error`."""
+    """Measure every process of the stack whose first process has this id. Raises `psutil.Error`."""
     main = psutil.Process(stack)
     for process in (main, *main.children(recursive=True)):
         try:
@@ -39,7 +39,7 @@ def measured(stack: int) -> Iterator[Measured]:
 
 
 def _name(command: Sequence[str], *, is_main: bool) -> str | None:
-    """What a process of the stack is; None for what comes and goes, like a build's backend."""
+    """Return the role of a process; None for short-lived ones, such as a build's backend."""
     if is_main:
         return "up"
     match command:

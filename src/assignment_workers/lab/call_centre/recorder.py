@@ -1,4 +1,4 @@
-"""What the agents saw: every answer, when it came, and who had whom by their own account."""
+"""The agents' own records: every answer, its time, and the users whom each agent had."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from assignment_workers.assignment.answers import Held
 
 
 class AgentActivity(StrEnum):
-    """What an agent does."""
+    """An agent's activity."""
 
     AWAY = "away"
     ASKING = "asking"
@@ -25,7 +25,7 @@ class AgentActivity(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """One request: when it was answered, in seconds of the run, how long it took, and with what."""
+    """One request: the second of the run of its answer, its duration, and its outcome."""
 
     at: float
     seconds: float
@@ -34,7 +34,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that was broken on purpose, and when."""
+    """A deliberate fault, and its second of the run."""
 
     at: float
     what: str
@@ -42,32 +42,32 @@ class Fault:
 
 @dataclass(frozen=True)
 class Sample:
-    """One second of the run."""
+    """The figures of one second of the run."""
 
     at: float
     states: dict[AgentActivity, int]
     assigned: int
-    """So far."""
+    """The number of assignments so far."""
     claimable: int | None
-    """In both dialer queues; None while the database could not say."""
+    """In both dialer queues; None while the database did not answer."""
 
 
 @dataclass
 class KnownAssignment:
-    """What an agent was told of an assignment."""
+    """An assignment as its agent knows it from the answers."""
 
     agent: int
     user: int
     claimed_at: datetime
     lease_until: datetime
     ended: str | None = None
-    """The outcome with which the agent was told that it had ended."""
+    """The outcome in the answer that ended the assignment."""
     state: str | None = None
 
 
 @dataclass
 class Recorder:
-    """Of one run; belongs to one thread."""
+    """The records of one run; they belong to one thread."""
 
     began: float = field(default_factory=time.monotonic)
     states: dict[int, AgentActivity] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Recorder:
     samples: list[Sample] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     surprises: list[str] = field(default_factory=list)
-    """What no guarantee allows: the verdict names each."""
+    """Answers that break a guarantee: the verdict names each."""
     _has: dict[int, UUID] = field(default_factory=dict)
 
     @property
@@ -86,15 +86,15 @@ class Recorder:
         return time.monotonic() - self.began
 
     def is_in(self, agent: int, state: AgentActivity) -> None:
-        """The agent does this now."""
+        """Record the agent's present activity."""
         self.states[agent] = state
 
     def answered(self, outcome: str, seconds: float) -> None:
-        """A request was answered for good, after so long from its first sending."""
+        """Record the final answer to a request, and the seconds since its first sending."""
         self.waits.append(Wait(self.now, seconds, outcome))
 
     def record(self, held: Held) -> None:
-        """An agent was told that this user is theirs; maybe long after it was so."""
+        """Record an assignment from an answer, which may come long after the assignment began."""
         if held.id in self.assignments:
             self.renewed(held)
         else:
@@ -112,26 +112,26 @@ class Recorder:
         self._has[held.user_id] = second
 
     def renewed(self, held: Held) -> None:
-        """The lease runs on."""
+        """Record the new end of the lease."""
         told = self.assignments[held.id]
         told.lease_until = max(told.lease_until, held.lease_expires_at)
 
     def gives_up(self, held: Held) -> None:
-        """The agent is about to end it: from now on the user may be anybody's."""
+        """Record that the agent is about to end it: from now on another agent may have the user."""
         if self._has.get(held.user_id) == held.id:
             del self._has[held.user_id]
 
     def ended(self, held: Held, state: str, outcome: str | None) -> None:
-        """The agent was told that it has ended so."""
+        """Record the end of an assignment from its answer."""
         self.assignments[held.id].state = state
         self.assignments[held.id].ended = outcome
 
     def fault(self, what: str) -> None:
-        """Something was broken on purpose."""
+        """Record a deliberate fault."""
         self.faults.append(Fault(self.now, what))
 
     def back_after(self, fault: Fault) -> float | None:
-        """Seconds from a fault to the first answer to a request that was sent after it."""
+        """Return the seconds from a fault to the first answer to a request sent after it."""
         after = [
             wait.at - fault.at
             for wait in self.waits

@@ -1,8 +1,8 @@
-"""A long run with faults, and whether anything in it drifts: memory, tables, dead rows, latency.
+"""A long run with faults, and the search for drift: memory, tables, dead rows, latency.
 
-What is sampled is judged by `trend`: whether it grows on after its warm-up. Tables that grow with
-the work done are weighed once, at the end, beside a copy written anew. What the run was too short
-to judge is told apart from what is good.
+`trend` judges whether a sampled figure grows on after its warm-up. Tables that grow with the work
+done are weighed once, at the end, beside a rewritten copy. What the run was too short to judge is
+reported apart from what is good.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 SAMPLES = 2000
-"""Of a run, and no two nearer than `NEAREST` seconds."""
+"""The number of samples of a run; no two are nearer than `NEAREST` seconds."""
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0
-"""Seconds after a fault whose waits are the fault's, not the system's."""
+"""Seconds after a fault in which waits are counted as the fault's, not the system's."""
 GRACE = timedelta(minutes=2)
-"""How long after its time a row may still stand when the run is over."""
+"""The longest time that a row may outlive its retention when the run is over."""
 
 WITH_THE_WORK = {
     "audit_batches",
@@ -54,7 +54,7 @@ WITH_THE_WORK = {
     "job_runs",
     "requests",
 }
-"""Tables that grow with what is done, or with what is kept of it: see `tables.weighed`."""
+"""Tables that grow with the work, or with its records: see `tables.weighed`."""
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 PURGED = "SELECT count(*) FROM assignment.generations WHERE purged_at > now() - :run"
 OUTLIVED = {
@@ -64,7 +64,7 @@ OUTLIVED = {
     "entries": "SELECT count(*) FROM assignment.generations"
     " WHERE purged_at IS NULL AND retired_at < now() - :generations",
 }
-"""What has outlived its retention."""
+"""Queries for rows that have outlived their retention."""
 
 LIMITS = {
     "memory": Limit("MB", 0.1, 8),
@@ -77,10 +77,10 @@ LIMITS = {
 
 
 class Series(BaseModel):
-    """One figure over the run, and what became of it after its warm-up (see `trend`).
+    """One figure over the run, and its trend after its warm-up (see `trend`).
 
-    `lives`: of each process that it was measured of, one after the other, seconds of the run and
-    value. `grown`: in the longest of them, over `watched` seconds.
+    `lives`: a list for each process that was measured, one after the other, of seconds of the
+    run and value. `grown`: the growth in the longest of them, over `watched` seconds.
     """
 
     kind: str
@@ -94,7 +94,10 @@ class Series(BaseModel):
 
 
 class Soaked(BaseModel):
-    """What drifted and what could not be judged, in words; the verdict is a demo's with faults."""
+    """The result of a soak: what drifted and what could not be judged, in words, and the verdict.
+
+    The verdict is that of a demo with faults.
+    """
 
     verdict: Verdict
     drifted: list[str]
@@ -105,7 +108,7 @@ class Soaked(BaseModel):
     """Generations whose entries were dropped during the run."""
     samples: int
     not_taken: int
-    """Samples that a fault kept from being taken."""
+    """Samples that could not be taken because of a fault."""
 
     @property
     def exit_code(self) -> int:
@@ -135,14 +138,14 @@ def run(
 
 
 Figure = tuple[str, str]
-"""Of which kind, and of what."""
+"""The kind of a figure, and the name of what was measured."""
 LASTING: Life = (0, 0.0)
-"""Of what outlives every process."""
+"""The life of what outlives every process."""
 
 
 @dataclass
 class Meter:
-    """What is measured of a stack while it works."""
+    """The measurements of a stack while it works."""
 
     stack: Stack
     engine: Engine
@@ -152,12 +155,12 @@ class Meter:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     dead: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    """By table: seconds of the run, and how many times autovacuum's threshold there are dead."""
+    """By table: seconds of the run, and the dead rows in multiples of autovacuum's threshold."""
     taken: int = 0
     missed: int = 0
 
     async def watch(self, recorder: Recorder, over: asyncio.Event) -> None:
-        """A sample now and then until it is over; what has outlived its retention is deleted."""
+        """Take samples until the run is over, and delete rows at the end of their retention."""
         every = max(self.plan.seconds / SAMPLES, NEAREST)
         pruned = 0.0
         while not over.is_set():
@@ -174,7 +177,7 @@ class Meter:
                 continue
 
     def sample(self, at: float) -> None:
-        """Everything, once. Whatever cannot be read now leaves the whole sample out."""
+        """Measure everything once. If one thing cannot be read, the whole sample is left out."""
         found = [*self._of_processes(), *self._of_valkey()]
         with self.engine.connect() as connection:
             sizes, dead = tables.measured(connection)
@@ -192,14 +195,14 @@ class Meter:
         self.taken += 1
 
     def prune(self) -> None:
-        """What the daily job does, which comes once a day."""
+        """Do the work of the daily job, which comes too rarely for a run."""
         with self.engine.connect() as connection:
             audit.extend(connection)
         with self.engine.begin() as connection:
             prune_history(connection, settings=self.settings)
 
     def latency(self, recorder: Recorder) -> None:
-        """The medians of the waits that no fault touched."""
+        """Add the medians of the waits that no fault touched."""
         faults = [fault.at for fault in recorder.faults]
         width = max(self.plan.seconds / SAMPLES, NEAREST)
         waits: dict[int, list[float]] = defaultdict(list)
@@ -212,7 +215,7 @@ class Meter:
             self.points["time to assign", "median"][LASTING].append((at, statistics.median(each)))
 
     def soaked(self, verdict: Verdict) -> Soaked:
-        """All of it, judged; after a last round of what deletes what has outlived its retention."""
+        """Judge all figures, after a last deletion of what has outlived its retention."""
         late = self.outlived()
         with self.engine.begin() as connection:
             weights = tables.weighed(connection)
@@ -244,7 +247,7 @@ class Meter:
         )
 
     def judged(self, figure: Figure) -> Series:
-        """One figure."""
+        """Judge one figure."""
         kind, name = figure
         lives = self.points[figure].values()
         limit = LIMITS[kind]
@@ -261,7 +264,7 @@ class Meter:
         )
 
     def outlived(self) -> list[str]:
-        """What should have been deleted by now, after a last round of what deletes it."""
+        """Name what should have been deleted by now, after a last round of deletions."""
         self.prune()
         parameters = {
             "history": self.settings.history_retention + GRACE,

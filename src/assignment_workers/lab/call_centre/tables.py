@@ -1,4 +1,4 @@
-"""What the tables take on disk: beside a copy written anew, and how long dead rows stay in them."""
+"""The size of tables beside a rewritten copy, and the time that dead rows stay in them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from assignment_workers.lab.call_centre.trend import Points
 BLOATED = 2.0
 """Times the copy. Autovacuum lets a fifth of the rows be dead, and pages are never quite full."""
 BLOAT_MB = 1.0
-"""Beyond the copy: less is a few pages of a small table."""
+"""Megabytes beyond the copy: less is a few pages of a small table."""
 DEAD_TIMES = 2.0
-"""Times autovacuum's threshold: by the time it looks, there may be more than that."""
+"""Times autovacuum's threshold: more rows may be dead by the time autovacuum looks."""
 DEAD_SECONDS = 180.0
-"""So long dead rows may stand above that without a break: autovacuum looks once a minute."""
+"""The longest time above that limit without a break: autovacuum looks once a minute."""
 
-# A generation's table counts with `entries`, whether it is attached yet, still or no more. The
+# A generation's table counts with `entries`, attached or not. The
 # threshold is autovacuum's own: it goes by `reltuples`.
 TABLES = """
 SELECT whole.relname AS name, whole.oid::regclass AS whole,
@@ -33,7 +33,7 @@ WHERE whole.relnamespace = 'assignment'::regnamespace AND whole.relname <> 'alem
     'public.conversions'::regclass)
 GROUP BY whole.oid, whole.relname
 """
-# One copy after another. Its indexes are filled row by row, as those of the table were.
+# One copy after another. The indexes are filled row by row, as those of the table were.
 WEIGH = f"""
 DO $$
 DECLARE
@@ -55,7 +55,7 @@ WEIGHTS = "SELECT name, rows, bytes / 1e6 AS mb, anew / 1e6 AS anew_mb FROM weig
 
 
 class Weight(BaseModel):
-    """What a table takes, and what its rows would take had each been written once. 1 MB: 10^6."""
+    """The size of a table, and the size of its rows if each had been written once. 1 MB: 10^6."""
 
     name: str
     rows: int
@@ -64,32 +64,32 @@ class Weight(BaseModel):
 
     @property
     def times(self) -> float:
-        """The table's size, in that of a copy written anew."""
+        """The size of the table as a multiple of the size of the rewritten copy."""
         return self.mb / self.anew_mb
 
     @property
     def row(self) -> float | None:
-        """Bytes of a row; None of no row."""
+        """Bytes per row; None without rows."""
         return self.mb * 1e6 / self.rows if self.rows else None
 
     @property
     def row_anew(self) -> float | None:
-        """And were it written anew."""
+        """Bytes per row of the rewritten copy; None without rows."""
         return self.anew_mb * 1e6 / self.rows if self.rows else None
 
     def shown(self) -> tuple[str | None, ...]:
-        """Rows, megabytes, bytes a row, those written anew, and times, for a person."""
+        """Return rows, megabytes, bytes per row, those of the copy, and times, as text."""
         bytes_of = [None if each is None else f"{each:,.0f}" for each in (self.row, self.row_anew)]
         return f"{self.rows:,}", f"{self.mb:,.2f}", *bytes_of, f"{self.times:.2f}"
 
     @property
     def is_bloated(self) -> bool:
-        """Whether the room that nothing stands in is worth an operator's while."""
+        """True if the empty space in the table is worth an operator's while."""
         return self.times > BLOATED and self.mb - self.anew_mb > BLOAT_MB
 
 
 def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]]:
-    """By table: megabytes with indexes, and dead rows in times of autovacuum's threshold."""
+    """Return by table megabytes with indexes, and dead rows in autovacuum's thresholds."""
     rows = connection.execute(text(TABLES)).all()
     return (
         {row.name: float(row.bytes) / 1e6 for row in rows},
@@ -98,7 +98,7 @@ def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]
 
 
 def weighed(connection: Connection) -> list[Weight]:
-    """Every table beside a copy of it, which is made and dropped: a second for 100,000 rows."""
+    """Weigh every table beside a copy, which is made and dropped: a second for 100,000 rows."""
     connection.execute(text(WEIGH))
     return [
         Weight.model_validate(dict(row)) for row in connection.execute(text(WEIGHTS)).mappings()
@@ -106,7 +106,7 @@ def weighed(connection: Connection) -> list[Weight]:
 
 
 def bloated(weights: Sequence[Weight]) -> list[str]:
-    """The tables that take more than their rows need, in words."""
+    """Name the tables that take more space than their rows need."""
     return [
         f"bloat of {each.name}: {each.row:,.0f} bytes a row, and {each.row_anew:,.0f} were it"
         f" written anew ({each.times:.1f} times)"
@@ -118,10 +118,10 @@ def bloated(weights: Sequence[Weight]) -> list[str]:
 
 
 def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
-    """The tables in which dead rows stood above the threshold for too long, in words.
+    """Name the tables in which dead rows stood above the threshold for too long.
 
-    `dead`: by table, how many times autovacuum's threshold there were, as `measured` has it. A
-    crash of PostgreSQL sets that count to nothing, and breaks a stretch.
+    `dead`: by table, the multiples of autovacuum's threshold, as `measured` returns them. A
+    crash of PostgreSQL resets that count, and ends a stretch.
     """
     found = []
     for name, points in sorted(dead.items()):
@@ -135,7 +135,7 @@ def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
 
 
 def longest_above(points: Points, limit: float) -> float:
-    """Seconds of the longest stretch in which every value was above the limit."""
+    """Return the seconds of the longest stretch in which every value was above the limit."""
     longest, began = 0.0, None
     for at, value in points:
         if value <= limit:

@@ -1,13 +1,13 @@
-"""Whether a figure keeps growing: what tells a leak from a warm-up.
+"""The trend of a figure: tells a leak from a warm-up.
 
 A process that warms up grows fast and then ever less, or in a few steps; one that leaks grows on.
-So the first `WARM_UP` seconds of each life do not count, what follows them is halved, and a figure
-grows only as fast as it does in the slower of its halves. How fast a half grows is the median of
-the slopes between all pairs of its samples that lie half of it apart or more (after Theil and Sen):
-neither a fault now and then moves it nor what rises and falls in turns.
+Therefore the first `WARM_UP` seconds of each life do not count, the rest is halved, and the figure
+grows only as fast as it does in the slower half. The growth of a half is the median of the slopes
+between all pairs of its samples that are at least half of it apart (after Theil and Sen): neither
+an occasional fault nor a figure that rises and falls in turns changes that median.
 
-A process that is killed on purpose has several lives, one after the other. Each is looked at by
-itself, for the next one begins small again; the slopes of all of them count together.
+A process that is killed on purpose has several lives, one after the other. Each life is examined
+separately, because the next one begins small again; the slopes of all of them count together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
-"""Of one life: seconds of the run, and the value, in their order."""
+"""The samples of one life in order: seconds of the run, and the value."""
 
 WARM_UP = 60.0
 """Seconds of a life that do not count."""
@@ -27,17 +27,17 @@ LEAST = 16
 
 
 class Limit(NamedTuple):
-    """How much a figure may grow in the longest life that was watched."""
+    """The allowed growth of a figure in the longest life that was watched."""
 
     unit: str
     share: float
-    """Of its level: this much is the noise of an allocator, or of a machine."""
+    """As a share of the level: this much is the noise of an allocator, or of a machine."""
     beyond: float
-    """What is too little to mean anything, in the figure's unit."""
+    """In the figure's unit: growth below this means nothing."""
 
 
 class TrendFinding(StrEnum):
-    """What can be said of a figure."""
+    """The finding about a figure."""
 
     STEADY = "steady"
     GROWS = "grows"
@@ -45,17 +45,17 @@ class TrendFinding(StrEnum):
 
 
 class Trend(NamedTuple):
-    """A figure's level after its warm-up, and what it grew by in the longest life since then."""
+    """A figure's level after its warm-up, and its growth since then in the longest life."""
 
     finding: TrendFinding
     level: float | None = None
     grown: float | None = None
     seconds: float | None = None
-    """How long that life was watched after its warm-up."""
+    """The seconds for which that life was watched after its warm-up."""
 
 
 def judge(lives: Iterable[Points], limit: Limit) -> Trend:
-    """Whether the figure with these lives grows by more than it may."""
+    """Judge whether the figure with these lives grows by more than its limit."""
     watched = [life for each in lives if len(life := _warm(each)) >= LEAST]
     if not watched:
         return Trend(TrendFinding.UNKNOWN)
@@ -73,7 +73,7 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Growth in a second."""
+    """Return the growth in a second."""
     return statistics.median(slope for half in halves for slope in _slopes(half))
 
 

@@ -1,4 +1,4 @@
-"""What the run proves: the history replayed, every answer held against the records, the levels."""
+"""The verdict of a run: the history replayed, answers compared with the records, the levels."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from assignment_workers.lab.call_centre.recorder import Recorder
 from assignment_workers.settings import Settings
 
 BOUND = timedelta(seconds=60)
-"""How long after its lease a hold may still stand: longer than any fault lasts."""
+"""The longest time that a hold may outlive its lease: longer than any fault lasts."""
 SOON = 0.1
 """Seconds: the incident report's target for the average time to assign."""
 SHOWN = 20
 
 
 class FaultTold(BaseModel):
-    """A fault, when it came, and how long nobody was answered after it, in seconds."""
+    """A fault, its second of the run, and the seconds until the next answer after it."""
 
     at: float
     what: str
@@ -45,11 +45,11 @@ class Levels(BaseModel):
     p99_ms: float
     worst_ms: float
     soon_share: float
-    """How many were answered within 100 ms, the report's target for the average."""
+    """The share answered within 100 ms, the report's target for the average."""
 
 
 class Verdict(BaseModel):
-    """`broken` names every guarantee that broke; empty for a good run."""
+    """The verdict. `broken` names every guarantee that broke; it is empty for a good run."""
 
     seed: int
     agents: int
@@ -62,7 +62,7 @@ class Verdict(BaseModel):
     counts: dict[str, int]
     faults: list[FaultTold]
     records: dict[str, int]
-    """Of the database: assignments by state, generations, events, races, dead letters, jobs."""
+    """Counts of the database: assignments by state, generations, events, races, dead letters, ..."""
 
 
 def judge(
@@ -73,7 +73,7 @@ def judge(
     signed_at: dict[int, datetime],
     settings: Settings,
 ) -> Verdict:
-    """All of it, from one quiet database after the run."""
+    """Judge the whole run from one database that is at rest."""
     broken = [*recorder.surprises]
     with engine.connect() as connection:
         breaches = check(connection, settings=settings, bound=BOUND)
@@ -115,7 +115,7 @@ def judge(
 
 
 def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
-    """Whatever an agent was told that the records do not say."""
+    """Name every answer to an agent that the records contradict."""
     sql = text(
         "SELECT id, agent_id, user_id, state, outcome FROM assignment.assignments"
         " WHERE id = ANY(:ids)"
@@ -134,7 +134,7 @@ def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
 
 
 def _signed_before(connection: Connection, signed_at: dict[int, datetime]) -> list[str]:
-    """Guarantee 3: nobody who had signed was handed out as unsigned."""
+    """Check guarantee 3: no user who had signed was handed out as unsigned."""
     sql = text(
         "SELECT user_id, claimed_at FROM assignment.assignments"
         " WHERE queue = 'unsigned_users' AND user_id = ANY(:users)"

@@ -1,4 +1,4 @@
-"""What the replay asks of a dialer, whichever way it hands users out."""
+"""The interface of a dialer that the replay drives."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sqlalchemy import Engine
 
 
 class RecordNotFound(Exception):
-    """The row to update is not there: what the original's database layer calls P2025."""
+    """The row to update is not there: the original's database layer calls this P2025."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A user whom an agent was given. `token` is the dialer's own, for `finish`."""
+    """A user who was handed to an agent. `token` is the dialer's own, for `finish`."""
 
     user_id: int
     token: object
@@ -25,31 +25,31 @@ class Dialer(Protocol):
     """One way to hand out users, on a database of its own. Called from many threads at once."""
 
     def ask(self, agent: int) -> Given | None:
-        """The next user for this agent; None: the agent is told that the queue is empty.
+        """Return the next user for this agent; None: the agent sees that the queue is empty.
 
         Raises `RecordNotFound`.
         """
 
     def finish(self, agent: int, given: Given) -> bool:
-        """The call was made, nobody answered. False: the agent's hold was gone by then."""
+        """Record an unanswered call. Return False if the agent's hold was gone by then."""
 
     def check_level(self) -> None:
-        """The job of every five minutes: rebuild a queue that runs low."""
+        """Do the job of every five minutes: rebuild a queue that runs low."""
 
     def rebuild(self) -> None:
-        """The job of every hour: rebuild the queue."""
+        """Do the job of every hour: rebuild the queue."""
 
     def rebuilds(self) -> int:
-        """How often it was rebuilt."""
+        """Return the number of rebuilds."""
 
     def settle(self) -> None:
-        """All agents are gone: let whatever ends by itself end."""
+        """Wait, after all agents are gone, until holds with an end of their own have ended."""
 
     def stuck(self) -> int:
-        """How many users its records show as held: once all agents are gone, lost ones."""
+        """Return the number of users whom the records show as held; without agents, lost ones."""
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
 
 
 def warm(engine: Engine, connections: int) -> None:

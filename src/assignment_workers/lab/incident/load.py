@@ -1,4 +1,4 @@
-"""Agents at work on a dialer, and what really happened to the users, whatever its records say."""
+"""Agents at work on a dialer, and an account of the users that does not trust its records."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from assignment_workers.schema.tables import Phone
 LEVEL_CHECK = timedelta(minutes=5)
 HOURLY = timedelta(hours=1)
 HOURLY_FROM = timedelta(minutes=10)
-"""Both as they were scheduled (original-dialer section 5); the run begins at 20 past."""
+"""The schedule of the two jobs (original-dialer section 5); the run begins at 20 past."""
 TALK_MEDIAN = timedelta(minutes=3)
 TALK_SPREAD = 0.6
 TALK_AT_MOST = timedelta(minutes=10)
 PAUSE = timedelta(seconds=15)
-"""Between the end of a call and the next request."""
+"""The pause between the end of a call and the next request."""
 EMPTY_PAUSE = timedelta(seconds=30)
-"""How long an agent who was told 'empty' waits before asking again."""
+"""The wait of an agent who was told 'empty', before the next request."""
 WALKS_AWAY = 0.02
-"""How many of the calls end with a closed tab: the dialer is told nothing."""
+"""The share of calls that end with a closed tab, without a message to the dialer."""
 AWAY = timedelta(minutes=10)
 
 
@@ -45,65 +45,65 @@ class LoadPlan:
     speed: float
     seed: int
     validation: timedelta
-    """How long the read on the other database takes, at the median; it does not run faster."""
+    """The median time of a read on the other database; it is not scaled by `speed`."""
 
     @property
     def users(self) -> int:
-        """So many in the pool that it is not used up: nobody is ever rightly told 'empty'."""
+        """The size of a pool that is never used up, so that no answer 'empty' is right."""
         calls = self.agents * self.seconds * self.speed / TALK_MEDIAN.total_seconds()
         return round(1000 + 2 * calls)
 
     def wall(self, span: timedelta) -> float:
-        """The seconds on the wall that this takes."""
+        """Return the seconds on the wall's clock that this span takes."""
         return span.total_seconds() / self.speed
 
 
 @dataclass
 class Truth:
-    """Who talks to whom, by the agents' own account."""
+    """The agents' own account of who talks to whom."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     counts: Counter[str] = field(default_factory=Counter)
     waits: list[float] = field(default_factory=list)
-    """Seconds from each request to its answer, the empty ones and the errors too."""
+    """Seconds from each request to its answer, including empty answers and errors."""
     errors: Counter[str] = field(default_factory=Counter)
     _talking: dict[int, set[int]] = field(default_factory=dict)
     _twice: set[int] = field(default_factory=set)
 
     def answered(self, what: str, seconds: float) -> None:
-        """A request came back."""
+        """Record the answer to a request."""
         with self.lock:
             self.counts["requests"] += 1
             self.counts[what] += 1
             self.waits.append(seconds)
 
     def begins(self, agent: int, user: int) -> None:
-        """The agent was given this user."""
+        """Record that the agent was handed this user."""
         with self.lock:
             self._talking.setdefault(user, set()).add(agent)
             if len(self._talking[user]) > 1:
                 self._twice.add(user)
 
     def ends(self, agent: int, user: int) -> None:
-        """The agent is done with this user, or has gone away."""
+        """Record that the agent is done with this user, or has gone away."""
         with self.lock:
             self._talking[user].discard(agent)
 
     def talked_to(self) -> list[int]:
-        """The users whom somebody has now."""
+        """Return the users whom some agent has now."""
         with self.lock:
             return [user for user, agents in self._talking.items() if agents]
 
     @property
     def held_twice(self) -> int:
-        """Users whom two agents had at the same time."""
+        """The number of users whom two agents had at the same time."""
         return len(self._twice)
 
 
 def run(dialer: Dialer, plan: LoadPlan, looking: Engine) -> Truth:
-    """All agents at once for so long, with the jobs at their times; returns when all are done.
+    """Run all agents and jobs for the plan's seconds, and return when all are done.
 
-    `looking` reads the same database, to judge an 'empty'.
+    `looking` reads the same database, to judge each answer 'empty'.
     """
     truth = Truth()
     stop = threading.Event()
@@ -132,7 +132,7 @@ def run(dialer: Dialer, plan: LoadPlan, looking: Engine) -> Truth:
 
 @dataclass(frozen=True)
 class ScheduledJob:
-    """A job, when it is due first, and how often after that."""
+    """A job, its first time, and its interval after that."""
 
     first: timedelta
     every: timedelta
@@ -142,7 +142,7 @@ class ScheduledJob:
 def _every(
     schedule: ScheduledJob, plan: LoadPlan, truth: Truth, stop: threading.Event
 ) -> threading.Thread:
-    """A thread that does a job at its times; one that takes too long misses the next."""
+    """Return a thread that does a job at its times; a job that takes too long misses the next."""
 
     def work() -> None:
         due = time.monotonic() + plan.wall(schedule.first)
@@ -203,14 +203,14 @@ class _Agent:
             self.stop.wait(self.plan.wall(PAUSE))
 
     def _told_empty(self) -> None:
-        """The screen says that the queue is empty; errors are swallowed, so after them too."""
+        """Count a wrong 'empty', and pause; the screen also says 'empty' after an error."""
         if self._somebody_waits():
             with self.truth.lock:
                 self.truth.counts["false_empty"] += 1
         self.stop.wait(self.plan.wall(EMPTY_PAUSE))
 
     def _somebody_waits(self) -> bool:
-        """Whether a user whom the policy lets be called is talked to by nobody now."""
+        """Return True if a user whom the policy lets be called is talked to by no agent now."""
         policy = UNSIGNED_USERS
         waiting = (
             select(UserCallScore.user_id)

@@ -1,6 +1,6 @@
-"""The dialer that failed, and the remedies one would try, from original-dialer sections 0, 3, 5, 6.
+"""The dialer that failed, and the proposed remedies, from original-dialer sections 0, 3, 5, 6.
 
-Each remedy is the original with one thing changed, so that the difference is that thing's.
+Each remedy changes one thing in the original, so that any difference comes from that change.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ FIND = """
 SELECT id, user_id, updated_at FROM unsigned_users_queue
 WHERE status = 'pending' AND assigned_to_agent IS NULL ORDER BY queue_position LIMIT 1
 """
-"""The head. Nothing is locked, and `available_from` is not looked at."""
+"""The head. No row is locked, and `available_from` is not read."""
 
 ASSIGN = """
 UPDATE unsigned_users_queue SET status = 'assigned', assigned_to_agent = :agent,
   assigned_at = now(), updated_at = clock_timestamp() WHERE id = :id RETURNING id
 """
-"""By id alone: whoever comes last has the row."""
+"""By id alone: the last agent to update has the row."""
 
 CANDIDATES = """
 (SELECT user_id, current_score FROM user_call_scores
@@ -105,7 +105,7 @@ class Original:
         validation: timedelta,
         randomness: Random,
     ) -> None:
-        """`validation`: how long a read on the other database takes, at the median."""
+        """Create the queue. `validation`: the median time of a read on the other database."""
         limits = timedelta(seconds=30)
         self.engine: Engine = connect(
             database_url, name="replay", statement_timeout=limits, pool_size=agents + 4
@@ -125,7 +125,7 @@ class Original:
         self.rebuild()
 
     def ask(self, agent: int) -> Given | None:
-        """Ten times at the most: find the head, validate it on the replica, assign it by its id."""
+        """Find the head, validate it on the replica and assign it by id; at most ten times."""
         for _ in range(ATTEMPTS):
             found = self.find(agent)
             if found is None:
@@ -136,13 +136,13 @@ class Original:
         return None
 
     def find(self, agent: int) -> HeadRow | None:
-        """The head of the queue, found and not yet anybody's."""
+        """Return the head of the queue; it is not assigned yet."""
         with self._transaction(agent) as connection:
             row = connection.execute(text(FIND)).first()
         return HeadRow(row.id, row.user_id, row.updated_at) if row else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """The row is the agent's; None where this way says 'empty' instead."""
+        """Assign the row to the agent. Return None where this way answers 'empty'."""
         with self._transaction(agent) as connection:
             row = connection.execute(text(ASSIGN), {"agent": agent, "id": found.row}).first()
         if row is None:
@@ -150,7 +150,7 @@ class Original:
         return Given(found.user_id, found.row)
 
     def finish(self, agent: int, given: Given) -> bool:
-        """The outcome goes to the score row, then the entry is completed by its id."""
+        """Write the outcome to the score row, then complete the entry by its id."""
         self._run(CALLED, user=given.user_id)
         completed = (
             "UPDATE unsigned_users_queue SET status = 'completed' WHERE id = :id RETURNING id"
@@ -158,30 +158,30 @@ class Original:
         return bool(self._run(completed, id=given.token))
 
     def check_level(self) -> None:
-        """Fewer than 20 pending: rebuild. Assigned rows are not looked at."""
+        """Rebuild if fewer than 20 rows are pending. Assigned rows do not count."""
         counted = "SELECT count(*) FROM unsigned_users_queue WHERE status = 'pending'"
         if self._run(counted)[0][0] < LOW:
             self.rebuild()
 
     def rebuild(self) -> None:
-        """Every row is deleted; then the best are inserted, one statement and commit each."""
+        """Delete every row, then insert the best users, with one statement and commit for each."""
         self._rebuilds += 1
         self._clear()
         self._fill(self._candidates())
 
     def rebuilds(self) -> int:
-        """How often it was rebuilt."""
+        """Return the number of rebuilds."""
         return self._rebuilds
 
     def settle(self) -> None:
-        """Nothing here ends by itself: there is no lease."""
+        """Do nothing: there is no lease, so no hold ends without its agent."""
 
     def stuck(self) -> int:
-        """Users whose row says 'assigned'."""
+        """Return the number of users whose row says 'assigned'."""
         return len({row.user_id for row in self._run(HELD)})
 
     def holders(self, user: int) -> list[int]:
-        """The agents to whom the records give this user."""
+        """Return the agents to whom the records assign this user."""
         found = self._run(
             "SELECT assigned_to_agent FROM unsigned_users_queue"
             " WHERE user_id = :user AND status = 'assigned' ORDER BY 1",
@@ -190,7 +190,7 @@ class Original:
         return [row[0] for row in found]
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         self.engine.dispose()
         self._replica.dispose()
 
@@ -215,7 +215,7 @@ class Original:
                 connection.commit()
 
     def _is_valid(self, user: int) -> bool:
-        """By another database: its time is that of a read there, spread as such times are."""
+        """Validate on the other database, with a log-normal delay as of a read there."""
         if self._validation:
             time.sleep(self._validation * self._randomness.lognormvariate(0, 0.5))
         with self._replica.connect() as connection:
@@ -238,14 +238,14 @@ class Original:
 
 
 class InOneTransaction(Original):
-    """The report's first: find and update in one transaction."""
+    """The report's first remedy: find and update in one transaction."""
 
     def __init__(self, *given: Any, **options: Any) -> None:  # noqa: ANN401 - passed on
         self._open: dict[int, Connection] = {}
         super().__init__(*given, **options)
 
     def ask(self, agent: int) -> Given | None:
-        """Whatever is done for this agent is one transaction, committed by `assign`."""
+        """Ask in one transaction for this agent, which `assign` commits."""
         try:
             return super().ask(agent)
         finally:
@@ -253,7 +253,7 @@ class InOneTransaction(Original):
                 kept.close()
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """And commit."""
+        """Assign, and commit."""
         given = super().assign(agent, found)
         self._open[agent].commit()
         return given
@@ -265,17 +265,17 @@ class InOneTransaction(Original):
         yield self._open[agent]
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         for connection in self._open.values():
             connection.close()
         super().close()
 
 
 class Retried(Original):
-    """The report's second: an update that failed is tried again, with exponential back-off."""
+    """The report's second remedy: a failed update is tried again, with exponential back-off."""
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """The same id again: it never comes back."""
+        """Try the same id again; the row never comes back."""
         for attempt in range(RETRIES):
             try:
                 return super().assign(agent, found)
@@ -285,10 +285,10 @@ class Retried(Original):
 
 
 class Optimistic(Original):
-    """The report's third: the update names the version that was read; a conflict finds anew."""
+    """The report's third remedy: the update names the version read; a conflict finds again."""
 
     def ask(self, agent: int) -> Given | None:
-        """So often, each time from the find; then the agent is told that the queue is empty."""
+        """Ask again up to `RETRIES` times after a conflict; then the agent sees an empty queue."""
         for _ in range(RETRIES):
             try:
                 return super().ask(agent)
@@ -297,7 +297,7 @@ class Optimistic(Original):
         return super().ask(agent)
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Only if nobody has touched the row since."""
+        """Assign the row only if it is unchanged since it was read."""
         guarded = ASSIGN.replace("WHERE", "WHERE status = 'pending' AND updated_at = :version AND")
         rows = self._run(guarded, agent=agent, id=found.row, version=found.version)
         if not rows:
@@ -311,23 +311,23 @@ class Locked(InOneTransaction):
     SHARED = "SELECT pg_advisory_xact_lock_shared(907)"
 
     def rebuild(self) -> None:
-        """Alone: claims under way are waited for, those that come wait."""
+        """Rebuild under the exclusive lock: wait for claims under way, and let new ones wait."""
         with self.engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(907)"))
             super().rebuild()
 
     def find(self, agent: int) -> HeadRow | None:
-        """Not while a rebuild runs."""
+        """Find the head, but not while a rebuild runs."""
         with self._transaction(agent) as connection:
             connection.execute(text(self.SHARED))
         return super().find(agent)
 
 
 class Upserted(Original):
-    """A row that is gone is inserted again."""
+    """A missing row is inserted again."""
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Always succeeds."""
+        """Assign the row, and insert it if it is missing; this always succeeds."""
         self._run(
             "INSERT INTO unsigned_users_queue (id, user_id, queue_position, status,"
             " assigned_to_agent) VALUES (:id, :user, 1, 'assigned', :agent)"
@@ -343,7 +343,7 @@ class SkipLocked(Original):
     """The claim is one statement that no other claim can meet; a rebuild still deletes all."""
 
     def find(self, agent: int) -> HeadRow | None:
-        """Found and assigned at once; validated afterwards."""
+        """Find and assign in one statement; the validation follows."""
         rows = self._run(
             ASSIGN.replace(
                 ":id", f"({FIND} FOR UPDATE SKIP LOCKED)".replace("id, user_id, updated_at", "id")
@@ -354,12 +354,12 @@ class SkipLocked(Original):
         return HeadRow(rows[0].id, rows[0].user_id, rows[0].updated_at) if rows else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """It is already."""
+        """Return the row: `find` has assigned it already."""
         return Given(found.user_id, found.row)
 
 
 class Spared(SkipLocked):
-    """Besides, a rebuild leaves assigned rows and their users alone. There is no lease."""
+    """In addition, a rebuild spares assigned rows and their users. There is no lease."""
 
     def _clear(self) -> None:
         self._run("DELETE FROM unsigned_users_queue WHERE status <> 'assigned'")
@@ -379,4 +379,4 @@ WAYS: dict[str, tuple[str, Callable[..., Original]]] = {
     "skip-locked": ("FOR UPDATE SKIP LOCKED", SkipLocked),
     "spared": ("SKIP LOCKED, and a rebuild spares assigned rows", Spared),
 }
-"""Every way but ours: its name, what it changes, and how to make one."""
+"""Every way except ours: its name, its difference from the original, and its class."""

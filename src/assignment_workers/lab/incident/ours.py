@@ -1,7 +1,7 @@
-"""Our way, as the replay drives it: the same operations in the same turns as the sequencer's.
+"""Our way, as the replay drives it: the same operations and transactions as the sequencer's.
 
-Every agent's thread runs its own turn, over one of two connections: one works while the other waits
-for the lane's row lock, which orders what on the real stack the assignment queue orders already.
+Every agent's thread runs its own fenced transaction over one of two connections. One works while
+the other waits for the lane's row lock; on the real stack the assignment queue gives that order.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from assignment_workers.settings import Settings
 
 QUEUE = UNSIGNED_USERS.queue
 LEASE = timedelta(seconds=4)
-"""Longer than any call of the replay: an agent who is there never lets it lapse."""
+"""Longer than any call of the replay, so that the lease of a present agent never lapses."""
 
 
 class Surprise(AssignmentWorkersError):
-    """An answer that this load does not call for."""
+    """An answer that should not occur under this load."""
 
 
 class Ours:
-    """A request is judged and handed out in one turn; a rebuild is published in another."""
+    """A claim takes one fenced transaction; the publication of a rebuild takes another."""
 
     def __init__(
         self, database_url: str, *, agents: int, validation: timedelta, randomness: Random
     ) -> None:
-        """`validation`: nothing, for a claim reads the facts that it needs in its own statement."""
+        """Build the queue. `validation` is unused: a claim reads its facts in its own statement."""
         self.settings = Settings.from_environment({}).model_copy(update={"lease": LEASE})
         self.engine, self._sequencer = (
             connect(
@@ -64,7 +64,7 @@ class Ours:
         self.rebuild()
 
     def ask(self, agent: int) -> Given | None:
-        """One turn."""
+        """Claim in one fenced transaction."""
         request = ClaimRequest(agent, f"replay-{next(self._numbers)}", QUEUE)
         (answer,) = self.runner.run(
             lambda transaction: claim(
@@ -80,7 +80,7 @@ class Ours:
                 raise Surprise(f"agent {agent} asked and was told: {other}")
 
     def finish(self, agent: int, given: Given) -> bool:
-        """One turn: the score, the entry and the hold together."""
+        """Change the score, the entry and the hold in one fenced transaction."""
         held = given.token
         if not isinstance(held, Held):
             raise TypeError(f"not given by this dialer: {given}")
@@ -91,21 +91,21 @@ class Ours:
         return isinstance(answer, Finished)
 
     def check_level(self) -> None:
-        """The queue is low, by its claimable users and its last build: rebuild it."""
+        """Rebuild if the queue is low, by its claimable users and its last build."""
         with self.engine.connect() as connection:
             if not low(connection, [QUEUE], settings=self.settings):
                 return
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Build beside the published generation; then publish in a turn."""
+        """Build beside the published generation, then publish in a fenced transaction."""
         self._rebuilds += 1
         number = self.build()
         if number is not None:
             self.publish(number)
 
     def build(self) -> int | None:
-        """A generation beside the published one; None when another build was under way."""
+        """Build a generation beside the published one; None if another build was under way."""
 
         def work(given: jobs.Work) -> jobs.Counts:
             number, _ = regenerate(given, UNSIGNED_USERS, trigger="hand", settings=self.settings)
@@ -115,28 +115,28 @@ class Ours:
         return jobs.run(self.engine, job, work).counts.get("generation")
 
     def publish(self, generation: int) -> CommandAnswer:
-        """The pointer flips."""
+        """Publish the generation."""
         return self.runner.run(lambda transaction: publish(transaction, generation))
 
     def rebuilds(self) -> int:
-        """How often it was rebuilt."""
+        """Return the number of rebuilds."""
         return self._rebuilds
 
     def settle(self) -> None:
-        """Until the leases of those who went away have lapsed."""
+        """Wait until the leases of the agents who went away have lapsed."""
         ends = time.monotonic() + LEASE.total_seconds() + 1
         while self.stuck() and time.monotonic() < ends:
             time.sleep(0.05)
             self.runner.run(lambda transaction: expire(transaction, settings=self.settings))
 
     def stuck(self) -> int:
-        """Active assignments."""
+        """Return the number of active assignments."""
         counted = text("SELECT count(*) FROM assignment.assignments WHERE state = 'active'")
         with self.engine.connect() as connection:
             return int(connection.execute(counted).scalar_one())
 
     def holders(self, user: int) -> list[int]:
-        """The agents to whom the records give this user."""
+        """Return the agents to whom the records assign this user."""
         found = text(
             "SELECT agent_id FROM assignment.assignments WHERE user_id = :u AND state = 'active'"
         )
@@ -144,6 +144,6 @@ class Ours:
             return list(connection.execute(found, {"u": user}).scalars())
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         self.engine.dispose()
         self._sequencer.dispose()

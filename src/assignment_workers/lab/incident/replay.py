@@ -29,7 +29,7 @@ NAMES = (*WAYS, OURS)
 
 
 class ReplayResult(BaseModel):
-    """What one way did under the load. Times are milliseconds."""
+    """The result of one way under the load. Times are milliseconds."""
 
     name: str
     way: str
@@ -46,7 +46,7 @@ class ReplayResult(BaseModel):
     told_empty: int
     """Requests whose agent saw 'queue empty', though a user was waiting."""
     lost: int
-    """Users who, all agents gone and the queue rebuilt, are still held by nobody who is there."""
+    """Users who are still held after all agents have left and the queue was rebuilt."""
     rebuilds: int
     median_ms: float
     p99_ms: float
@@ -54,13 +54,13 @@ class ReplayResult(BaseModel):
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing went wrong."""
+        """True if nothing went wrong."""
         wrong = (self.not_found, self.failed, self.held_twice, self.destroyed)
         return not any((*wrong, self.told_empty, self.lost, self.errors))
 
 
 class ReplayReport(BaseModel):
-    """A whole replay."""
+    """The report of a whole replay."""
 
     seed: int
     agents: int
@@ -78,10 +78,10 @@ def replay(
     *,
     done: Callable[[ReplayResult], object] = lambda _: None,
 ) -> ReplayReport:
-    """Every way by turns, in scratch databases that are made on this server and dropped again.
+    """Run every way in turn, in scratch databases that are made on this server and dropped again.
 
-    The database that `server_url` names is neither read nor written. `done` is told each result.
-    Raises `UsageError` where no database may be made there, `DatabaseUnavailable`.
+    The database that `server_url` names is neither read nor written. `done` is called with each
+    result. Raises `UsageError` if no database may be created there, and `DatabaseUnavailable`.
     """
     results: list[ReplayResult] = []
     with _scratch(server_url, plan) as copies:
@@ -140,7 +140,7 @@ def _result(name: str, way: str, dialer: Dialer, truth: Truth) -> ReplayResult:
 def _scratch(
     server_url: str, plan: LoadPlan
 ) -> Iterator[Callable[[], AbstractContextManager[str]]]:
-    """A database with the demo CRM, and copies of it; all are dropped at the end."""
+    """Yield a function that copies a database with the demo CRM; all are dropped at the end."""
     with _database(server_url, "template0") as (name, url):
         upgrade(url)
         engine = connect(url, name="replay", statement_timeout=timedelta(minutes=5))
