@@ -62,7 +62,7 @@ class Verdict(BaseModel):
     counts: dict[str, int]
     faults: list[FaultTold]
     records: dict[str, int]
-    """Counts of the database: assignments by state, generations, events, races, dead letters, ..."""
+    """Counts of the database: assignments by state, generations, events, races, and so on."""
 
 
 def judge(
