@@ -885,7 +885,9 @@ export interface components {
         };
         /**
          * Done
-         * @description A command was carried out. `replayed`: it had been already, and nothing changed.
+         * @description A command was carried out.
+         *
+         *     `replayed`: an earlier delivery carried the command out, and nothing changed now.
          */
         Done: {
             /**
@@ -973,7 +975,7 @@ export interface components {
         };
         /**
          * Finished
-         * @description The assignment is in this state by this call, or by an earlier one like it (`replayed`).
+         * @description The assignment is in this state, by this call or by an earlier identical one (`replayed`).
          */
         Finished: {
             /**
@@ -1028,9 +1030,10 @@ export interface components {
         };
         /**
          * Held
-         * @description An assignment as its agent sees it. `version` goes with every later word about it.
+         * @description An assignment as its agent sees it.
          *
-         *     `state` is 'active' unless the answer is a replay of one whose hold has ended since.
+         *     The agent sends `version` with each later command about the assignment. `state` is 'active',
+         *     except in a replayed answer whose assignment has ended since.
          */
         Held: {
             /**
@@ -1107,10 +1110,11 @@ export interface components {
         };
         /**
          * Noted
-         * @description A heartbeat was kept, and this is how the agent stands.
+         * @description A heartbeat was stored; the agent's state and assignment.
          *
-         *     `state` None: none was ever stated. `lease_expires_at` of what they hold, if anything, reckoned
-         *     by this heartbeat where it counts: for work, not for an offer.
+         *     `state` None: the agent never stated one. `lease_expires_at`: the end of the lease of the
+         *     agent's assignment, if there is one. The heartbeat extends the lease of accepted work, not of an
+         *     offer.
          */
         Noted: {
             /**
@@ -1410,9 +1414,10 @@ export interface components {
         };
         /**
          * Stated
-         * @description The agent's state is this, by this call or an earlier one like it (`replayed`).
+         * @description The agent's state, set by this call or by an earlier identical one (`replayed`).
          *
-         *     Not always as it was said: who says that they are available while they hold work is `on_call`.
+         *     It may differ from the requested state: an agent who states `available` while holding accepted
+         *     work is `on_call`.
          */
         Stated: {
             /**
@@ -1458,7 +1463,7 @@ export interface components {
         };
         /**
          * Stored
-         * @description All that is stored about a user, table by table; the CRM's own tables are not among them.
+         * @description All data stored about a user, table by table, without the CRM's own tables.
          */
         Stored: {
             /** User Id */
@@ -1531,7 +1536,7 @@ export interface components {
         };
         /**
          * Code
-         * @description Why something was refused, for programs.
+         * @description The reason of a refusal, for programs.
          * @enum {string}
          */
         Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_suppressed" | "forgotten" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "superseded" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
@@ -1606,7 +1611,7 @@ export interface components {
         Action: "send_sms" | "send_magic_link" | "flag_number" | "review";
         /**
          * EventKind
-         * @description What an event tells. Each state change leaves one (guarantee 11).
+         * @description Kinds of events. Each change of state records one (guarantee 11).
          * @enum {string}
          */
         EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "suppression_list_changed" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "clock_stepped" | "ASSIGNMENT_RACE_CONDITION";

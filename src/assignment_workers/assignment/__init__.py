@@ -5,9 +5,9 @@ assignment queue. The others take a connection of their own. Each package import
 it here:
 
 - the modules beside this file: answers, lanes, the fenced transaction, suppressions
-- `crm`, `agents`, `callbacks`, `generations`, `pools`: what is known of users and agents, and the
-queues - `lifecycle`, `claims`: assignments, from the claim to the end - `history`, `reports`: what
-happened, and what stands
+- `crm`, `agents`, `callbacks`, `generations`, `pools`: facts about users and agents, and the queues
+- `lifecycle`, `claims`: assignments, from the claim to the end
+- `history`, `reports`: the check of past events, and the present state
 """
 
 from __future__ import annotations

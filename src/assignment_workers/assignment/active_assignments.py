@@ -1,4 +1,4 @@
-"""Assignments as rows: the columns that an answer shows, who holds whom, and how holds change."""
+"""Assignments as rows: the columns of an answer, and the statements that read and change them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from assignment_workers.schema.dialer import MissedCall
 from assignment_workers.schema.tables import Assignment, AssignmentState
 
 MADE_BY_DIALER = "dialer-"
-"""What the request id of a hold begins with that an adopted dialer's own claim made."""
+"""Prefix of the request id of an assignment that an adopted dialer's own claim made."""
 ACTIVE = sql_text(AssignmentState.ACTIVE)
 
 HELD_COLUMNS = tuple(getattr(Assignment, name) for name in Held.model_fields)
@@ -67,9 +67,9 @@ NAMED = (
     .order_by(Assignment.id)
     .with_for_update()
 )
-"""The assignments of these ids, locked against another lane's.
+"""Select the assignments of these ids, with row locks against other lanes.
 
-`earlier`: the outcomes of their users' completed calls, by the index on user.
+`earlier`: the outcomes of the completed calls of the assignment's user, by the index on the user.
 """
 
 _changed = rows(
@@ -106,14 +106,14 @@ CHANGE = (
         put_off_until=_changed.c.put_off_until,
     )
 )
-"""Active assignments become what their rows say: ended, or held for longer."""
+"""Update active assignments to the values of the rows: an end, or a longer lease."""
 
 
 def held(row: RowMapping | dict[str, Any]) -> Held:
-    """The assignment in a row that has `HELD_COLUMNS`."""
+    """Return the assignment in a row that has `HELD_COLUMNS`."""
     return held_by([row[name] for name in Held.model_fields])
 
 
 def held_by(values: Sequence[Any]) -> Held:
-    """The same, of the values of those columns in their order."""
+    """Return the assignment whose values of `HELD_COLUMNS` are these, in that order."""
     return Held(**dict(zip(Held.model_fields, values, strict=True)))

@@ -1,4 +1,4 @@
-"""Every answer a caller can get, as a closed union to `match` on, and its JSON."""
+"""Every answer that a caller can get, as a closed union for `match`, and its JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class _Value(BaseModel):
 
 
 class Held(_Value):
-    """An assignment as its agent sees it. `version` goes with every later word about it.
+    """An assignment as its agent sees it.
 
-    `state` is 'active' unless the answer is a replay of one whose hold has ended since.
+    The agent sends `version` with each later command about the assignment. `state` is 'active',
+    except in a replayed answer whose assignment has ended since.
     """
 
     id: UUID
@@ -32,11 +33,11 @@ class Held(_Value):
     version: int
     state: str
     accepted_at: datetime | None = None
-    """When its agent took it up; None: it is an offer, and lapses as one."""
+    """Time at which the agent accepted the assignment; None: the assignment is still an offer."""
 
 
 class Code(StrEnum):
-    """Why something was refused, for programs."""
+    """The reason of a refusal, for programs."""
 
     MALFORMED = "malformed"
     """An argument is missing or cannot be read."""
@@ -57,7 +58,7 @@ class Code(StrEnum):
     BREAK_DUE = "break_due"
     """The agent has worked as long as they may without a break."""
     CALL_GAP = "call_gap"
-    """The least time since the agent's last call is not over; `retry_after` says when."""
+    """The minimum time since the agent's last call is not over; `retry_after` says how long."""
     REQUEST_ID_TAKEN = "request_id_taken"
     """Another agent used this request id."""
     UNKNOWN_USER = "unknown_user"
@@ -75,7 +76,7 @@ class Code(StrEnum):
     STALE_VERSION = "stale_version"
     """The assignment has another version."""
     SUPERSEDED = "superseded"
-    """A command that the database saw later has set the same state since."""
+    """A command with a later position has set the same state since."""
     UNKNOWN_OUTCOME = "unknown_outcome"
     """No outcome has this name."""
     UNKNOWN_GENERATION = "unknown_generation"
@@ -87,7 +88,10 @@ class Code(StrEnum):
 
 
 class Assigned(_Value):
-    """The user is this agent's. `replayed`: this was said before; nothing new was handed out."""
+    """The agent holds the user.
+
+    `replayed`: the assignment existed already, and this request made no new one.
+    """
 
     outcome: Literal["assigned"] = "assigned"
     assignment: Held
@@ -95,7 +99,10 @@ class Assigned(_Value):
 
 
 class Empty(_Value):
-    """Nothing was claimable when the transaction committed. `why` says so for each dialer queue."""
+    """Nothing was claimable when the transaction committed.
+
+    `why`: the reason for each dialer queue.
+    """
 
     outcome: Literal["empty"] = "empty"
     queue: str | None
@@ -112,7 +119,10 @@ class Paused(_Value):
 
 
 class Unavailable(_Value):
-    """The database or the CRM cannot answer, or a dialer queue was never built: not empty."""
+    """The database or the CRM cannot answer, or a dialer queue was never built.
+
+    Unlike `empty`, this does not say that no user is claimable.
+    """
 
     outcome: Literal["unavailable"] = "unavailable"
     retry_after: float
@@ -123,18 +133,18 @@ class Unavailable(_Value):
 class TooLate(_Value):
     """The deadline had passed; nobody was assigned.
 
-    `database_time`: what the database's clock said, for a client whose reading of it is behind.
+    `database_time`: the time of the database's clock, for a client whose estimate of it is behind.
     """
 
     outcome: Literal["too_late"] = "too_late"
     database_time: datetime | None = None
-    """None: it was answered by a version before 0.2.0."""
+    """None: a version before 0.2.0 made the answer."""
 
 
 class Refused(_Value):
-    """The request cannot be met as it is; asking again unchanged gets the same.
+    """The request cannot be met; the same request gets the same answer again.
 
-    But where `retry_after` says when time will have mended it.
+    Exception: with `retry_after`, the same request may succeed once that time has passed.
     """
 
     outcome: Literal["refused"] = "refused"
@@ -148,7 +158,7 @@ Ended = Literal["completed", "skipped", "deferred", "closed", "released", "accep
 
 
 class Finished(_Value):
-    """The assignment is in this state by this call, or by an earlier one like it (`replayed`)."""
+    """The assignment is in this state, by this call or by an earlier identical one (`replayed`)."""
 
     outcome: Ended
     assignment: Held
@@ -156,7 +166,10 @@ class Finished(_Value):
 
 
 class Done(_Value):
-    """A command was carried out. `replayed`: it had been already, and nothing changed."""
+    """A command was carried out.
+
+    `replayed`: an earlier delivery carried the command out, and nothing changed now.
+    """
 
     outcome: Literal["done"] = "done"
     replayed: bool = False
@@ -164,9 +177,10 @@ class Done(_Value):
 
 
 class Stated(_Value):
-    """The agent's state is this, by this call or an earlier one like it (`replayed`).
+    """The agent's state, set by this call or by an earlier identical one (`replayed`).
 
-    Not always as it was said: who says that they are available while they hold work is `on_call`.
+    It may differ from the requested state: an agent who states `available` while holding accepted
+    work is `on_call`.
     """
 
     outcome: Literal["stated"] = "stated"
@@ -174,15 +188,16 @@ class Stated(_Value):
     state: str
     since: datetime
     released: UUID | None = None
-    """The offer that was taken back by it."""
+    """The offer that the change of state released."""
     replayed: bool = False
 
 
 class Noted(_Value):
-    """A heartbeat was kept, and this is how the agent stands.
+    """A heartbeat was stored; the agent's state and assignment.
 
-    `state` None: none was ever stated. `lease_expires_at` of what they hold, if anything, reckoned
-    by this heartbeat where it counts: for work, not for an offer.
+    `state` None: the agent never stated one. `lease_expires_at`: the end of the lease of the
+    agent's assignment, if there is one. The heartbeat extends the lease of accepted work, not of an
+    offer.
     """
 
     outcome: Literal["noted"] = "noted"
@@ -203,5 +218,5 @@ _ADAPTER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminato
 
 
 def from_json(value: object) -> Answer:
-    """The answer in these JSON values; raises `pydantic.ValidationError` for anything else."""
+    """Return the answer in these JSON values. Raises `pydantic.ValidationError` for others."""
     return _ADAPTER.validate_python(value)

@@ -1,13 +1,14 @@
-"""Chains of digests over events: a change, a deletion or another order of the past is found.
+"""Chains of digests over events, which reveal a changed, deleted or reordered event.
 
-Each lane has a chain of its own, in the order of its events' ids, which is that of their commits;
-events that no turn wrote, of jobs and triggers, are in the chain `OUTSIDE`. A digest is SHA-256
-over the digest before it, the lane, the position, the event's id and the event without what people
-typed, which stands in `event_texts`: erasing that leaves every digest as it is.
+Each lane has a chain of its own, in the order of the ids of its events, which is the order of their
+commits. Events that no fenced transaction wrote, of jobs and triggers, are in the chain `OUTSIDE`.
+A digest is SHA-256 over the digest before it, the lane, the position, the event's id and the event
+without the texts that people typed. Those texts are in `event_texts`, so that erasing a text
+changes no digest.
 
-Digests are made by a job, seconds after the commit, in batches: a turn writes none. No key is in
-them. A writer of the database who changes an event and makes every digest after it anew is found by
-a copy that was exported before (`audit_check.compare`).
+A job makes the digests, seconds after the commit, in batches; a fenced transaction writes none. The
+digests contain no key. A database writer who changes an event and recomputes every later digest is
+revealed by a copy that was exported before (`audit_check.compare`).
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from assignment_workers.schema.tables import DEFAULT_LANE, AuditAnchor, AuditBat
 OUTSIDE = "-"
 """The chain of events without a term. No lane has this name."""
 AT_A_TIME = 1_000
-"""Events of one transaction: 20 ms, and 40 kB of ids and digests."""
+"""Events of one transaction: about 20 ms, and 40 kB of ids and digests."""
 TRANSACTIONS_AT_MOST = 200
-"""Of one run; the next goes on."""
+"""Transactions of one run; the next run continues."""
 WRITERS_SECONDS = 3.0
-"""How long a run waits for the transactions that may still write an event with an earlier id."""
+"""Seconds that a run waits for transactions that may still write an event with an earlier id."""
 WIDTH = 32
 """Bytes of a digest."""
 _LOCK = "audit"
@@ -45,24 +46,24 @@ _LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class ChainHead:
-    """The end of a chain: how many events it has had, and the digest of the last."""
+    """The end of a chain: its number of events so far, and the digest of the last event."""
 
     position: int
     digest: bytes
 
 
 def genesis(lane: str) -> ChainHead:
-    """The head of a chain without an event."""
+    """Return the head of a chain without an event."""
     return ChainHead(0, sha256(f"assignment-workers audit 1 {lane}".encode()).digest())
 
 
 def link(before: bytes, lane: str, position: int, event_id: int, content: bytes) -> bytes:
-    """The digest of an event at this position, after an event with the digest `before`."""
+    """Return the digest of an event at this position, after an event with the digest `before`."""
     return sha256(before + f"{lane} {position} {event_id} ".encode() + content).digest()
 
 
 def shown(event: StoredEvent) -> dict[str, Any]:
-    """An event as it is exported: what its digest is over, and its id."""
+    """Return an event in its exported form: the content of its digest, and its id."""
     return {
         "id": event.id,
         "at": event.at.astimezone(UTC).isoformat(timespec="microseconds"),
@@ -79,7 +80,7 @@ def shown(event: StoredEvent) -> dict[str, Any]:
 
 
 def content(event: Mapping[str, Any]) -> bytes:
-    """What a digest is over of an event as it is exported: all of it but the id, in one form."""
+    """Return the bytes of an exported event that its digest covers: all but the id, in one form."""
     said = {name: value for name, value in event.items() if name != "id"}
     return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
@@ -90,12 +91,12 @@ def extend(
     transactions: int = TRANSACTIONS_AT_MOST,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Counts:
-    """Chain the events that are not chained yet, and commit; how many: `events`.
+    """Chain the events that are not chained yet, and commit; return their number as `events`.
 
-    An event is chained once no transaction can write one with a smaller id; `waiting` counts 1
-    where such a transaction lasts longer than `WRITERS_SECONDS`, and where another process is at
-    it: the next run goes on. `left` counts 1 where more is there than one run does.
-    Cost: the new events alone, by the primary key; about 22 µs of processor each.
+    An event is chained once no transaction can write one with a smaller id. `waiting` counts 1
+    where such a transaction lasts longer than `WRITERS_SECONDS`, and where another process is
+    chaining; the next run continues. `left` counts 1 where more events remain than one run chains.
+    Cost: only the new events, by the primary key; about 22 µs of processor time for each.
     """
     reached = _reached(connection)
     newest = connection.execute(select(func.max(Event.id))).scalar_one() or 0
@@ -126,23 +127,23 @@ def extend(
 
 
 def cut(connection: Connection, older_than: timedelta) -> int:
-    """Delete the events of whole batches from the front of each chain; returns how many events.
+    """Delete the events of whole batches from the front of each chain; return the number of events.
 
-    A batch goes when its last event is older than that, and holds events of one hour at the most.
-    What is not chained stays. To be run by the purge's role.
+    A batch is deleted when its last event is older than `older_than`. A batch holds events of one
+    hour at most. Events that are not chained stay. Run this with the role of the purge.
     """
     return connection.execute(_CUT, {"older_than": older_than}).rowcount
 
 
 def heads(connection: Connection) -> dict[str, ChainHead]:
-    """By lane, the end of its chain."""
+    """Return the end of each chain, by lane."""
     found = {row.lane: ChainHead(row.position, row.digest) for row in connection.execute(_ANCHORS)}
     found |= {row.lane: ChainHead(row.last, row.digest) for row in connection.execute(_LAST)}
     return found
 
 
 def pending(connection: Connection) -> tuple[int, datetime | None]:
-    """How many events are not chained yet, and when the first of them was written."""
+    """Return the number of events that are not chained yet, and the time of the oldest of them."""
     count, oldest = connection.execute(_PENDING, {"reached": _reached(connection)}).one()
     return count, oldest
 
@@ -153,7 +154,7 @@ def _reached(connection: Connection) -> int:
 
 
 def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
-    """Wait for the transactions that may hold ids below what was seen; whether all have ended."""
+    """Wait for the transactions that may hold smaller ids; return True if all have ended."""
     before = writers(connection)
     for _ in range(round(WRITERS_SECONDS / _LOOK_SECONDS)):
         connection.rollback()
@@ -166,7 +167,7 @@ def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
 
 
 def _lanes(connection: Connection) -> dict[int, str]:
-    """By term, the lane that it was begun in, as far as that is known."""
+    """Return the lane in which each known term began, by term."""
     begun = select(Event.term, Event.details["lane"].as_string()).where(
         Event.kind == EventKind.TERM_BEGUN, Event.term.is_not(None)
     )
@@ -207,7 +208,8 @@ def _chain(
                     "ids": [each.id for each in batch],
                     "digests": b"".join(links),
                     "upto": upto,
-                    # A clock that was ahead keeps nothing beyond its retention.
+                    # A time that is ahead of the clock must not keep the batch beyond its
+                    # retention.
                     "newest": min(now, max(each.at for each in batch)),
                     "made_at": now,
                 }
@@ -242,7 +244,7 @@ _LAST = text("""
     ) b
 """)
 _PENDING = text("SELECT count(*), min(at) FROM assignment.events WHERE id > :reached")
-# A chain is cut from its front alone: what follows a batch that has to stay, stays.
+# A chain is cut only from its front: the batches after one that has to stay also stay.
 _CUT = text("""
     WITH stays AS (
         SELECT lane, min(first) AS first FROM assignment.audit_batches

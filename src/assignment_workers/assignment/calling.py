@@ -1,4 +1,4 @@
-"""The calling rules as the settings have them: the policies of this installation."""
+"""The calling rules of the settings: the policies of this installation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECONDS_AT_MOST = 10 * 365 * 86_400
 
 @cache
 def policies_of(settings: Settings) -> dict[str, Policy]:
-    """The policies under the calling rules of `settings`, the same ones for the same settings.
+    """Return the policies under the calling rules of `settings`, cached by settings.
 
     Raises `UsageError`, one line that names the variable, for a value that cannot be used.
     """
@@ -45,7 +45,7 @@ def policies_of(settings: Settings) -> dict[str, Policy]:
 
 
 def numbers_of(settings: Settings) -> Numbers:
-    """How phone numbers are read under `settings`. Raises `UsageError` as `policies_of` does."""
+    """Return the rules for reading phone numbers. Raises `UsageError` as `policies_of` does."""
     _, zones = _read("calling_zones", settings.calling_zones, read_zones)
     if settings.phone_region not in phonenumbers.SUPPORTED_REGIONS:
         variable = Settings.model_fields["phone_region"].alias
@@ -60,14 +60,14 @@ def numbers_of(settings: Settings) -> Numbers:
 
 
 def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | None]:
-    """The CRM's column: in our own database by its name there, elsewhere as facts have it."""
+    """Return the CRM's column: in our own database by its name there, else as the facts name it."""
     if settings.crm_database_url is not None:
         return CrmUser.country.expression if name == "country" else CrmUser.time_zone.expression
     return literal_column(f'crm.users."{column}"', Text())
 
 
 def calling_rules(settings: Settings) -> CallingRules:
-    """The calling rules of `settings`. Raises `UsageError` as `policies_of` does."""
+    """Return the calling rules of `settings`. Raises `UsageError` as `policies_of` does."""
     default, _ = _read("calling_zones", settings.calling_zones, read_zones)
     calendars: tuple[str | None, ...] = (None,)
     if settings.calling_holidays is not None:
@@ -86,7 +86,7 @@ def calling_rules(settings: Settings) -> CallingRules:
 
 
 def described(settings: Settings) -> str:
-    """The calling hours in one line, for operators."""
+    """Describe the calling hours in one line, for operators."""
     if settings.calling_hours is None:
         return "none are configured: users are handed out at any hour"
     holidays = settings.calling_holidays
@@ -95,7 +95,7 @@ def described(settings: Settings) -> str:
 
 
 def others_described(settings: Settings) -> str:
-    """The other calling rules in one line, for operators."""
+    """Describe the other calling rules in one line, for operators."""
     rules = calling_rules(settings)
     said = [
         *(f"{most} calls in 24 h from {queue}" for queue, most in rules.calls_per_day.items()),

@@ -14,7 +14,7 @@ from assignment_workers.errors import NotReplayable
 from assignment_workers.schema.tables import DeadLetter
 
 LOCK_MILLISECONDS = 500
-"""A table that cannot be written is tried again later: others wait behind who stores."""
+"""Milliseconds to wait for a lock on the table; other messages wait behind the one to store."""
 ERROR_AT_MOST = 4_000
 """Characters."""
 DISMISSED_AT_ONCE = 10_000
@@ -22,7 +22,7 @@ DISMISSED_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class Letter:
-    """One dead letter. `body` is the message's as it came, or as near to it as text can be."""
+    """One dead letter. `body`: the message as it arrived, or as near to it as text can be."""
 
     id: int
     at: datetime
@@ -60,12 +60,12 @@ def store_dead_letter(
     replayable: bool = True,
     again: int | None = None,
 ) -> int:
-    r"""Store a message, in a transaction of its own; returns the dead letter's number.
+    r"""Store a message in a transaction of its own; return the number of the dead letter.
 
-    A byte that is not text is stored as `\xNN`, a null as `\x00`: PostgreSQL's text holds neither.
-    `replayable`: whether the same message could be handled if it were sent again. `again`: the dead
-    letter that this message was sent again from; where it is the same, that one is to be seen to
-    once more, and there is no second.
+    A byte that is not text is stored as `\xNN`, a null as `\x00`, because PostgreSQL's text can
+    hold neither. `replayable`: True if the same message could be handled if it were sent again.
+    `again`: the dead letter that this message was sent again from. If task and body are equal, that
+    dead letter is reopened, and no second one is stored.
     """
     whole = body if isinstance(body, str) else body.decode("utf-8", "backslashreplace")
     values = {
@@ -117,23 +117,23 @@ def _stored(said: str) -> str:
 
 
 def letters(connection: Connection, *, limit: int = 100) -> Sequence[Letter]:
-    """The newest dead letters."""
+    """Return the newest dead letters."""
     columns = [getattr(DeadLetter, name) for name in Letter.__dataclass_fields__]
     rows = connection.execute(select(*columns).order_by(DeadLetter.id.desc()).limit(limit))
     return [Letter(*row) for row in rows]
 
 
 def letter(connection: Connection, number: int) -> Letter | None:
-    """One dead letter; None when there is none of that number."""
+    """Return one dead letter, or None when no dead letter has this number."""
     columns = [getattr(DeadLetter, name) for name in Letter.__dataclass_fields__]
     row = connection.execute(select(*columns).where(DeadLetter.id == number)).first()
     return Letter(*row) if row else None
 
 
 def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
-    """The task that the message was for, and what it said.
+    """Return the name of the message's task, and its arguments.
 
-    Raises `NotReplayable`, one line, for one that cannot be sent again.
+    Raises `NotReplayable`, one line, for a dead letter that cannot be sent again.
     """
     if found.task is None or not found.replayable:
         raise NotReplayable(
@@ -151,7 +151,7 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
-    """Record that the message was sent again, and as what; not where it has failed again since."""
+    """Record that the message was sent again, as this task, unless it has failed again since."""
     connection.execute(
         update(DeadLetter)
         .where(DeadLetter.id == found.id, DeadLetter.at == found.at)
@@ -162,9 +162,9 @@ def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
 def dismiss(
     connection: Connection, numbers: Sequence[int] | None, *, by: str, why: str | None
 ) -> list[int]:
-    """Take dead letters off the list of what is to be seen to: the numbers of those it took.
+    """Mark dead letters as dismissed; return the numbers of those that were open.
 
-    None: every one that was neither sent again nor dismissed, the oldest `DISMISSED_AT_ONCE`.
+    `numbers` None: the oldest `DISMISSED_AT_ONCE` that were neither sent again nor dismissed.
     """
     open_letters = select(DeadLetter.id).where(
         DeadLetter.dismissed_at.is_(None),

@@ -1,7 +1,8 @@
-"""The events in the order of their ids, for whoever follows them. Reads only.
+"""Reads of the events in the order of their ids, for programs that follow them.
 
-Ids of one lane commit in order, because its turns follow one another. Others write events too, so
-an id may be seen before a smaller one that is not committed yet. `writers` tells when that is over.
+The ids of one lane commit in order, because its fenced transactions follow one another. Other
+transactions write events too, so an id may be visible before a smaller one has committed. `writers`
+shows when no such transaction is left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy import ARRAY, BigInteger, Connection, Text, any_, bindparam, fun
 from assignment_workers.schema.tables import Event
 
 CHANNEL = "assignment_events"
-"""Notified, without words, by every transaction that leaves events."""
+"""Channel that every transaction with events notifies, without a payload."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def between(
     agent_id: int | None = None,
     kinds: Collection[str] | None = None,
 ) -> Sequence[StoredEvent]:
-    """At most `limit` events beyond `after`, up to `until`, by id: by the primary key."""
+    """Read at most `limit` events beyond `after`, up to `until`, by the primary key."""
     wanted = BEYOND
     parameters: dict[str, object] = {"after": after}
     if until is not None:
@@ -62,16 +63,16 @@ def between(
 
 
 def bounds(connection: Connection) -> tuple[int, int]:
-    """The ids of the oldest and the newest event; 0 and 0 where there is none."""
+    """Return the ids of the oldest and the newest event; 0 and 0 without events."""
     row = connection.execute(_BOUNDS).one()
     return row[0] or 0, row[1] or 0
 
 
 def writers(connection: Connection) -> frozenset[str]:
-    """The transactions that write, or may have written, events and have not ended.
+    """Return the open transactions that write, or may have written, events.
 
-    Whoever has taken an id holds this lock until the transaction ends. So once each of those that
-    held it after an id was seen is gone, every smaller id is there to be read, or never will be.
+    A transaction that has taken an id holds this lock until it ends. So once every holder of the
+    lock since an id was seen has ended, each smaller id is either readable or will never exist.
     """
     return frozenset(connection.execute(_WRITERS).scalars())
 

@@ -19,7 +19,7 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Job:
-    """What runs: its name, what asked for it, and, where it is done once a slot, which slot."""
+    """A job to run: its name, what triggered it and, for a job that runs once a slot, the slot."""
 
     name: str
     trigger: str
@@ -29,13 +29,13 @@ class Job:
 
     @property
     def lock(self) -> str:
-        """The advisory lock under which it runs."""
+        """The name of the advisory lock under which the job runs."""
         return f"job {self.name} {self.queue or ''}".strip()
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a run ended. `skipped`: 'locked' or 'slot done', and nothing was changed."""
+    """The result of a run. `skipped`: 'locked' or 'slot done', and nothing was changed."""
 
     counts: Counts = field(default_factory=dict)
     skipped: str | None = None
@@ -43,11 +43,11 @@ class Ran:
 
 @dataclass(frozen=True)
 class Work:
-    """What a job's work is given.
+    """The connections and the context that a job's work receives.
 
-    `connection` has the job's lock: what is done on it commits together with the run's success.
-    `side_connection` is for what must be seen before that, and for what must stay if the work
-    fails.
+    `connection` has the job's lock: its changes commit together with the run's success.
+    `side_connection` is for changes that must be visible before that, and for those that must stay
+    if the work fails.
     """
 
     connection: Connection
@@ -57,10 +57,10 @@ class Work:
     number: int
 
     def store_counts(self, counts: Counts) -> None:
-        """Commit the work on `side_connection`; the `counts` so far stay in the run's row.
+        """Commit the work on `side_connection`, and store the `counts` so far in the run's row.
 
-        Raises `Overtaken`, with nothing committed, when another run has taken this one for dead:
-        the lock's connection was lost.
+        Raises `Overtaken`, with nothing committed, when another run has marked this one as failed,
+        because the connection with the lock was lost.
         """
         mine = JobRun.id == self.number, JobRun.status == sql_text(JobStatus.RUNNING)
         row = self.side_connection.execute(
@@ -72,7 +72,7 @@ class Work:
         self.side_connection.commit()
 
     def reached(self, count: str) -> int:
-        """The highest figure `count` that the failed runs of this slot kept; 0 without any."""
+        """Return the highest figure `count` that failed runs of this slot stored; 0 without any."""
         highest = func.max(JobRun.counts[count].as_integer())
         return int(
             self.side_connection.execute(
@@ -86,10 +86,11 @@ class Work:
 
 
 def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
-    """Do `work` once at a time, in one transaction with the record of its success.
+    """Run `work`, one run at a time, in one transaction with the record of its success.
 
-    A run that fails leaves its error in its row and raises it; a run whose process died is marked
-    failed by the next one, which can only run because the lock went with the dead one's connection.
+    A run that fails stores its error in its row and raises the error. A run whose process died is
+    marked as failed by the next run, which can start only because the lock was lost with the dead
+    run's connection.
     """
     with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -116,7 +117,7 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
 
 
 def last_slot(connection: Connection, name: str) -> datetime | None:
-    """The latest slot that this job has done."""
+    """Return the latest slot that this job has done."""
     return connection.execute(
         select(func.max(JobRun.slot)).where(
             JobRun.job == name, JobRun.status == sql_text(JobStatus.SUCCEEDED)
@@ -125,7 +126,7 @@ def last_slot(connection: Connection, name: str) -> datetime | None:
 
 
 def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
-    """The number of the run that begins; None where its slot is done."""
+    """Return the number of the run that begins, or None where its slot is done."""
     row = {
         "job": job.name,
         "queue": job.queue,
@@ -142,7 +143,7 @@ def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
 
 
 def _fail_abandoned(side_connection: Connection, job: Job, now: datetime) -> None:
-    """Whatever still says 'running' under this lock is dead."""
+    """Mark every run that is still 'running' under this lock as failed: its process is dead."""
     side_connection.execute(
         update(JobRun)
         .where(

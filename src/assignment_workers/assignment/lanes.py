@@ -1,8 +1,9 @@
-"""Which lane each dialer queue belongs to, as the settings have it.
+"""The lane of each dialer queue, as configured in the settings.
 
 A lane is a set of dialer queues with an assignment queue, a sequencer, a term and a lock of its
-own. Turns of one lane follow one another; turns of two lanes run side by side. So a turn writes
-only what belongs to lanes whose rows it has locked: see `FencedTransaction.require_lanes`.
+own. The fenced transactions of one lane follow one another; those of two lanes run side by side. So
+a fenced transaction writes only the data of lanes whose rows it has locked: see
+`FencedTransaction.require_lanes`.
 """
 
 from __future__ import annotations
@@ -18,27 +19,28 @@ from assignment_workers.schema.tables import DEFAULT_LANE
 from assignment_workers.settings import Settings
 
 ASSIGNMENT = "assignment"
-"""The Celery queue of the default lane; `assignment.NAME` is that of another."""
+"""The Celery queue of the default lane; another lane's is `assignment.NAME`."""
 
 VARIABLE = "ASSIGNMENT_WORKERS_LANES"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,19}", re.ASCII)
 
 
 def name_prefix(application: str, lane: str) -> str:
-    """How the names begin that a lane's sequencers give their connections for the lock."""
+    """Return the prefix of the names of the lock connections of a lane's sequencers."""
     return f"{application} " if lane == DEFAULT_LANE else f"{application} lane {lane} "
 
 
 def connection_name(application: str, lane: str, host: str | None, pid: int | None) -> str:
-    """Such a name whole: PostgreSQL keeps 63 bytes of it."""
+    """Return the name of a lock connection, cut to the 63 bytes that PostgreSQL stores."""
     return f"{name_prefix(application, lane)}{host}:{pid}"[:63]
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """The lanes of this installation. `others`: the lane of each dialer queue not in the default's.
+    """The lanes of this installation.
 
-    The same for every process: sequencers that disagree do not lead side by side.
+    `others`: the lane of each dialer queue that is not in the default lane. Every process must have
+    the same lanes: sequencers that disagree do not lead side by side.
     """
 
     others: Mapping[str, str] = field(default_factory=dict)
@@ -50,19 +52,19 @@ class Lanes:
 
     @property
     def is_one(self) -> bool:
-        """Whether there is the default lane alone."""
+        """True if the default lane is the only one."""
         return not self.others
 
     def of(self, queue: str | None) -> str:
-        """The lane of a dialer queue; the default one's where it is not known."""
+        """Return the lane of a dialer queue; the default lane for an unknown one."""
         return self.others.get(queue or "", DEFAULT_LANE)
 
     def queues(self, lane: str) -> list[str]:
-        """The dialer queues of a lane, by name."""
+        """Return the dialer queues of a lane, by name."""
         return sorted(queue for queue in POLICIES if self.of(queue) == lane)
 
     def celery_queue(self, lane: str) -> str:
-        """The assignment queue of a lane."""
+        """Return the assignment queue of a lane."""
         return ASSIGNMENT if lane == DEFAULT_LANE else f"{ASSIGNMENT}.{lane}"
 
     @property
@@ -71,7 +73,7 @@ class Lanes:
         return [self.celery_queue(lane) for lane in self.names]
 
     def way_to(self, queue: str | None) -> str:
-        """The assignment queue for what concerns a dialer queue."""
+        """Return the assignment queue for commands about a dialer queue."""
         return self.celery_queue(self.of(queue))
 
 
@@ -80,7 +82,7 @@ ONE_LANE = Lanes()
 
 @cache
 def lanes_of(settings: Settings) -> Lanes:
-    """The lanes of `settings`. Raises `UsageError`, one line, for a value that cannot be used."""
+    """Return the lanes of `settings`. Raises `UsageError`, one line, for an unusable value."""
     if settings.lanes is None:
         return ONE_LANE
     try:
@@ -90,7 +92,7 @@ def lanes_of(settings: Settings) -> Lanes:
 
 
 def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Each dialer queue that is named, with its lane."""
+    """Yield each named dialer queue with its lane; raises `ValueError` for a wrong part."""
     seen: dict[str, str] = {}
     for part in parts:
         lane, equals, said = (each.strip() for each in part.partition("="))

@@ -1,4 +1,4 @@
-"""What operators ask for, by whichever door: kept before it is done, with what came of it after."""
+"""Actions of operators through every interface, recorded before they run, then with the outcome."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sqlalchemy import Connection, func, insert, update
 from assignment_workers.schema.tables import OperatorAction
 
 WHY_AT_MOST = 500
-"""Letters of a reason."""
+"""Characters of a reason."""
 
 
 @dataclass(frozen=True)
 class RequestedAction:
-    """What is asked for, of what, by whom and why; `why` None: no reason was given."""
+    """An action, its subject, and the operator; `why` None: no reason was given."""
 
     name: str
     subject: str
@@ -23,7 +23,7 @@ class RequestedAction:
 
 
 def begin(connection: Connection, action: RequestedAction) -> int:
-    """Keep that it was asked for; the number of the record. To be committed before it is done."""
+    """Record the requested action; return the record's number. Commit before the action runs."""
     return connection.execute(
         insert(OperatorAction)
         .values(
@@ -38,7 +38,7 @@ def begin(connection: Connection, action: RequestedAction) -> int:
 
 
 def end(connection: Connection, number: int, outcome: str) -> None:
-    """Keep what came of it: `done`, `refused: ...` or `unavailable: ...`."""
+    """Record the outcome of the action: `done`, `refused: ...` or `unavailable: ...`."""
     connection.execute(
         update(OperatorAction)
         .where(OperatorAction.id == number)

@@ -1,6 +1,6 @@
-"""A person's rights: what is stored about a user, and its erasure.
+"""A person's rights: the export of all data stored about a user, and its erasure.
 
-What stays after an erasure is the id with times, outcomes and counts; docs/privacy.md says why.
+After an erasure the id stays, with times, outcomes and counts; docs/privacy.md explains why.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.tables import SuppressionListState
 
 _ENDS = 9
-"""Last digits by which a number is found in texts."""
+"""Number of last digits by which a phone number is found in texts."""
 _DIGITS_AT_LEAST = 7
-"""A number with fewer digits names nobody, and would be found in ids and times."""
+"""A shorter number identifies nobody, and would be found in ids and times."""
 
 
 class Stored(BaseModel):
-    """All that is stored about a user, table by table; the CRM's own tables are not among them."""
+    """All data stored about a user, table by table, without the CRM's own tables."""
 
     user_id: int
     at: datetime
@@ -40,17 +40,17 @@ class Stored(BaseModel):
 
 @dataclass(frozen=True)
 class Person:
-    """A user with what else they are known by here: assignments and phone numbers."""
+    """A user with the assignments and phone numbers that also identify them here."""
 
     user_id: int
     assignments: frozenset[str]
     numbers: frozenset[str]
-    """Their last digits."""
+    """The last digits of the phone numbers."""
     texts: frozenset[str] = frozenset()
-    """The numbers as they are written."""
+    """The phone numbers as they are written."""
 
     def is_named(self, said: str) -> bool:
-        """Whether a text, a message in JSON or base64 within it names the person."""
+        """Return True if a text, or JSON or base64 within it, identifies the person."""
         whole = "\n".join((said, *_decoded(said)))
         if any(each in whole for each in self.assignments):
             return True
@@ -61,7 +61,7 @@ class Person:
 
 
 def find(connection: Connection, user_id: int) -> Person:
-    """The person of this id, with the numbers that the CRM and missed calls have of them."""
+    """Find the person of this id, with the phone numbers of the CRM and of missed calls."""
     assignments = connection.execute(
         text("SELECT id::text FROM assignment.assignments WHERE user_id = :user"), {"user": user_id}
     ).scalars()
@@ -81,7 +81,7 @@ def find(connection: Connection, user_id: int) -> Person:
 
 
 def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
-    """What is stored about the user, with the texts. Reads only."""
+    """Return all data stored about the user, with the texts. Reads only."""
     person = find(connection, user_id)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     parameters = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
@@ -94,14 +94,14 @@ def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
 
 
 def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, int]:
-    """Erase what people typed about the user, and their numbers; rows changed by table.
+    """Erase the texts and phone numbers of the user; return the number of changed rows by table.
 
-    The caller has seen to it that nobody holds the user and that the user is suppressed: the
-    suppression and the row in `forgotten` keep the id from coming back. The caller commits.
-    A do-not-contact number of theirs, an entry or a number of a named list, stays as a keyed hash;
-    raises `UsageError` where there is one and `reader` has no key, with nothing changed.
-    Cost: by the indexes on `user_id`, and one pass over dead letters, answered commands and phone
-    numbers.
+    Before the call, the caller makes sure that nobody holds the user and that the user is
+    suppressed. The suppression and the row in `forgotten` keep the id from coming back. The caller
+    commits. A phone number of the user on the do-not-contact list, as an entry or in a named list,
+    stays as a keyed hash. Raises `UsageError`, with nothing changed, where there is such a number
+    and `reader` has no key. Cost: reads by the indexes on `user_id`, and one pass each over dead
+    letters, answered commands and phone numbers.
     """
     person = find(connection, user_id)
     numbers = list(person.numbers)
@@ -124,7 +124,7 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
 
 
 def is_held(connection: Connection, user_id: int) -> int | None:
-    """The agent who holds the user now."""
+    """Return the agent who holds the user now, or None; locks the row of the assignment."""
     agent: int | None = connection.execute(
         text(
             "SELECT agent_id FROM assignment.assignments"
@@ -136,7 +136,7 @@ def is_held(connection: Connection, user_id: int) -> int | None:
 
 
 def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dict[str, int]:
-    """Put the keyed hash in the place of each do-not-contact number of the person."""
+    """Replace each do-not-contact number of the person by its keyed hash."""
     read = {each: reader.read(each).e164 for each in person.texts}
     numbers = sorted({number for each in read.values() for number in each})
     parameters: dict[str, Any] = {
@@ -155,7 +155,7 @@ def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dic
             " same for every process, and forget the user again"
         )
     for entry in entries:
-        # A text that has the number in it stands for the number.
+        # A text that contains the number stands for the number.
         kept = entry.number or next(
             (each for each in numbers if each[-_ENDS:] == entry.ending), entry.plain
         )
@@ -183,7 +183,10 @@ def _scrub_letters(connection: Connection, person: Person) -> int:
 
 
 def _scrub_answers(connection: Connection, person: Person) -> int:
-    """Refusals of commands repeat what was refused."""
+    """Erase the reasons that identify the person in answers to commands; return their number.
+
+    A refusal repeats what it refuses.
+    """
     found = connection.execute(
         text("SELECT id, answer::text AS said FROM assignment.commands WHERE answer ? 'reason'")
     ).all()
@@ -205,9 +208,10 @@ def _left_by_adoption(connection: Connection, user_id: int) -> dict[str, list[Ro
 
 
 def _kept_by_adoption(connection: Connection) -> list[str]:
-    """The dialer's tables that adoption put aside, where they have users.
+    """Return the dialer's tables that adoption put aside and that have a column `user_id`.
 
-    Those that this role may not read are among them: nothing is passed over in silence.
+    Tables that this role may not read are included, so that they cause an error and are not
+    skipped.
     """
     return list(
         connection.execute(
@@ -230,7 +234,7 @@ def _exists(connection: Connection, table: str) -> bool:
 
 
 def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str]:
-    """What the query gives; nothing where its table cannot be read."""
+    """Return the values of the query; nothing where its table cannot be read."""
     if not _exists(connection, query.split()[3]):
         return []
     try:
@@ -248,7 +252,7 @@ def _ends(numbers: Iterable[str | None]) -> Iterable[str]:
 
 
 def _decoded(said: str) -> Iterable[str]:
-    """What stands in base64 in a message's envelope."""
+    """Yield the base64 body of a message's envelope, decoded."""
     try:
         body = json.loads(said)
         encoded = body.get("body") if isinstance(body, Mapping) else None
@@ -269,7 +273,7 @@ _LISTED = text(
     " least(n.expires_at, l.expires_at) AS expires_at FROM assignment.suppression_lists l"
     " JOIN assignment.suppressed_numbers n ON n.list_id = l.id AND n.number = ANY(:numbers)"
 )
-# One that is there already says the same: the person was forgotten before.
+# Not where such an entry exists already, because the person was forgotten before.
 _HASH_ENTRY = text(
     "UPDATE assignment.suppressions s SET number = :number, phone = :mark, plain = NULL,"
     " tail = NULL, unsure = false, reason = :mark WHERE id = :id AND NOT EXISTS ("

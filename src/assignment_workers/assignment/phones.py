@@ -1,4 +1,4 @@
-"""Stored phone identities: made from what the CRM says of a user, and found by number."""
+"""Stored phone identities: read from the CRM's facts about a user, and found by number."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.tables import Forgotten, Phone, PhoneZone
 
 READ_IN_A_TURN = 100
-"""Numbers that one turn reads at most: about 10 ms."""
+"""Numbers that one fenced transaction reads at most: about 10 ms."""
 AT_A_TIME = 1_000
-"""Users whose numbers one transaction of a job reads: about 0.1 s, outside of the transaction."""
+"""Users of one batch of a job: about 0.1 s of reading, before the transaction that writes."""
 BATCHES_AT_MOST = 200
 BEFORE_A_BUILD = 20
-"""Batches that a build waits for; users who are left over are read by the claim that meets them."""
+"""Batches that a build waits for; the claims read the numbers of the users who are left over."""
 
 Said = Mapping[str, Any]
-"""What the CRM says of a user: `id`, `phone_number`, `country` and `time_zone`."""
+"""The CRM's facts about a user: `id`, `phone_number`, `country` and `time_zone`."""
 
 
 def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[str, Any]:
-    """The parameters of `STORE` for these users. Cost: that of `phones.Reader.read` for each."""
+    """Return the parameters of `STORE` for these users; costs a `phones.Reader.read` for each."""
     stored = []
     zones: set[str] = set()
     for said in sorted(people, key=lambda each: each["id"]):
@@ -75,13 +75,13 @@ def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[
 
 
 def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Counts:
-    """Read every number that is new, has changed, or was read in another way.
+    """Read every number that is new, has changed, or was read under other settings.
 
-    In batches, each read first and then written by a short transaction, so that a claim which reads
-    one of the same users waits for milliseconds. Twice does the same as once. What is left after so
-    many `batches` the next run goes on with. Returns `read`, and `unreadable` among them, and
-    `forgotten`: identities of users whom the CRM has no more. Cost where nothing has changed: one
-    pass over the users and their identities.
+    Each batch is read first, and then written by a short transaction, so that a claim that reads
+    one of the same users waits for milliseconds. A second run changes nothing more. After `batches`
+    batches, the next run continues. Returns `read`, the `unreadable` numbers among them, and
+    `forgotten`: deleted identities of users who are not in the CRM any more. Cost where nothing has
+    changed: one pass over the users and their identities.
     """
     counts = {"read": 0, "unreadable": 0, "forgotten": 0}
     after = -(2**63)
@@ -105,19 +105,19 @@ def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Cou
 
 
 def store(connection: Connection, parameters: Mapping[str, Any]) -> None:
-    """Keep what `identified` made, in the order of users."""
+    """Store the identities that `identified` made, in the order of users."""
     connection.execute(STORE, parameters)
     connection.execute(STORE_ZONES, parameters)
 
 
 def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, ...]], Said]:
-    """The statement, with its parameters, for what the CRM in our own database says of users."""
+    """Return the statement, with its parameters, for the facts about users in our own CRM."""
     of_users = _said(numbers).where(CrmUser.id == any_(bindparam("users", type_=ARRAY(BigInteger))))
     return of_users, {"users": list(users)}
 
 
 def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
-    """The next users after `after` whose stored identity is not that of what the CRM says."""
+    """Return the statement for the next users after `after` whose identity is out of date."""
     return (
         _said(numbers)
         .outerjoin(Phone, Phone.user_id == CrmUser.id)
@@ -132,7 +132,7 @@ def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
 
 
 def owners(connection: Connection, numbers: Iterable[str]) -> dict[str, list[int]]:
-    """By number: the users who have it, by the index on numbers."""
+    """Return the users of each number, by the index on numbers."""
     asked = sorted(set(numbers))
     found: dict[str, list[int]] = {}
     for user, has in connection.execute(_OWNERS, {"numbers": asked}):
@@ -177,7 +177,7 @@ STORE = _stored.on_conflict_do_update(
 )
 STORE_ZONES = insert_rows(PhoneZone, PhoneZone.zone, parameter="zones").on_conflict_do_nothing()
 ZONES = select(PhoneZone.zone)
-"""The zones in which users are: a few rows."""
+"""The time zones of the users: a few rows."""
 
 _OWNERS = select(Phone.user_id, Phone.numbers).where(
     Phone.numbers.op("&&")(bindparam("numbers", type_=ARRAY(Text)))

@@ -10,5 +10,5 @@ Row = dict[str, Any]
 
 
 def rows_of(connection: Connection, query: str, **given: object) -> list[Row]:
-    """What the query gives, in its order."""
+    """Return the rows of the query, in its order."""
     return [dict(row) for row in connection.execute(text(query), given).mappings()]

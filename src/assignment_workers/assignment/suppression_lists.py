@@ -1,7 +1,7 @@
-"""Named lists of numbers that are not to be called: registers, files of a client.
+"""Named lists of numbers that are not to be called: registers, and files of a client.
 
-A list is loaded beside what stands, in a table of its own that nobody reads, however long it is;
-one short command on the assignment queue makes it stand.
+A list of any length is loaded into a table of its own that nothing reads yet. One short command on
+the assignment queue then puts the list in force.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ from assignment_workers.schema.tables import (
 )
 
 CHUNK = 20_000
-"""Lines that are read together; a file of more is read by every processor."""
+"""Lines that are read together; every processor reads chunks of a longer file."""
 SHOWN = 10
-"""Lines that cannot be read which an answer names."""
+"""Unreadable lines that an answer names."""
 _NUMBER_COLUMNS = (
     *("number", "phone", "phone_number", "phonenumber", "telephone", "telephone_number", "tel"),
     *("msisdn", "mobile", "cli", "e164"),
@@ -82,7 +82,7 @@ _STAGED, _STANDING, _RETIRED = (sql_text(each) for each in SuppressionListState)
 
 @dataclass(frozen=True)
 class Named:
-    """What an import says of its list."""
+    """The name and the terms of a list to import."""
 
     name: str
     replaces: bool
@@ -95,20 +95,20 @@ class Named:
 
 @dataclass
 class Staged:
-    """What became of a file: counts, and the list's number unless it was a dry run."""
+    """The result of loading a file: counts, and the number of the list unless it was a dry run."""
 
     lines: int = 0
     numbers: int = 0
-    """Different ones."""
+    """Distinct numbers."""
     unreadable: int = 0
     shown: list[str] = field(default_factory=list)
-    """The first lines that are no phone number."""
+    """The first lines that are not a phone number."""
     users: int = 0
     """Users who have one of the numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
-    """By dialer queue: those of them who stand in what is published."""
+    """By dialer queue, how many of these users are in its published generation."""
     waiting: int = 0
-    """Users whose number cannot be read for sure and ends as one of the numbers: they wait."""
+    """Users with an unclear number that ends like one of the numbers: they wait for an operator."""
     waiting_queues: dict[str, int] = field(default_factory=dict)
     list_id: int | None = None
 
@@ -117,11 +117,11 @@ ReadChunk = Callable[[Sequence[Line]], Read]
 
 
 def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]:
-    """The entries of a file: one number a line, or CSV, with a header or without.
+    """Yield the entries of a file: one number a line, or CSV, with a header or without.
 
-    In CSV the number is in `column`, or in the first column of a usual name, or in the first one.
-    An empty line and one that begins with # say nothing. Raises `UsageError` for a column that is
-    not there and for an expiry that is no date.
+    In CSV the number is in `column`, else in the first column with a usual name, else in the first
+    column. Empty lines and lines that begin with # are ignored. Raises `UsageError` for a column
+    that does not exist and for an expiry that is not a date.
     """
     said = (line for line in stream if line.strip() and not line.lstrip().startswith("#"))
     first = next(said, None)
@@ -154,11 +154,12 @@ def stage(
     dry_run: bool = False,
     skip_unreadable: bool = False,
 ) -> Staged:
-    """Load a list beside what stands, all of it or nothing; `flip` then makes it stand.
+    """Load a list into a table of its own, all of it or nothing; `flip` then puts it in force.
 
-    In one transaction, which waits for nobody and nobody for it. A line that is no phone number is
-    counted, named, and left out with `skip_unreadable`; else nothing is kept, as in a dry run.
-    Cost: about 40 µs of a processor for a line, by all of them, and a COPY.
+    The one transaction waits for no other, and no other waits for it. A line that is not a phone
+    number is counted and named; with `skip_unreadable` it is left out, otherwise nothing is stored,
+    as in a dry run. Raises `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor
+    time a line, spread over all processors, and a COPY.
     """
     if named.queue is not None and named.queue not in POLICIES:
         raise UsageError(f"no dialer queue {named.queue!r}; there are {', '.join(POLICIES)}")
@@ -211,7 +212,7 @@ def _chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
 
 @contextmanager
 def _reading(chunks: Iterator[list[Line]], work: ReadChunk) -> Iterator[Iterator[Read]]:
-    """The chunks as they are read: here where there is one, by every processor where more."""
+    """Provide the chunks as they are read: a lone chunk here, several by every processor."""
     first = next(chunks, [])
     second = next(chunks, [])
     if not second:
@@ -227,7 +228,7 @@ def _reading(chunks: Iterator[list[Line]], work: ReadChunk) -> Iterator[Iterator
 def _ahead(
     pool: ProcessPoolExecutor, work: ReadChunk, chunks: Iterator[list[Line]]
 ) -> Iterator[Read]:
-    """In their order, with a few under way: the file is never held whole."""
+    """Yield the results in order, with a few chunks under way: memory never holds the file."""
     under_way = [pool.submit(work, each) for each in itertools.islice(chunks, 8)]
     while under_way:
         yield under_way.pop(0).result()
@@ -235,9 +236,10 @@ def _ahead(
 
 
 def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[str, int]]:
-    """How many users have a number of `incoming`, and how many wait because theirs ends alike.
+    """Count the users with a number of `incoming`, and the users who wait because of one.
 
-    Of each, how many stand in which dialer queue.
+    A user waits whose unclear number ends like a number of `incoming`. Each of the two counts comes
+    with the counts by dialer queue.
     """
     connection.execute(_MATCHED_BY_INCOMING)
     connection.execute(_WAITING_BY_INCOMING, {"reach": REACH})
@@ -281,7 +283,7 @@ def _store(connection: Connection, named: Named, done: Staged) -> int:
     connection.execute(text(f"ALTER TABLE {name} ADD PRIMARY KEY (list_id, number)"))
     connection.execute(text(f"CREATE INDEX ON {name} (right(number, 7))"))
     connection.execute(text(f"ANALYZE {name}"))
-    # Whoever imports: the one who drops it later is the owner of them all.
+    # One role owns all of these tables, whichever role imports, because it drops them later.
     owner, mine = connection.execute(_OWNER).one()
     if not mine:
         connection.execute(text(f"ALTER TABLE {name} OWNER TO {owner}"))
@@ -295,9 +297,9 @@ def _store(connection: Connection, named: Named, done: Staged) -> int:
 
 
 def flip(transaction: FencedTransaction, list_id: int, *, by: str, why: str) -> Done | Refused:
-    """Make a loaded list stand, and retire what it replaces: from this commit on it counts.
+    """Put a loaded list in force and retire the lists that it replaces, from this commit on.
 
-    Saying it again changes nothing. Refused: a number that is no list, or one that was retired.
+    Repeating the command changes nothing. Refused: an unknown list, and one that was retired.
     """
     row = transaction.connection.execute(_FIND, {"list_id": list_id}).first()
     if row is None or row.state == SuppressionListState.RETIRED:
@@ -317,7 +319,7 @@ def flip(transaction: FencedTransaction, list_id: int, *, by: str, why: str) -> 
 
 
 def drop(transaction: FencedTransaction, name: str, *, by: str, why: str) -> Done | Refused:
-    """A named list counts no more. Refused: none of this name stands."""
+    """Retire a named list. Refused: no list of this name is in force."""
     retired = _retire(transaction, name)
     if not retired:
         return Refused(code=Code.NOT_SUPPRESSED, reason=f"no suppression list {name!r} stands")
@@ -342,9 +344,10 @@ def _record_event(transaction: FencedTransaction, name: str, **details: object) 
 
 
 def purge_lists(connection: Connection) -> int:
-    """Drop the numbers of retired lists, as generations are dropped; returns of how many.
+    """Drop the tables of retired lists, as those of generations are dropped; return their number.
 
-    `connection` must be in autocommit.
+    Lists that were loaded a day ago and never put in force are retired first. `connection` must be
+    in autocommit.
     """
     connection.execute(_ABANDONED)
     gone = connection.execute(_GONE).all()
@@ -379,7 +382,7 @@ _INCOMING_QUEUES = text(
 
 
 class Matched(BaseModel):
-    """What stands against a phone number, and who has it."""
+    """The suppressions of a phone number, and the users who have it."""
 
     text: str
     numbers: list[str]
@@ -388,21 +391,23 @@ class Matched(BaseModel):
     zones: list[str]
     extension: str | None
     suppressed: bool
-    """By one of `entries` or `lists`, in some dialer queue at least."""
+    """True if one of `entries` or `lists` applies, in at least one dialer queue."""
     entries: list[dict[str, Any]]
     lists: list[dict[str, Any]]
     users: int
     queues: dict[str, int]
     waiting: int
-    """Users who wait for an operator, or would: their number and this one end alike, and one of the
-    two cannot be read for sure."""
+    """Users who wait for an operator, or would wait.
+
+    Their number and this one end alike, and one of the two is unclear.
+    """
     waiting_queues: dict[str, int]
 
 
 def check(connection: Connection, phone: str, reader: Reader) -> Matched:
-    """How a phone number is read, what suppresses it now, and whom it is.
+    """Return how a phone number is read, its suppressions in force, and its users.
 
-    Index probes, but for the users who wait: those are looked for through all of them.
+    Cost: index probes, and one pass over all users to count those who wait.
     """
     read = reader.read(phone)
     as_text = plain(phone)
@@ -438,9 +443,9 @@ def check(connection: Connection, phone: str, reader: Reader) -> Matched:
 def whom(
     connection: Connection, numbers: Sequence[str], as_text: str
 ) -> tuple[int, dict[str, int]]:
-    """How many users have one of these numbers, or this text where there is none; by queue.
+    """Count the users who have one of these numbers, or this text without a number; by queue too.
 
-    Counted to `WHOM_AT_MOST`. A text is looked for through all of them.
+    Counts up to `WHOM_AT_MOST`. Cost: a text needs a pass over all users.
     """
     parameters = {"numbers": list(numbers), "plain": as_text}
     found = _BY_NUMBER if numbers else _BY_TEXT
@@ -448,10 +453,10 @@ def whom(
 
 
 def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
-    """How many users wait, or would, because of an entry of this phone number; by queue.
+    """Count the users who wait, or would, because of an entry of this phone number; by queue too.
 
-    As the rule `number_unclear` has it: what they have ends as the entry does, and one of the two
-    cannot be read for sure. Users who have the number itself are not among them. Counted to
+    The condition is that of the rule `number_unclear`: the user's number ends like the entry, and
+    one of the two is unclear. Users who have the number itself are not counted. Counts up to
     `WHOM_AT_MOST`. Cost: a pass over the users' numbers.
     """
     target = target_of(phone, reader, raw=True)
@@ -472,14 +477,14 @@ def _in_queues(connection: Connection, users: list[int]) -> tuple[int, dict[str,
 
 
 def standing_lists(connection: Connection) -> list[dict[str, Any]]:
-    """The lists that stand, by name."""
+    """Return the lists in force, by name."""
     return [dict(row) for row in connection.execute(_STAND).mappings()]
 
 
 def exported(connection: Connection) -> Iterator[tuple[object, ...]]:
-    """Every suppression of a phone number or user that stands, entries first, then lists.
+    """Yield every do-not-contact suppression in force, the entries first, then the lists.
 
-    A stream: memory is that of a page.
+    The rows are streamed, so memory holds one page. Entries of forgotten numbers are left out.
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
     for row in streamed.execute(_EXPORT):
@@ -614,7 +619,7 @@ _EXPORT: CompoundSelect[*tuple[Any, ...]] = union_all(
         Suppression.lifted_at.is_(None),
         _unexpired,
         Suppression.kind == sql_text(SuppressionKind.DO_NOT_CONTACT),
-        # A hash is of no use anywhere else.
+        # A keyed hash is of no use to another system.
         func.coalesce(~Suppression.number.startswith(KEYED), true()),
     ),
     select(

@@ -1,6 +1,7 @@
 """Suppressions: users and phone numbers that are not to be offered, whatever the CRM says.
 
-Each is a row with who made it and why; lifting it is recorded too. A hold that stands goes on.
+Each is a row with its author and its reason; lifting it is recorded too. A suppression does not end
+an active assignment.
 """
 
 from __future__ import annotations
@@ -41,25 +42,27 @@ from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
 
 FORGOTTEN = "(forgotten)"
-"""What stands in the place of a reason that was erased."""
+"""The text that replaces an erased reason."""
 COUNTED = timedelta(days=1)
-"""How far back a user's failures count towards their quarantine."""
+"""The period in which a user's failures count towards quarantine."""
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
 
 
 class StandingSuppression(BaseModel):
-    """A suppression that stands: on a user, or on whoever has this phone number."""
+    """A suppression in force, on a user or on every user with a phone number."""
 
     id: int
     kind: str
     user_id: int | None
     phone: str | None
     number: str | None
-    """The phone number in E.164; None with a phone: it matches by its text alone, or was
-    forgotten."""
+    """The phone number in E.164.
+
+    None beside a phone: the suppression matches by the text alone, or the number was forgotten.
+    """
     queue: str | None
-    """The dialer queue that it is of; None: every one."""
+    """The one dialer queue of the suppression; None: every one."""
     reason: str
     source: str | None
     since: datetime
@@ -72,7 +75,7 @@ _counts = and_(
     or_(Suppression.expires_at.is_(None), Suppression.expires_at > func.now()),
 )
 _is_keyed = func.coalesce(Suppression.number.startswith(KEYED), false())
-"""Of a number that was forgotten: there is its hash alone."""
+"""True for a forgotten number, of which only a keyed hash is stored."""
 _columns = {name: getattr(Suppression, name) for name in StandingSuppression.model_fields}
 _shown = select(
     *((_columns | {"number": case((~_is_keyed, Suppression.number)).label("number")}).values())
@@ -86,10 +89,10 @@ def suppressions(
     limit: int = LISTED_AT_MOST,
     by_text: bool = False,
 ) -> list[StandingSuppression]:
-    """The suppressions of this kind that stand, the newest first: at most `limit`.
+    """Return the suppressions of this kind in force, the newest first, at most `limit`.
 
-    `by_text`: only those of what is no phone number, for an operator to see to. Cost: they are
-    found from the newest on; suppressions that were lifted since are passed over.
+    `by_text`: only the suppressions of a text that is no phone number, for an operator to correct.
+    Cost: a read from the newest on, which passes over lifted suppressions.
     """
     wanted = _shown.where(Suppression.kind == kind, _counts)
     if by_text:
@@ -99,7 +102,10 @@ def suppressions(
 
 
 def suppressions_of(connection: Connection, user: int) -> list[StandingSuppression]:
-    """The suppressions that stand on this user, without those on their phone number."""
+    """Return the unlifted suppressions of this user, without those of the user's phone number.
+
+    Suppressions that have expired are among them.
+    """
     rows = connection.execute(
         _shown.where(Suppression.user_id == user, Suppression.lifted_at.is_(None))
     ).mappings()
@@ -107,7 +113,7 @@ def suppressions_of(connection: Connection, user: int) -> list[StandingSuppressi
 
 
 def count(connection: Connection, kind: SuppressionKind) -> int:
-    """How many suppressions of this kind stand: counted to `COUNTED_AT_MOST`."""
+    """Count the unlifted suppressions of this kind, up to `COUNTED_AT_MOST`."""
     some = (
         select(Suppression.id)
         .where(Suppression.kind == kind, Suppression.lifted_at.is_(None))
@@ -126,12 +132,13 @@ def do_not_contact(
     entry: SuppressionTerms | None = None,
     reader: Reader,
 ) -> Done | Refused:
-    """From this commit on the user, or every user with this phone number, is offered to nobody.
+    """Suppress the user, or every user with this phone number, from this commit on.
 
-    A phone number is compared as `reader` reads it, however it is written here and in the CRM.
-    Saying it again changes nothing. Refused: neither or both, and a text that is not one phone
-    number, unless the entry is `raw`: then it is compared as text with users' texts, and users
-    whose number ends alike wait for an operator.
+    A phone number is compared as `reader` reads it, in whatever form it is written here and in the
+    CRM. Repeating the command changes nothing. Refused: neither a user nor a phone number, or both;
+    an unknown dialer queue; an expiry that has passed; and a text that is not one phone number,
+    unless the entry is `raw`. A raw text is compared with the texts of users, and users whose
+    number ends alike wait for an operator.
     """
     entry = entry or SuppressionTerms()
     target = _target(user, phone, reader, raw=entry.raw)
@@ -187,10 +194,11 @@ def lift(
     why: str,
     reader: Reader,
 ) -> Done | Refused:
-    """The suppression of this kind stands no more; the next build has the user again.
+    """Lift the suppression of this kind; the next build includes the user again.
 
-    Refused: there is none, neither a user nor a phone number or both, and one that is `closed`
-    without its dialer queue. A text that is no phone number lifts what was suppressed as text.
+    Refused: no such suppression; neither a user nor a phone number, or both; a user who was
+    forgotten; the kind `closed` without its dialer queue; and the kind `quarantine` with one. A
+    text that is no phone number lifts the suppression of that text.
     """
     target = _target(user, phone, reader, raw=True)
     if isinstance(target, Refused):
@@ -235,7 +243,7 @@ def subject(
     phone: str | None = None,
     queue: str | None = None,
 ) -> str:
-    """Name the state that suppressing and lifting set, the same for every form of a number."""
+    """Name the state that suppressing and lifting set, equal for every form of a number."""
     whom = f"user {user}" if phone is None else f"phone number {_key(phone, reader)}"
     place = "" if queue is None else f" in {queue}"
     return f"{kind.value} suppression of {whom}{place}"
@@ -247,7 +255,7 @@ def _key(phone: str, reader: Reader) -> str:
 
 
 def closing(transaction: FencedTransaction, hold: Held, why: str) -> dict[str, Any]:
-    """A row for `CLOSE`: the dialer queue of this hold is closed for its user."""
+    """Return a row for `CLOSE`, which closes the assignment's dialer queue for its user."""
     return {
         "kind": SuppressionKind.CLOSED,
         "user_id": hold.user_id,
@@ -271,9 +279,9 @@ CLOSE = insert_rows(
 
 
 def check_key(connection: Connection, reader: Reader) -> None:
-    """Raise `UsageError` where forgotten numbers are suppressed by another key than `reader`'s.
+    """Raise `UsageError` where forgotten numbers were hashed with another key than `reader`'s.
 
-    Without their key they would match nobody, and the people be called again.
+    Without that key the hashes match nobody, and these people would be called again.
     """
     prefix = reader.keyed_prefix
     other = _is_keyed if prefix is None else and_(_is_keyed, ~Suppression.number.startswith(prefix))
@@ -288,11 +296,11 @@ def check_key(connection: Connection, reader: Reader) -> None:
 
 
 def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
-    """Set aside those of these users who have now failed `after` times within `COUNTED`.
+    """Quarantine those of these users who have failed `after` times within `COUNTED`.
 
-    `failed`: users just taken out, each for an unclear rule; whichever it was the other times
-    counts as well. Failures before an operator's release do not. Cost: that of the events of these
-    users.
+    `failed`: users who were just taken out for one of the rules in `UNCLEAR`. Earlier failures of
+    any of these rules count, but not those before an operator lifted a quarantine. Cost: a read of
+    the events of these users.
     """
     if not failed:
         return
@@ -310,19 +318,19 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
 
 @dataclass(frozen=True)
 class SuppressionTerms:
-    """What an entry of the do-not-contact list may say besides whom it is about."""
+    """The terms of an entry of the do-not-contact list, besides its user or phone number."""
 
     queue: str | None = None
-    """The one dialer queue that it counts for; None: every one."""
+    """The one dialer queue of the suppression; None means every dialer queue."""
     expires_at: datetime | None = None
     source: str | None = None
     raw: bool = False
-    """Keep a text that is no phone number."""
+    """True if a text that is no phone number may be stored."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A phone number or a text as suppressions are compared; nothing of one of a user."""
+    """The phone number or the text by which suppressions are compared; empty for a user."""
 
     number: str | None = None
     plain: str | None = None
@@ -331,12 +339,12 @@ class Target:
 
     @property
     def by_text(self) -> bool:
-        """Whether only users whose text is the same are matched."""
+        """True if only users with the same text match."""
         return self.number is None
 
 
 def target_of(phone: str, reader: Reader, *, raw: bool = False) -> Target | str:
-    """How a phone number is compared; or, in one line, why the text is none."""
+    """Return the target of a phone number, or one line that says why the text is not one number."""
     read = reader.read(phone)
     if len(read.e164) == 1 and set(read.unread) <= {reach(read.e164[0])}:
         (one,) = {each.e164: each for each in read.numbers}.values()
@@ -398,7 +406,7 @@ _EXPIRE = (
         lifted_why="expired",
     )
 )
-"""So that the same can be suppressed again."""
+"""Lift an expired suppression, so that the same target can be suppressed again."""
 _LIFT = (
     update(Suppression)
     .where(*_standing)

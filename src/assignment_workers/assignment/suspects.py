@@ -1,7 +1,7 @@
-"""Messages whose taking may have ended a process: counted before they are tried again.
+"""Messages that may have ended the process that handled them, counted before they are tried again.
 
-A row stands here while such a message is tried, and leaves with the end of the try. A row that is
-there at the next try was left by a process that ended within it. Ordinary messages have none.
+A row exists while such a message is tried, and is deleted when the try ends. A row that exists at
+the next try was left by a process that ended during the try. Ordinary messages have no row.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from assignment_workers.schema.tables import SuspectMessage
 
 @dataclass(frozen=True)
 class Suspicion:
-    """The processes that a message has ended, the one included that had it before this try."""
+    """The processes that a message has ended, the last one included."""
 
     digest: str
     ends: int
     parts: tuple[int, ...] = ()
-    """The parts of a message of many within which a process ended, by their places, in order."""
+    """The positions of the parts of a batch during which a process ended, in order."""
     buried: int = 0
-    """The first of them that are dead letters."""
+    """Number of the first of these parts that are stored as dead letters."""
 
     @property
     def of_the_whole(self) -> int:
-        """Ends that happened within no part."""
+        """The number of ends that happened during no single part."""
         return self.ends - len(self.parts)
 
 
 def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> Suspicion:
-    """Count the end of the process that had this message; committed when it returns.
+    """Count the end of the process that had this message; committed when the function returns.
 
-    `excused`: that end was not the message's doing, and counts for nothing.
+    `excused`: the message did not cause that end, so it does not count.
     """
     there = insert(SuspectMessage).excluded
     ended = SuspectMessage.parts.op("||")(SuspectMessage.part)
@@ -66,12 +66,12 @@ def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> S
 
 
 def try_part(engine: Engine, digest: str, part: int | None) -> None:
-    """Name the part of the message that is tried from now on; None: no part of it alone."""
+    """Store the part of the message that is tried from now on; None: no single part."""
     _change(engine, digest, part=part)
 
 
 def mark_buried(engine: Engine, digest: str, buried: int) -> None:
-    """Record that the first parts that ended a process are dead letters."""
+    """Store how many of the parts that ended a process are dead letters."""
     _change(engine, digest, buried=buried)
 
 
@@ -83,7 +83,7 @@ def _change(engine: Engine, digest: str, **values: int | None) -> None:
 
 
 def acquit(engine: Engine, digest: str) -> None:
-    """Remove the row: the try has ended, and the process has not."""
+    """Delete the row, because the try has ended and the process has not."""
     with engine.begin() as connection:
         connection.execute(HURRY)
         connection.execute(delete(SuspectMessage).where(SuspectMessage.digest == digest))

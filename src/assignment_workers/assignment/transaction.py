@@ -1,4 +1,4 @@
-"""What an operation on the assignment queue works with: a transaction, an instant, a term."""
+"""The context of an operation on the assignment queue: a transaction, its time and its term."""
 
 from __future__ import annotations
 
@@ -23,84 +23,84 @@ from assignment_workers.schema.tables import DEFAULT_LANE, Event
 
 
 class EventKind(StrEnum):
-    """What an event tells. Each state change leaves one (guarantee 11)."""
+    """Kinds of events. Each change of state records one (guarantee 11)."""
 
     ASSIGNED = "assigned"
-    """An agent was handed a user: an offer, until it is accepted."""
+    """An agent was assigned a user: an offer, until it is accepted."""
     COMPLETED = "completed"
-    """The agent ended the call with an outcome; `actions` are what others are to do."""
+    """The agent ended the call with an outcome; `actions` lists tasks for other systems."""
     SKIPPED = "skipped"
-    """The agent does not want this user; others are offered them after a rest."""
+    """The agent skipped the user, who rests and is then offered to others."""
     DEFERRED = "deferred"
-    """The agent put the user off until a time, for everyone."""
+    """The agent deferred the user until a time, for every agent."""
     CLOSED = "closed"
-    """The agent took the user out of this dialer queue until an operator lifts it."""
+    """The agent closed this dialer queue for the user, until an operator lifts the suppression."""
     RELEASED = "released"
-    """The user was given back untouched."""
+    """The assignment was ended without a call; the user is claimable again."""
     ACCEPTED = "accepted"
-    """The agent took up the offer; the lease of work runs from here."""
+    """The agent accepted the offer; the lease of the work starts."""
     RENEWED = "renewed"
     """The agent renewed the lease."""
     EXPIRED = "expired"
-    """Accepted work ended because its lease ran out without a sign of life."""
+    """Accepted work ended because its lease expired without a sign of life."""
     OFFER_LAPSED = "offer_lapsed"
     """An offer ended because nobody accepted it in time."""
     AGENT_STATE = "agent_state"
-    """An agent stated a state, or was set to one; changes by moves are in the moves' events."""
+    """An agent's state was stated or set; a change that follows from a move is in its event."""
     TAKEN_OUT = "taken_out"
-    """A user left the published generation, with the rule that they broke."""
+    """A user left the published generation; the event names the broken rule."""
     PUT_OFF = "put_off"
-    """A user waits at their place until a time, with the rule that holds them back."""
+    """A user waits, at the same position, until a time; the event names the rule."""
     SUPPRESSED = "suppressed"
-    """A user or phone number is not to be offered: do-not-contact, quarantine or closed."""
+    """A user or phone number was suppressed: do not contact, quarantine or closed."""
     SUPPRESSION_LIFTED = "suppression_lifted"
     """A suppression was lifted."""
     SUPPRESSION_LIST_CHANGED = "suppression_list_changed"
-    """A list of suppressed numbers was loaded, replaced or dropped."""
+    """A list of suppressed numbers was put in force or dropped."""
     CONVERTED = "converted"
-    """A user reached what their dialer queue is for, and left it."""
+    """A user converted and left the dialer queue."""
     DISCOVERED = "discovered"
-    """A user is new: they have a score row, in the pool where they belong or in none."""
+    """A new user received a score row, in a pool or in none."""
     POOL_CHANGED = "pool_changed"
-    """A user belongs to another dialer queue, or to none, from now on."""
+    """A user moved to another pool."""
     CALLBACK_PROMISED = "callback_promised"
     """A callback was promised for a time."""
     CALLBACK_KEPT = "callback_kept"
     """The promised call was made."""
     CALLBACK_POSTPONED = "callback_postponed"
-    """A callback is due again later."""
+    """A callback was postponed."""
     CALLBACK_CANCELLED = "callback_cancelled"
-    """A callback will not be made."""
+    """A callback was cancelled."""
     CALLBACK_SUPERSEDED = "callback_superseded"
     """The user was promised another callback, which replaces this one."""
     CALLBACK_ENDED_ELSEWHERE = "callback_ended_elsewhere"
-    """Another program had ended the callback when its call ended; it stays as that left it."""
+    """Another program ended the callback before its call ended; the callback stays unchanged."""
     MISSED_CALL_FOLLOWED_UP = "missed_call_followed_up"
-    """A user whose call was missed was called back."""
+    """The user of a missed call was called back."""
     MISSED_CALL_CANCELLED = "missed_call_cancelled"
-    """A missed call needs no call back any more."""
+    """A missed call no longer needs a follow-up."""
     MISSED_CALL_FOR_OPERATOR = "missed_call_for_operator"
-    """A missed call fits no user, or several: an operator decides."""
+    """A missed call needs an operator: its caller is unclear, or may not be called."""
     GENERATION_PUBLISHED = "generation_published"
-    """A generation is the one that its dialer queue hands out from."""
+    """A generation was published: its dialer queue hands out users from it."""
     GENERATION_RETIRED = "generation_retired"
-    """A newer generation took its place."""
+    """A newer generation replaced a generation."""
     GENERATION_FAILED = "generation_failed"
-    """A build failed; what is published stays."""
+    """A build failed; the published generation stays."""
     QUEUE_PAUSED = "queue_paused"
-    """An operator paused the dialer queue: nobody is handed out from it."""
+    """An operator paused the dialer queue; it hands out no user."""
     QUEUE_RESUMED = "queue_resumed"
     """An operator resumed the dialer queue."""
     TERM_BEGUN = "term_begun"
-    """A sequencer leads the lane from here on, with a new term."""
+    """A sequencer began to lead the lane, with a new term."""
     CLOCK_STEPPED = "clock_stepped"
-    """The database's clock is ahead of, or behind, where it would have been by `seconds`."""
+    """The database's clock jumped forward or back by `seconds`."""
     RACE = "ASSIGNMENT_RACE_CONDITION"
-    """A race was met and resolved; `kind` names it, `done` is what was done."""
+    """A race was detected and resolved; `kind` names it, and `done` names the resolution."""
 
 
 class OtherLanes(Exception):
-    """The turn has to be taken again from its start, with the rows of these lanes locked too."""
+    """The transaction must be restarted with the rows of these lanes locked as well."""
 
     def __init__(self, lanes: frozenset[str]) -> None:
         super().__init__(f"needs {', '.join(sorted(lanes))}")
@@ -108,14 +108,15 @@ class OtherLanes(Exception):
 
 
 class ClaimBudgetExceeded(Exception):
-    """So much was seen to in this transaction that it should commit before the search goes on."""
+    """The transaction has judged enough entries and should commit before the search goes on."""
 
 
 @dataclass(frozen=True)
 class FencedTransaction:
-    """One transaction that has its lane's row lock: nothing else of the lane runs.
+    """One transaction that holds its lane's row lock: nothing else of the lane runs.
 
-    `now` is the database's clock, read after the lock was gained, so turns never overlap in time.
+    `now` is the database's clock, read after the lock was obtained, so the transactions of a lane
+    never overlap in time.
     """
 
     connection: Connection
@@ -123,36 +124,40 @@ class FencedTransaction:
     term: int
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
-    """The events of races that were left in this turn: told in the log once it has committed."""
+    """The events of races recorded in this transaction; they are logged after its commit."""
     lanes: Lanes = ONE_LANE
     locked: frozenset[str] = frozenset({DEFAULT_LANE})
     """The lanes whose rows this transaction has locked."""
     first: Sequence[Rows] = ()
     """The rows of the statements that went with the proof of the term."""
     last: list[Statement] | None = None
-    """What goes with the commit, for the line; None: nobody sees to that, and nothing waits."""
+    """Statements for the transaction runner to send with the commit.
+
+    None: deferred writes are executed at once.
+    """
 
     def has(self, queue: str) -> bool:
-        """Whether nothing else of this dialer queue's lane runs."""
+        """Return True if nothing else of this dialer queue's lane can run."""
         return self.lanes.is_one or self.lanes.of(queue) in self.locked
 
     @property
     def queues_of_other_lanes(self) -> list[str]:
-        """The dialer queues of other lanes; what is theirs is not this transaction's to write."""
+        """The dialer queues of lanes that are not locked, whose data must not be written here."""
         return [] if self.lanes.is_one else [each for each in POLICIES if not self.has(each)]
 
     def require_lanes(self, *queues: str) -> None:
-        """Go on only if nothing else of these dialer queues' lanes runs.
+        """Continue only if the lanes of these dialer queues are locked.
 
-        To be called before the first write to what is theirs: published entries, assignments, a
-        pause. Raises `OtherLanes` where it is not so; then the line takes the turn again, holding
-        those rows too, locked in the order of their names. With one lane it costs a comparison.
+        Call this before the first write to published entries, assignments or a pause of these
+        dialer queues. Raises `OtherLanes` otherwise; the transaction runner then restarts the
+        transaction and also locks those lanes' rows, in the order of their names. With one lane the
+        cost is a comparison.
         """
         if not self.lanes.is_one:
             self._require(map(self.lanes.of, queues))
 
     def require_all_lanes(self) -> None:
-        """The same for every lane."""
+        """Continue only if every lane is locked. Raises `OtherLanes` otherwise."""
         if not self.lanes.is_one:
             self._require(self.lanes.names)
 
@@ -162,17 +167,17 @@ class FencedTransaction:
 
     @cached_property
     def crm_reader(self) -> CrmReader:
-        """How this turn sees the CRM."""
+        """The reader of the CRM in this transaction."""
         return CrmReader(self.connection, run=self.run)
 
     def run(self, *asks: Statement) -> list[Rows]:
-        """The rows of each of these statements, which go in one trip."""
+        """Execute these statements in one round trip; return the rows of each."""
         return run_statements(self.connection, *asks)
 
     def defer_write(self, statement: ClauseElement, parameters: Mapping[str, Any]) -> None:
-        """Write this once the operation is done, in one trip with the commit: both or neither.
+        """Execute a write after the operation, in one round trip with the commit: both or neither.
 
-        For what nothing in the rest of the turn reads or builds on.
+        Only for rows that nothing in the rest of the transaction reads or depends on.
         """
         asked = Statement(statement, parameters)
         if self.last is None:
@@ -181,28 +186,28 @@ class FencedTransaction:
             self.last.append(asked)
 
     def new_id(self) -> UUID:
-        """A fresh id for something made in this turn."""
+        """Return a new id for a row of this transaction."""
         return new_id(self.now, self.randomness)
 
     def record(self, *events: dict[str, Any]) -> None:
-        """Leave events in the transaction that makes the changes they tell of."""
+        """Record events in the transaction that makes their changes."""
         if events:
             self.connection.execute(RECORD, {"events": self.dated(events)})
 
     def dated(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of these events, for `RECORD`."""
+        """Return the rows of these events, for `RECORD`."""
         self.races.extend(event for event in events if event["kind"] == EventKind.RACE)
         return [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
 
     def race(self, kind: str, **facts: object) -> None:
-        """Leave the event of a race that was met and resolved; see `raced`."""
+        """Record the event of a race that was detected and resolved; see `raced`."""
         self.record(raced(kind, **facts))
 
 
 def raced(kind: str, **facts: object) -> dict[str, Any]:
-    """The event of a race that was met and resolved: what it was, and what was done.
+    """Return the event of a race that was detected and resolved.
 
-    `facts` are columns of an event, or `done` and others for its details.
+    `facts`: columns of the event; and `done`, the resolution, and others for its details.
     """
     columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
     return {"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}}
