@@ -1,1 +1,1 @@
-"""Claims: one user for each request, and each answer once."""
+"""Claims: one user for each request, and one answer for each request and command."""

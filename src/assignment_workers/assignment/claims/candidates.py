@@ -1,4 +1,4 @@
-"""The users at the head of a dialer queue, judged by fresh facts, in the order of their rank."""
+"""The users at the head of a dialer queue, judged by current facts, in the order of their rank."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ About 50 ms of work (benchmarks/claim.py).
 
 UNKNOWN = "unknown"
 UNKNOWN_FOR = timedelta(minutes=1)
-"""How long a user waits, at their place, of whom the CRM cannot say now whether they may be called.
+"""Time that a user waits, at the same position, while the CRM has no usable facts about them.
 
-Neither ineligible, for nobody knows, nor in the way of those behind.
+Such a user is not taken out, because the verdict is unknown, and does not block the users behind.
 """
 
 SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
-"""How many entries one read takes: few statements, so that each is prepared once."""
+"""Sizes of a read in entries: few different statements, so that each is prepared once."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Candidate:
 
     @property
     def reason(self) -> str:
-        """Why they are to be called, for agents."""
+        """The reason for the call, for agents."""
         return reason_for(self.score)
 
 
@@ -72,20 +72,20 @@ class Claimable(Protocol):
     def source_id(self) -> UUID | None: ...
     @property
     def details(self) -> Mapping[str, Any]:
-        """What the event of the grant tells besides."""
+        """Further details of the event of the assignment."""
 
 
 @dataclass
 class Head:
-    """One dialer queue's head, read in batches only as far as somebody asks for it."""
+    """The head of one dialer queue, read in batches only as far as requests need it."""
 
     transaction: FencedTransaction
     policy: Policy
     generation: int
     wanted: int
-    """How many entries the next read takes at least; each takes four times as many as the last."""
+    """Minimum number of entries of the next read; each takes four times as many as the last."""
     taken: set[int]
-    """Users handed out in this transaction, from any dialer queue: shared among the heads."""
+    """Users assigned in this transaction, from any dialer queue: shared among the heads."""
     ineligible: dict[int, str] = field(default_factory=dict)
     resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
     """Who will be eligible by themselves: the rule that they break, and from when on not."""
@@ -93,18 +93,19 @@ class Head:
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
     _unread: bool = False
-    """More numbers have to be read first than this transaction may read."""
+    """True if more phone numbers must be read first than this transaction may read."""
     _exhausted: bool = False
 
     @property
     def found_out(self) -> bool:
-        """Whether there is something to write about entries that were read."""
+        """True if entries were read whose state has to be changed."""
         return bool(self.ineligible or self.resting or self.held_elsewhere)
 
     def take(self, excluded: Collection[int]) -> Candidate | None:
-        """The best-ranked eligible user not in `excluded`, once only; None when there is none.
+        """Take the best-ranked eligible user not in `excluded`; None when there is none.
 
-        Raises `ClaimBudgetExceeded` when the search has to go on in another transaction.
+        Each user is taken only once. Raises `ClaimBudgetExceeded` when the search has to go on in
+        another transaction.
         """
         position = 0
         while True:
@@ -135,7 +136,7 @@ class Head:
         )
         for user_id, rank, score, broken, rests_until, is_held in rows:
             if broken == NUMBER_UNREAD and fresh and not crm_reader.readable and not is_held:
-                self._unread = True  # nobody behind is handed out before they are judged
+                self._unread = True  # no user behind is assigned before this one is judged
                 return
             self._after = rank
             if is_held:
@@ -158,7 +159,7 @@ class Head:
 
 @cache
 def _head(size: int) -> Select[*tuple[Any, ...]]:
-    """The next ready entries. Index: ix_entries_ready of the generation's partition, in order."""
+    """Select the next ready entries. Index: ix_entries_ready of the partition, in order."""
     return (
         select(Entry.user_id, Entry.rank, Entry.score)
         .where(
@@ -178,13 +179,13 @@ def _users(size: int) -> Select[tuple[int]]:
 
 @cache
 def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
-    """The next ready entries with the first rule that each breaks by the facts as they are now.
+    """Select the next ready entries with the first rule that each breaks by the current facts.
 
-    Index: ix_entries_ready of the generation's partition, read in order and no further than `size`:
-    the limit is fenced in a CTE, or the planner could join first and read the whole partition; and
-    it stands in the statement, or a plan made without it would be one for a tenth of the partition.
-    Locks nothing: the lane's row lock keeps every other claim and publish out. Whoever is held by
-    another lane is seen by the index on active assignments.
+    Index: ix_entries_ready of the generation's partition, read in order and no further than `size`.
+    The limit is fenced in a CTE, because otherwise the planner could join first and read the whole
+    partition. The limit is a literal in the statement, because a plan made without its value would
+    expect a tenth of the partition. Locks nothing: the lane's row lock keeps every other claim and
+    publish out. The index on active assignments shows the users whom another lane holds.
     """
     head = _head(size).cte("head").prefix_with("MATERIALIZED")
     held = exists(

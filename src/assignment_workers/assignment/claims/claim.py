@@ -1,8 +1,8 @@
-"""Hand each agent who asks the best user they may have: one transaction for the whole list.
+"""Assign the best eligible user to each request, in one transaction for the whole list.
 
-Cost: a fixed number of statements for any number of requests, and one more for each further batch
-of entries that has to be looked at because those before were ineligible. Nothing grows with the
-size of the dialer queue. Where callbacks are due, one more statement for each batch of them.
+Cost: a fixed number of statements for any number of requests; one more for each further batch of
+entries, read because those before were ineligible; and one for each batch of due callbacks. No cost
+grows with the size of the dialer queue.
 """
 
 from __future__ import annotations
@@ -61,14 +61,15 @@ def claim(
     policies: Mapping[str, Policy],
     settings: Settings,
 ) -> list[RequestAnswer | None]:
-    """The answer to each request, in their order; None for one that needs another turn.
+    """Claim a user for each request; return the answers in order, None where a retry is needed.
 
-    Holds in this transaction: nobody is held twice, by the unique indexes on active assignments
-    (guarantee 1); every user handed out meets the policy by facts read here (3); nobody eligible,
-    unheld and better ranked is passed over, and due callbacks come first (4); a request id that was
-    answered before gets that answer (5). A request needs another turn when its id stands twice in
-    the list, or when so many ineligible entries had to be taken out that the line should breathe
-    before it goes on. Errors of the database propagate; then nothing is committed.
+    Guarantees of this transaction: no user and no agent has two assignments, by the unique indexes
+    on active assignments (guarantee 1); every assigned user meets the policy by facts read here
+    (3); no eligible, unheld and better-ranked user is passed over, and due callbacks come first
+    (4); a request id that was answered before gets the same answer (5). A request needs another
+    transaction when its id occurs twice in the list, or when so many ineligible entries were taken
+    out that this transaction should commit before the search goes on. Errors of the database
+    propagate; then nothing is committed.
     """
     first: dict[str, ClaimRequest] = {}
     for request in requests:
@@ -98,12 +99,12 @@ def claim(
 
 @dataclass(frozen=True)
 class _Place:
-    """A dialer queue as it stands in this turn."""
+    """The state of a dialer queue in this transaction."""
 
     paused: bool
     generation: int | None
     waited: bool = False
-    """Of another lane: somebody has waited long enough there and is not brought back yet."""
+    """True if another lane's dialer queue has a waiting user whose time has come."""
 
 
 @dataclass
@@ -112,20 +113,20 @@ class _Claim:
     policies: Mapping[str, Policy]
     settings: Settings
     requesters: Mapping[ClaimRequest, Requester]
-    """The requests that were not answered before, in their order, each with who asks."""
+    """The requests that were not answered before, in order, each with its requester."""
     places: dict[str, _Place] = field(default_factory=dict)
     holds: dict[int, Held] = field(default_factory=dict)
-    """By agent: the active assignment, those made in this turn included."""
+    """The active assignments by agent, those made in this transaction included."""
     on_break: dict[int, Session] = field(default_factory=dict)
-    """Agents who are set on break in this turn: their offers lapsed."""
+    """Agents who are set on break in this transaction, because their offers lapsed."""
     made: dict[ClaimRequest, NewAssignment] = field(default_factory=dict)
     due: list[DueKind] = field(default_factory=list)
-    """What comes before the dialer queues and has somebody due, in its order."""
+    """The kinds of due users, callbacks or missed calls, that have any, in order of precedence."""
     unfinished: bool = False
-    """More have waited long enough than one transaction brings back: this one should commit."""
+    """True if more waiting users are due than one transaction makes ready: it should commit."""
 
     def decide(self, places: Rows) -> dict[ClaimRequest, RequestAnswer]:
-        """Their answers, kept in this transaction; those that need another turn are absent."""
+        """Decide and store the answers; requests that need another transaction are absent."""
         self._see_places(places)
         if self.unfinished:
             return {}
@@ -145,7 +146,7 @@ class _Claim:
         return answers
 
     def _see_places(self, rows: Rows) -> None:
-        """How the dialer queues stand once lapsed holds have ended and who waited is back."""
+        """Read the dialer queues' states, end lapsed assignments and make due users ready again."""
         self.due = [
             kind
             for is_due, kind in (
@@ -159,7 +160,7 @@ class _Claim:
         ]
         self.transaction.require_lanes(
             *(hold.queue for hold in holds)
-        )  # or one could end as it is told of
+        )  # or one could end while it is returned
         some = any(row.lapsed for row in rows if self.transaction.has(row.name))
         lapsed = expire(self.transaction, settings=self.settings) if some else Lapsed()
         self.on_break = lapsed.on_break
@@ -173,7 +174,7 @@ class _Claim:
             self.places[row.name] = _Place(row.paused, row.generation_id, row.due and not ours)
 
     def _allowed(self, request: ClaimRequest, requester: Requester) -> list[str] | Refused:
-        """The dialer queues that the request may take from, in order; or why none."""
+        """Return the dialer queues that the request may take from, in order, or a refusal."""
         if not requester.known:
             return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {request.agent_id}")
         if not requester.is_active:
@@ -213,7 +214,7 @@ class _Claim:
     def _hand_out(
         self, open_requests: Mapping[ClaimRequest, list[str]]
     ) -> dict[ClaimRequest, RequestAnswer]:
-        """Each request in turn takes the best of the first dialer queue that has one for it."""
+        """Assign to each request, in order, the best user of its first dialer queue with one."""
         answers: dict[ClaimRequest, RequestAnswer] = {}
         without: list[ClaimRequest] = []
         free = {request.agent_id: self.requesters[request].skipped for request in open_requests}
@@ -237,7 +238,7 @@ class _Claim:
                 else:
                     without.append(request)
         except ClaimBudgetExceeded:
-            pass  # who is not answered yet gets another turn; what was found ineligible is out
+            pass  # unanswered requests get another transaction; ineligible entries stay out
         except CrmUnavailable as error:
             log.warning("crm_unavailable", reason=str(error))
             away = Unavailable(retry_after=error.retry_after, reason=error.general)
@@ -245,7 +246,7 @@ class _Claim:
             without.clear()
         for each in due:
             each.put_aside()
-        # Or somebody could be given back there before this turn commits that there is nobody.
+        # Otherwise a user could become ready there before this transaction commits an empty answer.
         self.transaction.require_lanes(
             *(queue for request in without for queue in open_requests[request])
         )
@@ -257,7 +258,7 @@ class _Claim:
             skipped = bool(self.requesters[request].skipped)
             try:
                 answers[request] = self._without(why, open_requests[request], skipped=skipped)
-            except CrmUnavailable as error:  # a sick CRM is never 'empty'
+            except CrmUnavailable as error:  # an unavailable CRM is never 'empty'
                 log.warning("crm_unavailable", reason=str(error))
                 answers[request] = Unavailable(retry_after=error.retry_after, reason=error.general)
         return answers
@@ -296,7 +297,8 @@ class _Claim:
             if queue in self.policies
             and place.generation is not None
             and not place.paused
-            # Where nobody may be called now, nobody is looked at: all night that would be everyone.
+            # A dialer queue outside its calling hours is not read: all night, every entry would be
+            # judged.
             and not self._is_closed(self.policies[queue])
         }
 
@@ -333,12 +335,15 @@ class _Claim:
         return hold
 
     def _put_out(self, heads: Mapping[str, Head]) -> None:
-        """What the search found out; before the new holds, for whoever reads the events."""
+        """Write the search's changes to entries, before the new assignments.
+
+        So the events of the entries precede those of the assignments.
+        """
         for queue, head in heads.items():
             if head.found_out:
                 self.transaction.require_lanes(queue)
             if head.held_elsewhere:
-                # or the hold could end while its place is marked
+                # otherwise the assignment could end while its entry is marked as held
                 self.transaction.require_all_lanes()
             entries.take_out(self.transaction, queue, head.generation, head.ineligible)
             unclear = [user for user, why in head.ineligible.items() if why in UNCLEAR]
@@ -348,8 +353,8 @@ class _Claim:
                 entries.hold(self.transaction, head.held_elsewhere)
 
     def _store(self, answers: Mapping[ClaimRequest, RequestAnswer]) -> None:
-        """The new holds, each with its place held and its event, and every answer that stands."""
-        # Whoever is told to ask again may do so with the same request id: that is not kept.
+        """Store the new assignments, with entries and events, and every final answer."""
+        # An answer that asks for a retry is not stored, because the retry may have the same id.
         said = {
             request: answer
             for request, answer in answers.items()
@@ -358,7 +363,7 @@ class _Claim:
         new_assignments.store(self.transaction, self.made, said)
 
     def _without(self, why: Why, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
-        """Why there is nobody for a request that may take from these dialer queues."""
+        """Return the answer for a request without a user in these dialer queues."""
         queue = allowed[0] if len(allowed) == 1 else None
         places = {name: self.places.get(name, _Place(False, None)) for name in allowed}
         if all(place.paused for place in places.values()):
@@ -372,7 +377,7 @@ class _Claim:
 
 
 def _passes(answer: RequestAnswer) -> bool:
-    """Whether the same request may be answered otherwise later."""
+    """Return True if the same request may get another answer later."""
     return answer.outcome == "unavailable" or (
         isinstance(answer, Refused) and answer.retry_after is not None
     )
@@ -406,4 +411,4 @@ _PLACES = select(
     Generation,
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
 )
-"""Each dialer queue: two index probes a row, at most the number of dialer queues; one for all."""
+"""Select each dialer queue, at the cost of two index probes each and two probes for all of them."""

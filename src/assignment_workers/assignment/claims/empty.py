@@ -1,4 +1,4 @@
-"""Why nothing is claimable: what operators ask most is said with the answer."""
+"""Explain why no user is claimable, in the answer itself."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from assignment_workers.policy.rules import RuleEffect
 from assignment_workers.schema.tables import Assignment, Entry
 
 RETRY_SECONDS = 30.0
-"""When to ask again where nothing becomes claimable sooner by itself."""
+"""Seconds until a retry where no user becomes claimable sooner."""
 
 LOOKED_AT = 64
-"""Users of the pool, the best by score, who are looked at to say why: one or two milliseconds."""
+"""Users of the pool, the best by score, who are judged for the reason: one or two milliseconds."""
 
 
 class QueueState(Protocol):
-    """A dialer queue as the claim saw it."""
+    """The state of a dialer queue, as the claim read it."""
 
     @property
     def paused(self) -> bool: ...
@@ -38,7 +38,7 @@ class QueueState(Protocol):
 
 
 class Why:
-    """Why a turn had nobody to hand out, found once for each dialer queue that is asked about."""
+    """The reasons why no user is claimable, read once for each dialer queue in a transaction."""
 
     def __init__(
         self, transaction: FencedTransaction, policies: Mapping[str, Policy], taken: Collection[int]
@@ -46,21 +46,22 @@ class Why:
         self.transaction = transaction
         self.policies = policies
         self.taken = list(taken)
-        """Users handed out in this turn."""
+        """Users assigned in this transaction."""
         self._found: dict[str, dict[str, datetime | None]] = {}
 
     def nothing_claimable(
         self, queue: str | None, places: Mapping[str, QueueState], *, skipped: bool
     ) -> Empty:
-        """The answer for a request that nobody was found for in these dialer queues.
+        """Return the answer for a request without a user in these dialer queues.
 
-        Per dialer queue one of: `paused`; `skipped_by_agent` (who is claimable was skipped by this
-        agent lately, or is); `rebuild_stale` (somebody is eligible whom the published generation
-        lacks: the next build has them); the name of the resting rule that holds most back, such as
-        `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool`; `none_eligible` (all
-        of the pool have converted or are blocked). Judged by the first `LOOKED_AT` of the pool by
-        score: `explain --queue` judges them all. Cost: two index reads for all of the dialer
-        queues, and for each one read of `LOOKED_AT` users, once a turn.
+        The reason of a dialer queue is one of: `paused`; `skipped_by_agent` (this agent skipped
+        users lately, and no other user is claimable); `rebuild_stale` (a user is eligible who is
+        missing from the published generation: the next build includes them); the name of the
+        resting rule that holds most users back, such as `cooling_down`; `all_held`; `waiting`
+        (skipped lately); `none_in_pool`; `none_eligible` (all users of the pool have converted or
+        are blocked). Only the first `LOOKED_AT` users of the pool by score are judged: `explain
+        --queue` judges all. Cost: two index reads for all of the dialer queues, and for each dialer
+        queue one read of `LOOKED_AT` users per transaction.
         """
         generations = [each.generation for each in places.values() if each.generation is not None]
         waiting = _times(self.transaction, _WAITING, generations=generations)
@@ -84,7 +85,7 @@ class Why:
         return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
 
     def _stands(self, name: str, place: QueueState) -> dict[str, datetime | None]:
-        """How the first of the pool stand, the most frequent first."""
+        """Return the eligibility statuses of the pool's first users, the most frequent first."""
         if name not in self._found:
             parameters = {"generation": place.generation, "taken": self.taken}
             zones = self.transaction.crm_reader.zones if self.policies[name].hours else ()
@@ -139,7 +140,7 @@ _WAITING = select(
     .where(Entry.generation_id == _generations.c.id, Entry.state == WAITING)
     .scalar_subquery(),
 )
-"""One probe of the index on who waits, for each generation."""
+"""One probe of the index on waiting entries, for each generation."""
 _HELD = (
     select(Assignment.queue, func.min(Assignment.lease_expires_at))
     .where(Assignment.state == ACTIVE, Assignment.queue == any_(bindparam("queues")))

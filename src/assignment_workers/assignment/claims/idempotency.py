@@ -1,4 +1,4 @@
-"""The inbox: one answer for one request, and for one command, however often it comes (guarantee 5).
+"""The inbox: one answer for each request and each command, however often it arrives (guarantee 5).
 
 Requests have a table of their own, which agents and reports read. Every other message of the
 assignment queue is a row of `commands`, stored with its effect and read with the proof of the term.
@@ -67,8 +67,9 @@ class CommandIdentity:
     """One message of the assignment queue that is not an agent's request.
 
     `id` stays the same however often the message is delivered or sent again. `subject`: the state
-    that the command sets, in words; None where an older one can overwrite nothing. `position`:
-    where the database first saw the command, before it was sent; None: the database sees it now.
+    that the command sets, in words; None where an older command can overwrite nothing. `position`:
+    the place of the command in the order in which the database first saw commands; None: the
+    database sees the command now.
     """
 
     id: str
@@ -78,12 +79,12 @@ class CommandIdentity:
 
 
 def next_position(connection: Connection) -> int:
-    """Take the next position in the order of commands, for one that is about to be sent."""
+    """Take the next position in the order of commands, for a command that is about to be sent."""
     return int(connection.execute(select(COMMAND_POSITIONS.next_value())).scalar_one())
 
 
 def looking_for(command: CommandIdentity) -> Statement:
-    """Ask whether a command was carried out, and for the latest position of its subject."""
+    """Return the query for a command's stored answer and for the latest position of its subject."""
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
 
@@ -93,11 +94,12 @@ def once(
     found: Rows,
     operation: Callable[[FencedTransaction], T],
 ) -> T:
-    """Return the answer that the command has; else carry the operation out and store its answer.
+    """Return the stored answer of the command; without one, run the operation and store its answer.
 
-    `found`: the rows of `looking_for`, read in this turn. A command that the database saw before
-    one of the same subject that was carried out is refused as superseded, and recorded as a race.
-    Cost: one row, written with the commit.
+    `found`: the rows of `looking_for`, read in this transaction. A command is refused as
+    superseded, and recorded as a race, if a command with the same subject and a later position was
+    carried out. Refused too: a command whose id another task used. Cost: one row, written with the
+    commit.
     """
     ((task, stored, latest),) = found
     if task is not None:
@@ -111,7 +113,7 @@ def once(
         {
             "command": command.id,
             "task": command.task,
-            # What was refused set nothing, so it supersedes nothing.
+            # A refused command set nothing, so it supersedes nothing.
             "subject": None if isinstance(answer, Refused) else command.subject,
             "position": command.position,
             "answer": answer,
@@ -174,29 +176,30 @@ _STORE_COMMAND = insert(tables.Command).values(
 
 @dataclass(frozen=True)
 class Requester:
-    """The agent of a request, as this turn finds them."""
+    """The agent of a request, as read in this transaction."""
 
     known: bool
     is_active: bool
     allowed: object
-    """`allowed_queues` as the dialer wrote it: a list of names, if all is well."""
+    """`allowed_queues` as the dialer wrote it: a list of names, if the value is valid."""
     hold: Held | None
     skipped: frozenset[int]
-    """Whom they skipped lately: not offered to them again."""
+    """Users whom the agent skipped lately, who are not offered to this agent again."""
     session: Session | None = None
-    """What they stated, if ever."""
+    """The agent's session; None: the agent has no row."""
 
 
 def look_up(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
 ) -> dict[str, RequestAnswer | Requester]:
-    """By request id: its answer, if it was answered before; else who asks.
+    """Return, by request id, the answer that was given before, or else the requester.
 
-    An assignment is shown as it stands now: `state` says whether its hold has ended since. A
-    request id that another agent used is refused. An assignment's request id is known for as long
-    as the assignment is kept, even when the answer was pruned. That an active one is given again is
-    kept: somebody knows of it. Cost: one statement, some index probes for each request; one more
-    where some have assignments, and one where these are given again.
+    An assignment is returned with its present `state`, which may have ended since. A request id
+    that another agent used is refused. The request id of an assignment is known for as long as the
+    assignment is stored, even when the answer was pruned. When an active assignment is returned
+    again, the time is stored in `asked_again_at`, because its agent knows of it now. Cost: one
+    statement with some index probes for each request; one more where some requests have
+    assignments, and one where these are returned again.
     """
     (found,) = transaction.run(asking(transaction, requests, settings))
     return understood(transaction, requests, found)
@@ -205,7 +208,7 @@ def look_up(
 def asking(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
 ) -> Statement:
-    """What `look_up` asks the database, for whoever asks more in the same trip."""
+    """Return the statement of `look_up`, to be sent in one round trip with others."""
     since = {"since": transaction.now - settings.skip_agent}
     if len(requests) == 1:
         (request,) = requests
@@ -221,7 +224,7 @@ def asking(
 def understood(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], found: Rows
 ) -> dict[str, RequestAnswer | Requester]:
-    """What `look_up` makes of the rows."""
+    """Interpret the rows of `asking` for `look_up`; record active assignments returned again."""
     shown = _shown(transaction, {row.given for row in found} | {row.hold for row in found})
     read = {
         request.request_id: _read(row, request, shown)
@@ -282,7 +285,7 @@ def _read(
 def answered(
     transaction: FencedTransaction, answers: Mapping[ClaimRequest, RequestAnswer]
 ) -> list[dict[str, Any]]:
-    """The rows that keep these answers, for `STORE`."""
+    """Return the rows of these answers, for `STORE`."""
     return [
         {
             "request_id": request.request_id,
@@ -313,7 +316,7 @@ COLUMNS = (
     tables.Request.answered_at,
 )
 STORE = insert_rows(tables.Request, *COLUMNS, parameter="answered")
-"""Keep each answer, in the transaction that made it true."""
+"""Store each answer, in the transaction that made it true."""
 
 _ASKED_AGAIN = (
     update(tables.Request)
@@ -327,10 +330,11 @@ _SHOWN = select(*HELD_COLUMNS).where(
 
 
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
-    """For each request that is `asked`: what is known of it, and of its agent.
+    """Select the stored data of each request in `asked`, and of its agent.
 
-    Of an assignment its id alone: few requests have one. They are looked up one by one and not
-    joined, or the planner might read all of a table that it finds small, and keep to that.
+    Of an assignment only the id is read, because few requests have one. Assignments are looked up
+    one by one and not joined, because the planner might otherwise read all of a table while it is
+    small, and cache that plan.
     """
     own = (
         select(Assignment.id, Assignment.agent_id)
@@ -385,8 +389,8 @@ _LOOK_UP = _looking_up(
     .table_valued("request_id", "agent_id", with_ordinality="position")
     .render_derived(name="asked")
 )
-# PostgreSQL plans anew for each array, since it may be long: a quarter of a millisecond. A lone
-# request has a statement that is planned once.
+# PostgreSQL plans this statement again for each array, because arrays may be long: a quarter of a
+# millisecond. A lone request has a statement that is planned once.
 _LOOK_UP_ONE = _looking_up(
     select(
         bindparam("id", type_=Text).label("request_id"),

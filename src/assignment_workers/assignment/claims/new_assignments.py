@@ -1,6 +1,6 @@
-"""What handing out users leaves: the hold, its place, its event and its answer, in one statement.
+"""New assignments, with their entries, events and answers, written by one statement.
 
-Each column of a grant travels once, though three tables have it.
+Each column of a new assignment is sent once, though three tables store it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from assignment_workers.schema.tables import Request as Kept
 
 @dataclass(frozen=True)
 class NewAssignment:
-    """A hold that is made in this turn, and what its tables keep of it besides."""
+    """An assignment that is made in this transaction, with the other values that tables store."""
 
     hold: Held
     score: int
     generation: int | None
     source_id: UUID | None
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What its event tells, besides its rank and lease."""
+    """Details of its event besides rank and lease."""
 
 
 def store(
@@ -40,10 +40,10 @@ def store(
     new_assignments: Mapping[ClaimRequest, NewAssignment],
     said: Mapping[ClaimRequest, RequestAnswer],
 ) -> None:
-    """Keep these grants, and the other answers that were given, with the commit.
+    """Store the new assignments and the other answers, with the commit.
 
-    Nothing in the rest of the turn may read what is written here. Cost: one statement; some index
-    probes for each grant, whatever the size of the dialer queue.
+    Nothing in the rest of the transaction may read these rows. Cost: one statement, with some index
+    probes for each assignment, whatever the size of the dialer queue.
     """
     others = idempotency.answered(transaction, said)
     if not new_assignments:
@@ -159,4 +159,4 @@ HOLD, PLACE, TELL = (
     _events.cte("told"),
 )
 KEEP = ANSWER.add_cte(HOLD, PLACE, TELL, nest_here=True)
-"""Its parts stand side by side, each a row for each grant; answers without a grant go along."""
+"""Independent parts, each with a row for each new assignment; the other answers go along."""

@@ -1,4 +1,7 @@
-"""An operator ends an agent's hold, or gives its user to another agent. Each says who and why."""
+"""Commands of operators that end an assignment or give its user to another agent.
+
+Each records the operator and the reason.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,10 @@ UNKNOWN_SECONDS = 30.0
 def take_back(
     transaction: FencedTransaction, assignment_id: UUID, *, by: str, why: str
 ) -> Finished | Refused:
-    """End a hold, whoever's it is: the user is claimable at once, at the place they had.
+    """End an assignment of any agent; its user is claimable at once, at the same position.
 
-    Said twice, the same answer. Refused: an unknown assignment, one that has ended otherwise.
+    Repeating the command gets the same answer. Refused: an unknown assignment, and one that has
+    ended in another way.
     """
     found = (
         transaction.connection.execute(NAMED, {"named": [assignment_id]}).mappings().one_or_none()
@@ -61,14 +65,14 @@ def reassign(
     policies: Mapping[str, Policy],
     settings: Settings,
 ) -> RequestAnswer:
-    """End a hold and give its user to another agent, in this one transaction.
+    """End an assignment and give its user to another agent, in this one transaction.
 
-    A new assignment with a request id of its own, `reassigned-` and the id of the one that ended,
-    so said twice it gets the same answer. Refused, with nothing changed: an assignment that is
-    unknown or not active, an agent who is unknown, inactive, not allowed the dialer queue, turned
-    away by their state or session, or holds a user, and a user who may not be handed out any more
-    by the facts as they are now (guarantee 3). Neither order nor a pause nor a rest stands in the
-    way: the user is held already.
+    The new assignment has a request id of its own, `reassigned-` and the id of the assignment that
+    ended, so repeating the command gets the same answer. Refused, with nothing changed: an
+    assignment that is unknown or not active; an agent who is unknown, inactive, not allowed the
+    dialer queue, turned away because of their state or session, or who holds a user; and a user who
+    may not be called any more by the current facts (guarantee 3). The order, a pause and a rest do
+    not matter, because the user is held already.
     """
     request = ClaimRequest(agent_id, f"reassigned-{assignment_id}", None, None, None)
     match idempotency.look_up(transaction, [request], settings)[request.request_id]:

@@ -1,4 +1,4 @@
-"""An agent's ask for a user, as the claim takes it."""
+"""An agent's request for a user, as the claim receives it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class ClaimRequest:
-    """One ask. `queue` None: any dialer queue that the agent is allowed, in the policies' order.
+    """One request of an agent.
 
-    `deadline`: from this instant of the database's clock on nobody is assigned; None: no limit.
-    `sent_at`: when it was sent, for the records only.
+    `queue` None: any dialer queue that the agent is allowed, in the order of the policies.
+    `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.
+    `sent_at`: the time of sending, for the records only.
     """
 
     agent_id: int
