@@ -887,7 +887,7 @@ export interface components {
          * Done
          * @description A command was carried out.
          *
-         *     `replayed`: an earlier delivery carried the command out, and nothing changed now.
+         *     `replayed`: its effect existed before, and nothing changed.
          */
         Done: {
             /**

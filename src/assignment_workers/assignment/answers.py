@@ -168,7 +168,7 @@ class Finished(_Value):
 class Done(_Value):
     """A command was carried out.
 
-    `replayed`: an earlier delivery carried the command out, and nothing changed now.
+    `replayed`: its effect existed before, and nothing changed.
     """
 
     outcome: Literal["done"] = "done"

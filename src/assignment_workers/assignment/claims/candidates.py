@@ -88,7 +88,7 @@ class Head:
     """Users assigned in this transaction, from any dialer queue: shared among the heads."""
     ineligible: dict[int, str] = field(default_factory=dict)
     resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
-    """Who will be eligible by themselves: the rule that they break, and from when on not."""
+    """Users who are eligible again after a rest: the broken rule, and the end of the rest."""
     held_elsewhere: list[int] = field(default_factory=list)
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
