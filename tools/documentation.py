@@ -38,6 +38,8 @@ ELSEWHERE = re.compile(
     r"<(?:script|img|iframe|source)[^>]+src=[\"']?(?:https?:)?//[^\s>]+"
     r"|<link[^>]+rel=[\"']?(?:stylesheet|preload|icon)[^>]+href=[\"']?(?:https?:)?//[^\s>]+"
 )
+CHART = re.compile(r"^```mermaid\nflowchart TB\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LAYER = re.compile(r"^ *subgraph layer\d+.*?^ *end$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^ *(```|~~~).*?^ *\1", re.MULTILINE | re.DOTALL)
 
 
@@ -61,7 +63,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links into the repository into links on the site."""
+    """Turn links into the repository into links on the site; draw the layers."""
+    markdown = CHART.sub(_drawn, markdown)
     uri = page.file.src_uri
     origin = ORIGINS.get(uri, f"docs/{uri}")
 
@@ -101,6 +104,13 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     if found := ELSEWHERE.search(output):
         raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
     return output
+
+
+def _drawn(chart: re.Match[str]) -> str:
+    """The layers of a chart, the highest first: what draws charts in a page is not here."""
+    layers = [re.findall(r'\["(\w+)"\]', layer) for layer in LAYER.findall(chart[1])]
+    rows = ("".join(f"<code>{name}</code>" for name in layer) for layer in layers)
+    return "\n".join(['<ol class="layers">', *(f"<li>{row}</li>" for row in rows), "</ol>"])
 
 
 def _page_of(path: str) -> str | None:

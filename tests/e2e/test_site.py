@@ -11,7 +11,15 @@ from tests.e2e.test_dashboard import AXE, VIOLATIONS
 
 SITE = ROOT / "build" / "docs"
 PAGES = (
-    *("index", "tutorial", "gateway", "how-to/deploy", "how-to/troubleshoot", "benchmarks/index"),
+    *(
+        "index",
+        "tutorial",
+        "gateway",
+        "how-to/deploy",
+        "how-to/troubleshoot",
+        "benchmarks/index",
+        "architecture",
+    ),
     *("reference/settings", "reference/outcomes", "reference/events", "reference/python"),
 )
 
