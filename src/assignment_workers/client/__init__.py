@@ -1,4 +1,4 @@
-"""Asking from Python: `Client` over Celery, `AsyncClient` for asyncio, `HttpClient` over HTTP.
+"""The Python clients: `Client` over Celery, `AsyncClient` for asyncio, `HttpClient` over HTTP.
 
 with Client.connect(redis_url) as client:
     match client.request_next(agent_id=26, queue="unsigned_users"):
@@ -28,11 +28,11 @@ from assignment_workers.client.client import Client
 from assignment_workers.client.http import HttpClient
 from assignment_workers.client.reading import Built
 
-# A program that configures no logging sees none of the library's lines.
+# A program that configures no logging sees no log lines of this library.
 logging.getLogger("assignment_workers").addHandler(logging.NullHandler())
 
 Asking = AssignmentClient
-"""The name of `AssignmentClient` in earlier releases; the next one removes it."""
+"""The former name of `AssignmentClient`. The next release removes it."""
 
 __all__ = [
     "Asking",

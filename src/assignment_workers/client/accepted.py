@@ -1,4 +1,4 @@
-"""Which offers were taken up already, so that later heartbeats need not go by the line."""
+"""The offers that a client has accepted already; their next heartbeats need no accept command."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ KNOWN_AT_MOST = 10_000
 
 
 class Accepted:
-    """The offers accepted last: `KNOWN_AT_MOST`. One that is forgotten is accepted again."""
+    """The last `KNOWN_AT_MOST` accepted offers. An offer that is forgotten is accepted again."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[int, str], None] = OrderedDict()
 
     def knows(self, agent: int, assignment: UUID | str) -> bool:
-        """Whether this agent accepted it."""
+        """Return True if this agent is known to have accepted the assignment."""
         return (agent, str(assignment)) in self._known
 
     def add(self, agent: int, assignment: UUID | str) -> None:
-        """This agent accepted it."""
+        """Remember that this agent accepted the assignment."""
         self._known[agent, str(assignment)] = None
         if len(self._known) > KNOWN_AT_MOST:
             self._known.popitem(last=False)

@@ -1,4 +1,4 @@
-"""The client for asyncio: any number of callers on one loop, two tasks for them all."""
+"""The client for asyncio: one event loop, two tasks, any number of callers."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from assignment_workers.identity import new_id
 
 
 class AsyncClient:
-    """`Client` with coroutines. Made and used in one event loop.
+    """`Client` with coroutines. It must be made and used in one event loop.
 
-    A caller who is cancelled takes the request back if it has not gone yet; else `orphaned` is told
-    its answer.
+    If a caller is cancelled before its request is sent, the request is dropped. If the request was
+    sent, `orphaned` gets the call and its answer.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class AsyncClient:
         orphaned: Callable[[Call, object], None] | None = None,
         key: str | None = None,
     ) -> None:
-        """Nothing is contacted yet. `key` signs operators' commands."""
+        """Prepare the client without contacting a server. `key` signs the commands of operators."""
         self._clock = clock
         self._randomness = randomness or Random()
         self._accepted = Accepted()
@@ -88,7 +88,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         await self._dispatcher.close()
 
     async def request_next(
@@ -99,7 +99,7 @@ class AsyncClient:
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109 - it is the request's deadline too
     ) -> RequestAnswer:
-        """The next user for this agent; see `AssignmentClient.request_next`."""
+        """Request the next user for this agent; see `AssignmentClient.request_next`."""
         name = request_id or str(new_id(self._clock(), self._randomness))
         command = commands.request(agent_id, queue, name, timeout=timeout)
         return as_request_answer(await self.ask(command, timeout))
@@ -115,7 +115,7 @@ class AsyncClient:
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """The call was made and `outcome` came of it. Saying it twice gets the same answer."""
+        """Complete the call with `outcome`; see `AssignmentClient.complete`."""
         command = commands.complete(
             assignment_id,
             agent_id,
@@ -134,7 +134,7 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """Not this user now."""
+        """Skip this user; see `AssignmentClient.skip`."""
         command = commands.skip(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -217,7 +217,7 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """Give the user back untouched."""
+        """Release the assignment unchanged; see `AssignmentClient.release`."""
         command = commands.release(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -229,24 +229,24 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """Still at it: the lease runs anew."""
+        """Renew the lease; see `AssignmentClient.renew`."""
         command = commands.renew(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
     async def pause(
         self, queue: str, *, by: str | None = None, why: str | None = None
     ) -> CommandAnswer:
-        """Hand out nobody from this dialer queue."""
+        """Pause this dialer queue: hand out nobody from it."""
         return as_command_answer(await self.ask(commands.pause(queue, by, why), TIMEOUT))
 
     async def resume(
         self, queue: str, *, by: str | None = None, why: str | None = None
     ) -> CommandAnswer:
-        """Hand out from this dialer queue again."""
+        """Resume this dialer queue: hand out its users again."""
         return as_command_answer(await self.ask(commands.resume(queue, by, why), TIMEOUT))
 
     async def regenerate(self, queue: str | None = None) -> str | Unavailable:
-        """Ask for a new generation of a dialer queue, or of each; the id of the building task."""
+        """Request a build of one dialer queue, or of all; return the id of the build task."""
         command = commands.regenerate(queue)
         try:
             return await self._dispatcher.send(
@@ -264,9 +264,9 @@ class AsyncClient:
         *,
         dead_letter: int | None = None,
     ) -> str | Unavailable:
-        """Send a message as it was, under a new id, which is returned.
+        """Send a stored message unchanged under a new id, and return the new id.
 
-        `dead_letter`: the number of the one that it was.
+        `dead_letter` is the number of the dead letter that held the message.
         """
         try:
             return await self._dispatcher.send(task, args, kwargs, queue, dead_letter=dead_letter)
@@ -278,7 +278,7 @@ class AsyncClient:
         command: CommandCall,
         timeout: timedelta,  # noqa: ASYNC109
     ) -> object:
-        """What the task returned, as it is; `Unavailable` where nothing came in time."""
+        """Return the result of the task unchanged, or `Unavailable` if no result came in time."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         seconds = timeout.total_seconds()
         traced = traces.ask(command.task, command.arguments)

@@ -1,4 +1,4 @@
-"""The interface that a caller programs against, whichever way its commands travel."""
+"""The interface of the clients, the same over Celery and over HTTP."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from assignment_workers.assignment.answers import (
 
 TIMEOUT = timedelta(seconds=10)
 RENEWALS_A_LEASE = 3
-"""A renewal may fail twice before the lease lapses."""
+"""Renewals in the time of one lease: two may fail before the lease lapses."""
 SOONEST_SECONDS = 0.2
 
 
 class AssignmentClient(ABC):
-    """An agent's moves. Every one waits `timeout` at the most, and may be said twice."""
+    """The requests and commands of an agent. A repeated one has one effect and one answer.
+
+    Each waits at most `timeout`; `HttpClient` may wait two seconds longer for the response.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +47,7 @@ class AssignmentClient(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
 
     @abstractmethod
     def request_next(
@@ -55,11 +58,12 @@ class AssignmentClient(ABC):
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
-        """The next user for this agent.
+        """Request the next user for this agent.
 
-        Waits `timeout` at the most; that is the request's deadline too, so nobody is assigned after
-        it. A lost message is asked again meanwhile. `Unavailable` when no answer came: the request
-        may have been met in the last instant, and asking again with the same `request_id` tells.
+        `timeout` is the longest wait and the deadline of the request: nobody is assigned after it.
+        A message that is lost is sent again within that time. `Unavailable` means that no answer
+        came. The request may have been answered in the last instant: repeat it with the same
+        `request_id` to find out.
         """
 
     @abstractmethod
@@ -74,7 +78,7 @@ class AssignmentClient(ABC):
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """The call was made and `outcome` came of it. Saying it twice gets the same answer."""
+        """Complete the call with `outcome`. A repeated completion gets the same answer."""
 
     @abstractmethod
     def skip(
@@ -85,7 +89,7 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Not me: later for everyone, and for this agent last."""
+        """Skip this user: offer the user later to every agent, and last to this agent."""
 
     @abstractmethod
     def defer(
@@ -99,7 +103,7 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Later, for everyone: offered to nobody before `until`, or for so many seconds."""
+        """Defer this user: offer the user to nobody before `until`, or for `seconds`."""
 
     @abstractmethod
     def close_user(
@@ -111,7 +115,7 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """The user is out of this dialer queue, for `why`, until an operator lifts it."""
+        """Close the user in this dialer queue, for the reason `why`, until an operator lifts it."""
 
     @abstractmethod
     def accept(
@@ -122,7 +126,7 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """The offer is taken up: it is work now, and the lease runs anew."""
+        """Accept the offer: it becomes accepted work, and its lease starts again."""
 
     @abstractmethod
     def state(
@@ -134,9 +138,9 @@ class AssignmentClient(ABC):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> StateAnswer:
-        """The agent is available, on_call, wrap_up, break or offline from now on.
+        """Set the agent's state: available, on_call, wrap_up, break or offline.
 
-        On break or offline an offer that is not accepted is released; accepted work is kept.
+        On break or offline, an offer that is not accepted is released. Accepted work is kept.
         """
 
     @abstractmethod
@@ -147,9 +151,9 @@ class AssignmentClient(ABC):
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> HeartbeatAnswer:
-        """The agent is there. What they have accepted lives by it; it changes no state.
+        """Record that the agent is present, which keeps accepted work alive. No state changes.
 
-        The first one that names an offer in `assignment_id` accepts it.
+        The first heartbeat that names an offer in `assignment_id` accepts the offer.
         """
 
     @abstractmethod
@@ -161,7 +165,7 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Give the user back untouched."""
+        """Release the assignment unchanged; the user can be offered again."""
 
     @abstractmethod
     def renew(
@@ -172,7 +176,7 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Still at it: the lease runs anew."""
+        """Renew the lease: it starts again from now."""
 
     @contextmanager
     def holding(
@@ -183,14 +187,15 @@ class AssignmentClient(ABC):
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> Iterator[Hold | RequestAnswer]:
-        """Ask, and keep what is assigned alive for as long as the block runs.
+        """Request a user, and renew the assignment while the block runs.
 
             with client.holding(26, queue="unsigned_users") as hold:
                 if isinstance(hold, Hold):
                     hold.complete(call(hold.user_id))
 
-        Where nobody is assigned the block gets the answer. A hold that the block leaves unfinished
-        is released, by an error too, so that the user is offered again at once.
+        If nobody is assigned, the block gets the answer instead of a `Hold`. If the block ends
+        without finishing the assignment, also by an exception, the assignment is released, so that
+        the user is offered again at once.
         """
         answer = self.request_next(agent_id, queue=queue, request_id=request_id, timeout=timeout)
         if not isinstance(answer, Assigned):
@@ -201,11 +206,11 @@ class AssignmentClient(ABC):
 
 
 class Hold:
-    """One assignment of one agent; a thread of its own renews it. Made by `holding`.
+    """One assignment of one agent, renewed by a thread of its own. Made by `holding`.
 
     The first renewal accepts the offer.
 
-    `lost` is set once a renewal was refused: the user may be somebody else's then.
+    `lost` is set when a renewal is refused, because the user may then belong to another agent.
     """
 
     def __init__(self, client: AssignmentClient, assignment: Held, *, timeout: timedelta) -> None:
@@ -220,7 +225,7 @@ class Hold:
 
     @property
     def user_id(self) -> int:
-        """Whom to call."""
+        """The id of the user to call."""
         return self.assignment.user_id
 
     def __enter__(self) -> Self:
@@ -243,7 +248,7 @@ class Hold:
     def complete(
         self, outcome: str, *, notes: str | None = None, callback_at: datetime | None = None
     ) -> FinishAnswer:
-        """The call was made and `outcome` came of it."""
+        """Complete the call with `outcome`."""
         return self._end(
             self._client.complete(
                 self.assignment.id,
@@ -257,7 +262,7 @@ class Hold:
         )
 
     def skip(self) -> FinishAnswer:
-        """Not me: later for everyone, and for this agent last."""
+        """Skip this user: offer the user later to every agent, and last to this agent."""
         held = self.assignment
         return self._end(
             self._client.skip(held.id, held.agent_id, version=held.version, timeout=self._timeout)
@@ -270,7 +275,7 @@ class Hold:
         seconds: int | None = None,
         why: str | None = None,
     ) -> FinishAnswer:
-        """Later, for everyone: not before a time, or for so many seconds."""
+        """Defer this user: offer the user to nobody before `until`, or for `seconds`."""
         held = self.assignment
         return self._end(
             self._client.defer(
@@ -285,7 +290,7 @@ class Hold:
         )
 
     def close_user(self, why: str) -> FinishAnswer:
-        """The user is out of this dialer queue until an operator lifts it."""
+        """Close the user in this dialer queue until an operator lifts the closure."""
         held = self.assignment
         return self._end(
             self._client.close_user(
@@ -294,7 +299,7 @@ class Hold:
         )
 
     def release(self) -> FinishAnswer:
-        """Give the user back untouched."""
+        """Release the assignment unchanged."""
         held = self.assignment
         return self._end(
             self._client.release(
@@ -319,17 +324,17 @@ class Hold:
                 case Finished(assignment=renewed):
                     until = renewed.lease_expires_at
                     if held.accepted_at is None and renewed.accepted_at is not None:
-                        lease = until - renewed.accepted_at  # work lasts longer than an offer
+                        lease = until - renewed.accepted_at  # accepted work has a longer lease
                         held = renewed
                 case Refused():
                     if not self._ended.is_set():
                         self.lost.set()
                     return
                 case _:
-                    pass  # asked again, sooner the nearer the end of the lease is
+                    pass  # tried again; the closer the end of the lease, the sooner
 
     @staticmethod
     def _pause(lease: timedelta, until: datetime) -> float:
-        """A third of a lease; less for one that was asked for again when part of it had gone."""
+        """Return the seconds to wait: a third of the remaining lease, or of a full one if less."""
         left = min(until - datetime.now(UTC), lease)
         return max(left.total_seconds() / RENEWALS_A_LEASE, SOONEST_SECONDS)

@@ -1,4 +1,4 @@
-"""The Python client over Celery: calls that wait at the same time share a message."""
+"""The Python client over Celery. Calls that wait at the same time share a message."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from assignment_workers.identity import new_id
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.05
-"""How often `built` looks: a build takes seconds."""
+"""Seconds between two looks of `built`, because a build takes seconds."""
 
 
 class Client(AssignmentClient):
-    """Asks over Celery and waits for the answers. Safe to share between threads.
+    """Sends commands over Celery and waits for the answers. Safe to share between threads.
 
-    One thread, started by the first call, carries the calls of them all.
+    The first call starts one thread, which sends the calls of all callers.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class Client(AssignmentClient):
         lanes: Lanes = ONE_LANE,
         key: str | None = None,
     ) -> Client:
-        """A client of the stack on this Redis; nothing is contacted yet.
+        """Return a client of the stack on this Redis, without contacting a server.
 
-        `key`: `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a door that knows who an operator is.
+        `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a program that knows which operator acts.
         """
         return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key)
 
     def close(self) -> None:
-        """Give back the connections; whoever waits is answered `Unavailable`."""
+        """Close the connections. Calls that still wait are answered `Unavailable`."""
         with self._starting:
             loop, self._loop = self._loop, None
             if loop is None:
@@ -258,7 +258,7 @@ class Client(AssignmentClient):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> CommandAnswer:
-        """Hand out nobody from this dialer queue."""
+        """Pause this dialer queue: hand out nobody from it."""
         return as_command_answer(self.ask(commands.pause(queue, by, why), timeout))
 
     def resume(
@@ -269,21 +269,21 @@ class Client(AssignmentClient):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> CommandAnswer:
-        """Hand out from this dialer queue again."""
+        """Resume this dialer queue: hand out its users again."""
         return as_command_answer(self.ask(commands.resume(queue, by, why), timeout))
 
     def command(
         self, command: commands.CommandCall, *, timeout: timedelta = TIMEOUT
     ) -> CommandAnswer:
-        """The answer to an operator's command."""
+        """Send the command of an operator and return its answer."""
         return as_command_answer(self.ask(command, timeout))
 
     def repair(self, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
-        """Bring the entries of the published generations in line with the holds."""
+        """Correct the entries of the published generations by the active assignments."""
         return as_command_answer(self.ask(commands.repair(), timeout))
 
     def regenerate(self, queue: str | None = None) -> str | Unavailable:
-        """Ask for a new generation of a dialer queue, or of each; the id of the building task."""
+        """Request a build of one dialer queue, or of all; return the id of the build task."""
         command = commands.regenerate(queue)
         try:
             return self.send_again(command.task, (), command.arguments, command.celery_queue)
@@ -291,7 +291,7 @@ class Client(AssignmentClient):
             return down(error)
 
     def built(self, task_id: str, *, timeout: timedelta) -> Built | Unavailable:
-        """Wait for what `regenerate` asked for; `Unavailable` when it takes longer, or fails."""
+        """Wait for a build that `regenerate` requested; `Unavailable` if it is late or fails."""
         ends = time.monotonic() + timeout.total_seconds()
         while True:
             try:
@@ -322,16 +322,17 @@ class Client(AssignmentClient):
         *,
         dead_letter: int | None = None,
     ) -> str:
-        """Send a message as it was, under a new id, which is returned.
+        """Send a stored message unchanged under a new id, and return the new id.
 
-        `dead_letter`: the number of the one that it was. Raises `BrokerUnavailable`.
+        `dead_letter` is the number of the dead letter that held the message. Raises
+        `BrokerUnavailable`.
         """
         return self._run(
             lambda dispatcher: dispatcher.send(task, args, kwargs, queue, dead_letter=dead_letter)
         )
 
     def ask(self, command: CommandCall, timeout: timedelta) -> object:
-        """What the task returned, as it is; `Unavailable` where nothing came in time."""
+        """Return the result of the task unchanged, or `Unavailable` if no result came in time."""
         seconds = timeout.total_seconds()
         future: Future[object] = Future()
         loop = self._running()
@@ -373,6 +374,6 @@ def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
-        loop.run_until_complete(asyncio.sleep(0))  # transports that were closed are gone after this
+        loop.run_until_complete(asyncio.sleep(0))  # lets closed transports finish
     finally:
         loop.close()

@@ -1,4 +1,4 @@
-"""What can be asked of the sequencer and the maintenance workers, as messages say it."""
+"""The requests and commands to the sequencer and the maintenance workers."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
 OFF_THE_LINE = frozenset({MAINTENANCE, HEARTBEATS})
-"""Celery queues that have no order, and no lane."""
+"""Celery queues that have neither an order nor a lane."""
 
 
 @dataclass(frozen=True)
 class CommandCall:
-    """One thing asked. Said twice on the assignment queue, it has one effect and one answer."""
+    """A request or command. Sent twice on the assignment queue, it has one effect and answer."""
 
     task: str
     arguments: dict[str, Any]
     args: Sequence[Any] = ()
     celery_queue: str = ASSIGNMENT
     many: str | None = field(default=None, kw_only=True)
-    """The task that takes a list of what is said, under `requests`; None: there is none."""
+    """The task that takes a list of arguments under `requests`; None if there is no such task."""
     timeout: timedelta | None = field(default=None, kw_only=True)
-    """How long the asker waits, which is said as `sent_at` and `deadline`; None: is not said."""
+    """The time that the caller waits, sent as `sent_at` and `deadline`; None to send neither."""
     position: int | None = field(default=None, kw_only=True)
-    """Where the database saw it before it was sent; None: it is new to it when it comes."""
+    """The command's position in the database's order before it was sent; None if it has none."""
 
     def at(self, position: int) -> CommandCall:
-        """Return the command as the database saw it at this position of its order."""
+        """Return the command with its position in the database's order."""
         return replace(self, position=position)
 
     def said_by(self, ends: datetime) -> dict[str, Any]:
-        """What the message says for an asker who waits until `ends`, by the database's clock."""
+        """Return the arguments for a caller who waits until `ends`, by the database's clock."""
         if self.timeout is None:
             return self.arguments
         times = {"sent_at": ends - self.timeout, "deadline": ends}
@@ -45,7 +45,7 @@ class CommandCall:
 def request(
     agent_id: int, queue: str | None, request_id: str, *, timeout: timedelta
 ) -> CommandCall:
-    """The next user for an agent; nobody is assigned after `timeout`."""
+    """Build a request for an agent's next user. Nobody is assigned after `timeout`."""
     arguments = {"agent_id": agent_id, "queue": queue, "request_id": request_id}
     return CommandCall(
         "assignment.request", arguments, many="assignment.request_many", timeout=timeout
@@ -61,7 +61,7 @@ def complete(
     notes: str | None,
     callback_at: datetime | None,
 ) -> CommandCall:
-    """The call was made and `outcome` came of it."""
+    """Build the command that completes a call with `outcome`."""
     arguments = _owner(assignment_id, agent_id, version) | {
         "outcome": outcome,
         "notes": notes,
@@ -71,7 +71,7 @@ def complete(
 
 
 def skip(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """Not this user now."""
+    """Build the command that skips this user."""
     return _finish("skip", _owner(assignment_id, agent_id, version))
 
 
@@ -84,7 +84,7 @@ def defer(
     seconds: int | None,
     why: str | None,
 ) -> CommandCall:
-    """Later, for everyone: not before a time, or for so many seconds."""
+    """Build the command that offers this user to nobody before `until`, or for `seconds`."""
     arguments = _owner(assignment_id, agent_id, version) | {
         "until": until.isoformat() if until else None,
         "seconds": seconds,
@@ -96,23 +96,23 @@ def defer(
 def close(
     assignment_id: UUID | str, agent_id: int, why: str, *, version: int | None
 ) -> CommandCall:
-    """Out of this dialer queue for good."""
+    """Build the command that closes the user in this dialer queue until an operator lifts it."""
     return _finish("close", _owner(assignment_id, agent_id, version) | {"why": why})
 
 
 def accept(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """The offer is taken up."""
+    """Build the command that accepts the offer."""
     return _finish("accept", _owner(assignment_id, agent_id, version))
 
 
 def state(agent_id: int, becomes: str, *, by: str | None, why: str | None) -> CommandCall:
-    """The agent is about this from now on."""
+    """Build the command that sets the agent's state."""
     arguments = {"agent_id": agent_id, "state": becomes, "by": by, "why": why}
     return CommandCall("agent.state", arguments)
 
 
 def heartbeat(agent_id: int, *, timeout: timedelta) -> CommandCall:
-    """The agent is there, now."""
+    """Build the command that records that the agent is present now."""
     return CommandCall(
         "agent.heartbeats",
         {"agent_id": agent_id},
@@ -123,14 +123,14 @@ def heartbeat(agent_id: int, *, timeout: timedelta) -> CommandCall:
 
 
 def release(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """Give the user back untouched."""
+    """Build the command that releases the assignment unchanged."""
     return _finish("release", _owner(assignment_id, agent_id, version))
 
 
 def release_unclaimed(
     assignment_id: UUID | str, agent_id: int, *, version: int, lease_expires_at: datetime
 ) -> CommandCall:
-    """Give the user back if nobody was told of the hold."""
+    """Build the command that releases an assignment whose agent never got the answer."""
     arguments = _owner(assignment_id, agent_id, version)
     return CommandCall(
         "assignment.release_unclaimed",
@@ -139,35 +139,35 @@ def release_unclaimed(
 
 
 def renew(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """Still at it: the lease runs anew."""
+    """Build the command that renews the lease: it starts again from now."""
     return _finish("renew", _owner(assignment_id, agent_id, version))
 
 
 def pause(queue: str, by: str | None, why: str | None = None) -> CommandCall:
-    """Hand out nobody from this dialer queue."""
+    """Build the command that pauses this dialer queue."""
     return CommandCall("queue.pause", {"queue": queue, "by": by, "why": why})
 
 
 def resume(queue: str, by: str | None, why: str | None = None) -> CommandCall:
-    """Hand out from this dialer queue again."""
+    """Build the command that resumes this dialer queue."""
     return CommandCall("queue.resume", {"queue": queue, "by": by, "why": why})
 
 
 def take_back(assignment_id: UUID | str, by: str, why: str) -> CommandCall:
-    """An operator ends a hold: the user is claimable at once."""
+    """Build an operator's command that ends an assignment; the user is claimable at once."""
     return CommandCall(
         "assignment.take_back", {"assignment_id": str(assignment_id), "by": by, "why": why}
     )
 
 
 def reassign(assignment_id: UUID | str, agent_id: int, by: str, why: str) -> CommandCall:
-    """An operator gives the user of a hold to another agent."""
+    """Build an operator's command that gives the user of an assignment to another agent."""
     arguments = {"assignment_id": str(assignment_id), "agent_id": agent_id, "by": by, "why": why}
     return CommandCall("assignment.reassign", arguments)
 
 
 def drain(queue: str, by: str) -> CommandCall:
-    """Take some of who is not held out of this dialer queue."""
+    """Build the command that removes some users who are not assigned from this dialer queue."""
     return CommandCall("queue.drain", {"queue": queue, "by": by})
 
 
@@ -182,7 +182,7 @@ def do_not_contact(
     source: str | None = None,
     raw: bool = False,
 ) -> CommandCall:
-    """Offer a user, or every user with a phone number, to nobody, in one dialer queue or in all."""
+    """Build the command that suppresses a user or phone number in one dialer queue or in all."""
     arguments = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
     more = {
         "queue": queue,
@@ -196,12 +196,12 @@ def do_not_contact(
 
 
 def flip_list(list_id: int, why: str, by: str) -> CommandCall:
-    """Make a loaded list of numbers stand."""
+    """Build the command that puts a loaded suppression list in force."""
     return CommandCall("user.flip_suppression_list", {"list_id": list_id, "why": why, "by": by})
 
 
 def drop_list(name: str, why: str, by: str) -> CommandCall:
-    """Let a named list of numbers count no more."""
+    """Build the command that ends the effect of a named suppression list."""
     return CommandCall("user.drop_suppression_list", {"name": name, "why": why, "by": by})
 
 
@@ -214,7 +214,10 @@ def lift(
     *,
     queue: str | None = None,
 ) -> CommandCall:
-    """Let a user be offered again: `do_not_contact`, `quarantine`, or `closed` of one queue."""
+    """Build the command that lifts a suppression: `do_not_contact`, `quarantine` or `closed`.
+
+    `queue` names the dialer queue of the suppression, such as that in which the user is closed.
+    """
     arguments = {"kind": kind, "user_id": user_id, "phone": phone, "why": why, "by": by}
     return CommandCall(
         "user.lift_suppression", arguments if queue is None else arguments | {"queue": queue}
@@ -222,12 +225,12 @@ def lift(
 
 
 def repair() -> CommandCall:
-    """Bring the entries of the published generations in line with the holds."""
+    """Build the command that corrects published entries by the active assignments."""
     return CommandCall("queue.repair", {})
 
 
 def regenerate(queue: str | None) -> CommandCall:
-    """Build a new generation of a dialer queue, or of each."""
+    """Build the command that requests a build of one dialer queue, or of all."""
     arguments = {"queue": queue, "trigger": "hand"}
     return CommandCall("queue.regenerate", arguments, celery_queue=MAINTENANCE)
 

@@ -1,4 +1,4 @@
-"""Results in Redis that name a person, and their erasure."""
+"""Erasure of the results in Redis that name a person."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _AT_ONCE = 500
 
 
 def forget_results_at(url: str | None, person: Person) -> int:
-    """The same at an address; without a Redis there are no results that last."""
+    """Delete the results that name the person from this address; 0 if it is not a Redis.
+
+    Without Redis no results are stored for longer than the process.
+    """
     if url is None or not url.startswith(("redis", "unix")):
         return 0
     with Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5) as server:
@@ -19,7 +22,7 @@ def forget_results_at(url: str | None, person: Person) -> int:
 
 
 def forget_results(server: Redis, person: Person) -> int:
-    """Delete the results that name the person: how many there were. Reads every result."""
+    """Delete the results that name the person and return their number. Reads every result."""
     count = 0
     for key in server.scan_iter(match=f"{RESULT_PREFIX}*", count=_AT_ONCE):
         found = server.get(key)

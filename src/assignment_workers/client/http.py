@@ -1,4 +1,4 @@
-"""The same client over HTTP, through a gateway: for programs that reach no Redis."""
+"""The client over HTTP through a gateway, for programs that cannot reach Redis."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from assignment_workers.runtime.stack import running_stack
 from assignment_workers.settings import Settings
 
 MARGIN_SECONDS = 2.0
-"""Beyond the request's own timeout, for the way there and back."""
+"""Seconds added to a request's own timeout, for the way to the gateway and back."""
 PAUSE_SECONDS = 0.1
-"""Before the same is said again to a gateway that went away."""
+"""Seconds before a call is repeated when the gateway could not be reached."""
 
 
 class HttpClient(AssignmentClient):
-    """Asks a gateway. Safe to share between threads; each has a connection, which is kept."""
+    """Calls a gateway. Safe to share between threads; each thread keeps a connection open."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class HttpClient(AssignmentClient):
         clock: Clock = system_clock,
         randomness: Random | None = None,
     ) -> None:
-        """Raises `UsageError` for what is no address of a gateway."""
+        """Prepare the client. Raises `UsageError` if `gateway_url` is no address of a gateway."""
         parts = urlsplit(gateway_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise UsageError(f"{gateway_url!r} is not an address such as https://gateway.example")
@@ -75,9 +75,10 @@ class HttpClient(AssignmentClient):
 
     @classmethod
     def of_stack(cls, home: Path = Path(".assignment-workers")) -> HttpClient:
-        """A client of the stack that `assignment-workers up` runs on this home, with its token.
+        """Return a client, with its token, of the stack that `assignment-workers up` runs here.
 
-        Raises `NoStack` where none runs, and `HomeUnusable` for another user's home.
+        `home` is the home of the stack. Raises `NoStack` if none runs on it, and `HomeUnusable` if
+        the home belongs to another user.
         """
         stack = running_stack(Settings.model_validate({"home": home}))
         if stack is None or stack.gateway_url is None:
@@ -85,7 +86,7 @@ class HttpClient(AssignmentClient):
         return cls(stack.gateway_url, token=stack.gateway_token)
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         with self._lock:
             for connection in self._opened:
                 connection.close()
@@ -195,7 +196,7 @@ class HttpClient(AssignmentClient):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> StateAnswer:
-        """See `AssignmentClient.state`; who said so is the token, and `by` is not sent."""
+        """See `AssignmentClient.state`. The token identifies the caller, so `by` is not sent."""
         payload = {"state": becomes, "why": why}
         path = f"/v1/agents/{agent_id}/state"
         return as_state_answer(self._post(path, payload, timeout, timed=False))
@@ -239,7 +240,7 @@ class HttpClient(AssignmentClient):
     def active_assignment(
         self, agent_id: int, *, timeout: timedelta = TIMEOUT
     ) -> Held | Unavailable | Refused | None:
-        """What the agent holds now; None: nobody."""
+        """Return the agent's active assignment; None if there is none."""
         ends = time.monotonic() + timeout.total_seconds()
         found = self._send("GET", f"/v1/agents/{agent_id}/assignment", None, ends)
         match found:
@@ -263,9 +264,9 @@ class HttpClient(AssignmentClient):
     def _post(
         self, path: str, payload: dict[str, Any], timeout: timedelta, *, timed: bool
     ) -> object:
-        """The answer; said again while the gateway cannot be reached, for as long as there is time.
+        """Return the answer; repeat the call while the gateway cannot be reached and time is left.
 
-        Every move may be said twice.
+        Every command may be sent twice.
         """
         ends = time.monotonic() + timeout.total_seconds()
         while True:
@@ -282,7 +283,7 @@ class HttpClient(AssignmentClient):
     def _send(
         self, method: str, path: str, payload: dict[str, Any] | None, ends: float
     ) -> tuple[int, object] | None:
-        """The status and the JSON of the answer; None where no gateway answered."""
+        """Return the status and the JSON of the response; None if no gateway answered."""
         connection = self._connection()
         connection.timeout = max(ends - time.monotonic(), 0.1)
         if connection.sock is not None:
@@ -311,7 +312,7 @@ class HttpClient(AssignmentClient):
 
 
 def _answer(status: int, body: object) -> object:
-    """The answer that a response stands for."""
+    """Return the answer that a response stands for."""
     payload: dict[str, Any] = body if isinstance(body, dict) else {}
     reason = str(payload.get("detail") or payload.get("reason") or f"HTTP status {status}")
     if status < HTTPStatus.BAD_REQUEST:
@@ -332,7 +333,7 @@ _BY_STATUS: dict[int, Code] = {
     HTTPStatus.UNAUTHORIZED: Code.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: Code.FORBIDDEN,
 }
-"""Where a proxy refused, which knows no codes of ours."""
+"""Codes for refusals of a proxy, which sends no `Code`."""
 
 
 def _unavailable(answer: object) -> Unavailable:

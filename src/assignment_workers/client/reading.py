@@ -1,4 +1,4 @@
-"""What a task returned, as the answer that its caller is promised."""
+"""Conversion of a task's result to the answer type that its caller is promised."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from assignment_workers.assignment.answers import (
 log = logging.getLogger(__name__)
 
 Built: TypeAlias = dict[str, dict[str, int | str]]
-"""By dialer queue: the `generation` built and its `size`, or why it was `skipped`."""
+"""By dialer queue: the `generation` built and its `size`, or the reason why it was `skipped`."""
 
 
 def database_time(value: object) -> datetime | None:
-    """What the database's clock said, by an answer that came too late; None for any other."""
+    """Return the database's time from a `too_late` answer; None for any other answer."""
     match value:
         case {"outcome": "too_late", "database_time": str(said)}:
             try:
@@ -48,7 +48,7 @@ def database_time(value: object) -> datetime | None:
 
 
 def as_request_answer(value: object) -> RequestAnswer:
-    """The answer to a request."""
+    """Return the answer to a request."""
     match _read(value):
         case (Assigned() | Empty() | Paused() | Unavailable() | TooLate() | Refused()) as answer:
             return answer
@@ -57,7 +57,7 @@ def as_request_answer(value: object) -> RequestAnswer:
 
 
 def as_finish_answer(value: object) -> FinishAnswer:
-    """The answer to a move on a hold."""
+    """Return the answer to a command about an assignment."""
     match _read(value):
         case (Finished() | Unavailable() | Refused()) as answer:
             return answer
@@ -66,7 +66,7 @@ def as_finish_answer(value: object) -> FinishAnswer:
 
 
 def as_command_answer(value: object) -> CommandAnswer:
-    """The answer to an operator's command."""
+    """Return the answer to an operator's command."""
     match _read(value):
         case (Done() | Unavailable() | Refused()) as answer:
             return answer
@@ -75,7 +75,7 @@ def as_command_answer(value: object) -> CommandAnswer:
 
 
 def as_state_answer(value: object) -> StateAnswer:
-    """The answer to a state that was stated."""
+    """Return the answer to a change of an agent's state."""
     match _read(value):
         case (Stated() | Unavailable() | Refused()) as answer:
             return answer
@@ -84,7 +84,7 @@ def as_state_answer(value: object) -> StateAnswer:
 
 
 def as_heartbeat_answer(value: object) -> HeartbeatAnswer:
-    """The answer to a heartbeat."""
+    """Return the answer to a heartbeat."""
     match _read(value):
         case (Noted() | Unavailable() | Refused()) as answer:
             return answer
@@ -93,7 +93,7 @@ def as_heartbeat_answer(value: object) -> HeartbeatAnswer:
 
 
 def no_answer(timeout: timedelta) -> Unavailable:
-    """Nothing came in time."""
+    """Return the answer for a caller whose command was not answered within `timeout`."""
     return Unavailable(retry_after=1.0, reason=f"no answer within {timeout.total_seconds():g} s")
 
 

@@ -1,1 +1,1 @@
-"""The client's way to the queue: batches, brokers, lanes and clocks."""
+"""Transport of the client's commands: batches, brokers, lanes and clocks."""

@@ -1,8 +1,9 @@
-"""Which calls go together in which message, and when: no connection, no clock.
+"""Batches of calls: the calls of each message and its time. No connection, no clock.
 
-While as many messages are under way as may be, calls gather; when one is answered, or at once if
-none is, they go together, in order of arrival. A message that is not answered in time is taken for
-lost, and those of its calls that still wait go again in a new one.
+Calls wait while the most messages of their kind are under way; otherwise they are sent at once.
+When a message is answered, the waiting calls are sent together in order of arrival. A call of a
+task that takes no list never waits. A message that is not answered in time counts as lost, and
+those of its calls that still wait are sent in a new message.
 """
 
 from __future__ import annotations
@@ -17,30 +18,30 @@ from assignment_workers.client.commands import OFF_THE_LINE, CommandCall
 from assignment_workers.traces import CallerSpan
 
 TOGETHER = 128
-"""Calls in one message."""
+"""The most calls in one message."""
 TEXT_TOGETHER = 40_000
-"""Characters of text in one message of several calls: notes, for the most part.
+"""The most characters of text in one message of several calls; most of the text is notes.
 
-A worker reads no message of more than a million bytes, and a character may take twelve in JSON, and
-a third more in base64.
+A worker reads no message longer than a million bytes. A character may take twelve bytes in JSON,
+and a third more in base64.
 """
 UNDER_WAY = 2
-"""Messages of one kind under way: one being carried out, one behind it."""
+"""The most messages of one kind under way: one being carried out, one behind it."""
 ASK_AGAIN_SECONDS = 3.0
-"""When a message is taken for lost."""
+"""Seconds after which an unanswered message counts as lost."""
 REMEMBERED_SECONDS = 60.0
-"""How long a message is known after its calls have gone, for an answer that comes late."""
+"""Seconds for which a message is remembered after its last caller left, for a late answer."""
 
 
 class BatchKey(NamedTuple):
-    """Calls of one kind share messages: those of one task that takes many, and of one lane."""
+    """Key of the calls that may share messages: one task that takes a list, and one lane."""
 
     many: str | None
     celery_queue: str
 
 
 class Settled(Protocol):
-    """Where a call's answer goes: an asyncio future or a concurrent one."""
+    """The future that gets a call's answer: of asyncio or of `concurrent.futures`."""
 
     def done(self) -> bool: ...
     def cancelled(self) -> bool: ...
@@ -49,72 +50,75 @@ class Settled(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """One command of one caller. `ends` is when the caller stops waiting."""
+    """One command of one caller. `ends` is the loop time at which the caller stops waiting."""
 
     command: CommandCall
     ends: float
     future: Settled
     traced: CallerSpan | None = None
     first_sent_as: str | None = None
-    """The message that carried it first."""
+    """The id of the first message that carried the call."""
 
     @property
     def text(self) -> int:
-        """How many characters of text it says."""
+        """The number of characters of text in the arguments."""
         return sum(len(each) for each in self.command.arguments.values() if isinstance(each, str))
 
     def waits(self, now: float) -> bool:
-        """Whether the caller still wants the answer."""
+        """Return True if the caller still waits for the answer."""
         return self.ends > now and not self.future.done()
 
 
 @dataclass(eq=False)
 class Batch:
-    """Calls that go in one message."""
+    """The calls of one message."""
 
     id: str
     calls: tuple[Call, ...]
     sent_at: float
     tries: int = 1
     superseded: bool = False
-    """Sent again since: its answer counts still, its place in the window does not."""
+    """True if sent again: its answer is still used, but it no longer counts as under way."""
 
     @property
     def ends(self) -> float:
-        """When the last caller stops waiting."""
+        """The loop time at which the last caller stops waiting."""
         return max(call.ends for call in self.calls)
 
     @property
     def kind(self) -> BatchKey:
-        """What it is one of."""
+        """The key of the calls in this message."""
         command = self.calls[0].command
         return BatchKey(command.many, command.celery_queue)
 
     @property
     def task(self) -> str:
-        """The task that carries it out."""
+        """The name of the task that carries out the message."""
         command = self.calls[0].command
         return command.many or command.task
 
     def kwargs(self, at: Callable[[float], datetime]) -> dict[str, Any]:
-        """What its message says; `at`: the instant, by the database, at which a call ends."""
+        """Return the arguments of the message.
+
+        `at` converts the loop time at which a call ends to the database's clock.
+        """
         arguments = [call.command.said_by(at(call.ends)) for call in self.calls]
         return {"requests": arguments} if self.calls[0].command.many else arguments[0]
 
     @property
     def repeats(self) -> str | None:
-        """The id of the message that this one repeats; None: its calls are once each."""
+        """The id of the first message, if this one repeats it; None for a list of calls."""
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as
 
     @property
     def about(self) -> list[str]:
-        """The request ids in it."""
+        """The request ids in the message."""
         arguments = (call.command.arguments for call in self.calls)
         return [each["request_id"] for each in arguments if "request_id" in each]
 
     def answers(self, value: object) -> list[object]:
-        """The answer for each call, in what the task returned."""
+        """Return the answer to each call, taken from the result of the task."""
         if not self.calls[0].command.many:
             return [value]
         if isinstance(value, list) and len(value) == len(self.calls):
@@ -124,7 +128,7 @@ class Batch:
 
 @dataclass
 class Batcher:
-    """The calls of one client that are not answered yet."""
+    """The calls of one client that have not been answered."""
 
     new_id: Callable[[], str]
     together: int = TOGETHER
@@ -134,13 +138,13 @@ class Batcher:
     _batches: dict[str, Batch] = field(default_factory=dict)
 
     def add(self, call: Call) -> None:
-        """The last in its line."""
+        """Append a call to the waiting calls of its kind."""
         command = call.command
         kind = BatchKey(command.many, command.celery_queue if command.many else "")
         self._waiting.setdefault(kind, deque()).append(call)
 
     def take(self, now: float) -> Iterator[Batch]:
-        """The messages to send now, lost ones first; each counts as sent once it is taken.
+        """Yield the messages to send now, lost ones first. A message counts as sent once yielded.
 
         Calls may be added and answered between one message and the next.
         """
@@ -156,27 +160,27 @@ class Batcher:
                     yield self._send(calls, now)
 
     def answered(self, batch_id: str, value: object) -> list[tuple[Call, object]]:
-        """Each call of the message with its answer; none for a message not known."""
+        """Return each call of the message with its answer; empty if the message is unknown."""
         batch = self._batches.pop(batch_id, None)
         if batch is None:
             return []
         return list(zip(batch.calls, batch.answers(value), strict=True))
 
     def unanswered(self) -> list[str]:
-        """The messages under way."""
+        """Return the ids of the messages under way."""
         return list(self._batches)
 
     def calls(self) -> list[Call]:
-        """Every call, under way or not."""
+        """Return every call, under way or waiting."""
         under_way = [call for batch in self._batches.values() for call in batch.calls]
         return under_way + [call for line in self._waiting.values() for call in line]
 
     def has_waiting(self) -> bool:
-        """Whether calls are gathered that have not been sent yet."""
+        """Return True if calls wait that have not been sent."""
         return any(self._waiting.values())
 
     def is_idle(self) -> bool:
-        """Whether nothing is under way or gathered."""
+        """Return True if no message is under way and no call waits."""
         return not self._batches and not self.has_waiting()
 
     def _send(self, calls: tuple[Call, ...], now: float, *, tries: int = 1) -> Batch:

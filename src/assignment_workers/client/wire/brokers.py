@@ -1,4 +1,4 @@
-"""How a message gets onto its Celery queue: a push in Redis, a publication in RabbitMQ."""
+"""Senders of messages to a Celery queue: a push in Redis, a publication in RabbitMQ."""
 
 from __future__ import annotations
 
@@ -26,32 +26,31 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SOCKET_SECONDS = 5.0
-"""The longest that a connection, or an answer of the broker, may take."""
+"""The most seconds that a connection, or an answer of the broker, may take."""
 
 
 class Sender(Protocol):
-    """The way to one broker. Used in one event loop."""
+    """A connection to one broker, used in one event loop."""
 
     async def send(self, queue: str, envelope: Envelope) -> None:
-        """Put a message at the end of a Celery queue.
+        """Append a message to a Celery queue, after the messages sent before it.
 
-        After what was sent before it. Raises `BrokerUnavailable`; the message may have been sent
-        all the same.
+        Raises `BrokerUnavailable`; the message may have been sent all the same.
         """
 
     async def close(self) -> None:
-        """Give back the connection."""
+        """Close the connection."""
 
 
 def sender(broker_url: str) -> Sender:
-    """The way to the broker at this address; nothing is contacted yet."""
+    """Return a sender for the broker at this address, without contacting it."""
     if urlsplit(broker_url).scheme.startswith("amqp"):
         return AmqpSender(broker_url)
     return RedisSender(connect_redis(broker_url))
 
 
 class RedisSender:
-    """One LPUSH a message."""
+    """Sends each message with one LPUSH."""
 
     def __init__(self, server: Redis) -> None:
         self._server = server
@@ -69,10 +68,11 @@ class RedisSender:
 
 
 class AmqpSender:
-    """One publication a message, which RabbitMQ confirms when it has it for good.
+    """Sends each message with one publication; RabbitMQ confirms it once it is stored safely.
 
-    Queues are not made here: a worker declares them, with their arguments. Until one has,
-    messages are refused, for RabbitMQ would drop them. A thread of its own does the waiting.
+    A worker declares the queues with their arguments; this class declares none. Until a worker has
+    declared a queue, its messages are refused here, because RabbitMQ would drop them. The waiting
+    is done in a thread of its own.
     """
 
     def __init__(self, url: str) -> None:
@@ -102,7 +102,7 @@ class AmqpSender:
         return await asyncio.get_running_loop().run_in_executor(self._thread, what)
 
     def _publish(self, queue: str, envelope: Envelope) -> None:
-        """A connection that was lost since the last message is made anew, once."""
+        """Publish a message; reconnect once if the connection was lost since the last message."""
         passing = (*self._connection.connection_errors, *self._connection.channel_errors)
         for is_last in (self._producer is None, True):
             try:
@@ -141,7 +141,7 @@ class AmqpSender:
 
 
 def connect_redis(url: str) -> Redis:
-    """A client of the server at an address as Celery writes it; nothing is contacted yet."""
+    """Return a client of the Redis at an address in Celery's form, without contacting it."""
     parts = urlsplit(url)
     query = [
         (name, value.lower().removeprefix("cert_") if name == "ssl_cert_reqs" else value)
@@ -159,7 +159,7 @@ def connect_redis(url: str) -> Redis:
 
 
 def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
-    """One line for a broker, or a Redis of results, that does not answer or refuses to write."""
+    """Return the error, one line, for a server that does not answer or refuses to write."""
     if isinstance(error, OutOfMemoryError):
         return BrokerUnavailable(f"{server} is full: it takes no messages until it has room again")
     if isinstance(error, ResponseError) and "MISCONF" in str(error):

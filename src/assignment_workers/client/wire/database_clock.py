@@ -1,4 +1,4 @@
-"""The database's clock, as a client can know it: a deadline is an instant of this one."""
+"""The database's clock as a client knows it. A deadline is an instant of this clock."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from redis.exceptions import ResponseError
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 
 KNOWN_SECONDS = 5.0
-"""How long a reading is used: a step of the database's clock is known after as long."""
+"""Seconds for which a reading is used; a step of the database's clock is noticed after these."""
 QUICK_SECONDS = 0.1
-"""A reading that took longer is used once."""
+"""Seconds; a reading that took longer is used only once."""
 
 
 class DatabaseClock:
-    """Redis's clock, set right by what the sequencer found between it and the database's.
+    """Redis's clock, corrected by the difference that the sequencer measured to the database's.
 
-    Until a sequencer has led, it is Redis's clock. Between two readings this process's own steady
-    clock goes on, so it matters nowhere what the time of day on this host is. An instant comes out
-    too early, never too late, by as long as an answer of Redis takes.
+    Until a sequencer has led, the difference is taken as zero. Between two readings the process's
+    monotonic clock counts, so the time of day on this host does not matter. An instant may be too
+    early by the time that an answer of Redis takes, but never too late.
     """
 
     def __init__(self, redis: Redis, steady: Callable[[], float]) -> None:
@@ -32,7 +32,7 @@ class DatabaseClock:
         self._known_until = 0.0
 
     async def read(self) -> None:
-        """Ask, unless it was asked lately. Raises `RedisError`."""
+        """Read the clock, unless a recent reading is still in use. Raises `RedisError`."""
         began = self._steady()
         if self._read is not None and began < self._known_until:
             return
@@ -48,7 +48,7 @@ class DatabaseClock:
         self._known_until = self._read_at + (KNOWN_SECONDS if quick else 0.0)
 
     def forget(self) -> None:
-        """Ask anew next time: Redis may be another one."""
+        """Read the clock again next time, because Redis may be another server."""
         self._known_until = 0.0
 
     def reached(self, instant: datetime) -> None:
@@ -58,7 +58,7 @@ class DatabaseClock:
             self._read, self._read_at = instant, now
 
     def at(self, steady: float) -> datetime:
-        """What the database's clock says when the steady one says `steady`; after `read`."""
+        """Return the database's time at the monotonic time `steady`, after a call of `read`."""
         if self._read is None:
             raise RuntimeError("the database's clock was not read")
         return self._read + timedelta(seconds=steady - self._read_at)

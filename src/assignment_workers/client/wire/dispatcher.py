@@ -1,7 +1,8 @@
-"""Carries calls to the workers and their answers back: one loop, two tasks, any number of callers.
+"""Carrier of calls to the workers and of answers back: one loop, two tasks, many callers.
 
-A message is sent to its Celery queue, its result heard on one subscription in Redis that is there
-before the first message goes. When the subscription was lost, results that came meanwhile are read.
+A message is sent to its Celery queue. Its result arrives on one subscription in Redis, which exists
+before the first message is sent. After a lost subscription, the results that arrived meanwhile are
+read.
 """
 
 from __future__ import annotations
@@ -46,21 +47,21 @@ from assignment_workers.identity import new_id
 log = logging.getLogger(__name__)
 
 FAILED = "the workers failed on it; their log and the dead letters tell how"
-"""The reason where a task failed: what its exception says may repeat what somebody typed."""
+"""The reason when a task failed. The exception is left out: its text may hold personal data."""
 
 TICK_SECONDS = 0.25
-"""How often messages under way are looked at, and results that were read are taken off Redis."""
+"""Seconds between checks for lost messages, and between removals of read results from Redis."""
 RECONNECT_SECONDS = 0.1
 SKEW = timedelta(seconds=5)
-"""How far the clock of a worker's host may be from the database's.
+"""The most that the clock of a worker's host may differ from the database's.
 
-Celery drops an expired message by the worker's clock: by so much later, that it drops none that the
-database would have answered.
+Celery drops an expired message by the worker's clock. The message expires this much later, so that
+Celery drops none that the database would still have answered.
 """
 
 
 class Dispatcher:
-    """The connections of one client. Lives in one event loop; `post` and `ask` are called there."""
+    """The connections of one client, in one event loop. Call `post` and `send` in that loop."""
 
     def __init__(
         self,
@@ -75,9 +76,10 @@ class Dispatcher:
         orphaned: Callable[[Call, object], None] | None = None,
         key: str | None = None,
     ) -> None:
-        """`orphaned` is told of each answer that came when its caller had gone.
+        """Prepare the dispatcher without contacting a server.
 
-        `key`: with which commands that say who acts are signed.
+        `orphaned` gets each call whose answer came after its caller was cancelled, with the answer.
+        `key` signs the commands that name an operator.
         """
         self._key = key
         self._urls = (broker_url or redis_url, redis_url)
@@ -96,7 +98,7 @@ class Dispatcher:
         self._unlinked_at = 0.0
 
     def post(self, call: Call) -> None:
-        """Take a call on; its future gets what the task returned, or `Unavailable`."""
+        """Send a call soon. Its future gets the result of the task, or `Unavailable`."""
         self._start()
         call.command = self._routes.way(call.command)
         self._batcher.add(call)
@@ -108,7 +110,7 @@ class Dispatcher:
         return asyncio.get_running_loop().time()
 
     async def stored_result(self, task_id: str) -> Result | None:
-        """The result of any task, if it is there. Raises `BrokerUnavailable`."""
+        """Return the stored result of any task, if any. Raises `BrokerUnavailable`."""
         self._start()
         try:
             data = await self._results.get(f"{RESULT_PREFIX}{task_id}")
@@ -125,9 +127,9 @@ class Dispatcher:
         *,
         dead_letter: int | None = None,
     ) -> str:
-        """Send one message without waiting for its result; its id. Raises `BrokerUnavailable`."""
+        """Send one message and return its id at once. Raises `BrokerUnavailable`."""
         self._start()
-        name = str(new_id(self._clock(), self._chance))  # not one of those whose results are taken
+        name = str(new_id(self._clock(), self._chance))  # not under `_prefix`: its result is kept
         again = {} if dead_letter is None else {DEAD_LETTER: dead_letter}
         data = message(
             task,
@@ -142,9 +144,9 @@ class Dispatcher:
         return name
 
     async def close(self) -> None:
-        """Answer whoever waits, and give back the connections."""
+        """Answer the waiting calls with `Unavailable`, and close the connections."""
         pending = set(self._tasks)
-        while pending:  # again: what runs may take a cancellation for the end of a read
+        while pending:  # a running read may swallow a cancellation
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=TICK_SECONDS)
@@ -165,7 +167,8 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._listening = asyncio.Event()
         self._deaf: BrokerUnavailable | None = None
-        # In a context of their own: what the first caller bound to its log and trace is not theirs.
+        # Each task has an empty context, so that it does not inherit the first caller's log and
+        # trace.
         self._tasks = [
             asyncio.create_task(self._carry(), context=Context()),
             asyncio.create_task(self._hear(), context=Context()),
@@ -174,7 +177,7 @@ class Dispatcher:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A task of ours ends by `close` alone; by a defect nobody must wait in vain."""
+        """Answer all calls when a task ends by a defect, so that no caller waits in vain."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the client failed", exc_info=error)
             self._give_up("the client failed; its log tells how")
@@ -218,13 +221,13 @@ class Dispatcher:
                 await self._broker.send(command.celery_queue, data)
         except (BrokerUnavailable, RedisError, OSError) as error:
             if batch.tries > 1:
-                return  # one was sent before, and may be answered yet; this one goes again too
+                return  # an earlier try may still be answered, and this one is sent again too
             if not isinstance(error, BrokerUnavailable):
                 error = unreachable("Redis", error)
             self._answer(batch.id, down(error))
 
     async def _until_listening(self) -> None:
-        """Wait for the subscription; raises `BrokerUnavailable` when there is none to be had."""
+        """Wait for the subscription. Raises `BrokerUnavailable` if there is none in time."""
         if not self._listening.is_set():
             try:
                 async with asyncio.timeout(SOCKET_SECONDS):
@@ -254,13 +257,13 @@ class Dispatcher:
                     await connection.disconnect()
                     await pool.release(connection)
             except (RedisError, OSError) as error:
-                # Whoever asks now is told so; the next try may find Redis back.
+                # Calls made now are answered `Unavailable`; the next attempt may reach Redis again.
                 self._deaf = unreachable("Redis", error)
                 self._listening.set()
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _subscribe(self, connection: AbstractConnection) -> None:
-        """From here on every result of ours is heard; those that came before are read."""
+        """Subscribe to the results of this client, then read those that arrived before."""
         await connection.send_command("PSUBSCRIBE", f"{RESULT_PREFIX}{self._prefix}*")
         await connection.read_response(timeout=SOCKET_SECONDS)
         self._deaf = None
@@ -277,7 +280,7 @@ class Dispatcher:
         prefix = len(RESULT_PREFIX)
         pinged = False
         while True:
-            # None: nothing was said for so long. Then one PING has to be answered.
+            # None: no message within the timeout. Then the server must answer one PING.
             said = await connection.read_response(timeout=SOCKET_SECONDS, disconnect_on_error=False)
             if said is None:
                 if pinged:
@@ -310,12 +313,12 @@ class Dispatcher:
 
 
 def down(error: BrokerUnavailable) -> Unavailable:
-    """The answer while the broker, or the Redis of results, is away."""
+    """Return the answer while the broker, or the Redis of results, is unavailable."""
     return Unavailable(retry_after=2.0, reason=error.general)
 
 
 def _settle(call: Call, answer: object) -> bool:
-    """Give a caller the answer; False for one that has gone."""
+    """Give the caller the answer; return False if the caller no longer waits."""
     try:
         call.future.set_result(answer)
     except (asyncio.InvalidStateError, futures.InvalidStateError):

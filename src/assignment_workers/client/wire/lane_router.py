@@ -1,7 +1,8 @@
-"""Which assignment queue a command goes to: that of the lane which it concerns.
+"""Choice of the assignment queue for a command: that of the lane which the command concerns.
 
-Any lane answers any command rightly, a wrong one with a second try and both lanes held. So what is
-not said may be guessed: an agent's next move concerns the lane that last gave them somebody.
+Any lane answers any command correctly. A wrong lane only costs a second attempt, with both lanes
+locked. The lane may therefore be guessed when the command names no dialer queue: an agent's next
+command probably concerns the lane of the agent's last user.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from assignment_workers.assignment.lanes import ASSIGNMENT, ONE_LANE, Lanes
 from assignment_workers.client.commands import OFF_THE_LINE, CommandCall
 
 REMEMBERED_AT_MOST = 100_000
-"""Agents; the one heard of longest ago is forgotten."""
+"""The most agents remembered. The agent without a new assignment for longest is forgotten."""
 
 
 @dataclass
 class LaneRouter:
-    """What one client knows of the lanes. With one lane it does nothing."""
+    """The lanes as one client knows them. With one lane this class does nothing."""
 
     lanes: Lanes = ONE_LANE
     _last: dict[int, str] = field(default_factory=dict)
-    """By agent: the dialer queue of the last user they were given."""
+    """By agent id: the dialer queue of the last user assigned to the agent."""
 
     def way(self, command: CommandCall) -> CommandCall:
-        """The command with the assignment queue that it goes to."""
+        """Return the command with the assignment queue of its lane."""
         if self.lanes.is_one or command.celery_queue in OFF_THE_LINE:
             return command
         arguments = command.arguments
@@ -33,7 +34,7 @@ class LaneRouter:
         return command if to == ASSIGNMENT else replace(command, celery_queue=to)
 
     def heard(self, answer: object) -> None:
-        """Remember whom an answer gives to whom."""
+        """Remember the dialer queue of an assignment."""
         match answer:
             case {
                 "outcome": "assigned",

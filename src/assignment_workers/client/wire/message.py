@@ -1,8 +1,8 @@
-"""The form of a message to a Celery worker over Redis, and of the result that it leaves there.
+"""The format of messages to Celery workers over Redis, and of their results.
 
-Celery's message protocol 2 in kombu's envelope for Redis: what `Celery.send_task` writes. Built
-here because a request waits for it: `send_task` subscribes to each result and takes ten times as
-long.
+Celery's message protocol 2 in kombu's envelope for Redis, as `Celery.send_task` writes it. It is
+built here because `send_task` subscribes to each result and takes ten times as long, while a
+request waits.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Envelope = dict[str, Any]
 """A message with its properties, as kombu writes it to Redis."""
 
 RESULT_PREFIX = "celery-task-meta-"
-"""A task's result is kept under this and its id, and announced on the channel of that name."""
+"""Prefix of the key of a task's result, and of the channel on which the result is announced."""
 
 _ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
 DEAD_LETTER = "dead_letter"
-"""Header: the number of the dead letter that this message was sent again from."""
+"""Header: the number of the dead letter from which this message was sent again."""
 COMMAND_ID = "command_id"
-"""Header: the id by which a command is once. Absent: the message's own, the task id."""
+"""Header: the id that makes a command unique. If absent, the message's own id (the task id)."""
 COMMAND_POSITION = "command_position"
-"""Header: where the database saw the command before it was sent. Absent: it has not."""
+"""Header: the command's position in the database's order, if it got one before it was sent."""
 SIGNATURE = "signature"
-"""Header: the proof that a door of ours, which knew the operator, sent a command with `by`."""
+"""Header: the proof that a trusted program, which knew the operator, sent a command with `by`."""
 BY = "by"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a task: its value, or why there is none."""
+    """The result of a task: its value, or the reason why there is none."""
 
     value: object
     failure: str | None = None
@@ -58,12 +58,12 @@ def message(
     position: int | None = None,
     key: str | None = None,
 ) -> Envelope:
-    """The message; its JSON is what Redis has in the list `celery_queue`.
+    """Return the message; its JSON is the element of the Redis list `celery_queue`.
 
-    A worker that comes to it after `expires` does not run it. `about` names the requests in it, for
-    whoever looks at what waits in Redis; nothing reads it. `traced`: headers that carry a trace on.
-    `command_id`: the id of the message that this one repeats. `position`: see `COMMAND_POSITION`.
-    `key`: that of `SIGNATURE`, for what says who acts.
+    A worker that reads the message after `expires` does not run it. `about` names its requests, for
+    a person who inspects the queue in Redis; no program reads it. `traced` holds the headers of a
+    trace. `command_id` is the id of the message that this one repeats. For `position` see
+    `COMMAND_POSITION`. `key` makes the `SIGNATURE` of a message that names an operator.
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
@@ -116,13 +116,13 @@ def message(
 def signature(
     key: str, task: str, command_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> str:
-    """The signature of a command. Of another command, or sent under another id, it is another."""
+    """Return the signature of a command. It is bound to the task, arguments and command id."""
     said = json.dumps([task, command_id, list(args), dict(kwargs)], sort_keys=True)
     return hmac.new(key.encode(), f"a command\n{said}".encode(), hashlib.sha256).hexdigest()
 
 
 def result(data: bytes | str) -> Result | None:
-    """What a worker wrote; None while the task is only under way, or for what is no result."""
+    """Return the result that a worker wrote; None if the task still runs or `data` is no result."""
     try:
         said = json.loads(data)
         status, value = said["status"], said["result"]
