@@ -15,7 +15,7 @@ export interface paths {
         put?: never;
         /**
          * Request Next
-         * @description The next user for an agent. Asked again with the same `request_id`, the same answer.
+         * @description Request the next user for an agent. The same `request_id` gets the same answer.
          */
         post: operations["request_next"];
         delete?: never;
@@ -35,7 +35,7 @@ export interface paths {
         put?: never;
         /**
          * Complete
-         * @description The call was made and `outcome` came of it. Said twice, the same answer.
+         * @description Complete the call with `outcome`. A repeated completion gets the same answer.
          */
         post: operations["complete"];
         delete?: never;
@@ -55,7 +55,7 @@ export interface paths {
         put?: never;
         /**
          * Skip
-         * @description Not me: offered later, to this agent last.
+         * @description Skip this user: offer the user later, and last to this agent.
          */
         post: operations["skip"];
         delete?: never;
@@ -75,7 +75,7 @@ export interface paths {
         put?: never;
         /**
          * Defer
-         * @description Later, for everyone: nobody is offered the user before `until`, or for `seconds`.
+         * @description Defer this user: offer the user to nobody before `until`, or for `seconds`.
          */
         post: operations["defer"];
         delete?: never;
@@ -95,7 +95,7 @@ export interface paths {
         put?: never;
         /**
          * Close
-         * @description The user is out of this dialer queue, until an operator lifts it.
+         * @description Close the user in this dialer queue until an operator lifts the closure.
          */
         post: operations["close"];
         delete?: never;
@@ -115,7 +115,7 @@ export interface paths {
         put?: never;
         /**
          * Accept
-         * @description The offer is taken up: it is work now, and the lease runs anew.
+         * @description Accept the offer: it becomes accepted work, and its lease starts again.
          */
         post: operations["accept"];
         delete?: never;
@@ -135,7 +135,7 @@ export interface paths {
         put?: never;
         /**
          * Release
-         * @description Give the user back untouched.
+         * @description Release the assignment unchanged; the user can be offered again.
          */
         post: operations["release"];
         delete?: never;
@@ -155,7 +155,7 @@ export interface paths {
         put?: never;
         /**
          * Renew
-         * @description Still at it: the lease runs anew.
+         * @description Renew the lease: it starts again from now.
          */
         post: operations["renew"];
         delete?: never;
@@ -175,10 +175,10 @@ export interface paths {
         put?: never;
         /**
          * Heartbeat
-         * @description The agent is there: what they have accepted lives by it. It changes no state.
+         * @description Record that the agent is present, which keeps accepted work alive. No state changes.
          *
-         *     Written together with others, about once a second. The first one that names an offer in
-         *     `assignment_id` accepts it.
+         *     Heartbeats are written together, about once a second. The first heartbeat that names an offer in
+         *     `assignment_id` accepts the offer.
          */
         post: operations["heartbeat"];
         delete?: never;
@@ -198,7 +198,7 @@ export interface paths {
         put?: never;
         /**
          * State
-         * @description The agent is about this from now on. On break or offline an unaccepted offer is released.
+         * @description Set the agent's state. On break or offline, an offer that is not accepted is released.
          */
         post: operations["state"];
         delete?: never;
@@ -216,7 +216,7 @@ export interface paths {
         };
         /**
          * Agent State
-         * @description How an agent stands: their state, session, last sign of life, and what they hold.
+         * @description Return an agent's state, session, last sign of life and assignment.
          */
         get: operations["agent_state"];
         put?: never;
@@ -236,7 +236,7 @@ export interface paths {
         };
         /**
          * Active Assignment
-         * @description The assignment that an agent holds now.
+         * @description Return the agent's active assignment.
          */
         get: operations["active_assignment"];
         put?: never;
@@ -256,7 +256,7 @@ export interface paths {
         };
         /**
          * Queues
-         * @description How each dialer queue stands.
+         * @description Return the state of each dialer queue.
          */
         get: operations["queues"];
         put?: never;
@@ -276,7 +276,7 @@ export interface paths {
         };
         /**
          * Explain Queue
-         * @description From every user of the pool to the claimable ones: how many each rule holds back.
+         * @description Count the users of the pool that each rule holds back, down to the claimable users.
          */
         get: operations["explain_queue"];
         put?: never;
@@ -296,7 +296,7 @@ export interface paths {
         };
         /**
          * Explain User
-         * @description Where a user stands, and why they are or are not offered now, rule by rule.
+         * @description Explain a user's position and, rule by rule, why the user is or is not offered now.
          */
         get: operations["explain_user"];
         put?: never;
@@ -338,7 +338,7 @@ export interface paths {
         put?: never;
         /**
          * Pause
-         * @description Hand out nobody from a dialer queue; holds go on.
+         * @description Pause a dialer queue: hand out nobody from it. Assignments go on.
          */
         post: operations["pause"];
         delete?: never;
@@ -358,7 +358,7 @@ export interface paths {
         put?: never;
         /**
          * Resume
-         * @description Hand out users from a dialer queue again.
+         * @description Resume a dialer queue: hand out its users again.
          */
         post: operations["resume"];
         delete?: never;
@@ -376,7 +376,7 @@ export interface paths {
         };
         /**
          * Report
-         * @description Service levels from `since` until now, against the targets of the incident report.
+         * @description Return service levels from `since` until now, with the targets of the incident report.
          */
         get: operations["report"];
         put?: never;
@@ -396,7 +396,7 @@ export interface paths {
         };
         /**
          * Dead Letters
-         * @description The newest dead letters, without what they said.
+         * @description Return the newest dead letters, without the text of their messages.
          */
         get: operations["dead_letters"];
         put?: never;
@@ -418,7 +418,7 @@ export interface paths {
         put?: never;
         /**
          * Dismiss
-         * @description Take dead letters off what is to be seen to; they stay until their retention ends.
+         * @description Dismiss dead letters; they stay stored until their retention ends.
          */
         post: operations["dismiss"];
         delete?: never;
@@ -436,7 +436,7 @@ export interface paths {
         };
         /**
          * Dead Letter
-         * @description One dead letter, whole.
+         * @description Return one dead letter with the text of its message.
          */
         get: operations["dead_letter"];
         put?: never;
@@ -476,7 +476,7 @@ export interface paths {
         };
         /**
          * Export User
-         * @description Everything that is stored about a user, table by table; recorded as an operator's action.
+         * @description Return all stored data of a user, by table. Recorded as an operator's action.
          */
         get: operations["export_user"];
         put?: never;
@@ -498,10 +498,10 @@ export interface paths {
         put?: never;
         /**
          * Forget User
-         * @description Erase what people typed about a user, and their numbers; the user is never offered again.
+         * @description Erase the free text about a user and the user's numbers; never offer the user again.
          *
-         *     Refused with 409 while an agent holds the user, and with 503 where a do-not-contact number of
-         *     theirs would have to stay as a keyed hash and there is no key for it.
+         *     Refused with 409 while an agent holds the user. Answered with 503 if a do-not-contact number of
+         *     the user would have to stay as a keyed hash and no key is set.
          */
         post: operations["forget_user"];
         delete?: never;
@@ -519,13 +519,13 @@ export interface paths {
         };
         /**
          * Events
-         * @description What happens, as it is committed: assignments, their ends, generations, pauses.
+         * @description Stream events as they are committed: assignments, their ends, generations, pauses.
          *
-         *     With `Last-Event-ID` nothing since then is left out and nothing comes twice, at whichever
-         *     gateway; an `id` without `data` only says how far the stream has come. One of kind `reset` says
-         *     that what was missed cannot be told: read how all stands anew. A reader that is too slow is cut
-         *     off, and may go on from its last id. An agent's token sees that agent's assignments, a
-         *     frontend's those of all agents, a supervisor's and an operator's everything.
+         *     With `Last-Event-ID` no later event is left out or sent twice, at any gateway. An `id` without
+         *     `data` only tells how far the stream has come. Kind `reset` means that the missed events cannot
+         *     be sent any more: read the current state again. A reader that is too slow is cut off, and may
+         *     resume after its last id. An agent's token sees the events of that agent and of the agent's
+         *     assignments, a frontend's those of all agents, a supervisor's and an operator's every event.
          */
         get: operations["events"];
         put?: never;
@@ -545,7 +545,9 @@ export interface paths {
         };
         /**
          * Index
-         * @description What this is, and where its interface is described.
+         * @description Return the name and version of the gateway and the paths of its interface.
+         *
+         *     A browser gets the overview of the dashboard.
          */
         get: operations["index"];
         put?: never;
@@ -565,7 +567,7 @@ export interface paths {
         };
         /**
          * Alive
-         * @description Alive.
+         * @description Report that the process is alive.
          */
         get: operations["alive"];
         put?: never;
@@ -585,10 +587,10 @@ export interface paths {
         };
         /**
          * Ready
-         * @description Ready: the database answers, and a sequencer leads: of one lane, where there are several.
+         * @description Report readiness: the database answers and a sequencer leads, of at least one lane.
          *
-         *     A CRM that cannot be read is told, and does not make it less ready: calls are completed, skipped
-         *     and released all the same, and who asks for a user is told `unavailable`.
+         *     A CRM that cannot be read is reported, but does not end readiness: assignments can still be
+         *     completed, skipped and released, and requests are answered `unavailable`.
          */
         get: operations["ready"];
         put?: never;
@@ -608,7 +610,7 @@ export interface paths {
         };
         /**
          * Metrics
-         * @description What this gateway counts, for Prometheus.
+         * @description Return the metrics of this gateway for Prometheus.
          */
         get: operations["metrics"];
         put?: never;
@@ -625,7 +627,7 @@ export interface components {
     schemas: {
         /**
          * ActBody
-         * @description What an operator adds to what they do.
+         * @description The reason that an operator adds to an action.
          */
         ActBody: {
             /**
@@ -679,7 +681,7 @@ export interface components {
         AgentStatus: "available" | "on_call" | "wrap_up" | "break" | "offline";
         /**
          * AssignedAnswer
-         * @description The user is this agent's.
+         * @description The user is assigned to this agent.
          */
         AssignedAnswer: {
             /**
@@ -698,7 +700,7 @@ export interface components {
         };
         /**
          * CloseBody
-         * @description Why the user is to be out of the dialer queue.
+         * @description The reason for which the user is closed in the dialer queue.
          */
         CloseBody: {
             /**
@@ -716,7 +718,7 @@ export interface components {
         };
         /**
          * CompleteBody
-         * @description What came of the call.
+         * @description The outcome of the call.
          */
         CompleteBody: {
             /**
@@ -748,7 +750,7 @@ export interface components {
         };
         /**
          * DeadLetterLine
-         * @description A dead letter without what it said, which may hold notes.
+         * @description A dead letter without the text of its message, which may contain notes.
          */
         DeadLetterLine: {
             /** Id */
@@ -790,7 +792,7 @@ export interface components {
         };
         /**
          * DeadLetterWhole
-         * @description A dead letter with what it said and why it could not be handled.
+         * @description A dead letter with the text of its message and the error.
          */
         DeadLetterWhole: {
             /** Id */
@@ -838,7 +840,7 @@ export interface components {
         };
         /**
          * DeferBody
-         * @description Until when nobody is offered the user: a time, or so many seconds from now.
+         * @description The time until which nobody is offered the user: a time, or seconds from now.
          */
         DeferBody: {
             /**
@@ -864,7 +866,7 @@ export interface components {
         };
         /**
          * DismissBody
-         * @description Which dead letters are not to be seen to any more, and why.
+         * @description The dead letters to dismiss, and the reason.
          */
         DismissBody: {
             /**
@@ -1022,7 +1024,7 @@ export interface components {
         };
         /**
          * HeartbeatBody
-         * @description Which assignment the agent works on: the first heartbeat that names an offer accepts it.
+         * @description The agent's current assignment. The first heartbeat that names an offer accepts it.
          */
         HeartbeatBody: {
             /** Assignment Id */
@@ -1072,7 +1074,7 @@ export interface components {
         };
         /**
          * Index
-         * @description What this is.
+         * @description The name and version of the gateway, and the paths of its interface.
          */
         Index: {
             /** Name */
@@ -1134,7 +1136,7 @@ export interface components {
         };
         /**
          * OwnerBody
-         * @description Whose assignment it is. `version` as it was given; absent: whichever it has.
+         * @description The owner of the assignment. `version` as the last answer gave it; absent: any version.
          */
         OwnerBody: {
             /**
@@ -1147,7 +1149,7 @@ export interface components {
         };
         /**
          * PausedAnswer
-         * @description An operator paused it.
+         * @description An operator paused every dialer queue that the request may take from.
          */
         PausedAnswer: {
             /**
@@ -1258,7 +1260,7 @@ export interface components {
         };
         /**
          * Readiness
-         * @description Whether the gateway is ready, and whether the CRM can be read; why not is not told here.
+         * @description The readiness of the gateway and of the CRM, without reasons.
          */
         Readiness: {
             /**
@@ -1333,7 +1335,7 @@ export interface components {
         };
         /**
          * RequestBody
-         * @description An agent's ask for the next user.
+         * @description An agent's request for the next user.
          */
         RequestBody: {
             /**
@@ -1379,7 +1381,7 @@ export interface components {
         };
         /**
          * Sent
-         * @description A regeneration was asked for.
+         * @description The build of a new generation was requested, or a dead letter was sent again.
          */
         Sent: {
             /** Task Id */
@@ -1393,7 +1395,7 @@ export interface components {
         Source: "queue" | "callback" | "missed_call";
         /**
          * State
-         * @description Whether the gateway is alive.
+         * @description The state of the gateway's process.
          */
         State: {
             /** Status */
@@ -1401,7 +1403,7 @@ export interface components {
         };
         /**
          * StateBody
-         * @description What the agent is about from now on.
+         * @description The agent's new state.
          */
         StateBody: {
             /** @example available */
@@ -1542,7 +1544,7 @@ export interface components {
         Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_suppressed" | "forgotten" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "superseded" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
         /**
          * Wrong
-         * @description One thing that was wrong in what was sent; what was sent is not repeated.
+         * @description One error in the sent data, without the data.
          */
         Wrong: {
             /** Where */
@@ -1552,10 +1554,11 @@ export interface components {
         };
         /**
          * ProblemDetails
-         * @description What went wrong (RFC 9457).
+         * @description A problem (RFC 9457).
          *
-         *     With `outcome` it is an answer: `refused` for a reason that `code` names, where the same again
-         *     gets the same; or `unavailable`, where it may be worth a try after `retry_after` seconds.
+         *     With `outcome` it is an answer. `refused`: the same call gets the same answer, unless
+         *     `retry_after` tells when it may succeed; `code` names the reason. `unavailable`: the call may
+         *     succeed after `retry_after` seconds.
          */
         ProblemDetails: {
             /**
@@ -1617,7 +1620,7 @@ export interface components {
         EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "suppression_list_changed" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "clock_stepped" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
-         * @description What an event tells beyond its ids: what is there depends on its kind.
+         * @description The details of an event beyond its ids; its kind decides which are present.
          */
         LiveDetails: {
             /**
@@ -1695,9 +1698,9 @@ export interface components {
         };
         /**
          * LiveEvent
-         * @description The `data` of a server-sent event; what is not known is left out.
+         * @description The `data` of a server-sent event; unknown values are left out.
          *
-         *     Of kind `reset`: what was missed cannot be told, read how all stands anew.
+         *     Kind `reset`: missed events cannot be sent any more; read the current state again.
          */
         LiveEvent: {
             /** Id */

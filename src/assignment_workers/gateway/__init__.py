@@ -1,1 +1,1 @@
-"""The HTTP door: FastAPI over the coalescing client. Stateless, so any number may run."""
+"""The HTTP interface: FastAPI over the batching client. Stateless, so any number may run."""

@@ -1,7 +1,8 @@
-"""Holds that nobody was told of: the caller had gone when the answer came.
+"""Assignments whose caller had disconnected when the answer came.
 
-Each is released after a grace, unless the agent has shown up meanwhile, at this gateway or another:
-asked again, renewed or finished. The sequencer decides that, in the transaction that releases.
+Each is released after a grace period, unless the agent has shown up meanwhile at any gateway, by
+repeating the request, renewing or finishing. The sequencer decides this in the transaction that
+releases the assignment.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ TIMEOUT = timedelta(seconds=10)
 
 
 class Abandoned:
-    """The holds of callers who have gone, each with a task that waits for the grace to pass."""
+    """The assignments of callers who have gone, each with a task that waits for the grace."""
 
     def __init__(self, *, grace: timedelta = GRACE) -> None:
         self.client: AsyncClient
-        """Set before the first call."""
+        """Must be set before the first call."""
         self._grace = grace
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, answer: object) -> None:
-        """Take on an answer that nobody waits for."""
+        """Take an answer whose caller has gone."""
         try:
             read = from_json(answer)
         except ValidationError:
@@ -47,7 +48,7 @@ class Abandoned:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Wait no longer: those holds end with their lease."""
+        """Stop waiting; the remaining assignments end with their leases."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

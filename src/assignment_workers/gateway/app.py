@@ -1,4 +1,4 @@
-"""The application: its parts, its routes, and what stands before each."""
+"""The application: its parts, its routes and its middleware."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ from assignment_workers.settings import Settings
 
 
 def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
-    """The gateway on this database and the Redis of `settings`. Without `tokens` all may do all."""
+    """Return the gateway on this database and the Redis of `settings`.
+
+    Without `tokens` every caller may do everything.
+    """
     origins = Origins.of(
         settings.allowed_hosts, settings.gateway_origins, listens=settings.gateway_host
     )
@@ -136,7 +139,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> JSONResponse:
-        # Made outside of every middleware: this response has to be given its headers here.
+        # This response is made outside of all middleware, so its headers are added here.
         detail = "the gateway failed; its log tells how"
         response = problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
         response.raw_headers += SECURITY_HEADERS
@@ -164,7 +167,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
 
 
 def flower_url(settings: Settings) -> str | None:
-    """Where Flower is, for whoever looks at the dashboard; None: it is not known."""
+    """Return the address of Flower for the dashboard; None if it is unknown."""
     if settings.flower_url is None and (settings.embedded or settings.stack_token):
         return f"http://127.0.0.1:{settings.flower_port}"
     return settings.flower_url

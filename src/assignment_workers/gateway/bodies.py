@@ -1,4 +1,4 @@
-"""What callers send, and what they get: the OpenAPI document is made from these."""
+"""The bodies of calls and of answers; the OpenAPI document is made from them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Body(BaseModel):
 
 
 class RequestBody(_Body):
-    """An agent's ask for the next user."""
+    """An agent's request for the next user."""
 
     agent_id: AgentId
     queue: Word | None = Field(
@@ -53,14 +53,14 @@ class RequestBody(_Body):
 
 
 class OwnerBody(_Body):
-    """Whose assignment it is. `version` as it was given; absent: whichever it has."""
+    """The owner of the assignment. `version` as the last answer gave it; absent: any version."""
 
     agent_id: AgentId
     version: Version | None = None
 
 
 class CompleteBody(OwnerBody):
-    """What came of the call."""
+    """The outcome of the call."""
 
     outcome: Word = Field(examples=["no_answer"])
     notes: Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")] | None = None
@@ -68,7 +68,7 @@ class CompleteBody(OwnerBody):
 
 
 class DeferBody(OwnerBody):
-    """Until when nobody is offered the user: a time, or so many seconds from now."""
+    """The time until which nobody is offered the user: a time, or seconds from now."""
 
     until: AwareDatetime | None = Field(None, examples=["2026-11-23T18:00:00Z"])
     seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400, strict=True)] | None = None
@@ -76,26 +76,26 @@ class DeferBody(OwnerBody):
 
 
 class CloseBody(OwnerBody):
-    """Why the user is to be out of the dialer queue."""
+    """The reason for which the user is closed in the dialer queue."""
 
     why: Why = Field(examples=["deceased"])
 
 
 class StateBody(_Body):
-    """What the agent is about from now on."""
+    """The agent's new state."""
 
     state: AgentStatus = Field(examples=["available"])
     why: Why | None = Field(None, examples=["lunch"])
 
 
 class HeartbeatBody(_Body):
-    """Which assignment the agent works on: the first heartbeat that names an offer accepts it."""
+    """The agent's current assignment. The first heartbeat that names an offer accepts it."""
 
     assignment_id: UUID | None = None
 
 
 class ActBody(_Body):
-    """What an operator adds to what they do."""
+    """The reason that an operator adds to an action."""
 
     why: (
         Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] | None
@@ -103,7 +103,7 @@ class ActBody(_Body):
 
 
 class ReportQuery(_Body):
-    """Of which period."""
+    """The period of a report."""
 
     since: AwareDatetime | None = Field(
         None, ge=EARLIEST, description="With a zone; absent: a day ago."
@@ -111,7 +111,7 @@ class ReportQuery(_Body):
 
 
 class EventsQuery(_Body):
-    """Which events."""
+    """The selection of events."""
 
     agent_id: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None, description="Only what this agent does."
@@ -123,7 +123,7 @@ class _Identified(BaseModel):
 
 
 class AssignedAnswer(_Identified, Assigned):
-    """The user is this agent's."""
+    """The user is assigned to this agent."""
 
 
 class EmptyAnswer(_Identified, Empty):
@@ -131,7 +131,7 @@ class EmptyAnswer(_Identified, Empty):
 
 
 class PausedAnswer(_Identified, Paused):
-    """An operator paused it."""
+    """An operator paused every dialer queue that the request may take from."""
 
 
 class TooLateAnswer(_Identified, TooLate):
@@ -144,13 +144,13 @@ RequestAnswer = Annotated[
 
 
 class Sent(BaseModel):
-    """A regeneration was asked for."""
+    """The build of a new generation was requested, or a dead letter was sent again."""
 
     task_id: str
 
 
 class LiveDetails(BaseModel):
-    """What an event tells beyond its ids: what is there depends on its kind."""
+    """The details of an event beyond its ids; its kind decides which are present."""
 
     rank: int | None = None
     lease_expires_at: AwareDatetime | None = None
@@ -168,9 +168,9 @@ class LiveDetails(BaseModel):
 
 
 class LiveEvent(BaseModel):
-    """The `data` of a server-sent event; what is not known is left out.
+    """The `data` of a server-sent event; unknown values are left out.
 
-    Of kind `reset`: what was missed cannot be told, read how all stands anew.
+    Kind `reset`: missed events cannot be sent any more; read the current state again.
     """
 
     id: int
@@ -187,7 +187,7 @@ class LiveEvent(BaseModel):
 
 
 class Index(BaseModel):
-    """What this is."""
+    """The name and version of the gateway, and the paths of its interface."""
 
     name: str
     version: str
@@ -197,13 +197,13 @@ class Index(BaseModel):
 
 
 class State(BaseModel):
-    """Whether the gateway is alive."""
+    """The state of the gateway's process."""
 
     status: str
 
 
 class Readiness(BaseModel):
-    """Whether the gateway is ready, and whether the CRM can be read; why not is not told here."""
+    """The readiness of the gateway and of the CRM, without reasons."""
 
     status: Literal["ready"]
     crm: Literal["answers", "unavailable"]

@@ -1,4 +1,4 @@
-"""One call through the coalescing client, for as long as its caller stays."""
+"""Dispatch of one call through the batching client while its caller stays connected."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from assignment_workers.gateway.problems import STATUS_OF, refused, unavailable
 log = structlog.get_logger()
 
 CLIENT_CLOSED_REQUEST = 499
-"""Nobody reads it: the caller has gone."""
+"""Status of a response that nobody reads, because the caller has gone."""
 
 
 @dataclass
 class CommandDispatcher:
-    """Puts commands to the sequencer and makes responses of the answers."""
+    """Sends commands to the sequencer and turns the answers into responses."""
 
     client: AsyncClient
     metrics: Metrics
     abandoned: Callable[[object], None]
-    """Takes on an answer whose caller has gone."""
+    """Called with an answer whose caller has gone."""
 
     async def ask(
         self,
@@ -43,10 +43,10 @@ class CommandDispatcher:
         timeout: timedelta,  # noqa: ASYNC109 - the command's, which ends by itself
         **facts: str,
     ) -> Response:
-        """The answer as a response, with `facts` added to it.
+        """Send a command and return its answer as a response, with `facts` added.
 
-        A caller who disconnects takes the command back, if it has not gone out yet; a hold that
-        nobody is told of is taken on by `abandoned`.
+        If the caller disconnects, a command that has not been sent is dropped. An assignment whose
+        caller has gone is passed to `abandoned`.
         """
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
@@ -59,7 +59,7 @@ class CommandDispatcher:
                 self.metrics.gone.inc()
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             answer = _plain(asked.result())
-            if left.done():  # the answer and the hanging up came together
+            if left.done():  # the answer and the disconnection came together
                 self.metrics.gone.inc()
                 self.abandoned(answer)
         finally:
@@ -74,7 +74,7 @@ class CommandDispatcher:
 
 
 def response(answer: dict[str, Any], **facts: str) -> Response:
-    """An answer as HTTP says it: what is refused and what is unavailable is a problem."""
+    """Return an answer as a response; a refused or unavailable one becomes a problem."""
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:
             status = STATUS_OF.get(code, HTTPStatus.CONFLICT)
@@ -95,6 +95,6 @@ def _plain(answer: object) -> dict[str, Any]:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Wait until the caller has hung up. For a call whose body was read."""
+    """Wait until the caller disconnects. The body of the call must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""What every route is given: the gateway it works with, who calls, and what it may answer."""
+"""The dependencies of routes: the parts of the gateway, the caller, and the possible problems."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ TIMEOUT = timedelta(seconds=10)
 
 
 def routes(kind: type[APIRoute] = RedactedRoute) -> APIRouter:
-    """Routes to add to, whose answers pass the redaction unless their kind is another.
+    """Return a router whose answers are redacted, unless `kind` is another class of routes.
 
-    An operation's id is its function's name: generated clients call it so.
+    The id of an operation is the name of its function, because generated clients use the id as the
+    name.
     """
     return APIRouter(generate_unique_id_function=lambda route: route.name, route_class=kind)
 
 
 @dataclass
 class Gateway:
-    """What the routes work with."""
+    """The parts of the gateway that the routes use."""
 
     engine: Engine
     dispatcher: CommandDispatcher
@@ -57,7 +58,7 @@ class Gateway:
     settings: Settings
 
 
-async def _gateway(request: Request) -> Gateway:  # async: else in a thread, each time
+async def _gateway(request: Request) -> Gateway:  # async: a plain function would run in a thread
     found: Gateway = request.app.state.gateway
     return found
 
@@ -73,7 +74,7 @@ Who = Annotated[Caller, Depends(_caller)]
 
 
 def _of(roles: frozenset[TokenRole]) -> params.Depends:
-    """Whoever calls, if of these roles; before the body is judged, which is for those to know."""
+    """Require a caller of these roles, before the body is validated."""
 
     async def checked(who: Who) -> Caller:
         who.must_be(roles)
@@ -104,7 +105,7 @@ WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 @contextmanager
 def reading(here: Gateway) -> Iterator[Connection]:
-    """A connection to read by. Raises `Problem` 503 where there is none."""
+    """Yield a connection for reads. Raises `Problem` 503 if there is none."""
     try:
         with here.engine.connect() as connection:
             yield connection

@@ -1,9 +1,10 @@
-"""Routes whose well-formed calls go straight to their function.
+"""Routes that pass well-formed calls directly to their functions.
 
-Their answers are agents' own, of the closed types of `assignment.answers`, and hold no free text.
+Their answers are for agents, are of the closed types of `assignment.answers`, and contain no free
+text.
 
-FastAPI works out anew for each call what its function takes, which costs as much as all the rest of
-the gateway does for a claim. These routes are called for every user who is handed out.
+FastAPI resolves the arguments of the function again for each call, which costs as much as all other
+work of the gateway for a claim. These routes are called for every user who is handed out.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class FastRoute(APIRoute):
-    """A route of `Actor`s, with a body in JSON and perhaps something in its path.
+    """A route for an `Actor`, with a JSON body and optional path parameters.
 
-    A call that is not as it should be takes FastAPI's way, and so is told what every call is told.
+    A malformed call goes through FastAPI, and so gets the same problem as on any other route.
     """
 
     def get_route_handler(self) -> Handler:
-        """FastAPI's, with a shorter way before it."""
+        """Return FastAPI's handler, preceded by a shorter way for well-formed calls."""
         usual = super().get_route_handler()
         takes = get_type_hints(self.endpoint, include_extras=True)
         body: type[BaseModel] = takes["body"]
@@ -54,7 +55,7 @@ class FastRoute(APIRoute):
 async def _understood(
     request: Request, body: type[BaseModel], path: Mapping[str, TypeAdapter[Any]]
 ) -> dict[str, Any] | None:
-    """The body and what the path says; None for a call that is not well formed, or not whole."""
+    """Return the body and the path parameters; None if the call is malformed or incomplete."""
     if request.headers.get("content-type") != "application/json":
         return None
     try:

@@ -1,4 +1,4 @@
-"""Signs of life, gathered for a second and written together, off the assignment queue."""
+"""Heartbeats, collected for a second and written together, without the assignment queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from assignment_workers.client.accepted import Accepted
 from assignment_workers.settings import Settings
 
 EVERY_SECONDS = 1.0
-"""The least time from one writing to the next. One that comes after a pause is written at once."""
+"""The least seconds between two writes. A heartbeat after a pause is written at once."""
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Heartbeats:
     engine: Engine
     settings: Settings
     accepted: Accepted = field(default_factory=Accepted)
-    """Offers that a heartbeat of this gateway, or another move, has accepted."""
+    """Offers that heartbeats of this gateway have accepted."""
     _waiting: dict[int, asyncio.Future[HeartbeatAnswer]] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _written_at: float = float("-inf")
 
     async def beat(self, agent: int) -> HeartbeatAnswer:
-        """How the agent stands, once it is kept that they are there now."""
+        """Record that the agent is present now, and return the agent's state."""
         loop = asyncio.get_running_loop()
         if agent not in self._waiting:
             self._waiting[agent] = loop.create_future()
@@ -41,7 +41,7 @@ class Heartbeats:
         return await asyncio.shield(mine)
 
     async def close(self) -> None:
-        """Write what waits."""
+        """Write the waiting heartbeats."""
         if self._task is not None:
             await self._task
 

@@ -1,4 +1,4 @@
-"""How much one caller may ask: bytes of a body, calls in a second."""
+"""Limits on one caller: the bytes of a body and the calls per second."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from assignment_workers.origins import Origins
 
 BODY_BYTES = 64 * 1024
 REMEMBERED = 10_000
-"""Callers whose pace is known; the one not seen for the longest is forgotten first."""
+"""The most callers whose rate is remembered; the one unseen for longest is forgotten first."""
 
 
 @dataclass
 class TokenBucket:
-    """So many calls a second, and twice as many at once, for each key."""
+    """A rate limit for each key: `per_second` calls a second, and twice as many at once."""
 
     per_second: float
     clock: Callable[[], float] = time.monotonic
     _seen: OrderedDict[object, tuple[float, float]] = field(default_factory=OrderedDict)
 
     def left(self, key: object) -> float:
-        """The seconds until a call may go on; 0.0: now. Nothing is counted."""
+        """Return the seconds until a call may go on; 0.0 if it may now. Counts nothing."""
         if key not in self._seen:
             return 0.0
         left, at = self._seen[key]
@@ -36,7 +36,7 @@ class TokenBucket:
         return 0.0 if left >= 1.0 else (1.0 - left) / self.per_second
 
     def wait(self, key: object) -> float:
-        """0.0 if the call may go on, and counts; else the seconds until it may."""
+        """Count the call and return 0.0 if it may go on; else return the seconds until it may."""
         now = self.clock()
         most = max(self.per_second * 2, 1.0)
         left, at = self._seen.pop(key, (most, now))
@@ -49,7 +49,7 @@ class TokenBucket:
 
 
 class BodyLimit:
-    """Middleware: a body of more than `BODY_BYTES` is refused, declared or not."""
+    """Middleware that refuses a body of more than `BODY_BYTES`, declared or not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -81,7 +81,7 @@ class BodyLimit:
 
 
 class OwnPages:
-    """Middleware: what a page of another origin asks for is refused, whoever is signed in."""
+    """Middleware that refuses calls from pages of other origins, even with a valid session."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         self._app = app
@@ -106,7 +106,7 @@ _LOOKED_AT = frozenset(
 
 
 class _TooLarge(BaseException):
-    """Passes through every handler of the application; nothing was sent yet."""
+    """Passes through every handler of the application, before anything was sent."""
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,9 +126,9 @@ SECURITY_HEADERS = [
 
 
 class SecurityHeaders:
-    """Middleware: every response tells browsers to guess, frame and keep nothing.
+    """Middleware that tells browsers not to guess types, frame pages or store responses.
 
-    A page of the dashboard says itself what it may load, a file of it how long it may be kept.
+    A page of the dashboard sets its own content policy, and an asset its own time in caches.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""What this gateway counts, and what the database says, for Prometheus."""
+"""The counts of this gateway and the figures of the database, for Prometheus."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.telemetry import PREFIX
 
 Labelled = dict[tuple[str, ...], float | None]
-"""Values by their labels; None: it is not known."""
+"""Values by their labels; None: unknown."""
 
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 3.0, 10.0, 30.0)
 
 
 class Metrics:
-    """The figures of one process."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -74,21 +74,21 @@ class Metrics:
 
 
 class StoredFigures(Collector):
-    """What stands in the database, as gauges: the same at every gateway.
+    """The figures of the database as gauges, the same at every gateway.
 
-    Read at most once in `FRESH_SECONDS`, whoever asks and however many. While the database cannot
-    answer there is `assignment_workers_database_up 0` and nothing else: unknown is not zero.
+    They are read at most once in `FRESH_SECONDS`, for any number of readers. While the database
+    cannot answer, there is only `assignment_workers_database_up 0`, because unknown is not zero.
     """
 
     def __init__(self, read_cache: ReadCache) -> None:
         self._read_cache = read_cache
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is collected when this is registered."""
+        """Describe nothing, so that registering collects nothing."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges."""
+        """Yield the gauges."""
         try:
             now = self._read_cache.figures()
         except Problem:
@@ -223,7 +223,7 @@ def _of_jobs(now: Figures) -> Iterator[Metric]:
 
 
 def gauge(name: str, told: str, values: Labelled, *labels: str) -> Metric:
-    """A gauge by its labels; what is not known is left out."""
+    """Return a gauge by its labels; unknown values are left out."""
     made = GaugeMetricFamily(f"{PREFIX}_{name}", told, labels=labels)
     for given, value in values.items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""What operators do through the gateway: kept before it is done, and what came of it after."""
+"""Records of operators' actions through the gateway: stored before, completed after."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ async def recorded(
     do: Callable[[int], Awaitable[T]],
     told: Callable[[T], str],
 ) -> tuple[int, T]:
-    """Do it, recorded before and after: the number of the record, and what `do` gave.
+    """Carry out an action, recorded before and after; return its record number and the result.
 
-    `do` gets the position of the command in the order in which the database saw them.
+    `do` gets the position of the action in the database's order of commands.
 
-    `told` says of that what came of it. A `Problem` of `do` is kept as a refusal, and raised.
-    Raises `Problem` 503 where the database did not answer: before anything was done, or the record
-    of what was begun has no outcome.
+    `told` returns the outcome to record for the result of `do`. A `Problem` that `do` raises is
+    recorded as a refusal and raised again. Raises `Problem` 503 if the database did not answer:
+    either nothing was done, or the record of the action has no outcome.
     """
 
     def ask() -> tuple[int, int]:
@@ -58,7 +58,7 @@ async def recorded(
 
 
 def outcome_of(response: Response) -> str:
-    """What came of it, by the response that says so."""
+    """Return the outcome to record for a response."""
     if response.status_code < HTTPStatus.BAD_REQUEST:
         return "done"
     if response.status_code == CLIENT_CLOSED_REQUEST:

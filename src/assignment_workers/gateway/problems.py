@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details, and what a refusal is in HTTP."""
+"""Errors as RFC 9457 problem details, and the HTTP status of refusals."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ ASKED_AT = "/v1/requests"
 
 
 class Wrong(BaseModel):
-    """One thing that was wrong in what was sent; what was sent is not repeated."""
+    """One error in the sent data, without the data."""
 
     where: str
     message: str
 
 
 class ProblemDetails(BaseModel):
-    """What went wrong (RFC 9457).
+    """A problem (RFC 9457).
 
-    With `outcome` it is an answer: `refused` for a reason that `code` names, where the same again
-    gets the same; or `unavailable`, where it may be worth a try after `retry_after` seconds.
+    With `outcome` it is an answer. `refused`: the same call gets the same answer, unless
+    `retry_after` tells when it may succeed; `code` names the reason. `unavailable`: the call may
+    succeed after `retry_after` seconds.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -51,7 +52,7 @@ class ProblemDetails(BaseModel):
 
 
 class Problem(Exception):
-    """A request ends here, with this status and these facts."""
+    """Ends a request with this status and these facts."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Problem(Exception):
         self.facts = facts
 
     def response(self, **facts: object) -> JSONResponse:
-        """As it is sent, with more facts."""
+        """Return the response, with more facts."""
         return problem(self.status, self.detail, headers=self.headers, **self.facts, **facts)
 
 
@@ -80,7 +81,10 @@ def refused(
     headers: dict[str, str] | None = None,
     retry_after: float | None = None,
 ) -> Problem:
-    """The same again gets the same, but where `retry_after` says when time will have mended it."""
+    """Return the problem of a refusal; repeating the call gets the same refusal.
+
+    With `retry_after`, repeating the call may succeed after these seconds.
+    """
     if retry_after is not None:
         headers = (headers or {}) | {"Retry-After": str(max(1, ceil(retry_after)))}
     facts = {"outcome": "refused", "code": code, "retry_after": retry_after}
@@ -93,7 +97,7 @@ def unavailable(
     status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE,
     retry_after: float = 2.0,
 ) -> Problem:
-    """The same again may be answered, after so many seconds."""
+    """Return the problem of a call that may succeed after `retry_after` seconds."""
     return Problem(
         status,
         detail,
@@ -106,7 +110,7 @@ def unavailable(
 def problem(
     status: int, detail: str, *, headers: Mapping[str, str] | None = None, **facts: object
 ) -> JSONResponse:
-    """A problem's response; facts that are None are left out."""
+    """Return the response of a problem; facts that are None are left out."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -137,11 +141,11 @@ STATUS_OF: dict[str, HTTPStatus] = {
     Code.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     Code.FORBIDDEN: HTTPStatus.FORBIDDEN,
 }
-"""What a refusal is in HTTP, by its code."""
+"""The HTTP status of a refusal, by its code; 409 for any other code."""
 
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Problems that a route may answer with, for the OpenAPI document."""
+    """Return the problems that a route may answer with, for the OpenAPI document."""
     return {
         int(status): {
             "description": status.phrase,
@@ -211,10 +215,10 @@ EXAMPLES: dict[HTTPStatus, dict[str, Any]] = {
 
 
 def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
-    """Every error of `app` that is a caller's leaves as a problem.
+    """Turn every error of `app` that a caller caused into a problem.
 
-    `authenticate` raises `Problem` for who may not call: asked before a body is criticised that
-    was read before its sender was known.
+    `authenticate` raises `Problem` if the caller may not call. It is called before errors in a body
+    are reported, because a body may be read before its sender is known.
     """
 
     @app.exception_handler(Problem)
@@ -223,7 +227,7 @@ def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == HTTPStatus.BAD_REQUEST:  # a body that is no text
+        if error.status_code == HTTPStatus.BAD_REQUEST:  # a body that is not text
             return await malformed(request, [Wrong(where="body", message=str(error.detail))])
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
@@ -233,7 +237,7 @@ def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # What was given is not repeated: it may be what an agent wrote about a user.
+        # The data is not repeated, because it may contain an agent's notes about a user.
         errors = [
             Wrong(where=".".join(map(str, each["loc"])), message=plain(each["msg"]))
             for each in error.errors()
@@ -261,7 +265,7 @@ def _identified(error: Problem, request_id: str | None) -> JSONResponse:
 
 
 async def _request_id(request: Request) -> str | None:
-    """The request id of a call that asks for a user: made for it, or as it was sent."""
+    """Return the request id of a request for a user: the generated one, or as it was sent."""
     made: str | None = getattr(request.state, "request_id", None)
     if made is not None or request.url.path != ASKED_AT:
         return made

@@ -1,4 +1,4 @@
-"""What the database says now, read once for all who look at the same moment."""
+"""Reads of the database, shared by all viewers who look at the same time."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FRESH_SECONDS = 0.5
-"""How old what is shown may be when it is read."""
+"""The greatest age, in seconds, of a value when it is read."""
 AT_ONCE = 2
-"""Connections that viewers take: the others are left for who asks for users."""
+"""The most connections for viewers; the others are left for calls of agents."""
 READS = 200
-"""Different reads that are remembered."""
+"""The most different reads that are remembered."""
 
 
 @dataclass
 class ReadCache:
-    """Reads of the database, each done at most once in its time, for any number of viewers.
+    """Reads of the database, each repeated only when its time is over, for any number of viewers.
 
-    For any thread. One who asks while another reads the same waits for that.
+    Safe to use from any thread. A caller waits while another thread does the same read.
     """
 
     engine: Engine
@@ -43,7 +43,7 @@ class ReadCache:
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _age: int = 0
-    """Grows when what was read until then is to be forgotten."""
+    """Increased when earlier reads must be forgotten."""
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.BoundedSemaphore = field(
@@ -59,16 +59,15 @@ class ReadCache:
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
     ) -> T:
-        """What `what` reads, or read under this name less than `seconds` ago.
+        """Return what `what` reads; or the value under this name, if younger than `seconds`.
 
-        `what` reads by its connection alone: it must not ask for another here.
-
-        Raises `Problem` 503 where the database cannot answer.
+        `what` must use only its connection: it must not take another one from this cache. Raises
+        `Problem` 503 if the database cannot answer.
         """
         return self.once(name, lambda: self._ask(what), seconds=seconds)
 
     def once(self, name: object, what: Callable[[], T], *, seconds: float = FRESH_SECONDS) -> T:
-        """What `what` returns, or returned under this name less than `seconds` ago."""
+        """Return the result of `what`; or the value under this name, if younger than `seconds`."""
         with self._guard:
             if len(self._locks) > READS:
                 self._locks.clear()
@@ -84,7 +83,7 @@ class ReadCache:
             return kept
 
     def forget(self) -> None:
-        """Whoever asks from now on gets what is so from now on: something was changed."""
+        """Forget all values, because data was changed; later reads see the change."""
         with self._guard:
             self._age += 1
             self._kept.clear()

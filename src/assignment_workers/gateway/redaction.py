@@ -1,8 +1,8 @@
-"""Free text and phone numbers by role: the one filter of pages, streams and JSON answers.
+"""Redaction of free text and phone numbers by role, for pages, streams and JSON answers.
 
-Operators read what people typed; nobody else does. The filter is an allow-list: a value in words
-passes when its name is known to hold an id or a word of this package, and the value has that form.
-A new column of text is therefore hidden until it is named here.
+Only operators may read free text. The filter is an allow-list: a text passes if its name is listed
+as holding an id or a word of this package, or if it has the form of such a value. A new text column
+is therefore hidden until it is listed here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from assignment_workers.schema.tables import SuppressionKind
 T = TypeVar("T")
 
 HIDDEN = "(for operators)"
-"""What stands in the place of a text."""
+"""The replacement of a hidden text."""
 _JSON = "application/json"
 
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?")
@@ -95,14 +95,14 @@ _OF_OURS = frozenset(
         "version",
     }
 )
-"""Names whose values in words are ids or words of this package, never what somebody typed."""
+"""Names whose texts are ids or words of this package, never free text."""
 _TYPED_REASONS = frozenset({SuppressionKind.DO_NOT_CONTACT, SuppressionKind.CLOSED})
 
 
 def redacted(value: T, *, sees_text: bool) -> T:
-    """The same value for a reader, texts and phone numbers hidden unless the reader may see them.
+    """Return the value with free text and phone numbers hidden, unless the reader sees text.
 
-    Mappings, lists, dataclasses and models are copied; raises `TypeError` for any other object.
+    Mappings, lists, dataclasses and models are copied. Raises `TypeError` for any other object.
     """
     return value if sees_text else cast(T, _redacted("", value, {}))
 
@@ -118,7 +118,7 @@ def _redacted(name: str, value: object, beside: Mapping[Any, Any]) -> object:
         case list() | tuple():
             return [_redacted(name, each, beside) for each in value]
         case BaseModel():
-            # Its own fields, not a dump: pages read its properties and nested models too.
+            # The fields, not a dump, because pages also read properties and nested models.
             said = {key: getattr(value, key) for key in type(value).model_fields}
             hidden = {key: _redacted(key, each, said) for key, each in said.items()}
             return value.model_copy(update=hidden)
@@ -138,7 +138,7 @@ def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
             return beside.get("kind") not in _TYPED_REASONS and bool(
                 _WORD.fullmatch(text) or _COUNTED_WORD.fullmatch(text)
             )
-        case "why":  # of an explanation; elsewhere it is what somebody typed
+        case "why":  # of an explanation; elsewhere it is free text
             return "means" in beside and bool(_WORD.fullmatch(text))
         case "outcome":
             return bool(_WORD.fullmatch(text))
@@ -153,13 +153,13 @@ def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
 
 
 class RedactedRoute(APIRoute):
-    """A route whose JSON passes `redacted` on its way out, by the role of its caller.
+    """A route whose JSON passes `redacted`, by the role of its caller.
 
-    Problem details are not filtered: they repeat nothing but what their caller sent.
+    Problem details are not filtered, because they contain nothing but what their caller sent.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's own, with the filter behind it."""
+        """Return FastAPI's handler, followed by the filter."""
         usual = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -169,7 +169,7 @@ class RedactedRoute(APIRoute):
 
 
 def for_caller(request: Request, response: Response) -> Response:
-    """The response as the caller of this request may read it; one without a caller reads least."""
+    """Return the response redacted for the caller; without a caller, all free text is hidden."""
     caller = getattr(request.state, "caller", None)
     sees_text = caller is not None and caller.sees_text
     if sees_text or response.headers.get("content-type") != _JSON:

@@ -1,4 +1,4 @@
-"""The gateway's process: uvicorn, until a signal."""
+"""The process of the gateway: uvicorn until a signal."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ log = structlog.get_logger()
 
 STATEMENT_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
-"""A browser that asks now and then keeps its connection."""
+"""Long enough that a browser with few calls keeps its connection."""
 GRACE_SECONDS = 5
-"""For answers under way, once it is asked to end."""
+"""Seconds for answers under way, once the process is asked to stop."""
 STALLED_SECONDS = 20
-"""A caller who takes nothing of what is sent for so long is hung up on."""
+"""Seconds after which a client that reads none of the sent data is disconnected."""
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal ends it; the exit code.
+    """Serve until a signal; return the exit code.
 
-    Raises `UsageError` for tokens that are off where others could call, and `DatabaseUnavailable`
-    or `SchemaMismatch` for a database that cannot be used, the CRM's among them.
+    Raises `UsageError` if tokens are off and other hosts or users could call. Raises
+    `DatabaseUnavailable` or `SchemaMismatch` for a database, or a CRM, that cannot be used.
     """
     tokens = wants_tokens(settings)
     engine = connect(
@@ -78,7 +78,7 @@ def serve(settings: Settings) -> int:
         ),
         app,
     )
-    # uvicorn sends itself the signal again when it has ended well: that is the end of it.
+    # uvicorn raises the signal again after a clean stop; ignored, so that the exit code is ours.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     memory.freeze_loaded_objects()
@@ -88,7 +88,7 @@ def serve(settings: Settings) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Ends the streams of live events when it is asked to end; all else it lets come to its end."""
+    """Ends the event streams when asked to stop, and lets other calls finish."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -101,7 +101,7 @@ class _Server(uvicorn.Server):
 
 
 def _listening(config: uvicorn.Config) -> socket.socket:
-    """The address to listen on; its connections inherit what is set here."""
+    """Return the listening socket; its connections inherit the options that are set here."""
     listening = config.bind_socket()
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000)
@@ -109,7 +109,10 @@ def _listening(config: uvicorn.Config) -> socket.socket:
 
 
 def wants_tokens(settings: Settings) -> bool:
-    """Whether callers need a token: loopback is no authentication, so `off` has to be said."""
+    """Return True if callers need a token. Raises `UsageError` if `off` is not allowed.
+
+    Tokens may be off only with the embedded servers and on a loopback address.
+    """
     if settings.gateway_tokens != "off":
         return True
     if not (settings.embedded and _is_loopback(settings.gateway_host)):

@@ -1,7 +1,7 @@
-"""Limits below HTTP: how large the head of a request may be, and how long a request may take.
+"""Limits below HTTP: the size of a request's head and the time of a request.
 
-A caller who sends a head without an end, or a byte now and then, holds memory and a connection
-without being anybody. uvicorn ends a connection that is idle between two requests by itself.
+A client that sends an endless head, or a byte now and then, uses memory and a connection without a
+token. uvicorn itself closes a connection that is idle between two requests.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 32 * 1024
-"""The request line and all headers together."""
+"""The most bytes of the request line and all headers together."""
 ARRIVE_SECONDS = 20.0
-"""From the connection, or the first byte of a further request, to the request's last byte."""
+"""The most seconds from the connection, or a further request's first byte, to its last byte."""
 CONNECTIONS = 5_000
-"""Open at once; a further one is closed."""
+"""The most open connections; a further one is closed."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which hangs up on a request that is too large or too slow."""
+    """uvicorn's protocol, which disconnects a request that is too large or too slow."""
 
     _arrives: asyncio.TimerHandle | None = None
     _head: int = 0
-    """Bytes of the head that is under way."""
+    """Bytes of the head read so far."""
     _is_body: bool = False
     _is_whole: bool = False
     _too_large: bool = False
@@ -42,13 +42,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._arrives is None and self._is_whole:
-            self._wait()  # for what may be no more than line ends
+            self._wait()  # the data may be no more than line ends
         before = self._head
         super().data_received(data)
         if self.transport.is_closing():
             return
         if not self._is_body and not self._is_whole and self._head == before:
-            # Not one header has ended in it: the parser keeps it until one does.
+            # No header has ended in this data; the parser keeps the data until one does.
             self._head += len(data)
             if self._head > HEAD_BYTES:
                 self._too_large = True
@@ -93,7 +93,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head += size
         if self._head > HEAD_BYTES:
             self._too_large = True
-            raise ValueError("the head is too large")  # the parser ends the request
+            raise ValueError("the head is too large")  # the parser then ends the request
 
     def _wait(self) -> None:
         self._arrives = self.loop.call_later(ARRIVE_SECONDS, self._hang_up)

@@ -1,9 +1,9 @@
-"""The access log: tokens, sign-ins, refusals in sums by address and minute, and who acts for whom.
+"""The access log: tokens, sign-ins, refusals, and tokens that act for agents.
 
-What is rare is recorded in the transaction that does it. Refusals are counted here and written once
-a minute, so that a flood of them fills no table; that a token acts for an agent is recorded once an
-hour, at its first move, within seconds; the use of tokens is written beside them, off
-every call's way.
+Rare events are recorded in the transactions that cause them. Refusals are counted in sums by
+address and minute and written once a minute, so that a flood of refusals fills no table. The first
+command of a token for an agent in an hour is recorded within seconds. The last use of tokens is
+written with the sums, so that no call waits for it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from assignment_workers.schema.tables import AccessKind, AccessRecord, ApiToken
 log = structlog.get_logger()
 
 EVERY_SECONDS = 10.0
-"""How often what was counted is looked through for what may be written."""
+"""Seconds between two writes of the counts."""
 ADDRESSES = 1_000
-"""So many sums are kept of a minute; what comes from further addresses is one sum, `others`."""
+"""The most sums in memory. Refusals from further addresses are added to the sum `others`."""
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
-"""Pairs of a token and an agent that a gateway remembers."""
+"""The most pairs of a token and an agent that a gateway remembers."""
 USE_SECONDS = 60
-"""A token's last use is written at most so often: that is how exact it is."""
+"""The least seconds between two writes of a token's last use, and so its accuracy."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Access:
     who: str | None
     """The token's name, or the user of this machine who ran the command."""
     subject: str | None
-    """What it was done to: the token."""
+    """The token or agent that the record is about."""
     address: str | None
     count: int
 
@@ -57,7 +57,7 @@ def record(
     subject: str | None = None,
     address: str | None = None,
 ) -> None:
-    """Keep that it happened now. The caller commits."""
+    """Store a record of an event that happens now. The caller commits."""
     connection.execute(
         insert(AccessRecord).values(
             at=func.clock_timestamp(), what=what, who=who, subject=subject, address=address
@@ -66,7 +66,7 @@ def record(
 
 
 def recorded(connection: Connection, *, most: int = 1_000) -> list[Access]:
-    """The newest records, the newest first."""
+    """Return the newest records, newest first."""
     columns = [getattr(AccessRecord, name) for name in Access.__dataclass_fields__]
     rows = connection.execute(select(*columns).order_by(AccessRecord.id.desc()).limit(most))
     return [Access(*row) for row in rows]
@@ -82,14 +82,14 @@ class _Sum(NamedTuple):
 
 @dataclass
 class AccessLog:
-    """What one gateway counts until it is written."""
+    """The counts of one gateway until they are written."""
 
     engine: Engine
     clock: Callable[[], datetime]
     _sums: Counter[_Sum] = field(default_factory=Counter)
     _used: set[str] = field(default_factory=set)
     _acted: dict[tuple[str, int], int] = field(default_factory=dict)
-    """By token and agent, the hour in which it was recorded last."""
+    """By token and agent: the hour, since the epoch, of the last record."""
     _task: asyncio.Task[None] | None = None
 
     def refused(self, what: AccessKind, *, who: str | None, address: str | None) -> None:
@@ -101,7 +101,7 @@ class AccessLog:
         self._sums[each] += 1
 
     def acted(self, token: str, agent_id: int) -> None:
-        """Note that a token that is not the agent's own makes moves of the agent."""
+        """Count a command for an agent by a token that is not the agent's own; once an hour."""
         now = self.clock()
         hour = int(now.timestamp()) // 3600
         if self._acted.get((token, agent_id)) == hour:
@@ -116,15 +116,15 @@ class AccessLog:
         self._sums[each] += 1
 
     def used(self, token: str) -> None:
-        """Note that a token was used."""
+        """Remember that a token was used."""
         self._used.add(token)
 
     def start(self) -> None:
-        """Write from now on, until `close`."""
+        """Start the periodic writes; `close` ends them."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write what there is."""
+        """Write all counts and end the periodic writes."""
         if self._task is not None:
             self._task.cancel()
         await self.write(whole=False)
@@ -135,9 +135,10 @@ class AccessLog:
             await self.write()
 
     async def write(self, *, whole: bool = True) -> None:
-        """Write the tokens used, and the sums of the minutes that are over; else all of them.
+        """Write the used tokens, and the sums of `ACTED_FOR` and of past minutes.
 
-        What cannot be written now is kept for the next time.
+        Without `whole` the sums of the current minute are written too. If the database cannot be
+        written, the counts are kept for the next time.
         """
         minute = self.clock().replace(second=0, microsecond=0)
         sums = {

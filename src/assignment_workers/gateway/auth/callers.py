@@ -1,4 +1,4 @@
-"""Who calls, and what they may do: roles, and an agent's token for that agent alone."""
+"""Callers and their rights: roles, and an agent's token for that agent alone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.schema.tables import TokenRole
 
 KNOWN_SECONDS = 3.0
-"""How long a token is not looked up again: a revoked one is refused after that."""
+"""Seconds before a token is looked up again; a revoked token is refused after that."""
 KNOWN_AT_MOST = 10_000
 
 ACTING = frozenset({TokenRole.AGENT, TokenRole.FRONTEND})
-"""Who makes agents' moves."""
+"""Roles that send commands for agents."""
 WATCHING = frozenset({TokenRole.SUPERVISOR, TokenRole.OPERATOR})
-"""Who sees everything."""
+"""Roles that see everything."""
 OPERATING = frozenset({TokenRole.OPERATOR})
 ANYBODY = frozenset(TokenRole)
 
@@ -55,17 +55,17 @@ OF_AGENTS = frozenset(
         EventKind.MISSED_CALL_FOLLOWED_UP,
     }
 )
-"""What happens to an agent and their assignments.
+"""The events of an agent and of the agent's assignments.
 
-A refused move is not among them: it names the holder.
+The event of a refused command is not among them, because it names the holder.
 """
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The bearer of this token.
+    """The bearer of a token.
 
-    `role` None: tokens are off, or it is the stack's own token; everything may be done then.
+    If `role` is None, everything is allowed: tokens are off, or it is the stack's own token.
     """
 
     token: str | None
@@ -74,30 +74,31 @@ class Caller:
 
     @property
     def name(self) -> str:
-        """Who acts, as it is kept with what an operator did."""
+        """The name to record with an operator's action."""
         return f"token {self.token}" if self.token else "anybody"
 
     @property
     def sees_text(self) -> bool:
-        """Whether the caller reads what people typed, and phone numbers (`gateway.redaction`)."""
+        """True if the caller may read free text and phone numbers (`gateway.redaction`)."""
         return self.role is None or self.role in OPERATING
 
     def must_be(self, roles: frozenset[TokenRole]) -> None:
-        """Raise `Problem` 403 for a role that is not one of these."""
+        """Raise `Problem` 403 if the caller's role is not one of these."""
         if self.role is not None and self.role not in roles:
             raise _forbidden(
                 f"a token of role {self.role} may not do this: {' or '.join(sorted(roles))} may"
             )
 
     def must_act_for(self, agent_id: int) -> None:
-        """Raise `Problem` 403 if this is another agent's token."""
+        """Raise `Problem` 403 if the token belongs to another agent."""
         if self.role == TokenRole.AGENT and self.agent_id != agent_id:
             raise _forbidden(f"this token acts for agent {self.agent_id} alone")
 
     def sees(self, agent_id: int | None) -> EventFilter:
-        """Which events they may follow, of one agent or of all. Raises `Problem` 403.
+        """Return the filter of events that the caller may follow. Raises `Problem` 403.
 
-        Whoever makes agents' moves sees what becomes of them; whoever watches sees everything.
+        `agent_id` limits it to one agent. Roles that send commands for agents see the events of
+        agents; roles that watch see everything.
         """
         if agent_id is not None:
             self.must_act_for(agent_id)
@@ -111,34 +112,37 @@ EVERYBODY = Caller(None, None, None)
 
 @dataclass
 class Callers:
-    """Checks tokens, and remembers each for `KNOWN_SECONDS`."""
+    """Checks tokens and remembers each for `KNOWN_SECONDS`."""
 
     engine: Engine
     required: bool
     per_token: TokenBucket
     per_agent: TokenBucket
     stack: StoredToken | None = None
-    """The token that `up` made, where this gateway is its stack's."""
+    """The token that `up` made, if this gateway belongs to its stack."""
     used: Callable[[str], object] = lambda _: None
-    """Told of each use of a token, by its name."""
+    """Called with a token's name at each use of the token."""
     acted: Callable[[str, int], object] = lambda *_: None
-    """Told of each move of an agent by a token that is not their own."""
+    """Called with the token's name and the agent at each command of a token not the agent's own."""
     clock: Callable[[], float] = time.monotonic
     _known: OrderedDict[str | bytes, tuple[float, StoredToken | None]] = field(
         default_factory=OrderedDict
     )
 
     async def caller(self, request: Request) -> Caller:
-        """Who calls. Raises `Problem` 401 without a token in force, 429 for one that hurries.
+        """Return the caller. Raises `Problem` 401 without a valid token, 429 for too many calls.
 
-        The caller is left in the request's state for what comes after the route.
+        The caller is also stored in the request's state, for code that runs after the route.
         """
         found = await self.bearer(bearer_of(request.headers.get("authorization", "")))
         request.state.caller = found
         return found
 
     async def bearer(self, token: str) -> Caller:
-        """Who bears this token. Raises `Problem` 401 unless it is in force, 429 if it hurries."""
+        """Return the bearer of a token.
+
+        Raises `Problem` 401 if the token is not valid, 429 for too many calls.
+        """
         if not self.required:
             return EVERYBODY
         named = tokens.parts(token)
@@ -151,7 +155,7 @@ class Callers:
         return self._paced(kept)
 
     async def session(self, cookie: str) -> Caller:
-        """Who signed in with this cookie. Raises `Problem` as `bearer` does."""
+        """Return the caller who signed in with this cookie. Raises `Problem` as `bearer` does."""
         if not self.required:
             return EVERYBODY
         if not cookie:
@@ -166,15 +170,15 @@ class Callers:
 
     @property
     def stack_digest(self) -> str | None:
-        """By which a session that the stack's own secret opened is known as this stack's."""
+        """The digest that marks a session as opened by the secret of this gateway's stack."""
         return self.stack.hash.hex() if self.stack else None
 
     def forget(self, cookie: str) -> None:
-        """Look the session of this cookie up anew."""
+        """Look up the session of this cookie again at its next use."""
         self._known.pop(sessions.digest(cookie), None)
 
     def knows(self, authorization: str, cookie: str) -> bool:
-        """Whether one of these was good when it was looked up last; nothing is looked up."""
+        """Return True if the token or cookie was valid when last looked up. Looks nothing up."""
         _, in_session = self._known.get(sessions.digest(cookie), (0.0, None))
         named = tokens.parts(bearer_of(authorization))
         if cookie and in_session is not None:
@@ -192,7 +196,7 @@ class Callers:
         return Caller(kept.id, kept.role, kept.agent_id)
 
     def let(self, caller: Caller, agent_id: int) -> None:
-        """Let the caller act for this agent now, or raise `Problem` 403 or 429."""
+        """Check that the caller may act for this agent now. Raises `Problem` 403 or 429."""
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
         if caller.token is not None and caller.role != TokenRole.AGENT:
@@ -226,7 +230,7 @@ class Callers:
 
 
 def bearer_of(authorization: str) -> str:
-    """The token in this header; empty: none."""
+    """Return the token in this header; empty if there is none."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

@@ -1,8 +1,8 @@
-"""Refusals: counted, recorded, and slowed down by address before anything is looked up.
+"""Refusals: counted, recorded, and slowed down by address before a token is looked up.
 
-A token that nobody has costs a look-up; a call without one costs a refusal in good words. Both cost
-callers with a token their time, so an address that is refused often waits for its next refusal,
-which is made here, of constant bytes.
+An unknown token costs a look-up, and a call without a token costs a full refusal. Both take time
+from callers with a valid token. An address that is refused often is therefore delayed, and gets a
+short refusal that is made here.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from assignment_workers.gateway.problems import unavailable
 from assignment_workers.schema.tables import AccessKind
 
 HELD_SECONDS = 1.0
-"""How long the answer to an address that hurries is held back."""
+"""Seconds for which the answer to an address with too many refusals is held back."""
 HELD_AT_MOST = 500
-"""Answers that are held back at once; further ones are given at once, and the connection closed."""
+"""The most answers held back at a time. Further answers are sent at once and end the connection."""
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 SIGN_IN = frozenset({"/login", links.PATH})
 COOKIE = b"assignment_workers="
 
 
 class Doorkeeper:
-    """Middleware: an address whose calls are refused too often is told to come back later."""
+    """Middleware that tells an address with too many refusals to come back later."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Doorkeeper:
         self._access.refused(what, who=who, address=address)
 
     def _is_known(self, scope: Scope) -> bool:
-        """Whether the caller was let in before: their calls are no flood of strangers."""
+        """Return True if the caller is known to hold a valid token or session."""
         authorization, cookie = b"", b""
         for name, value in scope["headers"]:
             if name == b"authorization":

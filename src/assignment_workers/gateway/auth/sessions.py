@@ -1,6 +1,6 @@
-"""Sessions of the dashboard: begun by a token or a one-time link, ended by time or by signing out.
+"""Dashboard sessions, begun by a token or a one-time link, ended by time or by signing out.
 
-A cookie is no token: it opens nothing but the dashboard, and a session that has ended stays so.
+A cookie opens nothing but the dashboard. A session that has ended cannot be opened again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def begin(
     link: str | None = None,
     address: str | None = None,
 ) -> str | None:
-    """A new session's cookie; None where another session has used the link.
+    """Begin a session and return its cookie; None if another session has used the link.
 
-    Opened by the token of that name, or by the stack's own secret, whose digest is `stack`. The
-    caller commits.
+    `token` is the name of the token that opens the session. `stack` is the digest of the stack's
+    own secret, if that opens it. The caller commits.
     """
     cookie = secrets.token_urlsafe(32)
     now = func.clock_timestamp()
@@ -55,9 +55,9 @@ def begin(
 
 
 def find(connection: Connection, cookie: bytes, *, stack: str | None) -> StoredToken | None:
-    """Who opened the session of a cookie with this digest; None: it is not in force.
+    """Return the opener of the session with this cookie digest; None if it is not valid.
 
-    A session that a stack's own secret opened counts for a gateway of that stack alone.
+    A session that a stack's own secret opened is valid only at a gateway of that stack.
     """
     row = connection.execute(_FIND, {"hash": cookie}).one_or_none()
     if row is None:
@@ -68,7 +68,7 @@ def find(connection: Connection, cookie: bytes, *, stack: str | None) -> StoredT
 
 
 def end(connection: Connection, cookie: bytes, *, address: str | None = None) -> None:
-    """End the session of a cookie with this digest. The caller commits."""
+    """End the session with this cookie digest. The caller commits."""
     ended = connection.execute(
         update(DashboardSession)
         .where(DashboardSession.hash == cookie, DashboardSession.ended_at.is_(None))
@@ -81,12 +81,12 @@ def end(connection: Connection, cookie: bytes, *, address: str | None = None) ->
 
 
 def digest(cookie: str) -> bytes:
-    """What is stored of a cookie."""
+    """Return the digest of a cookie, which is stored in its place."""
     return hashlib.sha256(cookie[:_LONGEST].encode("utf-8", "surrogatepass")).digest()
 
 
 STACK = StoredToken("stack", b"", None, None)
-"""The bearer of the secret that `up` made: everything on that stack."""
+"""The bearer of the secret that `up` made, who may do everything on that stack."""
 
 _FIND = (
     select(ApiToken.id, ApiToken.role, ApiToken.agent_id, DashboardSession.stack)

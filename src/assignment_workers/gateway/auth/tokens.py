@@ -1,4 +1,4 @@
-"""API tokens: made, listed, revoked, checked. Only their hash is kept."""
+"""API tokens: created, listed, revoked and checked. Only the hash of a secret is stored."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from assignment_workers.schema.tables import AccessKind, ApiToken, TokenRole
 
 PREFIX = "aw"
 SECRET_BYTES = 32
-"""So much chance that a plain hash is as good as a slow one."""
+"""Enough random bytes that a fast hash is as safe as a slow one."""
 _LONGEST = 200
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it can be shown: all but its secret."""
+    """A token as it can be shown, without its secret."""
 
     id: str
     role: str
@@ -42,22 +42,22 @@ class Token:
     revoked_at: datetime | None
     expires_at: datetime | None
     last_used_at: datetime | None
-    """To the minute, and up to a minute late."""
+    """Accurate to about a minute."""
 
 
 @dataclass(frozen=True)
 class StoredToken:
-    """What a token is checked against."""
+    """The stored facts against which a token is checked."""
 
     id: str
     hash: bytes
     role: TokenRole | None
-    """None: everything, as the bearer of the stack's own secret may do."""
+    """None: everything is allowed, as for the bearer of the stack's own secret."""
     agent_id: int | None
 
 
 def of_stack(token: str | None) -> StoredToken | None:
-    """The token that `up` made for its own stack: it stands in no database."""
+    """Return the token that `up` made for its own stack, which no database stores."""
     named = parts(token or "")
     return named and StoredToken(named[0], _hash(named[1]), None, None)
 
@@ -71,10 +71,11 @@ def create(
     lasts: timedelta | None = None,
     by: str | None = None,
 ) -> str:
-    """A new token, which nobody can read again. Raises `UsageError` for a role without its agent.
+    """Create a token and return it; it cannot be read again.
 
-    `lasts`: how long it is in force; None: until it is revoked. `by` makes it, for the access log.
-    The caller commits.
+    `lasts` is the time until it expires; None: it is valid until it is revoked. `by` names its
+    creator for the access log. The caller commits. Raises `UsageError` for an unknown role, for an
+    agent's token without its agent, and for another token with an agent.
     """
     if role not in set(TokenRole):
         raise UsageError(f"no role {role!r}; there are {', '.join(TokenRole)}")
@@ -99,7 +100,7 @@ def create(
 
 
 def listed(connection: Connection) -> list[Token]:
-    """Every token, the newest first, at most a thousand."""
+    """Return every token, newest first, at most a thousand."""
     columns = [getattr(ApiToken, name) for name in Token.__dataclass_fields__]
     rows = connection.execute(
         select(*columns).order_by(ApiToken.created_at.desc(), ApiToken.id).limit(1_000)
@@ -108,7 +109,7 @@ def listed(connection: Connection) -> list[Token]:
 
 
 def revoke(connection: Connection, name: str, *, by: str | None = None) -> bool:
-    """Void a token; False where there is none, or it is void already. The caller commits."""
+    """Revoke a token; return False if there is none or it is revoked. The caller commits."""
     done = connection.execute(
         update(ApiToken)
         .where(ApiToken.id == name, ApiToken.revoked_at.is_(None))
@@ -122,7 +123,7 @@ def revoke(connection: Connection, name: str, *, by: str | None = None) -> bool:
 
 
 def find(connection: Connection, name: str) -> StoredToken | None:
-    """The token of that name, if it is in force."""
+    """Return the token of that name if it is valid."""
     row = connection.execute(_FIND, {"name": name}).one_or_none()
     if row is None:
         return None
@@ -130,7 +131,7 @@ def find(connection: Connection, name: str) -> StoredToken | None:
 
 
 def in_force() -> ColumnElement[bool]:
-    """Whether a token is neither revoked nor over."""
+    """Build the condition that a token is neither revoked nor expired."""
     return and_(
         ApiToken.revoked_at.is_(None),
         or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > func.clock_timestamp()),
@@ -138,7 +139,7 @@ def in_force() -> ColumnElement[bool]:
 
 
 def parts(token: str) -> tuple[str, str] | None:
-    """A token's name and its secret; None for what is none of ours."""
+    """Return a token's name and secret; None if the text has not the form of our tokens."""
     match token.split("_", 2):
         case [prefix, name, secret] if prefix == PREFIX and len(token) <= _LONGEST:
             return (name, secret) if name.isascii() and name.isalnum() else None
@@ -147,7 +148,7 @@ def parts(token: str) -> tuple[str, str] | None:
 
 
 def matches(kept: StoredToken | None, secret: str) -> bool:
-    """Whether this is the token's secret; takes as long for a wrong one, and for no token."""
+    """Return True if this is the token's secret. A mismatch or no token takes as long."""
     against = kept.hash if kept else bytes(hashlib.sha256().digest_size)
     return hmac.compare_digest(_hash(secret), against) and kept is not None
 

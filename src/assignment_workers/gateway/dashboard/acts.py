@@ -1,4 +1,4 @@
-"""What operators may do from the dashboard: each asked for in writing, done, and its end kept."""
+"""The actions of operators on the dashboard: each with a reason, and recorded with its outcome."""
 
 from __future__ import annotations
 
@@ -33,47 +33,48 @@ TIMEOUT = timedelta(seconds=10)
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for, of what, by whom and why."""
+    """A requested action: its subject, operator and reason, and the fields of its form."""
 
     subject: str
     who: str
     why: str
     said: Mapping[str, str]
     position: int = 0
-    """Where the database saw it among all commands, once it is recorded."""
+    """The action's position in the database's order of commands; 0 until it is recorded."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """Something that a form asks for besides the reason."""
+    """A field of an action's form, besides the reason."""
 
     name: str
     label: str
     required: bool = True
     digits: bool = True
     of_lists: bool = False
-    """Names the subject: asked for where the page is of many."""
+    """True if it names the subject; the form then asks for it only on a page of many subjects."""
 
 
 @dataclass(frozen=True)
 class Act:
-    """Something that an operator may do."""
+    """An action that an operator may take."""
 
     title: str
     told: str
-    """What it does, for whoever is about to."""
+    """The effect of the action, shown to the operator beforehand."""
     do: Callable[[AsyncClient, Engine, Asked], Awaitable[str]]
-    """Does it; what came of it: `done`, `refused: ...` or `unavailable: ...`."""
+    """Carries it out and returns the outcome: `done`, `refused: ...` or `unavailable: ...`."""
     where: Callable[[str], str]
-    """The page of its subject."""
+    """Returns the path of the subject's page."""
     fields: Sequence[Field] = ()
 
 
 async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked) -> int:
-    """Do it, recorded before and after; the number of its record.
+    """Carry out an action, recorded before and after; return the number of its record.
 
-    Raises `Problem`: 422 for an unknown action and for one without a reason, where nothing is done;
-    503 where the database did not answer: what was begun is there with no outcome.
+    Raises `Problem` 422 for an unknown action, a missing reason or an unusable subject; nothing is
+    done then. Raises `Problem` 503 if the database did not answer; an action that was begun then
+    has a record without an outcome.
     """
     act = ACTS.get(name)
     if act is None:
@@ -194,13 +195,16 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 def subject_of(said: Mapping[str, str]) -> str:
-    """What is acted on, as it is kept: a phone number is not, its suppression has it."""
+    """Return the subject to record. A phone number is left out: its suppression stores it."""
     named = said.get("subject") or said.get("user")
     return named or ("a phone number" if said.get("phone") else "all")
 
 
 def _whom(asked: Asked) -> tuple[int | None, str | None]:
-    """The user of this page or of the form, or the phone number; or both, which is refused."""
+    """Return the user of the page or the form, and the phone number.
+
+    The sequencer refuses a command that names both.
+    """
     phone = asked.said.get("phone") or None
     named = asked.said.get("subject") or asked.said.get("user")
     if not named:
@@ -222,7 +226,7 @@ async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
 
 
 async def send_again(client: AsyncClient, engine: Engine, number: int) -> str | Unavailable:
-    """Send the message of a dead letter again; raises `Problem` where it cannot be."""
+    """Send the message of a dead letter again. Raises `Problem` if that is impossible."""
 
     def find() -> Letter | None:
         with engine.connect() as connection:
@@ -259,7 +263,7 @@ async def _dismiss_all(_: AsyncClient, engine: Engine, asked: Asked) -> str:
 async def dismissed(
     engine: Engine, numbers: Sequence[int] | None, who: str, why: str | None
 ) -> list[int]:
-    """Dismiss dead letters, None: all that are to be seen to; the numbers of those."""
+    """Dismiss these dead letters, or all open ones for None; return the numbers dismissed."""
 
     def do() -> list[int]:
         with engine.begin() as connection:
@@ -286,7 +290,7 @@ def _sent(task: str | Unavailable) -> str:
 
 
 def _number(said: str, most: int) -> int | None:
-    """The number that was written; None where it is none, or not between 1 and `most`."""
+    """Return the number in the text; None if it is none, or not between 1 and `most`."""
     is_one = said.isascii() and said.isdigit() and len(said) <= len(str(most))
     return int(said) if is_one and 1 <= int(said) <= most else None
 

@@ -1,4 +1,4 @@
-"""The service levels of a period as one HTML file, with its style and charts in it."""
+"""The service levels of a period as one HTML file that contains its style and charts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from assignment_workers.assignment.reports.report import Report
 from assignment_workers.gateway.dashboard.render import HERE, environment
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 200, 48, 22
-"""Of a chart, in units of its own; the last two are the room for its axes."""
+"""Size of a chart in its own units; the last two are the space for its axes."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of the chart of assignments, and what it says."""
+    """A bar of the chart of assignments, and its label."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class ChartLine:
-    """A line of the chart of times: its points, as SVG has them, piece by piece."""
+    """A line of the chart of times: its points in the form of SVG, one text per piece."""
 
     name: str
     dashes: str
@@ -44,7 +44,7 @@ class Tick:
 
 
 def document(report: Report, shares: Breakdown) -> str:
-    """The file's text."""
+    """Return the text of the file."""
     length = (report.until - report.since) / BARS
     places = {round((part.at - report.since) / length): part for part in shares.parts}
     most = max((part.assignments for part in shares.parts), default=0)
@@ -98,7 +98,7 @@ def _lines(places: dict[int, Part], slowest: float) -> list[ChartLine]:
                 pieces.append([])
             else:
                 pieces[-1].append(f"{_x(place + 0.5)},{_y(value, slowest)}")
-        # A point alone is a line of no length, which round ends make visible.
+        # A single point is a line of no length; round line ends make it visible.
         whole = [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]
         made.append(ChartLine(name, dashes, [" ".join(piece) for piece in whole]))
     return made

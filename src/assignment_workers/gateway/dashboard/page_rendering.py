@@ -1,7 +1,7 @@
-"""How a page is shown: who may look, what they see, and the stream that keeps it up to date.
+"""Rendering of pages for viewers who may see them, and the streams that update the pages.
 
-A page asked for as HTML is rendered whole. Asked for as `text/event-stream`, by the page itself, it
-is its regions, each when it has changed.
+A page requested as HTML is rendered whole. When the page itself requests `text/event-stream`, it
+gets its regions, each when it has changed.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TICK_SECONDS = 1.0
-"""How often what is shown is looked at anew."""
+"""Seconds between two renderings of the regions of an open page."""
 BEAT_SECONDS = 15.0
-"""How often a stream on which nothing changes gives a sign of life."""
+"""Seconds after which a stream without changes sends a comment, to show that it is alive."""
 CHECKED_SECONDS = 3.0
-"""How often it is asked whether whoever watches still may."""
+"""Seconds between two checks that the viewer is still allowed to look."""
 WATCHERS = 200
 THREADS = 4
 DIGITS = 18
-"""The longest number that is read."""
+"""The most digits of a number that is read."""
 HTML = "text/html"
 EVENTS = "text/event-stream"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What a page may load: its own style and script."""
+"""The content a page may load: its own style and script."""
 
 
 @dataclass
 class Dashboard:
-    """What the pages work with."""
+    """The parts of the gateway that the pages use."""
 
     engine: Engine
     client: AsyncClient
@@ -69,22 +69,22 @@ class Dashboard:
     source: PageSource
     flower_url: str | None
     secure: bool
-    """Whether the cookie is for HTTPS alone; to a browser its own device is as good."""
+    """True if the cookie is for HTTPS only; browsers treat their own host like HTTPS."""
     templates: Environment
     secret: str | None = None
-    """The stack's own secret, with which links to sign in are signed."""
+    """The stack's own secret, which signs the links to sign in."""
     watchers: int = 0
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(THREADS, "dashboard")
     )
-    """Their own: what waits for the database here holds no caller up."""
+    """A pool of the pages, so that one that waits for the database delays no other caller."""
 
     async def aside(self, what: Callable[..., T], *given: object) -> T:
-        """What `what` returns, from another thread."""
+        """Run `what` in a thread of the dashboard and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, what, *given)
 
     async def stored(self, what: Callable[[Connection], T]) -> T:
-        """What `what` returns, in a transaction. Raises `Problem` 503 where there is none."""
+        """Run `what` in a transaction and return its result. Raises `Problem` 503 if it fails."""
 
         def write() -> T:
             with self.engine.begin() as connection:
@@ -97,7 +97,7 @@ class Dashboard:
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a browser asks, and no program."""
+    """Return True if a browser, not a program, sent the request."""
     accepted = request.headers.get("accept", "")
     return HTML in accepted or EVENTS in accepted
 
@@ -106,7 +106,10 @@ Handler = Callable[Concatenate[Request, P], Awaitable[Response]]
 
 
 def as_page(handler: Handler[P]) -> Handler[P]:
-    """What goes wrong is a page too; who has not signed in is asked to."""
+    """Wrap a handler so that a `Problem` becomes a page, or for a stream a bare status.
+
+    A viewer who has not signed in is redirected to the sign-in page.
+    """
 
     @wraps(handler)
     async def handle(request: Request, *args: P.args, **kwargs: P.kwargs) -> Response:
@@ -129,13 +132,13 @@ def _wrong(request: Request, problem: Problem) -> Response:
 
 
 def here_of(request: Request) -> Dashboard:
-    """What the pages of this gateway work with."""
+    """Return the parts of the gateway that the pages use."""
     found: Dashboard = request.app.state.dashboard
     return found
 
 
 async def looker_of(request: Request) -> Caller:
-    """Who looks. Raises `Problem` for one who has not signed in, or may not."""
+    """Return the viewer. Raises `Problem` if the viewer has not signed in or may not look."""
     caller = await session.looker(here_of(request).callers, request)
     caller.must_be(WATCHING)
     return caller
@@ -144,7 +147,7 @@ async def looker_of(request: Request) -> Caller:
 def html(
     request: Request, template: str, facts: dict[str, Any], *, status: int = HTTPStatus.OK
 ) -> HTMLResponse:
-    """A page made from a template and these facts, with what every page shows."""
+    """Render a page from a template and these facts, with the parts of every page."""
     here = here_of(request)
     shown = {
         "policies": list(POLICIES),
@@ -158,7 +161,7 @@ def html(
 
 
 async def show(request: Request, view: View) -> Response:
-    """A page, or the stream that keeps it up to date. Raises `Problem`."""
+    """Return a page, or the stream that updates it. Raises `Problem`."""
     caller = await looker_of(request)
     here = here_of(request)
     if EVENTS in request.headers.get("accept", ""):
@@ -181,7 +184,7 @@ async def show(request: Request, view: View) -> Response:
 
 
 def _shown(view: View, facts: Facts, caller: Caller) -> Facts:
-    """The facts as this caller may read them: every page and every region is rendered of these."""
+    """Return the facts redacted for this caller; every page and region is rendered from these."""
     seen = redacted(dict(view.place) | facts, sees_text=caller.sees_text)
     return seen | {"sees_text": caller.sees_text}
 
@@ -196,7 +199,7 @@ def _nothing(view: View) -> Problem:
 
 
 async def _regions(request: Request, caller: Caller, view: View) -> AsyncIterator[str]:
-    """Each region when it has changed; a word when what is shown cannot be known any more."""
+    """Yield each region when it changes, and `trouble` when the facts cannot be read."""
     here = here_of(request)
     shown: dict[str, str] = {}
     here.watchers += 1
@@ -231,7 +234,7 @@ async def _may_go_on(request: Request, caller: Caller) -> bool:
 
 
 def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
-    """The regions as they are now, made once for all who look at the same page."""
+    """Return the current regions, rendered once for all viewers of the same page."""
     name = ("page", view.title, caller.sees_text)
     return here.source.read_cache.once(
         name, lambda: _rendered(here, view, caller), seconds=FRESH_SECONDS / 2
@@ -239,7 +242,7 @@ def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
 
 
 def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
-    """The regions, and under `trouble` why they are not known."""
+    """Render the regions; `trouble` holds the reason if the facts cannot be read."""
     try:
         facts = view.read(here.source)
     except Problem as problem:
@@ -257,5 +260,5 @@ def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
 
 
 def is_number(said: str) -> bool:
-    """Whether this is a number that is read: digits, and not too many."""
+    """Return True if the text is a number of at most `DIGITS` digits."""
     return said.isascii() and said.isdigit() and len(said) <= DIGITS

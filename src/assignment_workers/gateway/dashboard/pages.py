@@ -1,4 +1,4 @@
-"""The dashboard's routes: its pages, what is done there, signing in and out."""
+"""The routes of the dashboard: its pages and actions, signing in and out."""
 
 from __future__ import annotations
 
@@ -42,42 +42,42 @@ ROUTES = APIRouter(include_in_schema=False)
 @ROUTES.get("/queues/{name}")
 @as_page
 async def queue(request: Request, name: str) -> Response:
-    """A dialer queue."""
+    """Show a dialer queue."""
     return await show(request, views.queue(name))
 
 
 @ROUTES.get("/queues/{name}/rules")
 @as_page
 async def rules(request: Request, name: str) -> Response:
-    """Which rules hold a dialer queue's users back, counted and not estimated."""
+    """Show how many users of a dialer queue each rule holds back, counted and not estimated."""
     return await show(request, views.rules(name))
 
 
 @ROUTES.get("/users/{number}")
 @as_page
 async def user(request: Request, number: str) -> Response:
-    """A user."""
+    """Show a user."""
     return await show(request, views.user(_number(number, "user")))
 
 
 @ROUTES.get("/agents")
 @as_page
 async def agents(request: Request) -> Response:
-    """All agents."""
+    """Show all agents."""
     return await show(request, views.agents())
 
 
 @ROUTES.get("/agents/{number}")
 @as_page
 async def agent(request: Request, number: str) -> Response:
-    """An agent."""
+    """Show an agent."""
     return await show(request, views.agent(_number(number, "agent", most=2**31 - 1)))
 
 
 @ROUTES.get("/assignments/{name}")
 @as_page
 async def assignment(request: Request, name: str) -> Response:
-    """An assignment."""
+    """Show an assignment."""
     try:
         found = UUID(name)
     except ValueError:
@@ -88,70 +88,70 @@ async def assignment(request: Request, name: str) -> Response:
 @ROUTES.get("/jobs")
 @as_page
 async def jobs(request: Request) -> Response:
-    """All jobs."""
+    """Show all jobs."""
     return await show(request, views.jobs())
 
 
 @ROUTES.get("/jobs/{name}")
 @as_page
 async def job(request: Request, name: str) -> Response:
-    """A job."""
+    """Show a job."""
     return await show(request, views.job(name.replace("\x00", "")))
 
 
 @ROUTES.get("/races")
 @as_page
 async def races(request: Request) -> Response:
-    """The races met."""
+    """Show the recorded races."""
     return await show(request, views.races())
 
 
 @ROUTES.get("/events/{number}")
 @as_page
 async def event(request: Request, number: str) -> Response:
-    """An event, such as a race."""
+    """Show an event, such as a race."""
     return await show(request, views.event(_number(number, "event")))
 
 
 @ROUTES.get("/quarantine")
 @as_page
 async def quarantine(request: Request) -> Response:
-    """Who is set aside."""
+    """Show the users in quarantine."""
     return await show(request, views.quarantine())
 
 
 @ROUTES.get("/closed")
 @as_page
 async def closed(request: Request) -> Response:
-    """Who is out of a dialer queue."""
+    """Show the users who are closed in a dialer queue."""
     return await show(request, views.closed())
 
 
 @ROUTES.get("/do-not-contact")
 @as_page
 async def do_not_contact(request: Request) -> Response:
-    """Who is not to be contacted."""
+    """Show the users and phone numbers that are not to be contacted."""
     return await show(request, views.do_not_contact())
 
 
 @ROUTES.get("/dead-letters")
 @as_page
 async def dead_letters(request: Request) -> Response:
-    """What could not be handled."""
+    """Show the dead letters."""
     return await show(request, views.dead_letters())
 
 
 @ROUTES.get("/dead-letters/{number}")
 @as_page
 async def dead_letter(request: Request, number: str) -> Response:
-    """A message that could not be handled."""
+    """Show a dead letter."""
     return await show(request, views.dead_letter(_number(number, "dead letter")))
 
 
 @ROUTES.get("/report")
 @as_page
 async def report(request: Request) -> Response:
-    """Service levels."""
+    """Show the service levels of the last hour, day or week."""
     period = request.query_params.get("period", "day")
     if period not in PERIODS:
         raise Problem(
@@ -164,7 +164,7 @@ async def report(request: Request) -> Response:
 @ROUTES.get("/find")
 @as_page
 async def find(request: Request) -> Response:
-    """Go to a user or an agent by number."""
+    """Redirect to a user or an agent by number."""
     await looker_of(request)
     said = request.query_params
     what = "agent" if said.get("what") == "agent" else "user"
@@ -182,7 +182,7 @@ def _number(said: str, what: str, *, most: int = 10**DIGITS) -> int:
 @ROUTES.post("/act/{name}")
 @as_page
 async def act(request: Request, name: str) -> Response:
-    """Do something, with who and why."""
+    """Carry out an operator's action, recorded with its operator and reason."""
     caller = await looker_of(request)
     caller.must_be(OPERATING)
     said = await session.fields(request)
@@ -197,14 +197,14 @@ async def act(request: Request, name: str) -> Response:
 @ROUTES.get("/login")
 @as_page
 async def login(request: Request) -> Response:
-    """Ask for a token."""
+    """Show the sign-in page."""
     return _sign_in_page(request, request.query_params.get("next", "/"))
 
 
 @ROUTES.post("/login")
 @as_page
 async def sign_in(request: Request) -> Response:
-    """Begin a session, if the token is one that may look."""
+    """Begin a session, if the role of the token may watch."""
     here = here_of(request)
     said = await session.fields(request, proven=False)
     token, onward = said.get("token", ""), said.get("next", "/")
@@ -224,7 +224,7 @@ async def sign_in(request: Request) -> Response:
 @ROUTES.get(links.PATH)
 @as_page
 async def sign_in_by_link(request: Request) -> Response:
-    """Begin a session by a link of `up` or of `env`, which opens one and no second."""
+    """Begin a session by a one-time link of `up` or of `env`."""
     here = here_of(request)
     response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     if not here.callers.required:
@@ -259,7 +259,7 @@ def _address(request: Request) -> str | None:
 
 
 async def _begin(here: Dashboard, caller: Caller, address: str | None) -> str | None:
-    """The cookie of a new session of this caller; None where tokens are off and none is needed."""
+    """Begin a session and return its cookie; None if tokens are off and no cookie is needed."""
     if caller.token is None:
         return None
     is_stack = caller.role is None
@@ -276,7 +276,7 @@ async def _begin(here: Dashboard, caller: Caller, address: str | None) -> str | 
 @ROUTES.get("/flower")
 @as_page
 async def flower(request: Request) -> Response:
-    """Go to Flower; where `up` runs it, an operator is signed in there too."""
+    """Redirect to Flower; if `up` runs it, sign the operator in there too."""
     caller = await looker_of(request)
     here = here_of(request)
     if here.flower_url is None:
@@ -302,7 +302,7 @@ def _sign_in_page(request: Request, onward: str, *, wrong: Problem | None = None
 @ROUTES.post("/logout")
 @as_page
 async def sign_out(request: Request) -> Response:
-    """End the session: its cookie opens nothing any more, wherever it is kept."""
+    """End the session; within `KNOWN_SECONDS` no gateway accepts its cookie any more."""
     await session.fields(request)
     here, cookie = here_of(request), session.cookie_of(request)
     if cookie:
@@ -316,7 +316,7 @@ async def sign_out(request: Request) -> Response:
 
 @ROUTES.get("/assets/{name}")
 async def asset(name: str) -> Response:
-    """Style, script, the charting library and its licence: nothing in them is anybody's."""
+    """Serve the style, script, charting library and its licence. No sign-in is needed."""
     if name not in ASSETS:
         return Response(status_code=HTTPStatus.NOT_FOUND)
     return FileResponse(
@@ -328,5 +328,5 @@ async def asset(name: str) -> Response:
 
 @as_page
 async def front(request: Request) -> Response:
-    """The overview, at `/`."""
+    """Show the overview, at `/`."""
     return await show(request, views.overview())

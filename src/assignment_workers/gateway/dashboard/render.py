@@ -1,4 +1,4 @@
-"""Facts made into HTML: templates, and the few ways in which values are written."""
+"""Templates that turn facts into HTML, and the formats of values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 
 
 def environment() -> Environment:
-    """The templates; everything that they show is escaped."""
+    """Return the templates; every value in them is escaped."""
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -40,27 +40,27 @@ def environment() -> Environment:
 
 
 def number(value: float | None) -> str:
-    """Digits in groups of three."""
+    """Format a number with its digits in groups of three."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def capped(value: int | None, most: int) -> str:
-    """The same of a count that stops at `most`."""
+    """Format a count that stops at `most`."""
     return f"{number(value)} or more" if value is not None and value >= most else number(value)
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Seconds as milliseconds."""
+    """Format seconds as milliseconds."""
     return UNKNOWN if seconds is None else f"{seconds * 1000:,.1f} ms"
 
 
 def share(part: float | None) -> str:
-    """A share of one, as percent."""
+    """Format a share of one as percent."""
     return UNKNOWN if part is None else f"{part:.2%}"
 
 
 def duration(seconds: float | None) -> str:
-    """A length of time in its two largest units."""
+    """Format seconds in their two largest units."""
     if seconds is None:
         return UNKNOWN
     if seconds < 60:  # noqa: PLR2004
@@ -74,27 +74,27 @@ def duration(seconds: float | None) -> str:
 
 
 def at(moment: datetime | None) -> Markup | str:
-    """A time of day, UTC; with its date where it is not today's."""
+    """Format a time in UTC, with the date if it is not today."""
     return _time(moment, "")
 
 
 def since(moment: datetime | None) -> Markup | str:
-    """How long ago; a script counts it on, without one it is the time."""
+    """Mark a time for a script that shows how long ago it was; without the script, the time."""
     return _time(moment, "since")
 
 
 def until(moment: datetime | None) -> Markup | str:
-    """How long from now; a script counts it down."""
+    """Mark a time for a script that counts down to it; without the script, the time."""
     return _time(moment, "until")
 
 
 def words(name: object) -> str:
-    """A name of ours, fit to be read."""
+    """Format a name from the code for people."""
     return str(name).replace("_", " ").replace("ASSIGNMENT RACE CONDITION", "race")
 
 
 def told(facts: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """The details of an event, in the order of their names."""
+    """Return the details of an event as text, in the order of their names."""
     return [(words(name), str(value)) for name, value in sorted(facts.items()) if value is not None]
 
 

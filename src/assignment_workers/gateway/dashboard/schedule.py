@@ -1,4 +1,4 @@
-"""When each job is due next, as beat keeps it in Redis."""
+"""The next run of each job, as beat stores it in Redis."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 PREFIX = "assignment-workers:beat:"
-"""`redbeat_key_prefix` of celeryconfig.py as shipped; with another nothing is known."""
+"""`redbeat_key_prefix` of the shipped celeryconfig.py; with another prefix nothing is found."""
 FRESH_SECONDS = 2.0
 ENTRIES = 100
 
 
 @dataclass
 class Schedule:
-    """Reads what beat has written; whatever cannot be read is not known."""
+    """Reads the schedule that beat wrote. A schedule that cannot be read counts as unknown."""
 
     redis: Redis
     _read_at: float = float("-inf")
@@ -28,7 +28,7 @@ class Schedule:
     _lock: Lock = field(default_factory=Lock)
 
     def due(self) -> dict[str, datetime]:
-        """By task: when it is due next. Empty where beat never ran, or Redis does not answer."""
+        """Return the next run by task; empty if beat never ran or Redis does not answer."""
         with self._lock:
             if time.monotonic() - self._read_at >= FRESH_SECONDS:
                 try:
@@ -39,7 +39,7 @@ class Schedule:
             return self._due
 
     def _read(self) -> dict[str, datetime]:
-        # With the protocol before the third: pairs of bytes and a number.
+        # Protocol 2 of Redis returns pairs of bytes and a number.
         entries = cast(
             list[tuple[bytes, float]],
             self.redis.zrange(f"{PREFIX}:schedule", 0, ENTRIES, withscores=True),

@@ -1,7 +1,8 @@
-"""Who looks at the dashboard: a session whose cookie no script can read.
+"""The viewer's session, by a cookie that no script can read.
 
-Only the dashboard's own pages take the cookie; `/v1` takes none, so no other site can ride on it. A
-form carries a word made from the cookie's secret, and browsers say where a form was sent from.
+Only the pages of the dashboard accept the cookie. `/v1` accepts none, so that no other site can use
+it there. A form carries a proof made from the cookie, and the browser's headers tell which site
+sent the form.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from assignment_workers.gateway.problems import refused
 COOKIE = "assignment_workers"
 FORM = "application/x-www-form-urlencoded"
 _OWN = secrets.token_bytes(32)
-"""Where tokens are off there is no cookie, and one gateway: this process is the secret."""
+"""The secret for proofs if tokens are off: there is no cookie then, and only one gateway."""
 
 
 async def looker(callers: Callers, request: Request) -> Caller:
-    """Who looks. Raises `Problem` 401 without a session in force."""
+    """Return the viewer. Raises `Problem` 401 without a valid session, 429 for too many calls."""
     caller = await callers.session(cookie_of(request))
     request.state.caller = caller
     return caller
 
 
 def cookie_of(request: Request) -> str:
-    """The cookie that the browser shows; empty: none."""
+    """Return the cookie of the request; empty if there is none."""
     return request.cookies.get(COOKIE, "")
 
 
 def set_cookie(response: Response, cookie: str, *, secure: bool) -> None:
-    """Let the browser show this cookie from now on."""
+    """Set this cookie in the browser."""
     response.set_cookie(
         COOKIE,
         cookie,
@@ -51,18 +52,21 @@ def set_cookie(response: Response, cookie: str, *, secure: bool) -> None:
 
 
 def forget(response: Response, *, secure: bool) -> None:
-    """Take the cookie from the browser."""
+    """Delete the cookie in the browser."""
     response.delete_cookie(COOKIE, path="/", httponly=True, secure=secure, samesite="strict")
 
 
 def proof(request: Request) -> str:
-    """What every form of this session carries."""
+    """Return the proof that every form of this session carries."""
     secret = cookie_of(request).encode("utf-8", "surrogatepass") or _OWN
     return hmac.new(secret, b"a form of the dashboard", hashlib.sha256).hexdigest()
 
 
 async def fields(request: Request, *, proven: bool = True) -> dict[str, str]:
-    """What a form says. Raises `Problem` 403 for one that was not sent from our pages."""
+    """Return the fields of a form. Raises `Problem` 403 if our pages did not send it.
+
+    `proven=False` accepts a form without a proof, as for signing in.
+    """
     site = request.headers.get("sec-fetch-site", "same-origin")
     body = (await request.body()).decode("utf-8", "replace")
     is_form = request.headers.get("content-type", "").partition(";")[0].strip() == FORM

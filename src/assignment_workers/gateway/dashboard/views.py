@@ -1,4 +1,4 @@
-"""What each page shows: its regions, and how they are read."""
+"""The pages of the dashboard: the regions of each, and the reads of their facts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from assignment_workers.settings import Settings
 T = TypeVar("T")
 
 SLOW_SECONDS = 5.0
-"""How old charts and estimates may be."""
+"""The greatest age of charts and estimates, in seconds."""
 SERVICE_AT_MOST = 60.0
-"""How old a report of a day may be."""
+"""The greatest age of reports and of counts by rule, in seconds."""
 HOLDS = 50
 LISTED = 50
 SUPPRESSIONS_LISTED = 200
@@ -40,7 +40,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class PageSource:
-    """Where pages read."""
+    """The sources of the facts on pages."""
 
     read_cache: ReadCache
     schedule: Schedule
@@ -48,11 +48,11 @@ class PageSource:
 
     @property
     def policies(self) -> Mapping[str, Policy]:
-        """The policies of the claim: under the configured calling rules."""
+        """The policies of the claim, with the configured calling rules."""
         return policies_of(self.settings)
 
     def now(self) -> Figures:
-        """The figures that most pages show."""
+        """Return the figures that most pages show."""
         return self.read_cache.figures()
 
     def read(
@@ -66,21 +66,21 @@ class PageSource:
 class View:
     """A page: its title, its regions (each a template `parts/NAME.html`), and its facts.
 
-    `read` gives None where there is no such thing.
+    `read` returns None if the subject of the page does not exist.
     """
 
     title: str
     regions: Sequence[str]
     read: Callable[[PageSource], Facts | None]
     actions: Sequence[str] | Callable[[Facts], Sequence[str]] = ()
-    """What may be done here; or what of it there is to do, by the facts."""
+    """The actions on the page, or a function that chooses them by the facts."""
     subject: str = ""
     charts: bool = False
     place: Mapping[str, Any] = field(default_factory=dict)
 
 
 def overview() -> View:
-    """Everything at a glance."""
+    """Return the overview."""
 
     def read(source: PageSource) -> Facts:
         now = source.now()
@@ -116,7 +116,7 @@ def overview() -> View:
 
 
 def queue(name: str) -> View:
-    """A dialer queue."""
+    """Return the page of a dialer queue."""
 
     def read(source: PageSource) -> Facts | None:
         now = source.now()
@@ -161,7 +161,7 @@ def queue(name: str) -> View:
 
 
 def rules(name: str) -> View:
-    """Which rules hold a dialer queue's users back, counted one by one."""
+    """Return the page of the users that each rule of a dialer queue holds back, counted."""
 
     def read(source: PageSource) -> Facts | None:
         if name not in source.policies:
@@ -180,7 +180,7 @@ def rules(name: str) -> View:
 
 
 def user(number: int) -> View:
-    """A user: ids and times only."""
+    """Return the page of a user: ids and times only."""
 
     def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
@@ -215,19 +215,19 @@ def user(number: int) -> View:
 
 
 def quarantine() -> View:
-    """Who is set aside until an operator lets them go."""
+    """Return the page of users who are in quarantine until an operator releases them."""
     return _suppressions(
         "Quarantine", "quarantine", SuppressionKind.QUARANTINE, ("release_from_quarantine",)
     )
 
 
 def closed() -> View:
-    """Users who are out of a dialer queue until an operator lifts that."""
+    """Return the page of users who are closed in a dialer queue until an operator lifts it."""
     return _suppressions("Closed", "closed", SuppressionKind.CLOSED, ("lift_closed",))
 
 
 def do_not_contact() -> View:
-    """Who asked not to be called, by user or by phone number."""
+    """Return the page of users and phone numbers that are not to be contacted."""
     kind = SuppressionKind.DO_NOT_CONTACT
     return _suppressions("Do not contact", "do_not_contact", kind, ("do_not_contact", "lift"))
 
@@ -245,7 +245,7 @@ def _suppressions(title: str, region: str, kind: SuppressionKind, actions: Seque
 
 
 def agents() -> View:
-    """All agents."""
+    """Return the page of all agents."""
 
     def read(source: PageSource) -> Facts:
         return {
@@ -257,7 +257,7 @@ def agents() -> View:
 
 
 def agent(number: int) -> View:
-    """An agent."""
+    """Return the page of an agent."""
 
     def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
@@ -273,13 +273,13 @@ def agent(number: int) -> View:
 
 
 def _stands(connection: Connection, number: int) -> Facts | None:
-    """An agent as the dialer has them, and as the line knows them."""
+    """Return the facts about an agent from the dialer's tables and from ours."""
     known, stood = details.agent(connection, number), shown(connection, number)
     return known | stood.model_dump() if known and stood else None
 
 
 def assignment(number: UUID) -> View:
-    """An assignment."""
+    """Return the page of an assignment."""
 
     def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
@@ -300,7 +300,7 @@ def assignment(number: UUID) -> View:
 
 
 def jobs() -> View:
-    """All jobs."""
+    """Return the page of all jobs."""
 
     def read(source: PageSource) -> Facts:
         return {"now": source.now(), "due": source.schedule.due()}
@@ -309,7 +309,7 @@ def jobs() -> View:
 
 
 def job(name: str) -> View:
-    """A job."""
+    """Return the page of a job."""
 
     def read(source: PageSource) -> Facts | None:
         runs = source.read(("job", name), lambda c: details.job_runs(c, name, limit=LISTED))
@@ -319,7 +319,7 @@ def job(name: str) -> View:
 
 
 def races() -> View:
-    """The races met."""
+    """Return the page of the recorded races."""
 
     def read(source: PageSource) -> Facts:
         return {
@@ -331,7 +331,7 @@ def races() -> View:
 
 
 def event(number: int) -> View:
-    """One event."""
+    """Return the page of an event."""
 
     def read(source: PageSource) -> Facts | None:
         found = source.read(("event", number), lambda c: details.event(c, number))
@@ -341,7 +341,7 @@ def event(number: int) -> View:
 
 
 def dead_letters() -> View:
-    """What could not be handled."""
+    """Return the page of the dead letters."""
 
     def read(source: PageSource) -> Facts:
         return {"letters": source.read("letters", letters)}
@@ -350,7 +350,7 @@ def dead_letters() -> View:
 
 
 def _ends_of_letter(facts: Facts) -> Sequence[str]:
-    """What may be done with a dead letter: nothing once it is dismissed."""
+    """Return the actions on a dead letter; none once it is dismissed."""
     found: Letter = facts["letter"]
     if found.dismissed_at is not None:
         return ()
@@ -358,7 +358,7 @@ def _ends_of_letter(facts: Facts) -> Sequence[str]:
 
 
 def dead_letter(number: int) -> View:
-    """One message that could not be handled."""
+    """Return the page of a dead letter."""
 
     def read(source: PageSource) -> Facts | None:
         found = source.read(("letter", number), lambda c: letter(c, number))
@@ -374,7 +374,7 @@ def dead_letter(number: int) -> View:
 
 
 def service(since: datetime, name: str) -> View:
-    """The service levels of a period."""
+    """Return the page of the service levels of a period."""
 
     def read(source: PageSource) -> Facts:
         def ask(c: Connection) -> Report:

@@ -1,1 +1,1 @@
-"""The stream of events: the feed, its readers, the responses."""
+"""The stream of events: the feed, its readers, and the responses."""

@@ -1,4 +1,4 @@
-"""The events as they are committed, handed on to whoever reads: one listening connection."""
+"""Committed events for all readers of the gateway, by one listening connection."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 AWAY = (DBAPIError, PoolTimeout)
-"""The database cannot answer now."""
+"""Errors of a database that cannot answer now."""
 PAGE = 500
-"""Events read at once."""
+"""The most events in one read."""
 BEHIND_AT_MOST = 100_000
-"""Events that a reader who comes back can have missed and still be told, one by one."""
+"""The most missed events that a returning reader is still sent one by one."""
 SILENCE_SECONDS = 15.0
-"""After so long without a notification the database is asked: does it answer, was one lost."""
+"""Seconds without a notification after which the database is read, in case one was lost."""
 SETTLE_SECONDS = 0.02
 BACK_OFF_SECONDS = 2.0
 SHOWN = (
@@ -52,30 +52,30 @@ SHOWN = (
     "kind",
     "done",
 )
-"""Details that are sent; what somebody typed is hidden in each, whoever reads."""
+"""The details that are sent; free text in them is hidden from every reader."""
 
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events a reader may see and wants; None: all."""
+    """The events that a reader may see and wants; None: all."""
 
     agent_id: int | None = None
     kinds: frozenset[str] | None = None
 
     def covers(self, stored: StoredEvent) -> bool:
-        """Whether this is one of them; `agent_id` is looked at by whoever asks."""
+        """Return True if the filter covers this kind of event. The caller checks `agent_id`."""
         return self.kinds is None or stored.kind in self.kinds
 
 
 class SerializedEvent:
-    """An event as it travels, written once for all who get it."""
+    """An event in the form that is sent, serialized once for all readers."""
 
     def __init__(self, stored: StoredEvent) -> None:
         self.stored = stored
 
     @cached_property
     def text(self) -> bytes:
-        """As a server-sent event."""
+        """The event as a server-sent event."""
         stored = self.stored
         said = {
             name: value
@@ -88,25 +88,25 @@ class SerializedEvent:
 
 
 def written(number: int, kind: str, said: dict[str, object]) -> bytes:
-    """A server-sent event."""
+    """Return a server-sent event."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, kind.encode(), to_json(said))
 
 
 class Follower(Protocol):
-    """Who is handed the events that they may see."""
+    """A receiver of the events that its filter covers."""
 
     event_filter: EventFilter
 
     def put(self, line: SerializedEvent) -> None:
-        """Take an event on."""
+        """Accept an event."""
 
 
 class Feed:
-    """The listening connection, for as long as somebody reads."""
+    """The listening connection, open while there are readers."""
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self.position = 0
-        """Every event up to this id was handed on, or will never be there."""
+        """Every event up to this id was passed on, or will never exist."""
         self.started = asyncio.Event()
         self._engine = engine
         self._url = listen_url
@@ -116,11 +116,11 @@ class Feed:
         self._chance = Random()
 
     def add(self, reader: Follower) -> None:
-        """Hand on to this reader what comes from now on."""
+        """Pass events to this reader from now on."""
         self._among(reader).add(reader)
 
     def remove(self, reader: Follower) -> None:
-        """Hand on nothing more."""
+        """Pass no more events to this reader."""
         self._among(reader).discard(reader)
         if reader.event_filter.agent_id is not None and not self._among(reader):
             del self._of[reader.event_filter.agent_id]
@@ -130,7 +130,7 @@ class Feed:
         return self._all if agent is None else self._of.setdefault(agent, set())
 
     async def run(self) -> None:
-        """Follow the events until cancelled; a lost database is waited for, and nothing missed."""
+        """Follow the events until cancelled; after a lost connection, miss none."""
         while True:
             try:
                 await self._follow()
@@ -151,7 +151,7 @@ class Feed:
             autocommit=True,
         )
         async with await connecting as connection:
-            # Listening comes first: whatever commits after the next read wakes us.
+            # Listening comes first, so that every commit after the next read causes a notification.
             with ending(connection, EXCHANGE_SECONDS):
                 await connection.execute(f"LISTEN {CHANNEL}".encode())
             if not self.started.is_set():
@@ -165,7 +165,7 @@ class Feed:
                     pass
 
     async def _read_on(self) -> None:
-        """Hand on all that is there."""
+        """Pass on all events that are committed."""
         while found := await self._ask(
             lambda connection: events.between(connection, self.position, limit=PAGE)
         ):
@@ -178,7 +178,7 @@ class Feed:
                 return
 
     async def _hand_on_up_to(self, until: int) -> None:
-        """What is not there by now never will be."""
+        """Pass on the events up to `until`; ids that are missing by now will never exist."""
         while self.position < until:
             found = await self._ask(
                 lambda connection: events.between(connection, self.position, until, limit=PAGE)
@@ -188,7 +188,7 @@ class Feed:
                 self.position = until
 
     async def _settle(self) -> None:
-        """Wait for each transaction that may hold an id back."""
+        """Wait for the end of every open transaction that may have taken an id already."""
         held_back = await self._ask(events.writers)
         while held_back:
             await asyncio.sleep(SETTLE_SECONDS)
@@ -207,7 +207,7 @@ class Feed:
     async def read(
         self, after: int, until: int, event_filter: EventFilter
     ) -> Sequence[StoredEvent]:
-        """A page of what is there for these eyes beyond `after`, up to `until`."""
+        """Return a page of the events that the filter covers, after `after` and up to `until`."""
         return await self._ask_for_reader(
             lambda connection: events.between(
                 connection,
@@ -220,14 +220,14 @@ class Feed:
         )
 
     async def can_tell(self, last: int, until: int) -> bool:
-        """Whether what a reader missed is kept, and little enough."""
+        """Return True if the missed events are still stored and span at most `BEHIND_AT_MOST`."""
         if until - last > BEHIND_AT_MOST:
             return False
         oldest, _ = await self._ask_for_reader(events.bounds)
         return last + 1 >= oldest
 
     async def is_known(self, last: int) -> bool:
-        """Whether there can have been an event of this id."""
+        """Return True if an event with this id may have existed."""
         if last <= self.position:
             return True
         _, newest = await self._ask_for_reader(events.bounds)
@@ -241,13 +241,13 @@ class Feed:
         return await asyncio.to_thread(ask)
 
     async def _ask_for_reader(self, what: Callable[[Connection], T]) -> T:
-        """Readers who come back take turns: all at once they would keep the feed waiting."""
+        """Read for one returning reader at a time, so that many of them do not delay the feed."""
         async with self._returning:
             return await self._ask(what)
 
 
 def _without_gap(found: Sequence[StoredEvent], after: int) -> int:
-    """How many of these follow one another from `after` on."""
+    """Return how many of these events have consecutive ids after `after`."""
     return next(
         (place for place, stored in enumerate(found) if stored.id != after + 1 + place), len(found)
     )

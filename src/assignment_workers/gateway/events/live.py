@@ -1,7 +1,7 @@
-"""Events as they are committed, to any number of readers: one listening connection for them all.
+"""Events as they are committed, for any number of readers, by one listening connection.
 
-Every reader gets each event it may see once, in the order of ids, and can go on from the id it had
-last, here or at another gateway. Nothing runs while nobody reads.
+Every reader gets each event that it may see once, in the order of ids, and can resume after its
+last id at any gateway. Nothing runs while there are no readers.
 """
 
 from __future__ import annotations
@@ -31,38 +31,37 @@ from assignment_workers.gateway.problems import unavailable
 log = structlog.get_logger()
 
 BUFFERED = 8 * PAGE
-"""Events kept for one reader; who is further behind is cut off, and reads on from the database."""
+"""The most events buffered for one reader. A slower reader is cut off and can resume."""
 READERS = 2_000
 READERS_OF_ONE = 10
-"""Streams at once: in all, and by one agent's token."""
+"""The most streams at once: in all (`READERS`), and by one agent's token."""
 START_SECONDS = 5.0
 
 RESET = "reset"
-"""What a reader is told who has missed what cannot be told any more: read how all stands anew."""
+"""The event for a reader whose missed events cannot be sent: it must read the state again."""
 
 
 @dataclass(eq=False)
 class EventReader:
-    """One stream. `last` is the id up to which all that it may see was given out."""
+    """One stream. All events up to the id `last` that the reader may see were sent."""
 
     feed: Feed
     event_filter: EventFilter
     last: int
     cut: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it is over: this reader is too slow, or the gateway ends."""
+    """Set when the stream is to end: the reader is too slow, or the gateway stops."""
     _lines: deque[SerializedEvent] = field(default_factory=deque)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _resumed: bool = False
-    """What it missed can be told, and is being told."""
+    """True once it is known that the missed events can be sent."""
     _follows: bool = False
-    """All that it missed was told; the feed hands on the rest."""
+    """True once the missed events were sent; the feed passes on the rest."""
 
     async def more(self, seconds: float) -> bytes:
-        """What there is to send, waiting so long for it at the most; nothing: b''.
+        """Return the next bytes to send, after at most `seconds`; empty if there are none.
 
-        What a returning reader missed is read from the database, a page at a time and no faster
-        than it is taken; what is committed from then on comes from the feed. While the database is
-        away there is nothing.
+        The missed events of a returning reader are read from the database, one page per call. Later
+        events come from the feed. While the database is unavailable, the result is empty.
         """
         if not self._follows:
             try:
@@ -78,7 +77,7 @@ class EventReader:
                 async with asyncio.timeout(seconds):
                     await self._woken.wait()
             except TimeoutError:
-                if not self._lines:  # then nothing up to here is still to be sent
+                if not self._lines:  # then every event up to here was sent
                     self.last = max(self.last, self.feed.position)
                     return b""
         lines = [self._lines.popleft() for _ in range(min(len(self._lines), PAGE))]
@@ -86,11 +85,11 @@ class EventReader:
         return b"".join(line.text for line in lines)
 
     def mark(self) -> bytes:
-        """A sign of life that says how far the stream has come, so that little is read again."""
+        """Return a comment with the id reached by the stream, so that little is read again."""
         return b": alive\nid: %d\n\n" % self.last
 
     def put(self, line: SerializedEvent) -> None:
-        """Hand an event on; who has too many of them waiting is cut off."""
+        """Buffer an event; cut the reader off if its buffer is full."""
         if line.stored.id <= self.last or not self.event_filter.covers(line.stored):
             return
         if len(self._lines) >= BUFFERED:
@@ -102,7 +101,7 @@ class EventReader:
 
     async def _caught_up(self) -> bytes:
         until = self.feed.position
-        if self.last >= until:  # nothing is awaited from here on, so none falls in between
+        if self.last >= until:  # no await from here on, so no event falls in between
             self.feed.add(self)
             self._follows = True
             return b""
@@ -116,7 +115,7 @@ class EventReader:
 
 
 class Live:
-    """Who reads, and the feed while somebody does."""
+    """The readers of this gateway, and the feed while there are any."""
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self._engine = engine
@@ -128,22 +127,22 @@ class Live:
 
     @property
     def closed(self) -> bool:
-        """Whether the gateway ends."""
+        """True once the gateway is stopping."""
         return self._closed
 
     @property
     def readers(self) -> int:
-        """Streams now."""
+        """The number of open streams."""
         return len(self._readers)
 
     @asynccontextmanager
     async def reader(
         self, event_filter: EventFilter, last: int | None, *, agent_token: str | None
     ) -> AsyncIterator[EventReader]:
-        """A stream of what `event_filter` covers, beyond `last`, or from now on.
+        """Open a stream of the events that the filter covers, after `last` or from now on.
 
-        Raises `Problem`: 503 while the database cannot answer or `READERS` read, 429 for one more
-        of `READERS_OF_ONE` by an agent's token.
+        Raises `Problem` 503 while the database cannot answer or `READERS` streams are open, and 429
+        if an agent's token has `READERS_OF_ONE` streams open.
         """
         if self._closed or len(self._readers) >= READERS:
             raise unavailable("no more streams can be opened here now")
@@ -166,7 +165,7 @@ class Live:
                 await self._stop()
 
     async def close(self) -> None:
-        """End every stream; nobody is let in any more."""
+        """End every stream and accept no more readers."""
         self._closed = True
         for reader in self._readers:
             reader.cut.set()
@@ -183,7 +182,7 @@ class Live:
         if last is None:
             reader.last = feed.position
         elif not known:
-            # An id of another database, or of one that was set back: as if all had been missed.
+            # The id is of another or a restored database: treat all events as missed.
             reader.last = feed.position - BEHIND_AT_MOST - 1
 
     def _running(self) -> Feed:
@@ -194,7 +193,7 @@ class Live:
         return self._feed
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A feed ends by `_stop` alone; by a defect no reader must wait in vain."""
+        """Cut all readers off if the feed ended by a defect, so that none waits in vain."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_failed", exc_info=error)
             self._feed = None

@@ -1,4 +1,4 @@
-"""A stream of server-sent events as a response: it ends with its reader, and frees everything."""
+"""A response that streams server-sent events, and frees its resources when its reader goes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "text/event-stream"
 BEAT_SECONDS = 15.0
-"""How often there is a sign of life, and the token is looked at again."""
+"""Seconds between two signs of life; the token is checked at each."""
 LAST_WORD_SECONDS = 1.0
 
 
 class EventStream(Response):
-    """What the filter covers, beyond the event `last`, for as long as the caller reads and may."""
+    """The events of a filter after `last`, until the client leaves or its token is revoked."""
 
     media_type = MEDIA_TYPE
 
@@ -46,7 +46,10 @@ class EventStream(Response):
         self._may_go_on = may_go_on
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the caller goes, is cut off or may no more. Raises `Problem` before it."""
+        """Send events until the client leaves, is cut off or loses its right.
+
+        Raises `Problem` before the first byte is sent.
+        """
         async with self._live.reader(
             self._event_filter, self._last, agent_token=self._agent_token
         ) as reader:
@@ -91,9 +94,9 @@ def _body(said: bytes, *, more: bool = True) -> dict[str, Any]:
 
 
 async def _end(send: Send) -> None:
-    """Close in good order, if the caller still takes anything."""
+    """End the response properly, if the client still reads."""
     try:
         async with asyncio.timeout(LAST_WORD_SECONDS):
             await send(_body(b"", more=False))
     except TimeoutError:
-        pass  # the connection is closed under it
+        pass  # the server closes the connection

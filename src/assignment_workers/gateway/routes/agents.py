@@ -1,4 +1,4 @@
-"""What agents and the frontends that act for them do: ask, finish, state, and live by heartbeat."""
+"""Routes of agents and the frontends that act for them: requests, commands, heartbeats."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ QUICK = routes(FastRoute)
     },
 )
 async def request_next(request: Request, body: RequestBody, here: Here, who: Actor) -> Response:
-    """The next user for an agent. Asked again with the same `request_id`, the same answer."""
+    """Request the next user for an agent. The same `request_id` gets the same answer."""
     timeout = timedelta(milliseconds=body.timeout_ms)
     name = body.request_id or str(new_id(datetime.now(UTC), here.randomness))
     request.state.request_id = name
@@ -106,7 +106,7 @@ _FINISHED: dict[int | str, dict[str, Any]] = {
 async def complete(
     request: Request, assignment: AssignmentId, body: CompleteBody, here: Here, who: Actor
 ) -> Response:
-    """The call was made and `outcome` came of it. Said twice, the same answer."""
+    """Complete the call with `outcome`. A repeated completion gets the same answer."""
     command = commands.complete(
         assignment,
         body.agent_id,
@@ -127,7 +127,7 @@ async def complete(
 async def skip(
     request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
-    """Not me: offered later, to this agent last."""
+    """Skip this user: offer the user later, and last to this agent."""
     command = commands.skip(assignment, body.agent_id, version=body.version)
     return await _finish(request, command, body, here, who)
 
@@ -141,7 +141,7 @@ async def skip(
 async def defer(
     request: Request, assignment: AssignmentId, body: DeferBody, here: Here, who: Actor
 ) -> Response:
-    """Later, for everyone: nobody is offered the user before `until`, or for `seconds`."""
+    """Defer this user: offer the user to nobody before `until`, or for `seconds`."""
     command = commands.defer(
         assignment,
         body.agent_id,
@@ -162,7 +162,7 @@ async def defer(
 async def close(
     request: Request, assignment: AssignmentId, body: CloseBody, here: Here, who: Actor
 ) -> Response:
-    """The user is out of this dialer queue, until an operator lifts it."""
+    """Close the user in this dialer queue until an operator lifts the closure."""
     command = commands.close(assignment, body.agent_id, body.why, version=body.version)
     return await _finish(request, command, body, here, who)
 
@@ -176,7 +176,7 @@ async def close(
 async def accept(
     request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
-    """The offer is taken up: it is work now, and the lease runs anew."""
+    """Accept the offer: it becomes accepted work, and its lease starts again."""
     command = commands.accept(assignment, body.agent_id, version=body.version)
     return await _finish(request, command, body, here, who)
 
@@ -190,7 +190,7 @@ async def accept(
 async def release(
     request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
-    """Give the user back untouched."""
+    """Release the assignment unchanged; the user can be offered again."""
     command = commands.release(assignment, body.agent_id, version=body.version)
     return await _finish(request, command, body, here, who)
 
@@ -204,7 +204,7 @@ async def release(
 async def renew(
     request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
-    """Still at it: the lease runs anew."""
+    """Renew the lease: it starts again from now."""
     command = commands.renew(assignment, body.agent_id, version=body.version)
     return await _finish(request, command, body, here, who)
 
@@ -231,7 +231,7 @@ async def _finish(
 async def state(
     request: Request, agent: AgentPath, body: StateBody, here: Here, who: Stater
 ) -> Response:
-    """The agent is about this from now on. On break or offline an unaccepted offer is released."""
+    """Set the agent's state. On break or offline, an offer that is not accepted is released."""
     here.callers.let(who, agent)
 
     def ask(by: str | None, position: int | None = None) -> Awaitable[Response]:
@@ -259,10 +259,10 @@ async def state(
 async def heartbeat(
     request: Request, agent: AgentPath, body: HeartbeatBody, here: Here, who: Actor
 ) -> Response:
-    """The agent is there: what they have accepted lives by it. It changes no state.
+    """Record that the agent is present, which keeps accepted work alive. No state changes.
 
-    Written together with others, about once a second. The first one that names an offer in
-    `assignment_id` accepts it.
+    Heartbeats are written together, about once a second. The first heartbeat that names an offer in
+    `assignment_id` accepts the offer.
     """
     here.callers.let(who, agent)
     offer = body.assignment_id
@@ -282,7 +282,7 @@ async def heartbeat(
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def agent_state(agent: AgentPath, here: Here, who: Who) -> AgentShown:
-    """How an agent stands: their state, session, last sign of life, and what they hold."""
+    """Return an agent's state, session, last sign of life and assignment."""
     who.must_act_for(agent)
     with reading(here) as connection:
         found = agent_status.shown(connection, agent)
@@ -298,7 +298,7 @@ def agent_state(agent: AgentPath, here: Here, who: Who) -> AgentShown:
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
-    """The assignment that an agent holds now."""
+    """Return the agent's active assignment."""
     who.must_act_for(agent)
     with reading(here) as connection:
         row = (

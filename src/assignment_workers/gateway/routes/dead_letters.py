@@ -1,4 +1,4 @@
-"""Messages that could not be handled: looked at, sent again, dismissed."""
+"""Routes of dead letters: list, read, send again, dismiss."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from assignment_workers.gateway.problems import refused, responses
 ROUTES = routes()
 
 NAMED_AT_MOST = 1_000
-"""Dead letters that one call may name: their numbers fit the largest body that is read."""
+"""The most dead letters that one call may name; their numbers fit the largest body."""
 LISTED_AT_MOST = 1_000
 
 Number = Annotated[int, Path(ge=1, le=2**63 - 1, description="The dead letter's number.")]
 
 
 class DeadLetterLine(BaseModel):
-    """A dead letter without what it said, which may hold notes."""
+    """A dead letter without the text of its message, which may contain notes."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -58,7 +58,7 @@ class DeadLetterLine(BaseModel):
 
 
 class DeadLetterWhole(DeadLetterLine):
-    """A dead letter with what it said and why it could not be handled."""
+    """A dead letter with the text of its message and the error."""
 
     body: str
     error: str
@@ -66,7 +66,7 @@ class DeadLetterWhole(DeadLetterLine):
 
 
 class DeadLettersQuery(BaseModel):
-    """How many of them."""
+    """The number of dead letters to return."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +74,7 @@ class DeadLettersQuery(BaseModel):
 
 
 class DismissBody(BaseModel):
-    """Which dead letters are not to be seen to any more, and why."""
+    """The dead letters to dismiss, and the reason."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -98,12 +98,12 @@ class DismissBody(BaseModel):
     dependencies=[WATCHED],
 )
 def dead_letters(here: Here, query: Annotated[DeadLettersQuery, Query()]) -> list[Letter]:
-    """The newest dead letters, without what they said."""
+    """Return the newest dead letters, without the text of their messages."""
     with reading(here) as connection:
         return list(letters(connection, limit=query.limit))
 
 
-# A path of its own: below `dead-letters` it would be taken for a number.
+# A separate path, because below `dead-letters` it would be read as a number.
 @ROUTES.post(
     "/v1/dead-letter-dismissals",
     tags=["operators"],
@@ -111,7 +111,7 @@ def dead_letters(here: Here, query: Annotated[DeadLettersQuery, Query()]) -> lis
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def dismiss(body: DismissBody, here: Here, who: Operator) -> Done:
-    """Take dead letters off what is to be seen to; they stay until their retention ends."""
+    """Dismiss dead letters; they stay stored until their retention ends."""
 
     async def do(_: int) -> list[int]:
         return await dismissed(here.engine, body.numbers, who.name, body.why)
@@ -129,7 +129,7 @@ async def dismiss(body: DismissBody, here: Here, who: Operator) -> Done:
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def dead_letter(number: Number, here: Here, _: Operator) -> Letter:
-    """One dead letter, whole."""
+    """Return one dead letter with the text of its message."""
     return _found(here, number)
 
 

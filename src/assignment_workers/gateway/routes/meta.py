@@ -1,4 +1,4 @@
-"""What the gateway says of itself and as it happens: health, figures, its document, live events."""
+"""Routes about the gateway: health, metrics, the OpenAPI document and live events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from assignment_workers.sequencer.term import APPLICATION
 
 ROUTES = routes()
 DOCUMENT = routes(APIRoute)
-"""Of the document alone: it is the same for everybody."""
+"""The router of the OpenAPI document, which is the same for every caller."""
 
 
 @ROUTES.get(
@@ -66,13 +66,13 @@ async def events(
         ),
     ] = None,
 ) -> Response:
-    """What happens, as it is committed: assignments, their ends, generations, pauses.
+    """Stream events as they are committed: assignments, their ends, generations, pauses.
 
-    With `Last-Event-ID` nothing since then is left out and nothing comes twice, at whichever
-    gateway; an `id` without `data` only says how far the stream has come. One of kind `reset` says
-    that what was missed cannot be told: read how all stands anew. A reader that is too slow is cut
-    off, and may go on from its last id. An agent's token sees that agent's assignments, a
-    frontend's those of all agents, a supervisor's and an operator's everything.
+    With `Last-Event-ID` no later event is left out or sent twice, at any gateway. An `id` without
+    `data` only tells how far the stream has come. Kind `reset` means that the missed events cannot
+    be sent any more: read the current state again. A reader that is too slow is cut off, and may
+    resume after its last id. An agent's token sees the events of that agent and of the agent's
+    assignments, a frontend's those of all agents, a supervisor's and an operator's every event.
     """
     event_filter = who.sees(query.agent_id)
 
@@ -88,7 +88,10 @@ async def events(
 
 @ROUTES.get("/", tags=["about"], response_model=Index, responses=responses(*ALWAYS))
 async def index(request: Request, here: Here) -> Response:
-    """What this is, and where its interface is described."""
+    """Return the name and version of the gateway and the paths of its interface.
+
+    A browser gets the overview of the dashboard.
+    """
     if wants_page(request):
         return await front(request)
     (await here.callers.caller(request)).must_be(ANYBODY)
@@ -97,7 +100,7 @@ async def index(request: Request, here: Here) -> Response:
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)
 async def alive() -> State:
-    """Alive."""
+    """Report that the process is alive."""
     return State(status="alive")
 
 
@@ -108,10 +111,10 @@ async def alive() -> State:
     responses=responses(HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def ready(here: Here) -> Readiness:
-    """Ready: the database answers, and a sequencer leads: of one lane, where there are several.
+    """Report readiness: the database answers and a sequencer leads, of at least one lane.
 
-    A CRM that cannot be read is told, and does not make it less ready: calls are completed, skipped
-    and released all the same, and who asks for a user is told `unavailable`.
+    A CRM that cannot be read is reported, but does not end readiness: assignments can still be
+    completed, skipped and released, and requests are answered `unavailable`.
     """
     with reading(here) as connection:
         lanes = sequencer_statuses(
@@ -131,7 +134,7 @@ def ready(here: Here) -> Readiness:
     dependencies=[WATCHED],
 )
 def metrics(here: Here) -> Response:
-    """What this gateway counts, for Prometheus."""
+    """Return the metrics of this gateway for Prometheus."""
     return Response(
         generate_latest(here.dispatcher.metrics.registry), media_type=CONTENT_TYPE_LATEST
     )
@@ -139,13 +142,13 @@ def metrics(here: Here) -> Response:
 
 @DOCUMENT.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request, who: Who) -> JSONResponse:
-    """This interface, as OpenAPI 3.1."""
+    """Return the OpenAPI 3.1 document of this interface."""
     who.must_be(ANYBODY)
     return JSONResponse(document(request.app))
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the gateway: made once."""
+    """Return the OpenAPI document of the gateway, made once."""
     if app.openapi_schema is None:
         app.openapi_schema = _document(app)
     return app.openapi_schema

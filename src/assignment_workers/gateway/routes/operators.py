@@ -1,4 +1,4 @@
-"""What supervisors see of the dialer queues and users, and what operators do to them."""
+"""Routes of supervisors and operators about dialer queues and users."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ROUTES = routes()
     dependencies=[WATCHED],
 )
 def queues(here: Here) -> list[QueueStatus]:
-    """How each dialer queue stands."""
+    """Return the state of each dialer queue."""
     with reading(here) as connection:
         return queue_statuses(connection)
 
@@ -65,7 +65,7 @@ def queues(here: Here) -> list[QueueStatus]:
     dependencies=[WATCHED],
 )
 def explain_queue(queue: Queue, here: Here) -> Funnel:
-    """From every user of the pool to the claimable ones: how many each rule holds back."""
+    """Count the users of the pool that each rule holds back, down to the claimable users."""
     _known(queue)
     with reading(here) as connection:
         return read_funnel(connection, policies_of(here.settings)[queue], now=instant(connection))
@@ -79,7 +79,7 @@ def explain_queue(queue: Queue, here: Here) -> Funnel:
     dependencies=[WATCHED],
 )
 def explain_user(user: UserPath, here: Here) -> Explanation:
-    """Where a user stands, and why they are or are not offered now, rule by rule."""
+    """Explain a user's position and, rule by rule, why the user is or is not offered now."""
     with reading(here) as connection:
         found = read_explanation(
             connection,
@@ -121,7 +121,7 @@ async def regenerate(queue: Queue, here: Here, who: Operator, body: Said = None)
 async def pause(
     request: Request, queue: Queue, here: Here, who: Operator, body: Said = None
 ) -> Response:
-    """Hand out nobody from a dialer queue; holds go on."""
+    """Pause a dialer queue: hand out nobody from it. Assignments go on."""
     action = RequestedAction("pause", queue, who.name, _why(body))
     command = commands.pause(queue, action.who, action.why)
     return await _act(
@@ -138,7 +138,7 @@ async def pause(
 async def resume(
     request: Request, queue: Queue, here: Here, who: Operator, body: Said = None
 ) -> Response:
-    """Hand out users from a dialer queue again."""
+    """Resume a dialer queue: hand out its users again."""
     action = RequestedAction("resume", queue, who.name, _why(body))
     command = commands.resume(queue, action.who, action.why)
     return await _act(
@@ -174,7 +174,7 @@ def _known(queue: str) -> None:
     dependencies=[WATCHED],
 )
 def report(here: Here, query: Annotated[ReportQuery, Query()]) -> Report:
-    """Service levels from `since` until now, against the targets of the incident report."""
+    """Return service levels from `since` until now, with the targets of the incident report."""
     now = datetime.now(UTC)
     began = query.since.astimezone(UTC) if query.since else now - DAY
     if began > now:

@@ -1,4 +1,4 @@
-"""A person's rights, for operators: what is stored about a user, and its erasure."""
+"""Routes of operators for a person's rights: export and erasure of stored data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROUTES = routes()
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
-    """Everything that is stored about a user, table by table; recorded as an operator's action."""
+    """Return all stored data of a user, by table. Recorded as an operator's action."""
 
     def read() -> Response:
         with reading(here) as connection:
@@ -60,10 +60,10 @@ async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
 async def forget_user(
     request: Request, user: UserPath, here: Here, who: Operator, body: Said = None
 ) -> Response:
-    """Erase what people typed about a user, and their numbers; the user is never offered again.
+    """Erase the free text about a user and the user's numbers; never offer the user again.
 
-    Refused with 409 while an agent holds the user, and with 503 where a do-not-contact number of
-    theirs would have to stay as a keyed hash and there is no key for it.
+    Refused with 409 while an agent holds the user. Answered with 503 if a do-not-contact number of
+    the user would have to stay as a keyed hash and no key is set.
     """
 
     async def do(at: int) -> Response:
