@@ -1,4 +1,4 @@
-"""What the outcome of a call leaves: the user's score, and a callback if one was promised."""
+"""Effects of a call's outcome: the user's score, and a callback if one was promised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from assignment_workers.schema.dialer import Callback, UserCallScore
 def score_row(
     transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime | None
 ) -> dict[str, Any]:
-    """A row for `SCORE`: where the user has none, it is made as for a first call (section 4)."""
+    """Return a row for `SCORE`.
+
+    For a user without a score row, one is inserted as for a first call (original-dialer section 4).
+    """
     return {
         "id": transaction.new_id(),
         "user_id": hold.user_id,
@@ -38,9 +41,9 @@ def score_row(
 def callback_row(
     transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime
 ) -> dict[str, Any]:
-    """A row for `PROMISE`.
+    """Return a row for `PROMISE`.
 
-    The assignment stands for the call session, which the dialer table demands.
+    The id of the assignment serves as the call session that the dialer's table requires.
     """
     return {
         "id": transaction.new_id(),
@@ -83,9 +86,10 @@ SCORE = _called.on_conflict_do_update(
         "updated_at": _called.excluded.updated_at,
     },
 )
-"""Each score row follows its call, atomically: nothing is read before (hazard D5).
+"""Insert or update each score row atomically, without a read before it (hazard D5).
 
-The rows lock theirs in their order: by user, as every job does, or two could wait for each other.
+The rows must be in the order of users, in which every job locks score rows, because two
+transactions could otherwise deadlock.
 """
 
 _promised = insert_rows(
@@ -116,5 +120,7 @@ PROMISE = _promised.on_conflict_do_update(
         "updated_at": _promised.excluded.updated_at,
     },
 )
-"""One is pending for a user: should another writer of the table have promised one just now, this
-promise takes its place."""
+"""Insert each callback, or replace the pending one of its user.
+
+A user has one pending callback at most; another writer of the table may have inserted it meanwhile.
+"""

@@ -1,7 +1,8 @@
-"""Agents' states: what they say they are about, and what follows from it for what they hold.
+"""States of agents, and their effect on the agents' assignments.
 
-An offer that the agent has not accepted is released at once when they go on break or offline.
-Accepted work is kept: it lives by heartbeat until it is finished or its lease ends.
+An offer that the agent has not accepted is released at once when the agent goes on break or
+offline. Accepted work stays with the agent: heartbeats keep it alive until it is finished or its
+lease expires.
 """
 
 from __future__ import annotations
@@ -45,17 +46,19 @@ from assignment_workers.schema.tables import (
 )
 
 STALE = timedelta(minutes=5)
-"""Without a sign of life for so long an agent counts as stale, whatever they stated."""
+"""Time without a sign of life after which an agent counts as stale, whatever state they stated."""
 SESSION_ENDS = timedelta(hours=2)
-"""Without one for so long their session is ended (original-dialer section 6)."""
+"""Time without a sign of life after which a session ends (original-dialer section 6)."""
 ENDED_AT_ONCE = 500
-"""Sessions that one turn ends."""
+"""Sessions that one transaction ends."""
 
 
 class AgentShown(BaseModel):
-    """How an agent stands. `state` None: they never stated any, and are served.
+    """The state, the session and the assignment of an agent.
 
-    `stale`: no heartbeat, request or move for `STALE`, though a session is open.
+    `state` None: the agent never stated one, and may make requests. `stale`: there was no
+    heartbeat, statement of a state or end of a call for `STALE`, though a session is open and
+    nothing is assigned.
     """
 
     agent_id: int
@@ -82,14 +85,14 @@ def state(
     by: str | None = None,
     why: str | None = None,
 ) -> Stated | Refused:
-    """The agent is about this from now on; said again, nothing changes.
+    """Set the agent's state; repeating the command changes nothing.
 
-    A session begins with the first state that is not offline, and ends with offline. Going on break
-    or offline releases an offer that is not accepted; who says that they are available, or writing
-    up, while they hold accepted work is on a call. `available` forgives lapsed offers. Refused: an
-    agent who is unknown.
+    A session begins with the first state that is not offline, and ends with offline. Break and
+    offline release an offer that is not accepted. An agent with accepted work who states
+    `available` or `wrap_up` is `on_call`. `available` resets the count of lapsed offers. Refused:
+    an unknown agent.
     """
-    # or another lane could offer somebody to an agent who goes on break
+    # otherwise another lane could offer a user to an agent who goes on break
     transaction.require_all_lanes()
     found = transaction.connection.execute(_AS_IT_WAS, {"agents": [agent]}).one_or_none()
     if found is None or not found.known:
@@ -110,9 +113,10 @@ def state(
 def end_sessions(
     transaction: FencedTransaction, agents: Sequence[int], *, silent_at: datetime
 ) -> Done:
-    """Those of these agents who are silent still are offline: `silent` found them at that instant.
+    """Set those of these agents offline who are still silent; `silent` found them at `silent_at`.
 
-    Whoever has asked, moved or given a sign of life since stays. `ended` counts the others.
+    An agent who has made a request, a move or a heartbeat since then keeps the session. `ended`
+    counts the agents set offline.
     """
     transaction.require_all_lanes()
     parameters = {"before": transaction.now - SESSION_ENDS, "asked_since": silent_at}
@@ -127,23 +131,23 @@ def end_sessions(
 
 
 def silent(connection: Connection, now: datetime) -> list[int]:
-    """Agents who gave no sign of life for `SESSION_ENDS`, at most `ENDED_AT_ONCE` of them.
+    """Return agents without a sign of life for `SESSION_ENDS`, at most `ENDED_AT_ONCE`.
 
-    Signs are heartbeats, requests, moves and a hold. Cost: that of the open sessions, and of the
-    answers of that time where some seem silent.
+    Signs of life are heartbeats, requests, states, moves and an active assignment. Cost: a read of
+    the open sessions and, where some seem silent, of the answers of that time.
     """
     before = now - SESSION_ENDS
     return list(connection.execute(_SILENT, {"before": before, "asked_since": before}).scalars())
 
 
 def shown(connection: Connection, agent: int) -> AgentShown | None:
-    """How this agent stands; None where there is no such agent."""
+    """Return the agent's state and assignment, or None for an unknown agent."""
     rows = connection.execute(_SHOWN.where(Agent.id == agent), {"stale": STALE}).mappings().all()
     return AgentShown(**rows[0]) if rows else None
 
 
 def all_shown(connection: Connection, *, limit: int) -> list[AgentShown]:
-    """Agents by id who ever stated a state, or hold somebody, or gave a sign of life."""
+    """Return agents who stated a state, hold a user or sent a heartbeat, by id."""
     some = _SHOWN.where(
         or_(
             AgentSession.agent_id.is_not(None),
@@ -163,7 +167,7 @@ def _become(
     by: str,
     why: str | None,
 ) -> list[UUID]:
-    """Write the state of these agents and what follows; the offers that were released."""
+    """Store the state of these agents and its effects; return the offers that were released."""
     rows = [
         {
             "agent_id": row.agent_id,
@@ -193,7 +197,7 @@ def _become(
 def _session(
     row: Row[*tuple[object, ...]], becomes: AgentStatus, now: datetime
 ) -> dict[str, object]:
-    """What becomes of the session: begun, gone on with, or ended."""
+    """Return the values of the session, which begins, continues or ends."""
     kept = {
         name: getattr(row, name)
         for name in (

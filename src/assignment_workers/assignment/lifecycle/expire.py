@@ -1,7 +1,7 @@
-"""Every hold ends: when its lease lapses, its user is claimable again (guarantee 7).
+"""Expire assignments: when a lease ends, the user is claimable again (guarantee 7).
 
-Work lives by its agent's heartbeats: where one came within the lease, that runs anew from it. An
-offer that nobody accepted lapses whatever else its agent does.
+Heartbeats keep accepted work alive: the lease is counted from the last heartbeat that came within
+it. An offer that nobody accepted lapses, whatever else its agent does.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from assignment_workers.settings import Settings
 
 @dataclass
 class Lapsed:
-    """What became of the holds whose lease had lapsed."""
+    """The result for the assignments whose lease had ended."""
 
     ended: set[UUID] = field(default_factory=set)
     kept: dict[UUID, datetime] = field(default_factory=dict)
-    """Those of agents who gave a sign of life, with the end of their lease now."""
+    """Assignments of agents with a heartbeat, with the new end of the lease."""
     on_break: dict[int, sessions.Session] = field(default_factory=dict)
-    """Agents who are set on break by it."""
+    """Agents who were set on break for lapsed offers."""
 
     def still(self, hold: Held) -> Held | None:
-        """The hold as it stands after it; None where it has ended."""
+        """Return the assignment with its present lease, or None if it has expired."""
         if hold.id in self.ended:
             return None
         until = self.kept.get(hold.id, hold.lease_expires_at)
@@ -89,15 +89,16 @@ _EXPIRE = (
         Assignment.lease_expires_at,
     )
 )
-"""One statement judges and ends: a heartbeat that is committed before it counts, no other does."""
+"""One statement decides and ends, so exactly the heartbeats committed before it count."""
 
 
 def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
-    """End every hold whose lease has lapsed and whose agent is silent; users keep their places.
+    """Expire every assignment whose lease has ended and whose agent is silent.
 
-    Of the turn's lanes: those of others are their sequencers' to end. It runs every 30 s and at the
-    start of every claim, so a lapsed hold never stands in the way of one. An agent who lets offers
-    lapse in a row is set on break. Cost: that of the holds that lapsed, by the index on leases.
+    The users keep their positions. Only the locked lanes are handled; the sequencers of other lanes
+    expire theirs. Runs every 30 s and at the start of each claim that finds a lapsed lease, so that
+    a lapsed assignment never blocks a claim. An agent who lets several offers lapse in a row is set
+    on break. Cost: that of the lapsed assignments, by the index on leases.
     """
     parameters = {
         "instant": transaction.now,

@@ -1,7 +1,4 @@
-"""End holds or keep them alive, each by its owner only (guarantees 5, 7, 8 and 10).
-
-Cost: one read and one write for any number of moves.
-"""
+"""End or renew assignments, each by its owner only (guarantees 5, 7, 8 and 10)."""
 
 from __future__ import annotations
 
@@ -44,11 +41,11 @@ def finish(
     *,
     outcomes: Mapping[str, Outcome] = OUTCOMES,
 ) -> list[Finished | Refused]:
-    """The answer to each move, as if they were made one after the other in their order.
+    """Carry out each move, as if one after the other in their order; return the answers.
 
-    A late or foreign move is refused and recorded as a race (guarantee 8); one made before gets its
-    earlier answer (5). A refused move changes nothing and takes no other with it. Errors of the
-    database propagate; then nothing is committed.
+    A late move, or one of another agent, is refused and recorded as a race (guarantee 8). A
+    repeated move gets its earlier answer (5). A refused move changes nothing and does not affect
+    the others. Errors of the database propagate; then nothing is committed.
     """
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
@@ -72,7 +69,7 @@ def finish(
 
 @dataclass(frozen=True)
 class _Found:
-    """An assignment as it stands in this turn, the outcome of its call, and what it is for."""
+    """An assignment as read in this transaction, the outcome of its call, and its source."""
 
     hold: Held
     outcome: str | None
@@ -80,40 +77,40 @@ class _Found:
     generation: int | None
     source_id: UUID | None
     has_missed_calls: bool
-    """Of the user: pending ones."""
+    """True if the user has pending missed calls."""
     earlier: Sequence[str]
-    """The outcomes of the user's calls before this turn."""
+    """The outcomes of the user's calls before this transaction."""
 
 
 @dataclass
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """The assignments that are named, with what moves of this turn made of them."""
+    """The named assignments, with the changes by moves of this transaction."""
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
-    """By assignment: what its row shall say."""
+    """The new values of the changed rows, by assignment."""
     places: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
     promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    """What becomes of those that the holds were for."""
+    """Changes of the callbacks that were the source of the assignments."""
     followed_up: list[int] = field(default_factory=list)
-    """Users who were spoken to and have missed calls."""
+    """Users who answered a call and have missed calls."""
     called_back: list[UUID] = field(default_factory=list)
     skipped_calls: list[dict[str, Any]] = field(default_factory=list)
-    """Missed calls."""
+    """Missed calls whose user was skipped or deferred."""
     perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
-    """By dialer queue: users whose facts are to be looked at once their holds have ended."""
+    """By dialer queue: users to check for conversion once their assignments have ended."""
     unwilling: list[int] = field(default_factory=list)
-    """Users who are never offered again."""
+    """Users whose outcome is terminal: they are never offered again."""
     closed: list[dict[str, Any]] = field(default_factory=list)
-    """Suppressions of users for whom a dialer queue is closed."""
+    """Suppressions that close a dialer queue for a user."""
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def carry_out(self, move: Move) -> Finished | Refused:
-        """The answer to one move; what it changes is left for `write`."""
+        """Answer one move; its changes are left for `write`."""
         if isinstance(move, Complete) and (wrong := misused(move)):
             return wrong
         hold = self._owned(move)
@@ -139,7 +136,12 @@ class _Finish:
         return Finished(outcome=move.word, assignment=ended)
 
     def write(self) -> None:
-        """All that the moves change, in one statement; callbacks that end or wait, in another."""
+        """Write the changes of all moves.
+
+        Assignments, entries, scores, promised callbacks, suppressions, sessions and events are one
+        statement. Settled and cancelled callbacks, missed calls and conversions take statements of
+        their own, where there are any.
+        """
         if self.callbacks:
             self.events += callbacks.settle(self.transaction, self.callbacks)
         if self.followed_up or self.called_back:
@@ -159,7 +161,8 @@ class _Finish:
         written = {
             "changed": list(self.changed.values()),
             "settled": self.places,
-            # In the order in which every job locks score rows, or both could wait for each other.
+            # In the order in which every job locks score rows, because both could deadlock
+            # otherwise.
             "scores": sorted(self.scores, key=lambda row: row["user_id"]),
             "callbacks": self.promises,
             "suppressions": self.closed,
@@ -173,7 +176,7 @@ class _Finish:
             convert.remove_converted(self.transaction, POLICIES[queue], users, policies=POLICIES)
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
-        """The active assignment that is meant; the earlier answer if this was done; or why not."""
+        """Return the active assignment, the earlier answer to the same move, or a refusal."""
         owner = move.owner
         found = self.found.get(owner.assignment_id)
         if found is None:
@@ -243,7 +246,7 @@ class _Finish:
         return Finished(outcome="completed", assignment=ended)
 
     def _put_off(self, move: Skip | Defer, hold: Held) -> Held | Refused:
-        """Nobody is offered the user before then, and a callback that the hold was for waits."""
+        """End the assignment; until a time, no agent is offered the user or the user's callback."""
         if isinstance(move, Skip):
             until, why = self.transaction.now + move.everyone, None
         else:
@@ -311,7 +314,7 @@ class _Finish:
         return ended
 
     def _actions(self, move: Complete, hold: Held) -> list[Action]:
-        """What others are to do about the call: they read it in its event."""
+        """Return the tasks for other systems, which read them in the call's event."""
         return self.outcomes[move.outcome].asks_for(
             earlier=self.found[hold.id].earlier.count(move.outcome),
             promised=move.callback_at is not None,

@@ -1,4 +1,4 @@
-"""What an agent may do with a hold: end it in one of five ways, take it up, keep it alive."""
+"""The moves of an agent: five that end an assignment, accepting it, and renewing its lease."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from assignment_workers.schema.tables import AssignmentState, EndedHow
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose assignment is meant. `version` None: whichever it has."""
+    """The assignment of a move and its agent. `version` None: any version."""
 
     assignment_id: UUID
     agent_id: int
@@ -23,12 +23,13 @@ class Owner:
 
 @dataclass(frozen=True)
 class Complete:
-    """The call was made and this came of it.
+    """Complete the call with an outcome.
 
     The assignment ends, the score and the time of the next call follow the outcome, a promised
-    callback is written, the user leaves the published generations (guarantee 10). A callback that
-    the call was for is kept by it; or tried again after `retry`, once, if nobody answered. Refused,
-    with nothing changed: an unknown outcome, and a callback time or notes that it does not take so.
+    callback is stored, and the user leaves the published generations (guarantee 10). If the call
+    was for a callback, that is kept; if nobody answered, it is tried again after `retry`, up to its
+    number of retries. Refused, with nothing changed: an unknown outcome, and a callback time or
+    notes that do not fit the outcome.
     """
 
     owner: Owner
@@ -44,10 +45,7 @@ class Complete:
 
 @dataclass(frozen=True)
 class Skip:
-    """Not me: this agent is not offered the user for `skip_agent`, nobody for `everyone`.
-
-    Both are remembered by the assignment itself, so they survive any rebuild (hazards A9, B3).
-    """
+    """Skip the user: offered to no agent for `everyone`, and not to this one for `skip_agent`."""
 
     owner: Owner
     everyone: timedelta
@@ -59,10 +57,10 @@ class Skip:
 
 @dataclass(frozen=True)
 class Defer:
-    """Later, for everyone: nobody is offered the user before `until`, or for `rest` from now.
+    """Defer the user: no agent is offered the user before `until`, or for `rest` from now.
 
-    One of the two. Remembered as a skip is; whoever the user is offered to then, this agent may be
-    one of them. Refused: a time that has passed, and one more than `most` from now.
+    Exactly one of the two is given. Stored like a skip; afterwards the user may be offered to this
+    agent too. Refused: a time that has passed, and one that is more than `most` from now.
     """
 
     owner: Owner
@@ -78,10 +76,10 @@ class Defer:
 
 @dataclass(frozen=True)
 class Close:
-    """The user is out of this dialer queue, for good, until an operator lifts it.
+    """Close this dialer queue for the user, until an operator lifts the suppression.
 
-    What they were promised in it is called off. A suppression of the kind `closed` remembers it,
-    which the policy reads: builds, claims and explanations know it.
+    The user's pending callbacks are cancelled. A suppression of the kind `closed` stores the
+    closure; the policy reads it, so builds, claims and explanations apply it.
     """
 
     owner: Owner
@@ -94,11 +92,11 @@ class Close:
 
 @dataclass(frozen=True)
 class Release:
-    """Give the user back untouched: claimable at once, by anybody, at the place they had."""
+    """Give the user back without a call: claimable at once, by any agent, at the same position."""
 
     owner: Owner
     by: str | None = None
-    """Who else asked for it, an operator say; None: its agent did."""
+    """Requester other than the agent, such as an operator; None: the agent."""
     why: str | None = None
 
     becomes = AssignmentState.RELEASED
@@ -108,9 +106,9 @@ class Release:
 
 @dataclass(frozen=True)
 class Accept:
-    """The agent takes the offer up: it is work from now on, and the lease runs so long from now.
+    """Accept the offer, which becomes work; its lease ends `lease` from now.
 
-    The version stays. Said again, nothing changes.
+    The version stays the same. Repeating the move changes nothing.
     """
 
     owner: Owner
@@ -123,9 +121,10 @@ class Accept:
 
 @dataclass(frozen=True)
 class Renew:
-    """The agent is still at it: the lease runs anew from now, for so long. An offer is accepted.
+    """Renew the lease, which ends `lease` from now; an offer is accepted by it.
 
-    The version stays, so a call that ends while a renewal is under way is not refused for it.
+    The version stays the same, so that a call that ends during a renewal is not refused because of
+    it.
     """
 
     owner: Owner
@@ -140,7 +139,7 @@ Move = Complete | Skip | Defer | Close | Release | Accept | Renew
 
 
 def misused(move: Complete) -> Refused | None:
-    """Why nobody completes so: there is no such outcome, or it takes or needs something else."""
+    """Return the refusal of a move with an unknown outcome or unsuitable values, or None."""
     rule = OUTCOMES.get(move.outcome)
     if rule is None:
         return Refused(

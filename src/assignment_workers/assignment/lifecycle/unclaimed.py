@@ -1,4 +1,4 @@
-"""A hold that nobody was told of is given back, unless its agent has shown up meanwhile."""
+"""The release of an assignment whose answer reached nobody."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from assignment_workers.schema.tables import Assignment, Request
 def release_unclaimed(
     transaction: FencedTransaction, owner: Owner, *, lease_expires_at: datetime
 ) -> Done:
-    """Release the hold if it stands as it was made and its agent has not asked since.
+    """Release the assignment if it is unchanged and its agent has made no request since.
 
-    Not if it was renewed or finished, nor if the agent asked again, with the same request id or
-    another. Decided in the transaction that releases: whoever asks again before it keeps the hold,
-    whoever asks after it gets another. `released` counts 1 or 0.
+    It stays if it was renewed or finished, or if the agent made a request again, with the same
+    request id or another. The transaction that releases also decides: an agent whose next request
+    comes before it keeps the assignment; an agent whose next request comes after it gets another.
+    `released` counts 1 or 0.
     """
     parameters = {
         "assignment": owner.assignment_id,
@@ -49,4 +50,4 @@ _UNCLAIMED = select(
         ),
     )
 )
-"""By primary keys, and by the index on `answered_at` over the seconds since the claim."""
+"""Uses primary keys, and the index on `answered_at` over the seconds since the claim."""
