@@ -1,8 +1,8 @@
-"""Callbacks: promises to call a user at a time. Each is kept, or ends for a reason that is told.
+"""Callbacks: promises to call a user at a time. Each is kept, or ends for a recorded reason.
 
-A callback stays pending while its user is held, so whatever ends the hold without a call (release,
-a lapsed lease, a lost sequencer) gives it back by itself (hazard C2). It ends as kept or cancelled
-in the transaction that completes a call.
+A callback stays pending while its user is held, so an assignment that ends without a call (a
+release, a lapsed lease, a lost sequencer) leaves the callback due without a further step (hazard
+C2). The transaction that completes a call also ends its callback as kept or cancelled.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ from assignment_workers.schema.tables import Source
 from assignment_workers.settings import Settings
 
 GIVEN_UP_AFTER = timedelta(days=1)
-"""A callback whose user is disabled or the like is tried again for so long, then cancelled."""
+"""Time after the due time for which a callback of a user who may not be called is tried again.
+
+The callback is cancelled after it.
+"""
 
 PENDING = sql_text("pending")
 
@@ -52,10 +55,10 @@ PENDING = sql_text("pending")
 def after_move(
     hold: Held, callback: UUID, *, outcome: Outcome | None, until: datetime | None
 ) -> dict[str, Any]:
-    """What becomes of the callback that a hold was for, as a row for `settle`.
+    """Return the row for `settle` of the callback that an assignment was for.
 
-    `outcome` of its call; None: the user was skipped, and the callback waits `until` then. A call
-    that nobody answered does not keep the promise (hazard C3).
+    `outcome`: that of the call; None: the user was skipped, and the callback waits until `until`. A
+    call that nobody answered does not keep the promise (hazard C3).
     """
     row: dict[str, Any] = {
         "id": callback,
@@ -77,10 +80,11 @@ def after_move(
 def settle(
     transaction: FencedTransaction, settled: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Write what became of callbacks; returns the event of each, to be recorded by the caller.
+    """Store the results of callbacks; return an event of each, for the caller to record.
 
-    One that had its last attempt is cancelled, and its user goes back to the dialer queue with
-    their history. One that somebody else has ended meanwhile stays as it is, and that is told.
+    A callback whose last retry failed is cancelled, and its user returns to the dialer queue with
+    their history. A callback that another program has ended meanwhile stays unchanged, and its
+    event says so.
     """
     parameters = {"callbacks": list(settled), "now": transaction.now}
     became = {row.id: row.status for row in transaction.connection.execute(_BECOME, parameters)}
@@ -90,7 +94,7 @@ def settle(
 def call_off(
     transaction: FencedTransaction, users: Collection[int], reason: str
 ) -> list[dict[str, Any]]:
-    """Cancel what these users were promised; returns the events, to be recorded by the caller."""
+    """Cancel the pending callbacks of these users; return the events, for the caller to record."""
     parameters = {"users": list(users), "now": transaction.now}
     return [
         _event(
@@ -130,7 +134,7 @@ _IS_DUE = and_(
     or_(Callback.available_from.is_(None), Callback.available_from <= _NOW),
 )
 ANY_DUE = exists(select(1).select_from(Callback).where(_IS_DUE))
-"""Whether any callback is due: one probe of ix_callbacks_pending, which ends at the first."""
+"""True if any callback is due: one probe of ix_callbacks_pending, which ends at the first."""
 
 
 _HEAD = (
@@ -155,14 +159,14 @@ _HEAD = (
 
 @cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Index: ix_callbacks_pending, in order and no further than the limit."""
+    """Select due callbacks. Index: ix_callbacks_pending, in order and no further than the limit."""
     head = limited(_HEAD)
     return judged(head, policies)
 
 
 @cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """What the parameter `user` was promised and is pending, judged as it is when it is due."""
+    """Select the pending callback of the parameter `user`, judged as when it is due."""
     head = (
         select(
             Callback.id,
@@ -217,10 +221,11 @@ _CALL_OFF = (
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
-    """Who opted out or converted is owed no call any more: their callbacks are cancelled.
+    """Cancel the callbacks of users who opted out or converted, and postpone those of others.
 
-    Who is disabled, inactive or not in the CRM may come back: theirs are tried again, for
-    `GIVEN_UP_AFTER` their time.
+    Callbacks are tried again after `callback_retry`: those of users who are disabled, inactive or
+    not in the CRM until `GIVEN_UP_AFTER` the due time, and those held back by a calling rule
+    without end.
     """
     settled = []
     for row in unfit:

@@ -1,4 +1,4 @@
-"""What comes before the dialer queue: users who are due a call, the longest due first."""
+"""Users who are due a call, the longest due first: they come before the dialer queues."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from assignment_workers.schema.tables import Assignment, Phone, Source
 from assignment_workers.settings import Settings
 
 AT_A_TIME = 64
-"""Users that one read takes."""
+"""Users of one read."""
 
 Found = Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class DueUser:
-    """A user who is due a call, from the dialer queue where they belong by their facts."""
+    """A user who is due a call, with the dialer queue where the user belongs by the facts."""
 
     source: Source
     source_id: UUID
@@ -49,18 +49,18 @@ class DueUser:
     queue: str
     due_at: datetime
     kept_for: int | None
-    """The agent who may have them for now; None: anybody."""
+    """The one agent who may call the user for now; None: any agent."""
     score: int
     rank: int = 0
 
     @property
     def reason(self) -> str:
-        """Why they are to be called, for agents."""
+        """The reason for the call, for agents."""
         return self.source.value
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the event of the grant tells besides."""
+        """Further details of the event of the assignment."""
         return {
             "source": self.source,
             "source_id": self.source_id,
@@ -71,43 +71,43 @@ class DueUser:
 
 @dataclass(frozen=True)
 class DueKind:
-    """Callbacks, or missed calls."""
+    """A kind of due call: callbacks or missed calls."""
 
     source: Source
     head: Select[*tuple[Any, ...]]
-    """The next of them after `after_at` and `after_key`."""
+    """Selects the next due calls after `after_at` and `after_key`."""
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """As `judged`, of those."""
+    """Returns the statement `judged` over `head`."""
     before: object
-    """A key before every other."""
+    """A key that sorts before every other."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
     """Sees to those whose users may not be called, so that nobody meets them again at once."""
 
 
 @dataclass
 class Due:
-    """Those of one kind that are due, read only as far as somebody asks."""
+    """The due calls of one kind, read only as far as requests need them."""
 
     kind: DueKind
     transaction: FencedTransaction
     policies: Mapping[str, Policy]
     settings: Settings
     taken: set[int]
-    """Users handed out in this transaction: shared with the heads of the dialer queues."""
+    """Users assigned in this transaction: shared with the heads of the dialer queues."""
     _found: list[DueUser] = field(default_factory=list)
     _unfit: list[Found] = field(default_factory=list)
     _after: tuple[datetime, object] | None = None
     _exhausted: bool = False
     _unread: bool = False
-    """More numbers have to be read first than this transaction may read."""
+    """True if more phone numbers must be read first than this transaction may read."""
 
     def take(
         self, agent: int, queues: Collection[str], excluded: Collection[int]
     ) -> DueUser | None:
-        """The longest due whom this agent may have, once only; None where there is none.
+        """Take the longest due user whom this agent may call, or None; each user only once.
 
-        They belong to one of these dialer queues by their facts and are not in `excluded`. Raises
-        `ClaimBudgetExceeded` when the search has to go on in another transaction.
+        By their facts, the user belongs to one of these dialer queues, and is not in `excluded`.
+        Raises `ClaimBudgetExceeded` when the search has to go on in another transaction.
         """
         position = 0
         while True:
@@ -127,7 +127,7 @@ class Due:
             self._read()
 
     def put_aside(self) -> None:
-        """See to those who were met and may not be called."""
+        """End or postpone the due calls, as read so far, of users who may not be called."""
         if self._unfit:
             self.kind.put_aside(self.transaction, self.settings, self._unfit)
             self._unfit.clear()
@@ -177,7 +177,7 @@ class Due:
 
 
 def limited(ordered: Select[*tuple[Any, ...]]) -> CTE:
-    """The first `AT_A_TIME` rows, fenced as the head of a dialer queue is, as the table `head`."""
+    """Return the first `AT_A_TIME` rows as the table `head`, fenced like a dialer queue's head."""
     limit: ColumnElement[int] = literal_column(str(AT_A_TIME))
     return ordered.limit(limit).cte("head").prefix_with("MATERIALIZED")
 
@@ -188,12 +188,12 @@ def judged(
     *,
     broken: ColumnElement[str | None] | None = None,
 ) -> Select[*tuple[Any, ...]]:
-    """The rows of `head`, with where their users belong and what keeps them from a call.
+    """Select the rows of `head`, with each user's dialer queue and the rule against a call.
 
-    Validated as any user, but for the rules that say when: they are due now. `head` has `id`,
-    `user_id`, `due_at`, `key`, `queue_type` and `preferred_agent_id`. `broken`: what else may keep
-    a row from a call, named first. `put_off`: whoever was skipped or deferred rests, whatever they
-    are due for.
+    All rules apply except those about the time of the next call, because the calls are due now.
+    `head` has `id`, `user_id`, `due_at`, `key`, `queue_type` and `preferred_agent_id`. `broken`: a
+    further reason against a call, which takes precedence. `put_off`: the user was skipped or
+    deferred, and rests from every kind of call.
     """
     place = queue_of(policies)
     out = case(

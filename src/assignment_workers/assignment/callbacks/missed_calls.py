@@ -1,7 +1,7 @@
-"""Missed calls: inbound calls that nobody took. Each has one follow-up, or waits for an operator.
+"""Missed calls: inbound calls that nobody took. Each gets one follow-up, or waits for an operator.
 
-As a callback, a missed call stays pending while its user is held, so a hold that ends without a
-call gives it back by itself, after the lease at the latest (hazard C12).
+Like a callback, a missed call stays pending while its user is held, so an assignment that ends
+without a call leaves the missed call due, at the latest when the lease ends (hazard C12).
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ CANCELLED = "cancelled"
 FOR_OPERATOR = "for_operator"
 
 MATCHED_AT_MOST = 1_000
-"""Callers whom one run of `match` looks for: one pass over the users of the CRM."""
+"""Callers of one run of `match`."""
 
 
 def match(work: Work, settings: Settings) -> Counts:
     """Find the user of each missed call that names none, by the caller's number.
 
-    By the one identity of phone numbers, which is brought up to date first, however the dialer and
-    the CRM write them. Where no user has it, or several do, or it is no number, the missed call is
-    kept for an operator: nobody is dialled at a guess (hazards C10, D15). Returns `matched` and
-    `for_operator`. Cost: that of `phones.read` while there are any to match, and
+    Numbers are compared by phone identity, which is updated first, in whatever form the dialer and
+    the CRM write them. A missed call whose number no user or several users have, or that is no
+    number, is left to an operator, because nobody is called on a guess (hazards C10, D15). Returns
+    `matched` and `for_operator`. Cost, where there are any to match: that of `phones.read`, and
     probes of the index on numbers.
     """
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
@@ -93,11 +93,11 @@ def match(work: Work, settings: Settings) -> Counts:
 def follow_up(
     transaction: FencedTransaction, answered: Iterable[int], called: Iterable[UUID]
 ) -> list[dict[str, Any]]:
-    """These users were spoken to, and these missed calls were called back.
+    """Mark missed calls as followed up: all of the users `answered`, and the missed calls `called`.
 
-    Whoever was spoken to has had the follow-up of every call missed until now, whatever the call
-    was for (hazard C11). One that nobody answered has had it too: the user is in the dialer queue
-    with their history. Returns the events, to be recorded by the caller.
+    A user who was spoken to has had the follow-up of every call missed until now, whatever the call
+    was for (hazard C11). A call back that nobody answered is a follow-up too: the user is in the
+    dialer queue with their history. Returns the events, for the caller to record.
     """
     parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
     done = transaction.connection.execute(_FOLLOW_UP, parameters)
@@ -105,14 +105,16 @@ def follow_up(
 
 
 def wait(transaction: FencedTransaction, skipped: Sequence[dict[str, Any]]) -> None:
-    """These missed calls, `id` each, are not offered before `until`: they were skipped."""
+    """Postpone these missed calls, each with its `id`, to `until`."""
     transaction.connection.execute(_WAIT, {"calls": list(skipped), "now": transaction.now})
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
-    """Who opted out or converted is called no more, nor is one call answered twice.
+    """Cancel, postpone, or leave to an operator the missed calls of users who may not be called.
 
-    Who may not be called for another reason has called, and an operator is to see to it.
+    Missed calls of users who opted out or converted are cancelled, and so are repeated ones. Those
+    held back by a calling rule are postponed. All others are left to an operator, because these
+    users called.
     """
     until = transaction.now + settings.callback_retry
     if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
@@ -156,7 +158,7 @@ _IS_DUE = and_(
     or_(MissedCall.available_from.is_(None), MissedCall.available_from <= _NOW),
 )
 ANY_DUE = exists(select(1).select_from(MissedCall).where(_IS_DUE))
-"""Whether any missed call is due: one probe of ix_missed_calls_pending, which ends at the first."""
+"""True if any missed call is due: one probe of ix_missed_calls_pending, ends at the first."""
 
 
 _HEAD = (
@@ -187,7 +189,7 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 @cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """The calls of the parameter `user` that wait for a follow-up, judged as when it is due."""
+    """Select the pending missed calls of the parameter `user`, judged as when they are due."""
     head = (
         select(
             MissedCall.id,
@@ -209,7 +211,10 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 
 def _repeated(head: CTE) -> ColumnElement[str | None]:
-    """The call was followed up under another row: its webhook came again (hazard C11)."""
+    """Return the reason of a call that another row of it followed up (hazard C11).
+
+    The webhook of such a call came twice.
+    """
     again = aliased(MissedCall, name="again")
     repeated = exists(
         select(1)
