@@ -1,1 +1,1 @@
-"""An agent's sessions and heartbeats."""
+"""Sessions and heartbeats of agents."""

@@ -1,7 +1,7 @@
-"""Signs of life: written by set, off the assignment queue, and read where a lease has lapsed.
+"""Heartbeats: stored in batches, off the assignment queue, and read where a lease has ended.
 
-They have a table of their own. So a heartbeat can overwrite no state (hazard E2), and neither waits
-for a turn nor keeps one waiting.
+Heartbeats have a table of their own. So a heartbeat can overwrite no state (hazard E2), and
+heartbeats and fenced transactions never wait for each other.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from assignment_workers.settings import Settings
 def beat(
     connection: Connection, beats: Mapping[int, datetime | None], *, settings: Settings
 ) -> dict[int, HeartbeatAnswer]:
-    """By agent, how each stands once it is kept that they were there at that instant; None: now.
+    """Store a heartbeat for each agent, at its instant or now; return each agent's state.
 
-    A heartbeat never takes one back that came later, and none is of a time to come. Refused: an
-    agent who is unknown. The caller commits, and need not wait for the disk: heartbeats that a
-    crash loses come again. Cost: two statements for any number of agents, by primary keys.
+    An earlier heartbeat never replaces a later one, and an instant in the future counts as now.
+    Refused: an unknown agent. The caller commits; the commit does not wait for the disk, because
+    heartbeats that a crash loses are sent again. Cost: two statements for any number of agents, by
+    primary keys.
     """
     connection.execute(text("SET LOCAL synchronous_commit TO off"))
     given = [{"agent_id": agent, "seen_at": at} for agent, at in sorted(beats.items())]
@@ -46,7 +47,7 @@ _instant = func.least(
 )
 _made = insert(AgentSeen).from_select(
     ["agent_id", "seen_at"],
-    # In the order in which every gateway locks them, or two could wait for each other.
+    # In the order in which every gateway locks them, because two could deadlock otherwise.
     select(_beats.c.agent_id, _instant)
     .join(Agent, Agent.id == _beats.c.agent_id)
     .order_by(_beats.c.agent_id),

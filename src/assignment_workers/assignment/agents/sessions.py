@@ -1,7 +1,7 @@
-"""What an agent's state and session let them have, and what their moves make of both.
+"""Sessions of agents: the limits that they set, and the effect of moves on them.
 
-States are changed in turns alone. A heartbeat is kept elsewhere (`heartbeats`) and says nothing but
-that the agent is there.
+Only fenced transactions change a state. A heartbeat has a table of its own (`heartbeats`) and shows
+only that the agent is there.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from assignment_workers.schema.tables import AgentSession, AgentStatus
 from assignment_workers.settings import Settings, by_team
 
 AT_WORK = (AgentStatus.AVAILABLE, AgentStatus.ON_CALL, AgentStatus.WRAP_UP)
-"""The states that moves lead from one to another. A break and the end of a session stay."""
+"""The states between which moves change. Moves change neither a break nor offline."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """An agent's row of `agents_state`, as far as it decides what they may have."""
+    """The part of an agent's row of `agents_state` that decides whether a user may be assigned."""
 
     agent_id: int
     state: str | None
-    """None: they never stated any, and are served whatever else stands here."""
+    """None: the agent never stated a state, and no limit applies."""
     why: str | None
     calls: int
     working_since: datetime | None
@@ -54,9 +54,9 @@ class Session:
 
 
 def turned_away(session: Session | None, settings: Settings, now: datetime) -> Refused | None:
-    """Why this agent is handed nobody now, and what they can do about it; None: they are.
+    """Return the refusal of an agent who may have no user now, with the remedy, or None.
 
-    The limits of a session are those of the agent's team, else those for all, where any are set.
+    The limits of a session are those of the agent's team, else the general ones, if any are set.
     """
     if session is None or session.state is None:
         return None
@@ -104,17 +104,17 @@ def _limit(said: str | None, team: str | None) -> int | None:
 
 @dataclass
 class Moves:
-    """What the moves of one turn make of their agents, for `MOVED`."""
+    """The effects of one transaction's moves on their agents, for `MOVED`."""
 
     _by_agent: dict[int, dict[str, Any]]
 
     @classmethod
     def none(cls) -> Moves:
-        """Nobody has moved."""
+        """Return moves of no agent."""
         return cls({})
 
     def took_up(self, agent: int) -> None:
-        """They accepted an offer: they are on a call."""
+        """Record that the agent accepted an offer and is on a call."""
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
@@ -122,7 +122,7 @@ class Moves:
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:
-        """Their hold ended without a call: they are available."""
+        """Record that the agent's assignment ended without a call; the agent is available."""
         self._add(agent, AgentStatus.AVAILABLE)
 
     def _add(self, agent: int, becomes: AgentStatus, *, calls: int = 0) -> None:
@@ -134,7 +134,7 @@ class Moves:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each agent, in the order in which every turn locks them."""
+        """Return a row for each agent, in the order in which every transaction locks them."""
         return [self._by_agent[agent] for agent in sorted(self._by_agent)]
 
 
@@ -163,19 +163,21 @@ def _moving() -> Update:
 
 
 MOVED = _moving()
-"""Agents who have a row follow their moves; who is on break or offline stays so.
+"""Change the states of agents who have a row; a break and offline stay.
 
-Whoever acts on an offer has not let it lapse. Cost: that of the agents, by the primary key.
+An agent who makes a move has not let the offer lapse, so the count of lapsed offers is reset. Cost:
+that of the agents, by the primary key.
 """
 
 
 def let_lapse(
     transaction: FencedTransaction, agents: Collection[int], *, most: int
 ) -> dict[int, Session]:
-    """These agents let an offer lapse; who did so `most` times in a row is set on break: returned.
+    """Count a lapsed offer for each of these agents; return those who are set on break for it.
 
-    That is told, and lasts until they state `available`. Who is offline stays so. Cost: one
-    statement, by the primary key.
+    An agent is set on break after `most` lapsed offers in a row. An event records the break, which
+    lasts until the agent states `available`. An offline agent stays offline. Cost: one statement,
+    by the primary key.
     """
     parameters = {"agents": [{"agent_id": agent} for agent in sorted(agents)]}
     found = transaction.connection.execute(
@@ -194,7 +196,7 @@ def let_lapse(
 
 
 def state_event(agent: int, state: str, by: str | None, why: str | None) -> dict[str, Any]:
-    """The event of a state that was stated, or set for a reason."""
+    """Return the event of a state that was stated, or set for a reason."""
     details = {"state": str(state), "by": by, "why": why}
     return {"kind": EventKind.AGENT_STATE, "agent_id": agent, "details": details}
 
@@ -205,7 +207,7 @@ _lapsed = rows("agents", agent_id=Integer())
 
 
 def _lapsing() -> ReturningInsert[*tuple[Any, ...]]:
-    """The first lapse of an agent without a row makes one; every other adds to it."""
+    """Insert a row for the first lapse of an agent without one; add to the count of any other."""
     too_many = _most <= 1
     given = select(
         _lapsed.c.agent_id,
