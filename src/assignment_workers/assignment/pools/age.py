@@ -1,4 +1,4 @@
-"""Weekly ageing: who waits longer is called later (original-dialer section 4)."""
+"""Weekly ageing: users who wait longer are called later (original-dialer section 4)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from assignment_workers.schema.dialer import UserCallScore
 STEP = 5
 SINCE = timedelta(days=7)
 AT_A_TIME = 1_000
-"""Users aged in one transaction: a call that ends meanwhile waits for it some milliseconds."""
+"""Users aged in one transaction; a call that ends meanwhile waits for it some milliseconds."""
 
 
 def age_scores(work: Work, day: datetime) -> Counts:
-    """Add 5 to active unsigned users under 200, created on this weekday a week ago or more.
+    """Add 5 to the scores of active unsigned users below 200, on the weekday of their creation.
 
-    The run's slot must be the day. By user id, `AT_A_TIME` in a transaction that also keeps, in the
-    run's row, how far it got: a run that failed is gone on with by the next of its slot, so nobody
-    is aged twice for one day, and a day that was missed is made up for (original-dialer section 5).
-    Returns `aged`, how many this run aged, and `through`, the last one's id. Cost: one pass over
-    the score rows by their index on the user.
+    Only users created a week ago or more. The run's slot must be the day. Each transaction ages
+    `AT_A_TIME` users, by id, and stores its progress in the run's row. The next run of the slot
+    continues after a failed one, so nobody is aged twice for one day, and a missed day is made up
+    for (original-dialer section 5). Returns `aged`, the number of users that this run aged, and
+    `through`, the id of the last one. Cost: one pass over the score rows by their index on the
+    user.
     """
     through = work.reached("through")
     counts = {"aged": 0, "through": through}

@@ -1,4 +1,4 @@
-"""Users who reached what their dialer queue is for leave it, each with one conversion record."""
+"""Conversions: users who reached the aim of their dialer queue leave it, each with one record."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from assignment_workers.schema.tables import Assignment, AssignmentState
 
 ATTRIBUTED_FOR = timedelta(days=30)
 LONGER_THAN = timedelta(seconds=30)
-"""A call counts towards a conversion for so long, if it was longer than that."""
+"""A call counts towards a conversion for `ATTRIBUTED_FOR`, if it was longer than `LONGER_THAN`."""
 
 AT_A_TIME = 1_000
-"""Users whom one command takes out: the line waits for it some tens of milliseconds."""
+"""Users whom one command takes out: the assignment queue waits some tens of milliseconds."""
 
 _NOT_HELD = ~exists(
     select(1)
@@ -55,9 +55,10 @@ _NOT_HELD = ~exists(
 
 
 def converted(connection: Connection, policy: Policy, *, after: int, now: datetime) -> list[int]:
-    """The next users of this pool, by id beyond `after`, whose facts say that they converted.
+    """Return the next converted users of this pool by current facts, by id beyond `after`.
 
-    Held ones are left alone until their hold ends. At most `AT_A_TIME`; an empty list is the end.
+    Held users are left out until their assignment ends. At most `AT_A_TIME` users; an empty list is
+    the end.
     """
     return list(
         connection.execute(
@@ -80,12 +81,12 @@ def remove_converted(
 ) -> Done:
     """Take those of `users` out of the dialer queue who have converted by facts read here.
 
-    The score row's change of queue guards the record: it happens once, so there is one conversion
-    for each, however often the command comes; a unique index on user, dialer queue and episode says
-    the same to whoever else writes the table (hazard D13). The score before it is what is recorded
-    (D12), and the agents who spoke to the user, of whom the latest is the primary one. Who now
-    belongs to another dialer queue moves there. Held users, and those whose facts changed back, are
-    left alone.
+    The score row's change of queue makes the record unique: it happens once, so each conversion has
+    one record, however often the command arrives. A unique index on user, dialer queue and episode
+    also holds against other writers of the table (hazard D13). The record has the score before the
+    change (D12) and the agents who spoke to the user, the latest of whom is the primary agent. A
+    user who now belongs to another dialer queue moves there. Held users, and users whose facts
+    changed back, are left alone.
     """
     transaction.require_lanes(policy.queue)
     since = {"since": transaction.now - ATTRIBUTED_FOR}
@@ -135,11 +136,11 @@ _calls = (
     .correlate(UserCallScore)
     .subquery("calls")
 )
-# How long a user was held stands for how long they were spoken to, which the telephony knows alone.
+# The time that a user was held stands for the length of the call, which only the telephony knows.
 _spoke = select(
     func.array_agg(aggregate_order_by(_calls.c.agent_id, _calls.c.last.desc()))
 ).scalar_subquery()
-"""Who spoke to the user, the latest first."""
+"""The agents who spoke to the user, the latest first."""
 
 _episode = (
     select(func.count() + 1)
@@ -170,7 +171,8 @@ def _before(policy: Policy, policies: tuple[Policy, ...]) -> Select[*tuple[Any, 
             policy.converted(),
             _NOT_HELD,
         )
-        # By user, as whoever locks several score rows does: two of them never wait in a ring.
+        # By user, as every transaction that locks several score rows does, so that two never
+        # deadlock.
         .order_by(UserCallScore.user_id)
         .with_for_update(of=UserCallScore)
     )

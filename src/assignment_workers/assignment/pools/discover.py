@@ -1,8 +1,8 @@
-"""Who is new in the CRM enters the pools; who is in none, or in the wrong one, is put right.
+"""Discovery of users for the pools: new users enter one, and misplaced users are moved.
 
-Where a user belongs is `policies.place_of`, the one rule. Whoever has no score row is given one by
-the job itself; a row that is there is changed by a command on the assignment queue, which judges
-anew, so nothing changes under an agent's hands.
+`queue_of` of the policies is the one rule for the pool of a user. The job itself inserts the score
+row of a user without one. An existing row is changed by a command on the assignment queue, which
+judges the user again, so that nothing changes while an agent holds the user.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
-"""What was made so long before the watermark is looked at again: rows may commit late.
+"""Time before the watermark that is read again, because rows may commit late.
 
-One that commits later still is found by `reconcile`.
+A row that commits later still is found by `reconcile`.
 """
 AT_A_TIME = 1_000
-"""Rows of a source, or users, that one transaction sees to."""
+"""Rows of a source, or users, that one transaction handles."""
 BATCHES_AT_MOST = 100
-"""Transactions of one run for one source: the next run goes on where it ended."""
+"""Transactions of one run for one source; the next run continues."""
 WINDOW = 10_000
 """Users whom one statement of `reconcile` judges: some hundred milliseconds."""
 WINDOWS_AT_MOST = 100
@@ -72,19 +72,19 @@ SOURCES: dict[str, type[CrmBase]] = {"users": CrmUser, "requirements": ClaimRequ
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 Send = Callable[[list[int]], None]
-"""Sends for users to be placed (`assign_to_queue`)."""
+"""Sends the command that places users (`assign_to_queue`)."""
 
 
 def discover(
     work: Work, policies: Mapping[str, Policy], send: Send, *, randomness: Random
 ) -> Counts:
-    """See to every user and requirement that is new since the watermark of each source.
+    """Place every user and requirement that is new since the watermark of each source.
 
-    Nothing is missed however late a run is: a sweep goes from `OVERLAP` before the watermark to the
-    end of what is there, in the order of `created_at` and id, and what it has come to is committed
-    with what it found. A run does `BATCHES_AT_MOST` of them, and the next goes on. Twice does the
-    same as once. Raises `CrmUnavailable`; then what was committed stands. Returns `created` score
-    rows, `sent` for to be moved, and `users` and `requirements` that were looked at.
+    No row is missed, however late a run is: a sweep reads from `OVERLAP` before the watermark to
+    the end, in the order of `created_at` and id, and its progress is committed with its results. A
+    run handles `BATCHES_AT_MOST` transactions a source, and the next run continues. A repeated run
+    changes nothing more. Raises `CrmUnavailable`; then the committed part stays. Returns the number
+    of score rows `created`, of users `sent` to be moved, and of `users` and `requirements` read.
     """
     counts = {"created": 0, "sent": 0, **dict.fromkeys(SOURCES, 0)}
     run = _Run(work, tuple(policies.values()), send, randomness, counts)
@@ -94,12 +94,12 @@ def discover(
 
 
 def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
-    """Find who should be in a pool and is in none, or in another, and send for them to be placed.
+    """Find users who belong in a pool and are in none or in another, and send them to be placed.
 
-    Also whoever's score row names no dialer queue of ours (hazard D1). Left alone: who is held, who
-    has converted (the cleanup records that), whom the CRM does not know. By user id; a run looks at
-    `WINDOWS_AT_MOST` times `WINDOW` users and the next goes on. Returns how many it looked at, and
-    how many were `in_none`, `in_wrong` and under an `other_word`.
+    Also users whose score row names an unknown dialer queue (hazard D1). Left alone: users who are
+    held, who have converted (the cleanup records that) or who are not in the CRM. Users are read by
+    id; a run reads `WINDOWS_AT_MOST` times `WINDOW` users, and the next run continues. Returns the
+    number of users `looked_at`, and of those `in_none`, `in_wrong` and under an `other_word`.
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
@@ -125,12 +125,12 @@ def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
 def assign_to_queue(
     transaction: FencedTransaction, users: Sequence[int], policies: Mapping[str, Policy]
 ) -> Done:
-    """Put these users into the pool where they belong by facts read here, with an event each.
+    """Move these users into the pool where they belong by facts read here, with an event each.
 
-    Those who belong where they are, are held, or have converted are left alone; nobody is made
-    active who was not.
+    A user without a score row gets one. Users who are in the right pool, who are held or who have
+    converted are left alone. No inactive score row is made active.
     """
-    # or another lane could hand a user out of the dialer queue that they leave
+    # otherwise another lane could assign a user from the dialer queue that the user leaves
     transaction.require_all_lanes()
     judged = _judge(transaction.crm_reader, tuple(policies.values()), users, transaction.now)
     created = _create(transaction.connection, judged, transaction.now, transaction.new_id)
@@ -161,7 +161,7 @@ def assign_to_queue(
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of `discover`, and what it has done so far."""
+    """One run of `discover`, and its results so far."""
 
     work: Work
     policies: tuple[Policy, ...]
@@ -170,7 +170,7 @@ class _Run:
     counts: Counts
 
     def sweep(self, source: str, model: type[CrmBase]) -> None:
-        """Go on with the sweep of this source, to its end or for `BATCHES_AT_MOST`."""
+        """Continue the sweep of this source, to its end or for `BATCHES_AT_MOST` transactions."""
         work = self.work
         mark = _watermark(work.side_connection, source)
         seen = mark.seen or mark.reached or _BEGINNING
@@ -185,7 +185,7 @@ class _Run:
                 position = found[-1].created_at, found[-1].key
                 seen = max(seen, position[0])
             if len(found) < AT_A_TIME:
-                # Never ahead of now: a row of tomorrow must not hide those of today.
+                # Never later than now, because a row of tomorrow must not hide those of today.
                 reached = min(seen, work.now)
                 ended = {"seen": None, "at": None, "key": None, "swept_at": work.now}
                 _store_counts(work, source, self.counts, reached=reached, **ended)
@@ -227,7 +227,7 @@ def _create(
     now: datetime,
     make_id: Callable[[], object],
 ) -> list[dict[str, Any]]:
-    """Give a score row to those who have none: the event of each."""
+    """Insert a score row for each user without one; return the events."""
     new = [
         {
             "id": make_id(),
@@ -279,7 +279,7 @@ def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[An
 
 
 def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
-    """Commit what was found together with how far it went."""
+    """Commit the results together with the progress."""
     work.side_connection.execute(
         update(Watermark).where(Watermark.source == source).values(**values)
     )
@@ -288,12 +288,12 @@ def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> 
 
 @dataclass(frozen=True)
 class _Standing:
-    """What is asked of each user."""
+    """The expressions that are selected for each user."""
 
     current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
     place: ColumnElement[str | None]
     which: ColumnElement[str | None]
-    """How they are out of place; null: they are not, or are to be left alone."""
+    """The kind of misplacement; null: the user is in place, or is to be left alone."""
 
 
 def _standing(
@@ -322,7 +322,7 @@ def _standing(
 
 @cache
 def _placing(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """For each of the parameter `users`: whether they have a score row, and where they belong."""
+    """Select, for each of the parameter `users`, the state of the score row and the right pool."""
     people = (
         select(func.unnest(bindparam("users", type_=ARRAY(BigInteger))).label("user_id"))
         .cte("people")
@@ -363,7 +363,7 @@ _WINDOW = select(func.count(), func.max(_WINDOW_IDS.c.user_id)).select_from(_WIN
 
 @cache
 def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Who is out of place, of the users from `after` to `upto`."""
+    """Select the misplaced users from `after` to `upto`."""
     stands = _standing(policies, CrmUser.id)
     return (
         select(CrmUser.id.label("user_id"), stands.which.label("which"))
@@ -428,4 +428,4 @@ _MOVE = (
     .values(current_queue_type=_moves.c.place, updated_at=bindparam("now", type_=NaiveInstant))
     .returning(UserCallScore.user_id, _moves.c.before, _moves.c.place)
 )
-"""The row as it was judged, or not at all: somebody else's change is not undone."""
+"""Update the row only if it is as it was judged, so that no other change is undone."""
