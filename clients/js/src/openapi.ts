@@ -639,9 +639,11 @@ export interface components {
         };
         /**
          * AgentShown
-         * @description How an agent stands. `state` None: they never stated any, and are served.
+         * @description The state, the session and the assignment of an agent.
          *
-         *     `stale`: no heartbeat, request or move for `STALE`, though a session is open.
+         *     `state` None: the agent never stated one, and may make requests. `stale`: there was no
+         *     heartbeat, statement of a state or end of a call for `STALE`, though a session is open and
+         *     nothing is assigned.
          */
         AgentShown: {
             /** Agent Id */
