@@ -186,6 +186,13 @@ def test_an_alias_that_is_promised_stands_and_one_that_is_over_is_not_listed() -
     assert [each for each in over if Version(each) <= Version(versions.own())] == []
 
 
+def test_every_picture_is_shown_and_none_is_heavy() -> None:
+    shown = "".join(path.read_text() for path in DOCUMENTS)
+    pictures = sorted((ROOT / "docs" / "images").iterdir())
+    assert [each.name for each in pictures if f"images/{each.name})" not in shown] == []
+    assert [each.name for each in pictures if each.stat().st_size > 300_000] == []
+
+
 def test_the_readme_is_read_in_a_minute() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
