@@ -1,3 +1,3 @@
-"""Hands call-centre agents the next user to call: each user to one agent, in order, once."""
+"""Hand call-centre agents the next user to call: each user to one agent, in order, once."""
 
 from __future__ import annotations

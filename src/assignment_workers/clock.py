@@ -1,4 +1,4 @@
-"""Where processes read the time, so that a test can fix it."""
+"""The clock that processes read, so that a test can fix the time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 DATABASE_AHEAD_KEY = "assignment-workers:database-ahead"
-"""In Redis: how many seconds the database's clock is ahead of Redis's, as the sequencer found."""
+"""The Redis key with the seconds by which the database's clock is ahead of Redis's.
+
+The sequencer measures the difference and writes it.
+"""
 
 
 class Clock(Protocol):
-    """Gives the present instant, timezone-aware UTC."""
+    """A source of the present instant, in timezone-aware UTC."""
 
     def __call__(self) -> datetime: ...
 
 
 def system_clock() -> datetime:
-    """This host's clock. Decisions about holds and deadlines use the database's instead.
+    """Return this host's time. Decisions on holds and deadlines use the database's clock instead.
 
     See `sequencer.transaction_runner` and `client.wire.database_clock`.
     """

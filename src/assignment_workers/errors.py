@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose.
+"""Every error that this package raises on purpose.
 
 The message is a sentence for the person who can act on it.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 
 def plain(message: str) -> str:
-    """What a check said, without the words that Pydantic puts before it."""
+    """Return the message of a check, without the prefix that Pydantic adds."""
     return message.replace("Value error, ", "", 1)
 
 
 class AssignmentWorkersError(Exception):
-    """Something is wrong that a person has to know of; the message is one line."""
+    """An error that a person has to know of; the message is one line."""
 
     exit_code = 1
 
 
 class UsageError(AssignmentWorkersError):
-    """A setting or an argument was given that cannot be used."""
+    """A setting or an argument cannot be used."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class DatabaseUnavailable(AssignmentWorkersError):
 
 
 class CrmUnavailable(DatabaseUnavailable):
-    """The CRM cannot be read now: what it would say is unknown, and nobody was judged by it."""
+    """The CRM cannot be read now: the facts are unknown, and no user was judged by them."""
 
     general = "the CRM cannot be read"
 
@@ -54,11 +54,11 @@ class BrokerUnavailable(AssignmentWorkersError):
 
 
 class TaskFailed(AssignmentWorkersError):
-    """A task failed for a reason that no retry mends: the kind; the dead letter has the rest."""
+    """A task failed in a way that no retry mends: the kind of failure; details: the dead letter."""
 
 
 class NotReplayable(AssignmentWorkersError):
-    """A dead letter does not say enough to be sent again."""
+    """A dead letter that does not hold enough to be sent again."""
 
 
 class NotStored(AssignmentWorkersError):
@@ -66,7 +66,7 @@ class NotStored(AssignmentWorkersError):
 
 
 class Malformed(AssignmentWorkersError):
-    """A message does not have the form of one of ours; its `task` and `task_id` where known."""
+    """A message that does not have our form; `task` and `task_id` are set where known."""
 
     def __init__(self, reason: str, *, task: str | None = None, task_id: str | None = None) -> None:
         super().__init__(reason)
@@ -75,11 +75,11 @@ class Malformed(AssignmentWorkersError):
 
 
 class Overtaken(AssignmentWorkersError):
-    """Another run of the same job has begun: this one must not commit."""
+    """Another run of the same job has begun: the present run must not commit."""
 
 
 class StaleTerm(AssignmentWorkersError):
-    """Another sequencer has taken over: a transaction of this one must not commit."""
+    """Another sequencer has taken over: a transaction of the former one must not commit."""
 
     def __init__(self, *, held: int, current: int | None) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Identifiers: UUIDv7 from a given instant and a given source of randomness."""
+"""Identifiers: UUIDv7 from an instant and a source of randomness, both passed in."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_id(now: datetime, randomness: Random) -> UUID:
-    """A UUIDv7 (RFC 9562 section 5.7): sorts by `now` to the millisecond, 74 random bits behind it.
+    """Return a UUIDv7 (RFC 9562 section 5.7) that sorts by `now` to the millisecond.
 
-    The standard library has `uuid.uuid7` only from Python 3.14, and it takes neither clock nor
-    source.
+    74 random bits follow the time. The standard library has `uuid.uuid7` only from Python 3.14, and
+    it takes neither clock nor source.
     """
     milliseconds = (now - _EPOCH) // timedelta(milliseconds=1)
     value = milliseconds << 80 | randomness.getrandbits(80)

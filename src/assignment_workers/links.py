@@ -1,7 +1,7 @@
-"""Codes that are good once and for a while: what a sign-in link and a signed cookie carry.
+"""Signed codes that expire and are used once, for sign-in links and signed cookies.
 
-A code is signed with a secret that both sides have; nothing has to be stored to make one. That a
-code is used once is for its reader to hold: `SignInCode.name` is different in each.
+A code is signed with a secret that both sides have, so nothing is stored when a code is made. The
+reader has to enforce that a code is used once: `SignInCode.name` differs in each code.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 DASHBOARD, FLOWER, FLOWER_SESSION = "dashboard", "flower", "flower session"
-"""What a code is for: none is good for anything else."""
+"""The purposes of a code: a code made for one purpose is refused for another."""
 PATH = "/sign-in"
-"""Where a sign-in link leads, at the gateway and at Flower: `/sign-in?code=...`."""
+"""The path of a sign-in link, at the gateway and at Flower: `/sign-in?code=...`."""
 LINK_LASTS = timedelta(hours=1)
-"""How long a sign-in link is good for."""
+"""The lifetime of a sign-in link."""
 _LONGEST = 200
 
 
 @dataclass(frozen=True)
 class SignInCode:
-    """A code that was read and is good."""
+    """A code that was read, is valid, and has not expired."""
 
     name: str
     expires_at: datetime
 
 
 def make(secret: str, purpose: str, *, now: datetime, lasts: timedelta = LINK_LASTS) -> str:
-    """A new code for this purpose: letters, digits, `-`, `_` and `.` alone."""
+    """Make a new code for this purpose, of letters, digits, `-`, `_` and `.` alone."""
     said = f"{int((now + lasts).timestamp())}.{secrets.token_hex(12)}"
     return f"{said}.{_signature(secret, purpose, said)}"
 
 
 def read(secret: str, purpose: str, code: str, *, now: datetime) -> SignInCode | None:
-    """The code, if it was made with this secret for this purpose and is not over."""
+    """Return the code if it was made with this secret for this purpose and has not expired."""
     said, _, signature = code.rpartition(".")
     if len(code) > _LONGEST or not hmac.compare_digest(
         signature.encode("utf-8", "surrogatepass"), _signature(secret, purpose, said).encode()

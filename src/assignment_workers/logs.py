@@ -1,6 +1,6 @@
-"""Logs: one event name per thing, its facts as fields, ids only.
+"""Logs: one event name for each kind of event, its facts as fields, ids only.
 
-Nobody's name or number is logged.
+No names and no phone numbers of people are logged.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Form = Literal["logfmt", "json", "console"]
 
 
 def set_up(form: Form = "logfmt", level: str = "info") -> None:
-    """Every line of this process, ours and the libraries', in one form on standard error.
+    """Log every line of this process, ours and the libraries', in one form on standard error.
 
-    From `level` on: debug, info, warning or error.
+    `level` is the lowest level that is logged: debug, info, warning or error. Libraries log nothing
+    below info.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -40,7 +41,7 @@ def set_up(form: Form = "logfmt", level: str = "info") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *([] if form == "json" else [_escaped]),  # JSON escapes by itself
+                *([] if form == "json" else [_escaped]),  # JSON escapes control characters already
                 _renderer(form),
             ],
         )
@@ -51,14 +52,14 @@ def set_up(form: Form = "logfmt", level: str = "info") -> None:
     logging.getLogger("assignment_workers").setLevel(level.upper())
     for noisy in (
         "alembic",
-        "celery.app.trace",  # each task with its answer: Flower shows them
+        "celery.app.trace",  # each task with its answer, which Flower shows
         "celery.worker.strategy",
         "celery.redirected",
         "kombu",
         "tornado.access",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Flower asks workers that start beside it, and asks again.
+    # Flower queries workers that are still starting, and repeats the query.
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
 
 
@@ -75,9 +76,9 @@ def _renderer(form: Form) -> structlog.typing.Processor:
 
 
 def _escaped(_: object, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Write control characters as they are written in a program: none begins a line of its own.
+    """Escape control characters, so that no value can begin a line of the log.
 
-    A traceback keeps its lines, each set in, so that none looks like a line of the log.
+    A traceback keeps its lines. Each is indented, so that none looks like a line of the log.
     """
     for name in list(facts):
         value = facts.pop(name)
@@ -92,7 +93,7 @@ TRACE = "exception"
 
 
 def escaped(said: str) -> str:
-    """The text with its control characters, and those that turn a line around, escaped."""
+    """Escape the control characters of a text, and the characters that reverse its direction."""
     if said.isprintable():
         return said
     return "".join(
@@ -102,4 +103,4 @@ def escaped(said: str) -> str:
 
 
 _CONTROL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's categories: controls, formats such as a change of direction, lone halves, line ends."""
+"""Unicode categories: controls, formats such as direction marks, lone surrogates, line ends."""

@@ -1,4 +1,4 @@
-"""Memory of a process that answers in milliseconds."""
+"""Garbage collection in a process that answers in milliseconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import gc
 
 
 def freeze_loaded_objects() -> None:
-    """What is loaded by now is never garbage: the collector looks at it no more.
+    """Exclude the objects loaded so far from garbage collection.
 
-    To be called once a process is ready. Looking through it took a tenth of a second, now and then,
-    while callers waited.
+    To be called once, when the process is ready. Scanning those objects took a tenth of a second
+    now and then, while callers waited.
     """
     gc.collect()
     gc.freeze()

@@ -1,8 +1,9 @@
-"""The rule by which a page of another origin is kept out: the Host, Origin and Sec-Fetch headers.
+"""The rule that refuses calls from pages of other origins, by Host, Origin and Sec-Fetch headers.
 
-A browser sends what a page of another site asks for to any address that the browser reaches, with
-the cookies and the logins that it has for that address. The rule refuses such a request before its
-sender is looked at. Programs send none of these headers but Host, and are not touched.
+A page of another site can make a browser send a request to any address that the browser reaches,
+with the cookies and logins that the browser has for that address. The rule refuses such a request
+before the caller is authenticated. Programs send none of these headers but Host, and are not
+affected.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 SAFE = frozenset({"GET", "HEAD"})
 ANY = "*"
 OPAQUE = "null"
-"""A browser's word for an origin that it does not tell, of a page that sends no referrer too."""
+"""The Origin header of a page whose origin the browser hides, and of pages without a referrer."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,23 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Origins:
-    """The names that a server answers to, and the other origins whose pages may call it."""
+    """The host names of a server, and the other origins whose pages may call the server."""
 
     hosts: frozenset[str] = frozenset()
-    """Names beside `localhost` and plain IP addresses; `.example.com`: the names below it."""
+    """Names beside `localhost` and plain IP addresses; `.example.com` covers all names below it."""
     pages: frozenset[str] = frozenset()
     """Origins such as `https://dialer.example`."""
 
     @classmethod
     def of(cls, hosts: str | None, pages: str | None = None, *, listens: str = "") -> Origins:
-        """The rule of two settings, each a list with commas; `listens`: the server's own name."""
+        """Read the rule from two comma-separated settings; `listens` is the server's own name."""
         return cls(_listed(hosts) | _listed(listens), _listed(pages))
 
     def refusal(self, method: str, headers: Mapping[str, str]) -> Refusal | None:
-        """Why the request is refused; None: it may go on. `headers` by their lower-case names."""
+        """Return the refusal of a request; None if the request is allowed.
+
+        `headers` are keyed by lower-case names.
+        """
         host = headers.get("host", "")
         if host and not self.answers_to(host):
             return Refusal(
@@ -55,10 +59,9 @@ class Origins:
         return None
 
     def answers_to(self, host: str) -> bool:
-        """Whether the server has this name; a port is left out of account.
+        """Return True if the server has this host name; a port is ignored.
 
-        An IP address is accepted: it is a name of this server by itself, and no name of an
-        attacker's can lead to it (DNS rebinding).
+        Every IP address is accepted, because DNS rebinding needs a name that an attacker controls.
         """
         name = _name(host)
         if ANY in self.hosts or name in self.hosts or _is_address(name):

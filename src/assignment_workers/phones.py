@@ -1,7 +1,7 @@
-"""Phone identity: the numbers that a text means, read in one way everywhere.
+"""Phone identity: the numbers that a text means, read in the same way everywhere.
 
-Suppressions, calling hours and missed calls compare what is read here, never the text. Pure: the
-same text, region, country and zone give the same identity for the same `Reader`.
+Suppressions, calling hours and missed calls compare the identities read here, never the text. Pure:
+the same text, region, country and zone give the same identity for the same `Reader`.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from phonenumbers import (
 from phonenumbers import timezone as number_zones
 
 KEYED = "hmac:"
-"""How a keyed hash begins in the place of a number."""
+"""The prefix of a keyed hash that is stored in place of a number."""
 RULES = 1
-"""Grows with each change of the reading below, so that every stored identity is read again."""
+"""The version of the reading below: it grows with each change, and every identity is read again."""
 READ_AT_MOST = 250
-"""Characters of a text that are read, as phonenumbers itself does; digits beyond are unread."""
+"""The characters of a text that are read, as in phonenumbers; digits beyond count as unread."""
 REACH = 7
-"""Last digits by which a number that cannot be read is in reach of another."""
+"""The number of last digits by which an unreadable number is compared with another one."""
 _SHORTEST_CODE = 3
 _SHORTEST = 5
-"""Digits of the shortest part of a text that is taken for a number of its own."""
+"""The fewest digits of a part of a text that is taken for a number of its own."""
 _TOKENS_AT_MOST = 8
-"""Groups of digits that are put together in every way; a text of more is unread."""
+"""The most groups of digits that are combined in every way; a text with more is unread."""
 _REMEMBERED = 50_000
 
 KINDS = {
@@ -59,7 +59,7 @@ KINDS = {
     PhoneNumberType.UAN: "company",
     PhoneNumberType.VOICEMAIL: "voicemail",
 }
-"""What is not in here is `unknown`: possible, and in no range that was given out."""
+"""The kinds of numbers. Any other number is `unknown`: possible, but in no allocated range."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Number:
     e164: str
     kind: str
     valid: bool
-    """In a range that was given out; otherwise only of a length that there is."""
+    """True if the number is in an allocated range; otherwise only its length is possible."""
     sure: bool
-    """Valid, and not so few digits without a country that they may be the end of another."""
+    """True if the number is valid and not a local one so short that it may be another's end."""
     region: str | None
     zones: tuple[str, ...]
     extension: str | None = None
@@ -79,12 +79,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Identity:
-    """The numbers that a text means, and what is left of it.
+    """The numbers that a text means, and the parts that could not be read.
 
-    `unread`: the last `REACH` digits of each part that has digits enough for a number and is none,
-    and of each number that is not sure: it may be another one, written wrongly or cut short.
-    `zones`: where the person may be; calling hours have to be open in all of them. `country`: of
-    the person, with its part where the CRM names one, as `AU-WA`.
+    `unread` holds the last `REACH` digits of each part that has enough digits for a number and is
+    none, and of each number that is not sure: either may be another number, mistyped or cut short.
+    `zones` are the time zones where the person may be; calling hours have to be open in all of
+    them. `country` is that of the person, with its part where the CRM names one, as in `AU-WA`.
     """
 
     numbers: tuple[Number, ...] = ()
@@ -92,46 +92,49 @@ class Identity:
     zones: tuple[str, ...] = ()
     country: str | None = None
     short: str | None = None
-    """The text is a short number such as 999: nobody is dialled by it."""
+    """The short number, such as 999, that the text is; nobody is dialled by such a number."""
 
     @property
     def readable(self) -> bool:
-        """Whether there is a number to call."""
+        """True if there is a number to call."""
         return bool(self.numbers)
 
     @property
     def e164(self) -> list[str]:
-        """The numbers, each once, in their order in the text."""
+        """The distinct numbers, in the order of the text."""
         return list(dict.fromkeys(each.e164 for each in self.numbers))
 
     @property
     def kinds(self) -> list[str]:
-        """Of each number in `e164`, what it is."""
+        """The kind of each number in `e164`, in the same order."""
         return list({each.e164: each.kind for each in self.numbers}.values())
 
     @property
     def tails(self) -> list[str]:
-        """The last `REACH` digits of every number and of every part that is none."""
+        """The last `REACH` digits of every number and of every part that could not be read."""
         return sorted({*(reach(each.e164) for each in self.numbers), *self.unread})
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One way to read phone numbers: that of an installation.
+    """The way in which an installation reads phone numbers.
 
-    `region`: where a number without a country code is from. `zones`: zones that an operator set by
-    the first digits of a number, the longest first.
+    `region` is the region of a number without a country code. `zones` are the time zones that an
+    operator set by the first digits of a number, the longest prefix first.
     """
 
     region: str = "GB"
     zones: tuple[tuple[str, ZoneInfo], ...] = ()
     key: str | None = field(default=None, repr=False)
-    """What forgotten numbers are hashed with (`keyed`); None: there are none."""
+    """The secret with which forgotten numbers are hashed (`keyed`); None if there is none."""
     tag: str = field(init=False, default="", compare=False)
-    """What a stored identity rests on besides its text; another tag and it is read again."""
+    """The version of everything but the text that a stored identity rests on.
+
+    An identity with another tag is read again.
+    """
 
     def __post_init__(self) -> None:
-        """Work out the tag."""
+        """Compute the tag."""
         said = ",".join(f"{prefix}={zone.key}" for prefix, zone in self.zones)
         version = phonenumbers.__version__.replace(".", "_")
         sum_of = f"_{zlib.crc32(said.encode()):08x}" if said else ""
@@ -147,13 +150,13 @@ class Reader:
 
     @property
     def keyed_prefix(self) -> str | None:
-        """How the hashes of this key begin; None without a key."""
+        """The prefix of the hashes of this key; None without a key."""
         return None if self.key is None else f"{KEYED}{self._key_id}:"
 
     def keyed(self, number: str) -> str:
-        """Hash a number in E.164, or a text as `plain` has it, with the key.
+        """Hash a number in E.164, or a text as returned by `plain`, with the key.
 
-        The same number alone gives the same hash. Raises `ValueError` without a key.
+        Only the same number gives the same hash. Raises `ValueError` without a key.
         """
         if self.key is None:
             raise ValueError("there is no key for phone numbers")
@@ -162,10 +165,11 @@ class Reader:
     def read(
         self, text: str | None, country: str | None = None, zone: str | None = None
     ) -> Identity:
-        """What a text means. `country` and `zone` are what the CRM says of the person, if it does.
+        """Read the identity of a text.
 
-        Never raises; what makes no sense is left out. Cost: about 60 µs for a usual number, up to
-        some milliseconds for a text in which several have to be told apart.
+        `country` and `zone` are the CRM's facts about the person, if it has any. Never raises; a
+        part that makes no sense is left out. Cost: about 60 µs for a usual number, up to some
+        milliseconds for a text in which several numbers have to be told apart.
         """
         of = _country(country)
         region = of.partition("-")[0] if of else self.region
@@ -175,9 +179,9 @@ class Reader:
         return Identity(numbers, unread, self._zones(numbers, zone), home, short)
 
     def numbers(self, text: str) -> list[str]:
-        """The numbers of a text alone, in E.164, where all of it can be read; else none.
+        """Return the numbers of a text in E.164 if all of the text can be read; otherwise none.
 
-        About a third of what `read` costs: for long lists.
+        Costs about a third of `read`; intended for long lists.
         """
         cleaned = _clean(text)
         if len(cleaned) > READ_AT_MOST:
@@ -199,13 +203,17 @@ class Reader:
 
 
 Line = tuple[int, str, datetime | None]
-"""The number of a line of a list, what stands there for a phone number, until when it counts."""
+"""A line of a list: its number, its text in the place of a phone number, and its expiry."""
 Read = tuple[int, str, list[str]]
-"""How many lines, those that can be read as PostgreSQL's COPY takes them, and which can not."""
+"""The number of lines read, the rows for PostgreSQL's COPY, and a note on each unread line."""
 
 
 def read_chunk(reader: Reader, lines: Sequence[Line]) -> Read:
-    """Read some lines of a list. Here, because a process for it is to load no more than this."""
+    """Read some lines of a list.
+
+    The function stands in this module because a worker process that reads lists is to load no more
+    than this module.
+    """
     made = []
     unread = []
     for line, said, until in lines:
@@ -217,7 +225,7 @@ def read_chunk(reader: Reader, lines: Sequence[Line]) -> Read:
 
 
 def end_with_parent() -> None:
-    """Let this process, which reads lists for another one, end when that one does, however."""
+    """End this process as soon as its parent process ends, in whatever way the parent ends."""
 
     def watch(parent: BaseProcess) -> None:
         parent.join()
@@ -231,17 +239,17 @@ NULL = "\\N"
 
 
 def reach(number: str) -> str:
-    """The last `REACH` digits."""
+    """Return the last `REACH` digits."""
     return number[-REACH:]
 
 
 def plain(text: str) -> str:
-    """The text as it is compared where it is no number: without spaces, marks and case."""
+    """Normalise a text that is no number for comparison: without spaces, marks and case."""
     return "".join(_clean(text).casefold().split())
 
 
 def tails(text: str) -> list[str]:
-    """The last digits of every part of a text that has enough of them, read or not."""
+    """Return the last digits of every part of a text that has enough of them, readable or not."""
     return sorted(set(_tails(_clean(text))))
 
 
@@ -258,9 +266,9 @@ def _read_text(given: str, region: str) -> tuple[tuple[Number, ...], tuple[str, 
 
 
 def _find(text: str, region: str) -> tuple[list[PhoneNumber], set[str]]:
-    """The numbers of a text, and the last digits of what is none.
+    """Return the numbers of a text, and the last digits of the parts that are none.
 
-    A text that is one number is that number, unless each of its parts is one by itself.
+    A text that can be read as one number is one number, unless each of its parts is a number.
     """
     parts = [part for part in _SEPARATOR.split(text) if len(_digits(part)) >= _SHORTEST]
     if len(parts) > 1:
@@ -290,9 +298,9 @@ def _find(text: str, region: str) -> tuple[list[PhoneNumber], set[str]]:
 
 
 def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
-    """The one number that a text is, and whether it is valid.
+    """Return the one number that a text is, and True if the number is valid.
 
-    The first way to read it that is valid, else the first that is possible.
+    The first valid reading wins; without one, the first possible reading.
     """
     if len(_digits(text)) < _SHORTEST and not phonenumbers.is_alpha_number(text.strip()):
         return None, False
@@ -310,15 +318,15 @@ def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
 
 
 def _is_possible(number: PhoneNumber) -> bool:
-    """Whether there are numbers of this length with an area code; a local one is nobody's."""
+    """Return True if numbers of this length with an area code exist; a local number is nobody's."""
     found = phonenumbers.is_possible_number_with_reason(number)
     return bool(found == phonenumbers.ValidationResult.IS_POSSIBLE)
 
 
 def _ways(text: str) -> Iterator[tuple[str, bool]]:
-    """The text, and what people mean who type it otherwise than the library expects.
+    """Yield the text, and the readings of spellings that the library does not expect.
 
-    With each, whether it is a guess, which only a valid number confirms.
+    Each reading comes with True if it is a guess, which only a valid number confirms.
     """
     yield text, False
     without = _TRUNK.sub(r"\1 ", text)
@@ -335,9 +343,9 @@ def _ways(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _apart(text: str, region: str) -> list[PhoneNumber]:
-    """The numbers of a text in which only spaces stand between several; none where that is unclear.
+    """Return the numbers of a text in which only spaces separate several numbers.
 
-    The fewest numbers that use every group of digits.
+    The fewest numbers that use every group of digits; none where that is unclear.
     """
     tokens = text.split()
     if not 1 < len(tokens) <= _TOKENS_AT_MOST:
@@ -377,7 +385,7 @@ def _number(number: PhoneNumber) -> Number:
 
 
 def _region(number: PhoneNumber) -> str | None:
-    """Where the number is from; of one that was not given out, the main country of its code."""
+    """Return the number's region; for an unallocated number, the main region of the code."""
     found = phonenumbers.region_code_for_number(number)
     if found is None and number.country_code is not None:
         found = phonenumbers.region_code_for_country_code(number.country_code)
@@ -407,7 +415,7 @@ def _is_zone(name: str) -> bool:
 
 @lru_cache(1_000)
 def _country(said: str | None) -> str | None:
-    """`GB` or `AU-WA`, in any case of letters, with a hyphen or an underscore; None: neither."""
+    """Normalise `GB` or `au_wa`, in any case, with hyphen or underscore; None for another text."""
     match = _COUNTRY.fullmatch((said or "").strip())
     if match is None or match[1].upper() not in phonenumbers.SUPPORTED_REGIONS:
         return None
@@ -415,7 +423,7 @@ def _country(said: str | None) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """The text in ASCII digits and signs, without what nobody sees."""
+    """Convert the text to ASCII digits and signs, without invisible characters."""
     made = []
     for char in unicodedata.normalize("NFKC", text):
         category = unicodedata.category(char)
@@ -433,7 +441,7 @@ def _clean(text: str) -> str:
 
 
 def _of_uri(text: str) -> str:
-    """What stands for the number in each `tel:` or `sip:` URI of the text, with its extension."""
+    """Replace each `tel:` or `sip:` URI of the text with its number and extension."""
     return _URI.sub(_said_by_uri, text)
 
 
@@ -456,7 +464,7 @@ def _digits(text: str) -> str:
 
 
 def _tails(text: str) -> Iterator[str]:
-    """The last digits of the text, of its parts and of each group, of those that have enough."""
+    """Yield the last digits of the text, its parts and its groups that have enough digits."""
     for part in (text, *_SEPARATOR.split(text), *_GROUP.findall(text)):
         digits = _digits(part)
         if len(digits) >= REACH:

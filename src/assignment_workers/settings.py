@@ -33,7 +33,7 @@ def _address(*schemes: str) -> AfterValidator:
             raise ValueError(f"the scheme is {parts.scheme!r}; accepted: {', '.join(schemes)}")
         try:
             _ = parts.port
-        except ValueError:  # its words may hold a piece of the password
+        except ValueError:  # the error's message may hold a part of the password
             raise ValueError(
                 "the port is not a number up to 65535; special characters in a password are "
                 "written as in %40 for @"
@@ -58,7 +58,7 @@ BrokerAddress = Annotated[str, _address("redis", "rediss", "amqp", "amqps")]
 
 
 def _seconds(least: float) -> BeforeValidator:
-    """A whole or decimal number of seconds, `least` or more; a timedelta passes as it is."""
+    """Accept a whole or decimal number of seconds from `least` on; a timedelta passes unchanged."""
 
     def read(value: object) -> object:
         if not isinstance(value, str):
@@ -75,9 +75,9 @@ def _seconds(least: float) -> BeforeValidator:
 
 
 class _OutcomeChange(BaseModel):
-    """What of an outcome is not as usual: what was set, and nothing else.
+    """The changed properties of an outcome; only those that were set count.
 
-    `review_after` null: no review for being repeated.
+    `review_after` null: no review because of repetition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,7 +93,7 @@ _OUTCOMES = TypeAdapter(dict[str, _OutcomeChange])
 
 
 def _outcomes(value: str) -> str:
-    """JSON that says of some outcomes what is not as usual; checked here, read where used."""
+    """Check JSON that changes some outcomes; the text is parsed again where it is used."""
     try:
         _OUTCOMES.validate_json(value, strict=True)
     except ValidationError:
@@ -105,7 +105,7 @@ def _outcomes(value: str) -> str:
 
 
 def by_team(value: str) -> dict[str | None, int]:
-    """Whole numbers for agents: one for all under None, and others by the name of their team."""
+    """Read whole numbers for agents: the key None is for all, a team's name for that team."""
     found: dict[str | None, int] = {}
     for part in value.split(","):
         name, equals, said = (each.strip() for each in part.rpartition("="))
@@ -127,7 +127,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseModel):
-    """What can be set.
+    """All settings.
 
     Each field's alias is the environment variable that sets it; durations are seconds.
     """
@@ -135,66 +135,66 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     database_url: PostgresAddress | None = Field(None, alias="DATABASE_URL")
-    """PostgreSQL, the owner of every decision; unset: the embedded server of `up`."""
+    """PostgreSQL, which owns every decision; unset: the embedded server of `up`."""
     redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
     """Redis or Valkey: messages, results, beat's lock; unset: the embedded server of `up`."""
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
-    """The broker, where it is not REDIS_URL: RabbitMQ, or another Redis."""
+    """The broker if it is not REDIS_URL: RabbitMQ, or another Redis."""
     crm_database_url: CrmAddress | None = Field(None, alias="CRM_DATABASE_URL")
-    """Where the CRM is; unset: in the schema `crm` of DATABASE_URL."""
+    """The database of an external CRM; unset: the CRM is the schema `crm` of DATABASE_URL."""
     command_key: Annotated[str, Field(min_length=32)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_COMMAND_KEY"
     )
-    """Signs operators' commands: the same for sequencers, gateways and the command line.
+    """The key that signs operators' commands: the same for sequencers, gateways and the CLI.
 
-    `up` has one of its own.
+    `up` makes a key of its own.
 
-    A command without the signature is carried out, and recorded as `unauthenticated: …`.
+    A command without a signature is carried out, and recorded as `unauthenticated: …`.
     """
     number_key: Annotated[str, Field(min_length=32)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_NUMBER_KEY"
     )
-    """What forgotten do-not-contact numbers are hashed with: the same for every process, for ever.
+    """The key that hashes forgotten do-not-contact numbers: the same for every process, for ever.
 
-    `up` has one of its own.
+    `up` makes a key of its own.
     """
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
-    """`schema migrate --roles` lets the role `assignment_worker` log in with it; unset: not."""
+    """The password that `schema migrate --roles` gives `assignment_worker`; unset: no login."""
     gateway_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PASSWORD")
-    """`schema migrate --roles` lets the role `assignment_gateway` log in with it; unset: not."""
+    """The password that `schema migrate --roles` gives `assignment_gateway`; unset: no login."""
     reader_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_READER_PASSWORD")
-    """`schema migrate --roles` lets the role `assignment_reader` log in with it; unset: not."""
+    """The password that `schema migrate --roles` gives `assignment_reader`; unset: no login."""
     home: Path = Field(Path(".assignment-workers"), alias="ASSIGNMENT_WORKERS_HOME")
     """The folder of the embedded servers' data, of the logs and of the stack's secret."""
 
     lock_database_url: PostgresAddress | None = Field(
         None, alias="ASSIGNMENT_WORKERS_LOCK_DATABASE_URL"
     )
-    """Where the sequencer holds its lock: the server itself, when DATABASE_URL is a pooler."""
+    """The server on which the sequencer holds its lock, when DATABASE_URL is a pooler."""
 
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
-    """How the tables and columns of a CRM elsewhere are named: `original` or `people`."""
+    """The naming of an external CRM's tables and columns: `original` or `people`."""
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
     """Optional columns of the CRM's users, `country=country_code, time_zone`; unset: none."""
     crm_timeout: Annotated[timedelta, _seconds(0.01)] = Field(
         timedelta(seconds=0.3), alias="ASSIGNMENT_WORKERS_CRM_TIMEOUT_SECONDS"
     )
-    """How long a claim waits for an answer of a CRM elsewhere."""
+    """The time that a claim waits for an answer of an external CRM."""
     crm_grace: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS")
-    """While a CRM elsewhere is away, users are judged by facts no older than this; unset: never."""
+    """The age of mirrored facts that still count while an external CRM is away; unset: none."""
 
     lease: Seconds = Field(timedelta(minutes=5), alias="ASSIGNMENT_WORKERS_LEASE_SECONDS")
-    """How long an assignment that was accepted lasts without a sign of life."""
+    """The time that an accepted assignment lasts without a sign of life."""
     offer: Seconds = Field(timedelta(minutes=2), alias="ASSIGNMENT_WORKERS_OFFER_SECONDS")
-    """How long an assignment waits to be accepted."""
+    """The time that an assignment waits to be accepted."""
     offers_lapsed: Annotated[int, Field(ge=1)] = Field(
         3, alias="ASSIGNMENT_WORKERS_OFFERS_LAPSED_MAXIMUM"
     )
-    """How many offers an agent may let lapse in a row before they are set on break."""
+    """The lapsed offers in a row after which an agent is set on break."""
     defer_maximum: Seconds = Field(
         timedelta(days=30), alias="ASSIGNMENT_WORKERS_DEFER_MAXIMUM_SECONDS"
     )
-    """For how long a user can be deferred at the most."""
+    """The longest time for which a user can be deferred."""
     session_calls: Annotated[str, AfterValidator(_by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_SESSION_CALLS"
     )
@@ -202,46 +202,46 @@ class Settings(BaseModel):
     call_gap: Annotated[str, AfterValidator(_by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_CALL_GAP_SECONDS"
     )
-    """The least time from an agent's call to their next user, as `session_calls`."""
+    """The least time from an agent's call to the agent's next user, written as `session_calls`."""
     break_interval: Annotated[str, AfterValidator(_by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_BREAK_INTERVAL_SECONDS"
     )
-    """How long an agent may work without a break, as `session_calls`."""
+    """The longest time that an agent may work without a break, written as `session_calls`."""
     skip_agent: Seconds = Field(timedelta(hours=1), alias="ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS")
-    """How long a skipped user is not offered again to the agent who skipped them."""
+    """The time for which a skipped user is not offered again to the agent who skipped them."""
     skip_everyone: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS"
     )
-    """How long a skipped user is not offered to anybody."""
+    """The time for which a skipped user is offered to no agent."""
     callback_preferred: Seconds = Field(
         timedelta(minutes=10), alias="ASSIGNMENT_WORKERS_CALLBACK_PREFERRED_SECONDS"
     )
-    """How long after its time a callback is kept for the agent who promised it."""
+    """The time from a callback's due time for which only the agent who promised it gets it."""
     callback_retry: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
     )
-    """When a callback is tried again that nobody answered, or whose user may not be called now."""
+    """The delay of a callback that nobody answered, or whose user may not be called now."""
     phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
         "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
     )
-    """Where a phone number without a country code is from: two capital letters."""
+    """The region of phone numbers without a country code: two capital letters."""
     offer_without_number: bool | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_WITHOUT_NUMBER")
-    """Whether users without a readable number are offered; unset: where no hours are set."""
+    """True if users without a readable number are offered; unset: if no calling hours are set."""
     outcomes: Annotated[str, AfterValidator(_outcomes)] = Field(
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
-    """Outcomes with another score, delay or actions than the usual, as JSON."""
+    """Outcomes whose score, delay or actions differ from the defaults, as JSON."""
     lanes: str | None = Field(None, alias="ASSIGNMENT_WORKERS_LANES")
     """Lanes beside the default one, with their dialer queues: `outstanding=outstanding_requests`.
 
-    The same for every process.
+    The value has to be the same for every process.
     """
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
-    """How many users a generation takes at the most; unset: all who are eligible."""
+    """The most users of a generation; unset: all who are eligible."""
     level_minimum: Annotated[int, Field(ge=1)] = Field(20, alias="ASSIGNMENT_WORKERS_LEVEL_MINIMUM")
-    """Fewer claimable users than this and the level check regenerates the dialer queue."""
+    """The number of claimable users below which the level check regenerates the dialer queue."""
     level_interval: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS"
     )
@@ -250,20 +250,21 @@ class Settings(BaseModel):
     quarantine_after: Annotated[int, Field(ge=1)] = Field(
         3, alias="ASSIGNMENT_WORKERS_QUARANTINE_AFTER"
     )
-    """How often a user fails for an unclear reason within a day before they are set aside."""
+    """The failures for an unclear reason within a day after which a user is quarantined."""
     calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
-    """Such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
+    """Calling hours, such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
     calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
-    """Where users are: a zone, and others by phone number, `+1212=America/New_York`."""
+    """The users' time zone, and others by phone number: `Europe/London, +1212=America/New_York`."""
     calling_holidays: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOLIDAYS")
-    """A country, or a part of it as `GB-ENG`, on whose public holidays nobody is called.
+    """A country, or a part of one such as `GB-ENG`, on whose public holidays no user is called.
 
-    Several, `GB-ENG, US, AU-WA`: each for people of that country or part, the first for all others.
+    With several, as in `GB-ENG, US, AU-WA`, each applies to people of that country or part, the
+    first to all others.
     """
     calls_per_day: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLS_PER_DAY")
-    """By dialer queue, `unsigned_users=3, outstanding_requests=2`: calls to a user in 24 hours."""
+    """The most calls to a user in 24 h, by queue: `unsigned_users=3, outstanding_requests=2`."""
     call_cooldown: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS")
-    """By dialer queue, `unsigned_users=14400`: the least time since a user's last call."""
+    """The least time since a user's last call, by dialer queue: `unsigned_users=14400`."""
     attempts_maximum: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_ATTEMPTS_MAXIMUM"
     )
@@ -274,28 +275,31 @@ class Settings(BaseModel):
     message_maximum: Annotated[int, Field(ge=1_000_000, le=100_000_000)] = Field(
         1_000_000, alias="ASSIGNMENT_WORKERS_MESSAGE_MAXIMUM_BYTES"
     )
-    """A larger message is a dead letter unread: while one is read, those behind it wait."""
+    """The largest message that is read; a larger one becomes a dead letter unread.
+
+    Reading a message delays all messages behind it.
+    """
     request_retention: Annotated[timedelta, _seconds(3600)] = Field(
         timedelta(days=7), alias="ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS"
     )
-    """How long an answer is kept: longer than its message can be under way while one leads.
+    """The time for which an answer is stored: longer than its message can be under way.
 
-    Rows are kept longer while nobody leads: see `assignment.generations.purge`.
+    Rows are stored longer while no sequencer leads: see `assignment.generations.purge`.
     """
     generation_retention: Seconds = Field(
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
     )
-    """How long a retired generation's entries are kept."""
+    """The time for which a retired generation's entries are stored."""
     text_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_TEXT_RETENTION_SECONDS"
     )
-    """How long notes, typed reasons and the numbers of lifted suppressions are kept."""
+    """The time for which notes, typed reasons and the numbers of lifted suppressions are stored."""
     history_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"
     )
-    """How long job runs, dead letters in whatever state, and events are kept.
+    """The time for which job runs, events, and dead letters in any state are stored.
 
-    A day at the least: `doctor` looks for the events of the last day.
+    At least a day, because `doctor` looks for the events of the last day.
     """
 
     gateway_port: Port = Field(8000, alias="ASSIGNMENT_WORKERS_GATEWAY_PORT")
@@ -305,43 +309,43 @@ class Settings(BaseModel):
     gateway_tokens: Literal["required", "off"] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKENS"
     )
-    """`off` is taken only with the embedded servers on a loopback address; unset: required."""
+    """`off` is accepted only with the embedded servers on a loopback address; unset: required."""
     gateway_origins: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_ORIGINS")
-    """Origins whose pages may call the gateway, with commas between; unset: none."""
+    """Origins whose pages may call the gateway, separated by commas; unset: none."""
     allowed_hosts: str | None = Field(None, alias="ASSIGNMENT_WORKERS_ALLOWED_HOSTS")
-    """Names by which callers reach the gateway and Flower, with commas between.
+    """Host names by which callers reach the gateway and Flower, separated by commas.
 
     `.example.com`: every name below it; `*`: any. IP addresses and `localhost` need not be named.
     """
     gateway_agent_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         20.0, alias="ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE"
     )
-    """Calls a second for one agent."""
+    """Calls per second for one agent."""
     gateway_token_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         2_000.0, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE"
     )
-    """Calls a second with one token."""
+    """Calls per second with one token."""
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
-    """Calls a second without a good token from one address, before all its others have to wait."""
+    """Refused calls per second of strangers from one address, beyond which strangers must wait."""
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
-    """Addresses or networks of proxies whose `X-Forwarded-For` is believed; unset: none."""
+    """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""
     metrics_port: Port | None = Field(None, alias="ASSIGNMENT_WORKERS_METRICS_PORT")
-    """Where a sequencer, a maintenance worker or beat tells what it counts; unset: nowhere.
+    """The port of the metrics of a sequencer, a maintenance worker or beat; unset: no metrics.
 
-    One process' own. `up` gives each of its processes the next one, from this on.
+    Each process needs a port of its own. `up` assigns consecutive ports, from this one on.
     """
     metrics_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_METRICS_HOST")
     """The address that a process with a metrics port listens on."""
     log_format: Literal["logfmt", "json", "console"] = Field(
         "logfmt", alias="ASSIGNMENT_WORKERS_LOG_FORMAT"
     )
-    """The form of the log's lines, on standard error: `console` is for people."""
+    """The format of log lines on standard error; `console` is for people."""
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="ASSIGNMENT_WORKERS_LOG_LEVEL"
     )
-    """`debug` has a line for each message of the assignment queue."""
+    """The lowest level that is logged; `debug` logs each message of the assignment queue."""
 
     flower_port: Port = Field(5555, alias="ASSIGNMENT_WORKERS_FLOWER_PORT")
     """The port that Flower listens on."""
@@ -350,17 +354,17 @@ class Settings(BaseModel):
     flower_url: Annotated[str, _address("http", "https")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_URL"
     )
-    """Where operators' browsers find Flower; unset: the dashboard links to it with `up` alone."""
+    """Flower's address for operators' browsers; unset: the dashboard links to it with `up` only."""
     flower_basic_auth: Annotated[str, Field(pattern=r"^[^:]+:.+$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH"
     )
-    """`user:password`, the login of Flower; `up` makes one where it is unset."""
+    """`user:password`, the login of Flower; unset: `up` makes one."""
     stack_token: Annotated[str, Field(pattern=r"^aw_stack_[\w-]{32,}$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_STACK_TOKEN"
     )
-    """Set by `up`: the bearer token, from its home, that may do everything on its stack."""
+    """The bearer token that may do everything on the stack; set by `up` from its home."""
     embedded: bool = Field(False, alias="ASSIGNMENT_WORKERS_EMBEDDED")
-    """Set by `up` when both servers are its own, on loopback."""
+    """True if both servers are `up`'s own, on loopback; set by `up`."""
     celery_config: Path | None = Field(None, alias="ASSIGNMENT_WORKERS_CELERY_CONFIG")
     """The Celery configuration file.
 
@@ -372,40 +376,40 @@ class Settings(BaseModel):
     demo_users: Annotated[int, Field(ge=5000, le=10_000_000)] = Field(
         6000, alias="ASSIGNMENT_WORKERS_DEMO_USERS"
     )
-    """How many users the demo CRM has in each pool."""
+    """The number of users in each pool of the demo CRM."""
 
     @property
     def first_lease(self) -> timedelta:
-        """How long a new assignment waits to be accepted: never longer than work would last."""
+        """The time that a new assignment waits to be accepted: at most a lease."""
         return min(self.offer, self.lease)
 
     @property
     def outcome_changes(self) -> dict[str, dict[str, Any]]:
-        """What `outcomes` says, by outcome."""
+        """The parsed setting `outcomes`: the changed properties by outcome."""
         changes = _OUTCOMES.validate_json(self.outcomes)
         return {name: each.model_dump(exclude_unset=True) for name, each in changes.items()}
 
     @property
     def signing_key(self) -> str | None:
-        """What operators' commands are signed with; None: they are not."""
+        """The key that signs operators' commands; None: commands are not signed."""
         return self.command_key or self.stack_token
 
     @property
     def database(self) -> str:
-        """`database_url`, for whom it cannot be unset; raises `UsageError` where it is."""
+        """`database_url` for callers that need it; raises `UsageError` if it is unset."""
         return _needed("DATABASE_URL", self.database_url)
 
     @property
     def redis(self) -> str:
-        """`redis_url`, for whom it cannot be unset; raises `UsageError` where it is."""
+        """`redis_url` for callers that need it; raises `UsageError` if it is unset."""
         return _needed("REDIS_URL", self.redis_url)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read every variable of ours from `environment`.
 
-        An empty value counts as unset. Raises `UsageError`, one line that names the variable, for a
-        value that cannot be used and for a variable with our prefix that is not a setting.
+        An empty value counts as unset. Raises `UsageError`, one line that names the variable, for
+        an invalid value and for a variable with our prefix that is not a setting.
         """
         known = {field.alias for field in cls.model_fields.values() if field.alias}
         parameters: dict[str, Any] = {}
@@ -442,6 +446,6 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _shown(variable: str, value: str) -> str:
-    """A value fit for a message: addresses and credentials hold passwords, so they are not."""
+    """Return a value fit for a message: addresses and credentials are hidden."""
     secret = variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD", "_KEY"))
     return "(not shown)" if secret else repr(value)

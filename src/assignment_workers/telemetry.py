@@ -1,10 +1,10 @@
-"""What a process counts for Prometheus, and the door at which it is read.
+"""The Prometheus metrics of a process, and the HTTP endpoint that serves them.
 
-Names follow Prometheus' conventions: base units, `_total` for what only grows. Labels are bounded:
-names of tasks, outcomes and kinds of races are words of ours. Each process has a registry and,
-where it is asked for, an address of its own; nothing is shared between processes, so nothing can be
-left over by one that was killed. What stands in the database is told by the gateway
-(`gateway/metrics.py`): it is the same for every process.
+Names follow the conventions of Prometheus: base units, and `_total` for counters. Labels are
+bounded: names of tasks, outcomes and kinds of races are fixed by this package. Each process has its
+own registry and, if configured, its own address. Processes share nothing, so a killed process
+leaves nothing behind. Metrics of the database's contents are served by the gateway
+(`gateway/metrics.py`), because they are the same for every process.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ CRM_OPEN = Gauge(
 
 
 def export(host: str, port: int) -> WSGIServer:
-    """Answer `GET /metrics` at this address from a thread of its own, until the process ends.
+    """Serve `GET /metrics` at this address from a thread of its own, until the process ends.
 
-    Raises `UsageError` for an address that cannot be had.
+    Raises `UsageError` if the address cannot be listened on.
     """
     try:
         server, _ = start_http_server(port, host, registry=REGISTRY)

@@ -1,4 +1,4 @@
-"""The versions that this package was tested with, as its own metadata give them."""
+"""The dependency versions that this package was tested with, from the package's metadata."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def own() -> str:
 
 
 def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
-    """Name, a line each, the installed packages whose version is outside the tested range.
+    """Describe, one line each, the installed packages whose version is outside the tested range.
 
-    An installer that was told to disregard the ranges leaves such. What is subclassed or reached by
-    private names has an upper bound, so a newer minor version of it is among them.
+    Such versions remain when an installer is told to ignore the ranges. A package that is
+    subclassed or used by private names has an upper bound, so a newer minor version of that package
+    is listed.
     """
     lines = []
     for text in metadata.requires(PACKAGE) or []:
@@ -29,7 +30,7 @@ def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
         try:
             found = version_of(wanted.name)
         except metadata.PackageNotFoundError:
-            continue  # its import says so
+            continue  # the import of a missing package fails by itself
         if not wanted.specifier.contains(found, prereleases=True):
             lines.append(
                 f"{wanted.name} {found} was not tested with {PACKAGE} {own()}, "
