@@ -1,6 +1,6 @@
-"""The dialer queues' rules, pure: who is eligible, in what order, what an outcome does.
+"""The pure rules of the dialer queues: eligibility, order, and the effects of outcomes.
 
-No session, no clock.
+No session and no clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The calling rules that a call centre may set: when, and how often, a user may be offered.
+"""The optional calling rules of a call centre: when, and how often, a user may be offered.
 
-Pure: an instant is given, and zones are those of the system's database by `zoneinfo`. All of them
-are off unless they are set.
+Pure: the instant is an argument, and zones are those of the system's database by `zoneinfo`. Every
+rule is off unless it is set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 AHEAD_AT_MOST = 60
-"""Days that are looked through for the next opening."""
+"""The days that are searched for the next opening."""
 
 _DAY = timedelta(days=1)
 _END_OF_DAY = timedelta(hours=24)
@@ -28,16 +28,16 @@ _WINDOW = re.compile(
 )
 
 Week = tuple[tuple[tuple[timedelta, timedelta], ...], ...]
-"""By weekday from Monday: from when to when, as time on the wall since midnight."""
+"""The opening windows by weekday from Monday: local start and end as time since midnight."""
 
 
 @dataclass(frozen=True)
 class CallingHours:
-    """When users may be called, by the clock on the wall where they are.
+    """The hours at which users may be called, by the local clock of each user.
 
-    `default`: the zone of users of whom none is known. `calendars`: countries, or a country and a
-    part of it, as GB-ENG, on whose public holidays their people are not called; the first is that
-    of everybody else, and None means that no holiday counts.
+    `default` is the zone of users without a known zone. `calendars` are countries, or parts of
+    countries such as GB-ENG, on whose public holidays their people are not called. The first
+    calendar is that of everybody else; None means that no holiday counts.
     """
 
     week: Week
@@ -48,7 +48,7 @@ class CallingHours:
     )
 
     def is_open(self, zone: ZoneInfo, at: datetime, calendar: str | None = None) -> bool:
-        """Users of this zone and calendar may be called at this instant."""
+        """Return True if users of this zone and calendar may be called at this instant."""
         local = at.astimezone(zone)
         midnight = datetime.combine(local.date(), time())
         wall = local.replace(tzinfo=None) - midnight
@@ -57,15 +57,16 @@ class CallingHours:
     def opens_at(
         self, zone: ZoneInfo, at: datetime, calendar: str | None = None
     ) -> datetime | None:
-        """The first instant from `at` on at which users of this zone and calendar may be called.
+        """Return the first instant from `at` on at which users of the zone may be called.
 
-        None where there is none for `AHEAD_AT_MOST` days. A time on the wall that is skipped in
-        spring opens when the clock is put forward; one that comes twice in autumn counts twice.
+        `calendar` names the public holidays that count. None if there is no opening for
+        `AHEAD_AT_MOST` days. A local time that is skipped in spring opens when the clock is put
+        forward; one that occurs twice in autumn counts twice.
         """
         at = at.astimezone(UTC)
         known = self._known.get((zone, calendar))
         if known and known[1] and known[0] <= at < known[1]:
-            return known[1]  # closed until then, as was found at that earlier instant
+            return known[1]  # closed until then, as an earlier call found
         found = at if self.is_open(zone, at, calendar) else self._next(zone, at, calendar)
         self._known[zone, calendar] = (at, found)
         return found
@@ -80,7 +81,7 @@ class CallingHours:
         return None
 
     def _changes(self, zone: ZoneInfo, day: date, calendar: str | None) -> Iterator[datetime]:
-        """Every instant of this day at which it may become open."""
+        """Yield every instant of this day at which calling may become allowed."""
         midnight = datetime.combine(day, time())
         for start, _ in self._windows(day, calendar):
             for fold in (0, 1):
@@ -97,29 +98,32 @@ class CallingHours:
 
 @dataclass(frozen=True)
 class CallingRules:
-    """What is set. Empty: users are offered at any hour, as often as their outcomes let them be."""
+    """The calling rules that are set.
+
+    Empty: users are offered at any hour, as often as their outcomes allow.
+    """
 
     hours: CallingHours | None = None
     calls_per_day: Mapping[str, int] = field(default_factory=dict)
-    """By dialer queue: completed calls of a user, from any source, in 24 hours."""
+    """By dialer queue: the most completed calls of a user, from any source, in 24 hours."""
     cool_down: Mapping[str, timedelta] = field(default_factory=dict)
     """By dialer queue: the least time since a user's last call."""
     attempts: int | None = None
-    """The most calls that a user gets while their score row lives."""
+    """The most calls that a user gets during the life of the score row."""
     between_offers: timedelta | None = None
-    """The least time from one offer of a user to the next, whatever came of the first."""
+    """The least time from one offer of a user to the next, however the first one ended."""
 
 
 @cache
 def _calendar(name: str) -> HolidayBase:
-    import holidays  # a tenth of what every process would wait for at its start
+    import holidays  # imported here because it takes a tenth of a process's start
 
     country, _, part = name.partition("-")
     return holidays.country_holidays(country, subdiv=part or None)
 
 
 def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator[datetime]:
-    """The first instants with another offset, at most one an hour, to the second."""
+    """Yield the first instants with another UTC offset, at most one per hour, to the second."""
     step = timedelta(hours=1)
     while since < until:
         before, after = since, since + step
@@ -136,9 +140,9 @@ def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator
 
 
 def read_week(said: str) -> Week:
-    """`mon-thu 10:00-19:00, fri 10:00-18:00`: days that are not named are closed.
+    """Read `mon-thu 10:00-19:00, fri 10:00-18:00`; days that are not named are closed.
 
-    Raises `ValueError` that says what was wrong.
+    Raises `ValueError` that names the wrong part.
     """
     week: list[list[tuple[timedelta, timedelta]]] = [[] for _ in DAYS]
     for part in said.split(","):
@@ -160,9 +164,9 @@ def read_week(said: str) -> Week:
 
 
 def read_zones(said: str) -> tuple[ZoneInfo, tuple[tuple[str, ZoneInfo], ...]]:
-    """`Europe/London, +1212=America/New_York`: the default, and zones by the first digits.
+    """Read `Europe/London, +1212=America/New_York`: the default zone, and zones by first digits.
 
-    Raises `ValueError` that says what was wrong.
+    Raises `ValueError` that names the wrong part.
     """
     default: ZoneInfo | None = None
     zones: dict[str, ZoneInfo] = {}
@@ -190,7 +194,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def read_holidays(said: str) -> tuple[str, ...]:
-    """`GB-ENG, US`: calendars that there are. Raises `ValueError` for another."""
+    """Read `GB-ENG, US`, names of existing calendars. Raises `ValueError` for an unknown name."""
     names = tuple(dict.fromkeys(each.strip() for each in said.split(",")))
     for name in names:
         try:

@@ -1,6 +1,6 @@
-"""What the outcome of a call does to a user's score and to when they may be called again.
+"""The effects of a call's outcome: score, delay until the next call, and actions for others.
 
-And what others are to do about it. The numbers and actions are those of original-dialer section 4.
+The numbers and actions are those of original-dialer section 4.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ SCORE_CEILING = 200
 
 
 class Action(StrEnum):
-    """What an outcome asks others to do: the event of the completed call names it."""
+    """A task that an outcome asks other systems to do, named by the event of the completed call."""
 
     SEND_SMS = "send_sms"
     """Send the user a text message."""
     SEND_MAGIC_LINK = "send_magic_link"
     """Send the user a link that signs them in."""
     FLAG_NUMBER = "flag_number"
-    """The phone number is wrong: whoever keeps it is to know."""
+    """Report the wrong phone number to the system that stores it."""
     REVIEW = "review"
-    """An operator is to look at the user."""
+    """Have an operator look at the user."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One outcome.
 
-    `delay` is until the user may be called again unless a callback time says otherwise.
+    `delay` is the time until the user may be called again, unless a callback time is given.
     """
 
     name: str
@@ -47,29 +47,30 @@ class Outcome:
     success: bool = False
     """Counts towards `successful_calls`."""
     capped: bool = False
-    """The score does not grow beyond `SCORE_CEILING`; one that is beyond it already stays."""
+    """The score does not grow beyond `SCORE_CEILING`; a score that is already beyond it stays."""
     callback: bool = False
-    """A callback time may be given."""
+    """True if a callback time may be given."""
     needs_callback: bool = False
     keeps: bool = True
-    """The call was one that the user was promised; without it nobody was reached."""
+    """True if the call fulfils a promised callback; False if nobody was reached."""
     converts: bool = False
-    """What the dialer queue is for may have been reached by the call: the facts are looked at."""
+    """True if the call may have reached the dialer queue's goal, so the facts are checked."""
     retried: bool = False
-    """A callback is tried once more where it came of it."""
+    """True if a callback that ended with this outcome is tried once more."""
     needs_notes: bool = False
     actions: tuple[Action, ...] = ()
     review_after: int | None = None
-    """So many earlier calls of the user with this outcome, and an operator is to look at them."""
+    """The earlier calls with this outcome after which an operator is to review the user."""
     review_unpromised: bool = False
-    """An operator is to look at the user unless a callback was promised."""
+    """True if an operator is to review the user unless a callback was promised."""
     meaning: str = ""
-    """When an agent chooses it, in a sentence."""
+    """A sentence that tells agents when to choose the outcome."""
 
     def asks_for(self, *, earlier: int, promised: bool) -> list[Action]:
-        """What others are to do about a call that ended so.
+        """Return the actions that others are to take after a call with this outcome.
 
-        `earlier`: calls of the user that had this outcome before. `promised`: a callback was.
+        `earlier` is the number of earlier calls of the user with this outcome. `promised` is True
+        if a callback was promised.
         """
         repeated = self.review_after is not None and earlier >= self.review_after
         review = repeated or (self.review_unpromised and not promised)
@@ -77,7 +78,7 @@ class Outcome:
 
     @property
     def first_score(self) -> int:
-        """The score of a user who had none before this call, their first: there is no penalty."""
+        """The score of a user after a first call with this outcome, when no penalty applies."""
         return min(self.score, SCORE_CEILING) if self.capped else self.score
 
 
@@ -176,11 +177,10 @@ TERMINAL = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.termin
 
 
 def overridden(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
-    """The outcomes, some with another score, delay or actions; everything else stays as it is.
+    """Return the outcomes with some changes of score, delay, actions or review rules.
 
     A change has some of `score`, `delay_seconds`, `actions`, `review_after`, `review_unpromised`.
-    Raises `ValueError` for an outcome or action that there is not, and for a delay of an outcome
-    that is terminal.
+    Raises `ValueError` for an unknown outcome or action, and for a delay of a terminal outcome.
     """
     outcomes = dict(OUTCOMES)
     for name, change in changes.items():
@@ -205,10 +205,10 @@ def _action(said: str) -> Action:
 
 
 def attempt_penalty(attempt: int) -> int:
-    """What the `attempt`-th call (from 1) adds: nothing up to the 5th, 1 up to the 10th, then 3.
+    """Return the score that the `attempt`-th call adds: 0 up to the 5th, 1 up to the 10th, then 3.
 
     The original added the whole penalty so far at every call, which grew with the square of the
-    attempts and fell from 5 to 3 at the 11th (section 4). Here each call adds its own step only.
+    attempts and fell from 5 to 3 at the 11th (section 4). Here each call adds only its own step.
     """
     if attempt <= 5:
         return 0
@@ -219,14 +219,14 @@ CAPPED = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.capped)
 
 
 def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnElement[int]:
-    """The new score over the score row: one atomic update, nothing read before (hazard D5).
+    """Return the new score as an expression over the score row: one atomic update (hazard D5).
 
-    `added` is the score of the outcome `name`.
+    Nothing is read before the update. `added` is the score of the outcome `name`.
     """
     attempt = UserCallScore.total_attempts + 1
     penalty = case((attempt <= 5, 0), (attempt <= 10, 1), else_=3)
     grown = func.greatest(0, UserCallScore.current_score + added + penalty)
     capped = name.in_([sql_text(each) for each in CAPPED])
-    # Monotonic: a cap that lowered a score would bring whoever is cold to the front.
+    # The score never falls: a cap that lowered a score would move an unpromising user to the front.
     upto = func.greatest(UserCallScore.current_score, func.least(SCORE_CEILING, grown))
     return case((capped, upto), else_=grown)

@@ -1,4 +1,4 @@
-"""The policies: one object per dialer queue, and what can be asked of it."""
+"""The policies: one object per dialer queue, with the expressions that it provides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ ORDER: tuple[UnaryExpression[Any], ...] = (
 )
 """Score 0 first, newest first; then score ascending, newest first (original-dialer section 3).
 
-A total order: ids differ."""
+A total order, because ids differ.
+"""
 
 
 _NUMBERS = Numbers()
@@ -32,9 +33,9 @@ UNKNOWN_ZONE_FOR = timedelta(days=1)
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """A dialer queue's rules in one place.
+    """The rules of a dialer queue in one place.
 
-    Rules are in the order in which a broken one is named.
+    The order of the rules decides which broken rule is named.
     """
 
     queue: str
@@ -45,10 +46,10 @@ class Policy:
     numbers: Numbers = _NUMBERS
 
     def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
-        """The parameters of its expressions at this instant.
+        """Return the parameters of the policy's expressions at this instant.
 
-        `zones`: those in which users are. A user who may be in any other, or in one whose rules
-        this machine lacks, is taken to be outside calling hours.
+        `zones` are the zones of the users. A user who may be in any other zone, or in one whose
+        rules this machine lacks, counts as outside calling hours.
         """
         if self.hours is None:
             return {"now": now}
@@ -66,32 +67,35 @@ class Policy:
         return {"now": now, "opens": opens, **are_open}
 
     def building(self, now: datetime) -> dict[str, Any]:
-        """The same for a build: hours pass while it stands, so they are for the claim to judge."""
+        """Return the parameters for a build.
+
+        Calling hours are left to the claim, because they change while the generation stands.
+        """
         return {"now": now}
 
     def is_closed(self, now: datetime, zones: Collection[str]) -> bool:
-        """Nobody may be called at this instant, in whichever of these zones or the default one."""
+        """Return True if no user may be called now in any of these zones or the default one."""
         if self.hours is None:
             return False
         found = self.at(now, zones)
         return not any(found[name] for name in found if name.startswith("open_"))
 
     def eligible(self) -> ColumnElement[bool]:
-        """True for a user who may be handed out from this dialer queue at `now`."""
+        """Test whether a user may be handed out from this dialer queue at `now`."""
         return and_(*(rule.holds for rule in self.rules))
 
     def broken_rule(self) -> ColumnElement[str | None]:
-        """The name of the first rule that does not hold; null for an eligible user."""
+        """Select the name of the first rule that does not hold; null for an eligible user."""
         return case(*((~rule.holds, sql_text(rule.name)) for rule in self.rules), else_=null())
 
     def is_resting(self, rule: str) -> bool:
-        """A user who breaks this rule first will be eligible by themselves, later."""
+        """Return True if a user who breaks this rule first becomes eligible as time passes."""
         return any(each.name == rule and each.kind is RuleEffect.RESTING for each in self.rules)
 
     def rests_until(self) -> ColumnElement[datetime | None]:
-        """From when on the resting rules that are broken hold by themselves; null where none is.
+        """Select the time from which all broken resting rules hold again; null if none is broken.
 
-        Meant for whoever breaks no other: resting rules are the last of a policy.
+        Meant for users who break no other rule: resting rules are the last of a policy.
         """
         resting = [rule for rule in self.rules if rule.until is not None]
         return func.greatest(
@@ -99,19 +103,19 @@ class Policy:
         )
 
     def belongs(self) -> ColumnElement[bool]:
-        """True for a user whose place is this dialer queue by their facts, now or once rested."""
+        """Test whether a user belongs to this dialer queue by their facts, now or after a rest."""
         return and_(*(rule.holds for rule in self._of_the_facts()))
 
     def out_of_place(self) -> ColumnElement[str | None]:
-        """The name of the first rule that keeps a user out of this dialer queue by their facts."""
+        """Select the first rule by which a user's facts keep them out of this dialer queue."""
         broken = ((~rule.holds, sql_text(rule.name)) for rule in self._of_the_facts())
         return case(*broken, else_=null())
 
     def held_back(self) -> ColumnElement[str | None]:
-        """The name of the first rule that keeps back who is due a call, and belongs here.
+        """Select the first rule that holds back a user who is due a call and belongs here.
 
-        They are due now, so what the last outcome asks to wait for does not count; the calling
-        rules do, and so do the do-not-contact list and quarantine.
+        The user is due now, so the wait after the last outcome does not count. The calling rules
+        count, and so do the do-not-contact list and quarantine.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]
@@ -119,7 +123,7 @@ class Policy:
         return case(*broken, else_=null())
 
     def blocking_rule(self) -> ColumnElement[str | None]:
-        """The first broken rule that no passing of time mends; null for none."""
+        """Select the first broken rule that does not pass with time; null for none."""
         lasting = [rule for rule in self.rules if rule.kind is not RuleEffect.RESTING]
         return case(*((~rule.holds, sql_text(rule.name)) for rule in lasting), else_=null())
 
@@ -132,9 +136,9 @@ class Policy:
         ]
 
     def converted(self) -> ColumnElement[bool]:
-        """True for a user of this pool who reached what the dialer queue is for.
+        """Test whether a user of this pool reached the goal of the dialer queue.
 
-        Whoever is not in the CRM has no facts, and is not taken for converted.
+        A user who is not in the CRM has no facts and does not count as converted.
         """
         converting = [~rule.holds for rule in self.rules if rule.kind is RuleEffect.CONVERTED]
         standing = [
@@ -148,9 +152,10 @@ class Policy:
 def _opens_at(
     hours: CallingHours, zone: str, now: datetime, calendar: str | None
 ) -> datetime | None:
-    """When the zone opens next. Another machine, of newer rules, may have stored one unknown here.
+    """Return the next opening of the zone.
 
-    Such a zone is closed, and its users are judged again after `UNKNOWN_ZONE_FOR`.
+    Another machine with newer rules may have stored a zone that is unknown here. Such a zone counts
+    as closed, and its users are judged again after `UNKNOWN_ZONE_FOR`.
     """
     try:
         return hours.opens_at(ZoneInfo(zone), now, calendar)
@@ -175,11 +180,12 @@ _PERSON = (
 
 
 def _numbers(numbers: Numbers, queue: str) -> Iterator[Rule]:
-    """Whether the user may be called at one of their numbers.
+    """Yield the rules about the user's phone numbers.
 
-    The last of the rules that no time mends: a number is read only of a user who breaks no other.
+    They are the last of the lasting rules, because a number is read only of a user who breaks no
+    other lasting rule.
     """
-    # First: the number of a user who is suppressed, or was forgotten, is read for nobody.
+    # First, because the number of a suppressed or forgotten user is never read.
     yield numbers.contactable(queue)
     yield numbers.read()
     yield numbers.clear(queue)
@@ -188,9 +194,9 @@ def _numbers(numbers: Numbers, queue: str) -> Iterator[Rule]:
 
 
 def policies(calling: CallingRules, numbers: Numbers = _NUMBERS) -> dict[str, Policy]:
-    """Each dialer queue's policy under these calling rules, with this reading of phone numbers.
+    """Return the policies under these calling rules and this reading of phone numbers.
 
-    By name, in the order in which an agent with no preference is served.
+    Keyed by dialer queue, in the order in which an agent without a preference is served.
     """
     return {
         policy.queue: policy
@@ -227,7 +233,7 @@ def policies(calling: CallingRules, numbers: Numbers = _NUMBERS) -> dict[str, Po
 
 
 def _times(calling: CallingRules, numbers: Numbers, queue: str) -> Iterator[Rule]:
-    """Whether and when they may be called; those that pass by themselves are the last."""
+    """Yield the rules about calling a user at all or now; rules that pass with time come last."""
     yield rules.ACTIVE
     if calling.attempts is not None:
         yield rules.within_attempts(calling.attempts)
@@ -252,15 +258,15 @@ UNSIGNED_USERS, OUTSTANDING_REQUESTS = POLICIES.values()
 
 
 def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
-    """The dialer queue a user belongs to by their facts.
+    """Select the dialer queue that a user belongs to by their facts.
 
-    Null for none. The first that fits wins.
+    Null for none. The first queue that fits wins.
     """
     return case(*((policy.belongs(), sql_text(policy.queue)) for policy in policies), else_=null())
 
 
 def off_for_good(rule: str) -> bool:
-    """Whether a broken rule of this name ends what was promised: opted out, or converted."""
+    """Return True if a broken rule of this name ends a promise: the user opted out or converted."""
     found = {each.name: each.kind for policy in POLICIES.values() for each in policy.rules}
     return (
         rule in {rules.NOT_TERMINAL.name, "do_not_contact"}
@@ -269,12 +275,12 @@ def off_for_good(rule: str) -> bool:
 
 
 def passes(rule: str) -> bool:
-    """Whether a broken rule of this name will hold by itself: one of the calling rules."""
+    """Return True if the rule of this name is a calling rule that holds again as time passes."""
     return rule in rules.PASSING
 
 
 def reason_for(score: int) -> str:
-    """Why a user with this score is in a dialer queue, for agents (original-dialer section 4)."""
+    """Return the label of this score that agents see (original-dialer section 4)."""
     if score <= 0:
         return "new"
     if score <= 5:

@@ -1,8 +1,8 @@
 """Eligibility: each rule is one SQL expression.
 
-Used for building a generation, for checking at the claim, and for the cleanups. Every expression is
-over `crm.users` and `user_call_scores` as they stand in the query around it, either of which may be
-null (outer joined), and is true or false, never null. The instant is the bind parameter `now`.
+The expressions serve the build of a generation, the check at the claim, and the cleanups. Every
+expression is over `crm.users` and `user_call_scores` of the enclosing query, either of which may be
+null (outer joined). It is true or false, never null. The instant is the bind parameter `now`.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ from assignment_workers.schema.tables import (
 NOW = bindparam("now", type_=NaiveInstant)
 
 PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
-"""The calling rules that hold again by themselves."""
+"""The calling rules that hold again after some time without any change of facts."""
 FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
-"""Rules that hold again only once an operator has seen to the user or to a suppression."""
+"""Rules that hold again only after an operator has dealt with the user or with a suppression."""
 
 SETTLING = timedelta(hours=2)
-"""How old the score row of a user above score 0 has to be (original-dialer section 3)."""
+"""The least age of the score row of a user above score 0 (original-dialer section 3)."""
 
 EXCLUDED_REQUIREMENTS = (
     "signature",
@@ -74,31 +74,31 @@ EXCLUDED_REQUIREMENTS = (
 """Requirement types that no call can obtain (original-dialer section 3)."""
 
 BASE_REQUIREMENT = "base requirement for claim."
-"""The reason, to the letter, with which an `id_document` requirement does not count."""
+"""The exact reason with which an `id_document` requirement does not count."""
 
 
 class RuleEffect(StrEnum):
-    """What a broken rule means for the user."""
+    """The consequence of a broken rule for the user."""
 
     CONVERTED = "converted"
-    """They reached what the dialer queue is for: they leave it, and a conversion is recorded."""
+    """The user reached the dialer queue's goal and leaves the queue; a conversion is recorded."""
     BLOCKED = "blocked"
-    """They may not be called until a fact about them changes."""
+    """The user may not be called until a fact about them changes."""
     RESTING = "resting"
-    """They will be callable by themselves, later."""
+    """The user will be callable later without a change of facts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """One condition of eligibility; `name` is the reason shown when it does not hold."""
+    """One condition of eligibility; `name` is the reason shown when the condition does not hold."""
 
     name: str
     holds: ColumnElement[bool]
     kind: RuleEffect
     means: str = ""
-    """What it means that the rule does not hold, for people."""
+    """The meaning of a broken rule, for people."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
-    """From when on a resting rule holds by itself, as the facts are; meant where it is broken."""
+    """The time from which a broken resting rule holds again, if the facts stay as they are."""
 
 
 def _utc(naive: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[datetime]:
@@ -122,7 +122,7 @@ def _signed() -> ColumnElement[bool]:
 
 
 def _wanting() -> ColumnElement[bool]:
-    """Some requirement of a claim that goes on is pending, of a kind that a call can obtain."""
+    """Test for a pending requirement, obtainable by a call, of a claim that is not cancelled."""
     excused = and_(
         ClaimRequirement.type == sql_text("id_document"),
         ClaimRequirement.claim_requirement_reason == BASE_REQUIREMENT,
@@ -165,38 +165,38 @@ NOT_TERMINAL = Rule(
     RuleEffect.BLOCKED,
     "an earlier call ended with do_not_contact or no_claim",
 )
-"""Whoever asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
+"""A user who asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
 
 
 READING = bindparam("reading", value=False, type_=Boolean())
-"""True for a claim: it reads anew the numbers of users whose text in the CRM has changed.
+"""True for a claim, which reads the number again if the user's text in the CRM has changed.
 
-A build takes such a user in, and the claim that meets them reads their number before it judges.
+A build includes such a user. The claim that meets the user reads the number before it judges.
 """
 NUMBER_UNREAD = "number_unread"
-"""The rule that a user breaks whose number has to be read before anybody gets them."""
+"""The rule that is broken by a user whose number has to be read before any offer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """How an installation reads phone numbers, and where its CRM has what belongs to them."""
+    """The reading of phone numbers of an installation, and the CRM columns that belong to it."""
 
     reader: Reader = field(default_factory=Reader)
-    """How stored identities are made."""
+    """The reader that makes the stored identities."""
     country: ColumnElement[str | None] | None = None
     time_zone: ColumnElement[str | None] | None = None
     needed: bool = False
-    """Whether users without a number that can be read are offered to nobody."""
+    """True if users without a readable number are never offered."""
 
     @property
     def is_usual(self) -> bool:
-        """Whether it is that of an installation that sets nothing."""
+        """True if the installation sets nothing about phone numbers."""
         columns = (self.country, self.time_zone)
         return self.reader == Reader() and columns == (None, None) and not self.needed
 
     @property
     def current(self) -> ColumnElement[bool]:
-        """Whether the user's stored identity is that of what the CRM says now."""
+        """True if the user's stored identity was read from the CRM's present values."""
         written = func.coalesce(CrmUser.phone_number, sql_text(""))
         same = [func.coalesce(Phone.text, sql_text("")) == written]
         nothing = written == sql_text("")
@@ -209,7 +209,7 @@ class Numbers:
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
-        """The user's number is read, as the CRM has it now."""
+        """Require that the user's number, as it stands in the CRM now, has been read."""
         return Rule(
             NUMBER_UNREAD,
             or_(self.current, not_(READING)),
@@ -218,7 +218,7 @@ class Numbers:
         )
 
     def there(self) -> Rule:
-        """The user has a number that can be read."""
+        """Require that the user has a readable number."""
         return Rule(
             "no_number",
             not_(and_(self.current, func.coalesce(func.cardinality(Phone.numbers), 0) == 0)),
@@ -227,7 +227,7 @@ class Numbers:
         )
 
     def contactable(self, queue: str) -> Rule:
-        """Neither the user nor one of their numbers is suppressed, in this dialer queue or all."""
+        """Require that neither the user nor a number of theirs is suppressed, here or globally."""
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
         by_user = _is_suppressed(
@@ -252,9 +252,10 @@ class Numbers:
         )
 
     def clear(self, queue: str) -> Rule:
-        """What cannot be read is not safe: of the user's number, or of a suppression.
+        """Require that no unreadable number may be a suppressed one.
 
-        Where either is no number, or none that was given out, and both end alike.
+        Either the user's number or that of the suppression is no number, or in no allocated range,
+        and both end with the same digits.
         """
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
@@ -281,7 +282,7 @@ def _unexpired(
 
 
 def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether a number of a list that stands meets the condition: a probe for each such list."""
+    """Test whether a number of a standing list meets the condition: one probe for each list."""
     return exists(
         select(1)
         .select_from(SuppressedNumber)
@@ -316,7 +317,7 @@ NOT_SET_ASIDE = Rule(
 
 
 def not_closed(queue: str) -> Rule:
-    """No agent has closed this dialer queue for the user."""
+    """Require that no agent has closed this dialer queue for the user."""
     return Rule(
         "closed",
         not_(
@@ -332,7 +333,7 @@ def not_closed(queue: str) -> Rule:
 
 
 def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
-    """Whether a skip or a deferral keeps everybody from being offered this user at `now`."""
+    """Test whether a skip or a deferral keeps this user from every agent at `now`."""
     ended = aliased(Assignment)
     return exists(
         select(1).select_from(ended).where(ended.user_id == user, ended.put_off_until > _utc(NOW))
@@ -340,7 +341,7 @@ def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
 
 
 UNCLEAR = frozenset({"not_in_crm", "unsigned"})
-"""Rules that a user met at the build and breaks at the claim with no reason that explains it."""
+"""Rules that a user met at the build and breaks at the claim for no explainable reason."""
 CLAIM_ALIVE = Rule(
     "all_claims_cancelled",
     or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),
@@ -362,7 +363,10 @@ ACTIVE = Rule(
     RuleEffect.BLOCKED,
     "their score row is not active",
 )
-"""Whoever has no score row yet can be due a call all the same: they called or were promised one."""
+"""A user without a score row passes, because they may be due a call all the same.
+
+They called, or were promised a callback.
+"""
 UNPROMISED = Rule(
     "promised",
     not_(
@@ -375,7 +379,7 @@ UNPROMISED = Rule(
     RuleEffect.RESTING,
     "they were promised a callback, and are called for that",
 )
-"""Whoever was promised a callback is called for it, never earlier through the queue (hazard C9)."""
+"""A user with a promised callback is called for it, never earlier by the queue (hazard C9)."""
 RESTED = Rule(
     "cooling_down",
     or_(UserCallScore.next_call_after.is_(None), UserCallScore.next_call_after <= NOW),
@@ -395,11 +399,11 @@ SETTLED = Rule(
 )
 
 OPENS = bindparam("opens", value=None, type_=JSONB)
-"""By number of the calendar, and by zone: when it opens next."""
+"""The next opening, by number of the calendar and by zone."""
 
 
 def open_zones(calendar: int) -> str:
-    """The name of the parameter with the zones in which users of this calendar may be called.
+    """Return the name of the parameter with the zones where users of this calendar may be called.
 
     Null, as in a build: hours are not judged.
     """
@@ -407,7 +411,7 @@ def open_zones(calendar: int) -> str:
 
 
 def in_hours(hours: CallingHours) -> Rule:
-    """In every zone where the user may be, it is an hour at which they may be called."""
+    """Require that it is a calling hour in every zone where the user may be."""
     default = cast(array([literal(hours.default.key, Text())]), ARRAY(Text))
     has_none = func.coalesce(func.cardinality(Phone.zones), 0) == 0
     zones = case((has_none, default), else_=Phone.zones)
@@ -435,7 +439,7 @@ def in_hours(hours: CallingHours) -> Rule:
 
 
 def _calendar(hours: CallingHours) -> ColumnElement[int]:
-    """The number of the calendar of the user's part of a country, of the country, or the first."""
+    """Select the number of the user's calendar: of a country's part, a country, or the first."""
     names = [(name, place) for place, name in enumerate(hours.calendars) if name]
     if len(names) < 2:
         return literal(0, Integer())
@@ -451,7 +455,7 @@ def _calendar(hours: CallingHours) -> ColumnElement[int]:
 
 
 def within_attempts(most: int) -> Rule:
-    """No more calls than that while the score row lives."""
+    """Require fewer calls than `most` during the life of the score row."""
     return Rule(
         "attempts_used_up",
         func.coalesce(UserCallScore.total_attempts < most, true()),
@@ -461,7 +465,7 @@ def within_attempts(most: int) -> Rule:
 
 
 def within_calls_per_day(most: int) -> Rule:
-    """Fewer completed calls than that in the last 24 hours, from any dialer queue or source.
+    """Require fewer than `most` completed calls in the last 24 hours, from any queue or source.
 
     The call whose day has to pass is found by the index on user and time.
     """
@@ -490,7 +494,7 @@ def within_calls_per_day(most: int) -> Rule:
 
 
 def cooled_down(least: timedelta) -> Rule:
-    """So long since the last call."""
+    """Require that the last call was at least `least` ago."""
     free = UserCallScore.last_call_at + literal(least, Interval())
     return Rule(
         "called_lately",
@@ -502,7 +506,7 @@ def cooled_down(least: timedelta) -> Rule:
 
 
 def between_offers(least: timedelta) -> Rule:
-    """So long since they were last handed to anybody, whatever came of it."""
+    """Require that the last offer to any agent was at least `least` ago, however it ended."""
     offers = aliased(Assignment)
     last = (
         select(func.max(offers.claimed_at))
@@ -521,7 +525,7 @@ def between_offers(least: timedelta) -> Rule:
 
 
 def in_pool(queue: str) -> Rule:
-    """The user's score row says that they belong to this dialer queue."""
+    """Require that the user's score row names this dialer queue."""
     return Rule(
         "in_other_queue",
         func.coalesce(UserCallScore.current_queue_type, sql_text("")) == sql_text(queue),
