@@ -1,14 +1,16 @@
-"""Traces by OpenTelemetry's own instrumentations: off unless asked for, and then never imported.
+"""Traces by OpenTelemetry's own instrumentations: off, and not imported, unless configured.
 
-`OTEL_TRACES_EXPORTER` asks for them; the other standard variables (`OTEL_SERVICE_NAME`,
-`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, `OTEL_PROPAGATORS`) mean what
-OpenTelemetry says. A trace begins with a call of the gateway, a message or an ask of the Python
-client, and goes on through the task to each statement of SQL.
+`OTEL_TRACES_EXPORTER` turns traces on; the other standard variables (`OTEL_SERVICE_NAME`,
+`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, `OTEL_PROPAGATORS`) have the
+meaning that OpenTelemetry documents. A trace begins with a call of the gateway, a message, or an
+ask of the Python client, and continues through the task to each SQL statement.
 
-Callers who share a message have traces of their own: the task's span belongs to that of the first,
-and has a link to each of the others; the span of each other ask has a link to that of the first.
+Callers who share a message have traces of their own. The task's span belongs to the trace of the
+first caller and has a link to each of the others. The ask span of each other caller has a link to
+that of the first.
 
-No person's words are in a span: statements have no values, and of an exception its type is kept.
+A span holds no text that people typed: statements have no values, and of an exception only the type
+is exported.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ SHARED = "traces"
 """The header that names the other callers of a message, each as a `traceparent`."""
 LINKED_AT_MOST = 128
 UNTRACED = ("/healthz", "/readyz", "/metrics", "/assets/", "/v1/events")
-"""What the gateway is asked all the time."""
+"""Paths that clients of the gateway poll all the time."""
 
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _EXPORTERS = "opentelemetry_traces_exporter"
@@ -41,9 +43,9 @@ _tracer: Tracer | None = None
 
 
 def set_up(environment: MutableMapping[str, str]) -> None:
-    """Trace this process, if the environment asks for it; for the processes of a stack.
+    """Trace this process if the environment asks for traces; for the processes of a stack.
 
-    Raises `UsageError`, one line, where OpenTelemetry or the exporter is not installed.
+    Raises `UsageError`, one line, if OpenTelemetry or the exporter is not installed.
     """
     named = environment.get(_EXPORTER, "").strip()
     if named in {"", "none"} or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -70,9 +72,9 @@ def set_up(environment: MutableMapping[str, str]) -> None:
 
 
 def follow() -> None:
-    """From now on the Python clients carry on the trace of whoever asks.
+    """Make the Python clients continue the caller's trace from now on.
 
-    For a program that has set up OpenTelemetry itself. Raises `UsageError` where it is not
+    For a program that has set up OpenTelemetry itself. Raises `UsageError` if OpenTelemetry is not
     installed.
     """
     global _tracer  # noqa: PLW0603 - a process is traced or it is not
@@ -84,16 +86,17 @@ def follow() -> None:
 
 
 def instrument_engine(engine: Engine) -> None:
-    """Trace the statements of this engine; for the one engine of a process."""
+    """Trace the statements of this engine; call once, for the one engine of a process."""
     if _tracer is not None:
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 
-        # It says that it knows SQLAlchemy up to 2.0; the events it listens to are the same since.
+        # The instrumentation declares support up to SQLAlchemy 2.0; the events that it uses have
+        # not changed since.
         SQLAlchemyInstrumentor().instrument(engine=engine, skip_dep_check=True)
 
 
 def gateway_telemetry() -> TelemetryConfig:
-    """What FastAPI traces by itself: the calls, if this process is traced."""
+    """Configure FastAPI's own tracing: calls are traced if this process is traced."""
     return {
         "tracing": _tracer is not None,
         "operation_spans": False,
@@ -106,17 +109,17 @@ def gateway_telemetry() -> TelemetryConfig:
 
 @dataclass(frozen=True)
 class CallerSpan:
-    """What one caller asks, from the asking to the answer."""
+    """The span of one caller's request, from the ask to the answer."""
 
     span: Span
 
     def end(self) -> None:
-        """It is answered, or the caller has gone."""
+        """End the span: the request is answered, or the caller has gone."""
         self.span.end()
 
 
 def ask(task: str, said: Mapping[str, object]) -> CallerSpan | None:
-    """The ask of whoever runs now; None while nothing is traced."""
+    """Begin the span of the current caller's request; None while nothing is traced."""
     if _tracer is None:
         return None
     from opentelemetry.trace import SpanKind
@@ -136,7 +139,10 @@ _NAMED = ("request_id", "assignment_id", "agent_id")
 
 @contextmanager
 def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
-    """Within: the message of these callers is sent. Gives its headers, none while not traced."""
+    """Provide the headers of the message of these callers, which is sent inside the block.
+
+    The headers are empty while nothing is traced.
+    """
     known = [each.span for each in asks if each is not None]
     if not known:
         yield {}
@@ -145,7 +151,7 @@ def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
     from opentelemetry.propagate import inject
     from opentelemetry.trace import set_span_in_context
 
-    known.sort(key=lambda span: not span.is_recording())  # the first of those that are kept
+    known.sort(key=lambda span: not span.is_recording())  # a recorded span first
     first, *others = known
     told = first.get_span_context()
     for span in others:
@@ -163,7 +169,7 @@ def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
 
 
 def inject_headers() -> dict[str, Any]:
-    """The headers of a message that whoever runs now sends; none while nothing is traced."""
+    """Return the trace headers of a message sent now; empty while nothing is traced."""
     headers: dict[str, Any] = {}
     if _tracer is not None:
         from opentelemetry.propagate import inject
@@ -173,7 +179,7 @@ def inject_headers() -> dict[str, Any]:
 
 
 def link_callers(shared: object, facts: Mapping[str, object]) -> None:
-    """Say of the span of the task that runs: whom it serves besides the first, and these facts."""
+    """Add links to the other callers, and these facts, to the span of the running task."""
     if _tracer is None:
         return
     from opentelemetry import trace

@@ -1,4 +1,4 @@
-"""What of a trace is kept and what is told of it. Needs the extra `traces`: see `traces`."""
+"""Filters for spans: a sampler and a redacting exporter. Needs the extra `traces`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from opentelemetry.trace import Link, SpanKind, Status, TraceState, get_current_
 from opentelemetry.util.types import Attributes
 
 PROBE = "assignment.probe"
-"""Travels the line every two seconds: traces of little else would be kept."""
+"""A message on the assignment queue every two seconds; it would fill the stored traces."""
 KEPT = "exception.type"
 
 
 class DropRootClientSpans(Sampler):
-    """Leaves out what belongs to no call and no message: the polls of a worker, and the probe."""
+    """A sampler that drops a worker's polls, which belong to no call or message, and the probe."""
 
     def __init__(self, then: Sampler) -> None:
         self._then = then
-        """Decides about all else: what `OTEL_TRACES_SAMPLER` names."""
+        """The sampler for all other spans: the one that `OTEL_TRACES_SAMPLER` names."""
 
     def should_sample(  # noqa: PLR0917 - the SDK's own
         self,
@@ -42,12 +42,12 @@ class DropRootClientSpans(Sampler):
         )
 
     def get_description(self) -> str:
-        """What it is called."""
+        """Describe the sampler."""
         return f"DropRootClientSpans{{{self._then.get_description()}}}"
 
 
 class RedactingExporter(SpanExporter):
-    """Hands on spans without what an exception said: it may repeat what an agent wrote."""
+    """An exporter that removes the text of exceptions, which may repeat what an agent wrote."""
 
     def __init__(self, to: SpanExporter) -> None:
         self._to = to
