@@ -1,6 +1,6 @@
 """A running stack as other programs find it: its home, its addresses, its errors.
 
-The home (`home`) is held by one process. `stack` tells other programs where the servers in it are.
+One process holds the home (`home`). `stack` tells other programs the addresses of its servers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can keep a stack from running. Each message is one line for the person who started it."""
+"""Errors that keep a stack from running. Each message is one line for the person who started it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from assignment_workers.errors import AssignmentWorkersError, UsageError
 
 
 class HomeUnusable(UsageError):
-    """The home directory cannot be made or written."""
+    """The home directory cannot be created or written."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
@@ -22,7 +22,7 @@ class HomeHeld(AssignmentWorkersError):
 
 
 class PortTaken(UsageError):
-    """A port that was asked for belongs to another program."""
+    """A configured port is in use by another program."""
 
     def __init__(self, port: int, *, purpose: str, setting: str, holder: str | None) -> None:
         by = f" by {holder}" if holder else ""
@@ -30,7 +30,7 @@ class PortTaken(UsageError):
 
 
 class NoStack(UsageError):
-    """No stack runs, and no variable says where the servers are."""
+    """No stack runs, and no variable names the servers."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(
@@ -40,4 +40,4 @@ class NoStack(UsageError):
 
 
 class StackFailed(AssignmentWorkersError):
-    """Something that the stack cannot do without does not run."""
+    """An essential part of the stack does not run."""

@@ -20,9 +20,9 @@ from assignment_workers.runtime.errors import HomeHeld, HomeUnusable
 
 LOCK = "lock"
 GRACE_SECONDS = 0.5
-"""How long the lock is tried for: whoever asks if a home is held (`holder`) shares it a moment."""
+"""The time for which the lock is retried, because `holder` shares the lock for a moment."""
 ENDING_SECONDS = 60.0
-"""The same when its holder was killed: its guardian keeps the lock until all has ended."""
+"""The same after the holder was killed: its guardian locks until every process has ended."""
 
 
 class Holder(BaseModel):
@@ -35,7 +35,7 @@ class Holder(BaseModel):
     since: AwareDatetime
 
     def is_gone(self) -> bool:
-        """Whether the process has ended, as far as this host can tell."""
+        """Return True if the process has ended, as far as this host can tell."""
         return self.host == socket.gethostname() and not is_running(self.pid)
 
 
@@ -45,15 +45,15 @@ class Home:
 
     path: Path
     descriptor: int
-    """Of the lock file. A process that inherits it holds the home too, until it ends."""
+    """The lock file's descriptor. A process that inherits it holds the home too, until it ends."""
 
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[Home]:
-    """Make the home if there is none, mode 0700, and hold it to the end of the block.
+    """Create the home if it is missing, mode 0700, and hold it to the end of the block.
 
-    The lock is the kernel's (flock) and goes with its process: there is no stale one. Raises
-    `HomeHeld` with the holder's pid, host and since when, and `HomeUnusable`.
+    The lock is the kernel's (flock) and ends with its process, so there is no stale lock. Raises
+    `HomeHeld`, which names the holder's pid, host and start time, and `HomeUnusable`.
     """
     path = path.absolute()
     try:
@@ -77,9 +77,9 @@ def hold(path: Path) -> Iterator[Home]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds the home now.
+    """Return the process that holds the home now.
 
-    None if nobody does. Raises `HomeUnusable` for another user's home.
+    None if no process does. Raises `HomeUnusable` for another user's home.
     """
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
@@ -97,7 +97,7 @@ def holder(path: Path) -> Holder | None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Put `text` into a file only its owner reads; whoever opens it sees all of it or none."""
+    """Write `text` to a file that only its owner can read; readers see all of it or none."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -111,7 +111,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this number runs here; one that ended and was not reaped does not."""
+    """Return True if a process with this pid runs on this host; a zombie does not count."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What a running stack tells other programs: where its servers are."""
+"""The addresses of a running stack's servers, for other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from assignment_workers.settings import Settings
 
 FILE = "stack.json"
 WITHOUT_DATABASE = ("flower", "beat")
-"""Processes that live by Redis, and are not told of the database."""
+"""Processes that use Redis alone and do not get the database's address."""
 
 
 class Stack(BaseModel):
@@ -33,23 +33,23 @@ class Stack(BaseModel):
     flower_auth: str | None = None
     """`user:password` of Flower."""
     number_key: str | None = None
-    """What forgotten phone numbers are hashed with."""
+    """The key that hashes forgotten phone numbers."""
     pid: int
     started_at: AwareDatetime
 
     def variables(self, *, now: datetime) -> dict[str, str]:
-        """The addresses by the names of their variables, without those that there are not."""
+        """Return the addresses that exist, by the names of their variables."""
         addresses = self.model_dump(exclude={"pid", "started_at", "number_key"}, exclude_none=True)
         if dashboard := self.dashboard_link(now=now):
             addresses["dashboard_url"] = dashboard
         return {name.upper(): address for name, address in addresses.items()}
 
     def dashboard_link(self, *, now: datetime) -> str | None:
-        """A new address that opens the dashboard signed in, once, within the hour."""
+        """Make a new address that opens the dashboard signed in, once, within the hour."""
         return self._link(self.gateway_url, links.DASHBOARD, now=now)
 
     def flower_link(self, *, now: datetime) -> str | None:
-        """A new address that opens Flower signed in, once, within the hour."""
+        """Make a new address that opens Flower signed in, once, within the hour."""
         return self._link(self.flower_url, links.FLOWER, now=now)
 
     def _link(self, url: str | None, purpose: str, *, now: datetime) -> str | None:
@@ -59,9 +59,9 @@ class Stack(BaseModel):
 
 
 def running_stack(settings: Settings) -> Stack | None:
-    """The stack that runs on this home; None when none does, or it is not ready yet.
+    """Return the stack that runs on this home; None if none runs or it is not ready yet.
 
-    Raises `HomeUnusable` for a home that is another user's.
+    Raises `HomeUnusable` for another user's home.
     """
     held = holder(settings.home)
     if held is None or held.is_gone():
@@ -75,15 +75,15 @@ def running_stack(settings: Settings) -> Stack | None:
 
 
 def shell_assignments(stack: Stack) -> str:
-    """For `eval` in a shell: a line `export NAME=value`, quoted, for each address that there is."""
+    """Return a quoted line `export NAME=value` for each address, for `eval` in a shell."""
     variables = stack.variables(now=datetime.now(UTC))
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def resolve(settings: Settings) -> Settings:
-    """The settings with the addresses of database, Redis and broker filled in.
+    """Return the settings with the addresses of database, Redis and broker filled in.
 
-    A variable that is set wins; then the stack that runs on this home. Raises `NoStack`.
+    A variable that is set wins over the stack that runs on this home. Raises `NoStack`.
     """
     database_url, redis_url = settings.database_url, settings.redis_url
     broker_url = settings.broker_url or redis_url
@@ -106,10 +106,10 @@ def resolve(settings: Settings) -> Settings:
 
 
 def write(home: Path, stack: Stack) -> None:
-    """Tell of it; the file, mode 0600, is there at once and whole."""
+    """Write the stack file, mode 0600; readers see all of it or none."""
     write_private(home / FILE, stack.model_dump_json(indent=2) + "\n")
 
 
 def remove(home: Path) -> None:
-    """Tell of it no more."""
+    """Remove the stack file."""
     (home / FILE).unlink(missing_ok=True)
