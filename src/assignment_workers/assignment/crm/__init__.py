@@ -1,1 +1,1 @@
-"""The CRM: its facts in our own database or from another one."""
+"""The CRM: its facts, read from our own database or from another one."""

@@ -1,4 +1,4 @@
-"""A CRM in another database, read only: facts by id for a claim, all of them for the mirror."""
+"""A read-only CRM in another database: facts by id for a claim, all facts for the mirror."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 FAILURES = 2
-"""Reads that fail one after the other until the CRM is left alone."""
+"""The failed reads in a row after which the circuit breaker opens and the CRM is not read."""
 OPEN_SECONDS = 5.0
-"""How long it is left alone; then one read tries it."""
+"""The time that the circuit breaker stays open; then one read tries the CRM."""
 BATCH = 10_000
-"""Rows that a reading of the whole CRM holds at a time."""
+"""The rows in memory at a time when the whole CRM is read."""
 BATCH_SECONDS = 60.0
-"""And how long it waits for them."""
+"""The time that a read of the whole CRM waits for a batch."""
 PROBE_SECONDS = 3.0
-"""How long such a reading waits to find out whether it is there."""
+"""The time that a read of the whole CRM first waits for a sign that the CRM answers."""
 CHECK_SECONDS = 10.0
 CONNECTIONS = 4
 IDS = (1, 4, 16, 64, 256, 1024, 5_000)
-"""How many ids one read names, the last of them repeated: few statements."""
+"""The sizes of the id lists of a read, padded with the last id so that few statements exist."""
 
 
 class Crm:
-    """A CRM in another database, read only. It may be away at any time, and is waited for briefly.
+    """A read-only CRM in another database, which may be away at any time; waits are short.
 
-    Every read has a hard end, whatever the server does: `timeout` for facts by id, a minute a batch
-    for a stream. After `FAILURES` of them in a row it answers at once, for `OPEN_SECONDS`, that the
-    CRM cannot be read; then one read tries it. All raise `CrmUnavailable`. For any thread.
+    Every read has a hard limit, whatever the server does: `timeout` for facts by id, a minute per
+    batch for a stream. After `FAILURES` failed reads in a row, reads raise at once for
+    `OPEN_SECONDS`; then one read tries the CRM. All reads raise `CrmUnavailable`. Thread-safe.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class Crm:
         self._why = ""
         self._quick = reader(url, self.timeout, pool=CONNECTIONS)
         self._slow = reader(url, BATCH_SECONDS, pool=None)
-        # The driver's own: what sets a connection up, its isolation among it, raises them as such.
+        # Setting up a connection, for example its isolation level, raises the driver's own errors.
         dbapi = self._slow.dialect.dbapi
         self._errors = (SQLAlchemyError, OSError, *((dbapi.Error,) if dbapi else ()))
         self._queries = Queries(mapping, folds=self.folds)
 
     def facts(self, users: Sequence[int], *, seconds: float | None = None) -> CrmFacts:
-        """The facts of these users as one statement found them; who is not there has none.
+        """Read the facts of these users with one statement; users who are not in the CRM have none.
 
-        For a claim; a job gives `seconds` and is waited for so long.
+        A claim waits at most `timeout`; a job gives its limit in `seconds`.
         """
         size = next((size for size in IDS if size >= len(users)), len(users))
         asked = [*users, *[users[-1]] * (size - len(users))] if users else []
@@ -91,7 +91,10 @@ class Crm:
         return self._queries.facts_of(rows)
 
     def trouble(self) -> str | None:
-        """Why it cannot be read now, found out by reading unless it is left alone; None: it can."""
+        """Return the reason why the CRM cannot be read now; None if it can.
+
+        Reads the CRM to find out, unless the circuit breaker is open.
+        """
         try:
             self._probe()
         except CrmUnavailable as error:
@@ -100,11 +103,11 @@ class Crm:
 
     @property
     def is_open(self) -> bool:
-        """Whether it failed so often that it is left alone."""
+        """True if the circuit breaker is open after repeated failures."""
         return bool(self._breaker.opened)
 
     def since(self, model: type[CrmBase], after: Position, *, limit: int) -> list[NewCrmRow]:
-        """The next rows of this table in the order of `created_at` and id, with their users."""
+        """Return the table's next rows in the order of `created_at` and id, with their users."""
         at, key = after
         query = self._queries.since[model, key is not None]
         parameters = {"at": at.astimezone(UTC).replace(tzinfo=None), "key": key, "most": limit}
@@ -117,9 +120,9 @@ class Crm:
             raise CrmUnavailable(str(error), retry_after=OPEN_SECONDS) from error
 
     def everything(self) -> Iterator[tuple[type[CrmBase], list[tuple[Any, ...]], int]]:
-        """Every fact as of one instant, table by table, a batch at a time.
+        """Yield every fact as of one instant, table by table, one batch at a time.
 
-        With each batch, how many of its rows could not be read, and are not in it.
+        Each batch comes with the number of its unreadable rows, which are left out.
         """
         self._probe(PROBE_SECONDS)
         connection: Connection | None = None
@@ -134,7 +137,7 @@ class Crm:
                     read = [each for each in values if each is not None]
                     yield model, read, len(values) - len(read)
         except _Late as late:
-            if connection is not None:  # another thread is at work on it, and frees it at its end
+            if connection is not None:  # another thread uses it, and closes it at its end
                 late.left.add_done_callback(partial(_drop, connection))
             raise
         except BaseException:
@@ -144,10 +147,10 @@ class Crm:
         _drop(connection)
 
     def check(self) -> None:
-        """Raise for a CRM that can never be read as it is: one line that says what is wrong.
+        """Raise for a CRM that cannot be read as configured; the message is one line.
 
-        `UsageError` for an address that leads to no such database, `SchemaMismatch` for a table or
-        a column that is not there, `CrmUnavailable` for one that does not answer now.
+        `UsageError` for an address that leads to no such database, `SchemaMismatch` for a missing
+        table or column, `CrmUnavailable` for a CRM that does not answer now.
         """
         try:
             lacking = self.lacking()
@@ -164,9 +167,9 @@ class Crm:
                 )
 
     def lacking(self) -> dict[str, list[str] | None]:
-        """By each table that is read, as the CRM names it: the columns that it has not.
+        """Return the missing columns of each table that is read, by the CRM's table names.
 
-        None: it is not there, nor a view of that name. Raises `CrmUnavailable`.
+        None stands for a missing table or view. Raises `CrmUnavailable`.
         """
         found = {}
         for model, name in self.mapping.tables.items():
@@ -180,7 +183,7 @@ class Crm:
         return found
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         self._quick.dispose()
         self._slow.dispose()
 
@@ -201,9 +204,9 @@ class Crm:
         )
 
     def _read(self, what: Callable[[Connection], T], *, seconds: float | None = None) -> T:
-        """What `what` reads: on a connection of the pool, or with `seconds` on one of its own.
+        """Run a read on a connection of the pool or, with `seconds`, on a connection of its own.
 
-        Those of the pool have the limits of a claim, by their server too.
+        Connections of the pool have the limits of a claim, which their server enforces too.
         """
         engine = self._quick if seconds is None else self._slow
         if self._breaker.opened:
@@ -221,7 +224,7 @@ class Crm:
             try:
                 return read()
             except DBAPIError as error:
-                # A connection of the pool that the server has closed is not the CRM being away.
+                # A pooled connection that the server has closed does not mean that the CRM is away.
                 if not (used and error.connection_invalidated):
                     raise
                 return read()
@@ -245,17 +248,17 @@ class Crm:
         *,
         used: Sequence[Connection] = (),
     ) -> T:
-        """What `what` returns within so many seconds: it runs beside, and is left when it is late.
+        """Run a function in a thread of its own, and abandon the thread if it exceeds the limit.
 
-        No driver's own limits are hard: a server that takes a connection and says nothing, or that
-        stops in the middle of an answer, is waited for by some of them without end.
+        No driver's own limits are hard: some drivers wait without end for a server that accepts a
+        connection and says nothing, or that stops in the middle of an answer.
         """
         future: Future[T] = Future()
 
         def run() -> None:
             try:
                 future.set_result(what())
-            except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+            except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
                 future.set_exception(error)
 
         Thread(target=run, name="crm", daemon=True).start()
@@ -272,7 +275,7 @@ class Crm:
 
 
 class _Late(CrmUnavailable):
-    """No answer came in time; `left` is done once the thread that waits for it has given up."""
+    """No answer came in time; `left` is done once the abandoned thread has ended."""
 
     def __init__(self, left: Future[Any], seconds: float) -> None:
         super().__init__(f"no answer within {seconds:g} s", retry_after=OPEN_SECONDS)
@@ -280,13 +283,13 @@ class _Late(CrmUnavailable):
 
 
 def _drop(connection: Connection, _: object = None) -> None:
-    """Close it without giving it back in order, which its server might not answer."""
+    """Close a connection without resetting it, because its server might not answer."""
     connection.invalidate()
     connection.close()
 
 
 def configured(settings: Settings) -> Crm | None:
-    """The CRM of `settings`, if it is elsewhere. Raises `UsageError` for an unknown mapping."""
+    """Return the external CRM of `settings`, if any. Raises `UsageError` for an unknown mapping."""
     mapping = MAPPINGS.get(settings.crm_mapping)
     if mapping is None:
         raise UsageError(
@@ -302,7 +305,7 @@ def configured(settings: Settings) -> Crm | None:
 
 
 def optional_columns(settings: Settings) -> dict[str, str]:
-    """The optional columns that the CRM has, by our names. Raises `UsageError`."""
+    """Return the optional columns that the CRM has, by our names. Raises `UsageError`."""
     found = {}
     for part in filter(None, (each.strip() for each in (settings.crm_columns or "").split(","))):
         name, _, column = (each.strip() for each in part.partition("="))
@@ -316,9 +319,9 @@ def optional_columns(settings: Settings) -> dict[str, str]:
 
 
 def checked(settings: Settings) -> Crm | None:
-    """The same for a process that starts: one that can never be read as it is stops it.
+    """Return the external CRM for a starting process, after a check of its tables.
 
-    Raises as `Crm.check` does, but for one that is away now: that is logged, and holds go on.
+    Raises as `Crm.check` does, except for a CRM that is away now: that is logged, and holds go on.
     """
     crm = configured(settings)
     if crm is not None:

@@ -1,4 +1,4 @@
-"""What is asked of a CRM elsewhere, in its own words, and what its answers are in ours."""
+"""The queries to an external CRM, in its own names, and the conversion of its rows to facts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ from assignment_workers.telemetry import CRM_READS
 
 Key = int | str
 Position = tuple[datetime, Key | None]
-"""Where a reading in the order of `created_at` and id has come to; no id: before the instant's."""
+"""The point reached when reading in the order of `created_at` and id.
+
+Without an id, the point lies before all rows of that instant.
+"""
 
 
 LARGEST_ID = 2**63 - 1
@@ -42,7 +45,7 @@ LARGEST_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class NewCrmRow:
-    """A row that is new in the CRM: when it was made, its own id, and its user's."""
+    """A new row of the CRM: its creation time, its own id, and its user's id."""
 
     created_at: datetime
     key: Key
@@ -50,24 +53,24 @@ class NewCrmRow:
 
 
 class Unreadable(Exception):
-    """The CRM holds what cannot be taken for a fact."""
+    """The CRM holds a value that cannot be taken for a fact."""
 
 
 @dataclass(frozen=True)
 class CrmFacts:
-    """Facts as parameters of a statement; nothing is known of the users in `unreadable`."""
+    """Facts as parameters of a statement; the facts of the users in `unreadable` are unknown."""
 
     parameters: Mapping[str, Sequence[Mapping[str, Any]]]
     unreadable: frozenset[int]
 
 
 def parameter(model: type[CrmBase]) -> str:
-    """The name of the parameter that has the facts of this table."""
+    """Return the name of the parameter that holds the facts of this table."""
     return f"crm_{model.__tablename__}"
 
 
 class Queries:
-    """What is asked of the CRM, in its own words, and what its answers are in ours."""
+    """The queries to the CRM, in its own names, and the conversion of its rows."""
 
     def __init__(self, mapping: CrmMapping, *, folds: bool) -> None:
         self._folded = FOLDED if folds else set()
@@ -108,7 +111,7 @@ class Queries:
             .select_from(chain)
             .where(user["id"].in_(bindparam("users", expanding=True)))
         )
-        """One statement, so one instant: a user's claims are their claims then."""
+        """One statement, so that a user's claims and requirements are read at one instant."""
         self.probe = select(user["id"]).limit(1)
         self.everything = {model: select(*self._columns[model].values()) for model in FACTS}
         wanted = tables[ClaimRequirement].join(tables[Claim], asked["claim_id"] == claim["id"])
@@ -141,7 +144,7 @@ class Queries:
         )
 
     def facts_of(self, found: Sequence[Row[*tuple[Any, ...]]]) -> CrmFacts:
-        """Each user, claim and requirement of a joined answer, once."""
+        """Collect each user, claim and requirement of a joined result once."""
         kept: dict[type[CrmBase], dict[object, dict[str, Any]]] = {model: {} for model in FACTS}
         unreadable = set()
         for row in found:
@@ -160,9 +163,9 @@ class Queries:
         return CrmFacts(facts, frozenset(unreadable))
 
     def values(self, model: type[CrmBase], row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """The row as we would have it: here, once, whatever the CRM's types are.
+        """Convert a row to our types, whatever the CRM's types are.
 
-        None for one that makes no sense: nothing is known by it.
+        None for a row that makes no sense; nothing is concluded from such a row.
         """
         named = zip(FACTS[model], row, strict=True)
         try:
@@ -182,7 +185,7 @@ class Queries:
         if kind is datetime:
             return _instant(value)
         text = str(value).replace("\x00", "")
-        # The rules compare words in any case, and a MySQL server without regard to spaces after.
+        # The rules ignore case, and a MySQL server ignores trailing spaces when it compares.
         return text.rstrip(" ").lower() if (model, name) in self._folded else text
 
 
@@ -199,7 +202,7 @@ def found_of(created_at: object, key: object, user: object) -> NewCrmRow:
 
 
 def _truth(value: object) -> bool:
-    """Whether: from a boolean, 0 or 1, a bit, or a word for either."""
+    """Read a boolean from a boolean, 0 or 1, a bit, or a word for either."""
     said = value
     if isinstance(value, bytes):
         said = int.from_bytes(value, "big")
@@ -220,7 +223,7 @@ def _number(value: object) -> int:
 
 
 def _instant(value: object) -> datetime | None:
-    """UTC without a zone, as `NaiveInstant` keeps it; MySQL's zero date is no date."""
+    """Convert to UTC without a zone, as `NaiveInstant` stores it; MySQL's zero date is None."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
     if str(value).startswith("0000-00-00"):

@@ -1,4 +1,4 @@
-"""The facts of a CRM elsewhere in our own database, for whatever looks at whole pools."""
+"""The copy of an external CRM's facts in our own database, for work on whole pools."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from assignment_workers.schema.crm import FACTS, INCOMING, MIRROR, MIRROR_SCHEMA
 from assignment_workers.schema.tables import CrmRead, Forgotten
 
 FRESH = timedelta(seconds=60)
-"""Facts of the mirror that are younger are not read again for a job."""
+"""The age below which a job does not read the CRM again for the mirror."""
 WAITED_FOR = timedelta(minutes=10)
-"""How long a job waits for a reading that another process does."""
+"""The time that a job waits for a mirror run of another process."""
 READING = "crm.mirror"
-"""The job that reads the CRM whole."""
+"""The job that reads the whole CRM."""
 
 
 def age(connection: Connection) -> timedelta | None:
-    """How long ago the mirror's reading began; None: it was never read."""
+    """Return the time since the mirror's last reading began; None if the CRM was never read."""
     found: timedelta | None = connection.execute(
         select(func.clock_timestamp() - CrmRead.read_at)
     ).scalar_one_or_none()
@@ -51,15 +51,15 @@ def age(connection: Connection) -> timedelta | None:
 
 
 def forget(connection: Connection) -> None:
-    """The CRM is in our own database now: what was read of another is of no age."""
+    """Delete the record of the last reading, because the CRM is in our own database now."""
     connection.execute(delete(CrmRead))
 
 
 def freshen(engine: Engine) -> None:
-    """Read a CRM elsewhere whole, unless the mirror is younger than `FRESH`.
+    """Read all of an external CRM, unless the mirror is younger than `FRESH`.
 
-    For a job on whole pools, before it looks. Raises `CrmUnavailable`. Where another process reads
-    it just now, that is waited for.
+    A job on whole pools calls this first. Raises `CrmUnavailable`. If another process is reading
+    the CRM, the call waits for that process, at most `WAITED_FOR`.
     """
     crm = crm_of(engine)
     ends = time.monotonic() + WAITED_FOR.total_seconds()
@@ -77,14 +77,14 @@ def freshen(engine: Engine) -> None:
 
 
 def read_whole(work: Work, crm: Crm) -> Counts:
-    """Bring the mirror up to date: afterwards it is what the CRM was at one instant.
+    """Bring the mirror up to date with the CRM as of one instant.
 
-    The CRM is read as a stream into tables that nobody else looks at, a batch a transaction; then
-    one transaction, that of the job, changes what differs and takes out what is no longer there, so
-    a reader finds the mirror as it was before or as it is after. Rows that make no sense are left
-    out and counted as `unreadable`. A table of the CRM that is empty and was not is taken for a
-    sick CRM. Raises `CrmUnavailable`; then the mirror is as it was. Memory: one batch. Cost: one
-    pass over the CRM, and one over the mirror.
+    The CRM is streamed into staging tables that nothing else reads, one batch per transaction. Then
+    one transaction, that of the job, writes the differences and deletes the rows that are gone, so
+    a reader sees the mirror either before or after. Rows that make no sense are left out and
+    counted as `unreadable`. A table that has become empty is taken for a fault of the CRM. Raises
+    `CrmUnavailable`; then the mirror is unchanged. Memory: one batch. Cost: one pass over the CRM,
+    and one over the mirror.
     """
     began = work.side_connection.execute(select(func.clock_timestamp())).scalar_one()
     counts = _stage(work.side_connection, crm)
@@ -107,7 +107,7 @@ def _stage(side_connection: Connection, crm: Crm) -> Counter[str]:
         counts[model.__tablename__] += len(batch)
         counts["unreadable"] += unreadable
     users, claims = _table(INCOMING + CrmUser.__tablename__), _table(INCOMING + Claim.__tablename__)
-    # Who was forgotten is not brought back; without their user a claim is read by nothing.
+    # Forgotten users are not brought back. Without its user, no query reads a claim.
     forgotten = select(Forgotten.user_id)
     side_connection.execute(delete(claims).where(claims.c.user_id.in_(forgotten)))
     side_connection.execute(delete(users).where(users.c.id.in_(forgotten)))
@@ -135,7 +135,7 @@ def _table(name: str) -> Table:
 
 
 def _merge(connection: Connection, model: type[CrmBase]) -> int:
-    """Make the mirror's table what came in; only rows that differ are written."""
+    """Make the mirror's table equal to the staged one; only rows that differ are written."""
     mine, came = _table(model.__tablename__), _table(INCOMING + model.__tablename__)
     same = came.c.id == mine.c.id
     values = {each: came.c[each] for each in FACTS[model] if each != "id"}

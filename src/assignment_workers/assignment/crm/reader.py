@@ -1,10 +1,10 @@
-"""How a transaction sees the CRM's facts, wherever the CRM is.
+"""The CRM's facts as one transaction reads them, wherever the CRM is.
 
-The rules stay one SQL expression each: the facts are brought to them. In the schema `crm` of our
-own database a statement reads them where they are. From a CRM elsewhere they are read for a claim
-by the ids of its users, travel as parameters, and stand in the very same statement where the CRM's
-tables would; for work on whole pools they are mirrored (`mirror`). Where the CRM is, is an option
-of the engine, so every operation finds it by the connection it is given.
+Each rule stays one SQL expression, and the facts are brought to it. With the schema `crm` in our
+own database, a statement reads the facts in place. From an external CRM, a claim reads the facts of
+its users by id, and they travel as parameters that stand in the same statement in place of the
+CRM's tables. Work on whole pools reads a mirror (`mirror`). The location of the CRM is an option of
+the engine, so every operation finds it by its connection.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from assignment_workers.schema.pipeline import Rows, Statement
 from assignment_workers.schema.tables import CrmRead, Phone
 
 ELSEWHERE = "crm"
-"""The option of an engine whose CRM is elsewhere: its `Crm`."""
+"""The option of an engine with an external CRM: its `Crm`."""
 
 _MIRRORED = {"crm": MIRROR_SCHEMA}
 
 
 class CrmReader:
-    """How one transaction sees the CRM. It is asked for facts, and waits no longer than it may.
+    """The access of one transaction to the CRM, with a limit on the total time waited.
 
-    `waited` is what its reads took; beyond the timeout nothing more is read, so that a transaction
-    waits for a CRM elsewhere at most twice as long: up to the timeout in reads that were answered,
-    then one that is not. A job off the assignment queue gives its `patience` in the timeout's
-    place.
+    `waited` is the time that the reads took. Beyond the timeout nothing more is read, so that a
+    transaction waits for an external CRM at most twice the timeout: up to the timeout in reads that
+    were answered, then one that is not. A job off the assignment queue sets `patience` in place of
+    the timeout.
     """
 
     def __init__(
@@ -66,10 +66,11 @@ class CrmReader:
         run: Callable[..., list[Rows]] | None = None,
         stores: bool = True,
     ) -> None:
-        """`run`: how a turn runs the few statements that it asks again and again.
+        """Prepare the reader of a transaction.
 
-        `stores`: whether phone numbers that are read are stored. A reader that may not write reads
-        those of the few users whom it asks about each time.
+        `run` is the function with which a fenced transaction runs its few repeated statements.
+        `stores` tells whether phone numbers that are read are stored. A reader that may not write
+        reads the numbers of its few users each time.
         """
         self._connection = connection
         self._run_in_turn = run
@@ -79,19 +80,19 @@ class CrmReader:
         self._zones: frozenset[str] | None = None
         self.waited = 0.0
         self.readable = phones.READ_IN_A_TURN
-        """Phone numbers that this transaction may still read."""
+        """The phone numbers that this transaction may still read."""
         self.unknown: set[int] = set()
-        """Users of the rows that `judge` gave of whom nothing is known: what it says is not so."""
+        """Users without usable CRM facts; ignore the verdict of their rows."""
         self.failure: CrmUnavailable | None = None
 
     @property
     def is_spent(self) -> bool:
-        """Whether so long was waited that this transaction should read nothing more."""
+        """True if the waiting so far forbids further reads in this transaction."""
         return self._crm is not None and self.waited >= (self._patience or self._crm.timeout)
 
     @property
     def zones(self) -> frozenset[str]:
-        """The time zones in which users are: those stored when this transaction first asks."""
+        """The time zones of users, as stored when this transaction first asks."""
         if self._zones is None:
             self._zones = frozenset(row.zone for row in self._run(phones.ZONES, {}))
         return self._zones
@@ -103,11 +104,11 @@ class CrmReader:
         *,
         users: Select[*tuple[Any, ...]] | Sequence[int],
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """The rows of a statement over the CRM's tables, by facts read for it.
+        """Run a statement over the CRM's tables with the users' facts.
 
-        `users`: whom it asks about, or the statement that says so by the same parameters; it is run
-        for a CRM elsewhere alone. Whose row it gives besides, or whose facts make no sense, is in
-        `unknown`. Raises `CrmUnavailable`.
+        `users` are the users concerned, or a statement with the same parameters that selects them;
+        that statement runs only for an external CRM. Users of other rows, and users whose facts
+        make no sense, are added to `unknown`. Raises `CrmUnavailable`.
         """
         return self._judge(statement, parameters, self._facts_for(users, parameters))
 
@@ -120,10 +121,10 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """The same by the rules of `policy` at `now`, which is to hand out who breaks none.
+        """Run a statement that judges users by `policy` at `now`, for handing them out.
 
-        A user whose phone number has changed has it read and stored in this transaction before they
-        are judged, in the order of the rows, as many as `readable`; the rows of all others name the
+        A user whose phone number has changed has it read and stored in this transaction before the
+        verdict: in the order of the rows, at most `readable` users. The rows of all others name the
         rule `NUMBER_UNREAD` as `broken`.
         """
         facts = self._facts_for(users, parameters)
@@ -151,10 +152,10 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
-        """The same, and whether the facts are fresh.
+        """Judge as `judge_for_claim` does; the second value is True if the facts are fresh.
 
-        While the CRM cannot be read they are those of the mirror, where that is young enough for
-        the grace that is set: nobody may be removed by such facts, nor said to be ineligible.
+        While the CRM cannot be read, the facts are those of the mirror, if the mirror is younger
+        than the configured grace. By such facts no user may be removed or reported as ineligible.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)
@@ -172,7 +173,7 @@ class CrmReader:
     def _facts_for(
         self, users: Select[*tuple[Any, ...]] | Sequence[int], parameters: Mapping[str, Any]
     ) -> tuple[Sequence[int], CrmFacts] | None:
-        """Whom it is about and their facts; None: the CRM is in our own database."""
+        """Return the users concerned and their facts; None if the CRM is in our own database."""
         if self._crm is None:
             return None
         asked = users if isinstance(users, Sequence) else self._ids(users, parameters)
@@ -195,7 +196,7 @@ class CrmReader:
     def _said(
         self, policy: Policy, users: Sequence[int], known: tuple[Sequence[int], CrmFacts] | None
     ) -> list[dict[str, Any]]:
-        """What the CRM says of these users that phone identities are made of."""
+        """Return the CRM's values from which the phone identities of these users are made."""
         if known is None:
             statement, parameters = phones.said_of(policy.numbers, users)
             return [row._asdict() for row in self._run(statement, parameters)]
@@ -222,7 +223,10 @@ class CrmReader:
     def _run_over_facts(
         self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any]
     ) -> Rows:
-        """Turns probe indexes alone, and parameters have none: here they may be joined at once."""
+        """Run a statement over facts, with hash and merge joins allowed in a fenced transaction.
+
+        Fenced transactions only probe indexes, and parameters have no indexes.
+        """
         if self._run_in_turn is None:
             return self._run(statement, parameters)
         _, found, _ = self._run_in_turn(_JOIN, Statement(statement, parameters), _PROBE)
@@ -256,12 +260,12 @@ class CrmReader:
 
 
 def crm_of(connection: Connection | Engine) -> Crm | None:
-    """The CRM elsewhere, if it is; None: it is in the schema `crm`."""
+    """Return the external CRM of an engine; None if the CRM is in the schema `crm`."""
     return cast("Crm | None", connection.get_execution_options().get(ELSEWHERE))
 
 
 def attach(engine: Engine, crm: Crm | None) -> None:
-    """Let every connection of `engine` find the CRM; statements over pools read the mirror."""
+    """Attach an external CRM to every connection of `engine`; pool statements read the mirror."""
     if crm is not None:
         engine.update_execution_options(**{ELSEWHERE: crm, "schema_translate_map": _MIRRORED})
 
@@ -276,7 +280,7 @@ _JOIN, _PROBE = _joins("on"), _joins("off")
 
 @cache
 def over_facts(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """The statement over facts that are its parameters, in the place of the CRM's tables."""
+    """Rewrite a statement to read facts from its parameters in place of the CRM's tables."""
     tables = {model.__tablename__: _table(model) for model in FACTS}
 
     def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
@@ -289,7 +293,7 @@ def over_facts(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
 
 @cache
 def over_phones(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """The statement over phone identities that are its parameter `phones`."""
+    """Rewrite a statement to read phone identities from its parameter `phones`."""
     of = Phone.__table__
     source = rows("phones", **{each.name: each.type for each in of.c})
     made = select(*source.c).cte("given_phones").prefix_with("MATERIALIZED")
