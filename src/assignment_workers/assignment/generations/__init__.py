@@ -1,1 +1,1 @@
-"""Generations of the queues: built, published, drained, purged."""
+"""Generations of the dialer queues: built, published, drained, purged."""

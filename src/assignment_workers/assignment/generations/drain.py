@@ -1,4 +1,4 @@
-"""An operator empties a dialer queue of whoever is not held: safely, and some at a time."""
+"""Drain a dialer queue: remove its users who are not held, in bounded batches."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import DialerQueue, Entry, Generation
 
 DRAINED_AT_MOST = 5_000
-"""Entries that one transaction takes out: some 50 ms of work."""
+"""The entries that one transaction removes: some 50 ms of work."""
 
 
 def drainable(connection: Connection, queue: str) -> int:
-    """How many a drain would take out now: everybody claimable or waiting."""
+    """Count the users whom a drain would remove now: all who are claimable or waiting."""
     return connection.execute(_COUNT, {"queue": queue}).scalar_one()
 
 
 def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refused:
-    """Take out up to `DRAINED_AT_MOST` of who is claimable or waits in what is published.
+    """Remove up to `DRAINED_AT_MOST` claimable or waiting users of the published generation.
 
-    Holds are left alone, and their users come back to their places. `drained` counts how many; as
-    many as may be means that there may be more. The next build has everybody again: pause the
-    dialer queue if it should stay empty.
+    Holds are untouched, and their users return to their positions. `drained` is the number of
+    removed users; if it equals the limit, more may remain. The next build includes everybody again:
+    pause the dialer queue if it is to stay empty.
     """
     known = list(transaction.connection.execute(select(DialerQueue.name)).scalars())
     if queue not in known:

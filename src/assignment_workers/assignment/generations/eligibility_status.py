@@ -1,7 +1,7 @@
-"""Where users stand in a dialer queue, in one word each: what `explain` and `empty` go by.
+"""The eligibility status of users in a dialer queue, for `explain` and `empty`.
 
-The words are the names of the policy's rules, and those of `EligibilityStatus`. The expressions are
-those of the claim and the build (`policy`): there is no second copy of a rule.
+A status is the name of a rule of the policy, or one of `EligibilityStatus`. The expressions are
+those of the claim and the build (`policy`): no rule exists twice.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from assignment_workers.schema.tables import Assignment, Entry, Phone
 
 
 class EligibilityStatus(StrEnum):
-    """What is said of a user who breaks no rule, and of one who is held whatever they break."""
+    """The status of a user who breaks no rule; `HELD` applies whatever rule the user breaks."""
 
     HELD = "held"
     WAITING = "waiting"
@@ -65,16 +65,16 @@ MEANS = {
 def eligibility_status(
     policy: Policy, people: CTE, rules: Sequence[Label[Any]] = ()
 ) -> Select[*tuple[Any, ...]]:
-    """For each `user_id` of `people`: the word, and when that ends by itself (null: unknown).
+    """Select, for each `user_id` of `people`, the status and its known end (null: unknown).
 
-    With their entry, if any, and with what is asked of their facts in `rules`.
-    Parameters: `generation`, the published one or null; `taken`, users handed out in this
-    transaction; and those of the policy. Cost for each user: probes of the primary keys, of the
-    index on active assignments, and what judging them costs the claim.
+    The rows include the user's entry, if any, and the columns that `rules` adds about the user's
+    facts. Parameters: `generation`, the published one or null; `taken`, users handed out in this
+    transaction; and those of the policy. Cost for each user: probes of the primary keys and of the
+    index on active assignments, and the cost of judging the user in a claim.
     """
     hold = aliased(Assignment)
-    # A fence: the planner takes the join with the entries for a large one, and would then judge
-    # these few users by reading the whole of the CRM.
+    # A fence, because the planner overestimates the join with the entries, and would then judge
+    # these few users by reading the whole CRM.
     judged = (
         select(
             people.c.user_id,
@@ -130,7 +130,7 @@ def eligibility_status(
 
 
 def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """The users of the pool, or the first `at_most` of them by score."""
+    """Select the users of the pool, or the first `at_most` of them by score."""
     found = select(UserCallScore.user_id).where(
         UserCallScore.current_queue_type == sql_text(policy.queue)
     )
@@ -141,10 +141,10 @@ def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
 
 @cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """How many of the pool stand how, and the first instant at which one of them does no more.
+    """Count the pool's users by status, with the first known end of each status.
 
-    Of the first `at_most` of the pool by score, which are read by the index on queue and score and
-    no further; None: of them all. Parameters: those of `eligibility_status`.
+    With `at_most`, only the first users of the pool by score are read, by the index on queue and
+    score; None reads all. Parameters: those of `eligibility_status`.
     """
     pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")
     each = eligibility_status(policy, pool).subquery("each")

@@ -1,7 +1,7 @@
-"""What becomes of a user's places in the published generations as holds begin and end.
+"""Changes of users' entries in the published generations as holds begin and end.
 
-Every statement here goes through the primary key (generation, user) of the published generations:
-its cost is that of the users named, whatever the size of the dialer queue.
+Every statement uses the primary key (generation, user) of the published generations. The cost
+depends on the users named, not on the size of the dialer queue.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ OUT = sql_text(EntryState.OUT)
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
-    """Whether an entry is in this state, in words that no index on a state answers to.
+    """Test for an entry's state in a form that no index on a state matches.
 
-    Such an index would be gone through once for each user, where its state was rare when statistics
-    were gathered; the primary key finds one entry.
+    Such an index would be scanned once for each user if the state was rare when statistics were
+    gathered; the primary key finds one entry.
     """
     return Entry.state.not_in([sql_text(other) for other in EntryState if other != state])
 
 
 def holding(user: ColumnElement[int]) -> Update:
-    """The places of whoever is this `user`, a column of a table or CTE, are held."""
+    """Build the update that marks the entries of `user`, a column of a table or CTE, as held."""
     return (
         update(Entry)
         .where(
@@ -94,9 +94,9 @@ SETTLE = (
         reason=func.coalesce(_settled.c.reason, Entry.reason),
     )
 )
-"""What becomes of the places of users whose holds have ended, each as its row says.
+"""Update the entries of users whose holds have ended, each as its row of `settled` says.
 
-What is held becomes that; what is to be out is put out however it stood.
+A held entry gets the new state. An entry that is to be out is put out from any state.
 """
 
 _leaves = rows(user_id=BigInteger(), reason=Text())
@@ -111,11 +111,11 @@ _LEAVE = (
 )
 
 PROMOTED_AT_MOST = 5_000
-"""Entries that one transaction brings back: some 50 ms of work."""
+"""The entries that one transaction makes claimable again: some 50 ms of work."""
 
 
 def promotion(at_most: int) -> Update:
-    """Bring back those who have waited long enough, the first of them first."""
+    """Build the update that makes waiting users ready again, those due first coming first."""
     due = (
         select(Entry.user_id)
         .where(
@@ -159,10 +159,10 @@ _PUT_OFF = (
 
 
 def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """Go on only if nothing else runs of the lanes where these users have places.
+    """Require the lanes in which these users have entries.
 
-    See `FencedTransaction.require_lanes`. A publication holds every lane, so no place appears
-    meanwhile. Cost: nothing with one lane; else a probe of a primary key for each user in each
+    See `FencedTransaction.require_lanes`. A publication holds every lane, so no entry appears
+    meanwhile. Cost: nothing with one lane; otherwise a primary-key probe for each user in each
     other lane's generation.
     """
     others = transaction.queues_of_other_lanes
@@ -182,22 +182,22 @@ _PLACED = select(Generation.queue).where(
 
 
 def hold(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """Nobody else is offered these users: their places in every published generation are held."""
+    """Mark the users' entries in every published generation as held: no agent is offered them."""
     need_places(transaction, users)
     transaction.connection.execute(_HOLD, {"held": [{"user_id": user} for user in users]})
 
 
 def give_back(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """These users are claimable again, each at the place they had."""
+    """Make these users claimable again at their former positions."""
     if users:
         need_places(transaction, users)
         transaction.connection.execute(_RETURN, {"rows": [{"user_id": user} for user in users]})
 
 
 def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -> int:
-    """These users are offered no more in the published generations.
+    """Remove these users from the published generations.
 
-    Returns how many places ended.
+    Returns the number of entries that were removed.
     """
     need_places(transaction, users)
     given = [{"user_id": user, "reason": reason} for user in users]
@@ -205,9 +205,9 @@ def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -
 
 
 def promote(transaction: FencedTransaction, generation: int) -> bool:
-    """Whoever has waited long enough is claimable again: `PROMOTED_AT_MOST` of them.
+    """Make up to `PROMOTED_AT_MOST` users claimable whose waiting time is over.
 
-    True: there may be more, and who asks should be answered in another turn.
+    True: more may remain, and the request should be answered in another transaction.
     """
     parameters = {"generation": generation, "instant": transaction.now}
     return transaction.connection.execute(_PROMOTE, parameters).rowcount >= PROMOTED_AT_MOST
@@ -216,7 +216,7 @@ def promote(transaction: FencedTransaction, generation: int) -> bool:
 def take_out(
     transaction: FencedTransaction, queue: str, generation: int, reasons: dict[int, str]
 ) -> None:
-    """Ineligible users leave this generation, each with the rule they broke, and an event each."""
+    """Remove ineligible users from this generation for a broken rule, and record an event each."""
     if not reasons:
         return
     given = [{"user_id": user, "reason": reason} for user, reason in reasons.items()]
@@ -241,9 +241,9 @@ def put_off(
     generation: int,
     resting: dict[int, tuple[str, datetime]],
 ) -> None:
-    """These users wait at their places, each until their rest ends, and an event each.
+    """Let these users wait at their positions until their rest ends, and record an event each.
 
-    They cost nothing to those behind: who waits is not looked at.
+    Waiting users cost later claims nothing, because claims do not read them.
     """
     if not resting:
         return

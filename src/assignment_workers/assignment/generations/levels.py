@@ -1,4 +1,4 @@
-"""How full the dialer queues are: which of them should be regenerated before the hour."""
+"""Fill levels of the dialer queues, to regenerate low ones before the hourly build."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from assignment_workers.settings import Settings
 
 
 def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None:
-    """How many users are claimable, counted no further than `at_most`.
+    """Count the claimable users, up to `at_most`.
 
-    None if it was never built.
+    None if the dialer queue was never built.
     """
     generation = connection.execute(
         select(Generation.id).where(Generation.queue == queue, Generation.state == PUBLISHED_STATE)
@@ -33,9 +33,10 @@ def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None
 
 
 def low(connection: Connection, queues: Collection[str], *, settings: Settings) -> list[str]:
-    """The dialer queues with too few claimable users that were not built lately; both are durable.
+    """Return the dialer queues with too few claimable users and without a recent build.
 
-    One that was never built is low. A count that fails raises: unknown is not empty (hazard A7).
+    Both conditions are read from the database, so they survive a restart. A queue that was never
+    built is low. A count that fails raises, because unknown is not empty (hazard A7).
     """
     return [
         queue
@@ -60,9 +61,10 @@ def _built_lately(connection: Connection, queue: str, settings: Settings) -> boo
 
 
 def unpublished(connection: Connection) -> dict[int, str]:
-    """Generations that are built and wait for their publication, oldest first: their queues.
+    """Return the queues of generations that are built and unpublished, by number, oldest first.
 
-    A publish command that Redis lost is sent again from this: the database is what remembers.
+    A publish command that Redis lost is sent again from this result, because the database is the
+    durable record.
     """
     rows = connection.execute(
         select(Generation.id, Generation.queue)

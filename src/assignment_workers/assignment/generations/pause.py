@@ -1,4 +1,4 @@
-"""An operator stops handing out a dialer queue's users, and starts again; holds are left alone."""
+"""Pause and resume a dialer queue for an operator; holds are untouched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from assignment_workers.schema.tables import DialerQueue
 def pause(
     transaction: FencedTransaction, queue: str, *, by: str | None = None, why: str | None = None
 ) -> Done | Refused:
-    """From this commit on nobody is handed out from `queue`. Saying it again changes nothing."""
+    """Stop handing out users of `queue` from this commit on. Pausing again changes nothing."""
     transaction.require_lanes(queue)
     paused = _is_paused(transaction, queue)
     if paused is None:
@@ -33,7 +33,7 @@ def pause(
 def resume(
     transaction: FencedTransaction, queue: str, *, by: str | None = None, why: str | None = None
 ) -> Done | Refused:
-    """From this commit on `queue` hands out users again. Saying it again changes nothing."""
+    """Hand out users of `queue` again from this commit on. Resuming again changes nothing."""
     transaction.require_lanes(queue)
     paused = _is_paused(transaction, queue)
     if paused is None:
@@ -50,7 +50,7 @@ def resume(
 
 
 def _is_paused(transaction: FencedTransaction, queue: str) -> bool | None:
-    """None for a dialer queue that does not exist."""
+    """Return True if the dialer queue is paused; None if it does not exist."""
     row = transaction.connection.execute(
         select(DialerQueue.paused_at.is_not(None)).where(DialerQueue.name == queue)
     ).first()

@@ -1,7 +1,7 @@
-"""Publish a generation: the pointer flips, and what happened since its build began is brought in.
+"""Publish a generation: flip the pointer, and apply the changes since the build began.
 
-The cost is that of the holds, active and ended since the build began; ten users or ten million in
-the generation make no difference.
+The cost depends on the holds, active and ended since the build began, not on the size of the
+generation.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ from assignment_workers.schema.tables import (
 )
 
 LONGEST_TURN = timedelta(minutes=10)
-"""No turn lasts longer, so whatever a build missed ended at most this long before it began."""
+"""The upper bound of a fenced transaction's length.
+
+A hold that a build missed ended at most this long before the build began.
+"""
 
 
 def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
-    """Make this generation the one its queue hands out from; the one before is retired.
+    """Make this generation the one its queue hands out from, and retire the one before.
 
-    Held users are marked held in it and keep their place; users completed since the build began are
-    out of it; users skipped or deferred since then wait (guarantee 2). Saying it again changes
-    nothing. Refused: a number that is no generation, or one that is not built or has failed. One
-    that is older than the published one is marked failed: the newer build wins.
+    Held users are marked held in it and keep their positions; users completed since the build began
+    are out of it; users skipped or deferred since then wait (guarantee 2). Publishing again changes
+    nothing. Refused: a number without a generation, or of one that is not built or has failed. A
+    generation that is older than the published one is marked failed, because the newer build wins.
     """
-    # Of every lane: a turn of another may be ending holds of users who have places here.
+    # All lanes, because a transaction of another lane may be ending holds of users with entries
+    # here.
     transaction.require_all_lanes()
     row = transaction.connection.execute(_FIND, {"generation": number}).first()
     if row is None:
@@ -88,7 +92,7 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
 def _bring_in(
     transaction: FencedTransaction, number: int, row: Row[*tuple[Any, ...]]
 ) -> dict[str, int]:
-    """What the build could not know: who is held now, and who was finished since it began."""
+    """Apply the changes that the build missed: holds, and ends of holds since it began."""
     since = {
         "generation": number,
         "earliest": row.started_at - LONGEST_TURN,
@@ -141,7 +145,7 @@ _HOLD = (
     .values(state=HELD, available_from=null())
 )
 
-# The build's snapshot says exactly which ends it had not seen; the time is there for the index.
+# The build's snapshot tells exactly which ends it had not seen; the time is for the index.
 _UNSEEN = text(
     "assignment.assignments.ended_at >= :earliest AND NOT pg_visible_in_snapshot("
     "CAST(CAST(assignment.assignments.ended_xid AS text) AS xid8), CAST(:snapshot AS pg_snapshot))"

@@ -1,4 +1,4 @@
-"""Drop what nobody needs any more, without standing in a claim's way."""
+"""Delete expired data without delaying claims."""
 
 from __future__ import annotations
 
@@ -52,17 +52,18 @@ from assignment_workers.settings import Settings
 
 LOCK_WAIT = timedelta(seconds=1)
 _ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTable
-"""A reader, or another worker that drops the same generation now."""
+"""Errors that mean a reader of the partition, or another worker that drops the same generation."""
 
 
 def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
-    """Drop the entries of generations retired long enough ago, and of failed ones.
+    """Drop the entries of failed generations, and of those retired long enough ago.
 
-    `connection` must be in autocommit: a concurrent detachment waits for whoever still reads the
-    partition, and keeps nobody from reading or writing the others; dropping the detached table
-    locks only itself. It waits `LOCK_WAIT` at the most: where somebody reads for longer, a dump,
-    say, the rest stays for the next run, and `waiting` counts 1. A detachment that was left
-    pending, so or by a process that died, is finished first: until then there can be no other.
+    `connection` must be in autocommit. A concurrent detachment waits for readers of the partition,
+    and blocks no reads or writes of other partitions; dropping the detached table locks only that
+    table. The wait is `LOCK_WAIT` at the most. If somebody reads for longer, a dump for example,
+    the rest stays for the next run, and `waiting` counts 1. A detachment left pending, by such a
+    wait or by a process that died, is finished first, because PostgreSQL allows only one pending
+    detachment.
     """
     gone = connection.execute(
         select(Generation.id).where(
@@ -95,8 +96,8 @@ def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _waiting_briefly(connection: Connection) -> Iterator[None]:
-    """No statement waits for a lock longer than `LOCK_WAIT`."""
-    if connection.info.get(POOLED):  # its session is another's a moment later
+    """Limit every wait for a lock inside the block to `LOCK_WAIT`."""
+    if connection.info.get(POOLED):  # a pooled session serves another client a moment later
         yield
         return
     before = connection.execute(text("SHOW lock_timeout")).scalar_one()
@@ -132,15 +133,15 @@ _PENDING = text(
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     """Delete answers, job runs, events and dead letters older than their retention.
 
-    The texts and numbers of people go after theirs. Events go in the batches in which they were
-    chained (`audit.cut`): those that are not chained yet stay.
+    Texts and phone numbers of people are deleted after their own retention. Events are deleted in
+    the batches in which they were chained (`audit.cut`); events that are not chained yet stay.
 
-    Sessions of the dashboard go a day after their end.
+    Sessions of the dashboard are deleted a day after their end.
 
-    An answer is kept as long as its message could come again, so that a redelivered one is never
-    taken for new: until its deadline and its retention are over, and while nobody leads, or has
-    just begun, for what a killed sequencer had taken waits in Redis for the next one, however long
-    that takes. Assignments are never deleted.
+    An answer is stored as long as its message could come again, so that a redelivered message is
+    never taken for new: until its deadline and its retention are over. While no sequencer leads, or
+    one has just begun to lead, answers stay, because messages taken by a killed sequencer wait in
+    Redis for the next one without a time limit. Assignments are never deleted.
     """
     history = func.now() - settings.history_retention
     counts: Counts = {}
@@ -161,10 +162,10 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
             JobRun.started_at < history, JobRun.status != sql_text(JobStatus.RUNNING)
         ),
         "dead_letters": delete(DeadLetter).where(DeadLetter.at < history),
-        # Of messages that were acknowledged all the same, or were lost with their broker.
+        # Entries of messages that were acknowledged after all, or were lost with their broker.
         "suspect_messages": delete(SuspectMessage).where(SuspectMessage.at < history),
         "access_log": delete(AccessRecord).where(AccessRecord.at < history),
-        # Longer than a link is good for: a used one stays used.
+        # Longer than the lifetime of a link, so that a used link stays used.
         "dashboard_sessions": delete(DashboardSession).where(
             DashboardSession.expires_at < func.now() - timedelta(days=1)
         ),
@@ -176,7 +177,7 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
 
 
 def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
-    """Empty what people typed, and numbers, of what is over for longer than `text_retention`."""
+    """Clear typed texts, and phone numbers, of records that ended before `text_retention`."""
     before = func.now() - min(settings.text_retention, settings.history_retention)
     lifted = Suppression.lifted_at < func.now() - settings.text_retention
     statements: dict[str, Delete | Update] = {
@@ -198,7 +199,7 @@ def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _purging(connection: Connection) -> Iterator[None]:
-    """Let events be deleted in this block: by the purge's role where there is one."""
+    """Allow the deletion of events in this block, by the purge's role if that role exists."""
     if connection.execute(_HAS_ROLE).scalar_one():
         begin, end = "SET LOCAL ROLE assignment_purge", "RESET ROLE"
     else:
@@ -217,12 +218,12 @@ _HAS_ROLE = text(
 
 
 _SETTLED = timedelta(minutes=10)
-"""Long after a sequencer began, it has served whatever its predecessors had taken."""
+"""The time after which a new sequencer has served all messages taken by its predecessors."""
 _SILENT = timedelta(minutes=1)
 
 
 def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
-    """Whether one of these lanes may have messages to serve that were answered long ago."""
+    """Test whether one of these lanes may still serve messages that were answered long ago."""
     signed = outerjoin(LaneTerm, SequencerSign, SequencerSign.lane == LaneTerm.lane)
     return (
         exists()

@@ -1,7 +1,7 @@
-"""Build a generation beside the published one; publishing it is a command of its own (`publish`).
+"""Build a generation beside the published one; `publish` is a separate command.
 
-The build runs out of everyone's way: it fills a table that nobody reads yet, and only attaching it
-as a partition takes a lock on `entries`, one that neither reads nor writes wait for.
+The build delays nothing: it fills a table that nothing reads yet. Only attaching the table as a
+partition locks `entries`, with a lock that neither reads nor writes wait for.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from assignment_workers.settings import Settings
 
 
 def regenerate(work: Work, policy: Policy, *, trigger: str, settings: Settings) -> tuple[int, int]:
-    """Build a generation of this dialer queue; returns its number and its size.
+    """Build a generation of this dialer queue; return its number and its size.
 
-    Whoever meets the policy now is in it, ranked; those skipped lately or deferred wait. Whoever is
-    held is in it too: publishing marks them held, so that they keep their place for when the hold
-    ends. A failure at any point leaves the published generation as it was, and this one marked
-    failed; that of a process that died is marked by the next build of the queue. Cost: one
-    statement over the pool, in the database; this process holds no row. The generation's row is
-    committed at once, by `work.ledger`. Facts of a CRM elsewhere are read first: one that is away
-    fails the build, and so removes nobody. Phone numbers that have changed are read before it, as
-    many as `phones.BEFORE_A_BUILD` allows: users who are left over are in the generation, and the
-    claim that meets them reads theirs before it judges them.
+    Users who meet the policy now are in it, ranked; users who were skipped lately or deferred wait.
+    Held users are in it too: publishing marks them held, so that they keep their positions until
+    the hold ends. A failure at any point leaves the published generation unchanged and marks the
+    new one failed. The generation of a process that died is marked by the queue's next build. Cost:
+    one statement over the pool, in the database; this process holds no row. The generation's row is
+    committed at once, on `work.side_connection`. Facts of an external CRM are read first: a CRM
+    that is away fails the build, and so removes nobody. Changed phone numbers are read before the
+    fill, at most `phones.BEFORE_A_BUILD` batches. Users beyond that are in the generation, and the
+    claim that meets them reads their numbers before it judges them.
     """
     _fail_abandoned(work.side_connection, policy.queue)
     number = _begin(work, policy.queue, trigger)
@@ -91,7 +91,7 @@ def _build(
     connection: Connection, policy: Policy, number: int, now: datetime, settings: Settings
 ) -> int:
     name = partition(number)
-    # The constraint spares the attachment a scan; indexes are quicker to build at the end.
+    # The constraint saves a scan at the attachment; indexes are built faster at the end.
     connection.execute(
         text(
             f"CREATE TABLE {name} (LIKE assignment.entries"
@@ -99,7 +99,7 @@ def _build(
             f" CONSTRAINT bound CHECK (generation_id = {number}))"
         )
     )
-    # Before the fill, so that whatever the fill may have missed is outside this snapshot.
+    # Before the fill, so that anything the fill may have missed is outside this snapshot.
     snapshot = connection.execute(_SNAPSHOT).scalar_one()
     size = connection.execute(
         _fill(policy, name).execution_options(preserve_rowcount=True),
@@ -131,12 +131,12 @@ def _build(
 
 
 def partition(number: int) -> str:
-    """The table of this generation's entries."""
+    """Return the name of the table with this generation's entries."""
     return f"assignment.entries_{number:d}"
 
 
 def fail(connection: Connection, number: int, queue: str, now: datetime, error: str) -> None:
-    """Mark a generation that cannot be published any more, and say so."""
+    """Mark a generation as failed, so that it cannot be published, and record the event."""
     connection.execute(
         update(Generation)
         .where(Generation.id == number)
@@ -154,7 +154,10 @@ def fail(connection: Connection, number: int, queue: str, now: datetime, error: 
 
 
 def _fail_abandoned(side_connection: Connection, queue: str) -> None:
-    """Half-built generations of this queue are dead: their builder would hold the job's lock."""
+    """Mark half-built generations of this queue as failed.
+
+    Their builder is dead, because a living one would hold the job's lock.
+    """
     dead = side_connection.execute(
         select(Generation.id, func.clock_timestamp()).where(
             Generation.queue == queue,
@@ -168,9 +171,10 @@ def _fail_abandoned(side_connection: Connection, queue: str) -> None:
 
 
 def _fill(policy: Policy, table_name: str) -> Insert:
-    """Everybody who meets the policy, ranked; one pass over the pool and one sort.
+    """Insert all users who meet the policy, ranked; one pass over the pool and one sort.
 
-    Whoever was skipped lately or is deferred waits: there are few, so they are a hashed join.
+    Users who were skipped lately or deferred wait. There are few of them, so they are a hashed
+    join.
     """
     put_off = (
         select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
