@@ -742,7 +742,7 @@ export interface components {
         };
         /**
          * Consistency
-         * @description What `doctor` finds now: how many checks there are, and the names of those that failed.
+         * @description The doctor's present result: the number of checks, and the names of the failed ones.
          */
         Consistency: {
             /** Checks */
@@ -933,10 +933,10 @@ export interface components {
         };
         /**
          * Explanation
-         * @description Where a user stands at `at`. `offered`: some source would hand them out now.
+         * @description The position of a user at `at`. `offered` is True if some source would hand them out now.
          *
-         *     `due`: their callbacks, then their missed calls, which come before every dialer queue. `events`:
-         *     the latest `EVENTS`, the last first.
+         *     `due` lists their callbacks, then their missed calls, which come before every dialer queue.
+         *     `events` lists the latest `EVENTS`, the last first.
          */
         Explanation: {
             /**
@@ -961,7 +961,7 @@ export interface components {
         };
         /**
          * Facts
-         * @description What the user's score row says; times are UTC.
+         * @description The values of the user's score row; times are UTC.
          */
         Facts: {
             /** Queue */
@@ -996,10 +996,10 @@ export interface components {
         };
         /**
          * Funnel
-         * @description From every user of the pool to the claimable ones, at `at`, each user counted once.
+         * @description The steps from the users of the pool to the claimable ones, at `at`; each user counts once.
          *
-         *     `complete` False: the pool is larger, and these are its first `EXPLAINED_AT_MOST` by score.
-         *     `claimable` would be handed out if the dialer queue is not paused.
+         *     If `complete` is False, the pool is larger, and these are its first `EXPLAINED_AT_MOST` users by
+         *     score. The `claimable` users would be handed out if the dialer queue is not paused.
          */
         Funnel: {
             /**
@@ -1101,7 +1101,7 @@ export interface components {
         };
         /**
          * NotFor
-         * @description An agent who is not offered the user, whom they skipped, before `until`.
+         * @description An agent who skipped the user and is not offered the user again before `until`.
          */
         NotFor: {
             /** Agent Id */
@@ -1168,9 +1168,9 @@ export interface components {
          * PromiseFound
          * @description A callback or missed call of the user that is pending.
          *
-         *     `why`: `due`, or what stands in the way first: `held`, `not_due`, `postponed`, `put_off`,
-         *     `paused` or the name of a rule. `queue`: where they belong by their facts, if anywhere.
-         *     `kept_for`: the agent who alone may have them for `callback_preferred` from `due_at` on.
+         *     `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed`, `put_off`, `paused` or
+         *     the name of a rule. `queue` is the dialer queue of the user by their facts, if any. `kept_for`
+         *     is the only agent who may have the user for `callback_preferred` from `due_at` on.
          */
         PromiseFound: {
             source: components["schemas"]["Source"];
@@ -1241,11 +1241,11 @@ export interface components {
         };
         /**
          * QueueVerdict
-         * @description What one dialer queue makes of the user.
+         * @description The verdict of one dialer queue on the user.
          *
-         *     `why`: `claimable`, or what stands in the way first: `held`, the name of a rule, `paused`,
-         *     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at`: when that ends by
-         *     itself, where it is known.
+         *     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
+         *     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
+         *     obstacle ends without intervention, if known.
          */
         QueueVerdict: {
             /** Queue */
@@ -1365,9 +1365,9 @@ export interface components {
         };
         /**
          * RuleVerdict
-         * @description One rule of a dialer queue, and whether it holds for the user.
+         * @description One rule of a dialer queue; `holds` is True if the rule holds for the user.
          *
-         *     `kind` says what it means when it does not: converted, blocked, or resting until `until`.
+         *     `kind` is the consequence of a broken rule: converted, blocked, or resting until `until`.
          */
         RuleVerdict: {
             /** Rule */
@@ -1449,9 +1449,10 @@ export interface components {
         };
         /**
          * Step
-         * @description What holds some users of the pool back, and how many are left after it.
+         * @description One reason that holds users of the pool back; `left` is the number of users after this step.
          *
-         *     `next_free_at`: when the first of them is free of it by itself, where that is known.
+         *     `next_free_at` is the time at which the first of them is free again without intervention, if
+         *     known.
          */
         Step: {
             /** Why */
@@ -1486,9 +1487,10 @@ export interface components {
         };
         /**
          * TimeToAssign
-         * @description Seconds from the asker's sending, by its clock, to the commit that assigned.
+         * @description Seconds from the sending, by the requester's clock, to the commit of the assignment.
          *
-         *     Of the latest assignments of the period, `MEASURED_AT_MOST` at the most; None where none was.
+         *     Covers the latest assignments of the period, `MEASURED_AT_MOST` at the most; None if there was
+         *     none.
          */
         TimeToAssign: {
             /** Measured */
@@ -1610,7 +1612,7 @@ export interface components {
         };
         /**
          * Action
-         * @description What an outcome asks others to do: the event of the completed call names it.
+         * @description A task that an outcome asks other systems to do, named by the event of the completed call.
          * @enum {string}
          */
         Action: "send_sms" | "send_magic_link" | "flag_number" | "review";

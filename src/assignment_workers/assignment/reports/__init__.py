@@ -1,1 +1,1 @@
-"""Reads for operators: status, figures, explanations, the doctor."""
+"""Reports for operators: status, figures, explanations, the doctor."""

@@ -1,4 +1,4 @@
-"""The service levels of a period, divided: by dialer queue, by agents' team, by time. Reads only.
+"""Service levels of a period by dialer queue, by agents' team, and by time. Reads only.
 
 Cost: that of the answers and assignments of the period, by the index on their time and by ids.
 """
@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, text
 
 BARS = 48
-"""Into how many equal parts a period is divided."""
+"""The number of equal parts of a period."""
 
 
 class Share(BaseModel):
-    """The assignments of one dialer queue or team; seconds from sending to commit."""
+    """The assignments of one dialer queue or team; times in seconds from sending to commit."""
 
     name: str
     assignments: int
@@ -28,7 +28,7 @@ class Share(BaseModel):
 
 
 class Part(BaseModel):
-    """One part of the period, from `at` on."""
+    """One part of the period, which begins at `at`."""
 
     at: datetime
     assignments: int
@@ -38,7 +38,7 @@ class Part(BaseModel):
 
 
 class Breakdown(BaseModel):
-    """A period, divided; of each `names` and each part that has an assignment."""
+    """The divided period: one row for each queue, team and part with an assignment."""
 
     queues: list[Share]
     teams: list[Share]
@@ -47,7 +47,7 @@ class Breakdown(BaseModel):
 
 
 def breakdown(connection: Connection, *, since: datetime, until: datetime) -> Breakdown:
-    """How the assignments between these instants are divided."""
+    """Divide the assignments between these instants."""
     parameters = {"since": since, "until": until, "length": (until - since) / BARS}
 
     def rows(query: str) -> list[Share]:

@@ -1,7 +1,7 @@
-"""One thing at a time, for operators: a dialer queue, a user, an agent, a job, a race. Reads only.
+"""Single items for operators: a dialer queue, a user, an agent, a job, a race. Reads only.
 
-Each query is bounded: it goes by an index and reads no more than is named here. Ids and times only:
-nobody's name, number or notes.
+Each query is bounded: it uses an index and reads no more than is named here. Ids and times only: no
+names, numbers or notes of people.
 """
 
 from __future__ import annotations
@@ -21,143 +21,143 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Phone
 
 SAMPLED = 20_000
-"""Users by whom the funnel of rules is estimated; a smaller pool is counted whole."""
+"""The users by which the funnel of rules is estimated; a smaller pool is counted whole."""
 LOOKED_BACK = 20_000
-"""Assignments in which an agent's are looked for: the newest."""
+"""The newest assignments that are searched for those of an agent."""
 
 
 class PoolFunnel(BaseModel):
-    """How many users of a pool each rule holds back, and how many none does."""
+    """The number of users of a pool that each rule holds back, and of those that none does."""
 
     counts: dict[str, int]
     """By rule, in the order in which a broken one is named; `eligible` for none."""
     is_estimate: bool
     pool: int
-    """Users in the pool, as far as it was counted or estimated."""
+    """The users in the pool, as counted or estimated."""
 
 
 def minutes(connection: Connection) -> list[Row]:
-    """By minute of the last hour: requests answered with a user, and seconds until the commit.
+    """Return, by minute of the last hour, the requests that got a user, and seconds to the commit.
 
-    Of the newest `NEWEST` answers; a minute without any is absent.
+    Covers the newest `NEWEST` answers; a minute without any is absent.
     """
     return rows_of(connection, _MINUTES)
 
 
 def service(connection: Connection) -> Row:
-    """The last hour against the targets: answers that found a user, that failed, rows lost."""
+    """Return the service counts of the last hour: assigned, too late, failed, and rows lost."""
     return rows_of(connection, _SERVICE)[0]
 
 
 def holds(connection: Connection, *, limit: int) -> list[Row]:
-    """Active assignments, the first to lapse first."""
+    """Return active assignments, the first to lapse first."""
     return rows_of(connection, _HOLDS, limit=limit)
 
 
 def agents(connection: Connection, *, limit: int) -> list[Row]:
-    """Agents by id, each with the user they hold."""
+    """Return agents, those with a user first, then the active ones, by id."""
     return rows_of(connection, _AGENTS, limit=limit)
 
 
 def agent_counts(connection: Connection) -> Row:
-    """How many agents there are, active and not, how many hold a user, and what they stated."""
+    """Count the agents: active, with a user, idle, and by stated state."""
     return rows_of(connection, _AGENT_COUNTS)[0]
 
 
 def agent(connection: Connection, agent_id: int) -> Row | None:
-    """One agent; None where there is none."""
+    """Return one agent; None if there is none."""
     return next(iter(rows_of(connection, _AGENT, agent=agent_id)), None)
 
 
 def agent_assignments(connection: Connection, agent_id: int, *, limit: int) -> list[Row]:
-    """The agent's assignments among the newest `LOOKED_BACK`, the newest first."""
+    """Return the agent's assignments among the newest `LOOKED_BACK`, the newest first."""
     return rows_of(connection, _AGENT_ASSIGNMENTS, agent=agent_id, limit=limit)
 
 
 def assignment(connection: Connection, assignment_id: UUID) -> Row | None:
-    """One assignment; None where there is none."""
+    """Return one assignment; None if there is none."""
     return next(iter(rows_of(connection, _ASSIGNMENT, assignment=assignment_id)), None)
 
 
 def user(connection: Connection, user_id: int) -> Row | None:
-    """A user's score row; None where there is none."""
+    """Return a user's score row; None if there is none."""
     return next(iter(rows_of(connection, _USER, user=user_id)), None)
 
 
 def user_places(connection: Connection, user_id: int) -> list[Row]:
-    """The user's entries in the published generations."""
+    """Return the user's entries in the published generations."""
     return rows_of(connection, _USER_PLACES, user=user_id)
 
 
 def user_assignments(connection: Connection, user_id: int, *, limit: int) -> list[Row]:
-    """The user's assignments, the newest first."""
+    """Return the user's assignments, the newest first."""
     return rows_of(connection, _USER_ASSIGNMENTS, user=user_id, limit=limit)
 
 
 def user_events(connection: Connection, user_id: int, *, limit: int) -> list[Row]:
-    """What happened to the user, the newest first."""
+    """Return the user's events, the newest first."""
     return rows_of(connection, _USER_EVENTS, user=user_id, limit=limit)
 
 
 def assignment_events(connection: Connection, assignment_id: UUID, user_id: int) -> list[Row]:
-    """What happened to an assignment of the user, the newest first."""
+    """Return the events of an assignment of the user, the newest first."""
     return rows_of(connection, _ASSIGNMENT_EVENTS, assignment=assignment_id, user=user_id)
 
 
 def head(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """The claimable entries of a generation with the best ranks: who is next."""
+    """Return the claimable entries of a generation with the best ranks: the next in order."""
     return rows_of(connection, _HEAD, generation=generation, limit=limit)
 
 
 def waiting(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """The entries of a generation that wait, the first to be claimable first."""
+    """Return the entries of a generation that wait, the first to be claimable first."""
     return rows_of(connection, _WAITING, generation=generation, limit=limit)
 
 
 def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
-    """Who of the first `SAMPLED` claimable entries has not been called for the longest time."""
+    """Return those of the first `SAMPLED` claimable users with the longest time since a call."""
     return rows_of(connection, _LONGEST, queue=queue, limit=limit)
 
 
 def drains(connection: Connection, queue: str) -> list[Row]:
-    """What became of the dialer queue's users in the last hour, by kind and reason."""
+    """Count the changes to the queue's users in the last hour, by kind, reason and outcome."""
     return rows_of(connection, _DRAINS, queue=queue)
 
 
 def generations(connection: Connection, queue: str, *, limit: int) -> list[Row]:
-    """The dialer queue's generations, the newest first."""
+    """Return the dialer queue's generations, the newest first."""
     return rows_of(connection, _GENERATIONS, queue=queue, limit=limit)
 
 
 def job_runs(connection: Connection, job: str, *, limit: int) -> list[Row]:
-    """A job's runs, the newest first."""
+    """Return a job's runs, the newest first."""
     return rows_of(connection, _JOB_RUNS, job=job, limit=limit)
 
 
 def races(connection: Connection, *, limit: int) -> list[Row]:
-    """The races met, the newest first."""
+    """Return the recorded races, the newest first."""
     return rows_of(connection, _RACES, limit=limit)
 
 
 def event(connection: Connection, number: int) -> Row | None:
-    """One event; None where there is none."""
+    """Return one event; None if there is none."""
     return next(iter(rows_of(connection, _EVENT, number=number)), None)
 
 
 def actions(connection: Connection, *, limit: int) -> list[Row]:
-    """What operators asked for, the newest first."""
+    """Return operators' actions, the newest first."""
     return rows_of(connection, _ACTIONS, limit=limit)
 
 
 def action(connection: Connection, number: int) -> Row | None:
-    """One thing that an operator asked for; None where there is none."""
+    """Return one operator's action; None if there is none."""
     return next(iter(rows_of(connection, _ACTION, number=number)), None)
 
 
 def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
-    """Which rules hold back the users of a dialer queue's pool, each by the first that it breaks.
+    """Count the users of a dialer queue's pool by the first rule that each breaks.
 
-    Of at most about `SAMPLED` score rows, taken by pages all over the table; then scaled up.
+    Reads at most about `SAMPLED` score rows, sampled by pages all over the table, and scales up.
     """
     rows = float(connection.execute(text(_SCORE_ROWS)).scalar_one())
     share = min(1.0, SAMPLED / rows) if rows > 0 else 1.0

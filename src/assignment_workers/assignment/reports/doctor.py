@@ -1,7 +1,4 @@
-"""Every guarantee that the database can show, checked.
-
-And what can be mended without a loss, mended.
-"""
+"""Check every guarantee that the database can show, and repair entries without loss."""
 
 from __future__ import annotations
 
@@ -33,13 +30,13 @@ from assignment_workers.schema import tables
 from assignment_workers.schema.tables import Assignment, Entry
 
 NEWEST = 20_000
-"""Records that a check looks at: those between two runs by itself, at a hundred claims a second."""
+"""The records that a check reads: those between two scheduled runs at 100 claims a second."""
 HEAD = 100
-"""Claimable entries, the best by rank, of whom it is asked whether they were passed over."""
+"""The best claimable entries by rank that are checked for having been passed over."""
 
 
 class CheckResult(BaseModel):
-    """One check. `count` is how many breaches there are, `examples` some of them."""
+    """One check. `count` is the number of breaches, `examples` are some of them."""
 
     check: str
     guarantee: int | None
@@ -53,7 +50,7 @@ class CheckResult(BaseModel):
 class Check:
     """A query whose rows, of one text column each, are breaches. At most a hundred are read.
 
-    `cost` says what the query reads at the most, however large the tables are.
+    `cost` describes the most that the query reads, however large the tables are.
     """
 
     name: str
@@ -64,16 +61,16 @@ class Check:
 
     @property
     def bounded(self) -> TextClause:
-        """The query, read no further than a hundred rows; `newest` is how many records it reads."""
+        """The query, limited to a hundred rows; `newest` is the number of records that it reads."""
         return text(f"SELECT breach FROM ({self.query}) AS found (breach) LIMIT 100").bindparams(
             **({"newest": NEWEST} if ":newest" in self.query else {})
         )
 
 
 def examine(connection: Connection) -> list[CheckResult]:
-    """Run every check in one read-only snapshot of the database, so that none sees half a turn.
+    """Run every check in one read-only snapshot, so that none sees half a transaction.
 
-    Cost: what the checks say of themselves; the whole records are `history.check`'s to read.
+    Cost: the sum of the checks' `cost`. Reading the whole records is left to `history.check`.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     findings = []
@@ -93,7 +90,7 @@ def examine(connection: Connection) -> list[CheckResult]:
 
 
 def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
-    """Replace what was found before, all together. The caller commits."""
+    """Replace the stored findings with these. The caller commits."""
     connection.execute(delete(tables.Finding))
     connection.execute(
         insert(tables.Finding).values(examined_at=func.clock_timestamp()),
@@ -132,10 +129,10 @@ _GIVE_BACK = (
     .values(state=READY)
 )
 
-# What is kept of the last day, the newest first and no more than so many: by the index on the time,
-# or on the id of an assignment, which begins with the milliseconds of its claim. What belongs to a
-# row is looked up by LIMIT 1 in a query of its own, which the planner cannot turn into a join that
-# reads the other table whole.
+# Records of the last day, the newest first, up to a limit: by the index on the time, or on the id
+# of an assignment, which begins with the milliseconds of its claim. Rows that belong to a record
+# are looked up with LIMIT 1 in a subquery, which the planner cannot turn into a join that reads the
+# other table whole.
 _DAY = "statement_timestamp() - interval '1 day'"
 _MADE = f"""(SELECT * FROM assignment.assignments
     WHERE id >= rpad(lpad(to_hex((extract(epoch FROM {_DAY}) * 1000)::bigint), 12, '0'), 32, '0')
@@ -154,7 +151,7 @@ _MOVES = (
 )
 
 _AN_HOUR_AGO = "timezone('UTC', clock_timestamp() - interval '1 hour')"
-# What was overdue in a dialer that was taken over today is no fault of this system.
+# Callbacks that were overdue in a dialer taken over today are no fault of this system.
 _PROMISED = f"""status = 'pending' AND scheduled_for < {_AN_HOUR_AGO}
     AND scheduled_for >= coalesce((SELECT max(timezone('UTC', published_at))
         FROM assignment.generations WHERE trigger = 'adoption'
@@ -228,7 +225,7 @@ CHECKS = (
         "nobody was handed out who was suppressed or had opted out",
         3,
         NEWEST_ROWS,
-        # What the CRM said at the claim is not kept: of the facts only those that are ours.
+        # The CRM's facts at the claim are not stored, so only our own facts are checked.
         f"SELECT 'assignment ' || a.id FROM {_MADE}"
         " WHERE (SELECT 1 FROM assignment.suppressions b WHERE b.user_id = a.user_id"
         " AND b.lifted_at IS NULL AND b.since < a.claimed_at"
@@ -243,8 +240,8 @@ CHECKS = (
         "nobody claimable was passed over",
         4,
         f"the {HEAD} best ranks of each published generation, and its newest {NEWEST:,} claims",
-        # Of whom nothing at all is told there is no reason why they were not handed out before a
-        # worse rank, but that the agent had skipped them, which would be told.
+        # A user without any record was passed over for no reason: had the agent skipped the user,
+        # there would be a record.
         "SELECT 'user ' || e.user_id || ' in generation ' || g.id FROM assignment.generations g"
         " CROSS JOIN LATERAL (SELECT max(a.rank) AS rank FROM (SELECT rank, generation_id"
         f" FROM {_MADE} WHERE source = 'queue') AS a WHERE a.generation_id = g.id) AS worst"
@@ -353,7 +350,8 @@ CHECKS = (
         "no callback is overdue by more than an hour",
         None,
         "the callbacks that are pending and whose time has passed, by their index",
-        # One that was put aside, as its user may not be called for now, is due after that.
+        # A callback that was postponed because its user may not be called now is due after that
+        # time.
         "SELECT 'callback ' || id || ' of user ' || user_id FROM public.callbacks"
         f" WHERE {_PROMISED} AND coalesce(available_from < {_AN_HOUR_AGO}, true)"
         " ORDER BY scheduled_for",

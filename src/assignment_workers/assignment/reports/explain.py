@@ -1,6 +1,6 @@
-"""Why a user is or is not offered, and what holds a dialer queue's users back. Reads only.
+"""Explain whether a user is offered, and the rules that hold back a dialer queue. Reads only.
 
-Judged by the expressions of the claim and the build, at an instant that is given.
+Users are judged by the expressions of the claim and the build, at a given instant.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from assignment_workers.schema.tables import (
 from assignment_workers.settings import Settings
 
 EXPLAINED_AT_MOST = 200_000
-"""Users of a pool whom a funnel judges: about two seconds of the database's work."""
+"""The users of a pool that a funnel judges: about two seconds of the database's work."""
 AHEAD_AT_MOST = 100_000
 EVENTS = 10
 
@@ -74,7 +74,7 @@ DUE = "due"
 
 
 def instant(connection: Connection) -> datetime:
-    """Now, by the database's clock."""
+    """Return the present time by the database's clock."""
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return now
 
@@ -87,10 +87,10 @@ def explain(
     settings: Settings,
     now: datetime,
 ) -> Explanation | None:
-    """Why the user is or is not offered now, rule by rule; None for one whom nobody knows.
+    """Explain, rule by rule, whether the user is offered now; None for an unknown user.
 
-    By facts read for it, wherever the CRM is: raises `CrmUnavailable` where they are unknown.
-    Cost: that of judging one user, and of counting those ahead by the index, which is bounded.
+    The facts are read for this call, wherever the CRM is: raises `CrmUnavailable` if they are
+    unknown. Cost: judging one user, and counting the users ahead by the index, which is bounded.
     """
     crm_reader = CrmReader(connection, stores=False)
     known = crm_reader.judge(_FACTS, {"user": user}, users=[user])
@@ -128,7 +128,7 @@ def funnel(
     now: datetime,
     at_most: int | None = EXPLAINED_AT_MOST,
 ) -> Funnel:
-    """How many of the pool each rule holds back, in the order of the rules, and who is left.
+    """Count the users of the pool that each rule holds back, in the order of the rules.
 
     Cost: one pass over `at_most` users of the pool, in the database; None: over all of them.
     """
@@ -168,7 +168,7 @@ def _due(
     settings: Settings,
     now: datetime,
 ) -> Iterator[PromiseFound]:
-    """By the expressions with which the claim judges whoever is due a call."""
+    """Yield the user's callbacks and missed calls, judged by the expressions of the claim."""
     paused = set(connection.execute(_PAUSED).scalars())
     for source, statement in (
         (Source.CALLBACK, callbacks.of_user),

@@ -1,4 +1,4 @@
-"""What an explanation and a funnel say."""
+"""The data types of an explanation and of a funnel."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from assignment_workers.schema.tables import (
 
 
 class RuleVerdict(BaseModel):
-    """One rule of a dialer queue, and whether it holds for the user.
+    """One rule of a dialer queue; `holds` is True if the rule holds for the user.
 
-    `kind` says what it means when it does not: converted, blocked, or resting until `until`.
+    `kind` is the consequence of a broken rule: converted, blocked, or resting until `until`.
     """
 
     rule: str
@@ -39,11 +39,11 @@ class QueuePosition(BaseModel):
 
 
 class QueueVerdict(BaseModel):
-    """What one dialer queue makes of the user.
+    """The verdict of one dialer queue on the user.
 
-    `why`: `claimable`, or what stands in the way first: `held`, the name of a rule, `paused`,
-    `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at`: when that ends by
-    itself, where it is known.
+    `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
+    `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
+    obstacle ends without intervention, if known.
     """
 
     queue: str
@@ -57,9 +57,9 @@ class QueueVerdict(BaseModel):
 class PromiseFound(BaseModel):
     """A callback or missed call of the user that is pending.
 
-    `why`: `due`, or what stands in the way first: `held`, `not_due`, `postponed`, `put_off`,
-    `paused` or the name of a rule. `queue`: where they belong by their facts, if anywhere.
-    `kept_for`: the agent who alone may have them for `callback_preferred` from `due_at` on.
+    `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed`, `put_off`, `paused` or
+    the name of a rule. `queue` is the dialer queue of the user by their facts, if any. `kept_for`
+    is the only agent who may have the user for `callback_preferred` from `due_at` on.
     """
 
     source: Source
@@ -73,7 +73,7 @@ class PromiseFound(BaseModel):
 
 
 class Facts(BaseModel):
-    """What the user's score row says; times are UTC."""
+    """The values of the user's score row; times are UTC."""
 
     queue: str | None
     score: int
@@ -84,7 +84,7 @@ class Facts(BaseModel):
 
 
 class NotFor(BaseModel):
-    """An agent who is not offered the user, whom they skipped, before `until`."""
+    """An agent who skipped the user and is not offered the user again before `until`."""
 
     agent_id: int
     until: datetime
@@ -101,10 +101,10 @@ class UserEvent(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Where a user stands at `at`. `offered`: some source would hand them out now.
+    """The position of a user at `at`. `offered` is True if some source would hand them out now.
 
-    `due`: their callbacks, then their missed calls, which come before every dialer queue. `events`:
-    the latest `EVENTS`, the last first.
+    `due` lists their callbacks, then their missed calls, which come before every dialer queue.
+    `events` lists the latest `EVENTS`, the last first.
     """
 
     at: datetime
@@ -119,9 +119,10 @@ class Explanation(BaseModel):
 
 
 class Step(BaseModel):
-    """What holds some users of the pool back, and how many are left after it.
+    """One reason that holds users of the pool back; `left` is the number of users after this step.
 
-    `next_free_at`: when the first of them is free of it by itself, where that is known.
+    `next_free_at` is the time at which the first of them is free again without intervention, if
+    known.
     """
 
     why: str
@@ -132,10 +133,10 @@ class Step(BaseModel):
 
 
 class Funnel(BaseModel):
-    """From every user of the pool to the claimable ones, at `at`, each user counted once.
+    """The steps from the users of the pool to the claimable ones, at `at`; each user counts once.
 
-    `complete` False: the pool is larger, and these are its first `EXPLAINED_AT_MOST` by score.
-    `claimable` would be handed out if the dialer queue is not paused.
+    If `complete` is False, the pool is larger, and these are its first `EXPLAINED_AT_MOST` users by
+    score. The `claimable` users would be handed out if the dialer queue is not paused.
     """
 
     at: datetime

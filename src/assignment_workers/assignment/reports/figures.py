@@ -1,8 +1,8 @@
-"""The figures that operators watch, as the database has them. Reads only.
+"""The figures that operators watch, read from the database. Reads only.
 
-Each query has a bound on its cost, whatever the tables' size: it goes by an index over the last
-minutes or hour, or reads the newest `NEWEST` rows and no more, or stops counting at a number that
-is named beside it. Whoever shows a figure says which.
+Each query has a bound on its cost, whatever the tables' size: it uses an index over the last
+minutes or hour, or reads only the newest `NEWEST` rows, or stops counting at a number that is named
+beside it. A display of a figure is to name the bound.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from assignment_workers.assignment.reports.status import (
 from assignment_workers.schema.tables import AssignmentState
 
 NEWEST = 50_000
-"""Answers, races and ends of holds that are looked at, at the most: the newest."""
+"""The most answers, races and ends of holds that are read: the newest."""
 COUNTED_AT_MOST = 10_000
-"""Dead letters, holds and who is quarantined are counted no further."""
+"""The count at which dead letters, holds and quarantined users stop being counted."""
 RUNS = 200
-"""Runs of each job that are looked at: the newest."""
+"""The newest runs of each job that are read."""
 
 
 class QueueFigures(QueueStatus):
-    """A dialer queue with what only its watchers need."""
+    """A dialer queue with figures for those who watch it."""
 
     age_seconds: float | None
-    """Since the generation was published."""
+    """Seconds since the generation was published."""
     claimed_last_hour: int
     skipped_last_hour: int
     quarantined: int
-    """Users of its pool who are set aside until an operator releases them."""
+    """The users of its pool who are quarantined until an operator releases them."""
     runway_minutes: float | None
-    """How long the claimable users last at the rate of the last hour; None: nobody was claimed."""
+    """Minutes that the claimable users last at the rate of the last hour; None without claims."""
 
 
 class JobFigures(BaseModel):
-    """The last run of a job, and how its newest `RUNS` runs of the last day went."""
+    """The last run of a job, and the results of its newest `RUNS` runs of the last day."""
 
     job: str
     queue: str | None
@@ -59,13 +59,13 @@ class JobFigures(BaseModel):
     succeeded_at: datetime | None
     failed_last_day: int
     overlapping_last_day: int
-    """Runs that were skipped because another was under way."""
+    """Runs that were skipped because another run was in progress."""
     missed_last_day: int | None
-    """Slots that were not done; None: the job has no slots."""
+    """The slots without a successful run; None: the job has no slots."""
 
 
 class RecentTimeToAssign(BaseModel):
-    """Seconds from the sending to the commit, over the last five minutes; None: none was."""
+    """Seconds from sending to commit, over the last five minutes; None without assignments."""
 
     measured: int
     average: float | None
@@ -75,7 +75,7 @@ class RecentTimeToAssign(BaseModel):
 
 
 class Broken(BaseModel):
-    """A check of the doctor's last run by itself."""
+    """A check of the doctor's last scheduled run."""
 
     check: str
     guarantee: int | None
@@ -86,28 +86,28 @@ class Broken(BaseModel):
 
 
 class Figures(BaseModel):
-    """Everything that is watched, at `at` by the database's clock."""
+    """All figures, at `at` by the database's clock."""
 
     at: datetime
     queues: list[QueueFigures]
     sequencer: SequencerStatus
-    """The default lane's."""
+    """The sequencer of the default lane."""
     lanes: list[SequencerStatus]
-    """Every lane's, the default one's first."""
+    """The sequencers of all lanes, the default lane first."""
     holds: int
     holds_lapsing: int
-    """Whose lease ends within a minute."""
+    """The holds whose lease ends within a minute."""
     holds_lapsed: int
-    """Whose lease has ended and who still stand."""
+    """The active holds whose lease has ended."""
     answers_last_hour: dict[str, int]
     ended_last_hour: dict[str, int]
     races_last_hour: dict[str, int]
     time_to_assign: RecentTimeToAssign
     jobs: list[JobFigures]
     dead_letters: int
-    """Neither sent again nor dismissed."""
+    """Dead letters that were neither sent again nor dismissed."""
     dead_letters_new: int
-    """Those of them that came within an hour."""
+    """Those of `dead_letters` that are younger than an hour."""
     unpublished: int
     findings: list[Broken]
     examined_at: datetime | None
@@ -115,14 +115,14 @@ class Figures(BaseModel):
 
     @property
     def crm_up(self) -> bool:
-        """Whether the CRM can be read."""
+        """True if the CRM can be read."""
         return self.crm.trouble is None
 
 
 def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE) -> Figures:
-    """How everything stands. `application` is what sequencers call themselves to the database.
+    """Read all figures. `application` is the application name of the sequencers' connections.
 
-    In some transactions: the figures may be milliseconds apart.
+    Uses several transactions: the figures may be milliseconds apart.
     """
     crm = crm_status(connection)
 
@@ -209,7 +209,7 @@ FROM (SELECT greatest(extract(epoch FROM answered_at - received_at), 0)::float8 
     WHERE outcome = 'assigned' AND received_at IS NOT NULL
         AND answered_at > statement_timestamp() - interval '5 minutes') AS timed
 """
-# Ids follow time: the last one before the hour bounds the range of the index on (kind, id).
+# Ids follow time, so the last id before the hour bounds the range of the index on (kind, id).
 _NEWEST_EVENTS = f"""
 (SELECT queue, details FROM assignment.events
     WHERE kind = '%s' AND at > statement_timestamp() - interval '1 hour'
@@ -254,7 +254,7 @@ JOB_NAMES = """names AS (
     SELECT (SELECT r.job FROM assignment.job_runs r WHERE r.job > n.job ORDER BY r.job LIMIT 1)
     FROM names n WHERE n.job IS NOT NULL
 )"""
-"""Each job's name, by one probe of the index on (job, id)."""
+"""The names of all jobs, by one probe of the index on (job, id) each."""
 # A job's newest runs are found by the same index.
 _JOBS = f"""
 WITH RECURSIVE {JOB_NAMES}, runs AS (

@@ -28,9 +28,10 @@ REQUESTS = ("assignment.request", "assignment.request_many")
 
 
 class TimeToAssign(BaseModel):
-    """Seconds from the asker's sending, by its clock, to the commit that assigned.
+    """Seconds from the sending, by the requester's clock, to the commit of the assignment.
 
-    Of the latest assignments of the period, `MEASURED_AT_MOST` at the most; None where none was.
+    Covers the latest assignments of the period, `MEASURED_AT_MOST` at the most; None if there was
+    none.
     """
 
     measured: int
@@ -41,7 +42,7 @@ class TimeToAssign(BaseModel):
 
 
 class Consistency(BaseModel):
-    """What `doctor` finds now: how many checks there are, and the names of those that failed."""
+    """The doctor's present result: the number of checks, and the names of the failed ones."""
 
     checks: int
     broken: list[str]
@@ -67,8 +68,11 @@ class Report(BaseModel):
 
 
 def report(connection: Connection, *, since: datetime) -> Report:
-    """How well it went from `since` until now. `connection` has no transaction under way."""
-    findings = examine(connection)  # its transaction is one snapshot, for what follows too
+    """Compute the service levels from `since` until now.
+
+    `connection` must have no transaction in progress.
+    """
+    findings = examine(connection)  # its snapshot serves the following reads too
     until = connection.execute(select(func.now())).scalar_one()
     parameters = {"since": since, "until": until}
 

@@ -1,6 +1,6 @@
-"""How everything stands, for operators: dialer queues, holds, jobs, the sequencer. Reads only.
+"""The current status for operators: dialer queues, holds, jobs, the sequencer. Reads only.
 
-Each query has a bound on its cost: counts of entries go through partial indexes and stop at
+Each query has a bound on its cost: counts of entries use partial indexes and stop at
 `COUNTED_AT_MOST`.
 """
 
@@ -69,7 +69,7 @@ class LastJobRun(BaseModel):
 
 
 class Leader(BaseModel):
-    """Who leads."""
+    """The process that leads."""
 
     pid: int
     host: str
@@ -77,9 +77,10 @@ class Leader(BaseModel):
 
 
 class SequencerStatus(BaseModel):
-    """A lane's writer, and the lane's dialer queues.
+    """A lane's sequencer, and the lane's dialer queues.
 
-    `leader` None: nobody holds the place now. `probe_seconds`: the line's pace.
+    `leader` is None while no process leads. `probe_seconds` is the time of the last probe on the
+    assignment queue.
     """
 
     lane: str
@@ -93,10 +94,10 @@ class SequencerStatus(BaseModel):
 
 
 class CrmStatus(BaseModel):
-    """The CRM. `trouble` is why it cannot be read now; None: it answers.
+    """The CRM. `trouble` is the reason why the CRM cannot be read now; None: it answers.
 
-    `mirror_age_seconds` is how old the facts are by which whole pools are looked at, where it is
-    elsewhere; None: it is in our own database, or was never read whole.
+    `mirror_age_seconds` is the age of the facts that are used for whole pools of an external CRM;
+    None: the CRM is in our own database, or was never mirrored.
     """
 
     elsewhere: bool
@@ -107,8 +108,8 @@ class CrmStatus(BaseModel):
 class DueStatus(BaseModel):
     """Calls that come before the dialer queues.
 
-    A callback is overdue ten minutes after its time, when anybody may have it, or after the time
-    until which it was put aside; `oldest_overdue` is the time that was promised.
+    A callback is overdue ten minutes after its time, when every agent may have it, or after the
+    time until which it was postponed. `oldest_overdue` is the time that was promised.
     """
 
     callbacks_pending: int
@@ -120,7 +121,7 @@ class DueStatus(BaseModel):
 
 
 class AgentsStatus(BaseModel):
-    """Active agents by what they stated. `unstated` never did, and are served."""
+    """Active agents by stated state. `unstated` agents never stated one, and are served."""
 
     available: int
     on_call: int
@@ -131,9 +132,10 @@ class AgentsStatus(BaseModel):
 
 
 class StandbyStatus(BaseModel):
-    """A server that copies the database's commits.
+    """A server that replicates the database's commits.
 
-    An `asynchronous` one may lack the last of them: promoted, it has lost what agents were told.
+    An `asynchronous` standby may lack the last commits: if it is promoted, answers that agents
+    received are lost.
     """
 
     name: str
@@ -142,7 +144,7 @@ class StandbyStatus(BaseModel):
 
 
 class Status(BaseModel):
-    """Everything at a glance, at `at` by the database's clock."""
+    """The whole status, at `at` by the database's clock."""
 
     at: datetime
     queues: list[QueueStatus]
@@ -151,23 +153,23 @@ class Status(BaseModel):
     agents: AgentsStatus
     jobs: list[LastJobRun]
     sequencer: SequencerStatus
-    """The default lane's."""
+    """The sequencer of the default lane."""
     lanes: list[SequencerStatus]
-    """Every lane's, the default one's first."""
+    """The sequencers of all lanes, the default lane first."""
     answers_last_hour: dict[str, int]
     dead_letters: int
     unpublished: int
     standbys: list[StandbyStatus]
-    """Of the database. Empty too where the role may not see them (`pg_read_all_stats`)."""
+    """The database's standbys. Empty too if the role may not see them (`pg_read_all_stats`)."""
     calling_hours: str
     calling_rules: str
     crm: CrmStatus
 
 
 def status(connection: Connection, *, application: str, settings: Settings) -> Status:
-    """How things stand now. `application` is what sequencers call themselves to the database.
+    """Read the status. `application` is the application name of the sequencers' connections.
 
-    The calling rules are those of `settings`: the sequencer has its own.
+    The calling rules are those of `settings`; the sequencer may have others.
     """
     crm = crm_status(connection)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -204,9 +206,9 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
 
 
 def crm_status(connection: Connection) -> CrmStatus:
-    """Whether the CRM can be read, found out by reading. To be asked first in a transaction.
+    """Read the CRM to see if it answers. Call this first in a transaction.
 
-    One that is elsewhere is waited for as long as a claim would.
+    The wait for an external CRM is that of a claim.
     """
     crm = crm_of(connection)
     if crm is not None:
@@ -230,10 +232,11 @@ def crm_status(connection: Connection) -> CrmStatus:
 def sequencer_statuses(
     connection: Connection, *, application: str, lanes: Lanes
 ) -> list[SequencerStatus]:
-    """Of each lane, the default one first: who leads and how many stand by.
+    """Return the leader and the number of standbys of each lane, the default lane first.
 
-    By the connections that sequencers keep for the lock. `application` is what they call
-    themselves, the default lane's as they do; others say their lane after it.
+    They are found by the connections that sequencers keep for the lock. `application` is the
+    application name of those connections. In other lanes than the default one, the lane's name
+    follows it.
     """
     rows = {row.lane: row for row in connection.execute(_LANES)}
     names = set(connection.execute(_SEQUENCERS, {"prefix": f"{application} %"}).scalars())
@@ -248,7 +251,7 @@ def _sequencer(
     lanes: Lanes,
 ) -> SequencerStatus:
     prefix = name_prefix(application, lane)
-    # What follows it is a host and a process; another lane's name has words more.
+    # A host and a process follow the prefix; another lane's name has more words.
     ours = {
         name for name in names if name.startswith(prefix) and " " not in name.removeprefix(prefix)
     }
@@ -268,7 +271,7 @@ def _sequencer(
 
 
 def queue_statuses(connection: Connection) -> list[QueueStatus]:
-    """Each dialer queue."""
+    """Return the status of each dialer queue."""
     rows = connection.execute(_QUEUES).mappings().all()
     return [
         QueueStatus(
@@ -294,7 +297,7 @@ def _count(connection: Connection, generation: int | None, state: object) -> int
 
 
 def job_statuses(connection: Connection) -> list[LastJobRun]:
-    """The last run of each job, for each dialer queue where it has one."""
+    """Return the last run of each job, for each dialer queue if the job has one."""
     rows = connection.execute(
         select(
             JobRun.job,
