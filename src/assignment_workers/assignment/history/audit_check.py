@@ -1,4 +1,4 @@
-"""Check the chains of `audit`: in the database, in an exported file, and one against the other."""
+"""Check the audit chains: in the database, in an exported file, and one against the other."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from assignment_workers.assignment.events import ONE_OF, StoredEvent
 from assignment_workers.schema.tables import AuditAnchor
 
 FORM = 1
-"""The form of an exported file."""
+"""The version of the format of an exported file."""
 COMPARED_AT_MOST = 1_000
-"""Events of a lane that do not fit their digests which are compared with one another."""
+"""The most mismatched events of a lane that are compared with one another."""
 
 
 class ChainFault(StrEnum):
-    """What a check finds."""
+    """The kind of a finding."""
 
     CHANGED = "changed"
-    """An event, or its digest, is not as it was chained."""
+    """An event, or its digest, differs from what was chained."""
     DELETED = "deleted"
     """A position has no event."""
     REORDERED = "reordered"
     """An event stands at another position than its own."""
     ADDED = "added"
-    """An event that was never chained stands among those that were."""
+    """An event that was never chained stands among chained ones."""
     CUT = "cut"
-    """The front is gone, and no anchor of the purge stands for it."""
+    """The front is gone, and no anchor of a purge accounts for it."""
     SHORTENED = "shortened"
-    """The end is gone: there was more when a head was written down."""
+    """The end is gone: an earlier head lies beyond it."""
     REWRITTEN = "rewritten"
-    """The digest of a position is another than an earlier export has."""
+    """The digest of a position differs from that in an earlier export."""
     UNREADABLE = "unreadable"
-    """A line of a file is not of an export."""
+    """A line of a file does not belong to an export."""
 
 
 class ChainFinding(BaseModel):
-    """One thing that is wrong; `upto` where it is a run of positions."""
+    """One fault; `upto` is the last position if the fault is a run of positions."""
 
     fault: ChainFault
     lane: str | None = None
@@ -69,14 +69,14 @@ class ChainShown(BaseModel):
 
     lane: str
     purged: int
-    """Events that the purge has deleted: the chain begins after them."""
+    """The events that the purge has deleted; the chain begins after them."""
     position: int
-    """Of the last event."""
+    """The position of the last event."""
     digest: str
 
 
 class Checked(BaseModel):
-    """What was checked, and what was found."""
+    """The scope of a check, and its findings."""
 
     events: int = 0
     pending: int = 0
@@ -87,15 +87,15 @@ class Checked(BaseModel):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if there are no findings."""
         return not self.findings
 
 
 @dataclass
 class Chain:
-    """A lane's chain while it is read: events come with the digests that they were given.
+    """A lane's chain while it is read: events come with their stored digests.
 
-    What lacks a predecessor is taken as given, and compared once the predecessor has come.
+    An event without a predecessor is accepted, and checked once the predecessor has come.
     """
 
     lane: str
@@ -104,20 +104,20 @@ class Chain:
     head: ChainHead = field(init=False)
     count: int = 0
     _gaps: list[list[int]] = field(default_factory=list)
-    """First and last position of each run that has not come."""
+    """The first and last position of each run that has not come."""
     _unproved: dict[int, tuple[int, bytes, bytes]] = field(default_factory=dict)
     """By position, after a gap: event, content and digest."""
     _ends: dict[int, bytes] = field(default_factory=dict)
     """The digests before gaps."""
     _wrong: list[tuple[int, int, bytes, bytes, bytes]] = field(default_factory=list)
-    """Position, event, digest before, content and digest of what does not fit."""
+    """Position, event, digest before, content and digest of each mismatch."""
 
     def __post_init__(self) -> None:
         """Begin after the anchor."""
         self.head = self.anchor
 
     def add(self, position: int, event_id: int, said: bytes | None, digest: bytes) -> None:
-        """Take the next event; `said` None: its digest is there, and the event is not."""
+        """Add the next event; if `said` is None, the digest exists and the event is missing."""
         if position <= self.head.position:
             self._late(position, event_id, said, digest)
             return
@@ -131,7 +131,7 @@ class Chain:
         self.head = ChainHead(position, digest)
 
     def end(self) -> None:
-        """Report the positions that never came, and what does not fit."""
+        """Report the positions that never came, and the mismatches."""
         for first, last in self._gaps:
             is_front = first == self.anchor.position + 1
             self._report(ChainFault.CUT if is_front else ChainFault.DELETED, first, upto=last)
@@ -208,7 +208,7 @@ class Chain:
 def check(connection: Connection) -> Checked:
     """Check every chain of the database against its events.
 
-    Reads everything at one instant, a batch at a time. Cost: about 25 µs an event.
+    Reads one snapshot, one batch at a time. Cost: about 25 µs per event.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     found = Checked()
@@ -232,11 +232,11 @@ def check(connection: Connection) -> Checked:
 
 
 def export(connection: Connection, write: Callable[[str], object], *, lane: str | None) -> int:
-    """Write the chains, of all lanes or one, as lines of JSON; returns the number of events.
+    """Write the chains, of all lanes or one, as lines of JSON; return the number of events.
 
-    The first line has each chain's anchor, the last each head; between them stand the events with
-    their digests. What people typed is not among it. Reads at one instant; memory is that of a
-    batch.
+    The first line has each chain's anchor, the last line each head; between them stand the events
+    with their digests. Texts that people typed are not exported. Reads one snapshot; memory is that
+    of one batch.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     made_at = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -261,7 +261,7 @@ def export(connection: Connection, write: Callable[[str], object], *, lane: str 
 
 
 def check_file(lines: Iterable[str]) -> Checked:
-    """Check an exported file by itself: no database is asked. Memory: that of what is wrong."""
+    """Check an exported file by itself, without a database. Memory: that of the findings."""
     found = Checked()
     numbered = enumerate(lines, 1)
     _, first = next(numbered, (0, ""))
@@ -296,18 +296,18 @@ def check_file(lines: Iterable[str]) -> Checked:
 
 
 def _take(line: str, chains: Mapping[str, Chain]) -> _Last | None:
-    """Give an event's line to its chain; the last line is returned."""
+    """Add an event's line to its chain; return the last line, and None for others."""
     if line.startswith('{"heads"'):
         return _Last.model_validate_json(line)
     one = _One.model_validate_json(line)
-    # The event as it was written: a form of numbers that a model reads would be lost.
+    # The event as written, because a model would lose the notation of its numbers.
     event = json.loads(line)["event"]
     chains[one.lane].add(one.position, one.event.id, content(event), bytes.fromhex(one.digest))
     return None
 
 
 def _end(chain: Chain, given: _Given | None) -> None:
-    """End a chain of a file, whose last line says where it ends."""
+    """End a chain of a file, and check it against the head in the file's last line."""
     if given is not None and given.position > chain.head.position:
         chain.report(
             ChainFinding(
@@ -328,10 +328,10 @@ def _unreadable(number: int) -> str:
 
 
 def compare(connection: Connection, lines: Iterable[str]) -> list[ChainFinding]:
-    """Whether the database still has the chains that an earlier export ends with.
+    """Check that the database still has the chains that an earlier export ends with.
 
-    Finds what no check of the database alone can: a past that was written anew, digests and all,
-    and an end that was taken away. A head that the purge has cut since cannot be compared.
+    Finds faults that no check of the database alone can find: a rewritten past with matching
+    digests, and a missing end. A head that the purge has cut since cannot be compared.
     """
     last = deque(lines, maxlen=1)
     try:
@@ -414,7 +414,7 @@ class _One(BaseModel):
 
 
 def _read(connection: Connection, lane: str) -> Iterator[tuple[Any, Mapping[int, StoredEvent]]]:
-    """The batches of a lane in their order, each with its events as they stand."""
+    """Yield the batches of a lane in order, each with its events as they are stored now."""
     after = 0
     while batch := connection.execute(_NEXT, {"lane": lane, "after": after}).one_or_none():
         found = connection.execute(ONE_OF, {"ids": batch.ids})
@@ -461,7 +461,7 @@ _AT = text(
     "SELECT first, digests FROM assignment.audit_batches WHERE lane = :lane"
     " AND first <= :position ORDER BY first DESC LIMIT 1"
 )
-# As a set, not by an anti-join: a plan that nests loops would take for ever.
+# A set operation, because an anti-join planned as nested loops would take for ever.
 _ADDED = text("""
     SELECT id FROM assignment.events
     WHERE id <= greatest((SELECT max(upto) FROM assignment.audit_batches),

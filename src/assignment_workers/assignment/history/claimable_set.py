@@ -1,4 +1,4 @@
-"""Who is claimable in a published generation, as the events tell it: for the history checker."""
+"""The claimable users of a published generation, as the events show, for the history checker."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from datetime import datetime
 
 @dataclass(slots=True)
 class ClaimableSet:
-    """A published generation: the rank of everyone who is not out of it, and who is claimable.
+    """A published generation: the rank of every user who is not out of it, and the claimable users.
 
-    `heap` and `waiting` may hold places that count no more: they go when they come up, so that no
-    step costs more than the logarithm of the size.
+    `heap` and `waiting` may hold outdated elements, which are dropped when they reach the front, so
+    that no step costs more than the logarithm of the size.
     """
 
     generation: int
@@ -23,7 +23,7 @@ class ClaimableSet:
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
     until: dict[int, datetime] = field(default_factory=dict)
-    """By user who waits: the one of their places in `waiting` that counts."""
+    """By waiting user: the time of the one valid element in `waiting`."""
 
     @classmethod
     def of(
@@ -34,7 +34,7 @@ class ClaimableSet:
         held: AbstractSet[int],
         resting: Mapping[int, datetime],
     ) -> ClaimableSet:
-        """A generation at its publication: who is in it, held users and who rests until when."""
+        """Build the set at the publication from the ranks, the held users and the resting users."""
         ready = ranks.keys() - held - resting.keys()
         heap = [(rank, user) for user, rank in ranks.items()]
         waiting = [(at, user) for user, at in resting.items() if user not in held]
@@ -44,39 +44,39 @@ class ClaimableSet:
         return cls(generation, ranks, ready, heap, waiting, until)
 
     def make_ready(self, user: int) -> None:
-        """The user is claimable, at the place they had; nothing for one who is out."""
+        """Make the user claimable at the former position; no effect on a user who is out."""
         self.until.pop(user, None)
         if user in self.ranks and user not in self.ready:
             self.ready.add(user)
             heapq.heappush(self.heap, (self.ranks[user], user))
 
     def wait(self, user: int, until: datetime) -> None:
-        """The user is claimable from that instant on."""
+        """Make the user claimable from that instant on."""
         if user in self.ranks:
             self.ready.discard(user)
             self.until[user] = until
             heapq.heappush(self.waiting, (until, user))
 
     def promote(self, now: datetime) -> None:
-        """Whoever has waited long enough is claimable."""
+        """Make the users claimable whose waiting time is over."""
         while self.waiting and self.waiting[0][0] <= now:
             at, user = heapq.heappop(self.waiting)
             if self.until.get(user) == at:
                 self.make_ready(user)
 
     def hold(self, user: int) -> None:
-        """The user is not claimable and keeps their place."""
+        """Make the user unclaimable; the position remains."""
         self.ready.discard(user)
         self.until.pop(user, None)
 
     def drop(self, user: int) -> None:
-        """The user is out."""
+        """Remove the user from the generation."""
         self.ready.discard(user)
         self.until.pop(user, None)
         self.ranks.pop(user, None)
 
     def passed_over(self, rank: int, not_for: Collection[int]) -> int | None:
-        """The best claimable user with a better rank who is not among `not_for`."""
+        """Return the best claimable user with a better rank who is not among `not_for`."""
         kept: list[tuple[int, int]] = []
         found = None
         while found is None and self.heap and self.heap[0][0] < rank:

@@ -1,19 +1,18 @@
-"""Checks a whole run by its records: what the events, assignments and requests say really happened.
+"""Check a whole run by its records: events, assignments and requests.
 
-Events of a lane are numbered in the order in which their turns committed, and so are those of two
-lanes about one user, agent or dialer queue, so one pass over them replays the run against a small
-model (`replay`). What the rows say must then be what the events say
-(`records`).
+Events of a lane are numbered in the order in which their transactions committed. So are the events
+of two lanes about one user, agent or dialer queue. One pass over the events therefore replays the
+run against a small model (`replay`). Then the rows have to agree with the events (`records`).
 
 Checked: one holder (guarantee 1); a rebuild publishes and does nothing else (2); every grant in the
-order of the published generation (4); one answer a request (5); answers that were true when they
-were given, as far as rows can say (6); leases and their ends (7); only the owner (8); terms one
+order of the published generation (4); one answer per request (5); answers that were true when they
+were given, as far as rows can show (6); leases and their ends (7); only the owner (8); terms one
 after another (9); callbacks with their completion (10); rows and events, both ways (11).
 
-Not checked: the facts of a claim (3), for the CRM keeps no history; whether 'empty' was true; which
-of several dialer queues a request should have taken from; that no due callback was passed over,
-for others promise them too; the dialer's own tables, which others
-write too. Order is checked against generations whose entries are still kept.
+Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of 'empty'; the
+choice of one of several dialer queues for a request; due callbacks that were passed over, because
+others promise callbacks too; and the dialer's own tables, which others write too. The order is
+checked against generations whose entries still exist.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from assignment_workers.settings import Settings
 
 
 def check(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
-    """What the whole history of this database breaks; empty for a good one.
+    """Return the breaches in the whole history of this database; empty for a correct one.
 
-    `settings` must be those that the run had. `bound`: how long after its lease a hold may still
-    stand while somebody leads. What happened before `history_retention` is not replayed, for its
-    events may be gone. Times that a step of the database's clock made ambiguous are not compared.
-    Reads one snapshot, so a stack may be running; `connection` must not be in a transaction yet.
+    `settings` must be those of the run. `bound` is the longest time that a hold may stand after its
+    lease while a sequencer leads. Events before `history_retention` are not replayed, because some
+    may be gone. Times that a step of the database's clock made ambiguous are not compared. Reads
+    one snapshot, so a stack may be running; `connection` must not be in a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, settings=settings, bound=bound)
 
 
 def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
-    """As `check`, by what the caller's transaction sees."""
+    """Check as `check` does, in the snapshot of the caller's transaction."""
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     since = now - settings.history_retention
     replay = Replay(settings, bound=bound)
@@ -65,7 +64,7 @@ def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> li
 
 
 def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
-    """The events from that instant on, in their order, a few thousand at a time."""
+    """Yield the events from that instant on, in their order, in batches of 10,000 rows at most."""
     rows = connection.execute(
         _FACTS, {"since": since}, execution_options={"stream_results": True, "yield_per": 10_000}
     )
@@ -76,7 +75,7 @@ def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
 def _what_stood(
     connection: Connection, replay: Replay, since: datetime, settings: Settings
 ) -> None:
-    """What was so before the first event that is surely kept, as the rows tell it."""
+    """Load the state before the first event that certainly exists, from the rows."""
     earlier = {"since": since, "skipped_since": since - settings.skip_agent}
     for row in connection.execute(select(LaneTerm.lane, LaneTerm.terms)):
         replay.led(row.lane, row.terms)
@@ -102,9 +101,10 @@ def _what_stood(
 
 
 def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int] | None:
-    """The ranks of a generation by user; None where its order cannot be known.
+    """Return the ranks of a generation by user; None if its order cannot be known.
 
-    That is one that was purged, and one whose build may have missed what happened before `since`.
+    The order is unknown for a purged generation, and for one whose build may have missed events
+    before `since`.
     """
     parameters = {"generation": generation, "name": partition(generation)}
     begun = {"since": since + LONGEST_TURN}
@@ -115,7 +115,7 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
 
 
 def _missed(connection: Connection, generation: int) -> dict[str, int]:
-    """The completed assignments that the build of this generation did not see, with their users."""
+    """Return the completed assignments that the generation's build did not see, with users."""
     parameters = {"generation": generation, "longest": LONGEST_TURN}
     return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}
 
@@ -197,7 +197,7 @@ _RANKS = text(
     " WHERE generation_id = :generation"
 )
 
-# The build's snapshot says it exactly; the times are there for the index on `ended_at`.
+# The build's snapshot decides exactly; the times are for the index on `ended_at`.
 _MISSED = text(
     "SELECT a.id::text, a.user_id FROM assignment.generations g JOIN assignment.assignments a"
     " ON a.state = 'completed' AND a.ended_at >= g.started_at - :longest"

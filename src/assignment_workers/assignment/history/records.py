@@ -1,8 +1,8 @@
-"""Where the rows of the tables disagree with the events, or with one another.
+"""Queries for rows that disagree with the events, or with other rows.
 
-Each query gives one text column, a row for each subject that breaks a guarantee. `:since` is the
-instant from which every event is kept, `:answers_since` that of every answer. Each is one or two
-hash joins over what is kept, and holds nothing in this process but what it finds.
+Each query returns one text column, with a row for each subject that breaks a guarantee. `:since` is
+the instant from which every event exists, `:answers_since` that of every answer. Each query is one
+or two hash joins over the stored records. This process holds only the breaches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 
 class Record(NamedTuple):
-    """`what` is said of each subject that the query finds."""
+    """A query, and `what` is wrong with each subject that the query finds."""
 
     guarantee: int
     what: str
@@ -21,16 +21,17 @@ class Record(NamedTuple):
 
 
 def was_set_back(column: str) -> str:
-    """A condition: the database's clock said this time twice, for a step back came between.
+    """Return a condition: the time is ambiguous, because the database's clock was set back over it.
 
-    What was first and what was second of two such times, only the events tell, by their numbers.
+    The order of two such times is known only from the numbers of their events.
     """
     return f"""EXISTS (SELECT 1 FROM assignment.events step WHERE step.kind = 'clock_stepped'
         AND (step.details->>'seconds')::float8 < 0 AND {column} BETWEEN step.at - interval '1 s'
         AND step.at + interval '1 s' * (1 - (step.details->>'seconds')::float8))"""
 
 
-# A turn's time is that of its beginning; an adopted dialer's own hold may end while it runs.
+# A transaction's time is that of its beginning. A hold that an adopted dialer made may end while
+# the transaction runs.
 DIALERS = f"starts_with(request_id, '{MADE_BY_DIALER}')"
 
 HOLDS = (
@@ -85,7 +86,8 @@ HOLDS = (
                 (e.details->>'rank')::bigint, e.at)
         """,
     ),
-    # The end names its transaction, and every row the one that wrote it, in 32 bits.
+    # `ended_xid` is the transaction of the end; `xmin` is the low 32 bits of the transaction that
+    # wrote the row.
     Record(
         2,
         "ended in the transaction that published a generation",

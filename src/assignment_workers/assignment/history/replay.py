@@ -1,7 +1,8 @@
-"""Replays a run, event by event, against a small model of it, and collects what it breaks.
+"""Replay a run, event by event, against a small model of it, and collect the breaches.
 
-The model knows who holds whom until when, what is published and paused, and who is claimable at
-which rank. It knows nothing of the database: facts in, breaches out.
+The model holds the active assignments with their leases, the published generations, the paused
+dialer queues, and the claimable users with their ranks. The model does not use the database: facts
+in, breaches out.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from assignment_workers.settings import Settings
 
 
 class Fact(NamedTuple):
-    """One event as far as the check needs it: `rank` of a grant, the lease of a grant or renewal.
+    """One event with the fields that the check needs.
 
-    `until`: when a user who was put off is claimable again.
+    `rank` is that of a grant, `lease_expires_at` that of a grant or a renewal. `until` is the time
+    from which a user who was put off is claimable again.
 
-    `term` is that of a change made in a turn; None for what was recorded outside the line.
+    `term` is that of a fenced transaction's change; None for an event recorded outside one.
     """
 
     id: int
@@ -41,27 +43,27 @@ class Fact(NamedTuple):
     lease_expires_at: datetime | None = None
     until: datetime | None = None
     reassigned_from: str | None = None
-    """Of a grant by an operator: the assignment that ended for it, in the same turn."""
+    """For a grant by an operator: the assignment that ended for it, in the same transaction."""
     source: str | None = None
-    """Of a grant that is for a callback or a missed call; None: from the dialer queue."""
+    """For a grant: the callback or missed call it is for; None: from the dialer queue."""
     source_id: str | None = None
     scheduled_for: datetime | None = None
     kept_for: int | None = None
-    """The agent whom a due callback was still kept for."""
+    """The agent for whom a due callback was still reserved."""
     state: str | None = None
-    """Of an agent: what they are about from then on."""
+    """For an agent: the new state."""
     lane: str | None = None
-    """Of the beginning of a term: the lane that it leads; None: the default one."""
+    """For the beginning of a term: the lane that it leads; None: the default lane."""
 
     @property
     def is_dialers(self) -> bool:
-        """Whether an adopted dialer did it, in its own statement: no turn was there."""
+        """True if an adopted dialer made the change in a statement of its own, without a term."""
         return (self.request_id or "").startswith(MADE_BY_DIALER)
 
 
 @dataclass(frozen=True)
 class Breach:
-    """A guarantee that the history breaks, and the event at which it does; 0 where a row does."""
+    """A broken guarantee, and the event that breaks it; 0 if a row does."""
 
     guarantee: int
     event: int
@@ -78,7 +80,7 @@ class ReplayedAssignment:
     lease_until: datetime
     queue: str | None = None
     accepted: bool = False
-    """An offer until then."""
+    """False while the assignment is an offer."""
 
 
 OUTSIDE_THE_LINE = {
@@ -88,14 +90,14 @@ OUTSIDE_THE_LINE = {
     EventKind.MISSED_CALL_FOR_OPERATOR,
     EventKind.RACE,
 }
-"""What may be recorded under no term: it changes nothing of who may be handed out."""
+"""Events that may be recorded under no term, because they do not change the claimable users."""
 
 
 class Replay:
-    """Told the facts in the order of their ids; `breaches` is what they break so far.
+    """The replay of facts in the order of their ids; `breaches` are those found so far.
 
-    `settings` must be those that the run had. `bound`: how long after its lease a hold may still
-    stand while somebody leads. A fact costs a few microseconds, whatever a generation's size.
+    `settings` must be those of the run. `bound` is the longest time that a hold may stand after its
+    lease while a sequencer leads. A fact costs a few microseconds, whatever a generation's size.
     """
 
     def __init__(self, settings: Settings, *, bound: timedelta) -> None:
@@ -104,33 +106,33 @@ class Replay:
         self._bound = bound
         self._lanes = lanes_of(settings)
         self._at: dict[str, datetime] = {}
-        """By lane: when its last turn was."""
+        """By lane: the time of its last transaction."""
         self._terms: dict[str, int] = {}
         """By lane: the term that leads it."""
         self._lane_of: dict[int, str] = {}
         """By term: the lane that it leads."""
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
-        """By lane: from the last event of a term until the next began, perhaps nobody led."""
+        """By lane: periods perhaps without a leader, from a term's last event to the next term."""
         self._holds: dict[str, ReplayedAssignment] = {}
         self._by_user: dict[int, ReplayedAssignment] = {}
         self._by_agent: dict[int, ReplayedAssignment] = {}
         self._published: dict[str, int] = {}
         self._retired: Fact | None = None
-        """The fact that a generation was retired, until the next one is published."""
+        """The retirement of a generation, until the next generation is published."""
         self._failed: set[int] = set()
         self._claimable_sets: dict[str, ClaimableSet] = {}
         self._paused: set[str] = set()
         self._skipped: dict[int, dict[int, datetime]] = {}
-        """By agent: when they skipped whom, the earliest first."""
+        """By agent: the skipped users and the time of each skip, the earliest first."""
         self._resting: dict[int, datetime] = {}
-        """By user: until when they are not offered to anybody."""
+        """By user: the time until which the user is offered to no agent."""
         self._completed: dict[int, str] = {}
         """By user: their last completed assignment."""
         self._released: dict[int, tuple[str, datetime]] = {}
-        """By user: the last hold that was given back, and when."""
+        """By user: the last hold that was given back, and the time."""
         self._requests: set[str] = set()
         self._away: dict[int, str] = {}
-        """Agents on break or offline, and which."""
+        """Agents on break or offline, with that state."""
         self._done: set[str] = set()
         """Callbacks and missed calls that have ended."""
         self._tellers: dict[str, Callable[[Fact], None]] = {
@@ -167,7 +169,7 @@ class Replay:
             EventKind.SUPPRESSED: self._nothing,
             EventKind.SUPPRESSION_LIFTED: self._nothing,
             EventKind.SUPPRESSION_LIST_CHANGED: self._nothing,
-            # Workers of 0.1.0 that run on during an upgrade still record these.
+            # Workers of 0.1.0 that still run during an upgrade record these kinds.
             "barred": self._nothing,
             "bar_lifted": self._nothing,
             EventKind.TERM_BEGUN: self._nothing,
@@ -176,35 +178,35 @@ class Replay:
         }
 
     def led(self, lane: str, terms: Collection[int]) -> None:
-        """These terms led this lane, some of them perhaps before the first fact."""
+        """Add terms that led this lane, some of them perhaps before the first fact."""
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
-        """This hold stood already when the first fact happened."""
+        """Add a hold that was active when the first fact happened."""
         self._holds[hold.assignment] = hold
         self._by_user[hold.user] = self._by_agent[hold.agent] = hold
 
     def had_skipped(
         self, agent: int, user: int, at: datetime, until: datetime | None = None
     ) -> None:
-        """This agent had skipped this user before the first fact happened."""
+        """Add a skip of this user by this agent from before the first fact."""
         self._skipped.setdefault(agent, {})[user] = at
         self._resting[user] = until or at + self._settings.skip_everyone
 
     def had_deferred(self, user: int, until: datetime) -> None:
-        """This user had been deferred before the first fact happened."""
+        """Add a deferral of this user from before the first fact."""
         self._resting[user] = until
 
     def had_published(self, queue: str, generation: int) -> None:
-        """This generation was published when the first fact happened; its ranks are not known."""
+        """Add a generation that was published at the first fact; its ranks are unknown."""
         self._published[queue] = generation
 
     def had_paused(self, queue: str) -> None:
-        """This dialer queue was paused when the first fact happened."""
+        """Add a dialer queue that was paused when the first fact happened."""
         self._paused.add(queue)
 
     def apply(self, fact: Fact) -> None:
-        """The next fact."""
+        """Apply the next fact."""
         teller = self._tellers.get(fact.kind)
         if teller is None:
             self._breach(11, fact, f"{fact.kind} is no kind of event")
@@ -219,10 +221,10 @@ class Replay:
         teller(fact)
 
     def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
-        """The next fact is that a generation is published: these are the ranks in it, by user.
+        """Apply the publication of a generation with these ranks, by user.
 
-        `ranks` is the board's from now on. `missed`: the completed assignments that its build did
-        not see, each with its user.
+        `ranks` belongs to the claimable set from now on. `missed` are the completed assignments
+        that the generation's build did not see, each with its user.
         """
         self.apply(fact)
         if fact.queue is None or fact.generation_id is None:
@@ -236,7 +238,7 @@ class Replay:
         )
 
     def finish(self, now: datetime) -> None:
-        """The history ends here."""
+        """End the history: check for overdue holds and for unfinished publications."""
         for hold in self._holds.values():
             if now > self._due(hold):
                 what = f"assignment {hold.assignment} has outlived its lease"
@@ -245,9 +247,10 @@ class Replay:
             self._breach(2, self._retired, "a generation was retired and none published")
 
     def _line(self, fact: Fact, term: int) -> None:
-        """A lane's turns follow one another, in the order of its terms; a publication is one turn.
+        """Check that a lane's transactions follow one another, in the order of its terms.
 
-        Lanes go on side by side, but nothing comes between the events of a publication.
+        A publication is one transaction. Lanes run side by side, but no event comes between the
+        events of a publication.
         """
         if fact.kind == EventKind.TERM_BEGUN:
             self._lane_of[term] = fact.lane or DEFAULT_LANE
@@ -257,7 +260,7 @@ class Replay:
         stepped = fact.kind == EventKind.CLOCK_STEPPED
         if before is not None and fact.at < before and not stepped:
             self._breach(9, fact, f"of {fact.at}, after an event of {before}")
-        # What lapses in a step forward, nobody could end before.
+        # Nobody could have ended a hold that lapses in a step forward of the clock.
         if before is not None and (stepped or fact.kind == EventKind.TERM_BEGUN):
             self._silences.setdefault(lane, []).append((before, fact.at))
         if term != self._terms.get(lane) or fact.kind == EventKind.TERM_BEGUN:
@@ -312,7 +315,7 @@ class Replay:
             claimable_set.hold(user)
 
     def _may_be_handed_out(self, fact: Fact, user: int, agent: int) -> None:
-        """The agent is at work, and the dialer queue is not paused. A dialer knows of neither."""
+        """Check that the agent is at work and the queue is not paused; a dialer checks neither."""
         if fact.is_dialers:
             return
         if agent in self._away:
@@ -321,7 +324,7 @@ class Replay:
             self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
 
     def _in_order(self, fact: Fact, user: int, agent: int) -> None:
-        """The best who may be had of the published generation, as far as its ranks are known."""
+        """Check that the user is the best one available, if the generation's ranks are known."""
         queue = fact.queue or ""
         generation = self._published.get(queue)
         if generation is None or fact.generation_id != generation:
@@ -342,7 +345,7 @@ class Replay:
             self._breach(4, fact, f"user {better} has a better rank than user {user}")
 
     def _as_promised(self, fact: Fact, user: int, agent: int) -> None:
-        """A grant that has no generation: for a callback, not before its time."""
+        """Check a grant for a callback or missed call: it has no generation and is not early."""
         not_for = self._not_for(agent, fact.at)
         if user in not_for and not fact.is_dialers:
             self._breach(4, fact, f"agent {agent} skipped user {user} at {not_for[user]}")
@@ -354,7 +357,7 @@ class Replay:
             self._breach(10, fact, f"user {user} is kept for agent {fact.kept_for}")
 
     def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
-        """Whom the agent has skipped lately, and when: they are not offered to the agent again."""
+        """Return the agent's recent skips by user, with the time: they are not offered again."""
         skipped = self._skipped.get(agent, {})
         since = now - self._settings.skip_agent
         while skipped and next(iter(skipped.values())) <= since:
@@ -362,7 +365,10 @@ class Replay:
         return skipped
 
     def _leased(self, fact: Fact, earlier: datetime) -> datetime:
-        """Until when the fact leases: no longer than a lease from now, or what was leased."""
+        """Return the end of the lease that the fact sets, and check that the lease is not too long.
+
+        A lease ends at most one full lease from now, or where it ended before.
+        """
         latest = max(earlier, fact.at + self._settings.lease)
         if fact.lease_expires_at is None:
             self._breach(11, fact, f"assignment {fact.assignment_id}: no lease is named")
@@ -441,7 +447,7 @@ class Replay:
         return hold
 
     def _owned(self, fact: Fact) -> ReplayedAssignment | None:
-        """The active assignment that the fact is about, which must be its agent's."""
+        """Return the active assignment that the fact is about, and check that it is the agent's."""
         hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
         if hold is None:
             self._breach(8, fact, f"assignment {fact.assignment_id} {fact.kind} while not active")
@@ -456,7 +462,7 @@ class Replay:
         return hold
 
     def _due(self, hold: ReplayedAssignment) -> datetime:
-        """When the hold must have ended: nobody could end it while nobody led."""
+        """Return the time by which the hold must have ended: none ends while no process leads."""
         due = hold.lease_until + self._bound
         for stopped, begun in self._silences.get(self._lanes.of(hold.queue), ()):
             if stopped <= due < begun:
@@ -536,7 +542,7 @@ class Replay:
             self._away.pop(fact.agent_id, None)
 
     def _nothing(self, fact: Fact) -> None:
-        """Changes nothing of who may be handed out."""
+        """Accept a fact that does not change the claimable users."""
 
     def _breach(self, guarantee: int, fact: Fact, what: str) -> None:
         self.breaches.append(Breach(guarantee, fact.id, what))
