@@ -55,7 +55,7 @@ export interface paths {
         put?: never;
         /**
          * Skip
-         * @description Skip this user: offer the user later, and last to this agent.
+         * @description Skip this user: by default no offers for 15 minutes, to this agent none for an hour.
          */
         post: operations["skip"];
         delete?: never;

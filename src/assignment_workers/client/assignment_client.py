@@ -89,7 +89,7 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Skip this user: offer the user later to every agent, and last to this agent."""
+        """Skip this user: by default no offers for 15 minutes, to this agent none for an hour."""
 
     @abstractmethod
     def defer(
@@ -262,7 +262,7 @@ class Hold:
         )
 
     def skip(self) -> FinishAnswer:
-        """Skip this user: offer the user later to every agent, and last to this agent."""
+        """Skip this user: by default no offers for 15 minutes, to this agent none for an hour."""
         held = self.assignment
         return self._end(
             self._client.skip(held.id, held.agent_id, version=held.version, timeout=self._timeout)

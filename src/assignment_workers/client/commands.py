@@ -130,7 +130,7 @@ def release(assignment_id: UUID | str, agent_id: int, *, version: int | None) ->
 def release_unclaimed(
     assignment_id: UUID | str, agent_id: int, *, version: int, lease_expires_at: datetime
 ) -> CommandCall:
-    """Build the command that releases an assignment whose agent never got the answer."""
+    """Build the command that releases an assignment if its agent did not get the answer."""
     arguments = _owner(assignment_id, agent_id, version)
     return CommandCall(
         "assignment.release_unclaimed",
@@ -167,7 +167,10 @@ def reassign(assignment_id: UUID | str, agent_id: int, by: str, why: str) -> Com
 
 
 def drain(queue: str, by: str) -> CommandCall:
-    """Build the command that removes some users who are not assigned from this dialer queue."""
+    """Build the command that removes ready and waiting users from this dialer queue.
+
+    One command removes a limited number of users; active assignments go on.
+    """
     return CommandCall("queue.drain", {"queue": queue, "by": by})
 
 

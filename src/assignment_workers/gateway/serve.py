@@ -38,7 +38,7 @@ STALLED_SECONDS = 20
 def serve(settings: Settings) -> int:
     """Serve until a signal; return the exit code.
 
-    Raises `UsageError` if tokens are off and other hosts or users could call. Raises
+    Raises `UsageError` if tokens are off and `wants_tokens` does not allow it. Raises
     `DatabaseUnavailable` or `SchemaMismatch` for a database, or a CRM, that cannot be used.
     """
     tokens = wants_tokens(settings)

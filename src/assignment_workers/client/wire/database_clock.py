@@ -19,9 +19,9 @@ QUICK_SECONDS = 0.1
 class DatabaseClock:
     """Redis's clock, corrected by the difference that the sequencer measured to the database's.
 
-    Until a sequencer has led, the difference is taken as zero. Between two readings the process's
-    monotonic clock counts, so the time of day on this host does not matter. An instant may be too
-    early by the time that an answer of Redis takes, but never too late.
+    The difference is taken as zero if Redis holds none, as before a sequencer has led. Between two
+    readings the process's monotonic clock counts, so the time of day on this host does not matter.
+    An instant may be too early by the time that an answer of Redis takes, but never too late.
     """
 
     def __init__(self, redis: Redis, steady: Callable[[], float]) -> None:

@@ -127,7 +127,7 @@ async def complete(
 async def skip(
     request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
 ) -> Response:
-    """Skip this user: offer the user later, and last to this agent."""
+    """Skip this user: by default no offers for 15 minutes, to this agent none for an hour."""
     command = commands.skip(assignment, body.agent_id, version=body.version)
     return await _finish(request, command, body, here, who)
 
