@@ -118,7 +118,10 @@ class Moves:
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
-        """They completed a call, and write it up until they ask again or state otherwise."""
+        """Record that the agent completed a call.
+
+        The agent writes it up until a request or another state.
+        """
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:

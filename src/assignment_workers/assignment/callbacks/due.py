@@ -81,7 +81,7 @@ class DueKind:
     before: object
     """A key that sorts before every other."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
-    """Sees to those whose users may not be called, so that nobody meets them again at once."""
+    """Ends or postpones calls of users who may not be called, so that no claim meets them again."""
 
 
 @dataclass

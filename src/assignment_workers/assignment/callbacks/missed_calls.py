@@ -158,7 +158,10 @@ _IS_DUE = and_(
     or_(MissedCall.available_from.is_(None), MissedCall.available_from <= _NOW),
 )
 ANY_DUE = exists(select(1).select_from(MissedCall).where(_IS_DUE))
-"""True if any missed call is due: one probe of ix_missed_calls_pending, ends at the first."""
+"""True if any missed call is due.
+
+One probe of ix_missed_calls_pending, which ends at the first.
+"""
 
 
 _HEAD = (
@@ -182,7 +185,7 @@ _HEAD = (
 
 @cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Index: ix_missed_calls_pending, in order and no further than the limit."""
+    """Select due missed calls, by ix_missed_calls_pending in order, no further than the limit."""
     head = limited(_HEAD)
     return judged(head, policies, broken=_repeated(head))
 

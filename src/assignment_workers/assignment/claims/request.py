@@ -22,4 +22,4 @@ class ClaimRequest:
     sent_at: datetime | None = None
 
     def __hash__(self) -> int:
-        return hash(self.request_id)  # the key of many a table here, and nearly always enough
+        return hash(self.request_id)  # a frequent key of dictionaries; ids nearly always differ

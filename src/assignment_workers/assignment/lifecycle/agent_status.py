@@ -57,8 +57,8 @@ class AgentShown(BaseModel):
     """The state, the session and the assignment of an agent.
 
     `state` None: the agent never stated one, and may make requests. `stale`: there was no
-    heartbeat, statement of a state or end of a call for `STALE`, though a session is open and
-    nothing is assigned.
+    heartbeat, change of state or end of a call for `STALE`, though a session is open and no user is
+    held.
     """
 
     agent_id: int
@@ -147,7 +147,7 @@ def shown(connection: Connection, agent: int) -> AgentShown | None:
 
 
 def all_shown(connection: Connection, *, limit: int) -> list[AgentShown]:
-    """Return agents who stated a state, hold a user or sent a heartbeat, by id."""
+    """Return agents who stated a state, hold a user or sent a heartbeat: at most `limit`, by id."""
     some = _SHOWN.where(
         or_(
             AgentSession.agent_id.is_not(None),

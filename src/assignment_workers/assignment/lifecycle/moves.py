@@ -26,10 +26,10 @@ class Complete:
     """Complete the call with an outcome.
 
     The assignment ends, the score and the time of the next call follow the outcome, a promised
-    callback is stored, and the user leaves the published generations (guarantee 10). If the call
-    was for a callback, that is kept; if nobody answered, it is tried again after `retry`, up to its
-    number of retries. Refused, with nothing changed: an unknown outcome, and a callback time or
-    notes that do not fit the outcome.
+    callback is stored, and the user leaves the published generations (guarantee 10). A callback
+    that the call was for is kept or cancelled, as the outcome says; if nobody answered, it is tried
+    again after `retry`, up to its number of retries. Refused, with nothing changed: an unknown
+    outcome, and a callback time or notes that do not fit the outcome.
     """
 
     owner: Owner
@@ -106,9 +106,10 @@ class Release:
 
 @dataclass(frozen=True)
 class Accept:
-    """Accept the offer, which becomes work; its lease ends `lease` from now.
+    """Accept the offer, which becomes work.
 
-    The version stays the same. Repeating the move changes nothing.
+    The lease ends `lease` from now, or later if it did already. The version stays the same.
+    Repeating the move changes nothing.
     """
 
     owner: Owner
@@ -121,10 +122,10 @@ class Accept:
 
 @dataclass(frozen=True)
 class Renew:
-    """Renew the lease, which ends `lease` from now; an offer is accepted by it.
+    """Renew the lease; an offer is accepted by the same move.
 
-    The version stays the same, so that a call that ends during a renewal is not refused because of
-    it.
+    The lease ends `lease` from now, or later if it did already. The version stays the same, so that
+    a call that ends during a renewal is not refused because of it.
     """
 
     owner: Owner

@@ -1,8 +1,8 @@
 """Discovery of users for the pools: new users enter one, and misplaced users are moved.
 
-`queue_of` of the policies is the one rule for the pool of a user. The job itself inserts the score
-row of a user without one. An existing row is changed by a command on the assignment queue, which
-judges the user again, so that nothing changes while an agent holds the user.
+`policy.queues.queue_of` is the one rule for a user's pool. The job itself inserts the score row of
+a user without one. An existing row is changed by a command on the assignment queue, which judges
+the user again, so that nothing changes while an agent holds the user.
 """
 
 from __future__ import annotations
