@@ -642,8 +642,8 @@ export interface components {
          * @description The state, the session and the assignment of an agent.
          *
          *     `state` None: the agent never stated one, and may make requests. `stale`: there was no
-         *     heartbeat, statement of a state or end of a call for `STALE`, though a session is open and
-         *     nothing is assigned.
+         *     heartbeat, change of state or end of a call for `STALE`, though a session is open and no user is
+         *     held.
          */
         AgentShown: {
             /** Agent Id */
