@@ -54,7 +54,10 @@ class BrokerUnavailable(AssignmentWorkersError):
 
 
 class TaskFailed(AssignmentWorkersError):
-    """A task failed in a way that no retry mends: the kind of failure; details: the dead letter."""
+    """A task failed in a way that no retry mends.
+
+    The message is the kind of failure; the dead letter has the details.
+    """
 
 
 class NotReplayable(AssignmentWorkersError):

@@ -64,7 +64,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a text, in E.164; its extension stands apart."""
+    """One number of a text, in E.164 without its extension."""
 
     e164: str
     kind: str
@@ -211,8 +211,7 @@ Read = tuple[int, str, list[str]]
 def read_chunk(reader: Reader, lines: Sequence[Line]) -> Read:
     """Read some lines of a list.
 
-    The function stands in this module because a worker process that reads lists is to load no more
-    than this module.
+    A worker process that reads lists loads no more than this module, so the function is here.
     """
     made = []
     unread = []

@@ -282,9 +282,10 @@ class Settings(BaseModel):
     request_retention: Annotated[timedelta, _seconds(3600)] = Field(
         timedelta(days=7), alias="ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS"
     )
-    """The time for which an answer is stored: longer than its message can be under way.
+    """The time for which an answer is stored.
 
-    Rows are stored longer while no sequencer leads: see `assignment.generations.purge`.
+    It has to be longer than the time that the answer's message can be under way while a sequencer
+    leads. Rows are stored longer while no sequencer leads: see `assignment.generations.purge`.
     """
     generation_retention: Seconds = Field(
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
@@ -328,7 +329,7 @@ class Settings(BaseModel):
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
-    """Refused calls per second of strangers from one address, beyond which strangers must wait."""
+    """The refused calls per second of one address above which its unknown callers must wait."""
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
     """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""
     metrics_port: Port | None = Field(None, alias="ASSIGNMENT_WORKERS_METRICS_PORT")

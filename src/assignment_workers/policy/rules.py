@@ -209,7 +209,7 @@ class Numbers:
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
-        """Require that the user's number, as it stands in the CRM now, has been read."""
+        """Require that the number in the CRM now is the one that was read."""
         return Rule(
             NUMBER_UNREAD,
             or_(self.current, not_(READING)),

@@ -22,7 +22,10 @@ LOCK = "lock"
 GRACE_SECONDS = 0.5
 """The time for which the lock is retried, because `holder` shares the lock for a moment."""
 ENDING_SECONDS = 60.0
-"""The same after the holder was killed: its guardian locks until every process has ended."""
+"""The time for which the lock is retried after its holder was killed.
+
+The holder's guardian keeps the lock until every process of the home has ended.
+"""
 
 
 class Holder(BaseModel):
