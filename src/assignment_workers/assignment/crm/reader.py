@@ -1,10 +1,10 @@
 """The CRM's facts as one transaction reads them, wherever the CRM is.
 
-Each rule stays one SQL expression, and the facts are brought to it. With the schema `crm` in our
-own database, a statement reads the facts in place. From an external CRM, a claim reads the facts of
-its users by id, and they travel as parameters that stand in the same statement in place of the
-CRM's tables. Work on whole pools reads a mirror (`mirror`). The location of the CRM is an option of
-the engine, so every operation finds it by its connection.
+Each rule stays one SQL expression, and the facts are brought to it. If the CRM is the schema `crm`
+of our own database, statements read the facts directly. From an external CRM, a claim reads the
+facts of its users by id. They become parameters of the same statement, which replace the CRM's
+tables. Work on whole pools reads a mirror (`mirror`). The location of the CRM is an option of the
+engine, so every operation finds it by its connection.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class CrmReader:
         """Prepare the reader of a transaction.
 
         `run` is the function with which a fenced transaction runs its few repeated statements.
-        `stores` tells whether phone numbers that are read are stored. A reader that may not write
+        `stores` is True if phone numbers that are read are stored. A reader that may not write
         reads the numbers of its few users each time.
         """
         self._connection = connection

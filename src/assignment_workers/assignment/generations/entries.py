@@ -94,7 +94,7 @@ SETTLE = (
         reason=func.coalesce(_settled.c.reason, Entry.reason),
     )
 )
-"""Update the entries of users whose holds have ended, each as its row of `settled` says.
+"""Update the entries of users whose holds have ended, each by its row of `settled`.
 
 A held entry gets the new state. An entry that is to be out is put out from any state.
 """

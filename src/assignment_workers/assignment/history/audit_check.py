@@ -40,9 +40,9 @@ class ChainFault(StrEnum):
     DELETED = "deleted"
     """A position has no event."""
     REORDERED = "reordered"
-    """An event stands at another position than its own."""
+    """An event is at another position than its own."""
     ADDED = "added"
-    """An event that was never chained stands among chained ones."""
+    """An event that was never chained is among chained ones."""
     CUT = "cut"
     """The front is gone, and no anchor of a purge accounts for it."""
     SHORTENED = "shortened"
@@ -234,9 +234,9 @@ def check(connection: Connection) -> Checked:
 def export(connection: Connection, write: Callable[[str], object], *, lane: str | None) -> int:
     """Write the chains, of all lanes or one, as lines of JSON; return the number of events.
 
-    The first line has each chain's anchor, the last line each head; between them stand the events
-    with their digests. Texts that people typed are not exported. Reads one snapshot; memory is that
-    of one batch.
+    The first line has each chain's anchor, the last line each head. The lines between them have the
+    events with their digests. Texts that people typed are not exported. Reads one snapshot; memory
+    is that of one batch.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     made_at = connection.execute(select(func.clock_timestamp())).scalar_one()

@@ -36,7 +36,7 @@ from assignment_workers.settings import Settings
 def check(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
     """Return the breaches in the whole history of this database; empty for a correct one.
 
-    `settings` must be those of the run. `bound` is the longest time that a hold may stand after its
+    `settings` must be those of the run. `bound` is the longest time that a hold may outlast its
     lease while a sequencer leads. Events before `history_retention` are not replayed, because some
     may be gone. Times that a step of the database's clock made ambiguous are not compared. Reads
     one snapshot, so a stack may be running; `connection` must not be in a transaction yet.

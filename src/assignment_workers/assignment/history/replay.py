@@ -45,7 +45,7 @@ class Fact(NamedTuple):
     reassigned_from: str | None = None
     """For a grant by an operator: the assignment that ended for it, in the same transaction."""
     source: str | None = None
-    """For a grant: the callback or missed call it is for; None: from the dialer queue."""
+    """For a grant: `callback` or `missed_call`; None: from the dialer queue."""
     source_id: str | None = None
     scheduled_for: datetime | None = None
     kept_for: int | None = None
@@ -96,7 +96,7 @@ OUTSIDE_THE_LINE = {
 class Replay:
     """The replay of facts in the order of their ids; `breaches` are those found so far.
 
-    `settings` must be those of the run. `bound` is the longest time that a hold may stand after its
+    `settings` must be those of the run. `bound` is the longest time that a hold may outlast its
     lease while a sequencer leads. A fact costs a few microseconds, whatever a generation's size.
     """
 
