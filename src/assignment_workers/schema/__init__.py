@@ -1,3 +1,3 @@
-"""The database: our tables, the dialer's own, the CRM's, and how they are brought up to date."""
+"""The database tables (ours, the dialer's and the CRM's), connections to them, and migrations."""
 
 from __future__ import annotations

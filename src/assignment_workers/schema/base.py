@@ -1,4 +1,4 @@
-"""What every table module shares: the bases, column types and the naming of constraints."""
+"""Base classes, column types and constraint names that all table modules share."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Instant = DateTime(timezone=True)
 
 
 class NaiveInstant(TypeDecorator[datetime]):
-    """UTC in a `timestamp(3)` without zone, as the dialer and the CRM store it.
+    """A UTC time in a `timestamp(3)` without zone, as the dialer and the CRM store it.
 
-    Aware datetimes go in and come out; a naive one is refused, for nobody knows what it means
+    Aware datetimes go in and come out. A naive datetime is refused, because its zone is unknown
     (original-dialer section 1).
     """
 
@@ -42,7 +42,7 @@ class NaiveInstant(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Drop the zone of an aware datetime after bringing it to UTC."""
+        """Convert an aware datetime to UTC and drop its zone. Raises `ValueError` for others."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -50,7 +50,7 @@ class NaiveInstant(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Say that a stored time is UTC."""
+        """Mark a stored time as UTC."""
         return None if value is None else value.replace(tzinfo=UTC)
 
     @property
@@ -59,37 +59,38 @@ class NaiveInstant(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """Tables of ours, in the schema `assignment`."""
+    """Our tables, in the schema `assignment`."""
 
     metadata = MetaData(schema="assignment", naming_convention=NAMES)
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}
 
 
 class DialerBase(DeclarativeBase):
-    """Tables of the dialer, in `public`: adopted where they exist, created where not."""
+    """The dialer's tables, in `public`: adopted where they exist, created where they do not."""
 
     metadata = MetaData(schema="public", naming_convention=NAMES)
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}
 
 
 class CrmBase(DeclarativeBase):
-    """Tables of the CRM, in `crm`: read, never written."""
+    """The CRM's tables, in `crm`: read, never written."""
 
     metadata = MetaData(schema="crm", naming_convention=NAMES)
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}
 
 
 def one_of(column: str, values: Iterable[StrEnum]) -> CheckConstraint:
-    """A check that `column` holds one of the names in `values`."""
+    """Build a check constraint that `column` holds one of `values`."""
     names = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({names})", name=column)
 
 
 def sql_text(value: str) -> ColumnElement[str]:
-    """A name of ours, such as a state, written into the statement and not sent as a parameter.
+    """Write a name of ours, such as a state, into the SQL text instead of sending a parameter.
 
-    A partial index is used only where the planner sees its condition; in the generic plan of a
-    prepared statement a parameter hides it.
+    The planner uses a partial index only if it sees the condition of the index. In the generic plan
+    of a prepared statement a parameter hides that condition. Raises `ValueError` for a value with
+    characters other than letters, digits and underscores.
     """
     if not value.replace("_", "x").isalnum() and value:
         raise ValueError(f"not a name of ours: {value!r}")

@@ -1,7 +1,7 @@
-"""Many rows in one statement, whatever their number: they travel as one JSON parameter.
+"""Pass any number of rows to one statement as a single JSON parameter.
 
-The statement's text never changes, so it is compiled and prepared once; a list of values would make
-a new statement for each length.
+The SQL text is constant, so it is compiled and prepared once. A list of values would make a new
+statement for each length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 
 
 def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedAlias:
-    """The parameter of this name, a list of objects, as a table with these columns.
+    """Return the named parameter, a list of objects, as a table with these columns.
 
     A missing key is null.
     """
@@ -33,10 +33,10 @@ def insert_rows(
     parameter: str = "rows",
     unless: InstrumentedAttribute[Any] | None = None,
 ) -> Insert:
-    """Insert the parameter of this name into these columns of the table of `model`.
+    """Insert the rows of the named parameter into these columns of the table of `model`.
 
-    Times are instants in every row, also where the table keeps them in UTC without a zone. A row
-    whose value of the name of `unless` stands in that column is left out.
+    Times are instants in every row, also for columns that store UTC without a zone. A row is left
+    out if its value named like `unless` already exists in that column.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}

@@ -1,7 +1,7 @@
-"""The CRM's tables as far as they are read (original-dialer section 2), here and elsewhere.
+"""The columns of the CRM's tables that we read (original-dialer section 2), local or external.
 
-Nothing of the CRM is ever written in production. A CRM elsewhere may name its tables and columns as
-it likes: a `CrmMapping` says how, and is all that another CRM needs.
+The CRM is never written in production. An external CRM may use other names for its tables and
+columns; a `CrmMapping` translates them, and is all that supporting another CRM needs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CrmUser(CrmBase):
     last_name: Mapped[str | None]
     phone_number: Mapped[str | None]
     country: Mapped[str | None]
-    """Optional, as is `time_zone`: read only where the settings name the CRM's column."""
+    """Optional, like `time_zone`: read only if the settings name the CRM's column."""
     time_zone: Mapped[str | None]
     email_address: Mapped[str | None]
     current_signature_file_id: Mapped[str | None]
@@ -36,7 +36,7 @@ class CrmUser(CrmBase):
 
 
 class Claim(CrmBase):
-    """A claim of a user; `status` 'cancelled' in any case of letters means that it is over."""
+    """A claim of a user. The claim is over if `status` is 'cancelled', ignoring case."""
 
     __tablename__ = "claims"
     __table_args__ = (Index(None, "user_id"),)
@@ -49,7 +49,7 @@ class Claim(CrmBase):
 
 
 class ClaimRequirement(CrmBase):
-    """What a claim still needs from its user while `status` is 'PENDING' in any case of letters."""
+    """A document or fact that a claim needs while `status` is 'PENDING', ignoring case."""
 
     __tablename__ = "claim_requirements"
     __table_args__ = (Index(None, "claim_id"),)
@@ -73,35 +73,36 @@ FACTS: dict[type[CrmBase], tuple[str, ...]] = {
         *("id", "claim_id", "type", "status", "claim_requirement_reason", "created_at"),
     ),
 }
-"""What the rules and the jobs read, and so all that is ever brought here from a CRM elsewhere.
+"""The columns that rules and jobs read: all that is ever copied from an external CRM.
 
-No name and no address of a person is among it.
+No name and no postal or email address of a person is among them.
 """
 
 OPTIONAL = ("country", "time_zone")
-"""Columns of users that a CRM may have; a `CrmMapping` that has them maps them."""
+"""Columns of users that a CRM may lack. A `CrmMapping` that maps them has them."""
 
 FOLDED = {(Claim, "status"), (ClaimRequirement, "status"), (ClaimRequirement, "type")}
-"""Words: a MySQL server takes 'PENDING', 'pending' and 'pending ' for one and the same."""
+"""Columns whose case and trailing spaces do not count: MySQL takes 'PENDING', 'pending' and
+'pending ' as equal."""
 
 
 @dataclass(frozen=True)
 class CrmMapping:
-    """How a CRM names what we read: for each of our tables its own, and for our columns its own."""
+    """A CRM's names for our tables and for our columns."""
 
     tables: Mapping[type[CrmBase], str]
     columns: Mapping[type[CrmBase], Mapping[str, str]]
 
     def column(self, model: type[CrmBase], name: str) -> str:
-        """What the CRM calls this column of ours; one that is not mapped has our name."""
+        """Return the CRM's name of our column: our own name if it is not mapped."""
         return self.columns.get(model, {}).get(name, name)
 
     def has(self, model: type[CrmBase], name: str) -> bool:
-        """Whether the CRM has this column of ours: every one that is not optional."""
+        """Return True if the CRM has our column: always, unless the column is optional."""
         return name not in OPTIONAL or name in self.columns.get(model, {})
 
     def with_columns(self, optional: Mapping[str, str]) -> CrmMapping:
-        """The same with these optional columns of users, by our names."""
+        """Return a copy that also maps these optional columns of users, keyed by our names."""
         users = {**self.columns.get(CrmUser, {}), **optional}
         return CrmMapping(self.tables, {**self.columns, CrmUser: users})
 
@@ -130,14 +131,14 @@ MAPPINGS = {
         },
     ),
 }
-"""The CRMs that are known, by the name that chooses one in the settings."""
+"""The known CRMs, by the name that selects one in the settings."""
 
 MIRROR_SCHEMA = "crm_mirror"
 MIRROR = MetaData(schema=MIRROR_SCHEMA, naming_convention=CrmBase.metadata.naming_convention)
-"""The facts of a CRM elsewhere as they were last read whole, in our database."""
+"""The facts of an external CRM at its last complete read, in our database."""
 
 INCOMING = "incoming_"
-"""What is being read stands in tables of these names until it is complete."""
+"""The prefix of the tables that a read fills until it is complete."""
 
 for _model, _names in FACTS.items():
     _of = _model.__table__

@@ -1,8 +1,9 @@
-"""Connections to PostgreSQL whose every exchange ends, on this process's own clock.
+"""Connections to PostgreSQL with a deadline for each exchange, on this process's own clock.
 
-A server that is frozen, or that packets no longer reach, answers nothing: its limits on statements
-are its own to keep, and its host answers keepalives for it. So each exchange has a deadline here.
-After it the connection is dropped, and whether a COMMIT was carried out is unknown.
+A server that is frozen or unreachable answers nothing. Its statement timeout does not help, because
+the server itself enforces it, and keepalives do not help, because the server's host answers them.
+So each exchange has a deadline here. At the deadline the connection is dropped, and it is unknown
+whether a COMMIT was carried out.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from psycopg.errors import _WaitTimeout
 T = TypeVar("T")
 
 EXCHANGE_SECONDS = 5.0
-"""The longest wait for an answer, where a connection is given no other."""
+"""The longest wait for an answer, unless a connection has another."""
 MARGIN_SECONDS = 2.0
-"""How much longer than the server's own limit on a statement: the server's word comes first."""
+"""Added to the server's own statement timeout, so that the server's error arrives first."""
 LOOK_SECONDS = 10.0
-"""Between two looks at a statement that may take long."""
+"""The interval between two checks of a statement that may take long."""
 
 
 class NoAnswer(psycopg.OperationalError):
-    """The server said nothing until the deadline; the connection is closed."""
+    """The server did not answer before the deadline, and the connection is closed."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
@@ -40,19 +41,19 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that raises `NoAnswer`, closed, in place of waiting past its deadline."""
+    """A connection that closes itself and raises `NoAnswer` at its deadline."""
 
     exchange_seconds = EXCHANGE_SECONDS
     """The longest wait for an answer."""
     dialer_schema = "public"
     """The schema that has the dialer's tables (`schema.dialer_schema`)."""
     dialer_schema_named = False
-    """Whether the address names that schema."""
+    """True if the address names that schema."""
     is_at_work: Callable[[BoundedConnection], bool] | None = None
-    """Asked at each deadline, for statements that take long: whether the wait is to go on."""
+    """For long statements: called at each deadline; returns True to continue the wait."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """As psycopg's, with the deadline of this connection; `timeout` is the caller's own."""
+        """Wait as psycopg does, until this connection's deadline or for the caller's `timeout`."""
         if timeout is not None:
             return super().wait(gen, interval=interval, timeout=timeout)
         began = monotonic()
@@ -64,20 +65,20 @@ class BoundedConnection(psycopg.Connection[Any]):
                     raise self.dropped(monotonic() - began) from None
 
     def dropped(self, seconds: float) -> NoAnswer:
-        """Close the connection without a word to the server; the error to raise."""
+        """Close the connection without sending anything; return the error to raise."""
         drop(self)
         return NoAnswer(round(seconds, 1))
 
 
 def drop(connection: psycopg.Connection[Any]) -> None:
-    """Close a connection whose server may not answer: nothing is sent, nothing waited for."""
+    """Close a connection whose server may not answer, without sending or waiting."""
     if not connection.closed:
         hang_up(connection)
         connection.pgconn.finish()
 
 
 def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """End the connection's line: what waits for an answer over it, anywhere, fails at once."""
+    """Shut down the connection's socket. Anything that waits for an answer on it fails at once."""
     if connection.closed:
         return
     try:
@@ -89,9 +90,9 @@ def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) 
 
 @contextmanager
 def ending(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
-    """Within: what is asked over the connection fails after so many seconds.
+    """Make queries on the connection fail after `seconds`, within this context.
 
-    A cancelled task would wait on, for the server to confirm that it does no more.
+    Cancelling the task is not enough: psycopg would then wait for the server to confirm the cancel.
     """
     end = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
     try:
@@ -101,7 +102,7 @@ def ending(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator
 
 
 def at_work(connection: BoundedConnection) -> bool:
-    """Whether the server still carries out this connection's statement, asked over another one."""
+    """Ask over a new connection whether the server still executes this connection's statement."""
     parameters: dict[str, Any] = conninfo_to_dict(
         connection.info.dsn, password=connection.info.password or None
     )

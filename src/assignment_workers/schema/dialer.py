@@ -17,7 +17,7 @@ NEW_UUID = text("gen_random_uuid()")
 
 
 class Agent(DialerBase):
-    """Who calls. `allowed_queues` is a JSON list of dialer queue names."""
+    """A person who calls users. `allowed_queues` is a JSON list of dialer queue names."""
 
     __tablename__ = "agents"
 
@@ -37,7 +37,7 @@ class Agent(DialerBase):
 
 
 class UserCallScore(DialerBase):
-    """How soon a user is called: a lower `current_score` is sooner; one row per user."""
+    """A user's call score: a lower `current_score` is called sooner. One row per user."""
 
     __tablename__ = "user_call_scores"
     __table_args__ = (
@@ -66,10 +66,10 @@ class UserCallScore(DialerBase):
 
 
 class Callback(DialerBase):
-    """A promise to call a user at a time: pending until it is kept or cancelled; one for a user.
+    """A promise to call a user at a time: pending until kept or cancelled, one pending per user.
 
-    It stays pending while an assignment holds the user for it. `assigned`, which the original wrote
-    then, is not written.
+    A callback stays pending while an assignment holds the user for it. The status `assigned`, which
+    the original dialer wrote at that point, is not written.
     """
 
     __tablename__ = "callbacks"
@@ -111,7 +111,8 @@ class Callback(DialerBase):
     max_retries: Mapped[int] = mapped_column(server_default="1")
     last_attempt_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
     available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
-    """Ours: not offered before, where it is later than `scheduled_for`."""
+    """Our column: the callback is not offered before this time, if it is later than
+    `scheduled_for`."""
     created_by_agent_id: Mapped[int | None]
     created_by_source: Mapped[str] = mapped_column(server_default="agent")
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
@@ -119,9 +120,9 @@ class Callback(DialerBase):
 
 
 class MissedCall(DialerBase):
-    """An inbound call that nobody took.
+    """An inbound call that no agent answered.
 
-    pending → followed_up, cancelled, or for_operator: an unknown caller, or one not to be called.
+    pending → followed_up, cancelled, or for_operator: the caller is unknown or must not be called.
     """
 
     __tablename__ = "missed_calls"
@@ -163,13 +164,13 @@ class MissedCall(DialerBase):
     twilio_call_sid: Mapped[str | None]
     session_id: Mapped[str | None]
     available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
-    """Ours: not offered before, where it was skipped."""
+    """Our column: a skipped missed call is not offered before this time."""
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
 
 
 class Conversion(DialerBase):
-    """A user reached what their dialer queue was for."""
+    """The event of a user reaching the goal of their dialer queue."""
 
     __tablename__ = "conversions"
     __table_args__ = (
@@ -191,6 +192,7 @@ class Conversion(DialerBase):
     contributing_agents: Mapped[Any | None] = mapped_column(JSON)
     signature_obtained: Mapped[bool] = mapped_column(server_default=text("false"))
     episode: Mapped[int | None]
-    """Ours: which stay of the user in that dialer queue this ends, from 1. One conversion each."""
+    """Our column: the number, from 1, of the user's stay in the dialer queue. One conversion
+    each."""
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)

@@ -1,8 +1,8 @@
-"""The PostgreSQL schema that has the dialer's tables: `public`, or the one that was taken over.
+"""The PostgreSQL schema of the dialer's tables: `public`, or the schema that was taken over.
 
-The SQL of this package names that schema `public`. On a connection to a database whose dialer is
-in another one, the name is replaced in every statement as it leaves for the server, bodies of
-functions included; parameters are never touched.
+The SQL of this package names that schema `public`. On a connection to a database whose dialer is in
+another schema, the name is replaced in every statement before it is sent, including function
+bodies. Parameters are never changed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from assignment_workers.schema.deadline import BoundedConnection
 
 PUBLIC = "public"
 MARK = "assignment-workers: the tables of the dialer are in the schema "
-"""The comment of the schema `assignment`, where they are not in `public`."""
+"""The beginning of the comment on the schema `assignment`, if the dialer is not in `public`."""
 _PUBLIC = re.compile(r"\bpublic\b")
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
 def checked(name: str) -> str:
-    """The name, where SQL needs no quotes for it. Raises `UsageError` for another."""
+    """Return the name if SQL needs no quotes for it. Raises `UsageError` otherwise."""
     if not _PLAIN.fullmatch(name):
         raise UsageError(
             f"the database's address: schema={name}: the schema's name has to be of small letters,"
@@ -39,35 +39,35 @@ def checked(name: str) -> str:
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """The SQL, or a message about it, for a dialer whose tables are in `schema`."""
+    """Rewrite SQL, or a message about it, for a dialer whose tables are in `schema`."""
     return sql if schema == PUBLIC else _PUBLIC.sub(schema, sql)
 
 
 def schema_of(connection: Connection) -> str:
-    """The schema of the dialer's tables, as it was found when the connection was opened.
+    """Return the schema of the dialer's tables, as found when the connection was opened.
 
-    `public` on a connection of an engine that was not given to `locate`.
+    `public` if the connection's engine was not passed to `locate`.
     """
     return str(getattr(connection.connection.driver_connection, "dialer_schema", PUBLIC))
 
 
 def is_named(connection: Connection) -> bool:
-    """Whether the address names the schema, so that the search path has no part in it."""
+    """Return True if the address names the schema, so that the search path does not count."""
     return bool(getattr(connection.connection.driver_connection, "dialer_schema_named", False))
 
 
 def marking(connection: Connection) -> str | None:
-    """The statement that records the schema with ours; None for `public`."""
+    """Return the statement that stores the schema as a comment on ours. None for `public`."""
     schema = schema_of(connection)
     return None if schema == PUBLIC else f"COMMENT ON SCHEMA assignment IS '{MARK}{schema}'"
 
 
 def locate(engine: Engine, named: str | None) -> None:
-    """Have each connection of the engine find the dialer's schema when it is opened.
+    """Make each new connection of the engine find the dialer's schema.
 
-    The schema that the database was taken over in comes first, then `named` by the address, then
-    the first of the search path that has the dialer's tables, then `public`. Raises `UsageError`
-    where the address names another schema than the one taken over, or one that is not there.
+    The order: the schema in which the database was taken over; `named`, from the address; the first
+    schema of the search path that has the dialer's tables; `public`. Raises `UsageError` if the
+    address names a schema other than the one taken over, or one that does not exist.
     """
 
     def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, with the time limits and the zone that every process needs."""
+"""Connections to PostgreSQL with the timeouts and the time zone that every process needs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ KEEPALIVES = {
     "keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
-"""A host that vanished is noticed in about five seconds, in whichever state the connection was."""
+"""Settings that detect a vanished host in about five seconds, in any state of the connection."""
 
 POOLED = "behind a pooler"
 POOL_SECONDS = 30.0
-"""The longest wait for a free connection of the pool; none is longer than a statement may be."""
+"""The longest wait for a free connection of the pool, unless the statement timeout is shorter."""
 LONG_SECONDS = 100.0
-"""A statement that may take longer is looked at meanwhile."""
+"""Statements with a longer timeout are checked while they run."""
 
 FORMS = {
     "timezone": "UTC",
@@ -46,14 +46,15 @@ FORMS = {
     "bytea_output": "hex",
     "standard_conforming_strings": "on",
 }
-"""What our sessions set whatever a role or a database has, for the driver reads values as text."""
+"""Set in our sessions over any setting of the role or the database, because the driver parses
+values as text."""
 
 
 def driver_url(database_url: str) -> URL:
-    """`database_url` with psycopg 3 as its driver, whichever way the operator wrote it.
+    """Return `database_url` with psycopg 3 as its driver, for any spelling of the scheme.
 
-    Prisma's parameters are understood; `locate_dialer` sees to `schema`. Raises `UsageError` for
-    one that cannot be.
+    Prisma's parameters are translated; `locate_dialer` reads `schema`. Raises `UsageError` for an
+    address that cannot be translated.
     """
     url = make_url(database_url)
     return url.set(drivername="postgresql+psycopg", query=in_words_of_libpq(url.query))
@@ -68,19 +69,23 @@ def connect(
     pool_size: int = 1,
     index_plans_only: bool = False,
 ) -> Engine:
-    """An engine whose sessions speak UTC, run READ COMMITTED and give up in a known time.
+    """Create an engine with UTC sessions, READ COMMITTED isolation and bounded waits.
 
-    Settings of the role or the database that would change what is written or read do not count.
-    `name` is what `pg_stat_activity` shows. No connection is made yet. Set-up is one statement a
-    connection, not start-up options: poolers such as PgBouncer refuse unknown options. Behind a
-    pooler, which may give every transaction another session, it is one a transaction, and no
-    statement is prepared. `index_plans_only`: a table is probed by an index where one serves. A
-    prepared statement keeps its plan, and one that was made while a table was small would go on
-    reading all of it as it grows, until statistics are gathered anew. So what has no index must not
-    be large there, or says that it may be joined at once (`assignment.crm.external_crm.reader`).
+    Settings of the role or the database that would change what is written or read have no effect.
+    `name` is shown in `pg_stat_activity`. No connection is opened yet.
 
-    Each exchange ends on our clock as well (`schema.deadline`): a little later than a statement may
-    take, and where that is long, as soon as the server, asked beside it, is not at work on it.
+    Each new connection is set up by one statement instead of start-up options, because poolers such
+    as PgBouncer refuse unknown options. Behind a pooler, each transaction may run in another
+    session: the set-up is then repeated in each transaction, and no statement is prepared.
+
+    `index_plans_only`: use an index to look up rows wherever one serves. A prepared statement keeps
+    its plan; a plan made while a table was small would continue to scan the whole table as it
+    grows, until statistics are gathered again. So a table without a suitable index must stay small,
+    or its query must allow another join itself (`assignment.crm.external_crm.reader`).
+
+    Each exchange also ends on this process's clock (`schema.deadline`): slightly after the
+    statement timeout or, where that is long, as soon as the server, asked on another connection, no
+    longer executes the statement.
     """
     milliseconds = {
         "statement_timeout": statement_timeout,
@@ -94,7 +99,8 @@ def connect(
     if index_plans_only:
         ways = ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
         limits += [f"enable_{way} TO off" for way in ways]
-        # Before PostgreSQL 18 a way that is off, where there is no other, seems worth compiling.
+        # Before PostgreSQL 18 a disabled plan type without an alternative gets a cost that triggers
+        # JIT.
         limits.append("jit TO off")
     engine = create_engine(
         driver_url(database_url),
@@ -114,15 +120,15 @@ def connect(
 
 
 def locate_dialer(engine: Engine, database_url: str) -> None:
-    """Have the engine's connections find the dialer's schema, by the address or the database."""
+    """Make the engine's connections find the dialer's schema, by the address or the database."""
     locate(engine, schema_named(make_url(database_url).query))
 
 
 def bound(engine: Engine, longest: timedelta) -> None:
-    """Give the engine's connections a deadline for each exchange, of statements up to `longest`.
+    """Give each exchange of the engine's connections a deadline, for statements up to `longest`.
 
-    To be called when all that sets a connection up listens to the engine already: the set-up is
-    waited for no longer than `EXCHANGE_SECONDS` a statement, however long the others may take.
+    Call this after all other connect listeners are registered: then each set-up statement is
+    limited to `EXCHANGE_SECONDS`, however large `longest` is.
     """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 
@@ -154,10 +160,10 @@ def bound(engine: Engine, longest: timedelta) -> None:
 
 
 def direct_url(settings: Settings) -> str:
-    """The address of PostgreSQL itself: for what lasts longer than a transaction.
+    """Return the address of PostgreSQL itself, for uses that outlast a transaction.
 
-    That is the sequencer's lock, `LISTEN` and a migration. Raises `UsageError` where a connection
-    pooler is between, `DatabaseUnavailable` where nothing answers.
+    These are the sequencer's lock, `LISTEN` and migrations. Raises `UsageError` if the address
+    leads to a connection pooler, `DatabaseUnavailable` if no server answers.
     """
     named = settings.lock_database_url
     setting = "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL" if named else "DATABASE_URL"
@@ -180,9 +186,9 @@ def direct_url(settings: Settings) -> str:
 
 
 def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether another server process answers than the one that the connection was opened with.
+    """Return True if a server process other than the one that accepted the connection answers.
 
-    A pooler makes up the number that it names at the start.
+    A pooler invents the process id that it reports when a connection is opened.
     """
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     return row is None or row[0] != connection.info.backend_pid
@@ -193,8 +199,8 @@ def _limit(engine: Engine, limits: Sequence[str]) -> None:
         to = cast("psycopg.Connection[Any]", record.driver_connection)
         try:
             record.info[POOLED] = pooled = _is_pooled(to)
-            # psycopg prepares nothing by itself: after a rollback, say, it would deallocate what
-            # `trips` has prepared too.
+            # psycopg must prepare nothing: after a rollback, say, it would deallocate the
+            # statements that `pipeline` has prepared, too.
             to.prepare_threshold = None
             clamp(to)
             if not pooled:

@@ -1,4 +1,4 @@
-"""Connections to a CRM in another database: short of patience, reading in UTC, writing nothing."""
+"""Connections to an external CRM: short timeouts, UTC, read only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECT_SECONDS = 5.0
 
 
 def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
-    """An engine that reads in UTC and whose own limits are `seconds` as well as it knows."""
+    """Return an engine that reads in UTC and limits each statement to about `seconds`."""
     address = make_url(url)
     milliseconds = round(seconds * 1000)
     arguments: dict[str, Any]
@@ -81,7 +81,7 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
 
 
 def _statement_limits(engine: Engine, cursor: DBAPICursor, seconds: float) -> list[str]:
-    """The server's own limit on a statement, by the name that MariaDB or MySQL has for it."""
+    """Return the statement that sets the server's own time limit, on MariaDB or MySQL."""
     if engine.dialect.name not in MYSQL:
         return []
     cursor.execute("SELECT VERSION()")
@@ -91,7 +91,7 @@ def _statement_limits(engine: Engine, cursor: DBAPICursor, seconds: float) -> li
 
 
 def cut(connection: Connection) -> None:
-    """Break the line of a connection that another thread waits on: that thread ends at once."""
+    """Shut down the socket of a connection. A thread that waits on the connection fails at once."""
     if connection.closed:
         return
     try:
@@ -100,17 +100,17 @@ def cut(connection: Connection) -> None:
         with socket.socket(fileno=os.dup(descriptor)) as line:
             line.shutdown(socket.SHUT_RDWR)
     except (OSError, AttributeError, SQLAlchemyError):
-        return  # it is closed already
+        return  # already closed
 
 
 def one_line(error: BaseException) -> str:
-    """What a driver says, in one line; none says the address, which holds a password."""
+    """Return a driver's message in one line. No driver includes the address, with its password."""
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def is_wrong(error: BaseException | None) -> bool:
-    """Whether the CRM answered that it never will, or there is no such host."""
+    """Return True if the CRM's error is permanent, such as a refused login or an unknown host."""
     reason: object = getattr(error, "orig", None) or error
     code = getattr(reason, "args", (None,))[0]
     return code in _WRONG_CODES or any(each in str(reason) for each in _WRONG_WORDS)

@@ -1,4 +1,4 @@
-"""Bring a database to the schema of this version, or say what it lacks."""
+"""Migrate a database to the schema of this version, or report what it lacks."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from assignment_workers.schema.engine import KEEPALIVES, bound, connect, driver_
 
 VERSION_TABLE = "alembic_version"
 MIGRATION = "assignment-workers schema migrate"
-"""What a migration's sessions are called in `pg_stat_activity`."""
+"""The name of a migration's sessions in `pg_stat_activity`."""
 STATEMENT_AT_MOST = timedelta(minutes=30)
 OUR_VIEW = "assignment-workers: a view for the old reader"
-"""The comment by which a view of ours in `public` is known."""
+"""The comment that marks a view of ours in `public`."""
 
 
 def upgrade(
     database_url: str, *, lock_timeout: timedelta | None = None, phone_region: str = "GB"
 ) -> str:
-    """Run every migration that is missing, each in its transaction; returns the revision reached.
+    """Run every missing migration, each in its own transaction; return the revision reached.
 
-    Safe to run twice and from several processes at once: an advisory lock lets one in after the
-    other. Raises `DatabaseUnavailable`, and `SchemaMismatch` where something that is not ours
-    stands in the way, a view of a table that changes. With `lock_timeout` it waits no longer than
-    that for any lock, and raises SQLAlchemy's `OperationalError` where it would have. With
-    `phone_region` the phone numbers of older versions are read.
+    Safe to repeat, and to run from several processes at once: an advisory lock serialises them.
+    With `lock_timeout`, no wait for a lock is longer, and a wait that would be raises SQLAlchemy's
+    `OperationalError`. `phone_region` is used to read the phone numbers of older versions. Raises
+    `DatabaseUnavailable`, and `SchemaMismatch` if an object that is not ours prevents the change,
+    such as a view of a table that changes.
     """
     engine = connect(
         database_url,
@@ -62,7 +62,7 @@ def upgrade(
 
 
 def plan(database_url: str) -> str:
-    """The SQL that `upgrade` would run, without running it; empty when nothing is missing."""
+    """Return the SQL that `upgrade` would run, without running it. Empty if nothing is missing."""
     engine = _engine(database_url)
     output = io.StringIO()
     try:
@@ -80,7 +80,7 @@ def plan(database_url: str) -> str:
 
 
 def _engine(database_url: str) -> Engine:
-    """An engine for statements that take as long as they need while the server is at work."""
+    """Return an engine for statements that may take as long as the server works on them."""
     engine = create_engine(
         driver_url(database_url), connect_args={"connect_timeout": 5, **KEEPALIVES}
     )
@@ -90,7 +90,7 @@ def _engine(database_url: str) -> Engine:
 
 
 def check(connection: Connection) -> None:
-    """Raise `SchemaMismatch` unless the schema is ours: what is missing, and what mends it."""
+    """Raise `SchemaMismatch` unless the schema is current. The error names the remedy."""
     at = revision(connection)
     if at != head():
         found = f"at revision {at}" if at else "not there"
@@ -121,7 +121,7 @@ def check_dialer_tables(connection: Connection) -> None:
 
 
 def check_queue_tables(connection: Connection) -> None:
-    """Raise `SchemaMismatch` where the dialer's own queue tables are still fed: two queues."""
+    """Raise `SchemaMismatch` if the dialer's own queue tables exist beside our queues."""
     found = connection.execute(_QUEUE_TABLES, {"comment": OUR_VIEW}).first()
     if found is not None:
         raise SchemaMismatch(
@@ -146,7 +146,7 @@ _QUEUE_TABLES = text("""
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision that the database is at; None when it was never migrated."""
+    """Return the revision of the database. None if it was never migrated."""
     context = MigrationContext.configure(
         connection, opts={"version_table": VERSION_TABLE, "version_table_schema": "assignment"}
     )
@@ -154,7 +154,7 @@ def revision(connection: Connection) -> str | None:
 
 
 def head() -> str:
-    """The revision that this version needs."""
+    """Return the revision that this version needs. Raises `SchemaMismatch` if there is none."""
     found = ScriptDirectory.from_config(_config(None)).get_current_head()
     if found is None:
         raise SchemaMismatch("this installation has no migrations: install it again")
@@ -162,10 +162,11 @@ def head() -> str:
 
 
 def unreachable(error: OperationalError | ProgrammingError) -> DatabaseUnavailable:
-    """One line for a database that does not answer, without its address: that holds a password.
+    """Return a one-line error for a database that does not answer, without its address.
 
-    An address with an option that PostgreSQL does not know is an error of the program to its
-    driver; one that a server answered with is raised again.
+    The address holds a password. A `ProgrammingError` without an SQLSTATE comes from the driver,
+    for an address with an option that PostgreSQL does not know. One with an SQLSTATE came from a
+    server and is raised again.
     """
     if isinstance(error, ProgrammingError) and getattr(error.orig, "sqlstate", None):
         raise error
@@ -174,7 +175,7 @@ def unreachable(error: OperationalError | ProgrammingError) -> DatabaseUnavailab
 
 
 def _in_the_way(error: NotSupportedError) -> str:
-    """What stands in the way, in one line, and whose it is."""
+    """Return the object that prevents the change and its owner, in one line."""
     said: Any = error.orig
     return "; ".join(filter(None, (said.diag.message_primary, said.diag.message_detail)))
 

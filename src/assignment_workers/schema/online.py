@@ -1,7 +1,7 @@
-"""Changes to tables in use that stand in nobody's way, whatever their size.
+"""Change tables in use without blocking anyone, whatever their size.
 
-For migrations, each outside a transaction (Alembic's `autocommit_block`): nothing holds a lock for
-longer than its own statement. Each can be run again after a run that was killed in it.
+For migrations. Each change runs outside a transaction (Alembic's `autocommit_block`), so no lock is
+held longer than one statement. Each change can be repeated after a run that was killed in it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from alembic import op
 
 BATCH = 5_000
-"""Rows that one transaction changes: a dialer that writes one of them waits for it."""
+"""Rows changed per transaction. A dialer that writes one of these rows waits for the
+transaction."""
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Each statement in here commits by itself."""
+    """Commit each statement in this context by itself."""
     with op.get_context().autocommit_block():
         yield
 
@@ -31,7 +32,7 @@ def index(
     where: str = "",
     schema: str = "public",
 ) -> None:
-    """Build an index of a table while it is read and written. Within `alone`."""
+    """Build an index of a table while the table is read and written. Call within `alone`."""
     for sql in index_statements(name, table, columns, unique=unique, where=where, schema=schema):
         op.execute(sql)
 
@@ -45,10 +46,11 @@ def index_statements(
     where: str = "",
     schema: str = "public",
 ) -> Iterator[str]:
-    """The statements that build an index, each to be run by itself.
+    """Yield the statements that build an index. Each must be run by itself.
 
-    It waits for the transactions that were there before, in which nobody waits for it: no lock
-    timeout is to end that. What a build that was killed left is taken away first.
+    The build waits for the transactions that began before it; none of them waits for the build. So
+    the lock timeout is switched off for that statement. A remnant of a killed build is dropped
+    first.
     """
     left = (
         f"IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('{schema}.{name}')"
@@ -67,15 +69,15 @@ def index_statements(
 
 
 def cancel(table: str, which: str) -> None:
-    """Set the rows that the query `which` gives the ids of to cancelled, `BATCH` at a time.
+    """Set the rows whose ids the query `which` returns to cancelled, `BATCH` rows at a time.
 
-    Within `alone`. Each batch is a transaction of its own.
+    Call within `alone`. Each batch is a transaction of its own.
     """
     op.execute(cancel_statement(table, which))
 
 
 def cancel_statement(table: str, which: str) -> str:
-    """The statement of `cancel`, to be run by itself."""
+    """Return the statement of `cancel`, which must be run by itself."""
     return f"""
         DO $cancel$
         DECLARE superseded uuid[]; first integer := 1;

@@ -1,9 +1,9 @@
-"""The statements of the busiest transactions: compiled once, prepared once, several in one trip.
+"""Run the busiest transactions' statements compiled, prepared and several per round trip.
 
-They are SQLAlchemy's expressions, in a transaction that SQLAlchemy begins and ends; but what it and
-the driver do for each execution costs more than what the database does for a claim. So they go over
-the driver's connection as they are, and those that need not wait for one another's rows go
-together, with the transaction's beginning or its end.
+The statements are SQLAlchemy expressions, in a transaction that SQLAlchemy begins and ends. But
+SQLAlchemy and the driver spend more on each execution than the database spends on a claim. So the
+statements go directly over the driver's connection. Statements that do not depend on one another's
+rows share a round trip, together with the transaction's BEGIN or COMMIT.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.engine import POOLED
 
 Rows = Sequence[Row[*tuple[Any, ...]]]
-"""Named tuples, to whoever reads them the same as SQLAlchemy's rows."""
+"""Named tuples, which read like SQLAlchemy's rows."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One execution of a statement, which is one of few: what is made of it is kept for good."""
+    """One execution of a statement. Each distinct statement's compiled form is cached for good."""
 
     statement: ClauseElement
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_statements(connection: Connection, *asks: Statement) -> list[Rows]:
-    """The rows of each: they are carried out in their order, and go in one trip.
+    """Execute the statements in order, in one round trip; return the rows of each.
 
-    After one that fails the others are not carried out. Errors are raised as `Connection.execute`
-    raises them, that of a lost connection too; what was begun is to be rolled back then.
+    After a statement that fails the others are not executed. Errors are raised as by
+    `Connection.execute`, including that of a lost connection; the caller must then roll back.
     """
     return _go(connection, asks, ends=False)
 
 
 def commit(connection: Connection, *asks: Statement) -> None:
-    """Carry these out in their order and commit, in one trip: all of it or nothing.
+    """Execute the statements in order and commit, in one round trip: all or nothing.
 
-    SQLAlchemy's own commit, which is to follow, finds nothing left to do.
+    SQLAlchemy's own commit, which must follow, then has nothing left to do.
     """
     _go(connection, asks, ends=True)
 
@@ -73,13 +73,14 @@ def _go(connection: Connection, asks: Sequence[Statement], *, ends: bool) -> lis
         results, known = _exchange(connection, statements, asks, ends=ends)
     except psycopg.Error as error:
         if isinstance(error, FeatureNotSupported):
-            # A prepared statement's table was changed since: a new connection prepares it anew.
+            # A table of a prepared statement was changed. A new connection prepares it again.
             connection.invalidate(error)
         sql = "; ".join(each.sql for each in statements)
-        # What SQLAlchemy does with every error of the driver: it has no public name.
+        # SQLAlchemy's treatment of every driver error; it has no public name.
         connection._handle_dbapi_exception(error, sql, None, None, None)  # noqa: SLF001
     except BaseException as error:
-        # A signal's, say. What was sent is under way, and its results are nobody's.
+        # A signal handler's error, say. The statements are under way and nobody reads their
+        # results.
         connection.invalidate(error)
         raise
     finally:
@@ -93,7 +94,7 @@ def _go(connection: Connection, asks: Sequence[Statement], *, ends: bool) -> lis
 def _notify_listeners(
     connection: Connection, statements: Sequence[_CompiledStatement], asks: Sequence[Statement]
 ) -> list[Callable[[], None]]:
-    """Tell who listens to SQLAlchemy's statements, traces do; returns what tells of their end."""
+    """Call SQLAlchemy's before-execute listeners, such as traces; return the after-execute ones."""
     listeners = connection.dispatch
     if not (listeners.before_cursor_execute or listeners.after_cursor_execute):
         return []
@@ -113,7 +114,10 @@ def _exchange(
     *,
     ends: bool,
 ) -> tuple[list[PGresult], Transformer]:
-    """The results. Raises the first error, once nothing is under way any more."""
+    """Send the statements and return their results.
+
+    Raises the first error, once nothing is under way any more.
+    """
     known = _known(connection)
     to = known.to
     given = [
@@ -139,7 +143,7 @@ def _exchange(
 
 
 def _known(connection: Connection) -> _Known:
-    """What is known of this connection."""
+    """Return the cached state of this connection."""
     info = connection.info
     known: _Known | None = info.get(_KNOWN)
     if known is None:
@@ -155,7 +159,7 @@ def _known(connection: Connection) -> _Known:
 
 
 def _prepare(known: _Known, statements: Sequence[_CompiledStatement]) -> None:
-    """Prepare those that are not yet, in a trip of their own."""
+    """Prepare the statements that are not yet prepared, in a round trip of their own."""
     new = {each.name: each for each in statements if each.name not in known.names}
     if not known.keeps or not new:
         return
@@ -167,7 +171,7 @@ def _prepare(known: _Known, statements: Sequence[_CompiledStatement]) -> None:
 
 
 def _results(known: _Known, count: int) -> list[PGresult]:
-    """So many results, the trip's; raises the first error that is among them."""
+    """Return the next `count` results of the round trip; raise the first error among them."""
     to, ends = known.to, perf_counter() + known.driver.exchange_seconds
     to.pipeline_sync()
     try:
@@ -175,7 +179,7 @@ def _results(known: _Known, count: int) -> list[PGresult]:
         _arrive(to, ends)
     except TimeoutError:
         raise known.driver.dropped(known.driver.exchange_seconds) from None
-    to.get_result()  # that the server has come to the end of the trip
+    to.get_result()  # the server has come to the end of the round trip
     to.exit_pipeline_mode()
     for each in results:
         _good(each)
@@ -183,7 +187,7 @@ def _results(known: _Known, count: int) -> list[PGresult]:
 
 
 def _good(result: PGresult) -> None:
-    """Raise what was wrong: by the server, or with the connection where it said nothing."""
+    """Raise the server's error, or `OperationalError` if the connection failed without one."""
     if result.status in _GOOD:
         return
     if result.error_field(DiagnosticField.SQLSTATE) is None:
@@ -192,20 +196,20 @@ def _good(result: PGresult) -> None:
 
 
 def _next(to: PGconn, ends: float) -> PGresult:
-    """The next statement's result."""
+    """Return the next statement's result."""
     _arrive(to, ends)
     result = to.get_result()
     if result is None or to.status == ConnStatus.BAD:
         raise psycopg.OperationalError(to.get_error_message().strip() or "the connection is lost")
     _arrive(to, ends)
-    to.get_result()  # a statement's results end with none
+    to.get_result()  # a statement's results end with None
     return result
 
 
 def _arrive(to: PGconn, ends: float) -> None:
-    """Wait for the next result: awake at first, leaving the processor to others who want it.
+    """Wait for the next result: first by yielding the processor, then by polling the socket.
 
-    Raises `TimeoutError` once `ends` has come, by `perf_counter`.
+    Raises `TimeoutError` at `ends`, by `perf_counter`.
     """
     sleeps_at = perf_counter() + AWAKE
     while to.is_busy():
@@ -225,10 +229,10 @@ def _wait(socket: int, what: int, ends: float) -> None:
 
 
 AWAKE = 0.0005
-"""Seconds. Most results of a lone claim are there by then, and falling asleep and waking up made it
-a fifth longer."""
+"""Seconds of waiting awake. Most results of a lone claim arrive by then, and sleeping and waking
+made the claim a fifth longer."""
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
-"""As `schema.engine` has it: what follows in the trip is to see what was committed meanwhile."""
+"""The level of `schema.engine`: later statements of the round trip must see newer commits."""
 _COMMIT = b"COMMIT"
 _KNOWN = "known for trips"
 _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
@@ -236,21 +240,21 @@ _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
 
 @dataclass
 class _Known:
-    """A connection, and what is known of it."""
+    """The cached state of a connection."""
 
     driver: BoundedConnection
     to: PGconn
     transformer: Transformer
     schema: str
-    """That of the dialer's tables."""
+    """The schema of the dialer's tables."""
     keeps: bool
-    """Whether what is prepared is there at the next transaction: not behind a pooler."""
+    """True if prepared statements last beyond the transaction: not behind a pooler."""
     names: set[bytes] = field(default_factory=set)
-    """The statements that are prepared."""
+    """The names of the prepared statements."""
 
 
 class _CompiledStatement:
-    """An expression as the server takes it: the order of its parameters, the form of its rows."""
+    """A compiled expression: its SQL, the order of its parameters and the form of its rows."""
 
     def __init__(self, expression: ClauseElement, schema: str) -> None:
         made = cast(SQLCompiler, expression.compile(dialect=_DIALECT))
@@ -262,7 +266,8 @@ class _CompiledStatement:
             (each.key, _dumper(each), each.effective_value, each.required) for each in binds
         ]
         self.types = [_INTERVAL if isinstance(each.type, Interval) else 0 for each in binds]
-        """The one that no cast names in the statement; 0: the server sees it."""
+        """The oid of an interval, for which the statement has no cast; otherwise 0, the server
+        infers it."""
         columns = getattr(expression, "exported_columns", ())
         loaders = (
             each.type.dialect_impl(_DIALECT).result_processor(_DIALECT, None) for each in columns
@@ -271,7 +276,7 @@ class _CompiledStatement:
         self._row: Callable[[Sequence[Any]], Any] | None = None
 
     def bind(self, said: Mapping[str, Any], to: Transformer) -> list[Any]:
-        """The parameters in their order, as text."""
+        """Return the parameters in the statement's order, as text."""
         values = (
             dump(said[key] if required else said.get(key, default))
             for key, dump, default, required in self._binds
@@ -284,7 +289,7 @@ class _CompiledStatement:
         ]
 
     def rows(self, result: PGresult, to: Transformer) -> Rows:
-        """What came back."""
+        """Return the rows of a result as named tuples."""
         if not result.ntuples:
             return []
         if self._row is None:

@@ -1,4 +1,4 @@
-"""Parameters that Prisma adds to a database's address, in the words of libpq."""
+"""Translate the parameters that Prisma adds to a database address into those of libpq."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ ITS_POOLS = frozenset(
         "pgbouncer",
     }
 )
-"""They size Prisma's own connections and say nothing of the database: left out."""
+"""Parameters of Prisma's own connection pool. They say nothing of the database and are dropped."""
 ACCEPTS = {"strict": "verify-full", "accept_invalid_certs": "require"}
-"""`sslaccept`, as libpq's `sslmode`."""
+"""Prisma's `sslaccept` as libpq's `sslmode`."""
 
 
 def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of an address without those of Prisma, or as libpq has them.
+    """Return the parameters of an address as libpq has them, without those of Prisma's pool.
 
-    `schema` is no parameter of libpq: `schema_named` reads it.
-
-    Raises `UsageError`, one line that names the parameter and its remedy, for what cannot be so.
+    `schema` is not a parameter of libpq; `schema_named` reads it. Raises `UsageError`, one line
+    that names the parameter and the remedy, for a parameter that cannot be translated.
     """
     kept = {name: value for name, value in query.items() if name not in ITS_POOLS}
     kept.pop("schema", None)
@@ -48,6 +47,6 @@ def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schema_named(query: Mapping[str, Any]) -> str | None:
-    """The schema of the dialer's tables that an address names. Raises `UsageError`."""
+    """Return the schema of the dialer's tables that an address names. Raises `UsageError`."""
     given = query.get("schema")
     return None if given is None else checked(str(given))

@@ -1,4 +1,4 @@
-"""Try a transaction again, in place, while the database fails in a way that passes."""
+"""Retry a transaction in place while the database fails in a transient way."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def patiently(
     seconds: float,
     before_sleep: Callable[[RetryCallState], None] | None = None,
 ) -> T:
-    """What `attempt` returns, tried again with growing pauses of at most a second.
+    """Return the result of `attempt`, retried with growing pauses of at most a second.
 
-    Raises `DatabaseUnavailable` when it still fails in a passing way after `seconds`; any other
-    failure at once, as it is. `attempt` is a whole transaction: what it began was rolled back.
+    Raises `DatabaseUnavailable` if `attempt` still fails in a transient way after `seconds`. Any
+    other error is raised at once, unchanged. `attempt` must be a whole transaction, which was
+    rolled back when it raises.
     """
     began = monotonic()
     failed: list[BaseException] = []
@@ -41,7 +42,7 @@ def patiently(
         return attempt()
 
     try:
-        return attempt()  # mostly that is all, and the machinery costs as much as a statement
+        return attempt()  # usually enough; Tenacity costs as much as a statement
     except DBAPIError as error:
         if not is_passing(error):
             raise
@@ -61,7 +62,7 @@ def patiently(
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same transaction may succeed a moment later, here or on the next server."""
+    """Return True if the same transaction may succeed a moment later, on this or another server."""
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated or isinstance(error, InterfaceError):
@@ -83,7 +84,7 @@ _MET_ELSEWHERE = {
     "pk_requests",
     "pk_commands",
 }
-"""What another lane's turn may have written meanwhile: the next try finds it and goes by it."""
+"""Constraints that another lane's concurrent transaction may violate: the retry reads its rows."""
 
 _PASSING = (
     postgres.SerializationFailure,
@@ -98,11 +99,11 @@ _PASSING = (
 )
 
 _PASSING_CLASSES = {"53", "58"}
-"""A disk or a memory that is full, too many connections; a failure outside of PostgreSQL."""
+"""Disk or memory full, too many connections (53); a failure outside of PostgreSQL (58)."""
 
 
 def constraint_of(error: IntegrityError) -> str | None:
-    """The constraint that a write would have broken, by name."""
+    """Return the name of the constraint that a write would have violated."""
     return getattr(getattr(error.orig, "diag", None), "constraint_name", None)
 
 

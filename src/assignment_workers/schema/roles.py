@@ -1,9 +1,9 @@
-"""PostgreSQL roles of least privilege: who owns, who works, who answers callers, who reads.
+"""PostgreSQL roles of least privilege: owner, worker, gateway, reader and purge.
 
-None can log in: an operator makes logins that are members (`CREATE ROLE … LOGIN IN ROLE …`), or
-gives a role a password (`ALTER ROLE assignment_worker LOGIN PASSWORD …`). Roles belong to the whole
-server, privileges to one database. Applying them again mends what was changed, and does so for
-tables that a later version has added.
+No role can log in. An operator creates logins that are members (`CREATE ROLE … LOGIN IN ROLE …`),
+or gives a role a password (`ALTER ROLE assignment_worker LOGIN PASSWORD …`). Roles belong to the
+whole server, privileges to one database. Applying the roles again repairs what was changed and
+covers tables that a later version has added.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OF_WORKER: dict[str, str] = {
     "dashboard_sessions": "",
     VERSION_TABLE: "SELECT",
 }
-"""Where it is not `_ALL`."""
+"""The worker's privileges where they differ from `_ALL`."""
 _OF_GATEWAY: dict[str, str] = {
     "agents_seen": "SELECT, INSERT, UPDATE",
     "operator_actions": "SELECT, INSERT, UPDATE",
@@ -56,7 +56,7 @@ _OF_GATEWAY: dict[str, str] = {
     "dashboard_sessions": "SELECT, INSERT, UPDATE",
     "access_log": "SELECT, INSERT",
     "api_tokens": "SELECT, UPDATE (last_used_at)",
-    # What a person's erasure takes; the rest of these rows is not the gateway's to write.
+    # Needed to erase a person. The gateway must not write the other columns.
     "assignments": "SELECT, UPDATE (notes)",
     "commands": "SELECT, UPDATE (answer)",
     "event_texts": "SELECT, DELETE",
@@ -68,7 +68,7 @@ _OF_GATEWAY: dict[str, str] = {
     ),
     "suppressed_numbers": "SELECT, DELETE",
 }
-"""Where it is not SELECT alone."""
+"""The gateway's privileges where they differ from SELECT."""
 _NOT_OF_READER = frozenset(
     {"api_tokens", "dashboard_sessions", "access_log", "dead_letters", "event_texts"}
 )
@@ -80,29 +80,32 @@ _OF_PURGE: dict[str, str] = {
         ),
         "SELECT, DELETE",
     ),
-    # Where it has cut.
+    # The purge stores the point up to which it has deleted a chain.
     "audit_anchors": "SELECT, INSERT, UPDATE",
 }
 _OF_DIALER: dict[str, str] = {"agents": "SELECT"}
-"""The worker's on the dialer's tables, where it is not `SELECT, INSERT, UPDATE`."""
+"""The worker's privileges on the dialer's tables where they differ from `SELECT, INSERT,
+UPDATE`."""
 _OF_DIALER_ERASED = {
     "user_call_scores": "DELETE",
     "callbacks": "UPDATE (callback_reason, status)",
     "missed_calls": "UPDATE (phone_number, caller_name, status)",
     "conversions": "UPDATE (conversion_reason)",
 }
-"""The gateway's on the dialer's tables, besides SELECT: what a person's erasure takes."""
+"""The gateway's privileges on the dialer's tables beside SELECT: needed to erase a person."""
 _WORKED_BY_OWNERS = ("entries", "suppressed_numbers")
-"""Only their owner attaches and detaches a partition: they are the worker's."""
+"""The worker owns these, because only a table's owner can attach and detach partitions."""
 
 
 def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> list[str]:
-    """Make the roles where they are not there, and give them what each needs; what was done.
+    """Create the missing roles and grant each what it needs; return the executed statements.
 
-    A role with a password may log in from then on; the server is sent what it stores of a password,
-    never the password.
-    To be run by a superuser, or by the owner of the schema who may make roles. Raises
-    `SchemaMismatch`, with the statement that somebody else has to run, and `DatabaseUnavailable`.
+    A role with a password may log in from then on. The server receives only the encrypted form of a
+    password.
+
+    Run as a superuser, or as an owner of the schema who may create roles. Raises
+    `DatabaseUnavailable`, and `SchemaMismatch` with the statement that somebody with more
+    privileges has to run.
     """
     engine = create_engine(driver_url(database_url))
     bound(engine, timedelta(minutes=1))
@@ -136,10 +139,10 @@ def _run(connection: Connection, statement: str, password: str = "", role: str =
 
 
 def _statements(connection: Connection) -> list[str]:
-    """In their order; what is so already is left out where it takes rights to say again."""
+    """Return the statements in order, without those that need privileges and change nothing."""
     there = set(connection.execute(text("SELECT rolname FROM pg_roles")).scalars())
     made = [f"CREATE ROLE {role} NOLOGIN" for role in ROLES if role not in there]
-    # One who may make roles is a member of what they give tables to.
+    # A role that may create roles must be a member of the roles that it gives tables to.
     members = [
         f"GRANT {role} TO CURRENT_USER"
         for role in (OWNER, WORKER)
@@ -170,7 +173,7 @@ def _owned(connection: Connection) -> list[str]:
         wanted = WORKER if _PARTITIONED.fullmatch(name) else OWNER
         if owner != wanted:
             owned.append(f"ALTER {kind} assignment.{name} OWNER TO {wanted}")
-    # The mirror is the worker's: a reading truncates, and gathers statistics.
+    # The worker owns the mirror, because reading the CRM truncates and analyses its tables.
     owned.append(f"GRANT USAGE, CREATE ON SCHEMA {MIRROR_SCHEMA} TO {OWNER}, {WORKER}")
     for name, owner in connection.execute(_MIRRORS, {"schema": MIRROR_SCHEMA}):
         if owner != WORKER:
@@ -185,7 +188,7 @@ _MIRRORS = text(
 )
 
 
-# Partitions and their indexes have names of their own; sequences of identity columns go with them.
+# Partitions and their indexes are listed by name. Sequences of identity columns go with them.
 _RELATIONS = text("""
     SELECT quote_ident(c.relname),
            CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
@@ -198,7 +201,7 @@ _RELATIONS = text("""
 """)
 
 
-# The dialer's tables that adoption put aside are read and emptied of a person like ours.
+# A person is erased from the tables that adoption put aside as from ours.
 _KEPT_BY_ADOPTION = text("""
     SELECT format('public.%I', relname) FROM pg_class
     WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')

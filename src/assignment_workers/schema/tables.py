@@ -1,6 +1,6 @@
 """Our tables.
 
-Every guarantee that a constraint can hold is a constraint here (DESIGN, Guarantees).
+Every guarantee that a constraint can enforce is a constraint here (DESIGN, Guarantees).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from assignment_workers.schema.base import Base, Instant, one_of
 DEFAULT_LANE = "default"
 
 COMMAND_POSITIONS = Sequence("command_positions", schema="assignment", metadata=Base.metadata)
-"""The order in which the database first saw commands: no clock, and no broker, has a say in it."""
+"""The order in which the database first saw commands, independent of clocks and brokers."""
 
 
 class GenerationState(StrEnum):
-    """building → published → retired, or failed."""
+    """The states of a generation: building → published → retired, or failed."""
 
     BUILDING = "building"
     PUBLISHED = "published"
@@ -44,9 +44,10 @@ class GenerationState(StrEnum):
 
 
 class EntryState(StrEnum):
-    """ready: claimable.
+    """The states of an entry.
 
-    waiting: until `available_from`. held: by an active assignment. out: for a reason.
+    ready: claimable. waiting: not claimable until `available_from`. held: by an active assignment.
+    out: removed for `reason`.
     """
 
     READY = "ready"
@@ -56,7 +57,7 @@ class EntryState(StrEnum):
 
 
 class AssignmentState(StrEnum):
-    """active → completed, skipped, released or expired."""
+    """The states of an assignment: active → completed, skipped, released or expired."""
 
     ACTIVE = "active"
     COMPLETED = "completed"
@@ -66,16 +67,16 @@ class AssignmentState(StrEnum):
 
 
 class EndedHow(StrEnum):
-    """How a hold ended where its state does not say it all: two are skipped, one is expired."""
+    """The detail of an assignment's end that its state lacks: two are skipped, one is expired."""
 
     DEFERRED = "deferred"
     CLOSED = "closed"
     OFFER_LAPSED = "offer_lapsed"
-    """Nobody accepted it in its time."""
+    """No agent accepted the offer in time."""
 
 
 class AgentStatus(StrEnum):
-    """What an agent is about, as they or their moves say."""
+    """An agent's status, as stated by the agent or an operator, or implied by the agent's moves."""
 
     AVAILABLE = "available"
     ON_CALL = "on_call"
@@ -85,7 +86,7 @@ class AgentStatus(StrEnum):
 
 
 class Source(StrEnum):
-    """Where the user of an assignment came from."""
+    """The origin of an assignment's user."""
 
     QUEUE = "queue"
     CALLBACK = "callback"
@@ -93,7 +94,7 @@ class Source(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """How a job run stands; skipped: another run held the lock, or this slot was done."""
+    """The states of a job run. skipped: another run held the lock, or the slot was done already."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -102,15 +103,15 @@ class JobStatus(StrEnum):
 
 
 UNMARKED = UUID(int=0)
-"""The id of a term that was begun before terms had ids."""
+"""The id of a term that began before terms had ids."""
 
 
 class LaneTerm(Base):
-    """Who may write: one row a lane.
+    """The right to write on a lane: one row per lane.
 
-    Every transaction on the assignment queue locks it and proves its term. It changes with the
-    term alone: what is updated while a term lasts stands in `sequencer_signs`, because a reader of
-    an old snapshot keeps every version of a row, and each turn would go through all of them.
+    Every transaction on the assignment queue locks this row to prove its term. The row changes only
+    when a term begins. Values that are updated during a term are in `sequencer_signs`, because a
+    reader of an old snapshot keeps every version of a row and each proof would scan all of them.
     """
 
     __tablename__ = "sequencer"
@@ -122,25 +123,26 @@ class LaneTerm(Base):
     leader_pid: Mapped[int | None]
     since: Mapped[datetime | None] = mapped_column(Instant)
     term_id: Mapped[UUID] = mapped_column(server_default=str(UNMARKED))
-    """A random id beside the number, because a number may come twice: after the database has moved
-    back to a copy of its past, a restored backup or an asynchronous standby."""
+    """A random id beside the number. A number may be given out twice after the database has moved
+    back to a copy of its past: a restored backup or an asynchronous standby."""
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
-    """As release 0.1 leaves its sign of life. With the next two it goes in the release after."""
+    """The sign of life of release 0.1. To be dropped, with the next two columns, in the release
+    after."""
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
     queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    """The dialer queues of the lane, as its last leader had them; null: before there were lanes."""
+    """The lane's dialer queues under its last leader. Null: the row predates lanes."""
     terms: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default="{}")
-    """The lane's latest terms, the newest first: where its messages that were taken are looked for.
+    """The lane's latest terms, newest first. Messages taken under these terms are put back.
 
-    Terms grow by one with each new sequencer of any lane, so those of one lane have gaps.
+    Each new sequencer of any lane increments the term, so one lane's terms have gaps.
     """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """The same terms as number and id, as the lists of what they have taken are named."""
+    """The same terms as number and id: the form that names a term's list of taken messages."""
 
 
 class SequencerSign(Base):
-    """The signs of life of a lane's leader, at most one a second."""
+    """The signs of life of a lane's leader, updated at most once a second."""
 
     __tablename__ = "sequencer_signs"
 
@@ -148,11 +150,11 @@ class SequencerSign(Base):
     last_turn_at: Mapped[datetime] = mapped_column(Instant)
     last_probe_at: Mapped[datetime | None] = mapped_column(Instant)
     last_probe_seconds: Mapped[float | None]
-    """How long the last probe took from its sending to its turn."""
+    """Seconds from the sending of the last probe to its transaction."""
 
 
 class DialerQueue(Base):
-    """What an operator decided about a dialer queue. A row with `paused_at` hands out nobody."""
+    """An operator's decision about a dialer queue. No user is handed out if `paused_at` is set."""
 
     __tablename__ = "queues"
 
@@ -162,7 +164,7 @@ class DialerQueue(Base):
 
 
 class Generation(Base):
-    """One complete build of a dialer queue. Exactly one is published per queue: guarantee 2."""
+    """One complete build of a dialer queue. One generation per queue is published: guarantee 2."""
 
     __tablename__ = "generations"
     __table_args__ = (
@@ -184,7 +186,7 @@ class Generation(Base):
     trigger: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(Instant)
     snapshot: Mapped[str | None]
-    """`pg_current_snapshot()` of the build: which assignments it had seen end."""
+    """`pg_current_snapshot()` of the build. It tells which assignments the build saw as ended."""
     built_at: Mapped[datetime | None] = mapped_column(Instant)
     published_at: Mapped[datetime | None] = mapped_column(Instant)
     retired_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -194,12 +196,11 @@ class Generation(Base):
 
 
 class Entry(Base):
-    """A user's place in a generation.
+    """The position of a user in a generation.
 
-    Partitioned by generation: a build fills a table of its own, a purge drops it.
-
-    No foreign key to `generations`: dropping a partition would lock that table against the claims.
-    The partition's bound says the same.
+    The table is partitioned by generation: a build fills a partition, a purge drops it. There is no
+    foreign key to `generations`, because dropping a partition would then lock that table against
+    claims. The partition's bound enforces the same.
     """
 
     __tablename__ = "entries"
@@ -225,7 +226,8 @@ class Entry(Base):
     generation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     rank: Mapped[int]
-    """An integer, as the old reader has it: where its view had to cast, no index would serve it."""
+    """An integer, as in the view of the old reader: with a cast in the view no index would serve
+    it."""
     score: Mapped[int]
     state: Mapped[str] = mapped_column(server_default=EntryState.READY)
     available_from: Mapped[datetime | None] = mapped_column(Instant)
@@ -233,7 +235,7 @@ class Entry(Base):
 
 
 class Assignment(Base):
-    """An agent's exclusive hold on a user. The two partial unique indexes are guarantee 1."""
+    """The exclusive hold of one agent on one user. Two partial unique indexes are guarantee 1."""
 
     __tablename__ = "assignments"
     __table_args__ = (
@@ -292,7 +294,7 @@ class Assignment(Base):
     queue: Mapped[str] = mapped_column(ForeignKey(DialerQueue.name))
     source: Mapped[str] = mapped_column(server_default=Source.QUEUE)
     source_id: Mapped[UUID | None]
-    """The callback or missed call that it is for."""
+    """The id of the callback or missed call that the assignment is for."""
     generation_id: Mapped[int | None] = mapped_column(ForeignKey(Generation.id))
     rank: Mapped[int] = mapped_column(BigInteger)
     score: Mapped[int]
@@ -304,21 +306,23 @@ class Assignment(Base):
     lease_expires_at: Mapped[datetime] = mapped_column(Instant)
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
     ended_xid: Mapped[int | None] = mapped_column(BigInteger)
-    """The transaction that ended it: a build knows by its snapshot whether it had seen that."""
+    """The transaction that ended the assignment. A build compares it with its snapshot to tell
+    whether it saw the end."""
     outcome: Mapped[str | None]
     notes: Mapped[str | None]
     accepted_at: Mapped[datetime | None] = mapped_column(Instant)
-    """When its agent took it up. Before, it is an offer; afterwards, work."""
+    """The time at which the agent accepted. Until then the assignment is an offer."""
     ended_how: Mapped[str | None]
     put_off_until: Mapped[datetime | None] = mapped_column(Instant)
-    """Of one that was skipped or deferred: nobody is offered the user before."""
+    """Of a skipped or deferred assignment: the user is not offered before this time."""
 
 
 class AgentSession(Base):
-    """An agent as the line knows them: what they said they are about, and their session.
+    """An agent's stated status and current session.
 
-    A row is made by the first state that is stated, or by the first offer that lapses; `state` is
-    null for who never stated any. Written in turns only, so no heartbeat can overwrite it.
+    The row is created by the first stated status or the first lapsed offer. `state` is null for an
+    agent who never stated a status. Only fenced transactions write this table, so no heartbeat can
+    overwrite a status.
     """
 
     __tablename__ = "agents_state"
@@ -335,19 +339,19 @@ class AgentSession(Base):
     state: Mapped[str | None]
     since: Mapped[datetime | None] = mapped_column(Instant)
     by: Mapped[str | None]
-    """Who said so: the agent, an operator, or us; null: their own move."""
+    """The author of the status: the agent, an operator, or the system. Null: implied by a move."""
     why: Mapped[str | None]
     session_began: Mapped[datetime | None] = mapped_column(Instant)
     calls_in_session: Mapped[int] = mapped_column(server_default="0")
     working_since: Mapped[datetime | None] = mapped_column(Instant)
-    """When the session began, or the last break in it ended."""
+    """The beginning of the session, or the end of its last break."""
     last_call_ended_at: Mapped[datetime | None] = mapped_column(Instant)
     offers_lapsed: Mapped[int] = mapped_column(server_default="0")
-    """In a row, since the agent last took one up or ended one."""
+    """Consecutive offers that lapsed since the agent last accepted or ended an assignment."""
 
 
 class AgentSeen(Base):
-    """An agent's last heartbeat: written by set, off the assignment queue, and nothing else is."""
+    """An agent's last heartbeat. Heartbeats are written in sets, off the assignment queue."""
 
     __tablename__ = "agents_seen"
     __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
@@ -357,7 +361,7 @@ class AgentSeen(Base):
 
 
 class Request(Base):
-    """An agent's ask and its one answer: guarantee 5 is the primary key."""
+    """An agent's request and its one answer. The primary key is guarantee 5."""
 
     __tablename__ = "requests"
     __table_args__ = (
@@ -371,21 +375,22 @@ class Request(Base):
     queue: Mapped[str | None]
     deadline: Mapped[datetime | None] = mapped_column(Instant)
     received_at: Mapped[datetime | None] = mapped_column(Instant)
-    """When the asker sent it, where the message says so: by the asker's clock."""
+    """The time at which the client sent the request, by the client's clock, if the message has
+    it."""
     outcome: Mapped[str]
     answer: Mapped[dict[str, Any]] = mapped_column(JSONB)
     assignment_id: Mapped[UUID | None] = mapped_column(ForeignKey(Assignment.id))
     term: Mapped[int] = mapped_column(BigInteger)
     answered_at: Mapped[datetime] = mapped_column(Instant)
     asked_again_at: Mapped[datetime | None] = mapped_column(Instant)
-    """When an active assignment was last given again as the answer to this request id."""
+    """The last time that a repeated request id was answered with its active assignment."""
 
 
 class Command(Base):
-    """A command of the assignment queue and its one answer, in the transaction that made it true.
+    """A command of the assignment queue and its one answer, stored in the command's transaction.
 
-    What `Request` is for an agent's ask, this is for every other message: the same message gets the
-    same answer, and changes nothing.
+    `Request` does the same for an agent's request. A repeated message gets the same answer and
+    changes nothing.
     """
 
     __tablename__ = "commands"
@@ -403,18 +408,19 @@ class Command(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     task: Mapped[str]
     subject: Mapped[str | None]
-    """What its state is the state of; null: nothing that an older command could overwrite."""
+    """The thing whose state the command sets. Null: the command cannot overwrite a newer state."""
     position: Mapped[int] = mapped_column(BigInteger)
-    """In the order in which the database first saw commands, by `COMMAND_POSITIONS`."""
+    """The position in the order in which the database first saw commands, from
+    `COMMAND_POSITIONS`."""
     answer: Mapped[Any] = mapped_column(JSONB)
     term: Mapped[int] = mapped_column(BigInteger)
     answered_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class Event(Base):
-    """Every state change, in the order of commit per lane: guarantee 11.
+    """The record of every state change, in the order of commit per lane: guarantee 11.
 
-    Append-only by a trigger; what somebody typed stands in `event_texts`.
+    A trigger keeps the table append-only. Free text is stored in `event_texts`.
     """
 
     __tablename__ = "events"
@@ -438,9 +444,9 @@ class Event(Base):
 
 
 class EventText(Base):
-    """What somebody typed into an event, by the names of its details: parted from it by a trigger.
+    """The free text of an event by name of detail, moved here from the event by a trigger.
 
-    Emptied by `person forget` and by the purge, while the event stays as it was written.
+    `person forget` and the purge delete rows here; the event itself stays as it was written.
     """
 
     __tablename__ = "event_texts"
@@ -452,9 +458,10 @@ class EventText(Base):
 
 
 class AuditBatch(Base):
-    """Digests of consecutive events of one lane: each is over the one before it and its event.
+    """Digests of consecutive events of one lane; each covers its event and the digest before it.
 
-    Made by a job, off the assignment queue (`assignment.audit`); append-only by a trigger.
+    Rows are inserted by a job off the assignment queue (`assignment.audit`). A trigger keeps the
+    table append-only.
     """
 
     __tablename__ = "audit_batches"
@@ -469,21 +476,21 @@ class AuditBatch(Base):
 
     lane: Mapped[str] = mapped_column(primary_key=True)
     first: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    """The position of its first event in the lane's chain, from 1."""
+    """The position of the batch's first event in the lane's chain, from 1."""
     last: Mapped[int] = mapped_column(BigInteger)
     ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    """The events, in the order of their positions."""
+    """The ids of the events, in the order of their positions."""
     digests: Mapped[bytes]
-    """Of each event 32 bytes."""
+    """The digests, 32 bytes per event."""
     upto: Mapped[int] = mapped_column(BigInteger)
     """Every event of any lane with an id up to this one is in this batch or another."""
     newest: Mapped[datetime] = mapped_column(Instant)
-    """When the last of its events was written: the purge deletes a batch whole."""
+    """The time of the batch's newest event. The purge deletes whole batches."""
     made_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class AuditAnchor(Base):
-    """Where the purge has cut a lane's chain: the last event that was deleted, and its digest."""
+    """The last event of a lane's chain that the purge deleted, with its digest."""
 
     __tablename__ = "audit_anchors"
 
@@ -495,7 +502,7 @@ class AuditAnchor(Base):
 
 
 class Forgotten(Base):
-    """A person who was forgotten, by id: no job brings them back, and no suppression is lifted."""
+    """The id of a forgotten person. No job adds the user again, and no suppression is lifted."""
 
     __tablename__ = "forgotten"
 
@@ -504,7 +511,7 @@ class Forgotten(Base):
 
 
 class DeadLetter(Base):
-    """A message that could not be handled, until its retention ends."""
+    """A message that could not be carried out, stored until its retention ends."""
 
     __tablename__ = "dead_letters"
     __table_args__ = (Index(None, "at"),)
@@ -526,7 +533,7 @@ class DeadLetter(Base):
 
 
 class SuspectMessage(Base):
-    """A message whose taking may have ended a process, while it is tried again."""
+    """A message that may have ended a process, stored while it is tried again."""
 
     __tablename__ = "suspect_messages"
     __table_args__ = (Index(None, "at"),)
@@ -534,18 +541,18 @@ class SuspectMessage(Base):
     digest: Mapped[str] = mapped_column(primary_key=True)
     celery_queue: Mapped[str]
     at: Mapped[datetime] = mapped_column(Instant)
-    """The last try's beginning."""
+    """The beginning of the last try."""
     ends: Mapped[int]
     part: Mapped[int | None]
-    """The part of a message of many that is being tried alone."""
+    """The part of a batch message that is being tried alone."""
     parts: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
     buried: Mapped[int] = mapped_column(server_default=text("0"))
 
 
 class JobRun(Base):
-    """One run of a scheduled or asked-for job.
+    """One run of a scheduled or requested job.
 
-    A slot is done once: the unique index makes its effect single.
+    A slot is done once, because a unique index covers its running and succeeded runs.
     """
 
     __tablename__ = "job_runs"
@@ -579,10 +586,11 @@ class JobRun(Base):
 
 
 class Phone(Base):
-    """The numbers that a user's phone text means, as `assignment_workers.phones` read them.
+    """The numbers in a user's phone text, as read by `assignment_workers.phones`.
 
-    It is current while `text`, `country`, `time_zone` (what the CRM said) and `reader` are as they
-    were; otherwise it is read again before anybody gets the user. Personal data, all of it.
+    A row is current while `text`, `country`, `time_zone` (from the CRM) and `reader` are unchanged.
+    A row that is not current is read again before the user is handed out. All of it is personal
+    data.
     """
 
     __tablename__ = "phones"
@@ -594,26 +602,26 @@ class Phone(Base):
     time_zone: Mapped[str | None]
     reader: Mapped[str]
     numbers: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """In E.164; empty: none can be read."""
+    """Numbers in E.164. Empty: no number can be read."""
     keyed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """Of each number, and of the text, its hash by the key in the settings, where that is set: by
-    it a forgotten number is found."""
+    """Hashes of each number and of the text by the key in the settings, if that is set. A forgotten
+    number is found by its hash."""
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """Of each number, what it is."""
+    """The kind of each number."""
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of each number and of each part that is none."""
+    """The last digits of each number and of each part of the text that is no number."""
     unread: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of what could not be read, or not surely."""
+    """The last digits of each part that could not be read, or not with certainty."""
     plain: Mapped[str | None]
-    """The text as suppressions by text compare it."""
+    """The text in the normal form in which suppressions by text are compared."""
     zones: Mapped[list[str]] = mapped_column(ARRAY(Text))
     home: Mapped[str | None]
-    """The person's country, with its part where that is known."""
+    """The person's country, with the part of the country where it is known."""
     read_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class PhoneZone(Base):
-    """A time zone in which some user may be, or might have been once."""
+    """A time zone in which a user may be, or may have been."""
 
     __tablename__ = "phone_zones"
 
@@ -621,18 +629,18 @@ class PhoneZone(Base):
 
 
 class SuppressionKind(StrEnum):
-    """Why a user or phone number is not to be offered."""
+    """The reason why a user or a phone number is suppressed."""
 
     DO_NOT_CONTACT = "do_not_contact"
     QUARANTINE = "quarantine"
     CLOSED = "closed"
-    """Of one dialer queue: an agent closed it for the user."""
+    """An agent closed one dialer queue for the user."""
 
 
 class Suppression(Base):
-    """A user, or every user with a phone number, is offered to nobody until it is lifted.
+    """A user, or all users with a phone number, who is not offered until the row is lifted.
 
-    In every dialer queue, or in `queue` alone. One that is `closed` always has a queue.
+    It applies to every dialer queue, or to `queue` alone. The kind `closed` always has a queue.
     """
 
     __tablename__ = "suppressions"
@@ -694,18 +702,21 @@ class Suppression(Base):
     phone: Mapped[str | None]
     """The phone number as it was written."""
     number: Mapped[str | None]
-    """In E.164, by which it is compared; null with a phone: no number, compared by its text. Of one
-    that was forgotten, its keyed hash (`phones.Reader.keyed`)."""
+    """The number in E.164, by which users are matched. Null beside a phone: the phone is not a
+    number and is compared as text. Of a forgotten number, its keyed hash
+    (`phones.Reader.keyed`)."""
     plain: Mapped[str | None]
-    """The text as texts are compared."""
+    """The phone text in the normal form in which texts are compared."""
     tail: Mapped[str | None]
-    """Its last digits, by which what cannot be read is in reach of it."""
+    """The last digits. A user's unreadable phone text with the same last digits may be this
+    number."""
     unsure: Mapped[bool] = mapped_column(server_default=text("false"))
-    """It is no number, or none that was given out: who shares its last digits waits as well."""
+    """True if the phone is not a number, or not one that was ever allocated. Users who share its
+    last digits are held back as well."""
     queue: Mapped[str | None]
     reason: Mapped[str]
     source: Mapped[str | None]
-    """Where it is from, a register say."""
+    """The origin, such as the name of a register."""
     since: Mapped[datetime] = mapped_column(Instant)
     by: Mapped[str]
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -715,7 +726,7 @@ class Suppression(Base):
 
 
 class SuppressionListState(StrEnum):
-    """staged → standing → retired."""
+    """The states of a list: staged → standing → retired."""
 
     STAGED = "staged"
     STANDING = "standing"
@@ -723,10 +734,10 @@ class SuppressionListState(StrEnum):
 
 
 class SuppressionList(Base):
-    """One import of a named list of numbers that are not to be called.
+    """One import of a named list of numbers that must not be called.
 
-    Its numbers are loaded beside those that stand; a command on the assignment queue makes it stand
-    and, where it replaces the list, retires what stood by that name.
+    The numbers are loaded beside the standing lists. A command on the assignment queue makes the
+    list stand and, if it replaces, retires the standing list of the same name.
     """
 
     __tablename__ = "suppression_lists"
@@ -751,7 +762,7 @@ class SuppressionList(Base):
 
 
 class SuppressedNumber(Base):
-    """A number of a list; partitioned by list, so that one comes and goes as a whole."""
+    """A number of a list. Partitioned by list, so that a list is attached or dropped as a whole."""
 
     __tablename__ = "suppressed_numbers"
     __table_args__ = (
@@ -765,7 +776,7 @@ class SuppressedNumber(Base):
 
 
 class TokenRole(StrEnum):
-    """What the bearer of an API token may do."""
+    """The role of an API token."""
 
     AGENT = "agent"
     FRONTEND = "frontend"
@@ -774,7 +785,7 @@ class TokenRole(StrEnum):
 
 
 class ApiToken(Base):
-    """A token of the gateway's callers: its hash, never itself."""
+    """An API token of a caller of the gateway, stored as a hash."""
 
     __tablename__ = "api_tokens"
     __table_args__ = (
@@ -791,13 +802,13 @@ class ApiToken(Base):
     created_at: Mapped[datetime] = mapped_column(Instant)
     revoked_at: Mapped[datetime | None] = mapped_column(Instant)
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
-    """From then on it is void; null: it does not expire."""
+    """The time at which the token expires. Null: never."""
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
-    """To the minute; written off the calls' way."""
+    """The last use, to the minute. Written outside the call that uses the token."""
 
 
 class AccessKind(StrEnum):
-    """What the access log records."""
+    """The kinds of access log records."""
 
     TOKEN_CREATED = "token_created"  # noqa: S105
     TOKEN_REVOKED = "token_revoked"  # noqa: S105
@@ -807,13 +818,13 @@ class AccessKind(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     ACTED_FOR = "acted_for"
-    """A frontend, or another token that is no agent's own, made moves of an agent."""
+    """A frontend's token, or another token that is not the agent's own, made moves for an agent."""
 
 
 class AccessRecord(Base):
-    """Who came in, was refused at the gateway, or acted for an agent.
+    """A sign-in, a refusal at the gateway, a change of a token, or a token acting for an agent.
 
-    A refusal's row is a sum of a minute; that of a token that acts for an agent is one an hour.
+    A refusal's row is the sum of one minute. A token that acts for an agent has one row an hour.
     """
 
     __tablename__ = "access_log"
@@ -827,15 +838,15 @@ class AccessRecord(Base):
     at: Mapped[datetime] = mapped_column(Instant)
     what: Mapped[str]
     who: Mapped[str | None]
-    """The token's name, or the user of the machine who ran the command."""
+    """The token's name, or the operating system's user who ran the command."""
     subject: Mapped[str | None]
-    """The token that was made or revoked; `agent 26` for whom a token acted."""
+    """The token that was created or revoked, or `agent 26` for an agent that a token acted for."""
     address: Mapped[str | None]
     count: Mapped[int] = mapped_column(server_default="1")
 
 
 class DashboardSession(Base):
-    """A browser that has signed in to the dashboard: the hash of its cookie, never itself."""
+    """A browser's session on the dashboard. The cookie is stored as a hash."""
 
     __tablename__ = "dashboard_sessions"
     __table_args__ = (
@@ -846,19 +857,19 @@ class DashboardSession(Base):
 
     hash: Mapped[bytes] = mapped_column(primary_key=True)
     token_id: Mapped[str | None] = mapped_column(ForeignKey(ApiToken.id))
-    """The token that opened the session, which ends with it."""
+    """The token that opened the session. The session ends with the token."""
     stack: Mapped[str | None]
-    """The digest of a stack's own secret, where that opened it."""
+    """The digest of the stack's own secret, if that opened the session."""
     link: Mapped[str | None]
-    """The one-time link that opened it: none opens two."""
+    """The one-time link that opened the session. Unique, so that a link opens one session."""
     created_at: Mapped[datetime] = mapped_column(Instant)
     expires_at: Mapped[datetime] = mapped_column(Instant)
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
-    """When its browser signed out."""
+    """The time at which the browser signed out."""
 
 
 class Finding(Base):
-    """What the doctor found when it last ran by itself: a row for each check, replaced together."""
+    """A result of the doctor's last scheduled run: a row per check, all replaced together."""
 
     __tablename__ = "findings"
 
@@ -872,7 +883,7 @@ class Finding(Base):
 
 
 class OperatorAction(Base):
-    """What an operator asked for: kept before it is done, with what came of it afterwards."""
+    """An operator's action, stored before it is carried out. Its outcome is added afterwards."""
 
     __tablename__ = "operator_actions"
     __table_args__ = (
@@ -883,41 +894,42 @@ class OperatorAction(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The token's name, `anybody` where tokens are off, or who ran the command."""
+    """The token's name, `anybody` if tokens are off, or the system user who ran the command."""
     action: Mapped[str]
     subject: Mapped[str]
-    """What it was done to, as words: a dialer queue, a user, an assignment, a dead letter."""
+    """The object of the action in words: a dialer queue, a user, an assignment, a dead letter."""
     why: Mapped[str | None]
     outcome: Mapped[str | None]
-    """`done`, `refused: ...` or `unavailable: ...`; null: it is not known what came of it."""
+    """`done`, `refused: ...` or `unavailable: ...`. Null: the outcome is unknown."""
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
 class CrmRead(Base):
-    """When the CRM, which is elsewhere, was last read whole: the age of `crm_mirror`. One row."""
+    """The last complete read of an external CRM, which gives the age of `crm_mirror`. One row."""
 
     __tablename__ = "crm_reads"
     __table_args__ = (CheckConstraint("whole", name="one"),)
 
     whole: Mapped[bool] = mapped_column(primary_key=True)
     read_at: Mapped[datetime] = mapped_column(Instant)
-    """When the reading began: the mirror has the facts as they were then, or later."""
+    """The beginning of the read: the mirror has the facts of that time or later."""
     seconds: Mapped[float]
     counts: Mapped[dict[str, int]] = mapped_column(JSONB)
 
 
 class Watermark(Base):
-    """How far a source was read for what is new in it (`assignment.pools.discover`)."""
+    """The progress of the search for new rows in a source (`assignment.pools.discover`)."""
 
     __tablename__ = "watermarks"
 
     source: Mapped[str] = mapped_column(primary_key=True)
     reached: Mapped[datetime | None] = mapped_column(Instant)
-    """Whatever was there up to this instant was seen to; null: nothing yet."""
+    """Every row up to this time has been handled. Null: none yet."""
     seen: Mapped[datetime | None] = mapped_column(Instant)
-    """The latest that the sweep under way has met."""
+    """The latest time that the current sweep has met."""
     at: Mapped[datetime | None] = mapped_column(Instant)
     key: Mapped[str | None]
-    """Where the sweep under way goes on, with `at`; null: the next begins anew."""
+    """The position, with `at`, at which the current sweep continues. Null: the next sweep starts
+    from the beginning."""
     swept_at: Mapped[datetime | None] = mapped_column(Instant)
-    """When a sweep last came to its end."""
+    """The end of the last complete sweep."""

@@ -1,4 +1,4 @@
-"""Times that Python cannot hold: read as the ends of what it can, so that no reader fails."""
+"""Load times that Python cannot represent as the nearest time that it can."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
 EARLIEST = datetime(100, 1, 1, tzinfo=UTC)
 LATEST = datetime(9900, 1, 1, tzinfo=UTC)
-"""The ends, with room for what is added to a time. PostgreSQL's reach from 4713 BC to infinity."""
+"""The bounds, with room for adding to a time. PostgreSQL's range is 4713 BC to infinity."""
 
 
 class Timestamp(TimestampLoader):
-    """Load a `timestamp` between the ends."""
+    """Load a `timestamp` within the bounds."""
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time, or the end that it lies beyond."""
+        """Return the time, or the bound that it lies beyond."""
         try:
             found = super().load(data)
         except psycopg.DataError:
@@ -29,10 +29,10 @@ class Timestamp(TimestampLoader):
 
 
 class Timestamptz(TimestamptzLoader):
-    """Load a `timestamptz` between the ends."""
+    """Load a `timestamptz` within the bounds."""
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time, or the end that it lies beyond."""
+        """Return the time, or the bound that it lies beyond."""
         try:
             found = super().load(data)
         except psycopg.DataError:
@@ -48,9 +48,9 @@ def _end(data: Buffer) -> datetime:
 
 
 def clamp(connection: psycopg.Connection[Any]) -> None:
-    """Read `infinity`, times before Christ and beyond the year 9999 as `EARLIEST` or `LATEST`.
+    """Read `infinity` and times outside the bounds as `EARLIEST` or `LATEST`.
 
-    For text results; sessions need the DateStyle ISO.
+    Applies to text results. The session needs the DateStyle ISO.
     """
     connection.adapters.register_loader("timestamp", Timestamp)
     connection.adapters.register_loader("timestamptz", Timestamptz)

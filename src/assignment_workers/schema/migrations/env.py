@@ -1,4 +1,4 @@
-"""How Alembic runs our migrations: on a connection it is given, or as SQL text for `--dry-run`."""
+"""Run our migrations on a given connection, or print them as SQL text for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ options: dict[str, Any] = {
 
 
 def run_on(connection: Connection) -> None:
-    """Migrate, one process at a time; the version table needs the schema to be there first.
+    """Migrate, one process at a time. The version table needs the schema to exist first.
 
-    Who waits for their turn has no transaction meanwhile: an index that is built while the table is
-    in use waits for all of them, and two would wait for each other.
+    A process that waits for the lock has no open transaction. Building an index of a table in use
+    waits for all open transactions, so two processes would otherwise wait for each other.
     """
     while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}).scalar():
         connection.commit()
