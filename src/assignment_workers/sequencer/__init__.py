@@ -1,3 +1,3 @@
-"""Exactly one writer: who leads, how its transactions are fenced, how messages keep order."""
+"""The single writer of a lane: leadership, fenced transactions and the order of messages."""
 
 from __future__ import annotations

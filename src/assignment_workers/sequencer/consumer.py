@@ -1,4 +1,4 @@
-"""Celery's consumer, which is handed no message that has not been judged, and drops none."""
+"""Celery's consumer, changed to validate each message first and to drop none."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ log = structlog.get_logger()
 STORE_AGAIN_SECONDS = 2.0
 
 Broken = tuple[type[Exception], ...]
-"""The errors by which a broker's client tells that its connection is of no more use."""
+"""The errors by which a broker's client reports that its connection is unusable."""
 
 _Blueprint: Any = consumer.Consumer.Blueprint
 
 
 class Consumer(consumer.Consumer):
-    """Celery's own, but for what arrives malformed, and for what this project never uses.
+    """Celery's consumer, except for malformed messages and for features that are not used here.
 
-    Whatever Celery itself would log and drop, or would end the worker for, is a dead letter here,
-    and the next message is taken. Of the broker's own errors it is told as ever: it connects again.
+    A message that Celery would log and drop, or would end the worker for, becomes a dead letter,
+    and the next message is taken. Errors of the broker itself still reach Celery, which connects
+    again.
     """
 
     app: Any
@@ -47,10 +48,10 @@ class Consumer(consumer.Consumer):
     channel_errors: tuple[type[Exception], ...]
 
     class Blueprint(_Blueprint):  # type: ignore[misc]
-        """The steps of its start, with a remote control of our own.
+        """Celery's start-up steps, with our remote control.
 
-        Without the 28 queues and exchanges for delayed messages: a delayed message would lose its
-        place in the order, and nothing here sends one.
+        The 28 queues and exchanges for delayed messages are left out: a delayed message would lose
+        its position in the order, and nothing here sends one.
         """
 
         default_steps: ClassVar[list[str]] = [
@@ -63,18 +64,18 @@ class Consumer(consumer.Consumer):
 
     @property
     def suspects(self) -> Suspects:
-        """What is known against the message in hand."""
+        """The delivery counts: the message in hand, and the processes that it has ended."""
         found: Suspects = self.app.suspects
         return found
 
     @property
     def refusals(self) -> Refusals:
-        """Where the process stores what it refuses."""
+        """The store of this process for the messages that it refuses."""
         found: Refusals = self.app.refusals
         return found
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """What each message is handed to, in its form as the broker gave it."""
+        """Return the function that handles each message as the broker delivered it."""
         handle = super().create_task_handler(*args, **kwargs)
         broken: Broken = of_broker((*self.connection_errors, *self.channel_errors))
 
@@ -90,7 +91,7 @@ class Consumer(consumer.Consumer):
                 else:
                     self._bury(message, guilty)
                 is_held = len(self._held) > held
-                if is_held:  # it comes again where this process ends, whatever ends it
+                if is_held:  # delivered again if this process ends, whatever ends it
                     self.suspects.excuse()
                 if guilty is None or not is_held:
                     self.suspects.acquit()
@@ -100,8 +101,8 @@ class Consumer(consumer.Consumer):
             finally:
                 self.suspects.put_down()
 
-        # What was held of an earlier connection is with the broker, and comes again; so does what
-        # was handled last, if the broker has not heard of its end.
+        # The broker delivers again what an earlier connection held, and the message handled last if
+        # its acknowledgement was lost.
         self._held = []
         self.suspects.excuse_last()
         if self._timer is not None:
@@ -120,7 +121,7 @@ class Consumer(consumer.Consumer):
         except broken:
             raise
         except Exception as error:  # noqa: BLE001 - whatever Celery raises outside a task
-            kind = type(error).__name__  # its words may repeat what an agent wrote
+            kind = type(error).__name__  # its message may repeat what an agent wrote
             log.error("message_failed", error=kind, task_id=judged.headers["id"])  # noqa: TRY400
             self._refuse(judged, _failed(judged, error))
         finally:
@@ -129,7 +130,7 @@ class Consumer(consumer.Consumer):
             self._hold(judged, judged.unstored)
 
     def _judged(self, message: Any) -> TaskMessage | None:
-        """The message as Celery may have it; None for one that is refused, or belongs elsewhere."""
+        """Return the message as Celery may have it. None if it was refused or sent back."""
         try:
             size, largest = len(message.body or b""), self.refusals.largest
             if size > largest:
@@ -147,9 +148,9 @@ class Consumer(consumer.Consumer):
         return None
 
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
-        """Store a message that has ended too many processes, answer it, and acknowledge it.
+        """Store a message that ended too many processes, answer it, and acknowledge it.
 
-        One that has ended another since is not even read.
+        A message that has ended yet another process since is stored without being read.
         """
         why = ended(suspicion.ends)
         if suspicion.of_the_whole > ENDS_AT_MOST:
@@ -184,14 +185,14 @@ class Consumer(consumer.Consumer):
     def _hold(self, message: Any, unstored: list[Callable[[], object]]) -> None:
         """Leave a message with the broker until its dead letters are stored.
 
-        RabbitMQ sends the next one after that; Redis at once.
+        RabbitMQ delivers the next message after that; Redis at once.
         """
         self._held.append((message, unstored))
         if isinstance(message.channel, Channel):
             message.channel.set_aside(message.delivery_tag)
 
     def _store_again(self) -> None:
-        """Store what could not be stored before, the oldest first, until one still cannot be."""
+        """Store dead letters that could not be stored before, oldest first, until one fails."""
         channel = self.task_consumer.channel if self.task_consumer else None
         if isinstance(channel, Channel):
             channel.store_again(self.app.serves)
@@ -210,11 +211,11 @@ class Consumer(consumer.Consumer):
                 message.ack()
 
     def _give_back(self, message: Any) -> None:
-        """Send a task of the assignment queue there, as it came; then it is off this queue.
+        """Send a task of the assignment queue there unchanged, then acknowledge it on this queue.
 
-        Raises what the broker's client does: then it stays here.
+        Raises the errors of the broker's client. The message then stays on this queue.
         """
-        body = message.body  # RabbitMQ's client has decoded one that names its encoding
+        body = message.body  # RabbitMQ's client has decoded a body that names its encoding
         if isinstance(body, str):
             body = body.encode(message.content_encoding or "utf-8")
         with self.app.producer_or_acquire() as producer:
@@ -244,19 +245,19 @@ class Consumer(consumer.Consumer):
             message.ack()
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """A message that kombu could not read."""
+        """Refuse a message that kombu cannot decode."""
         self._refuse(message, Malformed(f"not readable: {exc}", **named(message.headers)))
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """A message that Celery takes for none of its own."""
+        """Refuse a message that Celery does not take for a task."""
         self._refuse(message, Malformed("not a task's message", **named(message.headers)))
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """A task that Celery does not know."""
+        """Refuse a task that Celery does not know."""
         self._refuse(message, _failed(message, exc))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """A message that Celery's own check refuses."""
+        """Refuse a message that Celery's own check rejects."""
         self._refuse(message, _failed(message, exc))
 
 

@@ -1,9 +1,9 @@
-"""The form of a message: judged by one schema, and rebuilt, before Celery sees anything of it.
+"""Validate the form of a message by one schema, and rebuild it, before Celery reads it.
 
-Celery reads a message's fields one by one, long before the task's own body, and ends the worker at
-the first one that is not as it expects. So nothing that another program wrote reaches Celery as it
-came: a message that has this form is handed on as a `TaskMessage` made of what was judged; every
-other one raises `Malformed`, and is stored as a dead letter.
+Celery reads a message's fields one by one, long before the task's body runs, and ends the worker at
+the first unexpected value. So no message of another program reaches Celery unchanged. A message
+that matches the schema is passed on as a `TaskMessage` made of its validated fields. Any other
+message raises `Malformed` and is stored as a dead letter.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from typing_extensions import TypedDict
 from assignment_workers.errors import Malformed, plain
 
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""A word of one line, as names and ids are."""
+"""A single line of text, such as a name or an id."""
 Shown = Annotated[str, Field(max_length=100_000)]
 Seconds = Annotated[float, Field(strict=True)]
 
 _STRICTLY = ConfigDict(strict=True, extra="ignore")
 
 SHOWN_AT_MOST = 1_024
-"""Characters of what a sender shows of the arguments."""
+"""Characters that are kept of a sender's rendering of the arguments."""
 PASSED_ON_AT_MOST = 1_024
-"""Characters of a header that Celery does not know, such as one of a trace."""
+"""Characters of a header that Celery does not know, such as a trace header."""
 _SHADOWED = frozenset(dir(Context))
 _LINKS = ("callbacks", "errbacks", "chain", "chord")
 _ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "binary"})
@@ -51,7 +51,7 @@ class _Properties(TypedDict):
     priority: NotRequired[int | None]
 
 
-# In this notation, because some of its names are no names of Python's.
+# The functional notation, because some names are not Python identifiers.
 _Envelope = TypedDict(
     "_Envelope",
     {
@@ -110,12 +110,12 @@ _PASSED = (
 
 
 class TaskMessage(Message):
-    """A message of a judged form, as Celery reads it; acknowledged where the original one was."""
+    """A validated message, as Celery reads it. Acknowledging it acknowledges the original."""
 
     __slots__ = ("_payload", "unstored")
 
     def __init__(self, message: Any) -> None:
-        """Raises `Malformed`, one line, for a message that is not one of a task's."""
+        """Validate `message`. Raises `Malformed`, one line, for a message that is not a task's."""
         headers, args, kwargs = _read(message)
         properties = message.properties
         super().__init__(
@@ -128,31 +128,33 @@ class TaskMessage(Message):
         )
         self._payload = {"args": args, "kwargs": kwargs}
         self.unstored: list[Callable[[], object]] = []
-        """What stores its dead letters that could not be written when it was handled.
+        """Calls that store the message's dead letters which could not be written when it was
+        handled.
 
-        While there are any, the message stays with the broker, whatever Celery makes of it.
+        While any are left, the message stays with the broker, whatever Celery does with it.
         """
 
     def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Acknowledge it, once its dead letters are stored."""
+        """Acknowledge the message, unless dead letters of it are still to be stored."""
         if not self.unstored:
             super().ack(multiple)
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Reject it, once its dead letters are stored."""
+        """Reject the message, unless dead letters of it are still to be stored."""
         if not self.unstored:
             super().reject(requeue)
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The arguments. Celery takes a message with `args` here as read, and reads no body."""
+        """The arguments. Celery takes a payload with `args` as decoded and reads no body."""
         return self._payload
 
 
 def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
-    """The message in an item of a list in Redis, as kombu takes it; raises `Malformed`.
+    """Return the message in an item of a Redis list, as kombu takes it. Raises `Malformed`.
 
-    It was delivered from `queue`, whatever the sender wrote: there it is put back.
+    The delivery information names `queue`, whatever the sender wrote, because the message is put
+    back there.
     """
     try:
         found: dict[str, Any] = _ENVELOPE.validate_python(from_json(item))
@@ -169,14 +171,14 @@ def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
         except (binascii.Error, ValueError) as error:
             raise Malformed(f"body: not base64: {error}", **named(headers)) from None
     info: dict[str, Any] = {"exchange": "", "routing_key": queue}
-    if headers.get("redelivered") is True:  # kombu's mark of what it has put back
+    if headers.get("redelivered") is True:  # kombu's mark of a message that it has put back
         info["redelivered"] = True
     properties["delivery_info"] = info
     return found
 
 
 def named(headers: object) -> dict[str, str | None]:
-    """The task and the id that headers name, where they can be read: a reply goes to that id."""
+    """Return the task and the id in the headers, if readable. A reply is sent to that id."""
     given = headers if isinstance(headers, Mapping) else {}
     return {"task": _line(given.get("task")), "task_id": _line(given.get("id"))}
 
@@ -184,7 +186,7 @@ def named(headers: object) -> dict[str, str | None]:
 _LINE = TypeAdapter(Line)
 COMPRESSED = "compression: a compressed message is not read"
 UNREADABLE = "unreadable"
-"""The header that a channel leaves, with why, in a message that it must not or cannot unpack."""
+"""A header that a channel sets, with the reason, on a message that it must not or cannot unpack."""
 
 
 def _line(said: object) -> str | None:
@@ -195,7 +197,7 @@ def _line(said: object) -> str | None:
 
 
 def _read(message: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
-    """The headers, arguments and named arguments of a message, by either protocol of Celery's."""
+    """Return the headers, arguments and named arguments of a message of either Celery protocol."""
     headers = message.headers
     body = _body(message)
     embed: object = body
@@ -238,8 +240,8 @@ def _body(message: Any) -> Any:
     try:
         data = body.encode() if isinstance(body, str) else bytes(body)
         found = from_json(data)
-        # The forms in which kombu writes what JSON lacks, such as instants: after the look above,
-        # which has refused what is nested too deep for a reader in Python.
+        # kombu's notation for types that JSON lacks, such as instants. Only after the parser above,
+        # which has refused nesting too deep for a parser in Python.
         if b"__type__" in data:
             found = loads(data)
     except Exception as error:  # noqa: BLE001 - a reader of such a form may raise anything
@@ -248,7 +250,7 @@ def _body(message: Any) -> Any:
 
 
 def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers that Celery is given: those that were judged, and short words of others."""
+    """Return the headers for Celery: the validated ones, and short strings of unknown ones."""
     passed: dict[str, Any] = {
         name: said
         for name, said in headers.items()
@@ -266,7 +268,7 @@ def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _traces(said: object) -> list[str] | None:
-    """The traces of the callers of a message; what is none is left out, for it harms nobody."""
+    """Return the traces of the message's callers. Invalid traces are left out: no harm done."""
     if not isinstance(said, list):
         return None
     return [each for each in said if isinstance(each, str) and len(each) <= PASSED_ON_AT_MOST]
@@ -283,18 +285,18 @@ def _is_instant(said: str | None) -> bool:
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, by its name, in one line."""
+    """Return the first error, with the name of its field, in one line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where or 'the whole'!s:.80}: {plain(first['msg'])}"
 
 
 def described(message: Any) -> bytes:
-    """All of a message from a broker that has no text of its own for it, as far as it goes."""
+    """Return a message as JSON text, for brokers that have no text of a whole message."""
     body = message.body
     text = body if isinstance(body, str) else bytes(body or b"").decode("utf-8", "backslashreplace")
     said = {"headers": message.headers, "properties": message.properties, "body": text}
     try:
         return json.dumps(said, default=repr).encode()
-    except (RecursionError, TypeError, ValueError):  # nested deep, or named by what is no text
+    except (RecursionError, TypeError, ValueError):  # nested too deep, or keys that are not text
         return text.encode("utf-8", "backslashreplace")

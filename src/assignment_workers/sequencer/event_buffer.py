@@ -1,4 +1,4 @@
-"""The worker's boot step: Celery's events of tasks go out together, after the answers."""
+"""A worker boot step that sends Celery's task events in batches, after the answers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 from celery import bootsteps
 
 LATER_SECONDS = 0.1
-"""How much later Flower learns of a task."""
+"""The delay after which Flower sees a task."""
 
 
 class EventBuffer(bootsteps.StartStopStep):
-    """Celery sends a message of events for each task before it looks for the next one.
+    """Batches Celery's task events.
 
-    That costs a busy line about half a millisecond a message. Here the events wait for a moment
-    and go in one message; Celery's own limit of events that wait stands.
+    Celery sends a message of events for each task before it takes the next one, which costs a busy
+    assignment queue about half a millisecond per message. Here events wait for `LATER_SECONDS` and
+    go in one message. Celery's own limit of waiting events still applies.
     """
 
     requires = ("celery.worker.consumer.events:Events",)
@@ -24,7 +25,7 @@ class EventBuffer(bootsteps.StartStopStep):
         self._waiting: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Called at every connection to the broker."""
+        """Attach to the event dispatcher of a new broker connection."""
         self._waiting = None
         dispatcher = consumer.event_dispatcher
 
@@ -39,7 +40,7 @@ class EventBuffer(bootsteps.StartStopStep):
         dispatcher.on_send_buffered = later
 
     def stop(self, consumer: Any) -> None:
-        """The connection to the broker ends, or the worker does: what waits goes now."""
+        """Send the waiting events, because the broker connection or the worker ends."""
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None

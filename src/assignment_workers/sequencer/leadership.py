@@ -1,7 +1,7 @@
-"""The worker's boot step: consume only while leading, put back what was taken, leave in time.
+"""A worker boot step: consume only while leading, put back taken messages, leave in time.
 
-Order when a term begins: the lock, the term, the messages that earlier terms had taken, and only
-then the first new message. The same when Redis comes back to a leader.
+The order when a term begins: the lock, the term, the messages that earlier terms had taken, and
+only then the first new message. The order is the same when Redis returns to a leader.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ log = structlog.get_logger()
 TRY_SECONDS = 0.25
 WATCH_SECONDS = 1.0
 LOOKS = 4
-"""So many times in a row, `WATCH_SECONDS` apart, it looks before it believes in its own silence.
+"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find this leader silent.
 
-A process that could not run, or whose servers could not, finds itself silent when it goes on. It is
-given the time for a turn: to end and to begin again would only take longer. Where a standby runs,
-that one leads by then, and the lock is gone.
+A process that was stopped, or whose servers were, finds itself silent when it continues. It gets
+time for a transaction first, because restarting would take longer. If a standby runs, the standby
+leads by then and the lock is lost.
 """
 EXCUSE_SECONDS = 1.0
-"""How much longer it may take to note that the message in hand is not why."""
+"""Additional time to record that the message in hand is not the cause of the exit."""
 LEAVE_SECONDS = 5.0
-"""How long the worker may take to stop in good order once its place is lost."""
+"""The time for an orderly stop after leadership is lost."""
 
 
 class Leadership(bootsteps.StartStopStep):
-    """Makes one worker of many the consumer of the assignment queue; needs `app.sequencer`."""
+    """Makes one of several workers the consumer of the assignment queue. Needs `app.sequencer`."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -54,12 +54,13 @@ class Leadership(bootsteps.StartStopStep):
         self._timers: list[Any] = []
         self._watching = False
         self._begins = False
-        """Whether this term has not put back what others had taken."""
+        """True until this term has put back what other terms had taken."""
         self._consumes = False
-        """Whether what earlier terms had taken is back, so that new messages may be taken."""
+        """True once the messages of earlier terms are put back, so that new messages may be
+        taken."""
 
     def start(self, consumer: Any) -> None:
-        """Called at every connection to the broker, before anything is consumed."""
+        """Begin at a new broker connection, before anything is consumed."""
         if self.sequencer.leads:
             self._take_up(consumer)
         else:
@@ -72,7 +73,7 @@ class Leadership(bootsteps.StartStopStep):
         ]
 
     def stop(self, consumer: Any) -> None:
-        """The connection to the broker ends, or the worker does."""
+        """Stop the timers, because the broker connection or the worker ends."""
         for timer in self._timers:
             timer.cancel()
         self._timers = []
@@ -82,7 +83,7 @@ class Leadership(bootsteps.StartStopStep):
                 channel.settle()
 
     def shutdown(self, consumer: Any) -> None:
-        """The worker ends in good order: the place is free at once."""
+        """Resign when the worker stops in an orderly way, so that a standby can lead at once."""
         self.stop(consumer)
         self.sequencer.resign()
 
@@ -123,7 +124,7 @@ class Leadership(bootsteps.StartStopStep):
             if (why := refused(error)) is None:
                 raise
             REFUSING.note(why)
-            return  # the next try may find that it writes again
+            return  # the next try may find that Redis accepts writes again
         self._begins = False
         consumer.add_task_queue(self.sequencer.queue)
         self._consumes = True
@@ -136,7 +137,7 @@ class Leadership(bootsteps.StartStopStep):
                 log.info("put_back", messages=count, queue=self.sequencer.queue)
 
     def _sweep(self, consumer: Any) -> None:
-        """A predecessor that woke up may have taken one more: it goes back to the head."""
+        """Put back messages that a revived predecessor has taken, and send the probe."""
         if not self._consumes or consumer.task_consumer is None:
             return
         try:
@@ -148,7 +149,7 @@ class Leadership(bootsteps.StartStopStep):
         self.sequencer.probe()
 
     def _watch(self) -> None:
-        """In a thread of its own, for the loop may be stuck: leave when the place is lost."""
+        """Leave when leadership is lost. Runs in a thread, because the worker's loop may hang."""
         pause = threading.Event()
         silent_looks = 0
         while not pause.wait(WATCH_SECONDS):
@@ -157,9 +158,10 @@ class Leadership(bootsteps.StartStopStep):
                 sign = self.sequencer.candidacy.sign()
             except psycopg.Error as error:
                 if not self.sequencer.leads and not self.sequencer.lost:
-                    return None  # it was given up in good order
+                    return None  # resigned in an orderly way
                 if isinstance(error, NoAnswer):
-                    # The turn under way has no answer either: it does not end in good order.
+                    # The current transaction gets no answer either, so it cannot end in an orderly
+                    # way.
                     return self._leave(f"the lock's connection: {error}", seconds=0.5)
                 if isinstance(error, (QueryCanceled, LockNotAvailable)):
                     why = "the lane's row cannot be read, another session has locked the table"
@@ -171,7 +173,7 @@ class Leadership(bootsteps.StartStopStep):
                 return self._leave("another leads")
             limit = SILENCE.total_seconds()
             if sign.silent > limit / 2 and REFUSING.within(limit):
-                # No probe goes through a broker that refuses writes: it waits, and lives.
+                # A broker that refuses writes carries no probe, but the leader is alive.
                 self.sequencer.take_an_empty_turn()
                 continue
             silent_looks = silent_looks + 1 if sign.silent > SILENCE.total_seconds() else 0

@@ -9,12 +9,12 @@ from celery.exceptions import WorkerTerminate
 
 
 class TaskPool(solo.TaskPool):
-    """Celery's solo pool, which can be ended at once without losing the running task.
+    """Celery's solo pool, which can be stopped at once without losing the running task.
 
-    The stock one raises NotImplementedError inside the task on SIGQUIT, and the message is then
-    acknowledged. Here the task is given up, its transaction rolled back, its message put back.
+    On SIGQUIT Celery's own pool raises NotImplementedError inside the task, and the message is then
+    acknowledged. This pool abandons the task: its transaction is rolled back, its message put back.
     """
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
-        """Give up the running task."""
+        """Abandon the running task."""
         raise WorkerTerminate(0)

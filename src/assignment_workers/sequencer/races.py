@@ -1,4 +1,4 @@
-"""Races in the log and in the counters: what was met, who and whom it was about, what was done."""
+"""Log and count races: the conflict, the agent and user concerned, and the resolution."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = structlog.get_logger()
 
 
 def tell_race(event: Mapping[str, Any], *, term: int) -> None:
-    """A line named `ASSIGNMENT_RACE_CONDITION` for the event of a race that has been committed.
+    """Log a line named `ASSIGNMENT_RACE_CONDITION` for the committed event of a race.
 
-    It has `agent_id`, `user_id`, `queue_entry_id` (generation/user), `error_code`, `kind` and
-    `done`, each `unknown` where it is not known, the `term`, and what else the event's details say.
-    Every line of the log has its `timestamp`.
+    The fields are `agent_id`, `user_id`, `queue_entry_id` (generation/user), `error_code`, `kind`
+    and `done`, each `unknown` if not known, the `term`, and the other details of the event. Every
+    log line has its `timestamp`.
     """
     details: dict[str, Any] = dict(event.get("details", {}))
     kind = details.pop("kind")

@@ -1,8 +1,8 @@
-"""Messages that a worker refuses: stored as dead letters, and their callers told.
+"""Refuse messages: store them as dead letters and answer their callers.
 
-A message is acknowledged once its dead letter has committed. While that cannot be written, the
-message stays with the broker, those behind it are served where they can be, and the writing is
-tried again.
+A message is acknowledged once its dead letter has committed. While the dead letter cannot be
+stored, the message stays with the broker, later messages are served where possible, and storing is
+retried.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from assignment_workers.telemetry import DEAD_LETTERS
 log = structlog.get_logger()
 
 HEAD = 1_024
-"""Bytes of a message too large to be read that are stored."""
+"""Bytes that are stored of a message too large to be read."""
 
 
 class Refusals:
-    """Where one worker process stores what it cannot handle."""
+    """A worker process's store for messages that it cannot carry out."""
 
     def __init__(self, engine: Engine, backend: Any, *, largest: int) -> None:
-        """`largest`: in bytes; of a larger message the beginning is stored, and its digest."""
+        """Read messages of up to `largest` bytes. Of others, store only the head and the digest."""
         self.engine = engine
         self.largest = largest
         self.in_hand: TaskMessage | None = None
@@ -40,9 +40,9 @@ class Refusals:
         self._backend = backend
 
     def refuse(self, queue: str, body: bytes | str, wrong: Malformed) -> None:
-        """Store a malformed message, and answer `refused` where it has an id.
+        """Store a malformed message, and answer `refused` if it has an id.
 
-        Raises `NotStored`: then the message must stay with the broker.
+        Raises `NotStored`; the message must then stay with the broker.
         """
         reason = str(wrong)
         self.store(
@@ -67,7 +67,7 @@ class Refusals:
         replayable: bool,
         again: int | None = None,
     ) -> int:
-        """Store a dead letter; its number. Raises `NotStored`.
+        """Store a dead letter and return its number. Raises `NotStored`.
 
         `replayable` and `again`: see `store_dead_letter`.
         """
@@ -91,12 +91,13 @@ class Refusals:
             log.error("dead_letter_not_stored", error=type(failure).__name__)  # noqa: TRY400
             raise NotStored("the dead letter cannot be written now") from failure
         DEAD_LETTERS.inc()
-        # Why stands in the dead letter alone: it may repeat what an agent wrote about a user.
+        # The full reason is only in the dead letter, because it may repeat an agent's text on a
+        # user.
         log.error("dead_letter", number=number, why=error.partition(":")[0])
         return number
 
     def answer(self, task_id: str, answer: object) -> None:
-        """Leave an answer. Without it the caller's own deadline ends the wait."""
+        """Store an answer for the caller. If that fails, the caller waits until its deadline."""
         try:
             self._backend.store_result(task_id, answer, "SUCCESS")
         except (RedisError, OperationalError, OSError) as error:

@@ -1,7 +1,7 @@
-"""Celery's remote control of a worker: what observes is answered, what changes it is refused.
+"""Celery's remote control of a worker: queries are answered, changes are refused.
 
-A broadcast is a message too, from any program with the broker: its form is judged as that of every
-other one, and a malformed one changes nothing.
+A broadcast is a message too, and any program with access to the broker can send one. Its form is
+validated like that of any message, and a malformed broadcast changes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OBSERVING = frozenset(
         *("dump_schedule", "dump_tasks"),
     }
 )
-"""The commands that are Celery's own; `revoke` is ours, and every other one is refused."""
+"""The commands of Celery that are allowed. `revoke` is ours; every other command is refused."""
 
 REFUSED = (
     "{command} is refused: a worker's queues, pool, limits and state are not changed by remote"
@@ -54,7 +54,7 @@ class _Call(TypedDict):
     method: Line
     arguments: NotRequired[dict[str, Any] | None]
     destination: NotRequired[list[str] | None]
-    # By a pattern, a stranger's, a name would be looked for as long as it takes.
+    # A pattern from outside could take any amount of time to match.
     pattern: NotRequired[None]
     ticket: NotRequired[Line | None]
     reply_to: NotRequired[_ReplyTo | None]
@@ -65,7 +65,7 @@ _IDS = TypeAdapter(Annotated[list[Line], Field(min_length=1, max_length=1_000)])
 
 
 def handlers(registry: Mapping[str, Handler]) -> dict[str, Handler]:
-    """What this worker does on each command that Celery, or an extension of it, has registered."""
+    """Return this worker's handler for each command registered by Celery or an extension."""
     known = {name: _refusing(name) for name in registry}
     known |= {name: registry[name] for name in OBSERVING & registry.keys()}
     known["revoke"] = revoke
@@ -81,10 +81,10 @@ def _refusing(command: str) -> Handler:
 
 
 def revoke(_: Any, task_id: Any = None, terminate: Any = None, **__: Any) -> dict[str, str]:
-    """Flag tasks that wait as revoked: the worker that comes to one tells its caller.
+    """Flag waiting tasks as revoked. The worker that takes such a task answers its caller.
 
-    Not this worker at once, as Celery does: another may be carrying the task out by then. A task
-    under way is carried out, whatever `terminate` says.
+    Unlike Celery, this worker does not answer at once, because another worker may be carrying out
+    the task by then. A running task continues, whatever `terminate` says.
     """
     try:
         ids = _IDS.validate_python([task_id] if isinstance(task_id, str) else task_id)
@@ -108,12 +108,12 @@ class Pidbox(pidbox.Pidbox):
         self.node.handlers = handlers(control.Panel.data)
 
     def start(self, c: Any) -> None:
-        """Listen; what cannot be read is no task, and is not stored."""
+        """Listen. A message that cannot be read is not a task, so it is not stored."""
         super().start(c)
         self.consumer.on_decode_error = _unreadable
 
     def on_message(self, body: Any, message: Any) -> None:
-        """Carry a command out, if it is one."""
+        """Carry out a command, if the message is one."""
         try:
             call = _CALL.validate_python(body)
         except ValidationError:
@@ -129,7 +129,7 @@ class Pidbox(pidbox.Pidbox):
         try:
             self.node.handle_message(call)
         except of_broker((*self.c.connection_errors, *self.c.channel_errors)) as error:
-            # The reply was not taken. Where it was the connection, the consumer will see it too.
+            # The reply was not accepted. If the connection is lost, the consumer will see it, too.
             log.warning("remote_control_not_answered", error=type(error).__name__)
             if self.c.connection.transport.driver_type == "amqp":
                 self.reset()
@@ -140,7 +140,7 @@ def _unreadable(_: Any, error: Exception) -> None:
 
 
 class Control(step.Control):
-    """The step that starts it."""
+    """The boot step that starts the mailbox."""
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)

@@ -1,4 +1,4 @@
-"""The state of one sequencer process: its place and its line."""
+"""The state of one sequencer process: its candidacy and its transaction runner."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROBE_SECONDS = 2.0
 
 
 class Sequencer:
-    """One process of those that may lead a lane. It stands by until `stand` says otherwise."""
+    """A process that may lead a lane. It stands by until `stand` returns a term."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class Sequencer:
         self._send_probe = send_probe
         self.lost = False
         self.deposed: Term | None = None
-        """The term that this process has ended last, of a leader that lives, if any."""
+        """The term of a leader still alive that this process deposed last, if any."""
         self._runner: TransactionRunner | None = None
         self._probed = 0.0
         self._probe_waits = False
 
     @property
     def leads(self) -> bool:
-        """Whether a term was begun and not given up, as far as this process knows."""
+        """True from the beginning of a term until this process gives it up."""
         return self._runner is not None
 
     @property
@@ -63,20 +63,20 @@ class Sequencer:
 
     @property
     def runner(self) -> TransactionRunner:
-        """Where turns are taken; raises `StaleTerm` while this process does not lead."""
+        """The runner of fenced transactions. Raises `StaleTerm` unless this process leads."""
         if self._runner is None:
             raise StaleTerm(held=0, current=None)
         return self._runner
 
     @property
     def mark(self) -> str:
-        """The term being led, by number and id."""
+        """The term being led, as number and id; "0" while standing by."""
         return Term(self._runner.term, self._runner.term_id).mark if self._runner else "0"
 
     def stand(self) -> Term | None:
-        """Lead if the place is free, or if its holder is silent.
+        """Return a new term if the lock is free; else depose its holder if silent, and stand by.
 
-        The term, or None to stand by on.
+        None: this process continues to stand by.
         """
         term = self.candidacy.try_to_lead()
         if term is None:
@@ -97,12 +97,12 @@ class Sequencer:
         return term
 
     def lose(self) -> None:
-        """The place is gone: lead no more, and say so by the exit code."""
+        """Give up leadership that was lost. The exit code will report it."""
         self.lost = True
         self.resign()
 
     def resign(self) -> None:
-        """Lead no more; the lock is free at once. A turn that is being retried does not commit."""
+        """Give up leadership and free the lock at once. A transaction being retried fails."""
         if self._runner is not None:
             self._runner.revoke()
         self._runner = None
@@ -110,10 +110,11 @@ class Sequencer:
         self.candidacy.close()
 
     def overtaken(self, error: StaleTerm) -> None:
-        """A turn found its term over: leave a race, and lead no more.
+        """Record a race after a transaction found its term over, and give up leadership.
 
-        Of kind `stale_term`, or `term_begun_twice` where another has begun a term of its number.
-        A turn asked for, or tried again, after this process gave its place up tried nothing.
+        The kind is `stale_term`, or `term_begun_twice` if another process has begun a term of the
+        same number. A transaction that was requested or retried after this process gave up its
+        leadership did nothing and is not recorded.
         """
         if error.held == 0 or error.current is None:
             return
@@ -122,20 +123,21 @@ class Sequencer:
         self.lose()
 
     def follows(self, last: str) -> None:
-        """Leave a race of kind `term_begun_twice` where this term's number is not a new one.
+        """Record a race of kind `term_begun_twice` if this term's number is not a new one.
 
-        `last` is the mark of the leader before, as Redis has it. The database has moved back to a
-        copy of its past, and terms that had begun since then are none of its own any more.
+        `last` is the mark of the previous leader, read from Redis. A number that is not new means
+        that the database has moved back to a copy of its past and has lost the terms that began
+        since.
         """
         number = int(last.partition(".")[0])
         if number >= self.term:
             self._record_event("term_begun_twice", done="went on", held=number, current=self.term)
 
     def _record_event(self, kind: str, **facts: object) -> None:
-        """Leave the event of a race between terms.
+        """Record the event of a race between terms.
 
-        It names both in the details and none in its column, which says under which term a change
-        was made.
+        Both terms are in the details. The event's term column stays empty, because that column
+        names the term under which a change was made.
         """
         race = raced(kind, host=self.candidacy.host, pid=self.candidacy.pid, **facts)
         with self.engine.begin() as connection:
@@ -143,20 +145,20 @@ class Sequencer:
         tell_race(race, term=self.term)
 
     def take_an_empty_turn(self) -> None:
-        """Give a sign of life where nothing comes along the line: its broker refuses writes."""
+        """Run an empty transaction as a sign of life while the broker refuses writes."""
         with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):
             self.runner.run(lambda _: None)
 
     def probe_came(self) -> None:
-        """The probe has come to its turn: another may be sent."""
+        """Record that the probe was handled, so that another may be sent."""
         self._probe_waits = False
 
     def probe(self) -> None:
-        """Send a probe down the line now and then: its turn is an idle leader's sign of life."""
+        """Send a probe to the own queue at intervals, as the sign of life of an idle leader."""
         now = monotonic()
         if now - self._probed < PROBE_SECONDS:
             return
-        # One behind many messages tells how long the line is; more would only make it longer.
+        # One probe behind many messages measures the delay; more would only increase it.
         if not (self._probe_waits and self.runner.had_turn_since(now - PROBE_SECONDS)):
             self._probed, self._probe_waits = now, True
             try:

@@ -1,13 +1,13 @@
-"""The delivery count: a message that has ended two processes is handled by no third.
+"""Delivery counts: a message that has ended two processes is not handled by a third.
 
-Only a suspect is counted: a message that was delivered before and not acknowledged. Its broker says
-so (`redelivered`), and on Redis the transport does, of what a dead term had taken. The count is in
-PostgreSQL, because a Redis that is full takes no new key; it is committed before the message is
-tried, and gone when the try ends. An ordinary message costs a look into a dictionary.
+Only a suspect is counted: a message that was delivered before and not acknowledged. The broker
+marks it (`redelivered`); on Redis the transport marks what a dead term had taken. The count is in
+PostgreSQL, because a full Redis accepts no new key. The count is committed before the message is
+tried and deleted when the try ends. An ordinary message costs one dictionary lookup.
 
-An end that was not the message's doing is excused: its process was told to end, lost its term, or
-found its connection to the broker gone. That is noted in Redis, because the database may be what
-is gone, and by a script that a full Redis does not refuse.
+The end of a process is excused if the message did not cause it: the process was told to stop, lost
+its term, or lost its connection to the broker. The excuse is stored in Redis, because the database
+may be what failed, by a script that a full Redis accepts.
 """
 
 from __future__ import annotations
@@ -36,32 +36,34 @@ from assignment_workers.sequencer.redis_refusals import EXCUSE
 log = structlog.get_logger()
 
 ENDS_AT_MOST = 2
-"""The end of a process by which a message becomes a dead letter."""
+"""The number of ended processes at which a message becomes a dead letter."""
 EXCUSED_SECONDS = 86_400
-"""What a killed maintenance worker had taken comes again after Celery's visibility timeout."""
+"""The lifetime of an excuse. It exceeds Celery's visibility timeout, after which the messages of a
+killed maintenance worker are delivered again."""
 
 
 def ended(ends: int) -> str:
-    """The reason of the dead letter, and what its caller is told."""
+    """Return the reason for the dead letter, which is also the caller's answer."""
     return f"ended the process that handled it, {ends} times; stored as a dead letter"
 
 
 class Suspects:
-    """The message that is in hand, and what is known against it."""
+    """The message in hand and the processes that it has ended."""
 
     def __init__(self, engine: Engine, redis: Redis) -> None:
         self._engine = engine
         self._redis = redis
         self._in_hand: Any = None
         self._last: Any = None
-        """The message that was in hand last."""
+        """The previous message in hand."""
         self.suspicion: Suspicion | None = None
-        """Of the message in hand; None for an ordinary one."""
+        """The suspicion against the message in hand; None for an ordinary message."""
 
     def take(self, celery_queue: str, message: Any) -> Suspicion | None:
-        """Note a message as in hand; count the end of the process that had it before, if any.
+        """Set the message in hand. If it was delivered before, count the end of that process.
 
-        A suspect is tried uncounted while the database takes no row: nothing is handed out then.
+        While the database accepts no rows, a suspect is tried without a count: nothing is handed
+        out then.
         """
         self._in_hand = message
         self.suspicion = None
@@ -78,24 +80,25 @@ class Suspects:
         return self.suspicion
 
     def put_down(self) -> None:
-        """No message is in hand."""
+        """Clear the message in hand."""
         self._last = self._in_hand
         self.suspicion = self._in_hand = None
 
     def acquit(self) -> None:
-        """The try has ended, and this process has not: the message is a suspect no more."""
+        """Delete the count of the message in hand, because this process has survived the try."""
         if self.suspicion is None:
             return
         try:
             acquit(self._engine, self.suspicion.digest)
         except SQLAlchemyError as error:
-            # Left behind: where the message is acknowledged, it is never looked for again.
+            # The row stays. Once the message is acknowledged, the row is never looked up again.
             log.error("suspect_not_acquitted", error=type(error).__name__)  # noqa: TRY400
 
     def try_part(self, part: int | None) -> None:
-        """Commit that this part of the message is tried next, alone; None: all of them were.
+        """Commit that this part of the message is tried alone next. None: all parts were tried.
 
-        Raises `DatabaseUnavailable`: the end of this process would be counted against another one.
+        Raises `DatabaseUnavailable`, because the end of this process would count against another
+        part.
         """
         if self.suspicion is not None:
             try:
@@ -104,7 +107,7 @@ class Suspects:
                 raise DatabaseUnavailable("a part of a suspect message is not noted") from error
 
     def parts_are_buried(self) -> None:
-        """Every part that ended a process is a dead letter: none becomes a second."""
+        """Record that every part that ended a process has its dead letter: none gets a second."""
         suspicion = self.suspicion
         if suspicion is not None and suspicion.buried < len(suspicion.parts):
             try:
@@ -113,16 +116,16 @@ class Suspects:
                 log.error("suspect_not_marked", error=type(error).__name__)  # noqa: TRY400
 
     def excuse(self) -> None:
-        """Note that the message in hand is not why this process ends. May be called by any thread.
+        """Record that the message in hand is not the cause of this process's end. Thread-safe.
 
-        Where Redis cannot be reached the end counts, as one of the two that it takes.
+        If Redis cannot be reached, the end counts as one of the two.
         """
         self._excuse(self._in_hand)
 
     def excuse_last(self) -> None:
-        """The same of the message before.
+        """Record the same for the previous message.
 
-        The connection that it came by is gone, perhaps before the broker heard of its end.
+        The connection that delivered it is lost, perhaps before the acknowledgement was sent.
         """
         self._excuse(self._last)
         self._last = None
@@ -136,7 +139,7 @@ class Suspects:
             log.warning("not_excused", error=type(error).__name__)
 
     def excuse_soon(self, **_: object) -> None:
-        """The same, from within a handler of signals, whose thread may hold any lock."""
+        """Excuse from a signal handler, in a thread: the interrupted one may hold any lock."""
         if self._in_hand is not None:
             Thread(target=self.excuse, name="excuse", daemon=True).start()
 
@@ -152,7 +155,7 @@ class Suspects:
 
 
 def digest_of(message: Any) -> str:
-    """What a message is known by, however often it is delivered: its id and its body."""
+    """Return the digest of a message's id and body, which is the same at every delivery."""
     headers, body = message.headers, message.body
     name = headers.get("id") if isinstance(headers, Mapping) else None
     data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body or b"")

@@ -1,11 +1,11 @@
-"""Who leads: an advisory lock on a connection of its own says who may try, the term who may write.
+"""Leadership: an advisory lock on its own connection elects; the term permits writing.
 
-States: standing by (no lock) → leading (lock held, term raised) → over (the connection or the life
-signs are gone; the process ends and its supervisor starts it as a standby). Nothing rests on the
-lock alone: a leader that lost it without noticing has a stale term, and its transactions find no
-row. Nor on the term's number alone: a database that moves back, to a restored backup or to an
-asynchronous standby, gives a number out again. A term has a random id, which no copy of the past
-has, and both are proved.
+States: standing by (no lock) → leading (lock held, term raised) → over (the connection or the signs
+of life are gone; the process ends, and its supervisor starts it as a standby). The lock alone is
+not relied on: a leader that lost it unnoticed has a stale term, and its transactions find no row.
+The number of the term alone is not relied on either: a database that moves back to a restored
+backup or an asynchronous standby gives out a number again. Each term has a random id, which no copy
+of the past has. Both are proved.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ from assignment_workers.schema.engine import KEEPALIVES, driver_url
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 
 SILENCE = timedelta(seconds=8)
-"""A leader that has not begun a turn for this long is taken to be gone.
+"""A leader without a new transaction for this long is taken for dead.
 
-It probes every 2 seconds.
+A leader probes every 2 seconds.
 """
 
 STANDBY_SECONDS = 2.0
-"""How long a candidate waits for an answer. In vain costs it a new connection, and nothing more."""
+"""A candidate's longest wait for an answer. A timeout costs the candidate only a new connection."""
 
 APPLICATION = "assignment-workers sequencer"
 
 
 @dataclass(frozen=True)
 class Term:
-    """One sequencer's right to write: a number, and an id that never comes twice."""
+    """A sequencer's right to write: a number, and an id that is never given out twice."""
 
     number: int
     id: UUID = UNMARKED
 
     @property
     def mark(self) -> str:
-        """Both in one word."""
+        """The number and the id in one word."""
         return f"{self.number}.{self.id.hex}"
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What the lane's row says: the term, and for how many seconds its leader has been silent."""
+    """The lane's term, and the seconds since its leader's last sign of life."""
 
     term: Term
     silent: float
 
 
 class Candidacy:
-    """This process's connection for the lock, and what it knows by it. For one thread at a time."""
+    """This process's connection that holds the lock, or tries to. Used by one thread at a time."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Candidacy:
         self._connection: BoundedConnection | None = None
 
     def connect(self) -> BoundedConnection:
-        """The connection, made when there is none; raises `psycopg.OperationalError`."""
+        """Return the connection, opened if there is none. Raises `psycopg.OperationalError`."""
         if self._connection is None or self._connection.closed:
             self._connection = BoundedConnection.connect(
                 make_conninfo(
@@ -105,16 +105,17 @@ class Candidacy:
         return self._connection
 
     def close(self) -> None:
-        """Give the lock up by closing the connection that holds it."""
+        """Release the lock by closing the connection that holds it."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def try_to_lead(self) -> Term | None:
-        """The new term if the lock was free; None while another holds it.
+        """Begin and return a new term if the lock is free; None while another process holds it.
 
-        Terms grow by one with each new sequencer of any lane, so a term names one. Raises
-        `psycopg.OperationalError` too where another lane is led under other lanes than ours.
+        Terms grow by one with each new sequencer of any lane, so a term names one sequencer. Raises
+        `psycopg.OperationalError`, also if another lane is led with a different assignment of
+        lanes.
         """
         connection = self.connect()
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self.lock]).fetchone()
@@ -145,9 +146,10 @@ class Candidacy:
         return term
 
     def disagreement(self) -> str | None:
-        """Why this process may not lead now, in one line: another lane is led under other lanes.
+        """Return why this process may not lead now, in one line, or None.
 
-        Two sequencers that put a dialer queue in different lanes would both write to it.
+        The reason: another lane is led by a process with different lanes. Two sequencers that
+        assign a dialer queue to different lanes would both write to it.
         """
         return self._disagreement(self.connect())
 
@@ -168,7 +170,7 @@ class Candidacy:
         return None
 
     def sign(self) -> Sign | None:
-        """The leader's last sign of life; None where there was never one."""
+        """Return the leader's last sign of life. None if there was never one."""
         row = self.connect().execute(_SIGN, [self.lane]).fetchone()
         if row is None or row[2] is None:
             return None
@@ -176,14 +178,14 @@ class Candidacy:
         return Sign(term=Term(number, term_id), silent=float(silent))
 
     def depose(self) -> None:
-        """End the connection that holds the lock: its process is silent, frozen or cut off.
+        """Terminate the session that holds the lock: its process is silent, frozen or cut off.
 
-        Needs the same database role as the leader's. Its own transactions are fenced by the term.
+        Needs the database role of the leader. The leader's transactions are fenced by the term.
         """
         self.connect().execute(_DEPOSE, [self.lock])
 
     def holds_lock(self) -> bool:
-        """Whether the lock is still this connection's; raises when the connection is gone."""
+        """Return True if this connection still holds the lock. Raises if the connection is lost."""
         if self._connection is None or self._connection.closed:
             raise psycopg.OperationalError("the connection that held the lock is closed")
         row = self._connection.execute(_MINE, [self.lock]).fetchone()
@@ -191,12 +193,12 @@ class Candidacy:
 
 
 def lock_of(lane: str) -> int:
-    """The key of the advisory lock that the lane's sequencer holds."""
+    """Return the key of the advisory lock that the lane's sequencer holds."""
     return key(f"sequencer {lane}")
 
 
 def _random_id() -> UUID:
-    """An id that sorts by this host's time, so that of two equal numbers the earlier is known."""
+    """Return an id that sorts by this host's clock, so that equal numbers have an order."""
     return new_id(datetime.now(UTC), SystemRandom())
 
 
@@ -224,7 +226,7 @@ SELECT s.term, s.term_id, extract(epoch FROM clock_timestamp()
     - coalesce(l.last_turn_at, s.seen_at))
 FROM assignment.sequencer s LEFT JOIN assignment.sequencer_signs l USING (lane) WHERE s.lane = %s
 """
-# An advisory lock's 64-bit key is shown in two halves.
+# `pg_locks` shows the 64-bit key of an advisory lock in two halves.
 _KEY = """
 locktype = 'advisory' AND granted AND objsubid = 1
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())

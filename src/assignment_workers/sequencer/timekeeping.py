@@ -1,7 +1,7 @@
-"""The database's clock: how far it is ahead of Redis's, which clients can ask, and its steps.
+"""The database's clock: its lead over Redis's clock, for clients, and its steps.
 
-The deadline of a request is judged by the database's clock alone. A client cannot read that one,
-and its own host's may be off.
+A request's deadline is compared with the database's clock alone. A client cannot read that clock,
+and the clock of its own host may be wrong.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ log = structlog.get_logger()
 
 KEPT = timedelta(days=1)
 QUICK_SECONDS = 0.1
-"""What was read further apart is not told: the next probe, two seconds later, may be quicker."""
+"""A slower reading is not published. The next probe, two seconds later, may be quicker."""
 
 
 STEP = timedelta(seconds=1)
-"""A smaller change of the clock is not a step: no deadline or lease is as exact."""
+"""A smaller change of the clock is not a step, because no deadline or lease is that exact."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The database's clock said `now` between two instants of this process's steady clock."""
+    """The database's clock read `now` between two instants of this process's monotonic clock."""
 
     now: datetime
     after: float
     before: float
 
     def step_since(self, last: Reading | None) -> timedelta | None:
-        """The most that the clock stepped since the last reading; None where it surely did not.
+        """Return the largest possible step since the last reading. None if there was surely none.
 
-        A reading that took long, behind a lock or in a process that could not run, is of a longer
-        span, and no step is made of that.
+        A slow reading, behind a lock or in a stopped process, spans a longer time, which is not
+        taken for a step.
         """
         if last is None:
             return None
@@ -54,16 +54,16 @@ class Reading:
 
 
 def stepped(by: timedelta, lane: str) -> dict[str, Any]:
-    """The event of a step, forward or back, which a turn of this lane has met."""
+    """Return the event of a clock step, forward or back, met by a transaction of this lane."""
     details = {"seconds": by.total_seconds(), "lane": lane}
     return {"kind": EventKind.CLOCK_STEPPED, "details": details}
 
 
 def tell_time(redis: Redis, now: datetime, at: float) -> None:
-    """Leave in Redis how many seconds the database's clock is ahead.
+    """Store in Redis how many seconds the database's clock is ahead of the Redis clock.
 
-    It said `now` when this process's monotonic clock said `at`, or just before. What is told comes
-    out too small, never too large, so that no deadline is late by it.
+    The database's clock read `now` when this process's monotonic clock read `at`, or just before.
+    The stored value may be too small but never too large, so that no deadline based on it is late.
     """
     asked_at = monotonic()
     try:

@@ -1,9 +1,9 @@
-"""Fenced transactions: each proves the term, and no two of one lane ever run side by side.
+"""Fenced transactions: each proves the term, and those of one lane never run in parallel.
 
-The proof locks the lane's row in `sequencer`, so turns follow one another whatever the queue did;
-it finds no row once the term is over, so a predecessor that woke up commits nothing (guarantee 9).
-It writes no new version of the row: a reader of an old snapshot, a backup's, would keep each of
-them, and every later proof would go through all of them.
+The proof locks the lane's row in `sequencer`, so transactions are serial whatever the broker does.
+The proof finds no row once the term is over, so a predecessor that resumes commits nothing
+(guarantee 9). The proof writes no new version of the row: a reader of an old snapshot, such as a
+backup, would keep each version, and every later proof would scan them all.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 PATIENCE = timedelta(seconds=5)
-"""How long a turn is tried again where the request names no deadline."""
+"""The time for which a transaction is retried if the request names no deadline."""
 LONGEST_PATIENCE = timedelta(seconds=60)
-"""And where it names a far one."""
+"""The longest time for which a transaction is retried, however late the deadline."""
 
 SIGN_SECONDS = 1.0
-"""A leader leaves no sign of life in a turn that follows the last sign sooner."""
+"""A transaction records no sign of life if the last sign is more recent than this."""
 
 _PROVE = select(func.clock_timestamp()).select_from(
-    # The clock is read outside: in here it would be read before the wait for the lock.
+    # The clock is read in the outer query. The subquery would read it before waiting for the lock.
     select(LaneTerm.lane)
     .where(
         LaneTerm.lane == bindparam("of_lane"),
@@ -76,7 +76,7 @@ _SIGN = (
 
 
 class TransactionRunner:
-    """The assignment queue's side of the database, for as long as a term lasts."""
+    """Runs the fenced transactions of one lane for the duration of a term."""
 
     def __init__(
         self,
@@ -95,16 +95,16 @@ class TransactionRunner:
         self.lanes = lanes
         self._randomness = randomness or Random()
         self._seen: tuple[datetime, float] | None = None
-        """The last turn's time, and this process's monotonic clock then."""
+        """The last transaction's time, and this process's monotonic clock at that time."""
         self._reading: Reading | None = None
-        """What the last turn that committed made of the database's clock."""
+        """The reading of the database's clock in the last committed transaction."""
         self._signed = monotonic()
         self._revoked = Event()
 
     def revoke(self) -> None:
-        """End the term here: from now on no turn begins or commits, though one is being retried.
+        """End the term in this process: from now on no transaction begins or commits.
 
-        May be called by any thread.
+        This includes a transaction that is being retried. Thread-safe.
         """
         self._revoked.set()
 
@@ -112,12 +112,13 @@ class TransactionRunner:
     def transaction(
         self, others: Collection[str] = (), *, first: Sequence[Statement] = ()
     ) -> Iterator[FencedTransaction]:
-        """One transaction; commits at the end, rolls back on any error. Raises `StaleTerm`.
+        """Run one transaction: commit at the end, roll back on any error. Raises `StaleTerm`.
 
-        `others`: lanes whose rows it locks beside its own, so that nothing of theirs runs either.
-        Always all in the order of their names, so two such turns never wait in a ring. Races that
-        were left in it are told in the log once it has committed. `first`: statements that go in
-        one trip with the proof of the term; their rows are `FencedTransaction.first`.
+        `others`: lanes whose rows are locked as well, so that no transaction of theirs runs
+        meanwhile. All rows are locked in the order of their names, so that two such transactions
+        cannot deadlock. Races recorded in the transaction are logged once it has committed.
+        `first`: statements that share a round trip with the proof of the term;
+        `FencedTransaction.first` has their rows.
         """
         self._check()
         began = monotonic()
@@ -125,7 +126,8 @@ class TransactionRunner:
         with self.engine.begin() as connection:
             if others:
                 _lock(connection, sorted(locked))
-            # Nothing comes before this statement, so every later one reads what is committed now.
+            # This comes before every read of the operation, so each of them sees what is committed
+            # now.
             asked_at = monotonic()
             proof = {"of_lane": self.lane, "of_term": self.term, "of_id": self.term_id}
             proved, *found = run_statements(connection, Statement(_PROVE, proof), *first)
@@ -176,14 +178,14 @@ class TransactionRunner:
         until: datetime | None = None,
         command: CommandIdentity | None = None,
     ) -> T:
-        """Do `operation` in a turn, again from its start when the database fails in a passing way.
+        """Run `operation` in a transaction, retried from its start after transient failures.
 
-        Again in place, never by a message sent back: that would lose the order. Bounded by `until`,
-        or `PATIENCE`; then `DatabaseUnavailable`. A conflict with another lane over a user or an
-        agent is tried again too, and recorded as a race by the turn that resolves it. An operation
-        that turns out to concern what is another lane's begins anew with that lane's row locked.
-        A `command` is carried out once: where it has an answer, of a try whose COMMIT was not
-        answered, say, that is returned and nothing is done.
+        Retries run in place, because sending the message back would lose the order. They end at
+        `until` or after `PATIENCE`, with `DatabaseUnavailable`. A conflict with another lane over a
+        user or an agent is retried as well, and the transaction that resolves it records a race. An
+        operation that turns out to concern another lane starts again with that lane's row locked. A
+        `command` is carried out once: if it has an answer, for example from a try whose COMMIT was
+        not confirmed, that answer is returned and nothing is done.
         """
         met: list[str] = []
         others: set[str] = set()
@@ -225,11 +227,11 @@ class TransactionRunner:
         return patiently(attempt, seconds=seconds, before_sleep=remember)
 
     def had_turn_since(self, steady: float) -> bool:
-        """Whether a turn was begun since this instant of the process's steady clock."""
+        """Return True if a transaction began after this time of the process's monotonic clock."""
         return self._seen is not None and self._seen[1] > steady
 
     def _until(self, until: datetime | None) -> timedelta:
-        """How long from now, by the database's clock as the last turn read it."""
+        """Return the time left until `until`, by the database's clock as last read."""
         if until is None or self._seen is None:
             return PATIENCE
         now, at = self._seen
@@ -238,7 +240,7 @@ class TransactionRunner:
 
 
 def _lock(connection: Connection, lanes: Sequence[str]) -> None:
-    """Lock the rows of these lanes, in their order; one that nobody has led yet gets its row."""
+    """Lock the rows of these lanes in this order. Insert the row of a lane that was never led."""
     parameters = {"lanes": list(lanes)}
     if len(connection.execute(_LOCK, parameters).all()) < len(lanes):
         connection.execute(

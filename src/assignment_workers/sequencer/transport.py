@@ -1,11 +1,11 @@
-"""Transports: what is malformed never reaches Celery; the sequencer's loses and overtakes nothing.
+"""Transports: Celery never sees a malformed message; the sequencer's loses and reorders nothing.
 
-Stock kombu raises for what is not a message of Celery's, and the worker ends. It takes a
-message off the queue with BRPOP and writes it down afterwards, so one taken by a process killed in
-between is lost; and what it puts back comes after what arrived later. The sequencer's moves a
-message by BLMOVE, in one step, from the queue to the list of what this term has taken, and off that
-when it is acknowledged. Whoever leads next moves the list back, last taken first, so the order is
-what it was.
+Kombu's own transport raises for a message that is not Celery's, and the worker ends. It takes a
+message off the queue with BRPOP and records it afterwards, so a message is lost if the process is
+killed in between, and a message that is put back comes after later ones. The sequencer's transport
+moves a message with BLMOVE, in one step, from the queue to the list of messages taken by this term,
+and removes it from the list when it is acknowledged. The next leader moves the list back, last
+taken first, which restores the order.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ from assignment_workers.sequencer.redis_refusals import (
 log = structlog.get_logger()
 
 SCANNED_AT_ONCE = 1_000
-"""Keys that one step of a search for lists of taken messages looks at: a millisecond of Redis."""
+"""Keys per step of a search for lists of taken messages: about a millisecond of Redis's time."""
 
 
 def taken_key(queue: str, mark: str) -> str:
-    """The list of what the term of this mark has taken from `queue` and not acknowledged."""
+    """Return the list of messages that the term took from `queue` and has not acknowledged."""
     return f"{queue}.taken.{mark}"
 
 
 def _by_age(mark: str) -> tuple[str, int]:
-    """The order in which terms began, by their ids: a database that moved back counts anew.
+    """Return a sort key for the order in which terms began, by id, then number.
 
-    Those without an id, of release 0.1, come first.
+    After a database has moved back, numbers repeat and only the ids are ordered. Marks without an
+    id, of release 0.1, come first.
     """
     number, _, term_id = mark.partition(".")
     return term_id, int(number)
@@ -65,32 +66,33 @@ _MARK = r"\d+(?:\.[0-9a-f]{32})?"
 
 
 def unstored_key(queue: str) -> str:
-    """The list of malformed messages of `maintenance` whose dead letters cannot be written yet."""
+    """Return the list of malformed messages whose dead letters cannot be stored yet."""
     return f"{queue}.unstored"
 
 
 def of_broker(errors: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
-    """Those of kombu's errors that tell of the broker; its KeyError tells of a message."""
+    """Return kombu's errors that concern the broker. Its KeyError concerns a message."""
     return tuple(each for each in errors if each is not KeyError)
 
 
 def packed(*words: str | bytes) -> bytes:
-    """A command as Redis takes it; redis-py takes ten times as long to write one."""
+    """Encode a command for Redis. redis-py takes ten times as long."""
     said = [each if isinstance(each, bytes) else each.encode() for each in words]
     return b"*%d\r\n" % len(said) + b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in said)
 
 
 class Channel(redis.Channel):
-    """A consumer that gives what is malformed to `on_malformed`, and goes on."""
+    """A consumer's channel that passes malformed messages to `on_malformed` and continues."""
 
     connection_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
     sep: str
     on_malformed: ClassVar[list[Callable[[str, bytes, Malformed], None]]] = []
-    """Given what is not a message: queue, bytes, and why. Afterwards it is off the queue."""
+    """Called with a malformed message's queue, bytes and error. The message then leaves the
+    queue."""
     largest: ClassVar[int] = 2**30
-    """In bytes; a larger message is not read."""
+    """The size in bytes above which a message is not read."""
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -104,7 +106,7 @@ class Channel(redis.Channel):
             self._flush_brpop_reauth()
 
     def _received(self, **options: Any) -> tuple[str, bytes]:
-        """The next message and its queue; raises `Empty` when there was none in time."""
+        """Return the next message and its queue. Raises `Empty` if none arrives in time."""
         try:
             answer = self._response("BRPOP", **options)
         except ResponseError as error:
@@ -116,7 +118,7 @@ class Channel(redis.Channel):
 
     @staticmethod
     def _refused(error: ResponseError) -> RedisRefusal:
-        """Wait a moment where Redis refuses to write, and return why; raise any other error."""
+        """Pause if Redis refuses writes, and return the reason. Raises any other error."""
         why = refused(error)
         if why is None:
             raise error
@@ -125,13 +127,13 @@ class Channel(redis.Channel):
         return why
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Bind a queue, in a Redis that is full too: a binding is small, and made once."""
+        """Bind a queue, also in a full Redis: a binding is small and made once."""
         bind: Callable[..., None] = super()._queue_bind  # type: ignore[misc] # its types lack it
         try:
             bind(exchange, routing_key, pattern, queue)
         except ResponseError as error:
             if self._refused(error) is not RedisRefusal.FULL:
-                # Celery connects again, as often as it takes.
+                # Celery connects again until it succeeds.
                 raise ConnectionError(str(RedisRefusal.UNSAVED)) from error
             member = self.sep.join([routing_key or "", pattern or "", queue or ""])
             key = self._key(self.keyprefix_queue % (exchange,))
@@ -147,12 +149,12 @@ class Channel(redis.Channel):
         except self.connection_errors:
             self.client.connection.disconnect()
             raise
-        if answer is None:  # an empty message is one
+        if answer is None:  # an empty message is a message
             raise Empty
         return answer
 
     def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
-        """The message as kombu wants it; None for what is malformed."""
+        """Return the message as kombu takes it. None for a malformed message."""
         try:
             if len(item) > self.largest:
                 raise Malformed(f"{len(item)} bytes: a message of at most {self.largest} is read")
@@ -166,20 +168,20 @@ class Channel(redis.Channel):
             else:
                 self._drop(queue, item)
             return None
-        # The sender's tag may be that of another message.
+        # The sender's delivery tag may equal that of another message.
         message["properties"]["delivery_tag"] = self._next_delivery_tag()
         return message
 
     def _drop(self, queue: str, item: bytes) -> None:
-        """A malformed message is stored: it is off the queue already."""
+        """Remove a malformed message once it is stored. Here the queue no longer has it."""
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """A malformed message could not be stored: it stays in Redis, beside the queue."""
+        """Keep a malformed message that could not be stored in a list beside the queue."""
         with self.conn_or_acquire() as client:
             client.rpush(unstored_key(queue), item)
 
     def store_again(self, queue: str) -> None:
-        """Store the malformed messages that could not be stored before; until one cannot be."""
+        """Store the malformed messages that could not be stored before, until one fails again."""
         with self.conn_or_acquire() as client:
             while items := client.lrange(unstored_key(queue), 0, 0):
                 count = client.llen(unstored_key(queue))
@@ -190,16 +192,16 @@ class Channel(redis.Channel):
                     return
 
     def set_aside(self, tag: str) -> None:
-        """The next message may come, though this one is not acknowledged."""
+        """Allow the next message to be delivered although this one is not acknowledged."""
         virtual.QoS.ack(self.qos, tag)
 
     def release(self, tag: str) -> None:
-        """A message that was set aside is acknowledged."""
+        """Acknowledge a message that was set aside."""
         qos: Any = self.qos
         qos._remove_from_indices(tag).execute()  # noqa: SLF001
 
     def _receive_one(self, c: Any) -> Any:
-        """One message to every process; one that cannot be read is logged, and is no message."""
+        """Receive a broadcast message. A message that cannot be read is logged and skipped."""
         try:
             return super()._receive_one(c)  # type: ignore[misc] # kombu's types lack it
         except of_broker(self.connection_errors):
@@ -215,12 +217,12 @@ class Channel(redis.Channel):
 
 
 class QoS(redis.QoS):
-    """Kombu's own, which can note what it has taken in a Redis that is full, too."""
+    """Kombu's QoS, which can record a taken message also in a full Redis."""
 
     channel: Channel
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a message that was taken, or it would be in no place."""
+        """Record a taken message, because otherwise no list would have it."""
         try:
             super().append(message, delivery_tag)
         except ResponseError as error:
@@ -236,7 +238,7 @@ class QoS(redis.QoS):
             virtual.QoS.append(self, message, delivery_tag)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Put back what nobody acknowledged in time; later, where Redis refuses to write."""
+        """Put back messages not acknowledged in time. If Redis refuses writes, try again later."""
         try:
             super().restore_visible(*args, **kwargs)
         except ResponseError as error:
@@ -255,7 +257,7 @@ class Transport(redis.Transport):
 
 
 class OrderedQoS(virtual.QoS):
-    """Acknowledging takes a message off the list of taken ones; nothing else has to be kept."""
+    """A QoS that removes an acknowledged message from the list of taken ones, and does no more."""
 
     restore_at_shutdown = False
     channel: OrderedChannel
@@ -272,29 +274,30 @@ class OrderedQoS(virtual.QoS):
         super().ack(delivery_tag)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """What is not acknowledged stays listed: the next leader puts it back."""
+        """Do nothing: what is not acknowledged stays listed, and the next leader puts it back."""
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing becomes visible by the passing of time."""
+        """Do nothing: no message becomes visible by the passing of time."""
 
 
 class OrderedChannel(Channel):
-    """One consumer of one queue; `mark`, its term's, says where it keeps what it has taken.
+    """The channel of one consumer of one queue.
 
-    Whatever list of a term is in Redis is put back, because the database may know nothing of it:
-    one that has moved back to a copy of its past has lost the terms that began since.
+    `mark`, of the channel's term, names the list of messages that it has taken. Every term's list
+    in Redis is put back, even of a term that the database does not know: a database that has moved
+    back to a copy of its past has lost the terms that began since.
     """
 
     QoS = OrderedQoS  # type: ignore[assignment]
     mark: ClassVar[str] = "0"
     earlier: ClassVar[set[str]] = set()
-    """The marks of this lane's other terms, as far as they are known."""
+    """The known marks of this lane's other terms."""
     spared: ClassVar[str | None] = None
-    """The mark of a term that was ended while its process lived: it died of no message."""
+    """The mark of a deposed term whose process was alive, so that no message had ended it."""
     suspects: ClassVar[set[bytes]] = set()
-    """What dead terms had taken, by digests: each is delivered as one that was before."""
+    """Digests of messages that dead terms had taken. Each is delivered as `redelivered`."""
     _cursor: ClassVar[int] = 0
-    """Where the search for others goes on."""
+    """The position at which the search for other terms' lists continues."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._raw: dict[str, tuple[str, bytes]] = {}
@@ -313,7 +316,8 @@ class OrderedChannel(Channel):
         source, target = self._key(self._asked), self._key(taken_key(self._asked, self.mark))
         sent = b""
         for queue, item in self._handled:
-            # Not answered: were it lost, the message would be put back, and its answer the same.
+            # No reply is needed: if this command is lost, the message is put back and gets its old
+            # answer.
             sent += packed("CLIENT", "REPLY", "SKIP")
             sent += packed("LREM", self._key(taken_key(queue, self.mark)), "1", item)
         sent += packed("BLMOVE", source, target, "RIGHT", "LEFT", str(wait or 0))
@@ -332,7 +336,7 @@ class OrderedChannel(Channel):
             return self._asked, item
 
     def _moved(self, script: str, source: str, target: str) -> bytes | None:
-        """The message that a script has moved, in a Redis that is full too; None for none."""
+        """Return the message that a script has moved, also in a full Redis. None without one."""
         with self.conn_or_acquire() as client:
             moved: bytes | None = client.eval(script, 2, self._key(source), self._key(target))
         return moved
@@ -350,7 +354,7 @@ class OrderedChannel(Channel):
         self._remove(queue, item)
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """It stays in the list of what was taken, which a successor puts back."""
+        """Keep it in the list of taken messages, which a successor puts back."""
         self._unstored.append((queue, item))
 
     def store_again(self, queue: str) -> None:
@@ -364,16 +368,16 @@ class OrderedChannel(Channel):
         self.settle()
 
     def item(self, tag: str) -> bytes | None:
-        """The message as it stands in Redis; None for one that is not in hand."""
+        """Return the message as stored in Redis. None if it is not in hand."""
         return self._raw[tag][1] if tag in self._raw else None
 
     def forget(self, tag: str) -> None:
-        """The message was handled: it leaves the list with the next asking, or by `settle`."""
+        """Mark a message as handled. The next request for a message, or `settle`, removes it."""
         if tag in self._raw:
             self._handled.append(self._raw.pop(tag))
 
     def settle(self) -> None:
-        """What was handled leaves the list now: no next message is asked for."""
+        """Remove the handled messages from the list now, because no next message is requested."""
         while self._handled:
             self._remove(*self._handled[0])
             del self._handled[0]
@@ -383,7 +387,7 @@ class OrderedChannel(Channel):
             client.lrem(self._key(taken_key(queue, self.mark)), 1, item)
 
     def give_back(self, tag: str) -> None:
-        """The message was not handled: it is the next one again."""
+        """Put back a message that was not handled: it is the next one again."""
         if tag not in self._raw:
             return
         queue, item = self._raw.pop(tag)
@@ -392,9 +396,9 @@ class OrderedChannel(Channel):
             client.eval(GIVE_BACK, 2, *keys, item)
 
     def take_up(self, queue: str) -> str | None:
-        """Leave the mark of this term in Redis; the one that stood there, if another's.
+        """Store the mark of this term in Redis; return the previous mark if it is another term's.
 
-        It names the last leader even where the database has forgotten its term.
+        That mark names the last leader even if the database has lost its term.
         """
         with self.conn_or_acquire() as client:
             found = client.eval(REPLACE, 1, self._key(f"{queue}.term"), self.mark)
@@ -405,12 +409,13 @@ class OrderedChannel(Channel):
         return last
 
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
-        """Move what other terms had taken, and with `own` this one, to the head of the queue.
+        """Move the messages taken by other terms, and with `own` by this one, to the queue's head.
 
-        In the order in which it was taken; returns how many. `own` only while nothing runs. A term
-        that `begins` takes from every other one; later on from earlier ones alone, because it may
-        be over without knowing. With either, all keys are searched for lists, else a thousand.
-        What a dead term had taken may be why its process died, and is delivered as a suspect.
+        They keep the order in which they were taken. Returns their number. `own`: only while no
+        task runs. A term that `begins` moves the messages of every other term. Later, it moves only
+        those of earlier terms, because it may itself be over without knowing. With `own` or
+        `begins` all keys of Redis are searched for lists, otherwise about a thousand. A message
+        that a dead term had taken may have ended its process, and is delivered as a suspect.
         """
         self.settle()
         count = 0
@@ -429,9 +434,10 @@ class OrderedChannel(Channel):
         return count
 
     def _search(self, client: Any, queue: str, *, everywhere: bool) -> None:
-        """Learn the marks of lists that are there, a part of all keys at a time.
+        """Find the marks of existing lists, some keys at a time.
 
-        A scan of Redis shows what is there for as long as it lasts; each step is short for others.
+        A scan of Redis returns every key that exists for its whole duration, and each step is
+        short.
         """
         prefix = self._key(taken_key(queue, ""))
         pattern = re.sub(r"([\\\[\]*?^-])", r"\\\1", prefix) + "*"
@@ -457,10 +463,10 @@ class OrderedTransport(redis.Transport):
 
 
 class RabbitChannel(pyamqp.Channel):
-    """A channel that unpacks nothing: what is compressed may be a thousand times its size."""
+    """A channel that never decompresses: a compressed body may expand a thousandfold."""
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """The message; a compressed one as it is, with a header that says so."""
+        """Decode a message. A compressed one is left as it is, with a header that says so."""
         headers = raw_message.properties.get("application_headers")
         if isinstance(headers, dict) and headers.pop("compression", None) is not None:
             headers[UNREADABLE] = COMPRESSED
@@ -468,7 +474,7 @@ class RabbitChannel(pyamqp.Channel):
 
 
 def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
-    """The properties of a message; py-amqp's own reader ends the connection's for some."""
+    """Decode the properties of a message. For some, py-amqp's own reader ends the connection."""
     try:
         found: tuple[dict[str, Any], int] = serialization.decode_properties_basic(data, offset)
     except Exception as error:  # noqa: BLE001 - bytes that are no text, dates, tables without end
@@ -478,19 +484,19 @@ def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
 
 
 class RabbitConnection(pyamqp.Connection):
-    """A connection to RabbitMQ with such channels."""
+    """A connection to RabbitMQ whose channels do not decompress."""
 
     Channel = RabbitChannel
 
 
 class RabbitTransport(pyamqp.Transport):
-    """The transport of a worker's process to RabbitMQ, which itself puts back what was taken."""
+    """A worker's transport to RabbitMQ, which puts back unacknowledged messages itself."""
 
     Connection = RabbitConnection
 
 
 class RabbitTLSTransport(pyamqp.SSLTransport):
-    """The same with TLS."""
+    """The same transport with TLS."""
 
     Connection = RabbitConnection
 
@@ -498,9 +504,9 @@ class RabbitTLSTransport(pyamqp.SSLTransport):
 def install(
     *, ordered: bool, on_malformed: Callable[[str, bytes, Malformed], None], largest: int
 ) -> None:
-    """Every connection that kombu makes in this process goes through such a transport.
+    """Use these transports for every connection that kombu opens in this process.
 
-    By its addresses' own schemes, so that TLS and sockets work as they do elsewhere.
+    They replace kombu's transports of the same schemes, so TLS and sockets work as usual.
     """
     Channel.on_malformed.append(on_malformed)
     Channel.largest = largest
