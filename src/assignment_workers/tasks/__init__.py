@@ -1,4 +1,4 @@
-"""The Celery application: its tasks are doors to the operations, a few lines each."""
+"""The Celery application. Each task calls one operation, in a few lines."""
 
 from __future__ import annotations
 

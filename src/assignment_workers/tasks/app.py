@@ -1,4 +1,4 @@
-"""The Celery application, and the shape of it that must not be configured away."""
+"""The Celery application, and the settings that no configuration may change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from assignment_workers.tasks.task_handler import App, HandledTask
 
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
-"""What must wait for no job: maintenance workers serve it too, and workers of its own."""
+"""The Celery queue of heartbeats, which must not wait for jobs. Maintenance workers and heartbeat
+workers serve it."""
 
 FIXED: dict[str, object] = {
     "worker_prefetch_multiplier": 1,
@@ -36,21 +37,22 @@ FIXED: dict[str, object] = {
     "task_ignore_result": False,
     "task_always_eager": False,
 }
-"""Settings that the order of the assignment queue, or the safety of its messages, rests on."""
+"""Settings that the order of the assignment queue or the safety of its messages depends on."""
 
 EACH_LANE = ("assignment.expire",)
-"""What beat sends to every lane."""
+"""The tasks that beat sends to every lane."""
 
 SINGLE: dict[str, object] = {"x-queue-type": "quorum", "x-single-active-consumer": True}
-"""The same, as arguments of the queue in RabbitMQ."""
+"""Queue arguments that this order and safety depend on in RabbitMQ."""
 
 _AMQP_OPTIONS = set(inspect.signature(amqp.Connection).parameters)
 
 
 def create_app(settings: Settings) -> App:
-    """An application with every task, on the servers of `settings`, else as `celeryconfig.py` says.
+    """Create the application with every task, on the servers of `settings`.
 
-    Raises `UsageError`, one line, for a configuration file that cannot be used.
+    The rest of its configuration is from `celeryconfig.py`. Raises `UsageError`, one line, for a
+    configuration file that cannot be used.
     """
     app = App("assignment_workers", set_as_current=False)
     app.config_from_object(_module(settings))
@@ -74,18 +76,18 @@ def create_app(settings: Settings) -> App:
     app.maintenance_tasks = _doors(app) - app.line_tasks
     app.heartbeat_tasks = frozenset({"agent.heartbeats"})
     _check_tasks(app, app.maintenance_tasks - app.heartbeat_tasks, MAINTENANCE)
-    # A file of 0.1.0 names no queue for them.
+    # A configuration file of 0.1.0 names no queue for heartbeats.
     _check_tasks(app, app.heartbeat_tasks, HEARTBEATS, MAINTENANCE)
     return app
 
 
 def _doors(app: App) -> frozenset[str]:
-    """The tasks of ours that are registered so far."""
+    """Return the names of our tasks that are registered so far."""
     return frozenset(name for name, task in app.tasks.items() if isinstance(task, HandledTask))
 
 
 def _module(settings: Settings) -> ModuleType:
-    """The operator's file: named by the setting, else in the working directory, else packaged."""
+    """Load the configuration file: named by the setting, in the working directory or packaged."""
     here = Path("celeryconfig.py")
     packaged = Path(__file__).parent.parent / "_celeryconfig.py"
     in_clone = Path(__file__).parents[3] / "celeryconfig.py"
@@ -138,9 +140,9 @@ def _queues(app: App) -> dict[str, Any]:
 
 
 def _add_lanes(app: App, lanes: Lanes, queues: Mapping[str, Any]) -> None:
-    """Each lane beside the default one has a queue like its, and what beat sends to that.
+    """Add a queue like the default one, and its beat entries, for each additional lane.
 
-    A queue that the file declares itself is taken as it is.
+    A queue that the configuration file declares is left as it is.
     """
     for name in lanes.celery_queues[1:]:
         if name not in queues:

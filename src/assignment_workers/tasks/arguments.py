@@ -1,4 +1,4 @@
-"""What the arguments of a task may be; anything else is refused by its door."""
+"""The types of task arguments. A message with any other argument is refused."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ Rest = Annotated[int, Field(strict=True, ge=1, le=10 * 365 * 86_400)]
 Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
 
 MANY = 1_000
-"""Requests, moves or heartbeats that one message may carry."""
+"""The maximum of requests, moves or heartbeats in one message."""

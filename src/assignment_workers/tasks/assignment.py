@@ -1,4 +1,4 @@
-"""Tasks of the assignment queue: whatever changes who may be handed out, in order."""
+"""Tasks of the assignment queue: every change to the set of claimable users, in order."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from assignment_workers.tasks.task_handler import App, HandledTask, task_handler
 
 
 def expire_lapsed(task: HandledTask) -> CommandAnswer:
-    """End every hold whose lease has lapsed."""
+    """End every assignment whose lease has expired."""
 
     def operation(transaction: FencedTransaction) -> Done:
         lapsed = expire(transaction, settings=task.of.settings)
@@ -79,7 +79,7 @@ def state_of_agent(
     by: Word | None = None,
     why: Why | None = None,
 ) -> StateAnswer:
-    """The agent is about this from now on: available, on_call, wrap_up, break or offline."""
+    """Set the agent's status: available, on_call, wrap_up, break or offline."""
     return task.once(
         lambda transaction: agent_status.state(transaction, agent_id, state, by=by, why=why),
         subject=f"state of agent {agent_id}",
@@ -91,26 +91,26 @@ def end_sessions(
     agent_ids: Annotated[list[AgentId], Field(max_length=agent_status.ENDED_AT_ONCE)],
     silent_at: AwareDatetime,
 ) -> CommandAnswer:
-    """End the sessions of those of these agents who are silent still."""
+    """End the sessions of those of these agents who are still silent."""
     return task.once(
         lambda transaction: agent_status.end_sessions(transaction, agent_ids, silent_at=silent_at)
     )
 
 
 def publish_generation(task: HandledTask, generation_id: GenerationId) -> CommandAnswer:
-    """Make a built generation the one its dialer queue hands out from."""
+    """Make a built generation the published one of its dialer queue."""
     return task.once(lambda transaction: publish(transaction, generation_id))
 
 
 def take_back_hold(task: HandledTask, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
-    """End a hold for its agent, as an operator asks."""
+    """End an agent's assignment at an operator's request."""
     return task.once(lambda transaction: take_back(transaction, assignment_id, by=by, why=why))
 
 
 def reassign_hold(
     task: HandledTask, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
 ) -> RequestAnswer:
-    """Give the user of a hold to another agent, as an operator asks."""
+    """Assign the user of an assignment to another agent at an operator's request."""
     return task.once(
         lambda transaction: reassign(
             transaction,
@@ -127,7 +127,7 @@ def reassign_hold(
 def pause_queue(
     task: HandledTask, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
-    """Hand out nobody from a dialer queue."""
+    """Stop handing out users from a dialer queue."""
     return task.once(
         lambda transaction: pause(transaction, queue, by=by, why=why), subject=f"pause of {queue}"
     )
@@ -143,7 +143,7 @@ def resume_queue(
 
 
 def drain_queue(task: HandledTask, queue: Word, by: Word) -> CommandAnswer:
-    """Take some of who is not held out of a dialer queue, until the next build."""
+    """Remove some of the unassigned users from a dialer queue, until the next build."""
     return task.once(
         lambda transaction: drain(transaction, queue, by=by), subject=f"draining of {queue}"
     )
@@ -154,7 +154,7 @@ def remove_converted(
     queue: Word,
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
-    """Take those users who have converted out of a dialer queue."""
+    """Remove those of these users who have converted from a dialer queue."""
     policies = policies_of(task.of.settings)
     policy = policies.get(queue)
     if policy is None:
@@ -172,7 +172,7 @@ def remove_converted(
 def place_users(
     task: HandledTask, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
 ) -> CommandAnswer:
-    """Put those users who are out of place into the pool where they belong."""
+    """Move those of these users who are in the wrong pool to the pool where they belong."""
     policies = policies_of(task.of.settings)
     return task.once(lambda transaction: discover.assign_to_queue(transaction, user_ids, policies))
 
@@ -188,7 +188,7 @@ def suppress(
     source: Word | None = None,
     raw: bool = False,  # noqa: FBT001, FBT002 - named in the message
 ) -> CommandAnswer:
-    """Offer a user, or every user with a phone number, to nobody."""
+    """Suppress a user, or every user with a phone number: no agent is offered them."""
     entry = SuppressionTerms(queue, expires_at, source, raw)
     reader = numbers_of(task.of.settings).reader
     return task.once(
@@ -202,14 +202,14 @@ def suppress(
 
 
 def flip_list(task: HandledTask, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
-    """Make a loaded list of numbers stand, and retire what it replaces."""
+    """Make a loaded list of numbers stand, and retire the list that it replaces."""
     return task.once(
         lambda transaction: suppression_lists.flip(transaction, list_id, by=by, why=why)
     )
 
 
 def drop_list(task: HandledTask, name: Word, by: Word, why: Why) -> CommandAnswer:
-    """Let a named list of numbers count no more."""
+    """Retire a named list of numbers."""
     return task.once(lambda transaction: suppression_lists.drop(transaction, name, by=by, why=why))
 
 
@@ -222,7 +222,7 @@ def lift_suppression(
     phone: Word | None = None,
     queue: Word | None = None,
 ) -> CommandAnswer:
-    """Let a user be offered again who was set aside, was not to be contacted, or was closed."""
+    """Lift a suppression of a user: quarantine, do not contact, or closed."""
     reader = numbers_of(task.of.settings).reader
     return task.once(
         lambda transaction: lift(
@@ -233,14 +233,14 @@ def lift_suppression(
 
 
 def repair_entries(task: HandledTask) -> CommandAnswer:
-    """Bring the entries in line with the holds, as `doctor --repair` asks."""
+    """Repair entries that contradict the assignments, as `doctor --repair` asks."""
     return task.once(repair)
 
 
 def probe(task: HandledTask, sent_at: AwareDatetime | None = None) -> CommandAnswer:
-    """Travel the line: its turn is a sign of life, and how long it took is a figure of `status`.
+    """Record the leader's sign of life and the delay of the assignment queue, shown by `status`.
 
-    Its time is told to clients, who set their deadlines by it.
+    The transaction's time is published to clients, who set their deadlines by it.
     """
     read: list[tuple[datetime, float]] = []
 
@@ -248,7 +248,7 @@ def probe(task: HandledTask, sent_at: AwareDatetime | None = None) -> CommandAns
         read.append((transaction.now, monotonic()))
         return _probe(transaction, sent_at)
 
-    done = task.runner.run(transaction)  # it only measures, and comes every other second
+    done = task.runner.run(transaction)  # only a measurement, every other second: not `once`
     task.of.sequencer.probe_came()
     tell_time(task.of.results, *read[-1])
     return done
@@ -284,7 +284,7 @@ def register(app: App) -> None:
     task_handler(app, "assignment.take_back", take_back_hold)
     task_handler(app, "assignment.reassign", reassign_hold)
     task_handler(app, "assignment.expire", expire_lapsed)
-    # One comes every few seconds: Flower would list little else.
+    # Sent every few seconds: Flower would list little else.
     task_handler(app, "assignment.probe", probe, in_flower=False)
     task_handler(app, "agent.state", state_of_agent)
     task_handler(app, "agent.end_sessions", end_sessions)

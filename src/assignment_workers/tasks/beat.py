@@ -1,4 +1,4 @@
-"""RedBeat's scheduler, for which a Redis that is away, is full or forgot the lock is no end."""
+"""A RedBeat scheduler that survives a Redis that is down, is full or has lost the lock."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ AGAIN_SECONDS = 1.0
 
 
 class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
-    """Waits where RedBeat's own ends with a traceback; fires only while it holds the lock."""
+    """RedBeat's scheduler, which waits instead of ending with a traceback.
+
+    It sends tasks only while it has the lock.
+    """
 
     lock: Any
 
     def setup_schedule(self) -> None:
-        """Store the schedule, once Redis takes it."""
+        """Store the schedule, retried until Redis accepts it."""
         while True:
             try:
                 super().setup_schedule()
@@ -31,27 +34,27 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
                 return
 
     def tick(self, *args: Any, **options: Any) -> float:
-        """Fire what is due, unless another beat fires; seconds until the next look."""
+        """Send the due tasks, unless another beat has the lock; return the seconds to wait."""
         try:
             if self.lock_key and self.lock is None and not self._acquire():
                 return AGAIN_SECONDS
             return float(super().tick(*args, **options))
         except LockError as error:
-            self.lock = None  # Redis was away for longer than it lasts, or came back without it
+            self.lock = None  # Redis was down for longer than the lock lasts, or lost it
             log.warning("beat_waits", reason=f"its lock is gone: {_line(error)}")
         except RedisError as error:
             log.warning("beat_waits", reason=_line(error))
         return AGAIN_SECONDS
 
     def close(self) -> None:
-        """Give the lock back, if Redis is there for it."""
+        """Release the lock, if Redis is available."""
         try:
             super().close()
         except RedisError as error:
             log.warning("lock_not_released", reason=_line(error))
 
     def _acquire(self) -> bool:
-        """Take the lock, as RedBeat does at its start."""
+        """Try to acquire the lock, as RedBeat does when it starts. Return True on success."""
         client = get_redis(self.app)
         lock = client.lock(self.lock_key, timeout=self.lock_timeout, sleep=self.max_interval)
         lock.lua_extend = client.register_script(LUA_EXTEND_TO_SCRIPT)

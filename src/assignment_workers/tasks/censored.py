@@ -1,7 +1,7 @@
-"""Celery's configuration as it is shown to others: in Flower, by `inspect conf`, in a report.
+"""Celery's configuration as shown in Flower, by `inspect conf` and in a report.
 
-Celery hides a setting by its name, and knows the names of its own. Here an address is hidden by
-what it is, wherever it stands: `redbeat_redis_url` has the same password as the broker's.
+Celery hides a setting by its name, and knows only the names of its own settings. Here every address
+is censored wherever it occurs: `redbeat_redis_url` has the same password as the broker's address.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from kombu.utils.url import maybe_sanitize_url
 class Censored(Settings):
     """Celery's settings, whose table shows no password."""
 
-    def table(  # Celery gives both by position
+    def table(  # Celery passes both by position
         self,
         with_defaults: bool = False,  # noqa: FBT001, FBT002
         censored: bool = True,  # noqa: FBT001, FBT002
     ) -> dict[str, Any]:
-        """The settings by name; `censored`, as by default: without passwords."""
+        """Return the settings by name, without passwords if `censored`."""
         found: dict[str, Any] = super().table(with_defaults, censored)
         return (
             {name: without_passwords(value) for name, value in found.items()} if censored else found
@@ -30,7 +30,7 @@ class Censored(Settings):
 
 
 def without_passwords(value: object) -> object:
-    """The same with the password of every address in it taken out."""
+    """Return a copy of the value with the password of every address in it hidden."""
     match value:
         case str():
             return _address(value)
@@ -43,7 +43,7 @@ def without_passwords(value: object) -> object:
 
 
 def _address(said: str) -> str:
-    """Celery takes several addresses in one setting, with semicolons between."""
+    """Hide the passwords of the addresses in a setting, which are separated by semicolons."""
     return ";".join(_one(each) for each in said.split(";"))
 
 
@@ -52,6 +52,6 @@ def _one(said: str) -> str:
         return said
     try:
         password = urlsplit(said).password
-    except ValueError:  # no address that can be read: nothing of it is shown
+    except ValueError:  # not a readable address: show nothing of it
         return "********"
     return str(maybe_sanitize_url(said)) if password is not None else said

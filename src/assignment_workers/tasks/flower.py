@@ -1,7 +1,7 @@
-"""Flower behind our own door: a login for everything, and no page of another origin.
+"""Flower behind our own checks: a login for everything, and no requests from other origins.
 
-Flower asks for its login on each page by itself, but not at `/metrics`, and it looks at no Host. A
-one-time link signs a browser in where `up` runs it, so nobody has to type the password there.
+Flower itself asks for its login on every page except `/metrics`, and ignores the Host header. Where
+`up` runs Flower, a one-time link signs a browser in, so that nobody has to type the password.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from assignment_workers.settings import Settings
 COOKIE = "assignment_workers_flower"
 SESSION_LASTS = timedelta(hours=12)
 OPEN = "/healthcheck"
-"""What needs no login: it says OK, and nothing else."""
+"""The path that needs no login. It answers OK and nothing else."""
 
 
 def guard_flower(settings: Settings) -> None:
-    """Have the `flower` command of this process start a guarded one."""
+    """Make the `flower` command of this process start a guarded Flower."""
 
     class Guarded(_Guarded):
         origins = Origins.of(settings.allowed_hosts, listens=settings.flower_host)
@@ -45,7 +45,8 @@ class _Guarded(Flower):  # type: ignore[misc]
     logins: tuple[str, ...]
     secret: str | None
     began: datetime
-    """A link from before may have been used with the process that was here then."""
+    """Links made before this time are refused: the previous process may have accepted them
+    already."""
     used: dict[str, datetime]
 
     def __init__(self, **options: Any) -> None:
@@ -53,7 +54,7 @@ class _Guarded(Flower):  # type: ignore[misc]
         self.used = {}
 
     def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
-        """The handler of a request that may come in; else one that refuses it."""
+        """Return the request's handler, or a handler that refuses the request."""
         headers = {name.lower(): value for name, value in request.headers.get_all()}
         if wrong := self.origins.refusal(request.method or "", headers):
             return self._refused(request, wrong.status, wrong.detail)
@@ -77,13 +78,13 @@ class _Guarded(Flower):  # type: ignore[misc]
         code = cookie and self._read(links.FLOWER_SESSION, cookie.value)
         if not code:
             return False
-        # Flower looks for the login itself.
+        # Flower checks the login itself.
         login = b64encode(self.logins[0].encode())
         request.headers["Authorization"] = f"Basic {login.decode()}"
         return True
 
     def _signed_in(self, request: HTTPServerRequest) -> Any:
-        """Let the browser in, once for each link; one that is in already goes on."""
+        """Sign the browser in, once per link. A browser that is signed in already passes."""
         now = datetime.now(UTC)
         self.used = {name: until for name, until in self.used.items() if until > now}
         given = request.query_arguments.get("code", [b""])[0].decode("latin-1")
@@ -110,7 +111,7 @@ class _Guarded(Flower):  # type: ignore[misc]
 
 
 def _second(at: datetime) -> datetime:
-    """Codes are made in whole seconds."""
+    """Round down to whole seconds, because codes contain whole seconds."""
     return at.replace(microsecond=0)
 
 
@@ -119,7 +120,7 @@ class _Refusing(RequestHandler):
         self.status, self.why = status, why
 
     def check_xsrf_cookie(self) -> None:
-        """Nothing is done here."""
+        """Skip the check, because this handler changes nothing."""
 
     async def prepare(self) -> None:
         self.set_status(self.status)

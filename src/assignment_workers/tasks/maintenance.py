@@ -1,6 +1,6 @@
-"""Tasks of the maintenance queue: whatever is slow. Heartbeats have a queue of their own.
+"""Tasks of the maintenance queue: everything slow. Heartbeats have a queue of their own.
 
-What changes who may be handed out is a command that they send to the assignment queue.
+A change to the set of claimable users is sent to the assignment queue as a command.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ log = structlog.get_logger()
 Trigger = Literal["hourly", "level", "hand"]
 
 PATIENCE = timedelta(seconds=30)
-"""How long a job is tried again; longer than a database server takes to restart."""
+"""The time for which a job is retried: longer than a database server takes to restart."""
 
 DAYS_MADE_UP_FOR = 7
-"""Ageing days that were missed and are still done: after a week their weekday is back."""
+"""The days of missed ageing that are caught up. After a week the same weekday comes again."""
 
 
 def regenerate_queue(
     task: HandledTask, queue: Word | None = None, trigger: Trigger = "hand"
 ) -> Any:
-    """Build a new generation of a dialer queue, or of each, and send for its publication.
+    """Build a new generation of one dialer queue, or of each, and send for its publication.
 
-    Returns by dialer queue the generation's number, or why it was skipped.
+    Returns, per dialer queue, the generation's number or why it was skipped.
     """
     if queue is not None and queue not in POLICIES:
         return Refused(
@@ -82,13 +82,13 @@ def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
 
 
 def send_publish(app: App, generation: int, dialer_queue: str) -> None:
-    """Send for the publication of a generation; if it is lost, `tend` sends again."""
+    """Send the command to publish a generation. If it is lost, `tend` sends it again."""
     queue = app.lanes.way_to(dialer_queue)
     app.send_task("generation.publish", [generation], queue=queue, ignore_result=True)
 
 
 def check_levels(task: HandledTask) -> Any:
-    """Regenerate each dialer queue that has too few claimable users and was not built lately."""
+    """Rebuild each dialer queue that has too few claimable users and was not built recently."""
     low: list[str] = []
 
     def work(given: Work) -> Counts:
@@ -101,7 +101,7 @@ def check_levels(task: HandledTask) -> Any:
 
 
 def tend(task: HandledTask) -> Any:
-    """Send again for publications that were lost, and drop the entries of retired generations."""
+    """Send lost publications again, and drop the entries of retired generations."""
 
     def work(given: Work) -> Counts:
         waiting = levels.unpublished(given.connection)
@@ -112,7 +112,7 @@ def tend(task: HandledTask) -> Any:
     ran = _as_dict(_job(task, "generation.tend", work))
     if "skipped" in ran:
         return ran
-    # Not within the job's transaction: a detachment waits for every older snapshot, its own too.
+    # Not in the job's transaction: a detachment waits for every older snapshot, also its own.
     autocommit = task.of.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     with autocommit as connection:
         purged = purge.purge_generations(connection, settings=task.of.settings)
@@ -125,9 +125,9 @@ def tend(task: HandledTask) -> Any:
 def heartbeats(
     task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
 ) -> list[Any]:
-    """Keep many agents' signs of life, in one transaction; each is told how they stand.
+    """Store many agents' heartbeats in one transaction. Each answer has the agent's standing.
 
-    Each counts from when it was sent, however late it comes here.
+    A heartbeat counts from the time at which it was sent, however late it arrives.
     """
     read: list[HeartbeatMessage | Refused] = []
     for each in requests:
@@ -149,7 +149,7 @@ def heartbeats(
 
 
 class HeartbeatMessage(BaseModel):
-    """One sign of life as a message says it."""
+    """One heartbeat of a message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -177,7 +177,7 @@ def tend_agents(task: HandledTask) -> Any:
 
 
 def match_missed_calls(task: HandledTask) -> Any:
-    """Find the user of each missed call that names none, or keep it for an operator."""
+    """Find the user of each missed call without one, or leave the call to an operator."""
     settings = task.of.settings
     return _as_dict(_job(task, "missed_calls.match", lambda given: match(given, settings)))
 
@@ -192,7 +192,7 @@ def read_phones(task: HandledTask) -> Any:
 
 
 def mirror_crm(task: HandledTask) -> Any:
-    """Bring the mirror of a CRM elsewhere up to date; of one that is here there is none."""
+    """Update the mirror of an external CRM. Without an external CRM, empty the mirror."""
     crm = crm_of(task.of.engine)
     if crm is None:
         with task.of.engine.begin() as connection:
@@ -202,7 +202,7 @@ def mirror_crm(task: HandledTask) -> Any:
 
 
 def clean_conversions(task: HandledTask) -> Any:
-    """Find the users of each pool who converted, and send for their removal, some at a time."""
+    """Find each pool's converted users, and send for their removal in batches."""
 
     def work(given: Work) -> Counts:
         mirror.freshen(task.of.engine)
@@ -227,7 +227,7 @@ def _send_converted(task: HandledTask, given: Work, queue: str) -> int:
 
 
 def discover_new(task: HandledTask) -> Any:
-    """See to the users and requirements that are new in the CRM since the last run."""
+    """Handle the users and requirements that are new in the CRM since the last run."""
     policies = policies_of(task.of.settings)
     send = partial(_send_for_place, task)
 
@@ -238,7 +238,7 @@ def discover_new(task: HandledTask) -> Any:
 
 
 def reconcile_pools(task: HandledTask) -> Any:
-    """Find the users who are in no pool or in the wrong one, and send for them to be placed."""
+    """Find the users who are in no pool or in the wrong one, and send for their move."""
     policies = policies_of(task.of.settings)
     send = partial(_send_for_place, task)
 
@@ -254,7 +254,7 @@ def _send_for_place(task: HandledTask, users: list[int]) -> None:
 
 
 def examine(task: HandledTask) -> Any:
-    """Check every guarantee, and keep what was found for whoever looks."""
+    """Check every guarantee, and store the findings."""
 
     def work(given: Work) -> Counts:
         with task.of.engine.connect() as connection:
@@ -271,7 +271,7 @@ def examine(task: HandledTask) -> Any:
 
 
 def extend_audit(task: HandledTask) -> Any:
-    """Chain the events that are new by their digests. What it has done is in its batches."""
+    """Extend the audit chain by the digests of new events. Its record is the batches."""
 
     def work() -> Counts:
         with task.of.engine.connect() as connection:
@@ -283,13 +283,14 @@ def extend_audit(task: HandledTask) -> Any:
 def clean_daily(task: HandledTask) -> Any:
     """Delete what has outlived its retention: answers, job runs, events, dead letters.
 
-    It never deactivates a user and never deletes a row that another refers to (hazards D2, D3).
+    The job never deactivates a user and never deletes a row that another row refers to (hazards D2,
+    D3).
     """
 
     def work(given: Work) -> Counts:
         audit.extend(
             given.side_connection
-        )  # what is not chained is not deleted, whatever beat does
+        )  # events outside the audit chain are not deleted, whatever beat has run
         return purge.prune_history(given.connection, settings=task.of.settings)
 
     day = _day(task.of.engine)
@@ -297,7 +298,7 @@ def clean_daily(task: HandledTask) -> Any:
 
 
 def age(task: HandledTask) -> Any:
-    """Weekly ageing for today and for days that were missed, each once."""
+    """Run the weekly ageing for today and for missed days, each day once."""
     engine = task.of.engine
     today = _day(engine)
     with engine.connect() as connection:
@@ -326,10 +327,10 @@ def _job(
 
 
 def _run(task: HandledTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
-    """Run a job, again from its start while the database fails in a passing way.
+    """Run a job, retried from its start while the database fails in a transient way.
 
-    Each try leaves its row. Raises `DatabaseUnavailable` when none of `PATIENCE` ended well: the
-    job's next time comes, and what it had to do is still there.
+    Each try leaves its row. Raises `DatabaseUnavailable` if no try within `PATIENCE` succeeds. The
+    work is still there at the job's next time.
     """
     return patiently(lambda: jobs.run(task.of.engine, job, work), seconds=PATIENCE.total_seconds())
 
@@ -358,7 +359,7 @@ def register(app: App) -> None:
     task_handler(app, "queue.check_levels", check_levels)
     task_handler(app, "generation.tend", tend)
     task_handler(app, "missed_calls.match", match_missed_calls)
-    # They come by the dozen each second: Flower would list little else.
+    # Dozens are sent each second: Flower would list little else.
     task_handler(app, "agent.heartbeats", heartbeats, in_flower=False)
     task_handler(app, "agent.tend", tend_agents)
     task_handler(app, mirror.READING, mirror_crm)
@@ -366,7 +367,7 @@ def register(app: App) -> None:
     task_handler(app, "queue.clean_conversions", clean_conversions)
     task_handler(app, "queue.discover", discover_new)
     task_handler(app, "queue.reconcile", reconcile_pools)
-    # Three a minute: Flower would list little else in a quiet hour.
+    # Three are sent a minute: Flower would list little else in a quiet hour.
     task_handler(app, "audit.extend", extend_audit, in_flower=False)
     task_handler(app, "queue.clean_daily", clean_daily)
     task_handler(app, "scores.age", age)

@@ -1,4 +1,4 @@
-"""Tasks by which agents end their holds, take them up and keep them alive."""
+"""Tasks by which agents accept, renew and end their assignments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 
 class FinishBody(BaseModel):
-    """One move as a message of many says it."""
+    """One move of a batch message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,7 +63,7 @@ class FinishBody(BaseModel):
     why: Why | None = None
 
     def meant(self, settings: Settings) -> Move:
-        """The move that is meant. Raises `ValueError` for one that lacks what it needs."""
+        """Return the move. Raises `ValueError` if the move lacks a value that it needs."""
         owner = Owner(self.assignment_id, self.agent_id, self.version)
         match self.move:
             case "complete":
@@ -97,10 +97,10 @@ _FINISH = TypeAdapter(FinishBody)
 def finish_many(
     task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
 ) -> list[Any]:
-    """End or renew many holds in one transaction, in their order; each is answered by itself.
+    """Make many moves in one transaction, in their order. Each has an answer of its own.
 
-    One that fails for a reason that no retry mends takes none of the others with it: then each has
-    a transaction of its own, and the failure of the one is kept as a dead letter.
+    If the transaction fails for a reason that no retry mends, each move is made in a transaction of
+    its own, and only the failing move is stored as a dead letter.
     """
     read: list[Move | Refused] = []
     for each in requests:
@@ -137,7 +137,7 @@ def _alone(task: HandledTask, said: object, move: Move | Refused, part: int) -> 
 
 
 def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswer:
-    """The answer to one move, in a turn of its own."""
+    """Make one move in a transaction of its own and return its answer."""
     outcomes = task.of.outcomes
     return task.once(
         lambda transaction: finish(transaction, [move], outcomes=outcomes)[0], part=part
@@ -153,7 +153,7 @@ def complete(
     notes: Notes | None = None,
     callback_at: AwareDatetime | None = None,
 ) -> FinishAnswer:
-    """End the agent's hold with the outcome of the call."""
+    """End the agent's assignment with the outcome of the call."""
     owner = Owner(assignment_id, agent_id, version)
     retry = task.of.settings.callback_retry
     return _made(task, Complete(owner, outcome, notes, callback_at, retry))
@@ -162,7 +162,7 @@ def complete(
 def skip(
     task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
-    """End the agent's hold: not this user now."""
+    """End the agent's assignment: not this user now."""
     owner = Owner(assignment_id, agent_id, version)
     return _made(task, Skip(owner, task.of.settings.skip_everyone))
 
@@ -176,7 +176,7 @@ def defer(
     seconds: Rest | None = None,
     why: Why | None = None,
 ) -> FinishAnswer:
-    """End the agent's hold: the user is offered to nobody before a time, or for so many seconds."""
+    """End the agent's assignment: the user is not offered until a time, or for some seconds."""
     owner = Owner(assignment_id, agent_id, version)
     rest = None if seconds is None else timedelta(seconds=seconds)
     return _made(task, Defer(owner, task.of.settings.defer_maximum, until, rest, why))
@@ -189,7 +189,10 @@ def close(
     why: Why,
     version: Version | None = None,
 ) -> FinishAnswer:
-    """End the agent's hold: its dialer queue is closed for the user, until an operator lifts it."""
+    """End the agent's assignment and close its dialer queue for the user.
+
+    An operator can lift the closure.
+    """
     owner = Owner(assignment_id, agent_id, version)
     return _made(task, Close(owner, why))
 
@@ -197,7 +200,7 @@ def close(
 def accept(
     task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
-    """The agent takes the offer up: it is work from now on."""
+    """Accept the offer: the agent works on it from now on."""
     owner = Owner(assignment_id, agent_id, version)
     return _made(task, Accept(owner, task.of.settings.lease))
 
@@ -205,7 +208,7 @@ def accept(
 def release(
     task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
-    """End the agent's hold: the user is claimable at once, where they were."""
+    """End the agent's assignment: the user is claimable again at once, at the same position."""
     owner = Owner(assignment_id, agent_id, version)
     return _made(task, Release(owner))
 
@@ -213,7 +216,7 @@ def release(
 def renew(
     task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
-    """The agent is still at it: the lease runs anew."""
+    """Renew the lease of the agent's assignment, because the agent is still working on it."""
     owner = Owner(assignment_id, agent_id, version)
     return _made(task, Renew(owner, task.of.settings.lease))
 
@@ -225,7 +228,7 @@ def release_if_unclaimed(
     version: Version,
     lease_expires_at: AwareDatetime,
 ) -> CommandAnswer:
-    """End a hold that nobody was told of, unless its agent has shown up meanwhile."""
+    """End an assignment whose caller got no answer, unless its agent has shown up since."""
     owner = Owner(assignment_id, agent_id, version)
     return task.once(
         lambda transaction: release_unclaimed(transaction, owner, lease_expires_at=lease_expires_at)

@@ -1,4 +1,4 @@
-"""The processes of a stack, each run in the foreground until a signal ends it."""
+"""The processes of a stack. Each runs in the foreground until a signal ends it."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ from assignment_workers.tasks.task_handler import App
 log = structlog.get_logger()
 
 TURN_SECONDS = 5
-"""The longest statement of a turn."""
+"""The longest statement of a fenced transaction."""
 PROBE_EXPIRES = 600
-"""Seconds: after a longer wait what a probe tells is old."""
+"""Seconds after which a probe is too old to be of use."""
 HEARTBEAT_SECONDS = 3
-"""Between RabbitMQ and a process whose work is short; Redis has none."""
+"""The heartbeat interval between RabbitMQ and a process of short tasks. Redis has none."""
 FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
-"""What Flower lists of a task: the worker's name tells `assignment` from `maintenance`."""
+"""The columns of Flower's task list. The worker's name tells `assignment` from `maintenance`."""
 FLOWER_TASKS = "5000"
-"""So many it remembers, at some 10 kB each: its own default, 100,000, is a gigabyte."""
+"""Tasks that Flower remembers, at about 10 kB each. Its default, 100,000, takes a gigabyte."""
 JOB_SECONDS = 1800
 """The longest statement of a job: a build of tens of millions of users takes minutes."""
 
 
 def run(name: ProcessName, settings: Settings, *, lane: str | None = None) -> int:
-    """Be the process `name` until a signal ends it; the exit code. `settings` has the addresses.
+    """Run the process `name` until a signal ends it; return the exit code.
 
-    `lane`: the sequencer's; None: the default one. Raises `UsageError` for an unknown lane and a
-    calling rule that cannot be used, `DatabaseUnavailable` or `SchemaMismatch` before anything
-    is started on a database that is not ours or not up to date.
+    `settings` has the addresses. `lane`: the sequencer's; None: the default lane. Raises
+    `UsageError` for an unknown lane or an unusable calling rule. Raises `DatabaseUnavailable` or
+    `SchemaMismatch`, before anything is started, for a database that is not ours or not up to date.
     """
     policies_of(settings)
     lanes = lanes_of(settings)
@@ -100,7 +100,7 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
         lanes=app.lanes,
         send_probe=lambda: _send_probe(app, queue),
     )
-    # RabbitMQ serves the next sequencer once it has missed this one's heartbeat twice.
+    # RabbitMQ serves the next sequencer once it has missed two heartbeats of this one.
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     app.steps["consumer"].update([Leadership, EventBuffer])
     name = "sequencer" if lane == DEFAULT_LANE else f"sequencer-{lane}"
@@ -152,7 +152,7 @@ def _heartbeats(settings: Settings) -> int:
 
 
 def _work(app: App, name: str, queues: Sequence[str], tasks: frozenset[str], pool: str) -> int:
-    """Carry out these tasks of these Celery queues; a dead letter is of the first."""
+    """Carry out `tasks` from these Celery queues. Dead letters name the first queue."""
     largest = app.settings.message_maximum
     app.serves, app.served = queues[0], tasks
     app.refusals = Refusals(app.engine, app.backend, largest=largest)
@@ -197,7 +197,7 @@ def _flower(settings: Settings) -> int:
             "ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH is not set: Flower needs user:password"
         )
     argv += [f"--basic_auth={settings.flower_basic_auth}", f"--address={settings.flower_host}"]
-    # Its buttons and its API would change what the workers do, and send any message.
+    # Flower's buttons and API could change what the workers do, and send any message.
     os.environ.setdefault("FLOWER_READ_ONLY", "true")
     guard_flower(settings)
     app.start(argv)
@@ -211,7 +211,7 @@ def _gateway(settings: Settings) -> int:
 
 
 def _check_redis(settings: Settings) -> None:
-    """Raises `UsageError` for a Redis that would lose messages, or would not keep their order."""
+    """Raise `UsageError` for a Redis that could lose or reorder messages."""
     for setting, url in (("REDIS_URL", settings.redis), ("BROKER_URL", settings.broker_url)):
         if url is None or not url.startswith("redis"):
             continue
@@ -228,7 +228,7 @@ def _check_redis(settings: Settings) -> None:
 
 def _unfit(said: Mapping[str, object]) -> str | None:
     role, policy = said.get("role"), said.get("maxmemory_policy")
-    mode = said.get("server_mode") or said.get("redis_mode")  # Valkey's, Redis's word
+    mode = said.get("server_mode") or said.get("redis_mode")  # Valkey's or Redis's word
     if mode in {"cluster", "sentinel"}:
         return f"a Redis in {mode} mode; a single server is needed, named by its own address"
     if role == "slave":
@@ -252,7 +252,8 @@ def _check(app: App) -> None:
 
 
 EXPORTING = ("sequencer", "maintenance", "heartbeats", "beat")
-"""Those that tell what they count at `metrics_port`; the gateway and Flower have a door already."""
+"""Processes that serve metrics at `metrics_port`. The gateway and Flower have their own
+endpoints."""
 
 PROCESSES: dict[ProcessName, Callable[[Settings], int]] = {
     "sequencer": _sequencer,

@@ -1,6 +1,6 @@
-"""Flower's and the log's view of a message: an allow-list of ids, times and words of this package.
+"""Messages as shown in Flower and the log: only allowed ids, times and words of this package.
 
-What a sender says of its own message (`argsrepr`, `kwargsrepr`, `shadow`) is not used.
+The sender's own rendering of a message (`argsrepr`, `kwargsrepr`, `shadow`) is not used.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SHOWN = frozenset(
         "version",
     }
 )
-"""Names whose values are shown, where their form is that of an id, a number, a time or a word."""
+"""Names whose values are shown, if the value has the form of an id, a number, a time or a word."""
 _FORM = re.compile(
     r"[A-Za-z]+([_.][A-Za-z]+)*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?"
@@ -66,14 +66,14 @@ _FORM = re.compile(
 _MANY = 4
 """Items of a list that are shown."""
 _AT_MOST = 240
-"""Characters."""
+"""Characters of a rendering that are shown."""
 
 
 class RedactedRequest(Request):
-    """Celery's own, but for what its events, its log and `inspect` say of a message.
+    """A Celery request with its own rendering of the message in events, the log and `inspect`.
 
-    They have the allowed arguments by name and the allowed facts of the answer; of a failure the
-    kind alone.
+    The rendering has the allowed arguments by name and the allowed facts of the answer. Of a
+    failure it has the exception's class only.
     """
 
     _argsrepr: str
@@ -88,18 +88,18 @@ class RedactedRequest(Request):
         self._kwargsrepr = shown(dict(zip(names, self.args, strict=False)) | self.kwargs)
 
     def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002 - Celery's
-        """See Celery's: what `inspect active` and `inspect reserved` answer."""
+        """Return what `inspect active` and `inspect reserved` show, always in the safe form."""
         return super().info(safe=True)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's own name
-        """An event, with the answer where the task has given one."""
+        """Send an event, with the answer if the task has returned one."""
         if type == "task-succeeded":
             fields["result"] = shown(cast("HandledTask", self.task).answered)
         super().send_event(type, **fields)
 
 
 def shown(value: object) -> str:
-    """The allowed facts of a message or an answer, as Python writes them."""
+    """Return the allowed facts of a message or an answer, as a Python literal."""
     return repr(_allowed(value))[:_AT_MOST]
 
 

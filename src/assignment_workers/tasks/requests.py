@@ -1,4 +1,4 @@
-"""Tasks by which agents ask for their next user."""
+"""Tasks by which agents request their next user."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 class AskBody(BaseModel):
-    """One request as a message says it."""
+    """One request of a batch message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class AskBody(BaseModel):
     sent_at: AwareDatetime | None = None
 
     def asked(self) -> ClaimRequest:
-        """The request that is meant."""
+        """Return the request as the claim takes it."""
         return ClaimRequest(
             agent_id=self.agent_id,
             request_id=self.request_id,
@@ -62,7 +62,7 @@ def request(
     deadline: AwareDatetime | None = None,
     sent_at: AwareDatetime | None = None,
 ) -> RequestAnswer:
-    """Hand the agent the best user they may have; without a request id the task's own is it."""
+    """Assign the agent the best eligible user. The default request id is the task's id."""
     asked = ClaimRequest(agent_id, request_id or str(task.request.id), queue, deadline, sent_at)
     return answer(task.runner, [asked], task.of.settings)[0]
 
@@ -70,7 +70,7 @@ def request(
 def request_many(
     task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
 ) -> list[Any]:
-    """Answer many requests in one transaction, in their order; a malformed one is refused alone."""
+    """Answer many requests in one transaction, in order. A malformed one is refused alone."""
     read: list[ClaimRequest | Refused] = []
     for each in requests:
         try:
@@ -88,10 +88,10 @@ _ASK = TypeAdapter(AskBody)
 def answer(
     runner: TransactionRunner, requests: Sequence[ClaimRequest], settings: Settings
 ) -> list[RequestAnswer]:
-    """Each request's answer, in their order, in as few turns as it takes.
+    """Return each request's answer, in order, in as few transactions as possible.
 
-    Turn after turn where so many ineligible entries had to be taken out that one transaction would
-    have been long; an answer found in an earlier turn is committed and stands.
+    Several transactions are used if so many ineligible entries had to be removed that a single one
+    would have been long. An answer of an earlier transaction is committed and final.
     """
     answers: list[RequestAnswer | None] = [None] * len(requests)
     while unanswered := [place for place, given in enumerate(answers) if given is None]:

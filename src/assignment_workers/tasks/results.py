@@ -1,4 +1,4 @@
-"""Results in Redis: made JSON once, written and announced in one trip."""
+"""A Redis result backend that encodes a result once, and stores and announces it in one trip."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.transport import packed
 
 AGAIN_SECONDS = 5.0
-"""How long storing a result is tried again while Redis is away; the last try may begin then."""
+"""The seconds for which storing is retried while Redis is down. The last try may begin then."""
 
 
 class ResultBackend(RedisBackend):
-    """Celery's own but for the look at what is there before each result, and for the transaction.
+    """Celery's backend without the read before each result and without the transaction.
 
-    That look keeps a result from being replaced by a later failure of the same message. Here a
-    message that is handled again gets the answer it had (guarantee 5), and the look cost a trip to
-    Redis for each. A result is there before it is announced without a transaction too: both go
-    over one connection.
+    Celery's read keeps a later failure of the same message from replacing a result. Here a message
+    that is handled again gets the answer it had (guarantee 5), and the read would cost a round trip
+    to Redis per result. A result is stored before it is announced without a transaction, too,
+    because both commands go over one connection.
     """
 
     _get_result_meta: Callable[..., dict[str, Any]]
@@ -33,7 +33,7 @@ class ResultBackend(RedisBackend):
     expires: int | None
 
     def ensure(self, fun: Callable[..., Any], args: Sequence[Any], **policy: Any) -> Any:
-        """Celery's own, which bounds the tries and not the time, with an end on the clock."""
+        """Retry as Celery does, which limits the number of tries, with a limit on the time, too."""
         tried: Callable[..., Any] = super().ensure
         return tried(fun, args, **{"timeout": AGAIN_SECONDS, **policy})
 
@@ -54,7 +54,7 @@ class ResultBackend(RedisBackend):
         return result
 
     def _encode(self, data: dict[str, Any]) -> tuple[str, str, str]:
-        """Celery's form; the answers in it are models, and become JSON here, once."""
+        """Encode in Celery's form. Answers are pydantic models and become JSON here, once."""
         return "application/json", "utf-8", to_json(data).decode()
 
     def _set(self, key: bytes, value: str, expires: int | None = None) -> None:
@@ -68,20 +68,20 @@ class ResultBackend(RedisBackend):
             try:
                 connection.read_response()
             except ResponseError as error:
-                # It is announced all the same: a caller who listens has it.
+                # The result is announced all the same, so a listening caller gets it.
                 if (why := refused(error)) is None:
                     raise
                 REFUSING.note(why)
             connection.read_response()
         except BaseException:
-            connection.disconnect()  # or the next result would take this one's reply for its own
+            connection.disconnect()  # or the next result would read this one's reply
             raise
         finally:
             pool.release(connection)
 
 
-# Celery hands an answer on to the tasks that are linked to it too, in kombu's JSON.
+# Celery also passes an answer to linked tasks, as kombu's JSON.
 register_type(BaseModel, None, lambda answer: answer.model_dump(mode="json"))
 
 OVERRIDES = dict.fromkeys(("redis", "rediss"), f"{__name__}:{ResultBackend.__name__}")
-"""What Celery makes of the scheme of a result backend's address."""
+"""The result backend that Celery uses for the scheme of a result backend's address."""

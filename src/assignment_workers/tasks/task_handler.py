@@ -1,7 +1,7 @@
-"""The one door of every task: arguments are validated, errors mapped, answers counted.
+"""The common handling of every task: validate arguments, map errors, count answers.
 
-A wrong message gets a `refused` answer and is kept as a dead letter; so is whatever fails for a
-reason that no retry mends. The line goes on in either case.
+A malformed message gets a `refused` answer and is stored as a dead letter. So is a message that
+fails for a reason that no retry mends. The assignment queue continues in either case.
 """
 
 from __future__ import annotations
@@ -64,23 +64,24 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 2.0
 REQUESTS_NAMED = 20
-"""Request ids that a line of the log names; it says how many there are."""
+"""The request ids named in a log line, which also has their number."""
 UNAUTHENTICATED = "unauthenticated: "
-"""Stands before the name of somebody who is said to act, and may be anybody with the broker."""
+"""The prefix for the unverified name of an actor: any program with the broker's password could have
+sent it."""
 MANY_IN = "requests"
-"""The parameter of a task of many."""
+"""The list parameter of a batch task."""
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
 
 class App(Celery):
-    """The Celery application with what the tasks of this process work on."""
+    """The Celery application with the resources that the tasks of this process work on."""
 
     settings: Settings
     lanes: Lanes
     outcomes: Mapping[str, Outcome]
     engine: Engine
     line_tasks: frozenset[str]
-    """The tasks that the assignment queue carries, and those that `maintenance` does."""
+    """The tasks of the assignment queue, and those of `maintenance`."""
     maintenance_tasks: frozenset[str]
     heartbeat_tasks: frozenset[str]
     """Those of the maintenance tasks that wait for no job."""
@@ -90,10 +91,10 @@ class App(Celery):
     refusals: Refusals
     suspects: Suspects
     sequencer: Sequencer
-    """Only in the sequencer's process."""
+    """Set only in a sequencer's process."""
 
     def _load_config(self) -> Any:
-        """Celery's, but what is shown of it has no password: see `censored.Censored`."""
+        """Load Celery's settings, shown without passwords: see `censored.Censored`."""
         loaded = super()._load_config()  # type: ignore[misc]
         object.__setattr__(loaded, "__class__", Censored)
         return loaded
@@ -112,14 +113,14 @@ class HandledTask(Task[..., Any]):
     Request = "assignment_workers.tasks.redaction:RedactedRequest"
     acks_on_failure = True
     resultrepr_maxsize = 0
-    """Celery writes out nothing of an answer: `RedactedRequest` does."""
+    """Celery renders nothing of an answer, because `RedactedRequest` does."""
     answered: object = None
-    """What it returned last: processes run one task at a time."""
+    """The last answer. A process runs one task at a time."""
     operation: Callable[..., Any]
     parameters: Sequence[str] = ()
-    """The names of what a message may say, in their order."""
+    """The names of the operation's parameters, in order: the task, then those of a message."""
     _part: int | None = None
-    """The part of a message of many that is carried out alone."""
+    """The part of a batch message that is carried out alone."""
 
     @property
     def of(self) -> App:
@@ -128,7 +129,7 @@ class HandledTask(Task[..., Any]):
 
     @property
     def runner(self) -> TransactionRunner:
-        """Where turns are taken; raises `StaleTerm` in a process that does not lead."""
+        """The runner of fenced transactions. Raises `StaleTerm` unless this process leads."""
         return self.of.sequencer.runner
 
     def once(
@@ -138,11 +139,12 @@ class HandledTask(Task[..., Any]):
         subject: str | None = None,
         part: int | None = None,
     ) -> T:
-        """Carry an operation out in a turn, once for this message; the same answer ever after.
+        """Carry out an operation in a fenced transaction, once per message.
 
-        The message's id is its header `command_id`, which stays the same when it is sent again, or
-        its task id. `subject`, the state that it sets, and its header `command_position` have an
-        older command refused. `part`: of a message of several turns, which one.
+        A repeated message gets the first answer. The message's id is its header `command_id`, which
+        stays the same when the message is sent again, or else its task id. `subject` names the
+        state that the operation sets: with the header `command_position`, an older command is
+        refused. `part`: the number of this transaction, for a message of several.
         """
         said = self.request
         if self._part is not None:
@@ -173,18 +175,18 @@ class HandledTask(Task[..., Any]):
             after = error.retry_after if isinstance(error, CrmUnavailable) else RETRY_SECONDS
             answer = Unavailable(retry_after=after, reason=error.general)
         except StaleTerm as error:
-            # Nothing was committed, nothing is acknowledged: the leader's next sweep puts the
+            # Nothing was committed and nothing is acknowledged. The leader's next sweep puts the
             # message back at the head.
             self.of.sequencer.overtaken(error)
             raise WorkerTerminate(os.EX_TEMPFAIL) from error
         except ProgrammingError as error:
-            # The database is not as this version needs it, the CRM's tables are not there, say.
+            # The database is not as this version needs it: the CRM's tables are missing, say.
             general = DatabaseUnavailable.general
             self.store_dead_letter(args, kwargs, f"{general}: {str(error.orig).splitlines()[0]}")
             answer = Unavailable(retry_after=RETRY_SECONDS, reason=general)
         except Exception as error:  # noqa: BLE001 - raised again, without its words
             self.store_dead_letter(args, kwargs, f"{type(error).__name__}: {error}")
-            # Celery logs, stores and announces what is raised; a database's error repeats the row.
+            # Celery logs, stores and announces an exception; a database error repeats the row.
             where = [f"{each.filename}:{each.lineno}" for each in extract_tb(error.__traceback__)]
             log.error("task_failed", error=type(error).__name__, where=where[-3:])  # noqa: TRY400
             raise TaskFailed(type(error).__name__) from None
@@ -195,7 +197,7 @@ class HandledTask(Task[..., Any]):
         return answer
 
     def parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
-        """The requests of a message of many, each answered by itself; None for another one."""
+        """Return the requests of a batch message, which are answered one by one; otherwise None."""
         if MANY_IN not in self.parameters:
             return None
         place = self.parameters.index(MANY_IN) - 1  # the first is the task
@@ -203,10 +205,10 @@ class HandledTask(Task[..., Any]):
         return found if isinstance(found, list) and len(found) <= MANY else None
 
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Carry the message out; one that has ended a process request by request.
+        """Carry out the message; a batch that has ended a process, request by request.
 
-        Each request has then turns of its own, so that the process ends within the one that ends
-        it; that one is a dead letter from then on, and refused.
+        Each request then has transactions of its own, so that the process ends within the request
+        at fault. That request is stored as a dead letter and refused from then on.
         """
         suspicion = self.of.suspects.suspicion
         parts = self.parts(args, kwargs) if suspicion is not None else None
@@ -235,7 +237,7 @@ class HandledTask(Task[..., Any]):
         return answers
 
     def _answered(self) -> object:
-        """What the message was answered before its process ended; None where it was not."""
+        """Return the answer that the message got before its process ended. None if it got none."""
 
         def unanswered(_: FencedTransaction) -> object:
             raise _UnansweredError
@@ -250,9 +252,9 @@ class HandledTask(Task[..., Any]):
     def _attributed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments; who acts is marked where no door of ours has signed that it was they.
+        """Return the arguments, with an actor's name marked unless one of our programs signed it.
 
-        Everybody with the broker's password can write any name into `by`.
+        Anybody with the broker's password can write any name into `by`.
         """
         if BY not in self.parameters:
             return args, kwargs
@@ -270,7 +272,7 @@ class HandledTask(Task[..., Any]):
         return tuple(marked), kwargs
 
     def _bound(self, said: dict[str, Any]) -> dict[str, object]:
-        """What every line of the log about this message has: its request ids and the term."""
+        """Return the fields of every log line about this message: its request ids and the term."""
         bound: dict[str, object] = {}
         many = said.get("requests")
         each = many if isinstance(many, list) else [said]
@@ -293,9 +295,9 @@ class HandledTask(Task[..., Any]):
         *,
         replayable: bool = True,
     ) -> None:
-        """Store what could not be handled as a dead letter.
+        """Store a message that failed as a dead letter.
 
-        Where that cannot be written now, the message is not acknowledged before it is.
+        If the dead letter cannot be stored now, the message is not acknowledged until it is.
         """
         of, said = self.of, self.request
         store = partial(
@@ -318,12 +320,12 @@ class HandledTask(Task[..., Any]):
 
 
 class _UnansweredError(Exception):
-    """A look at the answers has found none."""
+    """No answer is stored for the command."""
 
 
 def _unauthenticated(by: object) -> object:
     if not isinstance(by, str) or len(by) > WORD_AT_MOST or by.startswith(UNAUTHENTICATED):
-        return by  # too long a one is refused, in the words for that
+        return by  # a name that is too long is refused elsewhere, with that reason
     return f"{UNAUTHENTICATED}{by}"[:WORD_AT_MOST]
 
 
@@ -336,8 +338,8 @@ def task_handler(
 ) -> None:
     """Register `operation` as the task `name`.
 
-    Its first parameter is the task; the others, with their types, are what a message may say.
-    `in_flower`: whether the worker sends Celery's events of it, which is what Flower lists.
+    Its first parameter is the task. The others, with their types, are the parameters of a message.
+    `in_flower`: True if the worker sends Celery's events of the task, which Flower lists.
     """
     validated = validate_call(config={"arbitrary_types_allowed": True})(operation)
     run = app.task(
@@ -353,7 +355,7 @@ def task_handler(
 
 
 def _fit(name: object, part: int | None) -> str:
-    """A message's id as it is stored; its digest where a column could not have it."""
+    """Return a message's id as stored: its digest if a column cannot hold the id."""
     said = str(name) if part is None else f"{name}#{part}"
     if 0 < len(said) <= LONGEST_ID and "\0" not in said and said.isprintable():
         return said
@@ -361,7 +363,7 @@ def _fit(name: object, part: int | None) -> str:
 
 
 def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """What Celery takes the task's name and documentation from.
+    """Return a function from which Celery takes the task's name and documentation.
 
     `HandledTask.__call__` runs instead.
     """
@@ -375,9 +377,9 @@ def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
-    """What was wrong with which argument, in one line.
+    """Return the first wrong argument and what is wrong with it, in one line.
 
-    A positional one is named by `parameters`.
+    A positional argument is named by `parameters`.
     """
     first = error.errors()[0]
     head, *rest = first["loc"]
@@ -389,7 +391,7 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
 
 
 def _count(task: str, answer: object) -> dict[str, int]:
-    """Count the answers of a task, and say how many there are of each outcome."""
+    """Count the answers of a task; return their number by outcome."""
     each = answer if isinstance(answer, list) else [answer]
     outcomes = Counter(str(getattr(one, "outcome", "done")) for one in each)
     for outcome, count in outcomes.items():
