@@ -1,1 +1,1 @@
-"""Take over an existing dialer's database: say what is there, bring it to ours, and go back."""
+"""Take over an existing dialer's database: inspect it, migrate it, and roll back."""

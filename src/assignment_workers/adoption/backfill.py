@@ -1,4 +1,4 @@
-"""Copy who waits in a dialer's table into a generation, in batches, while the dialer runs."""
+"""Copy the users of a dialer's queue table into a generation, in batches, as the dialer runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from assignment_workers.schema.tables import Generation
 
 TRY_SECONDS = 300.0
 Tell = Callable[[str], None]
-"""Hears of every step and batch as it is committed."""
+"""Called with a line about every step and batch once it is committed."""
 
 
 def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> int:
-    """Copy who waits in the table into a generation, in batches by key; returns its number.
+    """Copy the table's waiting users into a generation, in batches by key; return its number.
 
-    A user who is there twice gets their best place. No batch locks a row of the dialer's.
+    A user with several rows gets the best position. No batch locks a row of the dialer's.
     """
     number = patiently(lambda: _begun(engine, source), seconds=TRY_SECONDS)
     table = partition(number)
@@ -41,7 +41,7 @@ def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> 
 
 
 def _begun(engine: Engine, source: SourceTable) -> int:
-    """The generation that is being filled: that of the run before, or a new one."""
+    """Return the generation that is being filled: that of an interrupted run, or a new one."""
     with engine.begin() as connection:
         found = connection.execute(_FIND_BUILD, {"queue": source.queue}).scalar()
         if found is not None:
@@ -71,9 +71,10 @@ def _begun(engine: Engine, source: SourceTable) -> int:
 
 
 def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
-    """A user who is in both stays in the one of their score row, or else in `unsigned_users`.
+    """Leave each user in one queue only, then number the positions without gaps.
 
-    Then the places are numbered without gaps: a rank is one user's.
+    A user who is in both queues stays in the queue of their score row, or else in `unsigned_users`.
+    The numbering makes each rank unique.
     """
     with engine.begin() as connection:
         if len(numbers) == len(QUEUE_TABLES):
@@ -109,7 +110,7 @@ def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
 
 
 def copy_statement(source: SourceTable, number: int, table: str, *, first: bool = False) -> str:
-    """Copy the next batch into the table of a generation that is being filled."""
+    """Return the statement that copies the next batch into the table of the generation."""
     last = "(SELECT last_id FROM assignment.adoptions WHERE queue = :queue)"
     after = "" if first else f"WHERE q.id > {last}"
     return f"""
@@ -135,7 +136,10 @@ def copy_statement(source: SourceTable, number: int, table: str, *, first: bool 
 
 
 def duplicates_statement(source: SourceTable) -> str:
-    """Say which rows lost: a user's best position stays; no other status than ours is copied."""
+    """Return the statement that records the rows that are not copied, with the rule.
+
+    Of a user's rows the one with the best position is copied, and only with one of our statuses.
+    """
     return f"""
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)
         SELECT clock_timestamp(), '{source.table}', id, user_id, rule FROM (

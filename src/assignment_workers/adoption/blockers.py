@@ -1,4 +1,4 @@
-"""The rows of a dialer's tables that a migration has to decide about."""
+"""Rows of a dialer's tables that a migration has to decide about."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from assignment_workers.schema.times import EARLIEST, LATEST
 def blockers(
     connection: Connection, live: Mapping[str, Found], relations: Mapping[str, Found]
 ) -> Iterable[Blocker]:
-    """What there is of each kind, counted: None for a table that the role may not read.
+    """Count the rows of each kind. The count is None for a table that the role may not read.
 
-    `live` are the queue tables that are still the dialer's.
+    `live` has the queue tables that are still the dialer's own.
     """
     agents = relations.get("agents")
     counts: dict[str, dict[str, str]] = defaultdict(dict)
@@ -71,7 +71,7 @@ def blockers(
 
 
 def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocker]:
-    """What single rows of the table have, counted in one read of it; nothing where none has."""
+    """Count the kinds that concern single rows of a table, in one read. Leaves out zero counts."""
     columns = found["shape"].columns
     times = [f'"{each}"' for each in columns if columns[each].type.startswith("timestamp")]
     conditions = {}
@@ -96,5 +96,5 @@ STUCK = {
     "callbacks": "status IN ('assigned', 'accepted')",
     "missed_calls": "status = 'assigned'",
 }
-"""What the dialer calls a promise that it has handed out. It never takes one back by itself."""
+"""Conditions for promises that the dialer has handed out. The dialer never takes one back."""
 FIRST, LAST = EARLIEST.strftime("%Y-%m-%d"), LATEST.strftime("%Y-%m-%d")

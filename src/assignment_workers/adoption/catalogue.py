@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalogue says of a dialer's tables, and our revision."""
+"""The dialer's tables in PostgreSQL's catalogue, and the revision of our schema."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from assignment_workers.adoption.shapes import (
 from assignment_workers.schema.dialer import Agent
 
 Found = Mapping[str, Any]
-"""A relation: its `kind`, by PostgreSQL's letter for it, `comment`, `shape`, `readable`."""
+"""A relation: its `kind` (PostgreSQL's letter), `comment`, `shape` and `readable`."""
 
 
 def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Every relation of interest in `public`: its kind, its comment and its shape."""
+    """Return the kind, comment and shape of every relation of interest in `public`."""
     names = [*DEPLOYED, *(table.name for table in Agent.metadata.sorted_tables), *OTHERS]
     found: dict[str, dict[str, Any]] = {}
     for row in connection.execute(_RELATIONS, {"names": names}):
@@ -55,7 +55,7 @@ def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def plain_default(expression: str | None) -> str | None:
-    """A default without casts; the names of the same function are one."""
+    """Return a default without casts and with one name per function."""
     if expression is None:
         return None
     plain = re.sub(r"::[a-z ]+(\(\d+\))?(\[\])?", "", expression)
@@ -63,7 +63,7 @@ def plain_default(expression: str | None) -> str | None:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """The revision of our schema; None: it is not there, or may not be read."""
+    """Return the revision of our schema. None if there is none, or it may not be read."""
     if not connection.execute(_MAY_READ_REVISION).scalar():
         return None
     return connection.execute(text("SELECT version_num FROM assignment.alembic_version")).scalar()

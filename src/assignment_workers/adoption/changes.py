@@ -1,4 +1,4 @@
-"""What the dialer changes in a queue table while it is copied, carried over before the switch."""
+"""Record the dialer's changes to a queue table during the copy, and apply them to the copy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from assignment_workers.adoption.sources import SourceTable, narrowed
 from assignment_workers.assignment.generations.regenerate import partition
 
 FEW = 2_000
-"""Users that the switch itself may have to look at again: more are carried over before it."""
+"""The most changed users that are left to the switch. More are carried over before it."""
 AT_A_TIME = 20_000
 
 TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
     queue text NOT NULL, user_id bigint NOT NULL)"""
-"""The users whose rows were changed since the copy began, as often as they were."""
+"""The users whose rows have changed since the copy began, one row per change."""
 
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION assignment.note_change() RETURNS trigger LANGUAGE plpgsql
@@ -43,9 +43,10 @@ _SEEN = {
 
 
 def begin(source: SourceTable) -> Iterator[str]:
-    """The statements that note every change of the table from now on. Waits for its writers.
+    """Yield the statements that start recording every change of the table.
 
-    In the transaction that begins the copy, so that nothing falls between.
+    They wait for the table's writers. Run them in the transaction that begins the copy, so that no
+    change is missed.
     """
     yield f"DELETE FROM assignment.adoption_changes WHERE queue = '{source.queue}'"
     yield _FUNCTION
@@ -58,16 +59,17 @@ def begin(source: SourceTable) -> Iterator[str]:
 
 
 def end(source: SourceTable) -> Iterator[str]:
-    """The statements that note no more."""
+    """Yield the statements that stop recording changes."""
     for what in _SEEN:
         yield f"DROP TRIGGER IF EXISTS note_{what} ON public.{source.table}"
 
 
 def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
-    """Bring the generation to what the table has now of at most `AT_A_TIME` changed users.
+    """Update the generation from the table for at most `AT_A_TIME` changed users.
 
-    Returns the number of changes. A user who waits no longer leaves it; one who is new comes last;
-    one who had a place keeps it. A user who is in the generation `other` stays there.
+    Returns the number of changes. A user who no longer waits leaves the generation, a new user
+    comes last, and any other user keeps their position. A user in the generation `other` stays
+    there.
     """
     placed = (
         ""
@@ -107,7 +109,7 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
 
 
 def remaining(connection: Connection) -> int:
-    """How many changes are still to be carried over, counted no further than `FEW`."""
+    """Count the changes that are not yet carried over, up to `FEW`."""
     return int(connection.execute(_REMAINING).scalar_one())
 
 

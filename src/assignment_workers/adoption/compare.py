@@ -1,4 +1,4 @@
-"""Who we would queue and the deployed tables do not, and the other way round. Reads only."""
+"""Compare the users that we would queue with those in the deployed tables. Read only."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ from assignment_workers.schema.tables import Phone
 
 @dataclass(frozen=True)
 class Compared:
-    """Users whom only one side would offer, in one dialer queue and for one reason.
+    """The users that only one side would offer, of one dialer queue and for one reason.
 
-    `only` is `ours` or `theirs`; `rule` the first of our rules that those of `theirs` break, or
-    `no_score_row` or `not_in_crm` where no rule can be asked. `first` is the lowest user id.
+    `only` is `ours` or `theirs`. `rule` is, for `theirs`, the first of our rules that the users
+    break, or `no_score_row` or `not_in_crm` if no rule can be evaluated. `first` is the lowest user
+    id.
     """
 
     queue: str
@@ -65,11 +66,11 @@ class Compared:
 
 
 def compare(connection: Connection, *, now: datetime) -> list[Compared]:
-    """The differences at `now`. They are counted in the database: here are a few lines only.
+    """Return the differences at `now`, counted in the database.
 
-    A deployed row is offered when it is pending or assigned. With a CRM in a database of its own,
-    the facts of `USERS_AT_A_TIME` users are read there at a time. Raises `UsageError` where the
-    dialer's queue tables, the score table or the CRM's users are not there, and `CrmUnavailable`.
+    A deployed row is offered if it is pending or assigned. From an external CRM, the facts of
+    `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if the dialer's queue tables,
+    the score table or the CRM's users do not exist, and `CrmUnavailable`.
     """
     crm = crm_of(connection)
     sources = found_sources(connection)
@@ -85,7 +86,7 @@ def compare(connection: Connection, *, now: datetime) -> list[Compared]:
             raise UsageError(f"the table {name} is not there: our rules cannot be asked")
     if crm is not None:
         crm.check()
-    # Without statistics the planner would go through one table for each row of the other.
+    # Without statistics the planner would scan one table for each row of the other.
     connection.execute(text("SET LOCAL enable_nestloop TO off"))
     return [
         each
@@ -117,7 +118,7 @@ def _compared(
 
 
 def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
-    """Everybody whom either side might offer, in the order of their ids."""
+    """Yield the ids of all users whom either side might offer, in order, in batches."""
     rows = connection.execute(
         text(
             f"SELECT user_id FROM public.{name} WHERE status IN ('pending', 'assigned')"
@@ -131,7 +132,10 @@ def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
 
 @cache
 def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select[Any]]:
-    """By whose side it is alone: users by the first rule that they break, of all or of `users`."""
+    """Return, per side, the statement that counts its users by the first rule that they break.
+
+    `by_user`: of the parameter `users` only, instead of all users.
+    """
     theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
     offered = theirs.c.status.in_([sql_text("pending"), sql_text("assigned")])
     asked = bindparam("users", type_=ARRAY(BigInteger()))
@@ -178,19 +182,19 @@ def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select
 
 
 USERS_AT_A_TIME = 5_000
-"""Whose facts are read at a time from a CRM in a database of its own."""
+"""The users whose facts are read at a time from an external CRM."""
 _ARE_THERE = text("SELECT to_regclass('assignment.assignments') IS NOT NULL")
 
 
 @cache
 def _nobody(of: Table) -> Subquery:
-    """A table of ours as it is before a migration: without a row."""
+    """Return an empty stand-in for a table of ours that no migration has created yet."""
     columns = (as_type(null(), each.type).label(each.name) for each in of.columns)
     return select(*columns).where(false()).subquery(of.name)
 
 
 def _without_ours(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
-    """Answer a rule that asks for assignments or suppressions with none: before a migration."""
+    """Replace our tables by empty ones in a rule, for a database before its migration."""
     if isinstance(element, Column) and _is_ours(element.table):
         return _nobody(element.table).c[element.name]
     return _nobody(element) if _is_ours(element) else None

@@ -1,4 +1,4 @@
-"""Views, rules and triggers of others on the queue tables: what becomes of them."""
+"""Views, rules and triggers of others on the queue tables, and what the switch does to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 
 def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
-    """What an operator is to know of what hangs on these tables, before they become views."""
+    """Yield the operator's notes on objects that depend on the tables that become views."""
     for row in connection.execute(_VIEWS, {"names": list(tables)}):
         what = f"{row.schema}.{row.name}"
         if row.kind == "v" and row.may_change:
@@ -32,17 +32,18 @@ def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
 
 
 def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
-    """Views of others that read this table or view and that this role may change, with their SQL.
+    """Return the views, not ours, that read this table and that this role may change.
 
-    The SQL names the table, not its number: run again, it reads whatever has the name then.
+    Each comes with its SQL, which refers to the table by name, not by oid: when it is run again, it
+    reads whatever relation has the name then.
     """
     rows = connection.execute(_VIEWS, {"names": [table]})
     return [(f"{row.quoted}", row.definition) for row in rows if row.kind == "v" and row.may_change]
 
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
-    """Make these views read what has the name now. Their grants and owners stay."""
-    # A cursor of psycopg's own: it leaves the name `public` in somebody else's SQL as it is.
+    """Make these views read the relation that has the name now. Grants and owners stay."""
+    # Psycopg's own cursor, which does not replace the name `public` in the SQL of others.
     plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))
     for name, definition in found:
         plain.execute(f"CREATE OR REPLACE VIEW {name} AS {definition}".encode())

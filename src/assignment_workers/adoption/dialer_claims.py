@@ -1,9 +1,10 @@
-"""What the dialer's own code claims in the shared tables is a hold of ours, in the same statement.
+"""Triggers that turn a claim of the dialer's own code into an assignment of ours.
 
-The one exception to "everything that changes who may be handed out goes through the assignment
-queue": a trigger makes the hold, and the unique indexes of guarantee 1 hold it. Where the user or
-the agent is held already, the row is passed over: the dialer's guarded update changes nothing, and
-its code goes on as where another agent was quicker. Nothing waits longer than `WAITS_AT_MOST`.
+This is the one exception to "everything that changes who may be handed out goes through the
+assignment queue". A trigger inserts the assignment in the statement of the claim, and the unique
+indexes of guarantee 1 apply to it. If the user or the agent already has an assignment, the trigger
+skips the row: the dialer's guarded update changes nothing, and its code continues as if another
+agent had been quicker. No statement waits longer than `WAITS_AT_MOST`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Mapping
 from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 WAITS_AT_MOST = "200ms"
-"""For another transaction about the same user or agent; then the claim is refused.
+"""The longest wait for a transaction about the same user or agent. Then the claim is refused.
 
-Shorter than PostgreSQL's wait before it looks for a deadlock: a turn is never the one to end.
+It is shorter than PostgreSQL's deadlock timeout, so a deadlock never ends a fenced transaction.
 """
 HELD_AT_LEAST = "30 minutes"
-"""How long such a hold lasts where the dialer does not end it: its agent gives us no sign."""
+"""The shortest lease of such an assignment, because its agent sends us no sign of life."""
 
 _UUID7 = """encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING
     substring(int8send((extract(epoch FROM now_is) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
@@ -138,4 +139,4 @@ TRIGGERS: Mapping[tuple[str, str], str] = {
     for table, source in (("callbacks", "callback"), ("missed_calls", "missed_call"))
     for name, words in (("dialer_claims", _CLAIMS), ("dialer_ends", _ENDS))
 }
-"""By table and name."""
+"""The triggers, by table and name."""

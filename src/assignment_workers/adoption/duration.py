@@ -10,13 +10,13 @@ SECONDS_A_MILLION_ROWS = {
     "migrate --dry-run": 2.6,
     "migrate": 16.0,
 }
-"""As `benchmarks.adopt` measured them on two cores: docs/adopting.md."""
+"""As measured by `benchmarks.adopt` on two cores: docs/adopting.md."""
 BYTES_A_ROW = 150
-"""For a table of which PostgreSQL has no statistics yet."""
+"""Assumed for a table without statistics."""
 
 
 def expected_seconds(connection: Connection, command: str) -> float:
-    """Return the seconds that a `schema` command is likely to take. Reads the catalogue alone."""
+    """Return the seconds that a `schema` command is likely to take. Reads only the catalogue."""
     rows = connection.execute(_ROWS, {"bytes": BYTES_A_ROW}).scalar_one()
     return float(rows) / 1_000_000 * SECONDS_A_MILLION_ROWS[command]
 

@@ -1,4 +1,4 @@
-"""What an inspection says of a database."""
+"""The results of an inspection of a database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from assignment_workers.adoption.shapes import (
 
 
 class TableVerdict(StrEnum):
-    """What a table is. ours: as this version needs it. unknown: it is named and left alone."""
+    """The classification of a table.
+
+    ours: as this version needs it. unknown: reported and left alone.
+    """
 
     ABSENT = "absent"
     DEPLOYED = "deployed"
@@ -24,9 +27,10 @@ class TableVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which a table is not as `than` (deployed, target or ours) has it.
+    """A difference between a table and its form in `than` (deployed, target or ours).
 
-    `aspect` is column, type, null, default, unique, foreign key, index or kind; None: not there.
+    `aspect` is column, type, null, default, unique, foreign key, index or kind. `expected` or
+    `found` is None for a thing that is absent.
     """
 
     than: str
@@ -38,7 +42,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A table of the dialer's. `needed`: this version cannot run without it as ours."""
+    """An inspected table. `needed`: this version cannot run unless the table is ours."""
 
     table: str
     verdict: TableVerdict
@@ -48,7 +52,7 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Blocker:
-    """Rows that a migration has to decide about. `count` is None where the role may not read."""
+    """Rows that a migration has to decide about. `count` is None if the role may not read them."""
 
     table: str
     what: str
@@ -57,7 +61,7 @@ class Blocker:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Something for which `schema migrate` refuses to begin, and what takes it out of the way."""
+    """A reason for which `schema migrate` refuses to begin, and its remedy."""
 
     what: str
     remedy: str
@@ -65,9 +69,10 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A database: the revision of our schema in it (None: not there), tables and what they hold.
+    """An inspected database: the revision of our schema (None: absent), its tables and rows.
 
-    `obstacles` are those of the role that asked. `notes` change nothing of whether it can be done.
+    `obstacles` are those of the role that inspected. `notes` do not affect whether it can be
+    migrated.
     """
 
     revision: str | None
@@ -79,7 +84,7 @@ class Inspection:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this version can run on it as it is."""
+        """True if this version can run on the database as it is."""
         return self.revision == self.needs and all(
             each.verdict is TableVerdict.OURS
             or (each.table in QUEUE_TABLES.values() and each.verdict is TableVerdict.ABSENT)
@@ -88,5 +93,5 @@ class Inspection:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the inspection as a dictionary, for programs."""
         return {"is_ours": self.is_ours, **asdict(self)}

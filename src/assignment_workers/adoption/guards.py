@@ -1,6 +1,6 @@
-"""What guards the tables that the dialer writes too: triggers and unique indexes of ours.
+"""Our triggers and unique indexes on the tables that the dialer writes, too.
 
-A rollback takes them out, and a migration that follows puts them in again.
+A rollback removes them; a later migration creates them again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ UNIQUE = {
     "uq_callbacks_pending_user": ("callbacks", "user_id", "created_at DESC, id DESC"),
     "uq_missed_calls_pending_call": ("missed_calls", "twilio_call_sid", "created_at, id"),
 }
-"""By name: the table, the column, and the order by which one of several pending rows stays."""
+"""By name: the table, the column, and the order that decides which of several pending rows
+stays."""
 
 
 def missing(connection: Connection) -> Iterator[str]:
-    """The statements that put in what is missing, each to be run by itself. Functions are renewed.
+    """Yield the statements that create missing guards, each to be run by itself.
 
-    For a database at this version's revision in which a dialer was or is to be taken over.
+    The functions are always replaced. For a database at this version's revision whose dialer was or
+    will be taken over.
     """
     yield from FUNCTIONS
     for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():
@@ -53,9 +55,9 @@ def missing(connection: Connection) -> Iterator[str]:
 
 
 def remove(connection: Connection) -> None:
-    """Take out every trigger of ours from the tables in `public`, and the unique indexes.
+    """Remove all our triggers, and our unique indexes, from the tables in `public`.
 
-    Without the triggers the indexes would refuse what the dialer writes.
+    Without the triggers, the indexes would reject rows that the dialer writes.
     """
     for row in connection.execute(_OURS).all():
         connection.execute(text(f"DROP TRIGGER {row.name} ON {row.table}"))

@@ -1,4 +1,4 @@
-"""The holds of a dialer's tables become assignments."""
+"""Turn the assigned rows of a dialer's tables into assignments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from assignment_workers.settings import Settings
 def place_holds(
     connection: Connection, sources: Sequence[SourceTable], numbers: Mapping[str, int]
 ) -> None:
-    """Find what the tables call assigned, judge it, and give who stays held the first places."""
+    """Find the tables' assigned rows, judge them, and give those kept the first positions."""
     connection.execute(text(holds_statement(sources)))
     connection.execute(text(JUDGE_HOLDS))
     connection.execute(_LEAVE_OTHERS, {"generations": list(numbers.values())})
@@ -34,7 +34,7 @@ def place_holds(
 def take_over(
     transaction: FencedTransaction, numbers: Mapping[str, int], settings: Settings
 ) -> None:
-    """Assignments for the holds that were placed, as if they had been claimed in this turn."""
+    """Insert assignments for the placed holds, as if they were claimed in this transaction."""
     kept = transaction.connection.execute(_HOLDS_KEPT).mappings().all()
     made: list[dict[str, Any]] = [
         {
@@ -94,7 +94,7 @@ def _answers(made: list[dict[str, Any]]) -> dict[ClaimRequest, RequestAnswer]:
 
 
 def holds_statement(sources: Iterable[SourceTable]) -> str:
-    """Everything that the tables call assigned, for `JUDGE_HOLDS`."""
+    """Return the statement that collects the tables' assigned rows for `JUDGE_HOLDS`."""
     holds = " UNION ALL ".join(_holds(sources))
     return f"CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"
 
@@ -110,7 +110,7 @@ def _holds(sources: Iterable[SourceTable]) -> Iterator[str]:
         )
 
 
-# An agent keeps their newest hold; of the agents left on one user the newest keeps the user.
+# An agent keeps the newest hold. Of several agents then left on a user, the newest one keeps them.
 JUDGE_HOLDS = """
     UPDATE found_holds SET rule = 'assigned with no agent: back in the queue'
     WHERE agent_id IS NULL;
@@ -141,7 +141,7 @@ _LEAVE_OTHERS = text("""
 """)
 
 
-# Who is held was taken first: their places come before all others, so the order of claims is kept.
+# Held users were claimed first, so their positions come before all others: the order is kept.
 _PLACE_HOLDS = text("""
     INSERT INTO assignment.entries (generation_id, user_id, rank, score)
     SELECT :generation, user_id, row_number() OVER (ORDER BY assigned_at, row_id)

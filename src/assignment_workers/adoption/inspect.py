@@ -1,4 +1,4 @@
-"""Which schema a database has, table by table: read from the catalogues, nothing changed."""
+"""Classify a database's schema, table by table. Reads the catalogues; changes nothing."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from assignment_workers.schema.migrate import OUR_VIEW, head
 
 
 def inspect(connection: Connection) -> Inspection:
-    """What is deployed. Reads in the connection's transaction; a read-only role is enough.
+    """Inspect the database, in the connection's transaction. A read-only role is enough.
 
-    Blockers are counted by scanning the queue tables once or twice each.
+    Blockers are counted by scanning each queue table once or twice.
     """
     relations = relations_of(connection)
     tables = [_queue_table(name, relations.get(name)) for name in QUEUE_TABLES.values()]
@@ -87,7 +87,7 @@ def _queue_table(name: str, found: Found | None) -> Inspected:
 
 
 def _is_readable(shape: Shape) -> bool:
-    """Whether the queue table has what is read of it, in types that can be read."""
+    """Return True if the queue table has the columns that we read, in readable types."""
     return any(name in shape.columns for name in AGENT_COLUMNS) and all(
         (found := shape.columns.get(name)) is not None and is_readable(found.type, wanted.type)
         for name, wanted in READ.items()
@@ -95,10 +95,10 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """The differences by which a table is not of one schema: it lacks a column, or is as `other`.
+    """Return the differences that exclude a schema: a missing column, or a form as in `other`.
 
-    What is in neither was added by somebody, and stays. An index changes how fast a table is, not
-    what it means.
+    A difference that is in neither schema was added by somebody, and stays. An index affects a
+    table's speed, not its meaning.
     """
     return [
         each
@@ -124,7 +124,7 @@ def _is_of(shape: Shape, difference: Difference) -> bool:
 
 
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
-    """One of the tables that we share with the dialer: more columns than ours do no harm."""
+    """Inspect a table that we share with the dialer. Additional columns do no harm."""
     if found is None:
         return Inspected(table.name, TableVerdict.ABSENT, needed=True)
     if found["kind"] not in ("r", "p"):
@@ -175,7 +175,7 @@ def _modelled(table: Table) -> Shape:
 
 
 def _quoted(default: object) -> str:
-    """A server default as PostgreSQL prints it: one that is given as a plain string is quoted."""
+    """Return a server default as PostgreSQL prints it: a plain string is quoted."""
     plain = not isinstance(default, str) or default.isdigit()
     return str(default) if plain else f"'{default}'"
 
@@ -217,10 +217,10 @@ def _other(name: str, found: Found | None) -> Inspected:
 
 
 def _crm(connection: Connection) -> Iterable[Inspected]:
-    """The CRM's tables that are read, tables or views: more columns than those do no harm.
+    """Inspect the CRM's tables or views that are read. Additional columns do no harm.
 
-    None is needed here: a CRM may be in a database of its own. Then they are those of there, by
-    the names that its mapping has for them.
+    None is needed in this database, because the CRM may be external. Then the external CRM's tables
+    are inspected, under the names in its mapping.
     """
     crm = crm_of(connection)
     if crm is not None:

@@ -1,7 +1,7 @@
-"""Bring a dialer's database to ours while the dialer runs: expand, backfill, switch, contract.
+"""Migrate a dialer's database to ours as the dialer runs: expand, backfill, switch, contract.
 
-Each step commits what it did together with the note that it did it, so a run that was killed is
-taken up where it stood, and one that is done changes nothing.
+Each step commits its changes together with the record that it was done. So an interrupted run is
+continued, and repeating a finished one changes nothing.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from assignment_workers.settings import Settings
 
 BATCH = 20_000
 LOCK_AT_MOST = timedelta(milliseconds=250)
-"""How long a statement waits for a lock, and the dialer's statements behind it."""
+"""The longest wait of a statement for a lock. The dialer's statements queue behind it."""
 SWITCH_AT_MOST = timedelta(milliseconds=700)
-"""How long the switch keeps the tables to itself: under a second with the wait for them."""
+"""The time for which the switch locks the tables: under a second with the wait for the locks."""
 CATCH_UP_AT_MOST = 1_000
-"""Rounds: a dialer that changes more than is carried over in each is switched all the same."""
+"""Rounds of catching up. A dialer that changes more than is carried over is switched anyway."""
 
 
 @contextmanager
 def opened(database_url: str) -> Iterator[Engine]:
-    """An engine whose statements stand in nobody's way for long."""
+    """Yield an engine whose statements wait only briefly for locks."""
     engine = connect(
         database_url,
         name=MIGRATION,
@@ -60,11 +60,11 @@ def opened(database_url: str) -> Iterator[Engine]:
 
 
 def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = BATCH) -> str:
-    """Bring the database to ours from any state that `inspect` can name; returns the revision.
+    """Migrate the database from any state that `inspect` knows; return the revision.
 
-    `tell` hears of every step and batch as it is committed, and of whoever holds a lock that it
-    waits for. Raises `SchemaMismatch` where something is in the way, before anything was changed,
-    and `DatabaseUnavailable`.
+    `tell` is called for every step and batch once it is committed, and for each session whose lock
+    the migration waits for. Raises `SchemaMismatch`, before any change, if there are obstacles, and
+    `DatabaseUnavailable`.
     """
     with opened(database_url) as engine, telling_of_waits(database_url, tell):
         with engine.connect() as connection:
@@ -96,7 +96,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
 
 
 def guard(engine: Engine) -> None:
-    """Put in what guards the shared tables while the dialer's own code works on them too."""
+    """Create the missing guards of the shared tables, because the dialer still writes them."""
     with engine.connect() as connection:
         statements = list(guards.missing(connection))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -107,11 +107,11 @@ def guard(engine: Engine) -> None:
                     seconds=TRY_SECONDS,
                 )
         finally:
-            connection.invalidate()  # its limit for locks may be that of an index that was built
+            connection.invalidate()  # its lock timeout may be that of an index build
 
 
 def refuse(report: Inspection) -> None:
-    """Raise `SchemaMismatch` with everything that stands in the way, in one line."""
+    """Raise `SchemaMismatch` with all obstacles in one line, if there are any."""
     found = report.obstacles
     if found:
         each = "; ".join(
@@ -122,9 +122,9 @@ def refuse(report: Inspection) -> None:
 
 
 def expand(engine: Engine, database_url: str, tell: Tell, *, settings: Settings) -> None:
-    """Our schema, and in the shared tables what is missing: only added, nothing rewritten.
+    """Create our schema and add what the shared tables lack. No row is rewritten.
 
-    What a table of the dialer's lacks comes first, because our revisions write to it.
+    The columns that the dialer's tables lack come first, because our revisions write to them.
     """
     with engine.connect() as connection:
         missing = list(additions(connection))
@@ -153,9 +153,9 @@ _BY_TEXT = text(
 
 
 def additions(connection: Connection) -> Iterator[str]:
-    """What the shared tables lack of ours, each as a statement that rewrites no row.
+    """Yield a statement, which rewrites no row, for each thing that the shared tables lack.
 
-    A column without a default may be null there: the rows that are there have no value for it.
+    An added column without a default may be null, because existing rows have no value for it.
     """
     dialect = connection.dialect
     for table in read_schema(connection).tables:
@@ -183,7 +183,7 @@ def additions(connection: Connection) -> Iterator[str]:
 
 
 def _run(engine: Engine, sql: str) -> None:
-    """Run the statement by itself. An index that is built beside the dialer waits as it has to."""
+    """Run the statement by itself. A concurrent index build may wait for as long as it needs."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_index = "CONCURRENTLY" in sql
         if is_index:
@@ -192,7 +192,7 @@ def _run(engine: Engine, sql: str) -> None:
             connection.execute(text(sql))
         finally:
             if is_index:
-                connection.invalidate()  # a session with another limit is of no further use
+                connection.invalidate()  # its lock timeout is switched off
 
 
 def _keep_books(engine: Engine) -> None:
@@ -204,11 +204,11 @@ def _keep_books(engine: Engine) -> None:
 def switch(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
 ) -> None:
-    """In one transaction: holds become assignments, tables become views, generations are published.
+    """Turn holds into assignments and tables into views, and publish: one transaction.
 
-    The dialer waits for it, once: its cost is that of the holds, not of the tables. What takes
-    longer than `SWITCH_AT_MOST` once the tables are locked is undone, to be tried again: raises
-    SQLAlchemy's `OperationalError`.
+    The dialer waits once for this transaction. Its cost depends on the number of holds, not on the
+    size of the tables. If it takes longer than `SWITCH_AT_MOST` after locking the tables, it is
+    rolled back and raises SQLAlchemy's `OperationalError`, so that it can be retried.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -243,7 +243,7 @@ def switch(
 def catch_up(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], tell: Tell
 ) -> None:
-    """Carry over what the dialer changed meanwhile, until so little is left that the switch can."""
+    """Carry over the dialer's changes, until few enough are left for the switch."""
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
     carried = 0
@@ -263,19 +263,19 @@ def _other(numbers: dict[str, int], source: SourceTable) -> int | None:
 
 
 def renaming(table: str) -> tuple[str, str]:
-    """The statements by which the table gives its name to the view."""
+    """Return the statements by which the table's name passes to the view."""
     return f"ALTER TABLE public.{table} RENAME TO {table}{KEPT}", views.take_name(table)
 
 
 def renew_views(engine: Engine) -> None:
-    """The views of an older version become those of this one; else nothing changes."""
+    """Replace the views of an older version by this version's. Otherwise nothing changes."""
     with engine.begin() as connection:
         for sql in renewal(connection):
             connection.execute(text(sql))
 
 
 def renewal(connection: Connection) -> Iterator[str]:
-    """The statements that make the views that are there as this version makes them."""
+    """Yield the statements that recreate the existing views as this version makes them."""
     for each in shown_sources(connection):
         yield from views.renew(each.table, each.queue, each.types)
     if connection.execute(SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
@@ -283,7 +283,10 @@ def renewal(connection: Connection) -> Iterator[str]:
 
 
 def show_call_queue(engine: Engine) -> bool:
-    """Where a dialer was taken over that has no `call_queue`, show one; whether it was made now."""
+    """Create the view `call_queue` after an adoption if the dialer had none.
+
+    Returns True if the view was created now.
+    """
     with engine.begin() as connection:
         if not connection.execute(_CALL_QUEUE_MISSING, {"comment": OUR_VIEW}).scalar_one():
             return False
@@ -293,7 +296,7 @@ def show_call_queue(engine: Engine) -> bool:
 
 
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
-    """Index and attach the filled tables, and mark them built; done before, nothing is done."""
+    """Index and attach the filled tables, and mark them as built. Repeating this does nothing."""
     for number in numbers.values():
         name = partition(number)
         if connection.execute(_ATTACHED, {"name": name}).scalar_one():
@@ -313,7 +316,10 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
 
 
 def locked_turn(connection: Connection) -> FencedTransaction:
-    """A turn of the default lane: no sequencer, of whichever lane, writes while it lasts."""
+    """Lock all lanes and return a fenced transaction of the default lane.
+
+    No sequencer of any lane writes until the transaction ends.
+    """
     rows = connection.execute(
         select(LaneTerm.lane, LaneTerm.term).order_by(LaneTerm.lane).with_for_update()
     ).all()
@@ -323,9 +329,10 @@ def locked_turn(connection: Connection) -> FencedTransaction:
 
 
 def _grant(table: str) -> str:
-    """Who could use the table can use the view, its owner included, whichever role migrates.
+    """Return the statement that copies the table's grants, and its owner's rights, to the view.
 
-    A write is refused by us, with a word why. Rights of single columns go to the same columns.
+    So every role keeps its access, whichever role migrates. Our trigger refuses writes with a
+    reason. Column privileges become privileges on the same columns.
     """
     return f"""
         DO $grant$ DECLARE given record; BEGIN
@@ -362,7 +369,7 @@ BOOKS = (
         UNIQUE NULLS NOT DISTINCT (found_in, row_id, user_id, rule))""",
     changes.TABLE,
 )
-"""How far a taking over is, and what it decided: only where there is something to take over."""
+"""The progress and the decisions of an adoption. Created only if there is a dialer to take over."""
 
 SHOWS_CALL_QUEUE = text(
     f"SELECT obj_description(to_regclass('public.{views.CALL_QUEUE}'), 'pg_class') = :comment"
@@ -374,8 +381,8 @@ _CALL_QUEUE_MISSING = text(f"""
         AND obj_description(c.oid, 'pg_class') = :comment)
 """)
 _SWITCH_MS = round(SWITCH_AT_MOST.total_seconds() * 1000)
-# No statement outlasts the time, nor does a client that has stopped; the last of these asks whether
-# all of it together did, and ends it as PostgreSQL ends a statement that takes too long.
+# No statement takes longer than this, and neither does a stopped client. The last of these checks
+# whether all together did, with the error of PostgreSQL's statement timeout.
 _BRIEFLY = f"""
     SET LOCAL statement_timeout TO {_SWITCH_MS};
     SET LOCAL idle_in_transaction_session_timeout TO {_SWITCH_MS};

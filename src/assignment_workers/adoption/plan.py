@@ -1,4 +1,4 @@
-"""What `schema migrate` would do: every statement, on how many rows, under which lock."""
+"""The plan of `schema migrate`: every statement, its number of rows and its lock."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from assignment_workers.schema.dialer_schema import in_schema, schema_of
 
 
 def plan(connection: Connection, database_url: str) -> str:
-    """The steps as SQL with comments; empty where nothing is to be done. Changes nothing.
+    """Return the steps as SQL with comments. Empty if there is nothing to do. Changes nothing.
 
-    Rows are counted by reading the queue tables once. The number of a generation is that of the
-    next one to be made. Raises `SchemaMismatch` for a table of neither schema.
+    Rows are counted by reading the queue tables once. The number of a generation is the next free
+    one. Raises `SchemaMismatch` for a table that is of neither schema.
     """
     report = inspect(connection)
     if any(each.needed and each.verdict is TableVerdict.UNKNOWN for each in report.tables):

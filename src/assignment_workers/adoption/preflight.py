@@ -1,4 +1,4 @@
-"""What would end a migration half-way, found before its first change: all of it at once."""
+"""Find everything that would interrupt a migration, before its first change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.dialer_schema import in_schema, is_named, schema_of
 
 OLDEST_SERVER = 15
-"""The PostgreSQL from which on all that the migration says is understood."""
+"""The oldest PostgreSQL version that supports all of the migration's statements."""
 WRITTEN = ("user_call_scores", "callbacks", "conversions")
 """Tables of the dialer to which this system adds rows."""
 OUR_INDEXES = {
@@ -30,9 +30,9 @@ OUR_INDEXES = {
 def obstacles(
     connection: Connection, tables: Sequence[Inspected], relations: Mapping[str, Found]
 ) -> list[Obstacle]:
-    """Everything that stands in the way of a migration by this role. Reads only.
+    """Return every obstacle to a migration by this role. Reads only.
 
-    Duplicates are counted by reading a table that lacks a unique index, once.
+    Duplicates are counted by reading each table that lacks a unique index once.
     """
     own = [
         each.table
@@ -62,7 +62,7 @@ def _unlike(table: Inspected) -> Obstacle:
 
 
 def _of_place(connection: Connection) -> Iterator[Obstacle]:
-    """The search path finds other tables before those that were taken over."""
+    """Yield an obstacle if the search path finds other tables before those taken over."""
     if is_named(connection):
         return
     names = [*QUEUE_TABLES.values(), "agents", "user_call_scores", "callbacks", "conversions"]

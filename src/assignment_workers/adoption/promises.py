@@ -1,6 +1,6 @@
 """Callbacks and missed calls that the dialer had handed out and never ended.
 
-The dialer takes none back by itself: they would stay with an agent who has long gone.
+The dialer takes none back, so they would stay with an agent who left long ago.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
 from assignment_workers.schema.retry import patiently
 
 AT_A_TIME = 2_000
-"""Rows that one transaction changes."""
+"""Rows changed per transaction."""
 OLD = "7 days"
-"""A promise that was due longer ago is an operator's to decide: its row stays as it is."""
+"""A promise that was due before this is left unchanged for an operator to decide."""
 LATELY = "10 minutes"
-"""A missed call that was handed out so lately may still be worked on."""
+"""A missed call that was handed out within this time may still be worked on."""
 
 DUE_AGAIN = "handed out by the dialer and not ended: due again"
 FOR_OPERATOR = "handed out by the dialer and not ended, due long ago or at no time: for an operator"
@@ -43,11 +43,11 @@ _KINDS = {
 
 
 def settle(engine: Engine, tell: Tell) -> None:
-    """Decide each promise that an agent of the dialer has, and record it in `adoption_decisions`.
+    """Decide each promise that the dialer has handed out; store it in `adoption_decisions`.
 
-    One whose lease runs becomes a hold of ours; one that was due lately is due again; an older one
-    stays, for an operator. A promise that a later one of its user replaces becomes cancelled, as
-    ever. Done again, only what is new is decided.
+    A promise with a current lease becomes an assignment of ours. One that was due within `OLD` is
+    due again. Any other is left unchanged, for an operator. As always, a promise that a later one
+    of the same user replaces becomes cancelled. Repeating this decides only new promises.
     """
     for table in _KINDS:
         counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}
@@ -60,7 +60,7 @@ def settle(engine: Engine, tell: Tell) -> None:
 
 
 def _some(engine: Engine, table: str) -> list[tuple[str, int]]:
-    """The next of them, in one transaction; empty where all are decided."""
+    """Decide the next promises in one transaction. Empty if all are decided."""
     source, taken, due, live, queue, lease = _KINDS[table]
     live = live.format(now=_NOW)
     with engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Give the old application its tables back, with the holds and the ends as they stand now."""
+"""Return the dialer's tables to the old application, with the current holds and outcomes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ from assignment_workers.schema.tables import LaneTerm
 
 
 def rollback(database_url: str) -> list[str]:
-    """Put the dialer's queue tables back; returns their full names.
+    """Put the dialer's queue tables back in one transaction; return their full names.
 
-    One transaction, all or nothing.
-    What was completed or skipped since the switch is so in them; live holds are theirs again and
-    released in ours. Our schema and its records stay. Raises `UsageError` while a sequencer runs
-    or where nothing was taken over.
+    Users completed or skipped since the switch have that status in the tables. Active assignments
+    become holds of the dialer and are released in our tables. Our schema and its records stay.
+    Raises `UsageError` while a sequencer runs, or if no dialer was taken over.
     """
     with opened(database_url) as engine:
         return patiently(lambda: _roll_back(engine), seconds=TRY_SECONDS)
@@ -70,7 +69,10 @@ def _roll_back(engine: Engine) -> list[str]:
 
 
 def _statements(source: SourceTable) -> list[str]:
-    """Ends first, then the holds; of a user's rows the one with the best position stands for it."""
+    """Return the statements that write ends first, then holds, into the table.
+
+    Of a user's rows, the row with the best position is changed.
+    """
     agents = [name for name in AGENT_COLUMNS if name in source.types]
     cleared = ", ".join(f"{name} = NULL" for name in agents)
     given = ", ".join(f"{name} = a.agent_id" for name in agents)

@@ -1,6 +1,6 @@
 """The two schemas that a dialer's database may have, as data (original-dialer section 1).
 
-A test holds them to the original's columns, keys and indexes.
+A test compares them with the original's columns, keys and indexes.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ QUEUE_TABLES: Mapping[str, str] = {
 """The table of each dialer queue."""
 
 STATUSES = ("pending", "assigned", "completed", "skipped", "inactive", "invalid")
-"""What the dialer writes and declares as the status of a queue row."""
+"""The statuses of a queue row that the dialer writes and declares."""
 
 KEPT = "_before_adoption"
-"""What the name of a table that was taken over ends with; it is never dropped."""
+"""The suffix of a table that was taken over. The table is never dropped."""
 MADE = "_made_by_adoption"
-"""What the name of a view ends with until the table's is free."""
+"""The suffix of a view until the table has given up its name."""
 
 AGENT_COLUMNS = ("assigned_to_agent_id", "assigned_to_agent")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column as PostgreSQL prints it: `default` is None where there is none."""
+    """A column as PostgreSQL prints it. `default` is None for a column without one."""
 
     type: str
     null: bool = True
@@ -41,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a table consists of. Foreign keys are pairs of a column and the table it points at."""
+    """The structure of a table. A foreign key is a pair of a column and the table it points at."""
 
     columns: Mapping[str, Column]
     unique: frozenset[tuple[str, ...]] = frozenset()
@@ -53,7 +53,7 @@ TIME = "timestamp(3) without time zone"
 
 
 def _columns(text: str) -> dict[str, Column]:
-    """One column a line: its name, its type, `not null` and `default` where it has them."""
+    """Parse one column per line: name, type, and optionally `not null` and `default`."""
     found = {}
     for line in text.strip().splitlines():
         name, _, rest = line.strip().partition(" ")
@@ -124,7 +124,7 @@ DEPLOYED: Mapping[str, Shape] = {
         indexes=_DEPLOYED_INDEXES,
     ),
 }
-"""What runs in production."""
+"""The schema in production."""
 
 TARGET: Mapping[str, Shape] = {
     "unsigned_users_queue": Shape(
@@ -168,7 +168,7 @@ TARGET: Mapping[str, Shape] = {
         },
     ),
 }
-"""What the draft that never was deployed whole wants."""
+"""The schema of a draft that was never deployed completely."""
 
 LEGACY_CALL_QUEUE = Shape(
     _columns("""
@@ -188,7 +188,7 @@ LEGACY_CALL_QUEUE = Shape(
         updated_at time not null
     """)
 )
-"""Both schemas have it. Foreign keys are left out: a script of the dialer drops one."""
+"""In both schemas. Foreign keys are left out, because a script of the dialer drops one."""
 
 LEASES = frozenset(
     {
@@ -224,14 +224,14 @@ TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
     "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
 }
-"""Columns that only the deployed schema has, and only the target, of tables alike but for them."""
+"""Columns only in the deployed schema, and only in the target, of tables otherwise alike."""
 
 ADDED: Mapping[str, frozenset[str]] = {
     "callbacks": frozenset({"available_from", "updated_at"}),
     "missed_calls": frozenset({"available_from", "updated_at"}),
     "conversions": frozenset({"episode", "created_at", "updated_at"}),
 }
-"""Columns that only ours has of the dialer's tables: in neither of its schemas."""
+"""Columns that only we have in the dialer's tables; neither of its schemas has them."""
 
 READ: Mapping[str, Column] = {
     name: _DEPLOYED[name]
@@ -247,7 +247,7 @@ READ: Mapping[str, Column] = {
         "updated_at",
     )
 }
-"""What is read of a queue table besides the agent. The other columns may be of any type."""
+"""The columns of a queue table that are read, beside the agent. Others may have any type."""
 
 _FAMILIES = (
     re.compile(r"smallint|integer|bigint"),
@@ -258,10 +258,10 @@ _FAMILIES = (
 
 
 def is_readable(found: str, wanted: str) -> bool:
-    """Whether a column of the type `found` serves where `wanted` is needed.
+    """Return True if a column of the type `found` can serve as one of the type `wanted`.
 
-    The members of a family differ in width alone. A text that is too narrow for the longest status
-    that this version writes does not serve.
+    The types of a family differ only in width. A text column that is too narrow for the longest
+    name that this version writes cannot serve.
     """
     if found == wanted:
         return True
@@ -272,7 +272,7 @@ def is_readable(found: str, wanted: str) -> bool:
 
 
 NARROWEST = len("outstanding_requests")
-"""Characters that a text of the dialer has to hold: the longest name that this version writes."""
+"""The characters that a text column must hold: the longest name that this version writes."""
 
 OTHERS = ("call_queue", "agent_sessions", "call_sessions")
-"""Tables of the dialer that we neither need nor change; they are named, not judged in full."""
+"""Tables of the dialer that we neither need nor change. They are reported, not fully judged."""

@@ -1,4 +1,4 @@
-"""The dialer's queue tables: its own, which are taken over, and the views that take their names."""
+"""The dialer's queue tables, which are taken over, and the views that take their names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from assignment_workers.schema.migrate import OUR_VIEW
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A table of the dialer's that is taken over, and the types of its columns in their order."""
+    """A queue table to be taken over, with the types of its columns in their order."""
 
     queue: str
     table: str
@@ -21,28 +21,28 @@ class SourceTable:
 
     @property
     def agent(self) -> str:
-        """Its agent in SQL."""
+        """The SQL expression of a row's agent."""
         return agent_expression(self.types, "q")
 
 
 def agent_expression(columns: Iterable[str], alias: str) -> str:
-    """The agent of a queue row in SQL, whichever of the two columns holds it."""
+    """Return the SQL of a queue row's agent, whichever of the two columns has it."""
     names = [f"{alias}.{name}" for name in AGENT_COLUMNS if name in set(columns)]
     return f"coalesce({', '.join(names)})"
 
 
 def narrowed(number: str) -> str:
-    """The SQL of a number as an integer: one that the dialer widened ends at the ends of ours."""
+    """Return the SQL that limits a number, whose column the dialer may have widened, to integer."""
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 
 
 def found_sources(connection: Connection) -> list[SourceTable]:
-    """The dialer's queue tables that are still its own."""
+    """Return the dialer's queue tables that are still its own."""
     return _described(connection, _SOURCES)
 
 
 def shown_sources(connection: Connection) -> list[SourceTable]:
-    """Those that are views of ours."""
+    """Return the queue tables that are views of ours."""
     return _described(connection, _VIEWS.bindparams(comment=OUR_VIEW))
 
 

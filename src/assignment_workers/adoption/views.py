@@ -1,4 +1,4 @@
-"""What the old reader sees after the switch: views by the names of its tables, fed from ours."""
+"""Views under the names of the dialer's tables, which show our data to its old readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from assignment_workers.adoption.shapes import (
 from assignment_workers.schema.migrate import OUR_VIEW
 
 CALL_QUEUE = "call_queue"
-"""The legacy table, which the dialer needs for its call sessions."""
+"""The legacy table that the dialer needs for its call sessions."""
 
 REFUSE_WRITES = """
 CREATE OR REPLACE FUNCTION assignment.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $refuse$
@@ -28,7 +28,7 @@ BEGIN
 END $refuse$
 """
 
-# The id is the same for a user in a dialer queue however often it is rebuilt.
+# A user in a dialer queue has the same id in every rebuild.
 _VALUES: Mapping[str, tuple[str, str]] = {
     "id": ("md5('{queue} ' || user_id)::uuid", "uuid"),
     "user_id": ("user_id", "bigint"),
@@ -49,23 +49,23 @@ _VALUES: Mapping[str, tuple[str, str]] = {
         TIME,
     ),
 }
-"""What we know of a column of the dialer's, and its type; of the others the default, or null."""
+"""Our value and type for a column of the dialer's. Other columns get their default, or null."""
 
 
 def create(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
-    """The statements that make the view of a dialer queue. Its name ends with `MADE`.
+    """Return the statements that create the view of a dialer queue. Its name ends with `MADE`.
 
-    Its columns are those of the table that it takes the place of, in their order and of their
-    `types`: a statement that was prepared before goes on. Waiting users show as skipped, those who
-    are out as inactive; a column that somebody added to the table is null.
+    The view has the columns of the table that it replaces, in the same order and with the same
+    `types`, so statements prepared earlier keep working. Waiting users are shown as skipped, and
+    removed users as inactive. A column that somebody added to the table is null.
     """
     return _view(f"{table}{MADE}", _query(table, queue, types))
 
 
 def renew(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
-    """The statements that make a view that is there as this version makes it, with its columns.
+    """Return the statements that recreate an existing view with its columns.
 
-    Users of the view keep their rights. The same again changes nothing.
+    Roles keep their privileges on the view. Repeating the statements changes nothing.
     """
     return _view(table, _query(table, queue, types))
 
@@ -85,16 +85,16 @@ def _query(table: str, queue: str, types: Mapping[str, str]) -> str:
     return f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place {_UNLOCKABLE}"
 
 
-# A row that a view puts together cannot be locked, and PostgreSQL would give it to two who ask with
-# FOR UPDATE SKIP LOCKED. It refuses that where an outer join may leave a row out. The planner takes
-# the join out again, as nothing is read of it and it finds one row at most.
+# A row computed by a view cannot be locked, and with FOR UPDATE SKIP LOCKED PostgreSQL would give
+# the row to two readers. PostgreSQL refuses the lock on the nullable side of an outer join. The
+# planner removes this join again, because it reads nothing and matches at most one row.
 _UNLOCKABLE = (
     "LEFT JOIN (SELECT id AS of_none FROM assignment.generations) AS unlockable ON of_none = 0"
 )
 
 
 def _as(value: str, of: str, kind: str) -> str:
-    """The value as a column of another type. No cast where it is one: it would hide an index."""
+    """Convert the SQL value to another type. An unneeded cast would hide an index."""
     if of == kind:
         return value
     if of == TIME and kind.endswith("with time zone"):
@@ -103,14 +103,14 @@ def _as(value: str, of: str, kind: str) -> str:
 
 
 def take_name(table: str) -> str:
-    """The statement by which the view takes the name of the table, which is free by then."""
+    """Return the statement by which the view takes the table's name, which must be free."""
     return f"ALTER VIEW public.{table}{MADE} RENAME TO {table}"
 
 
 def create_call_queue() -> Sequence[str]:
-    """The statements that make `call_queue` for reading: both dialer queues, by `queue_type`.
+    """Return the statements that create `call_queue` for reading: both queues by `queue_type`.
 
-    Only for a database that has no table of that name; where it has, call sessions point at it.
+    Only for a database without a table of that name. If there is one, call sessions refer to it.
     """
     shown = []
     for name, column in LEGACY_CALL_QUEUE.columns.items():
@@ -137,12 +137,12 @@ def _view(table: str, query: str) -> Sequence[str]:
 
 
 def _places(queue: str) -> str:
-    """Everybody in the published generation, and who is held of this queue without a place.
+    """Return a query of the published generation, and of held users who are not in it.
 
-    A branch for each status, so that a reader who names one reads that one alone. Who is pending
-    comes in the order of rank from the index that claims use, which is worth saying here: within
-    a branch the planner looks for no order but its own. So the first by position costs the same
-    in ten entries and ten million.
+    One branch per status, so that a reader of one status reads only that branch. Pending users come
+    in order of rank from the index that claims use. The branch has to state this order, because the
+    planner does not push an outer order into a branch. So the first by position costs the same in
+    ten entries and in ten million.
     """
     number, published_at = (
         f"(SELECT {column} FROM assignment.generations"

@@ -1,4 +1,4 @@
-"""Tell an operator who holds the lock that a migration waits for."""
+"""Report the sessions whose locks a migration waits for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from assignment_workers.schema.migrate import MIGRATION
 
 LOOK_SECONDS = 0.1
 AGAIN_SECONDS = 5.0
-"""The same session is named no more often than this."""
+"""A session is reported at most once in this time."""
 
 
 @contextmanager
 def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
-    """Within the block, tell of each session that a migration's sessions here wait for."""
+    """Report, within the block, each session that a migration's sessions wait for."""
     over = threading.Event()
     thread = threading.Thread(target=_look, args=(database_url, tell, over), daemon=True)
     thread.start()
@@ -35,7 +35,7 @@ def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
 
 
 def open_transactions(connection: Connection) -> Iterator[str]:
-    """Name the transactions of others that have been open for long: a migration would wait."""
+    """Report the long-open transactions of others, which a migration would wait for."""
     for row in connection.execute(_OPEN, {"seconds": OPEN_FOR_SECONDS}):
         yield (
             f"session {row.pid} of {row.role} ({row.program or 'no name'}) is in a transaction for"
@@ -68,7 +68,7 @@ def _look(database_url: str, tell: Tell, over: threading.Event) -> None:
                 with engine.connect() as connection:
                     rows = connection.execute(_BLOCKING, {"name": MIGRATION}).all()
             except (DBAPIError, UsageError):
-                continue  # the migration itself says what is wrong with the database
+                continue  # the migration itself reports problems of the database
             for row in rows:
                 if monotonic() - said.get(row.pid, -AGAIN_SECONDS) >= AGAIN_SECONDS:
                     said[row.pid] = monotonic()
