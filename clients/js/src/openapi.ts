@@ -677,7 +677,7 @@ export interface components {
         };
         /**
          * AgentStatus
-         * @description What an agent is about, as they or their moves say.
+         * @description An agent's status, as stated by the agent or an operator, or implied by the agent's moves.
          * @enum {string}
          */
         AgentStatus: "available" | "on_call" | "wrap_up" | "break" | "offline";
@@ -1391,7 +1391,7 @@ export interface components {
         };
         /**
          * Source
-         * @description Where the user of an assignment came from.
+         * @description The origin of an assignment's user.
          * @enum {string}
          */
         Source: "queue" | "callback" | "missed_call";
