@@ -10,12 +10,12 @@ from assignment_workers.adoption.sources import SourceTable, narrowed
 from assignment_workers.assignment.generations.regenerate import partition
 
 FEW = 2_000
-"""The most changed users that are left to the switch. More are carried over before it."""
+"""The switch itself carries over fewer changes than this. More are carried over before it."""
 AT_A_TIME = 20_000
 
 TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
     queue text NOT NULL, user_id bigint NOT NULL)"""
-"""The users whose rows have changed since the copy began, one row per change."""
+"""The users whose rows have changed since the copy began, one row per user and statement."""
 
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION assignment.note_change() RETURNS trigger LANGUAGE plpgsql
@@ -65,7 +65,7 @@ def end(source: SourceTable) -> Iterator[str]:
 
 
 def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
-    """Update the generation from the table for at most `AT_A_TIME` changed users.
+    """Update the generation from the table for at most `AT_A_TIME` recorded changes.
 
     Returns the number of changes. A user who no longer waits leaves the generation, a new user
     comes last, and any other user keeps their position. A user in the generation `other` stays

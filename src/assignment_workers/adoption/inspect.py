@@ -39,7 +39,8 @@ from assignment_workers.schema.migrate import OUR_VIEW, head
 def inspect(connection: Connection) -> Inspection:
     """Inspect the database, in the connection's transaction. A read-only role is enough.
 
-    Blockers are counted by scanning each queue table once or twice.
+    Blockers are counted by one scan of a queue table per kind, and by one scan of each shared
+    table.
     """
     relations = relations_of(connection)
     tables = [_queue_table(name, relations.get(name)) for name in QUEUE_TABLES.values()]

@@ -101,7 +101,7 @@ def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> l
     """Create the missing roles and grant each what it needs; return the executed statements.
 
     A role with a password may log in from then on. The server receives only the encrypted form of a
-    password.
+    password, and the statement that sets it is not returned.
 
     Run as a superuser, or as an owner of the schema who may create roles. Raises
     `DatabaseUnavailable`, and `SchemaMismatch` with the statement that somebody with more

@@ -63,7 +63,7 @@ from assignment_workers.tasks.task_handler import App, HandledTask, task_handler
 
 
 def expire_lapsed(task: HandledTask) -> CommandAnswer:
-    """End every assignment whose lease has expired."""
+    """End every lapsed offer, and every assignment whose lease ended without a heartbeat."""
 
     def operation(transaction: FencedTransaction) -> Done:
         lapsed = expire(transaction, settings=task.of.settings)

@@ -192,7 +192,7 @@ def read_phones(task: HandledTask) -> Any:
 
 
 def mirror_crm(task: HandledTask) -> Any:
-    """Update the mirror of an external CRM. Without an external CRM, empty the mirror."""
+    """Update the mirror of an external CRM. Without one, delete the record of its last read."""
     crm = crm_of(task.of.engine)
     if crm is None:
         with task.of.engine.begin() as connection:

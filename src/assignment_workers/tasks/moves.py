@@ -228,7 +228,10 @@ def release_if_unclaimed(
     version: Version,
     lease_expires_at: AwareDatetime,
 ) -> CommandAnswer:
-    """End an assignment whose caller got no answer, unless its agent has shown up since."""
+    """Release an assignment whose caller got no answer, unless its agent has asked again.
+
+    An assignment that was renewed or finished since stays as it is.
+    """
     owner = Owner(assignment_id, agent_id, version)
     return task.once(
         lambda transaction: release_unclaimed(transaction, owner, lease_expires_at=lease_expires_at)
