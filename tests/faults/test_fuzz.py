@@ -14,6 +14,7 @@ import struct
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from amqp.exceptions import FrameSyntaxError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from assignment_workers.client import Assigned
+from assignment_workers.client import Assigned, Client
 from tests.faults.test_poison import can_be_said, goes_on
 from tests.support.poison import FORMS, TRUE, Envelope, envelope, publish
 from tests.support.processes import Stack, running, wait_until
@@ -164,9 +165,9 @@ def stack(
         yield made
 
 
-def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
-    client = stack.client()
-    sequencer = stack.started[0]
+def lots() -> list[Lot]:
+    """Generate the lots before any is sent: what a stack does is no part of an example."""
+    made: list[Lot] = []
 
     @settings(
         max_examples=LOTS,
@@ -176,36 +177,59 @@ def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
         suppress_health_check=list(HealthCheck),
     )
     @given(LOT_OF_MESSAGES)
-    def serve(sent: Lot) -> None:
-        (stack.folder / "sent").write_text("\n".join(map(repr, sent)), "utf-8", "backslashreplace")
-        if stack.broker_url is None:
-            raw = [(name, _data(each)) for name, each in sent]
-            with redis.Redis.from_url(stack.redis_url) as broker:
-                broker.lpush("assignment", *(data for _, data in raw))
-        else:
-            raw = [(name, _data(each)) for name, each in sent if _is_published(stack, name, each)]
-            assert len(raw) > IN_A_LOT / 4
-        assert isinstance(client.request_next(90), Assigned)
-        goes_on(sequencer)
-        letters = stack.rows(LETTERS)
-        bodies, names = {row.body for row in letters}, {row.task_id for row in letters}
-        marks = {mark for body in bodies for mark in MARK.findall(body)}
-        with redis.Redis.from_url(stack.redis_url) as results:
-            for name, data in raw:
-                told = results.exists(*(f"celery-task-meta-{each}" for each in _ids(name, data)))
-                text = data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
-                stored = name in names or name in marks or text in bodies
-                if not (told or stored or b"ignore_result" in data):
-                    vanished.append(data)
+    def keep(lot: Lot) -> None:
+        made.append(lot)
 
-    # Judged at the end: messages have new ids each time, so no example can be tried again.
+    keep()
+    return made
+
+
+def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
+    client = stack.client()
+    sequencer = stack.started[0]
     vanished: list[bytes] = []
-    serve()
+    for number, lot in enumerate(lots()):
+        (stack.folder / "sent").write_text("\n".join(map(repr, lot)), "utf-8", "backslashreplace")
+        raw = _sent(stack, lot)
+        asked = f"behind-{stack.folder.name}-{number}"
+        wait_until(partial(_is_served, client, asked), "the request behind to be served")
+        goes_on(sequencer)
+        vanished += _vanished(stack, raw)
     (stack.folder / "vanished").write_bytes(b"\n".join(vanished))
     assert not vanished, f"of each nothing is known; they are in {stack.folder}"
     with redis.Redis.from_url(stack.redis_url) as broker:
         wait_until(lambda: not broker.llen("assignment"), "the line to be empty")
     stack.assert_healthy()
+
+
+def _is_served(client: Client, request_id: str) -> bool:
+    return isinstance(client.request_next(90, request_id=request_id), Assigned)
+
+
+def _sent(stack: Stack, lot: Lot) -> list[tuple[str, bytes]]:
+    """Send a lot; return what was sent, by its id."""
+    if stack.broker_url is None:
+        raw = [(name, _data(each)) for name, each in lot]
+        with redis.Redis.from_url(stack.redis_url) as broker:
+            broker.lpush("assignment", *(data for _, data in raw))
+        return raw
+    raw = [(name, _data(each)) for name, each in lot if _is_published(stack, name, each)]
+    assert len(raw) > IN_A_LOT / 4
+    return raw
+
+
+def _vanished(stack: Stack, raw: list[tuple[str, bytes]]) -> Iterator[bytes]:
+    """Messages that have neither an answer nor a dead letter."""
+    letters = stack.rows(LETTERS)
+    bodies, names = {row.body for row in letters}, {row.task_id for row in letters}
+    marks = {mark for body in bodies for mark in MARK.findall(body)}
+    with redis.Redis.from_url(stack.redis_url) as results:
+        for name, data in raw:
+            answered = results.exists(*(f"celery-task-meta-{each}" for each in _ids(name, data)))
+            text = data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+            stored = name in names or name in marks or text in bodies
+            if not (answered or stored or b"ignore_result" in data):
+                yield data
 
 
 def _data(message: Envelope | bytes) -> bytes:

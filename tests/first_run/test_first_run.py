@@ -36,6 +36,8 @@ OURS = (
     "BROKER_URL",
     "CRM_DATABASE_URL",
     "MAKE",
+    "MFLAGS",
+    "ARGS",
 )
 
 pytestmark = pytest.mark.timeout(300)

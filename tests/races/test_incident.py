@@ -193,6 +193,21 @@ def test_here_the_agent_holds_the_user_whatever_is_rebuilt(
     dialer.close()
 
 
+BREAKS = {
+    "original": ("held_twice", "destroyed", "not_found", "told_empty"),
+    "transaction": ("held_twice", "destroyed", "not_found", "told_empty"),
+    "retry": ("held_twice", "destroyed"),
+    "optimistic": ("not_found", "told_empty", "destroyed"),
+    "lock": ("destroyed",),
+    "upsert": ("destroyed",),
+    "skip-locked": ("destroyed",),
+    "spared": ("lost",),
+}
+"""The counts of each way that are not zero on this load."""
+REPLAYS = 5
+"""A machine that is busy with other work may bring few agents and rebuilds together in one."""
+
+
 @pytest.mark.timeout(200)
 def test_on_the_same_load_every_other_way_breaks_and_ours_does_not(postgres_server: str) -> None:
     validation = timedelta(milliseconds=60)  # so slow that a rebuild always overtakes somebody
@@ -201,15 +216,11 @@ def test_on_the_same_load_every_other_way_breaks_and_ours_does_not(postgres_serv
     assert found["ours"].requests > plan.agents, "hardly anybody asked"
     assert found["ours"].rebuilds > 2
     assert found["ours"].is_clean, found["ours"]
-    for name in ("original", "transaction", "retry"):
-        assert found[name].held_twice > 0, found[name]
-        assert found[name].destroyed > 0, found[name]
-    for name in ("original", "transaction", "optimistic"):
-        assert found[name].not_found > 0, found[name]
-        assert found[name].told_empty > 0, found[name]
-    for name in ("optimistic", "lock", "upsert", "skip-locked"):
-        assert found[name].destroyed > 0, found[name]
-    assert found["spared"].lost > 0, found["spared"]
+    for name, counts in BREAKS.items():
+        replays = [found[name]]
+        while missing := [c for c in counts if not any(getattr(each, c) for each in replays)]:
+            assert len(replays) < REPLAYS, (missing, replays)
+            replays += replay(postgres_server, plan, [name]).results
 
 
 def test_a_replay_leaves_no_database_behind(postgres_server: str, database_url: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assignment_workers.client.wire.message import COMMAND_ID, SIGNATURE, message, signature
@@ -34,6 +34,7 @@ def test_what_names_who_acts_is_signed_by_who_has_the_key() -> None:
     assert sent(KEY, {"queue": "unsigned_users"})[SIGNATURE] is None
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(SAID)), values)
 def test_of_anything_else_it_is_another(name: str, value: object) -> None:
     good = signature(KEY, "queue.pause", "1", [], SAID)
