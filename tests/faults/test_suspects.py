@@ -216,7 +216,7 @@ def test_a_connection_to_the_broker_that_is_gone_does_not_count(
         with claims_wait(stack) as waiting:
             said = {"name": f"d{number}", "agent_id": 50 + number}
             name = send(stack, "assignment", "assignment.request", said)
-            wait_until(waiting, "it to be in hand")
+            wait_until(waiting, "it to be in hand", seconds=60)
             line.hang_up()
         found = answer(stack, name)
     assert found["outcome"] == "assigned", found
