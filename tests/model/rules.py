@@ -232,9 +232,8 @@ class Person:
         """The dialer queue they belong to by their facts."""
         return next((queue for queue in BOTH if self.out_of_place(queue) is None), None)
 
-    def _set_by_us(self) -> Iterator[tuple[str, bool]]:
-        yield "do_not_contact", self.is_suppressed or self.is_phone_suppressed
-        yield "quarantined", self.is_set_aside
+    def _may_not_be_contacted(self) -> bool:
+        return self.is_suppressed or self.is_phone_suppressed
 
     def broken_rules(self, queue: str, now: datetime, rules: Rules) -> dict[str, datetime | None]:
         """The rules of a dialer queue's policy that they break, in their order.
@@ -245,13 +244,14 @@ class Person:
             ("not_in_crm", not self.in_crm),
             ("disabled", not self.is_enabled),
             ("opted_out", self.has_opted_out and self.in_crm),
-            *((name, is_so and self.in_crm) for name, is_so in self._set_by_us()),
+            ("quarantined", self.is_set_aside and self.in_crm),
             ("all_claims_cancelled", not self.has_live_claim and self.in_crm),
             ("closed", queue in self.closed and self.in_crm),
             *self._purpose(queue),
             ("in_other_queue", self.queue != queue),
             ("inactive", self.has_score_row and not self.is_active),
             ("attempts_used_up", self._attempts_used_up(rules)),
+            ("do_not_contact", self._may_not_be_contacted() and self.in_crm),
         ]
         found: dict[str, datetime | None] = {name: None for name, is_so in person if is_so}
         if self.next_call_after is not None and self.next_call_after > now:
@@ -299,10 +299,11 @@ class Person:
         if where is None:
             return self.out_of_place(queue)
         lasting = [
-            *self._set_by_us(),
+            ("quarantined", self.is_set_aside),
             ("closed", where in self.closed),
             ("inactive", self.has_score_row and not self.is_active),
             ("attempts_used_up", self._attempts_used_up(rules)),
+            ("do_not_contact", self._may_not_be_contacted()),
         ]
         found = [name for name, is_so in lasting if is_so]
         return next(iter([*found, *self.calling_rules(where, now, rules)]), None)
