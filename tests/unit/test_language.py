@@ -21,9 +21,9 @@ DOCUMENTS = [
 ]
 
 QUESTIONS = re.compile(r"(?:who|whom|whose|what|how|where|whether|when|why)\b", re.IGNORECASE)
-QUESTIONS_AT_MOST = 0.21
+QUESTIONS_AT_MOST = 0.01
 """Of all docstrings, the share that may open with one of `QUESTIONS`."""
-WHOEVER_BELOW = 116
+WHOEVER_BELOW = 10
 """Lines."""
 
 

@@ -103,17 +103,17 @@ export class Client {
     });
   }
 
-  /** The offer is taken up: it is work now, and the lease runs anew. Renewing it does the same. */
+  /** Accept the offer; its lease starts anew. Renewing the lease does the same. */
   async accept(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
     return this.#finish(held, "accept", options);
   }
 
-  /** Not me: offered later, to this agent last. */
+  /** Skip this user: they are offered later, to other agents first. */
   async skip(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
     return this.#finish(held, "skip", options);
   }
 
-  /** Later, for everyone: nobody is offered the user before then. */
+  /** Defer this user: nobody is offered them before the time. */
   async defer(held: Owned, options: DeferOptions): Promise<FinishAnswer> {
     return this.#finish(held, "defer", options, {
       until: options.until === undefined ? null : instant(options.until),

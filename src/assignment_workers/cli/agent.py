@@ -81,7 +81,7 @@ def skip(
     version: VersionOption = None,
     json: AsJson = False,
 ) -> int:
-    """End ASSIGNMENT; this agent is offered the user last."""
+    """End ASSIGNMENT; the user is offered later, to others first."""
     with client() as asking:
         return tell(asking.skip(_id(assignment), agent, version=version), json)
 

@@ -8,7 +8,7 @@ import typer
 
 from assignment_workers.assignment.lifecycle.agent_status import all_shown
 from assignment_workers.cli.agent import tell
-from assignment_workers.cli.operator_actions import OptionalWhy, recorded, whoever
+from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.client import commands
@@ -62,6 +62,6 @@ def state(
 ) -> int:
     """Set the state of AGENT; on break or offline, an offer that is not accepted is released."""
     with recorded("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
-        command = commands.state(agent, becomes.value, by=whoever(), why=why)
+        command = commands.state(agent, becomes.value, by=operator_name(), why=why)
         answer = told(as_state_answer(asking.ask(command.at(told.position), TIMEOUT)))
     return tell(answer, json)

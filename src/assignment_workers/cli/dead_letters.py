@@ -14,7 +14,7 @@ from assignment_workers.assignment.dead_letters import (
     letters,
     mark_replayed,
 )
-from assignment_workers.cli.operator_actions import OptionalWhy, Why, recorded, whoever
+from assignment_workers.cli.operator_actions import OptionalWhy, Why, operator_name, recorded
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -92,7 +92,7 @@ def dismiss_letters(
         raise UsageError("name the dead letters by their numbers, or say --all")
     subject = "all" if every else ", ".join(map(str, numbers or ()))
     with recorded("dismiss", subject, why) as told, database() as connection:
-        taken = told(dismiss(connection, None if every else numbers, by=whoever(), why=why))
+        taken = told(dismiss(connection, None if every else numbers, by=operator_name(), why=why))
         connection.commit()
     typer.echo(f"dismissed: {', '.join(map(str, taken)) or 'none'}")
     return 0

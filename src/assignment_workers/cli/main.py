@@ -31,7 +31,7 @@ SECTIONS = {
         "status": ("operator", "Dialer queues, holds, generations, jobs and the sequencers."),
         "doctor": ("operator", "Check every guarantee that the database can show."),
         "explain": ("explain", "Say why a user is offered or not, or whom a rule holds back."),
-        "report": ("report", "Assignments, time to assign, success rate and lost rows."),
+        "report": ("report", "Report assignments, time to assign, success rate and lost rows."),
         "agents": ("agents", "What agents are about, and their sessions."),
     },
     "Operate": {
@@ -50,7 +50,7 @@ SECTIONS = {
         "request": ("agent", "Ask for the next user for AGENT."),
         "accept": ("agent", "Accept the offer ASSIGNMENT: its lease starts anew."),
         "complete": ("agent", "End ASSIGNMENT with the outcome of its call."),
-        "skip": ("agent", "End ASSIGNMENT; this agent is offered the user last."),
+        "skip": ("agent", "End ASSIGNMENT; the user is offered later, to others first."),
         "defer": ("agent", "End ASSIGNMENT; nobody is offered the user before a time."),
         "close": ("agent", "End ASSIGNMENT; its dialer queue offers the user no more."),
         "release": ("agent", "Give the user of ASSIGNMENT back untouched."),

@@ -16,7 +16,7 @@ from assignment_workers.assignment.reports.doctor import CheckResult, examine
 from assignment_workers.assignment.reports.status import CrmStatus, SequencerStatus, Status
 from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
-from assignment_workers.cli.operator_actions import OptionalWhy, recorded, whoever
+from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
 from assignment_workers.cli.servers import client, database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import Built, Client, commands
@@ -102,14 +102,16 @@ def pause(queue: QueueArgument, why: OptionalWhy = None) -> int:
     Agents keep the users whom they hold.
     """
     with recorded("pause", queue, why) as told, client() as asking:
-        answer = told(asking.command(commands.pause(queue, whoever(), why).at(told.position)))
+        answer = told(asking.command(commands.pause(queue, operator_name(), why).at(told.position)))
     return _done(answer, f"{queue} is paused")
 
 
 def resume(queue: QueueArgument, why: OptionalWhy = None) -> int:
     """Hand out users from QUEUE again."""
     with recorded("resume", queue, why) as told, client() as asking:
-        answer = told(asking.command(commands.resume(queue, whoever(), why).at(told.position)))
+        answer = told(
+            asking.command(commands.resume(queue, operator_name(), why).at(told.position))
+        )
     return _done(answer, f"{queue} hands out users")
 
 
@@ -133,7 +135,7 @@ def drain(
     count, last = 0, DRAINED_AT_MOST
     with recorded("take_out", queue, why) as told, client() as asking:
         while last >= DRAINED_AT_MOST:
-            answer = told(asking.command(commands.drain(queue, whoever()).at(told.position)))
+            answer = told(asking.command(commands.drain(queue, operator_name()).at(told.position)))
             if not isinstance(answer, Done):
                 return _done(answer, "")
             last = answer.counts["drained"]

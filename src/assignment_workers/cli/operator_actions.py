@@ -32,7 +32,7 @@ OptionalWhy = Annotated[
 ]
 
 
-def whoever() -> str:
+def operator_name() -> str:
     """Return the name of the operating system's user who runs this command."""
     try:
         return getpass.getuser()
@@ -64,7 +64,7 @@ def recorded(name: str, subject: str, why: str | None) -> Iterator[OutcomeRecord
     before anything is done. If the block fails, the record has no outcome.
     """
     with database() as connection:
-        number = begin(connection, RequestedAction(name, subject, whoever(), why))
+        number = begin(connection, RequestedAction(name, subject, operator_name(), why))
         told = OutcomeRecorder(next_position(connection))
         connection.commit()
         yield told

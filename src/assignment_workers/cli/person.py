@@ -10,7 +10,7 @@ from assignment_workers.assignment import person
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.cli.agent import line
-from assignment_workers.cli.operator_actions import Why, recorded, whoever
+from assignment_workers.cli.operator_actions import Why, operator_name, recorded
 from assignment_workers.cli.servers import client, database, reader, resolved
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.client import commands
@@ -50,7 +50,7 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
     This is refused while an agent holds the user: release the assignment first.
     """
     with recorded("person_forget", str(user), why) as told, client() as asking:
-        command = commands.do_not_contact(user, None, FORGOTTEN, whoever())
+        command = commands.do_not_contact(user, None, FORGOTTEN, operator_name())
         answer = asking.command(command.at(told.position))
         if not isinstance(answer, Done):
             told(answer)

@@ -32,7 +32,7 @@ def report(
         Path | None, typer.Option(help="Write it to this file, as one HTML page with charts.")
     ] = None,
 ) -> int:
-    """Assignments, time to assign, success rate and lost rows.
+    """Report assignments, time to assign, success rate and lost rows.
 
     Races and consistency are shown as well, and without --json the figures by dialer queue and
     by agents' team. The exit code is 1 if rows were lost or a check is broken.

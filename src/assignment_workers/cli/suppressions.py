@@ -17,7 +17,7 @@ from assignment_workers.assignment import suppression_lists
 from assignment_workers.assignment.answers import Done, Refused
 from assignment_workers.assignment.suppressions import suppressions
 from assignment_workers.cli.agent import line
-from assignment_workers.cli.operator_actions import Why, recorded, whoever
+from assignment_workers.cli.operator_actions import Why, operator_name, recorded
 from assignment_workers.cli.servers import client, database, reader
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import commands
@@ -77,7 +77,7 @@ def add(
         user,
         phone,
         why,
-        whoever(),
+        operator_name(),
         queue=queue,
         expires_at=until.replace(tzinfo=UTC) if until else None,
         source=source,
@@ -122,7 +122,7 @@ def _by_queue(queues: Mapping[str, int]) -> str:
 def lift(why: Why, user: OptionalUser = None, phone: Phone = None, queue: OfQueue = None) -> int:
     """Remove a user or a phone number from the list; the next build includes the users again."""
     kind = SuppressionKind.DO_NOT_CONTACT
-    command = commands.lift(kind.value, user, phone, why, whoever(), queue=queue)
+    command = commands.lift(kind.value, user, phone, why, operator_name(), queue=queue)
     return _ask("lift", _subject(user), why, command, "off the list")
 
 
@@ -183,7 +183,7 @@ def import_list(
         name=name,
         replaces=not add_to,
         reason=why,
-        by=whoever(),
+        by=operator_name(),
         source=source or file.name,
         queue=queue,
         expires_at=until.replace(tzinfo=UTC) if until else None,
@@ -216,7 +216,7 @@ def import_list(
         _tell_users(found)
     if found.list_id is None:
         return 0
-    command = commands.flip_list(found.list_id, why, whoever())
+    command = commands.flip_list(found.list_id, why, operator_name())
     return _ask("import_suppressions", name, why, command, f"list {name!r} stands", quiet=json)
 
 
@@ -245,7 +245,7 @@ def drop(
     why: Why,
 ) -> int:
     """End an imported list; the next build includes its users again."""
-    command = commands.drop_list(name, why, whoever())
+    command = commands.drop_list(name, why, operator_name())
     return _ask("drop_suppressions", name, why, command, f"list {name!r} counts no more")
 
 
@@ -287,7 +287,7 @@ def release(
 ) -> int:
     """Release a user from quarantine; the next build includes the user again."""
     kind = SuppressionKind.QUARANTINE
-    command = commands.lift(kind.value, user, None, why, whoever())
+    command = commands.lift(kind.value, user, None, why, operator_name())
     return _ask("release_from_quarantine", str(user), why, command, "released")
 
 
@@ -313,7 +313,7 @@ def lift_closed(
 ) -> int:
     """Let a dialer queue offer a closed user again; the next build includes the user."""
     kind = SuppressionKind.CLOSED.value
-    command = commands.lift(kind, user, None, why, whoever(), queue=queue)
+    command = commands.lift(kind, user, None, why, operator_name(), queue=queue)
     return _ask("lift_closed", f"{user} in {queue}", why, command, "lifted")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from assignment_workers.cli.operator_actions import whoever
+from assignment_workers.cli.operator_actions import operator_name
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -37,7 +37,9 @@ def create(
     """Create a token and print it. It cannot be shown again."""
     lasts = None if days is None else timedelta(days=days)
     with database() as connection:
-        made = tokens.create(connection, role, agent_id=agent, note=note, lasts=lasts, by=whoever())
+        made = tokens.create(
+            connection, role, agent_id=agent, note=note, lasts=lasts, by=operator_name()
+        )
         connection.commit()
     if json:
         as_json({"token": made})
@@ -80,7 +82,7 @@ def revoke(
 ) -> int:
     """Revoke a token; the gateways refuse it within seconds."""
     with database() as connection:
-        done = tokens.revoke(connection, token, by=whoever())
+        done = tokens.revoke(connection, token, by=operator_name())
         connection.commit()
     if not done:
         raise UsageError(f"no token {token} in force")

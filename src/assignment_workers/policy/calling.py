@@ -182,7 +182,7 @@ def read_zones(said: str) -> tuple[ZoneInfo, tuple[tuple[str, ZoneInfo], ...]]:
         else:
             zones[prefix.strip()[1:]] = zone
     if default is None:
-        raise ValueError("one zone stands without a prefix, for whoever fits none")
+        raise ValueError("one zone stands without a prefix, for numbers that fit none")
     return default, tuple(sorted(zones.items(), key=lambda each: (-len(each[0]), each[0])))
 
 

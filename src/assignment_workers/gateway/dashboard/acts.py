@@ -377,14 +377,14 @@ ACTS: dict[str, Act] = {
     ),
     "do_not_contact": Act(
         "Do not contact",
-        "The user, or whoever has this phone number, is offered to nobody; a hold goes on.",
+        "The user, or each user with this phone number, is offered to nobody; a hold goes on.",
         _suppress,
         _of_whom,
         _WHOM,
     ),
     "lift": Act(
         "Take off the do-not-contact list",
-        "The next build has the user, or whoever has this phone number, again.",
+        "The next build has the user, or each user with this phone number, again.",
         _lift,
         _of_whom,
         _WHOM,

@@ -27,7 +27,7 @@ def upgrade() -> None:
 
 
 def ours() -> None:
-    """The tables of the schema `assignment`."""
+    """Create the tables of the schema `assignment`."""
     op.create_table(
         "dead_letters",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -364,7 +364,7 @@ def ours() -> None:
 
 
 def dialers() -> None:
-    """The dialer's tables: one that exists is adopted as it is."""
+    """Create the dialer's tables; one that exists is adopted as it is."""
     existing = NothingExists() if context.is_offline_mode() else sa.inspect(op.get_bind())
     schema = "public" if context.is_offline_mode() else schema_of(op.get_bind())
     if not existing.has_table("agents", schema=schema):
