@@ -57,10 +57,9 @@ def verify(
 ) -> int:
     """Check an export on its own, or the database against its digests; exit code 1 on a finding.
 
-    Findings are told apart: an event that was changed, deleted, moved to another position or
-    added; a beginning that was cut without the purge; an end that is missing. Only `--since`
-    finds a past that was rewritten together with all its digests, so store exports on another
-    machine.
+    A finding is an event that was changed, deleted, moved to another position or added; a
+    beginning that was cut without the purge; or an end that is missing. Only `--since` finds a
+    past that was rewritten together with all its digests, so store exports on another machine.
     """
     if file is not None:
         if since is not None:

@@ -98,12 +98,12 @@ def soak(
 ) -> int:
     """Simulate a call centre for hours, with faults.
 
-    Measured are the memory and the open files of each process after its warm-up, connections,
-    Valkey's data, and the time to assign between faults; then the size of tables beside a
-    rewritten copy, dead rows, and rows that should have been deleted. The exit code is 1, with
-    the names, if something drifted or a guarantee broke, and 2 if the run was too short to
-    judge something. A stack of its own keeps the entries of retired generations for a twentieth
-    of the run.
+    The soak measures the memory and the open files of each process after its warm-up,
+    connections, Valkey's data, and the time to assign between faults; then the size of tables
+    beside a rewritten copy, dead rows, and rows that should have been deleted. The exit code is
+    1, with the names, if something drifted or a guarantee broke, and 2 if the run was too short
+    to judge something. A stack of its own keeps the entries of retired generations for a
+    twentieth of the run.
     """
     retention = timedelta(seconds=seconds / 20)
     calm = max(CALM_SECONDS, seconds / FAULTS / 1.5)
