@@ -230,6 +230,8 @@ def test_a_run_that_is_killed_after_any_step_is_taken_up_by_the_next(
 
             def tell(said: str, *, at: int = number) -> None:
                 nonlocal told
+                if said.startswith("waits for"):
+                    return  # an autovacuum may be in the way of one run and not of the next
                 told += 1
                 if at == 0:
                     steps.append(said)

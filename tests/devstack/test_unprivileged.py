@@ -22,7 +22,7 @@ SERVE = """
 import sys
 from pathlib import Path
 import psycopg
-from assignment_workers.runtime import postgres, server
+from assignment_workers.devstack import postgres, server
 from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log

@@ -206,12 +206,12 @@ def newer_rules(folder: Path, zone: str, like: str) -> Iterator[None]:
     made.write_bytes(found.read_bytes())
     before = TZPATH
     reset_tzpath([folder, *before])
-    ZoneInfo.clear_cache()
+    ZoneInfo.clear_cache(only_keys=[zone])
     try:
         yield
     finally:
         reset_tzpath(before)
-        ZoneInfo.clear_cache()
+        ZoneInfo.clear_cache(only_keys=[zone])
 
 
 @pytest.mark.parametrize(
