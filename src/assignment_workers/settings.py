@@ -26,21 +26,23 @@ ProcessName = Literal["sequencer", "maintenance", "heartbeats", "beat", "flower"
 """A process of a stack."""
 
 
-def _address(*schemes: str) -> AfterValidator:
-    def check(value: str) -> str:
+def check_address(value: str, *schemes: str) -> str:
+    """Return the address unchanged. Raises ValueError for another scheme or port."""
+    try:
         parts = urlsplit(value)
-        if parts.scheme not in schemes:
-            raise ValueError(f"the scheme is {parts.scheme!r}; accepted: {', '.join(schemes)}")
-        try:
-            _ = parts.port
-        except ValueError:  # the error's message may hold a part of the password
-            raise ValueError(
-                "the port is not a number up to 65535; special characters in a password are "
-                "written as in %40 for @"
-            ) from None
-        return value
+        _ = parts.port
+    except ValueError:  # the error's message may hold a part of the password
+        raise ValueError(
+            "the port is not a number up to 65535; special characters in a password are "
+            "written as in %40 for @"
+        ) from None
+    if parts.scheme not in schemes:
+        raise ValueError(f"the scheme is {parts.scheme!r}; accepted: {', '.join(schemes)}")
+    return value
 
-    return AfterValidator(check)
+
+def _address(*schemes: str) -> AfterValidator:
+    return AfterValidator(lambda value: check_address(value, *schemes))
 
 
 PostgresAddress = Annotated[
@@ -53,8 +55,10 @@ CrmAddress = Annotated[
         *("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql"),
     ),
 ]
-RedisAddress = Annotated[str, _address("redis", "rediss")]
-BrokerAddress = Annotated[str, _address("redis", "rediss", "amqp", "amqps")]
+REDIS_SCHEMES = ("redis", "rediss")
+BROKER_SCHEMES = (*REDIS_SCHEMES, "amqp", "amqps")
+RedisAddress = Annotated[str, _address(*REDIS_SCHEMES)]
+BrokerAddress = Annotated[str, _address(*BROKER_SCHEMES)]
 
 
 def _seconds(least: float) -> BeforeValidator:

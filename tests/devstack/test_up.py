@@ -148,6 +148,42 @@ def test_servers_left_without_supervisor_and_guardian_are_ended_by_the_next_star
     stop(second)
 
 
+def test_workers_left_without_supervisor_and_guardian_are_ended_before_a_port_is_looked_at(
+    runs: Runs,
+) -> None:
+    listens = (
+        "import os, socket, time\n"
+        "held = socket.create_server(('127.0.0.1', int(os.environ['ASSIGNMENT_WORKERS_FLOWER_PORT'])))\n"
+        "print('listens', flush=True); time.sleep(600)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        env = NO_SERVERS | {"ASSIGNMENT_WORKERS_FLOWER_PORT": str(free.getsockname()[1])}
+    first = runs.start(child("flower", listens), child("worker"), env=env)
+    first.ready()
+    first.wait_for("listens")
+    left = [first.pid_of(name) for name in ("flower", "worker")]
+    kill_all([each for each in first.family() if each.pid not in left])
+    assert all(psutil.pid_exists(pid) for pid in left)
+    second = runs.start(child("flower", listens), child("worker"), env=env)
+    second.ready()
+    assert "ended 2 processes of a stack that was killed on this home" in second.said()
+    assert none_runs(left)
+    second.wait_for("listens")
+    stop(second)
+
+
+def test_a_process_that_has_the_id_of_an_earlier_worker_is_left_alone(runs: Runs) -> None:
+    first = runs.start(child("worker"), env=NO_SERVERS)
+    first.ready()
+    stop(first)
+    other = psutil.Process()
+    (runs.home / "workers.json").write_text(f"[[{other.pid}, {other.create_time() - 60}]]")
+    run = runs.start(child("worker"), env=NO_SERVERS)
+    run.ready()
+    assert "of a stack that was killed" not in run.said()
+    stop(run)
+
+
 def test_a_second_start_on_the_same_home_says_who_holds_it(runs: Runs) -> None:
     first = runs.start(child("worker"), env=NO_SERVERS)
     first.ready()

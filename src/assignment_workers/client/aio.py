@@ -34,6 +34,7 @@ from assignment_workers.client.reading import (
     no_answer,
 )
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Call
+from assignment_workers.client.wire.brokers import check_addresses
 from assignment_workers.client.wire.dispatcher import Dispatcher, down
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
@@ -61,6 +62,7 @@ class AsyncClient:
         key: str | None = None,
     ) -> None:
         """Prepare the client without contacting a server. `key` signs the commands of operators."""
+        check_addresses(redis_url, broker_url)
         self._clock = clock
         self._randomness = randomness or Random()
         self._accepted = Accepted()

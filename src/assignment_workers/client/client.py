@@ -37,6 +37,7 @@ from assignment_workers.client.reading import (
     no_answer,
 )
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Call
+from assignment_workers.client.wire.brokers import check_addresses
 from assignment_workers.client.wire.dispatcher import Dispatcher, down
 from assignment_workers.client.wire.message import Result
 from assignment_workers.clock import Clock, system_clock
@@ -67,6 +68,7 @@ class Client(AssignmentClient):
         randomness: Random | None = None,
         key: str | None = None,
     ) -> None:
+        check_addresses(redis_url, broker_url)
         self._clock = clock
         self._randomness = randomness or Random()
         self._accepted = Accepted()
@@ -94,7 +96,9 @@ class Client(AssignmentClient):
     ) -> Client:
         """Return a client of the stack on this Redis, without contacting a server.
 
-        `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a program that knows which operator acts.
+        Raises `UsageError` for an address of another form. If a server does not answer, the first
+        call returns `Unavailable`. `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a program that
+        knows which operator acts.
         """
         return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key)
 

@@ -38,7 +38,7 @@ from assignment_workers.errors import UsageError
 from assignment_workers.identity import new_id
 from assignment_workers.runtime.errors import NoStack
 from assignment_workers.runtime.stack import running_stack
-from assignment_workers.settings import Settings
+from assignment_workers.settings import Settings, check_address
 
 MARGIN_SECONDS = 2.0
 """Seconds added to a request's own timeout, for the way to the gateway and back."""
@@ -58,9 +58,12 @@ class HttpClient(AssignmentClient):
         randomness: Random | None = None,
     ) -> None:
         """Prepare the client. Raises `UsageError` if `gateway_url` is no address of a gateway."""
-        parts = urlsplit(gateway_url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise UsageError(f"{gateway_url!r} is not an address such as https://gateway.example")
+        try:
+            parts = urlsplit(check_address(gateway_url, "http", "https"))
+        except ValueError as error:
+            raise UsageError(f"gateway_url: {error}") from None
+        if not parts.hostname:
+            raise UsageError("gateway_url: the host is missing, as in https://gateway.example")
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
         self._path = parts.path.rstrip("/")

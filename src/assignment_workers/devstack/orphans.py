@@ -1,15 +1,75 @@
-"""Servers that an earlier stack left running, when it and its guardian were both killed."""
+"""Processes that an earlier stack left running, when it and its guardian were both killed."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import psutil
 
 from assignment_workers.runtime.errors import StackFailed
+from assignment_workers.runtime.home import write_private
+
+END_SECONDS = 5.0
+"""Seconds for a worker to end after SIGTERM; then it is killed."""
+
+
+class WorkerRecord:
+    """The running workers of a stack, in a file of its home: the next stack there ends them.
+
+    A worker is its process id and the time of its start, because ids are used again. Only the
+    holder of the home may use the record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._running: dict[int, float] = {}
+
+    def add(self, pid: int) -> None:
+        """Record a worker that has just started."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._running[pid] = psutil.Process(pid).create_time()
+            self._write()
+
+    def remove(self, pid: int) -> None:
+        """Remove a worker that has ended."""
+        if self._running.pop(pid, None) is not None:
+            self._write()
+
+    def end_orphans(self) -> int:
+        """End the workers that an earlier stack recorded and did not end; return their number."""
+        orphans = self._orphans()
+        for each in orphans:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.terminate()
+        psutil.wait_procs(orphans, END_SECONDS)
+        for each in orphans:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(each.pid, signal.SIGKILL)  # a worker leads a group of its own
+        psutil.wait_procs(orphans, END_SECONDS)
+        return len(orphans)
+
+    def _orphans(self) -> list[psutil.Process]:
+        try:
+            recorded = json.loads(self._path.read_text(encoding="utf-8"))
+            workers = [(int(pid), float(begun)) for pid, begun in recorded]
+        except (FileNotFoundError, ValueError, TypeError):
+            return []
+        found = []
+        for pid, begun in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if process.create_time() == begun and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def _write(self) -> None:
+        write_private(self._path, json.dumps(list(self._running.items())))
 
 
 def end_orphans(

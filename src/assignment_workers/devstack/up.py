@@ -15,6 +15,7 @@ from typing import TextIO
 from assignment_workers.devstack import forks, postgres, secret, valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
+from assignment_workers.devstack.orphans import WorkerRecord
 from assignment_workers.devstack.ports import LOOPBACK, require_free
 from assignment_workers.devstack.process import ProcessSpec
 from assignment_workers.devstack.server import Server
@@ -28,6 +29,8 @@ from assignment_workers.settings import Settings
 READY_SECONDS = 60.0
 """The longest time until all our processes work."""
 GATEWAY, FLOWER = "gateway", "flower"
+WORKERS = "workers.json"
+"""In the home: the processes that are running, for the next start if this one is killed."""
 LOGS = "logs"
 """The folder in the home with a rotated log file for each process."""
 
@@ -87,13 +90,17 @@ def up(
     if port is not None:
         settings = settings.model_copy(update={"gateway_port": port})
     with home.hold(settings.home) as held:
+        workers = WorkerRecord(held.path / WORKERS)
+        orphans = workers.end_orphans()
         _require_ports(settings, children)
         folder = held.path / LOGS
         log = Log(output, colour=not os.environ.get("NO_COLOR"), folder=folder, verbose=verbose)
+        if orphans:
+            log.say(f"ended {orphans} processes of a stack that was killed on this home")
         log.say(f"starting; data and logs are in {held.path}")
         log.introduce("postgres", "valkey", *(child.name for child in children))
         with Signals() as signals, Guardian(keeps=[held.descriptor]) as guardian:
-            with Supervisor(log, guardian, signals) as supervisor:
+            with Supervisor(log, guardian, signals, workers) as supervisor:
                 code = _run(
                     settings, children, steps, supervisor=supervisor, log=log, path=held.path
                 )

@@ -19,7 +19,8 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from assignment_workers.client.wire.message import Envelope
-from assignment_workers.errors import BrokerUnavailable
+from assignment_workers.errors import BrokerUnavailable, UsageError
+from assignment_workers.settings import BROKER_SCHEMES, REDIS_SCHEMES, check_address
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,18 @@ class Sender(Protocol):
 
     async def close(self) -> None:
         """Close the connection."""
+
+
+def check_addresses(redis_url: str, broker_url: str | None) -> None:
+    """Raise `UsageError` for an address of another form, before anything is sent there."""
+    for name, url, schemes in (
+        ("redis_url", redis_url, REDIS_SCHEMES),
+        ("broker_url", broker_url or redis_url, BROKER_SCHEMES),
+    ):
+        try:
+            check_address(url, *schemes)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from None
 
 
 def sender(broker_url: str) -> Sender:
