@@ -67,9 +67,10 @@ NAMED = (
     .order_by(Assignment.id)
     .with_for_update()
 )
-"""Select the assignments of these ids, with row locks against other lanes.
+"""Select the assignments with the given ids, and lock their rows against other lanes.
 
-`earlier`: the outcomes of the completed calls of the assignment's user, by the index on the user.
+The column `earlier` has the outcomes of the completed calls of the assignment's user, which are
+found by the index on the user.
 """
 
 _changed = rows(
@@ -106,14 +107,14 @@ CHANGE = (
         put_off_until=_changed.c.put_off_until,
     )
 )
-"""Update active assignments to the values of the rows: an end, or a longer lease."""
+"""Update active assignments to the given values: the assignment's end, or a longer lease."""
 
 
 def held(row: RowMapping | dict[str, Any]) -> Held:
-    """Return the assignment in a row that has `HELD_COLUMNS`."""
+    """Return the assignment that a row with the columns of `Held` describes."""
     return held_by([row[name] for name in Held.model_fields])
 
 
 def held_by(values: Sequence[Any]) -> Held:
-    """Return the assignment whose values of `HELD_COLUMNS` are these, in that order."""
+    """Return the assignment made from these values, which are in the order of `HELD_COLUMNS`."""
     return Held(**dict(zip(Held.model_fields, values, strict=True)))

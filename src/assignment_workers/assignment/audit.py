@@ -31,11 +31,14 @@ from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.schema.tables import DEFAULT_LANE, AuditAnchor, AuditBatch, Event, LaneTerm
 
 OUTSIDE = "-"
-"""The chain of events without a term. No lane has this name."""
+"""The name of the hash chain of events that were recorded outside any sequencer's term.
+
+Every other chain has the name of its lane; no lane has this name.
+"""
 AT_A_TIME = 1_000
-"""Events of one transaction: about 20 ms, and 40 kB of ids and digests."""
+"""Events that one transaction adds to a hash chain: about 20 ms, and 40 kB of ids and digests."""
 TRANSACTIONS_AT_MOST = 200
-"""Transactions of one run; the next run continues."""
+"""Transactions of one run of the job that extends the hash chains; the next run continues."""
 WRITERS_SECONDS = 3.0
 """Seconds that a run waits for transactions that may still write an event with an earlier id."""
 WIDTH = 32
@@ -46,24 +49,27 @@ _LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class ChainHead:
-    """The end of a chain: its number of events so far, and the digest of the last event."""
+    """The end of a lane's hash chain of events: the number of events, and the last one's digest."""
 
     position: int
     digest: bytes
 
 
 def genesis(lane: str) -> ChainHead:
-    """Return the head of a chain without an event."""
+    """Return the head of the lane's hash chain before its first event."""
     return ChainHead(0, sha256(f"assignment-workers audit 1 {lane}".encode()).digest())
 
 
 def link(before: bytes, lane: str, position: int, event_id: int, content: bytes) -> bytes:
-    """Return the digest of an event at this position, after an event with the digest `before`."""
+    """Return the digest of the event at `position` of the lane's hash chain.
+
+    `before` is the digest of the event before it, `content` the bytes of the event itself.
+    """
     return sha256(before + f"{lane} {position} {event_id} ".encode() + content).digest()
 
 
 def shown(event: StoredEvent) -> dict[str, Any]:
-    """Return an event in its exported form: the content of its digest, and its id."""
+    """Return the event as a dictionary in its exported form, with its id."""
     return {
         "id": event.id,
         "at": event.at.astimezone(UTC).isoformat(timespec="microseconds"),
@@ -80,7 +86,10 @@ def shown(event: StoredEvent) -> dict[str, Any]:
 
 
 def content(event: Mapping[str, Any]) -> bytes:
-    """Return the bytes of an exported event that its digest covers: all but the id, in one form."""
+    """Return the bytes of an exported event from which the event's digest is computed.
+
+    They are its fields as JSON with sorted names, without the event's id.
+    """
     said = {name: value for name, value in event.items() if name != "id"}
     return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
@@ -91,12 +100,13 @@ def extend(
     transactions: int = TRANSACTIONS_AT_MOST,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Counts:
-    """Chain the events that are not chained yet, and commit; return their number as `events`.
+    """Append new events to the tamper-evident hash chain of their lane, and commit.
 
-    An event is chained once no transaction can write one with a smaller id. `waiting` counts 1
-    where such a transaction lasts longer than `WRITERS_SECONDS`, and where another process is
-    chaining; the next run continues. `left` counts 1 where more events remain than one run chains.
-    Cost: only the new events, by the primary key; about 22 µs of processor time for each.
+    An event is appended once no open transaction can still write an event with a smaller id. At
+    most `transactions` are used; `sleep` waits between looks at open transactions. Returns counts:
+    `events` that were appended; `waiting` is 1 if nothing more can be appended now, because such a
+    transaction is open for longer than `WRITERS_SECONDS` or another process extends the chains;
+    `left` is 1 if events remain for the next run. Cost: about 22 µs of processor time per event.
     """
     reached = _reached(connection)
     newest = connection.execute(select(func.max(Event.id))).scalar_one() or 0
@@ -127,23 +137,24 @@ def extend(
 
 
 def cut(connection: Connection, older_than: timedelta) -> int:
-    """Delete the events of whole batches from the front of each chain; return the number of events.
+    """Delete old events from the front of each lane's hash chain; return the number of events.
 
-    A batch is deleted when its last event is older than `older_than`. A batch holds events of one
-    hour at most. Events that are not chained stay. Run this with the role of the purge.
+    Events are deleted in the batches in which they were appended to the chain, each of one hour at
+    most: a batch goes when its last event is older than `older_than`. Events that are in no chain
+    yet stay. Run this with the database role of the purge.
     """
     return connection.execute(_CUT, {"older_than": older_than}).rowcount
 
 
 def heads(connection: Connection) -> dict[str, ChainHead]:
-    """Return the end of each chain, by lane."""
+    """Return the end of each hash chain of events, by lane."""
     found = {row.lane: ChainHead(row.position, row.digest) for row in connection.execute(_ANCHORS)}
     found |= {row.lane: ChainHead(row.last, row.digest) for row in connection.execute(_LAST)}
     return found
 
 
 def pending(connection: Connection) -> tuple[int, datetime | None]:
-    """Return the number of events that are not chained yet, and the time of the oldest of them."""
+    """Return the number of events that are in no hash chain yet, and the oldest one's time."""
     count, oldest = connection.execute(_PENDING, {"reached": _reached(connection)}).one()
     return count, oldest
 
@@ -154,7 +165,10 @@ def _reached(connection: Connection) -> int:
 
 
 def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
-    """Wait for the transactions that may hold smaller ids; return True if all have ended."""
+    """Wait for the transactions that may still write an event with an id that was passed over.
+
+    Returns True if all of them ended in time.
+    """
     before = writers(connection)
     for _ in range(round(WRITERS_SECONDS / _LOOK_SECONDS)):
         connection.rollback()

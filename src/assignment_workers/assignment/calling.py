@@ -34,9 +34,10 @@ SECONDS_AT_MOST = 10 * 365 * 86_400
 
 @cache
 def policies_of(settings: Settings) -> dict[str, Policy]:
-    """Return the policies under the calling rules of `settings`, cached by settings.
+    """Return the policy of each dialer queue by name, under the calling rules of `settings`.
 
-    Raises `UsageError`, one line that names the variable, for a value that cannot be used.
+    The result is cached by settings. Raises `UsageError`, one line that names the environment
+    variable, for a value that cannot be used.
     """
     rules, numbers = calling_rules(settings), numbers_of(settings)
     if rules == CallingRules() and numbers.is_usual:
@@ -60,7 +61,10 @@ def numbers_of(settings: Settings) -> Numbers:
 
 
 def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | None]:
-    """Return the CRM's column: in our own database by its name there, else as the facts name it."""
+    """Return the CRM column that the setting `name` configures as `column`.
+
+    For an external CRM it is the column of the mirror that has these values.
+    """
     if settings.crm_database_url is not None:
         return CrmUser.country.expression if name == "country" else CrmUser.time_zone.expression
     return literal_column(f'crm.users."{column}"', Text())

@@ -14,15 +14,18 @@ from assignment_workers.errors import NotReplayable
 from assignment_workers.schema.tables import DeadLetter
 
 LOCK_MILLISECONDS = 500
-"""Milliseconds to wait for a lock on the table; other messages wait behind the one to store."""
+"""Milliseconds that storing a dead letter waits for a lock; other messages wait meanwhile."""
 ERROR_AT_MOST = 4_000
-"""Characters."""
+"""Most characters of an error that are stored with a dead letter."""
 DISMISSED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
 class Letter:
-    """One dead letter. `body`: the message as it arrived, or as near to it as text can be."""
+    """A message that could not be carried out, stored for an operator.
+
+    `body`: the message as it arrived; bytes that are not text are escaped.
+    """
 
     id: int
     at: datetime
@@ -63,9 +66,9 @@ def store_dead_letter(
     r"""Store a message in a transaction of its own; return the number of the dead letter.
 
     A byte that is not text is stored as `\xNN`, a null as `\x00`, because PostgreSQL's text can
-    hold neither. `replayable`: True if the same message could be handled if it were sent again.
-    `again`: the dead letter that this message was sent again from. If task and body are equal, that
-    dead letter is reopened, and no second one is stored.
+    hold neither. `replayable`: True if the message may succeed when it is sent again. `again`: the
+    number of the dead letter, if this message is one that an operator sent again. If task and body
+    are equal, that dead letter is reopened, and no second one is stored.
     """
     whole = body if isinstance(body, str) else body.decode("utf-8", "backslashreplace")
     values = {
@@ -131,7 +134,7 @@ def letter(connection: Connection, number: int) -> Letter | None:
 
 
 def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
-    """Return the name of the message's task, and its arguments.
+    """Return the name of the task in the dead letter's message, and the task's arguments.
 
     Raises `NotReplayable`, one line, for a dead letter that cannot be sent again.
     """
@@ -151,7 +154,10 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
-    """Record that the message was sent again, as this task, unless it has failed again since."""
+    """Record that the dead letter's message was sent again, as the task with the id `task_id`.
+
+    Nothing is recorded if the message has already failed again.
+    """
     connection.execute(
         update(DeadLetter)
         .where(DeadLetter.id == found.id, DeadLetter.at == found.at)
@@ -165,6 +171,7 @@ def dismiss(
     """Mark dead letters as dismissed; return the numbers of those that were open.
 
     `numbers` None: the oldest `DISMISSED_AT_ONCE` that were neither sent again nor dismissed.
+    `by`: the operator; `why`: the reason, if any.
     """
     open_letters = select(DeadLetter.id).where(
         DeadLetter.dismissed_at.is_(None),

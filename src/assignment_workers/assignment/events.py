@@ -18,7 +18,7 @@ from sqlalchemy import ARRAY, BigInteger, Connection, Text, any_, bindparam, fun
 from assignment_workers.schema.tables import Event
 
 CHANNEL = "assignment_events"
-"""Channel that every transaction with events notifies, without a payload."""
+"""PostgreSQL channel that every transaction notifies in which events are recorded; no payload."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,11 @@ def between(
     agent_id: int | None = None,
     kinds: Collection[str] | None = None,
 ) -> Sequence[StoredEvent]:
-    """Read at most `limit` events beyond `after`, up to `until`, by the primary key."""
+    """Return at most `limit` events with an id above `after` and up to `until`, in their order.
+
+    `agent_id` and `kinds` restrict the result to the events of an agent and to these kinds; None:
+    no restriction. Cost: a read by the primary key.
+    """
     wanted = BEYOND
     parameters: dict[str, object] = {"after": after}
     if until is not None:
@@ -69,10 +73,11 @@ def bounds(connection: Connection) -> tuple[int, int]:
 
 
 def writers(connection: Connection) -> frozenset[str]:
-    """Return the open transactions that write, or may have written, events.
+    """Return the open transactions that may have written events.
 
-    A transaction that has taken an id holds this lock until it ends. So once every holder of the
-    lock since an id was seen has ended, each smaller id is either readable or will never exist.
+    They are the holders of a table lock, which a transaction takes before the id of its first event
+    and releases when it ends. Once all transactions returned here have ended, every event with a
+    smaller id than those seen before this call is visible too or will never exist.
     """
     return frozenset(connection.execute(_WRITERS).scalars())
 

@@ -81,7 +81,10 @@ class CallingHours:
         return None
 
     def _changes(self, zone: ZoneInfo, day: date, calendar: str | None) -> Iterator[datetime]:
-        """Yield every instant of this day at which calling may become allowed."""
+        """Yield the instants of this day at which calling may become allowed in the zone.
+
+        They are the starts of opening windows and the changes of the zone's clock.
+        """
         midnight = datetime.combine(day, time())
         for start, _ in self._windows(day, calendar):
             for fold in (0, 1):
@@ -98,9 +101,9 @@ class CallingHours:
 
 @dataclass(frozen=True)
 class CallingRules:
-    """The calling rules that are set.
+    """The configured calling rules: calling hours, and limits on the number of calls and offers.
 
-    Empty: users are offered at any hour, as often as their outcomes allow.
+    With none configured, users are offered at any hour, as often as their outcomes allow.
     """
 
     hours: CallingHours | None = None
@@ -109,9 +112,9 @@ class CallingRules:
     cool_down: Mapping[str, timedelta] = field(default_factory=dict)
     """By dialer queue: the least time since a user's last call."""
     attempts: int | None = None
-    """The most calls that a user gets during the life of the score row."""
+    """The most calls that a user gets as counted in the user's score row; None: no limit."""
     between_offers: timedelta | None = None
-    """The least time from one offer of a user to the next, however the first one ended."""
+    """The least time from one offer of a user to the next, however the first offer ended."""
 
 
 @cache
@@ -123,7 +126,10 @@ def _calendar(name: str) -> HolidayBase:
 
 
 def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator[datetime]:
-    """Yield the first instants with another UTC offset, at most one per hour, to the second."""
+    """Yield each instant between `since` and `until` at which the zone's UTC offset changes.
+
+    An instant is exact to the second; at most one is found per hour.
+    """
     step = timedelta(hours=1)
     while since < until:
         before, after = since, since + step
@@ -140,7 +146,7 @@ def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator
 
 
 def read_week(said: str) -> Week:
-    """Read `mon-thu 10:00-19:00, fri 10:00-18:00`; days that are not named are closed.
+    """Read opening windows such as `mon-thu 10:00-19:00, fri 10:00-18:00`; other days are closed.
 
     Raises `ValueError` that names the wrong part.
     """
@@ -164,8 +170,9 @@ def read_week(said: str) -> Week:
 
 
 def read_zones(said: str) -> tuple[ZoneInfo, tuple[tuple[str, ZoneInfo], ...]]:
-    """Read `Europe/London, +1212=America/New_York`: the default zone, and zones by first digits.
+    """Read a setting such as `Europe/London, +1212=America/New_York`.
 
+    Returns the default time zone, and pairs of the first digits of phone numbers and their zone.
     Raises `ValueError` that names the wrong part.
     """
     default: ZoneInfo | None = None
@@ -194,7 +201,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def read_holidays(said: str) -> tuple[str, ...]:
-    """Read `GB-ENG, US`, names of existing calendars. Raises `ValueError` for an unknown name."""
+    """Read names of holiday calendars such as `GB-ENG, US`; `ValueError` for an unknown name."""
     names = tuple(dict.fromkeys(each.strip() for each in said.split(",")))
     for name in names:
         try:

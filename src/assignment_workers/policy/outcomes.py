@@ -34,7 +34,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One outcome.
+    """An outcome that an agent may give to a call, and its effects on the user.
 
     `delay` is the time until the user may be called again, unless a callback time is given.
     """
@@ -43,11 +43,11 @@ class Outcome:
     score: int
     delay: timedelta
     terminal: bool = False
-    """The user is never offered again, from any source."""
+    """True if the user is never offered again, neither by a dialer queue nor for a callback."""
     success: bool = False
-    """Counts towards `successful_calls`."""
+    """True if the call counts towards the user's `successful_calls`."""
     capped: bool = False
-    """The score does not grow beyond `SCORE_CEILING`; a score that is already beyond it stays."""
+    """True if this outcome does not raise a score beyond `SCORE_CEILING`; a higher score stays."""
     callback: bool = False
     """True if a callback time may be given."""
     needs_callback: bool = False
@@ -60,14 +60,14 @@ class Outcome:
     needs_notes: bool = False
     actions: tuple[Action, ...] = ()
     review_after: int | None = None
-    """The earlier calls with this outcome after which an operator is to review the user."""
+    """Number of earlier calls with this outcome from which an operator is to review the user."""
     review_unpromised: bool = False
     """True if an operator is to review the user unless a callback was promised."""
     meaning: str = ""
     """A sentence that tells agents when to choose the outcome."""
 
     def asks_for(self, *, earlier: int, promised: bool) -> list[Action]:
-        """Return the actions that others are to take after a call with this outcome.
+        """Return the tasks for other systems, such as a text message, after this outcome.
 
         `earlier` is the number of earlier calls of the user with this outcome. `promised` is True
         if a callback was promised.
@@ -177,10 +177,11 @@ TERMINAL = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.termin
 
 
 def overridden(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
-    """Return the outcomes with some changes of score, delay, actions or review rules.
+    """Return all outcomes by name, with these changes applied.
 
-    A change has some of `score`, `delay_seconds`, `actions`, `review_after`, `review_unpromised`.
-    Raises `ValueError` for an unknown outcome or action, and for a delay of a terminal outcome.
+    `changes`: by outcome, new values of some of `score`, `delay_seconds`, `actions`,
+    `review_after`, `review_unpromised`. Raises `ValueError` for an unknown outcome or action, and
+    for a delay of a terminal outcome.
     """
     outcomes = dict(OUTCOMES)
     for name, change in changes.items():
@@ -219,9 +220,10 @@ CAPPED = tuple(outcome.name for outcome in OUTCOMES.values() if outcome.capped)
 
 
 def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnElement[int]:
-    """Return the new score as an expression over the score row: one atomic update (hazard D5).
+    """Return a SQL expression over the score row: the user's score after a call.
 
-    Nothing is read before the update. `added` is the score of the outcome `name`.
+    `name` is the outcome of the call, and `added` is that outcome's score. The score changes in one
+    atomic update, without a read before it (hazard D5).
     """
     attempt = UserCallScore.total_attempts + 1
     penalty = case((attempt <= 5, 0), (attempt <= 10, 1), else_=3)

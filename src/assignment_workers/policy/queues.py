@@ -21,9 +21,10 @@ ORDER: tuple[UnaryExpression[Any], ...] = (
     UserCallScore.created_at.desc(),
     UserCallScore.user_id.desc(),
 )
-"""Score 0 first, newest first; then score ascending, newest first (original-dialer section 3).
+"""The order of users in a dialer queue (original-dialer section 3).
 
-A total order, because ids differ.
+Users with score 0 come first, then the others by ascending score; among equal scores the newest
+user comes first. The order is total, because user ids differ.
 """
 
 
@@ -33,9 +34,9 @@ UNKNOWN_ZONE_FOR = timedelta(days=1)
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """The rules of a dialer queue in one place.
+    """The rules of a dialer queue: who belongs to the queue, and who may be handed out from it.
 
-    The order of the rules decides which broken rule is named.
+    For a user who breaks several rules, the first broken one in the order of `rules` is named.
     """
 
     queue: str
@@ -46,10 +47,10 @@ class Policy:
     numbers: Numbers = _NUMBERS
 
     def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
-        """Return the parameters of the policy's expressions at this instant.
+        """Return the SQL parameters of this policy's rules, for judging users at `now`.
 
-        `zones` are the zones of the users. A user who may be in any other zone, or in one whose
-        rules this machine lacks, counts as outside calling hours.
+        `zones` are the time zones of the users to judge. A user in any other zone, or in a zone
+        that this machine does not know, counts as outside calling hours.
         """
         if self.hours is None:
             return {"now": now}
@@ -67,35 +68,39 @@ class Policy:
         return {"now": now, "opens": opens, **are_open}
 
     def building(self, now: datetime) -> dict[str, Any]:
-        """Return the parameters for a build.
+        """Return the SQL parameters of this policy's rules, for building a generation at `now`.
 
-        Calling hours are left to the claim, because they change while the generation stands.
+        Without zones, users outside calling hours are included; the claim judges the hours.
         """
         return {"now": now}
 
     def is_closed(self, now: datetime, zones: Collection[str]) -> bool:
-        """Return True if no user may be called now in any of these zones or the default one."""
+        """Return True if it is outside the calling hours of this dialer queue for every user.
+
+        `zones`: the time zones of the users; the default zone of the calling hours is added.
+        """
         if self.hours is None:
             return False
         found = self.at(now, zones)
         return not any(found[name] for name in found if name.startswith("open_"))
 
     def eligible(self) -> ColumnElement[bool]:
-        """Test whether a user may be handed out from this dialer queue at `now`."""
+        """Return a SQL condition: the user may be handed out from this dialer queue at `now`."""
         return and_(*(rule.holds for rule in self.rules))
 
     def broken_rule(self) -> ColumnElement[str | None]:
-        """Select the name of the first rule that does not hold; null for an eligible user."""
+        """Return a SQL expression: the first rule that the user breaks; null if eligible."""
         return case(*((~rule.holds, sql_text(rule.name)) for rule in self.rules), else_=null())
 
     def is_resting(self, rule: str) -> bool:
-        """Return True if a user who breaks this rule first becomes eligible as time passes."""
+        """Return True if the rule of this name holds again as time passes, such as a cool-down."""
         return any(each.name == rule and each.kind is RuleEffect.RESTING for each in self.rules)
 
     def rests_until(self) -> ColumnElement[datetime | None]:
-        """Select the time from which all broken resting rules hold again; null if none is broken.
+        """Return a SQL expression: the time from which the user breaks no resting rule any more.
 
-        Meant for users who break no other rule: resting rules are the last of a policy.
+        A resting rule holds again as time passes. Null if the user breaks none. Use it for users
+        who break no other rule: resting rules are the last of a policy.
         """
         resting = [rule for rule in self.rules if rule.until is not None]
         return func.greatest(
@@ -103,19 +108,26 @@ class Policy:
         )
 
     def belongs(self) -> ColumnElement[bool]:
-        """Test whether a user belongs to this dialer queue by their facts, now or after a rest."""
+        """Return a SQL condition: by their CRM facts, the user belongs to this dialer queue.
+
+        A user who has to rest first belongs to it too.
+        """
         return and_(*(rule.holds for rule in self._of_the_facts()))
 
     def out_of_place(self) -> ColumnElement[str | None]:
-        """Select the first rule by which a user's facts keep them out of this dialer queue."""
+        """Return a SQL expression: the first rule by which the user does not belong to this queue.
+
+        Null for a user who belongs to this dialer queue by their CRM facts.
+        """
         broken = ((~rule.holds, sql_text(rule.name)) for rule in self._of_the_facts())
         return case(*broken, else_=null())
 
     def held_back(self) -> ColumnElement[str | None]:
-        """Select the first rule that holds back a user who is due a call and belongs here.
+        """Return a SQL expression: the first rule against a due callback or missed call of a user.
 
-        The user is due now, so the wait after the last outcome does not count. The calling rules
-        count, and so do the do-not-contact list and quarantine.
+        Meant for users who belong to this dialer queue; null if the user may be called. The wait
+        after the last outcome does not count, because the call is due now. The calling rules, the
+        do-not-contact list and quarantine count.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]
@@ -123,7 +135,10 @@ class Policy:
         return case(*broken, else_=null())
 
     def blocking_rule(self) -> ColumnElement[str | None]:
-        """Select the first broken rule that does not pass with time; null for none."""
+        """Return a SQL expression: the first rule that the user breaks and that time does not mend.
+
+        Null if there is none.
+        """
         lasting = [rule for rule in self.rules if rule.kind is not RuleEffect.RESTING]
         return case(*((~rule.holds, sql_text(rule.name)) for rule in lasting), else_=null())
 
@@ -136,7 +151,7 @@ class Policy:
         ]
 
     def converted(self) -> ColumnElement[bool]:
-        """Test whether a user of this pool reached the goal of the dialer queue.
+        """Return a SQL condition: the user of this pool has reached the goal of the dialer queue.
 
         A user who is not in the CRM has no facts and does not count as converted.
         """
@@ -152,10 +167,10 @@ class Policy:
 def _opens_at(
     hours: CallingHours, zone: str, now: datetime, calendar: str | None
 ) -> datetime | None:
-    """Return the next opening of the zone.
+    """Return the next time at which users of this zone and calendar may be called; None: never.
 
-    Another machine with newer rules may have stored a zone that is unknown here. Such a zone counts
-    as closed, and its users are judged again after `UNKNOWN_ZONE_FOR`.
+    `calendar`: the public holidays that count. A zone that this machine does not know, because a
+    machine with newer time zone data stored it, counts as closed for `UNKNOWN_ZONE_FOR`.
     """
     try:
         return hours.opens_at(ZoneInfo(zone), now, calendar)
@@ -180,10 +195,10 @@ _PERSON = (
 
 
 def _numbers(numbers: Numbers, queue: str) -> Iterator[Rule]:
-    """Yield the rules about the user's phone numbers.
+    """Yield the rules of this dialer queue about the user's phone numbers.
 
-    They are the last of the lasting rules, because a number is read only of a user who breaks no
-    other lasting rule.
+    These rules are the last of those that time does not mend, because a phone number is read only
+    for a user who breaks no earlier one.
     """
     # First, because the number of a suppressed or forgotten user is never read.
     yield numbers.contactable(queue)
@@ -194,9 +209,10 @@ def _numbers(numbers: Numbers, queue: str) -> Iterator[Rule]:
 
 
 def policies(calling: CallingRules, numbers: Numbers = _NUMBERS) -> dict[str, Policy]:
-    """Return the policies under these calling rules and this reading of phone numbers.
+    """Return the policy of each dialer queue by name, under the given calling rules.
 
-    Keyed by dialer queue, in the order in which an agent without a preference is served.
+    `numbers`: the rules for reading phone numbers. The order of the dialer queues is that in which
+    an agent who asks for no particular queue is served.
     """
     return {
         policy.queue: policy
@@ -233,7 +249,10 @@ def policies(calling: CallingRules, numbers: Numbers = _NUMBERS) -> dict[str, Po
 
 
 def _times(calling: CallingRules, numbers: Numbers, queue: str) -> Iterator[Rule]:
-    """Yield the rules about calling a user at all or now; rules that pass with time come last."""
+    """Yield the rules of this dialer queue about whether and at what time a user may be called.
+
+    Rules that hold again as time passes come last.
+    """
     yield rules.ACTIVE
     if calling.attempts is not None:
         yield rules.within_attempts(calling.attempts)
@@ -258,15 +277,18 @@ UNSIGNED_USERS, OUTSTANDING_REQUESTS = POLICIES.values()
 
 
 def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
-    """Select the dialer queue that a user belongs to by their facts.
+    """Return a SQL expression: the name of the dialer queue that a user belongs to.
 
-    Null for none. The first queue that fits wins.
+    It is that of the first policy whose rules fit the user's CRM facts; null if none fits.
     """
     return case(*((policy.belongs(), sql_text(policy.queue)) for policy in policies), else_=null())
 
 
 def off_for_good(rule: str) -> bool:
-    """Return True if a broken rule of this name ends a promise: the user opted out or converted."""
+    """Return True if users who break this rule opted out or converted.
+
+    Their callbacks and missed calls are cancelled.
+    """
     found = {each.name: each.kind for policy in POLICIES.values() for each in policy.rules}
     return (
         rule in {rules.NOT_TERMINAL.name, "do_not_contact"}

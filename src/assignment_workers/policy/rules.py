@@ -57,12 +57,15 @@ from assignment_workers.schema.tables import (
 NOW = bindparam("now", type_=NaiveInstant)
 
 PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
-"""The calling rules that hold again after some time without any change of facts."""
+"""The names of the calling rules that hold again as time passes."""
 FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
-"""Rules that hold again only after an operator has dealt with the user or with a suppression."""
+"""The names of rules that hold again only after an operator has acted on the user's case."""
 
 SETTLING = timedelta(hours=2)
-"""The least age of the score row of a user above score 0 (original-dialer section 3)."""
+"""The age that the score row of a user with a score above 0 must have before the user is offered.
+
+Source: original-dialer section 3.
+"""
 
 EXCLUDED_REQUIREMENTS = (
     "signature",
@@ -96,7 +99,7 @@ class Rule:
     holds: ColumnElement[bool]
     kind: RuleEffect
     means: str = ""
-    """The meaning of a broken rule, for people."""
+    """The text that tells people what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
     """The time from which a broken resting rule holds again, if the facts stay as they are."""
 
@@ -122,7 +125,10 @@ def _signed() -> ColumnElement[bool]:
 
 
 def _wanting() -> ColumnElement[bool]:
-    """Test for a pending requirement, obtainable by a call, of a claim that is not cancelled."""
+    """Return a SQL condition: a pending requirement of the user can be obtained by a call.
+
+    Requirements of cancelled claims do not count.
+    """
     excused = and_(
         ClaimRequirement.type == sql_text("id_document"),
         ClaimRequirement.claim_requirement_reason == BASE_REQUIREMENT,
@@ -165,24 +171,28 @@ NOT_TERMINAL = Rule(
     RuleEffect.BLOCKED,
     "an earlier call ended with do_not_contact or no_claim",
 )
-"""A user who asked not to be contacted, or has no claim, is never offered again (hazard D4)."""
+"""Require that no call of the user ended with a terminal outcome (hazard D4).
+
+A user who asked not to be contacted, or has no claim, is never offered again.
+"""
 
 
 READING = bindparam("reading", value=False, type_=Boolean())
-"""True for a claim, which reads the number again if the user's text in the CRM has changed.
+"""SQL parameter: True in a claim, False in the build of a generation.
 
-A build includes such a user. The claim that meets the user reads the number before it judges.
+A user whose phone number in the CRM has changed is held back in a claim until the number is read
+again; a build includes the user.
 """
 NUMBER_UNREAD = "number_unread"
-"""The rule that is broken by a user whose number has to be read before any offer."""
+"""Name of the rule that a user breaks whose changed phone number was not read yet."""
 
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """The reading of phone numbers of an installation, and the CRM columns that belong to it."""
+    """The configuration for reading phone numbers: the reader, and the CRM columns that it uses."""
 
     reader: Reader = field(default_factory=Reader)
-    """The reader that makes the stored identities."""
+    """The reader that turns a phone number as written into its normal form (E.164)."""
     country: ColumnElement[str | None] | None = None
     time_zone: ColumnElement[str | None] | None = None
     needed: bool = False
@@ -190,13 +200,13 @@ class Numbers:
 
     @property
     def is_usual(self) -> bool:
-        """True if the installation sets nothing about phone numbers."""
+        """True if every setting about phone numbers has its default."""
         columns = (self.country, self.time_zone)
         return self.reader == Reader() and columns == (None, None) and not self.needed
 
     @property
     def current(self) -> ColumnElement[bool]:
-        """True if the user's stored identity was read from the CRM's present values."""
+        """SQL condition: the stored normal form is that of the user's present number in the CRM."""
         written = func.coalesce(CrmUser.phone_number, sql_text(""))
         same = [func.coalesce(Phone.text, sql_text("")) == written]
         nothing = written == sql_text("")
@@ -209,7 +219,7 @@ class Numbers:
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
-        """Require that the number in the CRM now is the one that was read."""
+        """Require that the user's present phone number in the CRM is the one that was read."""
         return Rule(
             NUMBER_UNREAD,
             or_(self.current, not_(READING)),
@@ -227,7 +237,10 @@ class Numbers:
         )
 
     def contactable(self, queue: str) -> Rule:
-        """Require that neither the user nor a number of theirs is suppressed, here or globally."""
+        """Require that neither the user nor any of the user's phone numbers is suppressed.
+
+        Suppressions for this dialer queue and those for every queue count.
+        """
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
         by_user = _is_suppressed(
@@ -252,10 +265,10 @@ class Numbers:
         )
 
     def clear(self, queue: str) -> Rule:
-        """Require that no unreadable number may be a suppressed one.
+        """Require that the user's number cannot be mistaken for a suppressed number.
 
-        Either the user's number or that of the suppression is no number, or in no allocated range,
-        and both end with the same digits.
+        The rule is broken if the user's number and a suppressed number end with the same digits,
+        and one of the two is unclear: not a phone number, or in no allocated range.
         """
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
@@ -282,7 +295,10 @@ def _unexpired(
 
 
 def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Test whether a number of a standing list meets the condition: one probe for each list."""
+    """Return a SQL condition: a number on a suppression list in force meets `condition`.
+
+    Lists for this dialer queue and lists for every queue count. Cost: one probe for each list.
+    """
     return exists(
         select(1)
         .select_from(SuppressedNumber)
@@ -333,7 +349,7 @@ def not_closed(queue: str) -> Rule:
 
 
 def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
-    """Test whether a skip or a deferral keeps this user from every agent at `now`."""
+    """Return a SQL condition: at `now`, a skip or a deferral keeps this user from every agent."""
     ended = aliased(Assignment)
     return exists(
         select(1).select_from(ended).where(ended.user_id == user, ended.put_off_until > _utc(NOW))
@@ -341,14 +357,17 @@ def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
 
 
 UNCLEAR = frozenset({"not_in_crm", "unsigned"})
-"""Rules that a user met at the build and breaks at the claim for no explainable reason."""
+"""Rules whose breach by a user of a generation is suspicious, because a build checked them."""
 CLAIM_ALIVE = Rule(
     "all_claims_cancelled",
     or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),
     RuleEffect.BLOCKED,
     "all their claims are cancelled",
 )
-"""A user without any claim passes (original-dialer section 3)."""
+"""Require that not all of the user's claims are cancelled.
+
+A user without any claim meets the rule (original-dialer section 3).
+"""
 UNSIGNED = Rule("signed", not_(_signed()), RuleEffect.CONVERTED, "they have signed")
 SIGNED = Rule("unsigned", _signed(), RuleEffect.BLOCKED, "they have not signed yet")
 WANTING = Rule(
@@ -363,9 +382,9 @@ ACTIVE = Rule(
     RuleEffect.BLOCKED,
     "their score row is not active",
 )
-"""A user without a score row passes, because they may be due a call all the same.
+"""Require that the user's score row is active.
 
-They called, or were promised a callback.
+A user without a score row meets the rule, because a callback or a missed call of theirs may be due.
 """
 UNPROMISED = Rule(
     "promised",
@@ -379,7 +398,10 @@ UNPROMISED = Rule(
     RuleEffect.RESTING,
     "they were promised a callback, and are called for that",
 )
-"""A user with a promised callback is called for it, never earlier by the queue (hazard C9)."""
+"""Require that the user has no pending callback.
+
+A user with a callback is called at its time, never earlier by a dialer queue (hazard C9).
+"""
 RESTED = Rule(
     "cooling_down",
     or_(UserCallScore.next_call_after.is_(None), UserCallScore.next_call_after <= NOW),
@@ -399,13 +421,14 @@ SETTLED = Rule(
 )
 
 OPENS = bindparam("opens", value=None, type_=JSONB)
-"""The next opening, by number of the calendar and by zone."""
+"""SQL parameter: the next time of calling hours, by number of the holiday calendar and by zone."""
 
 
 def open_zones(calendar: int) -> str:
-    """Return the name of the parameter with the zones where users of this calendar may be called.
+    """Return the name of the SQL parameter with the zones that are in calling hours now.
 
-    Null, as in a build: hours are not judged.
+    `calendar`: the number of the holiday calendar that counts. A null parameter, as in a build,
+    means that calling hours are not judged.
     """
     return f"open_{calendar}"
 
@@ -439,7 +462,10 @@ def in_hours(hours: CallingHours) -> Rule:
 
 
 def _calendar(hours: CallingHours) -> ColumnElement[int]:
-    """Select the number of the user's calendar: of a country's part, a country, or the first."""
+    """Return a SQL expression: the number of the holiday calendar that applies to the user.
+
+    It is the calendar of the user's part of the country, else of the country, else the first one.
+    """
     names = [(name, place) for place, name in enumerate(hours.calendars) if name]
     if len(names) < 2:
         return literal(0, Integer())
@@ -455,7 +481,7 @@ def _calendar(hours: CallingHours) -> ColumnElement[int]:
 
 
 def within_attempts(most: int) -> Rule:
-    """Require fewer calls than `most` during the life of the score row."""
+    """Require that the user's score row counts fewer than `most` calls."""
     return Rule(
         "attempts_used_up",
         func.coalesce(UserCallScore.total_attempts < most, true()),
@@ -465,9 +491,9 @@ def within_attempts(most: int) -> Rule:
 
 
 def within_calls_per_day(most: int) -> Rule:
-    """Require fewer than `most` completed calls in the last 24 hours, from any queue or source.
+    """Require that the user had fewer than `most` completed calls in the last 24 hours.
 
-    The call whose day has to pass is found by the index on user and time.
+    Calls of every dialer queue, callback and missed call count. Cost: one index read per user.
     """
     calls = aliased(Assignment)
     day = literal(timedelta(hours=24), Interval())
@@ -494,7 +520,7 @@ def within_calls_per_day(most: int) -> Rule:
 
 
 def cooled_down(least: timedelta) -> Rule:
-    """Require that the last call was at least `least` ago."""
+    """Require that the user's last call was at least `least` ago."""
     free = UserCallScore.last_call_at + literal(least, Interval())
     return Rule(
         "called_lately",
@@ -506,7 +532,10 @@ def cooled_down(least: timedelta) -> Rule:
 
 
 def between_offers(least: timedelta) -> Rule:
-    """Require that the last offer to any agent was at least `least` ago, however it ended."""
+    """Require that the last offer of the user to any agent was at least `least` ago.
+
+    It does not matter how that offer ended.
+    """
     offers = aliased(Assignment)
     last = (
         select(func.max(offers.claimed_at))

@@ -24,12 +24,12 @@ from assignment_workers.settings import Settings
 def beat(
     connection: Connection, beats: Mapping[int, datetime | None], *, settings: Settings
 ) -> dict[int, HeartbeatAnswer]:
-    """Store a heartbeat for each agent, at its instant or now; return each agent's state.
+    """Store a heartbeat for each agent; return each agent's state and assignment, by agent id.
 
-    An earlier heartbeat never replaces a later one, and an instant in the future counts as now.
-    Refused: an unknown agent. The caller commits; the commit does not wait for the disk, because
-    heartbeats that a crash loses are sent again. Cost: two statements for any number of agents, by
-    primary keys.
+    `beats`: by agent id, the time of the heartbeat; None: now. An earlier heartbeat never replaces
+    a later one, and a time in the future counts as now. Refused: an unknown agent. The caller
+    commits; the commit does not wait for the disk, because heartbeats that a crash loses are sent
+    again. Cost: two statements for any number of agents, by primary keys.
     """
     connection.execute(text("SET LOCAL synchronous_commit TO off"))
     given = [{"agent_id": agent, "seen_at": at} for agent, at in sorted(beats.items())]

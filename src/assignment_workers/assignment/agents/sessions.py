@@ -36,7 +36,10 @@ from assignment_workers.schema.tables import AgentSession, AgentStatus
 from assignment_workers.settings import Settings, by_team
 
 AT_WORK = (AgentStatus.AVAILABLE, AgentStatus.ON_CALL, AgentStatus.WRAP_UP)
-"""The states between which moves change. Moves change neither a break nor offline."""
+"""The agent states that accepting or ending an assignment may change.
+
+An agent on break or offline keeps that state.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,10 @@ class Session:
 
 
 def turned_away(session: Session | None, settings: Settings, now: datetime) -> Refused | None:
-    """Return the refusal of an agent who may have no user now, with the remedy, or None.
+    """Return the refusal for an agent who may not be assigned a user now; None if the agent may.
 
-    The limits of a session are those of the agent's team, else the general ones, if any are set.
+    Causes are the agent's state and the limits of a session. The limits are those of the agent's
+    team, else the general ones, if any are set. The refusal says what the agent can do.
     """
     if session is None or session.state is None:
         return None
@@ -104,13 +108,16 @@ def _limit(said: str | None, team: str | None) -> int | None:
 
 @dataclass
 class Moves:
-    """The effects of one transaction's moves on their agents, for `MOVED`."""
+    """The changes of agents' states that follow from the moves of one transaction.
+
+    A move is a command about an assignment, such as accepting or completing it.
+    """
 
     _by_agent: dict[int, dict[str, Any]]
 
     @classmethod
     def none(cls) -> Moves:
-        """Return moves of no agent."""
+        """Return an object without any agent."""
         return cls({})
 
     def took_up(self, agent: int) -> None:
@@ -118,10 +125,7 @@ class Moves:
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
-        """Record that the agent completed a call.
-
-        The agent writes it up until a request or another state.
-        """
+        """Record that the agent completed a call, and is in `wrap_up` until the next state."""
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:
@@ -137,7 +141,7 @@ class Moves:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each agent, in the order in which every transaction locks them."""
+        """Return the new values of each agent, ordered by agent so that no deadlock can arise."""
         return [self._by_agent[agent] for agent in sorted(self._by_agent)]
 
 
@@ -166,17 +170,18 @@ def _moving() -> Update:
 
 
 MOVED = _moving()
-"""Change the states of agents who have a row; a break and offline stay.
+"""Update the states of agents after their moves, such as accepting or completing an assignment.
 
-An agent who makes a move has not let the offer lapse, so the count of lapsed offers is reset. Cost:
-that of the agents, by the primary key.
+An agent without a row gets none, and one on break or offline keeps that state. The agent's count of
+lapsed offers is reset, because a move shows that the agent is there. Cost: one probe of the primary
+key for each agent.
 """
 
 
 def let_lapse(
     transaction: FencedTransaction, agents: Collection[int], *, most: int
 ) -> dict[int, Session]:
-    """Count a lapsed offer for each of these agents; return those who are set on break for it.
+    """Count a lapsed offer for each agent; return the sessions of those now set on break, by agent.
 
     An agent is set on break after `most` lapsed offers in a row. An event records the break, which
     lasts until the agent states `available`. An offline agent stays offline. Cost: one statement,
@@ -199,7 +204,10 @@ def let_lapse(
 
 
 def state_event(agent: int, state: str, by: str | None, why: str | None) -> dict[str, Any]:
-    """Return the event of a state that was stated, or set for a reason."""
+    """Return the event of an agent's new state, stated by the agent or set by someone else.
+
+    `by`: the person or job that set the state; None: the agent. `why`: the reason, if any.
+    """
     details = {"state": str(state), "by": by, "why": why}
     return {"kind": EventKind.AGENT_STATE, "agent_id": agent, "details": details}
 
@@ -210,7 +218,10 @@ _lapsed = rows("agents", agent_id=Integer())
 
 
 def _lapsing() -> ReturningInsert[*tuple[Any, ...]]:
-    """Insert a row for the first lapse of an agent without one; add to the count of any other."""
+    """Build the statement that adds 1 to an agent's count of lapsed offers.
+
+    An agent without a row gets one with the count 1.
+    """
     too_many = _most <= 1
     given = select(
         _lapsed.c.agent_id,

@@ -44,10 +44,7 @@ from assignment_workers.schema.tables import Source
 from assignment_workers.settings import Settings
 
 GIVEN_UP_AFTER = timedelta(days=1)
-"""Time after the due time for which a callback of a user who may not be called is tried again.
-
-The callback is cancelled after it.
-"""
+"""Time after which a due callback of a user who may not be called is cancelled, not tried again."""
 
 PENDING = sql_text("pending")
 
@@ -55,10 +52,11 @@ PENDING = sql_text("pending")
 def after_move(
     hold: Held, callback: UUID, *, outcome: Outcome | None, until: datetime | None
 ) -> dict[str, Any]:
-    """Return the row for `settle` of the callback that an assignment was for.
+    """Return the row for `settle` about `callback`, the callback that the assignment was for.
 
-    `outcome`: that of the call; None: the user was skipped, and the callback waits until `until`. A
-    call that nobody answered does not keep the promise (hazard C3).
+    `outcome`: that of the call; None: the user was skipped or deferred. `until`: the time to which
+    the callback is postponed, if it is. A call that nobody answered does not keep the promise
+    (hazard C3).
     """
     row: dict[str, Any] = {
         "id": callback,
@@ -82,9 +80,9 @@ def settle(
 ) -> list[dict[str, Any]]:
     """Store the results of callbacks; return an event of each, for the caller to record.
 
-    A callback whose last retry failed is cancelled, and its user returns to the dialer queue with
-    their history. A callback that another program has ended meanwhile stays unchanged, and its
-    event says so.
+    `settled`: the rows that `after_move` made. A callback whose last retry failed is cancelled, and
+    the user returns to the dialer queue. A callback that another program ended in the meantime
+    stays unchanged, and the callback's event says so.
     """
     parameters = {"callbacks": list(settled), "now": transaction.now}
     became = {row.id: row.status for row in transaction.connection.execute(_BECOME, parameters)}
@@ -94,7 +92,10 @@ def settle(
 def call_off(
     transaction: FencedTransaction, users: Collection[int], reason: str
 ) -> list[dict[str, Any]]:
-    """Cancel the pending callbacks of these users; return the events, for the caller to record."""
+    """Cancel the pending callbacks of these users; return the events, for the caller to record.
+
+    `reason` is stored in each event.
+    """
     parameters = {"users": list(users), "now": transaction.now}
     return [
         _event(
@@ -134,7 +135,7 @@ _IS_DUE = and_(
     or_(Callback.available_from.is_(None), Callback.available_from <= _NOW),
 )
 ANY_DUE = exists(select(1).select_from(Callback).where(_IS_DUE))
-"""True if any callback is due: one probe of ix_callbacks_pending, which ends at the first."""
+"""SQL condition: at least one callback is due. Cost: one probe of ix_callbacks_pending."""
 
 
 _HEAD = (
@@ -159,14 +160,20 @@ _HEAD = (
 
 @cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select due callbacks. Index: ix_callbacks_pending, in order and no further than the limit."""
+    """Select the next due callbacks, with each user judged by `policies`.
+
+    Reads the index ix_callbacks_pending in order, and no further than the limit of one read.
+    """
     head = limited(_HEAD)
     return judged(head, policies)
 
 
 @cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select the pending callback of the parameter `user`, judged as when it is due."""
+    """Select the pending callback of the user in the SQL parameter `user`.
+
+    The user is judged by `policies` as if the callback was due now.
+    """
     head = (
         select(
             Callback.id,
@@ -221,11 +228,12 @@ _CALL_OFF = (
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
-    """Cancel the callbacks of users who opted out or converted, and postpone those of others.
+    """Cancel or postpone due callbacks of users who may not be called, by the rule against it.
 
-    Callbacks are tried again after `callback_retry`: those of users who are disabled, inactive or
-    not in the CRM until `GIVEN_UP_AFTER` the due time, and those held back by a calling rule
-    without end.
+    `unfit`: the callbacks, each with that rule. Callbacks of users who opted out or converted are
+    cancelled. All others are tried again after `callback_retry`. That goes on without limit if a
+    calling rule holds the user back, else (the user is disabled, inactive or not in the CRM) until
+    `GIVEN_UP_AFTER` the due time.
     """
     settled = []
     for row in unfit:

@@ -34,14 +34,14 @@ from assignment_workers.schema.tables import Assignment, Phone, Source
 from assignment_workers.settings import Settings
 
 AT_A_TIME = 64
-"""Users of one read."""
+"""Due calls that one statement reads."""
 
 Found = Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class DueUser:
-    """A user who is due a call, with the dialer queue where the user belongs by the facts."""
+    """A user with a due callback or missed call, and the dialer queue that the user belongs to."""
 
     source: Source
     source_id: UUID
@@ -75,11 +75,11 @@ class DueKind:
 
     source: Source
     head: Select[*tuple[Any, ...]]
-    """Selects the next due calls after `after_at` and `after_key`."""
+    """Query for the next due calls, after the SQL parameters `after_at` and `after_key`."""
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """Returns the statement `judged` over `head`."""
+    """Function that returns the query for due calls whose users are judged by the policies."""
     before: object
-    """A key that sorts before every other."""
+    """The value of `after_key` with which reading starts: it sorts before every key."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
     """Ends or postpones calls of users who may not be called, so that no claim meets them again."""
 
@@ -93,20 +93,20 @@ class Due:
     policies: Mapping[str, Policy]
     settings: Settings
     taken: set[int]
-    """Users assigned in this transaction: shared with the heads of the dialer queues."""
+    """Users assigned in this transaction; the claim's other sources of users share this set."""
     _found: list[DueUser] = field(default_factory=list)
     _unfit: list[Found] = field(default_factory=list)
     _after: tuple[datetime, object] | None = None
     _exhausted: bool = False
     _unread: bool = False
-    """True if more phone numbers must be read first than this transaction may read."""
+    """True if the next users need more phone numbers read than this transaction may read."""
 
     def take(
         self, agent: int, queues: Collection[str], excluded: Collection[int]
     ) -> DueUser | None:
-        """Take the longest due user whom this agent may call, or None; each user only once.
+        """Take the user whose call has been due for longest and whom this agent may call, or None.
 
-        By their facts, the user belongs to one of these dialer queues, and is not in `excluded`.
+        Only users who belong to one of `queues` and are not in `excluded` are taken, each once.
         Raises `ClaimBudgetExceeded` when the search has to go on in another transaction.
         """
         position = 0
@@ -127,7 +127,7 @@ class Due:
             self._read()
 
     def put_aside(self) -> None:
-        """End or postpone the due calls, as read so far, of users who may not be called."""
+        """End or postpone those due calls read so far whose users may not be called."""
         if self._unfit:
             self.kind.put_aside(self.transaction, self.settings, self._unfit)
             self._unfit.clear()
@@ -177,7 +177,10 @@ class Due:
 
 
 def limited(ordered: Select[*tuple[Any, ...]]) -> CTE:
-    """Return the first `AT_A_TIME` rows as the table `head`, fenced like a dialer queue's head."""
+    """Return a CTE named `head` with the first `AT_A_TIME` rows of the query `ordered`.
+
+    It is materialized, so that the planner cannot join before it applies the limit.
+    """
     limit: ColumnElement[int] = literal_column(str(AT_A_TIME))
     return ordered.limit(limit).cte("head").prefix_with("MATERIALIZED")
 
@@ -188,12 +191,12 @@ def judged(
     *,
     broken: ColumnElement[str | None] | None = None,
 ) -> Select[*tuple[Any, ...]]:
-    """Select the rows of `head`, with each user's dialer queue and the rule against a call.
+    """Select due calls, each with the user's dialer queue and the rule against the call, if any.
 
     All rules apply except those about the time of the next call, because the calls are due now.
-    `head` has `id`, `user_id`, `due_at`, `key`, `queue_type` and `preferred_agent_id`. `broken`: a
-    further reason against a call, which takes precedence. `put_off`: the user was skipped or
-    deferred, and rests from every kind of call.
+    `head` has the calls, with the columns `id`, `user_id`, `due_at`, `key`, `queue_type` and
+    `preferred_agent_id`. `broken`: a further reason against a call, which takes precedence. The
+    result's `put_off` is true for a user who rests from every call after a skip or a deferral.
     """
     place = queue_of(policies)
     out = case(

@@ -53,17 +53,17 @@ CANCELLED = "cancelled"
 FOR_OPERATOR = "for_operator"
 
 MATCHED_AT_MOST = 1_000
-"""Callers of one run of `match`."""
+"""Missed calls for which one run of the job searches the user."""
 
 
 def match(work: Work, settings: Settings) -> Counts:
-    """Find the user of each missed call that names none, by the caller's number.
+    """Find the user of each missed call that names no user, by the caller's phone number.
 
-    Numbers are compared by phone identity, which is updated first, in whatever form the dialer and
-    the CRM write them. A missed call whose number no user or several users have, or that is no
-    number, is left to an operator, because nobody is called on a guess (hazards C10, D15). Returns
-    `matched` and `for_operator`. Cost, where there are any to match: that of `phones.read`, and
-    probes of the index on numbers.
+    Numbers are compared in their normal form, whatever form the dialer and the CRM write them in;
+    changed numbers of users are read first. A missed call whose number no user or several users
+    have, or that is no number, is left to an operator, because nobody is called on a guess (hazards
+    C10, D15). Returns the counts `matched` and `for_operator`. Cost, where there are missed calls
+    to match: that of `phones.read`, and probes of the index on numbers.
     """
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
@@ -93,11 +93,11 @@ def match(work: Work, settings: Settings) -> Counts:
 def follow_up(
     transaction: FencedTransaction, answered: Iterable[int], called: Iterable[UUID]
 ) -> list[dict[str, Any]]:
-    """Mark missed calls as followed up: all of the users `answered`, and the missed calls `called`.
+    """Mark missed calls as followed up; return the events, for the caller to record.
 
-    A user who was spoken to has had the follow-up of every call missed until now, whatever the call
-    was for (hazard C11). A call back that nobody answered is a follow-up too: the user is in the
-    dialer queue with their history. Returns the events, for the caller to record.
+    `answered`: users who answered a call, whatever it was for; all their missed calls are followed
+    up by it (hazard C11). `called`: missed calls whose users were called back; that nobody answered
+    does not matter, because the user remains in the dialer queue.
     """
     parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
     done = transaction.connection.execute(_FOLLOW_UP, parameters)
@@ -105,16 +105,17 @@ def follow_up(
 
 
 def wait(transaction: FencedTransaction, skipped: Sequence[dict[str, Any]]) -> None:
-    """Postpone these missed calls, each with its `id`, to `until`."""
+    """Postpone missed calls whose users were skipped, each given as its `id` and time `until`."""
     transaction.connection.execute(_WAIT, {"calls": list(skipped), "now": transaction.now})
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
     """Cancel, postpone, or leave to an operator the missed calls of users who may not be called.
 
-    Missed calls of users who opted out or converted are cancelled, and so are repeated ones. Those
-    held back by a calling rule are postponed. All others are left to an operator, because these
-    users called.
+    `unfit`: the missed calls, each with the rule against calling the user. Missed calls of users
+    who opted out or converted are cancelled, and so are missed calls that were reported twice.
+    Those that a calling rule holds back are postponed. All others are left to an operator, because
+    the user called and expects an answer.
     """
     until = transaction.now + settings.callback_retry
     if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
@@ -158,10 +159,7 @@ _IS_DUE = and_(
     or_(MissedCall.available_from.is_(None), MissedCall.available_from <= _NOW),
 )
 ANY_DUE = exists(select(1).select_from(MissedCall).where(_IS_DUE))
-"""True if any missed call is due.
-
-One probe of ix_missed_calls_pending, which ends at the first.
-"""
+"""SQL condition: at least one missed call is due. Cost: one probe of ix_missed_calls_pending."""
 
 
 _HEAD = (
@@ -185,14 +183,20 @@ _HEAD = (
 
 @cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select due missed calls, by ix_missed_calls_pending in order, no further than the limit."""
+    """Select the next due missed calls, with each user judged by `policies`.
+
+    Reads the index ix_missed_calls_pending in order, and no further than the limit of one read.
+    """
     head = limited(_HEAD)
     return judged(head, policies, broken=_repeated(head))
 
 
 @cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select the pending missed calls of the parameter `user`, judged as when they are due."""
+    """Select the pending missed calls of the user in the SQL parameter `user`.
+
+    The user is judged by `policies` as if the missed calls were due now.
+    """
     head = (
         select(
             MissedCall.id,
@@ -214,9 +218,10 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 
 def _repeated(head: CTE) -> ColumnElement[str | None]:
-    """Return the reason of a call that another row of it followed up (hazard C11).
+    """Return a SQL expression: the reason against a missed call that is stored twice, or null.
 
-    The webhook of such a call came twice.
+    The dialer's webhook may report one call twice; the other row of the call has been followed up
+    (hazard C11).
     """
     again = aliased(MissedCall, name="again")
     repeated = exists(

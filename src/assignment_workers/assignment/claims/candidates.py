@@ -21,7 +21,7 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Assignment, Entry, Phone, Source
 
 INELIGIBLE_AT_MOST = 5_000
-"""Ineligible entries that one transaction takes out or puts off.
+"""Ineligible entries that one claim transaction at most removes or makes wait.
 
 About 50 ms of work (benchmarks/claim.py).
 """
@@ -29,9 +29,9 @@ About 50 ms of work (benchmarks/claim.py).
 
 UNKNOWN = "unknown"
 UNKNOWN_FOR = timedelta(minutes=1)
-"""Time that a user waits, at the same position, while the CRM has no usable facts about them.
+"""Time that a user about whom the CRM has no usable facts waits, at the same position.
 
-Such a user is not taken out, because the verdict is unknown, and does not block the users behind.
+The user is not removed, because nothing is known, and does not block the users behind.
 """
 
 SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
@@ -51,7 +51,7 @@ class Candidate:
 
     @property
     def reason(self) -> str:
-        """The reason for the call, for agents."""
+        """Return the reason for the call, as agents see it."""
         return reason_for(self.score)
 
 
@@ -72,7 +72,7 @@ class Claimable(Protocol):
     def source_id(self) -> UUID | None: ...
     @property
     def details(self) -> Mapping[str, Any]:
-        """Further details of the event of the assignment."""
+        """Return further details for the event that records the assignment."""
 
 
 @dataclass
@@ -83,22 +83,22 @@ class Head:
     policy: Policy
     generation: int
     wanted: int
-    """Minimum number of entries of the next read; each takes four times as many as the last."""
+    """Minimum number of entries that the next read takes; it grows fourfold with each read."""
     taken: set[int]
-    """Users assigned in this transaction, from any dialer queue: shared among the heads."""
+    """Users assigned in this transaction; the claim's other sources of users share this set."""
     ineligible: dict[int, str] = field(default_factory=dict)
     resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
-    """Users who are eligible again after a rest: the broken rule, and the end of the rest."""
+    """By user who has to rest before being eligible: the broken rule, and the end of the rest."""
     held_elsewhere: list[int] = field(default_factory=list)
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
     _unread: bool = False
-    """True if more phone numbers must be read first than this transaction may read."""
+    """True if the next users need more phone numbers read than this transaction may read."""
     _exhausted: bool = False
 
     @property
     def found_out(self) -> bool:
-        """True if entries were read whose state has to be changed."""
+        """True if entries of users were read who turned out to be ineligible, resting or held."""
         return bool(self.ineligible or self.resting or self.held_elsewhere)
 
     def take(self, excluded: Collection[int]) -> Candidate | None:
@@ -159,7 +159,7 @@ class Head:
 
 @cache
 def _head(size: int) -> Select[*tuple[Any, ...]]:
-    """Select the next ready entries. Index: ix_entries_ready of the partition, in order."""
+    """Select the next `size` ready entries of a generation by rank, by the index on ready ones."""
     return (
         select(Entry.user_id, Entry.rank, Entry.score)
         .where(
@@ -179,7 +179,7 @@ def _users(size: int) -> Select[tuple[int]]:
 
 @cache
 def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
-    """Select the next ready entries with the first rule that each breaks by the current facts.
+    """Select the next `size` ready entries by rank, with the first rule that each user breaks.
 
     Index: ix_entries_ready of the generation's partition, read in order and no further than `size`.
     The limit is fenced in a CTE, because otherwise the planner could join first and read the whole

@@ -99,12 +99,12 @@ def claim(
 
 @dataclass(frozen=True)
 class _Place:
-    """The state of a dialer queue in this transaction."""
+    """The state of a dialer queue as this transaction read it: paused, and its generation."""
 
     paused: bool
     generation: int | None
     waited: bool = False
-    """True if another lane's dialer queue has a waiting user whose time has come."""
+    """True if a waiting user became due whom this transaction, of another lane, may not promote."""
 
 
 @dataclass
@@ -113,20 +113,27 @@ class _Claim:
     policies: Mapping[str, Policy]
     settings: Settings
     requesters: Mapping[ClaimRequest, Requester]
-    """The requests that were not answered before, in order, each with its requester."""
+    """The requests that have no stored answer, in order, each with the agent who makes it."""
     places: dict[str, _Place] = field(default_factory=dict)
     holds: dict[int, Held] = field(default_factory=dict)
-    """The active assignments by agent, those made in this transaction included."""
+    """The active assignments, by agent, including those made in this transaction."""
     on_break: dict[int, Session] = field(default_factory=dict)
-    """Agents who are set on break in this transaction, because their offers lapsed."""
+    """By agent set on break in this transaction, because offers lapsed: the agent's session."""
     made: dict[ClaimRequest, NewAssignment] = field(default_factory=dict)
     due: list[DueKind] = field(default_factory=list)
-    """The kinds of due users, callbacks or missed calls, that have any, in order of precedence."""
+    """Those of callbacks and missed calls of which at least one is due, in order of precedence."""
     unfinished: bool = False
-    """True if more waiting users are due than one transaction makes ready: it should commit."""
+    """True if more waiting users are due than one transaction makes ready.
+
+    The transaction then commits, and the requests are answered in the next one.
+    """
 
     def decide(self, places: Rows) -> dict[ClaimRequest, RequestAnswer]:
-        """Decide and store the answers; requests that need another transaction are absent."""
+        """Decide, store and return the answer to each request.
+
+        `places`: the rows of the dialer queues' states. Requests that need another transaction are
+        absent from the result.
+        """
         self._see_places(places)
         if self.unfinished:
             return {}
@@ -146,7 +153,10 @@ class _Claim:
         return answers
 
     def _see_places(self, rows: Rows) -> None:
-        """Read the dialer queues' states, end lapsed assignments and make due users ready again."""
+        """Take over the dialer queues' states from the rows, and act on what is due.
+
+        Lapsed assignments are ended, and users whose waiting time is over are made ready again.
+        """
         self.due = [
             kind
             for is_due, kind in (
@@ -174,7 +184,7 @@ class _Claim:
             self.places[row.name] = _Place(row.paused, row.generation_id, row.due and not ours)
 
     def _allowed(self, request: ClaimRequest, requester: Requester) -> list[str] | Refused:
-        """Return the dialer queues that the request may take from, in order, or a refusal."""
+        """Return the dialer queues that the request may get a user from, in order, or a refusal."""
         if not requester.known:
             return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {request.agent_id}")
         if not requester.is_active:
@@ -214,7 +224,12 @@ class _Claim:
     def _hand_out(
         self, open_requests: Mapping[ClaimRequest, list[str]]
     ) -> dict[ClaimRequest, RequestAnswer]:
-        """Assign to each request, in order, the best user of its first dialer queue with one."""
+        """Assign a user to each request, in order; return the answers.
+
+        A request gets a user with a due call, else the best user of the first of its dialer queues
+        that has one. `open_requests`: by request, the dialer queues that it may take from. Requests
+        that need another transaction are absent from the result.
+        """
         answers: dict[ClaimRequest, RequestAnswer] = {}
         without: list[ClaimRequest] = []
         free = {request.agent_id: self.requesters[request].skipped for request in open_requests}
@@ -335,9 +350,9 @@ class _Claim:
         return hold
 
     def _put_out(self, heads: Mapping[str, Head]) -> None:
-        """Write the search's changes to entries, before the new assignments.
+        """Remove the ineligible users that the search found, and let the resting ones wait.
 
-        So the events of the entries precede those of the assignments.
+        This comes before the new assignments are stored, so that these events come first.
         """
         for queue, head in heads.items():
             if head.found_out:
@@ -363,7 +378,10 @@ class _Claim:
         new_assignments.store(self.transaction, self.made, said)
 
     def _without(self, why: Why, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
-        """Return the answer for a request without a user in these dialer queues."""
+        """Return the answer to a request for which none of the `allowed` dialer queues has a user.
+
+        `why` finds the reasons. `skipped`: True if the agent skipped users lately.
+        """
         queue = allowed[0] if len(allowed) == 1 else None
         places = {name: self.places.get(name, _Place(False, None)) for name in allowed}
         if all(place.paused for place in places.values()):
@@ -411,4 +429,7 @@ _PLACES = select(
     Generation,
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
 )
-"""Select each dialer queue, at the cost of two index probes each and two probes for all of them."""
+"""Select the state of each dialer queue: paused, its generation, and whether anything is due.
+
+Cost: two index probes for each dialer queue, and two more in all.
+"""

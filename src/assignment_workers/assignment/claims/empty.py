@@ -25,7 +25,10 @@ RETRY_SECONDS = 30.0
 """Seconds until a retry where no user becomes claimable sooner."""
 
 LOOKED_AT = 64
-"""Users of the pool, the best by score, who are judged for the reason: one or two milliseconds."""
+"""Number of users of a pool, the best by score, who are judged to find why none is claimable.
+
+Cost: one or two milliseconds.
+"""
 
 
 class QueueState(Protocol):
@@ -38,7 +41,7 @@ class QueueState(Protocol):
 
 
 class Why:
-    """The reasons why no user is claimable, read once for each dialer queue in a transaction."""
+    """Finds the reason why no user of a dialer queue is claimable, once per transaction."""
 
     def __init__(
         self, transaction: FencedTransaction, policies: Mapping[str, Policy], taken: Collection[int]
@@ -52,12 +55,13 @@ class Why:
     def nothing_claimable(
         self, queue: str | None, places: Mapping[str, QueueState], *, skipped: bool
     ) -> Empty:
-        """Return the answer for a request without a user in these dialer queues.
+        """Return the answer to a request for which no dialer queue in `places` has a user.
 
-        The reason of a dialer queue is one of: `paused`; `skipped_by_agent` (this agent skipped
-        users lately, and no other user is claimable); `rebuild_stale` (a user is eligible who is
-        missing from the published generation: the next build includes them); the name of the
-        resting rule that holds most users back, such as `cooling_down`; `all_held`; `waiting`
+        `queue`: the dialer queue that the request named; None: several. `skipped`: True if the
+        agent skipped users lately. The reason of a dialer queue is one of: `paused`;
+        `skipped_by_agent` (this agent skipped users lately, and no other user is claimable);
+        `rebuild_stale` (a user is eligible who is missing from the published generation: the next
+        build includes them); the name of the resting rule that holds most users back, such as `cooling_down`; `all_held`; `waiting`
         (skipped lately); `none_in_pool`; `none_eligible` (all users of the pool have converted or
         are blocked). Only the first `LOOKED_AT` users of the pool by score are judged: `explain
         --queue` judges all. Cost: two index reads for all of the dialer queues, and for each dialer
@@ -85,7 +89,10 @@ class Why:
         return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
 
     def _stands(self, name: str, place: QueueState) -> dict[str, datetime | None]:
-        """Return the eligibility statuses of the pool's first users, the most frequent first."""
+        """Return the eligibility statuses of the pool's best users, the most frequent first.
+
+        The value of each status is the earliest time at which it ends; None: unknown.
+        """
         if name not in self._found:
             parameters = {"generation": place.generation, "taken": self.taken}
             zones = self.transaction.crm_reader.zones if self.policies[name].hours else ()
@@ -140,7 +147,7 @@ _WAITING = select(
     .where(Entry.generation_id == _generations.c.id, Entry.state == WAITING)
     .scalar_subquery(),
 )
-"""One probe of the index on waiting entries, for each generation."""
+"""Select the earliest end of waiting in each generation; cost: one index probe for each."""
 _HELD = (
     select(Assignment.queue, func.min(Assignment.lease_expires_at))
     .where(Assignment.state == ACTIVE, Assignment.queue == any_(bindparam("queues")))

@@ -59,7 +59,7 @@ from assignment_workers.settings import Settings
 
 T = TypeVar("T")
 LONGEST_ID = 200
-"""Characters of a command's id."""
+"""Most characters that a command's id may have."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,20 @@ class CommandIdentity:
 
 
 def next_position(connection: Connection) -> int:
-    """Take the next position in the order of commands, for a command that is about to be sent."""
+    """Take and return the next number of the sequence that orders commands.
+
+    Call this for a command that is about to be sent, so that the command keeps this position
+    however late it is carried out.
+    """
     return int(connection.execute(select(COMMAND_POSITIONS.next_value())).scalar_one())
 
 
 def looking_for(command: CommandIdentity) -> Statement:
-    """Return the query for a command's stored answer and for the latest position of its subject."""
+    """Return the query whose rows `once` needs to tell whether the command was carried out before.
+
+    It finds the command's stored answer, and the latest position of a command that set the same
+    state.
+    """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
 
@@ -96,10 +104,10 @@ def once(
 ) -> T:
     """Return the stored answer of the command; without one, run the operation and store its answer.
 
-    `found`: the rows of `looking_for`, read in this transaction. A command is refused as
-    superseded, and recorded as a race, if a command with the same subject and a later position was
-    carried out. Refused too: a command whose id another task used. Cost: one row, written with the
-    commit.
+    `found`: the rows of the query `looking_for(command)`, read in this transaction. A command is
+    refused as superseded, and recorded as a race, if a command that sets the same state and has a
+    later position was carried out. Refused too: a command whose id another task used. Cost: one
+    row, written with the commit.
     """
     ((task, stored, latest),) = found
     if task is not None:
@@ -184,22 +192,22 @@ class Requester:
     """`allowed_queues` as the dialer wrote it: a list of names, if the value is valid."""
     hold: Held | None
     skipped: frozenset[int]
-    """Users whom the agent skipped lately, who are not offered to this agent again."""
+    """Users whom the agent skipped lately and who therefore are not offered to this agent."""
     session: Session | None = None
-    """The agent's session; None: the agent has no row."""
+    """The agent's session; None: the agent never stated a state and never let an offer lapse."""
 
 
 def look_up(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
 ) -> dict[str, RequestAnswer | Requester]:
-    """Return, by request id, the answer that was given before, or else the requester.
+    """Return, by request id, the stored answer to the request, or the agent if there is none.
 
-    An assignment is returned with its present `state`, which may have ended since. A request id
-    that another agent used is refused. The request id of an assignment is known for as long as the
-    assignment is stored, even when the answer was pruned. When an active assignment is returned
-    again, the time is stored in `asked_again_at`, because its agent knows of it now. Cost: one
-    statement with some index probes for each request; one more where some requests have
-    assignments, and one where these are returned again.
+    An assignment is returned with its present `state`; it may have ended since. A request id that
+    another agent used is refused. The request id of an assignment is known for as long as the
+    assignment is stored, even after the answer was pruned. When an active assignment is returned
+    again, `asked_again_at` is set, because its agent knows of the assignment now. Cost: one
+    statement with some index probes for each request; a second if some requests have assignments,
+    and a third if some of these assignments are active.
     """
     (found,) = transaction.run(asking(transaction, requests, settings))
     return understood(transaction, requests, found)
@@ -208,7 +216,10 @@ def look_up(
 def asking(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
 ) -> Statement:
-    """Return the statement of `look_up`, to be sent in one round trip with others."""
+    """Return the query for the requests' stored answers and their agents.
+
+    It can be sent in one round trip with other statements; `understood` interprets its rows.
+    """
     since = {"since": transaction.now - settings.skip_agent}
     if len(requests) == 1:
         (request,) = requests
@@ -224,7 +235,11 @@ def asking(
 def understood(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], found: Rows
 ) -> dict[str, RequestAnswer | Requester]:
-    """Interpret the rows of `asking` for `look_up`; record active assignments returned again."""
+    """Return, by request id, the stored answer to the request, or the agent if there is none.
+
+    `found`: the rows of the query that `asking` returned. The time is stored on each active
+    assignment that is returned again.
+    """
     shown = _shown(transaction, {row.given for row in found} | {row.hold for row in found})
     read = {
         request.request_id: _read(row, request, shown)
@@ -285,7 +300,7 @@ def _read(
 def answered(
     transaction: FencedTransaction, answers: Mapping[ClaimRequest, RequestAnswer]
 ) -> list[dict[str, Any]]:
-    """Return the rows of these answers, for `STORE`."""
+    """Return the rows with which the statement `STORE` stores these answers."""
     return [
         {
             "request_id": request.request_id,
@@ -316,7 +331,7 @@ COLUMNS = (
     tables.Request.answered_at,
 )
 STORE = insert_rows(tables.Request, *COLUMNS, parameter="answered")
-"""Store each answer, in the transaction that made it true."""
+"""Insert a row for each answer to a request, in the transaction that decided the answer."""
 
 _ASKED_AGAIN = (
     update(tables.Request)
@@ -330,11 +345,11 @@ _SHOWN = select(*HELD_COLUMNS).where(
 
 
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
-    """Select the stored data of each request in `asked`, and of its agent.
+    """Select the stored answer and the agent of each request in the table `asked`.
 
-    Of an assignment only the id is read, because few requests have one. Assignments are looked up
-    one by one and not joined, because the planner might otherwise read all of a table while it is
-    small, and cache that plan.
+    Of an assignment only the id is read, because few requests have one. Rows of other tables are
+    looked up one by one, not joined: otherwise the planner might read all of a table while that
+    table is small, and cache the plan.
     """
     own = (
         select(Assignment.id, Assignment.agent_id)

@@ -25,14 +25,14 @@ from assignment_workers.schema.tables import Request as Kept
 
 @dataclass(frozen=True)
 class NewAssignment:
-    """An assignment that is made in this transaction, with the other values that tables store."""
+    """An assignment that this transaction makes, with further values to store beside it."""
 
     hold: Held
     score: int
     generation: int | None
     source_id: UUID | None
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Details of its event besides rank and lease."""
+    """Details of the event that records the assignment, besides rank and lease."""
 
 
 def store(
@@ -40,10 +40,11 @@ def store(
     new_assignments: Mapping[ClaimRequest, NewAssignment],
     said: Mapping[ClaimRequest, RequestAnswer],
 ) -> None:
-    """Store the new assignments and the other answers, with the commit.
+    """Store the new assignments, by request, with their entries, events and answers.
 
-    Nothing in the rest of the transaction may read these rows. Cost: one statement, with some index
-    probes for each assignment, whatever the size of the dialer queue.
+    `said`: the answers to all other requests, which are stored too. The write is deferred to the
+    commit, so nothing in the rest of the transaction may read these rows. Cost: one statement, with
+    some index probes for each assignment, whatever the size of the dialer queue.
     """
     others = idempotency.answered(transaction, said)
     if not new_assignments:
@@ -159,4 +160,7 @@ HOLD, PLACE, TELL = (
     _events.cte("told"),
 )
 KEEP = ANSWER.add_cte(HOLD, PLACE, TELL, nest_here=True)
-"""Independent parts, each with a row for each new assignment; the other answers go along."""
+"""One statement that stores everything about new assignments, and the answers to all requests.
+
+For each new assignment it inserts the assignment and an event, and marks the user's entries held.
+"""

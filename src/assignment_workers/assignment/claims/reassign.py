@@ -43,8 +43,8 @@ def take_back(
 ) -> Finished | Refused:
     """End an assignment of any agent; its user is claimable at once, at the same position.
 
-    Repeating the command gets the same answer. Refused: an unknown assignment, and one that has
-    ended in another way.
+    `by`: the operator who ends it; `why`: the reason. Repeating the command gets the same answer.
+    Refused: an unknown assignment, and one that has ended in another way.
     """
     found = (
         transaction.connection.execute(NAMED, {"named": [assignment_id]}).mappings().one_or_none()
@@ -65,7 +65,9 @@ def reassign(
     policies: Mapping[str, Policy],
     settings: Settings,
 ) -> RequestAnswer:
-    """End an assignment and give its user to another agent, in this one transaction.
+    """End an assignment and assign its user to the agent `agent_id`, in one transaction.
+
+    `by`: the operator who does so; `why`: the reason.
 
     The new assignment has a request id of its own, `reassigned-` and the id of the assignment that
     ended, so repeating the command gets the same answer. Refused, with nothing changed: an

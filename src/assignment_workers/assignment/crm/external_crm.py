@@ -38,7 +38,7 @@ FAILURES = 2
 OPEN_SECONDS = 5.0
 """The time that the circuit breaker stays open; then one read tries the CRM."""
 BATCH = 10_000
-"""The rows in memory at a time when the whole CRM is read."""
+"""Number of rows that are in memory at a time while the whole CRM is read."""
 BATCH_SECONDS = 60.0
 """The time that a read of the whole CRM waits for a batch."""
 PROBE_SECONDS = 3.0
@@ -46,7 +46,10 @@ PROBE_SECONDS = 3.0
 CHECK_SECONDS = 10.0
 CONNECTIONS = 4
 IDS = (1, 4, 16, 64, 256, 1024, 5_000)
-"""The sizes of the id lists of a read, padded with the last id so that few statements exist."""
+"""The lengths of the lists of user ids with which the CRM is queried.
+
+A list is padded with its last id to the next length, so that only a few different statements exist.
+"""
 
 
 class Crm:
@@ -80,7 +83,8 @@ class Crm:
     def facts(self, users: Sequence[int], *, seconds: float | None = None) -> CrmFacts:
         """Read the facts of these users with one statement; users who are not in the CRM have none.
 
-        A claim waits at most `timeout`; a job gives its limit in `seconds`.
+        `seconds`: the limit for a job; None: that of a claim, the CRM's `timeout`. Raises
+        `CrmUnavailable`.
         """
         size = next((size for size in IDS if size >= len(users)), len(users))
         asked = [*users, *[users[-1]] * (size - len(users))] if users else []
@@ -107,7 +111,10 @@ class Crm:
         return bool(self._breaker.opened)
 
     def since(self, model: type[CrmBase], after: Position, *, limit: int) -> list[NewCrmRow]:
-        """Return the table's next rows in the order of `created_at` and id, with their users."""
+        """Return at most `limit` rows of a CRM table in the order of `created_at` and id.
+
+        They are those that come after the position `after`, each with its user's id.
+        """
         at, key = after
         query = self._queries.since[model, key is not None]
         parameters = {"at": at.astimezone(UTC).replace(tzinfo=None), "key": key, "most": limit}
@@ -120,9 +127,9 @@ class Crm:
             raise CrmUnavailable(str(error), retry_after=OPEN_SECONDS) from error
 
     def everything(self) -> Iterator[tuple[type[CrmBase], list[tuple[Any, ...]], int]]:
-        """Yield every fact as of one instant, table by table, one batch at a time.
+        """Yield the whole CRM as of one instant, table by table, in batches.
 
-        Each batch comes with the number of its unreadable rows, which are left out.
+        A batch is the table, its rows, and the number of unreadable rows that were left out.
         """
         self._probe(PROBE_SECONDS)
         connection: Connection | None = None
@@ -204,9 +211,10 @@ class Crm:
         )
 
     def _read(self, what: Callable[[Connection], T], *, seconds: float | None = None) -> T:
-        """Run a read on a connection of the pool or, with `seconds`, on a connection of its own.
+        """Run the function `what`, which reads the CRM, within a time limit; return its result.
 
-        Connections of the pool have the limits of a claim, which their server enforces too.
+        `seconds`: the limit, on a new connection. Without it, a connection of the pool is used, on
+        which the limit of a claim holds; the CRM's server enforces that limit too.
         """
         engine = self._quick if seconds is None else self._slow
         if self._breaker.opened:
@@ -248,10 +256,11 @@ class Crm:
         *,
         used: Sequence[Connection] = (),
     ) -> T:
-        """Run a function in a thread of its own, and abandon the thread if it exceeds the limit.
+        """Run the function in a new thread, and abandon the thread after this many seconds.
 
-        No driver's own limits are hard: some drivers wait without end for a server that accepts a
-        connection and says nothing, or that stops in the middle of an answer.
+        `used`: connections to cut then. A database driver's own limit is not enough: some drivers
+        wait without end for a server that accepts a connection and sends nothing, or that stops in
+        the middle of an answer.
         """
         future: Future[T] = Future()
 
@@ -275,7 +284,10 @@ class Crm:
 
 
 class _Late(CrmUnavailable):
-    """No answer came in time; `left` is done once the abandoned thread has ended."""
+    """The CRM did not answer in time.
+
+    `left` is a future that is done once the thread that still waits for the answer has ended.
+    """
 
     def __init__(self, left: Future[Any], seconds: float) -> None:
         super().__init__(f"no answer within {seconds:g} s", retry_after=OPEN_SECONDS)
@@ -305,7 +317,10 @@ def configured(settings: Settings) -> Crm | None:
 
 
 def optional_columns(settings: Settings) -> dict[str, str]:
-    """Return the optional columns that the CRM has, by our names. Raises `UsageError`."""
+    """Return the CRM's names of the optional columns that are configured, by our names.
+
+    Raises `UsageError` for an unusable setting.
+    """
     found = {}
     for part in filter(None, (each.strip() for each in (settings.crm_columns or "").split(","))):
         name, _, column = (each.strip() for each in part.partition("="))
@@ -319,9 +334,10 @@ def optional_columns(settings: Settings) -> dict[str, str]:
 
 
 def checked(settings: Settings) -> Crm | None:
-    """Return the external CRM for a starting process, after a check of its tables.
+    """Return the external CRM of `settings` for a starting process, after a check of its tables.
 
-    Raises as `Crm.check` does, except for a CRM that is away now: that is logged, and holds go on.
+    None if the CRM is in our own database. Raises `UsageError` or `SchemaMismatch` for a CRM that
+    cannot be read as configured. A CRM that does not answer now is only logged.
     """
     crm = configured(settings)
     if crm is not None:

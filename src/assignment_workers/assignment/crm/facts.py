@@ -53,19 +53,22 @@ class NewCrmRow:
 
 
 class Unreadable(Exception):
-    """The CRM holds a value that cannot be taken for a fact."""
+    """A value of the CRM that cannot be converted to the type of its fact."""
 
 
 @dataclass(frozen=True)
 class CrmFacts:
-    """Facts as parameters of a statement; the facts of the users in `unreadable` are unknown."""
+    """CRM facts of some users, in the form of SQL parameters.
+
+    `unreadable`: users whose facts in the CRM cannot be used, so that nothing is known about them.
+    """
 
     parameters: Mapping[str, Sequence[Mapping[str, Any]]]
     unreadable: frozenset[int]
 
 
 def parameter(model: type[CrmBase]) -> str:
-    """Return the name of the parameter that holds the facts of this table."""
+    """Return the name of the SQL parameter that holds the facts of this CRM table."""
     return f"crm_{model.__tablename__}"
 
 
@@ -111,7 +114,7 @@ class Queries:
             .select_from(chain)
             .where(user["id"].in_(bindparam("users", expanding=True)))
         )
-        """One statement, so that a user's claims and requirements are read at one instant."""
+        """Query for users with their claims and requirements, all read at one instant."""
         self.probe = select(user["id"]).limit(1)
         self.everything = {model: select(*self._columns[model].values()) for model in FACTS}
         wanted = tables[ClaimRequirement].join(tables[Claim], asked["claim_id"] == claim["id"])
@@ -144,7 +147,10 @@ class Queries:
         )
 
     def facts_of(self, found: Sequence[Row[*tuple[Any, ...]]]) -> CrmFacts:
-        """Collect each user, claim and requirement of a joined result once."""
+        """Return the facts in the rows of the query `facts`, each only once.
+
+        A row of that join has a user, one of the user's claims and one of its requirements.
+        """
         kept: dict[type[CrmBase], dict[object, dict[str, Any]]] = {model: {} for model in FACTS}
         unreadable = set()
         for row in found:
@@ -163,9 +169,9 @@ class Queries:
         return CrmFacts(facts, frozenset(unreadable))
 
     def values(self, model: type[CrmBase], row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Convert a row to our types, whatever the CRM's types are.
+        """Convert a row of this CRM table to our types, whatever the CRM's types are.
 
-        None for a row that makes no sense; nothing is concluded from such a row.
+        None for a row with values that cannot be converted.
         """
         named = zip(FACTS[model], row, strict=True)
         try:

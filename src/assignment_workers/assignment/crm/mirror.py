@@ -35,15 +35,15 @@ from assignment_workers.schema.crm import FACTS, INCOMING, MIRROR, MIRROR_SCHEMA
 from assignment_workers.schema.tables import CrmRead, Forgotten
 
 FRESH = timedelta(seconds=60)
-"""The age below which a job does not read the CRM again for the mirror."""
+"""Age of the mirror (our copy of the external CRM) below which a job does not renew the mirror."""
 WAITED_FOR = timedelta(minutes=10)
-"""The time that a job waits for a mirror run of another process."""
+"""Time that a job waits while another process renews the mirror, our copy of the external CRM."""
 READING = "crm.mirror"
-"""The job that reads the whole CRM."""
+"""Name of the job that copies the whole external CRM into the mirror."""
 
 
 def age(connection: Connection) -> timedelta | None:
-    """Return the time since the mirror's last reading began; None if the CRM was never read."""
+    """Return the time since the last copying of the external CRM began; None if there was none."""
     found: timedelta | None = connection.execute(
         select(func.clock_timestamp() - CrmRead.read_at)
     ).scalar_one_or_none()
@@ -51,15 +51,15 @@ def age(connection: Connection) -> timedelta | None:
 
 
 def forget(connection: Connection) -> None:
-    """Delete the record of the last reading, because the CRM is in our own database now."""
+    """Delete the record of the last copying, because the CRM is in our own database now."""
     connection.execute(delete(CrmRead))
 
 
 def freshen(engine: Engine) -> None:
-    """Read all of an external CRM, unless the mirror is younger than `FRESH`.
+    """Copy all of an external CRM into the mirror, unless the mirror is younger than `FRESH`.
 
-    A job on whole pools calls this first. Raises `CrmUnavailable`. If another process is reading
-    the CRM, the call waits for that process, at most `WAITED_FOR`.
+    Jobs that judge all users call this first. Raises `CrmUnavailable`. If another process is
+    copying the CRM, the call waits for that process, at most `WAITED_FOR`.
     """
     crm = crm_of(engine)
     ends = time.monotonic() + WAITED_FOR.total_seconds()
@@ -77,7 +77,7 @@ def freshen(engine: Engine) -> None:
 
 
 def read_whole(work: Work, crm: Crm) -> Counts:
-    """Bring the mirror up to date with the CRM as of one instant.
+    """Bring the mirror, our copy of the external CRM, up to date with the CRM as of one instant.
 
     The CRM is streamed into staging tables that nothing else reads, one batch per transaction. Then
     one transaction, that of the job, writes the differences and deletes the rows that are gone, so
@@ -135,7 +135,7 @@ def _table(name: str) -> Table:
 
 
 def _merge(connection: Connection, model: type[CrmBase]) -> int:
-    """Make the mirror's table equal to the staged one; only rows that differ are written."""
+    """Make a table of the mirror equal to its staging table; only rows that differ are written."""
     mine, came = _table(model.__tablename__), _table(INCOMING + model.__tablename__)
     same = came.c.id == mine.c.id
     values = {each: came.c[each] for each in FACTS[model] if each != "id"}

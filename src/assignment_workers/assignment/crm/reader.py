@@ -44,7 +44,7 @@ from assignment_workers.schema.pipeline import Rows, Statement
 from assignment_workers.schema.tables import CrmRead, Phone
 
 ELSEWHERE = "crm"
-"""The option of an engine with an external CRM: its `Crm`."""
+"""Name of the execution option under which an engine carries its external CRM, a `Crm`."""
 
 _MIRRORED = {"crm": MIRROR_SCHEMA}
 
@@ -68,9 +68,9 @@ class CrmReader:
     ) -> None:
         """Prepare the reader of a transaction.
 
-        `run` is the function with which a fenced transaction runs its few repeated statements.
-        `stores` is True if phone numbers that are read are stored. A reader that may not write
-        reads the numbers of its few users each time.
+        `patience`: the most seconds that reads may take; None: those of a claim. `run` is the
+        function with which a fenced transaction runs statements. `stores` is False for a reader
+        that may not write: phone numbers that are read are then not stored.
         """
         self._connection = connection
         self._run_in_turn = run
@@ -80,14 +80,14 @@ class CrmReader:
         self._zones: frozenset[str] | None = None
         self.waited = 0.0
         self.readable = phones.READ_IN_A_TURN
-        """The phone numbers that this transaction may still read."""
+        """Number of users whose phone numbers this transaction may still read."""
         self.unknown: set[int] = set()
-        """Users without usable CRM facts; ignore the verdict of their rows."""
+        """Ids of users without usable CRM facts; ignore the verdicts on these users."""
         self.failure: CrmUnavailable | None = None
 
     @property
     def is_spent(self) -> bool:
-        """True if the waiting so far forbids further reads in this transaction."""
+        """True if this transaction has waited for the CRM as long as it may: no more is read."""
         return self._crm is not None and self.waited >= (self._patience or self._crm.timeout)
 
     @property
@@ -104,11 +104,11 @@ class CrmReader:
         *,
         users: Select[*tuple[Any, ...]] | Sequence[int],
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """Run a statement over the CRM's tables with the users' facts.
+        """Run a query that refers to the CRM's tables; return its rows.
 
-        `users` are the users concerned, or a statement with the same parameters that selects them;
-        that statement runs only for an external CRM. Users of other rows, and users whose facts
-        make no sense, are added to `unknown`. Raises `CrmUnavailable`.
+        For an external CRM, the facts of `users` are read first and take the place of those tables.
+        `users`: the ids, or a query with the same parameters that selects them. Users whose facts
+        were not read or cannot be used are added to `unknown`. Raises `CrmUnavailable`.
         """
         return self._judge(statement, parameters, self._facts_for(users, parameters))
 
@@ -121,11 +121,11 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """Run a statement that judges users by `policy` at `now`, for handing them out.
+        """Run a query that judges users by `policy` at `now`, for handing them out.
 
-        A user whose phone number has changed has it read and stored in this transaction before the
-        verdict: in the order of the rows, at most `readable` users. The rows of all others name the
-        rule `NUMBER_UNREAD` as `broken`.
+        Parameters and errors are those of `judge`. If a user's phone number has changed in the CRM,
+        the number is read and stored before the verdict, for at most `readable` users in the order
+        of the rows. The rows of further such users name the rule `NUMBER_UNREAD` as `broken`.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -152,10 +152,11 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
-        """Judge as `judge_for_claim` does; the second value is True if the facts are fresh.
+        """Judge as `judge_for_claim` does, but fall back on the mirror if the CRM cannot be read.
 
-        While the CRM cannot be read, the facts are those of the mirror, if the mirror is younger
-        than the configured grace. By such facts no user may be removed or reported as ineligible.
+        Returns the rows, and True if they are by facts of the CRM itself. The mirror is used if it
+        is younger than the configured grace; by its facts no user may be removed or reported as
+        ineligible. Raises `CrmUnavailable` if it is older.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)
@@ -173,7 +174,10 @@ class CrmReader:
     def _facts_for(
         self, users: Select[*tuple[Any, ...]] | Sequence[int], parameters: Mapping[str, Any]
     ) -> tuple[Sequence[int], CrmFacts] | None:
-        """Return the users concerned and their facts; None if the CRM is in our own database."""
+        """Return the ids of `users` and their facts; None if the CRM is in our own database.
+
+        `users`: the ids, or a query with these parameters that selects them.
+        """
         if self._crm is None:
             return None
         asked = users if isinstance(users, Sequence) else self._ids(users, parameters)
@@ -196,7 +200,7 @@ class CrmReader:
     def _said(
         self, policy: Policy, users: Sequence[int], known: tuple[Sequence[int], CrmFacts] | None
     ) -> list[dict[str, Any]]:
-        """Return the CRM's values from which the phone identities of these users are made."""
+        """Return the users' values in the CRM from which their phone numbers are read."""
         if known is None:
             statement, parameters = phones.said_of(policy.numbers, users)
             return [row._asdict() for row in self._run(statement, parameters)]
@@ -223,9 +227,10 @@ class CrmReader:
     def _run_over_facts(
         self, statement: Select[*tuple[Any, ...]], parameters: Mapping[str, Any]
     ) -> Rows:
-        """Run a statement over facts, with hash and merge joins allowed in a fenced transaction.
+        """Run a query that reads CRM facts from its parameters; return its rows.
 
-        Fenced transactions only probe indexes, and parameters have no indexes.
+        In a fenced transaction, hash and merge joins are allowed for this query only, because
+        parameters have no index to probe.
         """
         if self._run_in_turn is None:
             return self._run(statement, parameters)
@@ -265,7 +270,10 @@ def crm_of(connection: Connection | Engine) -> Crm | None:
 
 
 def attach(engine: Engine, crm: Crm | None) -> None:
-    """Attach an external CRM to every connection of `engine`; pool statements read the mirror."""
+    """Make `engine` read CRM facts from this external CRM; None: from our own database.
+
+    Statements about all users read the mirror, our copy of the external CRM.
+    """
     if crm is not None:
         engine.update_execution_options(**{ELSEWHERE: crm, "schema_translate_map": _MIRRORED})
 
@@ -280,7 +288,7 @@ _JOIN, _PROBE = _joins("on"), _joins("off")
 
 @cache
 def over_facts(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """Rewrite a statement to read facts from its parameters in place of the CRM's tables."""
+    """Rewrite a query to read CRM facts from SQL parameters in place of the CRM's tables."""
     tables = {model.__tablename__: _table(model) for model in FACTS}
 
     def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
@@ -293,7 +301,10 @@ def over_facts(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
 
 @cache
 def over_phones(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """Rewrite a statement to read phone identities from its parameter `phones`."""
+    """Rewrite a query to read users' phone numbers from the SQL parameter `phones`.
+
+    They are the phone numbers in normal form, otherwise read from their table.
+    """
     of = Phone.__table__
     source = rows("phones", **{each.name: each.type for each in of.c})
     made = select(*source.c).cte("given_phones").prefix_with("MATERIALIZED")

@@ -20,11 +20,11 @@ def drainable(connection: Connection, queue: str) -> int:
 
 
 def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refused:
-    """Remove up to `DRAINED_AT_MOST` claimable or waiting users of the published generation.
+    """Remove up to `DRAINED_AT_MOST` claimable or waiting users from the dialer queue.
 
-    Holds are untouched, and their users return to their positions. `drained` is the number of
-    removed users; if it equals the limit, more may remain. The next build includes everybody again:
-    pause the dialer queue if it is to stay empty.
+    Users whom an agent holds are untouched. The count `drained` of the answer is the number of
+    removed users; if it equals the limit, more may remain. `by`: the operator. The next build of a
+    generation includes all users again: pause the dialer queue if it is to stay empty.
     """
     known = list(transaction.connection.execute(select(DialerQueue.name)).scalars())
     if queue not in known:

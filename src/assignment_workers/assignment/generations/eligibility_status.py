@@ -38,7 +38,10 @@ from assignment_workers.schema.tables import Assignment, Entry, Phone
 
 
 class EligibilityStatus(StrEnum):
-    """The status of a user who breaks no rule; `HELD` applies whatever rule the user breaks."""
+    """The status of a user who breaks no rule of the dialer queue.
+
+    `HELD` is also the status of a user whom an agent holds and who breaks a rule.
+    """
 
     HELD = "held"
     WAITING = "waiting"
@@ -65,12 +68,13 @@ MEANS = {
 def eligibility_status(
     policy: Policy, people: CTE, rules: Sequence[Label[Any]] = ()
 ) -> Select[*tuple[Any, ...]]:
-    """Select, for each `user_id` of `people`, the status and its known end (null: unknown).
+    """Select, for each `user_id` of `people`, the eligibility status and its end, if known.
 
-    The rows include the user's entry, if any, and the columns that `rules` adds about the user's
-    facts. Parameters: `generation`, the published one or null; `taken`, users handed out in this
-    transaction; and those of the policy. Cost for each user: probes of the primary keys and of the
-    index on active assignments, and the cost of judging the user in a claim.
+    The status is an `EligibilityStatus` or the first rule of the policy that the user breaks. Rows
+    include the user's entry, if any, and the further columns `rules`. SQL parameters: `generation`,
+    the published one or null; `taken`, users assigned in this transaction; and those of the policy.
+    Cost for each user: probes of the primary keys and of the index on active assignments, and the
+    cost of judging the user in a claim.
     """
     hold = aliased(Assignment)
     # A fence, because the planner overestimates the join with the entries, and would then judge
@@ -130,7 +134,10 @@ def eligibility_status(
 
 
 def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Select the users of the pool, or the first `at_most` of them by score."""
+    """Select the ids of the users of the policy's pool: of all, or of the `at_most` best by score.
+
+    A pool is all users whose score row names the dialer queue.
+    """
     found = select(UserCallScore.user_id).where(
         UserCallScore.current_queue_type == sql_text(policy.queue)
     )
@@ -141,10 +148,10 @@ def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
 
 @cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Count the pool's users by status, with the first known end of each status.
+    """Count the users of the policy's pool by eligibility status, with the status's earliest end.
 
-    With `at_most`, only the first users of the pool by score are read, by the index on queue and
-    score; None reads all. Parameters: those of `eligibility_status`.
+    `at_most`: only so many users, the best by score, are read, by the index on queue and score;
+    None: all. SQL parameters: those of `eligibility_status`.
     """
     pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")
     each = eligibility_status(policy, pool).subquery("each")

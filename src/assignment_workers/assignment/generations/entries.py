@@ -47,16 +47,19 @@ OUT = sql_text(EntryState.OUT)
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
-    """Test for an entry's state in a form that no index on a state matches.
+    """Return a SQL condition on an entry's state that the planner cannot answer by an index.
 
-    Such an index would be scanned once for each user if the state was rare when statistics were
-    gathered; the primary key finds one entry.
+    An index on the state would be scanned once for each user if the state was rare when statistics
+    were gathered; the primary key finds one entry.
     """
     return Entry.state.not_in([sql_text(other) for other in EntryState if other != state])
 
 
 def holding(user: ColumnElement[int]) -> Update:
-    """Build the update that marks the entries of `user`, a column of a table or CTE, as held."""
+    """Build the update that marks the entries of users as held.
+
+    `user`: the column of a table or CTE that has the users' ids.
+    """
     return (
         update(Entry)
         .where(
@@ -94,9 +97,10 @@ SETTLE = (
         reason=func.coalesce(_settled.c.reason, Entry.reason),
     )
 )
-"""Update the entries of users whose holds have ended, each by its row of `settled`.
+"""Update the entries of users whose assignments have ended.
 
-A held entry gets the new state. An entry that is to be out is put out from any state.
+The SQL parameter `settled` has a row for each user, with the new state. A held entry gets that
+state. The state `out` is set whatever the entry's state is.
 """
 
 _leaves = rows(user_id=BigInteger(), reason=Text())
@@ -111,11 +115,14 @@ _LEAVE = (
 )
 
 PROMOTED_AT_MOST = 5_000
-"""The entries that one transaction makes claimable again: some 50 ms of work."""
+"""Number of waiting entries that one transaction makes claimable: some 50 ms of work."""
 
 
 def promotion(at_most: int) -> Update:
-    """Build the update that makes waiting users ready again, those due first coming first."""
+    """Build the update that makes waiting users of a generation ready whose waiting time is over.
+
+    It changes `at_most` entries, those first whose waiting time ended first.
+    """
     due = (
         select(Entry.user_id)
         .where(
@@ -159,11 +166,11 @@ _PUT_OFF = (
 
 
 def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """Require the lanes in which these users have entries.
+    """Continue only if this transaction has locked every lane in which these users have entries.
 
-    See `FencedTransaction.require_lanes`. A publication holds every lane, so no entry appears
-    meanwhile. Cost: nothing with one lane; otherwise a primary-key probe for each user in each
-    other lane's generation.
+    Raises `OtherLanes` otherwise, and the transaction is restarted with these lanes. No new entries
+    can appear meanwhile, because a publication locks every lane. Cost: nothing with one lane;
+    otherwise a primary-key probe for each user in each other lane's generation.
     """
     others = transaction.queues_of_other_lanes
     if others and users:
@@ -195,9 +202,9 @@ def give_back(transaction: FencedTransaction, users: Collection[int]) -> None:
 
 
 def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -> int:
-    """Remove these users from the published generations.
+    """Remove these users from the published generations; return the number of removed entries.
 
-    Returns the number of entries that were removed.
+    `reason` is stored in each removed entry.
     """
     need_places(transaction, users)
     given = [{"user_id": user, "reason": reason} for user in users]
@@ -205,9 +212,10 @@ def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -
 
 
 def promote(transaction: FencedTransaction, generation: int) -> bool:
-    """Make up to `PROMOTED_AT_MOST` users claimable whose waiting time is over.
+    """Make up to `PROMOTED_AT_MOST` users of the generation claimable whose waiting time is over.
 
-    True: more may remain, and the request should be answered in another transaction.
+    Returns True if more such users may remain, so that the claim should go on in another
+    transaction.
     """
     parameters = {"generation": generation, "instant": transaction.now}
     return transaction.connection.execute(_PROMOTE, parameters).rowcount >= PROMOTED_AT_MOST
@@ -216,7 +224,10 @@ def promote(transaction: FencedTransaction, generation: int) -> bool:
 def take_out(
     transaction: FencedTransaction, queue: str, generation: int, reasons: dict[int, str]
 ) -> None:
-    """Remove ineligible users from this generation for a broken rule, and record an event each."""
+    """Remove ineligible users from this generation, and record an event for each.
+
+    `reasons`: by user, the name of the rule that the user breaks.
+    """
     if not reasons:
         return
     given = [{"user_id": user, "reason": reason} for user, reason in reasons.items()]
@@ -241,9 +252,10 @@ def put_off(
     generation: int,
     resting: dict[int, tuple[str, datetime]],
 ) -> None:
-    """Let these users wait at their positions until their rest ends, and record an event each.
+    """Let these users of the generation wait at their positions, and record an event for each.
 
-    Waiting users cost later claims nothing, because claims do not read them.
+    `resting`: by user, the rule that the user breaks and the time until which the user waits.
+    Claims do not read waiting users, so these cost them nothing.
     """
     if not resting:
         return

@@ -12,10 +12,7 @@ from assignment_workers.settings import Settings
 
 
 def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None:
-    """Count the claimable users, up to `at_most`.
-
-    None if the dialer queue was never built.
-    """
+    """Count the dialer queue's claimable users, up to `at_most`; None if it was never built."""
     generation = connection.execute(
         select(Generation.id).where(Generation.queue == queue, Generation.state == PUBLISHED_STATE)
     ).scalar_one_or_none()
@@ -33,10 +30,11 @@ def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None
 
 
 def low(connection: Connection, queues: Collection[str], *, settings: Settings) -> list[str]:
-    """Return the dialer queues with too few claimable users and without a recent build.
+    """Return those of `queues` that need a new generation: few claimable users, no recent build.
 
-    Both conditions are read from the database, so they survive a restart. A queue that was never
-    built is low. A count that fails raises, because unknown is not empty (hazard A7).
+    The limits are those of `settings`. Both conditions are read from the database, so they survive
+    a restart. A dialer queue that was never built needs one. An error while counting is raised,
+    because an unknown count is not zero (hazard A7).
     """
     return [
         queue
@@ -61,10 +59,9 @@ def _built_lately(connection: Connection, queue: str, settings: Settings) -> boo
 
 
 def unpublished(connection: Connection) -> dict[int, str]:
-    """Return the queues of generations that are built and unpublished, by number, oldest first.
+    """Return the dialer queue of each generation that is built but not published, by its number.
 
-    A publish command that Redis lost is sent again from this result, because the database is the
-    durable record.
+    The oldest generation comes first. Publish commands that Redis lost are sent again for these.
     """
     rows = connection.execute(
         select(Generation.id, Generation.queue)

@@ -12,7 +12,10 @@ from assignment_workers.schema.tables import DialerQueue
 def pause(
     transaction: FencedTransaction, queue: str, *, by: str | None = None, why: str | None = None
 ) -> Done | Refused:
-    """Stop handing out users of `queue` from this commit on. Pausing again changes nothing."""
+    """Stop handing out users of the dialer queue from this commit on, until it is resumed.
+
+    `by`: the operator; `why`: the reason. Pausing again changes nothing. Refused: an unknown queue.
+    """
     transaction.require_lanes(queue)
     paused = _is_paused(transaction, queue)
     if paused is None:
@@ -33,7 +36,11 @@ def pause(
 def resume(
     transaction: FencedTransaction, queue: str, *, by: str | None = None, why: str | None = None
 ) -> Done | Refused:
-    """Hand out users of `queue` again from this commit on. Resuming again changes nothing."""
+    """Hand out users of a paused dialer queue again from this commit on.
+
+    `by`: the operator; `why`: the reason. Resuming again changes nothing. Refused: an unknown
+    queue.
+    """
     transaction.require_lanes(queue)
     paused = _is_paused(transaction, queue)
     if paused is None:

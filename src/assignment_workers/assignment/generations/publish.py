@@ -39,12 +39,13 @@ A hold that a build missed ended at most this long before the build began.
 
 
 def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
-    """Make this generation the one its queue hands out from, and retire the one before.
+    """Make this generation the one that its dialer queue hands out, and retire the one before.
 
-    Held users are marked held in it and keep their positions; users completed since the build began
-    are out of it; users skipped or deferred since then wait (guarantee 2). Publishing again changes
-    nothing. Refused: a number without a generation, or of one that is not built or has failed. A
-    generation that is older than the published one is marked failed, because the newer build wins.
+    Users whom an agent holds are marked held in the new generation and keep their positions; users
+    whose call was completed since the build began are out; users who were skipped or deferred since
+    then wait (guarantee 2). Publishing again changes nothing. Refused: an unknown number, and a
+    generation that is not built or has failed. A generation that is older than the published one is
+    marked failed, because the newer build wins.
     """
     # All lanes, because a transaction of another lane may be ending holds of users with entries
     # here.
@@ -92,7 +93,11 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
 def _bring_in(
     transaction: FencedTransaction, number: int, row: Row[*tuple[Any, ...]]
 ) -> dict[str, int]:
-    """Apply the changes that the build missed: holds, and ends of holds since it began."""
+    """Bring the new generation up to date with assignments; return the counts of changed entries.
+
+    Its build saw neither the present assignments nor those that ended since it began. `row` is the
+    generation's row.
+    """
     since = {
         "generation": number,
         "earliest": row.started_at - LONGEST_TURN,

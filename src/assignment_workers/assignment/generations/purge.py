@@ -52,18 +52,17 @@ from assignment_workers.settings import Settings
 
 LOCK_WAIT = timedelta(seconds=1)
 _ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTable
-"""Errors that mean a reader of the partition, or another worker that drops the same generation."""
+"""Errors of dropping a generation's partition that mean that another process uses or drops it."""
 
 
 def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
     """Drop the entries of failed generations, and of those retired long enough ago.
 
-    `connection` must be in autocommit. A concurrent detachment waits for readers of the partition,
-    and blocks no reads or writes of other partitions; dropping the detached table locks only that
-    table. The wait is `LOCK_WAIT` at the most. If somebody reads for longer, a dump for example,
-    the rest stays for the next run, and `waiting` counts 1. A detachment left pending, by such a
-    wait or by a process that died, is finished first, because PostgreSQL allows only one pending
-    detachment.
+    `connection` must be in autocommit. Each generation's partition is detached concurrently, which
+    waits for its readers and blocks no other partition, and is then dropped. The wait is at most
+    `LOCK_WAIT`. If somebody reads for longer, a dump for example, the rest stays for the next run,
+    and the count `waiting` is 1. A detachment that such a wait or a dead process left pending is
+    finished first, because PostgreSQL allows only one pending detachment.
     """
     gone = connection.execute(
         select(Generation.id).where(
@@ -199,7 +198,7 @@ def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _purging(connection: Connection) -> Iterator[None]:
-    """Allow the deletion of events in this block, by the purge's role if that role exists."""
+    """Allow the deletion of events inside the block: under the purge's database role, if any."""
     if connection.execute(_HAS_ROLE).scalar_one():
         begin, end = "SET LOCAL ROLE assignment_purge", "RESET ROLE"
     else:
@@ -223,7 +222,10 @@ _SILENT = timedelta(minutes=1)
 
 
 def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
-    """Test whether one of these lanes may still serve messages that were answered long ago."""
+    """Return a SQL condition: a sequencer of these lanes may yet receive very old messages.
+
+    That is so while no sequencer leads a lane, and for `_SETTLED` after one has begun to lead.
+    """
     signed = outerjoin(LaneTerm, SequencerSign, SequencerSign.lane == LaneTerm.lane)
     return (
         exists()

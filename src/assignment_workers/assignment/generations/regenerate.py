@@ -45,17 +45,16 @@ from assignment_workers.settings import Settings
 
 
 def regenerate(work: Work, policy: Policy, *, trigger: str, settings: Settings) -> tuple[int, int]:
-    """Build a generation of this dialer queue; return its number and its size.
+    """Build a generation of the policy's dialer queue; return its number and its size.
 
-    Users who meet the policy now are in it, ranked; users who were skipped lately or deferred wait.
-    Held users are in it too: publishing marks them held, so that they keep their positions until
-    the hold ends. A failure at any point leaves the published generation unchanged and marks the
-    new one failed. The generation of a process that died is marked by the queue's next build. Cost:
-    one statement over the pool, in the database; this process holds no row. The generation's row is
-    committed at once, on `work.side_connection`. Facts of an external CRM are read first: a CRM
-    that is away fails the build, and so removes nobody. Changed phone numbers are read before the
-    fill, at most `phones.BEFORE_A_BUILD` batches. Users beyond that are in the generation, and the
-    claim that meets them reads their numbers before it judges them.
+    `trigger`: the cause of the build, for the record. All users who meet the policy now are in the
+    generation, ranked, those whom an agent holds included; users who were skipped lately or
+    deferred wait. A failure leaves the published generation unchanged and marks the new one failed;
+    if the process dies, the next build marks it. Cost: one statement over the pool, in the
+    database; this process holds no row. The generation's row is committed at once, on
+    `work.side_connection`. An external CRM is read first: if it is away, the build fails, and
+    nobody is removed. Changed phone numbers are read first too, at most `phones.BEFORE_A_BUILD`
+    batches; a claim reads the remaining ones before it judges these users.
     """
     _fail_abandoned(work.side_connection, policy.queue)
     number = _begin(work, policy.queue, trigger)
@@ -171,10 +170,10 @@ def _fail_abandoned(side_connection: Connection, queue: str) -> None:
 
 
 def _fill(policy: Policy, table_name: str) -> Insert:
-    """Insert all users who meet the policy, ranked; one pass over the pool and one sort.
+    """Build the statement that inserts a ranked entry for every user who meets the policy.
 
-    Users who were skipped lately or deferred wait. There are few of them, so they are a hashed
-    join.
+    Users who were skipped lately or deferred wait. The statement takes one pass over the pool and
+    one sort.
     """
     put_off = (
         select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
