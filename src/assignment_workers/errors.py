@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def plain(message: str) -> str:
-    """Return the message of a check, without the prefix that Pydantic adds."""
+    """Return a validation message without the prefix that Pydantic adds."""
     return message.replace("Value error, ", "", 1)
 
 
@@ -31,7 +31,7 @@ class DatabaseUnavailable(AssignmentWorkersError):
     """PostgreSQL cannot answer now; nothing was changed."""
 
     general = "the database cannot answer"
-    """The reason for callers: the message may name a host, and is for the log."""
+    """The text for callers; the message itself is for the log, because it may name a host."""
 
 
 class CrmUnavailable(DatabaseUnavailable):
@@ -49,7 +49,7 @@ class BrokerUnavailable(AssignmentWorkersError):
 
     @property
     def general(self) -> str:
-        """The reason for callers: the message without the address that it may name."""
+        """The text for callers: the message without the broker's address."""
         return str(self).partition(": ")[0]
 
 
@@ -61,7 +61,7 @@ class TaskFailed(AssignmentWorkersError):
 
 
 class NotReplayable(AssignmentWorkersError):
-    """A dead letter that does not hold enough to be sent again."""
+    """A dead letter that cannot be sent again, because parts of its message are missing."""
 
 
 class NotStored(AssignmentWorkersError):
@@ -69,7 +69,10 @@ class NotStored(AssignmentWorkersError):
 
 
 class Malformed(AssignmentWorkersError):
-    """A message that does not have our form; `task` and `task_id` are set where known."""
+    """A message that is not a valid Celery message of ours.
+
+    `task` and `task_id` are set if the message has them.
+    """
 
     def __init__(self, reason: str, *, task: str | None = None, task_id: str | None = None) -> None:
         super().__init__(reason)
@@ -78,11 +81,11 @@ class Malformed(AssignmentWorkersError):
 
 
 class Overtaken(AssignmentWorkersError):
-    """Another run of the same job has begun: the present run must not commit."""
+    """Another run of the same job has begun, so that this run must not commit."""
 
 
 class StaleTerm(AssignmentWorkersError):
-    """Another sequencer has taken over: a transaction of the former one must not commit."""
+    """Another sequencer has taken over, so that this sequencer's transaction must not commit."""
 
     def __init__(self, *, held: int, current: int | None) -> None:
         super().__init__(

@@ -30,13 +30,19 @@ class SignInCode:
 
 
 def make(secret: str, purpose: str, *, now: datetime, lasts: timedelta = LINK_LASTS) -> str:
-    """Make a new code for this purpose, of letters, digits, `-`, `_` and `.` alone."""
+    """Make a code for this purpose that expires when `lasts` has passed since `now`.
+
+    It consists of letters, digits, `-`, `_` and `.`.
+    """
     said = f"{int((now + lasts).timestamp())}.{secrets.token_hex(12)}"
     return f"{said}.{_signature(secret, purpose, said)}"
 
 
 def read(secret: str, purpose: str, code: str, *, now: datetime) -> SignInCode | None:
-    """Return the code if it was made with this secret for this purpose and has not expired."""
+    """Return the code if it was made with this secret for this purpose and has not expired.
+
+    Otherwise return None. Whether the code was used before is not checked.
+    """
     said, _, signature = code.rpartition(".")
     if len(code) > _LONGEST or not hmac.compare_digest(
         signature.encode("utf-8", "surrogatepass"), _signature(secret, purpose, said).encode()

@@ -17,7 +17,7 @@ Form = Literal["logfmt", "json", "console"]
 
 
 def set_up(form: Form = "logfmt", level: str = "info") -> None:
-    """Log every line of this process, ours and the libraries', in one form on standard error.
+    """Configure logging: our lines and the libraries' go to standard error in the format `form`.
 
     `level` is the lowest level that is logged: debug, info, warning or error. Libraries log nothing
     below info.
@@ -76,9 +76,10 @@ def _renderer(form: Form) -> structlog.typing.Processor:
 
 
 def _escaped(_: object, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters, so that no value can begin a line of the log.
+    """Escape control characters in an event's fields, so that no value can forge a log line.
 
-    A traceback keeps its lines. Each is indented, so that none looks like a line of the log.
+    A traceback keeps its line breaks. Each of its lines is indented, so that none looks like a line
+    of the log.
     """
     for name in list(facts):
         value = facts.pop(name)

@@ -39,7 +39,10 @@ class Origins:
 
     @classmethod
     def of(cls, hosts: str | None, pages: str | None = None, *, listens: str = "") -> Origins:
-        """Read the rule from two comma-separated settings; `listens` is the server's own name."""
+        """Parse the rule from two comma-separated settings, `hosts` and `pages`.
+
+        `listens` is the host name on which the server listens; it is accepted too.
+        """
         return cls(_listed(hosts) | _listed(listens), _listed(pages))
 
     def refusal(self, method: str, headers: Mapping[str, str]) -> Refusal | None:
@@ -59,7 +62,7 @@ class Origins:
         return None
 
     def answers_to(self, host: str) -> bool:
-        """Return True if the server has this host name; a port is ignored.
+        """Return True if `host`, a Host header, names this server; a port is ignored.
 
         Every IP address is accepted, because DNS rebinding needs a name that an attacker controls.
         """

@@ -34,16 +34,22 @@ from phonenumbers import timezone as number_zones
 KEYED = "hmac:"
 """The prefix of a keyed hash that is stored in place of a number."""
 RULES = 1
-"""The version of the reading below: it grows with each change, and every identity is read again."""
+"""The version of the rules of this module.
+
+It grows with each change of them; stored identities are then read again.
+"""
 READ_AT_MOST = 250
-"""The characters of a text that are read, as in phonenumbers; digits beyond count as unread."""
+"""The number of characters of a text that are read, as in the library phonenumbers.
+
+Digits beyond them count as unread.
+"""
 REACH = 7
 """The number of last digits by which an unreadable number is compared with another one."""
 _SHORTEST_CODE = 3
 _SHORTEST = 5
-"""The fewest digits of a part of a text that is taken for a number of its own."""
+"""The fewest digits that a part of a text needs to be read as a separate number."""
 _TOKENS_AT_MOST = 8
-"""The most groups of digits that are combined in every way; a text with more is unread."""
+"""The most groups of digits whose combinations are all tried; a text with more is not read."""
 _REMEMBERED = 50_000
 
 KINDS = {
@@ -71,7 +77,7 @@ class Number:
     valid: bool
     """True if the number is in an allocated range; otherwise only its length is possible."""
     sure: bool
-    """True if the number is valid and not a local one so short that it may be another's end."""
+    """True if the number is valid, and not so short that it may be the end of another number."""
     region: str | None
     zones: tuple[str, ...]
     extension: str | None = None
@@ -92,11 +98,11 @@ class Identity:
     zones: tuple[str, ...] = ()
     country: str | None = None
     short: str | None = None
-    """The short number, such as 999, that the text is; nobody is dialled by such a number."""
+    """The text if it is a short number such as 999; no user is called at such a number."""
 
     @property
     def readable(self) -> bool:
-        """True if there is a number to call."""
+        """True if the text has at least one number that can be called."""
         return bool(self.numbers)
 
     @property
@@ -126,15 +132,15 @@ class Reader:
     region: str = "GB"
     zones: tuple[tuple[str, ZoneInfo], ...] = ()
     key: str | None = field(default=None, repr=False)
-    """The secret with which forgotten numbers are hashed (`keyed`); None if there is none."""
+    """The secret with which numbers of forgotten users are hashed (`keyed`); None: no hashing."""
     tag: str = field(init=False, default="", compare=False)
-    """The version of everything but the text that a stored identity rests on.
+    """The version of all that decides how a text is read: rules, library, region, zones and key.
 
-    An identity with another tag is read again.
+    A stored identity with another tag is read again.
     """
 
     def __post_init__(self) -> None:
-        """Compute the tag."""
+        """Compute `tag` from the rules, the version of phonenumbers, and this reader's fields."""
         said = ",".join(f"{prefix}={zone.key}" for prefix, zone in self.zones)
         version = phonenumbers.__version__.replace(".", "_")
         sum_of = f"_{zlib.crc32(said.encode()):08x}" if said else ""
@@ -203,15 +209,15 @@ class Reader:
 
 
 Line = tuple[int, str, datetime | None]
-"""A line of a list: its number, its text in the place of a phone number, and its expiry."""
+"""A line of an imported list: its line number, its text for a phone number, and its expiry."""
 Read = tuple[int, str, list[str]]
 """The number of lines read, the rows for PostgreSQL's COPY, and a note on each unread line."""
 
 
 def read_chunk(reader: Reader, lines: Sequence[Line]) -> Read:
-    """Read some lines of a list.
+    """Read the phone numbers of some lines of an imported list.
 
-    A worker process that reads lists loads no more than this module, so the function is here.
+    The function is in this module because a worker process that reads lists loads nothing else.
     """
     made = []
     unread = []
@@ -238,7 +244,7 @@ NULL = "\\N"
 
 
 def reach(number: str) -> str:
-    """Return the last `REACH` digits."""
+    """Return the last `REACH` digits of a number."""
     return number[-REACH:]
 
 
@@ -248,7 +254,7 @@ def plain(text: str) -> str:
 
 
 def tails(text: str) -> list[str]:
-    """Return the last digits of every part of a text that has enough of them, readable or not."""
+    """Return the last `REACH` digits of each part of a text that has enough, readable or not."""
     return sorted(set(_tails(_clean(text))))
 
 
@@ -297,9 +303,9 @@ def _find(text: str, region: str) -> tuple[list[PhoneNumber], set[str]]:
 
 
 def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
-    """Return the one number that a text is, and True if the number is valid.
+    """Read a text as one number; return the number or None, and True if the number is valid.
 
-    The first valid reading wins; without one, the first possible reading.
+    Of several readings the first valid one is taken, or else the first possible one.
     """
     if len(_digits(text)) < _SHORTEST and not phonenumbers.is_alpha_number(text.strip()):
         return None, False
@@ -317,7 +323,10 @@ def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
 
 
 def _is_possible(number: PhoneNumber) -> bool:
-    """Return True if numbers of this length with an area code exist; a local number is nobody's."""
+    """Return True if numbers of this length exist that include an area code.
+
+    A local number without its area code is not possible, because it identifies nobody.
+    """
     found = phonenumbers.is_possible_number_with_reason(number)
     return bool(found == phonenumbers.ValidationResult.IS_POSSIBLE)
 
@@ -344,7 +353,8 @@ def _ways(text: str) -> Iterator[tuple[str, bool]]:
 def _apart(text: str, region: str) -> list[PhoneNumber]:
     """Return the numbers of a text in which only spaces separate several numbers.
 
-    The fewest numbers that use every group of digits; none where that is unclear.
+    These are the fewest numbers that together use every group of digits. The result is empty if
+    there are none, or too many groups.
     """
     tokens = text.split()
     if not 1 < len(tokens) <= _TOKENS_AT_MOST:
@@ -384,7 +394,7 @@ def _number(number: PhoneNumber) -> Number:
 
 
 def _region(number: PhoneNumber) -> str | None:
-    """Return the number's region; for an unallocated number, the main region of the code."""
+    """Return the number's region; if it is not allocated, the main region of its country code."""
     found = phonenumbers.region_code_for_number(number)
     if found is None and number.country_code is not None:
         found = phonenumbers.region_code_for_country_code(number.country_code)

@@ -62,7 +62,10 @@ BrokerAddress = Annotated[str, _address(*BROKER_SCHEMES)]
 
 
 def _seconds(least: float) -> BeforeValidator:
-    """Accept a whole or decimal number of seconds from `least` on; a timedelta passes unchanged."""
+    """Return a validator of durations: a whole or decimal number of seconds, at least `least`.
+
+    A timedelta passes unchanged.
+    """
 
     def read(value: object) -> object:
         if not isinstance(value, str):
@@ -79,9 +82,9 @@ def _seconds(least: float) -> BeforeValidator:
 
 
 class _OutcomeChange(BaseModel):
-    """The changed properties of an outcome; only those that were set count.
+    """The properties of an outcome that the setting `outcomes` changes; others keep their defaults.
 
-    `review_after` null: no review because of repetition.
+    `review_after` null: repetition of the outcome never leads to a review.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,7 +100,7 @@ _OUTCOMES = TypeAdapter(dict[str, _OutcomeChange])
 
 
 def _outcomes(value: str) -> str:
-    """Check JSON that changes some outcomes; the text is parsed again where it is used."""
+    """Validate the JSON of the setting `outcomes`, and return the text unchanged."""
     try:
         _OUTCOMES.validate_json(value, strict=True)
     except ValidationError:
@@ -109,7 +112,10 @@ def _outcomes(value: str) -> str:
 
 
 def by_team(value: str) -> dict[str | None, int]:
-    """Read whole numbers for agents: the key None is for all, a team's name for that team."""
+    """Parse a setting such as `100, unsigned=80`: a whole number for all agents, or for a team.
+
+    Returns the numbers by team; the key None is for all agents.
+    """
     found: dict[str | None, int] = {}
     for part in value.split(","):
         name, equals, said = (each.strip() for each in part.rpartition("="))
@@ -385,7 +391,7 @@ class Settings(BaseModel):
 
     @property
     def first_lease(self) -> timedelta:
-        """The time that a new assignment waits to be accepted: at most a lease."""
+        """The time that a new assignment waits to be accepted: `offer`, but at most `lease`."""
         return min(self.offer, self.lease)
 
     @property
@@ -411,7 +417,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Read every variable of ours from `environment`.
+        """Read all settings from the environment variables in `environment`.
 
         An empty value counts as unset. Raises `UsageError`, one line that names the variable, for
         an invalid value and for a variable with our prefix that is not a setting.
@@ -451,6 +457,6 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _shown(variable: str, value: str) -> str:
-    """Return a value fit for a message: addresses and credentials are hidden."""
+    """Return the value of a variable for a message, with addresses and credentials hidden."""
     secret = variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD", "_KEY"))
     return "(not shown)" if secret else repr(value)

@@ -18,9 +18,9 @@ def own() -> str:
 def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
     """Describe, one line each, the installed packages whose version is outside the tested range.
 
-    Such versions remain when an installer is told to ignore the ranges. A package that is
-    subclassed or used by private names has an upper bound, so a newer minor version of that package
-    is listed.
+    `version_of` returns the installed version of a package. Such versions remain when an installer
+    is told to ignore the ranges. A package that is subclassed or used by private names has an upper
+    bound, so a newer minor version of that package is listed.
     """
     lines = []
     for text in metadata.requires(PACKAGE) or []:

@@ -15,13 +15,14 @@ from assignment_workers.schema.tables import Generation
 
 TRY_SECONDS = 300.0
 Tell = Callable[[str], None]
-"""Called with a line about every step and batch once it is committed."""
+"""A function that prints a line about a step or a batch, called once that is committed."""
 
 
 def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> int:
-    """Copy the table's waiting users into a generation, in batches by key; return its number.
+    """Copy the waiting and assigned users of a dialer's table into a generation; return its number.
 
-    A user with several rows gets the best position. No batch locks a row of the dialer's.
+    A batch is the next `batch` rows by key and locks no row of the dialer's. A user with several
+    rows gets the best position.
     """
     number = patiently(lambda: _begun(engine, source), seconds=TRY_SECONDS)
     table = partition(number)
@@ -41,7 +42,7 @@ def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> 
 
 
 def _begun(engine: Engine, source: SourceTable) -> int:
-    """Return the generation that is being filled: that of an interrupted run, or a new one."""
+    """Return the number of the generation to fill: that of an interrupted run, or a new one."""
     with engine.begin() as connection:
         found = connection.execute(_FIND_BUILD, {"queue": source.queue}).scalar()
         if found is not None:
@@ -71,10 +72,10 @@ def _begun(engine: Engine, source: SourceTable) -> int:
 
 
 def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
-    """Leave each user in one queue only, then number the positions without gaps.
+    """Leave each user in one dialer queue only, then number the positions without gaps.
 
-    A user who is in both queues stays in the queue of their score row, or else in `unsigned_users`.
-    The numbering makes each rank unique.
+    `numbers` has the generation of each dialer queue. A user who is in both queues stays in the
+    queue of their score row, or else in `unsigned_users`. The numbering makes each rank unique.
     """
     with engine.begin() as connection:
         if len(numbers) == len(QUEUE_TABLES):
@@ -110,7 +111,11 @@ def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
 
 
 def copy_statement(source: SourceTable, number: int, table: str, *, first: bool = False) -> str:
-    """Return the statement that copies the next batch into the table of the generation."""
+    """Return the SQL that copies the next batch into `table`, the table of generation `number`.
+
+    The statement has the parameters `queue` and `batch` (rows). It continues after the last copied
+    row; with `first` it begins with the first row.
+    """
     last = "(SELECT last_id FROM assignment.adoptions WHERE queue = :queue)"
     after = "" if first else f"WHERE q.id > {last}"
     return f"""
@@ -136,9 +141,10 @@ def copy_statement(source: SourceTable, number: int, table: str, *, first: bool 
 
 
 def duplicates_statement(source: SourceTable) -> str:
-    """Return the statement that records the rows that are not copied, with the rule.
+    """Return the SQL that records each row that the copy leaves out, with the rule for that.
 
-    Of a user's rows the one with the best position is copied, and only with one of our statuses.
+    These are all but the best row of a user, and rows with a status that the dialer does not
+    declare.
     """
     return f"""
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)

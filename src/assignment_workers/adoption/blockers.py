@@ -21,9 +21,10 @@ from assignment_workers.schema.times import EARLIEST, LATEST
 def blockers(
     connection: Connection, live: Mapping[str, Found], relations: Mapping[str, Found]
 ) -> Iterable[Blocker]:
-    """Count the rows of each kind. The count is None for a table that the role may not read.
+    """Count, for each table, the rows of each kind that a migration has to decide about.
 
-    `live` has the queue tables that are still the dialer's own.
+    The count is None for a table that the role may not read. `relations` has all tables by name,
+    and `live` the queue tables among them that no migration has taken over yet.
     """
     agents = relations.get("agents")
     counts: dict[str, dict[str, str]] = defaultdict(dict)
@@ -71,7 +72,7 @@ def blockers(
 
 
 def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocker]:
-    """Count the kinds that concern single rows of a table, in one read. Leaves out zero counts."""
+    """Count the kinds that concern single rows of the table `name`, in one read; omit zeroes."""
     columns = found["shape"].columns
     times = [f'"{each}"' for each in columns if columns[each].type.startswith("timestamp")]
     conditions = {}
@@ -96,5 +97,8 @@ STUCK = {
     "callbacks": "status IN ('assigned', 'accepted')",
     "missed_calls": "status = 'assigned'",
 }
-"""Conditions for promises that the dialer has handed out. The dialer never takes one back."""
+"""By table: the SQL condition for callbacks and missed calls that the dialer has handed out.
+
+The dialer never takes one back.
+"""
 FIRST, LAST = EARLIEST.strftime("%Y-%m-%d"), LATEST.strftime("%Y-%m-%d")

@@ -17,11 +17,14 @@ from assignment_workers.adoption.shapes import (
 from assignment_workers.schema.dialer import Agent
 
 Found = Mapping[str, Any]
-"""A relation: its `kind` (PostgreSQL's letter), `comment`, `shape` and `readable`."""
+"""A table or view: its `kind` (PostgreSQL's letter), `comment`, `shape` and `readable`.
+
+`readable` is true if the role of the connection may read it.
+"""
 
 
 def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Return the kind, comment and shape of every relation of interest in `public`."""
+    """Return the facts (see `Found`), by name, of the dialer's tables and views in `public`."""
     names = [*DEPLOYED, *(table.name for table in Agent.metadata.sorted_tables), *OTHERS]
     found: dict[str, dict[str, Any]] = {}
     for row in connection.execute(_RELATIONS, {"names": names}):
@@ -55,7 +58,7 @@ def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def plain_default(expression: str | None) -> str | None:
-    """Return a default without casts and with one name per function."""
+    """Normalise a column default for comparison: no casts, and one name for each function."""
     if expression is None:
         return None
     plain = re.sub(r"::[a-z ]+(\(\d+\))?(\[\])?", "", expression)

@@ -10,12 +10,15 @@ from assignment_workers.adoption.sources import SourceTable, narrowed
 from assignment_workers.assignment.generations.regenerate import partition
 
 FEW = 2_000
-"""The switch itself carries over fewer changes than this. More are carried over before it."""
+"""The number of changes that the switch itself may carry over; more are carried over before it."""
 AT_A_TIME = 20_000
 
 TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
     queue text NOT NULL, user_id bigint NOT NULL)"""
-"""The users whose rows have changed since the copy began, one row per user and statement."""
+"""The table of users whose rows have changed since the copy began.
+
+It has one row per user and statement of the dialer.
+"""
 
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION assignment.note_change() RETURNS trigger LANGUAGE plpgsql
@@ -43,7 +46,7 @@ _SEEN = {
 
 
 def begin(source: SourceTable) -> Iterator[str]:
-    """Yield the statements that start recording every change of the table.
+    """Yield the statements that start recording every change of a dialer's queue table.
 
     They wait for the table's writers. Run them in the transaction that begins the copy, so that no
     change is missed.
@@ -59,17 +62,17 @@ def begin(source: SourceTable) -> Iterator[str]:
 
 
 def end(source: SourceTable) -> Iterator[str]:
-    """Yield the statements that stop recording changes."""
+    """Yield the statements that stop recording the changes of a dialer's queue table."""
     for what in _SEEN:
         yield f"DROP TRIGGER IF EXISTS note_{what} ON public.{source.table}"
 
 
 def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
-    """Update the generation from the table for at most `AT_A_TIME` recorded changes.
+    """Apply at most `AT_A_TIME` recorded changes of the table to the generation `number`.
 
     Returns the number of changes. A user who no longer waits leaves the generation, a new user
-    comes last, and any other user keeps their position. A user in the generation `other` stays
-    there.
+    comes last, and any other user keeps their position. A user who is in `other`, the generation of
+    the other dialer queue, is not added.
     """
     placed = (
         ""
@@ -109,7 +112,7 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
 
 
 def remaining(connection: Connection) -> int:
-    """Count the changes that are not yet carried over, up to `FEW`."""
+    """Count the recorded changes that are not yet carried over; stop at `FEW`."""
     return int(connection.execute(_REMAINING).scalar_one())
 
 

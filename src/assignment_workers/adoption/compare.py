@@ -51,7 +51,7 @@ from assignment_workers.schema.tables import Phone
 
 @dataclass(frozen=True)
 class Compared:
-    """The users that only one side would offer, of one dialer queue and for one reason.
+    """A count of users whom only we or only the dialer would offer, for one reason.
 
     `only` is `ours` or `theirs`. `rule` is, for `theirs`, the first of our rules that the users
     break, or `no_score_row` or `not_in_crm` if no rule can be evaluated. `first` is the lowest user
@@ -118,7 +118,7 @@ def _compared(
 
 
 def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
-    """Yield the ids of all users whom either side might offer, in order, in batches."""
+    """Yield the ids of all users whom we or the queue table `name` might offer, in batches."""
     rows = connection.execute(
         text(
             f"SELECT user_id FROM public.{name} WHERE status IN ('pending', 'assigned')"
@@ -132,9 +132,11 @@ def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
 
 @cache
 def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select[Any]]:
-    """Return, per side, the statement that counts its users by the first rule that they break.
+    """Return, by side (`ours`, `theirs`), the query that counts the users whom only it offers.
 
-    `by_user`: of the parameter `users` only, instead of all users.
+    `name` is the dialer's queue table. Users whom only the dialer offers are grouped by the first
+    of our rules that they break. `by_user`: the query counts only the users in its parameter
+    `users`.
     """
     theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
     offered = theirs.c.status.in_([sql_text("pending"), sql_text("assigned")])
@@ -182,19 +184,22 @@ def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select
 
 
 USERS_AT_A_TIME = 5_000
-"""The users whose facts are read at a time from an external CRM."""
+"""The number of users whose facts are read from an external CRM at a time."""
 _ARE_THERE = text("SELECT to_regclass('assignment.assignments') IS NOT NULL")
 
 
 @cache
 def _nobody(of: Table) -> Subquery:
-    """Return an empty stand-in for a table of ours that no migration has created yet."""
+    """Return an empty subquery with the columns of our table, which does not exist yet."""
     columns = (as_type(null(), each.type).label(each.name) for each in of.columns)
     return select(*columns).where(false()).subquery(of.name)
 
 
 def _without_ours(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
-    """Replace our tables by empty ones in a rule, for a database before its migration."""
+    """Replace an element of a rule that names a table of ours by an empty subquery.
+
+    None leaves the element as it is. Before the migration our tables do not exist.
+    """
     if isinstance(element, Column) and _is_ours(element.table):
         return _nobody(element.table).c[element.name]
     return _nobody(element) if _is_ours(element) else None

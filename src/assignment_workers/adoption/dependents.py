@@ -32,17 +32,20 @@ def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
 
 
 def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
-    """Return the views, not ours, that read this table and that this role may change.
+    """Return name and SQL of each view of others that reads this table and that we may change.
 
-    Each comes with its SQL, which refers to the table by name, not by oid: when it is run again, it
-    reads whatever relation has the name then.
+    The SQL refers to the table by name, not by oid: when it is run again, the view reads whatever
+    relation has the name then.
     """
     rows = connection.execute(_VIEWS, {"names": [table]})
     return [(f"{row.quoted}", row.definition) for row in rows if row.kind == "v" and row.may_change]
 
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
-    """Make these views read the relation that has the name now. Grants and owners stay."""
+    """Run the SQL of these views (see `definitions`) again, after the table's name has passed on.
+
+    They then read the relation that has the name now. Grants and owners stay.
+    """
     # Psycopg's own cursor, which does not replace the name `public` in the SQL of others.
     plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))
     for name, definition in found:

@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 WAITS_AT_MOST = "200ms"
-"""The longest wait for a transaction about the same user or agent. Then the claim is refused.
+"""The longest wait of a dialer's claim for another transaction about its user or agent.
 
 It is shorter than PostgreSQL's deadlock timeout, so a deadlock never ends a fenced transaction.
 """
 HELD_AT_LEAST = "30 minutes"
-"""The shortest lease of such an assignment, because its agent sends us no sign of life."""
+"""The shortest lease of an assignment that a dialer's claim made.
+
+It is long because the dialer's agents send us no signs of life.
+"""
 
 _UUID7 = """encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING
     substring(int8send((extract(epoch FROM now_is) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
@@ -139,4 +142,4 @@ TRIGGERS: Mapping[tuple[str, str], str] = {
     for table, source in (("callbacks", "callback"), ("missed_calls", "missed_call"))
     for name, words in (("dialer_claims", _CLAIMS), ("dialer_ends", _ENDS))
 }
-"""The triggers, by table and name."""
+"""The SQL that creates each trigger, by the trigger's table and name."""

@@ -10,9 +10,12 @@ SECONDS_A_MILLION_ROWS = {
     "migrate --dry-run": 2.6,
     "migrate": 16.0,
 }
-"""As measured by `benchmarks.adopt` on two cores: docs/adopting.md."""
+"""By command: seconds for a million rows, measured by `benchmarks.adopt` on two cores.
+
+The measurements are in docs/adopting.md.
+"""
 BYTES_A_ROW = 150
-"""Assumed for a table without statistics."""
+"""The size of a row that is assumed for a table without statistics."""
 
 
 def expected_seconds(connection: Connection, command: str) -> float:

@@ -14,7 +14,9 @@ from assignment_workers.adoption.shapes import (
 class TableVerdict(StrEnum):
     """The classification of a table.
 
-    ours: as this version needs it. unknown: reported and left alone.
+    absent: not there. deployed: as the dialer in production has it. target: as a draft of the
+    dialer has it. hybrid: partly either. ours: as this version needs it. unknown: none of these;
+    such a table is reported and left alone.
     """
 
     ABSENT = "absent"
@@ -27,10 +29,10 @@ class TableVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between a table and its form in `than` (deployed, target or ours).
+    """A difference between a table and its form in schema `than` (deployed, target or ours).
 
-    `aspect` is column, type, null, default, unique, foreign key, index or kind. `expected` or
-    `found` is None for a thing that is absent.
+    `aspect` is column, type, null, default, unique, foreign key, index or kind, and `what` names
+    its columns. `expected` or `found` is None where there is nothing.
     """
 
     than: str
@@ -42,7 +44,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Inspected:
-    """An inspected table. `needed`: this version cannot run unless the table is ours."""
+    """A table and its classification.
+
+    `needed`: this version runs only if the table has the form that it needs.
+    """
 
     table: str
     verdict: TableVerdict
@@ -52,7 +57,10 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Blocker:
-    """Rows that a migration has to decide about. `count` is None if the role may not read them."""
+    """A kind of rows (`what`) in a table that a migration has to decide about.
+
+    `count` is None if the role may not read the table.
+    """
 
     table: str
     what: str
@@ -61,7 +69,7 @@ class Blocker:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A reason for which `schema migrate` refuses to begin, and its remedy."""
+    """A reason for which `schema migrate` refuses to begin, and the remedy for an operator."""
 
     what: str
     remedy: str
@@ -69,10 +77,11 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Inspection:
-    """An inspected database: the revision of our schema (None: absent), its tables and rows.
+    """The result of inspecting a database before a migration.
 
-    `obstacles` are those of the role that inspected. `notes` do not affect whether it can be
-    migrated.
+    `revision` is that of our schema there (None: no schema of ours), `needs` the revision that this
+    version needs. `blockers` count rows that the migration has to decide about. `obstacles` stop a
+    migration by the role that inspected. `notes` are information and stop nothing.
     """
 
     revision: str | None
@@ -84,7 +93,7 @@ class Inspection:
 
     @property
     def is_ours(self) -> bool:
-        """True if this version can run on the database as it is."""
+        """True if this version can run on the database without a migration."""
         return self.revision == self.needs and all(
             each.verdict is TableVerdict.OURS
             or (each.table in QUEUE_TABLES.values() and each.verdict is TableVerdict.ABSENT)

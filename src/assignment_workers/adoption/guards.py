@@ -28,15 +28,17 @@ UNIQUE = {
     "uq_callbacks_pending_user": ("callbacks", "user_id", "created_at DESC, id DESC"),
     "uq_missed_calls_pending_call": ("missed_calls", "twilio_call_sid", "created_at, id"),
 }
-"""By name: the table, the column, and the order that decides which of several pending rows
-stays."""
+"""By index name: the table, the unique column, and the order of preference.
+
+Of several pending rows with the same value, the first in this order stays.
+"""
 
 
 def missing(connection: Connection) -> Iterator[str]:
-    """Yield the statements that create missing guards, each to be run by itself.
+    """Yield the statements that create our missing triggers and unique indexes.
 
-    The functions are always replaced. For a database at this version's revision whose dialer was or
-    will be taken over.
+    Each statement is to be run by itself, outside a transaction. The triggers' functions are always
+    replaced. The database has to be at this version's revision.
     """
     yield from FUNCTIONS
     for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():

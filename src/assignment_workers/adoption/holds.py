@@ -22,7 +22,10 @@ from assignment_workers.settings import Settings
 def place_holds(
     connection: Connection, sources: Sequence[SourceTable], numbers: Mapping[str, int]
 ) -> None:
-    """Find the tables' assigned rows, judge them, and give those kept the first positions."""
+    """Collect the assigned rows of the dialer's tables, and decide which become assignments.
+
+    Their users get the first positions in the generations, whose `numbers` are by dialer queue.
+    """
     connection.execute(text(holds_statement(sources)))
     connection.execute(text(JUDGE_HOLDS))
     connection.execute(_LEAVE_OTHERS, {"generations": list(numbers.values())})
@@ -34,7 +37,10 @@ def place_holds(
 def take_over(
     transaction: FencedTransaction, numbers: Mapping[str, int], settings: Settings
 ) -> None:
-    """Insert assignments for the placed holds, as if they were claimed in this transaction."""
+    """Insert an assignment for each row that `place_holds` kept, as if claimed in this transaction.
+
+    `numbers` has the generation of each dialer queue.
+    """
     kept = transaction.connection.execute(_HOLDS_KEPT).mappings().all()
     made: list[dict[str, Any]] = [
         {
@@ -94,7 +100,7 @@ def _answers(made: list[dict[str, Any]]) -> dict[ClaimRequest, RequestAnswer]:
 
 
 def holds_statement(sources: Iterable[SourceTable]) -> str:
-    """Return the statement that collects the tables' assigned rows for `JUDGE_HOLDS`."""
+    """Return the SQL that stores the assigned rows of these tables for `JUDGE_HOLDS`."""
     holds = " UNION ALL ".join(_holds(sources))
     return f"CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"
 

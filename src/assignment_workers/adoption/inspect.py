@@ -96,10 +96,10 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return the differences that exclude a schema: a missing column, or a form as in `other`.
+    """Return those differences from one schema that prove that the table is not of this schema.
 
-    A difference that is in neither schema was added by somebody, and stays. An index affects a
-    table's speed, not its meaning.
+    They are missing columns, and forms that the `other` schema has. A difference that is in neither
+    schema was added by somebody and proves nothing. Nor does an index, which affects only speed.
     """
     return [
         each
@@ -125,7 +125,10 @@ def _is_of(shape: Shape, difference: Difference) -> bool:
 
 
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
-    """Inspect a table that we share with the dialer. Additional columns do no harm."""
+    """Classify a table that we share with the dialer; `found` is None if the table is absent.
+
+    Additional columns do no harm.
+    """
     if found is None:
         return Inspected(table.name, TableVerdict.ABSENT, needed=True)
     if found["kind"] not in ("r", "p"):
@@ -220,8 +223,8 @@ def _other(name: str, found: Found | None) -> Inspected:
 def _crm(connection: Connection) -> Iterable[Inspected]:
     """Inspect the CRM's tables or views that are read. Additional columns do no harm.
 
-    None is needed in this database, because the CRM may be external. Then the external CRM's tables
-    are inspected, under the names in its mapping.
+    No table is needed in this database, because the CRM may be external. Then the tables of the
+    external CRM are inspected, under the names in its mapping.
     """
     crm = crm_of(connection)
     if crm is not None:

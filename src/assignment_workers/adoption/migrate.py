@@ -37,11 +37,11 @@ from assignment_workers.settings import Settings
 
 BATCH = 20_000
 LOCK_AT_MOST = timedelta(milliseconds=250)
-"""The longest wait of a statement for a lock. The dialer's statements queue behind it."""
+"""The longest wait of a statement for a lock. Statements of the dialer queue behind the wait."""
 SWITCH_AT_MOST = timedelta(milliseconds=700)
 """The time for which the switch locks the tables: under a second with the wait for the locks."""
 CATCH_UP_AT_MOST = 1_000
-"""Rounds of catching up. A dialer that changes more than is carried over is switched anyway."""
+"""The number of rounds of `catch_up` after which the switch is made in any case."""
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
 
 
 def guard(engine: Engine) -> None:
-    """Create the missing guards of the shared tables, because the dialer still writes them."""
+    """Create the missing triggers and unique indexes on the tables that the dialer still writes."""
     with engine.connect() as connection:
         statements = list(guards.missing(connection))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -111,7 +111,7 @@ def guard(engine: Engine) -> None:
 
 
 def refuse(report: Inspection) -> None:
-    """Raise `SchemaMismatch` with all obstacles in one line, if there are any."""
+    """Raise `SchemaMismatch`, with all obstacles in one line, if the inspection found any."""
     found = report.obstacles
     if found:
         each = "; ".join(
@@ -183,7 +183,7 @@ def additions(connection: Connection) -> Iterator[str]:
 
 
 def _run(engine: Engine, sql: str) -> None:
-    """Run the statement by itself. A concurrent index build may wait for as long as it needs."""
+    """Run the statement outside a transaction. An index build may wait without a limit."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_index = "CONCURRENTLY" in sql
         if is_index:
@@ -204,11 +204,12 @@ def _keep_books(engine: Engine) -> None:
 def switch(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
 ) -> None:
-    """Turn holds into assignments and tables into views, and publish: one transaction.
+    """Turn holds into assignments and tables into views, and publish, all in one transaction.
 
-    The dialer waits once for this transaction. Its cost depends on the number of holds, not on the
-    size of the tables. If it takes longer than `SWITCH_AT_MOST` after locking the tables, it is
-    rolled back and raises SQLAlchemy's `OperationalError`, so that it can be retried.
+    `numbers` has the filled generation of each dialer queue. The dialer waits once for this
+    transaction. Its cost depends on the number of holds, not on the size of the tables. If it takes
+    longer than `SWITCH_AT_MOST` after locking the tables, it is rolled back and raises SQLAlchemy's
+    `OperationalError`, so that it can be retried.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -243,7 +244,10 @@ def switch(
 def catch_up(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], tell: Tell
 ) -> None:
-    """Carry over the dialer's changes, until few enough are left for the switch."""
+    """Apply the dialer's recorded changes to the generations, until few are left for the switch.
+
+    `numbers` has the generation of each dialer queue.
+    """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
     carried = 0
@@ -263,19 +267,19 @@ def _other(numbers: dict[str, int], source: SourceTable) -> int | None:
 
 
 def renaming(table: str) -> tuple[str, str]:
-    """Return the statements by which the table's name passes to the view."""
+    """Return the two statements that rename the table, and give its name to the view."""
     return f"ALTER TABLE public.{table} RENAME TO {table}{KEPT}", views.take_name(table)
 
 
 def renew_views(engine: Engine) -> None:
-    """Replace the views of an older version by this version's. Otherwise nothing changes."""
+    """Recreate our existing views in the form of this version."""
     with engine.begin() as connection:
         for sql in renewal(connection):
             connection.execute(text(sql))
 
 
 def renewal(connection: Connection) -> Iterator[str]:
-    """Yield the statements that recreate the existing views as this version makes them."""
+    """Yield the statements that recreate the existing views in the form of this version."""
     for each in shown_sources(connection):
         yield from views.renew(each.table, each.queue, each.types)
     if connection.execute(SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
@@ -296,7 +300,10 @@ def show_call_queue(engine: Engine) -> bool:
 
 
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
-    """Index and attach the filled tables, and mark them as built. Repeating this does nothing."""
+    """Index and attach the tables of the filled generations, and mark the generations as built.
+
+    `numbers` has the generation of each dialer queue. Repeating this does nothing.
+    """
     for number in numbers.values():
         name = partition(number)
         if connection.execute(_ATTACHED, {"name": name}).scalar_one():
@@ -329,10 +336,10 @@ def locked_turn(connection: Connection) -> FencedTransaction:
 
 
 def _grant(table: str) -> str:
-    """Return the statement that copies the table's grants, and its owner's rights, to the view.
+    """Return the SQL that copies the table's grants, and its owner's rights, to the view.
 
-    So every role keeps its access, whichever role migrates. Our trigger refuses writes with a
-    reason. Column privileges become privileges on the same columns.
+    Every role therefore keeps its access, whichever role migrates. Our trigger refuses writes with
+    a reason. Column privileges become privileges on the same columns.
     """
     return f"""
         DO $grant$ DECLARE given record; BEGIN
@@ -369,7 +376,10 @@ BOOKS = (
         UNIQUE NULLS NOT DISTINCT (found_in, row_id, user_id, rule))""",
     changes.TABLE,
 )
-"""The progress and the decisions of an adoption. Created only if there is a dialer to take over."""
+"""The SQL of the tables for the progress and the decisions of an adoption.
+
+They are created only if there is a dialer to take over.
+"""
 
 SHOWS_CALL_QUEUE = text(
     f"SELECT obj_description(to_regclass('public.{views.CALL_QUEUE}'), 'pg_class') = :comment"

@@ -30,9 +30,11 @@ OUR_INDEXES = {
 def obstacles(
     connection: Connection, tables: Sequence[Inspected], relations: Mapping[str, Found]
 ) -> list[Obstacle]:
-    """Return every obstacle to a migration by this role. Reads only.
+    """Return every obstacle to a migration by the role of this connection. Reads only.
 
-    Duplicates are counted by reading each table that lacks a unique index once.
+    `tables` are the inspected tables, and `relations` the same tables as the catalogue has them
+    (`catalogue.relations_of`). A table that lacks one of our unique indexes is read once, to count
+    duplicates.
     """
     own = [
         each.table
@@ -62,7 +64,7 @@ def _unlike(table: Inspected) -> Obstacle:
 
 
 def _of_place(connection: Connection) -> Iterator[Obstacle]:
-    """Yield an obstacle if the search path finds other tables before those taken over."""
+    """Yield an obstacle if the search path leads to other tables than those to be taken over."""
     if is_named(connection):
         return
     names = [*QUEUE_TABLES.values(), "agents", "user_call_scores", "callbacks", "conversions"]

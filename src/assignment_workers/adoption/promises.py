@@ -11,9 +11,9 @@ from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
 from assignment_workers.schema.retry import patiently
 
 AT_A_TIME = 2_000
-"""Rows changed per transaction."""
+"""The number of callbacks or missed calls that one transaction decides."""
 OLD = "7 days"
-"""A promise that was due before this is left unchanged for an operator to decide."""
+"""A promise (callback or missed call) that is overdue by more than this is left for an operator."""
 LATELY = "10 minutes"
 """A missed call that was handed out within this time may still be worked on."""
 
@@ -43,11 +43,12 @@ _KINDS = {
 
 
 def settle(engine: Engine, tell: Tell) -> None:
-    """Decide each promise that the dialer has handed out; store it in `adoption_decisions`.
+    """Decide each callback or missed call (promise) that the dialer has handed out and not ended.
 
-    A promise with a current lease becomes an assignment of ours. One that was due within `OLD` is
-    due again. Any other is left unchanged, for an operator. As always, a promise that a later one
-    of the same user replaces becomes cancelled. Repeating this decides only new promises.
+    The decision is stored in `adoption_decisions`. A promise with a current lease becomes an
+    assignment of ours. One that was due within `OLD` is due again. Any other is left unchanged, for
+    an operator. As always, a promise that a later one of the same user replaces becomes cancelled.
+    Repeating this decides only new promises.
     """
     for table in _KINDS:
         counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}
@@ -60,7 +61,10 @@ def settle(engine: Engine, tell: Tell) -> None:
 
 
 def _some(engine: Engine, table: str) -> list[tuple[str, int]]:
-    """Decide the next promises in one transaction. Empty if all are decided."""
+    """Decide the next promises of a table in one transaction.
+
+    Returns each decision with its number of promises; empty if all are decided.
+    """
     source, taken, due, live, queue, lease = _KINDS[table]
     live = live.format(now=_NOW)
     with engine.begin() as connection:

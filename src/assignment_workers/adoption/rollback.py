@@ -69,9 +69,10 @@ def _roll_back(engine: Engine) -> list[str]:
 
 
 def _statements(source: SourceTable) -> list[str]:
-    """Return the statements that write ends first, then holds, into the table.
+    """Return the SQL that writes our records back into a dialer's queue table.
 
-    Of a user's rows, the row with the best position is changed.
+    First the outcomes of ended assignments are written, then the active assignments as holds. If a
+    user has several rows, only the row with the best position is changed.
     """
     agents = [name for name in AGENT_COLUMNS if name in source.types]
     cleared = ", ".join(f"{name} = NULL" for name in agents)

@@ -21,7 +21,7 @@ STATUSES = ("pending", "assigned", "completed", "skipped", "inactive", "invalid"
 KEPT = "_before_adoption"
 """The suffix of a table that was taken over. The table is never dropped."""
 MADE = "_made_by_adoption"
-"""The suffix of a view until the table has given up its name."""
+"""The suffix of a view's name until the table that it replaces is renamed."""
 
 AGENT_COLUMNS = ("assigned_to_agent_id", "assigned_to_agent")
 
@@ -41,7 +41,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Shape:
-    """The structure of a table. A foreign key is a pair of a column and the table it points at."""
+    """The structure of a table. `unique` and `indexes` are column lists, without the primary key.
+
+    A foreign key is a pair of a column and the table that it points at.
+    """
 
     columns: Mapping[str, Column]
     unique: frozenset[tuple[str, ...]] = frozenset()
@@ -188,7 +191,10 @@ LEGACY_CALL_QUEUE = Shape(
         updated_at time not null
     """)
 )
-"""In both schemas. Foreign keys are left out, because a script of the dialer drops one."""
+"""The dialer's old table `call_queue`, the same in both schemas.
+
+Foreign keys are left out, because a script of the dialer drops one.
+"""
 
 LEASES = frozenset(
     {
@@ -224,14 +230,17 @@ TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
     "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
 }
-"""Columns only in the deployed schema, and only in the target, of tables otherwise alike."""
+"""By table: the columns that only the deployed schema has, and those that only the target has.
+
+The other columns of these tables are alike in both schemas.
+"""
 
 ADDED: Mapping[str, frozenset[str]] = {
     "callbacks": frozenset({"available_from", "updated_at"}),
     "missed_calls": frozenset({"available_from", "updated_at"}),
     "conversions": frozenset({"episode", "created_at", "updated_at"}),
 }
-"""Columns that only we have in the dialer's tables; neither of its schemas has them."""
+"""By table of the dialer: the columns that our migration adds; neither schema has them."""
 
 READ: Mapping[str, Column] = {
     name: _DEPLOYED[name]
@@ -247,7 +256,10 @@ READ: Mapping[str, Column] = {
         "updated_at",
     )
 }
-"""The columns of a queue table that are read, beside the agent. Others may have any type."""
+"""The columns that we read from a dialer's queue table, besides the agent's.
+
+Any other column may have any type.
+"""
 
 _FAMILIES = (
     re.compile(r"smallint|integer|bigint"),
@@ -272,7 +284,7 @@ def is_readable(found: str, wanted: str) -> bool:
 
 
 NARROWEST = len("outstanding_requests")
-"""The characters that a text column must hold: the longest name that this version writes."""
+"""The least width of a text column: the length of the longest name that this version writes."""
 
 OTHERS = ("call_queue", "agent_sessions", "call_sessions")
 """Tables of the dialer that we neither need nor change. They are reported, not fully judged."""

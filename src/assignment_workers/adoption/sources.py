@@ -26,23 +26,29 @@ class SourceTable:
 
 
 def agent_expression(columns: Iterable[str], alias: str) -> str:
-    """Return the SQL of a queue row's agent, whichever of the two columns has it."""
+    """Return the SQL for the agent of the queue row `alias`, from one or both possible columns.
+
+    `columns` are the columns of the table.
+    """
     names = [f"{alias}.{name}" for name in AGENT_COLUMNS if name in set(columns)]
     return f"coalesce({', '.join(names)})"
 
 
 def narrowed(number: str) -> str:
-    """Return the SQL that limits a number, whose column the dialer may have widened, to integer."""
+    """Return SQL that limits the SQL expression `number` to the range of integer.
+
+    The dialer may have widened its column.
+    """
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 
 
 def found_sources(connection: Connection) -> list[SourceTable]:
-    """Return the dialer's queue tables that are still its own."""
+    """Return the dialer's queue tables that no migration has taken over yet."""
     return _described(connection, _SOURCES)
 
 
 def shown_sources(connection: Connection) -> list[SourceTable]:
-    """Return the queue tables that are views of ours."""
+    """Return the dialer's queue tables that a migration has replaced by views of ours."""
     return _described(connection, _VIEWS.bindparams(comment=OUR_VIEW))
 
 

@@ -49,7 +49,10 @@ _VALUES: Mapping[str, tuple[str, str]] = {
         TIME,
     ),
 }
-"""Our value and type for a column of the dialer's. Other columns get their default, or null."""
+"""By column of the dialer: the SQL of our value, and its type.
+
+A column that is not named here gets its default, or null.
+"""
 
 
 def create(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
@@ -94,7 +97,10 @@ _UNLOCKABLE = (
 
 
 def _as(value: str, of: str, kind: str) -> str:
-    """Convert the SQL value to another type. An unneeded cast would hide an index."""
+    """Return SQL that casts `value` from the type `of` to the type `kind`.
+
+    There is no cast between equal types, because it would hide an index.
+    """
     if of == kind:
         return value
     if of == TIME and kind.endswith("with time zone"):
@@ -108,7 +114,7 @@ def take_name(table: str) -> str:
 
 
 def create_call_queue() -> Sequence[str]:
-    """Return the statements that create `call_queue` for reading: both queues by `queue_type`.
+    """Return the statements that create the view `call_queue`, which shows both dialer queues.
 
     Only for a database without a table of that name. If there is one, call sessions refer to it.
     """
@@ -137,12 +143,12 @@ def _view(table: str, query: str) -> Sequence[str]:
 
 
 def _places(queue: str) -> str:
-    """Return a query of the published generation, and of held users who are not in it.
+    """Return a query of the queue's published generation, and of held users who are not in it.
 
-    One branch per status, so that a reader of one status reads only that branch. Pending users come
-    in order of rank from the index that claims use. The branch has to state this order, because the
-    planner does not push an outer order into a branch. So the first by position costs the same in
-    ten entries and in ten million.
+    The query has one branch per status, so that a reader of one status reads only that branch.
+    Pending users come in order of rank from the index that claims use. The branch has to state this
+    order, because the planner does not push an outer order into a branch. So the first by position
+    costs the same in ten entries and in ten million.
     """
     number, published_at = (
         f"(SELECT {column} FROM assignment.generations"

@@ -30,7 +30,7 @@ VersionOption = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     for command in (request, accept, complete, skip, defer, close, release, renew):
         app.command()(command)
 
@@ -157,7 +157,7 @@ def renew(
 
 
 def line(answer: object) -> str:
-    """Return an answer as one line for people."""
+    """Render the answer of a client's call as one line for people."""
     match answer:
         case Assigned(assignment=held, replayed=replayed):
             again = " (the one already held)" if replayed else ""
@@ -188,7 +188,10 @@ def line(answer: object) -> str:
 
 
 def tell(answer: object, json: bool) -> int:
-    """Print an answer and return its exit code: 0 success, 1 no success, 2 refused."""
+    """Print an answer, as JSON or as a line for people.
+
+    Returns the exit code of the command: 0 success, 1 no success, 2 refused.
+    """
     good = isinstance(answer, Assigned | Finished | Stated)
     if json:
         as_json(answer)

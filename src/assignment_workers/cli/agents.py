@@ -22,7 +22,7 @@ group = typer.Typer(help="What agents are about, and their sessions.", no_args_i
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     app.add_typer(group, name="agents")
 
 

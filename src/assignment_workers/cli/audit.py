@@ -25,7 +25,7 @@ SHOWN = 20
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     app.add_typer(group, name="audit")
 
 

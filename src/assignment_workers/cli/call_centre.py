@@ -41,7 +41,7 @@ The number is fixed, so that the processes of a longer run live longer between f
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     for command in (demo, soak):
         app.command()(command)
 
@@ -129,10 +129,10 @@ def soak(
 
 
 def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recorder, T]:
-    """Run the simulation, and return its records and its verdict.
+    """Call `run`, which simulates and judges, on a stack; return the records and the verdict.
 
-    Progress is shown unless `json`. Raises `UsageError`, before anything starts, if the report
-    cannot be written.
+    Progress is shown unless `json`. Raises `UsageError`, before anything starts, if the folder of
+    the report does not exist.
     """
     if not report.absolute().parent.is_dir():
         raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
@@ -144,7 +144,7 @@ def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recor
 
 @contextmanager
 def _stack(plan: Plan) -> Iterator[tuple[Stack, Settings]]:
-    """Yield the stack that runs here with its settings, or else a new one."""
+    """Yield the stack that runs here, or else a temporary one for the plan, with its settings."""
     if running := running_stack(settings()):
         yield running, resolved()
         return

@@ -23,7 +23,7 @@ group = typer.Typer(help="Messages that could not be handled.", no_args_is_help=
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     app.add_typer(group, name="dead-letters")
 
 

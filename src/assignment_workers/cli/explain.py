@@ -27,7 +27,7 @@ WHOLE_AT_MOST = timedelta(minutes=30)
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this command."""
+    """Add the command of this module to `app`."""
     app.command()(explain)
 
 

@@ -19,7 +19,7 @@ from assignment_workers.runtime.stack import running_stack
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the command."""
+    """Add the command of this module to `app`."""
     app.command()(replay_incident)
 
 

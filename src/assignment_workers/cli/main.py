@@ -65,7 +65,10 @@ SECTIONS = {
         "soak": ("call_centre", "Simulate a call centre for hours, with faults."),
     },
 }
-"""Each command: the module to import when the command is used, and its line in the help."""
+"""By section of the help and by command: the module with its code, and its line in the help.
+
+The module is imported only when the command is used.
+"""
 COMMANDS = {name: each for section in SECTIONS.values() for name, each in section.items()}
 
 

@@ -34,7 +34,7 @@ QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     for command in (regenerate, pause, resume, drain, status, doctor):
         app.command()(command)
 
@@ -69,7 +69,11 @@ def _rebuild(asking: Client, queue: str | None, why: str | None) -> str | Unavai
 
 
 def _built(asking: Client, task: str | Unavailable) -> Built | Unavailable:
-    """Wait for the build, and for the publication of its generations."""
+    """Wait until this build task has ended and its generations are published.
+
+    Returns the result of the build, or `Unavailable` if the build or the publication takes too
+    long. A `task` that is `Unavailable` already is returned at once.
+    """
     if isinstance(task, Unavailable):
         return task
     built = asking.built(task, timeout=BUILD_AT_MOST)
@@ -321,7 +325,10 @@ def _examine() -> list[CheckResult]:
 
 
 def _replayed() -> list[CheckResult]:
-    """Return a failed check for each guarantee that the history breaks; a good one if none."""
+    """Replay all recorded events against the model of the guarantees.
+
+    Returns one failed check for each guarantee that the events break, or else one passed check.
+    """
     with database(patience=HISTORY_AT_MOST) as connection:
         breaches = check(connection, settings=settings(), bound=HELD_AFTER_LEASE_AT_MOST)
     broken: dict[int | None, list[str]] = {} if breaches else {None: []}

@@ -43,8 +43,8 @@ def operator_name() -> str:
 class OutcomeRecorder:
     """A callable that records the outcome of an operator's action and returns it unchanged.
 
-    `position`: the position among all commands, taken before the action, for the commands that the
-    action sends.
+    `position`: a number that orders the commands of all operators. It is taken before the action,
+    and the commands that the action sends carry it.
     """
 
     def __init__(self, position: int) -> None:
@@ -60,8 +60,8 @@ class OutcomeRecorder:
 def recorded(name: str, subject: str, why: str | None) -> Iterator[OutcomeRecorder]:
     """Record an operator's action around the block that carries it out.
 
-    The block passes the outcome to the recorder that it is given. Raises `DatabaseUnavailable`
-    before anything is done. If the block fails, the record has no outcome.
+    Yields a recorder, which the block calls with the outcome. If the block fails, the record has no
+    outcome. Raises `DatabaseUnavailable` before the block runs if the action cannot be recorded.
     """
     with database() as connection:
         number = begin(connection, RequestedAction(name, subject, operator_name(), why))

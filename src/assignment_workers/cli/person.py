@@ -20,7 +20,7 @@ group = typer.Typer(help="What is stored about a person, and its erasure.", no_a
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     app.add_typer(group, name="person")
 
 

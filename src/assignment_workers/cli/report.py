@@ -21,7 +21,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this command."""
+    """Add the command of this module to `app`."""
     app.command()(report)
 
 

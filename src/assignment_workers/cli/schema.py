@@ -28,7 +28,7 @@ group = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     app.add_typer(group, name="schema")
 
 

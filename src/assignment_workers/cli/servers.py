@@ -49,21 +49,21 @@ def reader() -> Reader:
 
 
 def resolved() -> Settings:
-    """Return the settings; addresses that are not set are those of the running stack."""
+    """Return the settings; the running stack supplies the addresses that no variable sets."""
     return resolve(settings())
 
 
 def with_database() -> Settings:
-    """Return the settings with the database's address: `DATABASE_URL` alone is enough."""
+    """Return the settings with the address of the database: `DATABASE_URL`, or the stack's."""
     given = settings()
     return given if given.database_url is not None else resolve(given)
 
 
 def located(reason: str) -> str:
-    """Add the address that this command used to a reason that says that no broker was reached.
+    """Add the broker's address to a reason such as `Redis cannot be reached`.
 
-    Other callers of a client get the reason alone, because addresses are for people on this
-    machine.
+    Any other reason is returned unchanged. Only commands add the address, because it is for people
+    on this machine.
     """
     server, _, rest = reason.partition(" cannot be reached")
     if server not in {"Redis", "RabbitMQ"}:
@@ -95,7 +95,8 @@ def database(
 ) -> Iterator[Connection]:
     """Yield a connection to the database on which no statement lasts longer than `patience`.
 
-    Raises `DatabaseUnavailable`, and `SchemaMismatch` if `checked`.
+    Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
+    version.
     """
     at = with_database()
     made = connect(

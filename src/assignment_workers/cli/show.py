@@ -43,10 +43,10 @@ def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
 
 @contextmanager
 def waiting(seconds: float) -> Iterator[None]:
-    """Show the time that has passed beside the expected `seconds` while the block runs.
+    """Show the time that has passed, beside the expected `seconds`, while the block runs.
 
-    Below `SHOWN_FROM_SECONDS` nothing is shown. The output goes to standard error; it is one
-    line if that is no terminal.
+    Nothing is shown if `seconds` is below `SHOWN_FROM_SECONDS`. The output goes to standard error;
+    it is one line if that is no terminal.
     """
     if seconds < SHOWN_FROM_SECONDS:
         yield

@@ -44,7 +44,7 @@ PRELOADED = (
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     for command in (up, env, process, openapi):
         app.command()(command)
 

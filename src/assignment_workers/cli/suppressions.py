@@ -30,7 +30,7 @@ closed = typer.Typer(help="Users out of a dialer queue: an agent closed it.", no
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     app.add_typer(contact, name="do-not-contact")
     app.add_typer(quarantine, name="quarantine")
     app.add_typer(closed, name="closed")
@@ -292,9 +292,10 @@ def release(
 
 
 def _subject(user: int | None) -> str:
-    """Return the subject of an action as it is recorded.
+    """Return the text that the record of an operator's action has as its subject.
 
-    A phone number is not recorded there, because its suppression has it.
+    `user` is None for an action on a phone number. The record does not contain the number, because
+    the suppression itself does.
     """
     return "a phone number" if user is None else str(user)
 

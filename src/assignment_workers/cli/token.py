@@ -18,7 +18,7 @@ group = typer.Typer(help="API tokens of the gateway's callers.", no_args_is_help
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Add the commands of this module to `app`."""
     app.add_typer(group, name="token")
 
 

@@ -25,18 +25,21 @@ from assignment_workers.devstack import session_leader
 
 COMMAND = "assignment-workers"
 PYTHON = (sys.executable, "-m", "assignment_workers")
-"""The start of the command line of a command that is not forked."""
+"""The words before a command of ours (`up`, `process`) when it is started without a fork."""
 _CONTEXT = get_context("forkserver")
 _prepared = threading.Event()
 _STARTING_OR_ENDING = threading.Lock()
-"""Held during a start and an end, because a start collects the status of every ended fork."""
+"""A lock, held during a start and an end of a fork.
+
+The reason: a start collects the exit status of every fork that has ended.
+"""
 
 
 def prepare(modules: Sequence[str]) -> None:
-    """Begin to import these modules in a process of their own, and return at once.
+    """Begin to import these modules in a process of their own, from which forks are made.
 
-    `can_fork` stays false if that process cannot be started: it needs a socket in the folder
-    for temporary files, whose path may be too long, and which may be full.
+    Returns at once. `can_fork` stays false if that process cannot be started: it needs a socket in
+    the folder for temporary files, whose path may be too long, and which may be full.
     """
     # Celery would rename the processes in its own way, with our arguments in the middle.
     os.environ["NOSETPS"] = "1"
@@ -58,7 +61,7 @@ class Fork:
     """
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start the command with these words and this environment. Raises OSError."""
+        """Run our command line with the arguments `words` and this environment. Raises OSError."""
         reader, writer = _CONTEXT.Pipe(duplex=False)
         with reader, writer, _STARTING_OR_ENDING:
             self._process = _CONTEXT.Process(target=_be, args=(list(words), dict(env), writer))

@@ -26,7 +26,7 @@ WORKER_SECONDS = 5.0
 
 
 class Ward(NamedTuple):
-    """A process to end: the leader of its group."""
+    """A process that the guardian is to end, the leader of a process group."""
 
     pid: int
     signal: int
@@ -37,13 +37,13 @@ class Ward(NamedTuple):
 
 
 class Guardian:
-    """The supervisor's end of the pipe.
+    """The supervisor's handle of the guardian process, connected to it by a pipe.
 
-    If every process was forgotten before the pipe is closed, the guardian ends nothing.
+    When the pipe closes, the guardian ends every process that was watched and not forgotten.
     """
 
     def __init__(self, *, keeps: Sequence[int] = ()) -> None:
-        """Start the guardian; it keeps the descriptors `keeps` open while it runs."""
+        """Start the guardian process, which keeps the file descriptors `keeps` open as well."""
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
@@ -93,7 +93,7 @@ class Guardian:
 
 
 def main() -> None:
-    """Read the wards until the pipe ends, then end them."""
+    """Be the guardian: read the processes to end until the pipe closes, then end them."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     wards: dict[int, Ward] = {}

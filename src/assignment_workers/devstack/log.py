@@ -63,7 +63,7 @@ class Log:
                 self._print(name, line)
 
     def note(self, line: str) -> None:
-        """Write one line of the supervisor; the stream shows it only if `verbose`."""
+        """Write one line of the supervisor to its file, and if `verbose` to the stream."""
         self.write(OURS, line)
 
     def say(self, line: str) -> None:

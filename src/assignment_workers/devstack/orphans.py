@@ -16,7 +16,7 @@ from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.runtime.home import write_private
 
 END_SECONDS = 5.0
-"""Seconds for a worker to end after SIGTERM; then it is killed."""
+"""The longest time from SIGTERM to the end of a worker; then the worker is killed."""
 
 
 class WorkerRecord:
@@ -42,7 +42,7 @@ class WorkerRecord:
             self._write()
 
     def end_orphans(self) -> int:
-        """End the workers that an earlier stack recorded and did not end; return their number."""
+        """End the workers that an earlier stack recorded and left running; return their number."""
         orphans = self._orphans()
         for each in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,10 +75,11 @@ class WorkerRecord:
 def end_orphans(
     name: str, matches: Callable[[Sequence[str]], bool], number: signal.Signals, *, seconds: float
 ) -> None:
-    """End every process whose command line `matches`: by the signal, after `seconds` by SIGKILL.
+    """End every process whose command line `matches`: by signal `number`, later by SIGKILL.
 
-    Only the holder of the home may call this, because no other process may use these servers.
-    Raises `StackFailed` if a process cannot be ended.
+    SIGKILL follows after `seconds`. `name` is the kind of server, for the error's message. Only the
+    holder of the home may call this, because the servers that match belong to that home. Raises
+    `StackFailed` if a process cannot be ended.
     """
     strays = [stray for stray in psutil.process_iter() if matches(_command_line(stray))]
     for ending, patience in ((number, seconds), (signal.SIGKILL, 5.0)):
@@ -95,7 +96,7 @@ def end_orphans(
 
 
 def _command_line(process: psutil.Process) -> Sequence[str]:
-    """Return the command line; empty if the process has ended, even if it is a zombie."""
+    """Return the command line; empty if the process has ended, is a zombie, or cannot be read."""
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

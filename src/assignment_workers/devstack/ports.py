@@ -19,7 +19,10 @@ from assignment_workers.runtime.home import write_private
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - tried, never served
 CHOICE = range(20_000, 32_000)
-"""Below the ports of outgoing connections, which could take the port between two starts."""
+"""The ports to choose from: below those that the system gives to outgoing connections.
+
+An outgoing connection could otherwise take the port of a server between two starts.
+"""
 
 
 class Address(BaseModel):
@@ -49,13 +52,16 @@ def remembered(file: Path) -> Address:
 
 
 def require_free(port: int, *, purpose: str, setting: str) -> None:
-    """Raise `PortTaken`, naming the setting to change, if any program listens on the port."""
+    """Raise `PortTaken` if any program listens on the port.
+
+    The message says what the port is for (`purpose`), and names the setting to change.
+    """
     if not is_free(port, host=EVERY_ADDRESS):
         raise PortTaken(port, purpose=purpose, setting=setting, holder=_holder(port))
 
 
 def _holder(port: int) -> str | None:
-    """Name the process that listens on the port; None if it cannot be read, as of another user."""
+    """Name the process that listens on the port; None if it is unknown, as for another user's."""
     try:
         listening = [
             each.pid

@@ -45,7 +45,7 @@ SETTINGS = {
     "lc_messages": "C",
     "log_min_messages": "warning",
 }
-"""Settings for a small machine with a solid-state disk.
+"""PostgreSQL settings for a small machine with a solid-state disk.
 
 `jit` is off because its compilation costs more than our queries.
 """
@@ -56,21 +56,24 @@ GRANT pg_monitor, pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {ROLE} 
 CREATE DATABASE {ROLE} OWNER {ROLE}
 """
 ACCESS = f"host all all {LOOPBACK}/32 scram-sha-256\n"
-"""Roles with a password connect with it; the superuser has no password."""
+"""A line of pg_hba.conf: roles connect with a password. The superuser has none, so cannot."""
 STOP_SECONDS = 30.0
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """Return `plan`, with its data created: ready to be started. Raises `StackFailed`."""
+    """Return a server on this directory whose data exist, ready to be started.
+
+    See `plan` for the arguments. Raises `StackFailed`.
+    """
     server = plan(directory, fsync=fsync)
     server.make()
     return server
 
 
 def plan(directory: Path, *, fsync: bool = True) -> Server:
-    """End a server left over and choose a port.
+    """End a server that an earlier stack left over, choose a port, and return the server to start.
 
-    `Server.make` creates the data if there are none, which takes a second. `directory` is in a
+    Its `Server.make` creates the data if there are none, which takes a second. `directory` is in a
     home that the caller holds. The data survive the server, and so do its port (unless it is in
     use) and its password. With `fsync` off, which is for tests, a crash of the machine may lose
     or break the data. Raises `StackFailed`.
@@ -128,7 +131,10 @@ def _programs() -> Path:
 def _make(
     data: Path, programs: Path, account: Account | None, address: Address, *, fsync: bool
 ) -> None:
-    """Create the data directory as a whole or not at all: under another name, then renamed."""
+    """Create the data directory as a whole or not at all: under another name, then renamed.
+
+    `programs` is the folder of `initdb`, which runs as `account` (None: as this process).
+    """
     for half in data.parent.glob("new-*"):
         shutil.rmtree(half)
     new = data.with_name(f"new-{secrets.token_hex(4)}")  # initdb makes it: its account owns it
@@ -144,7 +150,10 @@ def _make(
 
 
 def _run(name: str, argv: Sequence[str], account: Account | None, words: str = "") -> None:
-    """Run a program to its end, out of reach of the terminal's Ctrl-C."""
+    """Run a program to its end, with `words` on standard input, out of reach of Ctrl-C.
+
+    It runs as `account` (None: as this process). `name` is the program's name for messages.
+    """
     done = subprocess.run(
         account.command(argv) if account else argv,
         input=words,
@@ -160,7 +169,7 @@ def _run(name: str, argv: Sequence[str], account: Account | None, words: str = "
 
 
 def _serves(data: Path, pid: int) -> bool:
-    """Return True if the server's own file has the pid in its first line and is in state ready."""
+    """Return True if the file postmaster.pid in `data` names this pid and says `ready`."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -169,7 +178,7 @@ def _serves(data: Path, pid: int) -> bool:
 
 
 def _clear_leftovers(data: Path, cluster: str) -> None:
-    """End the server of this data directory, then its sessions, which are processes of their own.
+    """End a server that still runs on this data directory, then its sessions' processes.
 
     A session without its server is killed: it can do no more harm than the crash has done. Then
     the server's lock file is removed. If the pid in it is in use by then, even by a zombie that

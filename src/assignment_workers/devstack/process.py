@@ -21,7 +21,10 @@ from assignment_workers.devstack.guardian import Guardian, Ward
 from assignment_workers.devstack.log import Log
 
 LOG_BYTES = 10_000_000
-"""A larger log file of a server is set aside at the server's next start; one such file is kept."""
+"""The size in bytes above which a server's log file is renamed at the next start.
+
+One renamed file is kept.
+"""
 LINE_BYTES = 65_536
 LAST_LINES = 8
 """The number of last lines that are shown of a process that failed."""
@@ -44,9 +47,9 @@ class ProcessSpec:
     ready: Callable[[int], bool] | None = None
     """For a server: return True if the process with this pid serves now, within a second."""
     is_ours: bool = False
-    """True if `argv` is `forks.PYTHON` and words of our own; then it is forked where possible."""
+    """True if `argv` is `forks.PYTHON` with a command of ours, which is forked where possible."""
     clear: Callable[[], None] | None = None
-    """For a server: end what an earlier one left over; called before each start."""
+    """For a server: called before each start to end the processes of an earlier server."""
 
     @property
     def is_server(self) -> bool:
@@ -135,14 +138,17 @@ class Child:
                 waiting(left)
 
     def how_it_ended(self) -> str:
-        """Describe the end in words: `exit status 3`, `signal SIGKILL`."""
+        """Describe the end of the process: `exit status 3`, `signal SIGKILL`."""
         status = self._process.returncode
         if status is not None and status < 0:
             return f"signal {signal.Signals(-status).name}"
         return f"exit status {status}"
 
     def last_words(self) -> str:
-        """Return the gravest line of its log file since its start; empty if a signal ended it."""
+        """Return the gravest line that the process wrote to its log file since its start.
+
+        Empty if a signal ended the process.
+        """
         if not self.spec.log or (self._process.returncode or 0) < 0:
             return ""
         with self.spec.log.open("rb") as file:

@@ -6,7 +6,7 @@ from collections import deque
 
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
-"""A process that ran for this long is restarted at once, as if for the first time."""
+"""A process that ran for this long is restarted at once, without a pause."""
 START_SECONDS = 10.0
 """A process that failed sooner than this failed at its start."""
 FAILURES = 5
@@ -30,8 +30,9 @@ class RestartPolicy:
     def after_end(self, *, now: float, lived: float, failed: bool) -> float | None:
         """Return the seconds until the next start, or None for no further start.
 
-        `now` is the time of any steady clock, in seconds. `failed` is false for a process
-        that ended on purpose, or because a server that it needs was not there.
+        `now` is the time of any steady clock, and `lived` the running time of the process, both in
+        seconds. `failed` is false for a process that ended on purpose, or because a server that it
+        needs was not there.
         """
         if lived >= STEADY_SECONDS:
             self._restarts = 0

@@ -13,7 +13,7 @@ from assignment_workers.runtime.errors import StackFailed
 
 POLL_SECONDS = 0.02
 READY_SECONDS = 300.0
-"""The longest time of a start: after a crash the data are recovered first."""
+"""The longest time of a start. It is long because a server recovers its data after a crash."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Server:
     spec: ProcessSpec
     url: str
     make: Callable[[], None] = lambda: None
-    """To be called once before the start: creates the data if there are none."""
+    """A function to call once before the start: it creates the data if there are none."""
 
 
 def start(server: Server, log: Log, guardian: Guardian) -> Child:
@@ -44,7 +44,7 @@ def start(server: Server, log: Log, guardian: Guardian) -> Child:
 
 
 def is_ready(child: Child) -> bool:
-    """Return True if this very process serves now."""
+    """Return True if this process, not another server on its port, serves now."""
     return not child.is_over and (child.spec.ready is None or child.spec.ready(child.pid))
 
 

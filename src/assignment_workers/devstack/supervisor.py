@@ -48,7 +48,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """A block in which SIGINT, SIGTERM and SIGHUP are only queued, for the supervisor."""
+    """A context manager in which SIGINT, SIGTERM and SIGHUP are only queued for the supervisor."""
 
     def __init__(self) -> None:
         self.noted: queue.SimpleQueue[signal.Signals | Child | None] = queue.SimpleQueue()
@@ -77,7 +77,7 @@ class Signals:
 
 @dataclass
 class _Service:
-    """A process over all its restarts."""
+    """One process specification with its present child and its restarts."""
 
     spec: ProcessSpec
     child: Child | None = None
@@ -88,7 +88,7 @@ class _Service:
 
 
 class Supervisor:
-    """Within its block the processes given to `start` run; at its end they are ended, last first.
+    """A context manager that runs the processes given to `start`, and ends them, last first.
 
     While one of its methods blocks, the supervisor restarts processes that end. The method
     raises `Interrupted` when a signal came, and `StackFailed` when a process cannot be kept
@@ -141,7 +141,7 @@ class Supervisor:
             self._step(POLL_SECONDS)
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """Return or raise what `work` does. It runs in a thread, which a signal abandons."""
+        """Run `work` in a thread, which a signal abandons; return its result or raise its error."""
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -160,13 +160,16 @@ class Supervisor:
         return future.result()
 
     def supervise(self, seconds: float | None = None) -> None:
-        """Supervise for so many seconds, or for ever."""
+        """Restart processes that end, for `seconds`, or without `seconds` until a signal."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while deadline is None or time.monotonic() < deadline:
             self._step(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _step(self, longest: float | None) -> None:
-        """Take one event if one comes in time, and start or mark ready what is due."""
+        """Handle one end or signal that comes within `longest` seconds (None: any time).
+
+        Then start the processes that are due, and mark the servers that have become ready.
+        """
         waits = [
             longest,
             None if self._servers_ready() else POLL_SECONDS,
@@ -242,7 +245,10 @@ class Supervisor:
                 self._log.note(f"{service.spec.name} serves{again}")
 
     def _restart_due(self) -> None:
-        """Start what is due, servers first; the others wait for them, because they would fail."""
+        """Start the processes whose restart is due.
+
+        Others than servers wait until all servers are ready, because without them they would fail.
+        """
         for service in self._services.values():
             due = service.restart_at is not None and service.restart_at <= time.monotonic()
             if due and (service.spec.is_server or self._servers_ready()):

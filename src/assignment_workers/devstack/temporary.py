@@ -24,10 +24,13 @@ from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
 READY_SECONDS = 300.0
-"""Long, for a busy machine: a stack that fails to start ends, which is reported at once."""
+"""The longest time of a start on a busy machine.
+
+A stack that fails to start ends earlier, which is reported at once.
+"""
 STOP_SECONDS = 60.0
 FIRST = re.compile(rb"\b(assigned|no user)\b")
-"""The last line that a start prints; both dialer queues are built by then."""
+"""A pattern for the last line that a start prints; both dialer queues are built by then."""
 
 
 @contextmanager
@@ -50,8 +53,8 @@ def database() -> Iterator[str]:
 def stack(folder: Path, variables: Mapping[str, str]) -> Iterator[Stack]:
     """Run a whole stack in this folder, with a demo CRM and a standby sequencer.
 
-    A process of its own runs the stack (`up`), with the settings of `variables` and none of ours.
-    Its output goes to `stack.log`. Raises `StackFailed`.
+    A separate process runs `up` with only the settings in `variables`; the environment's are
+    ignored. Its output goes to `stack.log` in the folder. Raises `StackFailed`.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")
@@ -86,7 +89,7 @@ def stack(folder: Path, variables: Mapping[str, str]) -> Iterator[Stack]:
 
 
 def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:
-    """Return the stack once it works and has printed its first assignment."""
+    """Wait until the stack works and has printed its first assignment; return its addresses."""
     settings = Settings.model_validate({"home": home})
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:

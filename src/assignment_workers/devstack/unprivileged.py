@@ -32,7 +32,7 @@ ACCOUNT = "pgserver"
 """The name that the wheel of the embedded PostgreSQL uses for its own account."""
 FALLBACK = "nobody"
 PROBE = "?"
-"""In place of a program: test whether the program could be run."""
+"""The first argument in place of a program: test only whether the program could be run."""
 PROBE_SECONDS = 10
 
 # From linux/prctl.h, linux/securebits.h, linux/capability.h and linux/sched.h.
@@ -63,9 +63,9 @@ class Account(NamedTuple):
 def account_for(program: Path, data: Path) -> Account | None:
     """Return the account for `program` on `data`; None if this process is not root.
 
-    The owner of the data decides. Without data it is a system account, which is created if it
-    does not exist. The folder of `data` has to exist. Raises `StackFailed`, in one line, if the
-    program can be run in neither way.
+    It is the owner of the data. Without data it is the system account `ACCOUNT`, which is created
+    if it does not exist. The folder of `data` has to exist. Raises `StackFailed`, in one line, if
+    the program can be run in neither way.
     """
     if os.geteuid() != 0:
         return None
@@ -96,7 +96,7 @@ def _candidates(data: Path) -> list[Account]:
 
 
 def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
-    """Name what keeps this account from running the program on a folder; found by trying."""
+    """Try to run the program as this account on a folder; return the error, None if it works."""
     if account.way == "account" and not _may(CAP_KILL):
         return "CAP_KILL is missing, and its processes could not be ended"
     done = subprocess.run(
@@ -169,7 +169,7 @@ def _become(uid: int, gid: int) -> None:
 
 
 def _keep_access() -> None:
-    """Keep one capability across exec. Where a sandbox forbids it, plain permissions decide."""
+    """Keep CAP_DAC_OVERRIDE across exec. If a sandbox forbids that, file permissions decide."""
     libc = ctypes.CDLL(None)
     bit = 1 << CAP_DAC_OVERRIDE
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
@@ -192,7 +192,7 @@ def _enter_namespace(uid: int, gid: int) -> None:
 
 
 def _probe(program: str, folder: str) -> None:
-    """End with one line if the program would not find itself, or not write in the folder."""
+    """End with a one-line error if this user may not run the program or write in the folder."""
     if not os.access(program, os.X_OK):
         sys.exit(f"user {os.geteuid()} may not run {program}")
     try:

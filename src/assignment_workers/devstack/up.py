@@ -40,17 +40,17 @@ class Steps:
     """The steps of a start. Each is called in a thread other than the main one."""
 
     migrate: Callable[[str], object]
-    """Bring the database at this address to our schema."""
+    """Migrate the database at this address to our schema."""
     seed: Callable[[Settings], object] | None
-    """Fill a new database; None: no demo."""
+    """Fill a new database with the demo CRM; None: no demo."""
     missing: Callable[[Settings], str | None]
-    """Say in a few words what the processes still lack before they work; None when they do."""
+    """Return in a few words what the processes are not ready for yet; None once they work."""
     announce: Callable[[Stack], object]
     """Print the addresses, once, for the person who started the stack."""
 
 
 def processes(*, sequencers: int = 1, lanes: Sequence[str] = ()) -> list[ProcessSpec]:
-    """Return our processes in order of start; they stop in reverse, senders before workers.
+    """Return our processes in the order of their start; the supervisor stops them in reverse.
 
     With more than one sequencer, the first to lead works and the others stand by. `lanes` are
     those besides the default lane; each has as many sequencers.
@@ -203,7 +203,10 @@ def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> li
 
 
 def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
-    """Give each process a metrics port of its own, counted up from the setting."""
+    """Return the variable with the metrics port of the process number `place`.
+
+    Ports are counted up from the setting; without the setting there is no variable.
+    """
     if settings.metrics_port is None:
         return {}
     return {"ASSIGNMENT_WORKERS_METRICS_PORT": str(settings.metrics_port + place)}

@@ -44,7 +44,7 @@ maxmemory-policy noeviction
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """End a server left over, choose a port, and write the configuration.
+    """End a server that an earlier stack left over, choose a port, and write the configuration.
 
     `directory` is in a home that the caller holds. The data survive the server, and so do its
     port (unless it is in use) and its password. A killed server loses nothing that it has

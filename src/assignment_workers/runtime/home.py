@@ -20,16 +20,16 @@ from assignment_workers.runtime.errors import HomeHeld, HomeUnusable
 
 LOCK = "lock"
 GRACE_SECONDS = 0.5
-"""The time for which the lock is retried, because `holder` shares the lock for a moment."""
+"""The seconds for which `hold` retries the lock, because `holder` takes it for a moment."""
 ENDING_SECONDS = 60.0
-"""The time for which the lock is retried after its holder was killed.
+"""The seconds for which `hold` retries the lock after its holder was killed.
 
 The holder's guardian keeps the lock until every process of the home has ended.
 """
 
 
 class Holder(BaseModel):
-    """The process that holds a home, as the lock file names it."""
+    """The process that holds a home, as named in the home's lock file."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -38,18 +38,18 @@ class Stack(BaseModel):
     started_at: AwareDatetime
 
     def variables(self, *, now: datetime) -> dict[str, str]:
-        """Return the addresses that exist, by the names of their variables."""
+        """Return the addresses that are set, by the names of their environment variables."""
         addresses = self.model_dump(exclude={"pid", "started_at", "number_key"}, exclude_none=True)
         if dashboard := self.dashboard_link(now=now):
             addresses["dashboard_url"] = dashboard
         return {name.upper(): address for name, address in addresses.items()}
 
     def dashboard_link(self, *, now: datetime) -> str | None:
-        """Make a new address that opens the dashboard signed in, once, within the hour."""
+        """Return a new sign-in link to the dashboard, which works once, within an hour of `now`."""
         return self._link(self.gateway_url, links.DASHBOARD, now=now)
 
     def flower_link(self, *, now: datetime) -> str | None:
-        """Make a new address that opens Flower signed in, once, within the hour."""
+        """Return a new sign-in link to Flower, which works once, within an hour of `now`."""
         return self._link(self.flower_url, links.FLOWER, now=now)
 
     def _link(self, url: str | None, purpose: str, *, now: datetime) -> str | None:

@@ -43,7 +43,7 @@ _tracer: Tracer | None = None
 
 
 def set_up(environment: MutableMapping[str, str]) -> None:
-    """Trace this process if the environment asks for traces; for the processes of a stack.
+    """Turn tracing on in this process of a stack if `OTEL_TRACES_EXPORTER` is set.
 
     Raises `UsageError`, one line, if OpenTelemetry or the exporter is not installed.
     """
@@ -72,10 +72,10 @@ def set_up(environment: MutableMapping[str, str]) -> None:
 
 
 def follow() -> None:
-    """Make the Python clients continue the caller's trace from now on.
+    """Make the Python client continue the trace of its caller from now on.
 
-    For a program that has set up OpenTelemetry itself. Raises `UsageError` if OpenTelemetry is not
-    installed.
+    This is for a program that has set up OpenTelemetry itself. Raises `UsageError` if OpenTelemetry
+    is not installed.
     """
     global _tracer  # noqa: PLW0603 - a process is traced or it is not
     try:
@@ -96,7 +96,7 @@ def instrument_engine(engine: Engine) -> None:
 
 
 def gateway_telemetry() -> TelemetryConfig:
-    """Configure FastAPI's own tracing: calls are traced if this process is traced."""
+    """Return FastAPI's tracing configuration; calls are traced if this process is traced."""
     return {
         "tracing": _tracer is not None,
         "operation_spans": False,
@@ -119,7 +119,10 @@ class CallerSpan:
 
 
 def ask(task: str, said: Mapping[str, object]) -> CallerSpan | None:
-    """Begin the span of the current caller's request; None while nothing is traced."""
+    """Begin a span for the request `task` of the current caller; None while nothing is traced.
+
+    `said` has the arguments of the request; its ids become attributes of the span.
+    """
     if _tracer is None:
         return None
     from opentelemetry.trace import SpanKind
@@ -139,9 +142,9 @@ _NAMED = ("request_id", "assignment_id", "agent_id")
 
 @contextmanager
 def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
-    """Provide the headers of the message of these callers, which is sent inside the block.
+    """Yield the trace headers for the one message that carries the requests of these callers.
 
-    The headers are empty while nothing is traced.
+    The message is to be sent inside the block. Without tracing the headers are empty.
     """
     known = [each.span for each in asks if each is not None]
     if not known:
@@ -169,7 +172,7 @@ def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
 
 
 def inject_headers() -> dict[str, Any]:
-    """Return the trace headers of a message sent now; empty while nothing is traced."""
+    """Return headers that make a message part of the current trace; empty without tracing."""
     headers: dict[str, Any] = {}
     if _tracer is not None:
         from opentelemetry.propagate import inject
@@ -179,7 +182,11 @@ def inject_headers() -> dict[str, Any]:
 
 
 def link_callers(shared: object, facts: Mapping[str, object]) -> None:
-    """Add links to the other callers, and these facts, to the span of the running task."""
+    """Add links and attributes to the span of the running task.
+
+    `shared` is the value of the header `SHARED`, which names the other callers; `facts` become
+    attributes.
+    """
     if _tracer is None:
         return
     from opentelemetry import trace

@@ -12,12 +12,12 @@ from opentelemetry.trace import Link, SpanKind, Status, TraceState, get_current_
 from opentelemetry.util.types import Attributes
 
 PROBE = "assignment.probe"
-"""A message on the assignment queue every two seconds; it would fill the stored traces."""
+"""The task of the probe, which is sent every two seconds and would fill the stored traces."""
 KEPT = "exception.type"
 
 
 class DropRootClientSpans(Sampler):
-    """A sampler that drops a worker's polls, which belong to no call or message, and the probe."""
+    """A sampler that drops the probe, and a worker's polls, which belong to no call or message."""
 
     def __init__(self, then: Sampler) -> None:
         self._then = then

@@ -39,7 +39,7 @@ TALK_SPREAD = 0.7
 WRITING = timedelta(seconds=20)
 BREAK = timedelta(minutes=10)
 CLOSED = timedelta(minutes=6)
-"""The absence of an agent who closed the tab."""
+"""The time until an agent who closed the tab comes back."""
 CALLBACK_IN = timedelta(minutes=30)
 
 TAKES_BREAK, CLOSES_TAB, SKIPS, GIVES_BACK, SAYS_TWICE = 0.02, 0.015, 0.05, 0.02, 0.05
@@ -59,13 +59,13 @@ OUTCOMES = {
 """The outcomes of calls, in parts of a hundred."""
 
 PATIENCE = 120.0
-"""Seconds for which the same request is sent again while no answer comes."""
+"""The seconds for which the same message is sent again while no answer comes."""
 SAID = timedelta(seconds=10)
 
 
 @dataclass
 class SimulatedAgent:
-    """One agent. `over` ends the day; a call under way is ended first."""
+    """A simulated agent. `over` ends the day, after the end of a running call."""
 
     number: int
     plan: Plan
@@ -73,7 +73,7 @@ class SimulatedAgent:
     recorder: Recorder
     over: asyncio.Event
     signed: Callable[[int], None]
-    """Called for each user who completed the form, so that they sign."""
+    """Called with each user who completed the form; the environment lets them sign."""
     lease: timedelta
     chance: Random = field(init=False)
 
@@ -157,7 +157,7 @@ class SimulatedAgent:
             self.signed(held.user_id)
 
     async def _talk(self, held: Held, median: timedelta) -> None:
-        """Talk for a log-normal time, and renew the hold meanwhile, as a frontend does."""
+        """Talk for a log-normal time with this median, and renew the lease meanwhile."""
         spread = self.chance.lognormvariate(0, TALK_SPREAD)
         ends = time.monotonic() + self.plan.wall(median * spread)
         while (left := ends - time.monotonic()) > 0 and not self.over.is_set():
@@ -170,7 +170,7 @@ class SimulatedAgent:
                 return
 
     async def _renew(self, held: Held) -> bool:
-        """Renew the hold; return False once it is known that the hold is gone."""
+        """Renew the lease; return False if the answer says that the assignment has ended."""
         answer = await self.client.renew(held.id, self.number, timeout=SAID)
         match answer:
             case Finished(assignment=renewed):
@@ -189,7 +189,10 @@ class SimulatedAgent:
         say: Callable[[], Awaitable[FinishAnswer]],
         outcome: str | None = None,
     ) -> bool:
-        """Send the end of the call until it is answered; return True if the call ended as sent."""
+        """End the assignment by `say`, which is repeated until an answer comes.
+
+        `state` and `outcome` are recorded. Returns True if the assignment ended in this way.
+        """
         self.recorder.gives_up(held)
         answer = await self._until_told(say)
         match answer:
@@ -204,7 +207,10 @@ class SimulatedAgent:
         return False
 
     async def _until_told(self, say: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Send it again while no answer comes; with faults, sometimes twice at the same time."""
+        """Call `say`, which sends a message, until an answer comes, for at most `PATIENCE` seconds.
+
+        In a run with faults the message is sometimes sent twice at the same time.
+        """
         ends = time.monotonic() + PATIENCE
         while True:
             if self.plan.chaos and self.chance.random() < SAYS_TWICE:
@@ -220,7 +226,7 @@ class SimulatedAgent:
             await asyncio.sleep(min(answer.retry_after, 2.0))
 
     def _agree(self, first: Answer, second: Answer) -> None:
-        """Check that both answers to the same request agree."""
+        """Record a surprise if the two answers to one message, sent twice, disagree."""
         self.recorder.counts["said twice"] += 1
         if Unavailable in {type(first), type(second)}:
             return
@@ -229,7 +235,7 @@ class SimulatedAgent:
             self._surprise(f"said the same twice and was told {one} and {other}")
 
     def _refused(self, held: Held, answer: Refused) -> None:
-        """Check that a refusal is right: the lease has lapsed because nothing could renew it."""
+        """Record a surprise if a message was refused although the lease had not lapsed."""
         until = self.recorder.assignments[held.id].lease_until
         if answer.code == Code.NOT_ACTIVE and until <= datetime.now(UTC):
             self.recorder.counts["lease lapsed"] += 1

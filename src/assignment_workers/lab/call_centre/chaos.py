@@ -21,7 +21,7 @@ from assignment_workers.runtime.stack import Stack
 
 FIRST_AFTER = 5.0
 RECOVERY = 12.0
-"""Seconds at the end without a new fault, for the recovery; at most half of the run."""
+"""The seconds at the end of a run without a new fault; at most half of the run."""
 FREEZE = 4.0
 
 LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
@@ -33,7 +33,7 @@ WHERE pid <> pg_backend_pid() AND datname = current_database() AND backend_type 
 
 @dataclass
 class Chaos:
-    """Causes faults that a stack of `up` can repair, in processes of that stack alone."""
+    """Causes faults in the processes of one stack of `up`, which that stack can repair."""
 
     stack: Stack
     engine: Engine
@@ -45,7 +45,7 @@ class Chaos:
     _frozen: list[int] = field(default_factory=list)
 
     async def reign(self) -> None:
-        """Cause one fault after another: all kinds in turn, in an order that the seed decides."""
+        """Cause one fault after another, all kinds in turn, in an order set by the plan's seed."""
         await asyncio.sleep(min(FIRST_AFTER, self.plan.seconds / 4))
         faults: list[tuple[str, Callable[[], bool], float]] = []
         last = self.plan.seconds - min(RECOVERY, self.plan.seconds / 2)

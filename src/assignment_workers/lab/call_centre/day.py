@@ -50,7 +50,7 @@ Beside = Callable[[Recorder, asyncio.Event], Coroutine[Any, Any, None]]
 
 
 async def nothing(recorder: Recorder, over: asyncio.Event) -> None:
-    """Do nothing beside the day."""
+    """Do nothing: the default for the parameter `beside` of `run`."""
 
 
 def run(
@@ -61,9 +61,10 @@ def run(
     *,
     beside: Beside = nothing,
 ) -> tuple[Recorder, Verdict]:
-    """Simulate, wait until the stack is at rest, and judge. `settings` are those of the stack.
+    """Simulate the plan, wait until the stack is at rest, and judge; return records and verdict.
 
-    `beside` runs until its event says that the day is over. Raises `UsageError` if the users of
+    `settings` are those of the stack. `show` is called each second. `beside` runs at the same time,
+    until its event says that the day is over. Raises `UsageError` if the users of
     the stack are not the demo's, so that no real person is called.
     """
     engine = connect(
@@ -110,7 +111,7 @@ class _Day:
         show: Callable[[Recorder, Sample], None],
         beside: Beside,
     ) -> tuple[Recorder, Environment]:
-        """Run all agents and their environment until each agent has ended their call."""
+        """Run all agents and their environment until the day and every call have ended."""
         plan, stack = self.plan, self.stack
         recorder, over = Recorder(), asyncio.Event()
         environment = Environment(plan, self.engine, self.client, recorder, over)
@@ -142,7 +143,7 @@ class _Day:
 
 
 def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
-    """Wait until every lane is led and every build is published; end holds whose lease lapsed."""
+    """Wait until each lane has a leader and each build is published; expire lapsed leases."""
     ends = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < ends:
         try:

@@ -20,10 +20,10 @@ from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
 
 REBUILD = timedelta(minutes=15)
-"""The least interval of the original's level check; its hourly job ran less often."""
+"""The interval of rebuilds, which is the least one of the original dialer's level check."""
 CLEANUP = timedelta(minutes=10)
 SHORTEST = 4.0
-"""Seconds: the jobs run no more often than this, however fast the day goes."""
+"""The least seconds between two runs of a job, however fast the day goes."""
 JOBS = ("queue.clean_conversions", "queue.check_levels", "generation.tend")
 
 SIGN = """
@@ -35,7 +35,7 @@ SELECT e.user_id FROM assignment.entries e JOIN assignment.generations g ON g.id
 WHERE g.state = 'published' AND g.queue = 'unsigned_users' AND e.state IN ('ready', 'held')
 ORDER BY e.rank OFFSET :offset LIMIT :many
 """
-"""The users who are about to be handed out, and those who are being called."""
+"""The query for users to sign: those who are about to be handed out, or are being called."""
 APPEARS = """
 INSERT INTO crm.claim_requirements
   (id, claim_id, type, status, claim_requirement_reason, created_at)
@@ -50,7 +50,7 @@ WHERE g.state = 'published' AND e.state = 'ready'
 
 @dataclass
 class Environment:
-    """The events around the call centre, until `over`."""
+    """The events around the agents, such as users who sign, until `over` is set."""
 
     plan: Plan
     engine: Engine
@@ -76,20 +76,20 @@ class Environment:
             await self._attempt(partial(self._some_appear, chance, many))
 
     async def jobs(self) -> None:
-        """Rebuild both dialer queues at their times."""
+        """Rebuild all dialer queues at the interval `REBUILD` of simulated time."""
         while await self._after(max(self.plan.wall(REBUILD), SHORTEST)):
             if isinstance(await asyncio.to_thread(self.client.regenerate), str):
                 self.recorder.counts["rebuilds asked for"] += 1
 
     async def cleanups(self) -> None:
-        """Send the jobs that run more often than rebuilds."""
+        """Send the clean-up jobs, which run more often than rebuilds."""
         while await self._after(max(self.plan.wall(CLEANUP), SHORTEST)):
             for job in JOBS:
                 await asyncio.to_thread(self._send, job, "maintenance")
             await asyncio.to_thread(self._send, "assignment.expire", "assignment")
 
     async def watch(self, show: Callable[[Sample], None]) -> None:
-        """Take a sample each second."""
+        """Take a sample each second, record it, and call `show` with it."""
         while await self._after(1.0):
             claimable = await self._attempt(self._claimable)
             states = dict.fromkeys(AgentActivity, 0)
@@ -128,7 +128,7 @@ class Environment:
             self.recorder.counts["jobs not sent"] += 1
 
     async def _attempt(self, what: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it gives
-        """Return the result, or None while the database is unavailable, so that the day goes on."""
+        """Run `what` in a thread; return its result, or None if the database is unavailable."""
         try:
             return await asyncio.to_thread(what)
         except SQLAlchemyError:
@@ -136,7 +136,7 @@ class Environment:
             return None
 
     async def _after(self, seconds: float) -> bool:
-        """Wait; return False once the day is over."""
+        """Wait for `seconds` and return True, or return False as soon as the day is over."""
         try:
             await asyncio.wait_for(self.over.wait(), seconds)
         except TimeoutError:

@@ -53,7 +53,7 @@ Point = tuple[float, float]
 
 
 def page(recorder: Recorder, verdict: Verdict, soaked: Soaked | None = None) -> str:
-    """Return the whole page; for a soak also the measured figures and what drifted."""
+    """Return the HTML page of a run; for a soak also the measured figures and what drifted."""
     levels = verdict.levels
     broken = "".join(f"<li>{escape(each)}</li>" for each in verdict.broken)
     said = (
@@ -240,7 +240,10 @@ def _chart(
 
 
 def _frame(recorder: Recorder, marks: Sequence[tuple[float, str]], most: float) -> str:
-    """Draw horizontal lines with their figures, the time below, and the faults."""
+    """Return the SVG frame of a chart: lines for the values `marks`, the time axis, and the faults.
+
+    `most` is the highest value of the chart.
+    """
     parts = []
     for value, label in marks:
         _, y = _place(recorder, (0, value), most)

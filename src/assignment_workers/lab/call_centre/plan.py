@@ -7,10 +7,13 @@ from datetime import timedelta
 
 LEASE = timedelta(minutes=5)
 SHORTEST_LEASE = 15.0
-"""However fast the day goes, a fault takes its real time; a hold outlives the usual fault."""
+"""The shortest lease in real seconds, however fast the day goes.
+
+A fault takes its real time, so a hold has to outlive the usual fault.
+"""
 
 FLOWER_TASKS = "1000"
-"""The number of tasks that Flower remembers: a minute of fifty agents.
+"""The number of tasks that Flower remembers in a soak: a minute of fifty agents.
 
 Its memory therefore stops growing early in a run.
 """
@@ -18,7 +21,7 @@ Its memory therefore stops growing early in a run.
 
 @dataclass(frozen=True)
 class Plan:
-    """One run. The day goes `speed` times as fast as the wall's clock; the stack does not."""
+    """The plan of one run. Simulated time runs `speed` times as fast as real time."""
 
     agents: int
     users: int
@@ -36,12 +39,12 @@ class Plan:
     """
 
     def wall(self, span: timedelta) -> float:
-        """Return the seconds on the wall's clock that this span takes."""
+        """Return the real seconds that a span of simulated time takes."""
         return span.total_seconds() / self.speed
 
     @property
     def variables(self) -> dict[str, str]:
-        """The settings of a stack whose times are scaled to the day's speed."""
+        """The environment variables of a stack for this run, with times divided by `speed`."""
         kept = {}
         if self.retention is not None:
             seconds = _seconds(self.retention.total_seconds())

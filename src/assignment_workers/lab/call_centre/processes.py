@@ -12,7 +12,10 @@ Life = tuple[int, float]
 
 
 class Measured(NamedTuple):
-    """One process at one moment. Several may have the same name, at once or one after the other."""
+    """The measurement of one process at one moment.
+
+    Several processes may have the same name, at once or one after the other.
+    """
 
     name: str
     life: Life
@@ -22,7 +25,10 @@ class Measured(NamedTuple):
 
 
 def measured(stack: int) -> Iterator[Measured]:
-    """Measure every process of the stack whose first process has this id. Raises `psutil.Error`."""
+    """Measure every process of a stack. `stack` is the id of its first process.
+
+    Raises `psutil.Error`.
+    """
     main = psutil.Process(stack)
     for process in (main, *main.children(recursive=True)):
         try:
@@ -39,7 +45,10 @@ def measured(stack: int) -> Iterator[Measured]:
 
 
 def _name(command: Sequence[str], *, is_main: bool) -> str | None:
-    """Return the role of a process; None for short-lived ones, such as a build's backend."""
+    """Return a process's role from its command line; None for short-lived processes.
+
+    `is_main`: the process is the first one of the stack.
+    """
     if is_main:
         return "up"
     match command:

@@ -25,7 +25,7 @@ class AgentActivity(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """One request: the second of the run of its answer, its duration, and its outcome."""
+    """One answered request: when in the run (s), after how many seconds, and its outcome."""
 
     at: float
     seconds: float
@@ -49,7 +49,7 @@ class Sample:
     assigned: int
     """The number of assignments so far."""
     claimable: int | None
-    """In both dialer queues; None while the database did not answer."""
+    """The number of claimable users in both dialer queues; None if the database did not answer."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Recorder:
     samples: list[Sample] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     surprises: list[str] = field(default_factory=list)
-    """Answers that break a guarantee: the verdict names each."""
+    """Descriptions of answers that break a guarantee; the verdict shows each."""
     _has: dict[int, UUID] = field(default_factory=dict)
 
     @property
@@ -112,12 +112,15 @@ class Recorder:
         self._has[held.user_id] = second
 
     def renewed(self, held: Held) -> None:
-        """Record the new end of the lease."""
+        """Record the new end of a lease from the answer to a renewal."""
         told = self.assignments[held.id]
         told.lease_until = max(told.lease_until, held.lease_expires_at)
 
     def gives_up(self, held: Held) -> None:
-        """Record that the agent is about to end it: from now on another agent may have the user."""
+        """Record that the agent is about to end the assignment.
+
+        From now on another agent may have the user.
+        """
         if self._has.get(held.user_id) == held.id:
             del self._has[held.user_id]
 

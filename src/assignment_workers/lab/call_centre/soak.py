@@ -38,7 +38,7 @@ SAMPLES = 2000
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0
-"""Seconds after a fault in which waits are counted as the fault's, not the system's."""
+"""The seconds after a fault during which waits count as its effect, not the system's."""
 GRACE = timedelta(minutes=2)
 """The longest time that a row may outlive its retention when the run is over."""
 
@@ -54,7 +54,10 @@ WITH_THE_WORK = {
     "job_runs",
     "requests",
 }
-"""Tables that grow with the work, or with its records: see `tables.weighed`."""
+"""Tables that grow with the work done, so that their growth is no drift.
+
+`tables.weighed` judges them.
+"""
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 PURGED = "SELECT count(*) FROM assignment.generations WHERE purged_at > now() - :run"
 OUTLIVED = {
@@ -79,8 +82,9 @@ LIMITS = {
 class Series(BaseModel):
     """One figure over the run, and its trend after its warm-up (see `trend`).
 
-    `lives`: a list for each process that was measured, one after the other, of seconds of the
-    run and value. `grown`: the growth in the longest of them, over `watched` seconds.
+    `lives`: for each process that was measured, one after the other, its samples as pairs of the
+    second of the run and the value. `grown`: the growth in the longest life, over `watched`
+    seconds.
     """
 
     kind: str
@@ -112,7 +116,7 @@ class Soaked(BaseModel):
 
     @property
     def exit_code(self) -> int:
-        """1: something drifted or a guarantee broke. 2: too short to judge everything. 0: good."""
+        """1 for drift or a broken guarantee, 2 if the run was too short to judge all, 0 if good."""
         if self.drifted or self.verdict.broken:
             return 1
         return 2 if self.unjudged else 0
@@ -121,7 +125,10 @@ class Soaked(BaseModel):
 def run(
     stack: Stack, plan: Plan, settings: Settings, show: Callable[[Recorder, Sample], None]
 ) -> tuple[Recorder, Soaked]:
-    """Simulate, measure meanwhile, and judge both. See `day.run`."""
+    """Simulate the plan, measure the stack meanwhile, and judge both; return records and result.
+
+    See `day.run` for the arguments.
+    """
     engine = connect(
         stack.database_url,
         name="assignment-workers soak",
@@ -140,7 +147,7 @@ def run(
 Figure = tuple[str, str]
 """The kind of a figure, and the name of what was measured."""
 LASTING: Life = (0, 0.0)
-"""The life of what outlives every process."""
+"""The life of figures that belong to no process, such as the size of a table."""
 
 
 @dataclass
@@ -155,7 +162,7 @@ class Meter:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     dead: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    """By table: seconds of the run, and the dead rows in multiples of autovacuum's threshold."""
+    """By table: samples of the dead rows, in multiples of autovacuum's threshold."""
     taken: int = 0
     missed: int = 0
 
@@ -195,14 +202,17 @@ class Meter:
         self.taken += 1
 
     def prune(self) -> None:
-        """Do the work of the daily job, which comes too rarely for a run."""
+        """Delete rows past their retention and chain events, as the daily job does.
+
+        A run is too short for that job.
+        """
         with self.engine.connect() as connection:
             audit.extend(connection)
         with self.engine.begin() as connection:
             prune_history(connection, settings=self.settings)
 
     def latency(self, recorder: Recorder) -> None:
-        """Add the medians of the waits that no fault touched."""
+        """Add samples of the time to assign: medians of the waits that no fault affected."""
         faults = [fault.at for fault in recorder.faults]
         width = max(self.plan.seconds / SAMPLES, NEAREST)
         waits: dict[int, list[float]] = defaultdict(list)
@@ -247,7 +257,7 @@ class Meter:
         )
 
     def judged(self, figure: Figure) -> Series:
-        """Judge one figure."""
+        """Judge the trend of one figure over all its lives."""
         kind, name = figure
         lives = self.points[figure].values()
         limit = LIMITS[kind]
@@ -264,7 +274,7 @@ class Meter:
         )
 
     def outlived(self) -> list[str]:
-        """Name what should have been deleted by now, after a last round of deletions."""
+        """Delete rows past their retention once more; name tables in which such rows remain."""
         self.prune()
         parameters = {
             "history": self.settings.history_retention + GRACE,

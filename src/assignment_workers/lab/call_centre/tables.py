@@ -10,13 +10,19 @@ from sqlalchemy import Connection, text
 from assignment_workers.lab.call_centre.trend import Points
 
 BLOATED = 2.0
-"""Times the copy. Autovacuum lets a fifth of the rows be dead, and pages are never quite full."""
+"""The multiple of its rewritten copy above which a table may count as bloated.
+
+Autovacuum lets a fifth of the rows be dead, and pages are never quite full.
+"""
 BLOAT_MB = 1.0
-"""Megabytes beyond the copy: less is a few pages of a small table."""
+"""The least excess over the copy, in megabytes, that counts as bloat; less is a few pages."""
 DEAD_TIMES = 2.0
-"""Times autovacuum's threshold: more rows may be dead by the time autovacuum looks."""
+"""The allowed dead rows, as a multiple of autovacuum's threshold.
+
+It is above 1 because rows die until autovacuum looks.
+"""
 DEAD_SECONDS = 180.0
-"""The longest time above that limit without a break: autovacuum looks once a minute."""
+"""The longest time above `DEAD_TIMES` without a break: autovacuum looks once a minute."""
 
 # A generation's table counts with `entries`, attached or not. The
 # threshold is autovacuum's own: it goes by `reltuples`.
@@ -78,18 +84,21 @@ class Weight(BaseModel):
         return self.anew_mb * 1e6 / self.rows if self.rows else None
 
     def shown(self) -> tuple[str | None, ...]:
-        """Return rows, megabytes, bytes per row, those of the copy, and times, as text."""
+        """Return as text: rows, megabytes, bytes per row, the copy's bytes per row, and `times`."""
         bytes_of = [None if each is None else f"{each:,.0f}" for each in (self.row, self.row_anew)]
         return f"{self.rows:,}", f"{self.mb:,.2f}", *bytes_of, f"{self.times:.2f}"
 
     @property
     def is_bloated(self) -> bool:
-        """True if the empty space in the table is worth an operator's while."""
+        """True if the table has so much empty space that an operator should act."""
         return self.times > BLOATED and self.mb - self.anew_mb > BLOAT_MB
 
 
 def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]]:
-    """Return by table megabytes with indexes, and dead rows in autovacuum's thresholds."""
+    """Return two mappings by table: megabytes with indexes, and dead rows.
+
+    Dead rows are multiples of autovacuum's threshold.
+    """
     rows = connection.execute(text(TABLES)).all()
     return (
         {row.name: float(row.bytes) / 1e6 for row in rows},
@@ -98,7 +107,10 @@ def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]
 
 
 def weighed(connection: Connection) -> list[Weight]:
-    """Weigh every table beside a copy, which is made and dropped: a second for 100,000 rows."""
+    """Compare the size of every table with that of a copy, which is made and dropped.
+
+    Cost: a second for 100,000 rows.
+    """
     connection.execute(text(WEIGH))
     return [
         Weight.model_validate(dict(row)) for row in connection.execute(text(WEIGHTS)).mappings()
@@ -106,7 +118,7 @@ def weighed(connection: Connection) -> list[Weight]:
 
 
 def bloated(weights: Sequence[Weight]) -> list[str]:
-    """Name the tables that take more space than their rows need."""
+    """Describe, one line each, the tables that take much more space than their rows need."""
     return [
         f"bloat of {each.name}: {each.row:,.0f} bytes a row, and {each.row_anew:,.0f} were it"
         f" written anew ({each.times:.1f} times)"
@@ -118,10 +130,10 @@ def bloated(weights: Sequence[Weight]) -> list[str]:
 
 
 def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
-    """Name the tables in which dead rows stood above the threshold for too long.
+    """Describe, one line each, the tables in which too many rows were dead for too long.
 
     `dead`: by table, the multiples of autovacuum's threshold, as `measured` returns them. A
-    crash of PostgreSQL resets that count, and ends a stretch.
+    crash of PostgreSQL resets its count of dead rows.
     """
     found = []
     for name, points in sorted(dead.items()):

@@ -1,10 +1,11 @@
 """The trend of a figure: tells a leak from a warm-up.
 
-A process that warms up grows fast and then ever less, or in a few steps; one that leaks grows on.
-Therefore the first `WARM_UP` seconds of each life do not count, the rest is halved, and the figure
-grows only as fast as it does in the slower half. The growth of a half is the median of the slopes
-between all pairs of its samples that are at least half of it apart (after Theil and Sen): neither
-an occasional fault nor a figure that rises and falls in turns changes that median.
+A process that warms up grows fast at first and then ever less, or in a few steps; a process that
+leaks keeps growing. Therefore the first `WARM_UP` seconds of each life do not count, the rest is
+halved, and the figure grows only as fast as it does in the slower half. The growth of a half is the
+median of the slopes between all pairs of its samples that are at least half of it apart (after
+Theil and Sen): neither an occasional fault nor a figure that rises and falls in turns changes that
+median.
 
 A process that is killed on purpose has several lives, one after the other. Each life is examined
 separately, because the next one begins small again; the slopes of all of them count together.
@@ -18,26 +19,29 @@ from enum import StrEnum
 from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
-"""The samples of one life in order: seconds of the run, and the value."""
+"""The samples of one figure over one life of a process, in order: seconds of the run, and value."""
 
 WARM_UP = 60.0
-"""Seconds of a life that do not count."""
+"""The seconds at the beginning of a process's life that do not count."""
 LEAST = 16
-"""Samples of a life after its warm-up: with fewer, chance alone may look like growth."""
+"""The least number of samples of a life after its warm-up.
+
+With fewer samples, chance alone may look like growth.
+"""
 
 
 class Limit(NamedTuple):
-    """The allowed growth of a figure in the longest life that was watched."""
+    """The growth that a figure may have in the longest life that was watched: the larger of two."""
 
     unit: str
     share: float
-    """As a share of the level: this much is the noise of an allocator, or of a machine."""
+    """The allowed growth as a share of the figure's level, for the noise of an allocator."""
     beyond: float
-    """In the figure's unit: growth below this means nothing."""
+    """The growth, in the figure's unit, that is allowed in any case."""
 
 
 class TrendFinding(StrEnum):
-    """The finding about a figure."""
+    """The verdict on the growth of a figure."""
 
     STEADY = "steady"
     GROWS = "grows"
@@ -51,11 +55,14 @@ class Trend(NamedTuple):
     level: float | None = None
     grown: float | None = None
     seconds: float | None = None
-    """The seconds for which that life was watched after its warm-up."""
+    """The seconds for which the longest life was watched after its warm-up."""
 
 
 def judge(lives: Iterable[Points], limit: Limit) -> Trend:
-    """Judge whether the figure with these lives grows by more than its limit."""
+    """Judge whether a figure keeps growing by more than its limit.
+
+    `lives` has the samples of each life of the process that was measured, one after the other.
+    """
     watched = [life for each in lives if len(life := _warm(each)) >= LEAST]
     if not watched:
         return Trend(TrendFinding.UNKNOWN)
@@ -73,7 +80,7 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Return the growth in a second."""
+    """Return the median growth per second in these parts of the lives."""
     return statistics.median(slope for half in halves for slope in _slopes(half))
 
 

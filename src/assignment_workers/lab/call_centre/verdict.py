@@ -17,9 +17,9 @@ from assignment_workers.lab.call_centre.recorder import Recorder
 from assignment_workers.settings import Settings
 
 BOUND = timedelta(seconds=60)
-"""The longest time that a hold may outlive its lease: longer than any fault lasts."""
+"""The longest time that a hold may outlive its lease; no fault lasts as long."""
 SOON = 0.1
-"""Seconds: the incident report's target for the average time to assign."""
+"""The incident report's target for the average time to assign, in seconds."""
 SHOWN = 20
 
 
@@ -73,7 +73,10 @@ def judge(
     signed_at: dict[int, datetime],
     settings: Settings,
 ) -> Verdict:
-    """Judge the whole run from one database that is at rest."""
+    """Judge the whole run, from the database at rest and the agents' records.
+
+    `signed_at`: for each user who signed, an instant by which they had certainly signed.
+    """
     broken = [*recorder.surprises]
     with engine.connect() as connection:
         breaches = check(connection, settings=settings, bound=BOUND)
@@ -115,7 +118,7 @@ def judge(
 
 
 def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
-    """Name every answer to an agent that the records contradict."""
+    """Describe every answer to an agent that the database contradicts."""
     sql = text(
         "SELECT id, agent_id, user_id, state, outcome FROM assignment.assignments"
         " WHERE id = ANY(:ids)"
@@ -134,7 +137,7 @@ def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
 
 
 def _signed_before(connection: Connection, signed_at: dict[int, datetime]) -> list[str]:
-    """Check guarantee 3: no user who had signed was handed out as unsigned."""
+    """Describe each user who was handed out as unsigned after signing (guarantee 3)."""
     sql = text(
         "SELECT user_id, claimed_at FROM assignment.assignments"
         " WHERE queue = 'unsigned_users' AND user_id = ANY(:users)"

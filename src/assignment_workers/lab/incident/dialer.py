@@ -15,14 +15,14 @@ class RecordNotFound(Exception):
 
 @dataclass(frozen=True)
 class Given:
-    """A user who was handed to an agent. `token` is the dialer's own, for `finish`."""
+    """A user who was handed to an agent. `token` identifies the hold for `finish`."""
 
     user_id: int
     token: object
 
 
 class Dialer(Protocol):
-    """One way to hand out users, on a database of its own. Called from many threads at once."""
+    """One way to hand out users, on a database of its own. Its methods are thread-safe."""
 
     def ask(self, agent: int) -> Given | None:
         """Return the next user for this agent; None: the agent sees that the queue is empty.
@@ -43,17 +43,20 @@ class Dialer(Protocol):
         """Return the number of rebuilds."""
 
     def settle(self) -> None:
-        """Wait, after all agents are gone, until holds with an end of their own have ended."""
+        """Wait, after all agents have left, until holds that have a lease have expired."""
 
     def stuck(self) -> int:
-        """Return the number of users whom the records show as held; without agents, lost ones."""
+        """Return the number of users whom the tables show as held.
+
+        After all agents have left, these users are lost.
+        """
 
     def close(self) -> None:
         """Close the connections."""
 
 
 def warm(engine: Engine, connections: int) -> None:
-    """Open so many connections now, so that no request pays for them."""
+    """Open this number of connections now, so that no request has to wait for one."""
     with ExitStack() as keep:
         for _ in range(connections):
             keep.enter_context(engine.connect())

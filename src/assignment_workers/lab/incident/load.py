@@ -23,7 +23,10 @@ from assignment_workers.schema.tables import Phone
 LEVEL_CHECK = timedelta(minutes=5)
 HOURLY = timedelta(hours=1)
 HOURLY_FROM = timedelta(minutes=10)
-"""The schedule of the two jobs (original-dialer section 5); the run begins at 20 past."""
+"""The first time of the hourly job after the begin of a run (original-dialer section 5).
+
+The simulated clock begins a run at twenty minutes past the hour.
+"""
 TALK_MEDIAN = timedelta(minutes=3)
 TALK_SPREAD = 0.6
 TALK_AT_MOST = timedelta(minutes=10)
@@ -38,7 +41,10 @@ AWAY = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """The load, the same for every way. Its clock runs `speed` times as fast as the wall's."""
+    """The load, the same for every way to hand out users.
+
+    Simulated time runs `speed` times as fast as real time.
+    """
 
     agents: int
     seconds: float
@@ -54,7 +60,7 @@ class LoadPlan:
         return round(1000 + 2 * calls)
 
     def wall(self, span: timedelta) -> float:
-        """Return the seconds on the wall's clock that this span takes."""
+        """Return the real seconds that a span of simulated time takes."""
         return span.total_seconds() / self.speed
 
 
@@ -71,7 +77,7 @@ class Truth:
     _twice: set[int] = field(default_factory=set)
 
     def answered(self, what: str, seconds: float) -> None:
-        """Record the answer to a request."""
+        """Record the outcome `what` of a request, and the seconds until its answer."""
         with self.lock:
             self.counts["requests"] += 1
             self.counts[what] += 1
@@ -101,9 +107,9 @@ class Truth:
 
 
 def run(dialer: Dialer, plan: LoadPlan, looking: Engine) -> Truth:
-    """Run all agents and jobs for the plan's seconds, and return when all are done.
+    """Run all agents and jobs on the dialer for the plan's seconds; return the agents' account.
 
-    `looking` reads the same database, to judge each answer 'empty'.
+    `looking` is an engine on the same database, to check each answer 'empty'.
     """
     truth = Truth()
     stop = threading.Event()
@@ -132,7 +138,7 @@ def run(dialer: Dialer, plan: LoadPlan, looking: Engine) -> Truth:
 
 @dataclass(frozen=True)
 class ScheduledJob:
-    """A job, its first time, and its interval after that."""
+    """A job of the dialer, the time of its first run, and the interval after that."""
 
     first: timedelta
     every: timedelta
@@ -142,7 +148,10 @@ class ScheduledJob:
 def _every(
     schedule: ScheduledJob, plan: LoadPlan, truth: Truth, stop: threading.Event
 ) -> threading.Thread:
-    """Return a thread that does a job at its times; a job that takes too long misses the next."""
+    """Return a thread that runs the job at its times until `stop`.
+
+    A run that takes too long makes the job miss its next time.
+    """
 
     def work() -> None:
         due = time.monotonic() + plan.wall(schedule.first)
@@ -203,14 +212,17 @@ class _Agent:
             self.stop.wait(self.plan.wall(PAUSE))
 
     def _told_empty(self) -> None:
-        """Count a wrong 'empty', and pause; the screen also says 'empty' after an error."""
+        """Pause after the screen said 'empty', and count it as wrong if a user was waiting.
+
+        The screen also says 'empty' after an error.
+        """
         if self._somebody_waits():
             with self.truth.lock:
                 self.truth.counts["false_empty"] += 1
         self.stop.wait(self.plan.wall(EMPTY_PAUSE))
 
     def _somebody_waits(self) -> bool:
-        """Return True if a user whom the policy lets be called is talked to by no agent now."""
+        """Return True if some eligible user is with no agent now."""
         policy = UNSIGNED_USERS
         waiting = (
             select(UserCallScore.user_id)

@@ -47,13 +47,13 @@ FIND = """
 SELECT id, user_id, updated_at FROM unsigned_users_queue
 WHERE status = 'pending' AND assigned_to_agent IS NULL ORDER BY queue_position LIMIT 1
 """
-"""The head. No row is locked, and `available_from` is not read."""
+"""The query for the head of the queue. It locks no row and does not read `available_from`."""
 
 ASSIGN = """
 UPDATE unsigned_users_queue SET status = 'assigned', assigned_to_agent = :agent,
   assigned_at = now(), updated_at = clock_timestamp() WHERE id = :id RETURNING id
 """
-"""By id alone: the last agent to update has the row."""
+"""The update that assigns a row, by id alone: of two agents the last one gets the row."""
 
 CANDIDATES = """
 (SELECT user_id, current_score FROM user_call_scores
@@ -87,7 +87,7 @@ WHERE user_id = :user
 
 @dataclass(frozen=True)
 class HeadRow:
-    """The row at the head as it was when it was read."""
+    """A row at the head of the queue, with the values that it had when it was read."""
 
     row: UUID
     user_id: int
@@ -95,7 +95,10 @@ class HeadRow:
 
 
 class Original:
-    """Find, validate on another connection, update by id; a rebuild deletes all and inserts."""
+    """The dialer of the incident: find a row, validate its user elsewhere, update the row by id.
+
+    A rebuild deletes all rows and inserts new ones.
+    """
 
     def __init__(
         self,
@@ -105,7 +108,10 @@ class Original:
         validation: timedelta,
         randomness: Random,
     ) -> None:
-        """Create the queue. `validation`: the median time of a read on the other database."""
+        """Create the queue in this database and fill it.
+
+        `validation` is the median time of a simulated read on the other database.
+        """
         limits = timedelta(seconds=30)
         self.engine: Engine = connect(
             database_url, name="replay", statement_timeout=limits, pool_size=agents + 4
@@ -125,7 +131,11 @@ class Original:
         self.rebuild()
 
     def ask(self, agent: int) -> Given | None:
-        """Find the head, validate it on the replica and assign it by id; at most ten times."""
+        """Return a user from the head of the queue, or None if the agent is to see an empty queue.
+
+        The head is found, validated on the replica and assigned by its id. An invalid one is put
+        aside and the next one tried, ten in all. Raises `RecordNotFound`.
+        """
         for _ in range(ATTEMPTS):
             found = self.find(agent)
             if found is None:
@@ -136,13 +146,16 @@ class Original:
         return None
 
     def find(self, agent: int) -> HeadRow | None:
-        """Return the head of the queue; it is not assigned yet."""
+        """Return the first pending row, which is not assigned yet; None if there is none."""
         with self._transaction(agent) as connection:
             row = connection.execute(text(FIND)).first()
         return HeadRow(row.id, row.user_id, row.updated_at) if row else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign the row to the agent. Return None where this way answers 'empty'."""
+        """Assign the row that `find` returned to the agent, by the row's id.
+
+        Raises `RecordNotFound` if a rebuild has deleted the row meanwhile.
+        """
         with self._transaction(agent) as connection:
             row = connection.execute(text(ASSIGN), {"agent": agent, "id": found.row}).first()
         if row is None:
@@ -215,7 +228,7 @@ class Original:
                 connection.commit()
 
     def _is_valid(self, user: int) -> bool:
-        """Validate on the other database, with a log-normal delay as of a read there."""
+        """Return True if the user is eligible by the other database, after a simulated delay."""
         if self._validation:
             time.sleep(self._validation * self._randomness.lognormvariate(0, 0.5))
         with self._replica.connect() as connection:
@@ -238,14 +251,14 @@ class Original:
 
 
 class InOneTransaction(Original):
-    """The report's first remedy: find and update in one transaction."""
+    """The incident report's first remedy: find and update in one transaction."""
 
     def __init__(self, *given: Any, **options: Any) -> None:  # noqa: ANN401 - passed on
         self._open: dict[int, Connection] = {}
         super().__init__(*given, **options)
 
     def ask(self, agent: int) -> Given | None:
-        """Ask in one transaction for this agent, which `assign` commits."""
+        """Find, validate and assign as `Original` does, but in one transaction."""
         try:
             return super().ask(agent)
         finally:
@@ -253,7 +266,7 @@ class InOneTransaction(Original):
                 kept.close()
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign, and commit."""
+        """Assign the row, and commit the transaction that `find` began."""
         given = super().assign(agent, found)
         self._open[agent].commit()
         return given
@@ -272,10 +285,10 @@ class InOneTransaction(Original):
 
 
 class Retried(Original):
-    """The report's second remedy: a failed update is tried again, with exponential back-off."""
+    """The incident report's second remedy: try a failed update again, with exponential back-off."""
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Try the same id again; the row never comes back."""
+        """Assign the row; if it is gone, try again in vain, because a deleted id never returns."""
         for attempt in range(RETRIES):
             try:
                 return super().assign(agent, found)
@@ -285,7 +298,10 @@ class Retried(Original):
 
 
 class Optimistic(Original):
-    """The report's third remedy: the update names the version read; a conflict finds again."""
+    """The incident report's third remedy: optimistic locking.
+
+    The update succeeds only if the row is unchanged since it was read; otherwise find a row again.
+    """
 
     def ask(self, agent: int) -> Given | None:
         """Ask again up to `RETRIES` times after a conflict; then the agent sees an empty queue."""
@@ -306,12 +322,12 @@ class Optimistic(Original):
 
 
 class Locked(InOneTransaction):
-    """A lock keeps every claim out while the queue is rebuilt."""
+    """A remedy: a lock that keeps every claim out while the queue is rebuilt."""
 
     SHARED = "SELECT pg_advisory_xact_lock_shared(907)"
 
     def rebuild(self) -> None:
-        """Rebuild under the exclusive lock: wait for claims under way, and let new ones wait."""
+        """Rebuild under an exclusive lock: wait for running claims, and make new claims wait."""
         with self.engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(907)"))
             super().rebuild()
@@ -324,7 +340,7 @@ class Locked(InOneTransaction):
 
 
 class Upserted(Original):
-    """A missing row is inserted again."""
+    """A remedy: a row that is missing at the update is inserted again."""
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
         """Assign the row, and insert it if it is missing; this always succeeds."""
@@ -340,10 +356,13 @@ class Upserted(Original):
 
 
 class SkipLocked(Original):
-    """The claim is one statement that no other claim can meet; a rebuild still deletes all."""
+    """A remedy: find and assign in one statement, which skips rows that other claims have locked.
+
+    A rebuild still deletes all rows.
+    """
 
     def find(self, agent: int) -> HeadRow | None:
-        """Find and assign in one statement; the validation follows."""
+        """Assign the first row that no other claim has locked; its user is validated afterwards."""
         rows = self._run(
             ASSIGN.replace(
                 ":id", f"({FIND} FOR UPDATE SKIP LOCKED)".replace("id, user_id, updated_at", "id")
@@ -359,7 +378,7 @@ class SkipLocked(Original):
 
 
 class Spared(SkipLocked):
-    """In addition, a rebuild spares assigned rows and their users. There is no lease."""
+    """A remedy: SKIP LOCKED, and a rebuild spares assigned rows and users; without a lease."""
 
     def _clear(self) -> None:
         self._run("DELETE FROM unsigned_users_queue WHERE status <> 'assigned'")
@@ -379,4 +398,4 @@ WAYS: dict[str, tuple[str, Callable[..., Original]]] = {
     "skip-locked": ("FOR UPDATE SKIP LOCKED", SkipLocked),
     "spared": ("SKIP LOCKED, and a rebuild spares assigned rows", Spared),
 }
-"""Every way except ours: its name, its difference from the original, and its class."""
+"""Every way except ours, by name: its difference from the original, and its class."""

@@ -32,7 +32,7 @@ from assignment_workers.settings import Settings
 
 QUEUE = UNSIGNED_USERS.queue
 LEASE = timedelta(seconds=4)
-"""Longer than any call of the replay, so that the lease of a present agent never lapses."""
+"""The lease: longer than any call of the replay, so that only absent agents lose a hold."""
 
 
 class Surprise(AssignmentWorkersError):
@@ -40,7 +40,10 @@ class Surprise(AssignmentWorkersError):
 
 
 class Ours:
-    """A claim takes one fenced transaction; the publication of a rebuild takes another."""
+    """This project as one way of the replay.
+
+    A claim takes one fenced transaction; the publication of a rebuild takes another.
+    """
 
     def __init__(
         self, database_url: str, *, agents: int, validation: timedelta, randomness: Random
@@ -64,7 +67,7 @@ class Ours:
         self.rebuild()
 
     def ask(self, agent: int) -> Given | None:
-        """Claim in one fenced transaction."""
+        """Claim a user for this agent in one fenced transaction; None if the queue is empty."""
         request = ClaimRequest(agent, f"replay-{next(self._numbers)}", QUEUE)
         (answer,) = self.runner.run(
             lambda transaction: claim(
@@ -80,7 +83,10 @@ class Ours:
                 raise Surprise(f"agent {agent} asked and was told: {other}")
 
     def finish(self, agent: int, given: Given) -> bool:
-        """Change the score, the entry and the hold in one fenced transaction."""
+        """Record an unanswered call: score, entry and hold change in one fenced transaction.
+
+        Return False if the agent's hold was gone by then.
+        """
         held = given.token
         if not isinstance(held, Held):
             raise TypeError(f"not given by this dialer: {given}")
@@ -91,7 +97,7 @@ class Ours:
         return isinstance(answer, Finished)
 
     def check_level(self) -> None:
-        """Rebuild if the queue is low, by its claimable users and its last build."""
+        """Rebuild if few claimable users are left and the last build is long enough ago."""
         with self.engine.connect() as connection:
             if not low(connection, [QUEUE], settings=self.settings):
                 return
@@ -105,7 +111,10 @@ class Ours:
             self.publish(number)
 
     def build(self) -> int | None:
-        """Build a generation beside the published one; None if another build was under way."""
+        """Build a generation beside the published one and return its number.
+
+        Returns None if another build was running.
+        """
 
         def work(given: jobs.Work) -> jobs.Counts:
             number, _ = regenerate(given, UNSIGNED_USERS, trigger="hand", settings=self.settings)

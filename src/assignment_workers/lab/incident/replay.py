@@ -29,16 +29,19 @@ NAMES = (*WAYS, OURS)
 
 
 class ReplayResult(BaseModel):
-    """The result of one way under the load. Times are milliseconds."""
+    """The result of one way to hand out users (the original, a remedy, or ours) under the load.
+
+    Times are in milliseconds.
+    """
 
     name: str
     way: str
     requests: int
     assigned: int
     not_found: int
-    """Failures like P2025: the row that was found is gone at the update."""
+    """Requests that failed because the row that was found was gone at the update (P2025)."""
     failed: int
-    """Requests that failed in another way."""
+    """Requests that failed with another error."""
     held_twice: int
     """Users whom two agents had at the same time."""
     destroyed: int
@@ -78,9 +81,10 @@ def replay(
     *,
     done: Callable[[ReplayResult], object] = lambda _: None,
 ) -> ReplayReport:
-    """Run every way in turn, in scratch databases that are made on this server and dropped again.
+    """Run the load on each named way in turn, in scratch databases on this server.
 
-    The database that `server_url` names is neither read nor written. `done` is called with each
+    The scratch databases are dropped afterwards. The database that `server_url` names is neither
+    read nor written. `done` is called with each
     result. Raises `UsageError` if no database may be created there, and `DatabaseUnavailable`.
     """
     results: list[ReplayResult] = []
@@ -140,7 +144,11 @@ def _result(name: str, way: str, dialer: Dialer, truth: Truth) -> ReplayResult:
 def _scratch(
     server_url: str, plan: LoadPlan
 ) -> Iterator[Callable[[], AbstractContextManager[str]]]:
-    """Yield a function that copies a database with the demo CRM; all are dropped at the end."""
+    """Create a database with the demo CRM, and yield a function that makes copies of it.
+
+    The function returns a context manager, which yields the address of a copy and drops it. The
+    database itself is dropped at the end of the block.
+    """
     with _database(server_url, "template0") as (name, url):
         upgrade(url)
         engine = connect(url, name="replay", statement_timeout=timedelta(minutes=5))
