@@ -27,34 +27,37 @@ from assignment_workers.assignment.events import ONE_OF, StoredEvent
 from assignment_workers.schema.tables import AuditAnchor
 
 FORM = 1
-"""The version of the format of an exported file."""
+"""Version of the format of a file to which the hash chains of events are exported."""
 COMPARED_AT_MOST = 1_000
-"""The most mismatched events of a lane that are compared with one another."""
+"""Number of events of a lane with a wrong digest that are compared to find reordered ones."""
 
 
 class ChainFault(StrEnum):
-    """The kind of a finding."""
+    """A kind of fault that a check of the hash chains of events can find."""
 
     CHANGED = "changed"
-    """An event, or its digest, differs from what was chained."""
+    """An event, or its digest, was changed after it was added to the hash chain."""
     DELETED = "deleted"
-    """A position has no event."""
+    """The event at a position of the hash chain is missing."""
     REORDERED = "reordered"
-    """An event is at another position than its own."""
+    """An event is at another position of the hash chain than when it was added."""
     ADDED = "added"
-    """An event that was never chained is among chained ones."""
+    """An event that was never added to the hash chain is among those that were."""
     CUT = "cut"
-    """The front is gone, and no anchor of a purge accounts for it."""
+    """The first events of the hash chain are gone, and no purge recorded that it deleted them."""
     SHORTENED = "shortened"
-    """The end is gone: an earlier head lies beyond it."""
+    """The last events of the hash chain are gone: an earlier export has more of them."""
     REWRITTEN = "rewritten"
-    """The digest of a position differs from that in an earlier export."""
+    """The digest at a position of the hash chain differs from that in an earlier export."""
     UNREADABLE = "unreadable"
     """A line of a file does not belong to an export."""
 
 
 class ChainFinding(BaseModel):
-    """One fault; `upto` is the last position if the fault is a run of positions."""
+    """A fault of a lane's hash chain, at `position`.
+
+    `upto`: the last position, if several positions in a row have the fault.
+    """
 
     fault: ChainFault
     lane: str | None = None
@@ -65,37 +68,38 @@ class ChainFinding(BaseModel):
 
 
 class ChainShown(BaseModel):
-    """A lane's chain as it was checked."""
+    """The extent of a lane's hash chain of events when it was checked."""
 
     lane: str
     purged: int
-    """The events that the purge has deleted; the chain begins after them."""
+    """Number of events that the purge deleted from the front; the chain begins after them."""
     position: int
-    """The position of the last event."""
+    """The position of the chain's last event."""
     digest: str
 
 
 class Checked(BaseModel):
-    """The scope of a check, and its findings."""
+    """The result of checking the hash chains of events: what was checked, and the faults."""
 
     events: int = 0
     pending: int = 0
-    """Events of the database that are not chained yet."""
+    """Number of events in the database that were not added to a hash chain yet."""
     pending_since: datetime | None = None
     chains: list[ChainShown] = Field(default_factory=list)
     findings: list[ChainFinding] = Field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if there are no findings."""
+        """True if the check found no fault."""
         return not self.findings
 
 
 @dataclass
 class Chain:
-    """A lane's chain while it is read: events come with their stored digests.
+    """The checker of one lane's hash chain; events are added in the order in which they are stored.
 
-    An event without a predecessor is accepted, and checked once the predecessor has come.
+    `anchor`: the point after which the chain begins. `report` is called with each fault. An event
+    whose predecessor was not added yet is checked once the predecessor is added.
     """
 
     lane: str
@@ -104,20 +108,23 @@ class Chain:
     head: ChainHead = field(init=False)
     count: int = 0
     _gaps: list[list[int]] = field(default_factory=list)
-    """The first and last position of each run that has not come."""
+    """The first and last position of each run of positions that were passed over."""
     _unproved: dict[int, tuple[int, bytes, bytes]] = field(default_factory=dict)
-    """By position, after a gap: event, content and digest."""
+    """By position: event id, content and digest of each event whose predecessor is missing yet."""
     _ends: dict[int, bytes] = field(default_factory=dict)
-    """The digests before gaps."""
+    """By position: the digest of each event that a missing event should follow."""
     _wrong: list[tuple[int, int, bytes, bytes, bytes]] = field(default_factory=list)
-    """Position, event, digest before, content and digest of each mismatch."""
+    """Events with a wrong digest: position, id, predecessor's digest, content, stored digest."""
 
     def __post_init__(self) -> None:
-        """Begin after the anchor."""
+        """Set the position from which the check starts to the anchor."""
         self.head = self.anchor
 
     def add(self, position: int, event_id: int, said: bytes | None, digest: bytes) -> None:
-        """Add the next event; if `said` is None, the digest exists and the event is missing."""
+        """Check the next event that was read from the chain.
+
+        `digest`: the stored digest. `said`: the event's content; None if the event is missing.
+        """
         if position <= self.head.position:
             self._late(position, event_id, said, digest)
             return
@@ -131,7 +138,10 @@ class Chain:
         self.head = ChainHead(position, digest)
 
     def end(self) -> None:
-        """Report the positions that never came, and the mismatches."""
+        """Report the positions without an event and the events with a wrong digest.
+
+        Call this once all events of the chain were added.
+        """
         for first, last in self._gaps:
             is_front = first == self.anchor.position + 1
             self._report(ChainFault.CUT if is_front else ChainFault.DELETED, first, upto=last)
@@ -206,7 +216,7 @@ class Chain:
 
 
 def check(connection: Connection) -> Checked:
-    """Check every chain of the database against its events.
+    """Check the hash chains of all lanes against the events in the database.
 
     Reads one snapshot, one batch at a time. Cost: about 25 µs per event.
     """
@@ -232,11 +242,12 @@ def check(connection: Connection) -> Checked:
 
 
 def export(connection: Connection, write: Callable[[str], object], *, lane: str | None) -> int:
-    """Write the chains, of all lanes or one, as lines of JSON; return the number of events.
+    """Export the hash chains of events as lines of JSON; return the number of events.
 
-    The first line has each chain's anchor, the last line each head. The lines between them have the
-    events with their digests. Texts that people typed are not exported. Reads one snapshot; memory
-    is that of one batch.
+    `write` is called with each line. `lane`: the one lane to export; None: all. The first line has
+    the point at which each chain begins, the last line the end of each. The lines between them have
+    the events with their digests. Texts that people typed are not exported. Reads one snapshot;
+    memory is that of one batch.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     made_at = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -261,7 +272,10 @@ def export(connection: Connection, write: Callable[[str], object], *, lane: str 
 
 
 def check_file(lines: Iterable[str]) -> Checked:
-    """Check an exported file by itself, without a database. Memory: that of the findings."""
+    """Check the hash chains in an exported file, without a database. `lines`: those of the file.
+
+    Memory: that of the faults that are found.
+    """
     found = Checked()
     numbered = enumerate(lines, 1)
     _, first = next(numbered, (0, ""))
@@ -296,7 +310,10 @@ def check_file(lines: Iterable[str]) -> Checked:
 
 
 def _take(line: str, chains: Mapping[str, Chain]) -> _Last | None:
-    """Add an event's line to its chain; return the last line, and None for others."""
+    """Add the event in this line of an exported file to its chain; return None.
+
+    The last line of a file, which has no event, is parsed and returned.
+    """
     if line.startswith('{"heads"'):
         return _Last.model_validate_json(line)
     one = _One.model_validate_json(line)
@@ -307,7 +324,10 @@ def _take(line: str, chains: Mapping[str, Chain]) -> _Last | None:
 
 
 def _end(chain: Chain, given: _Given | None) -> None:
-    """End a chain of a file, and check it against the head in the file's last line."""
+    """End the check of a chain of an exported file.
+
+    `given`: the end of the chain by the file's last line, with which it is compared.
+    """
     if given is not None and given.position > chain.head.position:
         chain.report(
             ChainFinding(
@@ -328,10 +348,11 @@ def _unreadable(number: int) -> str:
 
 
 def compare(connection: Connection, lines: Iterable[str]) -> list[ChainFinding]:
-    """Check that the database still has the chains that an earlier export ends with.
+    """Check that the hash chains in the database continue those of an earlier export.
 
-    Finds faults that no check of the database alone can find: a rewritten past with matching
-    digests, and a missing end. A head that the purge has cut since cannot be compared.
+    `lines`: those of the exported file. Finds faults that a check of the database alone cannot
+    find: events that were rewritten together with their digests, and a missing end. A chain whose
+    exported end was purged since cannot be compared.
     """
     last = deque(lines, maxlen=1)
     try:
@@ -359,7 +380,11 @@ def _compared(
     now: Mapping[str, ChainHead],
     anchor: ChainHead,
 ) -> ChainFault | None:
-    """Compare a head of an earlier export with the chain as it is now."""
+    """Compare the end of a lane's chain in an earlier export with the chain in the database.
+
+    `then`: that end. `now`: the present ends, by lane. `anchor`: the point at which the chain
+    begins now. Returns the fault, or None.
+    """
     if now.get(lane, genesis(lane)).position < then.position:
         return ChainFault.SHORTENED
     if then.position < anchor.position:
@@ -414,7 +439,7 @@ class _One(BaseModel):
 
 
 def _read(connection: Connection, lane: str) -> Iterator[tuple[Any, Mapping[int, StoredEvent]]]:
-    """Yield the batches of a lane in order, each with its events as they are stored now."""
+    """Yield the batches of a lane's hash chain in order, each with its stored events by id."""
     after = 0
     while batch := connection.execute(_NEXT, {"lane": lane, "after": after}).one_or_none():
         found = connection.execute(ONE_OF, {"ids": batch.ids})

@@ -23,7 +23,10 @@ class ClaimableSet:
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
     until: dict[int, datetime] = field(default_factory=dict)
-    """By waiting user: the time of the one valid element in `waiting`."""
+    """By waiting user: the time from which the user is claimable.
+
+    Elements of `waiting` with another time are outdated.
+    """
 
     @classmethod
     def of(
@@ -34,7 +37,11 @@ class ClaimableSet:
         held: AbstractSet[int],
         resting: Mapping[int, datetime],
     ) -> ClaimableSet:
-        """Build the set at the publication from the ranks, the held users and the resting users."""
+        """Build the set of a generation as of its publication.
+
+        `ranks`: by user. `held`: users whom an agent holds. `resting`: by user who has to wait, the
+        time from which the user is claimable.
+        """
         ready = ranks.keys() - held - resting.keys()
         heap = [(rank, user) for user, rank in ranks.items()]
         waiting = [(at, user) for user, at in resting.items() if user not in held]
@@ -51,7 +58,7 @@ class ClaimableSet:
             heapq.heappush(self.heap, (self.ranks[user], user))
 
     def wait(self, user: int, until: datetime) -> None:
-        """Make the user claimable from that instant on."""
+        """Make the user unclaimable until that time."""
         if user in self.ranks:
             self.ready.discard(user)
             self.until[user] = until
@@ -76,7 +83,10 @@ class ClaimableSet:
         self.ranks.pop(user, None)
 
     def passed_over(self, rank: int, not_for: Collection[int]) -> int | None:
-        """Return the best claimable user with a better rank who is not among `not_for`."""
+        """Return the best claimable user with a better rank than `rank`; None if there is none.
+
+        `not_for`: users who are passed over rightly, because the agent skipped them.
+        """
         kept: list[tuple[int, int]] = []
         found = None
         while found is None and self.heap and self.heap[0][0] < rank:

@@ -36,10 +36,11 @@ from assignment_workers.settings import Settings
 def check(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
     """Return the breaches in the whole history of this database; empty for a correct one.
 
-    `settings` must be those of the run. `bound` is the longest time that a hold may outlast its
-    lease while a sequencer leads. Events before `history_retention` are not replayed, because some
-    may be gone. Times that a step of the database's clock made ambiguous are not compared. Reads
-    one snapshot, so a stack may be running; `connection` must not be in a transaction yet.
+    `settings` must be those with which the system ran. `bound` is the longest time that an
+    assignment may outlast its lease while a sequencer leads. Events before `history_retention` are
+    not replayed, because some may be gone. Times that a step of the database's clock made ambiguous
+    are not compared. Reads one snapshot, so the system may be running; `connection` must not be in
+    a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, settings=settings, bound=bound)
@@ -64,7 +65,7 @@ def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> li
 
 
 def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
-    """Yield the events from that instant on, in their order, in batches of 10,000 rows at most."""
+    """Yield the events from `since` on in their order; at most 10,000 rows are in memory."""
     rows = connection.execute(
         _FACTS, {"since": since}, execution_options={"stream_results": True, "yield_per": 10_000}
     )
@@ -75,7 +76,11 @@ def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
 def _what_stood(
     connection: Connection, replay: Replay, since: datetime, settings: Settings
 ) -> None:
-    """Load the state before the first event that certainly exists, from the rows."""
+    """Load into `replay` the state at `since`, the time of the first event that is replayed.
+
+    The state is read from the tables: terms, active assignments, skips, deferrals, published
+    generations and paused dialer queues.
+    """
     earlier = {"since": since, "skipped_since": since - settings.skip_agent}
     for row in connection.execute(select(LaneTerm.lane, LaneTerm.terms)):
         replay.led(row.lane, row.terms)
@@ -115,7 +120,10 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
 
 
 def _missed(connection: Connection, generation: int) -> dict[str, int]:
-    """Return the completed assignments that the generation's build did not see, with users."""
+    """Return the completed assignments that the generation's build did not see, each with its user.
+
+    They ended too late for the build's snapshot.
+    """
     parameters = {"generation": generation, "longest": LONGEST_TURN}
     return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}
 

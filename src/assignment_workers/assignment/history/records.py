@@ -13,7 +13,10 @@ from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 
 class Record(NamedTuple):
-    """A query, and `what` is wrong with each subject that the query finds."""
+    """A check of stored rows: a query that finds the subjects for which a guarantee is broken.
+
+    `what` completes a sentence about such a subject: what is wrong with it.
+    """
 
     guarantee: int
     what: str
@@ -21,9 +24,10 @@ class Record(NamedTuple):
 
 
 def was_set_back(column: str) -> str:
-    """Return a condition: the time is ambiguous, because the database's clock was set back over it.
+    """Return a SQL condition: the time in this column occurred twice.
 
-    The order of two such times is known only from the numbers of their events.
+    That happens when the database's clock is set back. The order of two such times is known only
+    from the numbers of their events.
     """
     return f"""EXISTS (SELECT 1 FROM assignment.events step WHERE step.kind = 'clock_stepped'
         AND (step.details->>'seconds')::float8 < 0 AND {column} BETWEEN step.at - interval '1 s'

@@ -21,12 +21,11 @@ from assignment_workers.settings import Settings
 
 
 class Fact(NamedTuple):
-    """One event with the fields that the check needs.
+    """One recorded event, with the fields that the check of the history needs.
 
-    `rank` is that of a grant, `lease_expires_at` that of a grant or a renewal. `until` is the time
-    from which a user who was put off is claimable again.
-
-    `term` is that of a fenced transaction's change; None for an event recorded outside one.
+    `rank` is set for a new assignment, `lease_expires_at` for a new or renewed one. `until` is the
+    time from which a user who has to wait is claimable again. `term` is the term of the sequencer
+    that made the change; None for an event that was recorded outside a fenced transaction.
     """
 
     id: int
@@ -43,17 +42,17 @@ class Fact(NamedTuple):
     lease_expires_at: datetime | None = None
     until: datetime | None = None
     reassigned_from: str | None = None
-    """For a grant by an operator: the assignment that ended for it, in the same transaction."""
+    """For an assignment that an operator moved to this agent: the assignment that it replaces."""
     source: str | None = None
-    """For a grant: `callback` or `missed_call`; None: from the dialer queue."""
+    """For a new assignment: `callback` or `missed_call`, its cause; None: the dialer queue."""
     source_id: str | None = None
     scheduled_for: datetime | None = None
     kept_for: int | None = None
-    """The agent for whom a due callback was still reserved."""
+    """The only agent who could have the user of a callback then; None: any agent."""
     state: str | None = None
-    """For an agent: the new state."""
+    """For a change of an agent's state: the new state."""
     lane: str | None = None
-    """For the beginning of a term: the lane that it leads; None: the default lane."""
+    """For the beginning of a sequencer's term: the lane that it leads; None: the default lane."""
 
     @property
     def is_dialers(self) -> bool:
@@ -63,7 +62,10 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True)
 class Breach:
-    """A broken guarantee, and the event that breaks it; 0 if a row does."""
+    """A broken guarantee, and the id of the event that breaks it.
+
+    The id is 0 if a stored row, not an event, shows the breach.
+    """
 
     guarantee: int
     event: int
@@ -72,7 +74,7 @@ class Breach:
 
 @dataclass(slots=True)
 class ReplayedAssignment:
-    """An active assignment."""
+    """An active assignment, as the replay of events knows it."""
 
     assignment: str
     agent: int
@@ -90,14 +92,18 @@ OUTSIDE_THE_LINE = {
     EventKind.MISSED_CALL_FOR_OPERATOR,
     EventKind.RACE,
 }
-"""Events that may be recorded under no term, because they do not change the claimable users."""
+"""Kinds of events that may be recorded outside a fenced transaction, and so without a term.
+
+They do not change which users are claimable.
+"""
 
 
 class Replay:
-    """The replay of facts in the order of their ids; `breaches` are those found so far.
+    """The replay of recorded events (facts) in the order of their ids, to find broken guarantees.
 
-    `settings` must be those of the run. `bound` is the longest time that a hold may outlast its
-    lease while a sequencer leads. A fact costs a few microseconds, whatever a generation's size.
+    `breaches` are those found so far. `settings` must be those with which the system ran. `bound`
+    is the longest time that an assignment may outlast its lease while a sequencer leads. A fact
+    costs a few microseconds, whatever a generation's size.
     """
 
     def __init__(self, settings: Settings, *, bound: timedelta) -> None:
@@ -106,19 +112,22 @@ class Replay:
         self._bound = bound
         self._lanes = lanes_of(settings)
         self._at: dict[str, datetime] = {}
-        """By lane: the time of its last transaction."""
+        """By lane: the time of the lane's last transaction."""
         self._terms: dict[str, int] = {}
-        """By lane: the term that leads it."""
+        """By lane: the term of the sequencer that leads the lane."""
         self._lane_of: dict[int, str] = {}
         """By term: the lane that it leads."""
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
-        """By lane: periods perhaps without a leader, from a term's last event to the next term."""
+        """By lane: periods from the last event of a term to the next term.
+
+        The lane may have had no leader in such a period.
+        """
         self._holds: dict[str, ReplayedAssignment] = {}
         self._by_user: dict[int, ReplayedAssignment] = {}
         self._by_agent: dict[int, ReplayedAssignment] = {}
         self._published: dict[str, int] = {}
         self._retired: Fact | None = None
-        """The retirement of a generation, until the next generation is published."""
+        """The event that retired a generation, until the next generation is published."""
         self._failed: set[int] = set()
         self._claimable_sets: dict[str, ClaimableSet] = {}
         self._paused: set[str] = set()
@@ -129,7 +138,7 @@ class Replay:
         self._completed: dict[int, str] = {}
         """By user: their last completed assignment."""
         self._released: dict[int, tuple[str, datetime]] = {}
-        """By user: the last hold that was given back, and the time."""
+        """By user: the last assignment that ended without a call, and the time."""
         self._requests: set[str] = set()
         self._away: dict[int, str] = {}
         """Agents on break or offline, with that state."""
@@ -182,14 +191,17 @@ class Replay:
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
-        """Add a hold that was active when the first fact happened."""
+        """Add an assignment that was active when the first fact happened."""
         self._holds[hold.assignment] = hold
         self._by_user[hold.user] = self._by_agent[hold.agent] = hold
 
     def had_skipped(
         self, agent: int, user: int, at: datetime, until: datetime | None = None
     ) -> None:
-        """Add a skip of this user by this agent from before the first fact."""
+        """Add a skip of this user by this agent, at `at`, from before the first fact.
+
+        `until`: the time before which no agent is offered the user.
+        """
         self._skipped.setdefault(agent, {})[user] = at
         self._resting[user] = until or at + self._settings.skip_everyone
 
@@ -238,7 +250,7 @@ class Replay:
         )
 
     def finish(self, now: datetime) -> None:
-        """End the history: check for overdue holds and for unfinished publications."""
+        """End the replay at `now`: check for overdue assignments and unfinished publications."""
         for hold in self._holds.values():
             if now > self._due(hold):
                 what = f"assignment {hold.assignment} has outlived its lease"
@@ -247,10 +259,10 @@ class Replay:
             self._breach(2, self._retired, "a generation was retired and none published")
 
     def _line(self, fact: Fact, term: int) -> None:
-        """Check that a lane's transactions follow one another, in the order of its terms.
+        """Check that the fact follows the earlier transactions of its lane.
 
-        A publication is one transaction. Lanes run side by side, but no event comes between the
-        events of a publication.
+        The transactions of a lane must not overlap, and their terms must not decrease. No event of
+        any lane may come between the events of a publication.
         """
         if fact.kind == EventKind.TERM_BEGUN:
             self._lane_of[term] = fact.lane or DEFAULT_LANE
@@ -315,7 +327,10 @@ class Replay:
             claimable_set.hold(user)
 
     def _may_be_handed_out(self, fact: Fact, user: int, agent: int) -> None:
-        """Check that the agent is at work and the queue is not paused; a dialer checks neither."""
+        """Check that the agent is at work and the dialer queue is not paused.
+
+        Assignments that an adopted dialer made itself are not checked, because it checks neither.
+        """
         if fact.is_dialers:
             return
         if agent in self._away:
@@ -324,7 +339,10 @@ class Replay:
             self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
 
     def _in_order(self, fact: Fact, user: int, agent: int) -> None:
-        """Check that the user is the best one available, if the generation's ranks are known."""
+        """Check that no claimable user of the published generation ranks before the assigned user.
+
+        If the ranks of the generation are unknown, only the generation is checked.
+        """
         queue = fact.queue or ""
         generation = self._published.get(queue)
         if generation is None or fact.generation_id != generation:
@@ -345,7 +363,10 @@ class Replay:
             self._breach(4, fact, f"user {better} has a better rank than user {user}")
 
     def _as_promised(self, fact: Fact, user: int, agent: int) -> None:
-        """Check a grant for a callback or missed call: it has no generation and is not early."""
+        """Check an assignment that was made for a callback or a missed call.
+
+        The call must be due and not have ended, and the user not be reserved for another agent.
+        """
         not_for = self._not_for(agent, fact.at)
         if user in not_for and not fact.is_dialers:
             self._breach(4, fact, f"agent {agent} skipped user {user} at {not_for[user]}")
@@ -357,7 +378,10 @@ class Replay:
             self._breach(10, fact, f"user {user} is kept for agent {fact.kept_for}")
 
     def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
-        """Return the agent's recent skips by user, with the time: they are not offered again."""
+        """Return the users whom the agent skipped lately, with the time of each skip.
+
+        These users must not be offered to this agent again.
+        """
         skipped = self._skipped.get(agent, {})
         since = now - self._settings.skip_agent
         while skipped and next(iter(skipped.values())) <= since:
@@ -367,7 +391,7 @@ class Replay:
     def _leased(self, fact: Fact, earlier: datetime) -> datetime:
         """Return the end of the lease that the fact sets, and check that the lease is not too long.
 
-        A lease ends at most one full lease from now, or where it ended before.
+        A lease ends at most one full lease after the fact, or at `earlier` if that is later.
         """
         latest = max(earlier, fact.at + self._settings.lease)
         if fact.lease_expires_at is None:
@@ -447,7 +471,7 @@ class Replay:
         return hold
 
     def _owned(self, fact: Fact) -> ReplayedAssignment | None:
-        """Return the active assignment that the fact is about, and check that it is the agent's."""
+        """Return the active assignment that the fact is about, and check that the agent has it."""
         hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
         if hold is None:
             self._breach(8, fact, f"assignment {fact.assignment_id} {fact.kind} while not active")
@@ -462,7 +486,10 @@ class Replay:
         return hold
 
     def _due(self, hold: ReplayedAssignment) -> datetime:
-        """Return the time by which the hold must have ended: none ends while no process leads."""
+        """Return the time by which the assignment must have ended if its lease is not renewed.
+
+        Assignments do not end while no sequencer leads their lane.
+        """
         due = hold.lease_until + self._bound
         for stopped, begun in self._silences.get(self._lanes.of(hold.queue), ()):
             if stopped <= due < begun:
