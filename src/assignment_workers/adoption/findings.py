@@ -15,8 +15,8 @@ class TableVerdict(StrEnum):
     """The classification of a table.
 
     absent: not there. deployed: as the dialer in production has it. target: as a draft of the
-    dialer has it. hybrid: partly either. ours: as this version needs it. unknown: none of these;
-    such a table is reported and left alone.
+    dialer has it. hybrid: partly the one, partly the other. ours: as this version needs it.
+    unknown: none of these; such a table is reported and left alone.
     """
 
     ABSENT = "absent"

@@ -32,8 +32,8 @@ from assignment_workers.schema.dialer_schema import in_schema, schema_of
 def plan(connection: Connection, database_url: str) -> str:
     """Return the steps as SQL with comments. Empty if there is nothing to do. Changes nothing.
 
-    Rows are counted by reading the queue tables once. The plan assumes the next free number
-    for a generation. Raises `SchemaMismatch` for a table that is of neither schema.
+    Rows are counted by reading the queue tables once. The plan assumes the next free number for a
+    generation. Raises `SchemaMismatch` for a table that is of neither schema.
     """
     report = inspect(connection)
     if any(each.needed and each.verdict is TableVerdict.UNKNOWN for each in report.tables):

@@ -38,7 +38,7 @@ class Holder(BaseModel):
     since: AwareDatetime
 
     def is_gone(self) -> bool:
-        """Return True if the process has ended, as far as this host can tell."""
+        """Return True if the process ran on this host and has ended."""
         return self.host == socket.gethostname() and not is_running(self.pid)
 
 

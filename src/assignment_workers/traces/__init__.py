@@ -109,7 +109,7 @@ def gateway_telemetry() -> TelemetryConfig:
 
 @dataclass(frozen=True)
 class CallerSpan:
-    """The span of one caller's request, from the ask to the answer."""
+    """The span of one caller's request, from its call of the client to the answer."""
 
     span: Span
 

@@ -56,7 +56,7 @@ OUTCOMES = {
     "do_not_contact": 1,
     "no_claim": 1,
 }
-"""The outcomes of calls, in parts of a hundred."""
+"""The outcomes of calls, each with its share in per cent."""
 
 PATIENCE = 120.0
 """The seconds for which the same message is sent again while no answer comes."""

@@ -64,8 +64,8 @@ def run(
     """Simulate the plan, wait until the stack is at rest, and judge; return records and verdict.
 
     `settings` are those of the stack. `show` is called each second. `beside` runs at the same time,
-    until its event says that the day is over. Raises `UsageError` if the users of
-    the stack are not the demo's, so that no real person is called.
+    until its event says that the day is over. Raises `UsageError` if the users of the stack are not
+    the demo's, so that no real person is called.
     """
     engine = connect(
         stack.database_url,

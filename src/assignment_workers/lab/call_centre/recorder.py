@@ -86,7 +86,7 @@ class Recorder:
         return time.monotonic() - self.began
 
     def is_in(self, agent: int, state: AgentActivity) -> None:
-        """Record the agent's present activity."""
+        """Record `state` as the agent's present activity."""
         self.states[agent] = state
 
     def answered(self, outcome: str, seconds: float) -> None:
@@ -125,7 +125,7 @@ class Recorder:
             del self._has[held.user_id]
 
     def ended(self, held: Held, state: str, outcome: str | None) -> None:
-        """Record the end of an assignment from its answer."""
+        """Record the end of an assignment in `state`, with the outcome that was answered."""
         self.assignments[held.id].state = state
         self.assignments[held.id].ended = outcome
 

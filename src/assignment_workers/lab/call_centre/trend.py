@@ -31,7 +31,10 @@ With fewer samples, chance alone may look like growth.
 
 
 class Limit(NamedTuple):
-    """The growth that a figure may have in the longest life that was watched: the larger of two."""
+    """The growth that a figure may have in the longest life that was watched.
+
+    It is the larger of `beyond` and `share` of the figure's level.
+    """
 
     unit: str
     share: float
@@ -49,7 +52,11 @@ class TrendFinding(StrEnum):
 
 
 class Trend(NamedTuple):
-    """A figure's level after its warm-up, and its growth since then in the longest life."""
+    """The verdict on a figure, with its median level and its growth after the warm-up.
+
+    The growth (`grown`) is that of the longest life. All but the verdict are None if there were too
+    few samples.
+    """
 
     finding: TrendFinding
     level: float | None = None

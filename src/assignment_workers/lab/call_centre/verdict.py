@@ -45,7 +45,7 @@ class Levels(BaseModel):
     p99_ms: float
     worst_ms: float
     soon_share: float
-    """The share answered within 100 ms, the report's target for the average."""
+    """The share of requests answered within `SOON`, the incident report's target."""
 
 
 class Verdict(BaseModel):

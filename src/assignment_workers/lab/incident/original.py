@@ -163,7 +163,10 @@ class Original:
         return Given(found.user_id, found.row)
 
     def finish(self, agent: int, given: Given) -> bool:
-        """Write the outcome to the score row, then complete the entry by its id."""
+        """Write the outcome to the score row, then complete the queue row by its id.
+
+        Return False if a rebuild has deleted the queue row meanwhile.
+        """
         self._run(CALLED, user=given.user_id)
         completed = (
             "UPDATE unsigned_users_queue SET status = 'completed' WHERE id = :id RETURNING id"
@@ -304,7 +307,10 @@ class Optimistic(Original):
     """
 
     def ask(self, agent: int) -> Given | None:
-        """Ask again up to `RETRIES` times after a conflict; then the agent sees an empty queue."""
+        """Find and assign; after a conflict try again, up to `RETRIES` times.
+
+        Then the agent sees an empty queue.
+        """
         for _ in range(RETRIES):
             try:
                 return super().ask(agent)
@@ -333,7 +339,7 @@ class Locked(InOneTransaction):
             super().rebuild()
 
     def find(self, agent: int) -> HeadRow | None:
-        """Find the head, but not while a rebuild runs."""
+        """Find the head of the queue after any running rebuild."""
         with self._transaction(agent) as connection:
             connection.execute(text(self.SHARED))
         return super().find(agent)
@@ -373,7 +379,7 @@ class SkipLocked(Original):
         return HeadRow(rows[0].id, rows[0].user_id, rows[0].updated_at) if rows else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Return the row: `find` has assigned it already."""
+        """Return the user of the row, which `find` has assigned already."""
         return Given(found.user_id, found.row)
 
 
