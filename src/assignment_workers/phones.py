@@ -171,7 +171,7 @@ class Reader:
     def read(
         self, text: str | None, country: str | None = None, zone: str | None = None
     ) -> Identity:
-        """Read the identity of a text.
+        """Return the identity that a text means: its numbers, and the parts that cannot be read.
 
         `country` and `zone` are the CRM's facts about the person, if it has any. Never raises; a
         part that makes no sense is left out. Cost: about 60 µs for a usual number, up to some

@@ -20,7 +20,7 @@ INCIDENT_USER = 2064
 
 
 def is_seeded(connection: Connection) -> bool:
-    """Return True if a CRM with users is there; nothing may be written to it."""
+    """Return True if the database has a CRM with users, to which no demo data may be written."""
     there = connection.execute(text("SELECT to_regclass('crm.users') IS NOT NULL")).scalar_one()
     return bool(there) and bool(
         connection.execute(select(exists(select(1).select_from(CrmUser)))).scalar_one()
@@ -58,7 +58,7 @@ def seed(connection: Connection, *, users: int, seed: int, now: datetime) -> Non
         connection.execute(text(f"ANALYZE {table}"))
 
 
-# A share of 1 for each (seed, user, purpose): uniform, and the same every time.
+# A uniform number from 0 to 1 for each (seed, user, purpose), the same every time.
 _SHARE = """
 CREATE FUNCTION pg_temp.share(seed bigint, id bigint, what text) RETURNS double precision
 LANGUAGE sql IMMUTABLE AS $$

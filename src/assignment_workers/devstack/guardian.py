@@ -1,13 +1,14 @@
 """The process that ends what a supervisor leaves behind when the supervisor is killed.
 
 Run by its path, this file is a small process in a session of its own. It reads from a pipe which
-processes there are. The pipe ends when the supervisor ends, for whatever reason. Then every worker
-is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`. After the workers the servers are stopped, the
-last started first, each with its own signal and time, so that their data are whole. What remains of
-the group of a process is killed with it.
+processes are running. The pipe ends when the supervisor ends, for whatever reason. Then every
+worker is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`. After the workers the servers are
+stopped, the last started first, each with its own signal and time, so that their data are whole.
+What remains of the group of a process is killed with it.
 
 Its limits: a process that left its group (none of ours does) is not reached. If the guardian was
-killed too, nothing ends the rest; the next start on the same home ends the servers left over there.
+killed too, nothing ends the rest until the next start on the same home, which ends the servers and
+workers left over there (`orphans`).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Guardian:
         return self._process.pid
 
     def watch(self, ward: Ward) -> None:
-        """End this process if the supervisor is killed from now on."""
+        """Let the guardian end this process if the supervisor is killed from now on."""
         self._write(f"watch {ward.pid} {ward.signal} {ward.seconds} {int(ward.server)}\n")
 
     def forget(self, pid: int) -> None:

@@ -82,7 +82,7 @@ def _holder(port: int) -> str | None:
 def is_free(port: int, *, host: str = LOOPBACK) -> bool:
     """Return True if a server could listen on the port now.
 
-    Connections of a server that has just ended do not count.
+    Remaining connections of a server that has just ended do not make the port taken.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

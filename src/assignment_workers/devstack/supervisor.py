@@ -247,7 +247,7 @@ class Supervisor:
     def _restart_due(self) -> None:
         """Start the processes whose restart is due.
 
-        Others than servers wait until all servers are ready, because without them they would fail.
+        Other processes wait until all servers are ready, because without servers they would fail.
         """
         for service in self._services.values():
             due = service.restart_at is not None and service.restart_at <= time.monotonic()

@@ -30,7 +30,7 @@ READY_SECONDS = 60.0
 """The longest time until all our processes work."""
 GATEWAY, FLOWER = "gateway", "flower"
 WORKERS = "workers.json"
-"""In the home: the processes that are running, for the next start if this one is killed."""
+"""The file in the home that names the running workers (`orphans.WorkerRecord`)."""
 LOGS = "logs"
 """The folder in the home with a rotated log file for each process."""
 
@@ -52,8 +52,8 @@ class Steps:
 def processes(*, sequencers: int = 1, lanes: Sequence[str] = ()) -> list[ProcessSpec]:
     """Return our processes in the order of their start; the supervisor stops them in reverse.
 
-    With more than one sequencer, the first to lead works and the others stand by. `lanes` are
-    those besides the default lane; each has as many sequencers.
+    `sequencers` is the number for each lane: one leads, the others stand by. `lanes` are the lanes
+    besides the default one.
     """
     command = [*forks.PYTHON, "process"]
     workers = []
@@ -82,7 +82,8 @@ def up(
 ) -> int:
     """Run the stack until a signal (0), or until something cannot run (the error's exit code).
 
-    `port` is the gateway's, instead of the setting's. The output of the processes goes to
+    `children` are our processes (see `processes`). `port` is the gateway's, instead of the
+    setting's. The output of the processes goes to
     `logs/` in the home, and to `output` if `verbose`. Call it in the main thread. Raises
     `HomeHeld`, `HomeUnusable` and `PortTaken` before anything is started; later errors are
     logged in one line.
