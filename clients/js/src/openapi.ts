@@ -742,7 +742,7 @@ export interface components {
         };
         /**
          * Consistency
-         * @description The doctor's present result: the number of checks, and the names of the failed ones.
+         * @description The present result of checking the guarantees: number of checks, and names of failed ones.
          */
         Consistency: {
             /** Checks */

@@ -19,7 +19,11 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Job:
-    """A job to run: its name, what triggered it and, for a job that runs once a slot, the slot."""
+    """A job to run.
+
+    `trigger` is the cause of the run. `slot` is set for a job that runs once per period, such as
+    once a day: the period's beginning.
+    """
 
     name: str
     trigger: str
@@ -35,7 +39,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Ran:
-    """The result of a run. `skipped`: 'locked' or 'slot done', and nothing was changed."""
+    """The result of running a job.
+
+    `skipped`: 'locked' (another run is in progress) or 'slot done' (the job has run for this
+    period); then nothing was changed. None: the job ran.
+    """
 
     counts: Counts = field(default_factory=dict)
     skipped: str | None = None
@@ -59,8 +67,8 @@ class Work:
     def store_counts(self, counts: Counts) -> None:
         """Commit the work on `side_connection`, and store the `counts` so far in the run's row.
 
-        Raises `Overtaken`, with nothing committed, when another run has marked this one as failed,
-        because the connection with the lock was lost.
+        Raises `Overtaken`, with nothing committed, if the job's lock was lost with its connection
+        and another run has marked this run as failed.
         """
         mine = JobRun.id == self.number, JobRun.status == sql_text(JobStatus.RUNNING)
         row = self.side_connection.execute(
@@ -72,7 +80,10 @@ class Work:
         self.side_connection.commit()
 
     def reached(self, count: str) -> int:
-        """Return the highest figure `count` that failed runs of this slot stored; 0 without any."""
+        """Return how far failed runs of this slot came: their highest stored figure of this name.
+
+        `count`: the name of the figure. 0 if no run stored any.
+        """
         highest = func.max(JobRun.counts[count].as_integer())
         return int(
             self.side_connection.execute(
@@ -86,11 +97,11 @@ class Work:
 
 
 def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
-    """Run `work`, one run at a time, in one transaction with the record of its success.
+    """Run the job: call `work` in one transaction with the record of the run's success.
 
-    A run that fails stores its error in its row and raises the error. A run whose process died is
-    marked as failed by the next run, which can start only because the lock was lost with the dead
-    run's connection.
+    Only one run of a job is in progress at a time. A run that fails stores the error in the run's
+    row and raises it. If a run's process dies, the job's lock is lost with its connection, and the
+    next run marks that run as failed.
     """
     with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -117,7 +128,7 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
 
 
 def last_slot(connection: Connection, name: str) -> datetime | None:
-    """Return the latest slot that this job has done."""
+    """Return the latest slot (period, by its beginning) for which this job has run; None: none."""
     return connection.execute(
         select(func.max(JobRun.slot)).where(
             JobRun.job == name, JobRun.status == sql_text(JobStatus.SUCCEEDED)
@@ -126,7 +137,7 @@ def last_slot(connection: Connection, name: str) -> datetime | None:
 
 
 def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
-    """Return the number of the run that begins, or None where its slot is done."""
+    """Store the row of a run that begins; return the run's number, or None if its slot is done."""
     row = {
         "job": job.name,
         "queue": job.queue,
@@ -143,7 +154,10 @@ def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
 
 
 def _fail_abandoned(side_connection: Connection, job: Job, now: datetime) -> None:
-    """Mark every run that is still 'running' under this lock as failed: its process is dead."""
+    """Mark every run of this job that is still 'running' as failed.
+
+    The caller has the job's lock, so the processes of these runs are dead.
+    """
     side_connection.execute(
         update(JobRun)
         .where(

@@ -26,12 +26,20 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,19}", re.ASCII)
 
 
 def name_prefix(application: str, lane: str) -> str:
-    """Return the prefix of the names of the lock connections of a lane's sequencers."""
+    """Return the prefix of the PostgreSQL application names of a lane's sequencers.
+
+    `application`: the configured application name. The names are those of the connections that
+    hold, or wait for, the lane's lock.
+    """
     return f"{application} " if lane == DEFAULT_LANE else f"{application} lane {lane} "
 
 
 def connection_name(application: str, lane: str, host: str | None, pid: int | None) -> str:
-    """Return the name of a lock connection, cut to the 63 bytes that PostgreSQL stores."""
+    """Return the PostgreSQL application name of a sequencer's connection for the lane's lock.
+
+    The name tells the lane and the process (`host`, `pid`); it is cut to 63 bytes, PostgreSQL's
+    limit.
+    """
     return f"{name_prefix(application, lane)}{host}:{pid}"[:63]
 
 
@@ -64,16 +72,16 @@ class Lanes:
         return sorted(queue for queue in POLICIES if self.of(queue) == lane)
 
     def celery_queue(self, lane: str) -> str:
-        """Return the assignment queue of a lane."""
+        """Return the name of the lane's Celery queue, its assignment queue."""
         return ASSIGNMENT if lane == DEFAULT_LANE else f"{ASSIGNMENT}.{lane}"
 
     @property
     def celery_queues(self) -> list[str]:
-        """The assignment queue of every lane."""
+        """The name of every lane's Celery queue, its assignment queue."""
         return [self.celery_queue(lane) for lane in self.names]
 
     def way_to(self, queue: str | None) -> str:
-        """Return the assignment queue for commands about a dialer queue."""
+        """Return the Celery queue for commands about this dialer queue: that of its lane."""
         return self.celery_queue(self.of(queue))
 
 

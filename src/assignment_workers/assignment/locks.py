@@ -10,14 +10,14 @@ _TRY = select(func.pg_try_advisory_xact_lock(bindparam("key", type_=BigInteger))
 
 
 def key(name: str) -> int:
-    """Return the 64-bit key that stands for `name` in this project."""
+    """Return the 64-bit key of the PostgreSQL advisory lock with this name."""
     digest = blake2b(f"assignment-workers {name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, signed=True)
 
 
 def try_lock(connection: Connection, name: str) -> bool:
-    """Return True if this transaction now holds the lock.
+    """Try to take the advisory lock of this name, without waiting; return True if it was free.
 
-    The lock is released with the transaction, however the transaction ends.
+    The lock is released when the connection's transaction ends.
     """
     return bool(connection.execute(_TRY, {"key": key(name)}).scalar_one())

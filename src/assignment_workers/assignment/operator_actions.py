@@ -9,12 +9,15 @@ from sqlalchemy import Connection, func, insert, update
 from assignment_workers.schema.tables import OperatorAction
 
 WHY_AT_MOST = 500
-"""Characters of a reason."""
+"""Most characters of the reason that an operator gives for an action."""
 
 
 @dataclass(frozen=True)
 class RequestedAction:
-    """An action, its subject, and the operator; `why` None: no reason was given."""
+    """An action that an operator requested: its name, its subject, and the operator.
+
+    `why`: the operator's reason; None: none was given.
+    """
 
     name: str
     subject: str
@@ -38,7 +41,10 @@ def begin(connection: Connection, action: RequestedAction) -> int:
 
 
 def end(connection: Connection, number: int, outcome: str) -> None:
-    """Record the outcome of the action: `done`, `refused: ...` or `unavailable: ...`."""
+    """Record the outcome of the operator's action: `done`, `refused: ...` or `unavailable: ...`.
+
+    `number`: that of the record which `begin` returned.
+    """
     connection.execute(
         update(OperatorAction)
         .where(OperatorAction.id == number)

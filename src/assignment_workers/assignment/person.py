@@ -25,9 +25,12 @@ from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.tables import SuppressionListState
 
 _ENDS = 9
-"""Number of last digits by which a phone number is found in texts."""
+"""Number of last digits of a phone number that are searched for in texts."""
 _DIGITS_AT_LEAST = 7
-"""A shorter number identifies nobody, and would be found in ids and times."""
+"""Digits that a phone number has at least to identify a person in texts.
+
+A shorter number would be found in ids and times too.
+"""
 
 
 class Stored(BaseModel):
@@ -40,14 +43,14 @@ class Stored(BaseModel):
 
 @dataclass(frozen=True)
 class Person:
-    """A user with the assignments and phone numbers that also identify them here."""
+    """A user, with the assignment ids and phone numbers by which stored texts may name the user."""
 
     user_id: int
     assignments: frozenset[str]
     numbers: frozenset[str]
-    """The last digits of the phone numbers."""
+    """The last digits of each of the user's phone numbers."""
     texts: frozenset[str] = frozenset()
-    """The phone numbers as they are written."""
+    """The user's phone numbers as they are written in the CRM and in missed calls."""
 
     def is_named(self, said: str) -> bool:
         """Return True if a text, or JSON or base64 within it, identifies the person."""
@@ -61,7 +64,7 @@ class Person:
 
 
 def find(connection: Connection, user_id: int) -> Person:
-    """Find the person of this id, with the phone numbers of the CRM and of missed calls."""
+    """Return the user with this id, with the phone numbers of the CRM and of missed calls."""
     assignments = connection.execute(
         text("SELECT id::text FROM assignment.assignments WHERE user_id = :user"), {"user": user_id}
     ).scalars()
@@ -81,7 +84,10 @@ def find(connection: Connection, user_id: int) -> Person:
 
 
 def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
-    """Return all data stored about the user, with the texts. Reads only."""
+    """Return all data stored about the user, including the texts that people typed. Reads only.
+
+    `reader`: the rules for reading phone numbers, by which the user's numbers are found in lists.
+    """
     person = find(connection, user_id)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     parameters = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
@@ -96,12 +102,12 @@ def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
 def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, int]:
     """Erase the texts and phone numbers of the user; return the number of changed rows by table.
 
-    Before the call, the caller makes sure that nobody holds the user and that the user is
-    suppressed. The suppression and the row in `forgotten` keep the id from coming back. The caller
-    commits. A phone number of the user on the do-not-contact list, as an entry or in a named list,
-    stays as a keyed hash. Raises `UsageError`, with nothing changed, where there is such a number
-    and `reader` has no key. Cost: reads by the indexes on `user_id`, and one pass each over dead
-    letters, answered commands and phone numbers.
+    The caller makes sure before that no agent holds the user and that the user is suppressed, and
+    commits afterwards. That suppression and a row in the table `forgotten` remain, so that the user
+    is never called again. A phone number of the user that is suppressed, alone or in an imported
+    list, is replaced by a hash with the secret key of `reader`. Raises `UsageError`, with nothing
+    changed, if there is such a number and `reader` has no key. Cost: reads by the indexes on
+    `user_id`, and one pass each over dead letters, answered commands and phone numbers.
     """
     person = find(connection, user_id)
     numbers = list(person.numbers)
@@ -124,7 +130,7 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
 
 
 def is_held(connection: Connection, user_id: int) -> int | None:
-    """Return the agent who holds the user now, or None; locks the row of the assignment."""
+    """Return the id of the agent who holds the user now, or None; lock the assignment's row."""
     agent: int | None = connection.execute(
         text(
             "SELECT agent_id FROM assignment.assignments"
@@ -136,7 +142,10 @@ def is_held(connection: Connection, user_id: int) -> int | None:
 
 
 def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dict[str, int]:
-    """Replace each do-not-contact number of the person by its keyed hash."""
+    """Replace each suppressed phone number of the person by a hash with the key of `reader`.
+
+    Returns the number of changed rows, by table.
+    """
     read = {each: reader.read(each).e164 for each in person.texts}
     numbers = sorted({number for each in read.values() for number in each})
     parameters: dict[str, Any] = {
@@ -183,9 +192,9 @@ def _scrub_letters(connection: Connection, person: Person) -> int:
 
 
 def _scrub_answers(connection: Connection, person: Person) -> int:
-    """Erase the reasons that identify the person in answers to commands; return their number.
+    """Erase the reasons that name the person in stored answers to commands; return their number.
 
-    A refusal repeats what it refuses.
+    Such reasons exist because a refusal repeats the refused value, for example a phone number.
     """
     found = connection.execute(
         text("SELECT id, answer::text AS said FROM assignment.commands WHERE answer ? 'reason'")
@@ -208,10 +217,10 @@ def _left_by_adoption(connection: Connection, user_id: int) -> dict[str, list[Ro
 
 
 def _kept_by_adoption(connection: Connection) -> list[str]:
-    """Return the dialer's tables that adoption put aside and that have a column `user_id`.
+    """Return those tables of the former dialer, put aside by its adoption, that have a `user_id`.
 
-    Tables that this role may not read are included, so that they cause an error and are not
-    skipped.
+    Tables that this database role may not read are included, so that they cause an error and are
+    not skipped.
     """
     return list(
         connection.execute(
@@ -234,7 +243,7 @@ def _exists(connection: Connection, table: str) -> bool:
 
 
 def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str]:
-    """Return the values of the query; nothing where its table cannot be read."""
+    """Return the values of a query about the user; none if its table cannot be read."""
     if not _exists(connection, query.split()[3]):
         return []
     try:

@@ -28,19 +28,23 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.tables import Forgotten, Phone, PhoneZone
 
 READ_IN_A_TURN = 100
-"""Numbers that one fenced transaction reads at most: about 10 ms."""
+"""Number of users whose phone numbers one fenced transaction reads at most: about 10 ms."""
 AT_A_TIME = 1_000
-"""Users of one batch of a job: about 0.1 s of reading, before the transaction that writes."""
+"""Users whose phone numbers a job reads in one batch: about 0.1 s before the writing begins."""
 BATCHES_AT_MOST = 200
 BEFORE_A_BUILD = 20
-"""Batches that a build waits for; the claims read the numbers of the users who are left over."""
+"""Batches of changed phone numbers that a build reads first; claims read those that remain."""
 
 Said = Mapping[str, Any]
-"""The CRM's facts about a user: `id`, `phone_number`, `country` and `time_zone`."""
+"""A user's values in the CRM: `id`, `phone_number`, `country` and `time_zone`."""
 
 
 def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[str, Any]:
-    """Return the parameters of `STORE` for these users; costs a `phones.Reader.read` for each."""
+    """Read the phone number of each of these users; return the results as parameters of `STORE`.
+
+    `people`: the users' values in the CRM. `numbers`: the rules for reading phone numbers. `now`:
+    the time that is stored with the results.
+    """
     stored = []
     zones: set[str] = set()
     for said in sorted(people, key=lambda each: each["id"]):
@@ -75,13 +79,13 @@ def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[
 
 
 def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Counts:
-    """Read every number that is new, has changed, or was read under other settings.
+    """Read users' phone numbers that are new, have changed, or were read under other settings.
 
-    Each batch is read first, and then written by a short transaction, so that a claim that reads
-    one of the same users waits for milliseconds. A second run changes nothing more. After `batches`
-    batches, the next run continues. Returns `read`, the `unreadable` numbers among them, and
-    `forgotten`: deleted identities of users who are not in the CRM any more. Cost where nothing has
-    changed: one pass over the users and their identities.
+    The result, the number in normal form, is stored for each user. Each batch is read first and
+    then written by a short transaction, so that a claim waits for it only milliseconds. After
+    `batches` batches, the next run continues. Returns the counts `read`, `unreadable` (of these)
+    and `forgotten` (deleted results of users who are not in the CRM any more). Cost if nothing has
+    changed: one pass over the users and the stored results.
     """
     counts = {"read": 0, "unreadable": 0, "forgotten": 0}
     after = -(2**63)
@@ -105,19 +109,26 @@ def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Cou
 
 
 def store(connection: Connection, parameters: Mapping[str, Any]) -> None:
-    """Store the identities that `identified` made, in the order of users."""
+    """Store the users' phone numbers in normal form, as `identified` returned them."""
     connection.execute(STORE, parameters)
     connection.execute(STORE_ZONES, parameters)
 
 
 def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, ...]], Said]:
-    """Return the statement, with its parameters, for the facts about users in our own CRM."""
+    """Return the query for what the CRM in our own database says about these users' numbers.
+
+    The second value has the query's parameters.
+    """
     of_users = _said(numbers).where(CrmUser.id == any_(bindparam("users", type_=ARRAY(BigInteger))))
     return of_users, {"users": list(users)}
 
 
 def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
-    """Return the statement for the next users after `after` whose identity is out of date."""
+    """Return the query for the next users whose phone number has to be read again.
+
+    These are the users with ids above the SQL parameter `after` whose number is new, has changed,
+    or was read under other settings than `numbers`.
+    """
     return (
         _said(numbers)
         .outerjoin(Phone, Phone.user_id == CrmUser.id)
@@ -132,7 +143,10 @@ def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
 
 
 def owners(connection: Connection, numbers: Iterable[str]) -> dict[str, list[int]]:
-    """Return the users of each number, by the index on numbers."""
+    """Return the ids of the users who have each of these phone numbers (E.164), by number.
+
+    Cost: probes of the index on numbers.
+    """
     asked = sorted(set(numbers))
     found: dict[str, list[int]] = {}
     for user, has in connection.execute(_OWNERS, {"numbers": asked}):
@@ -177,7 +191,7 @@ STORE = _stored.on_conflict_do_update(
 )
 STORE_ZONES = insert_rows(PhoneZone, PhoneZone.zone, parameter="zones").on_conflict_do_nothing()
 ZONES = select(PhoneZone.zone)
-"""The time zones of the users: a few rows."""
+"""Select the time zones that users are in; a few rows."""
 
 _OWNERS = select(Phone.user_id, Phone.numbers).where(
     Phone.numbers.op("&&")(bindparam("numbers", type_=ARRAY(Text)))

@@ -10,5 +10,5 @@ Row = dict[str, Any]
 
 
 def rows_of(connection: Connection, query: str, **given: object) -> list[Row]:
-    """Return the rows of the query, in its order."""
+    """Run a SQL query with the parameters `given`; return its rows as dictionaries, in order."""
     return [dict(row) for row in connection.execute(text(query), given).mappings()]

@@ -69,9 +69,9 @@ from assignment_workers.schema.tables import (
 )
 
 CHUNK = 20_000
-"""Lines that are read together; every processor reads chunks of a longer file."""
+"""Number of lines of a file that one processor reads at a time."""
 SHOWN = 10
-"""Unreadable lines that an answer names."""
+"""Number of unreadable lines of a file that the result of loading it names."""
 _NUMBER_COLUMNS = (
     *("number", "phone", "phone_number", "phonenumber", "telephone", "telephone_number", "tel"),
     *("msisdn", "mobile", "cli", "e164"),
@@ -82,7 +82,7 @@ _STAGED, _STANDING, _RETIRED = (sql_text(each) for each in SuppressionListState)
 
 @dataclass(frozen=True)
 class Named:
-    """The name and the terms of a list to import."""
+    """The name of a list of suppressed phone numbers to import, and the list's terms."""
 
     name: str
     replaces: bool
@@ -95,20 +95,27 @@ class Named:
 
 @dataclass
 class Staged:
-    """The result of loading a file: counts, and the number of the list unless it was a dry run."""
+    """The result of loading a file of suppressed phone numbers.
+
+    `lines` and `unreadable` count lines of the file. `waiting_queues` counts the users of `waiting`
+    by dialer queue. `list_id` is the number of the stored list; None: nothing was stored.
+    """
 
     lines: int = 0
     numbers: int = 0
-    """Distinct numbers."""
+    """Number of different phone numbers in the file."""
     unreadable: int = 0
     shown: list[str] = field(default_factory=list)
-    """The first lines that are not a phone number."""
+    """The first lines of the file that are not a phone number."""
     users: int = 0
-    """Users who have one of the numbers now."""
+    """Number of users who have one of the file's phone numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
-    """By dialer queue, how many of these users are in its published generation."""
+    """By dialer queue: number of users with one of these numbers in the published generation."""
     waiting: int = 0
-    """Users with an unclear number that ends like one of the numbers: they wait for an operator."""
+    """Number of users who are held back for an operator to decide.
+
+    Their own phone number is unclear and ends like one in the file.
+    """
     waiting_queues: dict[str, int] = field(default_factory=dict)
     list_id: int | None = None
 
@@ -117,7 +124,7 @@ ReadChunk = Callable[[Sequence[Line]], Read]
 
 
 def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]:
-    """Yield the entries of a file: one number a line, or CSV, with a header or without.
+    """Yield the lines of a file of phone numbers: one number a line, or CSV.
 
     In CSV the number is in `column`, else in the first column with a usual name, else in the first
     column. Empty lines and lines that begin with # are ignored. Raises `UsageError` for a column
@@ -154,12 +161,14 @@ def stage(
     dry_run: bool = False,
     skip_unreadable: bool = False,
 ) -> Staged:
-    """Load a list into a table of its own, all of it or nothing; `flip` then puts it in force.
+    """Load the lines of a file into a new list of suppressed phone numbers that is not in force.
 
-    The one transaction waits for no other, and no other waits for it. A line that is not a phone
-    number is counted and named; with `skip_unreadable` it is left out, otherwise nothing is stored,
-    as in a dry run. Raises `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor
-    time a line, spread over all processors, and a COPY.
+    The command `flip` puts the list in force. `named`: the list's name and terms. `reader`: the
+    rules for reading phone numbers. The whole file is loaded in one transaction, which neither
+    waits for another nor blocks one. A line that is not a phone number is counted and named; with
+    `skip_unreadable` it is left out, otherwise nothing is stored, as in a dry run. Raises
+    `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor time a line, spread
+    over all processors, and a COPY.
     """
     if named.queue is not None and named.queue not in POLICIES:
         raise UsageError(f"no dialer queue {named.queue!r}; there are {', '.join(POLICIES)}")
@@ -212,7 +221,10 @@ def _chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
 
 @contextmanager
 def _reading(chunks: Iterator[list[Line]], work: ReadChunk) -> Iterator[Iterator[Read]]:
-    """Provide the chunks as they are read: a lone chunk here, several by every processor."""
+    """Provide the results of applying `work` to each chunk of lines, in order.
+
+    A single chunk is read in this process, several ones on all processors.
+    """
     first = next(chunks, [])
     second = next(chunks, [])
     if not second:
@@ -228,7 +240,10 @@ def _reading(chunks: Iterator[list[Line]], work: ReadChunk) -> Iterator[Iterator
 def _ahead(
     pool: ProcessPoolExecutor, work: ReadChunk, chunks: Iterator[list[Line]]
 ) -> Iterator[Read]:
-    """Yield the results in order, with a few chunks under way: memory never holds the file."""
+    """Yield the result of `work` for each chunk of lines, in order, computed by the process pool.
+
+    Only a few chunks are handed to the pool at a time, so memory never holds the whole file.
+    """
     under_way = [pool.submit(work, each) for each in itertools.islice(chunks, 8)]
     while under_way:
         yield under_way.pop(0).result()
@@ -236,10 +251,11 @@ def _ahead(
 
 
 def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[str, int]]:
-    """Count the users with a number of `incoming`, and the users who wait because of one.
+    """Count the users whom the loaded numbers affect, in all and by dialer queue.
 
-    A user waits whose unclear number ends like a number of `incoming`. Each of the two counts comes
-    with the counts by dialer queue.
+    The numbers are in the temporary table `incoming`. The first two values count users who have one
+    of them; the last two count users whose own number is unclear and ends like one of them, who
+    wait for an operator.
     """
     connection.execute(_MATCHED_BY_INCOMING)
     connection.execute(_WAITING_BY_INCOMING, {"reach": REACH})
@@ -297,9 +313,11 @@ def _store(connection: Connection, named: Named, done: Staged) -> int:
 
 
 def flip(transaction: FencedTransaction, list_id: int, *, by: str, why: str) -> Done | Refused:
-    """Put a loaded list in force and retire the lists that it replaces, from this commit on.
+    """Put a loaded list of suppressed phone numbers in force from this commit on.
 
-    Repeating the command changes nothing. Refused: an unknown list, and one that was retired.
+    If it was loaded to replace lists of the same name, these are retired. `by`: the operator;
+    `why`: the reason. Repeating the command changes nothing. Refused: an unknown list, and one that
+    was retired.
     """
     row = transaction.connection.execute(_FIND, {"list_id": list_id}).first()
     if row is None or row.state == SuppressionListState.RETIRED:
@@ -319,7 +337,10 @@ def flip(transaction: FencedTransaction, list_id: int, *, by: str, why: str) -> 
 
 
 def drop(transaction: FencedTransaction, name: str, *, by: str, why: str) -> Done | Refused:
-    """Retire a named list. Refused: no list of this name is in force."""
+    """Retire the list of suppressed phone numbers with this name: it is not in force any more.
+
+    `by`: the operator; `why`: the reason. Refused: no list of this name is in force.
+    """
     retired = _retire(transaction, name)
     if not retired:
         return Refused(code=Code.NOT_SUPPRESSED, reason=f"no suppression list {name!r} stands")
@@ -344,7 +365,7 @@ def _record_event(transaction: FencedTransaction, name: str, **details: object) 
 
 
 def purge_lists(connection: Connection) -> int:
-    """Drop the tables of retired lists, as those of generations are dropped; return their number.
+    """Drop the tables of retired lists of suppressed phone numbers; return the number of tables.
 
     Lists that were loaded a day ago and never put in force are retired first. `connection` must be
     in autocommit.
@@ -397,17 +418,17 @@ class Matched(BaseModel):
     users: int
     queues: dict[str, int]
     waiting: int
-    """Users who wait for an operator, or would wait.
+    """Number of users who wait for an operator, or would if this number was suppressed.
 
-    Their number and this one end alike, and one of the two is unclear.
+    Their phone number and this one end alike, and one of the two is unclear.
     """
     waiting_queues: dict[str, int]
 
 
 def check(connection: Connection, phone: str, reader: Reader) -> Matched:
-    """Return how a phone number is read, its suppressions in force, and its users.
+    """Return the normal form of a phone number, its suppressions in force, and its users.
 
-    Cost: index probes, and one pass over all users to count those who wait.
+    `reader`: the rules for reading phone numbers. Cost: index probes, and one pass over all users.
     """
     read = reader.read(phone)
     as_text = plain(phone)
@@ -443,9 +464,11 @@ def check(connection: Connection, phone: str, reader: Reader) -> Matched:
 def whom(
     connection: Connection, numbers: Sequence[str], as_text: str
 ) -> tuple[int, dict[str, int]]:
-    """Count the users who have one of these numbers, or this text without a number; by queue too.
+    """Count the users to whom a suppression applies, in all and by dialer queue.
 
-    Counts up to `WHOM_AT_MOST`. Cost: a text needs a pass over all users.
+    `numbers`: the suppressed phone numbers in normal form. If there are none, users are counted
+    whose text in the CRM equals `as_text`, which needs a pass over all users. Counts up to
+    `WHOM_AT_MOST`.
     """
     parameters = {"numbers": list(numbers), "plain": as_text}
     found = _BY_NUMBER if numbers else _BY_TEXT
@@ -453,11 +476,11 @@ def whom(
 
 
 def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
-    """Count the users who wait, or would, because of an entry of this phone number; by queue too.
+    """Count the users who wait for an operator if this phone number is suppressed.
 
-    The condition is that of the rule `number_unclear`: the user's number ends like the entry, and
-    one of the two is unclear. Users who have the number itself are not counted. Counts up to
-    `WHOM_AT_MOST`. Cost: a pass over the users' numbers.
+    Returns their number in all and by dialer queue. By the rule `number_unclear`, these users have
+    a number that ends like this one, and one of the two is unclear. Users who have the number
+    itself are not counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the users' numbers.
     """
     target = target_of(phone, reader, raw=True)
     if isinstance(target, str) or target.tail is None:
@@ -477,14 +500,15 @@ def _in_queues(connection: Connection, users: list[int]) -> tuple[int, dict[str,
 
 
 def standing_lists(connection: Connection) -> list[dict[str, Any]]:
-    """Return the lists in force, by name."""
+    """Return the lists of suppressed phone numbers that are in force, ordered by name."""
     return [dict(row) for row in connection.execute(_STAND).mappings()]
 
 
 def exported(connection: Connection) -> Iterator[tuple[object, ...]]:
-    """Yield every do-not-contact suppression in force, the entries first, then the lists.
+    """Yield a row for every do-not-contact suppression in force.
 
-    The rows are streamed, so memory holds one page. Entries of forgotten numbers are left out.
+    Those that were made one by one come first, then the phone numbers of imported lists. The rows
+    are streamed. Numbers of erased persons, of which only a hash is stored, are left out.
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
     for row in streamed.execute(_EXPORT):

@@ -42,9 +42,9 @@ from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
 
 FORGOTTEN = "(forgotten)"
-"""The text that replaces an erased reason."""
+"""The text that replaces the reason of a suppression when the person is erased."""
 COUNTED = timedelta(days=1)
-"""The period in which a user's failures count towards quarantine."""
+"""Period in which suspicious failures of a user's eligibility count towards quarantine."""
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
 
@@ -59,10 +59,11 @@ class StandingSuppression(BaseModel):
     number: str | None
     """The phone number in E.164.
 
-    None beside a phone: the suppression matches by the text alone, or the number was forgotten.
+    None although `phone` is set: the suppression applies to users with the same text in the CRM, or
+    the person was erased and only a hash of the number is stored.
     """
     queue: str | None
-    """The one dialer queue of the suppression; None: every one."""
+    """The one dialer queue to which the suppression applies; None: every queue."""
     reason: str
     source: str | None
     since: datetime
@@ -75,7 +76,7 @@ _counts = and_(
     or_(Suppression.expires_at.is_(None), Suppression.expires_at > func.now()),
 )
 _is_keyed = func.coalesce(Suppression.number.startswith(KEYED), false())
-"""True for a forgotten number, of which only a keyed hash is stored."""
+"""SQL condition: the suppressed number is that of an erased person, stored only as a keyed hash."""
 _columns = {name: getattr(Suppression, name) for name in StandingSuppression.model_fields}
 _shown = select(
     *((_columns | {"number": case((~_is_keyed, Suppression.number)).label("number")}).values())
@@ -91,8 +92,8 @@ def suppressions(
 ) -> list[StandingSuppression]:
     """Return the suppressions of this kind in force, the newest first, at most `limit`.
 
-    `by_text`: only the suppressions of a text that is no phone number, for an operator to correct.
-    Cost: a read from the newest on, which passes over lifted suppressions.
+    `by_text`: True for only those of a text that is not a phone number, which an operator should
+    correct. Cost: a read from the newest suppression on, which passes over lifted ones.
     """
     wanted = _shown.where(Suppression.kind == kind, _counts)
     if by_text:
@@ -134,11 +135,12 @@ def do_not_contact(
 ) -> Done | Refused:
     """Suppress the user, or every user with this phone number, from this commit on.
 
-    A phone number is compared as `reader` reads it, in whatever form it is written here and in the
-    CRM. Repeating the command changes nothing. Refused: neither a user nor a phone number, or both;
-    an unknown dialer queue; an expiry that has passed; and a text that is not one phone number,
-    unless the entry is `raw`. A raw text is compared with the texts of users, and users whose
-    number ends alike wait for an operator.
+    `by`: the operator. `entry`: further terms, such as the dialer queue and the expiry. `reader`
+    reads the phone number, so that the form in which it is written does not matter. Repeating the
+    command changes nothing. Refused: neither a user nor a phone number, or both; an unknown dialer
+    queue; an expiry that has passed; and a text that is not one phone number, unless `entry` is
+    `raw`. A raw text is compared with users' texts in the CRM, and users whose number ends alike
+    wait for an operator.
     """
     entry = entry or SuppressionTerms()
     target = _target(user, phone, reader, raw=entry.raw)
@@ -194,11 +196,13 @@ def lift(
     why: str,
     reader: Reader,
 ) -> Done | Refused:
-    """Lift the suppression of this kind; the next build includes the user again.
+    """Lift a suppression of this kind, of the user or the phone number.
 
-    Refused: no such suppression; neither a user nor a phone number, or both; a user who was
-    forgotten; the kind `closed` without its dialer queue; and the kind `quarantine` with one. A
-    text that is no phone number lifts the suppression of that text.
+    The next build includes its users again. `queue`: the one dialer queue of the suppression; None:
+    one for every queue. `by`: the operator; `why`: the reason. Refused: no such suppression;
+    neither a user nor a phone number, or both; a user who was forgotten; the kind `closed` without
+    its dialer queue; and the kind `quarantine` with one. A text that is no phone number lifts the
+    suppression of that text.
     """
     target = _target(user, phone, reader, raw=True)
     if isinstance(target, Refused):
@@ -243,7 +247,11 @@ def subject(
     phone: str | None = None,
     queue: str | None = None,
 ) -> str:
-    """Name the state that suppressing and lifting set, equal for every form of a number."""
+    """Return a name for what a command to suppress or to lift sets, to order such commands.
+
+    Commands with the same kind, dialer queue, and user or phone number get the same name, in
+    whatever form the number is written.
+    """
     whom = f"user {user}" if phone is None else f"phone number {_key(phone, reader)}"
     place = "" if queue is None else f" in {queue}"
     return f"{kind.value} suppression of {whom}{place}"
@@ -255,7 +263,10 @@ def _key(phone: str, reader: Reader) -> str:
 
 
 def closing(transaction: FencedTransaction, hold: Held, why: str) -> dict[str, Any]:
-    """Return a row for `CLOSE`, which closes the assignment's dialer queue for its user."""
+    """Return the values of the suppression that closes the assignment's dialer queue for its user.
+
+    The statement `CLOSE` stores it. `why`: the agent's reason.
+    """
     return {
         "kind": SuppressionKind.CLOSED,
         "user_id": hold.user_id,
@@ -279,9 +290,10 @@ CLOSE = insert_rows(
 
 
 def check_key(connection: Connection, reader: Reader) -> None:
-    """Raise `UsageError` where forgotten numbers were hashed with another key than `reader`'s.
+    """Raise `UsageError` if suppressed numbers of erased persons were hashed with another key.
 
-    Without that key the hashes match nobody, and these people would be called again.
+    The key must be that of `reader`, because otherwise the hashes match nobody, and these people
+    would be called again.
     """
     prefix = reader.keyed_prefix
     other = _is_keyed if prefix is None else and_(_is_keyed, ~Suppression.number.startswith(prefix))
@@ -296,11 +308,12 @@ def check_key(connection: Connection, reader: Reader) -> None:
 
 
 def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
-    """Quarantine those of these users who have failed `after` times within `COUNTED`.
+    """Quarantine users who were suspiciously often found ineligible by a claim.
 
-    `failed`: users who were just taken out for one of the rules in `UNCLEAR`. Earlier failures of
-    any of these rules count, but not those before an operator lifted a quarantine. Cost: a read of
-    the events of these users.
+    `failed`: users whom this transaction removed for one of the rules in `UNCLEAR`, which a build
+    had found to hold. Users to whom that has happened `after` times within the period `COUNTED` are
+    quarantined; times before an operator lifted a quarantine do not count. Cost: a read of the
+    events of these users.
     """
     if not failed:
         return
@@ -321,16 +334,19 @@ class SuppressionTerms:
     """The terms of an entry of the do-not-contact list, besides its user or phone number."""
 
     queue: str | None = None
-    """The one dialer queue of the suppression; None means every dialer queue."""
+    """The one dialer queue to which the suppression applies; None: every queue."""
     expires_at: datetime | None = None
     source: str | None = None
     raw: bool = False
-    """True if a text that is no phone number may be stored."""
+    """True if a text that is not a phone number may be suppressed too."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The phone number or the text by which suppressions are compared; empty for a user."""
+    """The phone number, or the text, to which a suppression applies.
+
+    Empty for a suppression of a user.
+    """
 
     number: str | None = None
     plain: str | None = None
@@ -339,12 +355,15 @@ class Target:
 
     @property
     def by_text(self) -> bool:
-        """True if only users with the same text match."""
+        """True if the suppression applies to users with the same text in the CRM, not by number."""
         return self.number is None
 
 
 def target_of(phone: str, reader: Reader, *, raw: bool = False) -> Target | str:
-    """Return the target of a phone number, or one line that says why the text is not one number."""
+    """Return what a suppression of this phone number applies to, or a line of text if it cannot be.
+
+    `reader` reads the number. `raw`: True if a text that is not a phone number is allowed.
+    """
     read = reader.read(phone)
     if len(read.e164) == 1 and set(read.unread) <= {reach(read.e164[0])}:
         (one,) = {each.e164: each for each in read.numbers}.values()
@@ -406,7 +425,7 @@ _EXPIRE = (
         lifted_why="expired",
     )
 )
-"""Lift an expired suppression, so that the same target can be suppressed again."""
+"""Lift suppressions of this user or number that have expired, so that a new one can be stored."""
 _LIFT = (
     update(Suppression)
     .where(*_standing)

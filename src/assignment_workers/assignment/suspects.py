@@ -17,25 +17,29 @@ from assignment_workers.schema.tables import SuspectMessage
 
 @dataclass(frozen=True)
 class Suspicion:
-    """The processes that a message has ended, the last one included."""
+    """The record of a message during whose handling worker processes ended.
+
+    `digest` identifies the message. `ends`: the number of processes, the last one included.
+    """
 
     digest: str
     ends: int
     parts: tuple[int, ...] = ()
-    """The positions of the parts of a batch during which a process ended, in order."""
+    """If the message is a batch: the positions in it of the parts during which a process ended."""
     buried: int = 0
-    """Number of the first of these parts that are stored as dead letters."""
+    """The first so many of `parts` are stored as dead letters."""
 
     @property
     def of_the_whole(self) -> int:
-        """The number of ends that happened during no single part."""
+        """The number of processes that ended while no single part of the batch was handled."""
         return self.ends - len(self.parts)
 
 
 def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> Suspicion:
-    """Count the end of the process that had this message; committed when the function returns.
+    """Record that a worker process ended while it handled a message; return the message's record.
 
-    `excused`: the message did not cause that end, so it does not count.
+    `digest` identifies the message. `excused`: True if the message is known not to have caused the
+    end of the process; then its number of ends stays the same. The record is committed.
     """
     there = insert(SuspectMessage).excluded
     ended = SuspectMessage.parts.op("||")(SuspectMessage.part)
@@ -66,12 +70,18 @@ def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> S
 
 
 def try_part(engine: Engine, digest: str, part: int | None) -> None:
-    """Store the part of the message that is tried from now on; None: no single part."""
+    """Store which part of a batch is handled from now on, so that a process's end tells the part.
+
+    `digest` identifies the message. `part`: the position in the batch; None: no single part.
+    """
     _change(engine, digest, part=part)
 
 
 def mark_buried(engine: Engine, digest: str, buried: int) -> None:
-    """Store how many of the parts that ended a process are dead letters."""
+    """Store how many of a batch's parts that ended a process were stored as dead letters.
+
+    `digest` identifies the message, `buried` is that number.
+    """
     _change(engine, digest, buried=buried)
 
 
@@ -83,7 +93,7 @@ def _change(engine: Engine, digest: str, **values: int | None) -> None:
 
 
 def acquit(engine: Engine, digest: str) -> None:
-    """Delete the row, because the try has ended and the process has not."""
+    """Delete the record of the message with this digest, because it was handled to the end."""
     with engine.begin() as connection:
         connection.execute(HURRY)
         connection.execute(delete(SuspectMessage).where(SuspectMessage.digest == digest))

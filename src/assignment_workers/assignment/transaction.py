@@ -78,7 +78,7 @@ class EventKind(StrEnum):
     MISSED_CALL_FOLLOWED_UP = "missed_call_followed_up"
     """The user of a missed call was called back."""
     MISSED_CALL_CANCELLED = "missed_call_cancelled"
-    """A missed call no longer needs a follow-up."""
+    """A missed call was cancelled, because it no longer needs a follow-up."""
     MISSED_CALL_FOR_OPERATOR = "missed_call_for_operator"
     """A missed call needs an operator: its caller is unclear, or may not be called."""
     GENERATION_PUBLISHED = "generation_published"
@@ -100,7 +100,7 @@ class EventKind(StrEnum):
 
 
 class OtherLanes(Exception):
-    """The transaction must be restarted with the rows of these lanes locked as well."""
+    """Raised to restart the transaction with the rows of the lanes `lanes` locked as well."""
 
     def __init__(self, lanes: frozenset[str]) -> None:
         super().__init__(f"needs {', '.join(sorted(lanes))}")
@@ -108,7 +108,7 @@ class OtherLanes(Exception):
 
 
 class ClaimBudgetExceeded(Exception):
-    """The transaction has judged enough entries and should commit before the search goes on."""
+    """Raised when a claim has judged as many users as one transaction should, and must commit."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,15 @@ class FencedTransaction:
     locked: frozenset[str] = frozenset({DEFAULT_LANE})
     """The lanes whose rows this transaction has locked."""
     first: Sequence[Rows] = ()
-    """The rows of the statements that went with the proof of the term."""
+    """The results of the statements that were sent together with the check of the term."""
     last: list[Statement] | None = None
-    """Statements for the transaction runner to send with the commit.
+    """Deferred writes, which are sent in one round trip with the commit.
 
-    None: deferred writes are executed at once.
+    None: writes are not deferred but executed at once.
     """
 
     def has(self, queue: str) -> bool:
-        """Return True if nothing else of this dialer queue's lane can run."""
+        """Return True if this transaction has locked the lane of the dialer queue."""
         return self.lanes.is_one or self.lanes.of(queue) in self.locked
 
     @property
@@ -171,7 +171,7 @@ class FencedTransaction:
         return CrmReader(self.connection, run=self.run)
 
     def run(self, *asks: Statement) -> list[Rows]:
-        """Execute these statements in one round trip; return the rows of each."""
+        """Execute the statements `asks` in one round trip; return the rows of each."""
         return run_statements(self.connection, *asks)
 
     def defer_write(self, statement: ClauseElement, parameters: Mapping[str, Any]) -> None:
@@ -195,19 +195,24 @@ class FencedTransaction:
             self.connection.execute(RECORD, {"events": self.dated(events)})
 
     def dated(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the rows of these events, for `RECORD`."""
+        """Return the events with this transaction's time and term, for the statement `RECORD`."""
         self.races.extend(event for event in events if event["kind"] == EventKind.RACE)
         return [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
 
     def race(self, kind: str, **facts: object) -> None:
-        """Record the event of a race that was detected and resolved; see `raced`."""
+        """Record that a conflict between two writers (a race) was detected and resolved.
+
+        `kind` names the race. `facts`: values for columns of the event; `done`, the resolution; and
+        further details.
+        """
         self.record(raced(kind, **facts))
 
 
 def raced(kind: str, **facts: object) -> dict[str, Any]:
-    """Return the event of a race that was detected and resolved.
+    """Return the event of a conflict between two writers (a race) that was detected and resolved.
 
-    `facts`: columns of the event; and `done`, the resolution, and others for its details.
+    `kind` names the race. `facts`: values for columns of the event; `done`, the resolution; and
+    further details.
     """
     columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
     return {"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}}

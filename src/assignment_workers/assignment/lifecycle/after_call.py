@@ -18,9 +18,10 @@ from assignment_workers.schema.dialer import Callback, UserCallScore
 def score_row(
     transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime | None
 ) -> dict[str, Any]:
-    """Return a row for `SCORE`.
+    """Return the values with which the statement `SCORE` updates a user's score after a call.
 
-    For a user without a score row, one is inserted as for a first call (original-dialer section 4).
+    `hold`: the assignment of the call. A user without a score row gets one, as after a first call
+    (original-dialer section 4).
     """
     return {
         "id": transaction.new_id(),
@@ -41,9 +42,10 @@ def score_row(
 def callback_row(
     transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime
 ) -> dict[str, Any]:
-    """Return a row for `PROMISE`.
+    """Return the values with which the statement `PROMISE` stores a callback promised in a call.
 
-    The id of the assignment serves as the call session that the dialer's table requires.
+    `hold`: the assignment of the call; its id serves as the call session that the dialer's table
+    requires.
     """
     return {
         "id": transaction.new_id(),
@@ -86,7 +88,7 @@ SCORE = _called.on_conflict_do_update(
         "updated_at": _called.excluded.updated_at,
     },
 )
-"""Insert or update each score row atomically, without a read before it (hazard D5).
+"""Insert or update the score rows of users after calls, without a read before it (hazard D5).
 
 The rows must be in the order of users, in which every job locks score rows, because two
 transactions could otherwise deadlock.
@@ -120,7 +122,7 @@ PROMISE = _promised.on_conflict_do_update(
         "updated_at": _promised.excluded.updated_at,
     },
 )
-"""Insert each callback, or replace the pending one of its user.
+"""Insert a promised callback for each user, or replace the user's pending one.
 
-A user has one pending callback at most; another writer of the table may have inserted it meanwhile.
+A user has one pending callback at most; another program may have inserted one in the meantime.
 """

@@ -50,7 +50,7 @@ STALE = timedelta(minutes=5)
 SESSION_ENDS = timedelta(hours=2)
 """Time without a sign of life after which a session ends (original-dialer section 6)."""
 ENDED_AT_ONCE = 500
-"""Sessions that one transaction ends."""
+"""Number of agents' sessions that one transaction ends at most."""
 
 
 class AgentShown(BaseModel):
@@ -85,12 +85,12 @@ def state(
     by: str | None = None,
     why: str | None = None,
 ) -> Stated | Refused:
-    """Set the agent's state; repeating the command changes nothing.
+    """Set the agent's state to `becomes`; repeating the command changes nothing.
 
-    A session begins with the first state that is not offline, and ends with offline. Break and
-    offline release an offer that is not accepted. An agent with accepted work who states
-    `available` or `wrap_up` is `on_call`. `available` resets the count of lapsed offers. Refused:
-    an unknown agent.
+    `by`: another person or job that sets the state; None: the agent. A session begins with the
+    first state that is not offline, and ends with offline. Break and offline release an offer that
+    is not accepted. An agent with accepted work who states `available` or `wrap_up` is `on_call`.
+    `available` resets the count of lapsed offers. Refused: an unknown agent.
     """
     # otherwise another lane could offer a user to an agent who goes on break
     transaction.require_all_lanes()
@@ -113,10 +113,11 @@ def state(
 def end_sessions(
     transaction: FencedTransaction, agents: Sequence[int], *, silent_at: datetime
 ) -> Done:
-    """Set those of these agents offline who are still silent; `silent` found them at `silent_at`.
+    """End the sessions of agents who show no sign of life, by setting them offline.
 
-    An agent who has made a request, a move or a heartbeat since then keeps the session. `ended`
-    counts the agents set offline.
+    `agents`: those whom the function `silent` found at the time `silent_at`. An agent who has made
+    a request, a heartbeat or a command about an assignment since then keeps the session. The count
+    `ended` of the answer is the number of agents set offline.
     """
     transaction.require_all_lanes()
     parameters = {"before": transaction.now - SESSION_ENDS, "asked_since": silent_at}
@@ -167,7 +168,11 @@ def _become(
     by: str,
     why: str | None,
 ) -> list[UUID]:
-    """Store the state of these agents and its effects; return the offers that were released."""
+    """Store the new state of these agents and its effects; return the ids of released offers.
+
+    `found`: the agents' rows as read in this transaction. `by`: the person or job that sets the
+    state; `why`: the reason, if any.
+    """
     rows = [
         {
             "agent_id": row.agent_id,
@@ -197,7 +202,10 @@ def _become(
 def _session(
     row: Row[*tuple[object, ...]], becomes: AgentStatus, now: datetime
 ) -> dict[str, object]:
-    """Return the values of the session, which begins, continues or ends."""
+    """Return the new values of the agent's session, which begins, continues or ends.
+
+    `row`: the agent's present values. `becomes`: the agent's new state.
+    """
     kept = {
         name: getattr(row, name)
         for name in (

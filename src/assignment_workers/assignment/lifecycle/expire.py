@@ -24,13 +24,16 @@ from assignment_workers.settings import Settings
 
 @dataclass
 class Lapsed:
-    """The result for the assignments whose lease had ended."""
+    """The result of `expire`: the effects on assignments whose lease had ended.
+
+    `ended`: the ids of those that expired.
+    """
 
     ended: set[UUID] = field(default_factory=set)
     kept: dict[UUID, datetime] = field(default_factory=dict)
-    """Assignments of agents with a heartbeat, with the new end of the lease."""
+    """By assignment whose lease was extended, because its agent sent a heartbeat: the new end."""
     on_break: dict[int, sessions.Session] = field(default_factory=dict)
-    """Agents who were set on break for lapsed offers."""
+    """By agent who was set on break, because offers lapsed: the agent's session."""
 
     def still(self, hold: Held) -> Held | None:
         """Return the assignment with its present lease, or None if it has expired."""
@@ -89,16 +92,20 @@ _EXPIRE = (
         Assignment.lease_expires_at,
     )
 )
-"""One statement decides and ends, so exactly the heartbeats committed before it count."""
+"""Expire assignments whose lease has ended and whose agent has sent no heartbeat since.
+
+One statement decides and writes, so exactly the heartbeats that were committed before it count.
+"""
 
 
 def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
-    """Expire every assignment whose lease has ended and whose agent is silent.
+    """Expire every assignment whose lease has ended and whose agent has sent no heartbeat.
 
-    The users keep their positions. Only the locked lanes are handled; the sequencers of other lanes
-    expire theirs. Runs every 30 s and at the start of each claim that finds a lapsed lease, so that
-    a lapsed assignment never blocks a claim. An agent who lets several offers lapse in a row is set
-    on break. Cost: that of the lapsed assignments, by the index on leases.
+    The users keep their positions in the dialer queue. Only the lanes that this transaction has
+    locked are handled; the sequencers of other lanes expire the assignments there. Runs every 30 s
+    and at the start of each claim that finds a lapsed lease, so that a lapsed assignment never
+    blocks a claim. An agent who lets several offers lapse in a row is set on break. Cost: that of
+    the lapsed assignments, by the index on leases.
     """
     parameters = {
         "instant": transaction.now,

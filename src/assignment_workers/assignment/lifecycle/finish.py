@@ -41,11 +41,12 @@ def finish(
     *,
     outcomes: Mapping[str, Outcome] = OUTCOMES,
 ) -> list[Finished | Refused]:
-    """Carry out each move, as if one after the other in their order; return the answers.
+    """Carry out the moves, as if one after the other; return an answer for each, in their order.
 
-    A late move, or one of another agent, is refused and recorded as a race (guarantee 8). A
-    repeated move gets its earlier answer (5). A refused move changes nothing and does not affect
-    the others. Errors of the database propagate; then nothing is committed.
+    A move is an agent's command about an assignment, such as completing it. A move that comes after
+    the assignment has ended, or from another agent, is refused and recorded as a race (guarantee
+    8). A repeated move gets its earlier answer (5). A refused move changes nothing and does not
+    affect the others. Errors of the database propagate; then nothing is committed.
     """
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
@@ -86,15 +87,15 @@ class _Found:
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """The named assignments, with the changes by moves of this transaction."""
+    """The assignments that the moves name, by id, as the moves so far have changed them."""
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
-    """The new values of the changed rows, by assignment."""
+    """The new values of the row of each changed assignment, by its id."""
     places: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
     promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Changes of the callbacks that were the source of the assignments."""
+    """Changes of those callbacks for which the assignments were made."""
     followed_up: list[int] = field(default_factory=list)
     """Users who answered a call and have missed calls."""
     called_back: list[UUID] = field(default_factory=list)
@@ -110,7 +111,10 @@ class _Finish:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def carry_out(self, move: Move) -> Finished | Refused:
-        """Answer one move; its changes are left for `write`."""
+        """Decide one move (an agent's command about an assignment) and return its answer.
+
+        The changes are collected, and stored by `write`.
+        """
         if isinstance(move, Complete) and (wrong := misused(move)):
             return wrong
         hold = self._owned(move)
@@ -136,11 +140,11 @@ class _Finish:
         return Finished(outcome=move.word, assignment=ended)
 
     def write(self) -> None:
-        """Write the changes of all moves.
+        """Store the changes that `carry_out` collected for all moves of this transaction.
 
-        Assignments, entries, scores, promised callbacks, suppressions, sessions and events are one
-        statement. Settled and cancelled callbacks, missed calls and conversions take statements of
-        their own, where there are any.
+        One statement writes assignments, entries, scores, promised callbacks, suppressions,
+        sessions and events. Changes of earlier callbacks, missed calls and conversions, if there
+        are any, take further statements.
         """
         if self.callbacks:
             self.events += callbacks.settle(self.transaction, self.callbacks)
@@ -176,7 +180,10 @@ class _Finish:
             convert.remove_converted(self.transaction, POLICIES[queue], users, policies=POLICIES)
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
-        """Return the active assignment, the earlier answer to the same move, or a refusal."""
+        """Return the active assignment of the move if its agent has it in the named version.
+
+        Otherwise returns the earlier answer, if the same move was carried out before, or a refusal.
+        """
         owner = move.owner
         found = self.found.get(owner.assignment_id)
         if found is None:
@@ -246,7 +253,10 @@ class _Finish:
         return Finished(outcome="completed", assignment=ended)
 
     def _put_off(self, move: Skip | Defer, hold: Held) -> Held | Refused:
-        """End the assignment; until a time, no agent is offered the user or the user's callback."""
+        """End the assignment `hold` without a call, and let its user wait.
+
+        Until the time that the move names, no agent is offered the user, nor the user's callback.
+        """
         if isinstance(move, Skip):
             until, why = self.transaction.now + move.everyone, None
         else:
@@ -314,7 +324,10 @@ class _Finish:
         return ended
 
     def _actions(self, move: Complete, hold: Held) -> list[Action]:
-        """Return the tasks for other systems, which read them in the call's event."""
+        """Return the tasks that the call's outcome asks other systems to do.
+
+        They read the tasks in the event of the completed call.
+        """
         return self.outcomes[move.outcome].asks_for(
             earlier=self.found[hold.id].earlier.count(move.outcome),
             promised=move.callback_at is not None,

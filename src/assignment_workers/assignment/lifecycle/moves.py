@@ -14,7 +14,10 @@ from assignment_workers.schema.tables import AssignmentState, EndedHow
 
 @dataclass(frozen=True)
 class Owner:
-    """The assignment of a move and its agent. `version` None: any version."""
+    """The assignment that an agent's command is about, and the agent.
+
+    `version`: that of the assignment which the agent knows; None: any version.
+    """
 
     assignment_id: UUID
     agent_id: int
@@ -26,10 +29,10 @@ class Complete:
     """Complete the call with an outcome.
 
     The assignment ends, the score and the time of the next call follow the outcome, a promised
-    callback is stored, and the user leaves the published generations (guarantee 10). A callback
-    that the call was for is kept or cancelled, as the outcome says; if nobody answered, it is tried
-    again after `retry`, up to its number of retries. Refused, with nothing changed: an unknown
-    outcome, and a callback time or notes that do not fit the outcome.
+    callback is stored, and the user leaves the published generations (guarantee 10). If the call
+    was made for a callback, that is marked as kept or cancelled, as the outcome says; if nobody
+    answered, the callback is tried again after `retry`, a limited number of times. Refused, with
+    nothing changed: an unknown outcome, and a callback time or notes that do not fit the outcome.
     """
 
     owner: Owner
@@ -45,7 +48,10 @@ class Complete:
 
 @dataclass(frozen=True)
 class Skip:
-    """Skip the user: offered to no agent for `everyone`, and not to this one for `skip_agent`."""
+    """Skip the user, who is then not offered to any agent for a while, and longer not to this one.
+
+    `everyone` is the time for all agents; for this agent, the setting `skip_agent` applies.
+    """
 
     owner: Owner
     everyone: timedelta
@@ -59,8 +65,8 @@ class Skip:
 class Defer:
     """Defer the user: no agent is offered the user before `until`, or for `rest` from now.
 
-    Exactly one of the two is given. Stored like a skip; afterwards the user may be offered to this
-    agent too. Refused: a time that has passed, and one that is more than `most` from now.
+    Exactly one of `until` and `rest` is set. Afterwards the user may be offered to any agent, this
+    one included. Refused: a time that has passed, and one that is more than `most` from now.
     """
 
     owner: Owner
@@ -96,7 +102,7 @@ class Release:
 
     owner: Owner
     by: str | None = None
-    """Requester other than the agent, such as an operator; None: the agent."""
+    """Person or program other than the agent that releases the user; None: the agent."""
     why: str | None = None
 
     becomes = AssignmentState.RELEASED

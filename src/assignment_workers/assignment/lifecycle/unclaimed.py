@@ -17,12 +17,12 @@ from assignment_workers.schema.tables import Assignment, Request
 def release_unclaimed(
     transaction: FencedTransaction, owner: Owner, *, lease_expires_at: datetime
 ) -> Done:
-    """Release the assignment if it is unchanged and its agent has made no request since.
+    """Release an assignment whose answer may not have reached its agent.
 
-    It stays if it was renewed or finished, or if the agent made a request again, with the same
-    request id or another. The transaction that releases also decides: an agent whose next request
-    comes before it keeps the assignment; an agent whose next request comes after it gets another.
-    `released` counts 1 or 0.
+    `owner`: the assignment and the agent. `lease_expires_at`: the end of the lease as assigned. The
+    assignment stays if its lease was renewed, if it has ended, or if the agent has made a request
+    since. The check and the release are one transaction: an agent who makes a request before it
+    keeps the assignment; one who does so after it gets another. The count `released` is 1 or 0.
     """
     parameters = {
         "assignment": owner.assignment_id,
@@ -50,4 +50,7 @@ _UNCLAIMED = select(
         ),
     )
 )
-"""Uses primary keys, and the index on `answered_at` over the seconds since the claim."""
+"""Select true if the assignment is unchanged and its agent has made no request since the claim.
+
+Cost: primary keys, and the index on `answered_at` over the seconds since the claim.
+"""

@@ -15,18 +15,17 @@ from assignment_workers.schema.dialer import UserCallScore
 STEP = 5
 SINCE = timedelta(days=7)
 AT_A_TIME = 1_000
-"""Users aged in one transaction; a call that ends meanwhile waits for it some milliseconds."""
+"""Users whose scores one transaction raises; the end of a user's call waits milliseconds for it."""
 
 
 def age_scores(work: Work, day: datetime) -> Counts:
     """Add 5 to the scores of active unsigned users below 200, on the weekday of their creation.
 
-    Only users created a week ago or more. The run's slot must be the day. Each transaction ages
-    `AT_A_TIME` users, by id, and stores its progress in the run's row. The next run of the slot
-    continues after a failed one, so nobody is aged twice for one day, and a missed day is made up
-    for (original-dialer section 5). Returns `aged`, the number of users that this run aged, and
-    `through`, the id of the last one. Cost: one pass over the score rows by their index on the
-    user.
+    Only users who were created a week before `day` or earlier. The job runs once per day, for
+    `day`. Each transaction handles `AT_A_TIME` users, by id, and stores its progress, so a run
+    after a failed one continues: no score is raised twice for one day, and a missed day is made up
+    for (original-dialer section 5). Returns the counts `aged`, the users of this run, and
+    `through`, the id of the last one. Cost: one pass over the score rows by the index on the user.
     """
     through = work.reached("through")
     counts = {"aged": 0, "through": through}

@@ -42,10 +42,10 @@ from assignment_workers.schema.tables import Assignment, AssignmentState
 
 ATTRIBUTED_FOR = timedelta(days=30)
 LONGER_THAN = timedelta(seconds=30)
-"""A call counts towards a conversion for `ATTRIBUTED_FOR`, if it was longer than `LONGER_THAN`."""
+"""Length that a call must exceed for its agent to be credited with the user's conversion."""
 
 AT_A_TIME = 1_000
-"""Users whom one command takes out: the assignment queue waits some tens of milliseconds."""
+"""Converted users whom one command removes: other messages wait some tens of milliseconds."""
 
 _NOT_HELD = ~exists(
     select(1)
@@ -55,10 +55,10 @@ _NOT_HELD = ~exists(
 
 
 def converted(connection: Connection, policy: Policy, *, after: int, now: datetime) -> list[int]:
-    """Return the next converted users of this pool by current facts, by id beyond `after`.
+    """Return the ids of users of the policy's dialer queue who have reached the queue's goal.
 
-    Held users are left out until their assignment ends. At most `AT_A_TIME` users; an empty list is
-    the end.
+    At most `AT_A_TIME` ids above `after`, in order; an empty list is the end. Users whom an agent
+    holds are left out until their assignment ends.
     """
     return list(
         connection.execute(
@@ -79,14 +79,14 @@ def remove_converted(
     *,
     policies: Mapping[str, Policy],
 ) -> Done:
-    """Take those of `users` out of the dialer queue who have converted by facts read here.
+    """Remove those of `users` from the policy's dialer queue who have reached the queue's goal.
 
-    The score row's change of queue makes the record unique: it happens once, so each conversion has
-    one record, however often the command arrives. A unique index on user, dialer queue and episode
-    also holds against other writers of the table (hazard D13). The record has the score before the
-    change (D12) and the agents who spoke to the user, the latest of whom is the primary agent. A
-    user who now belongs to another dialer queue moves there. Held users, and users whose facts
-    changed back, are left alone.
+    The CRM facts are read in this transaction. Each conversion is recorded once, however often the
+    command arrives, because the user's score row changes its queue only once; a unique index on
+    user, dialer queue and episode also holds against other programs (hazard D13). The record has
+    the score before the change (D12) and the agents who spoke to the user, the latest of whom is
+    the primary agent. A user who now belongs to another dialer queue, of `policies`, moves there.
+    Users whom an agent holds, and users whose facts changed back, are left alone.
     """
     transaction.require_lanes(policy.queue)
     since = {"since": transaction.now - ATTRIBUTED_FOR}
@@ -140,7 +140,7 @@ _calls = (
 _spoke = select(
     func.array_agg(aggregate_order_by(_calls.c.agent_id, _calls.c.last.desc()))
 ).scalar_subquery()
-"""The agents who spoke to the user, the latest first."""
+"""Select the agents who spoke to the user, the one with the latest call first."""
 
 _episode = (
     select(func.count() + 1)

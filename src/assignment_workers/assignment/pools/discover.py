@@ -55,16 +55,16 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
-"""Time before the watermark that is read again, because rows may commit late.
+"""Time before the last known CRM row that is read again, because a row may be committed late.
 
-A row that commits later still is found by `reconcile`.
+The job `reconcile` finds rows that were committed even later.
 """
 AT_A_TIME = 1_000
-"""Rows of a source, or users, that one transaction handles."""
+"""CRM rows, or users, that one transaction handles."""
 BATCHES_AT_MOST = 100
-"""Transactions of one run for one source; the next run continues."""
+"""Transactions of one run for one CRM table; the next run continues."""
 WINDOW = 10_000
-"""Users whom one statement of `reconcile` judges: some hundred milliseconds."""
+"""Users whom one query of the job `reconcile` judges: some hundred milliseconds."""
 WINDOWS_AT_MOST = 100
 
 RECONCILIATION = "reconciliation"
@@ -72,19 +72,20 @@ SOURCES: dict[str, type[CrmBase]] = {"users": CrmUser, "requirements": ClaimRequ
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 Send = Callable[[list[int]], None]
-"""Sends the command that places users (`assign_to_queue`)."""
+"""Function that sends the command to move these users to the dialer queues where they belong."""
 
 
 def discover(
     work: Work, policies: Mapping[str, Policy], send: Send, *, randomness: Random
 ) -> Counts:
-    """Place every user and requirement that is new since the watermark of each source.
+    """Give every new user of the CRM a score row, in the dialer queue where the user belongs.
 
-    No row is missed, however late a run is: a sweep reads from `OVERLAP` before the watermark to
-    the end, in the order of `created_at` and id, and its progress is committed with its results. A
-    run handles `BATCHES_AT_MOST` transactions a source, and the next run continues. A repeated run
-    changes nothing more. Raises `CrmUnavailable`; then the committed part stays. Returns the number
-    of score rows `created`, of users `sent` to be moved, and of `users` and `requirements` read.
+    Users with new requirements who belong to another dialer queue are passed to `send`. Each CRM
+    table is read from `OVERLAP` before the last known row to the end, in the order of `created_at`
+    and id, and the progress is committed with the results, so no row is missed. After
+    `BATCHES_AT_MOST` transactions per table, the next run continues. A repeated run changes nothing
+    more. Raises `CrmUnavailable`; the committed part stays. `randomness` makes ids. Returns counts:
+    score rows `created`, users `sent`, and `users` and `requirements` that were read.
     """
     counts = {"created": 0, "sent": 0, **dict.fromkeys(SOURCES, 0)}
     run = _Run(work, tuple(policies.values()), send, randomness, counts)
@@ -94,12 +95,12 @@ def discover(
 
 
 def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
-    """Find users who belong in a pool and are in none or in another, and send them to be placed.
+    """Find users whose score row names no, a wrong or an unknown dialer queue, and `send` them.
 
-    Also users whose score row names an unknown dialer queue (hazard D1). Left alone: users who are
-    held, who have converted (the cleanup records that) or who are not in the CRM. Users are read by
-    id; a run reads `WINDOWS_AT_MOST` times `WINDOW` users, and the next run continues. Returns the
-    number of users `looked_at`, and of those `in_none`, `in_wrong` and under an `other_word`.
+    `send` sends the command to move them (hazard D1). Users whom an agent holds, who have converted
+    or who are not in the CRM are left alone. Users are read by id; a run reads `WINDOWS_AT_MOST`
+    times `WINDOW` users, and the next run continues. Returns counts: users `looked_at`, and users
+    with no dialer queue (`in_none`), a wrong one (`in_wrong`), or an unknown one (`other_word`).
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
@@ -125,10 +126,11 @@ def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
 def assign_to_queue(
     transaction: FencedTransaction, users: Sequence[int], policies: Mapping[str, Policy]
 ) -> Done:
-    """Move these users into the pool where they belong by facts read here, with an event each.
+    """Move these users to the dialer queues where they belong, and record an event for each.
 
-    A user without a score row gets one. Users who are in the right pool, who are held or who have
-    converted are left alone. No inactive score row is made active.
+    The CRM facts are read in this transaction. A user without a score row gets one. Users who are
+    in the right dialer queue, whom an agent holds or who have converted are left alone. No inactive
+    score row is made active.
     """
     # otherwise another lane could assign a user from the dialer queue that the user leaves
     transaction.require_all_lanes()
@@ -170,7 +172,11 @@ class _Run:
     counts: Counts
 
     def sweep(self, source: str, model: type[CrmBase]) -> None:
-        """Continue the sweep of this source, to its end or for `BATCHES_AT_MOST` transactions."""
+        """Read the CRM table `model` on from where the last run stopped, and place new users.
+
+        Stops at the table's end or after `BATCHES_AT_MOST` transactions. `source`: the name under
+        which the progress is stored.
+        """
         work = self.work
         mark = _watermark(work.side_connection, source)
         seen = mark.seen or mark.reached or _BEGINNING
@@ -227,7 +233,10 @@ def _create(
     now: datetime,
     make_id: Callable[[], object],
 ) -> list[dict[str, Any]]:
-    """Insert a score row for each user without one; return the events."""
+    """Insert a score row for each of these users who has none; return the events to record.
+
+    `judged`: rows with the user and the dialer queue where the user belongs.
+    """
     new = [
         {
             "id": make_id(),
@@ -279,7 +288,7 @@ def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[An
 
 
 def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
-    """Commit the results together with the progress."""
+    """Commit the results of a batch together with the progress (`values`) of the source."""
     work.side_connection.execute(
         update(Watermark).where(Watermark.source == source).values(**values)
     )
@@ -288,12 +297,12 @@ def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> 
 
 @dataclass(frozen=True)
 class _Standing:
-    """The expressions that are selected for each user."""
+    """SQL expressions that compare a user's present dialer queue with the right one."""
 
     current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
     place: ColumnElement[str | None]
     which: ColumnElement[str | None]
-    """The kind of misplacement; null: the user is in place, or is to be left alone."""
+    """The kind of error; null: the user is in the right dialer queue, or is to be left alone."""
 
 
 def _standing(
@@ -322,7 +331,7 @@ def _standing(
 
 @cache
 def _placing(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select, for each of the parameter `users`, the state of the score row and the right pool."""
+    """Select each user of the SQL parameter `users`, with the score row and the right queue."""
     people = (
         select(func.unnest(bindparam("users", type_=ARRAY(BigInteger))).label("user_id"))
         .cte("people")
@@ -363,7 +372,10 @@ _WINDOW = select(func.count(), func.max(_WINDOW_IDS.c.user_id)).select_from(_WIN
 
 @cache
 def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select the misplaced users from `after` to `upto`."""
+    """Select users with a wrong dialer queue whose ids are between `after` and `upto`.
+
+    These two are SQL parameters.
+    """
     stands = _standing(policies, CrmUser.id)
     return (
         select(CrmUser.id.label("user_id"), stands.which.label("which"))
@@ -428,4 +440,7 @@ _MOVE = (
     .values(current_queue_type=_moves.c.place, updated_at=bindparam("now", type_=NaiveInstant))
     .returning(UserCallScore.user_id, _moves.c.before, _moves.c.place)
 )
-"""Update the row only if it is as it was judged, so that no other change is undone."""
+"""Update a score row's dialer queue, only if the row still is as it was judged.
+
+So no change that was made meanwhile is undone.
+"""

@@ -11,11 +11,14 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, text
 
 BARS = 48
-"""The number of equal parts of a period."""
+"""Number of equal parts into which the period of a breakdown is divided."""
 
 
 class Share(BaseModel):
-    """The assignments of one dialer queue or team; times in seconds from sending to commit."""
+    """The assignments of one dialer queue or one team of agents in the period.
+
+    Times are seconds from the sending of a request to the commit of its assignment.
+    """
 
     name: str
     assignments: int
@@ -28,7 +31,7 @@ class Share(BaseModel):
 
 
 class Part(BaseModel):
-    """One part of the period, which begins at `at`."""
+    """The assignments in one part of the period, which begins at `at`."""
 
     at: datetime
     assignments: int
@@ -38,16 +41,19 @@ class Part(BaseModel):
 
 
 class Breakdown(BaseModel):
-    """The divided period: one row for each queue, team and part with an assignment."""
+    """The assignments of a period by dialer queue, by team and by part of the period.
+
+    Queues, teams and parts without an assignment are absent.
+    """
 
     queues: list[Share]
     teams: list[Share]
-    """Agents without a team are under `no team`."""
+    """The assignments by team of their agents; agents without a team are under `no team`."""
     parts: list[Part]
 
 
 def breakdown(connection: Connection, *, since: datetime, until: datetime) -> Breakdown:
-    """Divide the assignments between these instants."""
+    """Count the assignments between `since` and `until` by dialer queue, team and part of time."""
     parameters = {"since": since, "until": until, "length": (until - since) / BARS}
 
     def rows(query: str) -> list[Share]:

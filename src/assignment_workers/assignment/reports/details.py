@@ -21,46 +21,57 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Phone
 
 SAMPLED = 20_000
-"""The users by which the funnel of rules is estimated; a smaller pool is counted whole."""
+"""Users of a dialer queue who are sampled to estimate how many each rule holds back.
+
+All users of a smaller queue are counted.
+"""
 LOOKED_BACK = 20_000
-"""The newest assignments that are searched for those of an agent."""
+"""Number of newest assignments, of all agents, among which those of one agent are searched."""
 
 
 class PoolFunnel(BaseModel):
-    """The number of users of a pool that each rule holds back, and of those that none does."""
+    """Number of users of a dialer queue's pool whom each rule holds back, and of eligible ones.
+
+    A pool is all users whose score row names the dialer queue.
+    """
 
     counts: dict[str, int]
-    """By rule, in the order in which a broken one is named; `eligible` for none."""
+    """By name of a rule, in the order of the rules: users who break it first; and `eligible`."""
     is_estimate: bool
     pool: int
-    """The users in the pool, as counted or estimated."""
+    """Number of users in the pool, counted or estimated."""
 
 
 def minutes(connection: Connection) -> list[Row]:
-    """Return, by minute of the last hour, the requests that got a user, and seconds to the commit.
+    """Return, for each minute of the last hour, the number of assignments and the time they took.
 
-    Covers the newest `NEWEST` answers; a minute without any is absent.
+    The time is in seconds from the sending of a request to the commit of its assignment. Covers the
+    newest `NEWEST` answers to requests; a minute without any is absent.
     """
     return rows_of(connection, _MINUTES)
 
 
 def service(connection: Connection) -> Row:
-    """Return the service counts of the last hour: assigned, too late, failed, and rows lost."""
+    """Return counts of the last hour, of requests and of lost assignments.
+
+    Requests are counted that got a user, came too late or failed. An assignment counts as lost if
+    an event records it and it has no row.
+    """
     return rows_of(connection, _SERVICE)[0]
 
 
 def holds(connection: Connection, *, limit: int) -> list[Row]:
-    """Return active assignments, the first to lapse first."""
+    """Return active assignments, the one whose lease ends first coming first."""
     return rows_of(connection, _HOLDS, limit=limit)
 
 
 def agents(connection: Connection, *, limit: int) -> list[Row]:
-    """Return agents, those with a user first, then the active ones, by id."""
+    """Return agents: those who hold a user first, then other active ones, then inactive ones."""
     return rows_of(connection, _AGENTS, limit=limit)
 
 
 def agent_counts(connection: Connection) -> Row:
-    """Count the agents: active, with a user, idle, and by stated state."""
+    """Count the agents who are active, who hold a user, who are idle, and those in each state."""
     return rows_of(connection, _AGENT_COUNTS)[0]
 
 
@@ -105,22 +116,25 @@ def assignment_events(connection: Connection, assignment_id: UUID, user_id: int)
 
 
 def head(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """Return the claimable entries of a generation with the best ranks: the next in order."""
+    """Return the claimable entries of a generation with the best ranks, the next to be claimed."""
     return rows_of(connection, _HEAD, generation=generation, limit=limit)
 
 
 def waiting(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """Return the entries of a generation that wait, the first to be claimable first."""
+    """Return the waiting entries of a generation; the first to become claimable comes first."""
     return rows_of(connection, _WAITING, generation=generation, limit=limit)
 
 
 def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
-    """Return those of the first `SAMPLED` claimable users with the longest time since a call."""
+    """Return the claimable users of the dialer queue whose last call was longest ago.
+
+    Only the first `SAMPLED` claimable users are considered.
+    """
     return rows_of(connection, _LONGEST, queue=queue, limit=limit)
 
 
 def drains(connection: Connection, queue: str) -> list[Row]:
-    """Count the changes to the queue's users in the last hour, by kind, reason and outcome."""
+    """Count events about the dialer queue's users in the last hour, by kind, reason and outcome."""
     return rows_of(connection, _DRAINS, queue=queue)
 
 
@@ -135,7 +149,7 @@ def job_runs(connection: Connection, job: str, *, limit: int) -> list[Row]:
 
 
 def races(connection: Connection, *, limit: int) -> list[Row]:
-    """Return the recorded races, the newest first."""
+    """Return the events of conflicts between two writers (races), the newest first."""
     return rows_of(connection, _RACES, limit=limit)
 
 
@@ -155,7 +169,7 @@ def action(connection: Connection, number: int) -> Row | None:
 
 
 def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
-    """Count the users of a dialer queue's pool by the first rule that each breaks.
+    """Count the users in the pool of the policy's dialer queue by the first rule that each breaks.
 
     Reads at most about `SAMPLED` score rows, sampled by pages all over the table, and scales up.
     """

@@ -30,13 +30,20 @@ from assignment_workers.schema import tables
 from assignment_workers.schema.tables import Assignment, Entry
 
 NEWEST = 20_000
-"""The records that a check reads: those between two scheduled runs at 100 claims a second."""
+"""Number of newest records that a check reads.
+
+At 100 claims a second, so many are made between two scheduled runs.
+"""
 HEAD = 100
-"""The best claimable entries by rank that are checked for having been passed over."""
+"""Number of claimable entries, the best by rank, that are checked for having been passed over."""
 
 
 class CheckResult(BaseModel):
-    """One check. `count` is the number of breaches, `examples` are some of them."""
+    """The result of one check of a guarantee against the tables.
+
+    `count` is the number of breaches, up to a hundred; `examples` are some of them. `repairable`:
+    True if the command that repairs entries can mend them.
+    """
 
     check: str
     guarantee: int | None
@@ -48,7 +55,7 @@ class CheckResult(BaseModel):
 
 @dataclass(frozen=True)
 class Check:
-    """A query whose rows, of one text column each, are breaches. At most a hundred are read.
+    """A check of a guarantee: a query that returns a line of text for each breach.
 
     `cost` describes the most that the query reads, however large the tables are.
     """
@@ -61,16 +68,20 @@ class Check:
 
     @property
     def bounded(self) -> TextClause:
-        """The query, limited to a hundred rows; `newest` is the number of records that it reads."""
+        """The check's query, limited to a hundred breaches, with its SQL parameter `newest` set.
+
+        That parameter is the number of newest records that the query reads.
+        """
         return text(f"SELECT breach FROM ({self.query}) AS found (breach) LIMIT 100").bindparams(
             **({"newest": NEWEST} if ":newest" in self.query else {})
         )
 
 
 def examine(connection: Connection) -> list[CheckResult]:
-    """Run every check in one read-only snapshot, so that none sees half a transaction.
+    """Run every check of the guarantees, and return the results.
 
-    Cost: the sum of the checks' `cost`. Reading the whole records is left to `history.check`.
+    All checks read one snapshot, so that none sees half a transaction. The cost of each is limited,
+    because old records are not read; `history.check` reads the whole history.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     findings = []
@@ -90,7 +101,7 @@ def examine(connection: Connection) -> list[CheckResult]:
 
 
 def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
-    """Replace the stored findings with these. The caller commits."""
+    """Store these results of the checks in place of the earlier ones. The caller commits."""
     connection.execute(delete(tables.Finding))
     connection.execute(
         insert(tables.Finding).values(examined_at=func.clock_timestamp()),
@@ -99,9 +110,10 @@ def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
 
 
 def repair(transaction: FencedTransaction) -> Done:
-    """Bring the entries of the published generations in line with the holds.
+    """Correct the entries of the published generations by the active assignments.
 
-    No assignment changes. Cost: that of the active holds and of the entries marked held.
+    Entries of users whom an agent holds are marked held; other entries that are marked held are
+    given back. The answer has both counts. No assignment changes.
     """
     transaction.require_all_lanes()
     marked = transaction.connection.execute(_MARK_HELD)

@@ -64,7 +64,7 @@ from assignment_workers.schema.tables import (
 from assignment_workers.settings import Settings
 
 EXPLAINED_AT_MOST = 200_000
-"""The users of a pool that a funnel judges: about two seconds of the database's work."""
+"""Users of a dialer queue who are judged to count whom each rule holds back: about two seconds."""
 AHEAD_AT_MOST = 100_000
 EVENTS = 10
 
@@ -87,10 +87,11 @@ def explain(
     settings: Settings,
     now: datetime,
 ) -> Explanation | None:
-    """Explain, rule by rule, whether the user is offered now; None for an unknown user.
+    """Explain, rule by rule, whether the user is offered to agents at `now`.
 
-    The facts are read for this call, wherever the CRM is: raises `CrmUnavailable` if they are
-    unknown. Cost: judging one user, and counting the users ahead by the index, which is bounded.
+    Returns None for an unknown user. The user's facts are read from the CRM; raises
+    `CrmUnavailable` if that is impossible. Cost: judging one user, and counting the users ahead in
+    each dialer queue, up to a limit.
     """
     crm_reader = CrmReader(connection, stores=False)
     known = crm_reader.judge(_FACTS, {"user": user}, users=[user])
@@ -128,9 +129,10 @@ def funnel(
     now: datetime,
     at_most: int | None = EXPLAINED_AT_MOST,
 ) -> Funnel:
-    """Count the users of the pool that each rule holds back, in the order of the rules.
+    """Count the users of the policy's dialer queue whom each rule holds back, and those claimable.
 
-    Cost: one pass over `at_most` users of the pool, in the database; None: over all of them.
+    `at_most`: only so many users, the first by score, are judged; None: all. Cost: one pass over
+    these users, in the database.
     """
     place = _place(connection, policy.queue)
     zones = CrmReader(connection).zones if policy.hours is not None else ()
@@ -168,7 +170,10 @@ def _due(
     settings: Settings,
     now: datetime,
 ) -> Iterator[PromiseFound]:
-    """Yield the user's callbacks and missed calls, judged by the expressions of the claim."""
+    """Yield the user's pending callbacks and missed calls, each with the reason against it, if any.
+
+    They are judged by the same SQL expressions as in a claim.
+    """
     paused = set(connection.execute(_PAUSED).scalars())
     for source, statement in (
         (Source.CALLBACK, callbacks.of_user),

@@ -26,28 +26,28 @@ from assignment_workers.assignment.reports.status import (
 from assignment_workers.schema.tables import AssignmentState
 
 NEWEST = 50_000
-"""The most answers, races and ends of holds that are read: the newest."""
+"""Number of newest answers, races and ended assignments that are read for the figures."""
 COUNTED_AT_MOST = 10_000
-"""The count at which dead letters, holds and quarantined users stop being counted."""
+"""Number at which the counting of dead letters, assignments and quarantined users stops."""
 RUNS = 200
-"""The newest runs of each job that are read."""
+"""Number of newest runs of each job that are read for the figures."""
 
 
 class QueueFigures(QueueStatus):
-    """A dialer queue with figures for those who watch it."""
+    """A dialer queue's status with further figures for monitoring."""
 
     age_seconds: float | None
-    """Seconds since the generation was published."""
+    """Seconds since the queue's present generation was published; None: there is none."""
     claimed_last_hour: int
     skipped_last_hour: int
     quarantined: int
-    """The users of its pool who are quarantined until an operator releases them."""
+    """Number of users of the dialer queue who are quarantined until an operator releases them."""
     runway_minutes: float | None
     """Minutes that the claimable users last at the rate of the last hour; None without claims."""
 
 
 class JobFigures(BaseModel):
-    """The last run of a job, and the results of its newest `RUNS` runs of the last day."""
+    """The last run of a job, and counts over the job's newest `RUNS` runs of the last day."""
 
     job: str
     queue: str | None
@@ -61,11 +61,17 @@ class JobFigures(BaseModel):
     overlapping_last_day: int
     """Runs that were skipped because another run was in progress."""
     missed_last_day: int | None
-    """The slots without a successful run; None: the job has no slots."""
+    """Number of periods of the last day for which no run of the job succeeded.
+
+    None: the job does not run once per period.
+    """
 
 
 class RecentTimeToAssign(BaseModel):
-    """Seconds from sending to commit, over the last five minutes; None without assignments."""
+    """Seconds from the sending of a request to the commit of its assignment.
+
+    Covers the last five minutes; None if nothing was assigned.
+    """
 
     measured: int
     average: float | None
@@ -75,7 +81,7 @@ class RecentTimeToAssign(BaseModel):
 
 
 class Broken(BaseModel):
-    """A check of the doctor's last scheduled run."""
+    """The result of one check of a guarantee in the last scheduled run of all checks."""
 
     check: str
     guarantee: int | None
@@ -86,7 +92,10 @@ class Broken(BaseModel):
 
 
 class Figures(BaseModel):
-    """All figures, at `at` by the database's clock."""
+    """All figures for monitoring: dialer queues, sequencers, assignments, jobs, dead letters, CRM.
+
+    `at` is the time of reading, by the database's clock.
+    """
 
     at: datetime
     queues: list[QueueFigures]
@@ -96,18 +105,18 @@ class Figures(BaseModel):
     """The sequencers of all lanes, the default lane first."""
     holds: int
     holds_lapsing: int
-    """The holds whose lease ends within a minute."""
+    """Number of active assignments whose lease ends within a minute."""
     holds_lapsed: int
-    """The active holds whose lease has ended."""
+    """Number of active assignments whose lease has ended already."""
     answers_last_hour: dict[str, int]
     ended_last_hour: dict[str, int]
     races_last_hour: dict[str, int]
     time_to_assign: RecentTimeToAssign
     jobs: list[JobFigures]
     dead_letters: int
-    """Dead letters that were neither sent again nor dismissed."""
+    """Number of dead letters that were neither sent again nor dismissed."""
     dead_letters_new: int
-    """Those of `dead_letters` that are younger than an hour."""
+    """Number of dead letters of the last hour that were neither sent again nor dismissed."""
     unpublished: int
     findings: list[Broken]
     examined_at: datetime | None
@@ -120,9 +129,10 @@ class Figures(BaseModel):
 
 
 def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE) -> Figures:
-    """Read all figures. `application` is the application name of the sequencers' connections.
+    """Read all figures for monitoring.
 
-    Uses several transactions: the figures may be milliseconds apart.
+    `application`: the configured PostgreSQL application name, by which the sequencers' connections
+    are found. The figures are read in several transactions and may be milliseconds apart.
     """
     crm = crm_status(connection)
 
@@ -254,7 +264,7 @@ JOB_NAMES = """names AS (
     SELECT (SELECT r.job FROM assignment.job_runs r WHERE r.job > n.job ORDER BY r.job LIMIT 1)
     FROM names n WHERE n.job IS NOT NULL
 )"""
-"""The names of all jobs, by one probe of the index on (job, id) each."""
+"""SQL of a CTE with the names of all jobs; cost: one probe of the index on (job, id) for each."""
 # A job's newest runs are found by the same index.
 _JOBS = f"""
 WITH RECURSIVE {JOB_NAMES}, runs AS (

@@ -42,7 +42,7 @@ class TimeToAssign(BaseModel):
 
 
 class Consistency(BaseModel):
-    """The doctor's present result: the number of checks, and the names of the failed ones."""
+    """The present result of checking the guarantees: number of checks, and names of failed ones."""
 
     checks: int
     broken: list[str]

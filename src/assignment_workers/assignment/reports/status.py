@@ -56,7 +56,7 @@ class QueueStatus(BaseModel):
 
 
 class LastJobRun(BaseModel):
-    """The last run of a job."""
+    """The last run of a job, successful or not."""
 
     job: str
     queue: str | None
@@ -69,7 +69,7 @@ class LastJobRun(BaseModel):
 
 
 class Leader(BaseModel):
-    """The process that leads."""
+    """The sequencer process that leads a lane."""
 
     pid: int
     host: str
@@ -144,7 +144,7 @@ class StandbyStatus(BaseModel):
 
 
 class Status(BaseModel):
-    """The whole status, at `at` by the database's clock."""
+    """The status of the whole system, at `at` by the database's clock."""
 
     at: datetime
     queues: list[QueueStatus]
@@ -167,9 +167,10 @@ class Status(BaseModel):
 
 
 def status(connection: Connection, *, application: str, settings: Settings) -> Status:
-    """Read the status. `application` is the application name of the sequencers' connections.
+    """Read the status of the whole system.
 
-    The calling rules are those of `settings`; the sequencer may have others.
+    `application`: the configured PostgreSQL application name, by which the sequencers' connections
+    are found. The calling rules are those of `settings`; the sequencer may run with others.
     """
     crm = crm_status(connection)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -234,9 +235,8 @@ def sequencer_statuses(
 ) -> list[SequencerStatus]:
     """Return the leader and the number of standbys of each lane, the default lane first.
 
-    They are found by the connections that sequencers keep for the lock. `application` is the
-    application name of those connections. In other lanes than the default one, the lane's name
-    follows it.
+    They are found by the connections that each sequencer keeps for its lane's lock. `application`:
+    the configured PostgreSQL application name, with which the names of these connections begin.
     """
     rows = {row.lane: row for row in connection.execute(_LANES)}
     names = set(connection.execute(_SEQUENCERS, {"prefix": f"{application} %"}).scalars())
