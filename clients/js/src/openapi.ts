@@ -641,9 +641,9 @@ export interface components {
          * AgentShown
          * @description The state, the session and the assignment of an agent.
          *
-         *     `state` None: the agent never stated one, and may make requests. `stale`: there was no
-         *     heartbeat, change of state or end of a call for `STALE`, though a session is open and no user is
-         *     held.
+         *     `state` None: the agent never stated one, and may make requests. `stale` is True if the agent
+         *     has an open session, holds no user, and showed no heartbeat, change of state or end of a call
+         *     for five minutes.
          */
         AgentShown: {
             /** Agent Id */
@@ -889,9 +889,9 @@ export interface components {
         };
         /**
          * Done
-         * @description A command was carried out.
+         * @description A command was carried out; `counts` has numbers about it.
          *
-         *     `replayed`: its effect existed before, and nothing changed.
+         *     `replayed`: True if the command's effect existed before, and nothing changed.
          */
         Done: {
             /**
@@ -933,10 +933,11 @@ export interface components {
         };
         /**
          * Explanation
-         * @description The position of a user at `at`. `offered` is True if some source would hand them out now.
+         * @description The explanation why a user is or is not offered to agents at the time `at`.
          *
-         *     `due` lists their callbacks, then their missed calls, which come before every dialer queue.
-         *     `events` lists the latest `EVENTS`, the last first.
+         *     `offered` is True if a dialer queue, a callback or a missed call would hand the user out now.
+         *     `due` lists the user's callbacks, then the missed calls; both come before every dialer queue.
+         *     `events` lists the latest `EVENTS` events of the user, the last first.
          */
         Explanation: {
             /**
@@ -979,7 +980,9 @@ export interface components {
         };
         /**
          * Finished
-         * @description The assignment is in this state, by this call or by an earlier identical one (`replayed`).
+         * @description A command about an assignment was carried out; `outcome` is what was done.
+         *
+         *     `replayed`: True if an earlier identical command did it, and this one changed nothing.
          */
         Finished: {
             /**
@@ -996,10 +999,11 @@ export interface components {
         };
         /**
          * Funnel
-         * @description The steps from the users of the pool to the claimable ones, at `at`; each user counts once.
+         * @description The number of users of a dialer queue whom each reason holds back at the time `at`.
          *
-         *     If `complete` is False, the pool is larger, and these are its first `EXPLAINED_AT_MOST` users by
-         *     score. The `claimable` users would be handed out if the dialer queue is not paused.
+         *     Each user counts once, for the first reason. If `complete` is False, only the first
+         *     `EXPLAINED_AT_MOST` users by score were judged. The `claimable` users are those left, who are
+         *     handed out unless the dialer queue is paused.
          */
         Funnel: {
             /**
@@ -1197,7 +1201,9 @@ export interface components {
         };
         /**
          * QueuePosition
-         * @description The user's entry in the published generation. `ahead` stops at `AHEAD_AT_MOST`.
+         * @description The user's position in a dialer queue's published generation.
+         *
+         *     `ahead` is the number of claimable users before the user, counted up to `AHEAD_AT_MOST`.
          */
         QueuePosition: {
             /** Generation */
@@ -1215,7 +1221,9 @@ export interface components {
         };
         /**
          * QueueStatus
-         * @description A dialer queue. `claimable` and `waiting` stop at `COUNTED_AT_MOST`; None: never built.
+         * @description The status of a dialer queue.
+         *
+         *     `claimable` and `waiting` count users, up to `COUNTED_AT_MOST`; None: the queue was never built.
          */
         QueueStatus: {
             /** Queue */
@@ -1365,9 +1373,10 @@ export interface components {
         };
         /**
          * RuleVerdict
-         * @description One rule of a dialer queue; `holds` is True if the rule holds for the user.
+         * @description The verdict of one rule of a dialer queue on the user; `holds` is False if it is broken.
          *
-         *     `kind` is the consequence of a broken rule: converted, blocked, or resting until `until`.
+         *     `kind` is the consequence for a user who breaks the rule: `converted`, `blocked`, or `resting`
+         *     until `until`.
          */
         RuleVerdict: {
             /** Rule */
@@ -1418,10 +1427,10 @@ export interface components {
         };
         /**
          * Stated
-         * @description The agent's state, set by this call or by an earlier identical one (`replayed`).
+         * @description The agent's state was set, by this command or by an earlier identical one (`replayed`).
          *
-         *     It may differ from the requested state: an agent who states `available` while holding accepted
-         *     work is `on_call`.
+         *     `state` may differ from the requested one: an agent who states `available` while holding
+         *     accepted work is `on_call`.
          */
         Stated: {
             /**
@@ -1449,10 +1458,11 @@ export interface components {
         };
         /**
          * Step
-         * @description One reason that holds users of the pool back; `left` is the number of users after this step.
+         * @description One reason that holds users of a dialer queue back, and their number.
          *
-         *     `next_free_at` is the time at which the first of them is free again without intervention, if
-         *     known.
+         *     `left` is the number of users whom neither this nor an earlier reason holds back.
+         *     `next_free_at` is the time at which the reason ends for the first of its users without
+         *     intervention, if known.
          */
         Step: {
             /** Why */

@@ -48,7 +48,7 @@ class Code(StrEnum):
     UNKNOWN_QUEUE = "unknown_queue"
     """No dialer queue has this name."""
     QUEUE_NOT_ALLOWED = "queue_not_allowed"
-    """The agent may not take from this dialer queue."""
+    """The agent may not be assigned users of this dialer queue."""
     ON_BREAK = "on_break"
     """The agent is on break."""
     OFFLINE = "offline"
@@ -64,9 +64,9 @@ class Code(StrEnum):
     UNKNOWN_USER = "unknown_user"
     """No user has this id."""
     NOT_SUPPRESSED = "not_suppressed"
-    """There is no such suppression to lift."""
+    """No suppression in force is the one that was to be lifted."""
     FORGOTTEN = "forgotten"
-    """The person was erased."""
+    """The user was erased from the records, and stays suppressed."""
     UNKNOWN_ASSIGNMENT = "unknown_assignment"
     """No assignment has this id."""
     NOT_OWNER = "not_owner"
@@ -74,17 +74,17 @@ class Code(StrEnum):
     NOT_ACTIVE = "not_active"
     """The assignment has ended."""
     STALE_VERSION = "stale_version"
-    """The assignment has another version."""
+    """The assignment's version is not the one that the command names."""
     SUPERSEDED = "superseded"
-    """A command with a later position has set the same state since."""
+    """A command that was sent later has set the same state already."""
     UNKNOWN_OUTCOME = "unknown_outcome"
     """No outcome has this name."""
     UNKNOWN_GENERATION = "unknown_generation"
     """No generation has this number, or it cannot be published."""
     UNAUTHENTICATED = "unauthenticated"
-    """The gateway: no token, or none that is in force."""
+    """The gateway refuses a call without a token, or with one that is not in force."""
     FORBIDDEN = "forbidden"
-    """The gateway: this token may not do that, or not for that agent."""
+    """The gateway refuses a call that the token does not allow at all, or not for this agent."""
 
 
 class Assigned(_Value):
@@ -99,46 +99,46 @@ class Assigned(_Value):
 
 
 class Empty(_Value):
-    """Nothing was claimable when the transaction committed.
+    """No user was claimable for the agent when the transaction committed.
 
-    `why`: the reason for each dialer queue.
+    `why`: by dialer queue, the reason.
     """
 
     outcome: Literal["empty"] = "empty"
     queue: str | None
     retry_after: float
-    """Seconds until something may be claimable."""
+    """Seconds until a user may be claimable."""
     why: dict[str, str]
 
 
 class Paused(_Value):
-    """An operator paused every dialer queue that the request may take from."""
+    """An operator has paused every dialer queue from which the request could get a user."""
 
     outcome: Literal["paused"] = "paused"
     queue: str | None
 
 
 class Unavailable(_Value):
-    """The database or the CRM cannot answer, or a dialer queue was never built.
+    """The database or the CRM does not answer, or a dialer queue has no users yet (never built).
 
-    Unlike `empty`, this does not say that no user is claimable.
+    Unlike with the answer `empty`, users may be claimable.
     """
 
     outcome: Literal["unavailable"] = "unavailable"
     retry_after: float
-    """Seconds."""
+    """Seconds after which to send the request again."""
     reason: str
 
 
 class TooLate(_Value):
-    """The deadline had passed; nobody was assigned.
+    """The deadline of the request had passed, so no user was assigned.
 
-    `database_time`: the time of the database's clock, for a client whose estimate of it is behind.
+    `database_time`: the time of the database's clock, by which a client can correct its estimate.
     """
 
     outcome: Literal["too_late"] = "too_late"
     database_time: datetime | None = None
-    """None: a version before 0.2.0 made the answer."""
+    """Time of the database's clock; None: a version before 0.2.0 made the answer."""
 
 
 class Refused(_Value):
@@ -151,14 +151,17 @@ class Refused(_Value):
     code: Code
     reason: str
     retry_after: float | None = None
-    """Seconds."""
+    """Seconds after which the same request may succeed; None: never."""
 
 
 Ended = Literal["completed", "skipped", "deferred", "closed", "released", "accepted", "renewed"]
 
 
 class Finished(_Value):
-    """The assignment is in this state, by this call or by an earlier identical one (`replayed`)."""
+    """A command about an assignment was carried out; `outcome` is what was done.
+
+    `replayed`: True if an earlier identical command did it, and this one changed nothing.
+    """
 
     outcome: Ended
     assignment: Held
@@ -166,9 +169,9 @@ class Finished(_Value):
 
 
 class Done(_Value):
-    """A command was carried out.
+    """A command was carried out; `counts` has numbers about it.
 
-    `replayed`: its effect existed before, and nothing changed.
+    `replayed`: True if the command's effect existed before, and nothing changed.
     """
 
     outcome: Literal["done"] = "done"
@@ -177,10 +180,10 @@ class Done(_Value):
 
 
 class Stated(_Value):
-    """The agent's state, set by this call or by an earlier identical one (`replayed`).
+    """The agent's state was set, by this command or by an earlier identical one (`replayed`).
 
-    It may differ from the requested state: an agent who states `available` while holding accepted
-    work is `on_call`.
+    `state` may differ from the requested one: an agent who states `available` while holding
+    accepted work is `on_call`.
     """
 
     outcome: Literal["stated"] = "stated"
@@ -188,7 +191,7 @@ class Stated(_Value):
     state: str
     since: datetime
     released: UUID | None = None
-    """The offer that the change of state released."""
+    """The id of the offer that the change of state released, if any."""
     replayed: bool = False
 
 
@@ -218,5 +221,5 @@ _ADAPTER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminato
 
 
 def from_json(value: object) -> Answer:
-    """Return the answer in these JSON values. Raises `pydantic.ValidationError` for others."""
+    """Return the answer that a decoded JSON value holds; `pydantic.ValidationError` for another."""
     return _ADAPTER.validate_python(value)

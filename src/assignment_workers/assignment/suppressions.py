@@ -360,7 +360,7 @@ class Target:
 
 
 def target_of(phone: str, reader: Reader, *, raw: bool = False) -> Target | str:
-    """Return what a suppression of this phone number applies to, or a line of text if it cannot be.
+    """Return what a suppression of this phone number applies to, or the reason for refusing it.
 
     `reader` reads the number. `raw`: True if a text that is not a phone number is allowed.
     """

@@ -56,9 +56,9 @@ ENDED_AT_ONCE = 500
 class AgentShown(BaseModel):
     """The state, the session and the assignment of an agent.
 
-    `state` None: the agent never stated one, and may make requests. `stale`: there was no
-    heartbeat, change of state or end of a call for `STALE`, though a session is open and no user is
-    held.
+    `state` None: the agent never stated one, and may make requests. `stale` is True if the agent
+    has an open session, holds no user, and showed no heartbeat, change of state or end of a call
+    for five minutes.
     """
 
     agent_id: int

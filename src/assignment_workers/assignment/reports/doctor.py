@@ -41,8 +41,8 @@ HEAD = 100
 class CheckResult(BaseModel):
     """The result of one check of a guarantee against the tables.
 
-    `count` is the number of breaches, up to a hundred; `examples` are some of them. `repairable`:
-    True if the command that repairs entries can mend them.
+    `count` is the number of breaches, up to a hundred; `examples` are some of them. `repairable` is
+    True if `doctor --repair` can mend the breaches.
     """
 
     check: str

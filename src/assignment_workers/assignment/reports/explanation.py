@@ -15,9 +15,10 @@ from assignment_workers.schema.tables import (
 
 
 class RuleVerdict(BaseModel):
-    """One rule of a dialer queue; `holds` is True if the rule holds for the user.
+    """The verdict of one rule of a dialer queue on the user; `holds` is False if it is broken.
 
-    `kind` is the consequence of a broken rule: converted, blocked, or resting until `until`.
+    `kind` is the consequence for a user who breaks the rule: `converted`, `blocked`, or `resting`
+    until `until`.
     """
 
     rule: str
@@ -28,7 +29,10 @@ class RuleVerdict(BaseModel):
 
 
 class QueuePosition(BaseModel):
-    """The user's entry in the published generation. `ahead` stops at `AHEAD_AT_MOST`."""
+    """The user's position in a dialer queue's published generation.
+
+    `ahead` is the number of claimable users before the user, counted up to `AHEAD_AT_MOST`.
+    """
 
     generation: int
     rank: int
@@ -101,10 +105,11 @@ class UserEvent(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The position of a user at `at`. `offered` is True if some source would hand them out now.
+    """The explanation why a user is or is not offered to agents at the time `at`.
 
-    `due` lists their callbacks, then their missed calls, which come before every dialer queue.
-    `events` lists the latest `EVENTS`, the last first.
+    `offered` is True if a dialer queue, a callback or a missed call would hand the user out now.
+    `due` lists the user's callbacks, then the missed calls; both come before every dialer queue.
+    `events` lists the latest `EVENTS` events of the user, the last first.
     """
 
     at: datetime
@@ -119,10 +124,11 @@ class Explanation(BaseModel):
 
 
 class Step(BaseModel):
-    """One reason that holds users of the pool back; `left` is the number of users after this step.
+    """One reason that holds users of a dialer queue back, and their number.
 
-    `next_free_at` is the time at which the first of them is free again without intervention, if
-    known.
+    `left` is the number of users whom neither this nor an earlier reason holds back.
+    `next_free_at` is the time at which the reason ends for the first of its users without
+    intervention, if known.
     """
 
     why: str
@@ -133,10 +139,11 @@ class Step(BaseModel):
 
 
 class Funnel(BaseModel):
-    """The steps from the users of the pool to the claimable ones, at `at`; each user counts once.
+    """The number of users of a dialer queue whom each reason holds back at the time `at`.
 
-    If `complete` is False, the pool is larger, and these are its first `EXPLAINED_AT_MOST` users by
-    score. The `claimable` users would be handed out if the dialer queue is not paused.
+    Each user counts once, for the first reason. If `complete` is False, only the first
+    `EXPLAINED_AT_MOST` users by score were judged. The `claimable` users are those left, who are
+    handed out unless the dialer queue is paused.
     """
 
     at: datetime

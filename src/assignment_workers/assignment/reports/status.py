@@ -41,7 +41,10 @@ OVERDUE = timedelta(minutes=10)
 
 
 class QueueStatus(BaseModel):
-    """A dialer queue. `claimable` and `waiting` stop at `COUNTED_AT_MOST`; None: never built."""
+    """The status of a dialer queue.
+
+    `claimable` and `waiting` count users, up to `COUNTED_AT_MOST`; None: the queue was never built.
+    """
 
     queue: str
     paused: bool
@@ -108,8 +111,9 @@ class CrmStatus(BaseModel):
 class DueStatus(BaseModel):
     """Calls that come before the dialer queues.
 
-    A callback is overdue ten minutes after its time, when every agent may have it, or after the
-    time until which it was postponed. `oldest_overdue` is the time that was promised.
+    A callback is overdue ten minutes after its time, when it is no longer reserved for one agent,
+    or after the time to which it was postponed. `oldest_overdue` is the promised time of the
+    callback that is overdue for longest.
     """
 
     callbacks_pending: int
@@ -121,7 +125,10 @@ class DueStatus(BaseModel):
 
 
 class AgentsStatus(BaseModel):
-    """Active agents by stated state. `unstated` agents never stated one, and are served."""
+    """Number of active agents in each state.
+
+    `unstated` agents never stated a state; they are assigned users too.
+    """
 
     available: int
     on_call: int
@@ -160,7 +167,10 @@ class Status(BaseModel):
     dead_letters: int
     unpublished: int
     standbys: list[StandbyStatus]
-    """The database's standbys. Empty too if the role may not see them (`pg_read_all_stats`)."""
+    """The database's standby servers; empty too if the database role may not see them.
+
+    To see them, the role needs `pg_read_all_stats`.
+    """
     calling_hours: str
     calling_rules: str
     crm: CrmStatus
@@ -207,7 +217,7 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
 
 
 def crm_status(connection: Connection) -> CrmStatus:
-    """Read the CRM to see if it answers. Call this first in a transaction.
+    """Return the status of the CRM, after a read that tests it. Call this first in a transaction.
 
     The wait for an external CRM is that of a claim.
     """
