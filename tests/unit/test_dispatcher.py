@@ -14,6 +14,7 @@ import pytest
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.client import AsyncClient
 from assignment_workers.client.commands import request
 from assignment_workers.client.wire import dispatcher as couriers
 from assignment_workers.client.wire.batcher import Call
@@ -98,6 +99,27 @@ def test_calls_that_wait_together_share_a_message_and_each_gets_its_answer(
         assert [await each for each in futures] == ["a", "b", "c"]
 
     played(play, monkeypatch)
+
+
+def test_a_caller_who_got_no_answer_hears_how_many_messages_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = fakeredis.FakeServer(version=(7,))
+    fakeredis.FakeRedis(server=server, protocol=2).lpush(QUEUE, *["earlier"] * 50_000)
+
+    def connect(_url: str) -> Any:
+        return fakeredis.FakeAsyncRedis(server=server, protocol=2)
+
+    monkeypatch.setattr(couriers, "connect_redis", connect)
+    monkeypatch.setattr(couriers, "sender", lambda url: RedisSender(connect(url)))
+
+    async def run() -> object:
+        async with AsyncClient("redis://fake") as client:
+            return await client.request_next(26, timeout=timedelta(seconds=0.3))
+
+    answer = asyncio.run(run())
+    assert isinstance(answer, Unavailable)
+    assert answer.reason == "no answer within 0.3 s; 50,001 messages waited in the queue"
 
 
 def test_results_that_were_read_are_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,12 +284,13 @@ class AsyncClient:
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         seconds = timeout.total_seconds()
         traced = traces.ask(command.task, command.arguments)
-        self._dispatcher.post(Call(command, self._dispatcher.now + seconds, future, traced))
+        call = Call(command, self._dispatcher.now + seconds, future, traced)
+        self._dispatcher.post(call)
         try:
             async with asyncio.timeout(seconds):
                 return await future
         except TimeoutError:
-            return no_answer(timeout)
+            return no_answer(timeout, waiting=self._dispatcher.waiting(call))
         finally:
             if traced is not None:
                 traced.end()

@@ -343,14 +343,13 @@ class Client(AssignmentClient):
 
         traced = traces.ask(command.task, command.arguments)
 
-        def post() -> None:
-            self._dispatcher.post(Call(command, loop.time() + seconds, future, traced))
-
+        call = Call(command, loop.time() + seconds, future, traced)
         try:
-            loop.call_soon_threadsafe(post)
+            loop.call_soon_threadsafe(self._dispatcher.post, call)
             return future.result(seconds)
         except TimeoutError:
-            return no_answer(timeout) if future.cancel() else future.result()
+            waiting = self._dispatcher.waiting(call)
+            return no_answer(timeout, waiting=waiting) if future.cancel() else future.result()
         except BaseException:
             future.cancel()
             raise

@@ -92,9 +92,15 @@ def as_heartbeat_answer(value: object) -> HeartbeatAnswer:
             return _not_understood(other)
 
 
-def no_answer(timeout: timedelta) -> Unavailable:
-    """Return the answer for a caller whose command was not answered within `timeout`."""
-    return Unavailable(retry_after=1.0, reason=f"no answer within {timeout.total_seconds():g} s")
+def no_answer(timeout: timedelta, *, waiting: int | None = None) -> Unavailable:
+    """Return the answer for a caller whose command was not answered within `timeout`.
+
+    `waiting`: how many messages were in the Celery queue after the command was sent, if known.
+    """
+    reason = f"no answer within {timeout.total_seconds():g} s"
+    if waiting is not None and waiting > 1:
+        reason += f"; {waiting:,} messages waited in the queue"
+    return Unavailable(retry_after=1.0, reason=reason)
 
 
 def _read(value: object) -> Answer | object:

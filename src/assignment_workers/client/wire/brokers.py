@@ -33,10 +33,11 @@ SOCKET_SECONDS = 5.0
 class Sender(Protocol):
     """A connection to one broker, used in one event loop."""
 
-    async def send(self, queue: str, envelope: Envelope) -> None:
+    async def send(self, queue: str, envelope: Envelope) -> int | None:
         """Append a message to a Celery queue, after the messages sent before it.
 
-        Raises `BrokerUnavailable`; the message may have been sent all the same.
+        Return how many messages now wait in the queue; None if the broker does not say. Raises
+        `BrokerUnavailable`; the message may have been sent all the same.
         """
 
     async def close(self) -> None:
@@ -68,10 +69,10 @@ class RedisSender:
     def __init__(self, server: Redis) -> None:
         self._server = server
 
-    async def send(self, queue: str, envelope: Envelope) -> None:
+    async def send(self, queue: str, envelope: Envelope) -> int | None:
         """See `Sender`."""
         try:
-            await self._server.lpush(queue, json.dumps(envelope))
+            return await self._server.lpush(queue, json.dumps(envelope))
         except (RedisError, OSError) as error:
             raise unreachable("Redis", error) from error
 
@@ -102,9 +103,10 @@ class AmqpSender:
         self._producer: Producer | None = None
         self._known: set[str] = set()
 
-    async def send(self, queue: str, envelope: Envelope) -> None:
+    async def send(self, queue: str, envelope: Envelope) -> int | None:
         """See `Sender`."""
         await self._aside(lambda: self._publish(queue, envelope))
+        return None
 
     async def close(self) -> None:
         """See `Sender`."""

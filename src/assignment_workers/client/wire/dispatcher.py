@@ -95,6 +95,7 @@ class Dispatcher:
         self._orphaned = orphaned
         self._tasks: list[asyncio.Task[None]] = []
         self._handled: list[str] = []
+        self._waiting: dict[str, int | None] = {}
         self._unlinked_at = 0.0
 
     def post(self, call: Call) -> None:
@@ -108,6 +109,13 @@ class Dispatcher:
     def now(self) -> float:
         """The loop's clock, by which calls end."""
         return asyncio.get_running_loop().time()
+
+    def waiting(self, call: Call) -> int | None:
+        """Return how many messages the call's Celery queue had when this client last sent one.
+
+        None if this client sent none there, or if the broker does not say.
+        """
+        return self._waiting.get(call.command.celery_queue)
 
     async def stored_result(self, task_id: str) -> Result | None:
         """Return the stored result of any task, if any. Raises `BrokerUnavailable`."""
@@ -218,7 +226,8 @@ class Dispatcher:
                     position=None if command.many else command.position,
                     key=self._key,
                 )
-                await self._broker.send(command.celery_queue, data)
+                sent = await self._broker.send(command.celery_queue, data)
+                self._waiting[command.celery_queue] = sent
         except (BrokerUnavailable, RedisError, OSError) as error:
             if batch.tries > 1:
                 return  # an earlier try may still be answered, and this one is sent again too
