@@ -42,7 +42,10 @@ def check_address(value: str, *schemes: str) -> str:
 
 
 def _address(*schemes: str) -> AfterValidator:
-    return AfterValidator(lambda value: check_address(value, *schemes))
+    def check(value: str) -> str:
+        return check_address(value, *schemes)
+
+    return AfterValidator(check)
 
 
 PostgresAddress = Annotated[
@@ -55,10 +58,8 @@ CrmAddress = Annotated[
         *("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql"),
     ),
 ]
-REDIS_SCHEMES = ("redis", "rediss")
-BROKER_SCHEMES = (*REDIS_SCHEMES, "amqp", "amqps")
-RedisAddress = Annotated[str, _address(*REDIS_SCHEMES)]
-BrokerAddress = Annotated[str, _address(*BROKER_SCHEMES)]
+RedisAddress = Annotated[str, _address("redis", "rediss")]
+BrokerAddress = Annotated[str, _address("redis", "rediss", "amqp", "amqps")]
 
 
 def _seconds(least: float) -> BeforeValidator:

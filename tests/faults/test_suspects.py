@@ -205,6 +205,26 @@ def test_ends_that_are_not_the_message_s_doing_do_not_count(
     assert stack.rows(LETTERS) == []
 
 
+def test_a_leader_that_connects_again_while_messages_wait_takes_them(
+    stack: Stack, served: tuple[Stack, Wire]
+) -> None:
+    """RabbitMQ delivers as soon as a queue is consumed from, before the worker's loop runs."""
+    _, line = served
+    process = stack.start("sequencer")
+    stack.wait_for_leader()
+    for again in range(6):
+        with claims_wait(stack) as waiting:
+            names = [
+                send(stack, "assignment", "assignment.request", {"name": name, "agent_id": 70})
+                for name in (f"again-{again}-{number}" for number in range(20))
+            ]
+            wait_until(waiting, "one to be in hand")
+            line.hang_up()
+        for name in names:
+            assert answer(stack, name)["outcome"] in {"assigned", "held"}
+    assert process.popen.poll() is None
+
+
 def test_a_connection_to_the_broker_that_is_gone_does_not_count(
     stack: Stack, served: tuple[Stack, Wire]
 ) -> None:

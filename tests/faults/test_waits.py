@@ -83,7 +83,8 @@ ENDS = (
 CONNECT_SECONDS = 5.0
 """Of a connection to PostgreSQL: a session's first sendings wait so long where its row has less."""
 LANES = count(1)
-POINTS = int(os.environ.get("WAITS_POINTS", "8"))
+FEW = 4
+POINTS = int(os.environ.get("WAITS_POINTS", str(FEW)))
 """Of a longer session, so many points, evenly spread; `make waits` walks through all."""
 AT_ONCE = Semaphore(60)
 """PostgreSQL serves a hundred connections."""
@@ -482,6 +483,7 @@ def place(
             mysql=f"{maria.url}waits",
             config=str(over_rabbit),
         )
+        maria.run("DROP DATABASE waits")  # the module may be entered again by the same process
         for name in ("waits", "maintenance"):
             Queue(name, channel=connection.channel()).delete()
         with redis.Redis.from_url(redis_url) as server:
@@ -529,7 +531,7 @@ def test_no_point_of_a_session_waits_longer_than_the_page_says(
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("broker", ["Redis", "RabbitMQ"])
+@pytest.mark.parametrize("broker", ["RabbitMQ", "Redis"] if POINTS > FEW else ["RabbitMQ"])
 def test_workers_whose_sessions_are_swallowed_go_on(
     broker: str, database_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,7 @@ import fakeredis
 import pytest
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 
-from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.assignment.answers import Refused, Unavailable, from_json
 from assignment_workers.client import AsyncClient
 from assignment_workers.client.commands import request
 from assignment_workers.client.wire import dispatcher as couriers
@@ -97,6 +98,29 @@ def test_calls_that_wait_together_share_a_message_and_each_gets_its_answer(
         assert message["headers"]["task"] == "assignment.request_many"
         stage.answer(message, result=["a", "b", "c"])
         assert [await each for each in futures] == ["a", "b", "c"]
+
+    played(play, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"notes": "half of \ud83d"}, {"notes": {1, 2}}, {"notes": float("nan")}]
+)
+def test_a_call_that_cannot_be_written_is_refused_and_those_beside_it_are_sent(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
+) -> None:
+    async def play(stage: Stage) -> None:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        bad = replace(request(27, None, "bad", timeout=timedelta(seconds=30)), arguments=wrong)
+        beside = [stage.ask()]
+        stage.dispatcher.post(Call(bad, stage.dispatcher.now + 30, future))
+        beside.append(stage.ask())
+        refused = from_json(await future)
+        assert isinstance(refused, Refused)
+        assert refused.code == "malformed"
+        assert "notes: a value of type" in refused.reason
+        message = await stage.taken()
+        stage.answer(message, result=["a", "b"])
+        assert [await each for each in beside] == ["a", "b"]
 
     played(play, monkeypatch)
 

@@ -148,9 +148,10 @@ def cut(connection: Connection, older_than: timedelta) -> int:
 
 def heads(connection: Connection) -> dict[str, ChainHead]:
     """Return the end of each hash chain of events, by lane."""
-    found = {row.lane: ChainHead(row.position, row.digest) for row in connection.execute(_ANCHORS)}
-    found |= {row.lane: ChainHead(row.last, row.digest) for row in connection.execute(_LAST)}
-    return found
+    # Batches first: a purge between the two reads then cannot leave an old anchor as the end.
+    last = {row.lane: ChainHead(row.last, row.digest) for row in connection.execute(_LAST)}
+    anchors = connection.execute(_ANCHORS)
+    return {row.lane: ChainHead(row.position, row.digest) for row in anchors} | last
 
 
 def pending(connection: Connection) -> tuple[int, datetime | None]:

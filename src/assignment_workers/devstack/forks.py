@@ -82,7 +82,8 @@ class Fork:
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended."""
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                os.kill(self.pid, number)
 
 
 def _be(words: list[str], env: dict[str, str], output: Connection) -> None:

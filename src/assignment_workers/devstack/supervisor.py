@@ -177,6 +177,7 @@ class Supervisor:
                 max(0.0, service.restart_at - time.monotonic())
                 for service in self._services.values()
                 if service.restart_at is not None
+                and (service.spec.is_server or self._servers_ready())
             ),
         ]
         try:

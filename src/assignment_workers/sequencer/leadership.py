@@ -61,10 +61,13 @@ class Leadership(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Begin at a new broker connection, before anything is consumed."""
+        # A leader goes on in the worker's loop: RabbitMQ delivers at once what waits, and only the
+        # loop gives the consumer a handler.
+        self._consumes = False
+        consumer.cancel_task_queue(self.sequencer.queue)
         if self.sequencer.leads:
-            self._take_up(consumer)
+            consumer.timer.call_after(0, self._try, (consumer,))
         else:
-            consumer.cancel_task_queue(self.sequencer.queue)
             log.info("standing_by", queue=self.sequencer.queue)
         every = consumer.timer.call_repeatedly
         self._timers = [

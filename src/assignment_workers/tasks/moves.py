@@ -113,7 +113,9 @@ def finish_many(
     moves = [each for each in read if not isinstance(each, Refused)]
     outcomes = task.of.outcomes
     try:
-        answers = iter(task.once(lambda transaction: finish(transaction, moves, outcomes=outcomes)))
+        # A process that ended may have stored the answer of one move under the name of its part.
+        found: Any = task.once(lambda transaction: finish(transaction, moves, outcomes=outcomes))
+        answers = iter(found if isinstance(found, list) else [found] * len(moves))
     except DBAPIError:
         return [
             _alone(task, said, each, part)
@@ -139,9 +141,11 @@ def _alone(task: HandledTask, said: object, move: Move | Refused, part: int) -> 
 def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswer:
     """Make one move in a transaction of its own and return its answer."""
     outcomes = task.of.outcomes
-    return task.once(
+    found: Any = task.once(
         lambda transaction: finish(transaction, [move], outcomes=outcomes)[0], part=part
     )
+    answer: FinishAnswer = found[0] if isinstance(found, list) else found
+    return answer
 
 
 def complete(

@@ -214,9 +214,8 @@ class HandledTask(Task[..., Any]):
         parts = self.parts(args, kwargs) if suspicion is not None else None
         if suspicion is None or suspicion.ends == 0 or parts is None:
             return self.operation(self, *args, **kwargs)
-        answered = self._answered()
-        if isinstance(answered, list):
-            return answered
+        if isinstance(self._answered(), list):
+            return self.operation(self, *args, **kwargs)  # `once` repeats the stored answers
         refused = Refused(code=Code.MALFORMED, reason=ended(ENDS_AT_MOST))
         for part in suspicion.parts[suspicion.buried :]:
             self.store_dead_letter(([parts[part]],), {}, refused.reason)

@@ -20,7 +20,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from assignment_workers.client.wire.message import Envelope
 from assignment_workers.errors import BrokerUnavailable, UsageError
-from assignment_workers.settings import BROKER_SCHEMES, REDIS_SCHEMES, check_address
+from assignment_workers.settings import check_address
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class Sender(Protocol):
 def check_addresses(redis_url: str, broker_url: str | None) -> None:
     """Raise `UsageError` for an address of another form, before anything is sent there."""
     for name, url, schemes in (
-        ("redis_url", redis_url, REDIS_SCHEMES),
-        ("broker_url", broker_url or redis_url, BROKER_SCHEMES),
+        ("redis_url", redis_url, ("redis", "rediss")),
+        ("broker_url", broker_url or redis_url, ("redis", "rediss", "amqp", "amqps")),
     ):
         try:
             check_address(url, *schemes)

@@ -21,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from assignment_workers import traces
-from assignment_workers.assignment.answers import Unavailable
+from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client.reading import database_time
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Batch, Batcher, Call
@@ -39,6 +39,7 @@ from assignment_workers.client.wire.message import (
     Result,
     message,
     result,
+    unsendable,
 )
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
@@ -99,8 +100,15 @@ class Dispatcher:
         self._unlinked_at = 0.0
 
     def post(self, call: Call) -> None:
-        """Send a call soon. Its future gets the result of the task, or `Unavailable`."""
+        """Send a call soon. Its future gets the result of the task, or `Unavailable`.
+
+        A call with an argument that JSON or UTF-8 has no form for is refused and not sent, because
+        the worker would refuse the whole message, with the calls of others in it.
+        """
         self._start()
+        if (wrong := unsendable(call.command.args, call.command.arguments)) is not None:
+            _settle(call, Refused(code=Code.MALFORMED, reason=wrong).model_dump(mode="json"))
+            return
         call.command = self._routes.way(call.command)
         self._batcher.add(call)
         self._wake.set()

@@ -36,6 +36,22 @@ SIGNATURE = "signature"
 BY = "by"
 
 
+def unsendable(args: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with arguments that JSON in UTF-8 has no form for; None if nothing is.
+
+    Examples: a number of another library than Python's, half of a surrogate pair in a text.
+    """
+    for name, value in (*enumerate(args, 1), *arguments.items()):
+        if value is None or isinstance(value, int) or (isinstance(value, str) and value.isascii()):
+            continue
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError):
+            kind = type(value).__name__
+            return f"{name}: a value of type {kind} that cannot be written as JSON in UTF-8"
+    return None
+
+
 @dataclass(frozen=True)
 class Result:
     """The result of a task: its value, or the reason why there is none."""
