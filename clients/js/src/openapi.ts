@@ -1118,7 +1118,7 @@ export interface components {
         };
         /**
          * Noted
-         * @description A heartbeat was stored; the agent's state and assignment.
+         * @description A heartbeat was stored; the answer has the agent's state and the end of the agent's lease.
          *
          *     `state` None: the agent never stated one. `lease_expires_at`: the end of the lease of the
          *     agent's assignment, if there is one. The heartbeat extends the lease of accepted work, not of an

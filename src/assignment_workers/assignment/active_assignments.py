@@ -29,7 +29,10 @@ from assignment_workers.schema.dialer import MissedCall
 from assignment_workers.schema.tables import Assignment, AssignmentState
 
 MADE_BY_DIALER = "dialer-"
-"""Prefix of the request id of an assignment that an adopted dialer's own claim made."""
+"""Prefix of the request ids of assignments that an adopted dialer made by a statement of its own.
+
+An adopted dialer is an existing one whose tables and claims this system has taken over.
+"""
 ACTIVE = sql_text(AssignmentState.ACTIVE)
 
 HELD_COLUMNS = tuple(getattr(Assignment, name) for name in Held.model_fields)

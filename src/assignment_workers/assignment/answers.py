@@ -64,7 +64,7 @@ class Code(StrEnum):
     UNKNOWN_USER = "unknown_user"
     """No user has this id."""
     NOT_SUPPRESSED = "not_suppressed"
-    """No suppression in force is the one that was to be lifted."""
+    """The suppression that was to be lifted does not exist or was lifted already."""
     FORGOTTEN = "forgotten"
     """The user was erased from the records, and stays suppressed."""
     UNKNOWN_ASSIGNMENT = "unknown_assignment"
@@ -74,7 +74,7 @@ class Code(StrEnum):
     NOT_ACTIVE = "not_active"
     """The assignment has ended."""
     STALE_VERSION = "stale_version"
-    """The assignment's version is not the one that the command names."""
+    """The command names another version of the assignment than the present one."""
     SUPERSEDED = "superseded"
     """A command that was sent later has set the same state already."""
     UNKNOWN_OUTCOME = "unknown_outcome"
@@ -196,7 +196,7 @@ class Stated(_Value):
 
 
 class Noted(_Value):
-    """A heartbeat was stored; the agent's state and assignment.
+    """A heartbeat was stored; the answer has the agent's state and the end of the agent's lease.
 
     `state` None: the agent never stated one. `lease_expires_at`: the end of the lease of the
     agent's assignment, if there is one. The heartbeat extends the lease of accepted work, not of an

@@ -99,7 +99,7 @@ def described(settings: Settings) -> str:
 
 
 def others_described(settings: Settings) -> str:
-    """Describe the other calling rules in one line, for operators."""
+    """Describe the calling rules other than the calling hours in one line, for operators."""
     rules = calling_rules(settings)
     said = [
         *(f"{most} calls in 24 h from {queue}" for queue, most in rules.calls_per_day.items()),

@@ -44,7 +44,7 @@ class Letter:
 
     @property
     def state(self) -> str:
-        """`dismissed`, `sent_again`, `to_send_again` or `to_dismiss`."""
+        """State of the dead letter: `dismissed`, `sent_again`, `to_send_again` or `to_dismiss`."""
         if self.dismissed_at is not None:
             return "dismissed"
         if self.replayed_at is not None:

@@ -50,7 +50,7 @@ COUNTED_AT_MOST = 10_000
 
 
 class StandingSuppression(BaseModel):
-    """A suppression in force, on a user or on every user with a phone number."""
+    """A suppression in force, of one user or of every user with one phone number."""
 
     id: int
     kind: str
@@ -103,9 +103,9 @@ def suppressions(
 
 
 def suppressions_of(connection: Connection, user: int) -> list[StandingSuppression]:
-    """Return the unlifted suppressions of this user, without those of the user's phone number.
+    """Return the suppressions of this user that were not lifted, including expired ones.
 
-    Suppressions that have expired are among them.
+    Suppressions of the user's phone number are not among them.
     """
     rows = connection.execute(
         _shown.where(Suppression.user_id == user, Suppression.lifted_at.is_(None))
@@ -114,7 +114,7 @@ def suppressions_of(connection: Connection, user: int) -> list[StandingSuppressi
 
 
 def count(connection: Connection, kind: SuppressionKind) -> int:
-    """Count the unlifted suppressions of this kind, up to `COUNTED_AT_MOST`."""
+    """Count the suppressions of this kind that were not lifted, up to `COUNTED_AT_MOST`."""
     some = (
         select(Suppression.id)
         .where(Suppression.kind == kind, Suppression.lifted_at.is_(None))

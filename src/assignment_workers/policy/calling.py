@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 AHEAD_AT_MOST = 60
-"""The days that are searched for the next opening."""
+"""Number of days that are searched for the next time at which calling is allowed."""
 
 _DAY = timedelta(days=1)
 _END_OF_DAY = timedelta(hours=24)
@@ -59,9 +59,9 @@ class CallingHours:
     ) -> datetime | None:
         """Return the first instant from `at` on at which users of the zone may be called.
 
-        `calendar` names the public holidays that count. None if there is no opening for
-        `AHEAD_AT_MOST` days. A local time that is skipped in spring opens when the clock is put
-        forward; one that occurs twice in autumn counts twice.
+        `calendar` names the public holidays that count. None if calling is not allowed within
+        `AHEAD_AT_MOST` days. An opening at a local time that is skipped in spring begins when the
+        clock is put forward; one at a local time that occurs twice in autumn occurs twice.
         """
         at = at.astimezone(UTC)
         known = self._known.get((zone, calendar))

@@ -74,10 +74,10 @@ EXCLUDED_REQUIREMENTS = (
     "solicitor_letter_of_authority",
     "letter_of_authority",
 )
-"""Requirement types that no call can obtain (original-dialer section 3)."""
+"""Types of requirements of a claim that a call cannot obtain (original-dialer section 3)."""
 
 BASE_REQUIREMENT = "base requirement for claim."
-"""The exact reason with which an `id_document` requirement does not count."""
+"""The reason of those `id_document` requirements that do not count, compared exactly."""
 
 
 class RuleEffect(StrEnum):

@@ -81,12 +81,15 @@ class DueKind:
     before: object
     """The value of `after_key` with which reading starts: it sorts before every key."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
-    """Ends or postpones calls of users who may not be called, so that no claim meets them again."""
+    """Function that ends or postpones due calls whose users may not be called.
+
+    Later claims therefore do not read these calls again.
+    """
 
 
 @dataclass
 class Due:
-    """The due calls of one kind, read only as far as requests need them."""
+    """The due callbacks, or the due missed calls, read only as far as requests need them."""
 
     kind: DueKind
     transaction: FencedTransaction

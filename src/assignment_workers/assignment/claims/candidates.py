@@ -35,7 +35,10 @@ The user is not removed, because nothing is known, and does not block the users 
 """
 
 SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
-"""Sizes of a read in entries: few different statements, so that each is prepared once."""
+"""Numbers of entries that one read may take.
+
+They are few, so that only a few different SQL statements exist and each is prepared once.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ class Claimable(Protocol):
 
 @dataclass
 class Head:
-    """The head of one dialer queue, read in batches only as far as requests need it."""
+    """The best-ranked users of one dialer queue, read in batches only as far as requests need.
+
+    `ineligible` and `held_elsewhere` are users who were read and may not be handed out.
+    """
 
     transaction: FencedTransaction
     policy: Policy

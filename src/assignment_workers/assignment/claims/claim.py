@@ -352,7 +352,7 @@ class _Claim:
     def _put_out(self, heads: Mapping[str, Head]) -> None:
         """Remove the ineligible users that the search found, and let the resting ones wait.
 
-        This comes before the new assignments are stored, so that these events come first.
+        This precedes the storing of the new assignments, and so do the events about these users.
         """
         for queue, head in heads.items():
             if head.found_out:

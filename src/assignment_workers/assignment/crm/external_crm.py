@@ -34,15 +34,15 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 FAILURES = 2
-"""The failed reads in a row after which the circuit breaker opens and the CRM is not read."""
+"""Number of failed reads in a row after which the circuit breaker opens: the CRM is not read."""
 OPEN_SECONDS = 5.0
-"""The time that the circuit breaker stays open; then one read tries the CRM."""
+"""Seconds that the circuit breaker stays open; then one read tries the CRM."""
 BATCH = 10_000
 """Number of rows that are in memory at a time while the whole CRM is read."""
 BATCH_SECONDS = 60.0
-"""The time that a read of the whole CRM waits for a batch."""
+"""Seconds that a read of the whole CRM waits at most for each batch of rows."""
 PROBE_SECONDS = 3.0
-"""The time that a read of the whole CRM first waits for a sign that the CRM answers."""
+"""Seconds that a job which reads the whole CRM waits at first to see if the CRM answers at all."""
 CHECK_SECONDS = 10.0
 CONNECTIONS = 4
 IDS = (1, 4, 16, 64, 256, 1024, 5_000)
@@ -53,11 +53,12 @@ A list is padded with its last id to the next length, so that only a few differe
 
 
 class Crm:
-    """A read-only CRM in another database, which may be away at any time; waits are short.
+    """An external CRM: a CRM in another database, which is only read and may be away at any time.
 
-    Every read has a hard limit, whatever the server does: `timeout` for facts by id, a minute per
-    batch for a stream. After `FAILURES` failed reads in a row, reads raise at once for
-    `OPEN_SECONDS`; then one read tries the CRM. All reads raise `CrmUnavailable`. Thread-safe.
+    Every read has a hard limit, whatever the server does: `timeout` for facts by user id, a minute
+    per batch when the whole CRM is read. After `FAILURES` failed reads in a row, reads raise at
+    once for `OPEN_SECONDS`; then one read tries the CRM. All reads raise `CrmUnavailable`.
+    Thread-safe.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Crm:
         _drop(connection)
 
     def check(self) -> None:
-        """Raise for a CRM that cannot be read as configured; the message is one line.
+        """Check that the CRM can be read as configured, and raise an error of one line if not.
 
         `UsageError` for an address that leads to no such database, `SchemaMismatch` for a missing
         table or column, `CrmUnavailable` for a CRM that does not answer now.
@@ -174,9 +175,9 @@ class Crm:
                 )
 
     def lacking(self) -> dict[str, list[str] | None]:
-        """Return the missing columns of each table that is read, by the CRM's table names.
+        """Return the columns that the CRM's tables lack of those that are read, by table name.
 
-        None stands for a missing table or view. Raises `CrmUnavailable`.
+        The value None stands for a missing table or view. Raises `CrmUnavailable`.
         """
         found = {}
         for model, name in self.mapping.tables.items():

@@ -34,9 +34,9 @@ from assignment_workers.telemetry import CRM_READS
 
 Key = int | str
 Position = tuple[datetime, Key | None]
-"""The point reached when reading in the order of `created_at` and id.
+"""A point in a CRM table that is read in the order of `created_at` and id: the last row read.
 
-Without an id, the point lies before all rows of that instant.
+If the id is None, the point lies before all rows with that `created_at`.
 """
 
 
@@ -73,7 +73,10 @@ def parameter(model: type[CrmBase]) -> str:
 
 
 class Queries:
-    """The queries to the CRM, in its own names, and the conversion of its rows."""
+    """The queries to an external CRM, in that CRM's table and column names.
+
+    Methods convert the rows of these queries to our facts.
+    """
 
     def __init__(self, mapping: CrmMapping, *, folds: bool) -> None:
         self._folded = FOLDED if folds else set()
@@ -229,7 +232,7 @@ def _number(value: object) -> int:
 
 
 def _instant(value: object) -> datetime | None:
-    """Convert to UTC without a zone, as `NaiveInstant` stores it; MySQL's zero date is None."""
+    """Convert a CRM value to a UTC time without a time zone; MySQL's zero date becomes None."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
     if str(value).startswith("0000-00-00"):

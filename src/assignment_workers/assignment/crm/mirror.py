@@ -51,7 +51,7 @@ def age(connection: Connection) -> timedelta | None:
 
 
 def forget(connection: Connection) -> None:
-    """Delete the record of the last copying, because the CRM is in our own database now."""
+    """Delete the record of the last copying of an external CRM, which is not used any more."""
     connection.execute(delete(CrmRead))
 
 

@@ -52,10 +52,10 @@ _MIRRORED = {"crm": MIRROR_SCHEMA}
 class CrmReader:
     """The access of one transaction to the CRM, with a limit on the total time waited.
 
-    `waited` is the time that the reads took. Beyond the timeout nothing more is read, so that a
-    transaction waits for an external CRM at most twice the timeout: up to the timeout in reads that
-    were answered, then one that is not. A job off the assignment queue sets `patience` in place of
-    the timeout.
+    `waited` is the number of seconds that the reads took. Once it exceeds the CRM's timeout,
+    nothing more is read, so a transaction waits for an external CRM at most twice the timeout: in
+    reads that were answered, and in one last read that is not. A job that blocks no requests sets
+    `patience`, in seconds, in place of the timeout.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CrmReader:
 
     @property
     def zones(self) -> frozenset[str]:
-        """The time zones of users, as stored when this transaction first asks."""
+        """The time zones that users are in, read once per transaction."""
         if self._zones is None:
             self._zones = frozenset(row.zone for row in self._run(phones.ZONES, {}))
         return self._zones

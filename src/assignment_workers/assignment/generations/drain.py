@@ -11,11 +11,11 @@ from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import DialerQueue, Entry, Generation
 
 DRAINED_AT_MOST = 5_000
-"""The entries that one transaction removes: some 50 ms of work."""
+"""Number of users whom one transaction removes from a dialer queue: some 50 ms of work."""
 
 
 def drainable(connection: Connection, queue: str) -> int:
-    """Count the users whom a drain would remove now: all who are claimable or waiting."""
+    """Count the users whom a drain of this dialer queue would remove: the claimable and waiting."""
     return connection.execute(_COUNT, {"queue": queue}).scalar_one()
 
 

@@ -195,7 +195,7 @@ def hold(transaction: FencedTransaction, users: Collection[int]) -> None:
 
 
 def give_back(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """Make these users claimable again at their former positions."""
+    """Make these users, whom an agent held, claimable again at their former positions."""
     if users:
         need_places(transaction, users)
         transaction.connection.execute(_RETURN, {"rows": [{"user_id": user} for user in users]})

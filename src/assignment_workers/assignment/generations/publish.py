@@ -32,9 +32,9 @@ from assignment_workers.schema.tables import (
 )
 
 LONGEST_TURN = timedelta(minutes=10)
-"""The upper bound of a fenced transaction's length.
+"""The longest time that a fenced transaction may take.
 
-A hold that a build missed ended at most this long before the build began.
+An assignment whose end a build did not see therefore ended at most this long before the build.
 """
 
 

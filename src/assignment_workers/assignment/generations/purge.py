@@ -176,7 +176,10 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
 
 
 def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
-    """Clear typed texts, and phone numbers, of records that ended before `text_retention`."""
+    """Clear texts that people typed, and phone numbers, in records older than `text_retention`.
+
+    Returns the number of cleared records by table.
+    """
     before = func.now() - min(settings.text_retention, settings.history_retention)
     lifted = Suppression.lifted_at < func.now() - settings.text_retention
     statements: dict[str, Delete | Update] = {
@@ -217,7 +220,7 @@ _HAS_ROLE = text(
 
 
 _SETTLED = timedelta(minutes=10)
-"""The time after which a new sequencer has served all messages taken by its predecessors."""
+"""Time after which a new sequencer has handled every message that an earlier one had taken."""
 _SILENT = timedelta(minutes=1)
 
 

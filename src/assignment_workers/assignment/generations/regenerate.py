@@ -153,9 +153,9 @@ def fail(connection: Connection, number: int, queue: str, now: datetime, error: 
 
 
 def _fail_abandoned(side_connection: Connection, queue: str) -> None:
-    """Mark half-built generations of this queue as failed.
+    """Mark generations of this dialer queue that are still being built as failed.
 
-    Their builder is dead, because a living one would hold the job's lock.
+    The processes that built them are dead, because the caller holds the lock of the job.
     """
     dead = side_connection.execute(
         select(Generation.id, func.clock_timestamp()).where(

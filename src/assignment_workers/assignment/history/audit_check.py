@@ -50,7 +50,7 @@ class ChainFault(StrEnum):
     REWRITTEN = "rewritten"
     """The digest at a position of the hash chain differs from that in an earlier export."""
     UNREADABLE = "unreadable"
-    """A line of a file does not belong to an export."""
+    """A line of the checked file cannot be read as part of an export."""
 
 
 class ChainFinding(BaseModel):

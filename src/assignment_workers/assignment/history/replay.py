@@ -210,7 +210,10 @@ class Replay:
         self._resting[user] = until
 
     def had_published(self, queue: str, generation: int) -> None:
-        """Add a generation that was published at the first fact; its ranks are unknown."""
+        """Add a generation that was published already when the first fact happened.
+
+        The ranks of such a generation are unknown.
+        """
         self._published[queue] = generation
 
     def had_paused(self, queue: str) -> None:

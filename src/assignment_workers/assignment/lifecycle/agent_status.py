@@ -132,10 +132,11 @@ def end_sessions(
 
 
 def silent(connection: Connection, now: datetime) -> list[int]:
-    """Return agents without a sign of life for `SESSION_ENDS`, at most `ENDED_AT_ONCE`.
+    """Return the ids of agents without a sign of life for `SESSION_ENDS`, at most `ENDED_AT_ONCE`.
 
-    Signs of life are heartbeats, requests, states, moves and an active assignment. Cost: a read of
-    the open sessions and, where some seem silent, of the answers of that time.
+    Signs of life are heartbeats, requests, stated states, commands about assignments, and an active
+    assignment. Cost: a read of the open sessions and, if some seem silent, of the answers to
+    requests of that time.
     """
     before = now - SESSION_ENDS
     return list(connection.execute(_SILENT, {"before": before, "asked_since": before}).scalars())

@@ -59,7 +59,7 @@ class JobFigures(BaseModel):
     succeeded_at: datetime | None
     failed_last_day: int
     overlapping_last_day: int
-    """Runs that were skipped because another run was in progress."""
+    """Number of runs of the last day that were skipped because another run was in progress."""
     missed_last_day: int | None
     """Number of periods of the last day for which no run of the job succeeded.
 
