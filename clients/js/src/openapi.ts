@@ -1286,7 +1286,7 @@ export interface components {
         };
         /**
          * Report
-         * @description The service levels that the incident report set, from `since` to `until`.
+         * @description The measured service levels from `since` to `until`; the incident report set the targets.
          */
         Report: {
             /**

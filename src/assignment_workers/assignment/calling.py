@@ -46,7 +46,7 @@ def policies_of(settings: Settings) -> dict[str, Policy]:
 
 
 def numbers_of(settings: Settings) -> Numbers:
-    """Return the rules for reading phone numbers. Raises `UsageError` as `policies_of` does."""
+    """Return the rules for reading phone numbers. Raises `UsageError` for an unusable value."""
     _, zones = _read("calling_zones", settings.calling_zones, read_zones)
     if settings.phone_region not in phonenumbers.SUPPORTED_REGIONS:
         variable = Settings.model_fields["phone_region"].alias
@@ -71,7 +71,7 @@ def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | N
 
 
 def calling_rules(settings: Settings) -> CallingRules:
-    """Return the calling rules of `settings`. Raises `UsageError` as `policies_of` does."""
+    """Return the calling rules of `settings`. Raises `UsageError` for an unusable value."""
     default, _ = _read("calling_zones", settings.calling_zones, read_zones)
     calendars: tuple[str | None, ...] = (None,)
     if settings.calling_holidays is not None:

@@ -120,7 +120,7 @@ def _stored(said: str) -> str:
 
 
 def letters(connection: Connection, *, limit: int = 100) -> Sequence[Letter]:
-    """Return the newest dead letters."""
+    """Return the newest dead letters, at most `limit`."""
     columns = [getattr(DeadLetter, name) for name in Letter.__dataclass_fields__]
     rows = connection.execute(select(*columns).order_by(DeadLetter.id.desc()).limit(limit))
     return [Letter(*row) for row in rows]

@@ -60,9 +60,9 @@ class EventKind(StrEnum):
     CONVERTED = "converted"
     """A user converted and left the dialer queue."""
     DISCOVERED = "discovered"
-    """A new user received a score row, in a pool or in none."""
+    """A new user of the CRM received a score row, with a dialer queue or without one."""
     POOL_CHANGED = "pool_changed"
-    """A user moved to another pool."""
+    """A user's score row was moved to another dialer queue."""
     CALLBACK_PROMISED = "callback_promised"
     """A callback was promised for a time."""
     CALLBACK_KEPT = "callback_kept"
@@ -142,7 +142,7 @@ class FencedTransaction:
 
     @property
     def queues_of_other_lanes(self) -> list[str]:
-        """The dialer queues of lanes that are not locked, whose data must not be written here."""
+        """The dialer queues whose lanes this transaction has not locked and so must not change."""
         return [] if self.lanes.is_one else [each for each in POLICIES if not self.has(each)]
 
     def require_lanes(self, *queues: str) -> None:

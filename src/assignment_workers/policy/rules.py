@@ -421,7 +421,7 @@ SETTLED = Rule(
 )
 
 OPENS = bindparam("opens", value=None, type_=JSONB)
-"""SQL parameter: the next time of calling hours, by number of the holiday calendar and by zone."""
+"""SQL parameter: the next time at which calling is allowed, by number of calendar and by zone."""
 
 
 def open_zones(calendar: int) -> str:

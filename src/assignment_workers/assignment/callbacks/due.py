@@ -55,12 +55,12 @@ class DueUser:
 
     @property
     def reason(self) -> str:
-        """The reason for the call, for agents."""
+        """The reason for the call, as agents see it."""
         return self.source.value
 
     @property
     def details(self) -> dict[str, Any]:
-        """Further details of the event of the assignment."""
+        """Further details for the event that records the assignment."""
         return {
             "source": self.source,
             "source_id": self.source_id,

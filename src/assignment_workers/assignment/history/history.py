@@ -47,7 +47,11 @@ def check(connection: Connection, *, settings: Settings, bound: timedelta) -> li
 
 
 def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
-    """Check as `check` does, in the snapshot of the caller's transaction."""
+    """Return the breaches in the whole history, as the snapshot of the caller's transaction has it.
+
+    `settings` must be those with which the system ran. `bound` is the longest time that an
+    assignment may outlast its lease while a sequencer leads.
+    """
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     since = now - settings.history_retention
     replay = Replay(settings, bound=bound)

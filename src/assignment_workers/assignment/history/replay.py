@@ -116,7 +116,7 @@ class Replay:
         self._terms: dict[str, int] = {}
         """By lane: the term of the sequencer that leads the lane."""
         self._lane_of: dict[int, str] = {}
-        """By term: the lane that it leads."""
+        """By term: the lane that the term's sequencer leads."""
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
         """By lane: periods from the last event of a term to the next term.
 

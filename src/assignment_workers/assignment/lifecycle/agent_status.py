@@ -48,7 +48,10 @@ from assignment_workers.schema.tables import (
 STALE = timedelta(minutes=5)
 """Time without a sign of life after which an agent counts as stale, whatever state they stated."""
 SESSION_ENDS = timedelta(hours=2)
-"""Time without a sign of life after which a session ends (original-dialer section 6)."""
+"""Time without a sign of life of an agent after which the agent's session ends.
+
+Source: original-dialer section 6.
+"""
 ENDED_AT_ONCE = 500
 """Number of agents' sessions that one transaction ends at most."""
 

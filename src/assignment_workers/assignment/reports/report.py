@@ -49,7 +49,7 @@ class Consistency(BaseModel):
 
 
 class Report(BaseModel):
-    """The service levels that the incident report set, from `since` to `until`."""
+    """The measured service levels from `since` to `until`; the incident report set the targets."""
 
     since: datetime
     until: datetime
