@@ -18,6 +18,7 @@ from assignment_workers.assignment.pools.discover import discover
 from assignment_workers.assignment.suppression_lists import Named, check, exported, flip, stage
 from assignment_workers.assignment.suppressions import (
     FORGOTTEN,
+    SuppressionTerms,
     check_key,
     do_not_contact,
     lift,
@@ -322,6 +323,39 @@ def test_a_forgotten_number_is_lifted_and_suppressed_again_by_itself(refused: Wo
     assert not isinstance(lifted(), Refused)
     assert refused.value(count, mark=FORGOTTEN) == 0
     assert isinstance(lifted(), Refused)
+
+
+@pytest.mark.parametrize("later", [None, 9, 1], ids=["for ever", "longer", "shorter"])
+@pytest.mark.parametrize("earlier", [None, 5, -1], ids=["for ever", "days", "expired"])
+def test_a_number_of_two_who_are_forgotten_stays_for_the_longer_of_both_terms(
+    refused: World, earlier: int | None, later: int | None
+) -> None:
+    refused.execute("DELETE FROM assignment.suppressions")
+    ends = {
+        each: None if each is None else refused.now + timedelta(days=each)
+        for each in (earlier, later, 3)
+    }
+
+    def suppress(days: int | None) -> None:
+        entry = SuppressionTerms(expires_at=ends[days], queue=UNSIGNED)
+        refused.run(
+            do_not_contact, reader=READER, phone=PHONE, reason=MARK, by="operator", entry=entry
+        )
+
+    suppress(3)
+    refused.execute(
+        "UPDATE assignment.suppressions SET expires_at = :at WHERE phone IS NOT NULL",
+        at=ends[earlier],
+    )
+    forget(refused, 1)
+    suppress(later)
+    assert forget(refused, 2)["hashed_entries"] == 1
+    stands = refused.rows(
+        "SELECT number, expires_at FROM assignment.suppressions"
+        " WHERE phone IS NOT NULL AND lifted_at IS NULL"
+    )
+    longer = None if None in (earlier, later) else ends[max(earlier or 0, later or 0)]
+    assert stands == [(READER.keyed("+447700900123"), longer)]
 
 
 def test_the_number_of_who_was_forgotten_is_not_read_again(refused: World) -> None:

@@ -169,8 +169,8 @@ def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dic
             (each for each in numbers if each[-_ENDS:] == entry.ending), entry.plain
         )
         hashed = {"id": entry.id, "number": reader.keyed(kept), "mark": FORGOTTEN}
-        if not connection.execute(_HASH_ENTRY, hashed).rowcount:
-            connection.execute(_DROP_ENTRY, hashed)
+        prolonged = connection.execute(_PROLONG, hashed).rowcount
+        connection.execute(_DROP_ENTRY if prolonged else _HASH_ENTRY, hashed)
     for row in listed:
         hashed = {"number": reader.keyed(row.number), "mark": FORGOTTEN}
         if row.state == SuppressionListState.STANDING:
@@ -282,13 +282,18 @@ _LISTED = text(
     " least(n.expires_at, l.expires_at) AS expires_at FROM assignment.suppression_lists l"
     " JOIN assignment.suppressed_numbers n ON n.list_id = l.id AND n.number = ANY(:numbers)"
 )
-# Not where such an entry exists already, because the person was forgotten before.
 _HASH_ENTRY = text(
-    "UPDATE assignment.suppressions s SET number = :number, phone = :mark, plain = NULL,"
-    " tail = NULL, unsure = false, reason = :mark WHERE id = :id AND NOT EXISTS ("
-    "SELECT FROM assignment.suppressions o WHERE o.number = :number AND o.lifted_at IS NULL"
+    "UPDATE assignment.suppressions SET number = :number, phone = :mark, plain = NULL,"
+    " tail = NULL, unsure = false, reason = :mark WHERE id = :id"
+)
+# The hash exists already if somebody with this number was forgotten before. Only one entry of a
+# number may stand, an expired one too, so the existing entry takes the longer of both terms.
+_PROLONG = text(
+    "UPDATE assignment.suppressions o SET expires_at ="
+    " CASE WHEN o.expires_at IS NOT NULL AND s.expires_at IS NOT NULL"
+    " THEN greatest(o.expires_at, s.expires_at) END FROM assignment.suppressions s"
+    " WHERE s.id = :id AND o.id <> s.id AND o.number = :number AND o.lifted_at IS NULL"
     " AND o.queue IS NOT DISTINCT FROM s.queue"
-    " AND (o.expires_at IS NULL OR o.expires_at >= s.expires_at))"
 )
 _DROP_ENTRY = text("DELETE FROM assignment.suppressions WHERE id = :id")
 _HASH_LISTED = text(
