@@ -202,7 +202,7 @@ def test_a_hold_is_seen_before_anything_is_erased(world: World) -> None:
 
 def test_results_in_redis_that_name_the_person_go(known: World, redis_url: str) -> None:
     with known.engine.connect() as connection:
-        who = person.find(connection, 1)
+        who = person.find(connection, 1, READER)
     with redis.Redis.from_url(redis_url) as server:
         server.set("celery-task-meta-a", '{"result": {"assignment": {"user_id": 1}}}')
         server.set("celery-task-meta-b", '{"result": {"assignment": {"user_id": 11}}}')
@@ -356,6 +356,58 @@ def test_a_number_of_two_who_are_forgotten_stays_for_the_longer_of_both_terms(
     )
     longer = None if None in (earlier, later) else ends[max(earlier or 0, later or 0)]
     assert stands == [(READER.keyed("+447700900123"), longer)]
+
+
+SEVERAL = {
+    "two numbers": "07700 900123 / 07700 900456",
+    "an extension": "07700 900123 ext. 4567",
+    "both": "mobile 07700 900123 x12, home 07700 900456 ext. 89",
+}
+
+
+@pytest.mark.parametrize("in_crm", [True, False], ids=["in the CRM", "gone from the CRM"])
+@pytest.mark.parametrize("written", SEVERAL.values(), ids=SEVERAL)
+def test_every_number_of_a_text_is_found_even_if_the_crm_has_lost_the_user(
+    refused: World, written: str, in_crm: bool
+) -> None:
+    refused.execute("DELETE FROM assignment.suppressions")
+    refused.execute("UPDATE crm.users SET phone_number = :phone WHERE id = 1", phone=written)
+    refused.regenerate(UNSIGNED)
+    refused.execute("DELETE FROM assignment.phones WHERE user_id <> 1")
+    numbers = READER.read(written).e164
+    for each in numbers:
+        refused.run(do_not_contact, reader=READER, phone=each, reason=MARK, by="operator")
+        refused.execute(
+            "INSERT INTO missed_calls (phone_number, missed_at, reason)"
+            " VALUES (:phone, now(), 'x')",
+            phone=each,
+        )
+        store_dead_letter(
+            refused.engine, celery_queue="x", task="y", task_id="z", body=each, error=MARK
+        )
+    if not in_crm:
+        refused.execute("DELETE FROM crm.users WHERE id = 1")
+    with refused.engine.connect() as connection:
+        tables = person.export(connection, 1, READER).tables
+    assert [each["phone"] for each in tables["suppressions"]] == numbers
+    assert [each["phone_number"] for each in tables["missed_calls"]] == numbers
+    assert len(tables["dead_letters"]) == len(numbers)
+    assert forget(refused, 1)["hashed_entries"] == len(numbers)
+    assert everywhere(refused, "900123", "900456", MARK) == []
+
+
+def test_a_number_that_only_its_country_makes_readable_is_found(refused: World) -> None:
+    refused.regenerate(UNSIGNED)
+    refused.execute("DELETE FROM crm.users WHERE id = 1")
+    number = "+390612345678"
+    refused.execute(
+        "UPDATE assignment.phones SET text = '06 1234 5678', numbers = :numbers WHERE user_id = 1",
+        numbers=[number],
+    )
+    assert refused.value("SELECT numbers FROM assignment.phones WHERE user_id = 1") == [number]
+    refused.run(do_not_contact, reader=READER, phone=number, reason=MARK, by="operator")
+    assert forget(refused, 1)["hashed_entries"] == 1
+    assert everywhere(refused, number) == []
 
 
 def test_the_number_of_who_was_forgotten_is_not_read_again(refused: World) -> None:

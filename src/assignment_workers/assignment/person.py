@@ -51,6 +51,8 @@ class Person:
     """The last digits of each of the user's phone numbers."""
     texts: frozenset[str] = frozenset()
     """The user's phone numbers as they are written in the CRM and in missed calls."""
+    e164: frozenset[str] = frozenset()
+    """Every number that can be read in these texts, in E.164."""
 
     def is_named(self, said: str) -> bool:
         """Return True if a text, or JSON or base64 within it, identifies the person."""
@@ -63,12 +65,16 @@ class Person:
         return any(each in digits for each in self.numbers)
 
 
-def find(connection: Connection, user_id: int) -> Person:
-    """Return the user with this id, with the phone numbers of the CRM and of missed calls."""
+def find(connection: Connection, user_id: int, reader: Reader) -> Person:
+    """Return the user with this id, with the phone numbers of the CRM and of missed calls.
+
+    The numbers that were read from the CRM earlier count too: the CRM may have erased the person
+    first. `reader` reads every number of a text with several, and none of an extension.
+    """
     assignments = connection.execute(
         text("SELECT id::text FROM assignment.assignments WHERE user_id = :user"), {"user": user_id}
     ).scalars()
-    numbers = [
+    found = [
         *_scalars(connection, "SELECT phone_number FROM crm.users WHERE id = :user", user_id),
         *_scalars(
             connection, "SELECT phone_number FROM crm_mirror.users WHERE id = :user", user_id
@@ -78,20 +84,29 @@ def find(connection: Connection, user_id: int) -> Person:
             "SELECT phone_number FROM public.missed_calls WHERE user_id = :user",
             user_id,
         ),
+        *_scalars(connection, "SELECT text FROM assignment.phones WHERE user_id = :user", user_id),
+        # Some can be read only with the country that the CRM named.
+        *_scalars(
+            connection,
+            "SELECT unnest(numbers) FROM assignment.phones WHERE user_id = :user",
+            user_id,
+        ),
     ]
-    texts = frozenset(each for each in numbers if each)
-    return Person(user_id, frozenset(assignments), frozenset(_ends(numbers)), texts)
+    texts = frozenset(each for each in found if each)
+    e164 = frozenset(number for each in texts for number in reader.read(each).e164)
+    ends = frozenset(_ends(texts | e164))
+    return Person(user_id, frozenset(assignments), ends, texts, e164)
 
 
 def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
     """Return all data stored about the user, including the texts that people typed. Reads only.
 
-    `reader`: the rules for reading phone numbers, by which the user's numbers are found in lists.
+    `reader`: the rules for reading phone numbers, by which the user's numbers are found.
     """
-    person = find(connection, user_id)
+    person = find(connection, user_id, reader)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     parameters = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
-    parameters["e164"] = [number for each in person.texts for number in reader.read(each).e164]
+    parameters["e164"] = list(person.e164)
     tables = {name: rows_of(connection, query, **parameters) for name, query in _STORED.items()}
     letters = rows_of(connection, "SELECT * FROM assignment.dead_letters")
     tables["dead_letters"] = [each for each in letters if person.is_named(each["body"])]
@@ -109,7 +124,7 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
     changed, if there is such a number and `reader` has no key. Cost: reads by the indexes on
     `user_id`, and one pass each over dead letters, answered commands and phone numbers.
     """
-    person = find(connection, user_id)
+    person = find(connection, user_id, reader)
     numbers = list(person.numbers)
     parameters = {"user": user_id, "numbers": numbers, "mark": FORGOTTEN, "name": str(user_id)}
     parameters["names"] = [str(user_id), *person.assignments]
@@ -146,8 +161,7 @@ def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dic
 
     Returns the number of changed rows, by table.
     """
-    read = {each: reader.read(each).e164 for each in person.texts}
-    numbers = sorted({number for each in read.values() for number in each})
+    numbers = sorted(person.e164)
     parameters: dict[str, Any] = {
         "numbers": numbers,
         "texts": sorted({plain(each) for each in person.texts}),
@@ -242,7 +256,7 @@ def _exists(connection: Connection, table: str) -> bool:
     )
 
 
-def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str]:
+def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str | None]:
     """Return the values of a query about the user; none if its table cannot be read."""
     if not _exists(connection, query.split()[3]):
         return []
@@ -253,9 +267,9 @@ def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str
         return []
 
 
-def _ends(numbers: Iterable[str | None]) -> Iterable[str]:
+def _ends(numbers: Iterable[str]) -> Iterable[str]:
     for each in numbers:
-        digits = re.sub(r"[^0-9]", "", each or "")
+        digits = re.sub(r"[^0-9]", "", each)
         if len(digits) >= _DIGITS_AT_LEAST:
             yield digits[-_ENDS:]
 

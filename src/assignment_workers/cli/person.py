@@ -62,7 +62,7 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
                 told(Refused(code=Code.NOT_ACTIVE, reason="the user is held"))
                 complain(f"user {user} is held by agent {held}: release the assignment first")
                 return 1
-            known = person.find(connection, user)
+            known = person.find(connection, user, reader())
             counts = person.forget(connection, user, reader())
             connection.commit()
         counts["results"] = forget_results_at(resolved().redis_url, known)

@@ -86,9 +86,10 @@ def _forget(here: Gateway, user: int) -> Response:
                 Code.NOT_ACTIVE,
                 f"user {user} is held by agent {held}: release the assignment first",
             )
-        known = person.find(connection, user)
+        reader = numbers_of(here.settings).reader
+        known = person.find(connection, user, reader)
         try:
-            counts = person.forget(connection, user, numbers_of(here.settings).reader)
+            counts = person.forget(connection, user, reader)
         except UsageError as error:
             raise unavailable(str(error)) from error
         connection.commit()
