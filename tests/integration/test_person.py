@@ -22,6 +22,7 @@ from assignment_workers.assignment.suppressions import (
     check_key,
     do_not_contact,
     lift,
+    subject,
     suppressions,
 )
 from assignment_workers.client.erasing import forget_results
@@ -356,6 +357,30 @@ def test_a_number_of_two_who_are_forgotten_stays_for_the_longer_of_both_terms(
     )
     longer = None if None in (earlier, later) else ends[max(earlier or 0, later or 0)]
     assert stands == [(READER.keyed("+447700900123"), longer)]
+
+
+def test_the_number_leaves_the_subjects_of_commands_and_others_stay(refused: World) -> None:
+    kind = SuppressionKind.DO_NOT_CONTACT
+    named = [
+        subject(kind, READER, phone=PHONE),
+        subject(kind, READER, phone="07700 900123", queue=UNSIGNED),
+        subject(kind, READER, phone="ask for Ann on 7700900123"),
+    ]
+    others = [
+        subject(kind, READER, phone="+44 7700 900999"),
+        subject(kind, READER, user=1),
+        "state of agent 1",
+    ]
+    for number, each in enumerate((*named, *others)):
+        refused.execute(
+            "INSERT INTO assignment.commands (id, task, subject, position, answer, term,"
+            " answered_at) VALUES (:id, 'user.suppress', :subject, 1, '{}', 1, now())",
+            id=str(number),
+            subject=each,
+        )
+    assert forget(refused, 1)["commands"] == len(named)
+    subjects = refused.column("SELECT subject FROM assignment.commands ORDER BY id::int")
+    assert subjects == [None] * len(named) + others
 
 
 SEVERAL = {

@@ -24,10 +24,11 @@ from assignment_workers.assignment.crm.reader import attach, crm_of
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.suppression_lists import Named, drop, flip, purge_lists, stage
-from assignment_workers.assignment.suppressions import do_not_contact
+from assignment_workers.assignment.suppressions import do_not_contact, subject
 from assignment_workers.phones import Reader
 from assignment_workers.schema import roles
 from assignment_workers.schema.engine import connect
+from assignment_workers.schema.tables import SuppressionKind
 from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED as QUEUE_TABLE
 from tests.adoption.dialers import connected
@@ -114,13 +115,18 @@ def test_the_worker_reads_a_crm_elsewhere_and_the_gateway_exports_and_forgets(
         assert given.assignment.user_id == 1
         at.release(given.assignment)
         at.run(do_not_contact, reader=READER, phone=PHONE, reason="asked", by="operator")
+        at.execute(
+            "INSERT INTO assignment.commands (id, task, subject, position, answer, term,"
+            " answered_at) VALUES ('a', 'user.suppress', :subject, 1, '{}', 1, now())",
+            subject=subject(SuppressionKind.DO_NOT_CONTACT, READER, phone=PHONE),
+        )
     with under(world, login(roles.GATEWAY)) as at:
         with at.engine.connect() as connection:
             exported = person.export(connection, 1, READER)
         assert "900123" in exported.model_dump_json()
         with at.engine.begin() as connection:
             counts = person.forget(connection, 1, READER)
-        assert counts["crm_mirror.users"] == counts["hashed_entries"] == 1
+        assert counts["crm_mirror.users"] == counts["hashed_entries"] == counts["commands"] == 1
     with under(world, login(roles.READER)) as at:
         assert at.column("SELECT id FROM crm_mirror.users") == [2]
     with under(world, login(roles.WORKER)) as at:

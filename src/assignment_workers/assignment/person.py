@@ -122,7 +122,7 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
     is never called again. A phone number of the user that is suppressed, alone or in an imported
     list, is replaced by a hash with the secret key of `reader`. Raises `UsageError`, with nothing
     changed, if there is such a number and `reader` has no key. Cost: reads by the indexes on
-    `user_id`, and one pass each over dead letters, answered commands and phone numbers.
+    `user_id`, and one pass each over dead letters, commands and phone numbers.
     """
     person = find(connection, user_id, reader)
     numbers = list(person.numbers)
@@ -134,7 +134,7 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
         for name, statement in _FORGET.items()
     }
     counts["dead_letters"] = _scrub_letters(connection, person)
-    counts["commands"] = _scrub_answers(connection, person)
+    counts["commands"] = _scrub_commands(connection, person)
     for table in _kept_by_adoption(connection):
         delete = text(f'DELETE FROM public."{table}" WHERE user_id = :user')  # noqa: S608
         counts[table] = connection.execute(delete, parameters).rowcount
@@ -205,21 +205,30 @@ def _scrub_letters(connection: Connection, person: Person) -> int:
     return len(ids)
 
 
-def _scrub_answers(connection: Connection, person: Person) -> int:
-    """Erase the reasons that name the person in stored answers to commands; return their number.
+def _scrub_commands(connection: Connection, person: Person) -> int:
+    """Erase the reasons and subjects that name the person in commands; return their number.
 
-    Such reasons exist because a refusal repeats the refused value, for example a phone number.
+    Such reasons exist because a refusal repeats the refused value, for example a phone number; the
+    subject of a suppression has its number.
     """
     found = connection.execute(
-        text("SELECT id, answer::text AS said FROM assignment.commands WHERE answer ? 'reason'")
+        text(
+            "SELECT id, CASE WHEN answer ? 'reason' THEN answer::text ELSE '' END AS said,"
+            " CASE WHEN subject LIKE '% of phone number %' THEN subject ELSE '' END AS subject"
+            " FROM assignment.commands"
+            " WHERE answer ? 'reason' OR subject LIKE '% of phone number %'"
+        )
     ).all()
-    ids = [row.id for row in found if person.is_named(row.said)]
-    statement = text(
+    answers = {row.id for row in found if person.is_named(row.said)}
+    subjects = {row.id for row in found if person.is_named(row.subject)}
+    answered = text(
         "UPDATE assignment.commands SET answer = jsonb_set(answer, '{reason}', to_jsonb("
         "CAST(:mark AS text))) WHERE id = ANY(:ids)"
     )
-    connection.execute(statement, {"mark": FORGOTTEN, "ids": ids})
-    return len(ids)
+    connection.execute(answered, {"mark": FORGOTTEN, "ids": list(answers)})
+    named = text("UPDATE assignment.commands SET subject = NULL WHERE id = ANY(:ids)")
+    connection.execute(named, {"ids": list(subjects)})
+    return len(answers | subjects)
 
 
 def _left_by_adoption(connection: Connection, user_id: int) -> dict[str, list[Row]]:

@@ -58,7 +58,7 @@ _OF_GATEWAY: dict[str, str] = {
     "api_tokens": "SELECT, UPDATE (last_used_at)",
     # Needed to erase a person. The gateway must not write the other columns.
     "assignments": "SELECT, UPDATE (notes)",
-    "commands": "SELECT, UPDATE (answer)",
+    "commands": "SELECT, UPDATE (answer, subject)",
     "event_texts": "SELECT, DELETE",
     "forgotten": "SELECT, INSERT",
     "phones": "SELECT, DELETE",
