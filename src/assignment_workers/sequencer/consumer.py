@@ -64,13 +64,13 @@ class Consumer(consumer.Consumer):
 
     @property
     def suspects(self) -> Suspects:
-        """The delivery counts: the message in hand, and the processes that it has ended."""
+        """The counts of how often the message in hand has ended a worker process."""
         found: Suspects = self.app.suspects
         return found
 
     @property
     def refusals(self) -> Refusals:
-        """The store of this process for the messages that it refuses."""
+        """The object by which this process stores dead letters of messages that it refuses."""
         found: Refusals = self.app.refusals
         return found
 
@@ -111,7 +111,11 @@ class Consumer(consumer.Consumer):
         return receive
 
     def _carry_out(self, message: Any, handle: Callable[[Any], None], broken: Broken) -> None:
-        """Hand a message to Celery, or refuse it."""
+        """Validate a message and pass it to `handle`, Celery's handler, or refuse the message.
+
+        `broken`: the errors by which the broker's client reports a lost connection. They are
+        raised.
+        """
         judged = self._judged(message)
         if judged is None:
             return
@@ -130,7 +134,7 @@ class Consumer(consumer.Consumer):
             self._hold(judged, judged.unstored)
 
     def _judged(self, message: Any) -> TaskMessage | None:
-        """Return the message as Celery may have it. None if it was refused or sent back."""
+        """Return the message, validated for Celery. None if it was refused or sent back."""
         try:
             size, largest = len(message.body or b""), self.refusals.largest
             if size > largest:
@@ -148,9 +152,10 @@ class Consumer(consumer.Consumer):
         return None
 
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
-        """Store a message that ended too many processes, answer it, and acknowledge it.
+        """Store a message that ended too many processes as a dead letter; answer and settle it.
 
-        A message that has ended yet another process since is stored without being read.
+        `suspicion` has the count of the ended processes. A message that has ended yet another
+        process since is stored without being read.
         """
         why = ended(suspicion.ends)
         if suspicion.of_the_whole > ENDS_AT_MOST:
@@ -185,7 +190,8 @@ class Consumer(consumer.Consumer):
     def _hold(self, message: Any, unstored: list[Callable[[], object]]) -> None:
         """Leave a message with the broker until its dead letters are stored.
 
-        RabbitMQ delivers the next message after that; Redis at once.
+        Each call in `unstored` stores one dead letter. RabbitMQ delivers the next message after
+        that; Redis at once.
         """
         self._held.append((message, unstored))
         if isinstance(message.channel, Channel):
@@ -211,9 +217,10 @@ class Consumer(consumer.Consumer):
                 message.ack()
 
     def _give_back(self, message: Any) -> None:
-        """Send a task of the assignment queue there unchanged, then acknowledge it on this queue.
+        """Move a task that came by another queue to the assignment queue, unchanged.
 
-        Raises the errors of the broker's client. The message then stays on this queue.
+        The message is then acknowledged here. Raises the errors of the broker's client; the message
+        then stays on the queue that it came by.
         """
         body = message.body  # RabbitMQ's client has decoded a body that names its encoding
         if isinstance(body, str):
@@ -231,7 +238,10 @@ class Consumer(consumer.Consumer):
         message.ack()
 
     def _refuse(self, message: Any, wrong: Malformed) -> None:
-        """Store the message as a dead letter, then acknowledge it."""
+        """Store the malformed message as a dead letter, then acknowledge it.
+
+        `wrong` is the defect.
+        """
         channel = message.channel
         item = channel.item(message.delivery_tag) if isinstance(channel, OrderedChannel) else None
         body = item or described(message)

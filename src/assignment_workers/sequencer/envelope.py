@@ -33,9 +33,9 @@ Seconds = Annotated[float, Field(strict=True)]
 _STRICTLY = ConfigDict(strict=True, extra="ignore")
 
 SHOWN_AT_MOST = 1_024
-"""Characters that are kept of a sender's rendering of the arguments."""
+"""The most characters kept of the text by which a sender described the arguments."""
 PASSED_ON_AT_MOST = 1_024
-"""Characters of a header that Celery does not know, such as a trace header."""
+"""The most characters of a header that Celery does not know, such as a trace header."""
 _SHADOWED = frozenset(dir(Context))
 _LINKS = ("callbacks", "errbacks", "chain", "chord")
 _ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "binary"})
@@ -115,7 +115,11 @@ class TaskMessage(Message):
     __slots__ = ("_payload", "unstored")
 
     def __init__(self, message: Any) -> None:
-        """Validate `message`. Raises `Malformed`, one line, for a message that is not a task's."""
+        """Validate `message`, a message as kombu delivered it.
+
+        Raises `Malformed`, with a text of one line, if the message is not a valid Celery task
+        message.
+        """
         headers, args, kwargs = _read(message)
         properties = message.properties
         super().__init__(
@@ -146,15 +150,15 @@ class TaskMessage(Message):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The arguments. Celery takes a payload with `args` as decoded and reads no body."""
+        """The decoded arguments. Celery does not read the body if the payload has `args`."""
         return self._payload
 
 
 def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
-    """Return the message in an item of a Redis list, as kombu takes it. Raises `Malformed`.
+    """Return `item`, an element of a Redis list, as a message in kombu's form.
 
-    The delivery information names `queue`, whatever the sender wrote, because the message is put
-    back there.
+    Raises `Malformed`. The delivery information names `queue`, whatever the sender wrote, because
+    the message is put back there.
     """
     try:
         found: dict[str, Any] = _ENVELOPE.validate_python(from_json(item))
@@ -178,7 +182,10 @@ def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
 
 
 def named(headers: object) -> dict[str, str | None]:
-    """Return the task and the id in the headers, if readable. A reply is sent to that id."""
+    """Return the task name and the task id in the headers; None for each that is not readable.
+
+    The reply to the sender goes to that id.
+    """
     given = headers if isinstance(headers, Mapping) else {}
     return {"task": _line(given.get("task")), "task_id": _line(given.get("id"))}
 
@@ -186,7 +193,7 @@ def named(headers: object) -> dict[str, str | None]:
 _LINE = TypeAdapter(Line)
 COMPRESSED = "compression: a compressed message is not read"
 UNREADABLE = "unreadable"
-"""A header that a channel sets, with the reason, on a message that it must not or cannot unpack."""
+"""The header that our channel adds to a message that must not or cannot be decoded: the reason."""
 
 
 def _line(said: object) -> str | None:
@@ -268,7 +275,7 @@ def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _traces(said: object) -> list[str] | None:
-    """Return the traces of the message's callers. Invalid traces are left out: no harm done."""
+    """Return the trace headers of the callers in a batch message; invalid ones are left out."""
     if not isinstance(said, list):
         return None
     return [each for each in said if isinstance(each, str) and len(each) <= PASSED_ON_AT_MOST]
@@ -285,7 +292,7 @@ def _is_instant(said: str | None) -> bool:
 
 
 def _first(error: ValidationError) -> str:
-    """Return the first error, with the name of its field, in one line."""
+    """Return the first error of the validation, with the name of its field, in one line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where or 'the whole'!s:.80}: {plain(first['msg'])}"

@@ -7,7 +7,7 @@ from typing import Any
 from celery import bootsteps
 
 LATER_SECONDS = 0.1
-"""The delay after which Flower sees a task."""
+"""Seconds for which a task's event waits for others; Flower sees the task that much later."""
 
 
 class EventBuffer(bootsteps.StartStopStep):

@@ -30,11 +30,10 @@ log = structlog.get_logger()
 TRY_SECONDS = 0.25
 WATCH_SECONDS = 1.0
 LOOKS = 4
-"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find this leader silent.
-
-A process that was stopped, or whose servers were, finds itself silent when it continues. It gets
-time for a transaction first, because restarting would take longer. If a standby runs, the standby
-leads by then and the lock is lost.
+"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find no sign of life of this
+leader before it gives up. A process that was stopped, or whose servers were, finds its sign too old
+when it continues. It gets time for a transaction first, because restarting would take longer. If a
+standby runs, the standby leads by then and the lock is lost.
 """
 EXCUSE_SECONDS = 1.0
 """Additional time to record that the message in hand is not the cause of the exit."""
@@ -152,7 +151,10 @@ class Leadership(bootsteps.StartStopStep):
         self.sequencer.probe()
 
     def _watch(self) -> None:
-        """Leave when leadership is lost. Runs in a thread, because the worker's loop may hang."""
+        """End the process when leadership is lost.
+
+        Runs in a thread, because the worker's loop may hang.
+        """
         pause = threading.Event()
         silent_looks = 0
         while not pause.wait(WATCH_SECONDS):

@@ -16,5 +16,5 @@ class TaskPool(solo.TaskPool):
     """
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
-        """Abandon the running task."""
+        """Abandon the running task. `pid` and `signal` are ignored: there is one process."""
         raise WorkerTerminate(0)

@@ -31,13 +31,19 @@ local message = redis.call('RPOP', KEYS[1])
 if message then redis.call('LPUSH', KEYS[2], message) end
 return message
 """
-"""Move the oldest message of a queue to the head of the taken ones. Returns it, or false."""
+"""Script: move the oldest message of a queue to the head of the list of taken messages.
+
+Returns the message, or false if the queue is empty.
+"""
 PUT_BACK = """
 local message = redis.call('LPOP', KEYS[1])
 if message then redis.call('RPUSH', KEYS[2], message) end
 return message
 """
-"""Move the newest taken message back to be the next of its queue. Returns it, or false."""
+"""Script: move the newest message of the list of taken messages back to its queue, as the next.
+
+Returns the message, or false if the list is empty.
+"""
 GIVE_BACK = """
 redis.call('LREM', KEYS[1], 1, ARGV[1])
 redis.call('RPUSH', KEYS[2], ARGV[1])
@@ -48,23 +54,26 @@ redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1])
 return before
 """
-"""Replace a small value; returns the previous value."""
+"""Script: replace a small value, also in a full Redis; returns the previous value."""
 NOTE = """
 redis.call('DEL', KEYS[3])
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 """
-"""Record a message that has left its queue as not acknowledged. KEYS[3] does not exist."""
+"""Script: record a message that has left its queue as not acknowledged, also in a full Redis.
+
+KEYS[3] is a key that does not exist.
+"""
 BIND = """
 redis.call('DEL', KEYS[2])
 redis.call('SADD', KEYS[1], ARGV[1])
 """
-"""Bind a queue. KEYS[2] does not exist."""
+"""Script: bind a queue to its exchange. KEYS[2] is a key that does not exist."""
 EXCUSE = """
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])
 """
-"""Set a small value that expires after ARGV[1] seconds."""
+"""Script: set a small value that expires after ARGV[1] seconds, also in a full Redis."""
 NO_KEY = "assignment-workers:none"
 
 SAID_EVERY_SECONDS = 10.0
@@ -73,7 +82,10 @@ PAUSE_SECONDS = 0.05
 
 
 def refused(error: BaseException) -> RedisRefusal | None:
-    """Return why Redis refused a write, from its error or kombu's wrapper; otherwise None."""
+    """Return the reason if `error`, or what kombu wrapped in it, is a write that Redis refused.
+
+    None for any other error.
+    """
     if isinstance(error, OperationalError) and error.__cause__ is not None:
         return refused(error.__cause__)
     if isinstance(error, OutOfMemoryError):
@@ -84,14 +96,14 @@ def refused(error: BaseException) -> RedisRefusal | None:
 
 
 class Refusing:
-    """The last refusal of this process's broker. Refusals are logged at intervals."""
+    """The last write that this process's Redis broker refused. Refusals are logged at intervals."""
 
     def __init__(self) -> None:
         self._at = float("-inf")
         self._said = float("-inf")
 
     def note(self, why: RedisRefusal) -> None:
-        """Record a refused write, now."""
+        """Record that Redis refused a write now, for the reason `why`."""
         self._at = monotonic()
         if self._at >= self._said + SAID_EVERY_SECONDS:
             self._said = self._at
@@ -103,4 +115,4 @@ class Refusing:
 
 
 REFUSING = Refusing()
-"""The state of this process's broker."""
+"""The refused writes of this process's broker; one object for the whole process."""

@@ -25,14 +25,17 @@ from assignment_workers.telemetry import DEAD_LETTERS
 log = structlog.get_logger()
 
 HEAD = 1_024
-"""Bytes that are stored of a message too large to be read."""
+"""The number of bytes that are stored of a message that is too large to be read."""
 
 
 class Refusals:
     """A worker process's store for messages that it cannot carry out."""
 
     def __init__(self, engine: Engine, backend: Any, *, largest: int) -> None:
-        """Read messages of up to `largest` bytes. Of others, store only the head and the digest."""
+        """Store dead letters in the database of `engine`, and answers in Celery's result `backend`.
+
+        Of a message of more than `largest` bytes only the head and the digest are stored.
+        """
         self.engine = engine
         self.largest = largest
         self.in_hand: TaskMessage | None = None
@@ -40,9 +43,9 @@ class Refusals:
         self._backend = backend
 
     def refuse(self, queue: str, body: bytes | str, wrong: Malformed) -> None:
-        """Store a malformed message, and answer `refused` if it has an id.
+        """Store a malformed message of `queue`; answer `refused` if the message has an id.
 
-        Raises `NotStored`; the message must then stay with the broker.
+        `wrong` is the defect. Raises `NotStored`; the message must then stay with the broker.
         """
         reason = str(wrong)
         self.store(
@@ -69,7 +72,8 @@ class Refusals:
     ) -> int:
         """Store a dead letter and return its number. Raises `NotStored`.
 
-        `replayable` and `again`: see `store_dead_letter`.
+        `replayable`: True if an operator may send the message again. `again`: the number of the
+        dead letter from which this message was sent again, if any.
         """
         data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         if len(data) > self.largest:

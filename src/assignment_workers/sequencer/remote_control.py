@@ -30,7 +30,9 @@ OBSERVING = frozenset(
         *("dump_schedule", "dump_tasks"),
     }
 )
-"""The commands of Celery that are allowed. `revoke` is ours; every other command is refused."""
+"""Celery's remote-control commands that are allowed, because they only observe. `revoke` is
+replaced by ours; every other command is refused.
+"""
 
 REFUSED = (
     "{command} is refused: a worker's queues, pool, limits and state are not changed by remote"
@@ -65,7 +67,10 @@ _IDS = TypeAdapter(Annotated[list[Line], Field(min_length=1, max_length=1_000)])
 
 
 def handlers(registry: Mapping[str, Handler]) -> dict[str, Handler]:
-    """Return this worker's handler for each command registered by Celery or an extension."""
+    """Return the function that this worker runs for each command in `registry`, Celery's list.
+
+    A command that is not allowed gets a function that refuses it.
+    """
     known = {name: _refusing(name) for name in registry}
     known |= {name: registry[name] for name in OBSERVING & registry.keys()}
     known["revoke"] = revoke
@@ -99,7 +104,7 @@ def revoke(_: Any, task_id: Any = None, terminate: Any = None, **__: Any) -> dic
 
 
 class Pidbox(pidbox.Pidbox):
-    """A worker's mailbox for remote control."""
+    """A worker's mailbox for Celery's remote-control commands, such as `inspect`."""
 
     c: Any
 
@@ -108,12 +113,12 @@ class Pidbox(pidbox.Pidbox):
         self.node.handlers = handlers(control.Panel.data)
 
     def start(self, c: Any) -> None:
-        """Listen. A message that cannot be read is not a task, so it is not stored."""
+        """Listen for commands. A message that cannot be read is dropped, because it is no task."""
         super().start(c)
         self.consumer.on_decode_error = _unreadable
 
     def on_message(self, body: Any, message: Any) -> None:
-        """Carry out a command, if the message is one."""
+        """Carry out the remote-control command in `message`; ignore a message that holds none."""
         try:
             call = _CALL.validate_python(body)
         except ValidationError:

@@ -70,13 +70,14 @@ class Sequencer:
 
     @property
     def mark(self) -> str:
-        """The term being led, as number and id; "0" while standing by."""
+        """The number and the id of the term being led, in one text; "0" while standing by."""
         return Term(self._runner.term, self._runner.term_id).mark if self._runner else "0"
 
     def stand(self) -> Term | None:
-        """Return a new term if the lock is free; else depose its holder if silent, and stand by.
+        """Try to lead: return a new term if the lane's lock is free, otherwise None.
 
-        None: this process continues to stand by.
+        If the holder of the lock shows no sign of life, its session is terminated first; the lock
+        is then free at a later try.
         """
         term = self.candidacy.try_to_lead()
         if term is None:
@@ -110,11 +111,11 @@ class Sequencer:
         self.candidacy.close()
 
     def overtaken(self, error: StaleTerm) -> None:
-        """Record a race after a transaction found its term over, and give up leadership.
+        """Record a race and give up leadership, because a transaction found its term over.
 
-        The kind is `stale_term`, or `term_begun_twice` if another process has begun a term of the
-        same number. A transaction that was requested or retried after this process gave up its
-        leadership did nothing and is not recorded.
+        `error` is that transaction's error. The kind is `stale_term`, or `term_begun_twice` if
+        another process has begun a term of the same number. A transaction that was requested or
+        retried after this process gave up its leadership did nothing and is not recorded.
         """
         if error.held == 0 or error.current is None:
             return
@@ -145,7 +146,7 @@ class Sequencer:
         tell_race(race, term=self.term)
 
     def take_an_empty_turn(self) -> None:
-        """Run an empty transaction as a sign of life while the broker refuses writes."""
+        """Run an empty fenced transaction as this leader's sign of life while Redis is full."""
         with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):
             self.runner.run(lambda _: None)
 
@@ -154,7 +155,10 @@ class Sequencer:
         self._probe_waits = False
 
     def probe(self) -> None:
-        """Send a probe to the own queue at intervals, as the sign of life of an idle leader."""
+        """Send a probe to the lane's own assignment queue at intervals.
+
+        The handling of the probe is the sign of life of a leader without other messages.
+        """
         now = monotonic()
         if now - self._probed < PROBE_SECONDS:
             return

@@ -38,17 +38,21 @@ log = structlog.get_logger()
 ENDS_AT_MOST = 2
 """The number of ended processes at which a message becomes a dead letter."""
 EXCUSED_SECONDS = 86_400
-"""The lifetime of an excuse. It exceeds Celery's visibility timeout, after which the messages of a
-killed maintenance worker are delivered again."""
+"""Seconds for which it is stored that a message did not cause a process's end. Longer than Celery's
+visibility timeout, after which the messages of a killed maintenance worker are delivered again.
+"""
 
 
 def ended(ends: int) -> str:
-    """Return the reason for the dead letter, which is also the caller's answer."""
+    """Return the reason of the dead letter of a message that ended `ends` processes.
+
+    The reason is also the caller's answer.
+    """
     return f"ended the process that handled it, {ends} times; stored as a dead letter"
 
 
 class Suspects:
-    """The message in hand and the processes that it has ended."""
+    """The message that this process handles, and the number of processes that it has ended."""
 
     def __init__(self, engine: Engine, redis: Redis) -> None:
         self._engine = engine
@@ -62,8 +66,8 @@ class Suspects:
     def take(self, celery_queue: str, message: Any) -> Suspicion | None:
         """Set the message in hand. If it was delivered before, count the end of that process.
 
-        While the database accepts no rows, a suspect is tried without a count: nothing is handed
-        out then.
+        Returns the suspicion with the count; None for an ordinary message. While the database
+        accepts no rows, a suspect is tried without a count, because nobody is assigned then.
         """
         self._in_hand = message
         self.suspicion = None
@@ -85,7 +89,7 @@ class Suspects:
         self.suspicion = self._in_hand = None
 
     def acquit(self) -> None:
-        """Delete the count of the message in hand, because this process has survived the try."""
+        """Delete the count of the message in hand, because this process has survived it."""
         if self.suspicion is None:
             return
         try:
@@ -95,10 +99,10 @@ class Suspects:
             log.error("suspect_not_acquitted", error=type(error).__name__)  # noqa: TRY400
 
     def try_part(self, part: int | None) -> None:
-        """Commit that this part of the message is tried alone next. None: all parts were tried.
+        """Store that request number `part` of the batch message is tried alone next.
 
-        Raises `DatabaseUnavailable`, because the end of this process would count against another
-        part.
+        None: all requests were tried. Raises `DatabaseUnavailable`, because the end of this process
+        would otherwise count against another request.
         """
         if self.suspicion is not None:
             try:
@@ -107,7 +111,10 @@ class Suspects:
                 raise DatabaseUnavailable("a part of a suspect message is not noted") from error
 
     def parts_are_buried(self) -> None:
-        """Record that every part that ended a process has its dead letter: none gets a second."""
+        """Record that each request of the batch that ended a process has its dead letter.
+
+        No request then gets a second dead letter.
+        """
         suspicion = self.suspicion
         if suspicion is not None and suspicion.buried < len(suspicion.parts):
             try:
@@ -118,14 +125,16 @@ class Suspects:
     def excuse(self) -> None:
         """Record that the message in hand is not the cause of this process's end. Thread-safe.
 
-        If Redis cannot be reached, the end counts as one of the two.
+        If Redis cannot be reached, this end counts as one of the two after which a message becomes
+        a dead letter.
         """
         self._excuse(self._in_hand)
 
     def excuse_last(self) -> None:
-        """Record the same for the previous message.
+        """Record that the message handled before this one is not the cause of this process's end.
 
-        The connection that delivered it is lost, perhaps before the acknowledgement was sent.
+        The connection that delivered that message is lost, perhaps before the acknowledgement was
+        sent.
         """
         self._excuse(self._last)
         self._last = None
@@ -139,7 +148,7 @@ class Suspects:
             log.warning("not_excused", error=type(error).__name__)
 
     def excuse_soon(self, **_: object) -> None:
-        """Excuse from a signal handler, in a thread: the interrupted one may hold any lock."""
+        """Call `excuse` in a thread, because a thread that a signal interrupts may hold any lock."""
         if self._in_hand is not None:
             Thread(target=self.excuse, name="excuse", daemon=True).start()
 

@@ -54,7 +54,7 @@ class Term:
 
     @property
     def mark(self) -> str:
-        """The number and the id in one word."""
+        """The number and the id of the term in one text."""
         return f"{self.number}.{self.id.hex}"
 
 
@@ -67,7 +67,10 @@ class Sign:
 
 
 class Candidacy:
-    """This process's connection that holds the lock, or tries to. Used by one thread at a time."""
+    """This process's database connection that holds the lock of its lane, or tries to take it.
+
+    Used by one thread at a time.
+    """
 
     def __init__(
         self,
@@ -170,7 +173,7 @@ class Candidacy:
         return None
 
     def sign(self) -> Sign | None:
-        """Return the leader's last sign of life. None if there was never one."""
+        """Return the leader's last sign of life. None if the lane never had a leader."""
         row = self.connect().execute(_SIGN, [self.lane]).fetchone()
         if row is None or row[2] is None:
             return None
@@ -178,14 +181,17 @@ class Candidacy:
         return Sign(term=Term(number, term_id), silent=float(silent))
 
     def depose(self) -> None:
-        """Terminate the session that holds the lock: its process is silent, frozen or cut off.
+        """Terminate the database session that holds the lane's lock, because its process is silent.
 
         Needs the database role of the leader. The leader's transactions are fenced by the term.
         """
         self.connect().execute(_DEPOSE, [self.lock])
 
     def holds_lock(self) -> bool:
-        """Return True if this connection still holds the lock. Raises if the connection is lost."""
+        """Return True if this connection still holds the lane's lock.
+
+        Raises `psycopg.OperationalError` if the connection is lost.
+        """
         if self._connection is None or self._connection.closed:
             raise psycopg.OperationalError("the connection that held the lock is closed")
         row = self._connection.execute(_MINE, [self.lock]).fetchone()
@@ -198,7 +204,7 @@ def lock_of(lane: str) -> int:
 
 
 def _random_id() -> UUID:
-    """Return an id that sorts by this host's clock, so that equal numbers have an order."""
+    """Return a UUID that sorts by this host's clock, so that equal terms have an order."""
     return new_id(datetime.now(UTC), SystemRandom())
 
 

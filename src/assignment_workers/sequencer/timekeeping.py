@@ -22,11 +22,13 @@ log = structlog.get_logger()
 
 KEPT = timedelta(days=1)
 QUICK_SECONDS = 0.1
-"""A slower reading is not published. The next probe, two seconds later, may be quicker."""
+"""The most seconds that a reading of the database's clock may take to be published for clients. The
+next probe, two seconds later, may be quicker.
+"""
 
 
 STEP = timedelta(seconds=1)
-"""A smaller change of the clock is not a step, because no deadline or lease is that exact."""
+"""The least jump of the database's clock that is reported. No deadline or lease is more exact."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Reading:
     before: float
 
     def step_since(self, last: Reading | None) -> timedelta | None:
-        """Return the largest possible step since the last reading. None if there was surely none.
+        """Return the largest jump of the database's clock possible since the reading `last`.
 
-        A slow reading, behind a lock or in a stopped process, spans a longer time, which is not
-        taken for a step.
+        None if there was surely no jump. A slow reading, behind a lock or in a stopped process,
+        spans a longer time, which is not taken for a jump.
         """
         if last is None:
             return None
@@ -54,7 +56,10 @@ class Reading:
 
 
 def stepped(by: timedelta, lane: str) -> dict[str, Any]:
-    """Return the event of a clock step, forward or back, met by a transaction of this lane."""
+    """Return the event of a jump of the database's clock, seen by a transaction of this lane.
+
+    `by` is the size of the jump, negative if the clock went back.
+    """
     details = {"seconds": by.total_seconds(), "lane": lane}
     return {"kind": EventKind.CLOCK_STEPPED, "details": details}
 

@@ -50,7 +50,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 PATIENCE = timedelta(seconds=5)
-"""The time for which a transaction is retried if the request names no deadline."""
+"""The time for which a transaction is retried if the message names no deadline."""
 LONGEST_PATIENCE = timedelta(seconds=60)
 """The longest time for which a transaction is retried, however late the deadline."""
 
@@ -112,12 +112,12 @@ class TransactionRunner:
     def transaction(
         self, others: Collection[str] = (), *, first: Sequence[Statement] = ()
     ) -> Iterator[FencedTransaction]:
-        """Run one transaction: commit at the end, roll back on any error. Raises `StaleTerm`.
+        """Run one fenced transaction: commit at the end, roll back on any error.
 
-        `others`: lanes whose rows are locked as well, so that no transaction of theirs runs
-        meanwhile. All rows are locked in the order of their names, so that two such transactions
-        cannot deadlock. Races recorded in the transaction are logged once it has committed.
-        `first`: statements that share a round trip with the proof of the term;
+        Raises `StaleTerm`. `others`: further lanes whose rows are locked, so that no transaction of
+        those lanes runs meanwhile. All rows are locked in the order of the lanes' names, so that
+        two such transactions cannot deadlock. Races recorded in the transaction are logged once it
+        has committed. `first`: statements that share a round trip with the proof of the term;
         `FencedTransaction.first` has their rows.
         """
         self._check()
@@ -227,11 +227,14 @@ class TransactionRunner:
         return patiently(attempt, seconds=seconds, before_sleep=remember)
 
     def had_turn_since(self, steady: float) -> bool:
-        """Return True if a transaction began after this time of the process's monotonic clock."""
+        """Return True if a transaction began after `steady`, a time of the monotonic clock."""
         return self._seen is not None and self._seen[1] > steady
 
     def _until(self, until: datetime | None) -> timedelta:
-        """Return the time left until `until`, by the database's clock as last read."""
+        """Return the time left until the deadline `until`, by the database's clock as last read.
+
+        `PATIENCE` for None.
+        """
         if until is None or self._seen is None:
             return PATIENCE
         now, at = self._seen

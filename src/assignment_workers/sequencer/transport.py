@@ -48,15 +48,18 @@ SCANNED_AT_ONCE = 1_000
 
 
 def taken_key(queue: str, mark: str) -> str:
-    """Return the list of messages that the term took from `queue` and has not acknowledged."""
+    """Return the Redis key of the list of unacknowledged messages that a term took from `queue`.
+
+    `mark` is the number and id of the term.
+    """
     return f"{queue}.taken.{mark}"
 
 
 def _by_age(mark: str) -> tuple[str, int]:
-    """Return a sort key for the order in which terms began, by id, then number.
+    """Return a sort key for marks (number and id of a term) in the order in which the terms began.
 
-    After a database has moved back, numbers repeat and only the ids are ordered. Marks without an
-    id, of release 0.1, come first.
+    The id counts first, then the number: after a database has moved back, numbers repeat and only
+    the ids are ordered. Marks without an id, of release 0.1, come first.
     """
     number, _, term_id = mark.partition(".")
     return term_id, int(number)
@@ -66,17 +69,17 @@ _MARK = r"\d+(?:\.[0-9a-f]{32})?"
 
 
 def unstored_key(queue: str) -> str:
-    """Return the list of malformed messages whose dead letters cannot be stored yet."""
+    """Return the Redis key of the list of malformed messages not yet stored as dead letters."""
     return f"{queue}.unstored"
 
 
 def of_broker(errors: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
-    """Return kombu's errors that concern the broker. Its KeyError concerns a message."""
+    """Return those of kombu's `errors` that concern the broker; its KeyError concerns a message."""
     return tuple(each for each in errors if each is not KeyError)
 
 
 def packed(*words: str | bytes) -> bytes:
-    """Encode a command for Redis. redis-py takes ten times as long."""
+    """Encode the words of a command for Redis. redis-py takes ten times as long."""
     said = [each if isinstance(each, bytes) else each.encode() for each in words]
     return b"*%d\r\n" % len(said) + b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in said)
 
@@ -154,7 +157,10 @@ class Channel(redis.Channel):
         return answer
 
     def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
-        """Return the message as kombu takes it. None for a malformed message."""
+        """Return the message in `item`, an element of a Redis list, in kombu's form.
+
+        None for a malformed message, which `on_malformed` got.
+        """
         try:
             if len(item) > self.largest:
                 raise Malformed(f"{len(item)} bytes: a message of at most {self.largest} is read")
@@ -173,7 +179,10 @@ class Channel(redis.Channel):
         return message
 
     def _drop(self, queue: str, item: bytes) -> None:
-        """Remove a malformed message once it is stored. Here the queue no longer has it."""
+        """Remove a malformed message from Redis once its dead letter is stored.
+
+        This class has nothing to remove, because the queue no longer has the message.
+        """
 
     def _hold(self, queue: str, item: bytes) -> None:
         """Keep a malformed message that could not be stored in a list beside the queue."""
@@ -192,7 +201,7 @@ class Channel(redis.Channel):
                     return
 
     def set_aside(self, tag: str) -> None:
-        """Allow the next message to be delivered although this one is not acknowledged."""
+        """Let the next message be delivered although the one with this tag is unacknowledged."""
         virtual.QoS.ack(self.qos, tag)
 
     def release(self, tag: str) -> None:
@@ -222,7 +231,7 @@ class QoS(redis.QoS):
     channel: Channel
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Record a taken message, because otherwise no list would have it."""
+        """Record a taken message as not acknowledged, because no other list in Redis has it."""
         try:
             super().append(message, delivery_tag)
         except ResponseError as error:
@@ -257,7 +266,7 @@ class Transport(redis.Transport):
 
 
 class OrderedQoS(virtual.QoS):
-    """A QoS that removes an acknowledged message from the list of taken ones, and does no more."""
+    """A QoS whose acknowledgement only removes the message from the list of taken messages."""
 
     restore_at_shutdown = False
     channel: OrderedChannel
@@ -291,9 +300,11 @@ class OrderedChannel(Channel):
     QoS = OrderedQoS  # type: ignore[assignment]
     mark: ClassVar[str] = "0"
     earlier: ClassVar[set[str]] = set()
-    """The known marks of this lane's other terms."""
+    """The marks (number and id) of this lane's other terms, as far as known."""
     spared: ClassVar[str | None] = None
-    """The mark of a deposed term whose process was alive, so that no message had ended it."""
+    """The mark of a deposed term whose process was still alive, so that none of its messages is
+    suspected of having ended a process.
+    """
     suspects: ClassVar[set[bytes]] = set()
     """Digests of messages that dead terms had taken. Each is delivered as `redelivered`."""
     _cursor: ClassVar[int] = 0
@@ -336,7 +347,10 @@ class OrderedChannel(Channel):
             return self._asked, item
 
     def _moved(self, script: str, source: str, target: str) -> bytes | None:
-        """Return the message that a script has moved, also in a full Redis. None without one."""
+        """Run `script`, which moves a message from key `source` to `target`; return the message.
+
+        None if there is no message. Works in a full Redis, too.
+        """
         with self.conn_or_acquire() as client:
             moved: bytes | None = client.eval(script, 2, self._key(source), self._key(target))
         return moved
@@ -354,7 +368,7 @@ class OrderedChannel(Channel):
         self._remove(queue, item)
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Keep it in the list of taken messages, which a successor puts back."""
+        """Keep the malformed `item` in the list of taken messages, which a successor puts back."""
         self._unstored.append((queue, item))
 
     def store_again(self, queue: str) -> None:
@@ -368,7 +382,7 @@ class OrderedChannel(Channel):
         self.settle()
 
     def item(self, tag: str) -> bytes | None:
-        """Return the message as stored in Redis. None if it is not in hand."""
+        """Return the message of this delivery tag as stored in Redis. None if it is not in hand."""
         return self._raw[tag][1] if tag in self._raw else None
 
     def forget(self, tag: str) -> None:
@@ -396,9 +410,9 @@ class OrderedChannel(Channel):
             client.eval(GIVE_BACK, 2, *keys, item)
 
     def take_up(self, queue: str) -> str | None:
-        """Store the mark of this term in Redis; return the previous mark if it is another term's.
+        """Store this term's mark in Redis; return the previous mark if it is another term's.
 
-        That mark names the last leader even if the database has lost its term.
+        The returned mark names the last leader even if the database has lost that term.
         """
         with self.conn_or_acquire() as client:
             found = client.eval(REPLACE, 1, self._key(f"{queue}.term"), self.mark)
@@ -434,10 +448,10 @@ class OrderedChannel(Channel):
         return count
 
     def _search(self, client: Any, queue: str, *, everywhere: bool) -> None:
-        """Find the marks of existing lists, some keys at a time.
+        """Find the terms that have lists of taken messages of `queue`, by a scan of Redis's keys.
 
-        A scan of Redis returns every key that exists for its whole duration, and each step is
-        short.
+        `everywhere`: scan all keys; otherwise about a thousand per call. A scan of Redis returns
+        every key that exists for its whole duration, and each step is short.
         """
         prefix = self._key(taken_key(queue, ""))
         pattern = re.sub(r"([\\\[\]*?^-])", r"\\\1", prefix) + "*"
@@ -474,7 +488,7 @@ class RabbitChannel(pyamqp.Channel):
 
 
 def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
-    """Decode the properties of a message. For some, py-amqp's own reader ends the connection."""
+    """Decode an AMQP message's properties in `data` from `offset`; return them and their end."""
     try:
         found: tuple[dict[str, Any], int] = serialization.decode_properties_basic(data, offset)
     except Exception as error:  # noqa: BLE001 - bytes that are no text, dates, tables without end
@@ -504,9 +518,11 @@ class RabbitTLSTransport(pyamqp.SSLTransport):
 def install(
     *, ordered: bool, on_malformed: Callable[[str, bytes, Malformed], None], largest: int
 ) -> None:
-    """Use these transports for every connection that kombu opens in this process.
+    """Use this module's transports for every connection that kombu opens in this process.
 
-    They replace kombu's transports of the same schemes, so TLS and sockets work as usual.
+    `ordered`: True in a sequencer's process. `on_malformed` gets the queue, bytes and error of each
+    malformed message. `largest`: the most bytes of a message. The transports replace kombu's of the
+    same schemes, so TLS and sockets work as usual.
     """
     Channel.on_malformed.append(on_malformed)
     Channel.largest = largest

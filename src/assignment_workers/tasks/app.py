@@ -37,13 +37,15 @@ FIXED: dict[str, object] = {
     "task_ignore_result": False,
     "task_always_eager": False,
 }
-"""Settings that the order of the assignment queue or the safety of its messages depends on."""
+"""Celery settings that the order of the assignment queue or the safety of its messages depends on.
+No configuration file may change them.
+"""
 
 EACH_LANE = ("assignment.expire",)
 """The tasks that beat sends to every lane."""
 
 SINGLE: dict[str, object] = {"x-queue-type": "quorum", "x-single-active-consumer": True}
-"""Queue arguments that this order and safety depend on in RabbitMQ."""
+"""RabbitMQ arguments of an assignment queue, which its order and safety depend on."""
 
 _AMQP_OPTIONS = set(inspect.signature(amqp.Connection).parameters)
 
@@ -82,12 +84,12 @@ def create_app(settings: Settings) -> App:
 
 
 def _doors(app: App) -> frozenset[str]:
-    """Return the names of our tasks that are registered so far."""
+    """Return the names of the tasks of this package that are registered so far."""
     return frozenset(name for name, task in app.tasks.items() if isinstance(task, HandledTask))
 
 
 def _module(settings: Settings) -> ModuleType:
-    """Load the configuration file: named by the setting, in the working directory or packaged."""
+    """Load Celery's configuration file: the named one, or that of the working directory or ours."""
     here = Path("celeryconfig.py")
     packaged = Path(__file__).parent.parent / "_celeryconfig.py"
     in_clone = Path(__file__).parents[3] / "celeryconfig.py"

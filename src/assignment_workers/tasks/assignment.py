@@ -127,7 +127,7 @@ def reassign_hold(
 def pause_queue(
     task: HandledTask, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
-    """Stop handing out users from a dialer queue."""
+    """Stop handing out users from a dialer queue. `by` and `why`: the operator and the reason."""
     return task.once(
         lambda transaction: pause(transaction, queue, by=by, why=why), subject=f"pause of {queue}"
     )
@@ -202,14 +202,14 @@ def suppress(
 
 
 def flip_list(task: HandledTask, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
-    """Make a loaded list of numbers stand, and retire the list that it replaces."""
+    """Put a loaded list of suppressed numbers in force, and retire the list that it replaces."""
     return task.once(
         lambda transaction: suppression_lists.flip(transaction, list_id, by=by, why=why)
     )
 
 
 def drop_list(task: HandledTask, name: Word, by: Word, why: Why) -> CommandAnswer:
-    """Retire a named list of numbers."""
+    """Retire the named list of suppressed numbers: its numbers may be called again."""
     return task.once(lambda transaction: suppression_lists.drop(transaction, name, by=by, why=why))
 
 

@@ -15,7 +15,7 @@ AGAIN_SECONDS = 1.0
 
 
 class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
-    """RedBeat's scheduler, which waits instead of ending with a traceback.
+    """RedBeat's scheduler, which waits while Redis is down instead of ending with a traceback.
 
     It sends tasks only while it has the lock.
     """

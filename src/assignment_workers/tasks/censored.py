@@ -15,7 +15,7 @@ from kombu.utils.url import maybe_sanitize_url
 
 
 class Censored(Settings):
-    """Celery's settings, whose table shows no password."""
+    """Celery's settings, whose printed table shows no password."""
 
     def table(  # Celery passes both by position
         self,
@@ -43,7 +43,10 @@ def without_passwords(value: object) -> object:
 
 
 def _address(said: str) -> str:
-    """Hide the passwords of the addresses in a setting, which are separated by semicolons."""
+    """Return a setting's text with the passwords in its addresses hidden.
+
+    The addresses are separated by semicolons.
+    """
     return ";".join(_one(each) for each in said.split(";"))
 
 

@@ -25,7 +25,7 @@ from assignment_workers.settings import Settings
 COOKIE = "assignment_workers_flower"
 SESSION_LASTS = timedelta(hours=12)
 OPEN = "/healthcheck"
-"""The path that needs no login. It answers OK and nothing else."""
+"""The path of Flower that needs no login. It answers OK and nothing else."""
 
 
 def guard_flower(settings: Settings) -> None:
@@ -111,7 +111,7 @@ class _Guarded(Flower):  # type: ignore[misc]
 
 
 def _second(at: datetime) -> datetime:
-    """Round down to whole seconds, because codes contain whole seconds."""
+    """Round a time down to whole seconds, because the codes in sign-in links have no others."""
     return at.replace(microsecond=0)
 
 

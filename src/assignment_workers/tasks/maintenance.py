@@ -43,7 +43,9 @@ PATIENCE = timedelta(seconds=30)
 """The time for which a job is retried: longer than a database server takes to restart."""
 
 DAYS_MADE_UP_FOR = 7
-"""The days of missed ageing that are caught up. After a week the same weekday comes again."""
+"""The most days of missed ageing of scores that are caught up: after a week the same weekday comes
+again.
+"""
 
 
 def regenerate_queue(
@@ -82,7 +84,10 @@ def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
 
 
 def send_publish(app: App, generation: int, dialer_queue: str) -> None:
-    """Send the command to publish a generation. If it is lost, `tend` sends it again."""
+    """Send the command to publish generation number `generation` of `dialer_queue`.
+
+    If the command is lost, the job `tend` sends it again.
+    """
     queue = app.lanes.way_to(dialer_queue)
     app.send_task("generation.publish", [generation], queue=queue, ignore_result=True)
 
@@ -101,7 +106,7 @@ def check_levels(task: HandledTask) -> Any:
 
 
 def tend(task: HandledTask) -> Any:
-    """Send lost publications again, and drop the entries of retired generations."""
+    """Send lost publications of generations again; drop the entries of retired generations."""
 
     def work(given: Work) -> Counts:
         waiting = levels.unpublished(given.connection)
@@ -125,7 +130,7 @@ def tend(task: HandledTask) -> Any:
 def heartbeats(
     task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
 ) -> list[Any]:
-    """Store many agents' heartbeats in one transaction. Each answer has the agent's standing.
+    """Store many agents' heartbeats in one transaction. Each answer has the agent's state.
 
     A heartbeat counts from the time at which it was sent, however late it arrives.
     """
@@ -162,7 +167,7 @@ _HEARTBEAT = TypeAdapter(HeartbeatMessage)
 
 
 def tend_agents(task: HandledTask) -> Any:
-    """Send for the end of the sessions of agents who have been silent for hours."""
+    """Send the command that ends the sessions of agents who have been silent for hours."""
 
     def work(given: Work) -> Counts:
         found = agent_status.silent(given.connection, given.now)
@@ -202,7 +207,7 @@ def mirror_crm(task: HandledTask) -> Any:
 
 
 def clean_conversions(task: HandledTask) -> Any:
-    """Find each pool's converted users, and send for their removal in batches."""
+    """Find each pool's converted users, and send the commands that remove them in batches."""
 
     def work(given: Work) -> Counts:
         mirror.freshen(task.of.engine)
@@ -238,7 +243,7 @@ def discover_new(task: HandledTask) -> Any:
 
 
 def reconcile_pools(task: HandledTask) -> Any:
-    """Find the users who are in no pool or in the wrong one, and send for their move."""
+    """Find the users in no pool or the wrong one, and send the commands that move them."""
     policies = policies_of(task.of.settings)
     send = partial(_send_for_place, task)
 
@@ -271,7 +276,10 @@ def examine(task: HandledTask) -> Any:
 
 
 def extend_audit(task: HandledTask) -> Any:
-    """Extend the audit chain by the digests of new events. Its record is the batches."""
+    """Append the digests of new events to the audit chain.
+
+    The stored batches of digests are the only record of a run.
+    """
 
     def work() -> Counts:
         with task.of.engine.connect() as connection:
@@ -298,7 +306,7 @@ def clean_daily(task: HandledTask) -> Any:
 
 
 def age(task: HandledTask) -> Any:
-    """Run the weekly ageing for today and for missed days, each day once."""
+    """Run the weekly ageing of scores for today and for missed days, each day once."""
     engine = task.of.engine
     today = _day(engine)
     with engine.connect() as connection:
@@ -327,10 +335,10 @@ def _job(
 
 
 def _run(task: HandledTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
-    """Run a job, retried from its start while the database fails in a transient way.
+    """Run `work` as the job `job`, retried from its start after transient failures of the database.
 
-    Each try leaves its row. Raises `DatabaseUnavailable` if no try within `PATIENCE` succeeds. The
-    work is still there at the job's next time.
+    Each try stores a row of its own. Raises `DatabaseUnavailable` if no try within `PATIENCE`
+    succeeds; the job then does the work at its next scheduled time.
     """
     return patiently(lambda: jobs.run(task.of.engine, job, work), seconds=PATIENCE.total_seconds())
 

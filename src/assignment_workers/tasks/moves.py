@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 
 class FinishBody(BaseModel):
-    """One move of a batch message."""
+    """One move of a batch message: the end, acceptance or renewal of an assignment."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,7 +63,7 @@ class FinishBody(BaseModel):
     why: Why | None = None
 
     def meant(self, settings: Settings) -> Move:
-        """Return the move. Raises `ValueError` if the move lacks a value that it needs."""
+        """Return the requested move. Raises `ValueError` if it lacks a value that it needs."""
         owner = Owner(self.assignment_id, self.agent_id, self.version)
         match self.move:
             case "complete":
@@ -97,7 +97,7 @@ _FINISH = TypeAdapter(FinishBody)
 def finish_many(
     task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
 ) -> list[Any]:
-    """Make many moves in one transaction, in their order. Each has an answer of its own.
+    """Make many moves (completions, skips and the like) in one transaction, in order; answer each.
 
     If the transaction fails for a reason that no retry mends, each move is made in a transaction of
     its own, and only the failing move is stored as a dead letter.
@@ -139,7 +139,10 @@ def _alone(task: HandledTask, said: object, move: Move | Refused, part: int) -> 
 
 
 def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswer:
-    """Make one move in a transaction of its own and return its answer."""
+    """Make one move in a transaction of its own and return its answer.
+
+    `part`: the number of the move in its batch message; None for a message of one move.
+    """
     outcomes = task.of.outcomes
     found: Any = task.once(
         lambda transaction: finish(transaction, [move], outcomes=outcomes)[0], part=part
@@ -166,7 +169,7 @@ def complete(
 def skip(
     task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
 ) -> FinishAnswer:
-    """End the agent's assignment: not this user now."""
+    """End the agent's assignment, because the agent does not want to call this user now."""
     owner = Owner(assignment_id, agent_id, version)
     return _made(task, Skip(owner, task.of.settings.skip_everyone))
 
@@ -180,7 +183,7 @@ def defer(
     seconds: Rest | None = None,
     why: Why | None = None,
 ) -> FinishAnswer:
-    """End the agent's assignment: the user is not offered until a time, or for some seconds."""
+    """End the agent's assignment; offer the user to nobody before `until`, or for `seconds`."""
     owner = Owner(assignment_id, agent_id, version)
     rest = None if seconds is None else timedelta(seconds=seconds)
     return _made(task, Defer(owner, task.of.settings.defer_maximum, until, rest, why))

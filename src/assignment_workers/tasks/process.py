@@ -39,17 +39,20 @@ from assignment_workers.tasks.task_handler import App
 log = structlog.get_logger()
 
 TURN_SECONDS = 5
-"""The longest statement of a fenced transaction."""
+"""The longest that one statement of a fenced transaction may take, in seconds."""
 PROBE_EXPIRES = 600
 """Seconds after which a probe is too old to be of use."""
 HEARTBEAT_SECONDS = 3
-"""The heartbeat interval between RabbitMQ and a process of short tasks. Redis has none."""
+"""The interval of RabbitMQ's connection heartbeats, for processes of short tasks. Redis has none.
+"""
 FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
 """The columns of Flower's task list. The worker's name tells `assignment` from `maintenance`."""
 FLOWER_TASKS = "5000"
 """Tasks that Flower remembers, at about 10 kB each. Its default, 100,000, takes a gigabyte."""
 JOB_SECONDS = 1800
-"""The longest statement of a job: a build of tens of millions of users takes minutes."""
+"""The longest that one statement of a job may take, in seconds: a build of tens of millions of
+users takes minutes.
+"""
 
 
 def run(name: ProcessName, settings: Settings, *, lane: str | None = None) -> int:
@@ -152,7 +155,10 @@ def _heartbeats(settings: Settings) -> int:
 
 
 def _work(app: App, name: str, queues: Sequence[str], tasks: frozenset[str], pool: str) -> int:
-    """Carry out `tasks` from these Celery queues. Dead letters name the first queue."""
+    """Run a Celery worker that carries out `tasks` from these Celery queues; return the exit code.
+
+    `pool` is Celery's pool. Dead letters name the first queue.
+    """
     largest = app.settings.message_maximum
     app.serves, app.served = queues[0], tasks
     app.refusals = Refusals(app.engine, app.backend, largest=largest)

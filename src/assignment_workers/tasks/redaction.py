@@ -58,7 +58,9 @@ SHOWN = frozenset(
         "version",
     }
 )
-"""Names whose values are shown, if the value has the form of an id, a number, a time or a word."""
+"""Names of arguments and facts whose values may be shown in Flower and the log, if the value has
+the form of an id, a number, a time or a word.
+"""
 _FORM = re.compile(
     r"[A-Za-z]+([_.][A-Za-z]+)*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?"

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 class AskBody(BaseModel):
-    """One request of a batch message."""
+    """One agent's request in a batch message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class AskBody(BaseModel):
     sent_at: AwareDatetime | None = None
 
     def asked(self) -> ClaimRequest:
-        """Return the request as the claim takes it."""
+        """Return this part of the message as a `ClaimRequest`."""
         return ClaimRequest(
             agent_id=self.agent_id,
             request_id=self.request_id,

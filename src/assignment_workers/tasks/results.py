@@ -16,7 +16,9 @@ from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.transport import packed
 
 AGAIN_SECONDS = 5.0
-"""The seconds for which storing is retried while Redis is down. The last try may begin then."""
+"""Seconds for which storing a result is retried while Redis is down. The last try may begin at the
+end of them.
+"""
 
 
 class ResultBackend(RedisBackend):
@@ -33,7 +35,7 @@ class ResultBackend(RedisBackend):
     expires: int | None
 
     def ensure(self, fun: Callable[..., Any], args: Sequence[Any], **policy: Any) -> Any:
-        """Retry as Celery does, which limits the number of tries, with a limit on the time, too."""
+        """Call `fun` and retry it by Celery's `policy`, but for no longer than `AGAIN_SECONDS`."""
         tried: Callable[..., Any] = super().ensure
         return tried(fun, args, **{"timeout": AGAIN_SECONDS, **policy})
 
@@ -54,7 +56,7 @@ class ResultBackend(RedisBackend):
         return result
 
     def _encode(self, data: dict[str, Any]) -> tuple[str, str, str]:
-        """Encode in Celery's form. Answers are pydantic models and become JSON here, once."""
+        """Encode a result in Celery's form. Answers are pydantic models and are made JSON here."""
         return "application/json", "utf-8", to_json(data).decode()
 
     def _set(self, key: bytes, value: str, expires: int | None = None) -> None:
@@ -84,4 +86,4 @@ class ResultBackend(RedisBackend):
 register_type(BaseModel, None, lambda answer: answer.model_dump(mode="json"))
 
 OVERRIDES = dict.fromkeys(("redis", "rediss"), f"{__name__}:{ResultBackend.__name__}")
-"""The result backend that Celery uses for the scheme of a result backend's address."""
+"""The result backend class that Celery uses for addresses of Redis, by scheme."""

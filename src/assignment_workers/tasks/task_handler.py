@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 2.0
 REQUESTS_NAMED = 20
-"""The request ids named in a log line, which also has their number."""
+"""The most request ids that one log line names; the line also has the number of all."""
 UNAUTHENTICATED = "unauthenticated: "
 """The prefix for the unverified name of an actor: any program with the broker's password could have
 sent it."""
@@ -81,12 +81,12 @@ class App(Celery):
     outcomes: Mapping[str, Outcome]
     engine: Engine
     line_tasks: frozenset[str]
-    """The tasks of the assignment queue, and those of `maintenance`."""
+    """The names of the tasks of the assignment queue."""
     maintenance_tasks: frozenset[str]
     heartbeat_tasks: frozenset[str]
-    """Those of the maintenance tasks that wait for no job."""
+    """The names of the maintenance tasks that must not wait for a job."""
     serves: str
-    """The Celery queue of this process, and the tasks that it carries out."""
+    """The Celery queue of this process. `served` has the names of its tasks."""
     served: frozenset[str]
     refusals: Refusals
     suspects: Suspects
@@ -101,7 +101,7 @@ class App(Celery):
 
     @property
     def results(self) -> Redis:
-        """The Redis that results are written to."""
+        """The client of the Redis in which results of tasks are stored."""
         return cast(Redis, cast(RedisBackend, self.backend).client)
 
 
@@ -115,16 +115,17 @@ class HandledTask(Task[..., Any]):
     resultrepr_maxsize = 0
     """Celery renders nothing of an answer, because `RedactedRequest` does."""
     answered: object = None
-    """The last answer. A process runs one task at a time."""
+    """The last answer of this task. A process runs one task at a time."""
     operation: Callable[..., Any]
     parameters: Sequence[str] = ()
     """The names of the operation's parameters, in order: the task, then those of a message."""
     _part: int | None = None
-    """The part of a batch message that is carried out alone."""
+    """The number of the request of a batch message that is carried out alone; None: all together.
+    """
 
     @property
     def of(self) -> App:
-        """The application, with its type."""
+        """The Celery application of this task, typed as our `App`."""
         return cast(App, self.app)
 
     @property
@@ -236,7 +237,7 @@ class HandledTask(Task[..., Any]):
         return answers
 
     def _answered(self) -> object:
-        """Return the answer that the message got before its process ended. None if it got none."""
+        """Return the answer that the message got before its process ended; None if it got none."""
 
         def unanswered(_: FencedTransaction) -> object:
             raise _UnansweredError
@@ -251,9 +252,10 @@ class HandledTask(Task[..., Any]):
     def _attributed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments, with an actor's name marked unless one of our programs signed it.
+        """Return the arguments, with the operator's name in `by` marked if the message is unsigned.
 
-        Anybody with the broker's password can write any name into `by`.
+        Only our programs have the key. Anybody with the broker's password can write any name into
+        `by`.
         """
         if BY not in self.parameters:
             return args, kwargs
@@ -271,7 +273,10 @@ class HandledTask(Task[..., Any]):
         return tuple(marked), kwargs
 
     def _bound(self, said: dict[str, Any]) -> dict[str, object]:
-        """Return the fields of every log line about this message: its request ids and the term."""
+        """Return the fields of every log line about a message with the arguments `said`.
+
+        They are the message's request ids and the term.
+        """
         bound: dict[str, object] = {}
         many = said.get("requests")
         each = many if isinstance(many, list) else [said]
@@ -294,9 +299,10 @@ class HandledTask(Task[..., Any]):
         *,
         replayable: bool = True,
     ) -> None:
-        """Store a message that failed as a dead letter.
+        """Store a message that failed with `error` as a dead letter.
 
-        If the dead letter cannot be stored now, the message is not acknowledged until it is.
+        `replayable`: True if an operator may send the message again. If the dead letter cannot be
+        stored now, the message is not acknowledged until it is.
         """
         of, said = self.of, self.request
         store = partial(
@@ -319,7 +325,7 @@ class HandledTask(Task[..., Any]):
 
 
 class _UnansweredError(Exception):
-    """No answer is stored for the command."""
+    """Raised within a transaction, and caught at once: the command has no stored answer."""
 
 
 def _unauthenticated(by: object) -> object:
@@ -354,7 +360,10 @@ def task_handler(
 
 
 def _fit(name: object, part: int | None) -> str:
-    """Return a message's id as stored: its digest if a column cannot hold the id."""
+    """Return a message's id as it is stored: its digest if the column cannot hold the id.
+
+    `part`: the number of the request within its batch message; None for the whole message.
+    """
     said = str(name) if part is None else f"{name}#{part}"
     if 0 < len(said) <= LONGEST_ID and "\0" not in said and said.isprintable():
         return said
@@ -390,7 +399,7 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
 
 
 def _count(task: str, answer: object) -> dict[str, int]:
-    """Count the answers of a task; return their number by outcome."""
+    """Add the answers in `answer` to the task's metrics; return their number by outcome."""
     each = answer if isinstance(answer, list) else [answer]
     outcomes = Counter(str(getattr(one, "outcome", "done")) for one in each)
     for outcome, count in outcomes.items():
