@@ -9,7 +9,10 @@ KNOWN_AT_MOST = 10_000
 
 
 class Accepted:
-    """The last `KNOWN_AT_MOST` accepted offers. An offer that is forgotten is accepted again."""
+    """The last `KNOWN_AT_MOST` offers that agents accepted through this client or gateway.
+
+    For an offer that is no longer remembered, the next heartbeat sends the command to accept again.
+    """
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[int, str], None] = OrderedDict()

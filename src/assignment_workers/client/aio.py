@@ -45,7 +45,7 @@ class AsyncClient:
     """`Client` with coroutines. It must be made and used in one event loop.
 
     If a caller is cancelled before its request is sent, the request is dropped. If the request was
-    sent, `orphaned` gets the call and its answer.
+    sent, the function `orphaned` is called with the call and its answer.
     """
 
     def __init__(
@@ -61,7 +61,12 @@ class AsyncClient:
         orphaned: Callable[[Call, object], None] | None = None,
         key: str | None = None,
     ) -> None:
-        """Prepare the client without contacting a server. `key` signs the commands of operators."""
+        """Prepare the client without contacting a server.
+
+        `together`: the most calls in one message. `under_way`: the most messages of one kind that
+        wait for an answer at once. `orphaned` is called with each answer whose caller was
+        cancelled. `key` signs the commands of operators.
+        """
         check_addresses(redis_url, broker_url)
         self._clock = clock
         self._randomness = randomness or Random()
@@ -101,7 +106,10 @@ class AsyncClient:
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109 - it is the request's deadline too
     ) -> RequestAnswer:
-        """Request the next user for this agent; see `AssignmentClient.request_next`."""
+        """Request the next user for this agent, from `queue` or any queue allowed to the agent.
+
+        See `AssignmentClient.request_next`.
+        """
         name = request_id or str(new_id(self._clock(), self._randomness))
         command = commands.request(agent_id, queue, name, timeout=timeout)
         return as_request_answer(await self.ask(command, timeout))
@@ -117,7 +125,10 @@ class AsyncClient:
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """Complete the call with `outcome`; see `AssignmentClient.complete`."""
+        """End the assignment with the outcome of the call.
+
+        See `AssignmentClient.complete`.
+        """
         command = commands.complete(
             assignment_id,
             agent_id,
@@ -136,7 +147,10 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """Skip this user; see `AssignmentClient.skip`."""
+        """End the assignment, because the agent does not want to call this user now.
+
+        See `AssignmentClient.skip`.
+        """
         command = commands.skip(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -151,7 +165,10 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """See `AssignmentClient.defer`."""
+        """End the assignment; offer the user to nobody before `until`, or for `seconds`.
+
+        See `AssignmentClient.defer`.
+        """
         command = commands.defer(
             assignment_id, agent_id, version=version, until=until, seconds=seconds, why=why
         )
@@ -166,7 +183,10 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """See `AssignmentClient.close_user`."""
+        """End the assignment and close this dialer queue for the user, for the reason `why`.
+
+        See `AssignmentClient.close_user`.
+        """
         command = commands.close(assignment_id, agent_id, why, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -178,7 +198,10 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """See `AssignmentClient.accept`."""
+        """Accept the offer: the assignment becomes accepted work with a new lease.
+
+        See `AssignmentClient.accept`.
+        """
         command = commands.accept(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -191,7 +214,10 @@ class AsyncClient:
         why: str | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> StateAnswer:
-        """See `AssignmentClient.state`."""
+        """Set the agent's state to `becomes`, such as `available` or `break`.
+
+        See `AssignmentClient.state`.
+        """
         command = commands.state(agent_id, becomes, by=by, why=why)
         return as_state_answer(await self.ask(command, timeout))
 
@@ -202,7 +228,10 @@ class AsyncClient:
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> HeartbeatAnswer:
-        """See `AssignmentClient.heartbeat`."""
+        """Record that the agent is present; the first one that names an offer accepts it.
+
+        See `AssignmentClient.heartbeat`.
+        """
         if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
             taken = await self.accept(assignment_id, agent_id, timeout=timeout)
             if not isinstance(taken, Finished):
@@ -219,7 +248,10 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """Release the assignment unchanged; see `AssignmentClient.release`."""
+        """End the assignment; the user can be offered again at once.
+
+        See `AssignmentClient.release`.
+        """
         command = commands.release(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -231,7 +263,10 @@ class AsyncClient:
         version: int | None = None,
         timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
     ) -> FinishAnswer:
-        """Renew the lease; see `AssignmentClient.renew`."""
+        """Renew the lease of the assignment: it starts again from now.
+
+        See `AssignmentClient.renew`.
+        """
         command = commands.renew(assignment_id, agent_id, version=version)
         return as_finish_answer(await self.ask(command, timeout))
 
@@ -266,7 +301,7 @@ class AsyncClient:
         *,
         dead_letter: int | None = None,
     ) -> str | Unavailable:
-        """Send a stored message unchanged under a new id, and return the new id.
+        """Send a stored message unchanged to the Celery queue `queue`; return its new id.
 
         `dead_letter` is the number of the dead letter that held the message.
         """
@@ -280,7 +315,7 @@ class AsyncClient:
         command: CommandCall,
         timeout: timedelta,  # noqa: ASYNC109
     ) -> object:
-        """Return the result of the task unchanged, or `Unavailable` if no result came in time."""
+        """Send a command and return the result of its task; `Unavailable` if none came in time."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         seconds = timeout.total_seconds()
         traced = traces.ask(command.task, command.arguments)

@@ -24,14 +24,14 @@ from assignment_workers.assignment.answers import (
 
 TIMEOUT = timedelta(seconds=10)
 RENEWALS_A_LEASE = 3
-"""Renewals in the time of one lease: two may fail before the lease lapses."""
+"""The number of renewals in the time of one lease: two may fail before the lease lapses."""
 SOONEST_SECONDS = 0.2
 
 
 class AssignmentClient(ABC):
-    """The requests and commands of an agent. A repeated one has one effect and one answer.
+    """The requests and commands of an agent, by any client. Repeating one has no second effect.
 
-    Each waits at most `timeout`; `HttpClient` may wait two seconds longer for the response.
+    Each method waits at most `timeout`; `HttpClient` may wait two seconds longer for the response.
     """
 
     def __enter__(self) -> Self:
@@ -58,7 +58,7 @@ class AssignmentClient(ABC):
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
-        """Request the next user for this agent.
+        """Request the next user for this agent, from `queue` or any queue allowed to the agent.
 
         `timeout` is the longest wait and the deadline of the request: nobody is assigned after it.
         A message that is lost is sent again within that time. `Unavailable` means that no answer
@@ -78,7 +78,11 @@ class AssignmentClient(ABC):
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Complete the call with `outcome`. A repeated completion gets the same answer."""
+        """Complete the call with `outcome`. A repeated completion gets the same answer.
+
+        `callback_at`: the time of a promised callback. `version`: the assignment's version in the
+        last answer; the move is refused if it has changed since. None: any version.
+        """
 
     @abstractmethod
     def skip(
@@ -89,7 +93,11 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Skip this user: by default no offers for 15 minutes, to this agent none for an hour."""
+        """Skip this user: by default no offers for 15 minutes, to this agent none for an hour.
+
+        `version`: the assignment's version in the last answer; the move is refused if it has
+        changed since. None: any version.
+        """
 
     @abstractmethod
     def defer(
@@ -103,7 +111,11 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Defer this user: offer the user to nobody before `until`, or for `seconds`."""
+        """Defer this user: offer the user to nobody before `until`, or for `seconds`.
+
+        `version`: the assignment's version in the last answer; the move is refused if it has
+        changed since. None: any version.
+        """
 
     @abstractmethod
     def close_user(
@@ -115,7 +127,11 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Close the user in this dialer queue, for the reason `why`, until an operator lifts it."""
+        """Close the user in this dialer queue, for the reason `why`, until an operator lifts it.
+
+        `version`: the assignment's version in the last answer; the move is refused if it has
+        changed since. None: any version.
+        """
 
     @abstractmethod
     def accept(
@@ -126,7 +142,11 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Accept the offer: it becomes accepted work, and its lease starts again."""
+        """Accept the offer: it becomes accepted work, and its lease starts again.
+
+        `version`: the assignment's version in the last answer; the move is refused if it has
+        changed since. None: any version.
+        """
 
     @abstractmethod
     def state(
@@ -138,9 +158,10 @@ class AssignmentClient(ABC):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> StateAnswer:
-        """Set the agent's state: available, on_call, wrap_up, break or offline.
+        """Set the agent's state to `becomes`: available, on_call, wrap_up, break or offline.
 
-        On break or offline, an offer that is not accepted is released. Accepted work is kept.
+        On break or offline, an offer that is not accepted is released. Accepted work is kept. `by`
+        and `why`: the operator who sets the state, and the reason.
         """
 
     @abstractmethod
@@ -165,7 +186,11 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Release the assignment unchanged; the user can be offered again."""
+        """Release the assignment unchanged; the user can be offered again.
+
+        `version`: the assignment's version in the last answer; the move is refused if it has
+        changed since. None: any version.
+        """
 
     @abstractmethod
     def renew(
@@ -176,7 +201,11 @@ class AssignmentClient(ABC):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """Renew the lease: it starts again from now."""
+        """Renew the lease: it starts again from now.
+
+        `version`: the assignment's version in the last answer; the move is refused if it has
+        changed since. None: any version.
+        """
 
     @contextmanager
     def holding(
@@ -335,6 +364,9 @@ class Hold:
 
     @staticmethod
     def _pause(lease: timedelta, until: datetime) -> float:
-        """Return the seconds to wait: a third of the remaining lease, or of a full one if less."""
+        """Return the seconds until the next renewal of a lease that ends at `until`.
+
+        A third of the remaining time, or of a full `lease` if that is less.
+        """
         left = min(until - datetime.now(UTC), lease)
         return max(left.total_seconds() / RENEWALS_A_LEASE, SOONEST_SECONDS)

@@ -47,7 +47,8 @@ from assignment_workers.identity import new_id
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.05
-"""Seconds between two looks of `built`, because a build takes seconds."""
+"""Seconds between two checks of `built` for the result of a build, because a build takes seconds.
+"""
 
 
 class Client(AssignmentClient):
@@ -96,9 +97,9 @@ class Client(AssignmentClient):
     ) -> Client:
         """Return a client of the stack on this Redis, without contacting a server.
 
-        Raises `UsageError` for an address of another form. If a server does not answer, the first
-        call returns `Unavailable`. `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a program that
-        knows which operator acts.
+        Raises `UsageError` for an address that is none of Redis or the broker. If a server does not
+        answer, the first call returns `Unavailable`. `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for
+        a program that knows which operator acts.
         """
         return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key)
 
@@ -120,7 +121,10 @@ class Client(AssignmentClient):
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
-        """See `AssignmentClient.request_next`."""
+        """Request the next user for this agent, from `queue` or any queue allowed to the agent.
+
+        See `AssignmentClient.request_next`.
+        """
         name = request_id or str(new_id(self._clock(), self._randomness))
         command = commands.request(agent_id, queue, name, timeout=timeout)
         return as_request_answer(self.ask(command, timeout))
@@ -136,7 +140,10 @@ class Client(AssignmentClient):
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.complete`."""
+        """End the assignment with the outcome of the call.
+
+        See `AssignmentClient.complete`.
+        """
         command = commands.complete(
             assignment_id,
             agent_id,
@@ -155,7 +162,10 @@ class Client(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.skip`."""
+        """End the assignment, because the agent does not want to call this user now.
+
+        See `AssignmentClient.skip`.
+        """
         command = commands.skip(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -170,7 +180,10 @@ class Client(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.defer`."""
+        """End the assignment; offer the user to nobody before `until`, or for `seconds`.
+
+        See `AssignmentClient.defer`.
+        """
         command = commands.defer(
             assignment_id, agent_id, version=version, until=until, seconds=seconds, why=why
         )
@@ -185,7 +198,10 @@ class Client(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.close_user`."""
+        """End the assignment and close this dialer queue for the user, for the reason `why`.
+
+        See `AssignmentClient.close_user`.
+        """
         command = commands.close(assignment_id, agent_id, why, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -197,7 +213,10 @@ class Client(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.accept`."""
+        """Accept the offer: the assignment becomes accepted work with a new lease.
+
+        See `AssignmentClient.accept`.
+        """
         command = commands.accept(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -210,7 +229,10 @@ class Client(AssignmentClient):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> StateAnswer:
-        """See `AssignmentClient.state`."""
+        """Set the agent's state to `becomes`, such as `available` or `break`.
+
+        See `AssignmentClient.state`.
+        """
         command = commands.state(agent_id, becomes, by=by, why=why)
         return as_state_answer(self.ask(command, timeout))
 
@@ -221,7 +243,10 @@ class Client(AssignmentClient):
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> HeartbeatAnswer:
-        """See `AssignmentClient.heartbeat`."""
+        """Record that the agent is present; the first one that names an offer accepts it.
+
+        See `AssignmentClient.heartbeat`.
+        """
         if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
             taken = self.accept(assignment_id, agent_id, timeout=timeout)
             if not isinstance(taken, Finished):
@@ -238,7 +263,10 @@ class Client(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.release`."""
+        """End the assignment; the user can be offered again at once.
+
+        See `AssignmentClient.release`.
+        """
         command = commands.release(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -250,7 +278,10 @@ class Client(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.renew`."""
+        """Renew the lease of the assignment: it starts again from now.
+
+        See `AssignmentClient.renew`.
+        """
         command = commands.renew(assignment_id, agent_id, version=version)
         return as_finish_answer(self.ask(command, timeout))
 
@@ -283,7 +314,7 @@ class Client(AssignmentClient):
         return as_command_answer(self.ask(command, timeout))
 
     def repair(self, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
-        """Correct the entries of the published generations by the active assignments."""
+        """Correct the published entries that contradict the active assignments."""
         return as_command_answer(self.ask(commands.repair(), timeout))
 
     def regenerate(self, queue: str | None = None) -> str | Unavailable:
@@ -295,7 +326,10 @@ class Client(AssignmentClient):
             return down(error)
 
     def built(self, task_id: str, *, timeout: timedelta) -> Built | Unavailable:
-        """Wait for a build that `regenerate` requested; `Unavailable` if it is late or fails."""
+        """Wait for the build with this task id, which `regenerate` returned.
+
+        `Unavailable` if the build is not finished in time, or failed.
+        """
         ends = time.monotonic() + timeout.total_seconds()
         while True:
             try:
@@ -326,7 +360,7 @@ class Client(AssignmentClient):
         *,
         dead_letter: int | None = None,
     ) -> str:
-        """Send a stored message unchanged under a new id, and return the new id.
+        """Send a stored message unchanged to the Celery queue `queue`; return its new id.
 
         `dead_letter` is the number of the dead letter that held the message. Raises
         `BrokerUnavailable`.
@@ -336,7 +370,7 @@ class Client(AssignmentClient):
         )
 
     def ask(self, command: CommandCall, timeout: timedelta) -> object:
-        """Return the result of the task unchanged, or `Unavailable` if no result came in time."""
+        """Send a command and return the result of its task; `Unavailable` if none came in time."""
         seconds = timeout.total_seconds()
         future: Future[object] = Future()
         loop = self._running()

@@ -12,19 +12,20 @@ ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
 OFF_THE_LINE = frozenset({MAINTENANCE, HEARTBEATS})
-"""Celery queues that have neither an order nor a lane."""
+"""Celery queues that are no assignment queues: their messages have neither an order nor a lane."""
 
 
 @dataclass(frozen=True)
 class CommandCall:
-    """A request or command. Sent twice on the assignment queue, it has one effect and answer."""
+    """A request or command to send. Sent twice on an assignment queue, it has one effect."""
 
     task: str
     arguments: dict[str, Any]
     args: Sequence[Any] = ()
     celery_queue: str = ASSIGNMENT
     many: str | None = field(default=None, kw_only=True)
-    """The task that takes a list of arguments under `requests`; None if there is no such task."""
+    """The batch task that takes many such commands, in its list argument `requests`; None if none.
+    """
     timeout: timedelta | None = field(default=None, kw_only=True)
     """The time that the caller waits, sent as `sent_at` and `deadline`; None to send neither."""
     position: int | None = field(default=None, kw_only=True)
@@ -35,7 +36,10 @@ class CommandCall:
         return replace(self, position=position)
 
     def said_by(self, ends: datetime) -> dict[str, Any]:
-        """Return the arguments for a caller who waits until `ends`, by the database's clock."""
+        """Return the arguments of the message for a caller who waits until `ends`.
+
+        `ends` is a time of the database's clock.
+        """
         if self.timeout is None:
             return self.arguments
         times = {"sent_at": ends - self.timeout, "deadline": ends}
@@ -45,7 +49,10 @@ class CommandCall:
 def request(
     agent_id: int, queue: str | None, request_id: str, *, timeout: timedelta
 ) -> CommandCall:
-    """Build a request for an agent's next user. Nobody is assigned after `timeout`."""
+    """Build a request for an agent's next user; nobody is assigned when `timeout` has passed.
+
+    `queue`: the dialer queue to take the user from; None: any that the agent may work on.
+    """
     arguments = {"agent_id": agent_id, "queue": queue, "request_id": request_id}
     return CommandCall(
         "assignment.request", arguments, many="assignment.request_many", timeout=timeout
@@ -130,7 +137,10 @@ def release(assignment_id: UUID | str, agent_id: int, *, version: int | None) ->
 def release_unclaimed(
     assignment_id: UUID | str, agent_id: int, *, version: int, lease_expires_at: datetime
 ) -> CommandCall:
-    """Build the command that releases an assignment if its agent did not get the answer."""
+    """Build the command that releases an assignment whose agent did not get the answer.
+
+    It has no effect if the assignment's `version` or `lease_expires_at` has changed since.
+    """
     arguments = _owner(assignment_id, agent_id, version)
     return CommandCall(
         "assignment.release_unclaimed",
@@ -185,7 +195,11 @@ def do_not_contact(
     source: str | None = None,
     raw: bool = False,
 ) -> CommandCall:
-    """Build the command that suppresses a user or phone number in one dialer queue or in all."""
+    """Build the command that suppresses a user or phone number in one dialer queue or in all.
+
+    `source`: the origin, such as a register. `raw`: True to store a `phone` that is no number, as
+    text.
+    """
     arguments = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
     more = {
         "queue": queue,

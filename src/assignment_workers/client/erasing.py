@@ -11,9 +11,9 @@ _AT_ONCE = 500
 
 
 def forget_results_at(url: str | None, person: Person) -> int:
-    """Delete the results that name the person from this address; 0 if it is not a Redis.
+    """Delete the task results that name `person` from the Redis at `url`; return their number.
 
-    Without Redis no results are stored for longer than the process.
+    0 if `url` is not a Redis: other backends keep no results beyond the process.
     """
     if url is None or not url.startswith(("redis", "unix")):
         return 0
@@ -22,7 +22,7 @@ def forget_results_at(url: str | None, person: Person) -> int:
 
 
 def forget_results(server: Redis, person: Person) -> int:
-    """Delete the results that name the person and return their number. Reads every result."""
+    """Delete the task results that name `person`; return their number. Reads every result."""
     count = 0
     for key in server.scan_iter(match=f"{RESULT_PREFIX}*", count=_AT_ONCE):
         found = server.get(key)

@@ -47,7 +47,10 @@ PAUSE_SECONDS = 0.1
 
 
 class HttpClient(AssignmentClient):
-    """Calls a gateway. Safe to share between threads; each thread keeps a connection open."""
+    """A client of the gateway's HTTP interface. Safe to share between threads.
+
+    Each thread keeps a connection open.
+    """
 
     def __init__(
         self,
@@ -103,7 +106,10 @@ class HttpClient(AssignmentClient):
         request_id: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> RequestAnswer:
-        """See `AssignmentClient.request_next`."""
+        """Request the next user for this agent, from `queue` or any queue allowed to the agent.
+
+        See `AssignmentClient.request_next`.
+        """
         payload = {
             "agent_id": agent_id,
             "queue": queue,
@@ -122,7 +128,10 @@ class HttpClient(AssignmentClient):
         callback_at: datetime | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.complete`."""
+        """End the assignment with the outcome of the call.
+
+        See `AssignmentClient.complete`.
+        """
         payload = {
             "agent_id": agent_id,
             "version": version,
@@ -140,7 +149,10 @@ class HttpClient(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.skip`."""
+        """End the assignment, because the agent does not want to call this user now.
+
+        See `AssignmentClient.skip`.
+        """
         payload = {"agent_id": agent_id, "version": version}
         return self._finish(assignment_id, "skip", payload, timeout)
 
@@ -155,7 +167,10 @@ class HttpClient(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.defer`."""
+        """End the assignment; offer the user to nobody before `until`, or for `seconds`.
+
+        See `AssignmentClient.defer`.
+        """
         payload = {
             "agent_id": agent_id,
             "version": version,
@@ -174,7 +189,10 @@ class HttpClient(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.close_user`."""
+        """End the assignment and close this dialer queue for the user, for the reason `why`.
+
+        See `AssignmentClient.close_user`.
+        """
         payload = {"agent_id": agent_id, "version": version, "why": why}
         return self._finish(assignment_id, "close", payload, timeout)
 
@@ -186,7 +204,10 @@ class HttpClient(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.accept`."""
+        """Accept the offer: the assignment becomes accepted work with a new lease.
+
+        See `AssignmentClient.accept`.
+        """
         payload = {"agent_id": agent_id, "version": version}
         return self._finish(assignment_id, "accept", payload, timeout)
 
@@ -199,7 +220,10 @@ class HttpClient(AssignmentClient):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> StateAnswer:
-        """See `AssignmentClient.state`. The token identifies the caller, so `by` is not sent."""
+        """Set the agent's state to `becomes`, such as `available` or `break`.
+
+        See `AssignmentClient.state`. `by` is not sent, because the token identifies the caller.
+        """
         payload = {"state": becomes, "why": why}
         path = f"/v1/agents/{agent_id}/state"
         return as_state_answer(self._post(path, payload, timeout, timed=False))
@@ -211,7 +235,10 @@ class HttpClient(AssignmentClient):
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> HeartbeatAnswer:
-        """See `AssignmentClient.heartbeat`."""
+        """Record that the agent is present; the first one that names an offer accepts it.
+
+        See `AssignmentClient.heartbeat`.
+        """
         payload = {"assignment_id": None if assignment_id is None else str(assignment_id)}
         path = f"/v1/agents/{agent_id}/heartbeat"
         return as_heartbeat_answer(self._post(path, payload, timeout, timed=False))
@@ -224,7 +251,10 @@ class HttpClient(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.release`."""
+        """End the assignment; the user can be offered again at once.
+
+        See `AssignmentClient.release`.
+        """
         payload = {"agent_id": agent_id, "version": version}
         return self._finish(assignment_id, "release", payload, timeout)
 
@@ -236,7 +266,10 @@ class HttpClient(AssignmentClient):
         version: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> FinishAnswer:
-        """See `AssignmentClient.renew`."""
+        """Renew the lease of the assignment: it starts again from now.
+
+        See `AssignmentClient.renew`.
+        """
         payload = {"agent_id": agent_id, "version": version}
         return self._finish(assignment_id, "renew", payload, timeout)
 
@@ -267,9 +300,10 @@ class HttpClient(AssignmentClient):
     def _post(
         self, path: str, payload: dict[str, Any], timeout: timedelta, *, timed: bool
     ) -> object:
-        """Return the answer; repeat the call while the gateway cannot be reached and time is left.
+        """Post `payload` to the gateway and return the answer.
 
-        Every command may be sent twice.
+        The call is repeated while the gateway cannot be reached and time is left; every command may
+        be sent twice. `timed`: True to send the timeout with the payload.
         """
         ends = time.monotonic() + timeout.total_seconds()
         while True:
@@ -286,7 +320,10 @@ class HttpClient(AssignmentClient):
     def _send(
         self, method: str, path: str, payload: dict[str, Any] | None, ends: float
     ) -> tuple[int, object] | None:
-        """Return the status and the JSON of the response; None if no gateway answered."""
+        """Send one HTTP request; return the status and the JSON of the response.
+
+        None if no gateway answered before `ends`, a time of the monotonic clock.
+        """
         connection = self._connection()
         connection.timeout = max(ends - time.monotonic(), 0.1)
         if connection.sock is not None:
@@ -315,7 +352,7 @@ class HttpClient(AssignmentClient):
 
 
 def _answer(status: int, body: object) -> object:
-    """Return the answer that a response stands for."""
+    """Return the client's answer for a response of the gateway with this status and JSON `body`."""
     payload: dict[str, Any] = body if isinstance(body, dict) else {}
     reason = str(payload.get("detail") or payload.get("reason") or f"HTTP status {status}")
     if status < HTTPStatus.BAD_REQUEST:
@@ -336,7 +373,7 @@ _BY_STATUS: dict[int, Code] = {
     HTTPStatus.UNAUTHORIZED: Code.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: Code.FORBIDDEN,
 }
-"""Codes for refusals of a proxy, which sends no `Code`."""
+"""The `Code` for each HTTP status of a refusal whose body has none, because a proxy sent it."""
 
 
 def _unavailable(answer: object) -> Unavailable:

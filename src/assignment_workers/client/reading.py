@@ -35,7 +35,7 @@ Built: TypeAlias = dict[str, dict[str, int | str]]
 
 
 def database_time(value: object) -> datetime | None:
-    """Return the database's time from a `too_late` answer; None for any other answer."""
+    """Return the database's time in a `too_late` answer, a task's result; None for others."""
     match value:
         case {"outcome": "too_late", "database_time": str(said)}:
             try:
@@ -48,7 +48,7 @@ def database_time(value: object) -> datetime | None:
 
 
 def as_request_answer(value: object) -> RequestAnswer:
-    """Return the answer to a request."""
+    """Return a task's result as the typed answer to an agent's request for a user."""
     match _read(value):
         case (Assigned() | Empty() | Paused() | Unavailable() | TooLate() | Refused()) as answer:
             return answer
@@ -57,7 +57,7 @@ def as_request_answer(value: object) -> RequestAnswer:
 
 
 def as_finish_answer(value: object) -> FinishAnswer:
-    """Return the answer to a command about an assignment."""
+    """Return a task's result as the typed answer to a command about an assignment."""
     match _read(value):
         case (Finished() | Unavailable() | Refused()) as answer:
             return answer
@@ -66,7 +66,7 @@ def as_finish_answer(value: object) -> FinishAnswer:
 
 
 def as_command_answer(value: object) -> CommandAnswer:
-    """Return the answer to an operator's command."""
+    """Return a task's result as the typed answer to an operator's command."""
     match _read(value):
         case (Done() | Unavailable() | Refused()) as answer:
             return answer
@@ -75,7 +75,7 @@ def as_command_answer(value: object) -> CommandAnswer:
 
 
 def as_state_answer(value: object) -> StateAnswer:
-    """Return the answer to a change of an agent's state."""
+    """Return a task's result as the typed answer to a change of an agent's state."""
     match _read(value):
         case (Stated() | Unavailable() | Refused()) as answer:
             return answer
@@ -84,7 +84,7 @@ def as_state_answer(value: object) -> StateAnswer:
 
 
 def as_heartbeat_answer(value: object) -> HeartbeatAnswer:
-    """Return the answer to a heartbeat."""
+    """Return a task's result as the typed answer to a heartbeat."""
     match _read(value):
         case (Noted() | Unavailable() | Refused()) as answer:
             return answer

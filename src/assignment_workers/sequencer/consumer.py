@@ -152,7 +152,7 @@ class Consumer(consumer.Consumer):
         return None
 
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
-        """Store a message that ended too many processes as a dead letter; answer and settle it.
+        """Store a message that ended too many processes, answer its caller, and acknowledge it.
 
         `suspicion` has the count of the ended processes. A message that has ended yet another
         process since is stored without being read.

@@ -146,7 +146,7 @@ class Sequencer:
         tell_race(race, term=self.term)
 
     def take_an_empty_turn(self) -> None:
-        """Run an empty fenced transaction as this leader's sign of life while Redis is full."""
+        """Run an empty transaction: the leader's sign of life while the broker refuses writes."""
         with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):
             self.runner.run(lambda _: None)
 

@@ -18,7 +18,7 @@ from assignment_workers.client.commands import OFF_THE_LINE, CommandCall
 from assignment_workers.traces import CallerSpan
 
 TOGETHER = 128
-"""The most calls in one message."""
+"""The most calls that share one message."""
 TEXT_TOGETHER = 40_000
 """The most characters of text in one message of several calls; most of the text is notes.
 
@@ -26,15 +26,16 @@ A worker reads no message longer than a million bytes. A character may take twel
 and a third more in base64.
 """
 UNDER_WAY = 2
-"""The most messages of one kind under way: one being carried out, one behind it."""
+"""The most unanswered messages of one kind: one being carried out, one queued behind it."""
 ASK_AGAIN_SECONDS = 3.0
 """Seconds after which an unanswered message counts as lost."""
 REMEMBERED_SECONDS = 60.0
-"""Seconds for which a message is remembered after its last caller left, for a late answer."""
+"""Seconds for which an unanswered message is remembered after its last caller stopped waiting, so
+that a late answer is recognised."""
 
 
 class BatchKey(NamedTuple):
-    """Key of the calls that may share messages: one task that takes a list, and one lane."""
+    """The key of calls that may share a message: the batch task, and the lane's queue."""
 
     many: str | None
     celery_queue: str
@@ -78,7 +79,8 @@ class Batch:
     sent_at: float
     tries: int = 1
     superseded: bool = False
-    """True if sent again: its answer is still used, but it no longer counts as under way."""
+    """True if the calls were sent again in another message. An answer to this message is still
+    used, but the message no longer counts towards `UNDER_WAY`."""
 
     @property
     def ends(self) -> float:
@@ -107,18 +109,21 @@ class Batch:
 
     @property
     def repeats(self) -> str | None:
-        """The id of the first message, if this one repeats it; None for a list of calls."""
+        """The id of the first message of the same command, if this message repeats it.
+
+        None for a message of several calls.
+        """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as
 
     @property
     def about(self) -> list[str]:
-        """The request ids in the message."""
+        """The request ids of the calls in the message, for people who inspect the queue."""
         arguments = (call.command.arguments for call in self.calls)
         return [each["request_id"] for each in arguments if "request_id" in each]
 
     def answers(self, value: object) -> list[object]:
-        """Return the answer to each call, taken from the result of the task."""
+        """Return the answer to each call of the message; `value` is the result of the task."""
         if not self.calls[0].command.many:
             return [value]
         if isinstance(value, list) and len(value) == len(self.calls):
@@ -128,7 +133,7 @@ class Batch:
 
 @dataclass
 class Batcher:
-    """The calls of one client that have not been answered."""
+    """Groups the unanswered calls of one client into messages."""
 
     new_id: Callable[[], str]
     together: int = TOGETHER
@@ -144,9 +149,10 @@ class Batcher:
         self._waiting.setdefault(kind, deque()).append(call)
 
     def take(self, now: float) -> Iterator[Batch]:
-        """Yield the messages to send now, lost ones first. A message counts as sent once yielded.
+        """Yield the messages to send now, lost ones first.
 
-        Calls may be added and answered between one message and the next.
+        `now` is the loop time. A message counts as sent once yielded. Calls may be added and
+        answered between one message and the next.
         """
         self._forget(now)
         for batch in [each for each in self._batches.values() if self._is_lost(each, now)]:
@@ -160,18 +166,21 @@ class Batcher:
                     yield self._send(calls, now)
 
     def answered(self, batch_id: str, value: object) -> list[tuple[Call, object]]:
-        """Return each call of the message with its answer; empty if the message is unknown."""
+        """Return each call of message `batch_id` with its answer; `value` is the task's result.
+
+        Empty if the message is not known.
+        """
         batch = self._batches.pop(batch_id, None)
         if batch is None:
             return []
         return list(zip(batch.calls, batch.answers(value), strict=True))
 
     def unanswered(self) -> list[str]:
-        """Return the ids of the messages under way."""
+        """Return the ids of the messages that were sent and not answered yet."""
         return list(self._batches)
 
     def calls(self) -> list[Call]:
-        """Return every call, under way or waiting."""
+        """Return every unanswered call, sent or not."""
         under_way = [call for batch in self._batches.values() for call in batch.calls]
         return under_way + [call for line in self._waiting.values() for call in line]
 
@@ -180,7 +189,7 @@ class Batcher:
         return any(self._waiting.values())
 
     def is_idle(self) -> bool:
-        """Return True if no message is under way and no call waits."""
+        """Return True if no message is unanswered and no call waits to be sent."""
         return not self._batches and not self.has_waiting()
 
     def _send(self, calls: tuple[Call, ...], now: float, *, tries: int = 1) -> Batch:

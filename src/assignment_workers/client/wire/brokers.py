@@ -45,7 +45,10 @@ class Sender(Protocol):
 
 
 def check_addresses(redis_url: str, broker_url: str | None) -> None:
-    """Raise `UsageError` for an address of another form, before anything is sent there."""
+    """Raise `UsageError` for an address whose form is not that of a Redis or a broker.
+
+    Nothing is sent there.
+    """
     for name, url, schemes in (
         ("redis_url", redis_url, ("redis", "rediss")),
         ("broker_url", broker_url or redis_url, ("redis", "rediss", "amqp", "amqps")),
@@ -174,7 +177,10 @@ def connect_redis(url: str) -> Redis:
 
 
 def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
-    """Return the error, one line, for a server that does not answer or refuses to write."""
+    """Return the error, of one line, for a server that does not answer or refuses to write.
+
+    `server` is its name for people; `error` is the client library's error.
+    """
     if isinstance(error, OutOfMemoryError):
         return BrokerUnavailable(f"{server} is full: it takes no messages until it has room again")
     if isinstance(error, ResponseError) and "MISCONF" in str(error):

@@ -11,15 +11,17 @@ from redis.exceptions import ResponseError
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 
 KNOWN_SECONDS = 5.0
-"""Seconds for which a reading is used; a step of the database's clock is noticed after these."""
+"""Seconds for which a reading of the clock is used. A step of the database's clock is noticed after
+these seconds."""
 QUICK_SECONDS = 0.1
-"""Seconds; a reading that took longer is used only once."""
+"""Seconds. A reading of the clock that took longer is used only once."""
 
 
 class DatabaseClock:
-    """Redis's clock, corrected by the difference that the sequencer measured to the database's.
+    """An estimate of the database's clock, for clients that reach only Redis.
 
-    The difference is taken as zero if Redis holds none, as before a sequencer has led. Between two
+    It is the clock of Redis plus the difference that the sequencer measured and stored there. The
+    difference is taken as zero if Redis holds none, as before a sequencer has led. Between two
     readings the process's monotonic clock counts, so the time of day on this host does not matter.
     An instant may be too early by the time that an answer of Redis takes, but never too late.
     """
@@ -52,13 +54,16 @@ class DatabaseClock:
         self._known_until = 0.0
 
     def reached(self, instant: datetime) -> None:
-        """Correct a reading that is behind this instant, which the database's clock has reached."""
+        """Set the clock to `instant` if it is behind: the database's clock has reached it."""
         now = self._steady()
         if self._read is not None and self.at(now) < instant:
             self._read, self._read_at = instant, now
 
     def at(self, steady: float) -> datetime:
-        """Return the database's time at the monotonic time `steady`, after a call of `read`."""
+        """Return the database's time at `steady`, a time of this process's monotonic clock.
+
+        `read` must have been called.
+        """
         if self._read is None:
             raise RuntimeError("the database's clock was not read")
         return self._read + timedelta(seconds=steady - self._read_at)

@@ -54,15 +54,16 @@ TICK_SECONDS = 0.25
 """Seconds between checks for lost messages, and between removals of read results from Redis."""
 RECONNECT_SECONDS = 0.1
 SKEW = timedelta(seconds=5)
-"""The most that the clock of a worker's host may differ from the database's.
-
-Celery drops an expired message by the worker's clock. The message expires this much later, so that
-Celery drops none that the database would still have answered.
-"""
+"""The most that the clock of a worker's host may differ from the database's. Celery drops an
+expired message by the worker's clock, so a message expires this much later than its deadline. Then
+Celery drops no message that the database would still have answered."""
 
 
 class Dispatcher:
-    """The connections of one client, in one event loop. Call `post` and `send` in that loop."""
+    """Sends one client's calls as messages, and gives each call its answer. For one event loop.
+
+    Call `post` and `send` in that loop.
+    """
 
     def __init__(
         self,
@@ -79,8 +80,10 @@ class Dispatcher:
     ) -> None:
         """Prepare the dispatcher without contacting a server.
 
-        `orphaned` gets each call whose answer came after its caller was cancelled, with the answer.
-        `key` signs the commands that name an operator.
+        `together`: the most calls in one message. `under_way`: the most unanswered messages of one
+        kind. `randomness`: the source of message ids. `orphaned` is called with each call that was
+        cancelled before its answer came, and the answer. `key` signs the commands that name an
+        operator.
         """
         self._key = key
         self._urls = (broker_url or redis_url, redis_url)
@@ -115,7 +118,7 @@ class Dispatcher:
 
     @property
     def now(self) -> float:
-        """The loop's clock, by which calls end."""
+        """The time of the event loop's clock, by which calls end."""
         return asyncio.get_running_loop().time()
 
     def waiting(self, call: Call) -> int | None:
@@ -126,7 +129,10 @@ class Dispatcher:
         return self._waiting.get(call.command.celery_queue)
 
     async def stored_result(self, task_id: str) -> Result | None:
-        """Return the stored result of any task, if any. Raises `BrokerUnavailable`."""
+        """Return the stored result of any task, or None if there is none yet.
+
+        Raises `BrokerUnavailable`.
+        """
         self._start()
         try:
             data = await self._results.get(f"{RESULT_PREFIX}{task_id}")
@@ -143,7 +149,11 @@ class Dispatcher:
         *,
         dead_letter: int | None = None,
     ) -> str:
-        """Send one message and return its id at once. Raises `BrokerUnavailable`."""
+        """Send one message to the Celery queue `to`; return its id, without waiting for a result.
+
+        `dead_letter`: the number of the dead letter that held the message. Raises
+        `BrokerUnavailable`.
+        """
         self._start()
         name = str(new_id(self._clock(), self._chance))  # not under `_prefix`: its result is kept
         again = {} if dead_letter is None else {DEAD_LETTER: dead_letter}
@@ -193,7 +203,7 @@ class Dispatcher:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Answer all calls when a task ends by a defect, so that no caller waits in vain."""
+        """Answer all calls `Unavailable` if a background task failed, so that none waits in vain."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the client failed", exc_info=error)
             self._give_up("the client failed; its log tells how")
@@ -244,7 +254,10 @@ class Dispatcher:
             self._answer(batch.id, down(error))
 
     async def _until_listening(self) -> None:
-        """Wait for the subscription. Raises `BrokerUnavailable` if there is none in time."""
+        """Wait until this client is subscribed to its results.
+
+        Raises `BrokerUnavailable` if that takes too long.
+        """
         if not self._listening.is_set():
             try:
                 async with asyncio.timeout(SOCKET_SECONDS):
@@ -330,12 +343,12 @@ class Dispatcher:
 
 
 def down(error: BrokerUnavailable) -> Unavailable:
-    """Return the answer while the broker, or the Redis of results, is unavailable."""
+    """Return the answer to a call while the broker, or the Redis of results, is unavailable."""
     return Unavailable(retry_after=2.0, reason=error.general)
 
 
 def _settle(call: Call, answer: object) -> bool:
-    """Give the caller the answer; return False if the caller no longer waits."""
+    """Set the answer of the call's future; return False if the caller no longer waits."""
     try:
         call.future.set_result(answer)
     except (asyncio.InvalidStateError, futures.InvalidStateError):

@@ -18,14 +18,17 @@ REMEMBERED_AT_MOST = 100_000
 
 @dataclass
 class LaneRouter:
-    """The lanes as one client knows them. With one lane this class does nothing."""
+    """Finds the lane, and so the assignment queue, of each command of one client.
+
+    With one lane there is nothing to find.
+    """
 
     lanes: Lanes = ONE_LANE
     _last: dict[int, str] = field(default_factory=dict)
     """By agent id: the dialer queue of the last user assigned to the agent."""
 
     def way(self, command: CommandCall) -> CommandCall:
-        """Return the command with the assignment queue of its lane."""
+        """Return a copy of the command that is addressed to the assignment queue of its lane."""
         if self.lanes.is_one or command.celery_queue in OFF_THE_LINE:
             return command
         arguments = command.arguments
@@ -34,7 +37,7 @@ class LaneRouter:
         return command if to == ASSIGNMENT else replace(command, celery_queue=to)
 
     def heard(self, answer: object) -> None:
-        """Remember the dialer queue of an assignment."""
+        """Remember which dialer queue the user in this answer came from, for later commands."""
         match answer:
             case {
                 "outcome": "assigned",

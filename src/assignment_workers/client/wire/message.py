@@ -76,10 +76,10 @@ def message(
 ) -> Envelope:
     """Return the message; its JSON is the element of the Redis list `celery_queue`.
 
-    A worker that reads the message after `expires` does not run it. `about` names its requests, for
-    a person who inspects the queue in Redis; no program reads it. `traced` holds the headers of a
-    trace. `command_id` is the id of the message that this one repeats. For `position` see
-    `COMMAND_POSITION`. `key` makes the `SIGNATURE` of a message that names an operator.
+    A worker that reads the message after `expires` does not run it. `about` has the ids of its
+    requests, for a person who inspects the queue in Redis; no program reads it. `traced` holds the
+    headers of a trace. `command_id` is the id of the message that this one repeats. For `position`
+    see `COMMAND_POSITION`. `key` makes the `SIGNATURE` of a message that names an operator.
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
