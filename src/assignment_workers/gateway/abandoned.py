@@ -28,7 +28,10 @@ TIMEOUT = timedelta(seconds=10)
 
 
 class Abandoned:
-    """The assignments of callers who have gone, each with a task that waits for the grace."""
+    """The assignments whose callers disconnected before the answer.
+
+    Each is released after a grace, unless its agent has asked again.
+    """
 
     def __init__(self, *, grace: timedelta = GRACE) -> None:
         self.client: AsyncClient
@@ -37,7 +40,7 @@ class Abandoned:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, answer: object) -> None:
-        """Take an answer whose caller has gone."""
+        """Release the assignment in `answer` after a grace, because its caller has disconnected."""
         try:
             read = from_json(answer)
         except ValidationError:
@@ -48,7 +51,7 @@ class Abandoned:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Stop waiting; the remaining assignments end with their leases."""
+        """Stop waiting and release nothing more; the assignments end with their leases."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -34,7 +34,7 @@ class CommandDispatcher:
     client: AsyncClient
     metrics: Metrics
     abandoned: Callable[[object], None]
-    """Called with an answer whose caller has gone."""
+    """Called with the answer to a command whose caller has disconnected."""
 
     async def ask(
         self,
@@ -45,8 +45,8 @@ class CommandDispatcher:
     ) -> Response:
         """Send a command and return its answer as a response, with `facts` added.
 
-        If the caller disconnects, a command that has not been sent is dropped. An assignment whose
-        caller has gone is passed to `abandoned`.
+        If the caller disconnects, a command that has not been sent is dropped. An assignment that
+        was made for a caller who has disconnected is passed to `abandoned`.
         """
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
@@ -74,7 +74,10 @@ class CommandDispatcher:
 
 
 def response(answer: dict[str, Any], **facts: str) -> Response:
-    """Return an answer as a response; a refused or unavailable one becomes a problem."""
+    """Return an answer and further `facts` as a JSON response.
+
+    A refused or unavailable answer becomes problem details.
+    """
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:
             status = STATUS_OF.get(code, HTTPStatus.CONFLICT)

@@ -46,7 +46,7 @@ def routes(kind: type[APIRoute] = RedactedRoute) -> APIRouter:
 
 @dataclass
 class Gateway:
-    """The parts of the gateway that the routes use."""
+    """The parts of the gateway that the routes use, such as the client and the database."""
 
     engine: Engine
     dispatcher: CommandDispatcher

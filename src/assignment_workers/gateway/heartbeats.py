@@ -15,12 +15,13 @@ from assignment_workers.client.accepted import Accepted
 from assignment_workers.settings import Settings
 
 EVERY_SECONDS = 1.0
-"""The least seconds between two writes. A heartbeat after a pause is written at once."""
+"""The least seconds between two writes of heartbeats. The first after a pause is written at once.
+"""
 
 
 @dataclass
 class Heartbeats:
-    """The heartbeats of one gateway. Each is answered once it is written."""
+    """Collects the heartbeats of one gateway and writes them together; answers once written."""
 
     engine: Engine
     settings: Settings

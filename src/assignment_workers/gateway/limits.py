@@ -28,7 +28,7 @@ class TokenBucket:
     _seen: OrderedDict[object, tuple[float, float]] = field(default_factory=OrderedDict)
 
     def left(self, key: object) -> float:
-        """Return the seconds until a call may go on; 0.0 if it may now. Counts nothing."""
+        """Return the seconds until a call of this key may go on; 0.0 if now. Counts no call."""
         if key not in self._seen:
             return 0.0
         left, at = self._seen[key]
@@ -36,7 +36,7 @@ class TokenBucket:
         return 0.0 if left >= 1.0 else (1.0 - left) / self.per_second
 
     def wait(self, key: object) -> float:
-        """Count the call and return 0.0 if it may go on; else return the seconds until it may."""
+        """Count a call of this key and return 0.0 if it may go on; else return the seconds left."""
         now = self.clock()
         most = max(self.per_second * 2, 1.0)
         left, at = self._seen.pop(key, (most, now))
@@ -49,7 +49,7 @@ class TokenBucket:
 
 
 class BodyLimit:
-    """Middleware that refuses a body of more than `BODY_BYTES`, declared or not."""
+    """Middleware that refuses a body of more than `BODY_BYTES`, of declared length or not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -106,7 +106,7 @@ _LOOKED_AT = frozenset(
 
 
 class _TooLarge(BaseException):
-    """Passes through every handler of the application, before anything was sent."""
+    """Raised while a body is read that is too large; no handler of the application catches it."""
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,13 +25,13 @@ from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.telemetry import PREFIX
 
 Labelled = dict[tuple[str, ...], float | None]
-"""Values by their labels; None: unknown."""
+"""The values of a gauge by their labels; None: the value is unknown."""
 
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 3.0, 10.0, 30.0)
 
 
 class Metrics:
-    """The metrics of one process."""
+    """The Prometheus metrics of one gateway process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -84,11 +84,11 @@ class StoredFigures(Collector):
         self._read_cache = read_cache
 
     def describe(self) -> Iterable[Metric]:
-        """Describe nothing, so that registering collects nothing."""
+        """Return no description, so that registering this collector does not read the database."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the gauges."""
+        """Yield the gauges with their current values."""
         try:
             now = self._read_cache.figures()
         except Problem:
@@ -223,7 +223,10 @@ def _of_jobs(now: Figures) -> Iterator[Metric]:
 
 
 def gauge(name: str, told: str, values: Labelled, *labels: str) -> Metric:
-    """Return a gauge by its labels; unknown values are left out."""
+    """Return a gauge with the help text `told` and a value for each combination of `labels`.
+
+    Unknown values are left out.
+    """
     made = GaugeMetricFamily(f"{PREFIX}_{name}", told, labels=labels)
     for given, value in values.items():
         if value is not None:

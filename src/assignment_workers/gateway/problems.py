@@ -52,7 +52,7 @@ class ProblemDetails(BaseModel):
 
 
 class Problem(Exception):
-    """Ends a request with this status and these facts."""
+    """An exception that ends the request with this HTTP status and these problem details."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Problem(Exception):
         self.facts = facts
 
     def response(self, **facts: object) -> JSONResponse:
-        """Return the response, with more facts."""
+        """Return the problem as a response, with `facts` added to its details."""
         return problem(self.status, self.detail, headers=self.headers, **self.facts, **facts)
 
 
@@ -265,7 +265,7 @@ def _identified(error: Problem, request_id: str | None) -> JSONResponse:
 
 
 async def _request_id(request: Request) -> str | None:
-    """Return the request id of a request for a user: the generated one, or as it was sent."""
+    """Return the request id of a request for a user: the client's own, or the generated one."""
     made: str | None = getattr(request.state, "request_id", None)
     if made is not None or request.url.path != ASKED_AT:
         return made

@@ -24,16 +24,16 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FRESH_SECONDS = 0.5
-"""The greatest age, in seconds, of a value when it is read."""
+"""Seconds for which a value that was read from the database is used again."""
 AT_ONCE = 2
-"""The most connections for viewers; the others are left for calls of agents."""
+"""The most database connections for viewers; the others are left for calls of agents."""
 READS = 200
-"""The most different reads that are remembered."""
+"""The most values that are remembered."""
 
 
 @dataclass
 class ReadCache:
-    """Reads of the database, each repeated only when its time is over, for any number of viewers.
+    """A cache of values read from the database, for any number of viewers.
 
     Safe to use from any thread. A caller waits while another thread does the same read.
     """
@@ -43,7 +43,7 @@ class ReadCache:
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _age: int = 0
-    """Increased when earlier reads must be forgotten."""
+    """A number that grows whenever all earlier values must be forgotten."""
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.BoundedSemaphore = field(
@@ -51,7 +51,7 @@ class ReadCache:
     )
 
     def figures(self) -> Figures:
-        """See `assignment.reports.figures`."""
+        """Return the figures of the dialer queues, cached; see `assignment.reports.figures`."""
         return self.read(
             "figures", lambda each: figures(each, application=APPLICATION, lanes=self.lanes)
         )
@@ -59,15 +59,19 @@ class ReadCache:
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
     ) -> T:
-        """Return what `what` reads; or the value under this name, if younger than `seconds`.
+        """Run `what` on a connection and return its result, or the cached one if young enough.
 
-        `what` must use only its connection: it must not take another one from this cache. Raises
-        `Problem` 503 if the database cannot answer.
+        The result is cached under `name` for `seconds`. `what` must use only its connection: it
+        must not take another one from this cache. Raises `Problem` 503 if the database cannot
+        answer.
         """
         return self.once(name, lambda: self._ask(what), seconds=seconds)
 
     def once(self, name: object, what: Callable[[], T], *, seconds: float = FRESH_SECONDS) -> T:
-        """Return the result of `what`; or the value under this name, if younger than `seconds`."""
+        """Run `what` and return its result, or the cached one if young enough.
+
+        The result is cached under `name` for `seconds`.
+        """
         with self._guard:
             if len(self._locks) > READS:
                 self._locks.clear()

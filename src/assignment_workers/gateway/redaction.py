@@ -25,7 +25,7 @@ from assignment_workers.schema.tables import SuppressionKind
 T = TypeVar("T")
 
 HIDDEN = "(for operators)"
-"""The replacement of a hidden text."""
+"""The text that is shown in place of a hidden text."""
 _JSON = "application/json"
 
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?")
@@ -95,14 +95,16 @@ _OF_OURS = frozenset(
         "version",
     }
 )
-"""Names whose texts are ids or words of this package, never free text."""
+"""Names of fields whose texts are ids or words of this package, never free text, and so are shown.
+"""
 _TYPED_REASONS = frozenset({SuppressionKind.DO_NOT_CONTACT, SuppressionKind.CLOSED})
 
 
 def redacted(value: T, *, sees_text: bool) -> T:
-    """Return the value with free text and phone numbers hidden, unless the reader sees text.
+    """Return `value` with free text and phone numbers hidden, unless `sees_text`.
 
-    Mappings, lists, dataclasses and models are copied. Raises `TypeError` for any other object.
+    `sees_text`: True if the reader may read free text. Mappings, lists, dataclasses and models are
+    copied. Raises `TypeError` for any other object.
     """
     return value if sees_text else cast(T, _redacted("", value, {}))
 
@@ -153,13 +155,13 @@ def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
 
 
 class RedactedRoute(APIRoute):
-    """A route whose JSON passes `redacted`, by the role of its caller.
+    """A route whose JSON response is redacted according to the role of its caller.
 
-    Problem details are not filtered, because they contain nothing but what their caller sent.
+    Problem details are not redacted, because they contain nothing but what their caller sent.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, followed by the filter."""
+        """Return FastAPI's handler, wrapped so that its responses are redacted."""
         usual = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -169,7 +171,10 @@ class RedactedRoute(APIRoute):
 
 
 def for_caller(request: Request, response: Response) -> Response:
-    """Return the response redacted for the caller; without a caller, all free text is hidden."""
+    """Return the response, redacted for the caller of the request.
+
+    If the caller is not known, all free text is hidden.
+    """
     caller = getattr(request.state, "caller", None)
     sees_text = caller is not None and caller.sees_text
     if sees_text or response.headers.get("content-type") != _JSON:

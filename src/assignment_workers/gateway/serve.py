@@ -28,17 +28,17 @@ log = structlog.get_logger()
 
 STATEMENT_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
-"""Long enough that a browser with few calls keeps its connection."""
+"""Seconds for which an idle connection stays open, long enough for a browser with few calls."""
 GRACE_SECONDS = 5
-"""Seconds for answers under way, once the process is asked to stop."""
+"""Seconds for calls to finish once the process is asked to stop."""
 STALLED_SECONDS = 20
 """Seconds after which a client that reads none of the sent data is disconnected."""
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; return the exit code.
+    """Run the gateway until a signal ends it; return the exit code.
 
-    Raises `UsageError` if tokens are off and `wants_tokens` does not allow it. Raises
+    Raises `UsageError` if tokens are off and `wants_tokens` does not allow that. Raises
     `DatabaseUnavailable` or `SchemaMismatch` for a database, or a CRM, that cannot be used.
     """
     tokens = wants_tokens(settings)
@@ -88,7 +88,7 @@ def serve(settings: Settings) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Ends the event streams when asked to stop, and lets other calls finish."""
+    """A uvicorn server that ends the event streams when asked to stop, and finishes other calls."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -109,7 +109,7 @@ def _listening(config: uvicorn.Config) -> socket.socket:
 
 
 def wants_tokens(settings: Settings) -> bool:
-    """Return True if callers need a token. Raises `UsageError` if `off` is not allowed.
+    """Return True if callers need a token. Raises `UsageError` if they must but tokens are off.
 
     Tokens may be off only with the embedded servers and on a loopback address.
     """

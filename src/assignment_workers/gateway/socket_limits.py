@@ -14,17 +14,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_BYTES = 32 * 1024
 """The most bytes of the request line and all headers together."""
 ARRIVE_SECONDS = 20.0
-"""The most seconds from the connection, or a further request's first byte, to its last byte."""
+"""The most seconds for a request to arrive: from the opening of the connection, or the first byte
+of a further request, to its last byte."""
 CONNECTIONS = 5_000
-"""The most open connections; a further one is closed."""
+"""The most open connections of a gateway; a further one is closed."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which disconnects a request that is too large or too slow."""
+    """uvicorn's HTTP protocol, which disconnects a client with too large or slow a request."""
 
     _arrives: asyncio.TimerHandle | None = None
     _head: int = 0
-    """Bytes of the head read so far."""
+    """The bytes read so far of the request line and the headers."""
     _is_body: bool = False
     _is_whole: bool = False
     _too_large: bool = False

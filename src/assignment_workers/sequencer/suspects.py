@@ -148,7 +148,7 @@ class Suspects:
             log.warning("not_excused", error=type(error).__name__)
 
     def excuse_soon(self, **_: object) -> None:
-        """Call `excuse` in a thread. For signal handlers, which may interrupt a holder of a lock."""
+        """Call `excuse` in a thread. For signal handlers: they may interrupt a holder of a lock."""
         if self._in_hand is not None:
             Thread(target=self.excuse, name="excuse", daemon=True).start()
 

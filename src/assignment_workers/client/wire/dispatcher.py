@@ -203,7 +203,7 @@ class Dispatcher:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Answer all calls `Unavailable` if a background task failed, so that none waits in vain."""
+        """Answer all calls `Unavailable` if a background task failed: no caller waits in vain."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the client failed", exc_info=error)
             self._give_up("the client failed; its log tells how")

@@ -25,12 +25,12 @@ from assignment_workers.schema.tables import AccessKind, AccessRecord, ApiToken
 log = structlog.get_logger()
 
 EVERY_SECONDS = 10.0
-"""Seconds between two writes of the counts."""
+"""Seconds between two writes of the counted accesses to the database."""
 ADDRESSES = 1_000
-"""The most sums in memory. Refusals from further addresses are added to the sum `others`."""
+"""The most counts in memory, by address. Refusals of further addresses are counted as `others`."""
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
-"""The most pairs of a token and an agent that a gateway remembers."""
+"""The most pairs of a token and an agent whose last record a gateway remembers."""
 USE_SECONDS = 60
 """The least seconds between two writes of a token's last use, and so its accuracy."""
 
@@ -57,7 +57,10 @@ def record(
     subject: str | None = None,
     address: str | None = None,
 ) -> None:
-    """Store a record of an event that happens now. The caller commits."""
+    """Store a record of kind `what` in the access log, for now. The caller commits.
+
+    `who`: the token or system user that acts. `subject`: the token or agent acted on.
+    """
     connection.execute(
         insert(AccessRecord).values(
             at=func.clock_timestamp(), what=what, who=who, subject=subject, address=address
@@ -66,7 +69,7 @@ def record(
 
 
 def recorded(connection: Connection, *, most: int = 1_000) -> list[Access]:
-    """Return the newest records, newest first."""
+    """Return the newest records of the access log, newest first, at most `most`."""
     columns = [getattr(AccessRecord, name) for name in Access.__dataclass_fields__]
     rows = connection.execute(select(*columns).order_by(AccessRecord.id.desc()).limit(most))
     return [Access(*row) for row in rows]
@@ -82,18 +85,18 @@ class _Sum(NamedTuple):
 
 @dataclass
 class AccessLog:
-    """The counts of one gateway until they are written."""
+    """One gateway's counts for the access log, kept in memory until they are written."""
 
     engine: Engine
     clock: Callable[[], datetime]
     _sums: Counter[_Sum] = field(default_factory=Counter)
     _used: set[str] = field(default_factory=set)
     _acted: dict[tuple[str, int], int] = field(default_factory=dict)
-    """By token and agent: the hour, since the epoch, of the last record."""
+    """By token name and agent: the hour, counted since the epoch, of the last record."""
     _task: asyncio.Task[None] | None = None
 
     def refused(self, what: AccessKind, *, who: str | None, address: str | None) -> None:
-        """Count a refusal."""
+        """Count a refused call or sign-in, of kind `what`, by token `who` or from this address."""
         minute = self.clock().replace(second=0, microsecond=0)
         each = _Sum(minute, what, who, address)
         if each not in self._sums and len(self._sums) >= ADDRESSES:
@@ -101,7 +104,7 @@ class AccessLog:
         self._sums[each] += 1
 
     def acted(self, token: str, agent_id: int) -> None:
-        """Count a command for an agent by a token that is not the agent's own; once an hour."""
+        """Count a command for an agent by a token that is not the agent's; once an hour."""
         now = self.clock()
         hour = int(now.timestamp()) // 3600
         if self._acted.get((token, agent_id)) == hour:
@@ -135,9 +138,9 @@ class AccessLog:
             await self.write()
 
     async def write(self, *, whole: bool = True) -> None:
-        """Write the used tokens, and the sums of `ACTED_FOR` and of past minutes.
+        """Write the tokens' last uses and the counts of past minutes to the database.
 
-        Without `whole` the sums of the current minute are written too. If the database cannot be
+        `whole`: False to write the counts of the current minute as well. If the database cannot be
         written, the counts are kept for the next time.
         """
         minute = self.clock().replace(second=0, microsecond=0)

@@ -23,7 +23,7 @@ from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.schema.tables import TokenRole
 
 KNOWN_SECONDS = 3.0
-"""Seconds before a token is looked up again; a revoked token is refused after that."""
+"""Seconds for which a checked token is not looked up again; a revoked one is refused after that."""
 KNOWN_AT_MOST = 10_000
 
 ACTING = frozenset({TokenRole.AGENT, TokenRole.FRONTEND})
@@ -55,10 +55,8 @@ OF_AGENTS = frozenset(
         EventKind.MISSED_CALL_FOLLOWED_UP,
     }
 )
-"""The events of an agent and of the agent's assignments.
-
-The event of a refused command is not among them, because it names the holder.
-"""
+"""The kinds of events about agents and their assignments, which an agent or frontend may see. A
+refused command is not among them, because its event names the holder of the user."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Caller:
         return self.role is None or self.role in OPERATING
 
     def must_be(self, roles: frozenset[TokenRole]) -> None:
-        """Raise `Problem` 403 if the caller's role is not one of these."""
+        """Raise `Problem` 403 if the caller's role is not one of `roles`."""
         if self.role is not None and self.role not in roles:
             raise _forbidden(
                 f"a token of role {self.role} may not do this: {' or '.join(sorted(roles))} may"
@@ -112,7 +110,7 @@ EVERYBODY = Caller(None, None, None)
 
 @dataclass
 class Callers:
-    """Checks tokens and remembers each for `KNOWN_SECONDS`."""
+    """Finds the caller of each request by token or cookie, remembered for `KNOWN_SECONDS`."""
 
     engine: Engine
     required: bool
@@ -123,7 +121,7 @@ class Callers:
     used: Callable[[str], object] = lambda _: None
     """Called with a token's name at each use of the token."""
     acted: Callable[[str, int], object] = lambda *_: None
-    """Called with the token's name and the agent at each command of a token not the agent's own."""
+    """Called with a token's name and an agent at each command for that agent by another's token."""
     clock: Callable[[], float] = time.monotonic
     _known: OrderedDict[str | bytes, tuple[float, StoredToken | None]] = field(
         default_factory=OrderedDict
@@ -174,11 +172,14 @@ class Callers:
         return self.stack.hash.hex() if self.stack else None
 
     def forget(self, cookie: str) -> None:
-        """Look up the session of this cookie again at its next use."""
+        """Forget the session of this cookie, so that it is looked up again at its next use."""
         self._known.pop(sessions.digest(cookie), None)
 
     def knows(self, authorization: str, cookie: str) -> bool:
-        """Return True if the token or cookie was valid when last looked up. Looks nothing up."""
+        """Return True if the token in `authorization`, or the cookie, is known to be valid.
+
+        Looks up nothing: the last look-up counts.
+        """
         _, in_session = self._known.get(sessions.digest(cookie), (0.0, None))
         named = tokens.parts(bearer_of(authorization))
         if cookie and in_session is not None:
@@ -230,7 +231,7 @@ class Callers:
 
 
 def bearer_of(authorization: str) -> str:
-    """Return the token in this header; empty if there is none."""
+    """Return the token in an `Authorization` header; empty if there is none."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

@@ -22,16 +22,16 @@ from assignment_workers.gateway.problems import unavailable
 from assignment_workers.schema.tables import AccessKind
 
 HELD_SECONDS = 1.0
-"""Seconds for which the answer to an address with too many refusals is held back."""
+"""Seconds by which an answer is delayed for an address that was refused too often."""
 HELD_AT_MOST = 500
-"""The most answers held back at a time. Further answers are sent at once and end the connection."""
+"""The most delayed answers at a time. Further answers are sent at once and end the connection."""
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 SIGN_IN = frozenset({"/login", links.PATH})
 COOKIE = b"assignment_workers="
 
 
 class Doorkeeper:
-    """Middleware that tells an address with too many refusals to come back later."""
+    """Middleware that answers 429 to an address whose calls were refused too often."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Doorkeeper:
         self._access.refused(what, who=who, address=address)
 
     def _is_known(self, scope: Scope) -> bool:
-        """Return True if the caller is known to hold a valid token or session."""
+        """Return True if the token or session of this call is known to be valid."""
         authorization, cookie = b"", b""
         for name, value in scope["headers"]:
             if name == b"authorization":

@@ -28,10 +28,11 @@ def begin(
     link: str | None = None,
     address: str | None = None,
 ) -> str | None:
-    """Begin a session and return its cookie; None if another session has used the link.
+    """Begin a dashboard session and return its cookie; None if its link was used before.
 
     `token` is the name of the token that opens the session. `stack` is the digest of the stack's
-    own secret, if that opens it. The caller commits.
+    own secret, if that opens the session. `link` is the one-time link, `address` the browser's, for
+    the access log. The caller commits.
     """
     cookie = secrets.token_urlsafe(32)
     now = func.clock_timestamp()
@@ -55,9 +56,10 @@ def begin(
 
 
 def find(connection: Connection, cookie: bytes, *, stack: str | None) -> StoredToken | None:
-    """Return the opener of the session with this cookie digest; None if it is not valid.
+    """Return the token that opened the session of `cookie`, a digest; None if none is valid.
 
-    A session that a stack's own secret opened is valid only at a gateway of that stack.
+    `stack`: the digest of this gateway's own secret. A session that a stack's secret opened is
+    valid only at a gateway of that stack.
     """
     row = connection.execute(_FIND, {"hash": cookie}).one_or_none()
     if row is None:
@@ -86,7 +88,8 @@ def digest(cookie: str) -> bytes:
 
 
 STACK = StoredToken("stack", b"", None, None)
-"""The bearer of the secret that `up` made, who may do everything on that stack."""
+"""The facts of the stack's own token, which `up` made. Its bearer may do everything on that stack.
+"""
 
 _FIND = (
     select(ApiToken.id, ApiToken.role, ApiToken.agent_id, DashboardSession.stack)

@@ -26,7 +26,7 @@ from assignment_workers.schema.tables import AccessKind, ApiToken, TokenRole
 
 PREFIX = "aw"
 SECRET_BYTES = 32
-"""Enough random bytes that a fast hash is as safe as a slow one."""
+"""The random bytes of a token's secret: so many that a fast hash is as safe as a slow one."""
 _LONGEST = 200
 
 
@@ -52,12 +52,15 @@ class StoredToken:
     id: str
     hash: bytes
     role: TokenRole | None
-    """None: everything is allowed, as for the bearer of the stack's own secret."""
+    """The role of the token. None, for the stack's own token: everything is allowed."""
     agent_id: int | None
 
 
 def of_stack(token: str | None) -> StoredToken | None:
-    """Return the token that `up` made for its own stack, which no database stores."""
+    """Return `token`, the one that `up` made for its own stack, in the form of a stored token.
+
+    None without a token, or for a text of another form. No database stores this token.
+    """
     named = parts(token or "")
     return named and StoredToken(named[0], _hash(named[1]), None, None)
 
@@ -148,7 +151,10 @@ def parts(token: str) -> tuple[str, str] | None:
 
 
 def matches(kept: StoredToken | None, secret: str) -> bool:
-    """Return True if this is the token's secret. A mismatch or no token takes as long."""
+    """Return True if `secret` is that of the stored token `kept`.
+
+    A wrong secret, or None for the token, takes as long, so that the time tells nothing.
+    """
     against = kept.hash if kept else bytes(hashlib.sha256().digest_size)
     return hmac.compare_digest(_hash(secret), against) and kept is not None
 

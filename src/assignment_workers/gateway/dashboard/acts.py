@@ -45,19 +45,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of an action's form, besides the reason."""
+    """A field of an action's form, besides the reason, which every form has."""
 
     name: str
     label: str
     required: bool = True
     digits: bool = True
     of_lists: bool = False
-    """True if it names the subject; the form then asks for it only on a page of many subjects."""
+    """True if the field names the subject, which only a page of many subjects has to ask for."""
 
 
 @dataclass(frozen=True)
 class Act:
-    """An action that an operator may take."""
+    """An action that an operator may take on the dashboard."""
 
     title: str
     told: str
@@ -195,15 +195,18 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 def subject_of(said: Mapping[str, str]) -> str:
-    """Return the subject to record. A phone number is left out: its suppression stores it."""
+    """Return the subject of an action to record, from the fields of its form.
+
+    A phone number is left out, because its suppression stores it.
+    """
     named = said.get("subject") or said.get("user")
     return named or ("a phone number" if said.get("phone") else "all")
 
 
 def _whom(asked: Asked) -> tuple[int | None, str | None]:
-    """Return the user of the page or the form, and the phone number.
+    """Return the user id and the phone number that an action concerns; None for a missing one.
 
-    The sequencer refuses a command that names both.
+    The user is that of the page or the form. The sequencer refuses a command that names both.
     """
     phone = asked.said.get("phone") or None
     named = asked.said.get("subject") or asked.said.get("user")
@@ -226,7 +229,10 @@ async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
 
 
 async def send_again(client: AsyncClient, engine: Engine, number: int) -> str | Unavailable:
-    """Send the message of a dead letter again. Raises `Problem` if that is impossible."""
+    """Send the message of dead letter `number` again; return its new id.
+
+    Raises `Problem` if that is impossible.
+    """
 
     def find() -> Letter | None:
         with engine.connect() as connection:
@@ -290,7 +296,7 @@ def _sent(task: str | Unavailable) -> str:
 
 
 def _number(said: str, most: int) -> int | None:
-    """Return the number in the text; None if it is none, or not between 1 and `most`."""
+    """Return the number in the text `said`; None if it has none, or not one from 1 to `most`."""
     is_one = said.isascii() and said.isdigit() and len(said) <= len(str(most))
     return int(said) if is_one and 1 <= int(said) <= most else None
 

@@ -17,7 +17,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 720, 200, 48, 22
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of the chart of assignments, and its label."""
+    """A bar of the report's chart of assignments, and its label."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class ChartLine:
-    """A line of the chart of times: its points in the form of SVG, one text per piece."""
+    """A line of the report's chart of times: SVG points, one text per unbroken piece."""
 
     name: str
     dashes: str
@@ -44,7 +44,7 @@ class Tick:
 
 
 def document(report: Report, shares: Breakdown) -> str:
-    """Return the text of the file."""
+    """Return the service report as the text of one HTML file. `shares`: its breakdown."""
     length = (report.until - report.since) / BARS
     places = {round((part.at - report.since) / length): part for part in shares.parts}
     most = max((part.assignments for part in shares.parts), default=0)

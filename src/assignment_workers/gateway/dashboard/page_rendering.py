@@ -44,23 +44,23 @@ TICK_SECONDS = 1.0
 BEAT_SECONDS = 15.0
 """Seconds after which a stream without changes sends a comment, to show that it is alive."""
 CHECKED_SECONDS = 3.0
-"""Seconds between two checks that the viewer is still allowed to look."""
+"""Seconds between two checks that the viewer of an open page may still see it."""
 WATCHERS = 200
 THREADS = 4
 DIGITS = 18
-"""The most digits of a number that is read."""
+"""The most digits of a number in an address or form that is accepted."""
 HTML = "text/html"
 EVENTS = "text/event-stream"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""The content a page may load: its own style and script."""
+"""The Content-Security-Policy of a page: it may load only the gateway's own style and script."""
 
 
 @dataclass
 class Dashboard:
-    """The parts of the gateway that the pages use."""
+    """The parts of the gateway that the pages use, such as templates and the source of facts."""
 
     engine: Engine
     client: AsyncClient
@@ -77,14 +77,18 @@ class Dashboard:
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(THREADS, "dashboard")
     )
-    """A pool of the pages, so that one that waits for the database delays no other caller."""
+    """The threads of the pages, so that a page that waits for the database delays no other caller.
+    """
 
     async def aside(self, what: Callable[..., T], *given: object) -> T:
-        """Run `what` in a thread of the dashboard and return its result."""
+        """Run `what` with the arguments `given` in a thread of the dashboard; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, what, *given)
 
     async def stored(self, what: Callable[[Connection], T]) -> T:
-        """Run `what` in a transaction and return its result. Raises `Problem` 503 if it fails."""
+        """Run `what` in a database transaction in a thread, and return its result.
+
+        Raises `Problem` 503 if the database fails.
+        """
 
         def write() -> T:
             with self.engine.begin() as connection:
@@ -97,7 +101,7 @@ class Dashboard:
 
 
 def wants_page(request: Request) -> bool:
-    """Return True if a browser, not a program, sent the request."""
+    """Return True if the request comes from a browser, which gets pages instead of JSON."""
     accepted = request.headers.get("accept", "")
     return HTML in accepted or EVENTS in accepted
 
@@ -132,13 +136,16 @@ def _wrong(request: Request, problem: Problem) -> Response:
 
 
 def here_of(request: Request) -> Dashboard:
-    """Return the parts of the gateway that the pages use."""
+    """Return the parts of the gateway that the pages use, from the request's application."""
     found: Dashboard = request.app.state.dashboard
     return found
 
 
 async def looker_of(request: Request) -> Caller:
-    """Return the viewer. Raises `Problem` if the viewer has not signed in or may not look."""
+    """Return the signed-in viewer of a page.
+
+    Raises `Problem` if the viewer has not signed in or may not see pages.
+    """
     caller = await session.looker(here_of(request).callers, request)
     caller.must_be(WATCHING)
     return caller
@@ -161,7 +168,10 @@ def html(
 
 
 async def show(request: Request, view: View) -> Response:
-    """Return a page, or the stream that updates it. Raises `Problem`."""
+    """Return the page of `view`, or the stream that updates it if the request asks for that.
+
+    Raises `Problem`.
+    """
     caller = await looker_of(request)
     here = here_of(request)
     if EVENTS in request.headers.get("accept", ""):
@@ -199,7 +209,10 @@ def _nothing(view: View) -> Problem:
 
 
 async def _regions(request: Request, caller: Caller, view: View) -> AsyncIterator[str]:
-    """Yield each region when it changes, and `trouble` when the facts cannot be read."""
+    """Yield each region (a part of the page) as a server-sent event when it has changed.
+
+    The event `trouble` is sent when the facts cannot be read.
+    """
     here = here_of(request)
     shown: dict[str, str] = {}
     here.watchers += 1
@@ -234,7 +247,11 @@ async def _may_go_on(request: Request, caller: Caller) -> bool:
 
 
 def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
-    """Return the current regions, rendered once for all viewers of the same page."""
+    """Return the current HTML of each region (a part of the page `view`), by name.
+
+    Viewers of the same page with the same right to read free text share one rendering. `here`: the
+    parts of the gateway; `caller`: the viewer.
+    """
     name = ("page", view.title, caller.sees_text)
     return here.source.read_cache.once(
         name, lambda: _rendered(here, view, caller), seconds=FRESH_SECONDS / 2
@@ -242,7 +259,10 @@ def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
 
 
 def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
-    """Render the regions; `trouble` holds the reason if the facts cannot be read."""
+    """Render the HTML of each region (a part of the page `view`) for this viewer, by name.
+
+    `trouble` has the reason if the facts cannot be read; otherwise it is empty.
+    """
     try:
         facts = view.read(here.source)
     except Problem as problem:

@@ -49,7 +49,7 @@ async def queue(request: Request, name: str) -> Response:
 @ROUTES.get("/queues/{name}/rules")
 @as_page
 async def rules(request: Request, name: str) -> Response:
-    """Show how many users of a dialer queue each rule holds back, counted and not estimated."""
+    """Show how many users of a dialer queue each rule holds back, by an exact count."""
     return await show(request, views.rules(name))
 
 
@@ -164,7 +164,7 @@ async def report(request: Request) -> Response:
 @ROUTES.get("/find")
 @as_page
 async def find(request: Request) -> Response:
-    """Redirect to a user or an agent by number."""
+    """Redirect to the page of the user or agent whose number was searched for."""
     await looker_of(request)
     said = request.query_params
     what = "agent" if said.get("what") == "agent" else "user"
@@ -182,7 +182,7 @@ def _number(said: str, what: str, *, most: int = 10**DIGITS) -> int:
 @ROUTES.post("/act/{name}")
 @as_page
 async def act(request: Request, name: str) -> Response:
-    """Carry out an operator's action, recorded with its operator and reason."""
+    """Carry out the operator's action `name`, recorded with its operator and reason."""
     caller = await looker_of(request)
     caller.must_be(OPERATING)
     said = await session.fields(request)
@@ -316,7 +316,7 @@ async def sign_out(request: Request) -> Response:
 
 @ROUTES.get("/assets/{name}")
 async def asset(name: str) -> Response:
-    """Serve the style, script, charting library and its licence. No sign-in is needed."""
+    """Serve a static file: style, script, charting library or licence. No sign-in is needed."""
     if name not in ASSETS:
         return Response(status_code=HTTPStatus.NOT_FOUND)
     return FileResponse(

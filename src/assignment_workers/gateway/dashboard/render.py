@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 
 
 def environment() -> Environment:
-    """Return the templates; every value in them is escaped."""
+    """Return the Jinja environment of the pages; every value in a template is escaped."""
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -45,7 +45,7 @@ def number(value: float | None) -> str:
 
 
 def capped(value: int | None, most: int) -> str:
-    """Format a count that stops at `most`."""
+    """Format a count whose counting stopped at `most`, such as "1,000 or more"."""
     return f"{number(value)} or more" if value is not None and value >= most else number(value)
 
 
@@ -55,7 +55,7 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def share(part: float | None) -> str:
-    """Format a share of one as percent."""
+    """Format `part`, a share from 0 to 1, as percent."""
     return UNKNOWN if part is None else f"{part:.2%}"
 
 
@@ -79,22 +79,28 @@ def at(moment: datetime | None) -> Markup | str:
 
 
 def since(moment: datetime | None) -> Markup | str:
-    """Mark a time for a script that shows how long ago it was; without the script, the time."""
+    """Return HTML of a time for a script that shows how long ago it was.
+
+    Without the script, the time itself is shown.
+    """
     return _time(moment, "since")
 
 
 def until(moment: datetime | None) -> Markup | str:
-    """Mark a time for a script that counts down to it; without the script, the time."""
+    """Return HTML of a time for a script that counts down to it.
+
+    Without the script, the time itself is shown.
+    """
     return _time(moment, "until")
 
 
 def words(name: object) -> str:
-    """Format a name from the code for people."""
+    """Format a name from the code, such as `put_off_until`, as words for people."""
     return str(name).replace("_", " ").replace("ASSIGNMENT RACE CONDITION", "race")
 
 
 def told(facts: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """Return the details of an event as text, in the order of their names."""
+    """Return the details of an event as pairs of name and text, sorted by name."""
     return [(words(name), str(value)) for name, value in sorted(facts.items()) if value is not None]
 
 

@@ -13,7 +13,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 PREFIX = "assignment-workers:beat:"
-"""`redbeat_key_prefix` of the shipped celeryconfig.py; with another prefix nothing is found."""
+"""The prefix of beat's keys in Redis, `redbeat_key_prefix` of the shipped celeryconfig.py. With
+another prefix no schedule is found."""
 FRESH_SECONDS = 2.0
 ENTRIES = 100
 
@@ -28,7 +29,10 @@ class Schedule:
     _lock: Lock = field(default_factory=Lock)
 
     def due(self) -> dict[str, datetime]:
-        """Return the next run by task; empty if beat never ran or Redis does not answer."""
+        """Return the time of each scheduled task's next run, by the task's name.
+
+        Empty if beat never ran or Redis does not answer.
+        """
         with self._lock:
             if time.monotonic() - self._read_at >= FRESH_SECONDS:
                 try:

@@ -23,23 +23,27 @@ from assignment_workers.gateway.problems import refused
 COOKIE = "assignment_workers"
 FORM = "application/x-www-form-urlencoded"
 _OWN = secrets.token_bytes(32)
-"""The secret for proofs if tokens are off: there is no cookie then, and only one gateway."""
+"""The secret for the proofs in forms if tokens are off: then no cookie and only one gateway exist.
+"""
 
 
 async def looker(callers: Callers, request: Request) -> Caller:
-    """Return the viewer. Raises `Problem` 401 without a valid session, 429 for too many calls."""
+    """Return the signed-in viewer of a page.
+
+    Raises `Problem` 401 without a valid session, 429 for too many calls.
+    """
     caller = await callers.session(cookie_of(request))
     request.state.caller = caller
     return caller
 
 
 def cookie_of(request: Request) -> str:
-    """Return the cookie of the request; empty if there is none."""
+    """Return the session cookie of the request; empty if there is none."""
     return request.cookies.get(COOKIE, "")
 
 
 def set_cookie(response: Response, cookie: str, *, secure: bool) -> None:
-    """Set this cookie in the browser."""
+    """Set the session cookie in the browser. `secure`: True to send it over HTTPS only."""
     response.set_cookie(
         COOKIE,
         cookie,
@@ -52,20 +56,20 @@ def set_cookie(response: Response, cookie: str, *, secure: bool) -> None:
 
 
 def forget(response: Response, *, secure: bool) -> None:
-    """Delete the cookie in the browser."""
+    """Delete the session cookie in the browser."""
     response.delete_cookie(COOKIE, path="/", httponly=True, secure=secure, samesite="strict")
 
 
 def proof(request: Request) -> str:
-    """Return the proof that every form of this session carries."""
+    """Return the text that every form of this session carries to prove that our page sent it."""
     secret = cookie_of(request).encode("utf-8", "surrogatepass") or _OWN
     return hmac.new(secret, b"a form of the dashboard", hashlib.sha256).hexdigest()
 
 
 async def fields(request: Request, *, proven: bool = True) -> dict[str, str]:
-    """Return the fields of a form. Raises `Problem` 403 if our pages did not send it.
+    """Return the fields of a submitted form. Raises `Problem` 403 if our pages did not send it.
 
-    `proven=False` accepts a form without a proof, as for signing in.
+    `proven=False` accepts a form without the session's proof, as for signing in.
     """
     site = request.headers.get("sec-fetch-site", "same-origin")
     body = (await request.body()).decode("utf-8", "replace")

@@ -28,9 +28,9 @@ from assignment_workers.settings import Settings
 T = TypeVar("T")
 
 SLOW_SECONDS = 5.0
-"""The greatest age of charts and estimates, in seconds."""
+"""Seconds for which charts and estimates are cached."""
 SERVICE_AT_MOST = 60.0
-"""The greatest age of reports and of counts by rule, in seconds."""
+"""The most seconds for which reports and counts by rule are cached."""
 HOLDS = 50
 LISTED = 50
 SUPPRESSIONS_LISTED = 200
@@ -40,7 +40,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class PageSource:
-    """The sources of the facts on pages."""
+    """The database, caches and policies from which pages take their facts."""
 
     read_cache: ReadCache
     schedule: Schedule
@@ -52,13 +52,13 @@ class PageSource:
         return policies_of(self.settings)
 
     def now(self) -> Figures:
-        """Return the figures that most pages show."""
+        """Return the current figures of the dialer queues, which most pages show."""
         return self.read_cache.figures()
 
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
     ) -> T:
-        """See `ReadCache.read`."""
+        """Run `what` on a connection, or return its cached result; see `ReadCache.read`."""
         return self.read_cache.read(name, what, seconds=seconds)
 
 
@@ -273,7 +273,7 @@ def agent(number: int) -> View:
 
 
 def _stands(connection: Connection, number: int) -> Facts | None:
-    """Return the facts about an agent from the dialer's tables and from ours."""
+    """Return the facts about agent `number` from the dialer's tables and ours; None if unknown."""
     known, stood = details.agent(connection, number), shown(connection, number)
     return known | stood.model_dump() if known and stood else None
 
@@ -350,7 +350,7 @@ def dead_letters() -> View:
 
 
 def _ends_of_letter(facts: Facts) -> Sequence[str]:
-    """Return the actions on a dead letter; none once it is dismissed."""
+    """Return the names of the actions on a dead letter; none once it is dismissed."""
     found: Letter = facts["letter"]
     if found.dismissed_at is not None:
         return ()

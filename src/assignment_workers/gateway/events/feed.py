@@ -28,13 +28,13 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 AWAY = (DBAPIError, PoolTimeout)
-"""Errors of a database that cannot answer now."""
+"""The errors that mean that the database cannot answer now."""
 PAGE = 500
-"""The most events in one read."""
+"""The most events that are read from the database at once."""
 BEHIND_AT_MOST = 100_000
-"""The most missed events that a returning reader is still sent one by one."""
+"""The most missed events that a reader who reconnects gets; one who missed more gets `reset`."""
 SILENCE_SECONDS = 15.0
-"""Seconds without a notification after which the database is read, in case one was lost."""
+"""Seconds without a notification after which new events are looked for, in case one was lost."""
 SETTLE_SECONDS = 0.02
 BACK_OFF_SECONDS = 2.0
 SHOWN = (
@@ -52,18 +52,18 @@ SHOWN = (
     "kind",
     "done",
 )
-"""The details that are sent; free text in them is hidden from every reader."""
+"""The names of the details that are sent with an event. Free text is hidden from every reader."""
 
 
 @dataclass(frozen=True)
 class EventFilter:
-    """The events that a reader may see and wants; None: all."""
+    """The kinds of events, and the agent, that a reader may see and wants; None: all of them."""
 
     agent_id: int | None = None
     kinds: frozenset[str] | None = None
 
     def covers(self, stored: StoredEvent) -> bool:
-        """Return True if the filter covers this kind of event. The caller checks `agent_id`."""
+        """Return True if the filter covers the kind of this event. The caller checks the agent."""
         return self.kinds is None or stored.kind in self.kinds
 
 
@@ -75,7 +75,7 @@ class SerializedEvent:
 
     @cached_property
     def text(self) -> bytes:
-        """The event as a server-sent event."""
+        """The event in the text format of server-sent events."""
         stored = self.stored
         said = {
             name: value
@@ -88,7 +88,7 @@ class SerializedEvent:
 
 
 def written(number: int, kind: str, said: dict[str, object]) -> bytes:
-    """Return a server-sent event."""
+    """Return a server-sent event with the id `number`, the type `kind` and the data `said`."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, kind.encode(), to_json(said))
 
 
@@ -102,7 +102,7 @@ class Follower(Protocol):
 
 
 class Feed:
-    """The listening connection, open while there are readers."""
+    """The connection that listens for new events, open while streams are open."""
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self.position = 0
@@ -165,7 +165,7 @@ class Feed:
                     pass
 
     async def _read_on(self) -> None:
-        """Pass on all events that are committed."""
+        """Read the newly committed events, and pass them on to the readers."""
         while found := await self._ask(
             lambda connection: events.between(connection, self.position, limit=PAGE)
         ):
@@ -178,7 +178,7 @@ class Feed:
                 return
 
     async def _hand_on_up_to(self, until: int) -> None:
-        """Pass on the events up to `until`; ids that are missing by now will never exist."""
+        """Pass on the events with ids up to `until`. A missing id never gets an event."""
         while self.position < until:
             found = await self._ask(
                 lambda connection: events.between(connection, self.position, until, limit=PAGE)
@@ -188,7 +188,7 @@ class Feed:
                 self.position = until
 
     async def _settle(self) -> None:
-        """Wait for the end of every open transaction that may have taken an id already."""
+        """Wait for the end of every open transaction that may have taken an event id already."""
         held_back = await self._ask(events.writers)
         while held_back:
             await asyncio.sleep(SETTLE_SECONDS)
@@ -207,7 +207,10 @@ class Feed:
     async def read(
         self, after: int, until: int, event_filter: EventFilter
     ) -> Sequence[StoredEvent]:
-        """Return a page of the events that the filter covers, after `after` and up to `until`."""
+        """Return a page of the events that the filter covers, with ids from `after` to `until`.
+
+        `after` is excluded, `until` included.
+        """
         return await self._ask_for_reader(
             lambda connection: events.between(
                 connection,
@@ -220,14 +223,17 @@ class Feed:
         )
 
     async def can_tell(self, last: int, until: int) -> bool:
-        """Return True if the missed events are still stored and span at most `BEHIND_AT_MOST`."""
+        """Return True if a reader can get all events after id `last` up to id `until`.
+
+        They must still be stored, and be at most `BEHIND_AT_MOST`.
+        """
         if until - last > BEHIND_AT_MOST:
             return False
         oldest, _ = await self._ask_for_reader(events.bounds)
         return last + 1 >= oldest
 
     async def is_known(self, last: int) -> bool:
-        """Return True if an event with this id may have existed."""
+        """Return True if an event with the id `last` may have existed."""
         if last <= self.position:
             return True
         _, newest = await self._ask_for_reader(events.bounds)
@@ -241,13 +247,13 @@ class Feed:
         return await asyncio.to_thread(ask)
 
     async def _ask_for_reader(self, what: Callable[[Connection], T]) -> T:
-        """Read for one returning reader at a time, so that many of them do not delay the feed."""
+        """Run `what`, a returning reader's read; one at a time, so as not to delay the feed."""
         async with self._returning:
             return await self._ask(what)
 
 
 def _without_gap(found: Sequence[StoredEvent], after: int) -> int:
-    """Return how many of these events have consecutive ids after `after`."""
+    """Return how many of the events in `found` have consecutive ids from `after` + 1 on."""
     return next(
         (place for place, stored in enumerate(found) if stored.id != after + 1 + place), len(found)
     )

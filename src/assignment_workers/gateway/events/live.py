@@ -31,10 +31,10 @@ from assignment_workers.gateway.problems import unavailable
 log = structlog.get_logger()
 
 BUFFERED = 8 * PAGE
-"""The most events buffered for one reader. A slower reader is cut off and can resume."""
+"""The most events buffered for one reader. A slower reader is disconnected and can resume."""
 READERS = 2_000
 READERS_OF_ONE = 10
-"""The most streams at once: in all (`READERS`), and by one agent's token."""
+"""The most streams that one agent's token may have open; `READERS` limits all streams together."""
 START_SECONDS = 5.0
 
 RESET = "reset"
@@ -43,7 +43,7 @@ RESET = "reset"
 
 @dataclass(eq=False)
 class EventReader:
-    """One stream. All events up to the id `last` that the reader may see were sent."""
+    """One open stream. Every event up to the id `last` that its reader may see was sent."""
 
     feed: Feed
     event_filter: EventFilter
@@ -85,11 +85,11 @@ class EventReader:
         return b"".join(line.text for line in lines)
 
     def mark(self) -> bytes:
-        """Return a comment with the id reached by the stream, so that little is read again."""
+        """Return a comment with the last id that the stream has passed, for a later resumption."""
         return b": alive\nid: %d\n\n" % self.last
 
     def put(self, line: SerializedEvent) -> None:
-        """Buffer an event; cut the reader off if its buffer is full."""
+        """Buffer an event for sending; end the stream if the buffer is full."""
         if line.stored.id <= self.last or not self.event_filter.covers(line.stored):
             return
         if len(self._lines) >= BUFFERED:
@@ -115,7 +115,7 @@ class EventReader:
 
 
 class Live:
-    """The readers of this gateway, and the feed while there are any."""
+    """The open event streams of this gateway, and the feed of events while there are any."""
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self._engine = engine
@@ -193,7 +193,7 @@ class Live:
         return self._feed
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Cut all readers off if the feed ended by a defect, so that none waits in vain."""
+        """End every stream if the feed's task failed, so that no reader waits in vain."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_failed", exc_info=error)
             self._feed = None

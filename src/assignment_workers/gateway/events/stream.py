@@ -19,12 +19,15 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "text/event-stream"
 BEAT_SECONDS = 15.0
-"""Seconds between two signs of life; the token is checked at each."""
+"""Seconds between two comments on a silent stream; the caller's token is checked at each."""
 LAST_WORD_SECONDS = 1.0
 
 
 class EventStream(Response):
-    """The events of a filter after `last`, until the client leaves or its token is revoked."""
+    """A response that streams the events of a filter after the id `last`.
+
+    It ends when the client disconnects or its token is revoked.
+    """
 
     media_type = MEDIA_TYPE
 
@@ -46,7 +49,7 @@ class EventStream(Response):
         self._may_go_on = may_go_on
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves, is cut off or loses its right.
+        """Send events until the client disconnects, is too slow, or loses its right to read.
 
         Raises `Problem` before the first byte is sent.
         """
