@@ -42,7 +42,7 @@ class NaiveInstant(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert an aware datetime to UTC and drop its zone. Raises `ValueError` for others."""
+        """Convert an aware datetime to UTC without a zone. Raises `ValueError` for a naive one."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -80,13 +80,13 @@ class CrmBase(DeclarativeBase):
 
 
 def one_of(column: str, values: Iterable[StrEnum]) -> CheckConstraint:
-    """Build a check constraint that `column` holds one of `values`."""
+    """Build a check constraint that `column` holds one of `values`, such as states."""
     names = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({names})", name=column)
 
 
 def sql_text(value: str) -> ColumnElement[str]:
-    """Write a name of ours, such as a state, into the SQL text instead of sending a parameter.
+    """Return `value`, a name of ours such as a state, as SQL text instead of a parameter.
 
     The planner uses a partial index only if it sees the condition of the index. In the generic plan
     of a prepared statement a parameter hides that condition. Raises `ValueError` for a value with

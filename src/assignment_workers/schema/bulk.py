@@ -17,9 +17,9 @@ from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 
 
 def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedAlias:
-    """Return the named parameter, a list of objects, as a table with these columns.
+    """Return the statement parameter `parameter`, a JSON list of objects, as a table.
 
-    A missing key is null.
+    The table has these columns, by name and type. A missing key is null.
     """
     source = func.jsonb_to_recordset(bindparam(parameter, type_=JSONB))
     return source.table_valued(
@@ -33,10 +33,11 @@ def insert_rows(
     parameter: str = "rows",
     unless: InstrumentedAttribute[Any] | None = None,
 ) -> Insert:
-    """Insert the rows of the named parameter into these columns of the table of `model`.
+    """Build an INSERT into `columns` of the table of `model`, from a parameter: a list of objects.
 
-    Times are instants in every row, also for columns that store UTC without a zone. A row is left
-    out if its value named like `unless` already exists in that column.
+    `parameter` is the parameter's name. Times are instants in every row, also for columns that
+    store UTC without a zone. `unless`: leave out a row whose value for that column already exists
+    there.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}

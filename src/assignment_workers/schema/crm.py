@@ -28,7 +28,7 @@ class CrmUser(CrmBase):
     last_name: Mapped[str | None]
     phone_number: Mapped[str | None]
     country: Mapped[str | None]
-    """Optional, like `time_zone`: read only if the settings name the CRM's column."""
+    """Optional, like `time_zone`: read only if the settings name the column of the CRM for it."""
     time_zone: Mapped[str | None]
     email_address: Mapped[str | None]
     current_signature_file_id: Mapped[str | None]
@@ -79,26 +79,26 @@ No name and no postal or email address of a person is among them.
 """
 
 OPTIONAL = ("country", "time_zone")
-"""Columns of users that a CRM may lack. A `CrmMapping` that maps them has them."""
+"""Columns of users that a CRM may lack; they are read only if a `CrmMapping` names them."""
 
 FOLDED = {(Claim, "status"), (ClaimRequirement, "status"), (ClaimRequirement, "type")}
-"""Columns whose case and trailing spaces do not count: MySQL takes 'PENDING', 'pending' and
-'pending ' as equal."""
+"""The columns that are compared without case and trailing spaces, because MySQL takes 'PENDING',
+'pending' and 'pending ' as equal."""
 
 
 @dataclass(frozen=True)
 class CrmMapping:
-    """A CRM's names for our tables and for our columns."""
+    """The names that a CRM has for our tables and our columns of users and claims."""
 
     tables: Mapping[type[CrmBase], str]
     columns: Mapping[type[CrmBase], Mapping[str, str]]
 
     def column(self, model: type[CrmBase], name: str) -> str:
-        """Return the CRM's name of our column: our own name if it is not mapped."""
+        """Return the CRM's name of our column `name`; our own name if it is not mapped."""
         return self.columns.get(model, {}).get(name, name)
 
     def has(self, model: type[CrmBase], name: str) -> bool:
-        """Return True if the CRM has our column: always, unless the column is optional."""
+        """Return True if the CRM has our column `name`: always, unless the column is optional."""
         return name not in OPTIONAL or name in self.columns.get(model, {})
 
     def with_columns(self, optional: Mapping[str, str]) -> CrmMapping:
@@ -135,10 +135,12 @@ MAPPINGS = {
 
 MIRROR_SCHEMA = "crm_mirror"
 MIRROR = MetaData(schema=MIRROR_SCHEMA, naming_convention=CrmBase.metadata.naming_convention)
-"""The facts of an external CRM at its last complete read, in our database."""
+"""The tables of the mirror: the facts of an external CRM at its last complete read, in our
+database."""
 
 INCOMING = "incoming_"
-"""The prefix of the tables that a read fills until it is complete."""
+"""The prefix of the mirror's tables that a read fills; they replace the others when it is complete.
+"""
 
 for _model, _names in FACTS.items():
     _of = _model.__table__

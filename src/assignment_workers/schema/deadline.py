@@ -24,11 +24,11 @@ from psycopg.errors import _WaitTimeout
 T = TypeVar("T")
 
 EXCHANGE_SECONDS = 5.0
-"""The longest wait for an answer, unless a connection has another."""
+"""The longest wait for a server's answer to a statement, unless a connection has another limit."""
 MARGIN_SECONDS = 2.0
-"""Added to the server's own statement timeout, so that the server's error arrives first."""
+"""Seconds added to the server's own statement timeout, so that the server's error arrives first."""
 LOOK_SECONDS = 10.0
-"""The interval between two checks of a statement that may take long."""
+"""Seconds between two checks that the server still executes a statement that may take long."""
 
 
 class NoAnswer(psycopg.OperationalError):
@@ -41,19 +41,19 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that closes itself and raises `NoAnswer` at its deadline."""
+    """A PostgreSQL connection that closes itself and raises `NoAnswer` at its deadline."""
 
     exchange_seconds = EXCHANGE_SECONDS
-    """The longest wait for an answer."""
+    """The longest wait for an answer, in seconds."""
     dialer_schema = "public"
     """The schema that has the dialer's tables (`schema.dialer_schema`)."""
     dialer_schema_named = False
-    """True if the address names that schema."""
+    """True if the database address names the dialer's schema."""
     is_at_work: Callable[[BoundedConnection], bool] | None = None
     """For long statements: called at each deadline; returns True to continue the wait."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait as psycopg does, until this connection's deadline or for the caller's `timeout`."""
+        """Wait for an answer as psycopg does, but at most until the deadline or for `timeout`."""
         if timeout is not None:
             return super().wait(gen, interval=interval, timeout=timeout)
         began = monotonic()
@@ -65,7 +65,10 @@ class BoundedConnection(psycopg.Connection[Any]):
                     raise self.dropped(monotonic() - began) from None
 
     def dropped(self, seconds: float) -> NoAnswer:
-        """Close the connection without sending anything; return the error to raise."""
+        """Close the connection without sending anything; return the error to raise.
+
+        `seconds`: how long the server did not answer, for the message.
+        """
         drop(self)
         return NoAnswer(round(seconds, 1))
 
@@ -102,7 +105,10 @@ def ending(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator
 
 
 def at_work(connection: BoundedConnection) -> bool:
-    """Ask over a new connection whether the server still executes this connection's statement."""
+    """Return True if the server still executes this connection's statement.
+
+    The server is asked over a new connection.
+    """
     parameters: dict[str, Any] = conninfo_to_dict(
         connection.info.dsn, password=connection.info.password or None
     )

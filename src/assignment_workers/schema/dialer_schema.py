@@ -29,7 +29,7 @@ _PLAIN = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
 def checked(name: str) -> str:
-    """Return the name if SQL needs no quotes for it. Raises `UsageError` otherwise."""
+    """Return `name` if SQL needs no quotes for it as a schema. Raises `UsageError` otherwise."""
     if not _PLAIN.fullmatch(name):
         raise UsageError(
             f"the database's address: schema={name}: the schema's name has to be of small letters,"
@@ -39,7 +39,7 @@ def checked(name: str) -> str:
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """Rewrite SQL, or a message about it, for a dialer whose tables are in `schema`."""
+    """Return `sql`, or a message about it, with `schema` named in place of `public`."""
     return sql if schema == PUBLIC else _PUBLIC.sub(schema, sql)
 
 
@@ -57,7 +57,10 @@ def is_named(connection: Connection) -> bool:
 
 
 def marking(connection: Connection) -> str | None:
-    """Return the statement that stores the schema as a comment on ours. None for `public`."""
+    """Return the statement that stores the dialer's schema as a comment on our schema.
+
+    None if that is `public`.
+    """
     schema = schema_of(connection)
     return None if schema == PUBLIC else f"COMMENT ON SCHEMA assignment IS '{MARK}{schema}'"
 

@@ -37,7 +37,7 @@ POOLED = "behind a pooler"
 POOL_SECONDS = 30.0
 """The longest wait for a free connection of the pool, unless the statement timeout is shorter."""
 LONG_SECONDS = 100.0
-"""Statements with a longer timeout are checked while they run."""
+"""Seconds. Statements with a longer timeout are checked for signs of work while they run."""
 
 FORMS = {
     "timezone": "UTC",
@@ -46,8 +46,8 @@ FORMS = {
     "bytea_output": "hex",
     "standard_conforming_strings": "on",
 }
-"""Set in our sessions over any setting of the role or the database, because the driver parses
-values as text."""
+"""The settings of our database sessions for the form of values, over any of the role or the
+database, because the driver parses values as text."""
 
 
 def driver_url(database_url: str) -> URL:
@@ -120,15 +120,18 @@ def connect(
 
 
 def locate_dialer(engine: Engine, database_url: str) -> None:
-    """Make the engine's connections find the dialer's schema, by the address or the database."""
+    """Make the engine's connections find the dialer's schema, by the address or by the database.
+
+    Raises `UsageError` if they contradict each other.
+    """
     locate(engine, schema_named(make_url(database_url).query))
 
 
 def bound(engine: Engine, longest: timedelta) -> None:
-    """Give each exchange of the engine's connections a deadline, for statements up to `longest`.
+    """Limit the wait for each answer on the engine's connections.
 
-    Call this after all other connect listeners are registered: then each set-up statement is
-    limited to `EXCHANGE_SECONDS`, however large `longest` is.
+    `longest`: the statement timeout. Call this after all other connect listeners are registered:
+    then each set-up statement is limited to `EXCHANGE_SECONDS`, however large `longest` is.
     """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 
@@ -186,9 +189,10 @@ def direct_url(settings: Settings) -> str:
 
 
 def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Return True if a server process other than the one that accepted the connection answers.
+    """Return True if the connection leads to a connection pooler.
 
-    A pooler invents the process id that it reports when a connection is opened.
+    Then another server process answers than the one that was reported when the connection was
+    opened, because a pooler invents that process id.
     """
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     return row is None or row[0] != connection.info.backend_pid

@@ -22,7 +22,10 @@ CONNECT_SECONDS = 5.0
 
 
 def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
-    """Return an engine that reads in UTC and limits each statement to about `seconds`."""
+    """Return an engine that reads an external CRM in UTC, each statement for about `seconds`.
+
+    `pool`: the number of connections to keep; None: open one for each use.
+    """
     address = make_url(url)
     milliseconds = round(seconds * 1000)
     arguments: dict[str, Any]
@@ -91,7 +94,7 @@ def _statement_limits(engine: Engine, cursor: DBAPICursor, seconds: float) -> li
 
 
 def cut(connection: Connection) -> None:
-    """Shut down the socket of a connection. A thread that waits on the connection fails at once."""
+    """Shut down a connection's socket. A thread that waits on the connection fails at once."""
     if connection.closed:
         return
     try:
@@ -104,7 +107,7 @@ def cut(connection: Connection) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return a driver's message in one line. No driver includes the address, with its password."""
+    """Return the message of a CRM driver's error in one line. It holds no address or password."""
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -117,7 +120,7 @@ def is_wrong(error: BaseException | None) -> bool:
 
 
 _WRONG_CODES = {1044, 1045, 1049, 1698}
-"""MySQL: access denied, or no such database."""
+"""MySQL's error codes for a refused login or a database that does not exist."""
 _WRONG_WORDS = (
     "password authentication failed",
     "does not exist",

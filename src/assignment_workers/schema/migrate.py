@@ -25,7 +25,7 @@ MIGRATION = "assignment-workers schema migrate"
 """The name of a migration's sessions in `pg_stat_activity`."""
 STATEMENT_AT_MOST = timedelta(minutes=30)
 OUR_VIEW = "assignment-workers: a view for the old reader"
-"""The comment that marks a view of ours in `public`."""
+"""The comment that marks a view in `public` as made by this package."""
 
 
 def upgrade(

@@ -18,7 +18,7 @@ transaction."""
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Commit each statement in this context by itself."""
+    """Commit each migration statement in this context by itself, outside of a transaction."""
     with op.get_context().autocommit_block():
         yield
 
@@ -32,7 +32,10 @@ def index(
     where: str = "",
     schema: str = "public",
 ) -> None:
-    """Build an index of a table while the table is read and written. Call within `alone`."""
+    """Build an index of `table` on `columns` while the table is read and written.
+
+    `where`: the condition of a partial index. Call within `alone`.
+    """
     for sql in index_statements(name, table, columns, unique=unique, where=where, schema=schema):
         op.execute(sql)
 
@@ -46,11 +49,11 @@ def index_statements(
     where: str = "",
     schema: str = "public",
 ) -> Iterator[str]:
-    """Yield the statements that build an index. Each must be run by itself.
+    """Yield the statements that build an index of `table` online. Each must be run by itself.
 
     The build waits for the transactions that began before it; none of them waits for the build. So
     the lock timeout is switched off for that statement. A remnant of a killed build is dropped
-    first.
+    first. `where`: the condition of a partial index.
     """
     left = (
         f"IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('{schema}.{name}')"
@@ -69,15 +72,16 @@ def index_statements(
 
 
 def cancel(table: str, which: str) -> None:
-    """Set the rows whose ids the query `which` returns to cancelled, `BATCH` rows at a time.
+    """Set pending rows of the dialer's `table` to cancelled, `BATCH` rows at a time.
 
-    Call within `alone`. Each batch is a transaction of its own.
+    `which`: a query that returns the ids of the rows. Call within `alone`. Each batch is a
+    transaction of its own.
     """
     op.execute(cancel_statement(table, which))
 
 
 def cancel_statement(table: str, which: str) -> str:
-    """Return the statement of `cancel`, which must be run by itself."""
+    """Return the SQL statement that `cancel` runs; it must be run outside of a transaction."""
     return f"""
         DO $cancel$
         DECLARE superseded uuid[]; first integer := 1;

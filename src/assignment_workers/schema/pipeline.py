@@ -37,19 +37,19 @@ from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.engine import POOLED
 
 Rows = Sequence[Row[*tuple[Any, ...]]]
-"""Named tuples, which read like SQLAlchemy's rows."""
+"""The rows of a result: named tuples, which are read like SQLAlchemy's rows."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One execution of a statement. Each distinct statement's compiled form is cached for good."""
+    """A SQL statement to execute, with parameters. Its compiled form is cached for good."""
 
     statement: ClauseElement
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_statements(connection: Connection, *asks: Statement) -> list[Rows]:
-    """Execute the statements in order, in one round trip; return the rows of each.
+    """Execute the statements `asks` in order, in one round trip; return the rows of each.
 
     After a statement that fails the others are not executed. Errors are raised as by
     `Connection.execute`, including that of a lost connection; the caller must then roll back.
@@ -58,7 +58,7 @@ def run_statements(connection: Connection, *asks: Statement) -> list[Rows]:
 
 
 def commit(connection: Connection, *asks: Statement) -> None:
-    """Execute the statements in order and commit, in one round trip: all or nothing.
+    """Execute the statements `asks` in order and commit, in one round trip: all or nothing.
 
     SQLAlchemy's own commit, which must follow, then has nothing left to do.
     """
@@ -94,7 +94,10 @@ def _go(connection: Connection, asks: Sequence[Statement], *, ends: bool) -> lis
 def _notify_listeners(
     connection: Connection, statements: Sequence[_CompiledStatement], asks: Sequence[Statement]
 ) -> list[Callable[[], None]]:
-    """Call SQLAlchemy's before-execute listeners, such as traces; return the after-execute ones."""
+    """Call SQLAlchemy's listeners for the beginning of an execution, such as traces.
+
+    Returns the calls to make when the statements have been executed.
+    """
     listeners = connection.dispatch
     if not (listeners.before_cursor_execute or listeners.after_cursor_execute):
         return []
@@ -114,9 +117,9 @@ def _exchange(
     *,
     ends: bool,
 ) -> tuple[list[PGresult], Transformer]:
-    """Send the statements and return their results.
+    """Send the statements in one round trip; return their results and psycopg's value decoder.
 
-    Raises the first error, once nothing is under way any more.
+    `ends`: True to commit at the end. Raises the first error, once no result is outstanding.
     """
     known = _known(connection)
     to = known.to
@@ -143,7 +146,7 @@ def _exchange(
 
 
 def _known(connection: Connection) -> _Known:
-    """Return the cached state of this connection."""
+    """Return what is cached about this connection, such as its prepared statements."""
     info = connection.info
     known: _Known | None = info.get(_KNOWN)
     if known is None:
@@ -196,7 +199,7 @@ def _good(result: PGresult) -> None:
 
 
 def _next(to: PGconn, ends: float) -> PGresult:
-    """Return the next statement's result."""
+    """Return the next statement's result. Raises `TimeoutError` at `ends`, by `perf_counter`."""
     _arrive(to, ends)
     result = to.get_result()
     if result is None or to.status == ConnStatus.BAD:
@@ -229,10 +232,11 @@ def _wait(socket: int, what: int, ends: float) -> None:
 
 
 AWAKE = 0.0005
-"""Seconds of waiting awake. Most results of a lone claim arrive by then, and sleeping and waking
-made the claim a fifth longer."""
+"""Seconds for which a result is waited for without sleeping. Most results of a single claim arrive
+in that time; sleeping and waking made such a claim a fifth slower."""
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
-"""The level of `schema.engine`: later statements of the round trip must see newer commits."""
+"""The statement that begins a transaction at the isolation level of `schema.engine`. Later
+statements of the round trip must see newer commits."""
 _COMMIT = b"COMMIT"
 _KNOWN = "known for trips"
 _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
@@ -240,7 +244,7 @@ _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
 
 @dataclass
 class _Known:
-    """The cached state of a connection."""
+    """The state that is cached for one database connection."""
 
     driver: BoundedConnection
     to: PGconn
@@ -276,7 +280,7 @@ class _CompiledStatement:
         self._row: Callable[[Sequence[Any]], Any] | None = None
 
     def bind(self, said: Mapping[str, Any], to: Transformer) -> list[Any]:
-        """Return the parameters in the statement's order, as text."""
+        """Return the parameters in `said` as text, in the order of the statement."""
         values = (
             dump(said[key] if required else said.get(key, default))
             for key, dump, default, required in self._binds

@@ -24,7 +24,7 @@ ACCEPTS = {"strict": "verify-full", "accept_invalid_certs": "require"}
 
 
 def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of an address as libpq has them, without those of Prisma's pool.
+    """Return the parameters of a Prisma address as libpq has them, without those of Prisma's pool.
 
     `schema` is not a parameter of libpq; `schema_named` reads it. Raises `UsageError`, one line
     that names the parameter and the remedy, for a parameter that cannot be translated.
@@ -47,6 +47,9 @@ def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schema_named(query: Mapping[str, Any]) -> str | None:
-    """Return the schema of the dialer's tables that an address names. Raises `UsageError`."""
+    """Return the schema of the dialer's tables that the parameters of a database address name.
+
+    None if they name none. Raises `UsageError` if it is no usable name.
+    """
     given = query.get("schema")
     return None if given is None else checked(str(given))

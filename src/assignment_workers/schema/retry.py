@@ -62,7 +62,7 @@ def patiently(
 
 
 def is_passing(error: BaseException) -> bool:
-    """Return True if the same transaction may succeed a moment later, on this or another server."""
+    """Return True if the error is transient: the same transaction may succeed a moment later."""
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated or isinstance(error, InterfaceError):
@@ -99,11 +99,12 @@ _PASSING = (
 )
 
 _PASSING_CLASSES = {"53", "58"}
-"""Disk or memory full, too many connections (53); a failure outside of PostgreSQL (58)."""
+"""Classes of SQLSTATE that are transient: disk or memory full or too many connections (53), a
+failure outside of PostgreSQL (58)."""
 
 
 def constraint_of(error: IntegrityError) -> str | None:
-    """Return the name of the constraint that a write would have violated."""
+    """Return the name of the constraint that a write would have violated; None if unknown."""
     return getattr(getattr(error.orig, "diag", None), "constraint_name", None)
 
 

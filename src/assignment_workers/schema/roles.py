@@ -48,7 +48,7 @@ _OF_WORKER: dict[str, str] = {
     "dashboard_sessions": "",
     VERSION_TABLE: "SELECT",
 }
-"""The worker's privileges where they differ from `_ALL`."""
+"""The worker role's privileges on our tables where they differ from `_ALL`."""
 _OF_GATEWAY: dict[str, str] = {
     "agents_seen": "SELECT, INSERT, UPDATE",
     "operator_actions": "SELECT, INSERT, UPDATE",
@@ -68,7 +68,7 @@ _OF_GATEWAY: dict[str, str] = {
     ),
     "suppressed_numbers": "SELECT, DELETE",
 }
-"""The gateway's privileges where they differ from SELECT."""
+"""The gateway role's privileges on our tables where they differ from SELECT."""
 _NOT_OF_READER = frozenset(
     {"api_tokens", "dashboard_sessions", "access_log", "dead_letters", "event_texts"}
 )
@@ -84,8 +84,8 @@ _OF_PURGE: dict[str, str] = {
     "audit_anchors": "SELECT, INSERT, UPDATE",
 }
 _OF_DIALER: dict[str, str] = {"agents": "SELECT"}
-"""The worker's privileges on the dialer's tables where they differ from `SELECT, INSERT,
-UPDATE`."""
+"""The worker role's privileges on the dialer's tables where they differ from SELECT, INSERT,
+UPDATE."""
 _OF_DIALER_ERASED = {
     "user_call_scores": "DELETE",
     "callbacks": "UPDATE (callback_reason, status)",
@@ -94,18 +94,17 @@ _OF_DIALER_ERASED = {
 }
 """The gateway's privileges on the dialer's tables beside SELECT: needed to erase a person."""
 _WORKED_BY_OWNERS = ("entries", "suppressed_numbers")
-"""The worker owns these, because only a table's owner can attach and detach partitions."""
+"""The tables that the worker role owns, because only a table's owner can attach and detach
+partitions."""
 
 
 def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> list[str]:
-    """Create the missing roles and grant each what it needs; return the executed statements.
+    """Create the missing database roles and grant their privileges; return the executed statements.
 
-    A role with a password may log in from then on. The server receives only the encrypted form of a
-    password, and the statement that sets it is not returned.
-
-    Run as a superuser, or as an owner of the schema who may create roles. Raises
-    `DatabaseUnavailable`, and `SchemaMismatch` with the statement that somebody with more
-    privileges has to run.
+    `passwords`: by role; a role with a password may log in from then on. The server receives only
+    the encrypted form of a password, and the statement that sets it is not returned. Run as a
+    superuser, or as an owner of the schema who may create roles. Raises `DatabaseUnavailable`, and
+    `SchemaMismatch` with the statement that somebody with more privileges has to run.
     """
     engine = create_engine(driver_url(database_url))
     bound(engine, timedelta(minutes=1))
@@ -139,7 +138,10 @@ def _run(connection: Connection, statement: str, password: str = "", role: str =
 
 
 def _statements(connection: Connection) -> list[str]:
-    """Return the statements in order, without those that need privileges and change nothing."""
+    """Return the SQL that sets up the roles, in order.
+
+    A statement that needs special privileges is left out if it would change nothing.
+    """
     there = set(connection.execute(text("SELECT rolname FROM pg_roles")).scalars())
     made = [f"CREATE ROLE {role} NOLOGIN" for role in ROLES if role not in there]
     # A role that may create roles must be a member of the roles that it gives tables to.

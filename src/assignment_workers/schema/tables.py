@@ -67,7 +67,10 @@ class AssignmentState(StrEnum):
 
 
 class EndedHow(StrEnum):
-    """The detail of an assignment's end that its state lacks: two are skipped, one is expired."""
+    """The detail of an assignment's end that its state does not tell.
+
+    Two of the values are of the state skipped, one is of expired.
+    """
 
     DEFERRED = "deferred"
     CLOSED = "closed"
@@ -86,7 +89,7 @@ class AgentStatus(StrEnum):
 
 
 class Source(StrEnum):
-    """The origin of an assignment's user."""
+    """The origin of an assignment's user: a dialer queue, a callback or a missed call."""
 
     QUEUE = "queue"
     CALLBACK = "callback"
@@ -126,8 +129,8 @@ class LaneTerm(Base):
     """A random id beside the number. A number may be given out twice after the database has moved
     back to a copy of its past: a restored backup or an asynchronous standby."""
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The sign of life of release 0.1. To be dropped, with the next two columns, in the release
-    after."""
+    """The sign of life of release 0.1. No longer used, like the next two columns; the release after
+    this one drops the three."""
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
     queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
@@ -138,7 +141,8 @@ class LaneTerm(Base):
     Each new sequencer of any lane increments the term, so one lane's terms have gaps.
     """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """The same terms as number and id: the form that names a term's list of taken messages."""
+    """The terms of `terms`, each as number and id in one text: the form that is in the names of the
+    lists of messages that a term has taken."""
 
 
 class SequencerSign(Base):
@@ -226,8 +230,8 @@ class Entry(Base):
     generation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     rank: Mapped[int]
-    """An integer, as in the view of the old reader: with a cast in the view no index would serve
-    it."""
+    """The position in the order. An integer, as in the view for the old reader: with a cast in the
+    view no index would serve it."""
     score: Mapped[int]
     state: Mapped[str] = mapped_column(server_default=EntryState.READY)
     available_from: Mapped[datetime | None] = mapped_column(Instant)
@@ -339,7 +343,8 @@ class AgentSession(Base):
     state: Mapped[str | None]
     since: Mapped[datetime | None] = mapped_column(Instant)
     by: Mapped[str | None]
-    """The author of the status: the agent, an operator, or the system. Null: implied by a move."""
+    """The author of the status: the agent, an operator, or the system. Null: implied by a command
+    about an assignment, such as its completion."""
     why: Mapped[str | None]
     session_began: Mapped[datetime | None] = mapped_column(Instant)
     calls_in_session: Mapped[int] = mapped_column(server_default="0")
@@ -351,7 +356,7 @@ class AgentSession(Base):
 
 
 class AgentSeen(Base):
-    """An agent's last heartbeat. Heartbeats are written in sets, off the assignment queue."""
+    """An agent's last heartbeat. Written for many agents together, off the assignment queue."""
 
     __tablename__ = "agents_seen"
     __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
@@ -361,7 +366,7 @@ class AgentSeen(Base):
 
 
 class Request(Base):
-    """An agent's request and its one answer. The primary key is guarantee 5."""
+    """An agent's request for a user, and its one answer. The primary key is guarantee 5."""
 
     __tablename__ = "requests"
     __table_args__ = (
@@ -383,7 +388,8 @@ class Request(Base):
     term: Mapped[int] = mapped_column(BigInteger)
     answered_at: Mapped[datetime] = mapped_column(Instant)
     asked_again_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The last time that a repeated request id was answered with its active assignment."""
+    """The last time that the request id came again and was answered with its assignment, still
+    active."""
 
 
 class Command(Base):
@@ -458,10 +464,10 @@ class EventText(Base):
 
 
 class AuditBatch(Base):
-    """Digests of consecutive events of one lane; each covers its event and the digest before it.
+    """Digests of consecutive events of one lane, as a chain.
 
-    Rows are inserted by a job off the assignment queue (`assignment.audit`). A trigger keeps the
-    table append-only.
+    Each digest covers its event and the digest before it. Rows are inserted by a job off the
+    assignment queue (`assignment.audit`). A trigger keeps the table append-only.
     """
 
     __tablename__ = "audit_batches"
@@ -476,21 +482,22 @@ class AuditBatch(Base):
 
     lane: Mapped[str] = mapped_column(primary_key=True)
     first: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    """The position of the batch's first event in the lane's chain, from 1."""
+    """The position of the batch's first event among all digested events of the lane, from 1."""
     last: Mapped[int] = mapped_column(BigInteger)
     ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     """The ids of the events, in the order of their positions."""
     digests: Mapped[bytes]
     """The digests, 32 bytes per event."""
     upto: Mapped[int] = mapped_column(BigInteger)
-    """Every event of any lane with an id up to this one is in this batch or another."""
+    """An event id. Every event of any lane with an id up to this one is in this batch or another.
+    """
     newest: Mapped[datetime] = mapped_column(Instant)
     """The time of the batch's newest event. The purge deletes whole batches."""
     made_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class AuditAnchor(Base):
-    """The last event of a lane's chain that the purge deleted, with its digest."""
+    """The last event of a lane that the purge deleted from the audit chain, with its digest."""
 
     __tablename__ = "audit_anchors"
 
@@ -502,7 +509,10 @@ class AuditAnchor(Base):
 
 
 class Forgotten(Base):
-    """The id of a forgotten person. No job adds the user again, and no suppression is lifted."""
+    """The id of a person whose data was erased.
+
+    No job adds the user again, and no suppression of the user is lifted.
+    """
 
     __tablename__ = "forgotten"
 
@@ -604,16 +614,17 @@ class Phone(Base):
     numbers: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """Numbers in E.164. Empty: no number can be read."""
     keyed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """Hashes of each number and of the text by the key in the settings, if that is set. A forgotten
-    number is found by its hash."""
+    """Hashes of each number and of the text by the key in the settings, if a key is set. By these,
+    the number of a person whose data was erased is found."""
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The kind of each number."""
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of each number and of each part of the text that is no number."""
+    """The last digits of each number, and of each part of the phone text that is no number."""
     unread: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of each part that could not be read, or not with certainty."""
+    """The last digits of each part of the phone text that could not be read, or not with certainty.
+    """
     plain: Mapped[str | None]
-    """The text in the normal form in which suppressions by text are compared."""
+    """The phone text in the normal form in which texts of suppressions are compared."""
     zones: Mapped[list[str]] = mapped_column(ARRAY(Text))
     home: Mapped[str | None]
     """The person's country, with the part of the country where it is known."""
@@ -708,8 +719,8 @@ class Suppression(Base):
     plain: Mapped[str | None]
     """The phone text in the normal form in which texts are compared."""
     tail: Mapped[str | None]
-    """The last digits. A user's unreadable phone text with the same last digits may be this
-    number."""
+    """The last digits of the phone. A user's unreadable phone text with the same last digits may be
+    this number."""
     unsure: Mapped[bool] = mapped_column(server_default=text("false"))
     """True if the phone is not a number, or not one that was ever allocated. Users who share its
     last digits are held back as well."""
@@ -726,7 +737,7 @@ class Suppression(Base):
 
 
 class SuppressionListState(StrEnum):
-    """The states of a list: staged → standing → retired."""
+    """The states of a list of numbers: staged (loaded), standing (in force), retired."""
 
     STAGED = "staged"
     STANDING = "standing"
@@ -762,7 +773,10 @@ class SuppressionList(Base):
 
 
 class SuppressedNumber(Base):
-    """A number of a list. Partitioned by list, so that a list is attached or dropped as a whole."""
+    """A phone number of a suppression list.
+
+    The table is partitioned by list, so that a list is attached or dropped as a whole.
+    """
 
     __tablename__ = "suppressed_numbers"
     __table_args__ = (
@@ -918,18 +932,18 @@ class CrmRead(Base):
 
 
 class Watermark(Base):
-    """The progress of the search for new rows in a source (`assignment.pools.discover`)."""
+    """The progress of the job that looks for new rows in a source (`assignment.pools.discover`)."""
 
     __tablename__ = "watermarks"
 
     source: Mapped[str] = mapped_column(primary_key=True)
     reached: Mapped[datetime | None] = mapped_column(Instant)
-    """Every row up to this time has been handled. Null: none yet."""
+    """Every row of the source up to this time has been handled. Null: none yet."""
     seen: Mapped[datetime | None] = mapped_column(Instant)
-    """The latest time that the current sweep has met."""
+    """The latest time among the rows that the current pass over the source has met."""
     at: Mapped[datetime | None] = mapped_column(Instant)
     key: Mapped[str | None]
-    """The position, with `at`, at which the current sweep continues. Null: the next sweep starts
-    from the beginning."""
+    """The position, with `at`, at which the current pass over the source continues. Null: the next
+    pass starts from the beginning."""
     swept_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The end of the last complete sweep."""
+    """The end of the last complete pass over the source."""

@@ -11,11 +11,12 @@ from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
 EARLIEST = datetime(100, 1, 1, tzinfo=UTC)
 LATEST = datetime(9900, 1, 1, tzinfo=UTC)
-"""The bounds, with room for adding to a time. PostgreSQL's range is 4713 BC to infinity."""
+"""The latest time that is read, with room for adding to a time. PostgreSQL's range is 4713 BC to
+infinity."""
 
 
 class Timestamp(TimestampLoader):
-    """Load a `timestamp` within the bounds."""
+    """A psycopg loader of `timestamp`: times outside `EARLIEST` and `LATEST` become these."""
 
     def load(self, data: Buffer) -> datetime:
         """Return the time, or the bound that it lies beyond."""
@@ -29,7 +30,7 @@ class Timestamp(TimestampLoader):
 
 
 class Timestamptz(TimestamptzLoader):
-    """Load a `timestamptz` within the bounds."""
+    """A psycopg loader of `timestamptz`: times outside `EARLIEST` and `LATEST` become these."""
 
     def load(self, data: Buffer) -> datetime:
         """Return the time, or the bound that it lies beyond."""
@@ -48,7 +49,7 @@ def _end(data: Buffer) -> datetime:
 
 
 def clamp(connection: psycopg.Connection[Any]) -> None:
-    """Read `infinity` and times outside the bounds as `EARLIEST` or `LATEST`.
+    """Make the connection read `infinity` and times out of bounds as `EARLIEST` or `LATEST`.
 
     Applies to text results. The session needs the DateStyle ISO.
     """
