@@ -1400,7 +1400,7 @@ export interface components {
         };
         /**
          * Source
-         * @description The origin of an assignment's user.
+         * @description The origin of an assignment's user: a dialer queue, a callback or a missed call.
          * @enum {string}
          */
         Source: "queue" | "callback" | "missed_call";
