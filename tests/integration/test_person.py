@@ -421,6 +421,27 @@ def test_every_number_of_a_text_is_found_even_if_the_crm_has_lost_the_user(
     assert everywhere(refused, "900123", "900456", MARK) == []
 
 
+def test_a_number_that_was_written_with_an_extension_is_found_in_every_table(
+    refused: World,
+) -> None:
+    written = "07700 900123 x4567"
+    refused.execute("DELETE FROM assignment.suppressions")
+    refused.execute("DELETE FROM crm.users WHERE id = 2")
+    refused.execute(
+        "INSERT INTO missed_calls (phone_number, missed_at, reason) VALUES (:phone, now(), 'x')",
+        phone=written,
+    )
+    refused.run(do_not_contact, reader=READER, phone=written, reason=MARK, by="operator")
+    kind = SuppressionKind.DO_NOT_CONTACT
+    refused.run(lift, kind, reader=READER, phone=written, by="operator", why=MARK)
+    with refused.engine.connect() as connection:
+        tables = person.export(connection, 1, READER).tables
+    assert len(tables["suppressions"]) == len(tables["missed_calls"]) == 1
+    forget(refused, 1)
+    refused.execute("DELETE FROM assignment.phones")
+    assert everywhere(refused, "900123", MARK) == []
+
+
 def test_a_number_that_only_its_country_makes_readable_is_found(refused: World) -> None:
     refused.regenerate(UNSIGNED)
     refused.execute("DELETE FROM crm.users WHERE id = 1")

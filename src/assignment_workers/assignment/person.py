@@ -54,6 +54,14 @@ class Person:
     e164: frozenset[str] = frozenset()
     """Every number that can be read in these texts, in E.164."""
 
+    @property
+    def patterns(self) -> list[str]:
+        """Patterns of SQL for the digits of a text that has one of the numbers.
+
+        A number of fewer digits than `_ENDS` may be a part of another, and is all of its text.
+        """
+        return [f"%{each}%" if len(each) == _ENDS else each for each in self.numbers]
+
     def is_named(self, said: str) -> bool:
         """Return True if a text, or JSON or base64 within it, identifies the person."""
         whole = "\n".join((said, *_decoded(said)))
@@ -105,7 +113,7 @@ def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
     """
     person = find(connection, user_id, reader)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    parameters = {"user": user_id, "numbers": list(person.numbers), "name": str(user_id)}
+    parameters = {"user": user_id, "patterns": person.patterns, "name": str(user_id)}
     parameters["e164"] = list(person.e164)
     tables = {name: rows_of(connection, query, **parameters) for name, query in _STORED.items()}
     letters = rows_of(connection, "SELECT * FROM assignment.dead_letters")
@@ -125,8 +133,8 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
     `user_id`, and one pass each over dead letters, commands and phone numbers.
     """
     person = find(connection, user_id, reader)
-    numbers = list(person.numbers)
-    parameters = {"user": user_id, "numbers": numbers, "mark": FORGOTTEN, "name": str(user_id)}
+    parameters = {"user": user_id, "mark": FORGOTTEN, "name": str(user_id)}
+    parameters["patterns"] = person.patterns
     parameters["names"] = [str(user_id), *person.assignments]
     counts = _hash_numbers(connection, person, reader)
     counts |= {
@@ -331,7 +339,8 @@ _HASH_LISTED = text(
 _UNLIST = text(
     "DELETE FROM assignment.suppressed_numbers WHERE list_id = :list_id AND number = :number"
 )
-_OF_NUMBERS = "right(regexp_replace({}, '[^0-9]', '', 'g'), 9) = ANY(:numbers)"
+# An extension or a second number may follow the number.
+_OF_NUMBERS = "regexp_replace({}, '[^0-9]', '', 'g') LIKE ANY(:patterns)"
 _STORED = {
     "user_call_scores": "SELECT * FROM public.user_call_scores WHERE user_id = :user",
     "assignments": "SELECT * FROM assignment.assignments WHERE user_id = :user ORDER BY id",
