@@ -72,7 +72,7 @@ fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ
 
 .PHONY: waits
 waits: $(READY) ## every wait of docs/waits.md, at every sending of its session
-	@WAITS_POINTS=1000 $(BIN)/python -m pytest tests/faults/test_waits.py --timeout=1200 $(ARGS)
+	@WAITS_POINTS=1000 $(BIN)/python -m pytest tests/faults/test_waits.py tests/integration/test_deadlines.py --timeout=1200 $(ARGS)
 
 .PHONY: check
 check: lint types layers ## lint, types and layers

@@ -686,7 +686,7 @@ def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
 ) -> None:
     """Agents work on the old tables until the switch; whom they hold then they hold after it."""
     url = empty_database_url
-    agents, users = range(1, 6), 3000
+    agents, users = range(1, 6), 15_000
     with connected(url) as connection:
         dialers.deployed(connection)
         connection.execute(

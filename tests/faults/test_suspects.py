@@ -212,7 +212,7 @@ def test_a_leader_that_connects_again_while_messages_wait_takes_them(
     _, line = served
     process = stack.start("sequencer")
     stack.wait_for_leader()
-    for again in range(6):
+    for again in range(3):
         with claims_wait(stack) as waiting:
             names = [
                 send(stack, "assignment", "assignment.request", {"name": name, "agent_id": 70})

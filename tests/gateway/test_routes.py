@@ -378,7 +378,7 @@ def test_a_client_says_so_when_there_is_no_gateway() -> None:
     with HttpClient("http://127.0.0.1:1") as client:
         answer = client.request_next(1, timeout=timedelta(milliseconds=200))
     assert isinstance(answer, Unavailable)
-    with pytest.raises(UsageError, match="is not an address"):
+    with pytest.raises(UsageError, match="gateway_url: the scheme"):
         HttpClient("127.0.0.1:8000")
 
 
