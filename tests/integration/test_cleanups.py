@@ -205,7 +205,7 @@ def waits_holding(world: World, work: Callable[[], object], blocked: int, free: 
     assert not thread.is_alive()
 
 
-def test_whoever_locks_several_score_rows_locks_them_by_user(world: World) -> None:
+def test_a_lock_of_several_score_rows_takes_them_by_user(world: World) -> None:
     """Two who lock in different orders wait in a ring, and the database fails one of them."""
     thursday = datetime(2025, 7, 31, tzinfo=UTC)
     # The tables have user 2 first, and no index brings user 1 to the front.

@@ -200,7 +200,7 @@ def ask_for_more(world: World, user: int, *, at: datetime, type_: str = "payslip
     world.add_facts(ClaimRequirement, [{"id": f"{user}-more", **facts}])
 
 
-def test_hazard_d1_whoever_has_another_word_is_put_where_they_belong(world: World) -> None:
+def test_hazard_d1_a_user_under_another_word_is_put_where_they_belong(world: World) -> None:
     world.add_users(
         [
             User(1, queue="manual_call"),

@@ -17,14 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
+from assignment_workers.cli.stack import PRELOADED
+
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "assignment_workers.cli.main",
-        "assignment_workers.tasks.process",
-        "assignment_workers.gateway.serve",
-    ]
-)
+FORKS.set_forkserver_preload(list(PRELOADED))
 SECONDS = 60.0
 
 

@@ -176,8 +176,7 @@ class Supervisor:
             *(
                 max(0.0, service.restart_at - time.monotonic())
                 for service in self._services.values()
-                if service.restart_at is not None
-                and (service.spec.is_server or self._servers_ready())
+                if service.restart_at is not None and self._may_restart(service)
             ),
         ]
         try:
@@ -252,8 +251,11 @@ class Supervisor:
         """
         for service in self._services.values():
             due = service.restart_at is not None and service.restart_at <= time.monotonic()
-            if due and (service.spec.is_server or self._servers_ready()):
+            if due and self._may_restart(service):
                 self._run(service)
+
+    def _may_restart(self, service: _Service) -> bool:
+        return service.spec.is_server or self._servers_ready()
 
     def _servers_ready(self) -> bool:
         return all(service.ready for service in self._services.values() if service.spec.is_server)
