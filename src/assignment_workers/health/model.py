@@ -1,0 +1,269 @@
+"""The health of each component and of the whole, as every reader shows it.
+
+The texts name no host and no address, because `/readyz` answers everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+RUNBOOKS = "docs/operators.md"
+"""The document with a runbook for each component. The gateway serves it at `/runbooks`."""
+
+
+class HealthState(StrEnum):
+    """The state of a component or of the whole.
+
+    `unknown`: the state cannot be read, for example because a server that tells it is down.
+    """
+
+    GOOD = "good"
+    DEGRADED = "degraded"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+    @property
+    def badness(self) -> int:
+        """A number that is larger for a worse state; `unknown` is between good and degraded."""
+        return _BADNESS[self]
+
+
+_BADNESS = {
+    HealthState.GOOD: 0,
+    HealthState.UNKNOWN: 1,
+    HealthState.DEGRADED: 2,
+    HealthState.DOWN: 3,
+}
+
+
+class ComponentKind(StrEnum):
+    """The kinds of components."""
+
+    SERVER = "server"
+    PROCESS = "process"
+    LANE = "lane"
+    QUEUE = "queue"
+    """A dialer queue."""
+    JOB = "job"
+    ANSWERS = "answers"
+    """The answers that callers received within the last minute."""
+
+
+class Component(BaseModel):
+    """One part of the system: its state, and the consequence for agents.
+
+    `name` is for programs: `postgresql`, `broker`, `results`, `crm`, `leader` (of the default lane)
+    or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `queue:QUEUE`,
+    `job:JOB` or `job:JOB:QUEUE`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    title: str
+    """The component's name for people, such as `PostgreSQL` or `Redis (broker)`."""
+    kind: ComponentKind
+    state: HealthState
+    since: datetime | None = None
+    """The time since when the state has lasted; None: not known."""
+    finding: str = ""
+    """One line: the observation behind the state."""
+    meaning: str = ""
+    """The consequence for agents; empty for a good component."""
+    first_step: str = ""
+    """The first thing to do; empty for a good component."""
+    runbook: str = ""
+    """The anchor of the component's runbook in `docs/operators.md`."""
+    serving: bool = False
+    """True if agents are not served while the component is down."""
+
+    @computed_field  # type: ignore[prop-decorator] # pydantic's
+    @property
+    def runbook_path(self) -> str:
+        """The runbook's place in the repository, for example `docs/operators.md#redis`."""
+        return f"{RUNBOOKS}#{self.runbook}" if self.runbook else RUNBOOKS
+
+
+class Banner(BaseModel):
+    """The message on top of every page while something is wrong. It is of the worst component."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: HealthState
+    component: str
+    """The component's name for programs."""
+    headline: str
+    """One line: what is wrong."""
+    meaning: str
+    """For whom it is wrong: the consequence for agents."""
+    since: datetime | None
+    first_step: str
+    runbook: str
+    """The anchor of the runbook: the link is `/runbooks#ANCHOR` at the gateway."""
+    runbook_path: str
+    others: list[str]
+    """The titles of other components that are not good, the worst first."""
+
+
+class ProcessHealth(BaseModel):
+    """One process, by the signs of life that it stores each second."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    """`sequencer`, `maintenance`, `heartbeats`, `beat`, `gateway` or `flower`."""
+    lane: str | None
+    """The lane of a sequencer; None for another process."""
+    host: str
+    pid: int
+    version: str
+    state: HealthState
+    since: datetime
+    """The start of the process."""
+    seen_at: datetime
+    """The last sign of life."""
+    silent_seconds: float
+    memory_bytes: int | None
+    leads: bool = False
+    """True if the process is a sequencer that leads its lane."""
+    task: str | None = None
+    """The task that the process carries out now."""
+    task_since: datetime | None = None
+
+
+class CeleryQueueHealth(BaseModel):
+    """The messages that wait in one Celery queue.
+
+    A value that the broker does not tell is None: RabbitMQ does not show its messages.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    depth: int | None
+    head_task: str | None
+    """The task of the message that is next."""
+    head_age_seconds: float | None
+
+
+class JobState(StrEnum):
+    """The state of a job. Only `succeeded` says that it is done."""
+
+    ASKED = "asked"
+    """A message asks for it, and no worker has begun."""
+    RUNNING = "running"
+    LATE = "late"
+    """It was due, or asked for, and has not begun in time, or runs for too long."""
+    FAILED = "failed"
+    SUCCEEDED = "succeeded"
+
+
+class JobHealth(BaseModel):
+    """The state of a scheduled job. A time that is not known is None."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    queue: str | None
+    """The dialer queue; None for a job that has none."""
+    state: JobState
+    asked_at: datetime | None
+    """The last time at which beat sent it."""
+    started_at: datetime | None
+    """The beginning of the last run."""
+    succeeded_at: datetime | None
+    """The beginning of the last run that succeeded."""
+    due_at: datetime | None
+    """The next time at which beat is to send it."""
+    error: str | None
+
+
+class Health(BaseModel):
+    """The health of the whole system at `at`.
+
+    `state` is `down` while agents are not served, `unknown` if nothing tells whether they are, and
+    `degraded` while anything else is not good.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    components: list[Component]
+    processes: list[ProcessHealth] = []
+    celery_queues: list[CeleryQueueHealth] = []
+    jobs: list[JobHealth] = []
+
+    @computed_field  # type: ignore[prop-decorator] # pydantic's
+    @property
+    def state(self) -> HealthState:
+        """The state of the whole."""
+        if any(each.serving and each.state is HealthState.DOWN for each in self.components):
+            return HealthState.DOWN
+        if any(each.serving and each.state is HealthState.UNKNOWN for each in self.components):
+            return HealthState.UNKNOWN
+        states = {each.state for each in self.components}
+        return HealthState.GOOD if states <= {HealthState.GOOD} else HealthState.DEGRADED
+
+    @computed_field  # type: ignore[prop-decorator] # pydantic's
+    @property
+    def verdict(self) -> str:
+        """The first line of `status`: whether agents are served, and the reason if not."""
+        banner = self.banner
+        reason = f": {banner.headline}" if banner else ""
+        match self.state:
+            case HealthState.GOOD:
+                return "Agents are served. Everything is good."
+            case HealthState.DEGRADED:
+                return f"Agents are served, but not everything is good{reason}"
+            case HealthState.DOWN:
+                return f"Agents are not served{reason}"
+            case HealthState.UNKNOWN:
+                return f"Nothing tells whether agents are served{reason}"
+
+    @computed_field  # type: ignore[prop-decorator] # pydantic's
+    @property
+    def banner(self) -> Banner | None:
+        """The message for the top of every page; None while everything is good."""
+        wrong = self.wrong
+        if not wrong:
+            return None
+        worst = wrong[0]
+        return Banner(
+            state=worst.state,
+            component=worst.name,
+            headline=f"{worst.title}: {worst.finding}",
+            meaning=worst.meaning,
+            since=worst.since,
+            first_step=worst.first_step,
+            runbook=worst.runbook,
+            runbook_path=worst.runbook_path,
+            others=[each.title for each in wrong[1:]],
+        )
+
+    @property
+    def agents_are_served(self) -> bool:
+        """True if agents are served, as far as is known."""
+        return self.state in {HealthState.GOOD, HealthState.DEGRADED}
+
+    @property
+    def wrong(self) -> Sequence[Component]:
+        """The components that are not good: those that stop agents first, then by badness.
+
+        Components of equal badness stay in their order, in which causes come before consequences.
+        """
+        found = [each for each in self.components if each.state is not HealthState.GOOD]
+        return sorted(
+            found,
+            key=lambda each: (
+                not (each.serving and each.state is HealthState.DOWN),
+                -each.state.badness,
+            ),
+        )
+
+    def of(self, name: str) -> Component | None:
+        """Return the component with this name; None if there is none."""
+        return next((each for each in self.components if each.name == name), None)
