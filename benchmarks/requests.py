@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -29,6 +29,7 @@ from celery.result import AsyncResult
 from sqlalchemy import Engine, text
 
 from assignment_workers import memory
+from assignment_workers.assignment import jobs, phones
 from assignment_workers.client import Assigned, AsyncClient, Client, Finished, HttpClient, commands
 from assignment_workers.client.assignment_client import AssignmentClient
 from assignment_workers.client.commands import CommandCall
@@ -147,6 +148,17 @@ class Http:
         self._writer.close()
 
 
+@asynccontextmanager
+async def _connected(port: int) -> AsyncIterator[list[Http]]:
+    """Open a connection for each agent; the gateway would close one that is unused for long."""
+    async with AsyncExitStack() as keep:
+        connections: list[Http] = []
+        for _ in range(AGENTS):
+            connections.append(Http(*await asyncio.open_connection("127.0.0.1", port)))
+            keep.callback(connections[-1].close)
+        yield connections
+
+
 def over_http(connections: Sequence[Http]) -> Way:
     """Through one gateway process, each agent on a connection of its own."""
 
@@ -217,18 +229,16 @@ async def together(
     skip_locked = SkipLocked(at.database_url, settings)
     try:
         async with AsyncExitStack() as keep:
-            connections = []
-            for _ in range(AGENTS):
-                connections.append(Http(*await asyncio.open_connection("127.0.0.1", port)))
-                keep.callback(connections[-1].close)
             client = await keep.enter_async_context(AsyncClient(at.redis_url))
-            ways = [one_by_one(client), coalesced(client), over_http(connections)]
+            ways = [one_by_one(client), coalesced(client)]
             for _ in range(turns):
                 merge(found, await measure(skip_locked.way(), rounds))
                 for tasks in (same_work.plain_celery(at.redis_url), plain(at.redis_url)):
                     merge(found, await asyncio.to_thread(measure_tasks, tasks, rounds))
                 for way in ways:
                     merge(found, await measure(way, rounds))
+                async with _connected(port) as connections:
+                    merge(found, await measure(over_http(connections), rounds))
     finally:
         skip_locked.close()
     return list(found.values())
@@ -269,8 +279,10 @@ def processes(at: Servers, port: int, logs: Path) -> Iterator[None]:
 
 
 def prepare(on: Engine, users: int, settings: Settings) -> None:
-    """A dialer queue of so many users, and agents enough."""
+    """Fill a dialer queue with users whose phone numbers are read, and add the agents."""
     seed(on, users=users)
+    numbers = UNSIGNED_USERS.numbers
+    jobs.run(on, jobs.Job("phones.read", "hand"), lambda work: phones.read(work, numbers))
     with on.begin() as connection:
         connection.execute(
             text(

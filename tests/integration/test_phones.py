@@ -162,6 +162,18 @@ def test_the_job_reads_what_is_new_has_changed_or_is_gone_and_nothing_twice(worl
     assert read(world)["read"] == 1
 
 
+def test_a_run_that_cannot_read_all_numbers_reads_the_newest_users_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phones, "AT_A_TIME", 2)
+    world.add_users([User(user, phone=f"020 7946 000{user}") for user in range(1, 6)])
+    for users in ([4, 5], [2, 3, 4, 5], [1, 2, 3, 4, 5]):
+        read(world, batches=1)
+        assert world.rows("SELECT user_id FROM assignment.phones ORDER BY 1") == [
+            (user,) for user in users
+        ]
+
+
 NIGHTS = [
     ("+442079460123", ["Europe/London"], "2027-03-28T01:00"),  # an hour is skipped
     ("+442079460123", ["Europe/London"], "2027-10-31T01:00"),  # an hour comes twice

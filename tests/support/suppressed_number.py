@@ -65,12 +65,12 @@ def why(world: World, user: int) -> str:
     return next(each.why for each in found.queues if each.queue == UNSIGNED)
 
 
-def read(world: World) -> Counts:
-    """Run the job that reads phone numbers."""
+def read(world: World, *, batches: int = phones.BATCHES_AT_MOST) -> Counts:
+    """Run the job that reads phone numbers, for at most `batches` batches."""
     made: list[Counts] = []
 
     def work(given: jobs.Work) -> Counts:
-        made.append(phones.read(given, world.policies[UNSIGNED].numbers))
+        made.append(phones.read(given, world.policies[UNSIGNED].numbers, batches=batches))
         return made[0]
 
     jobs.run(world.engine, Job("phones.read", "hand"), work)

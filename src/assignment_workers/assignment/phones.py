@@ -83,14 +83,15 @@ def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Cou
 
     The result, the number in normal form, is stored for each user. Each batch is read first and
     then written by a short transaction, so that a claim waits for it only milliseconds. After
-    `batches` batches, the next run continues. Returns the counts `read`, `unreadable` (of these)
+    `batches` batches, the next run continues. Users with the highest ids come first, because new
+    users are the next to be called. Returns the counts `read`, `unreadable` (of these)
     and `forgotten` (deleted results of users who are not in the CRM any more). Cost if nothing has
     changed: one pass over the users and the stored results.
     """
     counts = {"read": 0, "unreadable": 0, "forgotten": 0}
-    after = -(2**63)
+    below = 2**63 - 1
     for _ in range(batches):
-        found = work.side_connection.execute(stale(numbers), {"after": after}).mappings().all()
+        found = work.side_connection.execute(stale(numbers), {"below": below}).mappings().all()
         work.side_connection.commit()
         if found:
             parameters = identified([dict(row) for row in found], numbers, work.now)
@@ -99,7 +100,7 @@ def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Cou
             counts["unreadable"] += sum(
                 not each["numbers"] and bool(each["text"]) for each in parameters["phones"]
             )
-            after = found[-1]["id"]
+            below = found[-1]["id"]
             work.store_counts(counts)
         if len(found) < AT_A_TIME:
             counts["forgotten"] = work.side_connection.execute(_FORGET).rowcount
@@ -126,18 +127,18 @@ def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, 
 def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
     """Return the query for the next users whose phone number has to be read again.
 
-    These are the users with ids above the SQL parameter `after` whose number is new, has changed,
-    or was read under other settings than `numbers`.
+    These are the users with ids below the SQL parameter `below` whose number is new, has changed,
+    or was read under other settings than `numbers`, highest ids first.
     """
     return (
         _said(numbers)
         .outerjoin(Phone, Phone.user_id == CrmUser.id)
         .where(
             ~numbers.current,
-            CrmUser.id > bindparam("after", type_=BigInteger),
+            CrmUser.id < bindparam("below", type_=BigInteger),
             ~exists().where(Forgotten.user_id == CrmUser.id),
         )
-        .order_by(CrmUser.id)
+        .order_by(CrmUser.id.desc())
         .limit(AT_A_TIME)
     )
 
