@@ -283,7 +283,7 @@ def register(app: App) -> None:
     task_handler(app, "assignment.renew", renew)
     task_handler(app, "assignment.take_back", take_back_hold)
     task_handler(app, "assignment.reassign", reassign_hold)
-    task_handler(app, "assignment.expire", expire_lapsed)
+    task_handler(app, "assignment.expire", expire_lapsed, routine=True)
     # Sent every few seconds: Flower would list little else.
     task_handler(app, "assignment.probe", probe, in_flower=False)
     task_handler(app, "agent.state", state_of_agent)

@@ -1,13 +1,18 @@
 """Messages as shown in Flower and the log: only allowed ids, times and words of this package.
 
-The sender's own rendering of a message (`argsrepr`, `kwargsrepr`, `shadow`) is not used.
+The sender's own rendering of a message (`argsrepr`, `kwargsrepr`, `shadow`) is not used. Flower's
+list shows the beginning of the arguments and of the result, so both begin with a summary, such as
+`agent 12, unsigned_users` and `assigned user 3652`. An agent or user in a summary is always
+followed by a comma, so that a search for `"agent 12,"` does not find agent 120.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from time import time
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -67,15 +72,31 @@ _FORM = re.compile(
 )
 _MANY = 4
 """Items of a list that are shown."""
+_AGENTS = 100
+"""Agents and users of a message of many requests that are named in its summary."""
+_REQUESTS = 16
+"""Request ids of such a message that are shown."""
 _AT_MOST = 240
-"""Characters of a rendering that are shown."""
+"""Characters of a rendering that are shown, after the summary."""
+_AT_MOST_OF_MANY = 1_000
+"""Characters of the rendering of a message of many requests."""
+_SUMMARISED = (
+    *(("agent_id", "agent "), ("agent", "agent "), ("user_id", "user "), ("user", "user ")),
+    *(("move", ""), ("outcome", ""), ("code", ""), ("state", ""), ("kind", ""), ("queue", "")),
+    *(("trigger", ""), ("generation_id", "generation "), ("generation", "generation ")),
+    *(("size", "size "), ("assignment_id", "assignment ")),
+)
+"""The facts of a summary in their order: the name of each, and the words before its value."""
+_UNREMARKABLE = frozenset({"checks", "kept"})
+"""Counts of a routine task that are not zero although the task changed nothing."""
 
 
 class RedactedRequest(Request):
     """A Celery request with its own rendering of the message in events, the log and `inspect`.
 
     The rendering has the allowed arguments by name and the allowed facts of the answer. Of a
-    failure it has the exception's class only.
+    failure it has the exception's class only. Flower lists a routine task only if it has done
+    something: its events are held back until its end.
     """
 
     _argsrepr: str
@@ -85,9 +106,11 @@ class RedactedRequest(Request):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.name = self._type  # type: ignore[misc]  # the stubs have it read-only
+        self._held_back: list[tuple[str, dict[str, Any]]] = []
         names = cast("HandledTask", self.task).parameters[1:]
-        self._argsrepr = ""
-        self._kwargsrepr = shown(dict(zip(names, self.args, strict=False)) | self.kwargs)
+        said = dict(zip(names, self.args, strict=False)) | self.kwargs
+        self._argsrepr = summary_of_message(said)
+        self._kwargsrepr = shown(said)
 
     def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002 - Celery's
         """Return what `inspect active` and `inspect reserved` show, always in the safe form."""
@@ -95,23 +118,136 @@ class RedactedRequest(Request):
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's own name
         """Send an event, with the answer if the task has returned one."""
+        task = cast("HandledTask", self.task)
         if type == "task-succeeded":
-            fields["result"] = shown(cast("HandledTask", self.task).answered)
+            fields["result"] = shown_answer(task.answered)
+        if task.routine:
+            if type in {"task-received", "task-started"}:
+                self._held_back.append((type, {"timestamp": time()} | fields))
+                return
+            if type == "task-succeeded" and not did_something(task.answered):
+                return
+            for name, each in self._held_back:
+                super().send_event(name, **each)
         super().send_event(type, **fields)
 
 
 def shown(value: object) -> str:
     """Return the allowed facts of a message or an answer, as a Python literal."""
-    return repr(_allowed(value))[:_AT_MOST]
+    allowed = _allowed(value)
+    return repr(allowed)[: _AT_MOST_OF_MANY if "request_ids" in _facts(allowed) else _AT_MOST]
+
+
+def shown_answer(answer: object) -> str:
+    """Return the summary of an answer, and its allowed facts."""
+    summary = summary_of_answer(answer)
+    return f"{summary}, {shown(answer)}" if summary else shown(answer)
+
+
+def summary_of_message(said: Mapping[str, Any]) -> str:
+    """Return the arguments of a message in a few words: for many requests the agents first."""
+    many = said.get("requests")
+    if not isinstance(many, list):
+        return _summary(said)
+    each = [one if isinstance(one, Mapping) else {} for one in many]
+    if any("move" in one for one in each):
+        told = [_summary(one) for one in each[:_AGENTS]]
+        return f"{_number(len(each), 'move')}: {'; '.join(filter(None, told))}"
+    agents = [f"agent {one['agent_id']}" for one in each[:_AGENTS] if _is_id(one.get("agent_id"))]
+    queues = dict.fromkeys(_word(one.get("queue")) or "any queue" for one in each)
+    told = ", ".join([*agents, *list(queues)[:_MANY]])
+    return told if len(each) == 1 else f"{_number(len(each), 'request')}: {told}"
+
+
+def summary_of_answer(answer: object) -> str:
+    """Return an answer in a few words: of many, how many of each outcome and the first users."""
+    if isinstance(answer, list):
+        if len(answer) == 1:
+            return summary_of_answer(answer[0])
+        facts = [_facts(each) for each in answer]
+        counts = Counter(_word(each.get("outcome")) or "answered" for each in facts)
+        users = [f"user {user}" for each in facts[:_AGENTS] if _is_id(user := _user(each))]
+        told = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return f"{told}: {', '.join(users)}" if users else told
+    facts = _facts(answer)
+    outcome, user = _word(facts.get("outcome")), _user(facts)
+    if outcome and _is_id(user):
+        agent = _facts(facts.get("assignment")).get("agent_id")
+        by = f", agent {agent}" if _is_id(agent) else ""
+        return f"{outcome} user {user}{by}"
+    counts_of = facts.get("counts", facts)
+    counted = {name: each for name, each in _facts(counts_of).items() if _is_count(name, each)}
+    told = ", ".join(f"{name} {each}" for name, each in counted.items())
+    if outcome == "done" or (not outcome and told):
+        return f"done: {told}" if told else "done"
+    parts = {name: _summary(each) for name, each in facts.items() if isinstance(each, Mapping)}
+    named = [f"{name}: {each}" for name, each in parts.items() if each and _FORM.fullmatch(name)]
+    return "; ".join(filter(None, [_summary(facts), *named]))
+
+
+def did_something(answer: object) -> bool:
+    """Return True if the answer of a routine task reports anything but that nothing was to do."""
+    facts = _facts(answer)
+    if facts.get("outcome", "done") != "done":
+        return True
+    return _is_remarkable(facts.get("counts", facts))
+
+
+def _is_remarkable(facts: object) -> bool:
+    return any(
+        _is_remarkable(each) if isinstance(each, Mapping) else isinstance(each, int) and each > 0
+        for name, each in _facts(facts).items()
+        if name not in _UNREMARKABLE
+    )
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    told = []
+    for name, words in _SUMMARISED:
+        value = facts.get(name)
+        text = str(value) if _is_id(value) or isinstance(value, UUID) else _word(value)
+        if text:
+            told.append(f"{words}{text}")
+    return ", ".join(told)
+
+
+def _facts(value: object) -> Mapping[str, Any]:
+    match value:
+        case BaseModel():
+            return {name: getattr(value, name) for name in type(value).model_fields}
+        case Mapping():
+            return value
+        case _:
+            return {}
+
+
+def _user(facts: Mapping[str, Any]) -> object:
+    return _facts(facts.get("assignment")).get("user_id")
+
+
+def _word(value: object) -> str:
+    return str(value) if isinstance(value, str) and _FORM.fullmatch(value) else ""
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(name: str, value: object) -> bool:
+    return _is_id(value) and bool(_FORM.fullmatch(name))
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _allowed(value: object) -> object:
     match value:
         case BaseModel():
-            return _allowed({name: getattr(value, name) for name in type(value).model_fields})
+            return _allowed(_facts(value))
         case Mapping():
             if isinstance(many := value.get("requests"), list) and many:
-                return {"requests": len(many), "first": _allowed(many[0])}
+                return _allowed_of_many(many)
             named = {name: value[name] for name in value if name in SHOWN}
             return {
                 name: each for name, said in named.items() if (each := _allowed(said)) is not None
@@ -126,3 +262,10 @@ def _allowed(value: object) -> object:
             return value
         case _:
             return None
+
+
+def _allowed_of_many(many: Sequence[object]) -> object:
+    if len(many) == 1:
+        return _allowed(many[0])
+    named = [_facts(each).get("request_id") for each in many[:_REQUESTS]]
+    return {"requests": len(many), "request_ids": [_allowed(each) for each in named if each]}

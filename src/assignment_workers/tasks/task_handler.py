@@ -117,6 +117,8 @@ class HandledTask(Task[..., Any]):
     answered: object = None
     """The last answer of this task. A process runs one task at a time."""
     operation: Callable[..., Any]
+    routine: bool = False
+    """True if Flower lists only the runs that did something."""
     parameters: Sequence[str] = ()
     """The names of the operation's parameters, in order: the task, then those of a message."""
     _part: int | None = None
@@ -340,11 +342,13 @@ def task_handler(
     operation: Callable[Concatenate[HandledTask, ...], Any],
     *,
     in_flower: bool = True,
+    routine: bool = False,
 ) -> None:
     """Register `operation` as the task `name`.
 
     Its first parameter is the task. The others, with their types, are the parameters of a message.
     `in_flower`: True if the worker sends Celery's events of the task, which Flower lists.
+    `routine`: True if Flower is to list only the runs that did something or failed.
     """
     validated = validate_call(config={"arbitrary_types_allowed": True})(operation)
     run = app.task(
@@ -353,6 +357,7 @@ def task_handler(
         bind=True,
         shared=False,
         send_events=in_flower,
+        routine=routine,
         operation=staticmethod(validated),
         parameters=list(inspect.signature(operation).parameters),
     )
