@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -394,3 +395,38 @@ def test_a_user_and_a_dialer_queue_are_explained_to_who_may_watch(gateway: Gatew
         unknown = gateway.get(f"/v1/{path}/explain", bearer="supervisor")
         assert (unknown.status, unknown.json["code"]) == (404, code)
     assert gateway.get("/v1/users/1/explain", bearer="frontend").status == 403
+
+
+def test_requests_without_an_answer_count_and_callers_mistakes_do_not(gateway: Gateway) -> None:
+    """A hundred answered 503 and four malformed: each once, though the sequencer answers later."""
+    since = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=5)
+    path = f"/v1/report?since={since.isoformat().replace('+', '%2B')}"
+    kept = "SELECT coalesce(sum(n), 0) FROM assignment.answer_counts, unnest(by_minute) n WHERE kind = :kind"
+    late = "SELECT count(*) FROM assignment.requests WHERE outcome = 'too_late'"
+
+    def told() -> dict[str, Any]:
+        found: dict[str, Any] = gateway.get(path, bearer="supervisor").json
+        return found
+
+    def call(agent: int) -> int:
+        return gateway.post("/v1/requests", {"agent_id": agent, "timeout_ms": 300}).status
+
+    empty, answered_late = gateway.stack.value(kept, kind="assigned"), gateway.stack.value(late)
+    gateway.assigned(70)
+    wait_until(
+        lambda: gateway.stack.value(kept, kind="assigned") > empty, "what was counted before"
+    )
+    before = told()
+    with gateway.stack.connection() as connection, ThreadPoolExecutor(25) as callers:
+        connection.exec_driver_sql("SELECT 1 FROM assignment.sequencer FOR UPDATE")
+        assert set(callers.map(call, range(1, 101))) == {503}
+        connection.rollback()
+    for body in ({}, {"agent_id": 0}, {"agent_id": "x"}, {"agent_id": 1, "timeout_ms": 1}):
+        assert gateway.post("/v1/requests", body).status == 422
+    lost = gateway.stack.value(kept, kind="unavailable") + 100
+    wait_until(lambda: gateway.stack.value(late) > answered_late, "the sequencer's late answers")
+    wait_until(lambda: gateway.stack.value(kept, kind="unavailable") >= lost, "the counts")
+    after = told()
+    grown = {name: after[name] - before[name] for name in ("asked", "useful", "mistakes")}
+    assert grown == {"asked": 100, "useful": 0, "mistakes": 4}
+    assert after["success_rate"] == after["useful"] / after["asked"]

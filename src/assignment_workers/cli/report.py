@@ -13,6 +13,7 @@ import typer
 from assignment_workers.assignment.reports.breakdown import Share, breakdown
 from assignment_workers.assignment.reports.report import Report
 from assignment_workers.assignment.reports.report import report as read_report
+from assignment_workers.assignment.reports.service_levels import unseen
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -87,13 +88,16 @@ def _show_shares(name: str, each: Sequence[Share]) -> None:
     )
 
 
+def _share(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.4%}"
+
+
 def _milliseconds(seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
 def _show(found: Report) -> None:
     times = found.seconds_to_assign
-    rate = "unknown" if found.success_rate is None else f"{found.success_rate:.4%}"
     checks = f"{found.consistency.checks - len(found.consistency.broken)}"
     as_table(
         f"Service levels, {found.since:%Y-%m-%d %H:%M:%SZ} to {found.until:%H:%M:%SZ}",
@@ -102,8 +106,14 @@ def _show(found: Report) -> None:
             ("assignments", found.assignments, None),
             ("time to assign, average", _milliseconds(times.average), "under 100 ms"),
             ("time to assign, p99", _milliseconds(times.p99), None),
-            ("success rate", rate, "over 99.9 %"),
+            ("success rate", _share(found.success_rate), "over 99.9 %"),
+            ("availability by minute", _share(found.availability), "over 99.9 %"),
+            ("requests", found.asked, None),
+            ("requests answered usefully", found.useful, None),
+            *((f"requests {name}", n, "none") for name, n in found.unanswered.items()),
+            ("callers' mistakes, not counted as requests", found.mistakes, None),
             ("lost rows", found.lost, "none"),
+            ("rebuilds and claims interleaved", found.interleavings, "none"),
             ("consistency", f"{checks} of {found.consistency.checks} checks hold", "all"),
             *((f"answered {name}", count, None) for name, count in sorted(found.answers.items())),
             *((f"ended {name}", count, None) for name, count in sorted(found.ended.items())),
@@ -114,3 +124,5 @@ def _show(found: Report) -> None:
             *((f"broken: {name}", None, "doctor tells more") for name in found.consistency.broken),
         ],
     )
+    for line in unseen(found.unseen):
+        typer.echo(f"Not known: {line}")

@@ -112,7 +112,9 @@ class AsyncClient:
         """
         name = request_id or str(new_id(self._clock(), self._randomness))
         command = commands.request(agent_id, queue, name, timeout=timeout)
-        return as_request_answer(await self.ask(command, timeout))
+        answer = as_request_answer(await self.ask(command, timeout))
+        self._dispatcher.count(answer)
+        return answer
 
     async def complete(
         self,

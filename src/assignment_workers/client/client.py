@@ -127,7 +127,9 @@ class Client(AssignmentClient):
         """
         name = request_id or str(new_id(self._clock(), self._randomness))
         command = commands.request(agent_id, queue, name, timeout=timeout)
-        return as_request_answer(self.ask(command, timeout))
+        answer = as_request_answer(self.ask(command, timeout))
+        self._dispatcher.count(answer)
+        return answer
 
     def complete(
         self,

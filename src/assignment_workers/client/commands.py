@@ -252,6 +252,11 @@ def regenerate(queue: str | None) -> CommandCall:
     return CommandCall("queue.regenerate", arguments, celery_queue=MAINTENANCE)
 
 
+def count_answers(hours: Sequence[dict[str, Any]]) -> CommandCall:
+    """Build the message with a client's counts of answers: `CountedHour`s as JSON."""
+    return CommandCall("history.count_answers", {"hours": list(hours)}, celery_queue=MAINTENANCE)
+
+
 def _finish(move: str, arguments: dict[str, Any]) -> CommandCall:
     return CommandCall(
         f"assignment.{move}", {"move": move, **arguments}, many="assignment.finish_many"

@@ -16,9 +16,12 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from assignment_workers import traces
+from assignment_workers.assignment.answer_counts import AnswerCounts
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.client import AsyncClient
+from assignment_workers.clock import system_clock
 from assignment_workers.gateway.abandoned import Abandoned
+from assignment_workers.gateway.answer_log import AnswerLog, CountedAnswers
 from assignment_workers.gateway.auth.audit import AccessLog
 from assignment_workers.gateway.auth.callers import Callers
 from assignment_workers.gateway.auth.doorkeeper import Doorkeeper
@@ -60,6 +63,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     read_cache = ReadCache(engine, lanes)
     metrics.registry.register(StoredFigures(read_cache))
     access = AccessLog(engine, lambda: datetime.now(UTC))
+    answers = AnswerLog(engine, AnswerCounts(system_clock))
     callers = Callers(
         engine,
         tokens,
@@ -105,9 +109,11 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             secret=settings.stack_token,
         )
         access.start()
+        answers.start()
         yield
         await live.close()
         await access.close()
+        await answers.close()
         await app.state.gateway.heartbeats.close()
         app.state.dashboard.threads.shutdown(wait=False, cancel_futures=True)
         await abandoned.close()
@@ -162,6 +168,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         metrics=metrics,
         pace=TokenBucket(settings.gateway_refusal_rate),
     )
+    app.add_middleware(CountedAnswers, counts=answers.counts)
     app.add_middleware(SecurityHeaders)
     return app
 

@@ -70,6 +70,7 @@ class CommandDispatcher:
         log.debug("answered", move=move, outcome=answer["outcome"], ms=round(seconds * 1000, 2))
         self.metrics.seconds.labels(move).observe(seconds)
         self.metrics.answers.labels(move, answer["outcome"]).inc()
+        request.state.outcome = answer["outcome"]
         return response(answer, **facts)
 
 

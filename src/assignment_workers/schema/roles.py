@@ -55,6 +55,7 @@ _OF_GATEWAY: dict[str, str] = {
     "dead_letters": "SELECT, UPDATE",
     "dashboard_sessions": "SELECT, INSERT, UPDATE",
     "access_log": "SELECT, INSERT",
+    "answer_counts": "SELECT, INSERT, UPDATE",
     "api_tokens": "SELECT, UPDATE (last_used_at)",
     # Needed to erase a person. The gateway must not write the other columns.
     "assignments": "SELECT, UPDATE (notes)",
@@ -76,7 +77,7 @@ _OF_PURGE: dict[str, str] = {
     **dict.fromkeys(
         (
             *("events", "audit_batches", "requests", "commands", "job_runs", "dead_letters"),
-            *("access_log", "dashboard_sessions", "suspect_messages"),
+            *("access_log", "answer_counts", "dashboard_sessions", "suspect_messages"),
         ),
         "SELECT, DELETE",
     ),

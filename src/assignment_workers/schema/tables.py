@@ -859,6 +859,45 @@ class AccessRecord(Base):
     count: Mapped[int] = mapped_column(server_default="1")
 
 
+class AnswerKind(StrEnum):
+    """The kinds of answers to requests for a user, as their callers get them."""
+
+    ASSIGNED = "assigned"
+    EMPTY = "empty"
+    PAUSED = "paused"
+    RULED = "ruled"
+    """Refused by a rule for the agent, such as a break that is due."""
+    TOO_LATE = "too_late"
+    UNAVAILABLE = "unavailable"
+    """Answered `unavailable`, or not at all within the caller's time."""
+    LEFT = "left"
+    """The caller disconnected before the answer."""
+    FAILED = "failed"
+    """An internal error."""
+    MISTAKE = "mistake"
+    """Malformed, not allowed, or past its deadline when it was sent: the caller's mistake."""
+    DROPPED = "dropped"
+    """Answers of any kind whose counts were dropped, because the database was away for too long."""
+
+
+class AnswerCount(Base):
+    """The answers of one kind in one hour, by minute, as the gateway and the clients counted them.
+
+    Stored late and added up. The records of `requests` have what was committed; this table also has
+    what got no answer.
+    """
+
+    __tablename__ = "answer_counts"
+    __table_args__ = (
+        one_of("kind", AnswerKind),
+        CheckConstraint("cardinality(by_minute) = 60", name="minutes"),
+    )
+
+    hour: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    by_minute: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+
+
 class DashboardSession(Base):
     """A browser's session on the dashboard. The cookie is stored as a hash."""
 

@@ -17,6 +17,8 @@ from sqlalchemy import Engine, func, select
 
 from assignment_workers.assignment import audit, jobs, phones, suppression_lists
 from assignment_workers.assignment.agents.heartbeats import beat
+from assignment_workers.assignment.answer_counts import CountedHour
+from assignment_workers.assignment.answer_counts import store as store_counts
 from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Refused
 from assignment_workers.assignment.callbacks.missed_calls import match
 from assignment_workers.assignment.calling import numbers_of, policies_of
@@ -164,6 +166,18 @@ class HeartbeatMessage(BaseModel):
 
 
 _HEARTBEAT = TypeAdapter(HeartbeatMessage)
+
+
+def count_answers(
+    task: HandledTask, hours: Annotated[list[CountedHour], Field(max_length=MANY)]
+) -> None:
+    """Add a client's counts of the answers that its callers got to the stored ones."""
+
+    def work() -> None:
+        with task.of.engine.begin() as connection:
+            store_counts(connection, hours)
+
+    patiently(work, seconds=PATIENCE.total_seconds())
 
 
 def tend_agents(task: HandledTask) -> Any:
@@ -364,19 +378,21 @@ def _now(engine: Engine) -> datetime:
 def register(app: App) -> None:
     """Add the tasks of the maintenance queue to `app`."""
     task_handler(app, "queue.regenerate", regenerate_queue)
-    task_handler(app, "queue.check_levels", check_levels)
-    task_handler(app, "generation.tend", tend)
-    task_handler(app, "missed_calls.match", match_missed_calls)
+    task_handler(app, "queue.check_levels", check_levels, routine=True)
+    task_handler(app, "generation.tend", tend, routine=True)
+    task_handler(app, "missed_calls.match", match_missed_calls, routine=True)
     # Dozens are sent each second: Flower would list little else.
     task_handler(app, "agent.heartbeats", heartbeats, in_flower=False)
-    task_handler(app, "agent.tend", tend_agents)
-    task_handler(app, mirror.READING, mirror_crm)
-    task_handler(app, "phones.read", read_phones)
-    task_handler(app, "queue.clean_conversions", clean_conversions)
-    task_handler(app, "queue.discover", discover_new)
-    task_handler(app, "queue.reconcile", reconcile_pools)
+    task_handler(app, "agent.tend", tend_agents, routine=True)
+    task_handler(app, mirror.READING, mirror_crm, routine=True)
+    task_handler(app, "phones.read", read_phones, routine=True)
+    task_handler(app, "queue.clean_conversions", clean_conversions, routine=True)
+    task_handler(app, "queue.discover", discover_new, routine=True)
+    task_handler(app, "queue.reconcile", reconcile_pools, routine=True)
     # Three are sent a minute: Flower would list little else in a quiet hour.
     task_handler(app, "audit.extend", extend_audit, in_flower=False)
+    # Each client sends one a minute.
+    task_handler(app, "history.count_answers", count_answers, in_flower=False)
     task_handler(app, "queue.clean_daily", clean_daily)
     task_handler(app, "scores.age", age)
-    task_handler(app, "doctor.examine", examine)
+    task_handler(app, "doctor.examine", examine, routine=True)

@@ -32,6 +32,7 @@ from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.engine import POOLED
 from assignment_workers.schema.tables import (
     AccessRecord,
+    AnswerCount,
     Assignment,
     AssignmentState,
     Command,
@@ -164,6 +165,7 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
         # Entries of messages that were acknowledged after all, or were lost with their broker.
         "suspect_messages": delete(SuspectMessage).where(SuspectMessage.at < history),
         "access_log": delete(AccessRecord).where(AccessRecord.at < history),
+        "answer_counts": delete(AnswerCount).where(AnswerCount.hour < history),
         # Longer than the lifetime of a link, so that a used link stays used.
         "dashboard_sessions": delete(DashboardSession).where(
             DashboardSession.expires_at < func.now() - timedelta(days=1)

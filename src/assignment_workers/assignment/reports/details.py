@@ -6,7 +6,7 @@ names, numbers or notes of people.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, bindparam, func, select, text
 
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.reports.figures import NEWEST
+from assignment_workers.assignment.reports.service_levels import ServiceLevels, service_levels
 from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
@@ -42,6 +43,13 @@ class PoolFunnel(BaseModel):
     """Number of users in the pool, counted or estimated."""
 
 
+class RecentService(ServiceLevels):
+    """The service levels of the last hour."""
+
+    lost: int
+    """Number of assignments that an event records and that have no row."""
+
+
 def minutes(connection: Connection) -> list[Row]:
     """Return, for each minute of the last hour, the number of assignments and the time they took.
 
@@ -51,13 +59,11 @@ def minutes(connection: Connection) -> list[Row]:
     return rows_of(connection, _MINUTES)
 
 
-def service(connection: Connection) -> Row:
-    """Return counts of the last hour, of requests and of lost assignments.
-
-    Requests are counted that got a user, came too late or failed. An assignment counts as lost if
-    an event records it and it has no row.
-    """
-    return rows_of(connection, _SERVICE)[0]
+def service(connection: Connection) -> RecentService:
+    """Return the service levels of the last hour, by at most the newest `NEWEST` answers."""
+    now = connection.execute(text("SELECT statement_timestamp()")).scalar_one()
+    levels = service_levels(connection, since=now - timedelta(hours=1), until=now, newest=NEWEST)
+    return RecentService(**dict(levels), lost=connection.execute(text(_LOST)).scalar_one())
 
 
 def holds(connection: Connection, *, limit: int) -> list[Row]:
@@ -223,20 +229,11 @@ FROM (SELECT answered_at, outcome,
 WHERE outcome = 'assigned'
 GROUP BY 1 ORDER BY 1
 """
-_SERVICE = f"""
-SELECT (SELECT count(*) FROM (SELECT outcome FROM assignment.requests
-        WHERE answered_at > statement_timestamp() - interval '1 hour'
-        ORDER BY answered_at DESC LIMIT {NEWEST}) AS n WHERE outcome = 'assigned') AS assigned,
-    (SELECT count(*) FROM (SELECT outcome FROM assignment.requests
-        WHERE answered_at > statement_timestamp() - interval '1 hour'
-        ORDER BY answered_at DESC LIMIT {NEWEST}) AS n WHERE outcome = 'too_late') AS too_late,
-    (SELECT count(*) FROM assignment.dead_letters
-        WHERE at > statement_timestamp() - interval '1 hour'
-        AND task IN ('assignment.request', 'assignment.request_many')) AS failed,
-    (SELECT count(*) FROM (SELECT assignment_id FROM assignment.events
-        WHERE at > statement_timestamp() - interval '1 hour' AND kind = 'assigned'
-        ORDER BY at DESC LIMIT {NEWEST}) AS n WHERE NOT EXISTS
-            (SELECT 1 FROM assignment.assignments a WHERE a.id = n.assignment_id)) AS lost
+_LOST = f"""
+SELECT count(*) FROM (SELECT assignment_id FROM assignment.events
+    WHERE at > statement_timestamp() - interval '1 hour' AND kind = 'assigned'
+    ORDER BY at DESC LIMIT {NEWEST}) AS n
+WHERE NOT EXISTS (SELECT 1 FROM assignment.assignments a WHERE a.id = n.assignment_id)
 """
 _HOLDS = f"""
 SELECT {_SHOWN} FROM assignment.assignments WHERE state = 'active'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
@@ -22,7 +22,7 @@ from assignment_workers.assignment.active_assignments import ACTIVE
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.generations.entries import HELD, PUBLISHED, READY, WAITING
 from assignment_workers.assignment.history.records import was_set_back
-from assignment_workers.assignment.reports.figures import JOB_NAMES, RUNS
+from assignment_workers.assignment.reports.figures import JOB_NAMES, RUNS, Broken
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.outcomes import OUTCOMES
 from assignment_workers.policy.rules import FOR_AN_OPERATOR
@@ -34,6 +34,8 @@ NEWEST = 20_000
 
 At 100 claims a second, so many are made between two scheduled runs.
 """
+APART = frozenset({2, 9})
+"""The guarantees that keep rebuilds and claims apart."""
 HEAD = 100
 """Number of claimable entries, the best by rank, that are checked for having been passed over."""
 
@@ -107,6 +109,15 @@ def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
         insert(tables.Finding).values(examined_at=func.clock_timestamp()),
         [each.model_dump(exclude={"check"}) | {"check_name": each.check} for each in findings],
     )
+
+
+def interleavings(findings: Iterable[CheckResult | Broken]) -> int:
+    """Return how often a rebuild and a claim got into each other's way, by these findings.
+
+    These are the breaches of the guarantees that a rebuild disturbs nothing and that there is one
+    writer.
+    """
+    return sum(each.count for each in findings if not each.ok and each.guarantee in APART)
 
 
 def repair(transaction: FencedTransaction) -> Done:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from sqlalchemy import ColumnElement, Connection, Executable, bindparam, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.assignment.reports.doctor import examine, interleavings
+from assignment_workers.assignment.reports.service_levels import ServiceLevels, service_levels
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.tables import (
@@ -48,7 +49,7 @@ class Consistency(BaseModel):
     broken: list[str]
 
 
-class Report(BaseModel):
+class Report(ServiceLevels):
     """The measured service levels from `since` to `until`; the incident report set the targets."""
 
     since: datetime
@@ -57,12 +58,12 @@ class Report(BaseModel):
     ended: dict[str, int] = Field(description="Holds that ended, by how.")
     answers: dict[str, int] = Field(description="Requests answered, by outcome.")
     failed: int = Field(description="Request messages that could not be handled.")
-    success_rate: float | None = Field(
-        description="The share that got a user, of the requests for which there was one: not so "
-        "are those too late and those that failed. Null where there was no such request."
-    )
     lost: int = Field(description="Assignments that were told and are not there: none, ever.")
     races: dict[str, int] = Field(description="Races met and resolved, by kind.")
+    interleavings: int = Field(
+        description="Rebuilds and claims that got into each other's way, as the doctor finds them "
+        "now: none, ever."
+    )
     seconds_to_assign: TimeToAssign
     consistency: Consistency
 
@@ -82,25 +83,23 @@ def report(connection: Connection, *, since: datetime) -> Report:
     def count(query: Executable) -> int:
         return int(connection.execute(query, parameters).scalar_one())
 
-    answers = counts(_ANSWERS)
-    failed = count(_FAILED)
-    assigned = answers.get("assigned", 0)
-    wanted = assigned + answers.get("too_late", 0) + failed
+    levels = service_levels(connection, since=since, until=until)
     times = connection.execute(_TIMES, parameters).mappings().one()
     return Report(
         since=since,
         until=until,
         assignments=count(_BEGAN),
         ended=counts(_ENDED),
-        answers=answers,
-        failed=failed,
-        success_rate=assigned / wanted if wanted else None,
+        answers=counts(_ANSWERS),
+        failed=count(_FAILED),
         lost=count(_LOST),
         races=counts(_RACES),
+        interleavings=interleavings(findings),
         seconds_to_assign=TimeToAssign(**times),
         consistency=Consistency(
             checks=len(findings), broken=[each.check for each in findings if not each.ok]
         ),
+        **dict(levels),
     )
 
 

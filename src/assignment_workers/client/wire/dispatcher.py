@@ -21,8 +21,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from assignment_workers import traces
-from assignment_workers.assignment.answers import Code, Refused, Unavailable
+from assignment_workers.assignment.answer_counts import AnswerCounts, kind_of
+from assignment_workers.assignment.answers import Code, Refused, RequestAnswer, Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
+from assignment_workers.client import commands
 from assignment_workers.client.reading import database_time
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Batch, Batcher, Call
 from assignment_workers.client.wire.brokers import (
@@ -53,6 +55,10 @@ FAILED = "the workers failed on it; their log and the dead letters tell how"
 TICK_SECONDS = 0.25
 """Seconds between checks for lost messages, and between removals of read results from Redis."""
 RECONNECT_SECONDS = 0.1
+COUNTED_EVERY = timedelta(minutes=1)
+"""The time between two messages with the client's counts of answers."""
+LAST_COUNTS_SECONDS = 1.0
+"""The most seconds for which `close` waits until the last counts of answers are sent."""
 SKEW = timedelta(seconds=5)
 """The most that the clock of a worker's host may differ from the database's. Celery drops an
 expired message by the worker's clock, so a message expires this much later than its deadline. Then
@@ -101,6 +107,9 @@ class Dispatcher:
         self._handled: list[str] = []
         self._waiting: dict[str, int | None] = {}
         self._unlinked_at = 0.0
+        self._counts = AnswerCounts(clock)
+        self._counts_sent_at = clock()
+        self._counting: asyncio.Task[None] | None = None
 
     def post(self, call: Call) -> None:
         """Send a call soon. Its future gets the result of the task, or `Unavailable`.
@@ -115,6 +124,17 @@ class Dispatcher:
         call.command = self._routes.way(call.command)
         self._batcher.add(call)
         self._wake.set()
+
+    def count(self, answer: RequestAnswer) -> None:
+        """Count the answer that the caller of a request got. May be called from any thread.
+
+        The sums are sent to the workers once a minute, and kept while the broker is away.
+        """
+        self._counts.add(kind_of(answer))
+        now = self._clock()
+        if now - self._counts_sent_at >= COUNTED_EVERY and self._tasks:
+            self._counts_sent_at = now
+            self._loop.call_soon_threadsafe(self._send_counts_soon)
 
     @property
     def now(self) -> float:
@@ -169,8 +189,25 @@ class Dispatcher:
         await self._broker.send(to, data)
         return name
 
+    def _send_counts_soon(self) -> None:
+        self._counting = asyncio.create_task(self._send_counts(), context=Context())
+
+    async def _send_counts(self) -> None:
+        hours = self._counts.take()
+        if not hours:
+            return
+        counts = commands.count_answers([each.model_dump(mode="json") for each in hours])
+        try:
+            await self.send(counts.task, counts.args, counts.arguments, counts.celery_queue)
+        except BrokerUnavailable:
+            self._counts.put_back(hours)
+
     async def close(self) -> None:
         """Answer the waiting calls with `Unavailable`, and close the connections."""
+        if self._tasks and self._counts.has_lost():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_COUNTS_SECONDS):
+                    await self._send_counts()
         pending = set(self._tasks)
         while pending:  # a running read may swallow a cancellation
             for task in pending:
@@ -191,6 +228,7 @@ class Dispatcher:
         self._broker, self._results = sender(self._urls[0]), connect_redis(self._urls[1])
         self._database = DatabaseClock(self._results, asyncio.get_running_loop().time)
         self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._listening = asyncio.Event()
         self._deaf: BrokerUnavailable | None = None
         # Each task has an empty context, so that it does not inherit the first caller's log and

@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from assignment_workers.assignment.reports.service_levels import unseen
+
 HERE = Path(__file__).parent
 UNKNOWN = "unknown"
 
@@ -34,6 +36,7 @@ def environment() -> Environment:
         "share": share,
         "words": words,
         "told": told,
+        "unseen": unseen,
         "minute": lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%H:%MZ}",
     }
     return made

@@ -16,6 +16,7 @@ from assignment_workers.assignment.dead_letters import Letter, letter, letters
 from assignment_workers.assignment.lifecycle.agent_status import shown
 from assignment_workers.assignment.reports import details, report
 from assignment_workers.assignment.reports import explain as explaining
+from assignment_workers.assignment.reports.doctor import interleavings
 from assignment_workers.assignment.reports.explain import explain, instant
 from assignment_workers.assignment.reports.figures import Figures
 from assignment_workers.assignment.reports.report import Report
@@ -86,6 +87,7 @@ def overview() -> View:
         now = source.now()
         return {
             "now": now,
+            "crossings": interleavings(now.findings),
             "due": source.schedule.due(),
             "holds": source.read("holds", lambda c: details.holds(c, limit=HOLDS)),
             "agents": source.read("agent counts", details.agent_counts),

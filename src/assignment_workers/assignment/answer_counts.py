@@ -1,0 +1,150 @@
+"""Counts of answers as callers get them, for the service levels.
+
+The records have every answer that was committed. They lack the requests that got none: those that
+were answered `unavailable`, that timed out, or whose caller left. The gateway and the clients count
+every request by its answer, in memory, and store the sums late. A row of `answer_counts` is the sum
+of one hour, with a number for each minute.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, text
+
+from assignment_workers.assignment.answers import (
+    Assigned,
+    Code,
+    Empty,
+    Paused,
+    Refused,
+    RequestAnswer,
+    TooLate,
+    Unavailable,
+)
+from assignment_workers.clock import Clock
+from assignment_workers.schema.tables import AnswerKind
+
+HOURS = 48
+"""Hours for which sums wait in memory while the database is away. Older ones become `dropped`."""
+MINUTES = 60
+RULES = frozenset({Code.ON_BREAK, Code.OFFLINE, Code.SESSION_LIMIT, Code.BREAK_DUE, Code.CALL_GAP})
+"""Refusals that answer a well-formed request by a rule for the agent. Any other refusal is a
+mistake of the caller."""
+USEFUL = frozenset({AnswerKind.ASSIGNED, AnswerKind.EMPTY, AnswerKind.PAUSED, AnswerKind.RULED})
+"""Answers that tell the agent what is so."""
+LOST = frozenset({AnswerKind.UNAVAILABLE, AnswerKind.LEFT, AnswerKind.FAILED})
+"""Requests without an answer that could be used. The records may have an answer that came late."""
+
+
+class CountedHour(BaseModel):
+    """The number of answers of one kind in each minute of the hour that begins at `hour`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hour: AwareDatetime
+    kind: AnswerKind
+    by_minute: Annotated[
+        list[Annotated[int, Field(ge=0, le=10**9)]],
+        Field(min_length=MINUTES, max_length=MINUTES),
+    ]
+
+
+def kind_of(answer: RequestAnswer) -> AnswerKind:
+    """Return the kind of a request's answer."""
+    match answer:
+        case Assigned():
+            return AnswerKind.ASSIGNED
+        case Empty():
+            return AnswerKind.EMPTY
+        case Paused():
+            return AnswerKind.PAUSED
+        case TooLate():
+            return AnswerKind.TOO_LATE
+        case Refused(code=code):
+            return AnswerKind.RULED if code in RULES else AnswerKind.MISTAKE
+        case Unavailable():
+            return AnswerKind.UNAVAILABLE
+
+
+@dataclass
+class AnswerCounts:
+    """The answers that one process has counted and not yet stored. Safe to use from any thread.
+
+    The memory is bounded: at most `HOURS` hours of each kind.
+    """
+
+    clock: Clock
+    _sums: dict[tuple[datetime, AnswerKind], list[int]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, kind: AnswerKind) -> None:
+        """Count one answer, now."""
+        now = self.clock()
+        hour = now.replace(minute=0, second=0, microsecond=0)
+        with self._lock:
+            self._of(hour, kind)[now.minute] += 1
+
+    def has_lost(self) -> bool:
+        """Return True if a request without a usable answer was counted and not yet taken.
+
+        The records have the others.
+        """
+        with self._lock:
+            return any(kind in LOST for _, kind in self._sums)
+
+    def take(self) -> list[CountedHour]:
+        """Return all sums and forget them."""
+        with self._lock:
+            sums, self._sums = self._sums, {}
+        return [
+            CountedHour(hour=hour, kind=kind, by_minute=by_minute)
+            for (hour, kind), by_minute in sorted(sums.items())
+        ]
+
+    def put_back(self, hours: Iterable[CountedHour]) -> None:
+        """Add sums again that could not be stored. Those older than `HOURS` are dropped.
+
+        The number of dropped answers is counted, as `dropped` in the present minute.
+        """
+        now = self.clock()
+        this_hour = now.replace(minute=0, second=0, microsecond=0)
+        with self._lock:
+            for each in hours:
+                if each.hour <= this_hour - timedelta(hours=HOURS):
+                    self._of(this_hour, AnswerKind.DROPPED)[now.minute] += sum(each.by_minute)
+                    continue
+                sums = self._of(each.hour, each.kind)
+                for minute, count in enumerate(each.by_minute):
+                    sums[minute] += count
+
+    def _of(self, hour: datetime, kind: AnswerKind) -> list[int]:
+        return self._sums.setdefault((hour, kind), [0] * MINUTES)
+
+
+def store(connection: Connection, hours: Sequence[CountedHour]) -> None:
+    """Add these sums to the stored ones. The caller commits."""
+    if not hours:
+        return
+    # In the order of the key, so that two writers never wait for each other in a ring.
+    rows = sorted(hours, key=lambda each: (each.hour, each.kind))
+    connection.execute(
+        _STORE,
+        [{"hour": each.hour, "kind": each.kind, "counts": each.by_minute} for each in rows],
+    )
+
+
+_STORE = text("""
+INSERT INTO assignment.answer_counts AS stored (hour, kind, by_minute)
+VALUES (:hour, :kind, cast(:counts AS int[]))
+ON CONFLICT (hour, kind) DO UPDATE SET by_minute = ARRAY(
+    SELECT before + more
+    FROM unnest(stored.by_minute, excluded.by_minute) WITH ORDINALITY AS t (before, more, minute)
+    ORDER BY minute
+)
+""")

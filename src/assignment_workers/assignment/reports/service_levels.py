@@ -1,0 +1,238 @@
+"""The success rate and the availability of a period, from the records and the counted answers.
+
+The gateway and the clients count each request by the answer that its caller got; the records have
+what was committed. A request that both saw is counted once:
+
+- A recorded answer of a kind is taken to be one of the counted answers of that kind. Only the
+  surplus comes from a caller that counts nothing, such as another Celery program.
+- A request that was counted without an answer may have been answered later in the records: such a
+  surplus is taken to be that request, and counts as unanswered.
+
+Reads only. Cost: that of the answers of the period, by the index on their time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, text
+
+from assignment_workers.assignment.answer_counts import LOST, RULES, USEFUL
+from assignment_workers.schema.tables import AnswerKind
+
+AVAILABLE_FROM = 0.5
+"""The share of a minute's requests that must be answered usefully for it to count as available."""
+_EXPLAINED = (
+    AnswerKind.TOO_LATE,
+    AnswerKind.FAILED,
+    AnswerKind.UNAVAILABLE,
+    AnswerKind.ASSIGNED,
+    AnswerKind.EMPTY,
+    AnswerKind.PAUSED,
+    AnswerKind.RULED,
+    AnswerKind.MISTAKE,
+)
+"""The order in which surplus records are taken to be answers that their callers never got."""
+
+
+class Unseen(BaseModel):
+    """What the figures of a period do not know."""
+
+    requests: int = Field(
+        description="Requests of callers that count nothing, such as other Celery programs: of "
+        "them only the answered ones are known."
+    )
+    dropped: int = Field(
+        description="Answers whose counts were dropped, because the database was away for days."
+    )
+    counted_from: datetime | None = Field(
+        description="Since when unanswered requests are counted, where that is after the period "
+        "began. Null: for the whole period."
+    )
+    records_from: datetime | None = Field(
+        description="Since when answers are still stored, where that is after the period began. "
+        "Null: for the whole period."
+    )
+
+
+class ServiceLevels(BaseModel):
+    """Requests of a period by what their callers got."""
+
+    asked: int = Field(description="Requests, without those that were the caller's mistake.")
+    useful: int = Field(
+        description="Requests answered with a user, or that there is none, that the dialer queue "
+        "is paused, or that a rule keeps the agent from calling."
+    )
+    unanswered: dict[str, int] = Field(
+        description="Requests that failed, by how: unavailable or timed out, too late, left by "
+        "their caller, or an internal error."
+    )
+    mistakes: int = Field(
+        description="Requests that were malformed, not allowed, or past their deadline when sent. "
+        "They are not in `asked`."
+    )
+    success_rate: float | None = Field(
+        description="`useful` divided by `asked`; null where nobody asked."
+    )
+    minutes: int = Field(description="Minutes in which there were requests.")
+    minutes_unavailable: int = Field(
+        description="Minutes in which less than half of the requests were answered usefully."
+    )
+    availability: float | None = Field(
+        description="The share of these minutes that were available; null where nobody asked."
+    )
+    unseen: Unseen
+
+
+@dataclass
+class _Minute:
+    records: Counter[AnswerKind] = field(default_factory=Counter)
+    counted: Counter[AnswerKind] = field(default_factory=Counter)
+
+    def is_available(self) -> bool | None:
+        """Return True if enough requests were answered usefully; None if there was no request."""
+        # A request may be counted and recorded on either side of a full minute.
+        useful = max(_sum(self.records, USEFUL), _sum(self.counted, USEFUL))
+        bad = {AnswerKind.TOO_LATE, *LOST}
+        failed = max(_sum(self.records, bad), _sum(self.counted, bad))
+        asked = useful + failed
+        return useful / asked >= AVAILABLE_FROM if asked else None
+
+
+def service_levels(
+    connection: Connection, *, since: datetime, until: datetime, newest: int | None = None
+) -> ServiceLevels:
+    """Compute the success rate and the availability from `since` until `until`.
+
+    `newest`: the most recorded answers that are read, the newest ones; None: all. Counted answers
+    are those of the whole minutes of the period.
+    """
+    period = {"since": since, "until": until, "newest": newest, "rules": sorted(RULES)}
+    minutes: dict[datetime, _Minute] = defaultdict(_Minute)
+    records: Counter[AnswerKind] = Counter()
+    recorded = _RECORDED if newest is None else _NEWEST_RECORDED
+    for minute, kind, count in connection.execute(recorded, period):
+        minutes[minute].records[AnswerKind(kind)] += count
+        records[AnswerKind(kind)] += count
+    counted: Counter[AnswerKind] = Counter()
+    for minute, kind, count in connection.execute(_COUNTED, period):
+        minutes[minute].counted[AnswerKind(kind)] += count
+        counted[AnswerKind(kind)] += count
+    dropped = counted.pop(AnswerKind.DROPPED, 0)
+    found, uncounted = combined(records, counted)
+    useful = _sum(found, USEFUL)
+    unanswered = {
+        kind.value: found[kind] for kind in (*sorted(LOST), AnswerKind.TOO_LATE) if found[kind]
+    }
+    asked = useful + sum(unanswered.values())
+    states = [state for each in minutes.values() if (state := each.is_available()) is not None]
+    counted_from, records_from = connection.execute(_KNOWN_FROM, period).one()
+    return ServiceLevels(
+        asked=asked,
+        useful=useful,
+        unanswered=unanswered,
+        mistakes=found[AnswerKind.MISTAKE],
+        success_rate=useful / asked if asked else None,
+        minutes=len(states),
+        minutes_unavailable=states.count(False),
+        availability=states.count(True) / len(states) if states else None,
+        unseen=Unseen(
+            requests=uncounted,
+            dropped=dropped,
+            counted_from=counted_from,
+            records_from=records_from,
+        ),
+    )
+
+
+def unseen(figures: Unseen) -> list[str]:
+    """Return what the figures do not know, as sentences. Empty: they know everything."""
+    told = []
+    if figures.requests:
+        told.append(
+            f"the time-outs of callers who count nothing; {figures.requests:,} answered requests"
+            " were theirs"
+        )
+    if figures.dropped:
+        told.append(f"{figures.dropped:,} answers, counted while the database was away for days")
+    if figures.counted_from is not None:
+        told.append(f"unanswered requests before {figures.counted_from:%Y-%m-%d %H:%MZ}")
+    if figures.records_from is not None:
+        told.append(
+            f"answers before {figures.records_from:%Y-%m-%d %H:%MZ}, which are no longer stored"
+        )
+    return told
+
+
+def combined(
+    records: Mapping[AnswerKind, int], counted: Mapping[AnswerKind, int]
+) -> tuple[Counter[AnswerKind], int]:
+    """Return the requests by kind, each once, and the number of those that only records have."""
+    surplus = {kind: max(0, records.get(kind, 0) - counted.get(kind, 0)) for kind in _EXPLAINED}
+    for kind, count in _explained(surplus, _sum(counted, LOST)).items():
+        surplus[kind] -= count
+    found = Counter({kind: counted.get(kind, 0) + surplus.get(kind, 0) for kind in AnswerKind})
+    return found, sum(surplus.values())
+
+
+def _explained(surplus: Mapping[AnswerKind, int], lost: int) -> dict[AnswerKind, int]:
+    """Return how many records of each kind are answers to the `lost` requests, which came late."""
+    explained = {}
+    for kind in _EXPLAINED:
+        explained[kind] = min(lost, surplus[kind])
+        lost -= explained[kind]
+    return explained
+
+
+def _sum(counts: Mapping[AnswerKind, int], kinds: AbstractSet[AnswerKind]) -> int:
+    return sum(counts.get(kind, 0) for kind in kinds)
+
+
+# A message that was refused as malformed is a dead letter that cannot be sent again.
+_OF_PERIOD = """
+SELECT date_trunc('minute', answered_at) AS minute, kind, count(*) AS count
+FROM (
+    SELECT answered_at,
+        CASE outcome
+            WHEN 'refused' THEN
+                CASE WHEN answer->>'code' = ANY(:rules) THEN 'ruled' ELSE 'mistake' END
+            WHEN 'too_late' THEN
+                CASE WHEN deadline <= received_at THEN 'mistake' ELSE 'too_late' END
+            ELSE outcome
+        END AS kind
+    FROM (
+        SELECT answered_at, outcome, answer, deadline, received_at FROM assignment.requests
+        WHERE answered_at BETWEEN :since AND :until {most}
+    ) AS read
+    UNION ALL
+    SELECT at, CASE WHEN replayable THEN 'failed' ELSE 'mistake' END
+    FROM assignment.dead_letters
+    WHERE at BETWEEN :since AND :until
+        AND task IN ('assignment.request', 'assignment.request_many')
+) AS answers
+GROUP BY 1, 2
+"""
+_RECORDED = text(_OF_PERIOD.format(most=""))
+_NEWEST_RECORDED = text(_OF_PERIOD.format(most="ORDER BY answered_at DESC LIMIT :newest"))
+_COUNTED = text("""
+SELECT hour + (place - 1) * interval '1 minute' AS minute, kind, count
+FROM assignment.answer_counts CROSS JOIN unnest(by_minute) WITH ORDINALITY AS m (count, place)
+WHERE hour BETWEEN date_trunc('hour', cast(:since AS timestamptz)) AND :until AND count > 0
+    AND hour + (place - 1) * interval '1 minute' BETWEEN :since AND :until
+""")
+# Each is found by an index. Assignments are never deleted, and their ids follow time: an assignment
+# before the first stored answer shows that earlier answers were deleted.
+_KNOWN_FROM = text("""
+SELECT CASE WHEN counted > date_trunc('hour', cast(:since AS timestamptz)) THEN counted END,
+    CASE WHEN recorded > :since AND assigned < recorded THEN recorded END
+FROM (SELECT
+    coalesce((SELECT min(hour) FROM assignment.answer_counts), :until) AS counted,
+    (SELECT min(answered_at) FROM assignment.requests) AS recorded,
+    (SELECT claimed_at FROM assignment.assignments ORDER BY id LIMIT 1) AS assigned
+) AS first
+""")

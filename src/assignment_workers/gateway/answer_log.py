@@ -1,0 +1,107 @@
+"""Counts of this gateway's answers to requests, stored late: for the service levels.
+
+Every call of `POST /v1/requests` is counted by the answer that its caller got, in memory. The sums
+are written every few seconds, so that no call waits for it, and are kept while the database is
+away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from assignment_workers.assignment.answer_counts import AnswerCounts, CountedHour, store
+from assignment_workers.gateway.command_dispatcher import CLIENT_CLOSED_REQUEST
+from assignment_workers.gateway.problems import ASKED_AT
+from assignment_workers.schema.tables import AnswerKind
+
+log = structlog.get_logger()
+
+EVERY_SECONDS = 5.0
+"""Seconds between two writes of the sums to the database."""
+_OUTCOMES = {each.value: each for each in AnswerKind}
+_OF_STATUS = {
+    HTTPStatus.SERVICE_UNAVAILABLE: AnswerKind.UNAVAILABLE,
+    CLIENT_CLOSED_REQUEST: AnswerKind.LEFT,
+    HTTPStatus.CONFLICT: AnswerKind.RULED,
+}
+
+
+class AnswerLog:
+    """One gateway's counts of answers, written periodically."""
+
+    def __init__(self, engine: Engine, counts: AnswerCounts) -> None:
+        self.counts = counts
+        self._engine = engine
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the periodic writes; `close` ends them."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Write all counts and end the periodic writes."""
+        if self._task is not None:
+            self._task.cancel()
+        await self.write()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            await self.write()
+
+    async def write(self) -> None:
+        """Write the sums. If the database cannot be written, they are kept for the next time."""
+        hours = self.counts.take()
+        if not hours:
+            return
+        try:
+            await asyncio.to_thread(self._store, hours)
+        except (DBAPIError, PoolTimeout) as error:
+            self.counts.put_back(hours)
+            log.warning("answers_not_counted", sums=len(hours), why=type(error).__name__)
+
+    def _store(self, hours: list[CountedHour]) -> None:
+        with self._engine.begin() as connection:
+            store(connection, hours)
+
+
+class CountedAnswers:
+    """Middleware that counts each answer to a request for a user, by what its caller gets."""
+
+    def __init__(self, app: ASGIApp, *, counts: AnswerCounts) -> None:
+        self._app = app
+        self._counts = counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != ASKED_AT or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        kind = AnswerKind.FAILED
+
+        async def watched(message: Message) -> None:
+            nonlocal kind
+            if message["type"] == "http.response.start":
+                kind = _kind(message["status"], scope)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            self._counts.add(kind)
+
+
+def _kind(status: int, scope: Scope) -> AnswerKind:
+    if status == HTTPStatus.OK:
+        outcome = scope["state"]["outcome"]  # as `CommandDispatcher.ask` left it
+        return _OUTCOMES.get(outcome, AnswerKind.FAILED)
+    if status in _OF_STATUS:
+        return _OF_STATUS[status]
+    failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return AnswerKind.FAILED if failed else AnswerKind.MISTAKE
