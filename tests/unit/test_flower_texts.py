@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assignment_workers.assignment.answers import (
-    Answer,
     Assigned,
     Code,
     Done,
@@ -115,7 +114,7 @@ def test_nothing_that_was_typed_is_shown_whatever_the_message(value: Any) -> Non
 
 
 def test_the_searches_of_the_page_find_what_they_say() -> None:
-    tasks = {
+    tasks: dict[str, tuple[str, dict[str, Any], Any]] = {
         "wanted": (
             "assignment.request_many",
             {"requests": [ask(12), ask(14)]},
@@ -153,7 +152,7 @@ def test_the_searches_of_the_page_find_what_they_say() -> None:
     assert set(engine.matching_ids(str(ask(14)["request_id"]))) == {"wanted"}
 
 
-def listed(name: str, task: str, said: dict[str, Any], answer: Answer | list[Any] | None) -> Any:
+def listed(name: str, task: str, said: dict[str, Any], answer: Any) -> Any:
     return SimpleNamespace(
         uuid=name,
         name=task,

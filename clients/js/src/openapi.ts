@@ -1290,6 +1290,49 @@ export interface components {
          */
         Report: {
             /**
+             * Asked
+             * @description Requests, without those that were the caller's mistake.
+             */
+            asked: number;
+            /**
+             * Useful
+             * @description Requests answered with a user, or that there is none, that the dialer queue is paused, or that a rule keeps the agent from calling.
+             */
+            useful: number;
+            /**
+             * Unanswered
+             * @description Requests that failed, by how: unavailable or timed out, too late, left by their caller, or an internal error.
+             */
+            unanswered: {
+                [key: string]: number;
+            };
+            /**
+             * Mistakes
+             * @description Requests that were malformed, not allowed, or past their deadline when sent. They are not in `asked`.
+             */
+            mistakes: number;
+            /**
+             * Success Rate
+             * @description `useful` divided by `asked`; null where nobody asked.
+             */
+            success_rate: number | null;
+            /**
+             * Minutes
+             * @description Minutes in which there were requests.
+             */
+            minutes: number;
+            /**
+             * Minutes Unavailable
+             * @description Minutes in which less than half of the requests were answered usefully.
+             */
+            minutes_unavailable: number;
+            /**
+             * Availability
+             * @description The share of these minutes that were available; null where nobody asked.
+             */
+            availability: number | null;
+            unseen: components["schemas"]["Unseen"];
+            /**
              * Since
              * Format: date-time
              */
@@ -1324,11 +1367,6 @@ export interface components {
              */
             failed: number;
             /**
-             * Success Rate
-             * @description The share that got a user, of the requests for which there was one: not so are those too late and those that failed. Null where there was no such request.
-             */
-            success_rate: number | null;
-            /**
              * Lost
              * @description Assignments that were told and are not there: none, ever.
              */
@@ -1340,6 +1378,11 @@ export interface components {
             races: {
                 [key: string]: number;
             };
+            /**
+             * Interleavings
+             * @description Rebuilds and claims that got into each other's way, as the doctor finds them now: none, ever.
+             */
+            interleavings: number;
             seconds_to_assign: components["schemas"]["TimeToAssign"];
             consistency: components["schemas"]["Consistency"];
         };
@@ -1528,6 +1571,32 @@ export interface components {
             database_time: string | null;
             /** Request Id */
             request_id: string;
+        };
+        /**
+         * Unseen
+         * @description What the figures of a period do not know.
+         */
+        Unseen: {
+            /**
+             * Requests
+             * @description Requests of callers that count nothing, such as other Celery programs: of them only the answered ones are known.
+             */
+            requests: number;
+            /**
+             * Dropped
+             * @description Answers whose counts were dropped, because the database was away for days.
+             */
+            dropped: number;
+            /**
+             * Counted From
+             * @description Since when unanswered requests are counted, where that is after the period began. Null: for the whole period.
+             */
+            counted_from: string | null;
+            /**
+             * Records From
+             * @description Since when answers are still stored, where that is after the period began. Null: for the whole period.
+             */
+            records_from: string | null;
         };
         /**
          * UserEvent

@@ -151,8 +151,8 @@ def summary_of_message(said: Mapping[str, Any]) -> str:
         return _summary(said)
     each = [one if isinstance(one, Mapping) else {} for one in many]
     if any("move" in one for one in each):
-        told = [_summary(one) for one in each[:_AGENTS]]
-        return f"{_number(len(each), 'move')}: {'; '.join(filter(None, told))}"
+        moves = [_summary(one) for one in each[:_AGENTS]]
+        return f"{_number(len(each), 'move')}: {'; '.join(filter(None, moves))}"
     agents = [f"agent {one['agent_id']}" for one in each[:_AGENTS] if _is_id(one.get("agent_id"))]
     queues = dict.fromkeys(_word(one.get("queue")) or "any queue" for one in each)
     told = ", ".join([*agents, *list(queues)[:_MANY]])
@@ -164,9 +164,9 @@ def summary_of_answer(answer: object) -> str:
     if isinstance(answer, list):
         if len(answer) == 1:
             return summary_of_answer(answer[0])
-        facts = [_facts(each) for each in answer]
-        counts = Counter(_word(each.get("outcome")) or "answered" for each in facts)
-        users = [f"user {user}" for each in facts[:_AGENTS] if _is_id(user := _user(each))]
+        all_facts = [_facts(each) for each in answer]
+        counts = Counter(_word(each.get("outcome")) or "answered" for each in all_facts)
+        users = [f"user {user}" for each in all_facts[:_AGENTS] if _is_id(user := _user(each))]
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         return f"{told}: {', '.join(users)}" if users else told
     facts = _facts(answer)

@@ -42,7 +42,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Shape:
+class DrawnShape:
     """A line or an area of a chart: SVG points and a colour."""
 
     points: str
@@ -63,8 +63,8 @@ class RunChart:
 
     name: str
     marks: Sequence[AxisMark]
-    lines: Sequence[Shape] = ()
-    areas: Sequence[Shape] = ()
+    lines: Sequence[DrawnShape] = ()
+    areas: Sequence[DrawnShape] = ()
     key: Sequence[tuple[str, str]] = ()
 
 
@@ -167,7 +167,7 @@ def _states(recorder: Recorder) -> RunChart:
         places += [
             _place(recorder, (s.at, y), agents) for s, y in zip(recorder.samples, base, strict=True)
         ][::-1]
-        areas.append(Shape(_joined(places), colour))
+        areas.append(DrawnShape(_joined(places), colour))
         base = top
     return RunChart(
         "What the agents did",
@@ -194,7 +194,7 @@ def _chart(
         else [(most * part / 4, f"{most * part / 4:,.0f}") for part in range(5)]
     )
     drawn = [
-        Shape(_joined([_place(recorder, point, most) for point in points]), colour)
+        DrawnShape(_joined([_place(recorder, point, most) for point in points]), colour)
         for points, colour in scaled
     ]
     return RunChart(name, _marks(marks, most), lines=drawn, key=key)
