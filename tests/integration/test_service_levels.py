@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assignment_workers.assignment import answer_counts
-from assignment_workers.assignment.answer_counts import HOURS, AnswerCounts, CountedHour
+from assignment_workers.assignment.answer_counts import HOURS, AnswerTally, CountedHour
 from assignment_workers.assignment.reports.report import report
 from assignment_workers.assignment.reports.service_levels import (
     ServiceLevels,
@@ -32,7 +32,7 @@ def start(world: World) -> datetime:
 
 def counted(world: World, at: datetime, **kinds: int) -> None:
     """Store counts of one minute, as a gateway does."""
-    counts = AnswerCounts(lambda: at)
+    counts = AnswerTally(lambda: at)
     for kind, number in kinds.items():
         for _ in range(number):
             counts.add(AnswerKind(kind))
@@ -138,7 +138,7 @@ def test_minutes_without_service_are_counted(world: World, start: datetime) -> N
 
 def test_counts_add_up_and_survive_an_outage_of_days() -> None:
     now = datetime(2026, 11, 28, 9, 5, tzinfo=UTC)
-    counts = AnswerCounts(lambda: now)
+    counts = AnswerTally(lambda: now)
     counts.add(AnswerKind.UNAVAILABLE)
     waiting = counts.take()
     for _ in range(3):

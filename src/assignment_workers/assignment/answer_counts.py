@@ -73,7 +73,7 @@ def kind_of(answer: RequestAnswer) -> AnswerKind:
 
 
 @dataclass
-class AnswerCounts:
+class AnswerTally:
     """The answers that one process has counted and not yet stored. Safe to use from any thread.
 
     The memory is bounded: at most `HOURS` hours of each kind.

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assignment_workers.assignment.answer_counts import AnswerCounts, CountedHour, store
+from assignment_workers.assignment.answer_counts import AnswerTally, CountedHour, store
 from assignment_workers.gateway.command_dispatcher import CLIENT_CLOSED_REQUEST
 from assignment_workers.gateway.problems import ASKED_AT
 from assignment_workers.schema.tables import AnswerKind
@@ -36,7 +36,7 @@ _OF_STATUS = {
 class AnswerLog:
     """One gateway's counts of answers, written periodically."""
 
-    def __init__(self, engine: Engine, counts: AnswerCounts) -> None:
+    def __init__(self, engine: Engine, counts: AnswerTally) -> None:
         self.counts = counts
         self._engine = engine
         self._task: asyncio.Task[None] | None = None
@@ -75,7 +75,7 @@ class AnswerLog:
 class CountedAnswers:
     """Middleware that counts each answer to a request for a user, by what its caller gets."""
 
-    def __init__(self, app: ASGIApp, *, counts: AnswerCounts) -> None:
+    def __init__(self, app: ASGIApp, *, counts: AnswerTally) -> None:
         self._app = app
         self._counts = counts
 

@@ -16,7 +16,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from assignment_workers import traces
-from assignment_workers.assignment.answer_counts import AnswerCounts
+from assignment_workers.assignment.answer_counts import AnswerTally
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.client import AsyncClient
 from assignment_workers.clock import system_clock
@@ -63,7 +63,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     read_cache = ReadCache(engine, lanes)
     metrics.registry.register(StoredFigures(read_cache))
     access = AccessLog(engine, lambda: datetime.now(UTC))
-    answers = AnswerLog(engine, AnswerCounts(system_clock))
+    answers = AnswerLog(engine, AnswerTally(system_clock))
     callers = Callers(
         engine,
         tokens,

@@ -21,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from assignment_workers import traces
-from assignment_workers.assignment.answer_counts import AnswerCounts, kind_of
+from assignment_workers.assignment.answer_counts import AnswerTally, kind_of
 from assignment_workers.assignment.answers import Code, Refused, RequestAnswer, Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import commands
@@ -107,7 +107,7 @@ class Dispatcher:
         self._handled: list[str] = []
         self._waiting: dict[str, int | None] = {}
         self._unlinked_at = 0.0
-        self._counts = AnswerCounts(clock)
+        self._counts = AnswerTally(clock)
         self._counts_sent_at = clock()
         self._counting: asyncio.Task[None] | None = None
 
