@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -152,7 +152,8 @@ def build(on: Engine, policy: Policy, settings: Settings) -> int:
     """Build a generation of this dialer queue: its number."""
 
     def work(given: jobs.Work) -> jobs.Counts:
-        number, _ = regenerate(given, policy, trigger="hand", settings=settings)
+        limited = replace(policy, limit=settings.queue_limit)
+        number, _ = regenerate(given, limited, trigger="hand")
         return {"generation": number}
 
     return jobs.run(on, jobs.Job("queue.regenerate", "hand", policy.queue), work).counts[

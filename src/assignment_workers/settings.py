@@ -250,7 +250,10 @@ class Settings(BaseModel):
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
-    """The most users of a generation; unset: all who are eligible."""
+    """The most users of a generation; unset: all who are eligible.
+
+    Users who can be called before the next build come first, then others, each by rank.
+    """
     level_minimum: Annotated[int, Field(ge=1)] = Field(20, alias="ASSIGNMENT_WORKERS_LEVEL_MINIMUM")
     """The number of claimable users below which the level check regenerates the dialer queue."""
     level_interval: Seconds = Field(

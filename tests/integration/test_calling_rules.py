@@ -105,6 +105,77 @@ def test_each_user_has_the_hours_of_where_they_are(noon: World) -> None:
     assert noon.unhealthy() == []
 
 
+LIMIT = 10
+NEW_YORK, LONDON = "+1 212 555 01{:02}", "+44 20 7946 00{:02}"
+
+
+@pytest.fixture
+def crowded(world: World) -> World:
+    """Twenty users in London, then five in New York, in a dialer queue of ten."""
+    world.now = datetime(2027, 3, 22, 21, tzinfo=UTC)  # London is closed, New York is open
+    world.add_agents(*range(1, 8))
+    world.add_users([User(each, each, phone=LONDON.format(each)) for each in range(1, 21)])
+    world.add_users([User(each, each, phone=NEW_YORK.format(each)) for each in range(21, 26)])
+    world.set(calling_hours=ORIGINAL, queue_limit=LIMIT)
+    return world
+
+
+def test_users_who_sleep_do_not_fill_a_limited_generation(crowded: World) -> None:
+    crowded.regenerate(UNSIGNED)
+    assert list(crowded.states()) == [1, 2, 3, 4, 5, 21, 22, 23, 24, 25]
+    assert [crowded.held(agent).user_id for agent in range(1, 6)] == [21, 22, 23, 24, 25]
+    asleep = crowded.ask(6)
+    assert isinstance(asleep, Empty)
+    assert asleep.why == {UNSIGNED: "outside_calling_hours"}
+
+
+def test_who_can_be_called_before_the_next_build_counts_as_awake(crowded: World) -> None:
+    crowded.now = datetime(2027, 3, 23, 9, 30, tzinfo=UTC)  # London opens at ten
+    crowded.regenerate(UNSIGNED)
+    assert list(crowded.states()) == list(range(1, LIMIT + 1))
+    crowded.now -= HOUR  # nobody is awake before the next build
+    crowded.regenerate(UNSIGNED)
+    assert list(crowded.states()) == list(range(1, LIMIT + 1))
+    crowded.now = datetime(2027, 3, 23, 14, 30, tzinfo=UTC)  # both are open
+    crowded.regenerate(UNSIGNED)
+    assert list(crowded.states()) == list(range(1, LIMIT + 1))
+
+
+def test_who_is_put_off_for_hours_does_not_fill_a_limited_generation(crowded: World) -> None:
+    crowded.set(skip_everyone=1.5 * HOUR)
+    crowded.regenerate(UNSIGNED)
+    for agent in range(1, 4):
+        crowded.skip(crowded.held(agent))
+    crowded.set(queue_limit=2)
+    crowded.regenerate(UNSIGNED)
+    assert crowded.states() == {24: "ready", 25: "ready"}
+    crowded.now += 0.75 * HOUR  # 21, 22 and 23 are back before the next build
+    crowded.regenerate(UNSIGNED)
+    assert crowded.states() == {21: "waiting", 22: "waiting"}
+
+
+def test_the_explanation_promises_no_place_in_a_limited_generation(crowded: World) -> None:
+    def means(user: int) -> str:
+        with crowded.engine.connect() as connection:
+            found = explain(
+                connection,
+                user,
+                policies=crowded.policies,
+                settings=crowded.settings,
+                now=crowded.now,
+            )
+        assert found is not None
+        (verdict,) = [each for each in found.queues if each.queue == UNSIGNED]
+        assert verdict.why == "not_in_generation"
+        return verdict.means
+
+    crowded.now = datetime(2027, 3, 23, 14, 30, tzinfo=UTC)  # both are open
+    crowded.regenerate(UNSIGNED)
+    assert f"takes {LIMIT} users at most" in means(25)
+    crowded.set(queue_limit=None)
+    assert means(25).endswith("the next build has them")
+
+
 def test_a_user_is_called_so_often_in_a_day_and_no_more(noon: World) -> None:
     noon.set(calls_per_day=f"{UNSIGNED}=2")
     for _ in range(2):

@@ -341,7 +341,6 @@ def test_a_build_says_what_it_did(ranked: World) -> None:
                 replace(given, now=ranked.now),
                 POLICIES[UNSIGNED],
                 trigger="level",
-                settings=ranked.settings,
             )
         )
         return {}

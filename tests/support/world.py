@@ -302,7 +302,6 @@ class World:
                 replace(given, now=self.now),
                 self.policies[queue],
                 trigger="hand",
-                settings=self.settings,
             )
             built.append(number)
             return {"generation": number, "size": size}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
@@ -40,9 +41,11 @@ def policies_of(settings: Settings) -> dict[str, Policy]:
     variable, for a value that cannot be used.
     """
     rules, numbers = calling_rules(settings), numbers_of(settings)
-    if rules == CallingRules() and numbers.is_usual:
-        return POLICIES
-    return policies(rules, numbers)
+    usual = rules == CallingRules() and numbers.is_usual
+    found = POLICIES if usual else policies(rules, numbers)
+    if settings.queue_limit is None:
+        return found
+    return {name: replace(each, limit=settings.queue_limit) for name, each in found.items()}
 
 
 def numbers_of(settings: Settings) -> Numbers:

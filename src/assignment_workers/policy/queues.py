@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null
+from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null, true
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingHours, CallingRules
@@ -30,6 +30,8 @@ user comes first. The order is total, because user ids differ.
 
 _NUMBERS = Numbers()
 UNKNOWN_ZONE_FOR = timedelta(days=1)
+BUILD_INTERVAL = timedelta(hours=1)
+"""The longest time from one build of a dialer queue to the next: beat starts one each hour."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,8 @@ class Policy:
     order: tuple[UnaryExpression[Any], ...] = field(default=ORDER)
     hours: CallingHours | None = None
     numbers: Numbers = _NUMBERS
+    limit: int | None = None
+    """The most users of a generation; None: all who are eligible."""
 
     def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
         """Return the SQL parameters of this policy's rules, for judging users at `now`.
@@ -73,6 +77,31 @@ class Policy:
         Without zones, users outside calling hours are included; the claim judges the hours.
         """
         return {"now": now}
+
+    def soon(self, now: datetime, zones: Collection[str]) -> dict[str, Any]:
+        """Return the SQL parameters of `callable_soon`, for building a generation at `now`.
+
+        `zones`: the time zones of the users. A user in any other zone counts as one who cannot be
+        called before the next build.
+        """
+        if self.hours is None:
+            return {}
+        hours, until = self.hours, now + BUILD_INTERVAL
+        return {
+            rules.soon_zones(number): [
+                zone
+                for zone in {hours.default.key, *zones}
+                if (opens := _opens_at(hours, zone, now, calendar)) is not None and opens < until
+            ]
+            for number, calendar in enumerate(hours.calendars)
+        }
+
+    def callable_soon(self) -> ColumnElement[bool]:
+        """Return a SQL condition: the user has a calling hour before the next build.
+
+        The SQL parameters are those of `soon`.
+        """
+        return true() if self.hours is None else rules.in_hours_soon(self.hours)
 
     def is_closed(self, now: datetime, zones: Collection[str]) -> bool:
         """Return True if it is outside the calling hours of this dialer queue for every user.

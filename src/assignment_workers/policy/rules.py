@@ -7,7 +7,7 @@ null (outer joined). It is true or false, never null. The instant is the bind pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -433,32 +433,59 @@ def open_zones(calendar: int) -> str:
     return f"open_{calendar}"
 
 
+def soon_zones(calendar: int) -> str:
+    """Return the name of the SQL parameter with the zones that have a calling hour soon.
+
+    `calendar`: as for `open_zones`.
+    """
+    return f"soon_{calendar}"
+
+
 def in_hours(hours: CallingHours) -> Rule:
     """Require that it is a calling hour in every zone where the user may be."""
-    default = cast(array([literal(hours.default.key, Text())]), ARRAY(Text))
-    has_none = func.coalesce(func.cardinality(Phone.zones), 0) == 0
-    zones = case((has_none, default), else_=Phone.zones)
-    calendar = _calendar(hours)
-    parameters = [
-        bindparam(open_zones(each), value=None, type_=ARRAY(Text))
-        for each in range(len(hours.calendars))
-    ]
-    is_open = [or_(each.is_(None), zones.op("<@")(each)) for each in parameters]
-    holds = is_open[0]
-    if len(is_open) > 1:
-        holds = case(dict(enumerate(is_open)), value=calendar, else_=is_open[0])
-    zone = func.unnest(zones).table_valued("zone").render_derived()
-    opens = OPENS.op("->")(cast(calendar, Text())).op("->>")(zone.c.zone)
+    zone = func.unnest(_zones(hours)).table_valued("zone").render_derived()
+    opens = OPENS.op("->")(cast(_calendar(hours), Text())).op("->>")(zone.c.zone)
     latest = (
         select(func.max(cast(opens, Instant))).select_from(zone).correlate(Phone).scalar_subquery()
     )
     return Rule(
         "outside_calling_hours",
-        holds,
+        _all_zones_in(hours, open_zones),
         RuleEffect.RESTING,
         "outside calling hours where they are",
         latest,
     )
+
+
+def in_hours_soon(hours: CallingHours) -> ColumnElement[bool]:
+    """Return a SQL condition: every zone where the user may be has a calling hour soon.
+
+    The SQL parameters that `soon_zones` names say which zones have one.
+    """
+    return _all_zones_in(hours, soon_zones)
+
+
+def _zones(hours: CallingHours) -> ColumnElement[list[str]]:
+    """Return a SQL expression: the zones where the user may be; the default one if unknown."""
+    default = cast(array([literal(hours.default.key, Text())]), ARRAY(Text))
+    has_none = func.coalesce(func.cardinality(Phone.zones), 0) == 0
+    return case((has_none, default), else_=Phone.zones)
+
+
+def _all_zones_in(hours: CallingHours, named: Callable[[int], str]) -> ColumnElement[bool]:
+    """Return a SQL condition: every zone of the user is in a parameter with zones, or it is null.
+
+    `named`: returns the name of the parameter for a number of calendar.
+    """
+    zones = _zones(hours)
+    parameters = [
+        bindparam(named(each), value=None, type_=ARRAY(Text))
+        for each in range(len(hours.calendars))
+    ]
+    is_in = [or_(each.is_(None), zones.op("<@")(each)) for each in parameters]
+    if len(is_in) == 1:
+        return is_in[0]
+    return case(dict(enumerate(is_in)), value=_calendar(hours), else_=is_in[0])
 
 
 def _calendar(hours: CallingHours) -> ColumnElement[int]:

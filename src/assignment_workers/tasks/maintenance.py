@@ -71,9 +71,8 @@ def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
     built: dict[str, int] = {}
 
     def work(given: Work) -> Counts:
-        number, size = regenerate(
-            given, policies_of(task.of.settings)[queue], trigger=trigger, settings=task.of.settings
-        )
+        policy = policies_of(task.of.settings)[queue]
+        number, size = regenerate(given, policy, trigger=trigger)
         built["generation"] = number
         return {"generation": number, "size": size}
 

@@ -50,7 +50,7 @@ class EligibilityStatus(StrEnum):
     CLAIMABLE = "claimable"
 
 
-MEANS = {
+_MEANS: dict[str, str] = {
     EligibilityStatus.HELD: "an agent has them",
     EligibilityStatus.WAITING: (
         "put off for a while: skipped, or resting when they were last looked at"
@@ -63,6 +63,24 @@ MEANS = {
     ),
     EligibilityStatus.CLAIMABLE: "claimable now",
 }
+
+
+def meanings(policy: Policy) -> dict[str, str]:
+    """Return the text that tells people what each eligibility status means, by status.
+
+    With a size limit, the next build of the dialer queue may have no place for the user.
+    """
+    if policy.limit is None:
+        return dict(_MEANS)
+    limited: dict[str, str] = {
+        status: f"eligible, and {where} what is published: a build takes {policy.limit} users at"
+        " most, those first who can be called before the build after it, then by rank"
+        for status, where in (
+            (EligibilityStatus.TAKEN_OUT, "out of"),
+            (EligibilityStatus.NOT_IN_GENERATION, "not in"),
+        )
+    }
+    return _MEANS | limited
 
 
 def eligibility_status(

@@ -7,16 +7,20 @@ partition locks `entries`, with a lock that neither reads nor writes wait for.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Connection,
     Insert,
+    Select,
     Text,
+    and_,
     bindparam,
     case,
     cast,
     column,
+    false,
     func,
     insert,
     select,
@@ -27,10 +31,11 @@ from sqlalchemy import (
 
 from assignment_workers.assignment import phones
 from assignment_workers.assignment.crm.mirror import freshen
+from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.generations.entries import READY, WAITING
 from assignment_workers.assignment.jobs import Work
 from assignment_workers.assignment.transaction import EventKind
-from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.queues import BUILD_INTERVAL, Policy
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
@@ -41,15 +46,16 @@ from assignment_workers.schema.tables import (
     GenerationState,
     Phone,
 )
-from assignment_workers.settings import Settings
 
 
-def regenerate(work: Work, policy: Policy, *, trigger: str, settings: Settings) -> tuple[int, int]:
+def regenerate(work: Work, policy: Policy, *, trigger: str) -> tuple[int, int]:
     """Build a generation of the policy's dialer queue; return its number and its size.
 
     `trigger`: the cause of the build, for the record. All users who meet the policy now are in the
     generation, ranked, those whom an agent holds included; users who were skipped lately or
-    deferred wait. A failure leaves the published generation unchanged and marks the new one failed;
+    deferred wait. With a size limit, the generation has first the users who can be called before
+    the next build, by rank, and then others, by rank; those it has are ranked by the policy's order
+    alone. A failure leaves the published generation unchanged and marks the new one failed;
     if the process dies, the next build marks it. Cost: one statement over the pool, in the
     database; this process holds no row. The generation's row is committed at once, on
     `work.side_connection`. An external CRM is read first: if it is away, the build fails, and
@@ -61,7 +67,7 @@ def regenerate(work: Work, policy: Policy, *, trigger: str, settings: Settings) 
     try:
         freshen(work.connection.engine)
         phones.read(work, policy.numbers, batches=phones.BEFORE_A_BUILD)
-        size = _build(work.connection, policy, number, work.now, settings)
+        size = _build(work.connection, policy, number, work.now)
     except BaseException as error:
         work.connection.rollback()
         fail(
@@ -86,9 +92,7 @@ def _begin(work: Work, queue: str, trigger: str) -> int:
     return number
 
 
-def _build(
-    connection: Connection, policy: Policy, number: int, now: datetime, settings: Settings
-) -> int:
+def _build(connection: Connection, policy: Policy, number: int, now: datetime) -> int:
     name = partition(number)
     # The constraint saves a scan at the attachment; indexes are built faster at the end.
     connection.execute(
@@ -100,15 +104,7 @@ def _build(
     )
     # Before the fill, so that anything the fill may have missed is outside this snapshot.
     snapshot = connection.execute(_SNAPSHOT).scalar_one()
-    size = connection.execute(
-        _fill(policy, name).execution_options(preserve_rowcount=True),
-        {
-            "generation": number,
-            **policy.building(now),
-            "instant": now,
-            "size": settings.queue_limit,
-        },
-    ).rowcount
+    size = _filled(connection, policy, name, number, now)
     connection.execute(text(f"ALTER TABLE {name} ADD PRIMARY KEY (generation_id, user_id)"))
     connection.execute(text(f"CREATE INDEX ON {name} (generation_id, rank) WHERE state = 'ready'"))
     connection.execute(
@@ -127,6 +123,21 @@ def _build(
         .values(size=size, snapshot=snapshot, built_at=func.clock_timestamp())
     )
     return size
+
+
+def _filled(
+    connection: Connection, policy: Policy, table_name: str, number: int, now: datetime
+) -> int:
+    """Insert the generation's entries; return their number."""
+    parameters = {"generation": number, **policy.building(now), "instant": now}
+    chosen = _eligible(policy)
+    if policy.limit is not None:
+        zones = CrmReader(connection).zones if policy.hours is not None else ()
+        parameters |= {"limit": policy.limit, "soon": now + BUILD_INTERVAL}
+        parameters |= policy.soon(now, zones)
+        chosen = _limited(policy, chosen)
+    fill = _fill(chosen, table_name).execution_options(preserve_rowcount=True)
+    return connection.execute(fill, parameters).rowcount
 
 
 def partition(number: int) -> str:
@@ -169,11 +180,19 @@ def _fail_abandoned(side_connection: Connection, queue: str) -> None:
     side_connection.commit()
 
 
-def _fill(policy: Policy, table_name: str) -> Insert:
-    """Build the statement that inserts a ranked entry for every user who meets the policy.
+def _fill(chosen: Select[*tuple[Any, ...]], table_name: str) -> Insert:
+    """Build the statement that inserts the entries of the users in `chosen`."""
+    schema, _, name = table_name.partition(".")
+    names = ["generation_id", "user_id", "rank", "score", "state", "available_from"]
+    target = table(name, *(column(each) for each in names), schema=schema)
+    return insert(target).from_select(names, chosen)
 
-    Users who were skipped lately or deferred wait. The statement takes one pass over the pool and
-    one sort.
+
+def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
+    """Select a ranked entry for every user who meets the policy, in the order of rank.
+
+    Users who were skipped lately or deferred wait. The query takes one pass over the pool and one
+    sort.
     """
     put_off = (
         select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
@@ -181,26 +200,44 @@ def _fill(policy: Policy, table_name: str) -> Insert:
         .group_by(Assignment.user_id)
         .cte("put_off")
     )
-    chosen = (
+    return (
         select(
-            bindparam("generation", type_=BigInteger),
+            bindparam("generation", type_=BigInteger).label("generation_id"),
             UserCallScore.user_id,
             func.row_number().over(order_by=policy.order).label("rank"),
-            UserCallScore.current_score,
-            case((put_off.c.until.is_(None), READY), else_=WAITING),
-            put_off.c.until,
+            UserCallScore.current_score.label("score"),
+            case((put_off.c.until.is_(None), READY), else_=WAITING).label("state"),
+            put_off.c.until.label("available_from"),
         )
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)
         .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
         .outerjoin(put_off, put_off.c.user_id == UserCallScore.user_id)
         .where(policy.eligible())
         .order_by(text("rank"))
-        .limit(bindparam("size", type_=BigInteger))
     )
-    schema, _, name = table_name.partition(".")
-    names = ["generation_id", "user_id", "rank", "score", "state", "available_from"]
-    target = table(name, *(column(each) for each in names), schema=schema)
-    return insert(target).from_select(names, chosen)
+
+
+def _limited(policy: Policy, eligible: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """Select at most `limit` of the entries of `eligible`, ranked anew by the same order.
+
+    Users who can be called before the next build are chosen first, so that users who sleep for
+    hours cannot fill the generation. Cost: one more sort of the pool, of which `limit` are kept.
+    """
+    each = eligible.order_by(None).add_columns(policy.callable_soon().label("in_hours")).subquery()
+    found = each.c
+    waits = found.available_from >= bindparam("soon", type_=Instant)
+    is_soon = and_(found.in_hours, func.coalesce(waits, false()).is_(False))
+    chosen = (
+        select(each)
+        .order_by(is_soon.desc(), found.rank)
+        .limit(bindparam("limit", type_=BigInteger))
+        .subquery()
+    )
+    rank = func.row_number().over(order_by=chosen.c.rank).label("rank")
+    names = ("generation_id", "user_id", "rank", "score", "state", "available_from")
+    return select(*(rank if name == "rank" else chosen.c[name] for name in names)).order_by(
+        text("rank")
+    )
 
 
 _SNAPSHOT = select(cast(func.pg_current_snapshot(), Text))

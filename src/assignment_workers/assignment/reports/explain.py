@@ -28,9 +28,9 @@ from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMN
 from assignment_workers.assignment.callbacks import callbacks, missed_calls
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.generations.eligibility_status import (
-    MEANS,
     EligibilityStatus,
     eligibility_status,
+    meanings,
     tally,
 )
 from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY
@@ -191,7 +191,7 @@ def _due(
                 due_at=row.due_at,
                 queue=row.place,
                 why=why,
-                means=_MEANS_OF_DUE[why] if why in _MEANS_OF_DUE else _of_rules(policies)[why],
+                means={**_of_rules(policies), **_MEANS_OF_DUE}[why],
                 free_at=free_at,
                 kept_for=row.preferred_agent_id if lately else None,
             )
@@ -219,7 +219,7 @@ def _of_rules(policies: Iterable[Policy]) -> dict[str, str]:
 
 def _words(policy: Policy) -> Iterator[tuple[str, str]]:
     yield from ((rule.name, rule.means or rule.name) for rule in policy.rules)
-    yield from MEANS.items()
+    yield from meanings(policy).items()
 
 
 def _parameters(generation: int | None, now: datetime) -> dict[str, Any]:
@@ -295,7 +295,6 @@ _OF_THE_QUEUE = {
 }
 
 _MEANS_OF_DUE = {
-    EligibilityStatus.HELD: MEANS[EligibilityStatus.HELD],
     "not_due": "its time has not come",
     "postponed": "put off: nobody answered, it was skipped, or the user could not be called",
     "put_off": "somebody skipped or deferred the user, and they rest whatever they are due",

@@ -117,7 +117,7 @@ class Ours:
         """
 
         def work(given: jobs.Work) -> jobs.Counts:
-            number, _ = regenerate(given, UNSIGNED_USERS, trigger="hand", settings=self.settings)
+            number, _ = regenerate(given, UNSIGNED_USERS, trigger="hand")
             return {"generation": number}
 
         job = jobs.Job("queue.regenerate", "hand", QUEUE)
