@@ -17,6 +17,8 @@ RUNS := $(VENV)/.ready-run
 READY := $(VENV)/.ready
 # What building the documentation needs, on top of that.
 DOCS := $(VENV)/.ready-docs
+# What building a release needs, on top of that.
+RELEASE := $(VENV)/.ready-release
 INSTALL := $(BIN)/python tools/environment.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
@@ -74,6 +76,10 @@ fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ
 waits: $(READY) ## every wait of docs/waits.md, at every sending of its session
 	@WAITS_POINTS=1000 $(BIN)/python -m pytest tests/faults/test_waits.py tests/integration/test_deadlines.py --timeout=1200 $(ARGS)
 
+.PHONY: matrix
+matrix: $(READY) ## a short suite on every Python, PostgreSQL, Redis and broker that is here, into docs/compatibility.md
+	@$(BIN)/python tools/matrix.py $(ARGS)
+
 .PHONY: check
 check: lint types layers ## lint, types and layers
 
@@ -111,6 +117,8 @@ lock: $(RUNS) ## write the lock files for a changed pyproject.toml (ARGS=--upgra
 		--constraints requirements-dev.lock
 	@$(LOCK) $(ARGS) --output-file requirements-docs.lock --group docs \
 		--constraints requirements-dev.lock
+	@$(LOCK) $(ARGS) --output-file requirements-release.lock --group release \
+		--constraints requirements-dev.lock
 
 .PHONY: benchmark
 benchmark: $(READY) ## every benchmark beside its peers, into docs/benchmarks (ARGS='--only peers'); takes a while
@@ -126,6 +134,14 @@ client-types: $(JS)/node_modules/.package-lock.json ## write the OpenAPI documen
 	@mv $(JS)/openapi.json.new $(JS)/openapi.json
 	@$(NPM) --prefix $(JS) run types
 	@$(MAKE) --no-print-directory client
+
+.PHONY: dist
+dist: $(RELEASE) client ## build what a release publishes, into dist: wheel, sdist, npm tarball, bill of materials, checksums
+	@$(BIN)/python tools/release.py dist
+
+.PHONY: release
+release: $(RELEASE) client ## dry run of a release: build it, and name what stands in the way
+	@$(BIN)/python tools/release.py check
 
 .PHONY: screenshots
 screenshots: $(READY) ## take the pictures of the documentation anew; needs Chromium
@@ -152,6 +168,9 @@ $(RUNS) $(READY): requirements-uv.lock pyproject.toml tools/environment.py | $(V
 	@$(INSTALL) $(filter-out requirements-uv.lock,$(filter %.lock,$^)) && : >$@
 
 $(DOCS): requirements-docs.lock $(READY)
+	@$(INSTALL) $< && : >$@
+
+$(RELEASE): requirements-release.lock $(READY)
 	@$(INSTALL) $< && : >$@
 
 $(JS)/dist/index.js: $(JS)/node_modules/.package-lock.json $(JS)/tsconfig.json $(wildcard $(JS)/src/*)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -46,7 +47,14 @@ def guardian(test_home: Home) -> Iterator[Guardian]:
 
 @pytest.fixture(scope="session")
 def postgres_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
-    """A PostgreSQL for this run, without fsync: the address of its first, empty database."""
+    """A PostgreSQL for this run, without fsync: the address of its first, empty database.
+
+    `TEST_DATABASE_URL` names another server that runs already, in which the role of the address may
+    create databases and roles.
+    """
+    if other := os.environ.get("TEST_DATABASE_URL"):
+        yield other
+        return
     made = postgres.prepare(test_home.path / "postgres", fsync=False)
     access = test_home.path / "postgres/data/pg_hba.conf"
     # First, for the superuser and roles that a test makes; ours have their passwords.
@@ -59,7 +67,13 @@ def postgres_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def valkey_server(test_home: Home, guardian: Guardian) -> Iterator[str]:
-    """A Valkey for this run: the address of its database 0, which no test uses."""
+    """A Valkey for this run: the address of its database 0, which no test uses.
+
+    `TEST_REDIS_URL` names another server that runs already, whose databases are emptied.
+    """
+    if other := os.environ.get("TEST_REDIS_URL"):
+        yield other
+        return
     made = valkey.prepare(test_home.path / "valkey", fsync=False)
     child = server.start(made, Log(sys.stderr, colour=False), guardian)
     yield made.url

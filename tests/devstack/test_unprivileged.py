@@ -27,7 +27,7 @@ from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
 programs, directory = map(Path, sys.argv[1:])
-postgres._programs = lambda: programs
+postgres.find_programs = lambda: programs
 try:
     made = postgres.prepare(directory, fsync=False)
 except StackFailed as error:
@@ -45,7 +45,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's programs below a folder of mode 0700 that is root's."""
     private = tmp_path_factory.mktemp("private")
     private.chmod(0o700)
-    found = postgres._programs()
+    found = postgres.find_programs()
     package = found.parents[1]
     for each in (package.with_suffix(".libs"), package):
         shutil.copytree(each, private / each.name, symlinks=True)

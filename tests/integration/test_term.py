@@ -140,7 +140,7 @@ def test_status_tells_of_a_standby_that_may_lack_the_last_commits(
     directory.mkdir()
     receiving = subprocess.Popen(
         [
-            *(postgres._programs() / "pg_receivewal", f"--directory={directory}", "--no-loop"),
+            *(postgres.find_programs() / "pg_receivewal", f"--directory={directory}", "--no-loop"),
             *(f"--host={to.hostname}", f"--port={to.port}", "--username=postgres", "--no-password"),
         ],
         stderr=subprocess.PIPE,

