@@ -1,21 +1,30 @@
 """Celery's settings: the one file an operator edits.
 
 Read by every process from the working directory (or from ASSIGNMENT_WORKERS_CELERY_CONFIG). Servers
-come from the environment: REDIS_URL (broker and results), BROKER_URL (the broker alone). What keeps
-the assignment queue ordered is checked at every start; a change to it is refused with a line that
-names it.
+come from the environment: REDIS_URL (broker and results), BROKER_URL (the broker alone), or the
+files that REDIS_URL_FILE and BROKER_URL_FILE name. What keeps the assignment queue ordered is
+checked at every start; a change to it is refused with a line that names it.
 """
 
 from __future__ import annotations
 
 import os
 from datetime import timedelta
+from pathlib import Path
 
 from celery.schedules import crontab
 from kombu import Queue
 
-broker_url = os.environ.get("BROKER_URL") or os.environ.get("REDIS_URL")
-result_backend = os.environ.get("REDIS_URL")
+
+def _address(variable: str) -> str | None:
+    """Return the value of a variable, or the content of the file that `…_FILE` names."""
+    if file := os.environ.get(f"{variable}_FILE"):
+        return Path(file).read_text(encoding="utf-8").strip()
+    return os.environ.get(variable)
+
+
+broker_url = _address("BROKER_URL") or _address("REDIS_URL")
+result_backend = _address("REDIS_URL")
 
 # Three queues. `assignment` is the ordered one: one consumer, one message at a time; `heartbeats`
 # waits for no job. The arguments are for RabbitMQ: all are replicated, of several consumers of
@@ -104,7 +113,7 @@ enable_utc = True
 
 # Any number of beats may run: redbeat's lock lets one fire, and each job's slot is done once.
 beat_scheduler = "assignment_workers.tasks.beat:Scheduler"
-redbeat_redis_url = os.environ.get("REDIS_URL")
+redbeat_redis_url = _address("REDIS_URL")
 redbeat_key_prefix = "assignment-workers:beat:"
 redbeat_lock_timeout = 10
 beat_max_loop_interval = 2

@@ -65,6 +65,8 @@ def settings() -> str:
         """Each is an environment variable, read once at the start of a process. An empty value
 counts as unset. A value that cannot be used, and an unknown name that begins with
 `ASSIGNMENT_WORKERS_`, stop the start with one line that names the variable.
+Addresses, passwords, keys and tokens may stand in files: `DATABASE_URL_FILE` names
+the file with the value of `DATABASE_URL`, and so on.
 Celery's own settings are in [`celeryconfig.py`](../../celeryconfig.py).""",
     ]
     for name, field in Settings.model_fields.items():

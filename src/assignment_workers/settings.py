@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -423,12 +423,14 @@ class Settings(BaseModel):
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read all settings from the environment variables in `environment`.
 
-        An empty value counts as unset. Raises `UsageError`, one line that names the variable, for
-        an invalid value and for a variable with our prefix that is not a setting.
+        An empty value counts as unset. An address or a secret may stand in a file that the variable
+        with `_FILE` after its name names. Raises `UsageError`, a line that names the variable, for
+        an invalid value, for a file that cannot be read, and for a variable with our prefix that is
+        not a setting.
         """
         known = {field.alias for field in cls.model_fields.values() if field.alias}
         parameters: dict[str, Any] = {}
-        for name, value in environment.items():
+        for name, value in _with_files(environment, known):
             if name in known:
                 if value != "":
                     parameters[name] = value
@@ -453,6 +455,24 @@ def _needed(variable: str, value: str | None) -> str:
     return value
 
 
+def _with_files(environment: Mapping[str, str], known: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the variables, with the content of the file in place of each `…_FILE` of a secret."""
+    for name, value in environment.items():
+        of = name.removesuffix("_FILE")
+        if of == name or of not in known or not _is_secret(of):
+            yield name, value
+        elif value == "":
+            continue
+        elif environment.get(of):
+            raise UsageError(f"{of} and {name} are both set; one of them is needed")
+        else:
+            try:
+                yield of, Path(value).read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+                raise UsageError(f"{name}={value!r}: the file cannot be read: {reason}") from None
+
+
 def _unknown(name: str, known: set[str]) -> str:
     begun = sorted(each for each in known if each.startswith(name))
     close = begun or difflib.get_close_matches(name, known, n=1)
@@ -462,5 +482,9 @@ def _unknown(name: str, known: set[str]) -> str:
 
 def _shown(variable: str, value: str) -> str:
     """Return the value of a variable for a message, with addresses and credentials hidden."""
-    secret = variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD", "_KEY"))
-    return "(not shown)" if secret else repr(value)
+    return "(not shown)" if _is_secret(variable) else repr(value)
+
+
+def _is_secret(variable: str) -> bool:
+    """Return True for a variable with an address, whose password it may hold, or a secret."""
+    return variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD", "_KEY"))

@@ -297,6 +297,37 @@ def test_a_bad_address_says_which_schemes_are_accepted() -> None:
     )
 
 
+SECRETS = [
+    name for name in VARIABLES if name.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD", "_KEY"))
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_an_address_or_a_secret_may_stand_in_a_file(name: str, tmp_path: Path) -> None:
+    variable, file = VARIABLES[name], tmp_path / "secret"
+    file.write_text(f"{variable.good}\n", encoding="utf-8")
+    settings = Settings.from_environment({f"{name}_FILE": str(file), name: ""})
+    assert getattr(settings, variable.field) == variable.value
+    assert Settings.from_environment({f"{name}_FILE": ""}) == Settings.from_environment({})
+    assert complaint({f"{name}_FILE": str(file), name: variable.good}) == (
+        f"{name} and {name}_FILE are both set; one of them is needed"
+    )
+    missing = str(tmp_path / "missing")
+    assert complaint({f"{name}_FILE": missing}) == (
+        f"{name}_FILE={missing!r}: the file cannot be read: No such file or directory"
+    )
+    file.write_bytes(b"\xff")
+    assert complaint({f"{name}_FILE": str(file)}).endswith("not a text in UTF-8")
+
+
+@pytest.mark.parametrize("name", [name for name in VARIABLES if name not in SECRETS])
+def test_other_settings_have_no_file(name: str) -> None:
+    if name.startswith("ASSIGNMENT_WORKERS_"):
+        assert complaint({f"{name}_FILE": "/etc/hostname"}).startswith(
+            f"{name}_FILE is not a setting"
+        )
+
+
 def test_a_misspelt_variable_is_refused_with_the_one_that_was_meant() -> None:
     said = complaint({"ASSIGNMENT_WORKERS_LEASE_SECOND": "60"})
     assert said == (
