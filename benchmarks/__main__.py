@@ -27,10 +27,10 @@ import psycopg
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
 from benchmarks import growth, requests
 from benchmarks import observing as observed
+from benchmarks.dialer import UNSIGNED_USERS
 from benchmarks.floors import floors
 from benchmarks.peers import WORKER, WORKER_OPTIONS, Bare, peers, plain_celery
 from benchmarks.rebuilds import meanwhile, rebuilds

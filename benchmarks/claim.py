@@ -16,9 +16,9 @@ from assignment_workers.assignment.claims.request import ClaimRequest
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Owner
 from assignment_workers.assignment.transaction import FencedTransaction
-from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
+from benchmarks.dialer import POLICIES, UNSIGNED_USERS
 from benchmarks.stage import (
     build_and_publish,
     engine,

@@ -35,11 +35,11 @@ from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.mirror import READING, read_whole
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.jobs import Job
-from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.schema.crm import FACTS, MAPPINGS
 from assignment_workers.schema.engine import driver_url
 from assignment_workers.settings import Settings
 from benchmarks.claim import measure
+from benchmarks.dialer import UNSIGNED_USERS
 from benchmarks.stage import build_and_publish, engine, milliseconds, seed, servers, show
 
 LISTS = (1, 64)

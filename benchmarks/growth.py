@@ -24,9 +24,9 @@ from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Owner, Release
 from assignment_workers.assignment.transaction import FencedTransaction
-from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
+from benchmarks.dialer import POLICIES, UNSIGNED_USERS
 from benchmarks.stage import build, build_and_publish, line
 
 AGENT = 1

@@ -40,10 +40,10 @@ from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.client import AsyncClient, commands
 from assignment_workers.client.reading import as_request_answer
 from assignment_workers.identity import new_id
-from assignment_workers.policy.queues import OUTSTANDING_REQUESTS, POLICIES, UNSIGNED_USERS
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from benchmarks import record
+from benchmarks.dialer import OUTSTANDING_REQUESTS, POLICIES, UNSIGNED_USERS
 from benchmarks.lanes_page import LARGE, Closed, Measured, tables_of
 from benchmarks.requests import prepare
 from benchmarks.simulation import Costs

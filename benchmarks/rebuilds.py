@@ -17,8 +17,8 @@ import psycopg
 from sqlalchemy import Engine, text
 
 from assignment_workers.client import Assigned, Client, Unavailable
-from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
+from benchmarks.dialer import UNSIGNED_USERS
 from benchmarks.regenerate import bare, publishing
 from benchmarks.stage import Servers, build, ending, line
 

@@ -20,9 +20,9 @@ from sqlalchemy import Engine, text
 from assignment_workers.assignment.claims.claim import claim
 from assignment_workers.assignment.claims.request import ClaimRequest
 from assignment_workers.assignment.generations.publish import publish
-from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
+from benchmarks.dialer import POLICIES, UNSIGNED_USERS
 from benchmarks.stage import build, engine, line, seed, servers, show
 
 BARE = """

@@ -36,9 +36,9 @@ from assignment_workers.client.commands import CommandCall
 from assignment_workers.client.reading import as_finish_answer, as_request_answer
 from assignment_workers.devstack.ports import answers_http
 from assignment_workers.identity import new_id
-from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
 from benchmarks import same_work
+from benchmarks.dialer import UNSIGNED_USERS
 from benchmarks.same_work import QUEUE, SkipLocked
 from benchmarks.stage import (
     Servers,

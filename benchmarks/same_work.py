@@ -26,8 +26,8 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from assignment_workers.assignment.claims import candidates, claim, idempotency, new_assignments
 from assignment_workers.identity import new_id
-from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.settings import Settings
+from benchmarks.dialer import UNSIGNED_USERS
 from benchmarks.ways import Tasks, Way, application
 
 T = TypeVar("T")

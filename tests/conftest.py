@@ -17,8 +17,14 @@ from assignment_workers.devstack import postgres, server, valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
 from assignment_workers.devstack.ports import LOOPBACK
+from assignment_workers.dialer.loading import load
 from assignment_workers.runtime.home import Home, hold
+from assignment_workers.settings import Settings
 from tests.support.servers import MARIADB, Maria
+
+load(
+    Settings.from_environment({})
+)  # before the test modules, some of which read its outcomes when imported
 
 pytest.register_assert_rewrite(
     "tests.support.commands", "tests.support.processes", "tests.support.world"

@@ -25,7 +25,8 @@ from sqlalchemy.dialects import postgresql
 from typer.main import get_group
 
 from assignment_workers.cli.main import SECTIONS, app
-from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.dialer.loading import load
+from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES
 from assignment_workers.schema import crm, dialer, tables
 from assignment_workers.schema.base import Base, CrmBase, DialerBase
 from assignment_workers.settings import PREFIX, Settings
@@ -34,6 +35,8 @@ from assignment_workers.tasks import create_app
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "assignment_workers"
 POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+load(Settings.from_environment({}))  # the packaged dialer
 
 ANSWERS = SOURCE / "assignment" / "answers.py"
 
@@ -197,7 +200,7 @@ delay is until the user may be called again, unless a callback says otherwise.
             if holds
         ]
         if each.actions:
-            facts.append("asks for " + ", ".join(f"`{action}`" for action in each.actions))
+            facts.append("asks for " + ", ".join(f"`{action.name}`" for action in each.actions))
         if each.review_after is not None:
             earlier = (
                 f" from the {each.review_after + 1}. such call on" if each.review_after else ""
@@ -207,7 +210,8 @@ delay is until the user may be called again, unless a callback says otherwise.
             facts.append("asks for `review` where no callback was promised")
         made += [f"### `{each.name}`", each.meaning, "; ".join(facts).capitalize() + "."]
     made += ["## Actions", "What an outcome asks others to do: the event `completed` names them."]
-    made.append(_enumeration("Action", SOURCE / "policy" / "outcomes.py"))
+    rows = [f"| `{each.name}` | {_cell(each.means)} |" for each in ACTIONS.values()]
+    made.append(_table("| name | meaning |", rows))
     return _page(made)
 
 
@@ -333,10 +337,23 @@ def python() -> str:
             """The module `assignment_workers.client`. `Client` sends Celery messages by itself and
 answers soonest; `AsyncClient` is the same for asyncio; `HttpClient` asks a gateway.
 The answers are frozen values to `match` on. Everything that the module does not
-name is internal.""",
+name is internal, but for those of a `dialerconfig.py`, which
+[Define your own dialer](../how-to/dialer.md) explains.""",
             *(f"::: assignment_workers.client.{name}" for name in _exported()),
+            "# A dialer's definition",
+            "The names of `assignment_workers.dialer` that a `dialerconfig.py` is made of.",
+            *(f"::: assignment_workers.policy.{name}" for name in OF_A_DIALER),
         ]
     )
+
+
+OF_A_DIALER = (
+    "dialer.Dialer",
+    "dialer.Queue",
+    "rules.Rule",
+    "rules.RuleEffect",
+    "outcomes.Outcome",
+)
 
 
 def javascript() -> str:

@@ -1,19 +1,6 @@
 import { Client, ProblemError } from "@assignment-workers/client";
 
-/** The outcomes of a call, in the order of their keys. */
-const OUTCOMES = {
-  no_answer: "No answer",
-  call_back: "Call back",
-  missed_call: "Missed call",
-  completed_form: "Completed the form",
-  going_to_complete: "Going to complete",
-  might_complete: "Might complete",
-  hung_up: "Hung up",
-  bad_number: "Bad number",
-  no_claim: "No claim",
-  not_interested: "Not interested",
-  do_not_contact: "Do not contact",
-};
+/** The keys of the outcomes, in their order. */
 const KEYS = "1234567890-";
 
 /** @typedef {import("@assignment-workers/client").Held} Held */
@@ -61,6 +48,7 @@ $("sign-in").addEventListener("submit", async (/** @type {SubmitEvent} */ event)
   $("sign-in").hidden = true;
   $("stated").hidden = false;
   void stand();
+  void offer();
   $("desk").hidden = $("who").hidden = $("sign-out").hidden = false;
   $("who").textContent = `Agent ${agent}`;
   tell("Signing in", "");
@@ -133,14 +121,22 @@ async function stand() {
   if (found && !("outcome" in found)) $("state").value = found.state ?? "";
 }
 
-for (const [place, [outcome, label]] of Object.entries(OUTCOMES).entries()) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.id = outcome;
-  button.setAttribute("aria-keyshortcuts", KEYS.charAt(place));
-  button.append(`${label} `, Object.assign(document.createElement("kbd"), { textContent: KEYS.charAt(place) }));
-  button.addEventListener("click", () => finish("complete", outcome));
-  $("outcomes").append(button);
+/** A button for each outcome of the dialer, in its order. */
+async function offer() {
+  const found = await client.dialer().catch(() => null);
+  if (!found || "outcome" in found) return tell("No outcomes", "The gateway does not tell them: sign in again.", "wrong");
+  const buttons = found.outcomes.map(({ name, title, meaning }, place) => {
+    const key = KEYS.charAt(place);
+    const button = document.createElement("button");
+    button.type = "button";
+    button.id = name;
+    button.title = meaning;
+    if (key) button.setAttribute("aria-keyshortcuts", key);
+    button.append(`${title} `, ...(key ? [Object.assign(document.createElement("kbd"), { textContent: key })] : []));
+    button.addEventListener("click", () => finish("complete", name));
+    return button;
+  });
+  $("outcomes").replaceChildren(...buttons);
 }
 
 document.addEventListener("keydown", (event) => {

@@ -386,6 +386,12 @@ class Settings(BaseModel):
     Unset: `celeryconfig.py` in the working directory, else the packaged one.
     """
 
+    dialer_config: Path | None = Field(None, alias="ASSIGNMENT_WORKERS_DIALER_CONFIG")
+    """The file that defines the dialer queues, their rules and the outcomes.
+
+    Unset: `dialerconfig.py` in the working directory, else the packaged one.
+    """
+
     demo_seed: int = Field(2064, alias="ASSIGNMENT_WORKERS_DEMO_SEED")
     """The seed of the demo CRM: the same seed gives the same users."""
     demo_users: Annotated[int, Field(ge=5000, le=10_000_000)] = Field(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from assignment_workers.policy.queues import UNSIGNED_USERS
 from benchmarks.claim import measure
 from benchmarks.same_work import SkipLocked
-from tests.support.world import User, World
+from tests.support.world import UNSIGNED, User, World
 
 
 def test_eight_connections_claim_and_finish_as_we_do(world: World, database_url: str) -> None:
     world.add_agents(1, 2)
     world.add_users([User(each, each) for each in (11, 12, 13)])
-    world.regenerate(UNSIGNED_USERS.queue)
+    world.regenerate(UNSIGNED)
     peer = SkipLocked(database_url, world.settings)
 
     async def both() -> list[int]:
@@ -36,5 +35,5 @@ def test_eight_connections_claim_and_finish_as_we_do(world: World, database_url:
 def test_turns_of_claims_can_be_measured(world: World) -> None:
     world.add_agents(1)
     world.add_users([User(each, each) for each in range(1, 20)])
-    world.regenerate(UNSIGNED_USERS.queue)
+    world.regenerate(UNSIGNED)
     assert len(measure(world.engine, 1, 2, world.settings)) == 2

@@ -19,7 +19,9 @@ from assignment_workers.assignment.reports.status import status
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import CallingRules
-from assignment_workers.policy.queues import POLICIES, policies
+from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.rules import Numbers
 from tests.support.processes import wait_until
 from tests.support.sessions import WAITING
 from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
@@ -521,7 +523,10 @@ def test_calling_rules_and_suppressions_hold_for_callbacks_too_and_only_put_them
     calling = CallingRules(calls_per_day={UNSIGNED: 1, OUTSTANDING: 1})
     with world.transaction() as transaction:
         answers = claim(
-            transaction, [world.request(1)], policies=policies(calling), settings=world.settings
+            transaction,
+            [world.request(1)],
+            policies=loaded().under(calling, Numbers()),
+            settings=world.settings,
         )
     assert isinstance(answers[0], Assigned)
     assert answers[0].assignment.source == "queue"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -141,7 +141,7 @@ class World:
         self.now: datetime = self.value("SELECT date_trunc('milliseconds', clock_timestamp())")
 
     @property
-    def policies(self) -> dict[str, Policy]:
+    def policies(self) -> Mapping[str, Policy]:
         """The policies under the calling rules of its settings."""
         return policies_of(self.settings)
 

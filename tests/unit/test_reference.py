@@ -19,7 +19,7 @@ from assignment_workers import client, versions
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.cli.main import COMMANDS, app
-from assignment_workers.policy.outcomes import OUTCOMES, Action
+from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES
 from assignment_workers.settings import PREFIX, Settings
 from tools import reference
 
@@ -53,7 +53,6 @@ def group() -> Any:
         ("Settings", None),
         ("EventKind", None),
         ("Code", reference.ANSWERS),
-        ("Action", reference.SOURCE / "policy" / "outcomes.py"),
     ],
 )
 def test_each_has_a_sentence(kind: str, path: Path | None) -> None:
@@ -67,13 +66,14 @@ def test_each_outcome_has_a_sentence_of_its_own() -> None:
     meanings = [each.meaning for each in OUTCOMES.values()]
     assert [each for each in meanings if not SENTENCE.fullmatch(each)] == []
     assert len(set(meanings)) == len(OUTCOMES)
+    assert [each.means for each in ACTIONS.values() if not SENTENCE.fullmatch(each.means)] == []
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("settings", VARIABLES),
-        ("outcomes", {*OUTCOMES, *Code, *Action}),
+        ("outcomes", {*OUTCOMES, *Code, *ACTIONS}),
         ("events", set(EventKind)),
         ("cli", COMMANDS.keys()),
     ],

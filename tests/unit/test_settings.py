@@ -228,6 +228,9 @@ VARIABLES = {
         "flower_basic_auth", None, "ann:hunter2", "ann:hunter2", ("hunter2", ":hunter2", "ann:")
     ),
     "ASSIGNMENT_WORKERS_EMBEDDED": Variable("embedded", False, "true", True, ("perhaps", "2")),
+    "ASSIGNMENT_WORKERS_DIALER_CONFIG": Variable(
+        "dialer_config", None, "/etc/dialerconfig.py", Path("/etc/dialerconfig.py"), ()
+    ),
     "ASSIGNMENT_WORKERS_CELERY_CONFIG": Variable(
         "celery_config", None, "/etc/celeryconfig.py", Path("/etc/celeryconfig.py"), ()
     ),

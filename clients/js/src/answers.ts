@@ -59,6 +59,9 @@ export type RequestAnswer = Assigned | Empty | Paused | TooLate | Refused | Unav
 /** The answer to a move on a hold: `complete`, `skip`, `renew` and the like. */
 export type FinishAnswer = Finished | Refused | Unavailable;
 
+/** The dialer queues, outcomes and actions as configured, each in its order. */
+export type Dialer = Schemas["DialerDescription"];
+
 /** What an agent is about. */
 export type AgentState = Schemas["AgentStatus"];
 

@@ -2,6 +2,7 @@ import type {
   AgentState,
   AgentShown,
   Code,
+  Dialer,
   FinishAnswer,
   Held,
   HeartbeatAnswer,
@@ -173,6 +174,11 @@ export class Client {
   ): Promise<Held | null | Refused | Unavailable> {
     const reply = await this.#wire.call("GET", agent(agentId, "/assignment"), bounds(options));
     return "problem" in reply && reply.problem.status === 404 ? null : answer<Held>(reply);
+  }
+
+  /** The dialer queues, outcomes and actions as configured: what an agent can choose from. */
+  async dialer(options: CallOptions = {}): Promise<Dialer | Refused | Unavailable> {
+    return answer<Dialer>(await this.#wire.call("GET", "/v1/dialer", bounds(options)));
   }
 
   /** Renew the lease for as long as the keeper is not stopped. */

@@ -3,6 +3,7 @@ export type {
   AgentState,
   Assigned,
   Code,
+  Dialer,
   Empty,
   FinishAnswer,
   Finished,

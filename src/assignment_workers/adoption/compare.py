@@ -84,6 +84,11 @@ def compare(connection: Connection, *, now: datetime) -> list[Compared]:
         if connection.execute(text(f"SELECT to_regclass('{needed}')")).scalar() is None:
             name = in_schema(needed, schema_of(connection))
             raise UsageError(f"the table {name} is not there: our rules cannot be asked")
+    for source in sources:
+        if source.queue not in POLICIES:
+            raise UsageError(
+                f"the dialer has no queue {source.queue}: there are {', '.join(POLICIES)}"
+            )
     if crm is not None:
         crm.check()
     # Without statistics the planner would scan one table for each row of the other.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
@@ -22,7 +22,8 @@ from assignment_workers.policy.calling import (
     read_week,
     read_zones,
 )
-from assignment_workers.policy.queues import POLICIES, Policy, policies
+from assignment_workers.policy.dialer import Dialer, loaded
+from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.policy.rules import Numbers
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.settings import Settings
@@ -33,16 +34,20 @@ CALLS_AT_MOST = 1_000
 SECONDS_AT_MOST = 10 * 365 * 86_400
 
 
-@cache
-def policies_of(settings: Settings) -> dict[str, Policy]:
+def policies_of(settings: Settings) -> Mapping[str, Policy]:
     """Return the policy of each dialer queue by name, under the calling rules of `settings`.
 
-    The result is cached by settings. Raises `UsageError`, one line that names the environment
-    variable, for a value that cannot be used.
+    They are made once for each dialer and settings. Raises `UsageError`, one line that names the
+    environment variable, for a value that cannot be used.
     """
+    return _policies(loaded(), settings)
+
+
+@cache
+def _policies(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
     rules, numbers = calling_rules(settings), numbers_of(settings)
     usual = rules == CallingRules() and numbers.is_usual
-    found = POLICIES if usual else policies(rules, numbers)
+    found = dialer.policies if usual else dialer.under(rules, numbers)
     if settings.queue_limit is None:
         return found
     return {name: replace(each, limit=settings.queue_limit) for name, each in found.items()}

@@ -107,7 +107,7 @@ def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
         if not equals:
             raise ValueError(
                 f"{part.strip()!r} is not of the form lane=dialer_queue, as in"
-                " outstanding=outstanding_requests; several queues of a lane have + between"
+                f" second={[*POLICIES][-1]}; several queues of a lane have + between"
             )
         if not _NAME.fullmatch(lane) or lane == DEFAULT_LANE:
             raise ValueError(

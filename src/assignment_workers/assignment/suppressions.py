@@ -35,8 +35,7 @@ from assignment_workers.assignment.answers import Code, Done, Held, Refused
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import KEYED, Reader, plain, reach, tails
-from assignment_workers.policy.queues import POLICIES
-from assignment_workers.policy.rules import UNCLEAR
+from assignment_workers.policy.queues import POLICIES, suspicious
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
@@ -310,7 +309,7 @@ def check_key(connection: Connection, reader: Reader) -> None:
 def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
     """Quarantine users who were suspiciously often found ineligible by a claim.
 
-    `failed`: users whom this transaction removed for one of the rules in `UNCLEAR`, which a build
+    `failed`: users whom this transaction removed for one of the `suspicious` rules, which a build
     had found to hold. Users to whom that has happened `after` times within the period `COUNTED` are
     quarantined; times before an operator lifted a quarantine do not count. Cost: a read of the
     events of these users.
@@ -319,7 +318,7 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
         return
     parameters = {
         "users": list(failed),
-        "rules": sorted(UNCLEAR),
+        "rules": sorted(suspicious()),
         "since": transaction.now - COUNTED,
         "now": transaction.now,
         "times": after,

@@ -17,10 +17,9 @@ from assignment_workers.assignment.reports.explanation import (
     PromiseFound,
     QueueVerdict,
 )
-from assignment_workers.cli.servers import COMMAND_AT_MOST, database, settings
+from assignment_workers.cli.servers import COMMAND_AT_MOST, database, need_queue, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import Source
 
 WHOLE_AT_MOST = timedelta(minutes=30)
@@ -49,8 +48,8 @@ def explain(
         raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")
     if whole and queue is None:
         raise UsageError("--whole is for --queue: a user is always judged whole")
-    if queue is not None and queue not in POLICIES:
-        raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+    if queue is not None:
+        need_queue(queue)
     given = settings()
     policies = policies_of(given)
     found: Explanation | Funnel | None

@@ -24,6 +24,7 @@ SECTIONS = {
         "env": ("stack", "Print the running stack's addresses for `eval`."),
         "process": ("stack", "Be one process of a stack, in the foreground."),
         "schema": ("schema", "The database's schema."),
+        "dialer": ("dialer", "The dialer queues, rules and outcomes."),
         "token": ("token", "API tokens of the gateway's callers."),
         "openapi": ("stack", "Print the gateway's OpenAPI document."),
     },

@@ -17,11 +17,9 @@ from assignment_workers.assignment.reports.status import CrmStatus, SequencerSta
 from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
-from assignment_workers.cli.servers import client, database, settings
+from assignment_workers.cli.servers import client, database, need_queue, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import Built, Client, commands
-from assignment_workers.errors import UsageError
-from assignment_workers.policy.queues import POLICIES
 from assignment_workers.sequencer.term import APPLICATION
 
 BUILD_AT_MOST = timedelta(minutes=30)
@@ -47,8 +45,7 @@ def regenerate(
 ) -> int:
     """Build new generations of dialer queues now."""
     for queue in queues or ():
-        if queue not in POLICIES:
-            raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+        need_queue(queue)
     each_queue: list[str | None] = [*queues] if queues else [None]
     with client() as asking:
         asked = [_rebuild(asking, queue, why) for queue in each_queue]
@@ -130,8 +127,7 @@ def drain(
 
     Pause the dialer queue first if it should stay empty.
     """
-    if queue not in POLICIES:
-        raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+    need_queue(queue)
     if dry_run:
         with database() as connection:
             typer.echo(f"would be taken out of {queue}: {drainable(connection, queue)}")

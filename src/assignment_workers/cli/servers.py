@@ -17,8 +17,10 @@ from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.lanes import lanes_of
-from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.dialer.loading import load
+from assignment_workers.errors import DatabaseUnavailable, UsageError
 from assignment_workers.phones import Reader
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.runtime.stack import resolve, running_stack
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
@@ -33,9 +35,17 @@ COMMAND_AT_MOST = timedelta(seconds=30)
 def settings() -> Settings:
     """Return the settings of the environment alone."""
     given = Settings.from_environment(os.environ)
+    load(given)
     policies_of(given)  # a wrong calling rule fails here, with its variable's name
     lanes_of(given)
     return given
+
+
+def need_queue(queue: str) -> None:
+    """Raise `UsageError` unless there is a dialer queue of this name."""
+    load(Settings.from_environment(os.environ))
+    if queue not in POLICIES:
+        raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
 
 
 def reader() -> Reader:

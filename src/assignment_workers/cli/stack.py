@@ -67,13 +67,15 @@ def up(
     from assignment_workers.assignment.lanes import lanes_of
     from assignment_workers.cli.servers import settings
     from assignment_workers.devstack import up as devstack
+    from assignment_workers.dialer.loading import is_packaged
     from assignment_workers.schema import migrate
 
     given = settings()
     for untested in versions.untested():
         typer.echo(f"warning: {untested}", err=True)
     checked(given)
-    demo = demo and given.crm_database_url is None  # that CRM would not know the demo's users
+    # Another CRM would not know the demo's users, another dialer would have no queue for them.
+    demo = demo and given.crm_database_url is None and is_packaged(given)
     steps = devstack.Steps(
         migrate=migrate.upgrade,
         seed=_seed if demo else None,
@@ -120,9 +122,11 @@ def openapi() -> int:
 
     The document is for generators of clients. No server has to run.
     """
+    from assignment_workers.cli.servers import settings
     from assignment_workers.gateway.app import create_app
     from assignment_workers.gateway.routes.meta import document
 
+    settings()
     engine = _engine("postgresql://")
     as_json(document(create_app(Settings.from_environment({}), engine, tokens=True)))
     return 0
@@ -188,10 +192,11 @@ def _announce(stack: Stack, *, first: bool) -> None:
 def _first_assignment(client: Client) -> str:
     from assignment_workers.assignment.answers import Assigned, Unavailable
     from assignment_workers.cli.agent import line
+    from assignment_workers.devstack.demo import INCIDENT_QUEUE
 
     for _ in range(TRIES):
         name = f"first-{Random().getrandbits(64):x}"
-        answer = client.request_next(DEMO_AGENT, queue="unsigned_users", request_id=name)
+        answer = client.request_next(DEMO_AGENT, queue=INCIDENT_QUEUE, request_id=name)
         if not isinstance(answer, Unavailable):
             break
     return line(answer) if isinstance(answer, Assigned) else f"no user: {line(answer)}"

@@ -17,6 +17,8 @@ from assignment_workers.schema.dialer import Agent
 AGENTS = 100
 INCIDENT_USER = 2064
 """The user of the incident (original-dialer section 0): unsigned, new and claimable."""
+INCIDENT_QUEUE = "unsigned_users"
+"""The dialer queue of that user."""
 
 
 def is_seeded(connection: Connection) -> bool:

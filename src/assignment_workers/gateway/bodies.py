@@ -18,13 +18,15 @@ from assignment_workers.assignment.answers import (
 )
 from assignment_workers.assignment.operator_actions import WHY_AT_MOST
 from assignment_workers.assignment.transaction import EventKind
-from assignment_workers.policy.outcomes import Action
 from assignment_workers.policy.queues import reason_for
 from assignment_workers.schema.tables import AgentStatus
 
 TIMEOUT_MS = 10_000
 TIMEOUT_MS_MOST = 30_000
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+A_QUEUE, AN_OUTCOME = "A_DIALER_QUEUE", "AN_OUTCOME_OF_A_CALL"
+"""Placeholders in examples, which the OpenAPI document replaces by names of the dialer."""
 
 AgentId = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True, examples=[26])]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
@@ -41,9 +43,7 @@ class RequestBody(_Body):
     """An agent's request for the next user."""
 
     agent_id: AgentId
-    queue: Word | None = Field(
-        None, description="Only from this dialer queue.", examples=["unsigned_users"]
-    )
+    queue: Word | None = Field(None, description="Only from this dialer queue.", examples=[A_QUEUE])
     request_id: RequestId | None = Field(
         None, description="The same id gets the same answer; made where it is absent."
     )
@@ -62,7 +62,7 @@ class OwnerBody(_Body):
 class CompleteBody(OwnerBody):
     """The outcome of the call."""
 
-    outcome: Word = Field(examples=["no_answer"])
+    outcome: Word = Field(examples=[AN_OUTCOME])
     notes: Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")] | None = None
     callback_at: AwareDatetime | None = None
 
@@ -157,7 +157,7 @@ class LiveDetails(BaseModel):
     until: AwareDatetime | None = Field(None, description="Before then nobody is offered the user.")
     state: str | None = Field(None, description="Of an agent.")
     outcome: str | None = Field(None, description="How the call ended.")
-    actions: list[Action] | None = Field(None, description="What others are to do about the call.")
+    actions: list[str] | None = Field(None, description="What others are to do about the call.")
     reason: str | None = Field(None, description="The rule that took a user out.")
     scheduled_for: AwareDatetime | None = None
     moved_to: str | None = None
@@ -228,7 +228,7 @@ _HELD = {
     "id": "01932c07-1f00-7000-8000-000000000000",
     "user_id": 2064,
     "agent_id": 26,
-    "queue": "unsigned_users",
+    "queue": A_QUEUE,
     "source": "queue",
     "reason": reason_for(0),
     "rank": 1,
@@ -245,13 +245,13 @@ REQUEST_EXAMPLES: dict[str, Any] = {
     "empty": {
         "value": {
             "outcome": "empty",
-            "queue": "unsigned_users",
+            "queue": A_QUEUE,
             "retry_after": 30.0,
-            "why": {"unsigned_users": "none_in_pool"},
+            "why": {A_QUEUE: "none_in_pool"},
         }
         | _ID
     },
-    "paused": {"value": {"outcome": "paused", "queue": "unsigned_users"} | _ID},
+    "paused": {"value": {"outcome": "paused", "queue": A_QUEUE} | _ID},
     "too_late": {"value": {"outcome": "too_late", "database_time": "2026-11-23T15:00:11Z"} | _ID},
 }
 FINISHED_EXAMPLES: dict[str, Any] = {
@@ -299,7 +299,7 @@ STREAM_EXAMPLE = (
     "retry: 2000\n\n: alive\nid: 4711\n\n"
     "id: 4712\nevent: assigned\n"
     'data: {"id":4712,"at":"2026-11-23T15:00:00Z","kind":"assigned","term":3,'
-    '"queue":"unsigned_users","user_id":2064,"agent_id":26,'
+    f'"queue":"{A_QUEUE}","user_id":2064,"agent_id":26,'
     '"assignment_id":"01932c07-1f00-7000-8000-000000000000",'
     '"request_id":"01932c07-1eff-7000-8000-000000000000","generation_id":7,'
     '"details":{"rank":1,"lease_expires_at":"2026-11-23T15:02:00Z"}}\n\n'

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import ColumnElement, UnaryExpression, and_, case, func, null, true
+from sqlalchemy import ColumnElement, and_, case, false, func, null, true
+from sqlalchemy.orm import InstrumentedAttribute
 
 from assignment_workers.policy import rules
-from assignment_workers.policy.calling import CallingHours, CallingRules
+from assignment_workers.policy.calling import CallingHours
+from assignment_workers.policy.loaded import Loaded
 from assignment_workers.policy.rules import Numbers, Rule, RuleEffect
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.dialer import UserCallScore
 
-ORDER: tuple[UnaryExpression[Any], ...] = (
+Ordering = ColumnElement[Any] | InstrumentedAttribute[Any]
+
+ORDER: tuple[Ordering, ...] = (
     UserCallScore.current_score.asc(),
     UserCallScore.created_at.desc(),
     UserCallScore.user_id.desc(),
 )
-"""The order of users in a dialer queue (original-dialer section 3).
+"""The order of users in a dialer queue that states none (original-dialer section 3).
 
 Users with score 0 come first, then the others by ascending score; among equal scores the newest
 user comes first. The order is total, because user ids differ.
@@ -44,7 +48,11 @@ class Policy:
     queue: str
     conversion_type: str
     rules: tuple[Rule, ...]
-    order: tuple[UnaryExpression[Any], ...] = field(default=ORDER)
+    conversion_needs: frozenset[str] = frozenset()
+    """The names of the rules that hold for every user who reached the goal."""
+    ages: bool = False
+    """True if the scores of users who wait in this dialer queue are raised each week."""
+    order: tuple[Ordering, ...] = field(default=ORDER)
     hours: CallingHours | None = None
     numbers: Numbers = _NUMBERS
     limit: int | None = None
@@ -185,12 +193,9 @@ class Policy:
         A user who is not in the CRM has no facts and does not count as converted.
         """
         converting = [~rule.holds for rule in self.rules if rule.kind is RuleEffect.CONVERTED]
-        standing = [
-            rule.holds
-            for rule in self.rules
-            if rule.name in {"not_in_crm", "in_other_queue", "unsigned"}
-        ]
-        return and_(*standing, *converting)
+        needed = {rules.IN_CRM.name, rules.IN_POOL.name, *self.conversion_needs}
+        standing = [rule.holds for rule in self.rules if rule.name in needed]
+        return and_(*standing, *converting) if converting else false()
 
 
 def _opens_at(
@@ -207,102 +212,20 @@ def _opens_at(
         return now + UNKNOWN_ZONE_FOR
 
 
-_OF_THE_SCORE_ROW = {"in_other_queue", "inactive", "attempts_used_up"}
-_NOT_FOR_WHO_IS_DUE = {"in_other_queue", "cooling_down", "too_new", "promised"}
+_OF_THE_SCORE_ROW = {rules.IN_POOL.name, rules.ACTIVE.name, rules.ATTEMPTS.name}
+_NOT_FOR_WHO_IS_DUE = {
+    rules.IN_POOL.name,
+    rules.RESTED.name,
+    rules.SETTLED,
+    rules.NOT_PROMISED.name,
+}
 _SET_BY_US = {
-    *("do_not_contact", "number_unclear", "no_number", rules.NUMBER_UNREAD),
-    *("quarantined", "closed"),
+    *(rules.CONTACTABLE.name, rules.NUMBER_CLEAR.name, rules.HAS_NUMBER.name, rules.NUMBER_UNREAD),
+    *(rules.NOT_QUARANTINED.name, rules.NOT_CLOSED.name),
 }
 
-_PERSON = (
-    rules.IN_CRM,
-    rules.ENABLED,
-    rules.NOT_TERMINAL,
-    rules.NOT_SET_ASIDE,
-    rules.CLAIM_ALIVE,
-)
-
-
-def _numbers(numbers: Numbers, queue: str) -> Iterator[Rule]:
-    """Yield the rules of this dialer queue about the user's phone numbers.
-
-    These rules are the last of those that time does not mend, because a phone number is read only
-    for a user who breaks no earlier one.
-    """
-    # First, because the number of a suppressed or forgotten user is never read.
-    yield numbers.contactable(queue)
-    yield numbers.read()
-    yield numbers.clear(queue)
-    if numbers.needed:
-        yield numbers.there()
-
-
-def policies(calling: CallingRules, numbers: Numbers = _NUMBERS) -> dict[str, Policy]:
-    """Return the policy of each dialer queue by name, under the given calling rules.
-
-    `numbers`: the rules for reading phone numbers. The order of the dialer queues is that in which
-    an agent who asks for no particular queue is served.
-    """
-    return {
-        policy.queue: policy
-        for policy in (
-            Policy(
-                queue="unsigned_users",
-                conversion_type="signature_obtained",
-                rules=(
-                    *_PERSON,
-                    rules.not_closed("unsigned_users"),
-                    rules.UNSIGNED,
-                    rules.in_pool("unsigned_users"),
-                    *_times(calling, numbers, "unsigned_users"),
-                ),
-                hours=calling.hours,
-                numbers=numbers,
-            ),
-            Policy(
-                queue="outstanding_requests",
-                conversion_type="requirements_completed",
-                rules=(
-                    *_PERSON,
-                    rules.not_closed("outstanding_requests"),
-                    rules.SIGNED,
-                    rules.WANTING,
-                    rules.in_pool("outstanding_requests"),
-                    *_times(calling, numbers, "outstanding_requests"),
-                ),
-                hours=calling.hours,
-                numbers=numbers,
-            ),
-        )
-    }
-
-
-def _times(calling: CallingRules, numbers: Numbers, queue: str) -> Iterator[Rule]:
-    """Yield the rules of this dialer queue about whether and at what time a user may be called.
-
-    Rules that hold again as time passes come last.
-    """
-    yield rules.ACTIVE
-    if calling.attempts is not None:
-        yield rules.within_attempts(calling.attempts)
-    yield from _numbers(numbers, queue)
-    yield rules.RESTED
-    yield rules.SETTLED
-    yield rules.UNPROMISED
-    if most := calling.calls_per_day.get(queue):
-        yield rules.within_calls_per_day(most)
-    if least := calling.cool_down.get(queue):
-        yield rules.cooled_down(least)
-    if calling.between_offers is not None:
-        yield rules.between_offers(calling.between_offers)
-    if calling.hours is not None:
-        yield rules.in_hours(calling.hours)
-
-
-POLICIES = policies(CallingRules())
-"""The policies without calling rules, by dialer queue name."""
-
-UNSIGNED_USERS, OUTSTANDING_REQUESTS = POLICIES.values()
+POLICIES = Loaded[Policy]()
+"""The policies of the loaded dialer, by dialer queue name, without calling rules."""
 
 
 def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
@@ -313,6 +236,12 @@ def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
     return case(*((policy.belongs(), sql_text(policy.queue)) for policy in policies), else_=null())
 
 
+def suspicious() -> frozenset[str]:
+    """Return the names of the rules whose breach by a user of a generation is suspicious."""
+    each = (rule for policy in POLICIES.values() for rule in policy.rules)
+    return frozenset(rule.name for rule in each if rule.suspicious)
+
+
 def off_for_good(rule: str) -> bool:
     """Return True if users who break this rule opted out or converted.
 
@@ -320,8 +249,7 @@ def off_for_good(rule: str) -> bool:
     """
     found = {each.name: each.kind for policy in POLICIES.values() for each in policy.rules}
     return (
-        rule in {rules.NOT_TERMINAL.name, "do_not_contact"}
-        or found.get(rule) is RuleEffect.CONVERTED
+        rule in {rules.OPTED_OUT, rules.CONTACTABLE.name} or found.get(rule) is RuleEffect.CONVERTED
     )
 
 

@@ -1,13 +1,14 @@
-"""Eligibility: each rule is one SQL expression.
+"""Eligibility: each rule is one SQL expression. Here are the rules that every dialer has.
 
 The expressions serve the build of a generation, the check at the claim, and the cleanups. Every
-expression is over `crm.users` and `user_call_scores` of the enclosing query, either of which may be
-null (outer joined). It is true or false, never null. The instant is the bind parameter `now`.
+expression is over the CRM's person and `user_call_scores` of the enclosing query, either of which
+may be null (outer joined). It is true or false, never null. The instant is the bind parameter
+`now`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -38,10 +39,9 @@ from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from assignment_workers.phones import REACH, Reader
-from assignment_workers.policy.calling import CallingHours
-from assignment_workers.policy.outcomes import TERMINAL
+from assignment_workers.policy.calling import CallingHours, CallingRules
 from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
-from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
+from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Callback, UserCallScore
 from assignment_workers.schema.tables import (
     Assignment,
@@ -61,24 +61,6 @@ PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "off
 FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
 """The names of rules that hold again only after an operator has acted on the user's case."""
 
-SETTLING = timedelta(hours=2)
-"""The age that the score row of a user with a score above 0 must have before the user is offered.
-
-Source: original-dialer section 3.
-"""
-
-EXCLUDED_REQUIREMENTS = (
-    "signature",
-    "vehicle_registration",
-    "cfa",
-    "solicitor_letter_of_authority",
-    "letter_of_authority",
-)
-"""Types of requirements of a claim that a call cannot obtain (original-dialer section 3)."""
-
-BASE_REQUIREMENT = "base requirement for claim."
-"""The reason of those `id_document` requirements that do not count, compared exactly."""
-
 
 class RuleEffect(StrEnum):
     """The consequence of a broken rule for the user."""
@@ -96,12 +78,39 @@ class Rule:
     """One condition of eligibility; `name` is the reason shown when the condition does not hold."""
 
     name: str
+    """The reason in the interfaces and records: small letters, digits and underscores."""
     holds: ColumnElement[bool]
-    kind: RuleEffect
+    """The condition: a SQL expression over the facts that is true or false, never null."""
+    kind: RuleEffect = RuleEffect.BLOCKED
     means: str = ""
     """The text that tells people what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
     """The time from which a broken resting rule holds again, if the facts stay as they are."""
+    suspicious: bool = False
+    """True if the breach of this rule by a user of a generation, whose build checked the rule, is
+    suspicious: repeated breaches quarantine the user."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms on which the ready-made rules of a dialer queue depend."""
+
+    queue: str
+    terminal: tuple[str, ...]
+    """The names of the outcomes after which a user is never offered again."""
+    calling: CallingRules
+    numbers: Numbers
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyRule:
+    """A rule that this package provides, and that depends on the terms of a dialer queue."""
+
+    name: str
+    kind: RuleEffect
+    means: str
+    make: Callable[[Terms], Rule | None]
+    """Return the rule; None if the settings do not ask for it."""
 
 
 def _utc(naive: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[datetime]:
@@ -112,69 +121,33 @@ def _words(values: Iterable[str]) -> list[ColumnElement[str]]:
     return [sql_text(value) for value in values]
 
 
-def _is_cancelled() -> ColumnElement[bool]:
-    return func.coalesce(func.lower(Claim.status), sql_text("")) == sql_text("cancelled")
-
-
-def _claims(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    return exists(select(1).select_from(Claim).where(Claim.user_id == CrmUser.id, *conditions))
-
-
-def _signed() -> ColumnElement[bool]:
-    return func.coalesce(CrmUser.current_signature_file_id, sql_text("")) != sql_text("")
-
-
-def _wanting() -> ColumnElement[bool]:
-    """Return a SQL condition: a pending requirement of the user can be obtained by a call.
-
-    Requirements of cancelled claims do not count.
-    """
-    excused = and_(
-        ClaimRequirement.type == sql_text("id_document"),
-        ClaimRequirement.claim_requirement_reason == BASE_REQUIREMENT,
-    )
-    return exists(
-        select(1)
-        .select_from(ClaimRequirement)
-        .join(Claim, Claim.id == ClaimRequirement.claim_id)
-        .where(
-            Claim.user_id == CrmUser.id,
-            not_(_is_cancelled()),
-            func.upper(ClaimRequirement.status) == sql_text("PENDING"),
-            func.coalesce(ClaimRequirement.type, sql_text("")).not_in(
-                _words(EXCLUDED_REQUIREMENTS)
-            ),
-            func.coalesce(excused, false()).is_(False),
-        )
-    )
-
-
 IN_CRM = Rule(
-    "not_in_crm", CrmUser.id.is_not(None), RuleEffect.BLOCKED, "the CRM does not know them"
-)
-ENABLED = Rule("disabled", CrmUser.is_enabled.is_(True), RuleEffect.BLOCKED, "disabled in the CRM")
-NOT_TERMINAL = Rule(
-    "opted_out",
-    and_(
-        func.coalesce(UserCallScore.last_outcome, sql_text("")).not_in(_words(TERMINAL)),
-        not_(
-            exists(
-                select(1)
-                .select_from(Assignment)
-                .where(
-                    Assignment.user_id == CrmUser.id,
-                    Assignment.outcome.in_(_words(TERMINAL)),
-                )
-            )
-        ),
-    ),
+    "not_in_crm",
+    CrmUser.id.is_not(None),
     RuleEffect.BLOCKED,
-    "an earlier call ended with do_not_contact or no_claim",
+    "the CRM does not know them",
+    suspicious=True,
 )
-"""Require that no call of the user ended with a terminal outcome (hazard D4).
+OPTED_OUT = "opted_out"
+"""Name of the rule that a user breaks who had a call with a terminal outcome."""
 
-A user who asked not to be contacted, or has no claim, is never offered again.
-"""
+
+def not_terminal(outcomes: Sequence[str]) -> Rule:
+    """Require that no call of the user ended with one of these terminal outcomes (hazard D4)."""
+    last = func.coalesce(UserCallScore.last_outcome, sql_text(""))
+    ended = exists(
+        select(1)
+        .select_from(Assignment)
+        .where(Assignment.user_id == CrmUser.id, Assignment.outcome.in_(_words(outcomes)))
+    )
+    *others, latest = sorted(outcomes)
+    named = f"{', '.join(others)} or {latest}" if others else latest
+    return Rule(
+        OPTED_OUT,
+        and_(last.not_in(_words(outcomes)), not_(ended)),
+        RuleEffect.BLOCKED,
+        f"an earlier call ended with {named}",
+    )
 
 
 READING = bindparam("reading", value=False, type_=Boolean())
@@ -319,7 +292,7 @@ def _is_suppressed(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     )
 
 
-NOT_SET_ASIDE = Rule(
+NOT_QUARANTINED = Rule(
     "quarantined",
     not_(
         _is_suppressed(
@@ -356,26 +329,6 @@ def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
     )
 
 
-UNCLEAR = frozenset({"not_in_crm", "unsigned"})
-"""Rules whose breach by a user of a generation is suspicious, because a build checked them."""
-CLAIM_ALIVE = Rule(
-    "all_claims_cancelled",
-    or_(not_(_claims(_is_cancelled())), _claims(not_(_is_cancelled()))),
-    RuleEffect.BLOCKED,
-    "all their claims are cancelled",
-)
-"""Require that not all of the user's claims are cancelled.
-
-A user without any claim meets the rule (original-dialer section 3).
-"""
-UNSIGNED = Rule("signed", not_(_signed()), RuleEffect.CONVERTED, "they have signed")
-SIGNED = Rule("unsigned", _signed(), RuleEffect.BLOCKED, "they have not signed yet")
-WANTING = Rule(
-    "requirements_completed",
-    _wanting(),
-    RuleEffect.CONVERTED,
-    "nothing is pending that a call can obtain",
-)
 ACTIVE = Rule(
     "inactive",
     UserCallScore.is_active.is_not(False),
@@ -386,7 +339,7 @@ ACTIVE = Rule(
 
 A user without a score row meets the rule, because a callback or a missed call of theirs may be due.
 """
-UNPROMISED = Rule(
+NOT_PROMISED = Rule(
     "promised",
     not_(
         exists(
@@ -409,16 +362,25 @@ RESTED = Rule(
     "their last outcome asks to wait",
     _utc(UserCallScore.next_call_after),
 )
-SETTLED = Rule(
-    "too_new",
-    or_(
-        UserCallScore.current_score <= 0,
-        UserCallScore.created_at <= NOW - literal(SETTLING, Interval()),
-    ).is_not(False),
-    RuleEffect.RESTING,
-    "with a score above 0, and their score row is younger than two hours",
-    _utc(UserCallScore.created_at + literal(SETTLING, Interval())),
-)
+
+
+SETTLED = "too_new"
+"""Name of the rule that a user breaks whose score row is too young."""
+
+
+def settled(least: timedelta) -> Rule:
+    """Require that the score row of a user with a score above 0 is at least this old."""
+    return Rule(
+        SETTLED,
+        or_(
+            UserCallScore.current_score <= 0,
+            UserCallScore.created_at <= NOW - literal(least, Interval()),
+        ).is_not(False),
+        RuleEffect.RESTING,
+        f"with a score above 0, and their score row is younger than {least}",
+        _utc(UserCallScore.created_at + literal(least, Interval())),
+    )
+
 
 OPENS = bindparam("opens", value=None, type_=JSONB)
 """SQL parameter: the next time at which calling is allowed, by number of calendar and by zone."""
@@ -588,3 +550,128 @@ def in_pool(queue: str) -> Rule:
         RuleEffect.BLOCKED,
         "their score row names another dialer queue, or there is none",
     )
+
+
+def _calls_per_day(terms: Terms) -> Rule | None:
+    most = terms.calling.calls_per_day.get(terms.queue)
+    return within_calls_per_day(most) if most else None
+
+
+def _cool_down(terms: Terms) -> Rule | None:
+    least = terms.calling.cool_down.get(terms.queue)
+    return cooled_down(least) if least else None
+
+
+NOT_OPTED_OUT = ReadyRule(
+    OPTED_OUT,
+    RuleEffect.BLOCKED,
+    "an earlier call ended with a terminal outcome",
+    lambda terms: not_terminal(terms.terminal) if terms.terminal else None,
+)
+NOT_CLOSED = ReadyRule(
+    "closed",
+    RuleEffect.BLOCKED,
+    "an agent closed this dialer queue for them, until an operator lifts that",
+    lambda terms: not_closed(terms.queue),
+)
+IN_POOL = ReadyRule(
+    "in_other_queue",
+    RuleEffect.BLOCKED,
+    "their score row names another dialer queue, or there is none",
+    lambda terms: in_pool(terms.queue),
+)
+ATTEMPTS = ReadyRule(
+    "attempts_used_up",
+    RuleEffect.BLOCKED,
+    "called as often as the settings allow",
+    lambda terms: (
+        None if terms.calling.attempts is None else within_attempts(terms.calling.attempts)
+    ),
+)
+# First, because the number of a suppressed or forgotten user is never read.
+CONTACTABLE = ReadyRule(
+    "do_not_contact",
+    RuleEffect.BLOCKED,
+    "they or their phone number are on the do-not-contact list",
+    lambda terms: terms.numbers.contactable(terms.queue),
+)
+NUMBER_READ = ReadyRule(
+    NUMBER_UNREAD,
+    RuleEffect.BLOCKED,
+    "their phone number has changed and is read before they are offered",
+    lambda terms: terms.numbers.read(),
+)
+NUMBER_CLEAR = ReadyRule(
+    "number_unclear",
+    RuleEffect.BLOCKED,
+    "their number may be one on the do-not-contact list: an operator has to see to it",
+    lambda terms: terms.numbers.clear(terms.queue),
+)
+HAS_NUMBER = ReadyRule(
+    "no_number",
+    RuleEffect.BLOCKED,
+    "they have no phone number that can be read",
+    lambda terms: terms.numbers.there() if terms.numbers.needed else None,
+)
+CALLS_PER_DAY = ReadyRule(
+    "called_enough_today",
+    RuleEffect.RESTING,
+    "called in 24 hours as often as the settings allow",
+    _calls_per_day,
+)
+COOL_DOWN = ReadyRule(
+    "called_lately",
+    RuleEffect.RESTING,
+    "their last call is less than the configured time ago",
+    _cool_down,
+)
+OFFER_GAP = ReadyRule(
+    "offered_lately",
+    RuleEffect.RESTING,
+    "last handed out less than the configured time ago",
+    lambda terms: (
+        None
+        if terms.calling.between_offers is None
+        else between_offers(terms.calling.between_offers)
+    ),
+)
+CALLING_HOURS = ReadyRule(
+    "outside_calling_hours",
+    RuleEffect.RESTING,
+    "outside calling hours where they are",
+    lambda terms: None if terms.calling.hours is None else in_hours(terms.calling.hours),
+)
+
+FIRST: tuple[Rule | ReadyRule, ...] = (IN_CRM, NOT_OPTED_OUT, NOT_QUARANTINED, NOT_CLOSED)
+"""The rules of every dialer queue that stand before its own, unless the queue places them."""
+
+# A phone number is read only for a user who breaks no earlier rule.
+LAST: tuple[Rule | ReadyRule, ...] = (
+    *(IN_POOL, ACTIVE, ATTEMPTS, CONTACTABLE, NUMBER_READ, NUMBER_CLEAR, HAS_NUMBER),
+    *(RESTED, NOT_PROMISED, CALLS_PER_DAY, COOL_DOWN, OFFER_GAP, CALLING_HOURS),
+)
+"""The rules of every dialer queue that stand behind its own, unless the queue places them."""
+
+READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
+"""The rules that every dialer queue has, by name. No other rule may have such a name."""
+
+
+def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
+    """Return the rules of a dialer queue in order: its own ones and all of `READY_MADE`.
+
+    Ready-made rules that `own` names stand where `own` places them. Resting rules come last,
+    because a time until which a user rests counts only for a user who breaks no other rule.
+    """
+    placed = {each.name for each in own}
+    every = [
+        *(each for each in FIRST if each.name not in placed),
+        *own,
+        *(each for each in LAST if each.name not in placed),
+    ]
+    return sorted(every, key=lambda each: each.kind is RuleEffect.RESTING)
+
+
+def made(own: Sequence[Rule | ReadyRule], terms: Terms) -> tuple[Rule, ...]:
+    """Return the rules of a dialer queue on these terms, in order."""
+    found = (each if isinstance(each, Rule) else each.make(terms) for each in completed(own))
+    return tuple(rule for rule in found if rule is not None)

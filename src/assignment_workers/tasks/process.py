@@ -18,6 +18,7 @@ from assignment_workers import logs, memory, telemetry, traces, versions
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.generations import dialer_queues
 from assignment_workers.assignment.lanes import VARIABLE, lanes_of
 from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.errors import UsageError
@@ -253,6 +254,8 @@ def _check(app: App) -> None:
         with app.engine.connect() as connection:
             migrate.check(connection)
             check_key(connection, numbers_of(app.settings).reader)
+            dialer_queues.store_names(connection)
+            connection.commit()
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
 

@@ -38,8 +38,7 @@ from assignment_workers.assignment.lifecycle.expire import Lapsed, expire
 from assignment_workers.assignment.suppressions import quarantine
 from assignment_workers.assignment.transaction import ClaimBudgetExceeded, FencedTransaction
 from assignment_workers.errors import CrmUnavailable
-from assignment_workers.policy.queues import Policy
-from assignment_workers.policy.rules import UNCLEAR
+from assignment_workers.policy.queues import Policy, suspicious
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.pipeline import Rows, Statement
 from assignment_workers.schema.tables import (
@@ -361,7 +360,7 @@ class _Claim:
                 # otherwise the assignment could end while its entry is marked as held
                 self.transaction.require_all_lanes()
             entries.take_out(self.transaction, queue, head.generation, head.ineligible)
-            unclear = [user for user, why in head.ineligible.items() if why in UNCLEAR]
+            unclear = [user for user, why in head.ineligible.items() if why in suspicious()]
             quarantine(self.transaction, unclear, after=self.settings.quarantine_after)
             entries.put_off(self.transaction, queue, head.generation, head.resting)
             if head.held_elsewhere:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import null
+from sqlalchemy.dialects.postgresql import Insert
 
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.transaction import FencedTransaction
@@ -18,7 +19,7 @@ from assignment_workers.schema.dialer import Callback, UserCallScore
 def score_row(
     transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime | None
 ) -> dict[str, Any]:
-    """Return the values with which the statement `SCORE` updates a user's score after a call.
+    """Return the values with which the statement `score` updates a user's score after a call.
 
     `hold`: the assignment of the call. A user without a score row gets one, as after a first call
     (original-dialer section 4).
@@ -76,23 +77,30 @@ _called = insert_rows(
     UserCallScore.updated_at,
     parameter="scores",
 )
-SCORE = _called.on_conflict_do_update(
-    index_elements=[UserCallScore.user_id],
-    set_={
-        "current_score": score_after(_called.excluded.current_score, _called.excluded.last_outcome),
-        "total_attempts": UserCallScore.total_attempts + 1,
-        "successful_calls": UserCallScore.successful_calls + _called.excluded.successful_calls,
-        "next_call_after": _called.excluded.next_call_after,
-        "last_call_at": _called.excluded.last_call_at,
-        "last_outcome": _called.excluded.last_outcome,
-        "updated_at": _called.excluded.updated_at,
-    },
-)
-"""Insert or update the score rows of users after calls, without a read before it (hazard D5).
 
-The rows must be in the order of users, in which every job locks score rows, because two
-transactions could otherwise deadlock.
-"""
+
+def score() -> Insert:
+    """Return the statement that inserts or updates the score rows of users after calls.
+
+    It reads no row before (hazard D5), and treats the outcomes of the loaded dialer. The rows must
+    be in the order of users, in which every job locks score rows, because two transactions could
+    otherwise deadlock.
+    """
+    return _called.on_conflict_do_update(
+        index_elements=[UserCallScore.user_id],
+        set_={
+            "current_score": score_after(
+                _called.excluded.current_score, _called.excluded.last_outcome
+            ),
+            "total_attempts": UserCallScore.total_attempts + 1,
+            "successful_calls": UserCallScore.successful_calls + _called.excluded.successful_calls,
+            "next_call_after": _called.excluded.next_call_after,
+            "last_call_at": _called.excluded.last_call_at,
+            "last_outcome": _called.excluded.last_outcome,
+            "updated_at": _called.excluded.updated_at,
+        },
+    )
+
 
 _promised = insert_rows(
     Callback,

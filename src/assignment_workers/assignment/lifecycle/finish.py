@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
+
+from sqlalchemy import Insert
 
 from assignment_workers.assignment.active_assignments import CHANGE, HELD_COLUMNS, NAMED, held_by
 from assignment_workers.assignment.agents import sessions
@@ -29,7 +32,8 @@ from assignment_workers.assignment.lifecycle.moves import (
 from assignment_workers.assignment.pools import convert
 from assignment_workers.assignment.suppressions import CLOSE, closing
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction, raced
-from assignment_workers.policy.outcomes import OUTCOMES, Action, Outcome
+from assignment_workers.policy.dialer import Dialer, loaded
+from assignment_workers.policy.outcomes import OUTCOMES, Outcome
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.pipeline import Statement
 from assignment_workers.schema.tables import AssignmentState, EndedHow, EntryState, Source
@@ -175,7 +179,9 @@ class _Finish:
         }
         entries.need_places(self.transaction, [row["user_id"] for row in self.places])
         if any(written.values()):
-            self.transaction.run(Statement(_WRITE, written | {"moved_at": self.transaction.now}))
+            self.transaction.run(
+                Statement(_write(loaded()), written | {"moved_at": self.transaction.now})
+            )
         for queue, users in self.perhaps_converted.items():
             convert.remove_converted(self.transaction, POLICIES[queue], users, policies=POLICIES)
 
@@ -323,7 +329,7 @@ class _Finish:
         self._record(EventKind(move.word), ended, known)
         return ended
 
-    def _actions(self, move: Complete, hold: Held) -> list[Action]:
+    def _actions(self, move: Complete, hold: Held) -> list[str]:
         """Return the tasks that the call's outcome asks other systems to do.
 
         They read the tasks in the event of the completed call.
@@ -393,12 +399,14 @@ class _Finish:
         )
 
 
-_WRITE = RECORD.add_cte(
-    CHANGE.cte("changed"),
-    entries.SETTLE.cte("settled"),
-    after_call.SCORE.cte("scored"),
-    after_call.PROMISE.cte("promised"),
-    CLOSE.cte("closed"),
-    sessions.MOVED.cte("moved"),
-    nest_here=True,
-)
+@cache
+def _write(_: Dialer) -> Insert:
+    return RECORD.add_cte(
+        CHANGE.cte("changed"),
+        entries.SETTLE.cte("settled"),
+        after_call.score().cte("scored"),
+        after_call.PROMISE.cte("promised"),
+        CLOSE.cte("closed"),
+        sessions.MOVED.cte("moved"),
+        nest_here=True,
+    )

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select, update
 
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.policy.outcomes import SCORE_CEILING
-from assignment_workers.policy.queues import UNSIGNED_USERS
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.dialer import UserCallScore
 
@@ -19,13 +19,14 @@ AT_A_TIME = 1_000
 
 
 def age_scores(work: Work, day: datetime) -> Counts:
-    """Add 5 to the scores of active unsigned users below 200, on the weekday of their creation.
+    """Add 5 to the scores of active users below 200, on the weekday of their creation.
 
-    Only users who were created a week before `day` or earlier. The job runs once per day, for
-    `day`. Each transaction handles `AT_A_TIME` users, by id, and stores its progress, so a run
-    after a failed one continues: no score is raised twice for one day, and a missed day is made up
-    for (original-dialer section 5). Returns the counts `aged`, the users of this run, and
-    `through`, the id of the last one. Cost: one pass over the score rows by the index on the user.
+    Only users of dialer queues whose scores age, created a week before `day` or earlier. The job
+    runs once per day, for `day`. Each transaction handles `AT_A_TIME` users, by id, and stores its
+    progress, so a run after a failed one continues: no score is raised twice for one day, and a
+    missed day is made up for (original-dialer section 5). Returns the counts `aged`, the users of
+    this run, and `through`, the id of the last one. Cost: one pass over the score rows by the index
+    on the user.
     """
     through = work.reached("through")
     counts = {"aged": 0, "through": through}
@@ -37,10 +38,11 @@ def age_scores(work: Work, day: datetime) -> Counts:
 
 def _age(connection: Connection, day: datetime, *, after: int) -> list[int]:
     end = day + timedelta(days=1)
+    ageing = [sql_text(policy.queue) for policy in POLICIES.values() if policy.ages]
     batch = (
         select(UserCallScore.user_id)
         .where(
-            UserCallScore.current_queue_type == sql_text(UNSIGNED_USERS.queue),
+            UserCallScore.current_queue_type.in_(ageing),
             UserCallScore.is_active,
             UserCallScore.current_score < SCORE_CEILING,
             UserCallScore.created_at < end - SINCE,

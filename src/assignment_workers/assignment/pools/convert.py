@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     Interval,
+    ScalarSelect,
     Select,
     Text,
     Uuid,
@@ -99,7 +100,8 @@ def remove_converted(
             row |= {"id": transaction.new_id(), "at": transaction.now, "queue": policy.queue}
             row["agent"] = next(iter(row["agents"]), None)
         transaction.connection.execute(_MOVE, {"rows": rows})
-        signed = policy.conversion_type == "signature_obtained"
+        # The dialer's table has a column of its own for this one type of conversion.
+        signed = policy.conversion_type == Conversion.signature_obtained.key
         kind = {"conversion_type": policy.conversion_type, "signature_obtained": signed}
         transaction.connection.execute(_RECORD, {"rows": [row | kind for row in rows]})
         entries.leave(transaction, [row["user_id"] for row in rows], "converted")
@@ -121,26 +123,30 @@ def remove_converted(
     return Done(counts={"converted": len(rows)})
 
 
-_UNANSWERED = [sql_text(each.name) for each in OUTCOMES.values() if not each.keeps]
-_calls = (
-    select(Assignment.agent_id, func.max(Assignment.ended_at).label("last"))
-    .join(Agent, Agent.id == Assignment.agent_id)
-    .where(
-        Assignment.user_id == UserCallScore.user_id,
-        Assignment.state == sql_text(AssignmentState.COMPLETED),
-        Assignment.outcome.not_in(_UNANSWERED),
-        Assignment.ended_at > bindparam("since", type_=Instant),
-        Assignment.ended_at - Assignment.claimed_at > literal(LONGER_THAN, Interval()),
+def _spoke() -> ScalarSelect[Any]:
+    """Select the agents who spoke to the user, the one with the latest call first.
+
+    The time that a user was held stands for the length of the call, which only the telephony knows.
+    """
+    unanswered = [sql_text(each.name) for each in OUTCOMES.values() if not each.keeps]
+    calls = (
+        select(Assignment.agent_id, func.max(Assignment.ended_at).label("last"))
+        .join(Agent, Agent.id == Assignment.agent_id)
+        .where(
+            Assignment.user_id == UserCallScore.user_id,
+            Assignment.state == sql_text(AssignmentState.COMPLETED),
+            Assignment.outcome.not_in(unanswered),
+            Assignment.ended_at > bindparam("since", type_=Instant),
+            Assignment.ended_at - Assignment.claimed_at > literal(LONGER_THAN, Interval()),
+        )
+        .group_by(Assignment.agent_id)
+        .correlate(UserCallScore)
+        .subquery("calls")
     )
-    .group_by(Assignment.agent_id)
-    .correlate(UserCallScore)
-    .subquery("calls")
-)
-# The time that a user was held stands for the length of the call, which only the telephony knows.
-_spoke = select(
-    func.array_agg(aggregate_order_by(_calls.c.agent_id, _calls.c.last.desc()))
-).scalar_subquery()
-"""Select the agents who spoke to the user, the one with the latest call first."""
+    return select(
+        func.array_agg(aggregate_order_by(calls.c.agent_id, calls.c.last.desc()))
+    ).scalar_subquery()
+
 
 _episode = (
     select(func.count() + 1)
@@ -162,7 +168,7 @@ def _before(policy: Policy, policies: tuple[Policy, ...]) -> Select[*tuple[Any, 
             UserCallScore.total_attempts.label("attempts"),
             UserCallScore.last_call_at,
             queue_of(policies).label("place"),
-            func.coalesce(_spoke, array([], type_=Integer)).label("agents"),
+            func.coalesce(_spoke(), array([], type_=Integer)).label("agents"),
             _episode.label("episode"),
         )
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)

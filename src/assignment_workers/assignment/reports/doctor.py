@@ -70,12 +70,19 @@ class Check:
 
     @property
     def bounded(self) -> TextClause:
-        """The check's query, limited to a hundred breaches, with its SQL parameter `newest` set.
+        """The check's query, limited to a hundred breaches, with its SQL parameters set.
 
-        That parameter is the number of newest records that the query reads.
+        `newest` is the number of newest records that the query reads. `promising` are the outcomes
+        after which a user has a callback, `terminal` those after which a user is never offered
+        again.
         """
+        values = {
+            "newest": NEWEST,
+            "promising": [each.name for each in OUTCOMES.values() if each.needs_callback],
+            "terminal": [each.name for each in OUTCOMES.values() if each.terminal],
+        }
         return text(f"SELECT breach FROM ({self.query}) AS found (breach) LIMIT 100").bindparams(
-            **({"newest": NEWEST} if ":newest" in self.query else {})
+            **{name: value for name, value in values.items() if f":{name}" in self.query}
         )
 
 
@@ -167,7 +174,6 @@ _ANSWERED = f"""(SELECT request_id, agent_id, outcome, deadline, assignment_id, 
     ORDER BY answered_at DESC LIMIT :newest) AS r"""
 _TOLD = f"""(SELECT id, at, kind, term, user_id, agent_id, assignment_id, details
     FROM assignment.events WHERE at > {_DAY} ORDER BY at DESC LIMIT :newest) AS e"""
-_PROMISING = ", ".join(f"'{each.name}'" for each in OUTCOMES.values() if each.needs_callback)
 _MOVES = (
     "'completed', 'skipped', 'deferred', 'closed', 'released', 'expired', 'offer_lapsed',"
     " 'accepted', 'renewed'"
@@ -255,7 +261,7 @@ CHECKS = (
         f" AND NOT {was_set_back('b.since')}"
         " AND coalesce(b.queue, a.queue) = a.queue LIMIT 1) = 1"
         " OR (SELECT 1 FROM assignment.assignments t WHERE t.user_id = a.user_id"
-        " AND t.outcome IN ('do_not_contact', 'no_claim') AND t.ended_at < a.claimed_at"
+        " AND t.outcome = ANY(:terminal) AND t.ended_at < a.claimed_at"
         f" AND NOT {was_set_back('t.ended_at')}"
         " LIMIT 1) = 1",
     ),
@@ -333,7 +339,7 @@ CHECKS = (
         "every call that was to be called back has left the promise",
         10,
         NEWEST_ROWS,
-        f"SELECT 'assignment ' || a.id FROM {_ENDED} WHERE a.outcome IN ({_PROMISING})"
+        f"SELECT 'assignment ' || a.id FROM {_ENDED} WHERE a.outcome = ANY(:promising)"
         " AND (SELECT 1 FROM assignment.events e WHERE e.user_id = a.user_id"
         " AND e.assignment_id = a.id AND e.kind = 'callback_promised' LIMIT 1) IS NULL",
     ),

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, Row, bindparam, case, func, select, text
+from sqlalchemy import Connection, Row, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import DBAPIError
 
@@ -22,6 +22,7 @@ from assignment_workers.assignment.crm import mirror
 from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema import tables
 from assignment_workers.schema.external_crm import one_line
 from assignment_workers.schema.tables import (
@@ -282,7 +283,11 @@ def _sequencer(
 
 def queue_statuses(connection: Connection) -> list[QueueStatus]:
     """Return the status of each dialer queue."""
-    rows = connection.execute(_QUEUES).mappings().all()
+    order = [*POLICIES]
+    rows = sorted(
+        connection.execute(_QUEUES).mappings().all(),
+        key=lambda row: order.index(row["queue"]) if row["queue"] in order else len(order),
+    )
     return [
         QueueStatus(
             **row,
@@ -363,7 +368,7 @@ _QUEUES = (
     .outerjoin(
         Generation, (Generation.queue == DialerQueue.name) & (Generation.state == PUBLISHED_STATE)
     )
-    .order_by(case((DialerQueue.name == "unsigned_users", 0), else_=1), DialerQueue.name)
+    .order_by(DialerQueue.name)
 )
 _DUE = text(
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -11,10 +12,14 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.reports.status import crm_status, sequencer_statuses
+from assignment_workers.dialer.described import DialerDescription, describe
 from assignment_workers.gateway.auth.callers import ANYBODY
 from assignment_workers.gateway.bodies import (
+    A_QUEUE,
+    AN_OUTCOME,
     STREAM_EXAMPLE,
     EventsQuery,
     Index,
@@ -28,6 +33,9 @@ from assignment_workers.gateway.dependencies import ALWAYS, WATCHED, Here, Who, 
 from assignment_workers.gateway.events.stream import MEDIA_TYPE as EVENTS_TYPE
 from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, responses
+from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import TokenRole
 from assignment_workers.sequencer.term import APPLICATION
 
@@ -96,6 +104,18 @@ async def index(request: Request, here: Here) -> Response:
         return await front(request)
     (await here.callers.caller(request)).must_be(ANYBODY)
     return JSONResponse(Index(name=request.app.title, version=request.app.version).model_dump())
+
+
+@ROUTES.get(
+    "/v1/dialer", tags=["about"], response_model=DialerDescription, responses=responses(*ALWAYS)
+)
+def dialer(here: Here, who: Who) -> DialerDescription:
+    """Return the dialer queues, outcomes and actions as configured, each in its order.
+
+    Agents see the outcomes in this order. `callback` and `notes` tell what an outcome needs.
+    """
+    who.must_be(ANYBODY)
+    return describe(loaded(), policies_of(here.settings))
 
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)
@@ -176,4 +196,14 @@ def _document(app: FastAPI) -> dict[str, Any]:
             for code, told in operation["responses"].items():
                 if int(code) >= HTTPStatus.BAD_REQUEST:
                     told["content"] = {MEDIA_TYPE: told["content"][MEDIA_TYPE]}
-    return made
+    return _with_names(made)
+
+
+def _with_names(made: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with names of the loaded dialer in its examples."""
+    outcome = min(OUTCOMES.values(), key=lambda each: not each.retried)
+    named = (
+        json.dumps(made).replace(A_QUEUE, next(iter(POLICIES))).replace(AN_OUTCOME, outcome.name)
+    )
+    found: dict[str, Any] = json.loads(named)
+    return found

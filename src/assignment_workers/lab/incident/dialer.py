@@ -21,7 +21,7 @@ class Given:
     token: object
 
 
-class Dialer(Protocol):
+class Contender(Protocol):
     """One way to hand out users, on a database of its own. Its methods are thread-safe."""
 
     def ask(self, agent: int) -> Given | None:

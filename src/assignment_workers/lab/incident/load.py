@@ -13,9 +13,9 @@ from random import Random
 from sqlalchemy import Engine, exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from assignment_workers.dialers.claims import dialer
 from assignment_workers.errors import AssignmentWorkersError
-from assignment_workers.lab.incident.dialer import Dialer, RecordNotFound
-from assignment_workers.policy.queues import UNSIGNED_USERS
+from assignment_workers.lab.incident.dialer import Contender, RecordNotFound
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Phone
@@ -106,7 +106,7 @@ class Truth:
         return len(self._twice)
 
 
-def run(dialer: Dialer, plan: LoadPlan, looking: Engine) -> Truth:
+def run(dialer: Contender, plan: LoadPlan, looking: Engine) -> Truth:
     """Run all agents and jobs on the dialer for the plan's seconds; return the agents' account.
 
     `looking` is an engine on the same database, to check each answer 'empty'.
@@ -170,7 +170,7 @@ def _every(
 @dataclass
 class _Agent:
     number: int
-    dialer: Dialer
+    dialer: Contender
     plan: LoadPlan
     truth: Truth
     stop: threading.Event
@@ -223,7 +223,7 @@ class _Agent:
 
     def _somebody_waits(self) -> bool:
         """Return True if some eligible user is with no agent now."""
-        policy = UNSIGNED_USERS
+        policy = dialer.policies["unsigned_users"]
         waiting = (
             select(UserCallScore.user_id)
             .join(CrmUser, CrmUser.id == UserCallScore.user_id)

@@ -17,10 +17,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from assignment_workers.lab.incident.dialer import Given, RecordNotFound, warm
-from assignment_workers.policy.queues import UNSIGNED_USERS
 from assignment_workers.schema.engine import connect
 
-QUEUE = UNSIGNED_USERS.queue
+QUEUE = "unsigned_users"
 LIMIT = 200
 LOW = 20
 ATTEMPTS = 10

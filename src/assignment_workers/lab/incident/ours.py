@@ -23,14 +23,15 @@ from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.assignment.lifecycle.expire import expire
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Owner
+from assignment_workers.dialers.claims import dialer
 from assignment_workers.errors import AssignmentWorkersError
 from assignment_workers.lab.incident.dialer import Given
-from assignment_workers.policy.queues import POLICIES, UNSIGNED_USERS
+from assignment_workers.policy.dialer import use
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 
-QUEUE = UNSIGNED_USERS.queue
+QUEUE = "unsigned_users"
 LEASE = timedelta(seconds=4)
 """The lease: longer than any call of the replay, so that only absent agents lose a hold."""
 
@@ -49,6 +50,7 @@ class Ours:
         self, database_url: str, *, agents: int, validation: timedelta, randomness: Random
     ) -> None:
         """Build the queue. `validation` is unused: a claim reads its facts in its own statement."""
+        use(dialer)
         self.settings = Settings.from_environment({}).model_copy(update={"lease": LEASE})
         self.engine, self._sequencer = (
             connect(
@@ -71,7 +73,7 @@ class Ours:
         request = ClaimRequest(agent, f"replay-{next(self._numbers)}", QUEUE)
         (answer,) = self.runner.run(
             lambda transaction: claim(
-                transaction, [request], policies=POLICIES, settings=self.settings
+                transaction, [request], policies=dialer.policies, settings=self.settings
             )
         )
         match answer:
@@ -117,7 +119,7 @@ class Ours:
         """
 
         def work(given: jobs.Work) -> jobs.Counts:
-            number, _ = regenerate(given, UNSIGNED_USERS, trigger="hand")
+            number, _ = regenerate(given, dialer.policies[QUEUE], trigger="hand")
             return {"generation": number}
 
         job = jobs.Job("queue.regenerate", "hand", QUEUE)

@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 
 from assignment_workers.devstack import demo
 from assignment_workers.errors import DatabaseUnavailable, UsageError
-from assignment_workers.lab.incident.dialer import Dialer
+from assignment_workers.lab.incident.dialer import Contender
 from assignment_workers.lab.incident.load import LoadPlan, Truth, run
 from assignment_workers.lab.incident.original import WAYS
 from assignment_workers.lab.incident.ours import Ours
@@ -106,7 +106,7 @@ def replay(
 
 def _measure(name: str, url: str, plan: LoadPlan) -> ReplayResult:
     randomness = Random(plan.seed)
-    ways: dict[str, tuple[str, Callable[..., Dialer]]] = {**WAYS, OURS: (OUR_WAY, Ours)}
+    ways: dict[str, tuple[str, Callable[..., Contender]]] = {**WAYS, OURS: (OUR_WAY, Ours)}
     way, make = ways[name]
     looking = connect(url, name="replay", statement_timeout=timedelta(seconds=30), pool_size=8)
     dialer = make(url, agents=plan.agents, validation=plan.validation, randomness=randomness)
@@ -120,7 +120,7 @@ def _measure(name: str, url: str, plan: LoadPlan) -> ReplayResult:
         looking.dispose()
 
 
-def _result(name: str, way: str, dialer: Dialer, truth: Truth) -> ReplayResult:
+def _result(name: str, way: str, dialer: Contender, truth: Truth) -> ReplayResult:
     waits = sorted(truth.waits) or [0.0]
     return ReplayResult(
         name=name,

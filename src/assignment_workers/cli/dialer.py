@@ -1,0 +1,145 @@
+"""The dialer of this installation: `dialerconfig.py` checked, shown, begun, and as types."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.claims.probes import RulePlan, plans
+from assignment_workers.assignment.reports.explain import instant
+from assignment_workers.cli.servers import database, settings
+from assignment_workers.cli.show import AsJson, as_json, as_table, complain
+from assignment_workers.dialer import described
+from assignment_workers.dialer.check import problems
+from assignment_workers.dialer.loading import NAME, VARIABLE, path_of, read
+from assignment_workers.dialer.template import TEMPLATE
+from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.policy.dialer import loaded
+from assignment_workers.runtime.stack import running_stack
+from assignment_workers.settings import Settings
+
+group = typer.Typer(help="The dialer queues, rules and outcomes.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    app.add_typer(group, name="dialer")
+
+
+@group.callback()
+def dialer() -> None:
+    """Group the commands of the dialer's definition."""
+
+
+@group.command()
+def check(
+    file: Annotated[Path | None, typer.Argument(help="None: the configured file.")] = None,
+) -> int:
+    """Check the definition of the dialer, without starting anything.
+
+    Each mistake is one line with file, dialer queue and rule; then the exit code is 2. With a
+    database, that of DATABASE_URL or of the stack that runs here, its tables are asked too: a
+    warning names each rule for which a claim would read a whole table.
+    """
+    if file is not None:
+        os.environ[VARIABLE] = str(file)
+    path = path_of(Settings.from_environment(os.environ))
+    found = list(problems(read(path)))
+    asked = [] if found else list(_plans())
+    found += [f"queue {each.queue}: rule {each.rule}: {each.error}" for each in asked if each.error]
+    for problem in found:
+        complain(f"{path}: {problem}")
+    if found:
+        return 2
+    for each in asked:
+        if each.scanned:
+            complain(
+                f"warning: {path}: queue {each.queue}: rule {each.rule}: no index serves it: each"
+                f" claim reads the whole of {', '.join(each.scanned)}"
+            )
+    made = loaded()
+    rules = len({rule.name for policy in made.policies.values() for rule in policy.rules})
+    typer.echo(
+        f"{path}: good: dialer queues {len(made.queues)}, rules {rules},"
+        f" outcomes {len(made.outcomes)}"
+    )
+    return 0
+
+
+def _plans() -> Iterator[RulePlan]:
+    given = settings()
+    if given.database_url is None and running_stack(given) is None:
+        return
+    try:
+        with database() as connection:
+            yield from plans(connection, policies_of(given), instant(connection))
+    except DatabaseUnavailable as error:
+        complain(f"warning: the rules were not tried: {error}")
+
+
+@group.command()
+def show(json: AsJson = False) -> int:
+    """Show the dialer queues, their rules under the settings, the outcomes and the actions."""
+    given = settings()
+    found = described.describe(loaded(), policies_of(given))
+    if json:
+        as_json(found)
+        return 0
+    typer.echo(f"{path_of(given)}\n")
+    for queue in found.queues:
+        as_table(
+            f"{queue.name}: {queue.title}",
+            ("rule", "kind", "a user who breaks it"),
+            [(rule.name, rule.kind, rule.means) for rule in queue.rules],
+        )
+    as_table(
+        "Outcomes",
+        ("outcome", "title", "callback", "notes", "for good", "meaning"),
+        [
+            (
+                each.name,
+                each.title,
+                each.callback,
+                each.notes,
+                "yes" if each.terminal else "no",
+                each.meaning,
+            )
+            for each in found.outcomes
+        ],
+    )
+    as_table("Actions", ("action", "meaning"), [(each.name, each.means) for each in found.actions])
+    return 0
+
+
+@group.command()
+def new(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path(NAME),
+) -> int:
+    """Write a commented definition of a dialer to begin with.
+
+    An existing file is left as it is.
+    """
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(TEMPLATE)
+    except OSError as error:
+        raise UsageError(f"{str(file)!r}: {error.strerror}") from None
+    typer.echo(f"written: {file}; `assignment-workers dialer check {file}` checks it")
+    return 0
+
+
+@group.command()
+def types(
+    language: Annotated[
+        described.Language, typer.Argument(help="The language of the types.")
+    ] = "typescript",
+) -> int:
+    """Print types that accept only the names of this dialer, so that a misspelt one is found."""
+    settings()
+    typer.echo(described.types(loaded(), language), nl=False)
+    return 0

@@ -1,0 +1,78 @@
+"""The names of which a `dialerconfig.py` is made.
+
+The file is Python. It defines one object, `dialer`, a `Dialer` of dialer queues and outcomes. A
+rule is a SQLAlchemy expression over the facts: `Person`, the CRM's row of a person; `Score`, the
+person's score row; and the tables that belong to a person, inside of `exists`. Each expression is
+true or false, never null, and reads the time from the parameter `NOW`.
+"""
+
+from __future__ import annotations
+
+from assignment_workers.policy.dialer import Dialer, Queue
+from assignment_workers.policy.outcomes import REVIEW, SCORE_CEILING, Action, Outcome
+from assignment_workers.policy.rules import (
+    ACTIVE,
+    ATTEMPTS,
+    CALLING_HOURS,
+    CALLS_PER_DAY,
+    CONTACTABLE,
+    COOL_DOWN,
+    HAS_NUMBER,
+    IN_CRM,
+    IN_POOL,
+    NOT_CLOSED,
+    NOT_OPTED_OUT,
+    NOT_PROMISED,
+    NOT_QUARANTINED,
+    NOW,
+    NUMBER_CLEAR,
+    NUMBER_READ,
+    OFFER_GAP,
+    READY_MADE,
+    RESTED,
+    ReadyRule,
+    Rule,
+    RuleEffect,
+    settled,
+)
+from assignment_workers.schema.base import sql_text as word
+from assignment_workers.schema.crm import Claim, ClaimRequirement
+from assignment_workers.schema.crm import CrmUser as Person
+from assignment_workers.schema.dialer import UserCallScore as Score
+
+__all__ = [
+    "ACTIVE",
+    "ATTEMPTS",
+    "CALLING_HOURS",
+    "CALLS_PER_DAY",
+    "CONTACTABLE",
+    "COOL_DOWN",
+    "HAS_NUMBER",
+    "IN_CRM",
+    "IN_POOL",
+    "NOT_CLOSED",
+    "NOT_OPTED_OUT",
+    "NOT_PROMISED",
+    "NOT_QUARANTINED",
+    "NOW",
+    "NUMBER_CLEAR",
+    "NUMBER_READ",
+    "OFFER_GAP",
+    "READY_MADE",
+    "RESTED",
+    "REVIEW",
+    "SCORE_CEILING",
+    "Action",
+    "Claim",
+    "ClaimRequirement",
+    "Dialer",
+    "Outcome",
+    "Person",
+    "Queue",
+    "ReadyRule",
+    "Rule",
+    "RuleEffect",
+    "Score",
+    "settled",
+    "word",
+]

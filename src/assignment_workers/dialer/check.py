@@ -1,0 +1,204 @@
+"""The checks of a dialer's definition that need no database."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Boolean, ColumnElement, Table
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.functions import FunctionElement
+
+from assignment_workers.dialer.nulls import may_be_null
+from assignment_workers.policy.dialer import Dialer, Queue
+from assignment_workers.policy.outcomes import REVIEW, Action, Outcome
+from assignment_workers.policy.rules import READY_MADE, SETTLED, ReadyRule, Rule, RuleEffect
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.dialer import UserCallScore
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
+IDENTIFIER = "up to 40 small letters, digits and _, first a letter"
+UNSTEADY = {
+    *("now", "current_timestamp", "current_date", "current_time", "localtime", "localtimestamp"),
+    *("clock_timestamp", "statement_timestamp", "transaction_timestamp", "timeofday", "random"),
+    *("gen_random_uuid", "uuidv4", "uuidv7", "nextval"),
+}
+"""SQL functions whose value is another one at each reading."""
+SCORE_AT_MOST = 10**6
+DELAY_AT_MOST = timedelta(days=10 * 365)
+
+
+def problems(dialer: Dialer) -> Iterator[str]:
+    """Yield what is wrong with a dialer, one line each, with the dialer queue and the rule."""
+    yield from _of_the_whole(dialer)
+    for queue in _of_type(dialer.queues, Queue):
+        for problem in _of_queue(queue):
+            yield f"queue {queue.name}: {problem}"
+    for outcome in _of_type(dialer.outcomes, Outcome):
+        for problem in _of_outcome(outcome):
+            yield f"outcome {outcome.name}: {problem}"
+
+
+def _of_the_whole(dialer: Dialer) -> Iterator[str]:
+    yield from _list_of("queues", dialer.queues, Queue)
+    yield from _list_of("outcomes", dialer.outcomes, Outcome)
+    for what, named in (
+        ("queues", _of_type(dialer.queues, Queue)),
+        ("outcomes", _of_type(dialer.outcomes, Outcome)),
+    ):
+        yield from _twice(what, [each.name for each in named])
+    actions = [
+        action
+        for outcome in _of_type(dialer.outcomes, Outcome)
+        for action in _of_type(outcome.actions, Action)
+    ]
+    for action in dict.fromkeys(actions):
+        yield from (f"action {action.name}: {said}" for said in _of_action(action))
+    meanings = Counter(action.name for action in dict.fromkeys([*actions, REVIEW]))
+    for name, times in meanings.items():
+        if times > 1:
+            yield f"action {name}: defined {times} times with different meanings"
+
+
+def _of_queue(queue: Queue) -> Iterator[str]:
+    yield from _name(queue.name)
+    yield from _words("title", queue.title)
+    if not _is_name(queue.conversion):
+        yield f"conversion {queue.conversion!r}: a name is {IDENTIFIER}"
+    wrong = list(_list_of("rules", queue.rules, Rule, ReadyRule, least=0))
+    yield from wrong
+    if wrong:
+        return
+    yield from _twice("rules", [rule.name for rule in queue.rules])
+    for rule in queue.rules:
+        yield from (f"rule {rule.name}: {said}" for said in _of_rule(rule))
+    for rule in queue.conversion_needs:
+        if rule not in queue.rules:
+            yield f"conversion_needs: rule {getattr(rule, 'name', rule)} is none of its rules"
+    for place, each in enumerate(queue.order, start=1):
+        for said in _of_order(each):
+            yield f"order, expression {place}: {said}"
+
+
+def _of_rule(rule: Rule | ReadyRule) -> Iterator[str]:
+    ready = READY_MADE.get(rule.name)
+    if isinstance(rule, ReadyRule) or rule is ready or rule.name == SETTLED:
+        return
+    yield from _name(rule.name)
+    if ready is not None:
+        yield "the name is that of a rule that every dialer queue has"
+    if rule.kind not in set(RuleEffect):
+        yield f"kind {rule.kind!r} is none of {', '.join(map(str, RuleEffect))}"
+    yield from _words("means", rule.means)
+    holds = _expression(rule.holds)
+    if not isinstance(holds, ColumnElement):
+        yield f"holds is a {type(holds).__name__}, not a SQL expression"
+        return
+    if not isinstance(holds.type, Boolean):
+        yield f"holds is of type {holds.type}, not boolean"
+        return
+    yield from _unsteady(holds, "; the time is the parameter NOW")
+    yield from _foreign(holds)
+    if may_be_null(holds):
+        yield (
+            "holds may be null where a fact is missing: wrap it, as in"
+            " func.coalesce(…, False) or (…).is_(True)"
+        )
+    if rule.until is not None and rule.kind is not RuleEffect.RESTING:
+        yield "until is given, but only a rule of kind resting has an end"
+
+
+def _of_order(given: object) -> Iterator[str]:
+    each = _expression(given)
+    if not isinstance(each, ColumnElement):
+        yield f"a {type(each).__name__}, not a SQL expression"
+        return
+    yield from _unsteady(each, ", so the order is not stable")
+    yield from _foreign(each)
+
+
+def _expression(given: object) -> object:
+    return given.expression if isinstance(given, InstrumentedAttribute) else given
+
+
+def _of_outcome(outcome: Outcome) -> Iterator[str]:
+    yield from _name(outcome.name)
+    yield from _words("title", outcome.title)
+    score: object = outcome.score
+    if not isinstance(score, int) or not 0 <= score <= SCORE_AT_MOST:
+        yield f"score {score!r}: a whole number from 0 to {SCORE_AT_MOST}"
+    delay: object = outcome.delay
+    if not isinstance(delay, timedelta):
+        yield f"delay {delay!r}: a timedelta"
+    elif not timedelta(0) <= delay <= DELAY_AT_MOST:
+        yield f"delay {delay}: from nothing to ten years"
+    if outcome.needs_callback and not outcome.callback:
+        yield "needs_callback is given, but callback is not"
+    if outcome.terminal and (outcome.callback or outcome.delay):
+        yield "terminal outcomes take no delay and no callback: nobody is called again"
+    yield from _list_of("actions", outcome.actions, Action, least=0)
+
+
+def _of_action(action: Action) -> Iterator[str]:
+    yield from _name(action.name)
+    yield from _words("means", action.means)
+
+
+def _name(name: object) -> Iterator[str]:
+    if not _is_name(name):
+        yield f"the name {name!r} is not {IDENTIFIER}"
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _words(what: str, said: object) -> Iterator[str]:
+    if not isinstance(said, str) or not said.strip():
+        yield f"{what} is missing"
+    elif "\n" in said:
+        yield f"{what} has more than one line"
+
+
+def _twice(what: str, names: Iterable[object]) -> Iterator[str]:
+    for name, times in Counter(map(str, names)).items():
+        if times > 1:
+            yield f"{what}: {name} is defined {times} times"
+
+
+def _list_of(what: str, given: object, *kinds: type, least: int = 1) -> Iterator[str]:
+    named = " or ".join(kind.__name__ for kind in kinds)
+    if not isinstance(given, list | tuple):
+        yield f"{what}: a list of {named}, not a {type(given).__name__}"
+        return
+    if len(given) < least:
+        yield f"{what}: at least one {named}"
+    for place, each in enumerate(given, start=1):
+        if not isinstance(each, kinds):
+            yield f"{what}, number {place}: a {type(each).__name__}, not a {named}"
+
+
+def _of_type(given: Iterable[object], kind: type[T]) -> list[T]:
+    if not isinstance(given, list | tuple):
+        return []
+    return [each for each in given if isinstance(each, kind)]
+
+
+def _unsteady(expression: ColumnElement[Any], why: str) -> Iterator[str]:
+    for each in visitors.iterate(expression):
+        if isinstance(each, FunctionElement) and str(getattr(each, "name", "")) in UNSTEADY:
+            yield f"uses {each.name}(), another value at each reading{why}"
+
+
+def _foreign(expression: ColumnElement[Any]) -> Iterator[str]:
+    """Yield the tables that the expression reads other than by a subquery."""
+    for each in expression._from_objects:  # noqa: SLF001 - SQLAlchemy has no public name for it
+        if each not in {CrmUser.__table__, UserCallScore.__table__}:
+            name = each.name if isinstance(each, Table) else str(each)
+            yield f"reads the table {name} outside of exists(…): a person may have several rows"

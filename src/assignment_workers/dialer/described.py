@@ -1,0 +1,116 @@
+"""A dialer in plain values, for the interfaces, and as types of other languages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from assignment_workers.policy.dialer import Dialer
+from assignment_workers.policy.queues import Policy
+
+Language = Literal["typescript", "python"]
+
+
+class RuleDescription(BaseModel):
+    """A rule of a dialer queue. `name` is the reason that is reported if it does not hold."""
+
+    name: str
+    kind: Literal["converted", "blocked", "resting"] = Field(
+        description="What a user who breaks the rule is: done, not callable, or callable later."
+    )
+    means: str
+
+
+class QueueDescription(BaseModel):
+    """A dialer queue and its rules in order."""
+
+    name: str
+    title: str
+    conversion: str = Field(description="The type of its conversions.")
+    rules: list[RuleDescription]
+
+
+class OutcomeDescription(BaseModel):
+    """An outcome of a call, as an agent chooses it."""
+
+    name: str
+    title: str
+    meaning: str
+    callback: Literal["none", "optional", "required"] = Field(
+        description="Whether `callback_at` may or has to be given."
+    )
+    notes: Literal["optional", "required"]
+    terminal: bool = Field(description="True if the user is never offered again.")
+
+
+class ActionDescription(BaseModel):
+    """A task for other systems, named by the events of completed calls."""
+
+    name: str
+    means: str
+
+
+class DialerDescription(BaseModel):
+    """The dialer queues, outcomes and actions as configured, each in its order."""
+
+    queues: list[QueueDescription]
+    outcomes: list[OutcomeDescription]
+    actions: list[ActionDescription]
+
+
+def describe(dialer: Dialer, policies: Mapping[str, Policy]) -> DialerDescription:
+    """Return the dialer in plain values. `policies`: those of its queues, with calling rules."""
+    return DialerDescription(
+        queues=[
+            QueueDescription(
+                name=queue.name,
+                title=queue.title,
+                conversion=queue.conversion,
+                rules=[
+                    RuleDescription(name=rule.name, kind=rule.kind.value, means=rule.means)
+                    for rule in policies[queue.name].rules
+                ],
+            )
+            for queue in dialer.queues
+        ],
+        outcomes=[
+            OutcomeDescription(
+                name=each.name,
+                title=each.title,
+                meaning=each.meaning,
+                callback=(
+                    "required" if each.needs_callback else "optional" if each.callback else "none"
+                ),
+                notes="required" if each.needs_notes else "optional",
+                terminal=each.terminal,
+            )
+            for each in dialer.outcomes
+        ],
+        actions=[
+            ActionDescription(name=each.name, means=each.means) for each in dialer.actions.values()
+        ],
+    )
+
+
+def types(dialer: Dialer, language: Language) -> str:
+    """Return the source text of types that accept only the names of this dialer."""
+    named = {
+        "Queue": [queue.name for queue in dialer.queues],
+        "Outcome": [outcome.name for outcome in dialer.outcomes],
+        "Action": [*dialer.actions],
+    }
+    if language == "typescript":
+        lines = [f"export type {kind} = {_union(names)};" for kind, names in named.items()]
+        return "// Made by `assignment-workers dialer types`.\n" + "\n".join(lines) + "\n"
+    lines = [
+        f"{kind} = Literal[{', '.join(map(json.dumps, names))}]" for kind, names in named.items()
+    ]
+    begin = '"""Made by `assignment-workers dialer types`."""\n\nfrom typing import Literal\n\n'
+    return begin + "\n".join(lines) + "\n"
+
+
+def _union(names: Sequence[str]) -> str:
+    return " | ".join(map(json.dumps, names))

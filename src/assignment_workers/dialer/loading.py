@@ -1,0 +1,100 @@
+"""Read a `dialerconfig.py`, check it, and make its dialer that of this process."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from assignment_workers.dialer.check import problems
+from assignment_workers.errors import UsageError
+from assignment_workers.policy.dialer import Dialer, use
+from assignment_workers.settings import Settings
+
+NAME = "dialerconfig.py"
+VARIABLE = "ASSIGNMENT_WORKERS_DIALER_CONFIG"
+PACKAGED = "assignment_workers.dialers.claims"
+"""The module whose dialer is used where no file is configured."""
+
+_made: dict[Path, Dialer] = {}
+
+
+def path_of(settings: Settings) -> Path:
+    """Return the path of the configured file.
+
+    It is the file that the setting names, else `dialerconfig.py` in the working directory, else the
+    packaged one. Raises `UsageError` if there is none.
+    """
+    if settings.dialer_config is not None:
+        if not settings.dialer_config.is_file():
+            raise UsageError(f"{VARIABLE}={str(settings.dialer_config)!r}: there is no such file")
+        return settings.dialer_config.absolute()
+    here = Path(NAME)
+    if here.is_file():
+        return here.absolute()
+    packaged = _packaged()
+    if packaged is None:
+        raise UsageError(f"there is no {NAME} here, and {VARIABLE} names none")
+    return packaged
+
+
+def is_packaged(settings: Settings) -> bool:
+    """Return True if no file is configured, so that the packaged dialer is used."""
+    return path_of(settings) == _packaged()
+
+
+def _packaged() -> Path | None:
+    spec = find_spec(PACKAGED)
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def load(settings: Settings) -> Dialer:
+    """Make the dialer of the configured file that of this process, and return it.
+
+    A file is read once per process. Raises `UsageError`, one line that names the file, the dialer
+    queue and the rule, for a file that cannot be used.
+    """
+    path = path_of(settings)
+    if path not in _made:
+        dialer = import_module(PACKAGED).dialer if path == _packaged() else read(path)
+        for problem in problems(dialer):
+            raise UsageError(f"{path}: {problem}")
+        _made[path] = dialer
+    use(_made[path])
+    return _made[path]
+
+
+def read(path: Path) -> Dialer:
+    """Return the object `dialer` of this file, unchecked.
+
+    Raises `UsageError`, one line, for a file that cannot be run or defines no such object.
+    """
+    spec = spec_from_file_location("dialerconfig", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"{path}: not a Python file")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # for classes of the file that ask for their module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        said = error.msg if isinstance(error, SyntaxError) else error
+        reason = " ".join(str(said).split())
+        raise UsageError(f"{_position(path, error)}: {type(error).__name__}: {reason}") from error
+    dialer = getattr(module, "dialer", None)
+    if not isinstance(dialer, Dialer):
+        raise UsageError(f"{path}: defines no `dialer`, an object Dialer(queues=…, outcomes=…)")
+    return dialer
+
+
+def _position(path: Path, error: Exception) -> str:
+    """Return the file, and the last line of it that ran before the error."""
+    if isinstance(error, SyntaxError):
+        return f"{path}, line {error.lineno}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    return f"{path}, line {lines[-1]}" if lines else str(path)

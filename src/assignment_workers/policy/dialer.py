@@ -1,0 +1,110 @@
+"""The definition of a dialer: its dialer queues, their rules and order, and its outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from assignment_workers.policy import rules
+from assignment_workers.policy.calling import CallingRules
+from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES, REVIEW, Action, Outcome
+from assignment_workers.policy.queues import ORDER, POLICIES, Ordering, Policy
+from assignment_workers.policy.rules import Numbers, ReadyRule, Rule, Terms
+from assignment_workers.schema.dialer import UserCallScore
+
+
+@dataclass(frozen=True, eq=False)
+class Queue:
+    """A dialer queue: an ordered list of the people who meet its rules.
+
+    Every dialer queue also has the ready-made rules of `READY_MADE`, such as the do-not-contact
+    list and calling hours. A queue may name some of them in `rules` to choose their position.
+    """
+
+    name: str
+    """The word of the interfaces and of the records: small letters, digits and underscores."""
+    title: str
+    """The words that people see."""
+    rules: Sequence[Rule | ReadyRule]
+    """The rules in order. Of several broken rules, the first is reported."""
+    conversion: str = "converted"
+    """The word by which the conversions of this dialer queue are recorded."""
+    conversion_needs: Sequence[Rule] = ()
+    """Rules of this dialer queue without which a broken rule of kind `converted` does not count."""
+    order: Sequence[Ordering] = ()
+    """The order, best first; the higher id comes first among equals. Empty: by score."""
+    ages: bool = False
+    """True if the scores of users who wait in this dialer queue are raised each week."""
+
+    @property
+    def total_order(self) -> tuple[Ordering, ...]:
+        """The order in which no two people are equal."""
+        return (*self.order, UserCallScore.user_id.desc()) if self.order else ORDER
+
+
+@dataclass(frozen=True, eq=False)
+class Dialer:
+    """The dialer queues and outcomes of a call centre.
+
+    A person belongs to the first dialer queue whose rules over the facts hold. An agent who asks
+    for no particular dialer queue is served from the first one that has a user.
+    """
+
+    queues: Sequence[Queue]
+    outcomes: Sequence[Outcome]
+    """The outcomes in the order in which agents see them."""
+
+    @property
+    def actions(self) -> dict[str, Action]:
+        """The actions that the outcomes ask for, and `review`, by name."""
+        asked = (action for outcome in self.outcomes for action in outcome.actions)
+        return {action.name: action for action in (*asked, REVIEW)}
+
+    @property
+    def terminal(self) -> tuple[str, ...]:
+        """The names of the outcomes after which a user is never offered again."""
+        return tuple(outcome.name for outcome in self.outcomes if outcome.terminal)
+
+    @cached_property
+    def policies(self) -> dict[str, Policy]:
+        """The policy of each dialer queue by name, without calling rules."""
+        return self.under(CallingRules(), Numbers())
+
+    def under(self, calling: CallingRules, numbers: Numbers) -> dict[str, Policy]:
+        """Return the policy of each dialer queue by name, under these calling rules.
+
+        `numbers`: the rules for reading phone numbers.
+        """
+        return {queue.name: self._policy(queue, calling, numbers) for queue in self.queues}
+
+    def _policy(self, queue: Queue, calling: CallingRules, numbers: Numbers) -> Policy:
+        terms = Terms(queue.name, self.terminal, calling, numbers)
+        return Policy(
+            queue=queue.name,
+            conversion_type=queue.conversion,
+            rules=rules.made(queue.rules, terms),
+            conversion_needs=frozenset(rule.name for rule in queue.conversion_needs),
+            ages=queue.ages,
+            order=queue.total_order,
+            hours=calling.hours,
+            numbers=numbers,
+        )
+
+
+_loaded: list[Dialer] = []
+
+
+def use(dialer: Dialer) -> None:
+    """Make this the dialer of the process. Statements that were built before stay as they are."""
+    _loaded[:] = [dialer]
+    POLICIES.fill(dialer.policies)
+    OUTCOMES.fill({outcome.name: outcome for outcome in dialer.outcomes})
+    ACTIONS.fill(dialer.actions)
+
+
+def loaded() -> Dialer:
+    """Return the dialer of the process. Raises `RuntimeError` if none is loaded."""
+    if not _loaded:
+        raise RuntimeError("no dialer is loaded in this process: see dialer.loading.load")
+    return _loaded[0]

@@ -1,0 +1,150 @@
+"""A stranger's dialer, from ten lines in a folder to an agent who is handed a user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from assignment_workers.assignment.calling import policies_of
+from assignment_workers.assignment.claims.probes import plans
+from assignment_workers.dialers import claims
+from assignment_workers.policy.dialer import use
+from assignment_workers.settings import Settings
+from assignment_workers.tasks import create_app
+from tests.support.commands import type_in
+from tests.support.processes import Stack, wait_until
+from tests.support.world import User, World
+
+TEN_LINES = """\
+from assignment_workers.dialer import Dialer, Outcome, Person, Queue, Rule
+
+winback = Queue(
+    "winback",
+    "Former donors",
+    rules=[Rule("disabled", Person.is_enabled.is_(True), means="disabled in the CRM")],
+    order=[Person.created_at],
+)
+dialer = Dialer(queues=[winback], outcomes=[Outcome("reached", "Reached")])
+"""
+
+
+@pytest.fixture
+def stack(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
+    with ExitStack() as keep:
+        yield Stack(database_url, redis_url, tmp_path, keep)
+
+
+def test_a_stranger_s_queue_hands_an_agent_a_user(
+    stack: Stack, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dialerconfig.py").write_text(TEN_LINES)
+    world.add_users([User(each, has_score_row=False) for each in (11, 12)])
+    world.execute("UPDATE crm.users SET is_enabled = id = 12, created_at = now()")
+    world.execute(
+        "INSERT INTO agents (id, email, allowed_queues)"
+        """ VALUES (7, 'agent7@example.com', '["winback"]')"""
+    )
+    environment = {"DATABASE_URL": stack.database_url, "REDIS_URL": stack.redis_url}
+
+    def typed(*words: str) -> Any:
+        said = type_in(words, environment, tmp_path)
+        assert said.returncode == 0, said.stderr
+        return said
+
+    assert "dialer queues 1" in typed("dialer", "check").stdout
+    stack.start("sequencer")
+    stack.start("maintenance")
+    stack.wait_for_leader()
+    app = create_app(Settings.from_environment({"REDIS_URL": stack.redis_url}))
+    app.send_task("queue.discover", queue="maintenance", ignore_result=True)
+    sql = "SELECT user_id FROM user_call_scores WHERE current_queue_type = 'winback'"
+    wait_until(lambda: stack.rows(sql) == [(12,)], "user 12 in the pool")
+    typed("regenerate", "winback", "--wait")
+    answer = json.loads(typed("request", "7", "--json").stdout)
+    assert (answer["assignment"]["user_id"], answer["assignment"]["queue"]) == (12, "winback")
+    held = answer["assignment"]["id"]
+    done = typed("complete", held, "--agent", "7", "--outcome", "reached", "--json").stdout
+    assert json.loads(done)["outcome"] == "completed"
+    wrong = type_in(
+        ["complete", held, "--agent", "7", "--outcome", "no_answer"], environment, tmp_path
+    )
+    assert (wrong.returncode, "there are reached" in wrong.stderr) == (2, True)
+    assert stack.rows("SELECT name FROM assignment.queues") == [("winback",)]
+    described = json.loads(typed("explain", "11", "--json").stdout)
+    assert "disabled" in json.dumps(described)
+
+
+def test_a_process_does_not_start_on_a_wrong_file(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "dialerconfig.py"
+    file.write_text(TEN_LINES.replace('"Former donors"', '""'))
+    environment = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    for words in (
+        ["process", "sequencer"],
+        ["process", "gateway"],
+        ["status"],
+        ["dialer", "check"],
+    ):
+        said = type_in(words, environment, tmp_path)
+        assert (said.returncode, said.stdout) == (2, ""), words
+        assert said.stderr == f"assignment-workers: {file}: queue winback: title is missing\n"
+
+
+def test_a_rule_that_no_index_serves_is_a_warning_and_one_that_cannot_run_a_mistake(
+    world: World, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "dialerconfig.py"
+    slow = 'func.coalesce(Person.id.in_(select(Claim.user_id).where(Claim.lender == "x")), False)'
+    begin = "from sqlalchemy import func, select\nfrom assignment_workers.dialer import Claim\n"
+    file.write_text(begin + TEN_LINES.replace("Person.is_enabled.is_(True)", slow))
+    environment = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    said = type_in(["dialer", "check"], environment, tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert said.stderr.startswith(
+        f"assignment-workers: warning: {file}: queue winback: rule disabled: no index serves it:"
+    )
+    file.write_text(TEN_LINES)
+    world.execute("ALTER TABLE crm.users DROP COLUMN is_enabled")
+    said = type_in(["dialer", "check"], environment, tmp_path)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr == (
+        f"assignment-workers: {file}: queue winback: rule disabled:"
+        " column users.is_enabled does not exist\n"
+    )
+
+
+def test_each_rule_of_the_packaged_dialer_is_probed_by_index(world: World) -> None:
+    with world.engine.connect() as connection:
+        found = list(plans(connection, policies_of(world.settings), world.now))
+    assert len(found) == len([each for queue in claims.dialer.queues for each in queue.rules]) - 12
+    assert [each for each in found if each.error or each.scanned] == []
+
+
+def test_the_queues_of_another_dialer_are_stored_and_unused_ones_go(world: World) -> None:
+    from assignment_workers.assignment.generations.dialer_queues import store_names
+    from assignment_workers.dialer import Dialer, Outcome, Queue
+
+    other = Dialer(
+        queues=[Queue(name, name.title(), rules=[]) for name in ("second", "first")],
+        outcomes=[Outcome("reached", "Reached")],
+    )
+    world.add_users([User(1)])
+    world.regenerate("unsigned_users")
+    try:
+        use(other)
+        for _ in range(2):
+            with world.engine.begin() as connection:
+                store_names(connection)
+            with world.engine.connect() as connection:
+                names = connection.execute(text("SELECT name FROM assignment.queues")).scalars()
+                assert set(names) == {"second", "first", "unsigned_users"}
+    finally:
+        use(claims.dialer)

@@ -1,0 +1,296 @@
+"""A `dialerconfig.py` is checked: each mistake is one line with the dialer queue and the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Integer,
+    MetaData,
+    Table,
+    and_,
+    case,
+    column,
+    create_engine,
+    exists,
+    func,
+    not_,
+    null,
+    or_,
+    select,
+)
+
+from assignment_workers.dialer import (
+    IN_CRM,
+    Action,
+    Claim,
+    Dialer,
+    Outcome,
+    Person,
+    Queue,
+    Rule,
+    RuleEffect,
+    Score,
+)
+from assignment_workers.dialer.check import problems
+from assignment_workers.dialer.loading import load, read
+from assignment_workers.dialer.nulls import may_be_null
+from assignment_workers.dialer.template import TEMPLATE
+from assignment_workers.dialers import claims
+from assignment_workers.errors import UsageError
+from assignment_workers.policy.dialer import loaded, use
+from assignment_workers.policy.rules import FIRST, LAST, READY_MADE, completed
+from assignment_workers.settings import Settings
+
+ENABLED = Rule("disabled", Person.is_enabled.is_(True), means="disabled in the CRM")
+RECALLS = Queue("recalls", "Recalls", rules=[ENABLED])
+REACHED = Outcome("reached", "Reached")
+
+
+def dialer(queue: Queue = RECALLS, outcome: Outcome = REACHED) -> Dialer:
+    return Dialer(queues=[queue], outcomes=[outcome])
+
+
+def ruled(holds: Any, **values: Any) -> Dialer:
+    """A dialer with one rule that has this condition."""
+    rule = Rule(**{"name": "mine", "holds": holds, "means": "a reason"} | values)
+    return dialer(replace(RECALLS, rules=[rule]))
+
+
+MISTAKES: dict[str, Callable[[], Dialer]] = {
+    "queues: at least one Queue": lambda: Dialer(queues=[], outcomes=[REACHED]),
+    "outcomes: at least one Outcome": lambda: Dialer(queues=[RECALLS], outcomes=[]),
+    "queues: a list of Queue, not a Queue": lambda: Dialer(
+        queues=RECALLS,  # type: ignore[arg-type]
+        outcomes=[REACHED],
+    ),
+    "queues, number 2: a str, not a Queue": lambda: Dialer(
+        queues=[RECALLS, "more"],  # type: ignore[list-item]
+        outcomes=[REACHED],
+    ),
+    "queues: recalls is defined 2 times": lambda: Dialer(
+        queues=[RECALLS, RECALLS], outcomes=[REACHED]
+    ),
+    "outcomes: reached is defined 2 times": lambda: Dialer(
+        queues=[RECALLS], outcomes=[REACHED, REACHED]
+    ),
+    "queue Re calls: the name 'Re calls' is not up to": lambda: dialer(
+        replace(RECALLS, name="Re calls")
+    ),
+    "queue recalls: title is missing": lambda: dialer(replace(RECALLS, title=" ")),
+    "queue recalls: rules: disabled is defined 2 times": lambda: dialer(
+        replace(RECALLS, rules=[ENABLED, ENABLED])
+    ),
+    "queue recalls: rules, number 1: a function, not a Rule": lambda: dialer(
+        replace(RECALLS, rules=[lambda: None])  # type: ignore[list-item]
+    ),
+    "queue recalls: conversion_needs: rule disabled is none of its rules": lambda: dialer(
+        replace(RECALLS, rules=[], conversion_needs=[ENABLED])
+    ),
+    "queue recalls: conversion 'Done!': a name is": lambda: dialer(
+        replace(RECALLS, conversion="Done!")
+    ),
+    "queue recalls: rule mine: means is missing": lambda: ruled(
+        Person.is_enabled.is_(True), means=""
+    ),
+    "queue recalls: rule mine: kind 'gone' is none of converted": lambda: ruled(
+        Person.is_enabled.is_(True), kind="gone"
+    ),
+    "queue recalls: rule mine: holds is a bool, not a SQL expression": lambda: ruled(True),
+    "queue recalls: rule mine: holds is of type BIGINT, not boolean": lambda: ruled(Person.id),
+    "queue recalls: rule mine: holds may be null": lambda: ruled(Person.is_enabled),
+    "queue recalls: rule mine: uses now(), another value": lambda: ruled(
+        func.coalesce(Person.created_at < func.now(), False)
+    ),
+    "queue recalls: rule mine: reads the table claims outside of exists": lambda: ruled(
+        Claim.status.is_(None)
+    ),
+    "queue recalls: rule mine: until is given": lambda: ruled(
+        Person.is_enabled.is_(True), until=Score.next_call_after
+    ),
+    "queue recalls: rule closed: the name is that of a rule": lambda: ruled(
+        Person.is_enabled.is_(True), name="closed"
+    ),
+    "queue recalls: order, expression 1: uses random(), another value": lambda: dialer(
+        replace(RECALLS, order=[func.random()])
+    ),
+    "queue recalls: order, expression 2: a int, not a SQL expression": lambda: dialer(
+        replace(RECALLS, order=[Score.current_score, 3])  # type: ignore[list-item]
+    ),
+    "outcome reached: title is missing": lambda: dialer(outcome=Outcome("reached", "")),
+    "outcome Reached: the name 'Reached' is not": lambda: dialer(outcome=Outcome("Reached", "R")),
+    "outcome reached: score -1: a whole number": lambda: dialer(outcome=replace(REACHED, score=-1)),
+    "outcome reached: delay 4: a timedelta": lambda: dialer(
+        outcome=replace(REACHED, delay=4)  # type: ignore[arg-type]
+    ),
+    "outcome reached: delay -1 day": lambda: dialer(
+        outcome=replace(REACHED, delay=-timedelta(days=1))
+    ),
+    "outcome reached: needs_callback is given, but callback": lambda: dialer(
+        outcome=replace(REACHED, needs_callback=True)
+    ),
+    "outcome reached: terminal outcomes take no delay": lambda: dialer(
+        outcome=replace(REACHED, terminal=True, callback=True)
+    ),
+    "action send: means is missing": lambda: dialer(
+        outcome=replace(REACHED, actions=(Action("send", ""),))
+    ),
+    "action review: defined 2 times": lambda: dialer(
+        outcome=replace(REACHED, actions=(Action("review", "Look at it."),))
+    ),
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_one_line_that_names_where_it_is(said: str) -> None:
+    found = list(problems(MISTAKES[said]()))
+    assert [each for each in found if each.startswith(said)], found
+    assert all("\n" not in each for each in found)
+
+
+def test_the_packaged_dialer_and_that_of_a_new_file_have_no_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "dialerconfig.py"
+    file.write_text(TEMPLATE)
+    assert list(problems(claims.dialer)) == []
+    assert list(problems(read(file))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ny = Pers\n", ", line 2: NameError: name 'Pers' is not defined"),
+        ("x = (\n", ", line 1: SyntaxError: '(' was never closed"),
+        ("x = 1\n", ": defines no `dialer`, an object Dialer("),
+        ("import no_such_module\n", ", line 1: ModuleNotFoundError: No module named"),
+        (
+            "from assignment_workers.dialer import Queue\n\nQueue('a', colour=3)\n",
+            ", line 3: TypeError: Queue.__init__() got an unexpected keyword",
+        ),
+        (
+            TEMPLATE.replace('"People to call"', '""'),
+            ": queue people: title is missing",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "dialerconfig.py"
+    file.write_text(text)
+    settings = Settings.from_environment({"ASSIGNMENT_WORKERS_DIALER_CONFIG": str(file)})
+    before = loaded()
+    with pytest.raises(UsageError) as refused:
+        load(settings)
+    assert str(refused.value).startswith(f"{file}{said}")
+    assert "\n" not in str(refused.value)
+    assert loaded() is before
+
+
+def test_the_configured_file_goes_before_that_of_the_folder_and_that_before_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = {name: TEMPLATE.replace('"people"', f'"{name}"') for name in ("here", "named")}
+    try:
+        assert load(Settings.from_environment({})) is claims.dialer
+        (tmp_path / "dialerconfig.py").write_text(texts["here"])
+        assert [each.name for each in load(Settings.from_environment({})).queues] == ["here"]
+        (tmp_path / "other.py").write_text(texts["named"])
+        named = Settings.from_environment({"ASSIGNMENT_WORKERS_DIALER_CONFIG": "other.py"})
+        assert [each.name for each in load(named).queues] == ["named"]
+        missing = Settings.from_environment({"ASSIGNMENT_WORKERS_DIALER_CONFIG": "no.py"})
+        with pytest.raises(UsageError, match=r"DIALER_CONFIG='no.py': there is no such file"):
+            load(missing)
+    finally:
+        use(claims.dialer)
+
+
+@given(placed=some.lists(some.sampled_from([*READY_MADE.values(), ENABLED]), unique=True))
+def test_no_queue_can_leave_out_a_rule_that_every_queue_has(placed: list[Any]) -> None:
+    found = completed(placed)
+    assert {each.name for each in found} == {*READY_MADE, *(each.name for each in placed)}
+    assert len({each.name for each in found}) == len(found)
+    kinds = [each.kind is RuleEffect.RESTING for each in found]
+    assert kinds == sorted(kinds)  # resting ones last
+    for group in (placed, [each for each in (*FIRST, *LAST) if each not in placed]):
+        kept = [each for each in found if each in group]
+        assert kept == sorted(
+            kept, key=lambda each: (each.kind is RuleEffect.RESTING, group.index(each))
+        )
+
+
+def test_a_rule_s_position_is_the_queue_s_choice() -> None:
+    first = [each.name for each in completed([ENABLED, IN_CRM])]
+    assert first.index("disabled") < first.index("not_in_crm")
+
+
+FACTS = Table("facts", MetaData(), Column("a", Boolean), Column("b", Boolean), Column("n", Integer))
+A, B, N = FACTS.c
+
+LEAVES = some.sampled_from(
+    [A, B, N > 1, N == 3, null(), A.is_(None), B.is_not(None), A.is_(True), N.is_distinct_from(B)]
+)
+
+
+def grown(inner: some.SearchStrategy[Any]) -> some.SearchStrategy[Any]:
+    pairs = some.tuples(inner, inner)
+    return (
+        pairs.map(lambda each: and_(*each))
+        | pairs.map(lambda each: or_(*each))
+        | inner.map(not_)
+        | pairs.map(lambda each: func.coalesce(*each))
+        | inner.map(lambda each: func.coalesce(each, False))
+        | pairs.map(lambda each: case((each[0], each[1])))
+        | pairs.map(lambda each: case((each[0], each[1]), else_=each[0]))
+        | inner.map(lambda each: or_(A.is_(None), each))
+        | inner.map(lambda each: and_(N.is_not(None), each))
+        | inner.map(lambda each: exists(select(1).where(each)))
+    )
+
+
+@pytest.fixture(scope="module")
+def rows() -> Any:
+    """A database that has every combination of null and values of `FACTS`."""
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        FACTS.metadata.create_all(connection)
+        connection.execute(
+            FACTS.insert(),
+            [
+                {"a": a, "b": b, "n": n}
+                for a in (None, True, False)
+                for b in (None, True, False)
+                for n in (None, 1, 3)
+            ],
+        )
+        yield connection
+    engine.dispose()
+
+
+@given(expression=some.recursive(LEAVES, grown, max_leaves=8))
+def test_an_expression_that_passes_is_never_null(
+    rows: Any, expression: ColumnElement[bool]
+) -> None:
+    if not may_be_null(expression):
+        found = select(func.count()).select_from(FACTS).where(expression.is_(None))
+        assert rows.execute(found).scalar_one() == 0
+
+
+def test_usual_ways_to_write_a_rule_pass() -> None:
+    for each in (
+        or_(A.is_(None), A),
+        and_(A.is_not(None), A),
+        func.coalesce(A, False),
+        func.coalesce(func.lower(column("x")), "") != "",
+        A.is_(True),
+        ~exists(select(1).where(A)),
+    ):
+        assert not may_be_null(each), each
