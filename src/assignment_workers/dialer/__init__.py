@@ -9,6 +9,7 @@ true or false, never null, and reads the time from the parameter `NOW`.
 from __future__ import annotations
 
 from assignment_workers.policy.dialer import Dialer, Queue
+from assignment_workers.policy.facts import News, fact_table, person_column
 from assignment_workers.policy.outcomes import REVIEW, SCORE_CEILING, Action, Outcome
 from assignment_workers.policy.rules import (
     ACTIVE,
@@ -35,6 +36,7 @@ from assignment_workers.policy.rules import (
     RuleEffect,
     settled,
 )
+from assignment_workers.schema.base import NaiveInstant as Time
 from assignment_workers.schema.base import sql_text as word
 from assignment_workers.schema.crm import Claim, ClaimRequirement
 from assignment_workers.schema.crm import CrmUser as Person
@@ -66,6 +68,7 @@ __all__ = [
     "Claim",
     "ClaimRequirement",
     "Dialer",
+    "News",
     "Outcome",
     "Person",
     "Queue",
@@ -73,6 +76,9 @@ __all__ = [
     "Rule",
     "RuleEffect",
     "Score",
+    "Time",
+    "fact_table",
+    "person_column",
     "settled",
     "word",
 ]

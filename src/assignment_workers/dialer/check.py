@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Boolean, ColumnElement, Table
+from sqlalchemy import Boolean, ColumnClause, ColumnElement, Table, true
 from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql import ClauseElement, visitors
 from sqlalchemy.sql.functions import FunctionElement
 
 from assignment_workers.dialer.nulls import may_be_null
 from assignment_workers.policy.dialer import Dialer, Queue
+from assignment_workers.policy.facts import NEW_PERSONS, News
 from assignment_workers.policy.outcomes import REVIEW, Action, Outcome
 from assignment_workers.policy.rules import READY_MADE, SETTLED, ReadyRule, Rule, RuleEffect
-from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.base import NaiveInstant
+from assignment_workers.schema.crm import FACTS, CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 
 T = TypeVar("T")
@@ -45,6 +47,40 @@ def problems(dialer: Dialer) -> Iterator[str]:
             yield f"outcome {outcome.name}: {problem}"
 
 
+def unread(dialer: Dialer) -> Iterator[str]:
+    """Yield the facts of a dialer that are not read from a CRM in another database."""
+    known = {(model.__tablename__, name) for model, names in FACTS.items() for name in names}
+    for queue in dialer.queues:
+        parts = [
+            *((f"rule {rule.name}", rule.holds) for rule in queue.rules if isinstance(rule, Rule)),
+            *((f"order, expression {at}", each) for at, each in enumerate(queue.order, start=1)),
+        ]
+        for where, expression in parts:
+            for name in sorted(_of_crm(expression) - known):
+                yield (
+                    f"queue {queue.name}: {where}: {'.'.join(name)} is not read from a CRM in"
+                    " another database (CRM_DATABASE_URL)"
+                )
+    for news in dialer.news:
+        if news.table not in {table for table, _ in known}:
+            yield (
+                f"news {news.name}: the table {news.table} is not read from a CRM in another"
+                " database (CRM_DATABASE_URL)"
+            )
+
+
+def _of_crm(expression: object) -> set[tuple[str, str]]:
+    """Return the columns of the CRM that the expression reads, each with its table."""
+    given = _expression(expression)
+    return {
+        (str(each.table.name), str(each.name))
+        for each in visitors.iterate(given if isinstance(given, ClauseElement) else true())
+        if isinstance(each, ColumnClause)
+        and isinstance(each.table, Table)
+        and each.table.schema == CrmUser.metadata.schema
+    }
+
+
 def _of_the_whole(dialer: Dialer) -> Iterator[str]:
     yield from _list_of("queues", dialer.queues, Queue)
     yield from _list_of("outcomes", dialer.outcomes, Outcome)
@@ -60,6 +96,13 @@ def _of_the_whole(dialer: Dialer) -> Iterator[str]:
     ]
     for action in dict.fromkeys(actions):
         yield from (f"action {action.name}: {said}" for said in _of_action(action))
+    news = _of_type(dialer.news, News)
+    yield from _list_of("news", dialer.news, News, least=0)
+    yield from _twice("news", [NEW_PERSONS.name, *(each.name for each in news)])
+    for each in news:
+        yield from (f"news {each.name}: {said}" for said in _name(each.name))
+        if not isinstance(each.created_at.type, NaiveInstant):
+            yield f"news {each.name}: created_at is of type {each.created_at.type}, not Time"
     meanings = Counter(action.name for action in dict.fromkeys([*actions, REVIEW]))
     for name, times in meanings.items():
         if times > 1:

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from assignment_workers.dialer.check import problems
+from assignment_workers.dialer.check import problems, unread
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.dialer import Dialer, use
 from assignment_workers.settings import Settings
@@ -62,6 +62,8 @@ def load(settings: Settings) -> Dialer:
         for problem in problems(dialer):
             raise UsageError(f"{path}: {problem}")
         _made[path] = dialer
+    for problem in unread(_made[path]) if settings.crm_database_url else ():
+        raise UsageError(f"{path}: {problem}")
     use(_made[path])
     return _made[path]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, and_, exists, false, func, not_, or_, select
+from sqlalchemy import ColumnElement, and_, exists, false, func, join, not_, or_, select
 
 from assignment_workers.dialer import (
     IN_CRM,
@@ -21,6 +21,7 @@ from assignment_workers.dialer import (
     Claim,
     ClaimRequirement,
     Dialer,
+    News,
     Outcome,
     Person,
     Queue,
@@ -238,4 +239,13 @@ OUTCOMES = (
     ),
 )
 
-dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES)
+REQUIREMENTS = News(
+    "requirements",
+    ClaimRequirement.created_at,
+    ClaimRequirement.id,
+    Claim.user_id,
+    joined=join(ClaimRequirement, Claim, Claim.id == ClaimRequirement.claim_id),
+)
+"""A new requirement may move a person to `outstanding_requests`."""
+
+dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES, news=[REQUIREMENTS])

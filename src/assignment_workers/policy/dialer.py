@@ -8,6 +8,7 @@ from functools import cached_property
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingRules
+from assignment_workers.policy.facts import NEW_PERSONS, NEWS, News
 from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES, REVIEW, Action, Outcome
 from assignment_workers.policy.queues import ORDER, POLICIES, Ordering, Policy
 from assignment_workers.policy.rules import Numbers, ReadyRule, Rule, Terms
@@ -54,6 +55,8 @@ class Dialer:
     queues: Sequence[Queue]
     outcomes: Sequence[Outcome]
     """The outcomes in the order in which agents see them."""
+    news: Sequence[News] = ()
+    """Tables beside that of the persons whose new rows the discovery of users looks at."""
 
     @property
     def actions(self) -> dict[str, Action]:
@@ -101,6 +104,7 @@ def use(dialer: Dialer) -> None:
     POLICIES.fill(dialer.policies)
     OUTCOMES.fill({outcome.name: outcome for outcome in dialer.outcomes})
     ACTIONS.fill(dialer.actions)
+    NEWS.fill({each.name: each for each in (NEW_PERSONS, *dialer.news)})
 
 
 def loaded() -> Dialer:

@@ -111,13 +111,13 @@ class Crm:
         """True if the circuit breaker is open after repeated failures."""
         return bool(self._breaker.opened)
 
-    def since(self, model: type[CrmBase], after: Position, *, limit: int) -> list[NewCrmRow]:
+    def since(self, table: str, after: Position, *, limit: int) -> list[NewCrmRow]:
         """Return at most `limit` rows of a CRM table in the order of `created_at` and id.
 
         They are those that come after the position `after`, each with its user's id.
         """
         at, key = after
-        query = self._queries.since[model, key is not None]
+        query = self._queries.since[table, key is not None]
         parameters = {"at": at.astimezone(UTC).replace(tzinfo=None), "key": key, "most": limit}
         found = self._read(
             lambda each: each.execute(query, parameters).all(), seconds=BATCH_SECONDS

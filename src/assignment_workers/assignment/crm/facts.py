@@ -121,8 +121,8 @@ class Queries:
         self.probe = select(user["id"]).limit(1)
         self.everything = {model: select(*self._columns[model].values()) for model in FACTS}
         wanted = tables[ClaimRequirement].join(tables[Claim], asked["claim_id"] == claim["id"])
-        self.since: dict[tuple[type[CrmBase], bool], Select[*tuple[Any, ...]]] = {
-            (model, goes_on): self._since(source, of, owner, goes_on)
+        self.since: dict[tuple[str, bool], Select[*tuple[Any, ...]]] = {
+            (model.__tablename__, goes_on): self._since(source, of, owner, goes_on)
             for model, source, of, owner in (
                 (CrmUser, tables[CrmUser], user, user["id"]),
                 (ClaimRequirement, wanted, asked, claim["user_id"]),

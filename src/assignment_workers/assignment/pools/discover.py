@@ -47,10 +47,11 @@ from assignment_workers.assignment.crm.reader import CrmReader, crm_of
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
 from assignment_workers.identity import new_id
+from assignment_workers.policy.facts import NEWS, News
 from assignment_workers.policy.queues import Policy, queue_of
-from assignment_workers.schema.base import CrmBase, NaiveInstant, sql_text
+from assignment_workers.schema.base import NaiveInstant, sql_text
 from assignment_workers.schema.bulk import insert_rows, rows
-from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
+from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
@@ -68,7 +69,6 @@ WINDOW = 10_000
 WINDOWS_AT_MOST = 100
 
 RECONCILIATION = "reconciliation"
-SOURCES: dict[str, type[CrmBase]] = {"users": CrmUser, "requirements": ClaimRequirement}
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 Send = Callable[[list[int]], None]
@@ -80,17 +80,17 @@ def discover(
 ) -> Counts:
     """Give every new user of the CRM a score row, in the dialer queue where the user belongs.
 
-    Users with new requirements who belong to another dialer queue are passed to `send`. Each CRM
-    table is read from `OVERLAP` before the last known row to the end, in the order of `created_at`
-    and id, and the progress is committed with the results, so no row is missed. After
-    `BATCHES_AT_MOST` transactions per table, the next run continues. A repeated run changes nothing
-    more. Raises `CrmUnavailable`; the committed part stays. `randomness` makes ids. Returns counts:
-    score rows `created`, users `sent`, and `users` and `requirements` that were read.
+    Users with new rows in a table of the dialer's `news` who belong to another dialer queue are
+    passed to `send`. Each CRM table is read from `OVERLAP` before the last known row to the end, in
+    the order of `created_at` and id, and the progress is committed with the results, so no row is
+    missed. After `BATCHES_AT_MOST` transactions per table, the next run continues. A repeated run
+    changes nothing more. Raises `CrmUnavailable`; the committed part stays. `randomness` makes ids.
+    Returns counts: score rows `created`, users `sent`, and by name of the `news` the rows read.
     """
-    counts = {"created": 0, "sent": 0, **dict.fromkeys(SOURCES, 0)}
+    counts = {"created": 0, "sent": 0, **dict.fromkeys(NEWS, 0)}
     run = _Run(work, tuple(policies.values()), send, randomness, counts)
-    for source, model in SOURCES.items():
-        run.sweep(source, model)
+    for news in NEWS.values():
+        run.sweep(news)
     return counts
 
 
@@ -171,20 +171,19 @@ class _Run:
     randomness: Random
     counts: Counts
 
-    def sweep(self, source: str, model: type[CrmBase]) -> None:
-        """Read the CRM table `model` on from where the last run stopped, and place new users.
+    def sweep(self, news: News) -> None:
+        """Read a CRM table on from where the last run stopped, and place new users.
 
-        Stops at the table's end or after `BATCHES_AT_MOST` transactions. `source`: the name under
-        which the progress is stored.
+        Stops at the table's end or after `BATCHES_AT_MOST` transactions.
         """
-        work = self.work
+        work, source = self.work, news.name
         mark = _watermark(work.side_connection, source)
         seen = mark.seen or mark.reached or _BEGINNING
         position: Position = (mark.reached - OVERLAP if mark.reached else _BEGINNING), None
         if mark.at is not None and mark.key is not None:
             position = mark.at, json.loads(mark.key)
         for _ in range(BATCHES_AT_MOST):
-            found = _since(work.side_connection, model, position)
+            found = _since(work.side_connection, news, position)
             if found:
                 self._see_to(sorted({each.user_id for each in found}))
                 self.counts[source] += len(found)
@@ -272,13 +271,12 @@ def _wrong(
     return connection.execute(_misplaced(tuple(policies.values())), window).all()
 
 
-def _since(connection: Connection, model: type[CrmBase], after: Position) -> list[NewCrmRow]:
+def _since(connection: Connection, news: News, after: Position) -> list[NewCrmRow]:
     crm = crm_of(connection)
     if crm is not None:
-        return crm.since(model, after, limit=AT_A_TIME)
+        return crm.since(news.table, after, limit=AT_A_TIME)
     at, key = after
-    query = _SINCE[model, key is not None]
-    found = connection.execute(query, {"after": at, "key": key}).all()
+    found = connection.execute(_since_here(news, key is not None), {"after": at, "key": key}).all()
     return [NewCrmRow(row.created_at, row.key, row.user_id) for row in found]
 
 
@@ -389,32 +387,25 @@ def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _since_here(
-    model: type[CrmUser | ClaimRequirement], *, goes_on: bool
-) -> Select[*tuple[Any, ...]]:
+@cache
+def _since_here(news: News, goes_on: bool) -> Select[*tuple[Any, ...]]:  # noqa: FBT001
     at = bindparam("after", type_=NaiveInstant)
-    own = model.id if goes_on else None
     after = (
-        model.created_at >= at
-        if own is None
-        else tuple_(model.created_at, own) > tuple_(at, bindparam("key", type_=own.type))
+        tuple_(news.created_at, news.key) > tuple_(at, bindparam("key", type_=news.key.type))
+        if goes_on
+        else news.created_at >= at
     )
-    user = CrmUser.id if model is CrmUser else Claim.user_id
-    query = select(model.created_at, model.id.label("key"), user.label("user_id"))
-    if model is ClaimRequirement:
-        query = query.join(Claim, Claim.id == ClaimRequirement.claim_id)
+    query = select(
+        news.created_at.label("created_at"),
+        news.key.label("key"),
+        news.person.label("user_id"),
+    )
+    if news.joined is not None:
+        query = query.select_from(news.joined)
     return (
-        query.where(after)
-        .order_by(model.created_at, model.id)
-        .limit(literal_column(str(AT_A_TIME)))
+        query.where(after).order_by(news.created_at, news.key).limit(literal_column(str(AT_A_TIME)))
     )
 
-
-_SINCE: dict[tuple[type[CrmBase], bool], Select[*tuple[Any, ...]]] = {
-    (model, goes_on): _since_here(model, goes_on=goes_on)
-    for model in (CrmUser, ClaimRequirement)
-    for goes_on in (False, True)
-}
 
 _new = insert_rows(
     UserCallScore,
