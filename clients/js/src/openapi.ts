@@ -558,6 +558,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/dialer": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Dialer
+         * @description Return the dialer queues, outcomes and actions as configured, each in its order.
+         *
+         *     Agents see the outcomes in this order. `callback` and `notes` tell what an outcome needs.
+         */
+        get: operations["dialer"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -636,6 +658,16 @@ export interface components {
              * @example the CRM is being mended
              */
             why?: string | null;
+        };
+        /**
+         * ActionDescription
+         * @description A task for other systems, named by the events of completed calls.
+         */
+        ActionDescription: {
+            /** Name */
+            name: string;
+            /** Means */
+            means: string;
         };
         /**
          * AgentShown
@@ -865,6 +897,18 @@ export interface components {
              * @example on holiday
              */
             why?: string | null;
+        };
+        /**
+         * DialerDescription
+         * @description The dialer queues, outcomes and actions as configured, each in its order.
+         */
+        DialerDescription: {
+            /** Queues */
+            queues: components["schemas"]["QueueDescription"][];
+            /** Outcomes */
+            outcomes: components["schemas"]["OutcomeDescription"][];
+            /** Actions */
+            actions: components["schemas"]["ActionDescription"][];
         };
         /**
          * DismissBody
@@ -1141,6 +1185,34 @@ export interface components {
             lease_expires_at: string | null;
         };
         /**
+         * OutcomeDescription
+         * @description An outcome of a call, as an agent chooses it.
+         */
+        OutcomeDescription: {
+            /** Name */
+            name: string;
+            /** Title */
+            title: string;
+            /** Meaning */
+            meaning: string;
+            /**
+             * Callback
+             * @description Whether `callback_at` may or has to be given.
+             * @enum {string}
+             */
+            callback: "none" | "optional" | "required";
+            /**
+             * Notes
+             * @enum {string}
+             */
+            notes: "optional" | "required";
+            /**
+             * Terminal
+             * @description True if the user is never offered again.
+             */
+            terminal: boolean;
+        };
+        /**
          * OwnerBody
          * @description The owner of the assignment. `version` as the last answer gave it; absent: any version.
          */
@@ -1198,6 +1270,23 @@ export interface components {
             free_at: string | null;
             /** Kept For */
             kept_for: number | null;
+        };
+        /**
+         * QueueDescription
+         * @description A dialer queue and its rules in order.
+         */
+        QueueDescription: {
+            /** Name */
+            name: string;
+            /** Title */
+            title: string;
+            /**
+             * Conversion
+             * @description The type of its conversions.
+             */
+            conversion: string;
+            /** Rules */
+            rules: components["schemas"]["RuleDescription"][];
         };
         /**
          * QueuePosition
@@ -1413,6 +1502,22 @@ export interface components {
              * @default 10000
              */
             timeout_ms: number;
+        };
+        /**
+         * RuleDescription
+         * @description A rule of a dialer queue. `name` is the reason that is reported if it does not hold.
+         */
+        RuleDescription: {
+            /** Name */
+            name: string;
+            /**
+             * Kind
+             * @description What a user who breaks the rule is: done, not callable, or callable later.
+             * @enum {string}
+             */
+            kind: "converted" | "blocked" | "resting";
+            /** Means */
+            means: string;
         };
         /**
          * RuleVerdict
@@ -1690,12 +1795,6 @@ export interface components {
             [key: string]: unknown;
         };
         /**
-         * Action
-         * @description A task that an outcome asks other systems to do, named by the event of the completed call.
-         * @enum {string}
-         */
-        Action: "send_sms" | "send_magic_link" | "flag_number" | "review";
-        /**
          * EventKind
          * @description Kinds of events. Each change of state records one (guarantee 11).
          * @enum {string}
@@ -1739,7 +1838,7 @@ export interface components {
              * @description What others are to do about the call.
              * @default null
              */
-            actions: components["schemas"]["Action"][] | null;
+            actions: string[] | null;
             /**
              * Reason
              * @description The rule that took a user out.
@@ -5549,6 +5648,89 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Index"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    dialer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DialerDescription"];
                 };
             };
             /** @description Unauthorized */
