@@ -14,6 +14,7 @@ from assignment_workers.assignment.answers import Assigned, Finished
 from assignment_workers.assignment.claims.probes import plans
 from assignment_workers.assignment.reports.explain import explain as explain_user
 from assignment_workers.assignment.reports.explain import funnel as explain_queue
+from assignment_workers.assignment.reports.status import queue_statuses
 from assignment_workers.dialer import Dialer
 from assignment_workers.dialer.check import problems, unread
 from assignment_workers.dialer.loading import read
@@ -136,6 +137,8 @@ def _explained(world: World, case: Case) -> None:
                 )
                 assert said is not None
                 assert queue in said.model_dump_json()
+        shown = [each.queue for each in queue_statuses(connection)]
+        assert shown[: len(case.expected)] == list(case.expected)
         assert [each for each in plans(connection, world.policies, world.now) if each.error] == []
 
 

@@ -569,7 +569,7 @@ export interface paths {
          * Dialer
          * @description Return the dialer queues, outcomes and actions as configured, each in its order.
          *
-         *     Agents see the outcomes in this order. `callback` and `notes` tell what an outcome needs.
+         *     Agents see the outcomes in this order.
          */
         get: operations["dialer"];
         put?: never;
@@ -1196,16 +1196,20 @@ export interface components {
             /** Meaning */
             meaning: string;
             /**
-             * Callback
-             * @description Whether `callback_at` may or has to be given.
-             * @enum {string}
+             * Takes Callback
+             * @description True if `callback_at` may be given.
              */
-            callback: "none" | "optional" | "required";
+            takes_callback: boolean;
             /**
-             * Notes
-             * @enum {string}
+             * Needs Callback
+             * @description True if `callback_at` has to be given.
              */
-            notes: "optional" | "required";
+            needs_callback: boolean;
+            /**
+             * Needs Notes
+             * @description True if `notes` have to be given.
+             */
+            needs_notes: boolean;
             /**
              * Terminal
              * @description True if the user is never offered again.

@@ -104,8 +104,8 @@ def show(json: AsJson = False) -> int:
             (
                 each.name,
                 each.title,
-                each.callback,
-                each.notes,
+                "needed" if each.needs_callback else "taken" if each.takes_callback else "none",
+                "needed" if each.needs_notes else "taken",
                 "yes" if each.terminal else "no",
                 each.meaning,
             )

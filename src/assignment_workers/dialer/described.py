@@ -39,10 +39,9 @@ class OutcomeDescription(BaseModel):
     name: str
     title: str
     meaning: str
-    callback: Literal["none", "optional", "required"] = Field(
-        description="Whether `callback_at` may or has to be given."
-    )
-    notes: Literal["optional", "required"]
+    takes_callback: bool = Field(description="True if `callback_at` may be given.")
+    needs_callback: bool = Field(description="True if `callback_at` has to be given.")
+    needs_notes: bool = Field(description="True if `notes` have to be given.")
     terminal: bool = Field(description="True if the user is never offered again.")
 
 
@@ -81,10 +80,9 @@ def describe(dialer: Dialer, policies: Mapping[str, Policy]) -> DialerDescriptio
                 name=each.name,
                 title=each.title,
                 meaning=each.meaning,
-                callback=(
-                    "required" if each.needs_callback else "optional" if each.callback else "none"
-                ),
-                notes="required" if each.needs_notes else "optional",
+                takes_callback=each.callback,
+                needs_callback=each.needs_callback,
+                needs_notes=each.needs_notes,
                 terminal=each.terminal,
             )
             for each in dialer.outcomes

@@ -112,7 +112,7 @@ async def index(request: Request, here: Here) -> Response:
 def dialer(here: Here, who: Who) -> DialerDescription:
     """Return the dialer queues, outcomes and actions as configured, each in its order.
 
-    Agents see the outcomes in this order. `callback` and `notes` tell what an outcome needs.
+    Agents see the outcomes in this order.
     """
     who.must_be(ANYBODY)
     return describe(loaded(), policies_of(here.settings))
