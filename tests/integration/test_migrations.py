@@ -145,6 +145,39 @@ def test_a_database_without_our_schema_or_with_another_dialers_is_named(
             migrate.check(connection)
 
 
+@pytest.mark.parametrize(
+    ("serves", "is_refused"),
+    [(migrate.head(), False), ("0001", False), ("9998", True), (None, True)],
+)
+def test_a_newer_schema_serves_an_older_version_for_as_long_as_it_says_so(
+    empty_database_url: str, serves: str | None, is_refused: bool
+) -> None:
+    migrate.upgrade(empty_database_url)
+    with connected(empty_database_url) as connection:
+        comment = "NULL" if serves is None else f"'Serves versions from revision {serves}'"
+        connection.execute(text("UPDATE assignment.alembic_version SET version_num = '9999'"))
+        connection.execute(text(f"COMMENT ON TABLE assignment.alembic_version IS {comment}"))
+    with connected(empty_database_url) as connection:
+        if is_refused:
+            with pytest.raises(SchemaMismatch, match="newer version that no longer serves"):
+                migrate.check(connection)
+        else:
+            migrate.check(connection)
+    for each in (migrate.upgrade, migrate.plan):
+        with pytest.raises(SchemaMismatch, match="revision 9999, of a newer version than this"):
+            each(empty_database_url)
+
+
+def test_an_upgrade_records_which_versions_the_schema_serves(empty_database_url: str) -> None:
+    upgrade_to(empty_database_url, "0029")
+    migrate.upgrade(empty_database_url)
+    with connected(empty_database_url) as connection:
+        found = connection.execute(
+            text("SELECT obj_description('assignment.alembic_version'::regclass, 'pg_class')")
+        ).scalar_one()
+    assert found == f"Serves versions from revision {migrate.SERVES_FROM}"
+
+
 def test_somebody_elses_view_in_the_way_is_named_in_one_line(empty_database_url: str) -> None:
     database_url = empty_database_url
     upgrade_to(database_url, "0014")

@@ -24,6 +24,14 @@ VERSION_TABLE = "alembic_version"
 MIGRATION = "assignment-workers schema migrate"
 """The name of a migration's sessions in `pg_stat_activity`."""
 STATEMENT_AT_MOST = timedelta(minutes=30)
+SERVES_FROM = "0030"
+"""The oldest revision whose version works with the schema of this version.
+
+A version of that revision or later may run, and be started, beside this schema: during an upgrade,
+and for going back. A migration that takes something away which older versions use raises it.
+"""
+_SERVES = "Serves versions from revision "
+"""The comment on the table of revisions, in which `SERVES_FROM` follows."""
 OUR_VIEW = "assignment-workers: a view for the old reader"
 """The comment that marks a view in `public` as made by this package."""
 
@@ -37,7 +45,7 @@ def upgrade(
     With `lock_timeout`, no wait for a lock is longer, and a wait that would be raises SQLAlchemy's
     `OperationalError`. `phone_region` is used to read the phone numbers of older versions. Raises
     `DatabaseUnavailable`, and `SchemaMismatch` if an object that is not ours prevents the change,
-    such as a view of a table that changes.
+    such as a view of a table that changes, or if the schema is that of a newer version.
     """
     engine = connect(
         database_url,
@@ -47,9 +55,14 @@ def upgrade(
     )
     try:
         with engine.connect() as connection:
+            _refuse_newer(connection)
             config = _config(connection)
             config.attributes["phone_region"] = phone_region
             command.upgrade(config, "head")
+            connection.execute(
+                text(f"COMMENT ON TABLE assignment.{VERSION_TABLE} IS '{_SERVES}{SERVES_FROM}'")
+            )
+            connection.commit()
             return head()
     except (OperationalError, ProgrammingError) as error:
         if lock_timeout is not None and isinstance(error.orig, LockNotAvailable):
@@ -68,6 +81,7 @@ def plan(database_url: str) -> str:
     try:
         with engine.connect() as connection:
             at, schema = revision(connection), schema_of(connection)
+            _refuse_newer(connection)
             if at == head():
                 return ""
             config = _config(None, output=output)
@@ -90,9 +104,19 @@ def _engine(database_url: str) -> Engine:
 
 
 def check(connection: Connection) -> None:
-    """Raise `SchemaMismatch` unless the schema is current. The error names the remedy."""
+    """Raise `SchemaMismatch` unless this version works with the schema. The error names the remedy.
+
+    The schema is that of this version, or of a newer one that still serves this version.
+    """
     at = revision(connection)
-    if at != head():
+    if at is not None and _is_newer(at):
+        serves = connection.execute(_COMMENT, {"table": VERSION_TABLE}).scalar_one_or_none() or ""
+        if not serves.startswith(_SERVES) or serves.removeprefix(_SERVES) > head():
+            raise SchemaMismatch(
+                f"the schema `assignment` is at revision {at}, of a newer version that no longer"
+                f" serves this one ({head()}): start the newer version"
+            )
+    elif at != head():
         found = f"at revision {at}" if at else "not there"
         raise SchemaMismatch(
             f"the schema `assignment` is {found}, this version needs {head()}: "
@@ -143,6 +167,28 @@ _QUEUE_TABLES = text("""
     AND obj_description(c.oid, 'pg_class') IS DISTINCT FROM :comment
     GROUP BY c.relname ORDER BY c.relname LIMIT 1
 """)
+
+
+_COMMENT = text("""
+    SELECT obj_description(c.oid, 'pg_class') FROM pg_class c
+    WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'assignment')
+    AND c.relname = :table
+""")
+
+
+def _refuse_newer(connection: Connection) -> None:
+    at = revision(connection)
+    if at is not None and _is_newer(at):
+        raise SchemaMismatch(
+            f"the schema `assignment` is at revision {at}, of a newer version than this one"
+            f" ({head()}): run `schema migrate` of that version"
+        )
+
+
+def _is_newer(at: str) -> bool:
+    """Return True for a revision that this version does not know."""
+    scripts = ScriptDirectory.from_config(_config(None))
+    return at not in {each.revision for each in scripts.walk_revisions()}
 
 
 def revision(connection: Connection) -> str | None:
