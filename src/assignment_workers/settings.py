@@ -317,6 +317,10 @@ class Settings(BaseModel):
     At least a day, because `doctor` looks for the events of the last day.
     """
 
+    environment: Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,40}$")] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_ENVIRONMENT"
+    )
+    """The name of this installation in the dashboard's title bar, such as `production`."""
     gateway_port: Port = Field(8000, alias="ASSIGNMENT_WORKERS_GATEWAY_PORT")
     """The port that the gateway listens on."""
     gateway_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_GATEWAY_HOST")

@@ -26,7 +26,7 @@ from tests.support.processes import Stack, running, wait_until
 
 IMAGES = ROOT / "docs" / "images"
 LOGIN = ("flower", "a password")
-SIZE = (1280, 720)
+SIZE = (1400, 900)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,12 @@ def paths(gateway: Gateway) -> list[str]:
     return [
         "/",
         "/queues/unsigned_users",
+        "/queues/unsigned_users?period=week",
+        "/engine",
+        "/wall",
+        "/holds",
         "/agents",
+        "/agents?state=holding&sort=lease",
         "/agents/1",
         f"/users/{hold.user_id}",
         f"/assignments/{hold.id}",
@@ -295,25 +301,42 @@ def test_the_overview_says_what_the_database_says(page: Page, gateway: Gateway) 
         " WHERE outcome = 'assigned' AND received_at IS NOT NULL"
         " AND answered_at > now() - interval '5 minutes'"
     )
+    claimable = (
+        "SELECT count(*) FROM assignment.entries e JOIN assignment.generations g"
+        " ON g.id = e.generation_id WHERE g.state = 'published' AND e.state = 'ready'"
+    )
     for name, told in {
         "holds": active,
         "agents holding": active,
         "agents idle": idle,
-        "term": value("SELECT term FROM assignment.sequencer"),
-        "answers": ", ".join(f"{name} {count}" for name, count in answers.items()),
-        "average": f"{float(average) * 1000:.1f} ms",
+        "waiting to be called": f"{value(claimable):,}",
+        "calls": value("SELECT count(*) FROM assignment.assignments WHERE state = 'completed'"),
+        "conversions": value("SELECT count(*) FROM conversions"),
+        "oldest promise": "none",
         "success": "100.00%",
-        "lost": "0 ",
     }.items():
         shown = page.locator(f'[data-figure="{name}"]')
-        expect(shown, name).to_contain_text(re.compile(f"^{re.escape(str(told))}"), timeout=SOON)
-    assert page.locator("#holds tbody tr").count() == active
+        expect(shown, name).to_contain_text(re.compile(f"^{re.escape(str(told))}"), timeout=10_000)
     page.get_by_text("The charts as a table").click()
-    counts = page.locator("#levels details tbody td:nth-child(2)")
+    counts = page.locator("#charts details tbody td:nth-child(2)")
     wait_until(
         lambda: sum(map(int, counts.all_inner_texts())) == answers["assigned"],
         "the minutes to add up: they are read every five seconds",
     )
+    bars = page.locator("#charts .bar.done title")
+    told_by_bars = [int(each.split(": ")[1].split()[0]) for each in bars.all_text_contents()]
+    assert sum(told_by_bars) == answers["assigned"]
+    visit(page, gateway, "/engine")
+    for name, told in {
+        "term": value("SELECT term FROM assignment.sequencer"),
+        "answers": ", ".join(f"{name} {count}" for name, count in answers.items()),
+        "average": f"{float(average) * 1000:.1f} ms",
+        "lost": "0 ",
+    }.items():
+        shown = page.locator(f'[data-figure="{name}"]')
+        expect(shown, name).to_contain_text(re.compile(f"^{re.escape(str(told))}"), timeout=SOON)
+    visit(page, gateway, "/holds")
+    assert page.locator("#holds tbody tr").count() == active
 
 
 def test_a_queue_says_where_it_drains_and_which_rules_hold_users_back(
@@ -357,8 +380,7 @@ def test_a_user_an_agent_and_an_assignment_tell_their_history(page: Page, gatewa
     hold = gateway.assigned(41)
     ended = {"agent_id": 41, "outcome": "no_answer"}
     assert gateway.post(f"/v1/assignments/{hold['id']}/complete", ended).status == 200
-    page.get_by_label("number").fill(str(hold["user_id"]))
-    page.keyboard.press("Enter")
+    search(page, str(hold["user_id"]))
     expect(page.get_by_role("heading", level=1)).to_have_text(f"User {hold['user_id']}")
     assert figure(page, "place unsigned_users") == "out"
     assert figure(page, "attempts").startswith("1, ")
@@ -375,7 +397,100 @@ def test_a_user_an_agent_and_an_assignment_tell_their_history(page: Page, gatewa
     assert page.locator("body").inner_text().find("@") == -1  # no address, no name
 
 
+def search(page: Page, said: str) -> None:
+    page.get_by_label("Search").fill(said)
+    page.keyboard.press("Enter")
+
+
+def test_the_search_knows_what_people_know(browser: Browser, page: Page, gateway: Gateway) -> None:
+    hold = gateway.assigned(43)
+    user, number = hold["user_id"], f"+447700{900_000 + hold['user_id'] % 1000}"
+    request = gateway.stack.value(
+        "SELECT request_id FROM assignment.assignments WHERE id = :id", id=hold["id"]
+    )
+    with gateway.stack.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO assignment.phones (user_id, reader, numbers, kinds, tails, unread, zones,"
+            " read_at) VALUES (%s, 'test', ARRAY[%s], '{}', '{}', '{}', '{}', now())"
+            " ON CONFLICT (user_id) DO UPDATE SET numbers = excluded.numbers",
+            (user, number),
+        )
+    title = page.get_by_role("heading", level=1)
+    for said, told in {
+        str(user): f"User {user}",
+        "agent 43": "Agent 43",
+        str(hold["id"]): f"Assignment {hold['id']}",
+        request: f"Assignment {hold['id']}",
+        number.replace("+44", "0"): f"User {user}",
+        "no such thing": "Found",
+    }.items():
+        search(page, said)
+        expect(title, said).to_have_text(told)
+        assert number[3:] not in page.url
+    with browser.new_context() as context:
+        other = context.new_page()
+        sign_in(other, gateway, "supervisor")
+        search(other, number)
+        expect(other.locator("main")).to_contain_text("phone numbers are searched by operators")
+        search(other, str(user))
+        expect(other.get_by_role("heading", level=1)).to_have_text(f"User {user}")
+
+
+def test_agents_are_filtered_sorted_and_paged(page: Page, gateway: Gateway) -> None:
+    with gateway.stack.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE agents SET team = 'Team <A>' WHERE id IN (61, 62, 63)")
+    hold = gateway.assigned(62)
+    visit(page, gateway, "/agents?sort=agent")
+    rows = page.locator("#agents tbody th")
+    assert rows.count() == 50
+    page.get_by_role("link", name="next").click()
+    expect(rows.first).to_have_text("51")
+    page.get_by_label("Team").select_option("Team <A>")
+    page.get_by_role("button", name="Show").click()
+    expect(rows).to_have_text(["61", "62", "63"])
+    page.get_by_label("Show").first.select_option("holding")
+    page.get_by_role("button", name="Show").click()
+    expect(rows).to_have_text(["62"])
+    expect(page.locator("#agents tbody")).to_contain_text(str(hold["user_id"]))
+    expect(page.locator("#live")).to_have_text("Live")
+    assert gateway.post(f"/v1/assignments/{hold['id']}/release", {"agent_id": 62}).status == 200
+    expect(page.locator("#agents tbody")).to_contain_text("no agent is like that", timeout=SOON)
+    visit(page, gateway, "/wall")
+    team = page.locator("#teams tbody tr", has_text="Team <A>")
+    expect(team.locator("td").last).to_have_text("3")
+
+
+def test_times_are_those_of_the_viewer_and_the_zone_is_named(
+    browser: Browser, gateway: Gateway
+) -> None:
+    with browser.new_context(timezone_id="Asia/Kolkata") as context:
+        page = context.new_page()
+        sign_in(page, gateway, "supervisor", "/jobs/queue.regenerate")
+        zone = re.compile(r"Times in Asia/(Calcutta|Kolkata) \(GMT\+5:30\)")
+        expect(page.locator("#zone")).to_have_text(zone)
+        time = page.locator("#job time[data-at]").first
+        at = datetime.fromisoformat(str(time.get_attribute("datetime")))
+        local = at.astimezone(timezone(timedelta(hours=5, minutes=30)))
+        expect(time).to_have_text(re.compile(f"{local:%H:%M}"))
+
+
+def test_the_overview_fits_a_screen_and_the_pages_are_light(
+    browser: Browser, gateway: Gateway
+) -> None:
+    with browser.new_context(viewport={"width": 1400, "height": 900}) as context:
+        page = signed_in(context, gateway)
+        assert page.evaluate("document.documentElement.scrollHeight") <= 900
+        sent = page.evaluate(
+            "performance.getEntries().filter((each) => each.encodedBodySize)"
+            ".reduce((sum, each) => sum + each.encodedBodySize, 0)"
+        )
+        assert sent < 60_000
+        began = page.evaluate("performance.getEntriesByType('navigation')[0].responseStart")
+        assert began < 2_000
+
+
 def test_a_race_shows_soon_while_agents_work(page: Page, gateway: Gateway) -> None:
+    visit(page, gateway, "/engine")
     with Agents(gateway.stack, 4):
         hold = gateway.assigned(21)
         seen = page.locator('[data-figure="race not_owner"]')
@@ -407,7 +522,7 @@ def test_a_leader_that_is_killed_shows_soon_and_its_successor_tells_what_it_coun
     stack = gateway.stack
     leader = stack.value("SELECT leader_pid FROM assignment.sequencer")
     term = stack.term()
-    page.evaluate("document.querySelector('#sequencer').scrollIntoView()")
+    visit(page, gateway, "/engine")
     os.kill(leader, signal.SIGKILL)
     expect(page.locator("#sequencer")).to_contain_text("nobody leads", timeout=SOON)
     expect(page.locator("#alarms")).to_contain_text("nobody leads", timeout=SOON)
@@ -475,6 +590,7 @@ def test_what_cannot_be_known_is_said_and_the_page_comes_back(page: Page, gatewa
 def test_the_focus_and_what_is_open_stay_while_a_region_changes(
     page: Page, gateway: Gateway
 ) -> None:
+    visit(page, gateway, "/holds")
     page.keyboard.press("Tab")
     expect(page.get_by_text("To the content")).to_be_focused()
     link = page.locator("#holds tbody a").first
@@ -521,6 +637,7 @@ def test_an_operator_pauses_and_resumes_and_it_is_kept_who_and_why(
 
 
 def test_an_operator_drains_and_lets_go_on(page: Page, gateway: Gateway) -> None:
+    visit(page, gateway, "/engine")
     assert act(page, "Drain for maintenance") == "done"
     expect(page.locator("#alarms")).to_contain_text(re.compile("drain(ing|ed)"), timeout=SOON)
     assert gateway.post("/v1/requests", {"agent_id": 30}).json["outcome"] == "paused"
@@ -619,6 +736,7 @@ def test_what_the_doctor_finds_shows_and_is_repaired(page: Page, gateway: Gatewa
         connection.exec_driver_sql(
             "UPDATE assignment.entries SET state = 'held' WHERE state = 'ready' AND rank = 500"
         )
+    visit(page, gateway, "/engine")
     client = gateway.stack.client()
     client.send_again("doctor.examine", (), {}, "maintenance")
     expect(page.locator("#findings")).to_contain_text("repairable", timeout=10_000)
@@ -700,7 +818,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(
         assert asked == [file.as_uri()]
         count = gateway.stack.value("SELECT count(*) FROM assignment.assignments")
         assert page.locator("#assignments-count").inner_text() == f"{count:,}"
-        bars = page.locator("svg .bar title").all_text_contents()
+        bars = page.locator("svg .bar.done title").all_text_contents()
         assert sum(int(each.split(": ")[1].split()[0]) for each in bars) == count
         assert page.locator("polyline").count() >= 3
         page.evaluate(AXE.read_text())

@@ -430,3 +430,13 @@ def test_requests_without_an_answer_count_and_callers_mistakes_do_not(gateway: G
     grown = {name: after[name] - before[name] for name in ("asked", "useful", "mistakes")}
     assert grown == {"asked": 100, "useful": 0, "mistakes": 4}
     assert after["success_rate"] == after["useful"] / after["asked"]
+    counted = gateway.stack.value(kept, kind="unavailable")
+    with gateway.stack.connection() as connection, gateway.stack.client() as client:
+        connection.exec_driver_sql("SELECT 1 FROM assignment.sequencer FOR UPDATE")
+        answer = client.request_next(71, timeout=timedelta(milliseconds=200))
+        assert isinstance(answer, Unavailable)
+        connection.rollback()
+    wait_until(
+        lambda: gateway.stack.value(kept, kind="unavailable") == counted + 1,
+        "the count of the client over Celery, which it sends when it is closed",
+    )

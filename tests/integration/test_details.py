@@ -59,7 +59,7 @@ def test_pages_judge_by_the_calling_rules_that_are_set(world: World, redis_url: 
     world.execute("UPDATE user_call_scores SET total_attempts = 3 WHERE user_id = 1")
     with Redis.from_url(redis_url) as redis:
         source = PageSource(ReadCache(world.engine), Schedule(redis), world.settings)
-        shown = views.queue(UNSIGNED).read(source)
+        shown = views.queue(UNSIGNED, "hour").read(source)
         counted = views.rules(UNSIGNED).read(source)
         user = views.user(2).read(source)
     assert shown is not None

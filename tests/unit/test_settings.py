@@ -171,6 +171,9 @@ VARIABLES = {
         timedelta(days=1),
         (*NOT_SECONDS, "86399"),
     ),
+    "ASSIGNMENT_WORKERS_ENVIRONMENT": Variable(
+        "environment", None, "Production (EU)", "Production (EU)", ("x" * 41, "two\nlines")
+    ),
     "ASSIGNMENT_WORKERS_GATEWAY_PORT": Variable("gateway_port", 8000, "1", 1, NOT_PORTS),
     "ASSIGNMENT_WORKERS_GATEWAY_HOST": Variable(
         "gateway_host",

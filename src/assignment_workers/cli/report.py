@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from assignment_workers.assignment.reports.breakdown import Share, breakdown
+from assignment_workers.assignment.reports.breakdown import Share, breakdown, unanswered
 from assignment_workers.assignment.reports.report import Report
 from assignment_workers.assignment.reports.report import report as read_report
 from assignment_workers.assignment.reports.service_levels import unseen
@@ -42,11 +42,12 @@ def report(
     with database() as connection:
         found = read_report(connection, since=began)
         divided = breakdown(connection, since=found.since, until=found.until)
+        lost = unanswered(connection, since=found.since, until=found.until)
     if html is not None:
         from assignment_workers.gateway.dashboard.document import document
 
         try:
-            html.write_text(document(found, divided), encoding="utf-8")
+            html.write_text(document(found, divided, lost), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"--html {str(html)!r}: {error.strerror}") from None
         typer.echo(f"written: {html}")

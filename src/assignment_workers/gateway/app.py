@@ -105,7 +105,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             PageSource(read_cache, Schedule(_redis(settings)), settings),
             flower_url(settings),
             secure=not settings.embedded,
-            templates=environment(),
+            templates=environment(settings.environment),
             secret=settings.stack_token,
         )
         access.start()

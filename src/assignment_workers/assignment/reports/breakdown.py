@@ -10,6 +10,9 @@ from datetime import datetime
 from pydantic import BaseModel
 from sqlalchemy import Connection, text
 
+from assignment_workers.assignment.answer_counts import LOST
+from assignment_workers.schema.tables import AnswerKind
+
 BARS = 48
 """Number of equal parts into which the period of a breakdown is divided."""
 
@@ -40,6 +43,13 @@ class Part(BaseModel):
     p99: float | None
 
 
+class UnansweredPart(BaseModel):
+    """The requests without a usable answer in one part of the period, which begins at `at`."""
+
+    at: datetime
+    count: int
+
+
 class Breakdown(BaseModel):
     """The assignments of a period by dialer queue, by team and by part of the period.
 
@@ -60,12 +70,42 @@ def breakdown(connection: Connection, *, since: datetime, until: datetime) -> Br
         found = connection.execute(text(query), parameters).mappings()
         return [Share(**row) for row in found]
 
-    parts = connection.execute(text(_PARTS), parameters).mappings()
     return Breakdown(
         queues=rows(_SHARES.format(name="a.queue")),
         teams=rows(_SHARES.format(name="coalesce(nullif(g.team, ''), 'no team')")),
-        parts=[Part(**row) for row in parts],
+        parts=parts(connection, since=since, until=until),
     )
+
+
+def parts(
+    connection: Connection,
+    *,
+    since: datetime,
+    until: datetime,
+    number: int = BARS,
+    queue: str | None = None,
+) -> list[Part]:
+    """Count the assignments between `since` and `until` in `number` equal parts of the time.
+
+    `queue`: only those of this dialer queue.
+    """
+    parameters = {"since": since, "until": until, "length": (until - since) / number}
+    query = _PARTS if queue is None else _PARTS_OF_QUEUE
+    found = connection.execute(text(query), parameters | ({"queue": queue} if queue else {}))
+    return [Part(**row) for row in found.mappings()]
+
+
+def unanswered(
+    connection: Connection, *, since: datetime, until: datetime, number: int = BARS
+) -> list[UnansweredPart]:
+    """Count the requests without a usable answer in `number` equal parts of the time.
+
+    They are those that the gateway and the clients counted; see `answer_counts`.
+    """
+    parameters = {"since": since, "until": until, "length": (until - since) / number}
+    parameters["lost"] = sorted({*LOST, AnswerKind.TOO_LATE})
+    found = connection.execute(text(_UNANSWERED), parameters).mappings()
+    return [UnansweredPart(**row) for row in found]
 
 
 # An assignment's id begins with the milliseconds of its claim: the primary key bounds the period.
@@ -90,10 +130,22 @@ SELECT {{name}} AS name, count(*) AS assignments,
     avg(r.seconds) AS average, percentile_cont(0.99) WITHIN GROUP (ORDER BY r.seconds) AS p99
 FROM {_OF_THE_PERIOD} GROUP BY 1 ORDER BY 2 DESC, 1
 """
-_PARTS = f"""
+_EACH_PART = f"""
 SELECT date_bin(:length, a.claimed_at, :since) AS at, count(*) AS assignments,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY r.seconds) AS p50,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY r.seconds) AS p95,
     percentile_cont(0.99) WITHIN GROUP (ORDER BY r.seconds) AS p99
-FROM {_OF_THE_PERIOD} GROUP BY 1 ORDER BY 1
+FROM {_OF_THE_PERIOD} {{condition}} GROUP BY 1 ORDER BY 1
+"""
+_PARTS_OF_QUEUE = _EACH_PART.format(condition="AND a.queue = :queue")
+_PARTS = _EACH_PART.format(condition="")
+_UNANSWERED = """
+SELECT date_bin(:length, minute, :since) AS at, sum(count)::bigint AS count
+FROM (
+    SELECT hour + (place - 1) * interval '1 minute' AS minute, count
+    FROM assignment.answer_counts CROSS JOIN unnest(by_minute) WITH ORDINALITY AS m (count, place)
+    WHERE hour BETWEEN date_trunc('hour', cast(:since AS timestamptz)) AND :until
+        AND kind = ANY(:lost) AND count > 0
+) AS counted
+WHERE minute BETWEEN :since AND :until GROUP BY 1 ORDER BY 1
 """

@@ -6,6 +6,8 @@ names, numbers or notes of people.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -13,13 +15,15 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, func, select, text
 
 from assignment_workers.assignment.crm.reader import CrmReader
-from assignment_workers.assignment.reports.figures import NEWEST
+from assignment_workers.assignment.phones import owners
+from assignment_workers.assignment.reports.breakdown import Part
+from assignment_workers.assignment.reports.figures import COUNTED_AT_MOST, NEWEST
 from assignment_workers.assignment.reports.service_levels import ServiceLevels, service_levels
 from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
-from assignment_workers.schema.tables import Phone
+from assignment_workers.schema.tables import AgentStatus, Phone
 
 SAMPLED = 20_000
 """Users of a dialer queue who are sampled to estimate how many each rule holds back.
@@ -28,6 +32,42 @@ All users of a smaller queue are counted.
 """
 LOOKED_BACK = 20_000
 """Number of newest assignments, of all agents, among which those of one agent are searched."""
+
+
+USER_DIGITS = 18
+AGENT_DIGITS = 9
+AGENTS_ON_A_PAGE = 50
+AGENT_FILTERS = {
+    "all": "true",
+    "holding": "a.id IS NOT NULL",
+    "offered": "a.id IS NOT NULL AND a.accepted_at IS NULL",
+    "idle": "g.is_active AND a.id IS NULL",
+    "inactive": "NOT g.is_active",
+    **{each.value: f"s.state = '{each.value}'" for each in AgentStatus},
+}
+"""The SQL condition of each filter of the list of agents."""
+AGENT_ORDERS = {
+    "hold": "a.id IS NULL, g.is_active DESC, g.id",
+    "agent": "g.id",
+    "team": "nullif(g.team, '') NULLS LAST, g.id",
+    "state": "s.state NULLS LAST, s.since, g.id",
+    "held": "a.claimed_at NULLS LAST, g.id",
+    "lease": "a.lease_expires_at NULLS LAST, g.id",
+}
+"""The SQL order of each way in which the list of agents is sorted."""
+
+
+@dataclass(frozen=True)
+class AgentList:
+    """A page of the list of agents: its filter, team, order and number.
+
+    `state` is one of `AGENT_FILTERS`, `sort` one of `AGENT_ORDERS`; `team` None: every team.
+    """
+
+    state: str = "all"
+    team: str | None = None
+    sort: str = "hold"
+    page: int = 1
 
 
 class PoolFunnel(BaseModel):
@@ -50,13 +90,12 @@ class RecentService(ServiceLevels):
     """Number of assignments that an event records and that have no row."""
 
 
-def minutes(connection: Connection) -> list[Row]:
+def minutes(connection: Connection) -> list[Part]:
     """Return, for each minute of the last hour, the number of assignments and the time they took.
 
-    The time is in seconds from the sending of a request to the commit of its assignment. Covers the
-    newest `NEWEST` answers to requests; a minute without any is absent.
+    Covers the newest `NEWEST` answers to requests; a minute without any is absent.
     """
-    return rows_of(connection, _MINUTES)
+    return [Part(**row) for row in rows_of(connection, _MINUTES)]
 
 
 def service(connection: Connection) -> RecentService:
@@ -71,9 +110,60 @@ def holds(connection: Connection, *, limit: int) -> list[Row]:
     return rows_of(connection, _HOLDS, limit=limit)
 
 
-def agents(connection: Connection, *, limit: int) -> list[Row]:
-    """Return agents: those who hold a user first, then other active ones, then inactive ones."""
-    return rows_of(connection, _AGENTS, limit=limit)
+def agents(connection: Connection, listed: AgentList) -> list[Row]:
+    """Return one page of agents. Each row has `total`, the number of agents of all its pages."""
+    query = _AGENTS.format(condition=AGENT_FILTERS[listed.state], order=AGENT_ORDERS[listed.sort])
+    return rows_of(
+        connection,
+        query,
+        team=listed.team,
+        limit=AGENTS_ON_A_PAGE,
+        skipped=(listed.page - 1) * AGENTS_ON_A_PAGE,
+    )
+
+
+def teams(connection: Connection) -> list[Row]:
+    """Return each team of agents: who works, and the calls of the last hour."""
+    return rows_of(connection, _TEAMS)
+
+
+def call_centre(connection: Connection) -> Row:
+    """Return the promises that wait and the conversions of the last hour.
+
+    `promised_at` is the time of the pending callback that was promised for the earliest time;
+    `promises` and `overdue` count up to `COUNTED_AT_MOST`.
+    """
+    return rows_of(connection, _CALL_CENTRE)[0]
+
+
+def find(connection: Connection, said: str, numbers: Sequence[str] = ()) -> list[Row]:
+    """Return what a search text names: a user, an agent, an assignment. Each has `kind` and `id`.
+
+    `said`: the CRM's id of a user, `agent` and a number, the id of an assignment or of a request.
+    `numbers`: phone numbers in E.164, by which users are found as well. Cost: a few index probes.
+    """
+    word, _, number = said.partition(" ")
+    agent = number.strip() if word.lower() == "agent" else said
+    try:
+        assignment: UUID | None = UUID(said)
+    except ValueError:
+        assignment = None
+    found = rows_of(
+        connection,
+        _FIND,
+        user=_number(said, USER_DIGITS),
+        agent=_number(agent, AGENT_DIGITS),
+        assignment=assignment,
+        said=said,
+    )
+    by_number = owners(connection, numbers) if numbers else {}
+    users = sorted({user for each in by_number.values() for user in each})
+    return found + [{"kind": "user", "id": str(user)} for user in users]
+
+
+def _number(said: str, digits: int) -> int:
+    is_one = said.isascii() and said.isdigit() and len(said) <= digits
+    return int(said) if is_one else 0
 
 
 def agent_counts(connection: Connection) -> Row:
@@ -217,8 +307,7 @@ _TOLD = (
     " '{}') AS details"
 )
 _MINUTES = f"""
-SELECT extract(epoch FROM date_trunc('minute', answered_at))::bigint AS minute,
-    count(*) AS assigned,
+SELECT date_trunc('minute', answered_at) AS at, count(*) AS assignments,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS p50,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds) AS p95,
     percentile_cont(0.99) WITHIN GROUP (ORDER BY seconds) AS p99
@@ -240,11 +329,47 @@ SELECT {_SHOWN} FROM assignment.assignments WHERE state = 'active'
 ORDER BY lease_expires_at LIMIT :limit
 """
 _AGENTS = """
-SELECT g.id, g.is_active, a.id AS assignment_id, a.user_id, a.queue, a.claimed_at,
-    a.lease_expires_at, a.accepted_at, s.state, s.since, s.why
+SELECT g.id, g.is_active, nullif(g.team, '') AS team, a.id AS assignment_id, a.user_id, a.queue,
+    a.claimed_at, a.lease_expires_at, a.accepted_at, s.state, s.since, s.why,
+    count(*) OVER () AS total
 FROM agents g LEFT JOIN assignment.assignments a ON a.agent_id = g.id AND a.state = 'active'
 LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
-ORDER BY a.id IS NULL, g.is_active DESC, g.id LIMIT :limit
+WHERE {condition} AND (cast(:team AS text) IS NULL OR coalesce(nullif(g.team, ''), '-') = :team)
+ORDER BY {order} LIMIT :limit OFFSET :skipped
+"""
+_TEAMS = f"""
+SELECT coalesce(nullif(g.team, ''), '-') AS team, count(*) FILTER (WHERE g.is_active) AS agents,
+    count(a.id) AS holding, count(*) FILTER (WHERE s.state = 'on_call') AS on_call,
+    count(*) FILTER (WHERE g.is_active AND a.id IS NULL AND s.state = 'available') AS available,
+    count(*) FILTER (WHERE s.state = 'break') AS on_break,
+    coalesce(sum(c.calls), 0)::bigint AS calls
+FROM agents g LEFT JOIN assignment.assignments a ON a.agent_id = g.id AND a.state = 'active'
+LEFT JOIN assignment.agents_state s ON s.agent_id = g.id
+LEFT JOIN (SELECT agent_id, count(*) FILTER (WHERE state = 'completed') AS calls
+    FROM (SELECT agent_id, state FROM assignment.assignments
+        WHERE state <> 'active' AND ended_at > statement_timestamp() - interval '1 hour'
+        ORDER BY ended_at DESC LIMIT {NEWEST}) AS newest
+    GROUP BY agent_id) AS c ON c.agent_id = g.id
+GROUP BY 1 ORDER BY calls DESC, 1
+"""
+_CALL_CENTRE = f"""
+SELECT p.*, (SELECT count(*) FROM (SELECT FROM conversions
+        WHERE converted_at > timezone('UTC', statement_timestamp()) - interval '1 hour'
+        LIMIT {NEWEST}) AS lately) AS conversions
+FROM (SELECT min(scheduled_for) AT TIME ZONE 'UTC' AS promised_at, count(*) AS promises,
+        count(*) FILTER (WHERE scheduled_for < timezone('UTC', statement_timestamp())
+            - interval '10 minutes') AS overdue
+    FROM (SELECT scheduled_for FROM callbacks WHERE status = 'pending'
+        ORDER BY scheduled_for LIMIT {COUNTED_AT_MOST}) AS pending) AS p
+"""
+_FIND = """
+SELECT 'user' AS kind, user_id::text AS id FROM user_call_scores WHERE user_id = :user
+UNION SELECT 'agent', id::text FROM agents WHERE id = :agent
+UNION SELECT 'assignment', id::text FROM assignment.assignments WHERE id = cast(:assignment AS uuid)
+UNION SELECT 'assignment', id::text FROM assignment.assignments WHERE request_id = :said
+UNION SELECT 'agent', agent_id::text FROM assignment.requests
+    WHERE request_id = :said AND assignment_id IS NULL
+ORDER BY kind DESC, id
 """
 _AGENT_COUNTS = """
 SELECT count(*) AS agents, count(*) FILTER (WHERE g.is_active) AS active,

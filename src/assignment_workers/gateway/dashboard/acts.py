@@ -310,7 +310,7 @@ def _of_queue(name: str) -> str:
 
 
 def _of_all(_: str) -> str:
-    return "/"
+    return "/engine"
 
 
 def _of_assignment(name: str) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import wraps
 from http import HTTPStatus
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -34,7 +34,7 @@ from assignment_workers.gateway.events.live import Live
 from assignment_workers.gateway.problems import Problem, unavailable
 from assignment_workers.gateway.read_cache import FRESH_SECONDS
 from assignment_workers.gateway.redaction import redacted
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.health.model import Health
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,6 +58,13 @@ POLICY = (
 """The Content-Security-Policy of a page: it may load only the gateway's own style and script."""
 
 
+class HealthSource(Protocol):
+    """The source of the health of the system: its latest reading, without a wait."""
+
+    @property
+    def latest(self) -> Health: ...
+
+
 @dataclass
 class Dashboard:
     """The parts of the gateway that the pages use, such as templates and the source of facts."""
@@ -73,6 +80,7 @@ class Dashboard:
     templates: Environment
     secret: str | None = None
     """The stack's own secret, which signs the links to sign in."""
+    health: HealthSource | None = None
     watchers: int = 0
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(THREADS, "dashboard")
@@ -131,7 +139,10 @@ def _wrong(request: Request, problem: Problem) -> Response:
     if problem.status == HTTPStatus.UNAUTHORIZED and request.method == "GET":
         onward = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"/login?next={quote(onward)}", HTTPStatus.SEE_OTHER)
-    facts = {"title": problem.status.phrase, "detail": problem.detail, "caller": None}
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is not None and caller.role not in {None, *WATCHING}:
+        caller = None
+    facts = {"title": problem.status.phrase, "detail": problem.detail, "caller": caller}
     return html(request, "wrong.html", facts, status=problem.status)
 
 
@@ -156,8 +167,8 @@ def html(
 ) -> HTMLResponse:
     """Render a page from a template and these facts, with the parts of every page."""
     here = here_of(request)
-    shown = {
-        "policies": list(POLICIES),
+    shown: dict[str, Any] = {
+        "health": _health(here, facts.get("caller")),
         "flower_url": here.flower_url,
         "path": request.url.path,
         "with_tokens": here.callers.required,
@@ -190,13 +201,24 @@ async def show(request: Request, view: View) -> Response:
     names = view.actions(facts) if callable(view.actions) else view.actions
     offered = {name: acts.ACTS[name] for name in names} if caller.sees_text else {}
     of_page = {"title": view.title, "view": view, "caller": caller, "offered": offered}
-    return html(request, "page.html", _shown(view, facts | {"done": done}, caller) | of_page)
+    return html(
+        request, view.template, _shown(here, view, facts | {"done": done}, caller) | of_page
+    )
 
 
-def _shown(view: View, facts: Facts, caller: Caller) -> Facts:
+def _shown(here: Dashboard, view: View, facts: Facts, caller: Caller) -> Facts:
     """Return the facts redacted for this caller; every page and region is rendered from these."""
-    seen = redacted(dict(view.place) | facts, sees_text=caller.sees_text)
-    return seen | {"sees_text": caller.sees_text}
+    seen = redacted(facts, sees_text=caller.sees_text)
+    return (
+        seen | dict(view.place) | {"health": _health(here, caller), "sees_text": caller.sees_text}
+    )
+
+
+def _health(here: Dashboard, caller: Caller | None) -> Health | None:
+    """Return the latest health, redacted for this caller; None if nobody reads it."""
+    if here.health is None:
+        return None
+    return redacted(here.health.latest, sees_text=caller is not None and caller.sees_text)
 
 
 def _done(here: Dashboard, number: int) -> Row | None:
@@ -252,7 +274,7 @@ def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
     Viewers of the same page with the same right to read free text share one rendering. `here`: the
     parts of the gateway; `caller`: the viewer.
     """
-    name = ("page", view.title, caller.sees_text)
+    name = ("page", view.title, view.key, caller.sees_text)
     return here.source.read_cache.once(
         name, lambda: _rendered(here, view, caller), seconds=FRESH_SECONDS / 2
     )
@@ -266,16 +288,17 @@ def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
     try:
         facts = view.read(here.source)
     except Problem as problem:
-        return {"trouble": problem.detail}
+        # What is wrong is known without the database.
+        seen = _shown(here, view, {}, caller)
+        banner = here.templates.get_template("parts/banner.html").render(seen)
+        return {"trouble": problem.detail, "banner": banner}
     if facts is None:
         return {"trouble": _nothing(view).detail}
-    seen = _shown(view, facts, caller)
+    seen = _shown(here, view, facts, caller)
     regions = {
         name: here.templates.get_template(f"parts/{name}.html").render(seen)
-        for name in view.regions
+        for name in ("banner", *view.regions)
     }
-    if view.charts:
-        regions["charts"] = json.dumps(facts["minutes"], default=float)
     return regions | {"trouble": ""}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection
+from datetime import UTC, datetime
 from http import HTTPStatus
 from urllib.parse import quote
 from uuid import UUID
@@ -11,6 +12,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from assignment_workers import links
+from assignment_workers.assignment.calling import numbers_of
+from assignment_workers.assignment.reports import details
+from assignment_workers.assignment.reports.details import AgentList
 from assignment_workers.gateway.auth import sessions
 from assignment_workers.gateway.auth.callers import OPERATING, WATCHING, Caller
 from assignment_workers.gateway.dashboard import acts, session, views
@@ -27,14 +31,15 @@ from assignment_workers.gateway.dashboard.page_rendering import (
 from assignment_workers.gateway.dashboard.render import HERE
 from assignment_workers.gateway.problems import Problem
 
-PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
 ASSETS = {
     "dashboard.css": "text/css",
     "dashboard.js": "text/javascript",
-    "uPlot.css": "text/css",
-    "uPlot.js": "text/javascript",
-    "uPlot.LICENSE": "text/plain",
 }
+
+PAGES = 100_000
+"""The highest number of a page of a list."""
+TEAM_AT_MOST = 200
+SEARCHED_AT_MOST = 200
 
 ROUTES = APIRouter(include_in_schema=False)
 
@@ -43,7 +48,28 @@ ROUTES = APIRouter(include_in_schema=False)
 @as_page
 async def queue(request: Request, name: str) -> Response:
     """Show a dialer queue."""
-    return await show(request, views.queue(name))
+    return await show(request, views.queue(name, _period(request, "hour")))
+
+
+@ROUTES.get("/wall")
+@as_page
+async def wall(request: Request) -> Response:
+    """Show the page for a big screen."""
+    return await show(request, views.wall())
+
+
+@ROUTES.get("/engine")
+@as_page
+async def engine(request: Request) -> Response:
+    """Show the engine room: components, processes, queues, jobs and guarantees."""
+    return await show(request, views.engine())
+
+
+@ROUTES.get("/holds")
+@as_page
+async def holds(request: Request) -> Response:
+    """Show the users in hand."""
+    return await show(request, views.holds())
 
 
 @ROUTES.get("/queues/{name}/rules")
@@ -63,8 +89,15 @@ async def user(request: Request, number: str) -> Response:
 @ROUTES.get("/agents")
 @as_page
 async def agents(request: Request) -> Response:
-    """Show all agents."""
-    return await show(request, views.agents())
+    """Show a page of the list of agents."""
+    said = request.query_params
+    listed = AgentList(
+        _choice(said.get("state", "all"), details.AGENT_FILTERS, "filter"),
+        said.get("team", "").replace("\x00", "")[:TEAM_AT_MOST] or None,
+        _choice(said.get("sort", "hold"), details.AGENT_ORDERS, "order"),
+        _number(said.get("page", "1"), "page", most=PAGES),
+    )
+    return await show(request, views.agents(listed))
 
 
 @ROUTES.get("/agents/{number}")
@@ -152,24 +185,47 @@ async def dead_letter(request: Request, number: str) -> Response:
 @as_page
 async def report(request: Request) -> Response:
     """Show the service levels of the last hour, day or week."""
-    period = request.query_params.get("period", "day")
-    if period not in PERIODS:
-        raise Problem(
-            HTTPStatus.NOT_FOUND, f"no period {period!r:.20}; there are {', '.join(PERIODS)}"
-        )
-    began = datetime.now(UTC) - PERIODS[period]
+    period = _period(request, "day")
+    length, _, _ = views.PERIODS[period]
+    began = datetime.now(UTC) - length
     return await show(request, views.service(began, f"last {period}"))
 
 
-@ROUTES.get("/find")
+@ROUTES.post("/find")
 @as_page
 async def find(request: Request) -> Response:
-    """Redirect to the page of the user or agent whose number was searched for."""
-    await looker_of(request)
-    said = request.query_params
-    what = "agent" if said.get("what") == "agent" else "user"
-    number = _number(said.get("number", "").strip(), what)
-    return RedirectResponse(f"/{what}s/{number}", HTTPStatus.SEE_OTHER)
+    """Redirect to the page of the subject of a search; with none or several, list them.
+
+    A form that is posted, because a phone number does not belong into an address. Only operators
+    search by phone number.
+    """
+    caller = await looker_of(request)
+    here = here_of(request)
+    fields = await session.fields(request)
+    said = fields.get("said", "").replace("\x00", "")[:SEARCHED_AT_MOST]
+    numbers = numbers_of(here.source.settings).reader.numbers(said) if caller.sees_text else []
+    rows = await here.stored(lambda c: details.find(c, said, numbers))
+    # A number means a user; an agent where no user has it.
+    users = [row for row in rows if row["kind"] == "user"]
+    chosen = users if users and is_number(said) else rows
+    found = [row | {"path": f"/{row['kind']}s/{row['id']}"} for row in chosen]
+    if len(found) == 1:
+        return RedirectResponse(found[0]["path"], HTTPStatus.SEE_OTHER)
+    facts = {"title": "Found", "caller": caller, "found": found}
+    status = HTTPStatus.OK if found else HTTPStatus.NOT_FOUND
+    return html(request, "find.html", facts, status=status)
+
+
+def _period(request: Request, usual: str) -> str:
+    return _choice(request.query_params.get("period", usual), views.PERIODS, "period")
+
+
+def _choice(said: str, choices: Collection[str], what: str) -> str:
+    if said not in choices:
+        raise Problem(
+            HTTPStatus.NOT_FOUND, f"no {what} {said!r:.20}; there are {', '.join(choices)}"
+        )
+    return said
 
 
 def _number(said: str, what: str, *, most: int = 10**DIGITS) -> int:
@@ -329,4 +385,4 @@ async def asset(name: str) -> Response:
 @as_page
 async def front(request: Request) -> Response:
     """Show the overview, at `/`."""
-    return await show(request, views.overview())
+    return await show(request, views.overview(_period(request, "hour")))

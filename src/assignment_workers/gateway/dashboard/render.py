@@ -10,14 +10,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from assignment_workers.assignment.reports.breakdown import BARS
 from assignment_workers.assignment.reports.service_levels import unseen
+from assignment_workers.gateway.dashboard import charts
 
 HERE = Path(__file__).parent
 UNKNOWN = "unknown"
 
 
-def environment() -> Environment:
-    """Return the Jinja environment of the pages; every value in a template is escaped."""
+def environment(name: str | None = None) -> Environment:
+    """Return the Jinja environment of the pages; every value in a template is escaped.
+
+    `name`: the name of this installation, such as `production`, for the title bar.
+    """
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -25,6 +30,15 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals |= {
+        "axis_of": lambda since, until, parts=BARS: charts.Axis(since, until, parts),
+        "counts_chart": charts.counts_chart,
+        "times_chart": charts.times_chart,
+        "chart_width": charts.WIDTH,
+        "chart_height": charts.HEIGHT,
+        "chart_left": charts.LEFT,
+        "environment_name": name,
+    }
     made.filters |= {
         "number": number,
         "capped": capped,
@@ -34,10 +48,10 @@ def environment() -> Environment:
         "at": at,
         "duration": duration,
         "share": share,
+        "megabytes": megabytes,
         "words": words,
         "told": told,
         "unseen": unseen,
-        "minute": lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%H:%MZ}",
     }
     return made
 
@@ -62,6 +76,11 @@ def share(part: float | None) -> str:
     return UNKNOWN if part is None else f"{part:.2%}"
 
 
+def megabytes(count: int | None) -> str:
+    """Format bytes as megabytes."""
+    return UNKNOWN if count is None else f"{count / 1_000_000:,.0f} MB"
+
+
 def duration(seconds: float | None) -> str:
     """Format seconds in their two largest units."""
     if seconds is None:
@@ -77,7 +96,10 @@ def duration(seconds: float | None) -> str:
 
 
 def at(moment: datetime | None) -> Markup | str:
-    """Format a time in UTC, with the date if it is not today."""
+    """Return HTML of a time for a script that shows it in the viewer's zone.
+
+    Without the script, the time is in UTC, with the date if it is not today.
+    """
     return _time(moment, "")
 
 
@@ -119,7 +141,7 @@ def _time(moment: datetime | None, how: str) -> Markup | str:
 
 
 _TIMES = {
-    "": Markup('<time datetime="{}">{}</time>'),
+    "": Markup('<time datetime="{}" data-at>{}</time>'),
     "since": Markup('<time datetime="{}" data-since>{}</time>'),
     "until": Markup('<time datetime="{}" data-until>{}</time>'),
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 
 from sqlalchemy import Connection
@@ -14,12 +15,12 @@ from assignment_workers.assignment import suppressions
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import Letter, letter, letters
 from assignment_workers.assignment.lifecycle.agent_status import shown
-from assignment_workers.assignment.reports import details, report
+from assignment_workers.assignment.reports import breakdown, details, report
 from assignment_workers.assignment.reports import explain as explaining
+from assignment_workers.assignment.reports.details import AgentList
 from assignment_workers.assignment.reports.doctor import interleavings
 from assignment_workers.assignment.reports.explain import explain, instant
 from assignment_workers.assignment.reports.figures import Figures
-from assignment_workers.assignment.reports.report import Report
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.read_cache import FRESH_SECONDS, ReadCache
 from assignment_workers.policy.queues import Policy
@@ -30,6 +31,13 @@ T = TypeVar("T")
 
 SLOW_SECONDS = 5.0
 """Seconds for which charts and estimates are cached."""
+MINUTE = timedelta(minutes=1)
+PERIODS = {
+    "hour": (timedelta(hours=1), 60, SLOW_SECONDS),
+    "day": (timedelta(days=1), 48, 60.0),
+    "week": (timedelta(days=7), 56, 60.0),
+}
+"""The periods of charts: the length, the number of parts, and the seconds that they are cached."""
 SERVICE_AT_MOST = 60.0
 """The most seconds for which reports and counts by rule are cached."""
 HOLDS = 50
@@ -76,12 +84,84 @@ class View:
     actions: Sequence[str] | Callable[[Facts], Sequence[str]] = ()
     """The actions on the page, or a function that chooses them by the facts."""
     subject: str = ""
-    charts: bool = False
     place: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts, of the page itself and not of the database."""
+    template: str = "page.html"
+    key: object = None
+    """The choices by which pages of one title differ, such as a period."""
 
 
-def overview() -> View:
-    """Return the overview."""
+def overview(period: str) -> View:
+    """Return the overview: the numbers of the call centre, charts of a period, dialer queues."""
+
+    def read(source: PageSource) -> Facts:
+        return {
+            "now": source.now(),
+            "due": source.schedule.due(),
+            **_centre(source),
+            **_charts(source, period, None),
+        }
+
+    return View(
+        "Overview",
+        ("tiles", "charts", "queues", "agents_by_state"),
+        read,
+        key=period,
+        template="overview.html",
+        place={"period": period, "periods": list(PERIODS), "here": "/"},
+    )
+
+
+def wall() -> View:
+    """Return the page for a big screen: the numbers of the call centre, by queue and by team."""
+
+    def read(source: PageSource) -> Facts:
+        return {
+            "now": source.now(),
+            "teams": source.read("teams", details.teams, seconds=SLOW_SECONDS),
+            **_centre(source),
+        }
+
+    return View("Wall", ("tiles", "wall_queues", "teams"), read, template="wall.html")
+
+
+def _centre(source: PageSource) -> Facts:
+    return {
+        "agents": source.read("agent counts", details.agent_counts),
+        "centre": source.read("call centre", details.call_centre, seconds=SLOW_SECONDS),
+        "service": source.read("service", details.service, seconds=SLOW_SECONDS),
+    }
+
+
+def _charts(source: PageSource, period: str, queue: str | None) -> Facts:
+    """Return the facts of the charts of a period, for one dialer queue or for all.
+
+    The period ends with a whole minute, so that its parts are whole minutes.
+    """
+    length, number, seconds = PERIODS[period]
+
+    def read(c: Connection) -> Facts:
+        until = instant(c).replace(second=0, microsecond=0) + MINUTE
+        since = until - length
+        if queue is None and period == "hour":
+            parts = details.minutes(c)
+        else:
+            parts = breakdown.parts(c, since=since, until=until, number=number, queue=queue)
+        # A request without an answer belongs to no dialer queue.
+        lost = (
+            breakdown.unanswered(c, since=since, until=until, number=number)
+            if queue is None
+            else []
+        )
+        of = {"since": since, "until": until, "number": number}
+        return {"chart_of": of, "parts": parts, "unanswered": lost}
+
+    facts: Facts = source.read(("charts", period, queue), read, seconds=seconds)
+    return facts
+
+
+def engine() -> View:
+    """Return the page of the engine room: components, processes, queues, jobs and guarantees."""
 
     def read(source: PageSource) -> Facts:
         now = source.now()
@@ -89,35 +169,43 @@ def overview() -> View:
             "now": now,
             "crossings": interleavings(now.findings),
             "due": source.schedule.due(),
-            "holds": source.read("holds", lambda c: details.holds(c, limit=HOLDS)),
-            "agents": source.read("agent counts", details.agent_counts),
             "races": source.read("races", lambda c: details.races(c, limit=5)),
             "actions": source.read("actions", lambda c: details.actions(c, limit=5)),
             "service": source.read("service", details.service, seconds=SLOW_SECONDS),
-            "minutes": source.read("minutes", details.minutes, seconds=SLOW_SECONDS),
         }
 
     return View(
-        "Overview",
+        "Engine room",
         (
+            "components",
             "alarms",
-            "queues",
-            "levels",
+            "processes",
+            "celery_queues",
             "sequencer",
-            "agents_by_state",
-            "races_by_kind",
-            "holds",
-            "jobs",
+            "levels",
             "findings",
+            "races_by_kind",
+            "jobs",
             "actions",
         ),
         read,
         actions=("drain", "resume_all", "repair"),
-        charts=True,
     )
 
 
-def queue(name: str) -> View:
+def holds() -> View:
+    """Return the page of the users in hand: the assignments that are active now."""
+
+    def read(source: PageSource) -> Facts:
+        return {
+            "now": source.now(),
+            "holds": source.read("holds", lambda c: details.holds(c, limit=HOLDS)),
+        }
+
+    return View("In hand", ("holds",), read)
+
+
+def queue(name: str, period: str) -> View:
     """Return the page of a dialer queue."""
 
     def read(source: PageSource) -> Facts | None:
@@ -129,6 +217,7 @@ def queue(name: str) -> View:
         return {
             "queue": found,
             "due": source.schedule.due(),
+            **_charts(source, period, name),
             "head": source.read(("head", name), lambda c: details.head(c, generation, limit=10)),
             "waiting": source.read(
                 ("waiting", name), lambda c: details.waiting(c, generation, limit=10)
@@ -155,10 +244,12 @@ def queue(name: str) -> View:
 
     return View(
         f"Dialer queue {name}",
-        ("queue", "funnel", "drains", "next_users", "generations"),
+        ("queue", "charts", "funnel", "drains", "next_users", "generations"),
         read,
         actions=("pause", "resume", "rebuild"),
         subject=name,
+        key=period,
+        place={"period": period, "periods": list(PERIODS), "here": f"/queues/{quote(name)}"},
     )
 
 
@@ -246,16 +337,28 @@ def _suppressions(title: str, region: str, kind: SuppressionKind, actions: Seque
     return View(title, (region,), read, actions=actions)
 
 
-def agents() -> View:
-    """Return the page of all agents."""
+def agents(listed: AgentList) -> View:
+    """Return a page of the list of agents."""
 
     def read(source: PageSource) -> Facts:
         return {
             "agents": source.read("agent counts", details.agent_counts),
-            "list": source.read("agents", lambda c: details.agents(c, limit=500)),
+            "teams": source.read("teams", details.teams, seconds=SLOW_SECONDS),
+            "list": source.read(("agents", listed), lambda c: details.agents(c, listed)),
         }
 
-    return View("Agents", ("agents_by_state", "agents"), read)
+    return View(
+        "Agents",
+        ("agents", "agents_by_state"),
+        read,
+        key=listed,
+        template="agents.html",
+        place={
+            "listed": listed,
+            "filters": list(details.AGENT_FILTERS),
+            "orders": list(details.AGENT_ORDERS),
+        },
+    )
 
 
 def agent(number: int) -> View:
@@ -379,9 +482,20 @@ def service(since: datetime, name: str) -> View:
     """Return the page of the service levels of a period."""
 
     def read(source: PageSource) -> Facts:
-        def ask(c: Connection) -> Report:
-            return report.report(c, since=since)
+        def ask(c: Connection) -> Facts:
+            found = report.report(c, since=since)
+            return {
+                "report": found,
+                "shares": breakdown.breakdown(c, since=found.since, until=found.until),
+                "unanswered": breakdown.unanswered(c, since=found.since, until=found.until),
+            }
 
-        return {"report": source.read(("report", name), ask, seconds=SERVICE_AT_MOST)}
+        facts: Facts = source.read(("report", name), ask, seconds=SERVICE_AT_MOST)
+        return facts
 
-    return View(f"Service levels, {name}", ("report",), read, place={"period": name})
+    return View(
+        f"Service levels, {name}",
+        ("report",),
+        read,
+        place={"period": name, "periods": list(PERIODS)},
+    )

@@ -1,4 +1,4 @@
-// Keeps a page up to date: regions as the gateway sends them, times counted on, charts drawn.
+// Keeps a page up to date: regions as the gateway sends them, times in the viewer's zone, counted on.
 "use strict";
 
 const live = document.getElementById("live");
@@ -17,6 +17,34 @@ function length(seconds) {
 // The gateway's clock, not this device's: by the Date of what it sent.
 let ahead = 0;
 
+const day = new Intl.DateTimeFormat("sv-SE", { dateStyle: "short" });
+const clock = new Intl.DateTimeFormat("sv-SE", { timeStyle: "medium" });
+const minute = new Intl.DateTimeFormat("sv-SE", { timeStyle: "short" });
+
+// Times in this browser's zone, which the title bar names; without a script they are in UTC.
+function localise() {
+  const today = day.format(new Date(Date.now() + ahead));
+  for (const time of document.querySelectorAll("time[data-at]")) {
+    const at = new Date(time.dateTime);
+    time.title ||= time.dateTime;
+    time.textContent = day.format(at) === today ? clock.format(at) : `${day.format(at)} ${minute.format(at)}`;
+  }
+  for (const mark of document.querySelectorAll("text[data-at]")) {
+    const at = new Date(mark.dataset.at);
+    const dated = mark.textContent.trim().length > 6;
+    mark.textContent = dated ? `${day.format(at).slice(5)} ${minute.format(at)}` : minute.format(at);
+    delete mark.dataset.at;
+  }
+}
+
+function zone() {
+  const said = document.getElementById("zone");
+  const name = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const short = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" }).formatToParts(new Date())
+    .find((part) => part.type === "timeZoneName").value;
+  if (said) said.textContent = name === short ? `Times in ${name}` : `Times in ${name} (${short})`;
+}
+
 function count() {
   const now = Date.now() + ahead;
   for (const time of document.querySelectorAll("time[data-since], time[data-until]")) {
@@ -26,64 +54,6 @@ function count() {
     else time.textContent = at >= now ? length((at - now) / 1000) : `${length((now - at) / 1000)} overdue`;
   }
 }
-
-// --- charts ------------------------------------------------------------------------------------
-
-const charts = [];
-
-function columns(minutes) {
-  const by = new Map(minutes.map((each) => [Number(each.minute), each]));
-  const last = Math.floor((Date.now() + ahead) / 60000) * 60;
-  const x = Array.from({ length: 60 }, (_, place) => last - (59 - place) * 60);
-  const of = (name, scale, absent) => x.map((at) => {
-    const value = by.get(at)?.[name];
-    return value === undefined || value === null ? absent : value * scale;
-  });
-  return {
-    claims: [x, of("assigned", 1, 0)],
-    times: [x, of("p50", 1000, null), of("p95", 1000, null), of("p99", 1000, null)],
-  };
-}
-
-function draw(minutes) {
-  const data = columns(minutes);
-  if (charts.length) {
-    charts[0].setData(data.claims);
-    charts[1].setData(data.times);
-    return;
-  }
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const axis = { stroke: colour("--faint"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
-  const line = (label, number, dash) =>
-    ({ label, stroke: colour(`--series-${number}`), width: 2, dash, spanGaps: false, points: { show: true, size: 4 } });
-  const clock = (at) => new Date(at * 1000).toISOString().slice(11, 16);
-  const times = { ...axis, values: (_, at) => at.map(clock) };
-  const make = (id, series, rows) => {
-    const at = document.getElementById(id);
-    const options = {
-      width: Math.max(200, at.clientWidth), height: 200, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
-      series: [{ label: "Minute (UTC)", value: (_, at) => (at ? clock(at) : "") }, ...series],
-      axes: [times, { ...axis, size: 55 }], scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
-    };
-    charts.push(new uPlot(options, rows, at));
-  };
-  make("chart-claims", [line("requests", 1)], data.claims);
-  make("chart-times", [line("p50", 1), line("p95", 2, [8, 4]), line("p99", 3, [2, 3])], data.times);
-}
-
-let minutes = null;
-const holder = document.querySelector("[data-minutes]");
-if (holder) minutes = JSON.parse(holder.dataset.minutes);
-
-function redraw() {
-  while (charts.length) charts.pop().destroy();
-  if (minutes) draw(minutes);
-}
-
-addEventListener("resize", () => {
-  for (const chart of charts) chart.setSize({ width: Math.max(200, chart.root.parentElement.clientWidth), height: 200 });
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
 // --- regions -----------------------------------------------------------------------------------
 
@@ -107,14 +77,12 @@ function show(said) {
     if (name === "trouble") {
       trouble.hidden = !html;
       trouble.textContent = html && `Not known now: ${html}. What stands here is older.`;
-    } else if (name === "charts") {
-      minutes = JSON.parse(html);
-      draw(minutes);
     } else {
       const region = document.querySelector(`[data-region="${name}"]`);
       if (region) replace(region, html);
     }
   }
+  localise();
   count();
 }
 
@@ -141,6 +109,7 @@ function follow() {
   };
 }
 
+zone();
 if (live) {
   fetch("/healthz").then((answer) => {
     const told = Date.parse(answer.headers.get("date"));
@@ -148,7 +117,7 @@ if (live) {
     if (Math.abs(ahead) < 2000) ahead = 0;
     count();
   }, () => {});
-  redraw();
+  localise();
   count();
   setInterval(count, 1000);
   follow();

@@ -1,0 +1,159 @@
+"""Charts as SVG, drawn here for the pages and for the report in one file: no script is needed.
+
+A chart is made in a template from rows with times and numbers, after their redaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from assignment_workers.assignment.reports.breakdown import Part, UnansweredPart
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 720, 190, 52, 22
+"""Size of a chart in its own units; the last two are the space for its axes."""
+TIMES_ON_AXIS = 6
+QUANTILES = (("p50", ""), ("p95", "8 4"), ("p99", "2 3"))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart, and the text that it shows on a pointer."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str
+    """Its colour: `done` or `unanswered`."""
+    label: str
+
+
+@dataclass(frozen=True)
+class ChartLine:
+    """A line of a chart: SVG points, one text per unbroken piece."""
+
+    name: str
+    dashes: str
+    pieces: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis. `moment` is the time on the time axis."""
+
+    at: float
+    label: str
+    moment: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of a period, ready to be drawn."""
+
+    values: Sequence[Tick]
+    times: Sequence[Tick]
+    bars: Sequence[Bar] = ()
+    lines: Sequence[ChartLine] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to draw."""
+        return not self.bars and not any(each.pieces for each in self.lines)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A period that is divided into equal parts."""
+
+    since: datetime
+    until: datetime
+    parts: int
+
+    @property
+    def length(self) -> timedelta:
+        """The length of one part."""
+        return (self.until - self.since) / self.parts
+
+    def place(self, moment: datetime) -> int:
+        """Return the number of the part in which `moment` is."""
+        return int((moment - self.since) / self.length + 0.001)
+
+    def x(self, place: float) -> float:
+        """Return the horizontal position of a part's beginning."""
+        return round(LEFT + place * (WIDTH - LEFT) / self.parts, 1)
+
+    def ticks(self) -> list[Tick]:
+        """Return the marks of the time axis."""
+        step = max(1, self.parts // TIMES_ON_AXIS)
+        short = self.until - self.since <= timedelta(days=2)
+        form = "%H:%MZ" if short else "%m-%d %H:%MZ"
+        places = {place: self.since + self.length * place for place in range(0, self.parts, step)}
+        return [
+            Tick(self.x(place), format(moment.astimezone(UTC), form), moment)
+            for place, moment in places.items()
+        ]
+
+
+def counts_chart(
+    axis: Axis,
+    parts: Sequence[Part],
+    unanswered: Sequence[UnansweredPart] = (),
+    noun: str = "assignments",
+) -> Chart:
+    """Return a bar chart of the assignments in each part, and of unanswered requests on top.
+
+    `noun` names what is counted.
+    """
+    done = {axis.place(each.at): each.assignments for each in parts}
+    lost = {axis.place(each.at): each.count for each in unanswered}
+    places = [place for place in sorted(done.keys() | lost.keys()) if 0 <= place < axis.parts]
+    most = max((done.get(each, 0) + lost.get(each, 0) for each in places), default=0)
+    bars = []
+    for place in places:
+        moment = f"{(axis.since + axis.length * place).astimezone(UTC):%Y-%m-%d %H:%MZ}"
+        base = 0
+        for kind, count, words in (
+            ("done", done.get(place, 0), noun),
+            ("unanswered", lost.get(place, 0), "requests not answered"),
+        ):
+            if count:
+                top, bottom = _y(base + count, most), _y(base, most)
+                label = f"{moment}: {count:,} {words}"
+                x = axis.x(place) + 1
+                width = round(axis.x(1) - axis.x(0) - 2, 1)
+                bars.append(Bar(x, top, width, round(bottom - top, 1), kind, label))
+            base += count
+    return Chart(_scale(most, lambda value: f"{value:,.0f}"), axis.ticks(), bars=bars)
+
+
+def times_chart(axis: Axis, parts: Sequence[Part]) -> Chart:
+    """Return a line chart of the time to assign: p50, p95 and p99."""
+    places = {axis.place(each.at): each for each in parts}
+    slowest = max((each.p99 or 0.0 for each in parts), default=0.0)
+    lines = []
+    for name, dashes in QUANTILES:
+        pieces: list[list[str]] = [[]]
+        for place in range(axis.parts + 1):
+            value: float | None = getattr(places[place], name) if place in places else None
+            if value is None:
+                pieces.append([])
+            else:
+                pieces[-1].append(f"{axis.x(place + 0.5)},{_y(value, slowest)}")
+        # A single point is a line of no length; round line ends make it visible.
+        whole = [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]
+        lines.append(ChartLine(name, dashes, [" ".join(piece) for piece in whole]))
+    scale = _scale(slowest, lambda value: f"{value * 1000:,.0f} ms")
+    return Chart(scale, axis.ticks(), lines=lines)
+
+
+def _y(value: float, most: float) -> float:
+    inner = HEIGHT - BOTTOM
+    return round(inner - (value / most * (inner - 10) if most else 0.0), 1)
+
+
+def _scale(most: float, label: Callable[[float], str]) -> list[Tick]:
+    if not most:
+        return []
+    return [Tick(_y(most * share, most), label(most * share)) for share in (0.0, 0.5, 1.0)]
