@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,26 +18,12 @@ from pydantic import (
     ValidationError,
 )
 
+from assignment_workers.addresses import check_address
 from assignment_workers.errors import UsageError, plain
 
 PREFIX = "ASSIGNMENT_WORKERS_"
 ProcessName = Literal["sequencer", "maintenance", "heartbeats", "beat", "flower", "gateway"]
 """A process of a stack."""
-
-
-def check_address(value: str, *schemes: str) -> str:
-    """Return the address unchanged. Raises ValueError for another scheme or port."""
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError:  # the error's message may hold a part of the password
-        raise ValueError(
-            "the port is not a number up to 65535; special characters in a password are "
-            "written as in %40 for @"
-        ) from None
-    if parts.scheme not in schemes:
-        raise ValueError(f"the scheme is {parts.scheme!r}; accepted: {', '.join(schemes)}")
-    return value
 
 
 def _address(*schemes: str) -> AfterValidator:
@@ -146,7 +131,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     database_url: PostgresAddress | None = Field(None, alias="DATABASE_URL")
-    """PostgreSQL, which owns every decision; unset: the embedded server of `up`."""
+    """PostgreSQL, which owns every decision; unset: the embedded server of `up`.
+
+    Any address of libpq, with `name=value` pairs too. Of several hosts, the primary serves.
+    """
     redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
     """Redis or Valkey: messages, results, beat's lock; unset: the embedded server of `up`."""
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from assignment_workers.addresses import check_address
 from assignment_workers.assignment.answers import (
     Code,
     FinishAnswer,
@@ -38,7 +39,7 @@ from assignment_workers.errors import UsageError
 from assignment_workers.identity import new_id
 from assignment_workers.runtime.errors import NoStack
 from assignment_workers.runtime.stack import running_stack
-from assignment_workers.settings import Settings, check_address
+from assignment_workers.settings import Settings
 
 MARGIN_SECONDS = 2.0
 """Seconds added to a request's own timeout, for the way to the gateway and back."""

@@ -11,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import psycopg
 from psycopg.abc import PQGen
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import _WaitTimeout
+
+from assignment_workers.addresses import HOST_PARAMETERS
+from assignment_workers.schema import hosts
 
 T = TypeVar("T")
 
@@ -51,6 +54,32 @@ class BoundedConnection(psycopg.Connection[Any]):
     """True if the database address names the dialer's schema."""
     is_at_work: Callable[[BoundedConnection], bool] | None = None
     """For long statements: called at each deadline; returns True to continue the wait."""
+    served: hosts.Served | None = None
+    """The host that serves this connection, if the address names several for a primary."""
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **given: Any) -> Self:  # noqa: ANN401 - psycopg's
+        """Connect as psycopg does; to the primary, if the address names several hosts for it."""
+        parameters: dict[str, Any] = {**conninfo_to_dict(conninfo), **given}
+        several = hosts.among(parameters)
+        if several is None:
+            return super().connect(conninfo, **given)
+        for name in HOST_PARAMETERS:
+            parameters.pop(name, None)
+        parameters["connect_timeout"] = hosts.CONNECT_SECONDS
+        connect = super().connect
+
+        def to(host: Mapping[str, str], **more: Any) -> BoundedConnection:  # noqa: ANN401 - libpq's
+            made = connect(**{**parameters, **host, **more})
+            made.served = hosts.Served(several, host)
+            return made
+
+        return cast("Self", several.connect(to))
+
+    @property
+    def has_moved(self) -> bool:
+        """True if another host of the address is the primary now."""
+        return self.served is not None and self.served.has_moved
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for an answer as psycopg does, but at most until the deadline or for `timeout`."""
@@ -71,6 +100,21 @@ class BoundedConnection(psycopg.Connection[Any]):
         """
         drop(self)
         return NoAnswer(round(seconds, 1))
+
+
+def located(address: str) -> tuple[str, hosts.Served | None]:
+    """Return a connection string with the primary alone of the several hosts in `address`.
+
+    Also returns the host, by which a later move is noticed; None if the address has no choice of
+    hosts, and is returned as it is. Raises `psycopg.OperationalError` if no host serves.
+    """
+    parameters = conninfo_to_dict(address)
+    if hosts.among(parameters) is None:
+        return address, None
+    with BoundedConnection.connect(address, autocommit=True) as connection:
+        served = connection.served
+    rest = {name: each for name, each in parameters.items() if name not in HOST_PARAMETERS}
+    return make_conninfo("", **rest, **(served.host if served else {})), served
 
 
 def drop(connection: psycopg.Connection[Any]) -> None:
@@ -112,7 +156,7 @@ def at_work(connection: BoundedConnection) -> bool:
     parameters: dict[str, Any] = conninfo_to_dict(
         connection.info.dsn, password=connection.info.password or None
     )
-    parameters |= {"application_name": "assignment-workers look", "connect_timeout": 5}
+    parameters |= {"application_name": hosts.LOOKING, "connect_timeout": 5}
     try:
         with BoundedConnection.connect(**parameters, autocommit=True) as looking:
             found = looking.execute(

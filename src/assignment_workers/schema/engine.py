@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from pydantic_core import to_json
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from assignment_workers.addresses import hosts_of, libpq_parameters, query_of, with_service
 from assignment_workers.errors import DatabaseUnavailable, UsageError
 from assignment_workers.schema.deadline import (
     LOOK_SECONDS,
@@ -20,6 +24,7 @@ from assignment_workers.schema.deadline import (
     at_work,
 )
 from assignment_workers.schema.dialer_schema import locate
+from assignment_workers.schema.hosts import MOVED, WRITES
 from assignment_workers.schema.prisma import in_words_of_libpq, schema_named
 from assignment_workers.schema.times import clamp
 from assignment_workers.settings import Settings
@@ -33,6 +38,8 @@ KEEPALIVES = {
 }
 """Settings that detect a vanished host in about five seconds, in any state of the connection."""
 
+CONNECT_SECONDS = 5
+"""The longest wait for a connection to one host, unless the address says less."""
 POOLED = "behind a pooler"
 POOL_SECONDS = 30.0
 """The longest wait for a free connection of the pool, unless the statement timeout is shorter."""
@@ -51,13 +58,73 @@ database, because the driver parses values as text."""
 
 
 def driver_url(database_url: str) -> URL:
-    """Return `database_url` with psycopg 3 as its driver, for any spelling of the scheme.
+    """Return a PostgreSQL address as SQLAlchemy's URL, with psycopg 3 as its driver.
 
-    Prisma's parameters are translated; `locate_dialer` reads `schema`. Raises `UsageError` for an
-    address that cannot be translated.
+    The address is one of libpq's, in any form; what it and its service file say is in the URL. Of
+    several hosts the primary is asked for. Prisma's parameters are translated; `locate_dialer`
+    reads `schema`. Raises `UsageError` for an address that cannot be used.
     """
-    url = make_url(database_url)
-    return url.set(drivername="postgresql+psycopg", query=in_words_of_libpq(url.query))
+    found = parameters_of(database_url)
+    attributes = found.get("target_session_attrs")
+    if len(hosts_of(found)) > 1:
+        found.setdefault("target_session_attrs", "read-write")
+        if found["target_session_attrs"] not in WRITES:
+            raise UsageError(
+                f"the database's address: target_session_attrs={attributes}: of several hosts the"
+                " one that accepts writes is needed: read-write, which is also the default"
+            )
+    return url_of(found)
+
+
+def parameters_of(database_url: str) -> dict[str, str]:
+    """Return the parameters of a PostgreSQL address, and of the service that it names, for libpq.
+
+    Prisma's parameters are translated. Raises `UsageError`, one line without the address.
+    """
+    try:
+        found = libpq_parameters(database_url, in_words_of_libpq)
+        return with_service(found, os.environ)  # noqa: TID251 - as libpq does
+    except ValueError as error:
+        raise UsageError(f"the database's address: {error}") from None
+
+
+def url_of(parameters: Mapping[str, str]) -> URL:
+    """Return libpq's parameters as a URL that SQLAlchemy gives to psycopg unchanged."""
+    rest = dict(parameters)
+    user, password = rest.pop("user", None), rest.pop("password", None)
+    database = rest.pop("dbname", None)
+    several = hosts_of(rest)
+    for name in ("host", "port") if several else ():
+        rest.pop(name, None)
+    host = port = None
+    if len(several) == 1:
+        # SQLAlchemy would split a host in the query at its colon.
+        host, given = several[0].get("host"), several[0].get("port")
+        port = int(given) if given else None
+    elif several:
+        # SQLAlchemy refuses ports without hosts.
+        rest["host"] = ",".join(each.get("host") or each["hostaddr"] for each in several)
+        rest["port"] = ",".join(each.get("port", "") for each in several)
+    return URL.create(
+        "postgresql+psycopg", user, password, host, port, database=database, query=rest
+    )
+
+
+def conninfo(url: URL, **parameters: str) -> str:
+    """Return a URL of `driver_url` as a connection string of libpq, with further parameters.
+
+    The wait for a connection is limited, and a host that has vanished is noticed.
+    """
+    dialect: Any = url.get_dialect()()
+    _, given = dialect.create_connect_args(url)
+    return make_conninfo(**(given | connect_arguments(given) | parameters))
+
+
+def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with which each connection is opened, over those of the address."""
+    said = str(given.get("connect_timeout", ""))
+    seconds = min(int(said), CONNECT_SECONDS) if said.isdecimal() and int(said) else CONNECT_SECONDS
+    return {"connect_timeout": seconds, **KEEPALIVES}
 
 
 def connect(
@@ -102,8 +169,9 @@ def connect(
         # Before PostgreSQL 18 a disabled plan type without an alternative gets a cost that triggers
         # JIT.
         limits.append("jit TO off")
+    url = driver_url(database_url)
     engine = create_engine(
-        driver_url(database_url),
+        url,
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
         max_overflow=0,
@@ -111,7 +179,7 @@ def connect(
         pool_recycle=3600,
         hide_parameters=True,  # they would stand in logs: notes, reasons, numbers
         json_serializer=lambda value: to_json(value).decode(),
-        connect_args={"application_name": name, "connect_timeout": 5, **KEEPALIVES},
+        connect_args={"application_name": name, **connect_arguments(url.query)},
     )
     _limit(engine, limits)
     locate_dialer(engine, database_url)
@@ -124,7 +192,15 @@ def locate_dialer(engine: Engine, database_url: str) -> None:
 
     Raises `UsageError` if they contradict each other.
     """
-    locate(engine, schema_named(make_url(database_url).query))
+    locate(engine, schema_of_dialer(database_url))
+
+
+def schema_of_dialer(database_url: str) -> str | None:
+    """Return the schema of the dialer's tables that the address names, as Prisma does, or None.
+
+    Raises `UsageError` if it is no usable name.
+    """
+    return schema_named(query_of(database_url))
 
 
 def bound(engine: Engine, longest: timedelta) -> None:
@@ -158,8 +234,14 @@ def bound(engine: Engine, longest: timedelta) -> None:
         else:
             of.exchange_seconds, of.is_at_work = LOOK_SECONDS, at_work
 
+    def is_of_primary(_: DBAPIConnection, record: ConnectionPoolEntry, __: object) -> None:
+        if cast(BoundedConnection, record.driver_connection).has_moved:
+            raise DisconnectionError(MOVED)
+
     event.listen(engine, "do_connect", make)
     event.listen(engine, "connect", is_set_up)
+    if "," in str(engine.url.query.get("host", "")):
+        event.listen(engine, "checkout", is_of_primary)
 
 
 def direct_url(settings: Settings) -> str:
@@ -171,9 +253,9 @@ def direct_url(settings: Settings) -> str:
     named = settings.lock_database_url
     setting = "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL" if named else "DATABASE_URL"
     url = named or settings.database
-    address = driver_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    address = conninfo(driver_url(url))
     try:
-        with BoundedConnection.connect(address, connect_timeout=5, autocommit=True) as connection:
+        with BoundedConnection.connect(address, autocommit=True) as connection:
             pooled = _is_pooled(connection)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(

@@ -13,9 +13,10 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from assignment_workers.addresses import is_postgres, query_of
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.dialer_schema import PUBLIC
-from assignment_workers.schema.engine import KEEPALIVES, bound, driver_url
+from assignment_workers.schema.engine import KEEPALIVES, bound, parameters_of, url_of
 
 MYSQL = frozenset({"mysql", "mariadb"})
 CONNECT_SECONDS = 5.0
@@ -26,10 +27,10 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
 
     `pool`: the number of connections to keep; None: open one for each use.
     """
-    address = make_url(url)
     milliseconds = round(seconds * 1000)
     arguments: dict[str, Any]
-    if address.get_backend_name() in MYSQL:
+    if not is_postgres(url):
+        address = make_url(url)
         address = address.set(drivername=f"{address.get_backend_name()}+pymysql")
         if "charset" not in address.query:
             address = address.update_query_dict({"charset": "utf8mb4"})
@@ -40,8 +41,8 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
         }
         limits = ["SET time_zone = '+00:00'"]
     else:
-        address = driver_url(url)
-        if (schema := make_url(url).query.get("schema", PUBLIC)) != PUBLIC:
+        address = url_of(parameters_of(url))
+        if (schema := query_of(url).get("schema", PUBLIC)) != PUBLIC:
             raise UsageError(
                 f"CRM_DATABASE_URL: schema={schema}: ASSIGNMENT_WORKERS_CRM_MAPPING names the"
                 " CRM's tables with their schemas; leave the parameter out"

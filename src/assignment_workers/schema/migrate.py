@@ -18,7 +18,13 @@ from sqlalchemy.exc import NotSupportedError, OperationalError, ProgrammingError
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
-from assignment_workers.schema.engine import KEEPALIVES, bound, connect, driver_url, locate_dialer
+from assignment_workers.schema.engine import (
+    bound,
+    connect,
+    connect_arguments,
+    driver_url,
+    locate_dialer,
+)
 
 VERSION_TABLE = "alembic_version"
 MIGRATION = "assignment-workers schema migrate"
@@ -96,7 +102,7 @@ def plan(database_url: str) -> str:
 def _engine(database_url: str) -> Engine:
     """Return an engine for statements that may take as long as the server works on them."""
     engine = create_engine(
-        driver_url(database_url), connect_args={"connect_timeout": 5, **KEEPALIVES}
+        url := driver_url(database_url), connect_args=connect_arguments(url.query)
     )
     locate_dialer(engine, database_url)
     bound(engine, timedelta(days=1))

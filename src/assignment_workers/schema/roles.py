@@ -21,7 +21,12 @@ from assignment_workers.errors import SchemaMismatch
 from assignment_workers.schema.base import Base, DialerBase
 from assignment_workers.schema.crm import MIRROR_SCHEMA
 from assignment_workers.schema.dialer_schema import PUBLIC, schema_of
-from assignment_workers.schema.engine import bound, driver_url, locate_dialer
+from assignment_workers.schema.engine import (
+    bound,
+    connect_arguments,
+    driver_url,
+    locate_dialer,
+)
 from assignment_workers.schema.migrate import VERSION_TABLE, unreachable
 
 OWNER = "assignment_owner"
@@ -107,7 +112,8 @@ def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> l
     superuser, or as an owner of the schema who may create roles. Raises `DatabaseUnavailable`, and
     `SchemaMismatch` with the statement that somebody with more privileges has to run.
     """
-    engine = create_engine(driver_url(database_url))
+    url = driver_url(database_url)
+    engine = create_engine(url, connect_args=connect_arguments(url.query))
     bound(engine, timedelta(minutes=1))
     locate_dialer(engine, database_url)
     try:

@@ -21,7 +21,6 @@ from typing import Any, cast
 from uuid import UUID
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes, connection_name
@@ -30,7 +29,8 @@ from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.identity import new_id
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.deadline import EXCHANGE_SECONDS, BoundedConnection
-from assignment_workers.schema.engine import KEEPALIVES, driver_url
+from assignment_workers.schema.engine import conninfo, driver_url
+from assignment_workers.schema.hosts import MOVED
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 
 SILENCE = timedelta(seconds=8)
@@ -88,19 +88,20 @@ class Candidacy:
         self._make_id = make_id or _random_id
         self.host = socket.gethostname()
         self.pid = os.getpid()
-        self._url = driver_url(database_url).set(drivername="postgresql")
+        self._url = driver_url(database_url)
         self._connection: BoundedConnection | None = None
 
     def connect(self) -> BoundedConnection:
         """Return the connection, opened if there is none. Raises `psycopg.OperationalError`."""
+        if self._connection is not None and self._connection.has_moved:
+            self.close()
         if self._connection is None or self._connection.closed:
+            options = f"{self._url.query.get('options', '')} -c statement_timeout=5000".strip()
             self._connection = BoundedConnection.connect(
-                make_conninfo(
-                    self._url.render_as_string(hide_password=False),
+                conninfo(
+                    self._url,
                     application_name=connection_name(APPLICATION, self.lane, self.host, self.pid),
-                    connect_timeout=5,
-                    options="-c statement_timeout=5000",
-                    **KEEPALIVES,
+                    options=options,
                 ),
                 autocommit=True,
             )
@@ -194,6 +195,8 @@ class Candidacy:
         """
         if self._connection is None or self._connection.closed:
             raise psycopg.OperationalError("the connection that held the lock is closed")
+        if self._connection.has_moved:
+            raise psycopg.OperationalError(MOVED)
         row = self._connection.execute(_MINE, [self.lock]).fetchone()
         return bool(row and row[0])
 

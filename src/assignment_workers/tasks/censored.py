@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from celery.app.utils import Settings
-from kombu.utils.url import maybe_sanitize_url
+
+from assignment_workers.addresses import without_password
 
 
 class Censored(Settings):
@@ -33,28 +33,10 @@ def without_passwords(value: object) -> object:
     """Return a copy of the value with the password of every address in it hidden."""
     match value:
         case str():
-            return _address(value)
+            return without_password(value)
         case Mapping():
             return {name: without_passwords(each) for name, each in value.items()}
         case list() | tuple() | set() | frozenset():
             return [without_passwords(each) for each in value]
         case _:
             return value
-
-
-def _address(said: str) -> str:
-    """Return a setting's text with the passwords in its addresses hidden.
-
-    The addresses are separated by semicolons.
-    """
-    return ";".join(_one(each) for each in said.split(";"))
-
-
-def _one(said: str) -> str:
-    if "://" not in said or "@" not in said:
-        return said
-    try:
-        password = urlsplit(said).password
-    except ValueError:  # not a readable address: show nothing of it
-        return "********"
-    return str(maybe_sanitize_url(said)) if password is not None else said

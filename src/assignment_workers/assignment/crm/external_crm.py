@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import structlog
 from circuitbreaker import CircuitBreaker
-from sqlalchemy import Connection, inspect, make_url
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError, NoSuchTableError, SQLAlchemyError
 
+from assignment_workers.addresses import is_postgres
 from assignment_workers.assignment.crm.facts import (
     CrmFacts,
     NewCrmRow,
@@ -67,7 +68,7 @@ class Crm:
         self.mapping = mapping
         self.timeout = timeout.total_seconds()
         self.grace = grace
-        self.folds = make_url(url).get_backend_name() in {"mysql", "mariadb"}
+        self.folds = not is_postgres(url)
         self._breaker = CircuitBreaker(
             failure_threshold=FAILURES,
             recovery_timeout=OPEN_SECONDS,

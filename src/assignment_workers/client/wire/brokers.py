@@ -18,9 +18,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
+from assignment_workers.addresses import check_address
 from assignment_workers.client.wire.message import Envelope
 from assignment_workers.errors import BrokerUnavailable, UsageError
-from assignment_workers.settings import check_address
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 
 import psycopg
 import structlog
-from psycopg.conninfo import make_conninfo
 from pydantic_core import to_json
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -20,8 +19,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from assignment_workers.assignment import events
 from assignment_workers.assignment.events import CHANNEL, StoredEvent
 from assignment_workers.gateway.redaction import redacted
-from assignment_workers.schema.deadline import EXCHANGE_SECONDS, ending
-from assignment_workers.schema.engine import KEEPALIVES, driver_url
+from assignment_workers.schema.deadline import EXCHANGE_SECONDS, ending, located
+from assignment_workers.schema.engine import conninfo, driver_url
+from assignment_workers.schema.hosts import MOVED
 
 log = structlog.get_logger()
 
@@ -140,16 +140,11 @@ class Feed:
             await asyncio.sleep(BACK_OFF_SECONDS * self._chance.uniform(0.1, 1.0))
 
     async def _follow(self) -> None:
-        url = driver_url(self._url).set(drivername="postgresql")
-        connecting = psycopg.AsyncConnection.connect(
-            make_conninfo(
-                url.render_as_string(hide_password=False),
-                application_name="assignment-workers gateway live",
-                connect_timeout=5,
-                **KEEPALIVES,
-            ),
-            autocommit=True,
+        address = conninfo(
+            driver_url(self._url), application_name="assignment-workers gateway live"
         )
+        address, served = await asyncio.to_thread(located, address)
+        connecting = psycopg.AsyncConnection.connect(address, autocommit=True)
         async with await connecting as connection:
             # Listening comes first, so that every commit after the next read causes a notification.
             with ending(connection, EXCHANGE_SECONDS):
@@ -163,6 +158,8 @@ class Feed:
                 await self._read_on()
                 async for _ in connection.notifies(timeout=SILENCE_SECONDS, stop_after=1):
                     pass
+                if served is not None and served.has_moved:
+                    raise psycopg.OperationalError(MOVED)
 
     async def _read_on(self) -> None:
         """Read the newly committed events, and pass them on to the readers."""

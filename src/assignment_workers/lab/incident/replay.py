@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from pydantic import BaseModel
-from sqlalchemy import make_url
 
 from assignment_workers.devstack import demo
 from assignment_workers.errors import DatabaseUnavailable, UsageError
@@ -20,7 +20,7 @@ from assignment_workers.lab.incident.dialer import Contender
 from assignment_workers.lab.incident.load import LoadPlan, Truth, run
 from assignment_workers.lab.incident.original import WAYS
 from assignment_workers.lab.incident.ours import Ours
-from assignment_workers.schema.engine import connect
+from assignment_workers.schema.engine import connect, conninfo, driver_url
 from assignment_workers.schema.migrate import upgrade
 
 OURS = "ours"
@@ -167,8 +167,8 @@ def _scratch(
 @contextmanager
 def _database(server_url: str, template: str) -> Iterator[tuple[str, str]]:
     name = f"assignment_workers_replay_{uuid4().hex[:12]}"
-    given = make_url(server_url)
-    plain = given.set(drivername="postgresql").render_as_string(hide_password=False)
+    given = driver_url(server_url)
+    plain = conninfo(given)
     made = sql.Identifier(name)
     try:
         with psycopg.connect(plain, autocommit=True) as admin:
@@ -184,7 +184,7 @@ def _database(server_url: str, template: str) -> Iterator[tuple[str, str]]:
         reason = str(error).strip().splitlines()[0]
         raise DatabaseUnavailable(f"the database cannot be reached: {reason}") from error
     try:
-        own = given.set(database=name).render_as_string(hide_password=False)
+        own = make_conninfo(plain, dbname=name)
         yield name, own
     finally:
         with psycopg.connect(plain, autocommit=True) as admin:
