@@ -80,6 +80,10 @@ waits: $(READY) ## every wait of docs/waits.md, at every sending of its session
 matrix: $(READY) ## a short suite on every Python, PostgreSQL, Redis and broker that is here, into docs/compatibility.md
 	@$(BIN)/python tools/matrix.py $(ARGS)
 
+.PHONY: failover
+failover: $(READY) ## PostgreSQL fails over at random moments under 64 agents, 20 times
+	@FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-20} FAILOVER_AGENTS=64 $(BIN)/python -m pytest tests/faults/test_failover.py -rP --timeout=3600 $(ARGS)
+
 .PHONY: check
 check: lint types layers ## lint, types and layers
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
@@ -224,6 +225,10 @@ class Agents:
         self._queues = queues
         self._stop = threading.Event()
         self.answered: list[tuple[float, int, int]] = []
+        self.told: dict[UUID, int] = {}
+        """The agent of each assignment that an agent was told of."""
+        self.released: set[UUID] = set()
+        """The assignments whose release was confirmed."""
         self.unanswered: list[object] = []
         self._threads = [
             threading.Thread(target=self._work, args=(agent,)) for agent in range(1, count + 1)
@@ -249,9 +254,12 @@ class Agents:
                 self._stop.wait(0.1)
                 continue
             held = answer.assignment
+            self.told[held.id] = agent
             self.answered.append((time.monotonic(), agent, held.user_id))
             done = self._client.release(held.id, agent, version=held.version, timeout=patience)
-            if not isinstance(done, Finished):
+            if isinstance(done, Finished):
+                self.released.add(held.id)
+            else:
                 self.unanswered.append(done)
 
 
@@ -274,6 +282,10 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(30)
+
+    def kill_one(self) -> None:
+        """End one of them without a chance to tidy up; it is started again."""
+        self._kept[0].popen.kill()
 
     def _keep(self) -> None:
         while not self._stop.wait(0.1):

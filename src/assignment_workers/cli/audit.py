@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 
+from assignment_workers.addresses import check_postgres
 from assignment_workers.assignment.history import audit_check
 from assignment_workers.assignment.history.audit_check import ChainFinding, Checked
-from assignment_workers.cli.servers import database
-from assignment_workers.cli.show import AsJson, as_json, complain
+from assignment_workers.assignment.history.lost import lost as missing_events
+from assignment_workers.cli.report import period
+from assignment_workers.cli.servers import database, with_database
+from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.errors import UsageError
 
 group = typer.Typer(help="Events with chained digests: export and check.", no_args_is_help=True)
@@ -77,6 +80,54 @@ def verify(
     else:
         _show(checked)
     return 0 if checked.ok else 1
+
+
+@group.command()
+def lost(
+    old: Annotated[
+        str, typer.Argument(help="The old server's address, such as `service=old` of libpq.")
+    ],
+    since: Annotated[
+        str | None, typer.Option(help="How far back to compare: 90m, 24h; unset: an hour.")
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """Name what an old primary has recorded and this database lacks; exit code 1 if anything.
+
+    For the time after a failover or a restore, while the old server can still be read. Nothing
+    is written to either.
+    """
+    try:
+        check_postgres(old)
+    except ValueError as error:
+        raise UsageError(f"OLD: {error}") from None
+    given = with_database()
+    other = given.model_copy(update={"database_url": old})
+    began = None if since is None else datetime.now(UTC) - period(since)
+    with database(patience=AT_MOST) as here, database(other, patience=AT_MOST) as there:
+        found = missing_events(there, here, since=began)
+    if json:
+        as_json(found)
+    else:
+        as_table(
+            "Lost",
+            ["at", "event", "kind", "agent", "user", "assignment", "queue", "term"],
+            [
+                (
+                    f"{each.at:%Y-%m-%d %H:%M:%S.%fZ}",
+                    each.id,
+                    each.kind,
+                    each.agent_id,
+                    each.user_id,
+                    each.assignment_id,
+                    each.queue,
+                    each.term,
+                )
+                for each in found
+            ],
+        )
+        typer.echo(f"{len(found)} events are lost")
+    return 1 if found else 0
 
 
 def _show(checked: Checked) -> None:

@@ -13,6 +13,7 @@ from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, dra
 from assignment_workers.assignment.generations.levels import unpublished
 from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.reports.doctor import CheckResult, examine
+from assignment_workers.assignment.reports.durability import Durability, durability
 from assignment_workers.assignment.reports.status import CrmStatus, SequencerStatus, Status
 from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
@@ -226,6 +227,7 @@ def _show(found: Status) -> None:
     answers = ", ".join(f"{name} {count}" for name, count in found.answers_last_hour.items())
     typer.echo(f"Answers in the last hour: {answers or 'none'}")
     typer.echo(f"Dead letters to see to: {found.dead_letters}; unpublished: {found.unpublished}")
+    typer.echo(f"Commits: {found.durability.meaning}")
     for each in found.standbys:
         if each.asynchronous:
             complain(
@@ -281,7 +283,8 @@ def doctor(
     lease, rests and retention.
     """
     past = _replayed() if history else []
-    findings = _examine() + past
+    checked, commits = _examine()
+    findings = checked + past
     broken = [each for each in findings if not each.ok]
     mendable = [each for each in broken if each.repairable]
     if repair and mendable and not dry_run:
@@ -290,7 +293,7 @@ def doctor(
         if not isinstance(answer, Done):
             complain(line(answer))
             return 1
-        findings = _examine() + past
+        findings = _examine()[0] + past
         broken = [each for each in findings if not each.ok]
     if json:
         as_json(findings)
@@ -307,6 +310,7 @@ def doctor(
                 for each in findings
             ],
         )
+        typer.echo(f"Commits: {commits.meaning}")
         if repair and dry_run:
             typer.echo(
                 "would be mended: "
@@ -315,9 +319,9 @@ def doctor(
     return 1 if broken else 0
 
 
-def _examine() -> list[CheckResult]:
+def _examine() -> tuple[list[CheckResult], Durability]:
     with database() as connection:
-        return examine(connection)
+        return examine(connection), durability(connection)
 
 
 def _replayed() -> list[CheckResult]:

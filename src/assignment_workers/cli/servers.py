@@ -99,16 +99,18 @@ def client() -> Iterator[Client]:
 
 @contextmanager
 def database(
+    at: Settings | None = None,
     *,
     checked: bool = True,
     patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[Connection]:
     """Yield a connection to the database on which no statement lasts longer than `patience`.
 
+    `at`: the settings with its address; None: those of the environment or of the running stack.
     Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
     version.
     """
-    at = with_database()
+    at = at or with_database()
     made = connect(
         at.database,
         name="assignment-workers command",

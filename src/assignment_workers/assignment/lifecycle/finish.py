@@ -194,7 +194,9 @@ class _Finish:
         found = self.found.get(owner.assignment_id)
         if found is None:
             return Refused(
-                code=Code.UNKNOWN_ASSIGNMENT, reason=f"no assignment {owner.assignment_id}"
+                code=Code.UNKNOWN_ASSIGNMENT,
+                reason=f"no assignment {owner.assignment_id}: the id is wrong, or the database has"
+                " moved back and lost it; ask for the next user",
             )
         hold = found.hold
         if hold.agent_id != owner.agent_id:

@@ -22,6 +22,7 @@ from assignment_workers.assignment.crm import mirror
 from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
+from assignment_workers.assignment.reports.durability import Durability, durability
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema import tables
 from assignment_workers.schema.external_crm import one_line
@@ -172,6 +173,8 @@ class Status(BaseModel):
 
     To see them, the role needs `pg_read_all_stats`.
     """
+    durability: Durability
+    """The servers that have a commit when its answer is sent."""
     calling_hours: str
     calling_rules: str
     crm: CrmStatus
@@ -206,6 +209,7 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
             )
         ).scalar_one(),
         standbys=[StandbyStatus(**row) for row in connection.execute(_STANDBYS).mappings()],
+        durability=durability(connection),
         calling_hours=calling.described(settings),
         calling_rules=calling.others_described(settings),
         unpublished=connection.execute(

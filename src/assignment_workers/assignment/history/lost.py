@@ -1,0 +1,71 @@
+"""What an old primary committed, and the database that took its place lacks.
+
+A standby that is promoted without the last commits, or a restored backup, goes on from an earlier
+state. The old server, if it can still be read, has what was lost: every state change is an event.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, func, select
+
+from assignment_workers.errors import UsageError
+from assignment_workers.schema.tables import Event
+
+COMPARED = timedelta(hours=1)
+"""The time before the old server's last event from which on events are compared."""
+
+
+class LostEvent(BaseModel):
+    """An event that the old server has recorded and this database has not.
+
+    `term` is that of the sequencer whose transaction was lost; None for a job's event.
+    """
+
+    id: int
+    at: datetime
+    kind: str
+    term: int | None
+    queue: str | None
+    agent_id: int | None
+    user_id: int | None
+    assignment_id: UUID | None
+
+
+def lost(old: Connection, new: Connection, *, since: datetime | None = None) -> list[LostEvent]:
+    """Return the events that `old` has and `new` lacks, in their order.
+
+    Events from `since` on are compared, unless set from an hour before the last event of `old` on.
+    Raises `UsageError` if the two have no event in common in that time: they are no two states of
+    one database, or they parted earlier.
+    """
+    if since is None:
+        newest: datetime | None = old.execute(select(func.max(Event.at))).scalar()
+        if newest is None:
+            return []
+        since = newest - COMPARED
+    kept = {(row.id, row.at) for row in new.execute(_KEYS.where(Event.at >= since))}
+    found = [LostEvent(**row) for row in old.execute(_EVENTS.where(Event.at >= since)).mappings()]
+    missing = [each for each in found if (each.id, each.at) not in kept]
+    if found and len(missing) == len(found):
+        raise UsageError(
+            f"no event since {since:%Y-%m-%d %H:%M:%SZ} is in both databases: look further back,"
+            " or these are two databases that never were one"
+        )
+    return missing
+
+
+_KEYS = select(Event.id, Event.at)
+_EVENTS = select(
+    Event.id,
+    Event.at,
+    Event.kind,
+    Event.term,
+    Event.queue,
+    Event.agent_id,
+    Event.user_id,
+    Event.assignment_id,
+).order_by(Event.id)
