@@ -7,13 +7,18 @@ libpq's own parser reads it. Nothing here contacts a server.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 POSTGRES = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 """The schemes of a PostgreSQL address, libpq's own and SQLAlchemy's."""
+REDIS = ("redis", "rediss", "sentinel")
+"""The schemes of the address of a Redis or a Valkey."""
+SENTINEL = "sentinel://"
+SENTINEL_PORT = 26_379
 HOST_PARAMETERS = ("host", "hostaddr", "port")
 """libpq's parameters that are lists, with a value for each server."""
 HIDDEN = "**"
@@ -28,10 +33,18 @@ _BEFORE_HOSTS = re.compile(r"[^:]+://(?:[^@/]*@)?")
 def check_address(value: str, *schemes: str) -> str:
     """Return the address unchanged. Raises ValueError for another scheme or port.
 
-    With PostgreSQL's schemes, `name=value` pairs are an address too.
+    With PostgreSQL's schemes, `name=value` pairs are an address too. With `sentinel`, an address
+    may name several Sentinels.
     """
     if "postgresql" in schemes and is_postgres(value):
         return check_postgres(value)
+    if "sentinel" in schemes and value.startswith(SENTINEL):
+        SentinelAddress.read(value)
+        return value
+    return _check_url(value, schemes)
+
+
+def _check_url(value: str, schemes: Sequence[str]) -> str:
     try:
         parts = urlsplit(value)
         _ = parts.port
@@ -40,6 +53,69 @@ def check_address(value: str, *schemes: str) -> str:
     if parts.scheme not in schemes:
         raise ValueError(f"the scheme is {parts.scheme!r}; accepted: {', '.join(schemes)}")
     return value
+
+
+@dataclass(frozen=True)
+class SentinelAddress:
+    """A Redis whose primary Sentinels name: `sentinel://:password@a:26379/0;sentinel://b:26379/0`.
+
+    That is how Celery and kombu write it. User, password and database are those of the Redis, and
+    are written once or with each Sentinel. The query has what kombu takes from its options.
+    """
+
+    sentinels: tuple[tuple[str, int], ...]
+    username: str | None = None
+    password: str | None = None
+    db: int = 0
+    master_name: str = "mymaster"
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    tls: Mapping[str, str] = field(default_factory=dict)
+    """`ssl_ca_certs` and the like; empty: no TLS."""
+
+    @classmethod
+    def read(cls, value: str) -> SentinelAddress:
+        """Read the address. Raises ValueError, a line without any part of it but a name."""
+        sentinels: list[tuple[str, int]] = []
+        said: dict[str, set[str]] = {}
+        for each in value.split(";"):
+            parts = urlsplit(_check_url(each, ["sentinel"]))
+            if not parts.hostname:
+                raise ValueError("sentinel:// needs a host, as in sentinel://host:26379")
+            sentinels.append((parts.hostname, parts.port or SENTINEL_PORT))
+            own = {"username": parts.username, "password": parts.password}
+            own["db"] = parts.path.strip("/")
+            decoded = {name: unquote(word) for name, word in own.items() if word}
+            for name, word in [*decoded.items(), *parse_qsl(parts.query)]:
+                said.setdefault(name, set()).add(word)
+        if twice := sorted(name for name, words in said.items() if len(words) > 1):
+            raise ValueError(f"sentinel:// has several values of {twice[0]}")
+        one = {name: next(iter(words)) for name, words in said.items()}
+        tls = {name: one.pop(name) for name in [*one] if name.startswith("ssl_")}
+        if unknown := sorted(one.keys() - cls.__dataclass_fields__.keys()):
+            raise ValueError(f"sentinel:// has no parameter {unknown[0]!r}")
+        if not (db := one.pop("db", "0")).isdecimal():
+            raise ValueError("the database of a Redis is a number, as in sentinel://host:26379/0")
+        return cls(tuple(sentinels), **one, db=int(db), tls=tls)
+
+    @property
+    def for_celery(self) -> str:
+        """The address as Celery takes it: everything that each part needs, and no query."""
+        user, password = quote(self.username or "", safe=""), quote(self.password or "", safe="")
+        at = f"{user}:{password}@" if user or password else ""
+        return ";".join(
+            f"{SENTINEL}{at}{f'[{host}]' if ':' in host else host}:{port}/{self.db}"
+            for host, port in self.sentinels
+        )
+
+
+def shown(value: str) -> str:
+    """Return the hosts and ports in the address of a Redis or a RabbitMQ, for people here."""
+    found = []
+    for each in value.split(";"):
+        parts = urlsplit(each)
+        found.append(f"{parts.hostname or ''}:{parts.port or ''}")
+    return ", ".join(found)
 
 
 def is_postgres(value: str) -> bool:

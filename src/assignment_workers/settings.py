@@ -43,8 +43,8 @@ CrmAddress = Annotated[
         *("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql"),
     ),
 ]
-RedisAddress = Annotated[str, _address("redis", "rediss")]
-BrokerAddress = Annotated[str, _address("redis", "rediss", "amqp", "amqps")]
+RedisAddress = Annotated[str, _address("redis", "rediss", "sentinel")]
+BrokerAddress = Annotated[str, _address("redis", "rediss", "sentinel", "amqp", "amqps")]
 
 
 def _seconds(least: float) -> BeforeValidator:
@@ -136,7 +136,10 @@ class Settings(BaseModel):
     Any address of libpq, with `name=value` pairs too. Of several hosts, the primary serves.
     """
     redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
-    """Redis or Valkey: messages, results, beat's lock; unset: the embedded server of `up`."""
+    """Redis or Valkey: messages, results, beat's lock; unset: the embedded server of `up`.
+
+    With Sentinel: `sentinel://:password@a:26379/0;sentinel://b:26379/0?master_name=dialer`.
+    """
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
     """The broker if it is not REDIS_URL: RabbitMQ, or another Redis."""
     crm_database_url: CrmAddress | None = Field(None, alias="CRM_DATABASE_URL")

@@ -72,7 +72,10 @@ def test_a_pooler_in_the_place_of_the_server_is_refused(
 
 OF_A_CLUSTER = "cluster-enabled yes"
 UNFIT = {
-    OF_A_CLUSTER: ("a Redis in cluster mode; a single server is needed, named by its own address"),
+    OF_A_CLUSTER: (
+        "a Redis in cluster mode, which has no one order of messages; use one primary with replicas,"
+        " and Sentinel to fail over: sentinel://host:26379/0?master_name=…"
+    ),
     "replicaof 127.0.0.1 1": "a replica, which takes no messages; the primary is needed",
     "maxmemory-policy allkeys-lru": (
         "a Redis that may throw messages away (maxmemory-policy allkeys-lru); noeviction is needed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -240,8 +241,10 @@ class Wire:
     packets are dropped on the way.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        """`tls`: what clients see of a server that has no TLS itself."""
         self._to = urlsplit(url)
+        self._tls = tls
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._cut = threading.Event()
         self._swallowed = 0
@@ -269,6 +272,10 @@ class Wire:
         self._swallowed = self._made
         for far in self._far:
             _end(far)
+
+    def lead_to(self, url: str) -> None:
+        """Connections made from now on lead to another server: as where a name moves."""
+        self._to = urlsplit(url)
 
     def hang_up(self) -> None:
         """The connections that there are end; those made from now on are served."""
@@ -298,6 +305,8 @@ class Wire:
             except OSError:
                 return
             try:
+                if self._tls is not None:
+                    near = self._tls.wrap_socket(near, server_side=True)
                 far = socket.create_connection((self._to.hostname or "", self._to.port or 0))
             except OSError:
                 near.close()  # the server is down
@@ -344,9 +353,9 @@ def _end(line: socket.socket) -> None:
 
 
 @contextmanager
-def wire(url: str) -> Iterator[Wire]:
+def wire(url: str, tls: ssl.SSLContext | None = None) -> Iterator[Wire]:
     """A wire to the server at this address."""
-    made = Wire(url)
+    made = Wire(url, tls)
     try:
         yield made
     finally:

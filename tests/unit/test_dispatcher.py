@@ -245,6 +245,7 @@ def test_a_redis_that_is_away_is_unavailable_and_is_asked_again_when_it_is_back(
     [
         (OutOfMemoryError("OOM"), "Redis is full"),
         (ResponseError("MISCONF errors saving"), "Redis cannot save to its disk"),
+        (ResponseError("NOREPLICAS Not enough good replicas"), "Redis has too few replicas"),
         (ReadOnlyError("READONLY replica"), "Redis cannot be reached"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_page_has_them_all(name: str, words: set[str]) -> None:
 def test_the_least_and_most_of_a_setting_are_those_that_are_enforced() -> None:
     assert "Default: `300`. Accepted: seconds, 0.001 or more." in page("settings")
     assert "Accepted: a whole number, 1 or more, at most 65,535." in page("settings")
-    assert "Accepted: an address, `redis://`, `rediss://`." in page("settings")
+    assert "Accepted: an address, `redis://`, `rediss://`, `sentinel://`." in page("settings")
 
 
 def test_every_metric_that_an_alert_or_the_board_reads_is_listed() -> None:

@@ -299,7 +299,7 @@ def test_no_password_is_shown(name: str, text: str) -> None:
 
 def test_a_bad_address_says_which_schemes_are_accepted() -> None:
     assert complaint({"REDIS_URL": "amqp://h"}) == (
-        "REDIS_URL=(not shown): the scheme is 'amqp'; accepted: redis, rediss"
+        "REDIS_URL=(not shown): the scheme is 'amqp'; accepted: redis, rediss, sentinel"
     )
 
 

@@ -207,7 +207,12 @@ def test_a_full_redis_hands_its_messages_over_all_the_same(line: Consumed) -> No
 
 
 @pytest.mark.parametrize(
-    "error", [OutOfMemoryError("OOM command not allowed"), ResponseError("MISCONF errors saving")]
+    "error",
+    [
+        OutOfMemoryError("OOM command not allowed"),
+        ResponseError("MISCONF errors saving"),
+        ResponseError("NOREPLICAS Not enough good replicas to write."),
+    ],
 )
 def test_a_refusal_with_nothing_to_take_is_an_empty_queue(line: Consumed, error: Exception) -> None:
     line.wire.fails = [error]

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from assignment_workers.addresses import shown
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.crm.reader import attach
@@ -80,8 +80,7 @@ def located(reason: str) -> str:
         return reason
     given = resolved()
     address = (given.broker_url if server == "RabbitMQ" else None) or given.redis
-    parts = urlsplit(address)
-    return f"{server} cannot be reached at {parts.hostname or ''}:{parts.port or ''}{rest}"
+    return f"{server} cannot be reached at {shown(address)}{rest}"
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from redis import Redis
 
+from assignment_workers.addresses import REDIS
 from assignment_workers.assignment.person import Person
 from assignment_workers.client.wire.message import RESULT_PREFIX
+from assignment_workers.client.wire.redis_clients import redis_client
 
 _AT_ONCE = 500
 
@@ -15,9 +17,9 @@ def forget_results_at(url: str | None, person: Person) -> int:
 
     0 if `url` is not a Redis: other backends keep no results beyond the process.
     """
-    if url is None or not url.startswith(("redis", "unix")):
+    if url is None or not url.startswith(REDIS):
         return 0
-    with Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5) as server:
+    with redis_client(url, socket_timeout=10, socket_connect_timeout=5) as server:
         return forget_results(server, person)
 
 

@@ -19,6 +19,7 @@ from assignment_workers import traces
 from assignment_workers.assignment.answer_counts import AnswerTally
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.client import AsyncClient
+from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.clock import system_clock
 from assignment_workers.gateway.abandoned import Abandoned
 from assignment_workers.gateway.answer_log import AnswerLog, CountedAnswers
@@ -181,4 +182,4 @@ def flower_url(settings: Settings) -> str | None:
 
 
 def _redis(settings: Settings) -> Redis:
-    return Redis.from_url(settings.redis, protocol=2, socket_timeout=1, socket_connect_timeout=1)
+    return redis_client(settings.redis, protocol=2, socket_timeout=1, socket_connect_timeout=1)

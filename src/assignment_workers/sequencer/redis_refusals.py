@@ -3,8 +3,8 @@
 At `maxmemory` Redis refuses every command that may grow, including BLMOVE, SADD and SET, and
 accepts the others. A script may continue once it has written something that cannot grow. So a
 script that takes a message out of one list and puts it into another is carried out: the memory
-stays the same. While Redis cannot save to its disk (MISCONF) it refuses every write, and all that
-is left is to wait.
+stays the same. While Redis cannot save to its disk (MISCONF), or has fewer replicas than
+`min-replicas-to-write` (NOREPLICAS), it refuses every write, and all that is left is to wait.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class RedisRefusal(StrEnum):
 
     FULL = "Redis is full (maxmemory): it takes no new messages; those that wait are served"
     UNSAVED = "Redis cannot save to its disk (MISCONF): it takes no writes at all"
+    LONELY = "Redis has too few replicas (NOREPLICAS): it takes no writes at all"
 
 
 TAKE = """
@@ -92,6 +93,8 @@ def refused(error: BaseException) -> RedisRefusal | None:
         return RedisRefusal.FULL
     if isinstance(error, ResponseError) and "MISCONF" in str(error):
         return RedisRefusal.UNSAVED
+    if isinstance(error, ResponseError) and "NOREPLICAS" in str(error):
+        return RedisRefusal.LONELY
     return None
 
 

@@ -23,8 +23,15 @@ from kombu import transport
 from kombu.transport import pyamqp, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
+from redis import connection as redis_connection
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
+from assignment_workers.client.wire.redis_clients import (
+    MovingConnection,
+    MovingSSLConnection,
+    SentinelConnection,
+    SentinelSSLConnection,
+)
 from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import COMPRESSED, UNREADABLE, envelope_of
 from assignment_workers.sequencer.redis_refusals import (
@@ -87,6 +94,8 @@ def packed(*words: str | bytes) -> bytes:
 class Channel(redis.Channel):
     """A consumer's channel that passes malformed messages to `on_malformed` and continues."""
 
+    connection_class: type[redis_connection.Connection] = MovingConnection
+    connection_class_ssl: type[redis_connection.SSLConnection] = MovingSSLConnection
     connection_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
@@ -135,9 +144,9 @@ class Channel(redis.Channel):
         try:
             bind(exchange, routing_key, pattern, queue)
         except ResponseError as error:
-            if self._refused(error) is not RedisRefusal.FULL:
+            if (why := self._refused(error)) is not RedisRefusal.FULL:
                 # Celery connects again until it succeeds.
-                raise ConnectionError(str(RedisRefusal.UNSAVED)) from error
+                raise ConnectionError(str(why)) from error
             member = self.sep.join([routing_key or "", pattern or "", queue or ""])
             key = self._key(self.keyprefix_queue % (exchange,))
             with self.conn_or_acquire() as client:
@@ -263,6 +272,19 @@ class Transport(redis.Transport):
     """The Redis transport of a process that consumes."""
 
     Channel = Channel
+
+
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The channel of a process that consumes, to the primary that Sentinels name."""
+
+    connection_class = SentinelConnection
+    connection_class_ssl = SentinelSSLConnection
+
+
+class SentinelTransport(redis.SentinelTransport):
+    """The transport of a process that consumes, with Sentinel."""
+
+    Channel = SentinelChannel
 
 
 class OrderedQoS(virtual.QoS):
@@ -476,6 +498,19 @@ class OrderedTransport(redis.Transport):
     Channel = OrderedChannel
 
 
+class OrderedSentinelChannel(OrderedChannel, redis.SentinelChannel):
+    """The sequencer's channel to the primary that Sentinels name."""
+
+    connection_class = SentinelConnection
+    connection_class_ssl = SentinelSSLConnection
+
+
+class OrderedSentinelTransport(redis.SentinelTransport):
+    """The transport of a sequencer's process, with Sentinel."""
+
+    Channel = OrderedSentinelChannel
+
+
 class RabbitChannel(pyamqp.Channel):
     """A channel that never decompresses: a compressed body may expand a thousandfold."""
 
@@ -532,6 +567,7 @@ def install(
     for scheme, made in {
         "redis": redis_transport,
         "rediss": redis_transport,
+        "sentinel": OrderedSentinelTransport if ordered else SentinelTransport,
         "amqp": RabbitTransport,
         "amqps": RabbitTLSTransport,
     }.items():

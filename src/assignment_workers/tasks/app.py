@@ -13,11 +13,14 @@ import amqp
 from celery.exceptions import QueueNotFound
 from kombu import Queue
 
+from assignment_workers.addresses import SENTINEL, SentinelAddress
 from assignment_workers.assignment.lanes import ASSIGNMENT, Lanes, lanes_of
+from assignment_workers.client.wire.redis_clients import sentinel_options, tls_options
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.outcomes import overridden
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import assignment, maintenance, results
+from assignment_workers.tasks.beat import connect_beat
 from assignment_workers.tasks.task_handler import App, HandledTask
 
 MAINTENANCE = "maintenance"
@@ -64,6 +67,10 @@ def create_app(settings: Settings) -> App:
         result_backend=settings.redis_url,
         redbeat_redis_url=settings.redis_url,
     )
+    for name in ("broker", "result_backend"):
+        _name_sentinels(app, name)
+        _require_certificate(app, name)
+    connect_beat(app)
     lanes = lanes_of(settings)
     _check(app, lanes)
     app.settings, app.lanes = settings, lanes
@@ -81,6 +88,39 @@ def create_app(settings: Settings) -> App:
     # A configuration file of 0.1.0 names no queue for heartbeats.
     _check_tasks(app, app.heartbeat_tasks, HEARTBEATS, MAINTENANCE)
     return app
+
+
+def _require_certificate(app: App, name: str) -> None:
+    """Check the server's certificate with TLS, unless the address says otherwise."""
+    setting = "broker_url" if name == "broker" else name
+    url = str(app.conf[setting] or "")
+    if url.startswith("rediss:") and "ssl_cert_reqs" not in url:
+        app.conf[setting] = f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
+
+
+def _name_sentinels(app: App, name: str) -> None:
+    """Set what Celery needs to find a Redis by its Sentinels, for the broker or the results.
+
+    Options of the configuration file win over the query of the address.
+    """
+    setting = "broker_url" if name == "broker" else name
+    url = str(app.conf[setting] or "")
+    if not url.startswith(SENTINEL):
+        return
+    at = SentinelAddress.read(url)
+    own: dict[str, Any] = app.conf[f"{name}_transport_options"] or {}
+    asked = {**sentinel_options(at), **own.get("sentinel_kwargs", {})}
+    app.conf[f"{name}_transport_options"] = {
+        "master_name": at.master_name,
+        **own,
+        "sentinel_kwargs": asked,
+    }
+    app.conf[setting] = at.for_celery
+    if at.tls:
+        app.conf["broker_use_ssl" if name == "broker" else "redis_backend_use_ssl"] = {
+            "ssl_cert_reqs": "required",
+            **tls_options(at),
+        }
 
 
 def _doors(app: App) -> frozenset[str]:

@@ -6,12 +6,31 @@ import time
 from typing import Any
 
 import structlog
-from redbeat.schedulers import LUA_EXTEND_TO_SCRIPT, RedBeatScheduler, get_redis
+from redbeat.schedulers import (
+    LUA_EXTEND_TO_SCRIPT,
+    REDBEAT_REDIS_KEY,
+    RedBeatScheduler,
+    get_redis,
+)
 from redis.exceptions import LockError, RedisError
+
+from assignment_workers.client.wire.redis_clients import redis_client
 
 log = structlog.get_logger()
 
 AGAIN_SECONDS = 1.0
+
+
+def connect_beat(app: Any) -> None:
+    """Give RedBeat the client of the Redis at its address, which follows a failover.
+
+    `redbeat_redis_options` of the configuration are redis-py's options. Nothing is contacted.
+    """
+    url = app.conf.redbeat_redis_url
+    if url is None:
+        return
+    options = dict(app.conf.redbeat_redis_options or {})
+    setattr(app, REDBEAT_REDIS_KEY, redis_client(url, decode_responses=True, **options))
 
 
 class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types

@@ -15,12 +15,14 @@ from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
+from assignment_workers.addresses import REDIS
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.generations import dialer_queues
 from assignment_workers.assignment.lanes import VARIABLE, lanes_of
 from assignment_workers.assignment.suppressions import check_key
+from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.errors import UsageError
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
@@ -220,10 +222,10 @@ def _gateway(settings: Settings) -> int:
 def _check_redis(settings: Settings) -> None:
     """Raise `UsageError` for a Redis that could lose or reorder messages."""
     for setting, url in (("REDIS_URL", settings.redis), ("BROKER_URL", settings.broker_url)):
-        if url is None or not url.startswith("redis"):
+        if url is None or not url.startswith(REDIS):
             continue
         try:
-            with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as server:
+            with redis_client(url, socket_timeout=5, socket_connect_timeout=5) as server:
                 said = server.info()
         except redis.RedisError as error:
             log.warning("redis_not_checked", setting=setting, error=str(error))  # Celery waits
@@ -236,8 +238,13 @@ def _check_redis(settings: Settings) -> None:
 def _unfit(said: Mapping[str, object]) -> str | None:
     role, policy = said.get("role"), said.get("maxmemory_policy")
     mode = said.get("server_mode") or said.get("redis_mode")  # Valkey's or Redis's word
-    if mode in {"cluster", "sentinel"}:
-        return f"a Redis in {mode} mode; a single server is needed, named by its own address"
+    if mode == "cluster":
+        return (
+            "a Redis in cluster mode, which has no one order of messages; use one primary with"
+            " replicas, and Sentinel to fail over: sentinel://host:26379/0?master_name=…"
+        )
+    if mode == "sentinel":
+        return "a Sentinel; write it as sentinel://host:26379/0?master_name=…"
     if role == "slave":
         return "a replica, which takes no messages; the primary is needed"
     if str(policy).startswith("allkeys"):

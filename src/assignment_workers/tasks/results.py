@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import register_type
 from pydantic import BaseModel
 from pydantic_core import to_json
+from redis.connection import SSLConnection
 from redis.exceptions import ResponseError
 
+from assignment_workers.client.wire.redis_clients import (
+    MovingConnection,
+    MovingSSLConnection,
+    SentinelConnection,
+    SentinelSSLConnection,
+)
 from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.transport import packed
 
@@ -30,9 +37,14 @@ class ResultBackend(RedisBackend):
     because both commands go over one connection.
     """
 
+    connection_class_ssl: type[SSLConnection] = MovingSSLConnection
     _get_result_meta: Callable[..., dict[str, Any]]
     _set_with_state: Callable[..., None]
     expires: int | None
+
+    def _get_pool(self, **parameters: Any) -> Any:
+        pool: Callable[..., Any] = super()._get_pool  # type: ignore[misc] # its types lack it
+        return pool(**{"connection_class": MovingConnection, **parameters})
 
     def ensure(self, fun: Callable[..., Any], args: Sequence[Any], **policy: Any) -> Any:
         """Call `fun` and retry it by Celery's `policy`, but for no longer than `AGAIN_SECONDS`."""
@@ -82,8 +94,21 @@ class ResultBackend(RedisBackend):
             pool.release(connection)
 
 
+class SentinelResultBackend(ResultBackend, SentinelBackend):
+    """The same in the Redis whose primary Sentinels name."""
+
+    connection_class_ssl = SentinelSSLConnection
+
+    def _get_pool(self, **parameters: Any) -> Any:
+        pool: Callable[..., Any] = SentinelBackend._get_pool  # type: ignore[attr-defined]  # noqa: SLF001
+        return pool(self, **{"connection_class": SentinelConnection, **parameters})
+
+
 # Celery also passes an answer to linked tasks, as kombu's JSON.
 register_type(BaseModel, None, lambda answer: answer.model_dump(mode="json"))
 
-OVERRIDES = dict.fromkeys(("redis", "rediss"), f"{__name__}:{ResultBackend.__name__}")
+OVERRIDES = {
+    **dict.fromkeys(("redis", "rediss"), f"{__name__}:{ResultBackend.__name__}"),
+    "sentinel": f"{__name__}:{SentinelResultBackend.__name__}",
+}
 """The result backend class that Celery uses for addresses of Redis, by scheme."""

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from amqp.exceptions import MessageNacked
 from kombu import Connection, Producer, Queue
@@ -18,8 +18,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from assignment_workers.addresses import check_address
+from assignment_workers.addresses import REDIS, check_address
 from assignment_workers.client.wire.message import Envelope
+from assignment_workers.client.wire.redis_clients import async_redis_client
 from assignment_workers.errors import BrokerUnavailable, UsageError
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ def check_addresses(redis_url: str, broker_url: str | None) -> None:
     Nothing is sent there.
     """
     for name, url, schemes in (
-        ("redis_url", redis_url, ("redis", "rediss")),
-        ("broker_url", broker_url or redis_url, ("redis", "rediss", "amqp", "amqps")),
+        ("redis_url", redis_url, REDIS),
+        ("broker_url", broker_url or redis_url, (*REDIS, "amqp", "amqps")),
     ):
         try:
             check_address(url, *schemes)
@@ -160,13 +161,8 @@ class AmqpSender:
 
 def connect_redis(url: str) -> Redis:
     """Return a client of the Redis at an address in Celery's form, without contacting it."""
-    parts = urlsplit(url)
-    query = [
-        (name, value.lower().removeprefix("cert_") if name == "ssl_cert_reqs" else value)
-        for name, value in parse_qsl(parts.query)
-    ]
-    return Redis.from_url(
-        urlunsplit(parts._replace(query=urlencode(query))),
+    return async_redis_client(
+        url,
         protocol=2,
         socket_timeout=SOCKET_SECONDS,
         socket_connect_timeout=SOCKET_SECONDS,
@@ -185,6 +181,8 @@ def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
         return BrokerUnavailable(f"{server} is full: it takes no messages until it has room again")
     if isinstance(error, ResponseError) and "MISCONF" in str(error):
         return BrokerUnavailable(f"{server} cannot save to its disk: it takes no messages")
+    if isinstance(error, ResponseError) and "NOREPLICAS" in str(error):
+        return BrokerUnavailable(f"{server} has too few replicas: it takes no messages")
     text = str(error).strip().splitlines()
     log.warning("%s cannot be reached: %s", server, text[0] if text else type(error).__name__)
     return BrokerUnavailable(

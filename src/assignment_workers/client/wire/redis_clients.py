@@ -1,0 +1,262 @@
+"""Clients of a Redis that may fail over: found through Sentinel, or behind a name that moves.
+
+A server that was the primary and is a replica now answers READONLY to writes, and UNBLOCKED to a
+wait. Both mean that another server is the primary: the connection is closed, and the next one finds
+that server. A primary that hangs answers nothing, and its connections would wait for their
+time-outs, one after the other. So a thread asks the Sentinels each second which server is the
+primary, and ends the connections to any other.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from weakref import WeakSet
+
+from redis import Redis, connection, exceptions, sentinel
+from redis import asyncio as aio
+from redis.asyncio import connection as aio_connection
+from redis.asyncio import sentinel as aio_sentinel
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+from assignment_workers.addresses import SENTINEL, SentinelAddress
+
+LOOK_SECONDS = 1.0
+"""The interval at which the Sentinels are asked for the primary."""
+SENTINEL_SECONDS = 1.0
+"""The longest wait for one Sentinel; then the next is asked."""
+REPLICA = "the server is a replica now"
+
+if TYPE_CHECKING:
+    _Sync = connection.Connection
+    _Async = aio_connection.Connection
+else:
+    _Sync = _Async = object
+
+
+def is_demoted(error: ResponseError) -> bool:
+    """Return True if the error says that the server is no longer the primary."""
+    return isinstance(error, ReadOnlyError) or str(error).startswith("UNBLOCKED")
+
+
+class _Moving(_Sync):
+    def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's
+        try:
+            return super().read_response(*args, **options)
+        except ResponseError as error:
+            if not is_demoted(error):
+                raise
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise exceptions.ConnectionError(REPLICA) from error
+
+
+class _AsyncMoving(_Async):
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's
+        try:
+            return await super().read_response(*args, **options)
+        except ResponseError as error:
+            if not is_demoted(error):
+                raise
+            await self.disconnect()
+            raise exceptions.ConnectionError(REPLICA) from error
+
+
+class MovingConnection(_Moving, connection.Connection):
+    """A connection that is closed when its server becomes a replica."""
+
+
+class MovingSSLConnection(_Moving, connection.SSLConnection):
+    """The same with TLS."""
+
+
+class SentinelConnection(_Moving, sentinel.SentinelManagedConnection):
+    """The same to the primary that the Sentinels name."""
+
+    def connect_to(self, address: tuple[str, int]) -> None:
+        """Connect to a server, and be closed when another is the primary."""
+        super().connect_to(address)  # type: ignore[no-untyped-call]
+        _follow(self, self.connection_pool)
+
+
+class SentinelSSLConnection(SentinelConnection, sentinel.SentinelManagedSSLConnection):
+    """The same with TLS."""
+
+
+class _AsyncConnection(_AsyncMoving, aio_connection.Connection):
+    pass
+
+
+class _AsyncSSLConnection(_AsyncMoving, aio_connection.SSLConnection):
+    pass
+
+
+class _AsyncSentinelConnection(_AsyncMoving, aio_sentinel.SentinelManagedConnection):
+    async def connect_to(self, address: tuple[str, int]) -> None:
+        await super().connect_to(address)  # type: ignore[no-untyped-call]
+        _follow(self, self.connection_pool)
+
+
+class _AsyncSentinelSSLConnection(
+    _AsyncSentinelConnection, aio_sentinel.SentinelManagedSSLConnection
+):
+    pass
+
+
+class _Pool(sentinel.SentinelConnectionPool):
+    """A pool that closes the connections to the Sentinels with its own."""
+
+    sentinel_manager: Any
+
+    def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        super().disconnect(inuse_connections)
+        if inuse_connections:
+            for each in self.sentinel_manager.sentinels:
+                each.connection_pool.disconnect()
+
+
+class _AsyncPool(aio_sentinel.SentinelConnectionPool):
+    sentinel_manager: Any
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for each in self.sentinel_manager.sentinels:
+                await each.connection_pool.disconnect()
+
+
+class _Follower(threading.Thread):
+    """Ends the connections of this process to a server that is no longer the primary.
+
+    The thread ends with the last of the connections.
+    """
+
+    def __init__(self, hosts: Sequence[tuple[str, int]], name: str, options: Any) -> None:  # noqa: ANN401 - redis-py's
+        super().__init__(name="sentinels", daemon=True)
+        self.connections: WeakSet[Any] = WeakSet()
+        made: Any = sentinel.Sentinel
+        self._sentinels = made(hosts, sentinel_kwargs=options)
+        self._service = name
+
+    def run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(LOOK_SECONDS):
+            with _LOCK:
+                connections = [each for each in self.connections if each.is_connected]
+                if not connections:
+                    for key in [key for key, each in _FOLLOWERS.items() if each is self]:
+                        del _FOLLOWERS[key]
+                    break
+            try:
+                primary = self._sentinels.discover_master(self._service)
+            except RedisError:
+                continue  # no primary now, or no Sentinel that answers
+            for each in connections:
+                if (each.host, each.port) != primary:
+                    _hang_up(each)
+        for each in self._sentinels.sentinels:
+            each.close()
+
+
+_FOLLOWERS: dict[tuple[object, ...], _Follower] = {}
+_LOCK = threading.Lock()
+
+
+def _follow(made: Any, pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
+    """End this connection when its server is no longer the primary."""
+    manager = pool.sentinel_manager
+    given = [each.connection_pool.connection_kwargs for each in manager.sentinels]
+    hosts = tuple(sorted((each["host"], each["port"]) for each in given))
+    with _LOCK:
+        follower = _FOLLOWERS.get((hosts, pool.service_name))
+        if follower is None:
+            follower = _Follower(hosts, pool.service_name, manager.sentinel_kwargs)
+            _FOLLOWERS[hosts, pool.service_name] = follower
+            follower.connections.add(made)
+            follower.start()
+        follower.connections.add(made)
+
+
+def _hang_up(made: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
+    """Shut down a connection's socket, so that anything that waits on it fails at once."""
+    writer = getattr(made, "_writer", None)
+    line = writer.get_extra_info("socket") if writer else getattr(made, "_sock", None)
+    try:
+        if line is not None:
+            with socket.socket(fileno=os.dup(line.fileno())) as same:
+                same.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # closed meanwhile
+
+
+def redis_client(url: str, **options: Any) -> Redis:  # noqa: ANN401 - redis-py's
+    """Return a client of the Redis at an address of ours, without contacting it.
+
+    `options` are redis-py's.
+    """
+    if not url.startswith(SENTINEL):
+        plain = MovingSSLConnection if url.startswith("rediss") else MovingConnection
+        return Redis.from_url(_for_redis(url), connection_class=plain, **options)
+    at = SentinelAddress.read(url)
+    managed = SentinelSSLConnection if at.tls else SentinelConnection
+    asked: Any = sentinel.Sentinel
+    made: Redis = asked(at.sentinels, sentinel_kwargs=sentinel_options(at)).master_for(
+        at.master_name,
+        connection_pool_class=_Pool,
+        connection_class=managed,
+        **_of_primary(at),
+        **options,
+    )
+    return made
+
+
+def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 - redis-py's
+    """Return an asynchronous client of the Redis at an address of ours, without contacting it."""
+    if not url.startswith(SENTINEL):
+        plain = _AsyncSSLConnection if url.startswith("rediss") else _AsyncConnection
+        return aio.Redis.from_url(_for_redis(url), connection_class=plain, **options)
+    at = SentinelAddress.read(url)
+    managed = _AsyncSentinelSSLConnection if at.tls else _AsyncSentinelConnection
+    asked: Any = aio_sentinel.Sentinel
+    made: aio.Redis = asked(at.sentinels, sentinel_kwargs=sentinel_options(at)).master_for(
+        at.master_name,
+        connection_pool_class=_AsyncPool,
+        connection_class=managed,
+        **_of_primary(at),
+        **options,
+    )
+    return made
+
+
+def sentinel_options(at: SentinelAddress) -> dict[str, Any]:
+    """Return redis-py's options for the connections to the Sentinels themselves."""
+    return {
+        "socket_timeout": SENTINEL_SECONDS,
+        "socket_connect_timeout": SENTINEL_SECONDS,
+        "username": at.sentinel_username,
+        "password": at.sentinel_password,
+        **({"ssl": True, **tls_options(at)} if at.tls else {}),
+    }
+
+
+def tls_options(at: SentinelAddress) -> dict[str, str]:
+    """Return redis-py's options for TLS, from those in Celery's form."""
+    return {name: _requirement(name, value) for name, value in at.tls.items()}
+
+
+def _of_primary(at: SentinelAddress) -> dict[str, Any]:
+    return {"username": at.username, "password": at.password, "db": at.db, **tls_options(at)}
+
+
+def _for_redis(url: str) -> str:
+    """Return an address in Celery's form in redis-py's form."""
+    parts = urlsplit(url)
+    query = [(name, _requirement(name, value)) for name, value in parse_qsl(parts.query)]
+    return urlunsplit(parts._replace(query=urlencode(query)))
+
+
+def _requirement(name: str, value: str) -> str:
+    return value.lower().removeprefix("cert_") if name == "ssl_cert_reqs" else value
