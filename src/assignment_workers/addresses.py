@@ -41,6 +41,10 @@ def check_address(value: str, *schemes: str) -> str:
     if "sentinel" in schemes and value.startswith(SENTINEL):
         SentinelAddress.read(value)
         return value
+    if "sentinel" in schemes and value == "none":
+        raise ValueError(
+            "answers and beat's schedule are in Redis, with RabbitMQ too; unset: `up` has its own"
+        )
     return _check_url(value, schemes)
 
 

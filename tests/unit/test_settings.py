@@ -334,6 +334,10 @@ def test_other_settings_have_no_file(name: str) -> None:
         )
 
 
+def test_no_redis_at_all_is_refused_with_the_reason() -> None:
+    assert "answers and beat's schedule are in Redis" in complaint({"REDIS_URL": "none"})
+
+
 def test_a_misspelt_variable_is_refused_with_the_one_that_was_meant() -> None:
     said = complaint({"ASSIGNMENT_WORKERS_LEASE_SECOND": "60"})
     assert said == (

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from assignment_workers.client import Client
+from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import Recorder
 from assignment_workers.runtime.stack import Stack
@@ -98,7 +99,7 @@ class Chaos:
         return self.chance.choice(leaders) if leaders else None
 
     def _valkey(self) -> int | None:
-        with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as connection:
+        with redis_client(self.stack.redis_url, socket_timeout=2) as connection:
             return int(connection.info("server")["process_id"])
 
     def _postgres(self) -> int | None:

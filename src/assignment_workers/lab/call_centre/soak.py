@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from assignment_workers.assignment import audit
 from assignment_workers.assignment.generations.purge import prune_history
+from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.lab.call_centre import day, processes, tables
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.processes import Life
@@ -296,7 +297,7 @@ class Meter:
             yield ("open files", each.name), each.life, float(each.files)
 
     def _of_valkey(self) -> Iterable[tuple[Figure, Life, float]]:
-        with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as valkey:
+        with redis_client(self.stack.redis_url, socket_timeout=2) as valkey:
             yield ("size", "Valkey's data"), LASTING, valkey.info("memory")["used_memory"] / 1e6
             database = valkey.connection_pool.connection_kwargs["db"]
             said = valkey.info("keyspace").get(f"db{database}", {"keys": 0, "expires": 0})
