@@ -82,7 +82,6 @@ def test_a_failover_loses_nothing_or_names_what_it_lost(
                 else:
                     servers.primary.kill()
                 promoted = servers.promote()
-                before = set(agents.told)
                 wait_until(lambda: agents.answered[-1][0] > promoted + 0.5, "answers", seconds=60)
                 gap = longest_gap([moment for moment, *_ in agents.answered if moment > at - 1])
                 if freezes:
@@ -94,7 +93,7 @@ def test_a_failover_loses_nothing_or_names_what_it_lost(
                 worked(agents, AGENTS * 3)
                 wait_until(lambda: not servers.primary.run(IN_USE), "nobody to go back to it")
         stack.engine.dispose()
-        gone = before - {UUID(str(each)) for (each,) in stack.rows(ASSIGNMENTS)}
+        gone = agents.told.keys() - {UUID(str(each)) for (each,) in stack.rows(ASSIGNMENTS)}
         print(
             f"seed {seed}: {'synchronous' if is_synchronous else 'asynchronous'}"
             f" {'frozen' if freezes else 'killed'}: {gap:.1f} s without an answer,"

@@ -74,9 +74,12 @@ class Sentinels:
             old.replicaof(LOOPBACK, urlsplit(self.replica.url).port)
 
     def is_replica(self, of: OwnServer) -> bool:
-        """Whether this server follows another."""
+        """Whether this server follows another, and its Sentinels have made it do so."""
         with self.client(of) as client:
-            return bool(client.info("replication")["role"] == "slave")
+            try:
+                return bool(client.info("replication")["role"] == "slave")
+            except redis.ConnectionError:  # they end its connections meanwhile
+                return False
 
     def _pid(self) -> int:
         assert self.primary._child is not None
