@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.errors import UndefinedFunction
+from psycopg.errors import ConnectionTimeout, UndefinedFunction
 
 from assignment_workers.schema.hosts import WRITES, Hosts, Served, among
 
@@ -45,18 +45,35 @@ class Network:
     def __init__(self, **timelines: int | None) -> None:
         self.servers = {name: Server(timeline) for name, timeline in timelines.items()}
         self.asked: list[str] = []
+        self.hangs: set[str] = set()
 
     def connect(self, host: Mapping[str, str], **_: Any) -> Any:
         self.asked.append(host["host"])
+        if host["host"] in self.hangs:
+            raise ConnectionTimeout("connection timeout expired")
         if host["host"] not in self.servers:
             raise psycopg.OperationalError("it does not answer\nas said")
         return self.servers[host["host"]]
 
 
+class Steady:
+    """A clock that a test turns."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
+def clock() -> Steady:
+    return Steady()
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, clock: Steady) -> Hosts:
     monkeypatch.setattr(Hosts, "_watch", lambda *_: None)
-    return Hosts([A, B, C])
+    return Hosts([A, B, C], clock)
 
 
 def test_the_newest_timeline_serves_whatever_the_order(hosts: Hosts) -> None:
@@ -66,22 +83,41 @@ def test_the_newest_timeline_serves_whatever_the_order(hosts: Hosts) -> None:
     assert [each.closed for each in network.servers.values()] == [True, False, True]
 
 
-def test_the_host_that_served_is_asked_first_and_alone(hosts: Hosts) -> None:
+def test_the_host_that_served_is_known_for_a_second(hosts: Hosts, clock: Steady) -> None:
     network = Network(b=1)
     hosts.connect(network.connect)
     network.asked.clear()
     hosts.connect(network.connect)
     assert network.asked == ["b"]
+    clock.now = 1.5
+    hosts.connect(network.connect)
+    assert network.asked == ["b", "a", "b", "c"], "another may have been promoted meanwhile"
 
 
-def test_a_host_that_no_longer_serves_is_left_for_the_promoted_one(hosts: Hosts) -> None:
+def test_a_host_that_hangs_is_waited_for_once(hosts: Hosts, clock: Steady) -> None:
     hosts.connect(Network(a=1).connect)
     served = Served(hosts, A)
-    assert not served.has_moved
+    moved = [served.has_moved]
     after = Network(c=2)
+    after.hangs = {"a"}
     assert hosts.connect(after.connect) is after.servers["c"]
     assert after.asked == ["a", "b", "c"], "a is not waited for twice"
-    assert served.has_moved
+    moved.append(served.has_moved)
+    assert moved == [False, True]
+    for clock.now, asked in ((2.0, ["b", "c"]), (9.0, ["a", "b", "c"])):
+        after.asked.clear()
+        assert hosts.connect(after.connect) is after.servers["c"]
+        assert after.asked == asked
+
+
+def test_a_standby_that_was_read_only_a_moment_ago_is_asked_again(
+    hosts: Hosts, clock: Steady
+) -> None:
+    """Its primary was killed, and is back as an old one before anybody has looked."""
+    hosts.connect(Network(a=1).connect)
+    clock.now = 1.5
+    both = Network(a=1, b=2)
+    assert hosts.connect(both.connect) is both.servers["b"]
 
 
 def test_an_old_primary_that_comes_back_is_refused_where_the_new_one_was_seen(hosts: Hosts) -> None:
@@ -91,7 +127,7 @@ def test_an_old_primary_that_comes_back_is_refused_where_the_new_one_was_seen(ho
         hosts.connect(zombie.connect)
     assert str(told.value) == (
         "a:5432: an old primary: its timeline is 1, and 2 has begun elsewhere;"
-        " c:5432: it does not answer; b:5432: it does not answer"
+        " b:5432: it does not answer; c:5432: it does not answer"
     )
     assert zombie.servers["a"].closed
 

@@ -2,10 +2,11 @@
 
 libpq tries the hosts in their order, each time anew, and takes the first that accepts writes. Two
 things are wrong with that after a failover: a primary that hangs costs every new connection its
-time-out, and an old primary that answers again accepts writes, too. Here the host that served last
-is tried first. If it does not serve, or none has served, all hosts are asked, and the one on the
-newest timeline is the primary: PostgreSQL begins a timeline with each promotion. All hosts are also
-asked every few seconds, so that sessions on a server that is no longer the primary are given up.
+time-out, and an old primary that answers again accepts writes, too. Here all hosts are asked, and
+the one on the newest timeline is the primary: PostgreSQL begins a timeline with each promotion. For
+a second that host is known, and for some seconds a host that timed out is not asked. All hosts are
+also asked every few seconds, so that sessions on a server that is no longer the primary are given
+up.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.errors import ConnectionTimeout
 
 from assignment_workers.addresses import hosts_of
 
@@ -27,7 +30,10 @@ CONNECT_SECONDS = 2
 LOOKING = "assignment-workers look"
 """The name of short sessions that only ask a server for its state."""
 LOOK_SECONDS = 5.0
-"""The interval at which all hosts are asked which is the primary."""
+"""The interval at which all hosts are asked which is the primary, and for which a host that timed
+out is not asked again if another serves."""
+KNOWN_SECONDS = 1.0
+"""Seconds for which the primary is known after all hosts were asked."""
 WRITES = frozenset({"read-write", "primary"})
 """The values of `target_session_attrs` that ask for the primary."""
 
@@ -35,10 +41,16 @@ WRITES = frozenset({"read-write", "primary"})
 class Hosts:
     """The hosts of one address, and the one that is the primary as far as known. Thread-safe."""
 
-    def __init__(self, hosts: list[dict[str, str]]) -> None:
+    def __init__(
+        self, hosts: list[dict[str, str]], steady: Callable[[], float] = monotonic
+    ) -> None:
+        """`steady`: a monotonic clock."""
         self.primary: dict[str, str] | None = None
         """The host that served last; None: none has."""
         self._hosts = hosts
+        self._steady = steady
+        self._asked_at = float("-inf")
+        self._timed_out: dict[str, float] = {}
         self._timelines: dict[str, int] = {}
         """The newest timeline that was seen of each system: a primary and its standbys are one."""
         self._is_watched = threading.Lock()
@@ -50,32 +62,36 @@ class Hosts:
         Raises `psycopg.OperationalError`, one line with the reason of each host, if none serves.
         """
         last = self.primary
-        if last is not None:
+        is_known = self._steady() - self._asked_at < KNOWN_SECONDS
+        if last is not None and is_known:
             try:
                 return connect(last)
-            except psycopg.OperationalError:
-                pass
-        made = self._newest(connect, skip=last)
+            except psycopg.OperationalError as error:
+                self._note(last, error)
+        made = self._newest(connect)
         if self._is_watched.acquire(blocking=False):
             threading.Thread(
                 target=self._watch, args=[connect], name="primary", daemon=True
             ).start()
         return made
 
-    def _newest(self, connect: Callable[..., C], skip: Mapping[str, str] | None = None) -> C:
+    def _newest(self, connect: Callable[..., C]) -> C:
         """Connect to every host that accepts writes, and return the one on the newest timeline.
 
-        `skip`: a host that has just failed, which is tried only if no other serves.
+        A host that timed out a moment ago is asked only if no other serves.
         """
         best: tuple[int, C, dict[str, str]] | None = None
         failures = []
-        for host in sorted(self._hosts, key=lambda each: each == skip):
-            if host == skip and best is not None:
+        began = self._steady()
+        hangs = {each for each, at in self._timed_out.items() if began - at < LOOK_SECONDS}
+        for host in sorted(self._hosts, key=lambda each: named(each) in hangs):
+            if named(host) in hangs and best is not None:
                 continue
             try:
                 made = connect(host)
                 timeline = self._timeline(made)
             except psycopg.OperationalError as error:
+                self._note(host, error)
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 failures.append(f"{named(host)}: {reason[0]}")
                 continue
@@ -87,8 +103,12 @@ class Hosts:
             best = timeline, made, host
         if best is None:
             raise psycopg.OperationalError("; ".join(failures))
-        self.primary = best[2]
+        self.primary, self._asked_at = best[2], self._steady()
         return best[1]
+
+    def _note(self, host: Mapping[str, str], error: psycopg.OperationalError) -> None:
+        if isinstance(error, ConnectionTimeout):
+            self._timed_out[named(host)] = self._steady()
 
     def _timeline(self, connection: psycopg.Connection[Any]) -> int:
         """Return the number of the server's timeline; 0 if the server does not say.
