@@ -28,6 +28,7 @@ COPIES = {
     "SECURITY.md": "project/security.md",
     "clients/js/README.md": "reference/javascript.md",
     "examples/celery-node/README.md": "examples/celery-node.md",
+    "examples/charity/README.md": "examples/charity.md",
     "examples/clinic/README.md": "examples/clinic.md",
     "examples/dialer/README.md": "examples/dialer.md",
     "examples/old-reader/README.md": "examples/old-reader.md",

@@ -58,7 +58,8 @@ def test_a_stranger_s_queue_hands_an_agent_a_user(
         assert said.returncode == 0, said.stderr
         return said
 
-    assert "dialer queues 1" in typed("dialer", "check").stdout
+    checked = typed("dialer", "check")
+    assert ("dialer queues 1" in checked.stdout, checked.stderr) == (True, "")
     stack.start("sequencer")
     stack.start("maintenance")
     stack.wait_for_leader()
@@ -108,9 +109,15 @@ def test_a_rule_that_no_index_serves_is_a_warning_and_one_that_cannot_run_a_mist
     environment = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
     said = type_in(["dialer", "check"], environment, tmp_path)
     assert said.returncode == 0, said.stderr
-    assert said.stderr.startswith(
+    idle, slow = said.stderr.splitlines()
+    assert idle == (
+        "assignment-workers: warning: no active agent may take from dialer queue winback:"
+        " see agents.allowed_queues"
+    )
+    assert slow.startswith(
         f"assignment-workers: warning: {file}: queue winback: rule disabled: no index serves it:"
     )
+    world.add_agents(7, allowed_queues=["winback"])
     file.write_text(TEN_LINES)
     world.execute("ALTER TABLE crm.users DROP COLUMN is_enabled")
     said = type_in(["dialer", "check"], environment, tmp_path)

@@ -1,10 +1,11 @@
-"""Every dialer from end to end: the packaged one, and that of `examples/clinic`."""
+"""Every dialer from end to end: the packaged one, and those of `examples`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Case:
     fill: Callable[[World], None]
     expected: Mapping[str, list[int]]
     goal: tuple[str, str]
-    """A change of the facts that lets user 7, the first of its dialer queue, reach the goal."""
+    """A change of facts by which `:user`, of the first dialer queue, reaches its goal; its name."""
 
 
 def fill_claims(world: World) -> None:
@@ -50,10 +51,10 @@ def fill_claims(world: World) -> None:
     world.execute("UPDATE crm.users SET created_at = timezone('UTC', now())")
 
 
-def fill_clinic(world: World) -> None:
+def fill_example(name: str, world: World) -> None:
     world.execute("DROP SCHEMA crm CASCADE")
     with world.engine.begin() as connection:
-        connection.exec_driver_sql((EXAMPLES / "clinic" / "crm.sql").read_text().replace("%", "%%"))
+        connection.exec_driver_sql((EXAMPLES / name / "crm.sql").read_text().replace("%", "%%"))
 
 
 def clinic_belongs() -> dict[str, list[int]]:
@@ -71,21 +72,45 @@ def clinic_belongs() -> dict[str, list[int]]:
     }
 
 
+def charity_belongs() -> dict[str, list[int]]:
+    """What the comments of `crm.sql` say, in plain Python."""
+    left = [each for each in range(1, 51) if each != 4]
+    found: dict[str, list[int]] = {}
+    for queue, every in {
+        "pledges": 11,
+        "thanks": 7,
+        "major_donors": 5,
+        "regular_donors": 3,
+        "guests": 2,
+    }.items():
+        found[queue] = [each for each in left if each % every == 0]
+        left = [each for each in left if each not in found[queue]]
+    for queue in ("pledges", "major_donors", "regular_donors"):
+        found[queue].reverse()  # the largest pledge or sum, and the latest end, first
+    return found
+
+
 CASES = {
     "claims": Case(
         claims.dialer,
         fill_claims,
         {"unsigned_users": [7, 6, 5], "outstanding_requests": [2, 1]},
         (
-            "UPDATE crm.users SET current_signature_file_id = 'f' WHERE id = 7",
+            "UPDATE crm.users SET current_signature_file_id = 'f' WHERE id = :user",
             "signature_obtained",
         ),
     ),
     "clinic": Case(
         read(EXAMPLES / "clinic" / "dialerconfig.py"),
-        fill_clinic,
+        partial(fill_example, "clinic"),
         clinic_belongs(),
-        ("UPDATE clinic.results SET state = 'told' WHERE patient_no = 7", "result_discussed"),
+        ("UPDATE clinic.results SET state = 'told' WHERE patient_no = :user", "result_discussed"),
+    ),
+    "charity": Case(
+        read(EXAMPLES / "charity" / "dialerconfig.py"),
+        partial(fill_example, "charity"),
+        charity_belongs(),
+        ("UPDATE charity.pledges SET state = 'paid' WHERE donor_id = :user", "pledge_paid"),
     ),
 }
 
@@ -147,10 +172,12 @@ def _each_outcome(world: World, case: Case, queue: str) -> None:
     change, conversion = case.goal
     converting = next(each for each in case.dialer.outcomes if each.converts)
     hold = world.held(1, queue)
-    assert hold.user_id == 7
-    world.execute(change)
+    assert hold.user_id == case.expected[queue][0]
+    world.execute(change, user=hold.user_id)
     assert isinstance(world.complete(hold, converting.name), Finished)
-    assert world.rows("SELECT user_id, conversion_type FROM conversions") == [(7, conversion)]
+    assert world.rows("SELECT user_id, conversion_type FROM conversions") == [
+        (hold.user_id, conversion)
+    ]
     for outcome in case.dialer.outcomes:
         if outcome is converting:
             continue

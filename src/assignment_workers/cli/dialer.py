@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from assignment_workers.assignment.agents.allowed import unserved
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.probes import RulePlan, plans
 from assignment_workers.assignment.reports.explain import instant
@@ -44,24 +44,27 @@ def check(
 
     Each mistake is one line with file, dialer queue and rule; then the exit code is 2. With a
     database, that of DATABASE_URL or of the stack that runs here, its tables are asked too: a
-    warning names each rule for which a claim would read a whole table.
+    warning names each rule for which a claim would read a whole table, and each dialer queue that
+    no agent may take from.
     """
     if file is not None:
         os.environ[VARIABLE] = str(file)
     path = path_of(Settings.from_environment(os.environ))
     found = list(problems(read(path)))
-    asked = [] if found else list(_plans())
+    asked, warnings = ([], []) if found else _of_the_database()
     found += [f"queue {each.queue}: rule {each.rule}: {each.error}" for each in asked if each.error]
     for problem in found:
         complain(f"{path}: {problem}")
     if found:
         return 2
-    for each in asked:
-        if each.scanned:
-            complain(
-                f"warning: {path}: queue {each.queue}: rule {each.rule}: no index serves it: each"
-                f" claim reads the whole of {', '.join(each.scanned)}"
-            )
+    warnings += [
+        f"{path}: queue {each.queue}: rule {each.rule}: no index serves it: each claim reads the"
+        f" whole of {', '.join(each.scanned)}"
+        for each in asked
+        if each.scanned
+    ]
+    for warning in warnings:
+        complain(f"warning: {warning}")
     made = loaded()
     rules = len({rule.name for policy in made.policies.values() for rule in policy.rules})
     typer.echo(
@@ -71,15 +74,22 @@ def check(
     return 0
 
 
-def _plans() -> Iterator[RulePlan]:
+def _of_the_database() -> tuple[list[RulePlan], list[str]]:
+    """Return the plans of the rules, and warnings; neither without a database to ask."""
     given = settings()
     if given.database_url is None and running_stack(given) is None:
-        return
+        return [], []
+    policies = policies_of(given)
     try:
         with database() as connection:
-            yield from plans(connection, policies_of(given), instant(connection))
+            idle = unserved(connection, policies)
+            found = list(plans(connection, policies, instant(connection)))
     except DatabaseUnavailable as error:
-        complain(f"warning: the rules were not tried: {error}")
+        return [], [f"the rules were not tried: {error}"]
+    return found, [
+        f"no active agent may take from dialer queue {queue}: see agents.allowed_queues"
+        for queue in idle
+    ]
 
 
 @group.command()
