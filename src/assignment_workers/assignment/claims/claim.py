@@ -360,7 +360,8 @@ class _Claim:
                 # otherwise the assignment could end while its entry is marked as held
                 self.transaction.require_all_lanes()
             entries.take_out(self.transaction, queue, head.generation, head.ineligible)
-            unclear = [user for user, why in head.ineligible.items() if why in suspicious()]
+            rules = suspicious() if head.ineligible else frozenset()
+            unclear = [user for user, why in head.ineligible.items() if why in rules]
             quarantine(self.transaction, unclear, after=self.settings.quarantine_after)
             entries.put_off(self.transaction, queue, head.generation, head.resting)
             if head.held_elsewhere:
