@@ -49,6 +49,7 @@ from assignment_workers.dialer.template import TEMPLATE
 from assignment_workers.dialers import claims
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.dialer import loaded, use
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.policy.rules import FIRST, LAST, READY_MADE, completed
 from assignment_workers.settings import Settings
 
@@ -294,3 +295,27 @@ def test_usual_ways_to_write_a_rule_pass() -> None:
         ~exists(select(1).where(A)),
     ):
         assert not may_be_null(each), each
+
+
+def test_the_packaged_dialer_s_rules_stand_in_this_order() -> None:
+    """The first broken rule is the one that is reported, so their order is an interface."""
+    person = [
+        "not_in_crm",
+        "disabled",
+        "opted_out",
+        "quarantined",
+        "all_claims_cancelled",
+        "closed",
+    ]
+    behind = ["in_other_queue", "inactive", "do_not_contact", "number_unread", "number_unclear"]
+    resting = ["cooling_down", "too_new", "promised"]
+    assert {name: [rule.name for rule in each.rules] for name, each in POLICIES.items()} == {
+        "unsigned_users": [*person, "signed", *behind, *resting],
+        "outstanding_requests": [
+            *person,
+            "unsigned",
+            "requirements_completed",
+            *behind,
+            *resting,
+        ],
+    }
