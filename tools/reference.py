@@ -340,7 +340,7 @@ The answers are frozen values to `match` on. Everything that the module does not
 name is internal, but for those of a `dialerconfig.py`, which
 [Define your own dialer](../how-to/dialer.md) explains.""",
             *(f"::: assignment_workers.client.{name}" for name in _exported()),
-            "# A dialer's definition",
+            "## A dialer's definition",
             "The names of `assignment_workers.dialer` that a `dialerconfig.py` is made of.",
             *(f"::: assignment_workers.policy.{name}" for name in OF_A_DIALER),
         ]
