@@ -29,6 +29,8 @@ from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.person import forget
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
+from assignment_workers.schema.engine import connect
+from tests.support.commands import type_in
 from tests.support.world import HOUR, UNSIGNED, User, World
 
 FREE = "ALTER TABLE assignment.audit_batches DISABLE TRIGGER append_only"
@@ -407,6 +409,43 @@ def test_the_commands(lived: World, tmp_path: Path) -> None:
     assert (
         missing.stderr == "assignment-workers: nowhere cannot be read: No such file or directory\n"
     )
+
+
+def test_what_an_old_primary_has_and_this_database_lacks_is_named(
+    lived: World, module_database_url: str, tmp_path: Path
+) -> None:
+    url = lived.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def run(old: str, database: str) -> subprocess.CompletedProcess[str]:
+        given = {name: each for name, each in os.environ.items() if "ASSIGNMENT" not in name}
+        words = ["audit", "lost", old, "--json"]
+        return type_in(words, given | {"DATABASE_URL": database}, tmp_path)
+
+    same = run(url, url)
+    assert (same.returncode, json.loads(same.stdout)) == (0, []), same.stderr
+    copied = "id, at, kind, term, queue, user_id, agent_id, assignment_id"
+    with lived.engine.connect() as connection:
+        events = connection.execute(text(f"SELECT {copied} FROM assignment.events ORDER BY id"))
+        rows = [dict(row) for row in events.mappings()]
+    lost = [row for row in rows if row["kind"] == "assigned"][-2:]
+    after = connect(module_database_url, name="test", statement_timeout=timedelta(seconds=9))
+    try:
+        with after.begin() as connection:
+            connection.execute(
+                text(
+                    f"INSERT INTO assignment.events ({copied}) OVERRIDING SYSTEM VALUE VALUES"
+                    f" ({', '.join(f':{name}' for name in copied.split(', '))})"
+                ),
+                [row for row in rows if row not in lost],
+            )
+    finally:
+        after.dispose()
+    found = run(url, module_database_url)
+    named = [(each["id"], each["assignment_id"]) for each in json.loads(found.stdout)]
+    assert found.returncode == 1
+    assert named == [(row["id"], str(row["assignment_id"])) for row in lost]
+    wrong = run("host=a b", url)
+    assert (wrong.returncode, "OLD: libpq cannot read it" in wrong.stderr) == (2, True)
 
 
 def test_what_is_deleted_is_what_is_older(lived: World) -> None:
