@@ -346,6 +346,41 @@ def test_what_is_no_longer_kept_cannot_be_told(database_url: str) -> None:
     own.dispose()
 
 
+def test_a_database_that_moved_back_makes_its_readers_begin_again(database_url: str) -> None:
+    """As after a failover to a standby without the last events, whose ids were given out again."""
+    own = connect(database_url, name="test", statement_timeout=timedelta(seconds=10), pool_size=3)
+
+    def change(*statements: str) -> None:
+        with own.begin() as connection:
+            for each in statements:
+                connection.execute(text(each), {"kind": "renewed", "agent": 1, "count": 2})
+
+    async def run() -> None:
+        parts = Live(own, database_url)
+        async with reading(parts, EventFilter()) as reader:
+            await reader.more(0.0)
+            await asyncio.to_thread(change, INSERT)
+            assert ids(await reader.more(5)) == [1, 2]
+            await asyncio.to_thread(
+                change,
+                FREE,
+                "DELETE FROM assignment.events WHERE id = 2",
+                "ALTER TABLE assignment.events ALTER id RESTART WITH 2",
+                INSERT,
+                FREE.replace("DISABLE", "ENABLE"),
+                LISTENING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"),
+            )
+            said = b""
+            while not said:
+                said = await reader.more(5)
+            assert said == b'id: 3\nevent: reset\ndata: {"id":3,"kind":"reset"}\n\n'
+            await asyncio.to_thread(change, INSERT)
+            assert ids(await reader.more(5)) == [4, 5]
+
+    asyncio.run(run())
+    own.dispose()
+
+
 async def never() -> Any:
     """What a caller sends who stays and says nothing."""
     await asyncio.Event().wait()

@@ -100,6 +100,9 @@ class Follower(Protocol):
     def put(self, line: SerializedEvent) -> None:
         """Accept an event."""
 
+    def restart(self) -> None:
+        """Begin again: events that were passed on are gone, and others may have their ids."""
+
 
 class Feed:
     """The connection that listens for new events, open while streams are open."""
@@ -110,6 +113,8 @@ class Feed:
         self.started = asyncio.Event()
         self._engine = engine
         self._url = listen_url
+        self._last: StoredEvent | None = None
+        """The last event that was passed on."""
         self._returning = asyncio.Semaphore(1)
         self._all: set[Follower] = set()
         self._of: dict[int, set[Follower]] = {}
@@ -149,17 +154,35 @@ class Feed:
             # Listening comes first, so that every commit after the next read causes a notification.
             with ending(connection, EXCHANGE_SECONDS):
                 await connection.execute(f"LISTEN {CHANNEL}".encode())
+            _, newest = await self._ask(events.bounds)
             if not self.started.is_set():
-                _, newest = await self._ask(events.bounds)
                 await self._settle()
                 self.position = newest
                 self.started.set()
+            elif newest < self.position or not await self._has_last():
+                await self._settle()
+                self._restart(newest)
             while True:
                 await self._read_on()
                 async for _ in connection.notifies(timeout=SILENCE_SECONDS, stop_after=1):
                     pass
                 if served is not None and served.has_moved:
                     raise psycopg.OperationalError(MOVED)
+
+    async def _has_last(self) -> bool:
+        """Return True if the database still has the event that was passed on last."""
+        last = self._last
+        if last is None:
+            return True
+        found = await self._ask(lambda it: events.between(it, last.id - 1, last.id, limit=1))
+        return [each.at for each in found] == [last.at]
+
+    def _restart(self, newest: int) -> None:
+        """Let every reader begin again, because the database has moved back."""
+        log.warning("live_moved_back", position=self.position, newest=newest)
+        self.position, self._last = newest, None
+        for reader in [*self._all, *(each for of in self._of.values() for each in of)]:
+            reader.restart()
 
     async def _read_on(self) -> None:
         """Read the newly committed events, and pass them on to the readers."""
@@ -199,7 +222,7 @@ class Feed:
             if stored.agent_id is not None:
                 for reader in self._of.get(stored.agent_id, ()):
                     reader.put(line)
-            self.position = stored.id
+            self.position, self._last = stored.id, stored
 
     async def read(
         self, after: int, until: int, event_filter: EventFilter

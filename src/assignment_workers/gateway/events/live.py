@@ -80,6 +80,8 @@ class EventReader:
                 if not self._lines:  # then every event up to here was sent
                     self.last = max(self.last, self.feed.position)
                     return b""
+        if not self._lines:
+            return b""  # the reader was told to begin again
         lines = [self._lines.popleft() for _ in range(min(len(self._lines), PAGE))]
         self.last = lines[-1].stored.id
         return b"".join(line.text for line in lines)
@@ -97,6 +99,14 @@ class EventReader:
             self.cut.set()
             return
         self._lines.append(line)
+        self._woken.set()
+
+    def restart(self) -> None:
+        """Tell the reader next to read the state again, as after events that cannot be sent."""
+        self.feed.remove(self)
+        self._lines.clear()
+        self._resumed = self._follows = False
+        self.last = self.feed.position - BEHIND_AT_MOST - 1
         self._woken.set()
 
     async def _caught_up(self) -> bytes:
