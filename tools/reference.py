@@ -24,6 +24,7 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from typer.main import get_group
 
+from assignment_workers.assignment.operational_settings import OPERATIONAL
 from assignment_workers.cli.main import SECTIONS, app
 from assignment_workers.dialer.loading import load
 from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES
@@ -81,6 +82,8 @@ Celery's own settings are in [`celeryconfig.py`](../../celeryconfig.py).""",
             f"Default: {default}. Accepted: {_accepted(name, field)}.",
             said[name],
         ]
+        if name in OPERATIONAL:
+            made.append("The first value only: [`settings set`](../operators.md) changes it.")
     return _page(made)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -115,6 +115,28 @@ def by_team(value: str) -> dict[str | None, int]:
 
 def _by_team(value: str) -> str:
     by_team(value)
+    return value
+
+
+def priorities(value: str) -> dict[str | None, tuple[str, ...]]:
+    """Parse a setting such as `a, b; outbound=b`: dialer queues in order, for all or for a team.
+
+    Returns the names of the dialer queues by team; the key None is for all agents.
+    """
+    found: dict[str | None, tuple[str, ...]] = {}
+    for part in value.split(";"):
+        name, equals, said = (each.strip() for each in part.rpartition("="))
+        queues = tuple(each.strip() for each in said.split(","))
+        if not all(queues) or bool(equals) != bool(name):
+            raise ValueError(
+                f"{part.strip()!r}: dialer queues in order, for all, or by team as in team=a, b"
+            )
+        found[name or None] = queues
+    return found
+
+
+def _priorities(value: str) -> str:
+    priorities(value)
     return value
 
 
@@ -237,6 +259,14 @@ class Settings(BaseModel):
     """Lanes beside the default one, with their dialer queues: `outstanding=outstanding_requests`.
 
     The value has to be the same for every process.
+    """
+    queue_priority: Annotated[str, AfterValidator(_priorities)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_QUEUE_PRIORITY"
+    )
+    """The order in which the dialer queues are served: `first, second`, or by team after `;`.
+
+    `unsigned_users, outstanding_requests; inbound=outstanding_requests`: it counts for requests
+    that name no dialer queue. Queues that are not named come last.
     """
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
@@ -393,6 +423,19 @@ class Settings(BaseModel):
         6000, alias="ASSIGNMENT_WORKERS_DEMO_USERS"
     )
     """The number of users in each pool of the demo CRM."""
+
+    def of(self, queue: str) -> Settings:
+        """Return the settings for this dialer queue: these, unless a version has others."""
+        return self
+
+    def served(self, queues: Collection[str], team: str | None) -> list[str]:
+        """Return the dialer queues in the order in which the agents of a team are served."""
+        first = priorities(self.queue_priority) if self.queue_priority else {}
+        order = first.get(team, first.get(None, ()))
+        return [
+            *(each for each in order if each in queues),
+            *(each for each in queues if each not in order),
+        ]
 
     @property
     def first_lease(self) -> timedelta:

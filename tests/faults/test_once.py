@@ -303,6 +303,7 @@ def stands(stage: Stage, _: Said | None = None) -> Said:
     return {"name": "tps", "by": "operator", "why": "no longer ours"}
 
 
+SETTINGS: Said = {"by": "operator", "why": "summer"}
 LISTS = "SELECT count(*) = {} FROM assignment.suppression_lists WHERE state = 'standing'"
 STANDS = "SELECT count(*) = {} FROM assignment.suppressions WHERE user_id = 7 AND lifted_at IS NULL"
 PAUSED = "SELECT paused_at IS {} NULL FROM assignment.queues WHERE name = 'unsigned_users'"
@@ -445,6 +446,16 @@ CASES: dict[str, Case] = {
         {"counts.drained": len(USERS)},
         READY.format(0),
         rebuilds,
+    ),
+    "assignment.change_settings": Case(
+        lambda _: SETTINGS | {"changes": [{"name": "calling_hours", "value": "mon 09:00-10:00"}]},
+        {"outcome": "done", "replayed": False, "counts.version": 2},
+        "SELECT count(*) = 2 FROM assignment.settings",
+        does(
+            "assignment.change_settings",
+            **SETTINGS,
+            changes=[{"name": "calling_hours", "value": None}],
+        ),
     ),
     "queue.remove_converted": Case(
         signed,

@@ -28,7 +28,7 @@ BODIES: dict[str, dict[str, object]] = {
 """By the end of a path; of other paths the agent alone."""
 ROUTES = [
     (found[1], found[2], [cell.strip() for cell in found[3].split("|")])
-    for found in re.finditer(r"^\| `(GET|POST) (/\S*)` \|(.*)\|$", PAGE, re.MULTILINE)
+    for found in re.finditer(r"^\| `(GET|POST|PUT) (/\S*)` \|(.*)\|$", PAGE, re.MULTILINE)
 ]
 
 

@@ -43,6 +43,8 @@ PLANTED = {
     "dead_letters.error",
     "operator_actions.why",
     "operator_actions.outcome",
+    "settings.who",
+    "settings.why",
     "suppressions.by",
     "suppressions.lifted_by",
     "suppressions.lifted_why",
@@ -109,6 +111,7 @@ OF_OURS = {
     "access_log": {"what", "who", "subject", "address"},
     "sequencer": {"lane", "leader_host", "queues", "marks"},
     "sequencer_signs": {"lane"},
+    "settings": {"changes", "values"},
     "watermarks": {"source", "key"},
     "alembic_version": {"version_num"},
     "public.agents": {"role", "team", "allowed_queues"},
@@ -192,6 +195,16 @@ def planted(gateway: Gateway) -> Iterator[Planted]:
             "phone": f"0{PHONE}321",
             "by": word("lifter"),
             "why": word("why"),
+        },
+        "assignment",
+    )
+    client.send_again(
+        "assignment.change_settings",
+        [],
+        {
+            "changes": [{"name": "quarantine_after", "value": "3"}],
+            "by": word("setter"),
+            "why": word("setting"),
         },
         "assignment",
     )

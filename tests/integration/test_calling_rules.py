@@ -62,7 +62,7 @@ def test_outside_calling_hours_nobody_is_handed_out_and_nobody_loses_their_place
     )
     assert why(noon, 1) == ("outside_calling_hours", HALF_PAST_NINE + HOUR / 2)
     with noon.engine.connect() as connection:
-        found = funnel(connection, noon.policies[UNSIGNED], now=noon.now)
+        found = funnel(connection, noon.policies[UNSIGNED], settings=noon.settings, now=noon.now)
     assert [(each.why, each.users) for each in found.steps] == [("outside_calling_hours", 3)]
     assert noon.events("put_off", "taken_out") == []
     noon.regenerate()

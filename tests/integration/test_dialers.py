@@ -150,7 +150,13 @@ def _explained(world: World, case: Case) -> None:
     """Whom a build took is said to be claimable, and whom it left out is told why."""
     with world.engine.connect() as connection:
         for queue, users in case.expected.items():
-            found = explain_queue(connection, world.policies[queue], now=world.now, at_most=None)
+            found = explain_queue(
+                connection,
+                world.policies[queue],
+                settings=world.settings,
+                now=world.now,
+                at_most=None,
+            )
             assert found is not None
             for user in users:
                 said = explain_user(

@@ -29,7 +29,7 @@ def why(world: World, user: int, queue: str = UNSIGNED) -> str:
 
 def counted(world: World, queue: str = UNSIGNED) -> Funnel:
     with world.engine.connect() as connection:
-        return funnel(connection, POLICIES[queue], now=world.now)
+        return funnel(connection, POLICIES[queue], settings=world.settings, now=world.now)
 
 
 def steps(found: Funnel) -> dict[str, int]:
@@ -216,8 +216,8 @@ def test_nobody_is_explained_who_is_not_known(world: World) -> None:
 def test_a_large_pool_is_counted_by_its_best_and_the_funnel_says_so(pool: World) -> None:
     with pool.engine.connect() as connection:
         policy = POLICIES[UNSIGNED]
-        found = funnel(connection, policy, now=pool.now, at_most=4)
-        whole = funnel(connection, policy, now=pool.now, at_most=None)
+        found = funnel(connection, policy, settings=pool.settings, now=pool.now, at_most=4)
+        whole = funnel(connection, policy, settings=pool.settings, now=pool.now, at_most=None)
     assert (found.pool, found.complete) == (4, False)
     assert found.pool == found.claimable + sum(steps(found).values())
     assert whole.complete

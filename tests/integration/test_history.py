@@ -29,7 +29,9 @@ from assignment_workers.assignment.lifecycle.moves import (
     Release,
     Renew,
 )
+from assignment_workers.assignment.operational_settings import SettingChange
 from assignment_workers.assignment.pools import convert, discover
+from assignment_workers.assignment.settings_changes import change
 from assignment_workers.assignment.suppression_lists import Named, flip, stage
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
@@ -161,8 +163,15 @@ def work(run: Run, database_url: str) -> None:
     rests = (run.now + HOUR).replace(tzinfo=None)
     run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)
     run.held(9, OUTSTANDING)
+    allow_more(run)
     run.build()
     assert run.value("SELECT count(*) FROM assignment.events WHERE kind = 'expired'") == 1
+
+
+def allow_more(run: Run) -> None:
+    """A rule changes; user 32, who waits because of another one, is judged anew."""
+    more = [SettingChange(name="calls_per_day", value="9")]
+    run.run(change, more, by="ann", why="a quiet day", given=run.settings)
 
 
 def suppress_some(run: Run) -> None:

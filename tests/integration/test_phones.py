@@ -43,7 +43,9 @@ def test_an_entry_says_whom_it_matches_and_who_waits_because_of_it(
         found = suppression_lists.check(connection, written, reader(world))
     assert suppress(world, written, raw=True) == Done()
     with world.engine.connect() as connection:
-        steps = funnel(connection, world.policies[UNSIGNED], now=world.now).steps
+        steps = funnel(
+            connection, world.policies[UNSIGNED], settings=world.settings, now=world.now
+        ).steps
     kept_back = {each.why: each.users for each in steps}
     assert found.users == kept_back.get("do_not_contact", 0) > 0
     assert found.waiting == kept_back.get("number_unclear", 0) > 0
@@ -203,7 +205,9 @@ def test_every_form_of_a_number_has_the_same_hours_over_a_night_of_change(
         walls = [f"{world.now.astimezone(ZoneInfo(zone)):%H:%M}" for zone in zones]
         is_open = all("01:30" <= wall < "09:00" for wall in walls)
         with world.engine.connect() as connection:
-            found = funnel(connection, world.policies[UNSIGNED], now=world.now)
+            found = funnel(
+                connection, world.policies[UNSIGNED], settings=world.settings, now=world.now
+            )
         assert found.claimable == (len(written) if is_open else 0), (world.now, walls)
         seen.add(is_open)
     assert seen == {True, False}

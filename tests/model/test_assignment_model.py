@@ -733,7 +733,9 @@ class Machine(RuleBasedStateMachine):
             found = explain(
                 connection, user, policies=world.policies, settings=world.settings, now=world.now
             )
-            counted = funnel(connection, world.policies[queue], now=world.now)
+            counted = funnel(
+                connection, world.policies[queue], settings=world.settings, now=world.now
+            )
         person = dialer.users[user]
         if found is None:
             assert not person.in_crm

@@ -28,6 +28,7 @@ ORDERED = {
     "assignment.accept",
     "assignment.defer",
     "assignment.close",
+    "assignment.change_settings",
     "agent.state",
     "agent.end_sessions",
     "assignment.expire",

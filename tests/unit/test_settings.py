@@ -120,6 +120,9 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_SKIP_EVERYONE_SECONDS": Variable(
         "skip_everyone", timedelta(minutes=15), "60", timedelta(minutes=1), NOT_SECONDS
     ),
+    "ASSIGNMENT_WORKERS_QUEUE_PRIORITY": Variable(
+        "queue_priority", None, "b, a; night=a", "b, a; night=a", ("a,,b", "=a", "night=", ";")
+    ),
     "ASSIGNMENT_WORKERS_QUEUE_LIMIT": Variable("queue_limit", None, "200", 200, NOT_COUNTS),
     "ASSIGNMENT_WORKERS_LEVEL_MINIMUM": Variable("level_minimum", 20, "1", 1, NOT_COUNTS),
     "ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS": Variable(

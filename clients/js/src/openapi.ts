@@ -510,6 +510,52 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/settings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Settings
+         * @description Return the operational settings in force, with what each accepts.
+         */
+        get: operations["settings"];
+        /**
+         * Change Settings
+         * @description Change operational settings, all or none. The next claim judges by them, in every process.
+         *
+         *     A `value` of null drops a value: that for all, or the default, then counts.
+         */
+        put: operations["change_settings"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/settings/versions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Settings History
+         * @description Return the newest versions: who changed what, when, why, from which value to which.
+         */
+        get: operations["settings_history"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/events": {
         parameters: {
             query?: never;
@@ -713,6 +759,22 @@ export interface components {
          * @enum {string}
          */
         AgentStatus: "available" | "on_call" | "wrap_up" | "break" | "offline";
+        /**
+         * AppliedChange
+         * @description A changed value of an operational setting; None: it had, or has, no value of its own.
+         */
+        AppliedChange: {
+            /** Name */
+            name: string;
+            /** Queue */
+            queue?: string | null;
+            /** Team */
+            team?: string | null;
+            /** Before */
+            before: string | null;
+            /** After */
+            after: string | null;
+        };
         /**
          * AssignedAnswer
          * @description The user is assigned to this agent.
@@ -981,7 +1043,8 @@ export interface components {
          *
          *     `offered` is True if a dialer queue, a callback or a missed call would hand the user out now.
          *     `due` lists the user's callbacks, then the missed calls; both come before every dialer queue.
-         *     `events` lists the latest `EVENTS` events of the user, the last first.
+         *     `events` lists the latest `EVENTS` events of the user, the last first. `settings_version` is the
+         *     version of the operational settings in force; None: those of the environment.
          */
         Explanation: {
             /**
@@ -1003,6 +1066,8 @@ export interface components {
             not_for: components["schemas"]["NotFor"][];
             /** Events */
             events: components["schemas"]["UserEvent"][];
+            /** Settings Version */
+            settings_version?: number | null;
         };
         /**
          * Facts
@@ -1047,7 +1112,7 @@ export interface components {
          *
          *     Each user counts once, for the first reason. If `complete` is False, only the first
          *     `EXPLAINED_AT_MOST` users by score were judged. The `claimable` users are those left, who are
-         *     handed out unless the dialer queue is paused.
+         *     handed out unless the dialer queue is paused. `in_force` names the calling rules in force.
          */
         Funnel: {
             /**
@@ -1071,6 +1136,8 @@ export interface components {
             steps: components["schemas"]["Step"][];
             /** Claimable */
             claimable: number;
+            /** In Force */
+            in_force: string;
         };
         /**
          * HeartbeatBody
@@ -1121,6 +1188,25 @@ export interface components {
             state: string;
             /** Accepted At */
             accepted_at: string | null;
+        };
+        /**
+         * InForce
+         * @description The operational settings in force.
+         *
+         *     `version` None: no version is stored yet, and the values are those of this process's
+         *     environment. `since`, `who`, `why`: of the version.
+         */
+        InForce: {
+            /** Version */
+            version: number | null;
+            /** Since */
+            since: string | null;
+            /** Who */
+            who: string | null;
+            /** Why */
+            why: string | null;
+            /** Settings */
+            settings: components["schemas"]["SettingInForce"][];
         };
         /**
          * Index
@@ -1346,7 +1432,7 @@ export interface components {
          *
          *     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
          *     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
-         *     obstacle ends without intervention, if known.
+         *     obstacle ends without intervention, if known. `in_force` names the calling rules in force.
          */
         QueueVerdict: {
             /** Queue */
@@ -1360,6 +1446,8 @@ export interface components {
             /** Rules */
             rules: components["schemas"]["RuleVerdict"][];
             place: components["schemas"]["QueuePosition"] | null;
+            /** In Force */
+            in_force: string;
         };
         /**
          * Readiness
@@ -1551,6 +1639,80 @@ export interface components {
             task_id: string;
         };
         /**
+         * SettingChange
+         * @description A new value of an operational setting; `value` None: it has no value of its own any more.
+         *
+         *     The value for all, or else the default, then counts.
+         */
+        SettingChange: {
+            /** Name */
+            name: string;
+            /** Queue */
+            queue?: string | null;
+            /** Team */
+            team?: string | null;
+            /** Value */
+            value?: string | null;
+        };
+        /**
+         * SettingInForce
+         * @description An operational setting: its values in force, its default, and what is accepted.
+         *
+         *     `default` and a value `none`: it is switched off.
+         */
+        SettingInForce: {
+            /** Name */
+            name: string;
+            scope: components["schemas"]["SettingScope"];
+            /** Accepted */
+            accepted: string;
+            /** Default */
+            default: string;
+            /** Values */
+            values: components["schemas"]["ValueInForce"][];
+        };
+        /**
+         * SettingScope
+         * @description The subjects for which a setting can have values of their own, beside the value for all.
+         * @enum {string}
+         */
+        SettingScope: "nothing" | "queue" | "team";
+        /**
+         * SettingValue
+         * @description A value of an operational setting: for all, for a dialer queue, or for a team of agents.
+         */
+        SettingValue: {
+            /** Name */
+            name: string;
+            /** Queue */
+            queue?: string | null;
+            /** Team */
+            team?: string | null;
+            /** Value */
+            value: string;
+        };
+        /**
+         * SettingsBody
+         * @description Changes of operational settings, which become one version.
+         */
+        SettingsBody: {
+            /**
+             * Changes
+             * @example [
+             *       {
+             *         "name": "level_minimum",
+             *         "value": "20"
+             *       }
+             *     ]
+             */
+            changes: components["schemas"]["SettingChange"][];
+            /**
+             * Why
+             * @example as before
+             */
+            why: string;
+        };
+        /**
          * Source
          * @description The origin of an assignment's user: a dialer queue, a callback or a missed call.
          * @enum {string}
@@ -1648,6 +1810,32 @@ export interface components {
             };
         };
         /**
+         * StoredVersion
+         * @description A version of the operational settings: by whom it was made, its changes and its values.
+         */
+        StoredVersion: {
+            /** Version */
+            version: number;
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Who */
+            who: string;
+            /** Why */
+            why: string;
+            /** Changes */
+            changes: components["schemas"]["AppliedChange"][];
+            /** Values */
+            values: components["schemas"]["SettingValue"][];
+        };
+        /**
          * TimeToAssign
          * @description Seconds from the sending, by the requester's clock, to the commit of the assignment.
          *
@@ -1729,6 +1917,20 @@ export interface components {
             };
         };
         /**
+         * ValueInForce
+         * @description A value in force of an operational setting; `queue` and `team` None: for all others.
+         */
+        ValueInForce: {
+            /** Name */
+            name: string;
+            /** Queue */
+            queue?: string | null;
+            /** Team */
+            team?: string | null;
+            /** Value */
+            value: string;
+        };
+        /**
          * Code
          * @description The reason of a refusal, for programs.
          * @enum {string}
@@ -1803,7 +2005,7 @@ export interface components {
          * @description Kinds of events. Each change of state records one (guarantee 11).
          * @enum {string}
          */
-        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "suppression_list_changed" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "term_begun" | "clock_stepped" | "ASSIGNMENT_RACE_CONDITION";
+        EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "suppression_list_changed" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "settings_changed" | "wait_ended" | "term_begun" | "clock_stepped" | "ASSIGNMENT_RACE_CONDITION";
         /**
          * LiveDetails
          * @description The details of an event beyond its ids; its kind decides which are present.
@@ -5499,6 +5701,319 @@ export interface operations {
             };
         };
     };
+    settings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InForce"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    change_settings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SettingsBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Done"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    settings_history: {
+        parameters: {
+            query?: {
+                /** @description The most versions. */
+                most?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StoredVersion"][];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
     events: {
         parameters: {
             query?: {
@@ -5795,6 +6310,25 @@ export interface operations {
                      *           "message": "Input should be greater than or equal to 1"
                      *         }
                      *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemDetails"];

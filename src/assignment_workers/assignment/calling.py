@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
+from functools import lru_cache
 from typing import TypeVar
 
 import phonenumbers
@@ -43,14 +43,33 @@ def policies_of(settings: Settings) -> Mapping[str, Policy]:
     return _policies(loaded(), settings)
 
 
-@cache
+@lru_cache(maxsize=16)
 def _policies(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
+    judging = {queue: settings.of(queue).model_copy(update=NOT_JUDGING) for queue in POLICIES}
+    return {queue: _policy(dialer, queue, each) for queue, each in judging.items()}
+
+
+NOT_JUDGING = {
+    name: Settings.model_fields[name].default
+    for name in (
+        *("lease", "offer", "offers_lapsed", "defer_maximum", "session_calls", "call_gap"),
+        *("break_interval", "skip_agent", "skip_everyone", "callback_preferred", "callback_retry"),
+        *("level_minimum", "level_interval", "quarantine_after", "queue_priority"),
+    )
+}
+"""The operational settings that judge no user, with their defaults.
+
+A change of one leaves the policies as they are, and the statements that were made of them.
+"""
+
+
+@lru_cache(maxsize=64)
+def _policy(dialer: Dialer, queue: str, settings: Settings) -> Policy:
     rules, numbers = calling_rules(settings), numbers_of(settings)
     usual = rules == CallingRules() and numbers.is_usual
-    found = dialer.policies if usual else dialer.under(rules, numbers)
-    if settings.queue_limit is None:
-        return found
-    return {name: replace(each, limit=settings.queue_limit) for name, each in found.items()}
+    found = (dialer.policies if usual else dialer.under(rules, numbers))[queue]
+    limit = settings.queue_limit
+    return found if limit is None else replace(found, limit=limit)
 
 
 def numbers_of(settings: Settings) -> Numbers:
@@ -99,6 +118,10 @@ def calling_rules(settings: Settings) -> CallingRules:
 
 def described(settings: Settings) -> str:
     """Describe the calling hours in one line, for operators."""
+    return _by_queue_described(settings, _hours_described)
+
+
+def _hours_described(settings: Settings, _: str) -> str:
     if settings.calling_hours is None:
         return "none are configured: users are handed out at any hour"
     holidays = settings.calling_holidays
@@ -108,14 +131,34 @@ def described(settings: Settings) -> str:
 
 def others_described(settings: Settings) -> str:
     """Describe the calling rules other than the calling hours in one line, for operators."""
+    return _by_queue_described(settings, _limits_described)
+
+
+def described_for(settings: Settings, queue: str) -> str:
+    """Describe the calling rules of a dialer queue in one line, for operators."""
+    own = settings.of(queue)
+    return f"calling hours: {_hours_described(own, queue)}; limits: {_limits_described(own, queue)}"
+
+
+def _limits_described(settings: Settings, queue: str) -> str:
     rules = calling_rules(settings)
+    most, least = rules.calls_per_day.get(queue), rules.cool_down.get(queue)
     said = [
-        *(f"{most} calls in 24 h from {queue}" for queue, most in rules.calls_per_day.items()),
-        *(f"{least} after a call in {queue}" for queue, least in rules.cool_down.items()),
+        *([f"{most} calls in 24 h"] if most else []),
+        *([f"{least} after a call"] if least else []),
         *([f"{rules.attempts} attempts"] if rules.attempts else []),
         *([f"{rules.between_offers} between offers"] if rules.between_offers else []),
+        *([f"{settings.queue_limit} users of a generation"] if settings.queue_limit else []),
     ]
-    return "; ".join(said) or "none are configured: outcomes alone say when a user rests"
+    return ", ".join(said) or "none are configured: outcomes alone say when a user rests"
+
+
+def _by_queue_described(settings: Settings, describe: Callable[[Settings, str], str]) -> str:
+    """Describe something that may differ by dialer queue; once if it is the same for all."""
+    each = {queue: describe(settings.of(queue), queue) for queue in POLICIES}
+    if len(set(each.values())) == 1:
+        return next(iter(each.values()))
+    return "; ".join(f"{queue}: {said}" for queue, said in each.items())
 
 
 def _by_queue(name: str, said: str | None, read: Callable[[str], T]) -> dict[str, T]:

@@ -91,6 +91,10 @@ class EventKind(StrEnum):
     """An operator paused the dialer queue; it hands out no user."""
     QUEUE_RESUMED = "queue_resumed"
     """An operator resumed the dialer queue."""
+    SETTINGS_CHANGED = "settings_changed"
+    """Operational settings were changed, or their first values were stored."""
+    WAIT_ENDED = "wait_ended"
+    """A user who waited because of a rule is judged anew, because the settings have changed."""
     TERM_BEGUN = "term_begun"
     """A sequencer began to lead the lane, with a new term."""
     CLOCK_STEPPED = "clock_stepped"
@@ -130,6 +134,8 @@ class FencedTransaction:
     """The lanes whose rows this transaction has locked."""
     first: Sequence[Rows] = ()
     """The results of the statements that were sent together with the check of the term."""
+    settings_id: UUID | None = None
+    """The id of the version of the operational settings that is in force; None: the environment."""
     last: list[Statement] | None = None
     """Deferred writes, which are sent in one round trip with the commit.
 

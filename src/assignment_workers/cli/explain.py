@@ -17,6 +17,7 @@ from assignment_workers.assignment.reports.explanation import (
     PromiseFound,
     QueueVerdict,
 )
+from assignment_workers.assignment.settings_versions import current
 from assignment_workers.cli.servers import COMMAND_AT_MOST, database, need_queue, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
@@ -51,16 +52,18 @@ def explain(
     if queue is not None:
         need_queue(queue)
     given = settings()
-    policies = policies_of(given)
     found: Explanation | Funnel | None
     with database(patience=WHOLE_AT_MOST if whole else COMMAND_AT_MOST) as connection:
+        in_force = current(connection, given)
+        policies = policies_of(in_force)
         now = instant(connection)
         if user is not None:
-            found = explain_user(connection, user, policies=policies, settings=given, now=now)
+            found = explain_user(connection, user, policies=policies, settings=in_force, now=now)
         else:
             found = explain_queue(
                 connection,
                 policies[queue or ""],
+                settings=in_force,
                 now=now,
                 at_most=None if whole else EXPLAINED_AT_MOST,
             )
@@ -139,6 +142,7 @@ def _show_verdict(verdict: QueueVerdict) -> None:
             + (f" ({place.reason})" if place.reason else "")
             + (f" until {_time(place.available_from)}" if place.available_from else "")
         )
+    typer.echo(f"In force: {verdict.in_force}")
     as_table(
         f"Rules of {verdict.queue}",
         ["rule", "holds", "if not", "until"],
@@ -161,6 +165,7 @@ def _show_funnel(found: Funnel) -> None:
     )
     state = ", but the dialer queue is paused" if found.paused else ""
     typer.echo(f"Claimable: {found.claimable}{state}")
+    typer.echo(f"In force: {found.in_force}")
     if found.generation is None:
         typer.echo("Nothing is published: the dialer queue was never built")
     else:

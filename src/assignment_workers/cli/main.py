@@ -40,6 +40,7 @@ SECTIONS = {
         "pause": ("operator", "Hand out nobody from QUEUE until it is resumed."),
         "resume": ("operator", "Hand out users from QUEUE again."),
         "drain": ("operator", "Take everybody who is not held out of QUEUE, until a build."),
+        "settings": ("settings", "Operational settings: what is in force, and changing it."),
         "do-not-contact": ("suppressions", "Who asked not to be called, by user or phone."),
         "quarantine": ("suppressions", "Users set aside for unclear reasons."),
         "closed": ("suppressions", "Users out of a dialer queue: an agent closed it."),

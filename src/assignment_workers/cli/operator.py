@@ -237,6 +237,12 @@ def _show(found: Status) -> None:
     typer.echo(f"CRM: {_crm(found.crm)}")
     typer.echo(f"Calling hours: {found.calling_hours}")
     typer.echo(f"Other calling rules: {found.calling_rules}")
+    version = found.settings_version
+    typer.echo(
+        "Settings: no version is stored yet, those of this environment are shown"
+        if version is None
+        else f"Settings: version {version}; `assignment-workers settings list` prints all"
+    )
 
 
 def _echo_sequencer(sequencer: SequencerStatus, *, alone: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -239,6 +239,15 @@ def lift(
     return CommandCall(
         "user.lift_suppression", arguments if queue is None else arguments | {"queue": queue}
     )
+
+
+def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> CommandCall:
+    """Build the command that makes these changes of operational settings one new version.
+
+    Each change has `name`, `queue`, `team` and `value`; a `value` of None drops the value.
+    """
+    said = {"changes": [dict(each) for each in changes], "by": by, "why": why}
+    return CommandCall("assignment.change_settings", said)
 
 
 def repair() -> CommandCall:

@@ -47,6 +47,7 @@ from assignment_workers.gateway.metrics import Metrics, StoredFigures
 from assignment_workers.gateway.problems import REQUEST_ID, handle, problem
 from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.gateway.routes import agents, dead_letters, meta, operators, persons
+from assignment_workers.gateway.routes import settings as settings_routes
 from assignment_workers.origins import Origins
 from assignment_workers.settings import Settings
 
@@ -137,6 +138,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         operators.ROUTES,
         dead_letters.ROUTES,
         persons.ROUTES,
+        settings_routes.ROUTES,
         meta.ROUTES,
         meta.DOCUMENT,
         pages.ROUTES,
@@ -157,7 +159,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=sorted(origins.pages),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
             expose_headers=[REQUEST_ID, "Retry-After", "Date"],
         )

@@ -16,6 +16,7 @@ from assignment_workers.assignment.answers import (
     Paused,
     TooLate,
 )
+from assignment_workers.assignment.operational_settings import CHANGED_AT_MOST, SettingChange
 from assignment_workers.assignment.operator_actions import WHY_AT_MOST
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.policy.queues import reason_for
@@ -100,6 +101,15 @@ class ActBody(_Body):
     why: (
         Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] | None
     ) = Field(None, description="Kept with who did it.", examples=["the CRM is being mended"])
+
+
+class SettingsBody(_Body):
+    """Changes of operational settings, which become one version."""
+
+    changes: Annotated[list[SettingChange], Field(min_length=1, max_length=CHANGED_AT_MOST)] = (
+        Field(examples=[[{"name": "level_minimum", "value": "20"}]])
+    )
+    why: Why = Field(examples=["as before"])
 
 
 class ReportQuery(_Body):

@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from assignment_workers.assignment.operational_settings import OPERATIONAL
 from assignment_workers.schema.tables import SuppressionKind
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ _OF_OURS = frozenset(
         "health",
         "host",
         "id",
+        "in_force",
         "interface",
         "job",
         "kind",
@@ -157,6 +159,9 @@ def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
             return bool(_ACTOR.fullmatch(text))
         case "subject":
             return bool(_SUBJECT.fullmatch(text))
+        case "value" | "default" | "before" | "after" | "accepted" | "scope" | "team":
+            # Of an operational setting: checked at the door, so no free text.
+            return beside.get("name") in OPERATIONAL
         case "task":
             return bool(_TASK.fullmatch(text))
         case _:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import memory, traces
+from assignment_workers.assignment import settings_versions
 from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
@@ -53,6 +54,7 @@ def serve(settings: Settings) -> int:
         with engine.connect() as connection:
             migrate.check(connection)
             check_key(connection, numbers_of(settings).reader)
+            settings_versions.tell_ignored(connection, settings)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
     attach(engine, checked(settings))

@@ -47,6 +47,7 @@ _OF_WORKER: dict[str, str] = {
     "events": "SELECT, INSERT",
     "audit_batches": "SELECT, INSERT",
     "audit_anchors": "SELECT",
+    "settings": "SELECT, INSERT",
     "operator_actions": "SELECT",
     "api_tokens": "",
     "access_log": "",

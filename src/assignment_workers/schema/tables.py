@@ -140,9 +140,42 @@ class LaneTerm(Base):
 
     Each new sequencer of any lane increments the term, so one lane's terms have gaps.
     """
+    settings_id: Mapped[UUID | None]
+    """The id of the version of the settings by which the lane judges; null before the first one.
+
+    A change writes the rows of all lanes, whose locks it holds. So each transaction reads it with
+    its proof of the term.
+    """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     """The terms of `terms`, each as number and id in one text: the form that is in the names of the
     lists of messages that a term has taken."""
+
+
+class SettingsVersion(Base):
+    """A version of the operational settings: its changes, and every value in force from then on.
+
+    The table is append-only.
+    """
+
+    __tablename__ = "settings"
+    __table_args__ = (
+        CheckConstraint("version >= 1", name="version"),
+        CheckConstraint("length(why) BETWEEN 1 AND 500", name="why"),
+    )
+
+    version: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    id: Mapped[UUID] = mapped_column(unique=True)
+    """A random id beside the number, which recurs if the database moves back to a copy of its past:
+    what processes have read is kept by this id."""
+    at: Mapped[datetime] = mapped_column(Instant)
+    who: Mapped[str]
+    """The token's name, or the system user who ran the command; `sequencer` for the first version.
+    """
+    why: Mapped[str]
+    changes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    """The changed values: name, queue, team, and the value before and after."""
+    values: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    """Every value in force: name, queue, team and value. What is not named has its default."""
 
 
 class SequencerSign(Base):
@@ -197,6 +230,9 @@ class Generation(Base):
     purged_at: Mapped[datetime | None] = mapped_column(Instant)
     size: Mapped[int | None] = mapped_column(BigInteger)
     error: Mapped[str | None]
+    settings_version: Mapped[int | None] = mapped_column(BigInteger)
+    """The version of the settings by which it was built; null before the first one. Claims judge
+    by the version in force."""
 
 
 class Entry(Base):

@@ -115,6 +115,8 @@ class Leadership(bootsteps.StartStopStep):
         deposed = self.sequencer.deposed
         OrderedChannel.spared = deposed.mark if deposed else None
         self._consumes = False
+        if self._begins and not self.sequencer.begin():
+            return
         try:
             self._put_back(consumer, own=True, begins=self._begins)
             channel = consumer.task_consumer.channel

@@ -38,12 +38,18 @@ class Sequencer:
         queue: str,
         lanes: Lanes = ONE_LANE,
         send_probe: Callable[[], None],
+        begin: Callable[[TransactionRunner], object] = lambda _: None,
     ) -> None:
+        """Prepare the process.
+
+        `begin` is called at the beginning of each term, before a message is taken.
+        """
         self.engine = engine
         self.candidacy = candidacy
         self.queue = queue
         self.lanes = lanes
         self._send_probe = send_probe
+        self._begin = begin
         self.lost = False
         self.deposed: Term | None = None
         """The term of a leader still alive that this process deposed last, if any."""
@@ -96,6 +102,18 @@ class Sequencer:
         )
         TERM.set(term.number)
         return term
+
+    def begin(self) -> bool:
+        """Do what precedes the first message of a term. Returns False to be called again."""
+        try:
+            self._begin(self.runner)
+        except DatabaseUnavailable as error:
+            log.warning("term_not_begun", reason=str(error))
+            return False
+        except StaleTerm as error:
+            self.overtaken(error)
+            return False
+        return True
 
     def lose(self) -> None:
         """Give up leadership that was lost. The exit code will report it."""

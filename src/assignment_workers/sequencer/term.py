@@ -217,7 +217,9 @@ UPDATE assignment.sequencer AS s
 SET term = last.term + 1, term_id = %(id)s, terms = (last.term + 1 || s.terms)[:21],
     marks = (concat(last.term + 1, '.', replace(%(id)s::text, '-', '')) || s.marks)[:21],
     leader_host = %(host)s, leader_pid = %(pid)s, since = clock_timestamp(),
-    seen_at = clock_timestamp(), queues = %(queues)s
+    seen_at = clock_timestamp(), queues = %(queues)s,
+    settings_id = coalesce(s.settings_id,
+        (SELECT id FROM assignment.settings ORDER BY version DESC LIMIT 1))
 FROM (SELECT max(term) AS term FROM assignment.sequencer) AS last
 WHERE s.lane = %(lane)s RETURNING s.term, s.terms, s.marks
 """

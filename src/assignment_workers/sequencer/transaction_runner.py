@@ -57,9 +57,10 @@ LONGEST_PATIENCE = timedelta(seconds=60)
 SIGN_SECONDS = 1.0
 """A transaction records no sign of life if the last sign is more recent than this."""
 
-_PROVE = select(func.clock_timestamp()).select_from(
-    # The clock is read in the outer query. The subquery would read it before waiting for the lock.
-    select(LaneTerm.lane)
+# PostgreSQL reads the locked row again if it was changed meanwhile, so the settings are those of
+# the last change before this transaction.
+_proved = (
+    select(LaneTerm.settings_id)
     .where(
         LaneTerm.lane == bindparam("of_lane"),
         LaneTerm.term == bindparam("of_term"),
@@ -68,6 +69,8 @@ _PROVE = select(func.clock_timestamp()).select_from(
     .with_for_update()
     .subquery("proved")
 )
+# The clock is read in the outer query. The subquery would read it before waiting for the lock.
+_PROVE = select(func.clock_timestamp(), _proved.c.settings_id)
 _SIGN = (
     update(SequencerSign)
     .where(SequencerSign.lane == bindparam("of_lane"))
@@ -137,6 +140,7 @@ class TransactionRunner:
                 ).scalar_one_or_none()
                 raise StaleTerm(held=self.term, current=current)
             now: datetime = proved[0][0]
+            settings_id: UUID | None = proved[0][1]
             self._seen = now, monotonic()
             reading = Reading(now, asked_at, self._seen[1])
             step = reading.step_since(self._reading)
@@ -150,6 +154,7 @@ class TransactionRunner:
                 locked=locked,
                 last=last,
                 first=found,
+                settings_id=settings_id,
             )
             if step is not None:
                 transaction.record(stepped(step, self.lane))

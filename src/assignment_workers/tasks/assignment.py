@@ -7,10 +7,13 @@ from time import monotonic
 from typing import Annotated
 from uuid import UUID
 
+import structlog
+from kombu.exceptions import OperationalError
 from pydantic import AwareDatetime, Field
+from redis.exceptions import ResponseError
 from sqlalchemy import select, update
 
-from assignment_workers.assignment import suppression_lists
+from assignment_workers.assignment import settings_changes, suppression_lists
 from assignment_workers.assignment.answers import (
     Code,
     CommandAnswer,
@@ -27,6 +30,11 @@ from assignment_workers.assignment.generations.pause import pause, resume
 from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.lifecycle import agent_status
 from assignment_workers.assignment.lifecycle.expire import expire
+from assignment_workers.assignment.operational_settings import (
+    CHANGED_AT_MOST,
+    SettingChange,
+    changes_rules,
+)
 from assignment_workers.assignment.pools import convert, discover
 from assignment_workers.assignment.reports.doctor import repair
 from assignment_workers.assignment.suppressions import (
@@ -36,6 +44,8 @@ from assignment_workers.assignment.suppressions import (
     subject,
 )
 from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.client.commands import MAINTENANCE
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AgentStatus, LaneTerm, SequencerSign, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.tasks.arguments import (
@@ -61,12 +71,14 @@ from assignment_workers.tasks.moves import (
 from assignment_workers.tasks.requests import request, request_many
 from assignment_workers.tasks.task_handler import App, HandledTask, task_handler
 
+log = structlog.get_logger()
+
 
 def expire_lapsed(task: HandledTask) -> CommandAnswer:
     """End every lapsed offer, and every assignment whose lease ended without a heartbeat."""
 
     def operation(transaction: FencedTransaction) -> Done:
-        lapsed = expire(transaction, settings=task.of.settings)
+        lapsed = expire(transaction, settings=task.settings_in(transaction))
         return Done(counts={"expired": len(lapsed.ended), "kept": len(lapsed.kept)})
 
     return task.once(operation)
@@ -111,17 +123,20 @@ def reassign_hold(
     task: HandledTask, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
 ) -> RequestAnswer:
     """Assign the user of an assignment to another agent at an operator's request."""
-    return task.once(
-        lambda transaction: reassign(
+
+    def operation(transaction: FencedTransaction) -> RequestAnswer:
+        settings = task.settings_in(transaction)
+        return reassign(
             transaction,
             assignment_id,
             agent_id,
             by=by,
             why=why,
-            policies=policies_of(task.of.settings),
-            settings=task.of.settings,
+            policies=policies_of(settings),
+            settings=settings,
         )
-    )
+
+    return task.once(operation)
 
 
 def pause_queue(
@@ -155,26 +170,60 @@ def remove_converted(
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
     """Remove those of these users who have converted from a dialer queue."""
-    policies = policies_of(task.of.settings)
-    policy = policies.get(queue)
-    if policy is None:
+    if queue not in POLICIES:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(policies)}",
+            reason=f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
         )
-    return task.once(
-        lambda transaction: convert.remove_converted(
-            transaction, policy, user_ids, policies=policies
-        )
-    )
+
+    def operation(transaction: FencedTransaction) -> CommandAnswer:
+        policies = policies_of(task.settings_in(transaction))
+        return convert.remove_converted(transaction, policies[queue], user_ids, policies=policies)
+
+    return task.once(operation)
 
 
 def place_users(
     task: HandledTask, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
 ) -> CommandAnswer:
     """Move those of these users who are in the wrong pool to the pool where they belong."""
-    policies = policies_of(task.of.settings)
-    return task.once(lambda transaction: discover.assign_to_queue(transaction, user_ids, policies))
+    return task.once(
+        lambda transaction: discover.assign_to_queue(
+            transaction, user_ids, policies_of(task.settings_in(transaction))
+        )
+    )
+
+
+def change_settings(
+    task: HandledTask,
+    changes: Annotated[list[SettingChange], Field(min_length=1, max_length=CHANGED_AT_MOST)],
+    by: Word,
+    why: Why,
+) -> CommandAnswer:
+    """Make these changes of operational settings one new version, in force from its commit on.
+
+    If a changed setting decides who may be called, the dialer queues are then built again.
+    """
+    answer = task.once(
+        lambda transaction: settings_changes.change(
+            transaction, changes, by=by, why=why, given=task.of.settings
+        ),
+        subject="settings",
+    )
+    if isinstance(answer, Done) and changes_rules([each.name for each in changes]):
+        _rebuild(task)
+    return answer
+
+
+def _rebuild(task: HandledTask) -> None:
+    """Send for a build of every dialer queue; without it the next hourly build does the same."""
+    asked = {"trigger": "settings"}
+    try:
+        task.app.send_task(
+            "queue.regenerate", kwargs=asked, queue=MAINTENANCE, ignore_result=True, retry=False
+        )
+    except (OperationalError, ResponseError) as error:
+        log.warning("rebuild_not_requested", reason=str(error))
 
 
 def suppress(
@@ -294,6 +343,7 @@ def register(app: App) -> None:
     task_handler(app, "queue.drain", drain_queue)
     task_handler(app, "queue.remove_converted", remove_converted)
     task_handler(app, "queue.repair", repair_entries)
+    task_handler(app, "assignment.change_settings", change_settings)
     task_handler(app, "user.place", place_users)
     task_handler(app, "user.suppress", suppress)
     task_handler(app, "user.lift_suppression", lift_suppression)

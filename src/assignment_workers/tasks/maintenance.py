@@ -32,6 +32,7 @@ from assignment_workers.assignment.pools import convert
 from assignment_workers.assignment.pools.age import age_scores
 from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.reports import doctor
+from assignment_workers.assignment.settings_versions import current, version_of
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
 from assignment_workers.tasks.arguments import MANY, AgentId, Word
@@ -39,7 +40,7 @@ from assignment_workers.tasks.task_handler import App, HandledTask, one_line, ta
 
 log = structlog.get_logger()
 
-Trigger = Literal["hourly", "level", "hand"]
+Trigger = Literal["hourly", "level", "hand", "settings"]
 
 PATIENCE = timedelta(seconds=30)
 """The time for which a job is retried: longer than a database server takes to restart."""
@@ -71,8 +72,13 @@ def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
     built: dict[str, int] = {}
 
     def work(given: Work) -> Counts:
-        policy = policies_of(task.of.settings)[queue]
-        number, size = regenerate(given, policy, trigger=trigger)
+        settings = current(given.connection, task.of.settings)
+        number, size = regenerate(
+            given,
+            policies_of(settings)[queue],
+            trigger=trigger,
+            settings_version=version_of(settings),
+        )
         built["generation"] = number
         return {"generation": number, "size": size}
 
@@ -98,7 +104,8 @@ def check_levels(task: HandledTask) -> Any:
     low: list[str] = []
 
     def work(given: Work) -> Counts:
-        low[:] = levels.low(given.connection, list(POLICIES), settings=task.of.settings)
+        settings = current(given.connection, task.of.settings)
+        low[:] = levels.low(given.connection, list(POLICIES), settings=settings)
         return {"low": len(low)}
 
     ran = _job(task, "queue.check_levels", work)
@@ -231,7 +238,7 @@ def clean_conversions(task: HandledTask) -> Any:
 
 def _send_converted(task: HandledTask, given: Work, queue: str) -> int:
     after = count = 0
-    policy = policies_of(task.of.settings)[queue]
+    policy = policies_of(current(given.connection, task.of.settings))[queue]
     while users := convert.converted(given.connection, policy, after=after, now=given.now):
         task.app.send_task(
             "queue.remove_converted",
@@ -246,10 +253,10 @@ def _send_converted(task: HandledTask, given: Work, queue: str) -> int:
 
 def discover_new(task: HandledTask) -> Any:
     """Handle the users and requirements that are new in the CRM since the last run."""
-    policies = policies_of(task.of.settings)
     send = partial(_send_for_place, task)
 
     def work(given: Work) -> Counts:
+        policies = policies_of(current(given.connection, task.of.settings))
         return discover(given, policies, send, randomness=Random())
 
     return _as_dict(_job(task, "queue.discover", work))
@@ -257,12 +264,11 @@ def discover_new(task: HandledTask) -> Any:
 
 def reconcile_pools(task: HandledTask) -> Any:
     """Find the users in no pool or the wrong one, and send the commands that move them."""
-    policies = policies_of(task.of.settings)
     send = partial(_send_for_place, task)
 
     def work(given: Work) -> Counts:
         mirror.freshen(task.of.engine)
-        return reconcile(given, policies, send)
+        return reconcile(given, policies_of(current(given.connection, task.of.settings)), send)
 
     return _as_dict(_job(task, "queue.reconcile", work))
 

@@ -114,7 +114,11 @@ def finish_many(
     outcomes = task.of.outcomes
     try:
         # A process that ended may have stored the answer of one move under the name of its part.
-        found: Any = task.once(lambda transaction: finish(transaction, moves, outcomes=outcomes))
+        found: Any = task.once(
+            lambda transaction: finish(
+                transaction, moves, outcomes=outcomes, settings=task.settings_in(transaction)
+            )
+        )
         answers = iter(found if isinstance(found, list) else [found] * len(moves))
     except DBAPIError:
         return [
@@ -145,7 +149,10 @@ def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswe
     """
     outcomes = task.of.outcomes
     found: Any = task.once(
-        lambda transaction: finish(transaction, [move], outcomes=outcomes)[0], part=part
+        lambda transaction: finish(
+            transaction, [move], outcomes=outcomes, settings=task.settings_in(transaction)
+        )[0],
+        part=part,
     )
     answer: FinishAnswer = found[0] if isinstance(found, list) else found
     return answer

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
 from assignment_workers.addresses import REDIS
+from assignment_workers.assignment import settings_changes, settings_versions
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
@@ -105,6 +106,7 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
         queue=queue,
         lanes=app.lanes,
         send_probe=lambda: _send_probe(app, queue),
+        begin=lambda runner: runner.run(lambda each: settings_changes.adopt(each, settings)),
     )
     # RabbitMQ serves the next sequencer once it has missed two heartbeats of this one.
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
@@ -261,6 +263,7 @@ def _check(app: App) -> None:
         with app.engine.connect() as connection:
             migrate.check(connection)
             check_key(connection, numbers_of(app.settings).reader)
+            settings_versions.tell_ignored(connection, app.settings)
             dialer_queues.store_names(connection)
             connection.commit()
     except (OperationalError, ProgrammingError) as error:

@@ -17,6 +17,7 @@ from assignment_workers.assignment.answers import (
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.claim import claim
 from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.settings_versions import of_transaction
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
@@ -102,7 +103,8 @@ def answer(
         def transaction(
             transaction: FencedTransaction, asked: list[ClaimRequest] = asked
         ) -> list[RequestAnswer | None]:
-            return claim(transaction, asked, policies=policies_of(settings), settings=settings)
+            in_force = of_transaction(transaction, settings)
+            return claim(transaction, asked, policies=policies_of(in_force), settings=in_force)
 
         try:
             given = runner.run(transaction, until=until)

@@ -31,6 +31,7 @@ from assignment_workers import traces
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.claims.idempotency import LONGEST_ID, CommandIdentity
 from assignment_workers.assignment.lanes import Lanes
+from assignment_workers.assignment.settings_versions import of_transaction
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.client.wire.message import (
     BY,
@@ -129,6 +130,10 @@ class HandledTask(Task[..., Any]):
     def of(self) -> App:
         """The Celery application of this task, typed as our `App`."""
         return cast(App, self.app)
+
+    def settings_in(self, transaction: FencedTransaction) -> Settings:
+        """Return the settings of this process with the operational ones in force."""
+        return of_transaction(transaction, self.of.settings)
 
     @property
     def runner(self) -> TransactionRunner:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import Connection, Integer, Interval, bindparam, case, func, literal, select, text
+from sqlalchemy import Connection, Integer, case, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from assignment_workers.assignment.active_assignments import ACTIVE
+from assignment_workers.assignment.agents.sessions import lease_of, leases
 from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Noted, Refused
+from assignment_workers.assignment.settings_versions import current
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import Agent
@@ -29,12 +31,13 @@ def beat(
     `beats`: by agent id, the time of the heartbeat; None: now. An earlier heartbeat never replaces
     a later one, and a time in the future counts as now. Refused: an unknown agent. The caller
     commits; the commit does not wait for the disk, because heartbeats that a crash loses are sent
-    again. Cost: two statements for any number of agents, by primary keys.
+    again. `settings`: those of the environment. Cost: three statements for any number of agents, by
+    primary keys.
     """
     connection.execute(text("SET LOCAL synchronous_commit TO off"))
     given = [{"agent_id": agent, "seen_at": at} for agent, at in sorted(beats.items())]
     connection.execute(_BEAT, {"beats": given})
-    found = connection.execute(_STANDS, {"beats": given, "lease": settings.lease})
+    found = connection.execute(_STANDS, {"beats": given, **leases(current(connection, settings))})
     answers: dict[int, HeartbeatAnswer] = {row.agent_id: Noted(**row) for row in found.mappings()}
     for agent in beats.keys() - answers.keys():
         answers[agent] = Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {agent}")
@@ -57,7 +60,7 @@ _BEAT = _made.on_conflict_do_update(
     set_={"seen_at": func.greatest(AgentSeen.seen_at, _made.excluded.seen_at)},
 )
 
-_alive_until = AgentSeen.seen_at + bindparam("lease", type_=Interval())
+_alive_until = AgentSeen.seen_at + lease_of(Assignment.__table__.c.queue)
 _STANDS = (
     select(
         _beats.c.agent_id,

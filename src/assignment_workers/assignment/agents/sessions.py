@@ -14,22 +14,25 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Integer,
+    Interval,
     Text,
     Update,
     and_,
     bindparam,
     case,
+    cast,
     func,
     literal,
     null,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.tables import AgentSession, AgentStatus
@@ -54,6 +57,24 @@ class Session:
     working_since: datetime | None
     last_call_ended_at: datetime | None
     team: str | None
+
+
+def lease_of(queue: ColumnElement[str]) -> ColumnElement[timedelta]:
+    """Return a SQL expression: the lease of accepted work from the dialer queue `queue`.
+
+    SQL parameters: those of `leases`.
+    """
+    own = cast(bindparam("leases", type_=JSONB).op("->>")(queue), Interval())
+    return func.coalesce(own, bindparam("lease", type_=Interval()))
+
+
+def leases(settings: Settings) -> dict[str, Any]:
+    """Return the SQL parameters of `lease_of`."""
+    own = {queue: settings.of(queue).lease for queue in POLICIES}
+    return {
+        "lease": settings.lease,
+        "leases": {queue: f"{each.total_seconds()} s" for queue, each in own.items()},
+    }
 
 
 def turned_away(session: Session | None, settings: Settings, now: datetime) -> Refused | None:

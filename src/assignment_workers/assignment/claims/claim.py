@@ -201,7 +201,8 @@ class _Claim:
                 reason=f"allowed_queues of agent {request.agent_id} is not a list of dialer queues",
             )
         if request.queue is None:
-            queues = [queue for queue in self.policies if queue in allowed]
+            served = self.settings.served(self.policies, requester.team)
+            queues = [queue for queue in served if queue in allowed]
             if queues:
                 return queues
             return Refused(
@@ -337,7 +338,7 @@ class _Claim:
             reason=found.reason,
             rank=found.rank,
             claimed_at=self.transaction.now,
-            lease_expires_at=self.transaction.now + self.settings.first_lease,
+            lease_expires_at=self.transaction.now + self.settings.of(queue).first_lease,
             version=1,
             state=AssignmentState.ACTIVE.value,
             accepted_at=None,
@@ -362,7 +363,8 @@ class _Claim:
             entries.take_out(self.transaction, queue, head.generation, head.ineligible)
             rules = suspicious() if head.ineligible else frozenset()
             unclear = [user for user, why in head.ineligible.items() if why in rules]
-            quarantine(self.transaction, unclear, after=self.settings.quarantine_after)
+            most = self.settings.of(queue).quarantine_after
+            quarantine(self.transaction, unclear, after=most)
             entries.put_off(self.transaction, queue, head.generation, head.resting)
             if head.held_elsewhere:
                 entries.hold(self.transaction, head.held_elsewhere)

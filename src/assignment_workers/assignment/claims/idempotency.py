@@ -195,6 +195,7 @@ class Requester:
     """Users whom the agent skipped lately and who therefore are not offered to this agent."""
     session: Session | None = None
     """The agent's session; None: the agent never stated a state and never let an offer lapse."""
+    team: str | None = None
 
 
 def look_up(
@@ -274,6 +275,7 @@ def _read(
             allowed=row.allowed_queues,
             hold=shown.get(row.hold),
             skipped=frozenset(row.skipped),
+            team=row.team,
             session=None
             if row.stated is None
             else Session(

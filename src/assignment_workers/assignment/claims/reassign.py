@@ -103,7 +103,7 @@ def reassign(
             "id": transaction.new_id(),
             "agent_id": agent_id,
             "claimed_at": transaction.now,
-            "lease_expires_at": transaction.now + settings.first_lease,
+            "lease_expires_at": transaction.now + settings.of(hold.queue).first_lease,
             "accepted_at": None,
             "version": 1,
         }

@@ -21,6 +21,7 @@ from sqlalchemy import (
     exists,
     func,
     literal_column,
+    not_,
     null,
     or_,
     select,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.policy.rules import is_put_off
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.tables import (
@@ -162,6 +164,60 @@ _PUT_OFF = (
         _still(EntryState.READY),
     )
     .values(state=WAITING, available_from=_put_off.c.until)
+)
+
+
+_waiting = (
+    select(Entry.generation_id, Entry.user_id)
+    .where(
+        Entry.generation_id == bindparam("generation"),
+        Entry.state == WAITING,
+        not_(is_put_off(Entry.__table__.c.user_id)),
+    )
+    .order_by(Entry.available_from)
+    .limit(literal_column(str(PROMOTED_AT_MOST)))
+    .cte("waiting")
+)
+_JUDGE_ANEW = (
+    update(Entry)
+    .where(
+        Entry.generation_id == _waiting.c.generation_id,
+        Entry.user_id == _waiting.c.user_id,
+        _still(EntryState.WAITING),
+    )
+    .values(state=READY, available_from=null())
+    .returning(Entry.user_id)
+)
+
+
+def judge_waiting_anew(transaction: FencedTransaction) -> None:
+    """Make users claimable at their positions who wait because of a rule, because rules changed.
+
+    The next claim judges them. Users whom an agent skipped or deferred go on waiting. At most
+    `PROMOTED_AT_MOST` users of each dialer queue, those first whose time comes first; an event
+    records each.
+    """
+    transaction.require_all_lanes()
+    at = {"now": transaction.now}
+    for generation, queue in transaction.connection.execute(_ALL_PUBLISHED).all():
+        users = transaction.connection.execute(_JUDGE_ANEW, at | {"generation": generation})
+        transaction.record(
+            *(
+                {
+                    "kind": EventKind.WAIT_ENDED,
+                    "queue": queue,
+                    "user_id": user,
+                    "generation_id": generation,
+                }
+                for user in sorted(users.scalars())
+            )
+        )
+
+
+_ALL_PUBLISHED = (
+    select(Generation.id, Generation.queue)
+    .where(Generation.state == PUBLISHED_STATE)
+    .order_by(Generation.queue)
 )
 
 

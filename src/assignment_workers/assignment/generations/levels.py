@@ -32,20 +32,21 @@ def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None
 def low(connection: Connection, queues: Collection[str], *, settings: Settings) -> list[str]:
     """Return those of `queues` that need a new generation: few claimable users, no recent build.
 
-    The limits are those of `settings`. Both conditions are read from the database, so they survive
-    a restart. A dialer queue that was never built needs one. An error while counting is raised,
-    because an unknown count is not zero (hazard A7).
+    The limits are those of `settings` for each dialer queue. Both conditions are read from the
+    database, so they survive a restart. A dialer queue that was never built needs one. An error
+    while counting is raised, because an unknown count is not zero (hazard A7).
     """
     return [
         queue
         for queue in queues
-        if _is_low(claimable(connection, queue, at_most=settings.level_minimum), settings)
-        and not _built_lately(connection, queue, settings)
+        if _is_low(connection, queue, settings.of(queue).level_minimum)
+        and not _built_lately(connection, queue, settings.of(queue))
     ]
 
 
-def _is_low(count: int | None, settings: Settings) -> bool:
-    return count is None or count < settings.level_minimum
+def _is_low(connection: Connection, queue: str, least: int) -> bool:
+    count = claimable(connection, queue, at_most=least)
+    return count is None or count < least
 
 
 def _built_lately(connection: Connection, queue: str, settings: Settings) -> bool:

@@ -48,22 +48,25 @@ from assignment_workers.schema.tables import (
 )
 
 
-def regenerate(work: Work, policy: Policy, *, trigger: str) -> tuple[int, int]:
+def regenerate(
+    work: Work, policy: Policy, *, trigger: str, settings_version: int | None = None
+) -> tuple[int, int]:
     """Build a generation of the policy's dialer queue; return its number and its size.
 
-    `trigger`: the cause of the build, for the record. All users who meet the policy now are in the
-    generation, ranked, those whom an agent holds included; users who were skipped lately or
-    deferred wait. With a size limit, the generation has first the users who can be called before
-    the next build, by rank, and then others, by rank; those it has are ranked by the policy's order
-    alone. A failure leaves the published generation unchanged and marks the new one failed;
-    if the process dies, the next build marks it. Cost: one statement over the pool, in the
-    database; this process holds no row. The generation's row is committed at once, on
+    `trigger`: the cause of the build, and `settings_version`: the version of the settings that made
+    the policy, for the record; claims judge by the version that is in force then. All users who
+    meet the policy now are in the generation, ranked, those whom an agent holds included; users who
+    were skipped lately or deferred wait. With a size limit, the generation has first the users who
+    can be called before the next build, by rank, and then others, by rank; those it has are ranked
+    by the policy's order alone. A failure leaves the published generation unchanged and marks the
+    new one failed; if the process dies, the next build marks it. Cost: one statement over the pool,
+    in the database; this process holds no row. The generation's row is committed at once, on
     `work.side_connection`. An external CRM is read first: if it is away, the build fails, and
     nobody is removed. Changed phone numbers are read first too, at most `phones.BEFORE_A_BUILD`
     batches; a claim reads the remaining ones before it judges these users.
     """
     _fail_abandoned(work.side_connection, policy.queue)
-    number = _begin(work, policy.queue, trigger)
+    number = _begin(work, policy.queue, trigger, settings_version)
     try:
         freshen(work.connection.engine)
         phones.read(work, policy.numbers, batches=phones.BEFORE_A_BUILD)
@@ -82,10 +85,10 @@ def regenerate(work: Work, policy: Policy, *, trigger: str) -> tuple[int, int]:
     return number, size
 
 
-def _begin(work: Work, queue: str, trigger: str) -> int:
+def _begin(work: Work, queue: str, trigger: str, version: int | None) -> int:
     number = work.side_connection.execute(
         insert(Generation)
-        .values(queue=queue, trigger=trigger, started_at=work.now)
+        .values(queue=queue, trigger=trigger, started_at=work.now, settings_version=version)
         .returning(Generation.id)
     ).scalar_one()
     work.side_connection.commit()

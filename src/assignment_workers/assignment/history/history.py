@@ -22,6 +22,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Text, bindparam, func, select, text
 
+from assignment_workers.assignment import settings_versions
 from assignment_workers.assignment.generations.publish import LONGEST_TURN
 from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.assignment.history.records import RECORDS
@@ -36,8 +37,9 @@ from assignment_workers.settings import Settings
 def check(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
     """Return the breaches in the whole history of this database; empty for a correct one.
 
-    `settings` must be those with which the system ran. `bound` is the longest time that an
-    assignment may outlast its lease while a sequencer leads. Events before `history_retention` are
+    `settings`: those of the environment; the operational ones are those that were in force. `bound`
+    is the longest time that an assignment may outlast its lease while a sequencer leads. Events
+    before `history_retention` are
     not replayed, because some may be gone. Times that a step of the database's clock made ambiguous
     are not compared. Reads one snapshot, so the system may be running; `connection` must not be in
     a transaction yet.
@@ -49,13 +51,15 @@ def check(connection: Connection, *, settings: Settings, bound: timedelta) -> li
 def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
     """Return the breaches in the whole history, as the snapshot of the caller's transaction has it.
 
-    `settings` must be those with which the system ran. `bound` is the longest time that an
-    assignment may outlast its lease while a sequencer leads.
+    `settings` and `bound`: as for `check`.
     """
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     since = now - settings.history_retention
-    replay = Replay(settings, bound=bound)
-    _what_stood(connection, replay, since, settings)
+    versions = settings_versions.since(connection, since)
+    read = [(each.at, each.in_force(settings)) for each in versions]
+    first = next((each for at, each in reversed(read) if at < since), settings)
+    replay = Replay(first, bound=bound, later=[each for at, each in read if at >= since])
+    _what_stood(connection, replay, since, first)
     for fact in facts(connection, since):
         number, ranks = fact.generation_id, None
         if number is not None and fact.kind == EventKind.GENERATION_PUBLISHED:

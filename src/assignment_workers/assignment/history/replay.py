@@ -7,7 +7,8 @@ in, breaches out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -101,14 +102,19 @@ They do not change which users are claimable.
 class Replay:
     """The replay of recorded events (facts) in the order of their ids, to find broken guarantees.
 
-    `breaches` are those found so far. `settings` must be those with which the system ran. `bound`
+    `breaches` are those found so far. `settings` are those in force at the first fact, and `later`
+    those of each change of settings, in order. `bound`
     is the longest time that an assignment may outlast its lease while a sequencer leads. A fact
     costs a few microseconds, whatever a generation's size.
     """
 
-    def __init__(self, settings: Settings, *, bound: timedelta) -> None:
+    def __init__(
+        self, settings: Settings, *, bound: timedelta, later: Sequence[Settings] = ()
+    ) -> None:
         self.breaches: list[Breach] = []
         self._settings = settings
+        self._later = deque(later)
+        self._skip_at_most = max(each.skip_agent for each in (settings, *later))
         self._bound = bound
         self._lanes = lanes_of(settings)
         self._at: dict[str, datetime] = {}
@@ -173,6 +179,8 @@ class Replay:
             EventKind.GENERATION_FAILED: self._was_failed,
             EventKind.QUEUE_PAUSED: self._was_paused,
             EventKind.QUEUE_RESUMED: self._was_resumed,
+            EventKind.SETTINGS_CHANGED: self._settings_changed,
+            EventKind.WAIT_ENDED: self._wait_ended,
             EventKind.DISCOVERED: self._nothing,
             EventKind.POOL_CHANGED: self._nothing,
             EventKind.SUPPRESSED: self._nothing,
@@ -386,17 +394,17 @@ class Replay:
         These users must not be offered to this agent again.
         """
         skipped = self._skipped.get(agent, {})
-        since = now - self._settings.skip_agent
-        while skipped and next(iter(skipped.values())) <= since:
+        while skipped and next(iter(skipped.values())) <= now - self._skip_at_most:
             del skipped[next(iter(skipped))]
-        return skipped
+        since = now - self._settings.skip_agent
+        return {user: at for user, at in skipped.items() if at > since}
 
     def _leased(self, fact: Fact, earlier: datetime) -> datetime:
         """Return the end of the lease that the fact sets, and check that the lease is not too long.
 
         A lease ends at most one full lease after the fact, or at `earlier` if that is later.
         """
-        latest = max(earlier, fact.at + self._settings.lease)
+        latest = max(earlier, fact.at + self._settings.of(fact.queue or "").lease)
         if fact.lease_expires_at is None:
             self._breach(11, fact, f"assignment {fact.assignment_id}: no lease is named")
             return latest
@@ -450,6 +458,17 @@ class Replay:
             self._completed[hold.user] = hold.assignment
             for claimable_set in self._claimable_sets.values():
                 claimable_set.drop(hold.user)
+
+    def _settings_changed(self, fact: Fact) -> None:
+        if not self._later:
+            self._breach(11, fact, "the settings were changed, and no version of them is stored")
+            return
+        self._settings = self._later.popleft()
+
+    def _wait_ended(self, fact: Fact) -> None:
+        claimable_set = self._claimable_sets.get(fact.queue or "")
+        if claimable_set is not None and fact.user_id is not None:
+            claimable_set.make_ready(fact.user_id)
 
     def _promised(self, fact: Fact) -> None:
         if fact.user_id is None or self._completed.get(fact.user_id) != fact.assignment_id:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, Text, all_, bindparam, case, null, select, update
+from sqlalchemy import ARRAY, Text, all_, bindparam, case, null, select, update
 
 from assignment_workers.assignment.active_assignments import ACTIVE, THIS_TRANSACTION
 from assignment_workers.assignment.agents import sessions
@@ -44,7 +44,7 @@ class Lapsed:
 
 
 _NOW = bindparam("instant", type_=Instant)
-_alive_until = AgentSeen.seen_at + bindparam("lease", type_=Interval())
+_alive_until = AgentSeen.seen_at + sessions.lease_of(Assignment.__table__.c.queue)
 _lapsed = (
     select(
         Assignment.id,
@@ -109,7 +109,7 @@ def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
     """
     parameters = {
         "instant": transaction.now,
-        "lease": settings.lease,
+        **sessions.leases(settings),
         "others": transaction.queues_of_other_lanes,
     }
     found = transaction.connection.execute(_EXPIRE, parameters).all()

@@ -37,6 +37,7 @@ from assignment_workers.policy.outcomes import OUTCOMES, Outcome
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.pipeline import Statement
 from assignment_workers.schema.tables import AssignmentState, EndedHow, EntryState, Source
+from assignment_workers.settings import Settings
 
 
 def finish(
@@ -44,8 +45,11 @@ def finish(
     moves: Sequence[Move],
     *,
     outcomes: Mapping[str, Outcome] = OUTCOMES,
+    settings: Settings | None = None,
 ) -> list[Finished | Refused]:
     """Carry out the moves, as if one after the other; return an answer for each, in their order.
+
+    `settings`: those in force, whose limits replace those of the moves; None: the moves' own count.
 
     A move is an agent's command about an assignment, such as completing it. A move that comes after
     the assignment has ended, or from another agent, is refused and recorded as a race (guarantee
@@ -66,6 +70,8 @@ def finish(
             row.earlier,
         )
     transaction.require_lanes(*(each.hold.queue for each in found.values()))
+    if settings is not None:
+        moves = [_limited(each, found.get(each.owner.assignment_id), settings) for each in moves]
     work = _Finish(transaction, found, outcomes)
     answers = [work.carry_out(move) for move in moves]
     work.write()
@@ -399,6 +405,22 @@ class _Finish:
                 "details": details,
             }
         )
+
+
+def _limited(move: Move, found: _Found | None, given: Settings) -> Move:
+    """Return the move with the limits of the settings, for the dialer queue of its assignment."""
+    settings = given if found is None else given.of(found.hold.queue)
+    match move:
+        case Complete():
+            return replace(move, retry=settings.callback_retry)
+        case Skip():
+            return replace(move, everyone=settings.skip_everyone)
+        case Defer():
+            return replace(move, most=settings.defer_maximum)
+        case Accept() | Renew():
+            return replace(move, lease=settings.lease)
+        case _:
+            return move
 
 
 @cache

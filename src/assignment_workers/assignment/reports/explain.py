@@ -26,6 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.callbacks import callbacks, missed_calls
+from assignment_workers.assignment.calling import described_for
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.generations.eligibility_status import (
     EligibilityStatus,
@@ -46,6 +47,7 @@ from assignment_workers.assignment.reports.explanation import (
     Step,
     UserEvent,
 )
+from assignment_workers.assignment.settings_versions import version_of
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import sql_text
@@ -89,7 +91,8 @@ def explain(
 ) -> Explanation | None:
     """Explain, rule by rule, whether the user is offered to agents at `now`.
 
-    Returns None for an unknown user. The user's facts are read from the CRM; raises
+    `settings`: those in force, of which `policies` are made. Returns None for an unknown user. The
+    user's facts are read from the CRM; raises
     `CrmUnavailable` if that is impossible. Cost: judging one user, and counting the users ahead in
     each dialer queue, up to a limit.
     """
@@ -101,7 +104,10 @@ def explain(
     hold = connection.execute(_HOLD, {"user": user}).mappings().one_or_none()
     if row is None and hold is None:
         return None
-    queues = [_verdict(crm_reader, connection, user, policy, now) for policy in policies.values()]
+    queues = [
+        _verdict(crm_reader, connection, user, policy, settings=settings, now=now)
+        for policy in policies.values()
+    ]
     ways = tuple(policies.values())
     due = list(_due(crm_reader, connection, user, ways, settings=settings, now=now))
     skipped = {"user": user, "since": now - settings.skip_agent, "rest": settings.skip_agent}
@@ -119,6 +125,7 @@ def explain(
             UserEvent(**each)
             for each in connection.execute(_EVENTS, {"user": user}).mappings().all()
         ],
+        settings_version=version_of(settings),
     )
 
 
@@ -126,12 +133,14 @@ def funnel(
     connection: Connection,
     policy: Policy,
     *,
+    settings: Settings,
     now: datetime,
     at_most: int | None = EXPLAINED_AT_MOST,
 ) -> Funnel:
     """Count the users of the policy's dialer queue whom each rule holds back, and those claimable.
 
-    `at_most`: only so many users, the first by score, are judged; None: all. Cost: one pass over
+    `settings`: those in force. `at_most`: only so many users, the first by score, are judged; None:
+    all. Cost: one pass over
     these users, in the database.
     """
     place = _place(connection, policy.queue)
@@ -158,6 +167,7 @@ def funnel(
         pool=pool,
         steps=steps,
         claimable=left,
+        in_force=described_for(settings, policy.queue),
     )
 
 
@@ -231,7 +241,13 @@ def _place(connection: Connection, queue: str) -> RowMapping:
 
 
 def _verdict(
-    crm_reader: CrmReader, connection: Connection, user: int, policy: Policy, now: datetime
+    crm_reader: CrmReader,
+    connection: Connection,
+    user: int,
+    policy: Policy,
+    *,
+    settings: Settings,
+    now: datetime,
 ) -> QueueVerdict:
     place = _place(connection, policy.queue)
     parameters = _parameters(place["generation"], now) | {"user": user}
@@ -262,6 +278,7 @@ def _verdict(
             for rule in policy.rules
         ],
         place=_found(connection, row),
+        in_force=described_for(settings, policy.queue),
     )
 
 

@@ -47,7 +47,7 @@ class QueueVerdict(BaseModel):
 
     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
-    obstacle ends without intervention, if known.
+    obstacle ends without intervention, if known. `in_force` names the calling rules in force.
     """
 
     queue: str
@@ -56,6 +56,7 @@ class QueueVerdict(BaseModel):
     free_at: datetime | None
     rules: list[RuleVerdict]
     place: QueuePosition | None
+    in_force: str
 
 
 class PromiseFound(BaseModel):
@@ -109,7 +110,8 @@ class Explanation(BaseModel):
 
     `offered` is True if a dialer queue, a callback or a missed call would hand the user out now.
     `due` lists the user's callbacks, then the missed calls; both come before every dialer queue.
-    `events` lists the latest `EVENTS` events of the user, the last first.
+    `events` lists the latest `EVENTS` events of the user, the last first. `settings_version` is the
+    version of the operational settings in force; None: those of the environment.
     """
 
     at: datetime
@@ -121,6 +123,7 @@ class Explanation(BaseModel):
     queues: list[QueueVerdict]
     not_for: list[NotFor]
     events: list[UserEvent]
+    settings_version: int | None = None
 
 
 class Step(BaseModel):
@@ -143,7 +146,7 @@ class Funnel(BaseModel):
 
     Each user counts once, for the first reason. If `complete` is False, only the first
     `EXPLAINED_AT_MOST` users by score were judged. The `claimable` users are those left, who are
-    handed out unless the dialer queue is paused.
+    handed out unless the dialer queue is paused. `in_force` names the calling rules in force.
     """
 
     at: datetime
@@ -155,3 +158,4 @@ class Funnel(BaseModel):
     pool: int
     steps: list[Step]
     claimable: int
+    in_force: str

@@ -23,6 +23,7 @@ from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
 from assignment_workers.assignment.reports.durability import Durability, durability
+from assignment_workers.assignment.settings_versions import current, version_of
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema import tables
 from assignment_workers.schema.external_crm import one_line
@@ -177,6 +178,9 @@ class Status(BaseModel):
     """The servers that have a commit when its answer is sent."""
     calling_hours: str
     calling_rules: str
+    settings_version: int | None
+    """The version of the operational settings in force; None: those of this process's environment,
+    because no sequencer has led."""
     crm: CrmStatus
 
 
@@ -184,10 +188,11 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
     """Read the status of the whole system.
 
     `application`: the configured PostgreSQL application name, by which the sequencers' connections
-    are found. The calling rules are those of `settings`; the sequencer may run with others.
+    are found. `settings`: those of the environment; the calling rules are those in force.
     """
     crm = crm_status(connection)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
+    in_force = current(connection, settings)
     lanes = sequencer_statuses(connection, application=application, lanes=lanes_of(settings))
     return Status(
         at=now,
@@ -210,8 +215,9 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
         ).scalar_one(),
         standbys=[StandbyStatus(**row) for row in connection.execute(_STANDBYS).mappings()],
         durability=durability(connection),
-        calling_hours=calling.described(settings),
-        calling_rules=calling.others_described(settings),
+        calling_hours=calling.described(in_force),
+        calling_rules=calling.others_described(in_force),
+        settings_version=version_of(in_force),
         unpublished=connection.execute(
             select(func.count()).where(
                 Generation.state == tables.GenerationState.BUILDING,

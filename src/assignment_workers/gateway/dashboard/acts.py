@@ -19,6 +19,7 @@ from assignment_workers.assignment.dead_letters import (
     letter,
     mark_replayed,
 )
+from assignment_workers.assignment.operational_settings import SettingChange, misfit
 from assignment_workers.assignment.operator_actions import WHY_AT_MOST, RequestedAction
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import CommandCall
@@ -51,6 +52,8 @@ class Field:
     label: str
     required: bool = True
     digits: bool = True
+    text: bool = False
+    """True if the field takes a longer text; `digits` is then False."""
     of_lists: bool = False
     """True if the field names the subject, which only a page of many subjects has to ask for."""
 
@@ -199,7 +202,7 @@ def subject_of(said: Mapping[str, str]) -> str:
 
     A phone number is left out, because its suppression stores it.
     """
-    named = said.get("subject") or said.get("user")
+    named = said.get("subject") or said.get("user") or said.get("name")
     return named or ("a phone number" if said.get("phone") else "all")
 
 
@@ -216,6 +219,16 @@ def _whom(asked: Asked) -> tuple[int | None, str | None]:
     if user is None:
         raise _malformed("user: the number of a user")
     return user, phone
+
+
+async def _change_setting(client: AsyncClient, _: Engine, asked: Asked) -> str:
+    said = {name: asked.said.get(name, "").strip() or None for name in ("queue", "team", "value")}
+    change = SettingChange(name=asked.said.get("name", "").strip(), **said)
+    if wrong := misfit(change):
+        raise _malformed(wrong)
+    return await _ask(
+        client, asked, commands.change_settings([change.model_dump()], asked.who, asked.why)
+    )
 
 
 async def _repair(client: AsyncClient, _: Engine, asked: Asked) -> str:
@@ -394,6 +407,19 @@ ACTS: dict[str, Act] = {
         _lift,
         _of_whom,
         _WHOM,
+    ),
+    "change_setting": Act(
+        "Change a setting",
+        "The next claim judges by it, in every process. Without a value, that for all counts, or"
+        " else the default.",
+        _change_setting,
+        lambda _: "/settings",
+        (
+            Field("name", "Setting", digits=False, text=True),
+            Field("value", "Value", required=False, digits=False, text=True),
+            Field("queue", "Dialer queue", required=False, digits=False),
+            Field("team", "or team", required=False, digits=False),
+        ),
     ),
     "replay": Act(
         "Send again",

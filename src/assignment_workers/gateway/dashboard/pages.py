@@ -167,6 +167,13 @@ async def do_not_contact(request: Request) -> Response:
     return await show(request, views.do_not_contact())
 
 
+@ROUTES.get("/settings")
+@as_page
+async def settings(request: Request) -> Response:
+    """Show the operational settings."""
+    return await show(request, views.settings())
+
+
 @ROUTES.get("/dead-letters")
 @as_page
 async def dead_letters(request: Request) -> Response:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from assignment_workers.assignment import suppressions
+from assignment_workers.assignment import settings_versions, suppressions
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import Letter, letter, letters
 from assignment_workers.assignment.lifecycle.agent_status import shown
@@ -21,9 +21,10 @@ from assignment_workers.assignment.reports.details import AgentList
 from assignment_workers.assignment.reports.doctor import interleavings
 from assignment_workers.assignment.reports.explain import explain, instant
 from assignment_workers.assignment.reports.figures import Figures
+from assignment_workers.assignment.settings_versions import current
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.read_cache import FRESH_SECONDS, ReadCache
-from assignment_workers.policy.queues import Policy
+from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.tables import SuppressionKind
 from assignment_workers.settings import Settings
 
@@ -55,10 +56,13 @@ class PageSource:
     schedule: Schedule
     settings: Settings
 
-    @property
-    def policies(self) -> Mapping[str, Policy]:
-        """The policies of the claim, with the configured calling rules."""
-        return policies_of(self.settings)
+    def in_force(self, connection: Connection) -> Settings:
+        """Return the settings in force."""
+        return current(connection, self.settings)
+
+    def policies(self, connection: Connection) -> Mapping[str, Policy]:
+        """Return the policies of the claim, with the calling rules in force."""
+        return policies_of(self.in_force(connection))
 
     def now(self) -> Figures:
         """Return the current figures of the dialer queues, which most pages show."""
@@ -232,10 +236,10 @@ def queue(name: str, period: str) -> View:
             ),
             "funnel": source.read(
                 ("funnel", name),
-                lambda c: details.funnel(c, source.policies[name], now.at),
+                lambda c: details.funnel(c, source.policies(c)[name], now.at),
                 seconds=SLOW_SECONDS,
             )
-            if name in source.policies and now.crm_up
+            if name in POLICIES and now.crm_up
             else None,
             "generations": source.read(
                 ("generations", name), lambda c: details.generations(c, name, limit=10)
@@ -257,14 +261,16 @@ def rules(name: str) -> View:
     """Return the page of the users that each rule of a dialer queue holds back, counted."""
 
     def read(source: PageSource) -> Facts | None:
-        if name not in source.policies:
+        if name not in POLICIES:
             return None
         if not source.now().crm_up:
             return {"counted": None}
         return {
             "counted": source.read(
                 ("counted", name),
-                lambda c: explaining.funnel(c, source.policies[name], now=instant(c)),
+                lambda c: explaining.funnel(
+                    c, source.policies(c)[name], settings=source.in_force(c), now=instant(c)
+                ),
                 seconds=SERVICE_AT_MOST,
             )
         }
@@ -280,7 +286,11 @@ def user(number: int) -> View:
             return {
                 "user": details.user(c, number),
                 "explained": explain(
-                    c, number, policies=source.policies, settings=source.settings, now=instant(c)
+                    c,
+                    number,
+                    policies=source.policies(c),
+                    settings=source.in_force(c),
+                    now=instant(c),
                 )
                 if crm_up
                 else None,
@@ -476,6 +486,22 @@ def dead_letter(number: int) -> View:
         actions=_ends_of_letter,
         subject=str(number),
     )
+
+
+def settings() -> View:
+    """Return the page of the operational settings."""
+
+    def read(source: PageSource) -> Facts:
+        return {
+            "in_force": source.read(
+                "settings", lambda c: settings_versions.shown(c, source.settings)
+            ),
+            "versions": source.read(
+                "settings versions", lambda c: settings_versions.history(c, most=LISTED)
+            ),
+        }
+
+    return View("Settings", ("settings", "settings_history"), read, actions=("change_setting",))
 
 
 def service(since: datetime, name: str) -> View:

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.reports.status import crm_status, sequencer_statuses
+from assignment_workers.assignment.settings_versions import current
 from assignment_workers.dialer.described import DialerDescription, describe
 from assignment_workers.gateway.auth.callers import ANYBODY
 from assignment_workers.gateway.bodies import (
@@ -107,7 +108,10 @@ async def index(request: Request, here: Here) -> Response:
 
 
 @ROUTES.get(
-    "/v1/dialer", tags=["about"], response_model=DialerDescription, responses=responses(*ALWAYS)
+    "/v1/dialer",
+    tags=["about"],
+    response_model=DialerDescription,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def dialer(here: Here, who: Who) -> DialerDescription:
     """Return the dialer queues, outcomes and actions as configured, each in its order.
@@ -115,7 +119,8 @@ def dialer(here: Here, who: Who) -> DialerDescription:
     Agents see the outcomes in this order.
     """
     who.must_be(ANYBODY)
-    return describe(loaded(), policies_of(here.settings))
+    with reading(here) as connection:
+        return describe(loaded(), policies_of(current(connection, here.settings)))
 
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)

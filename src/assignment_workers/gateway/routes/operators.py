@@ -20,6 +20,7 @@ from assignment_workers.assignment.reports.explanation import Explanation, Funne
 from assignment_workers.assignment.reports.report import Report
 from assignment_workers.assignment.reports.report import report as read_report
 from assignment_workers.assignment.reports.status import QueueStatus, queue_statuses
+from assignment_workers.assignment.settings_versions import current
 from assignment_workers.client import Unavailable, commands
 from assignment_workers.gateway.bodies import ActBody, ReportQuery, Sent
 from assignment_workers.gateway.command_dispatcher import response
@@ -68,7 +69,9 @@ def explain_queue(queue: Queue, here: Here) -> Funnel:
     """Count the users of the pool that each rule holds back, down to the claimable users."""
     _known(queue)
     with reading(here) as connection:
-        return read_funnel(connection, policies_of(here.settings)[queue], now=instant(connection))
+        settings = current(connection, here.settings)
+        policy = policies_of(settings)[queue]
+        return read_funnel(connection, policy, settings=settings, now=instant(connection))
 
 
 @ROUTES.get(
@@ -81,11 +84,12 @@ def explain_queue(queue: Queue, here: Here) -> Funnel:
 def explain_user(user: UserPath, here: Here) -> Explanation:
     """Explain a user's position and, rule by rule, why the user is or is not offered now."""
     with reading(here) as connection:
+        settings = current(connection, here.settings)
         found = read_explanation(
             connection,
             user,
-            policies=policies_of(here.settings),
-            settings=here.settings,
+            policies=policies_of(settings),
+            settings=settings,
             now=instant(connection),
         )
     if found is None:

@@ -1,0 +1,388 @@
+"""Operational settings: those that operators change while the system runs.
+
+Each is a field of `Settings`. Its values in force are in the table `settings`
+(`settings_versions`); the environment gives the first values only. A value is a text, written as in
+the environment: for all, for one dialer queue, or for one team of agents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from assignment_workers.assignment import calling
+from assignment_workers.errors import UsageError, plain
+from assignment_workers.policy.calling import read_holidays, read_week
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.settings import Settings, by_team, priorities
+
+NONE = "none"
+"""The value of a setting that is switched off, where a dialer queue differs from the others."""
+VALUE_AT_MOST = 500
+TEAM_AT_MOST = 100
+CHANGED_AT_MOST = 100
+"""The most changes of one version."""
+NUMBER_AT_MOST = 10**8
+"""The largest whole number that a setting takes."""
+
+
+class SettingScope(StrEnum):
+    """The subjects for which a setting can have values of their own, beside the value for all."""
+
+    NOTHING = "nothing"
+    QUEUE = "queue"
+    TEAM = "team"
+
+
+@dataclass(frozen=True)
+class OperationalSetting:
+    """A setting that operators change while the system runs; `name` is its field in `Settings`."""
+
+    name: str
+    scope: SettingScope
+    accepted: str
+    """The values that are accepted, in words."""
+    read: Callable[[str], object]
+    """Reads a value. Raises `ValueError`."""
+    names_queue: bool = False
+    """True if the text in the environment has a part for each dialer queue."""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that gives the first value."""
+        return str(Settings.model_fields[self.name].alias)
+
+    @property
+    def default(self) -> Any:  # noqa: ANN401 - of any type
+        """The value where no version has one."""
+        return Settings.model_fields[self.name].default
+
+    @property
+    def is_rule(self) -> bool:
+        """True if a change decides who may be called: dialer queues are then built again."""
+        return self.name not in calling.NOT_JUDGING
+
+    @property
+    def is_optional(self) -> bool:
+        """True if the setting can be switched off, by the value `NONE`."""
+        return self.default is None and self.scope is not SettingScope.TEAM
+
+
+class SettingValue(BaseModel):
+    """A value of an operational setting: for all, for a dialer queue, or for a team of agents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    queue: str | None = None
+    team: str | None = None
+    value: str
+
+    @property
+    def key(self) -> Key:
+        """The name of the setting, and the dialer queue and the team that it is for."""
+        return (self.name, self.queue, self.team)
+
+
+class SettingChange(BaseModel):
+    """A new value of an operational setting; `value` None: it has no value of its own any more.
+
+    The value for all, or else the default, then counts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    queue: str | None = None
+    team: str | None = None
+    value: str | None = None
+
+    @property
+    def key(self) -> Key:
+        """The name of the setting, and the dialer queue and the team that it is for."""
+        return (self.name, self.queue, self.team)
+
+
+Key = tuple[str, str | None, str | None]
+Values = Mapping[Key, str]
+"""The values of a version, by setting, dialer queue and team."""
+
+
+class SettingsInForce(Settings):
+    """The settings of a process, with the operational ones as a version of the table has them.
+
+    Two objects are equal only if they are the same one, which there is per process and version.
+    """
+
+    version: int
+    queues: Mapping[str, Settings]
+
+    def of(self, queue: str) -> Settings:
+        """Return the settings that are in force for this dialer queue."""
+        return self.queues.get(queue, self)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def in_force(given: Settings, version: int, values: Values) -> SettingsInForce:
+    """Return the settings `given` with the operational ones of a version in place of their own."""
+    everywhere = dict(given) | _fields(values, None)
+    queues = {queue: given.model_copy(update=_fields(values, queue)) for queue in POLICIES}
+    return SettingsInForce.model_construct(**everywhere | {"version": version, "queues": queues})
+
+
+def first_values(given: Settings) -> list[SettingValue]:
+    """Return the values of the operational settings that the environment sets."""
+    found: list[SettingValue] = []
+    for name in OPERATIONAL.keys() & given.model_fields_set:
+        value = getattr(given, name)
+        if value is not None:
+            found += _parts(OPERATIONAL[name], value, given)
+    return sorted(found, key=lambda each: (each.name, each.queue or "", each.team or ""))
+
+
+def default_of(setting: OperationalSetting) -> str:
+    """Return the value of a setting where no version has one, as a text."""
+    value = setting.default
+    if value is None:
+        return NONE
+    return _seconds(value) if isinstance(value, timedelta) else str(value)
+
+
+def misfit(change: SettingChange) -> str | None:
+    """Return why the change cannot be made, in one line that names what is accepted; or None."""
+    setting = OPERATIONAL.get(change.name)
+    if setting is None:
+        return f"no operational setting {change.name!r:.80}; there are {', '.join(OPERATIONAL)}"
+    if change.queue is not None and setting.scope is not SettingScope.QUEUE:
+        return f"{setting.name} has no value by dialer queue; it is {_scope(setting)}"
+    if change.queue is not None and change.queue not in POLICIES:
+        return f"no dialer queue {change.queue!r:.80}; there are {', '.join(POLICIES)}"
+    if change.team is not None and setting.scope is not SettingScope.TEAM:
+        return f"{setting.name} has no value by team; it is {_scope(setting)}"
+    if change.team is not None and not _TEAM.fullmatch(change.team):
+        return f"team {change.team!r:.80}: accepted are 1 to {TEAM_AT_MOST} letters without = , ;"
+    if change.value is None:
+        return None
+    wrong = _unfit(setting, change.value)
+    if wrong is None:
+        return None
+    return f"{setting.name}={change.value!r:.80}: {wrong}; accepted: {setting.accepted}"
+
+
+def _unfit(setting: OperationalSetting, value: str) -> str | None:
+    if not 1 <= len(value) <= VALUE_AT_MOST or not value.isprintable():
+        return f"not 1 to {VALUE_AT_MOST} printable letters"
+    if value == NONE:
+        return None if setting.is_optional else "it cannot be switched off"
+    try:
+        setting.read(value)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _scope(setting: OperationalSetting) -> str:
+    match setting.scope:
+        case SettingScope.NOTHING:
+            return "one value for all"
+        case SettingScope.QUEUE:
+            return "for all, or by dialer queue"
+        case SettingScope.TEAM:
+            return "for all, or by team"
+
+
+def _fields(values: Values, queue: str | None) -> dict[str, Any]:
+    """Return the operational fields of `Settings` for a dialer queue; None: for all of them."""
+    said: dict[str, Any] = {}
+    for setting in OPERATIONAL.values():
+        text = _text(setting, values, queue)
+        if text is not None:
+            said[setting.variable] = text
+    read = Settings.model_validate(said)
+    return {name: getattr(read, name) for name in OPERATIONAL}
+
+
+def _text(setting: OperationalSetting, values: Values, queue: str | None) -> str | None:
+    """Return the value of a setting as the environment would have it; None: the default."""
+
+    def own(of: str | None) -> str | None:
+        said = values.get((setting.name, of, None), values.get((setting.name, None, None)))
+        return None if said == NONE else said
+
+    if setting.scope is SettingScope.TEAM:
+        between = "; " if setting.name == "queue_priority" else ", "
+        of_teams = [
+            f"{team}={said}"
+            for (name, _, team), said in sorted(values.items(), key=str)
+            if name == setting.name and team is not None
+        ]
+        return between.join(filter(None, [own(None), *of_teams])) or None
+    if setting.names_queue:
+        queues = POLICIES if queue is None else [queue]
+        return ", ".join(f"{each}={own(each)}" for each in queues if own(each) is not None) or None
+    return own(queue)
+
+
+def _parts(setting: OperationalSetting, value: Any, given: Settings) -> Iterable[SettingValue]:  # noqa: ANN401
+    """Yield the values of a setting that the environment sets, one for each subject."""
+    rules = calling.calling_rules(given)
+    name = setting.name
+    match name:
+        case "calls_per_day":
+            for queue, most in rules.calls_per_day.items():
+                yield SettingValue(name=name, queue=queue, value=str(most))
+        case "call_cooldown":
+            for queue, least in rules.cool_down.items():
+                yield SettingValue(name=name, queue=queue, value=_seconds(least))
+        case "queue_priority":
+            for team, queues in priorities(value).items():
+                yield SettingValue(name=name, team=team, value=", ".join(queues))
+        case _ if setting.scope is SettingScope.TEAM:
+            for team, number in by_team(value).items():
+                yield SettingValue(name=name, team=team, value=str(number))
+        case _:
+            said = _seconds(value) if isinstance(value, timedelta) else str(value)
+            yield SettingValue(name=name, value=said)
+
+
+def _seconds(value: timedelta) -> str:
+    return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".")
+
+
+_TEAM = re.compile(rf"[^=,;\s\x00-\x1f]([^=,;\x00-\x1f]{{0,{TEAM_AT_MOST - 2}}}[^=,;\s\x00-\x1f])?")
+_WHOLE = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+
+def _number(most: int) -> Callable[[str], int]:
+    def read(said: str) -> int:
+        if not _WHOLE.fullmatch(said) or not 1 <= int(said) <= most:
+            raise ValueError("no such number")
+        return int(said)
+
+    return read
+
+
+def _as_variable(name: str) -> Callable[[str], object]:
+    """Return a reader of values of a setting as the environment has them."""
+
+    def read(said: str) -> object:
+        try:
+            checked = Settings.model_validate({Settings.model_fields[name].alias: said})
+        except ValidationError as error:
+            raise ValueError(plain(error.errors()[0]["msg"])) from None
+        return getattr(checked, name)
+
+    return read
+
+
+def _order(said: str) -> tuple[str, ...]:
+    queues = tuple(each.strip() for each in said.split(","))
+    if unknown := [each for each in queues if each not in POLICIES]:
+        raise ValueError(f"no dialer queue {unknown[0]!r:.80}; there are {', '.join(POLICIES)}")
+    if len(set(queues)) < len(queues):
+        raise ValueError("a dialer queue is named twice")
+    return queues
+
+
+_SECONDS = "seconds, 0.001 or more"
+_COUNT = f"a whole number from 1 to {NUMBER_AT_MOST}"
+
+
+def _counts(name: str, scope: SettingScope, most: int = NUMBER_AT_MOST) -> OperationalSetting:
+    off = Settings.model_fields[name].default is None and scope is not SettingScope.TEAM
+    accepted = f"a whole number from 1 to {most}{f', or {NONE}' if off else ''}"
+    return OperationalSetting(name, scope, accepted, _number(most))
+
+
+def _lasts(name: str, scope: SettingScope = SettingScope.NOTHING) -> OperationalSetting:
+    return OperationalSetting(name, scope, _SECONDS, _as_variable(name))
+
+
+_QUEUE, _TEAMS = SettingScope.QUEUE, SettingScope.TEAM
+OPERATIONAL: dict[str, OperationalSetting] = {
+    each.name: each
+    for each in (
+        OperationalSetting(
+            "calling_hours",
+            _QUEUE,
+            f"days and hours such as mon-thu 10:00-19:00, fri 10:00-18:00, or {NONE}",
+            read_week,
+        ),
+        OperationalSetting(
+            "calling_holidays",
+            _QUEUE,
+            f"countries or parts of one, such as GB-ENG, US, or {NONE}",
+            read_holidays,
+        ),
+        OperationalSetting(
+            "calls_per_day",
+            _QUEUE,
+            f"a whole number from 1 to {calling.CALLS_AT_MOST}, or {NONE}",
+            _number(calling.CALLS_AT_MOST),
+            names_queue=True,
+        ),
+        OperationalSetting(
+            "call_cooldown",
+            _QUEUE,
+            f"whole seconds from 1 to {calling.SECONDS_AT_MOST}, or {NONE}",
+            _number(calling.SECONDS_AT_MOST),
+            names_queue=True,
+        ),
+        OperationalSetting(
+            "attempts_maximum",
+            _QUEUE,
+            f"{_COUNT}, or {NONE}",
+            _number(NUMBER_AT_MOST),
+        ),
+        OperationalSetting(
+            "offer_gap", _QUEUE, f"{_SECONDS}, or {NONE}", _as_variable("offer_gap")
+        ),
+        OperationalSetting("queue_limit", _QUEUE, f"{_COUNT}, or {NONE}", _number(NUMBER_AT_MOST)),
+        _counts("level_minimum", _QUEUE),
+        _lasts("level_interval", _QUEUE),
+        OperationalSetting(
+            "queue_priority",
+            _TEAMS,
+            "dialer queues, separated by commas, in the order in which they are served",
+            _order,
+        ),
+        _lasts("lease", _QUEUE),
+        _lasts("offer", _QUEUE),
+        _counts("offers_lapsed", SettingScope.NOTHING),
+        _lasts("skip_agent"),
+        _lasts("skip_everyone", _QUEUE),
+        _lasts("defer_maximum", _QUEUE),
+        _lasts("callback_preferred"),
+        _lasts("callback_retry"),
+        _counts("quarantine_after", _QUEUE),
+        _counts("session_calls", _TEAMS),
+        _counts("call_gap", _TEAMS),
+        _counts("break_interval", _TEAMS),
+    )
+}
+"""The operational settings by name."""
+
+
+def changes_rules(names: Collection[str]) -> bool:
+    """Return True if a change of these settings decides who may be called."""
+    return any(OPERATIONAL[name].is_rule for name in names)
+
+
+def check_rules(settings: Settings) -> str | None:
+    """Return why the calling rules of `settings` cannot be used together, in one line; or None."""
+    try:
+        calling.policies_of(settings)
+    except UsageError as error:
+        return str(error)
+    return None

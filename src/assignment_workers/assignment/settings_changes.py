@@ -1,0 +1,130 @@
+"""Changes of the operational settings: each is one version, made on the assignment queue.
+
+A change locks every lane and writes its id into the lanes' rows, so no transaction of any lane
+judges by two versions, and none that begins later by an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import insert, update
+
+from assignment_workers.assignment.answers import Code, Done, Refused
+from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.operational_settings import (
+    OPERATIONAL,
+    SettingChange,
+    SettingValue,
+    changes_rules,
+    check_rules,
+    first_values,
+    in_force,
+    misfit,
+)
+from assignment_workers.assignment.settings_versions import AppliedChange, StoredVersion, latest
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.schema.tables import LaneTerm, SettingsVersion
+from assignment_workers.settings import Settings
+
+FIRST_BY = "sequencer"
+FIRST_WHY = "the first values, from the environment"
+
+
+def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
+    """Store the operational settings of the environment as the first version, if there is none.
+
+    Returns the stored version; None if there was one. From then on the environment's operational
+    variables are ignored.
+    """
+    if transaction.settings_id is not None:
+        return None
+    transaction.require_all_lanes()
+    if latest(transaction.connection) is not None:
+        return None
+    values = first_values(given)
+    changes = [
+        AppliedChange(**each.model_dump(exclude={"value"}), before=None, after=each.value)
+        for each in values
+    ]
+    return _store(transaction, 1, changes, values, by=FIRST_BY, why=FIRST_WHY)
+
+
+def change(
+    transaction: FencedTransaction,
+    changes: Sequence[SettingChange],
+    *,
+    by: str,
+    why: str,
+    given: Settings,
+) -> Done | Refused:
+    """Make these changes one new version, in force from this commit on in every process.
+
+    `by`: the operator; `why`: the reason; `given`: the settings of the environment, which become
+    the first version if there is none. Refused, with nothing changed: an unknown setting, a value
+    that is not accepted, a value for a dialer queue or a team where there is none. Changes that
+    change nothing make no version. If a changed setting decides who may be called, users who wait
+    because of a rule are judged anew, up to `entries.PROMOTED_AT_MOST` in each dialer queue: what
+    is left over is in the next build. The count `version` of the answer is the version in force.
+    """
+    wrong = [said for each in changes if (said := misfit(each))]
+    named = [each.key for each in changes]
+    if not wrong and len(set(named)) < len(named):
+        wrong = ["a setting is changed twice in one version"]
+    if wrong:
+        return Refused(code=Code.MALFORMED, reason=wrong[0])
+    transaction.require_all_lanes()
+    before = adopt(transaction, given) or latest(transaction.connection)
+    if before is None:
+        raise AssertionError("a version exists once `adopt` has returned")
+    values = {each.key: each for each in before.values}
+    applied: list[AppliedChange] = []
+    for each in changes:
+        old = values.pop(each.key, None)
+        was = None if old is None else old.value
+        if each.value is not None:
+            values[each.key] = SettingValue(**each.model_dump())
+        if was != each.value:
+            subject = each.model_dump(exclude={"value"})
+            applied.append(AppliedChange(**subject, before=was, after=each.value))
+    if not applied:
+        return Done(replayed=True, counts={"version": before.version})
+    kept = sorted(values.values(), key=lambda each: (each.name, each.queue or "", each.team or ""))
+    number = before.version + 1
+    known = {each.key: each.value for each in kept if each.name in OPERATIONAL}
+    if unusable := check_rules(in_force(given, number, known)):
+        return Refused(code=Code.MALFORMED, reason=unusable)
+    _store(transaction, number, applied, kept, by=by, why=why)
+    if changes_rules([each.name for each in applied]):
+        entries.judge_waiting_anew(transaction)
+    return Done(counts={"version": number})
+
+
+def _store(
+    transaction: FencedTransaction,
+    number: int,
+    changes: Sequence[AppliedChange],
+    values: Sequence[SettingValue],
+    *,
+    by: str,
+    why: str,
+) -> StoredVersion:
+    made = StoredVersion(
+        version=number,
+        id=transaction.new_id(),
+        at=transaction.now,
+        who=by,
+        why=why,
+        changes=list(changes),
+        values=list(values),
+    )
+    said = made.model_dump(mode="json", include={"changes", "values"})
+    transaction.connection.execute(
+        insert(SettingsVersion).values(
+            version=number, id=made.id, at=made.at, who=by, why=why, **said
+        )
+    )
+    transaction.connection.execute(update(LaneTerm).values(settings_id=made.id))
+    details = {"by": by, "why": why, "version": number, "changes": said["changes"]}
+    transaction.record({"kind": EventKind.SETTINGS_CHANGED, "details": details})
+    return made

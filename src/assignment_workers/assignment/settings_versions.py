@@ -1,0 +1,234 @@
+"""The versions of the operational settings, as every process reads them.
+
+A change writes the id of its version into the rows of all lanes (`settings_changes`). A fenced
+transaction reads its lane's row with the proof of the term, so it judges by the version in force
+without a further round trip. Any other transaction reads the latest version.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from pydantic import BaseModel
+from sqlalchemy import Connection, Row, bindparam, select
+
+from assignment_workers.assignment.operational_settings import (
+    OPERATIONAL,
+    SettingScope,
+    SettingsInForce,
+    SettingValue,
+    Values,
+    default_of,
+    first_values,
+    in_force,
+)
+from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.schema.tables import SettingsVersion
+from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
+
+KNOWN_AT_MOST = 16
+
+
+class AppliedChange(BaseModel):
+    """A changed value of an operational setting; None: it had, or has, no value of its own."""
+
+    name: str
+    queue: str | None = None
+    team: str | None = None
+    before: str | None
+    after: str | None
+
+
+class StoredVersion(BaseModel):
+    """A version of the operational settings: by whom it was made, its changes and its values."""
+
+    version: int
+    id: UUID
+    at: datetime
+    who: str
+    why: str
+    changes: list[AppliedChange]
+    values: list[SettingValue]
+
+    def in_force(self, given: Settings) -> SettingsInForce:
+        """Return the settings `given` with the operational ones of this version."""
+        return in_force(given, self.version, self._by_key())
+
+    def _by_key(self) -> Values:
+        # A later release may have stored settings that this one does not know.
+        return {each.key: each.value for each in self.values if each.name in OPERATIONAL}
+
+
+def current(connection: Connection, given: Settings) -> Settings:
+    """Return the settings in force, as the snapshot of the caller's transaction has them.
+
+    `given`: the settings of the environment, of which those that are not operational count. Cost:
+    one read of the last row of the table.
+    """
+    found = connection.execute(_LATEST_ID).scalar_one_or_none()
+    return given if found is None else _known(connection, found, given)
+
+
+def version_of(settings: Settings) -> int | None:
+    """Return the version of these settings; None if they are those of the environment."""
+    return settings.version if isinstance(settings, SettingsInForce) else None
+
+
+def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
+    """Return the settings in force in a fenced transaction.
+
+    `given`: the settings of the environment. Cost: nothing, but one read of the version's row in
+    the first transaction of the process after a change.
+    """
+    if transaction.settings_id is None:
+        return given
+    return _known(transaction.connection, transaction.settings_id, given)
+
+
+_KNOWN: dict[UUID, tuple[Settings, SettingsInForce]] = {}
+"""The latest versions that this process has read, each with the settings of the environment."""
+
+
+def _known(connection: Connection, id_: UUID, given: Settings) -> SettingsInForce:
+    found = _KNOWN.get(id_)
+    if found is not None and found[0] is given:
+        return found[1]
+    row = connection.execute(_VERSION, {"id": id_}).one()
+    read = _version(row).in_force(given)
+    while len(_KNOWN) >= KNOWN_AT_MOST:
+        _KNOWN.pop(next(iter(_KNOWN)), None)
+    _KNOWN[id_] = (given, read)
+    return read
+
+
+def latest(connection: Connection) -> StoredVersion | None:
+    """Return the version in force; None before the first sequencer has led."""
+    row = connection.execute(_HISTORY.limit(1)).one_or_none()
+    return None if row is None else _version(row)
+
+
+def history(connection: Connection, *, most: int) -> list[StoredVersion]:
+    """Return the newest versions, the newest first, at most `most`."""
+    return [_version(row) for row in connection.execute(_HISTORY.limit(most))]
+
+
+def since(connection: Connection, at: datetime) -> list[StoredVersion]:
+    """Return the version that was in force at `at`, if there was one, and all later ones."""
+    found = [_version(row) for row in connection.execute(_HISTORY)]
+    later = [each for each in found if each.at >= at]
+    return [*reversed(found[: len(later) + 1])]
+
+
+def _version(row: Row[*tuple[Any, ...]]) -> StoredVersion:
+    return StoredVersion.model_validate(row._asdict())
+
+
+class ValueInForce(BaseModel):
+    """A value in force of an operational setting; `queue` and `team` None: for all others."""
+
+    name: str
+    queue: str | None = None
+    team: str | None = None
+    value: str
+
+
+class SettingInForce(BaseModel):
+    """An operational setting: its values in force, its default, and what is accepted.
+
+    `default` and a value `none`: it is switched off.
+    """
+
+    name: str
+    scope: SettingScope
+    accepted: str
+    default: str
+    values: list[ValueInForce]
+
+
+class InForce(BaseModel):
+    """The operational settings in force.
+
+    `version` None: no version is stored yet, and the values are those of this process's
+    environment. `since`, `who`, `why`: of the version.
+    """
+
+    version: int | None
+    since: datetime | None
+    who: str | None
+    why: str | None
+    settings: list[SettingInForce]
+
+
+def shown(connection: Connection, given: Settings, name: str | None = None) -> InForce:
+    """Return the operational settings in force, or only the one of this name."""
+    found = latest(connection)
+    values = first_values(given) if found is None else found.values
+    by_name: dict[str, list[ValueInForce]] = {each: [] for each in OPERATIONAL}
+    for each in values:
+        if each.name in by_name:
+            by_name[each.name].append(ValueInForce(**each.model_dump()))
+    for setting in OPERATIONAL.values():
+        of_all = [each for each in by_name[setting.name] if each.queue is None and not each.team]
+        if not of_all:
+            default = ValueInForce(name=setting.name, value=default_of(setting))
+            by_name[setting.name].insert(0, default)
+    return InForce(
+        version=None if found is None else found.version,
+        since=None if found is None else found.at,
+        who=None if found is None else found.who,
+        why=None if found is None else found.why,
+        settings=[
+            SettingInForce(
+                name=each.name,
+                scope=each.scope,
+                accepted=each.accepted,
+                default=default_of(each),
+                values=by_name[each.name],
+            )
+            for each in OPERATIONAL.values()
+            if name in {None, each.name}
+        ],
+    )
+
+
+def ignored(connection: Connection, given: Settings) -> list[str]:
+    """Return a line for each variable of the environment that is ignored.
+
+    A variable is ignored if it is one of an operational setting and the version in force has
+    another value.
+    """
+    before = latest(connection)
+    if before is None:
+        return []
+    now = before.in_force(given)
+    own = {(each.key, each.value) for each in first_values(given)}
+    stored = {(each.key, each.value) for each in before.values}
+    as_stored = {
+        name
+        for name in OPERATIONAL
+        if {each for each in own if each[0][0] == name}
+        == {each for each in stored if each[0][0] == name}
+    }
+    return [
+        f"{setting.variable} is ignored: version {before.version} of the settings has another"
+        f" value of {name}; `assignment-workers settings show {name}` prints it"
+        for name, setting in OPERATIONAL.items()
+        if name in given.model_fields_set - as_stored and getattr(given, name) != getattr(now, name)
+    ]
+
+
+def tell_ignored(connection: Connection, given: Settings) -> None:
+    """Log each variable of the environment that is ignored, at the start of a process."""
+    for line in ignored(connection, given):
+        log.warning("variable_ignored", why=line)
+
+
+_COLUMNS = [getattr(SettingsVersion, name) for name in StoredVersion.model_fields]
+_HISTORY = select(*_COLUMNS).order_by(SettingsVersion.version.desc())
+_LATEST_ID = select(SettingsVersion.id).order_by(SettingsVersion.version.desc()).limit(1)
+_VERSION = select(*_COLUMNS).where(SettingsVersion.id == bindparam("id"))

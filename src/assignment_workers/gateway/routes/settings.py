@@ -1,0 +1,88 @@
+"""Routes of the operational settings: those in force, their versions, and a change."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+
+from assignment_workers.assignment import settings_versions
+from assignment_workers.assignment.answers import Code, Done
+from assignment_workers.assignment.operational_settings import misfit
+from assignment_workers.assignment.operator_actions import RequestedAction
+from assignment_workers.assignment.settings_versions import InForce, StoredVersion
+from assignment_workers.client import commands
+from assignment_workers.gateway.bodies import SettingsBody
+from assignment_workers.gateway.dependencies import (
+    ALWAYS,
+    TIMEOUT,
+    WATCHED,
+    Here,
+    Operator,
+    reading,
+    routes,
+)
+from assignment_workers.gateway.operator_actions import outcome_of, recorded
+from assignment_workers.gateway.problems import refused, responses
+
+ROUTES = routes()
+
+
+@ROUTES.get(
+    "/v1/settings",
+    tags=["operators"],
+    response_model=InForce,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+def settings(here: Here) -> InForce:
+    """Return the operational settings in force, with what each accepts."""
+    with reading(here) as connection:
+        return settings_versions.shown(connection, here.settings)
+
+
+@ROUTES.get(
+    "/v1/settings/versions",
+    tags=["operators"],
+    response_model=list[StoredVersion],
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+def settings_history(
+    here: Here,
+    most: Annotated[int, Query(ge=1, le=1_000, description="The most versions.")] = 50,
+) -> list[StoredVersion]:
+    """Return the newest versions: who changed what, when, why, from which value to which."""
+    with reading(here) as connection:
+        return settings_versions.history(connection, most=most)
+
+
+@ROUTES.put(
+    "/v1/settings",
+    tags=["operators"],
+    response_model=Done,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+async def change_settings(
+    request: Request, body: SettingsBody, here: Here, who: Operator
+) -> Response:
+    """Change operational settings, all or none. The next claim judges by them, in every process.
+
+    A `value` of null drops a value: that for all, or the default, then counts.
+    """
+    for each in body.changes:
+        if wrong := misfit(each):
+            raise refused(HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, wrong)
+    changes = [each.model_dump() for each in body.changes]
+    command = commands.change_settings(changes, who.name, body.why)
+    subject = body.changes[0].name if len(body.changes) == 1 else "several"
+    action = RequestedAction("settings", subject, who.name, body.why)
+    _, answer = await recorded(
+        here.engine,
+        action,
+        lambda at: here.dispatcher.ask(request, command.at(at), TIMEOUT),
+        outcome_of,
+    )
+    here.read_cache.forget()
+    return answer
