@@ -55,7 +55,7 @@ def main() -> int:
             flower_port=str(flower),
         )
         for port, path in ((flower, "/healthcheck"), (gateway, "/healthz")):
-            wait_until(partial(_answers, port, path), f"port {port}")
+            wait_until(partial(_answers, port, path), f"port {port}", seconds=90)
         _work(stack)
         _record(stack)
         with sync_playwright() as playwright:
@@ -151,6 +151,9 @@ def _look(page: Page, flower: str, gateway: str) -> None:
     page.goto(f"{gateway}/queues/unsigned_users")
     page.wait_for_selector("#live[data-live=yes]")
     _take(page, "dashboard-queue")
+    page.goto(f"{gateway}/engine")
+    page.wait_for_selector("#live[data-live=yes]")
+    _take(page, "dashboard-engine")
 
 
 def _take(page: Page, name: str) -> None:
