@@ -164,17 +164,16 @@ def summary_of_answer(answer: object) -> str:
     if isinstance(answer, list):
         if len(answer) == 1:
             return summary_of_answer(answer[0])
-        all_facts = [_facts(each) for each in answer]
-        counts = Counter(_word(each.get("outcome")) or "answered" for each in all_facts)
-        users = [f"user {user}" for each in all_facts[:_AGENTS] if _is_id(user := _user(each))]
+        counts = Counter(_word(_fact(each, "outcome")) or "answered" for each in answer)
+        users = [f"user {user}" for each in answer[:_AGENTS] if _is_id(user := _user(each))]
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         return f"{told}: {', '.join(users)}" if users else told
-    facts = _facts(answer)
-    outcome, user = _word(facts.get("outcome")), _user(facts)
+    outcome, user = _word(_fact(answer, "outcome")), _user(answer)
     if outcome and _is_id(user):
-        agent = _facts(facts.get("assignment")).get("agent_id")
+        agent = _fact(_fact(answer, "assignment"), "agent_id")
         by = f", agent {agent}" if _is_id(agent) else ""
         return f"{outcome} user {user}{by}"
+    facts = _facts(answer)
     counts_of = facts.get("counts", facts)
     counted = {name: each for name, each in _facts(counts_of).items() if _is_count(name, each)}
     told = ", ".join(f"{name} {each}" for name, each in counted.items())
@@ -221,8 +220,15 @@ def _facts(value: object) -> Mapping[str, Any]:
             return {}
 
 
-def _user(facts: Mapping[str, Any]) -> object:
-    return _facts(facts.get("assignment")).get("user_id")
+def _fact(value: object, name: str) -> object:
+    """Return one fact; None if there is none. For many answers, cheaper than all facts of each."""
+    if isinstance(value, BaseModel):
+        return getattr(value, name, None)
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _user(answer: object) -> object:
+    return _fact(_fact(answer, "assignment"), "user_id")
 
 
 def _word(value: object) -> str:
