@@ -151,9 +151,6 @@ def _look(page: Page, flower: str, gateway: str) -> None:
     page.goto(f"{gateway}/queues/unsigned_users")
     page.wait_for_selector("#live[data-live=yes]")
     _take(page, "dashboard-queue")
-    page.goto(f"{gateway}/engine")
-    page.wait_for_selector("#live[data-live=yes]")
-    _take(page, "dashboard-engine")
 
 
 def _take(page: Page, name: str) -> None:

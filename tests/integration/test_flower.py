@@ -44,6 +44,17 @@ def test_flower_is_told_of_requests_and_not_of_probes(stack: Stack) -> None:
         wait_until(lambda: stack.value(probed) > before, "another probe")
         assert isinstance(client.request_next(26), Assigned)
         wait_until(lambda: "assignment.request_many" in told, "the request's event")
+        client.send_again("assignment.expire", (), {}, "assignment")
+        assert isinstance(client.request_next(27), Assigned)
+        wait_until(lambda: told.count("assignment.request_many") == 2, "the next request's event")
+        assert "assignment.expire" not in told, "it had nothing to do"
+        with stack.engine.begin() as connection_of_database:
+            connection_of_database.exec_driver_sql(
+                "UPDATE assignment.assignments SET claimed_at = now() - interval '1 h',"
+                " lease_expires_at = now() - interval '1 s'"
+            )
+        client.send_again("assignment.expire", (), {}, "assignment")
+        wait_until(lambda: "assignment.expire" in told, "the event of a run that did something")
         receiver.should_stop = True
         listening.join(10)
     assert "assignment.probe" not in told

@@ -49,7 +49,7 @@ PROBE_EXPIRES = 600
 HEARTBEAT_SECONDS = 3
 """The interval of RabbitMQ's connection heartbeats, for processes of short tasks. Redis has none.
 """
-FLOWER_COLUMNS = "name,state,kwargs,result,received,runtime,worker,uuid"
+FLOWER_COLUMNS = "name,state,args,result,received,runtime,worker,uuid"
 """The columns of Flower's task list. The worker's name tells `assignment` from `maintenance`."""
 FLOWER_TASKS = "5000"
 """Tasks that Flower remembers, at about 10 kB each. Its default, 100,000, takes a gigabyte."""

@@ -96,7 +96,7 @@ class RedactedRequest(Request):
 
     The rendering has the allowed arguments by name and the allowed facts of the answer. Of a
     failure it has the exception's class only. Flower lists a routine task only if it has done
-    something: its events are held back until its end.
+    something: all its events are sent at its end.
     """
 
     _argsrepr: str
@@ -106,7 +106,7 @@ class RedactedRequest(Request):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.name = self._type  # type: ignore[misc]  # the stubs have it read-only
-        self._held_back: list[tuple[str, dict[str, Any]]] = []
+        self._received_at = self._started_at = time()
         names = cast("HandledTask", self.task).parameters[1:]
         said = dict(zip(names, self.args, strict=False)) | self.kwargs
         self._argsrepr = summary_of_message(said)
@@ -121,15 +121,29 @@ class RedactedRequest(Request):
         task = cast("HandledTask", self.task)
         if type == "task-succeeded":
             fields["result"] = shown_answer(task.answered)
-        if task.routine:
-            if type in {"task-received", "task-started"}:
-                self._held_back.append((type, {"timestamp": time()} | fields))
-                return
-            if type == "task-succeeded" and not did_something(task.answered):
-                return
-            for name, each in self._held_back:
-                super().send_event(name, **each)
-        super().send_event(type, **fields)
+        if not task.routine:
+            super().send_event(type, **fields)
+        elif type == "task-started":
+            self._started_at = time()
+        elif type != "task-succeeded" or did_something(task.answered):
+            self._send_all(type, fields)
+
+    def _send_all(self, ended: str, fields: dict[str, Any]) -> None:
+        """Send the events of a routine task: received, started, and its end."""
+        eventer = self.eventer
+        if not (eventer and eventer.enabled):
+            return
+        eventer.send(
+            "task-received",
+            uuid=self.id,
+            name=self.name,
+            args=self._argsrepr,
+            kwargs=self._kwargsrepr,
+            retries=0,
+            timestamp=self._received_at,
+        )
+        eventer.send("task-started", uuid=self.id, timestamp=self._started_at)
+        eventer.send(ended, uuid=self.id, **fields)
 
 
 def shown(value: object) -> str:

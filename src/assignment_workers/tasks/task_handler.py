@@ -361,7 +361,7 @@ def task_handler(
         base=HandledTask,
         bind=True,
         shared=False,
-        send_events=in_flower,
+        send_events=in_flower and not routine,
         routine=routine,
         operation=staticmethod(validated),
         parameters=list(inspect.signature(operation).parameters),
