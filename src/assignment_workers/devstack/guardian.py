@@ -21,7 +21,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from assignment_workers.devstack.orphans import WorkerRecord
 
 WORKER_SECONDS = 5.0
 
@@ -43,8 +46,12 @@ class Guardian:
     When the pipe closes, the guardian ends every process that was watched and not forgotten.
     """
 
-    def __init__(self, *, keeps: Sequence[int] = ()) -> None:
-        """Start the guardian process, which keeps the file descriptors `keeps` open as well."""
+    def __init__(self, *, keeps: Sequence[int] = (), record: WorkerRecord | None = None) -> None:
+        """Start the guardian process, which keeps the file descriptors `keeps` open as well.
+
+        `record` gets every process that is watched, except servers, until it is forgotten.
+        """
+        self._record = record
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
@@ -73,10 +80,14 @@ class Guardian:
     def watch(self, ward: Ward) -> None:
         """Let the guardian end this process if the supervisor is killed from now on."""
         self._write(f"watch {ward.pid} {ward.signal} {ward.seconds} {int(ward.server)}\n")
+        if self._record is not None and not ward.server:
+            self._record.add(ward.pid)
 
     def forget(self, pid: int) -> None:
         """Remove a process that has ended from the list of processes to end."""
         self._write(f"forget {pid}\n")
+        if self._record is not None:
+            self._record.remove(pid)
 
     def close(self) -> None:
         """End the guardian, after it has ended every process that was not forgotten."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,23 +24,25 @@ class WorkerRecord:
     """The running workers of a stack, in a file of its home: the next stack there ends them.
 
     A worker is its process id and the time of its start, because ids are used again. Only the
-    holder of the home may use the record.
+    holder of the home may use the record, from any thread.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._running: dict[int, float] = {}
+        self._lock = threading.Lock()
 
     def add(self, pid: int) -> None:
         """Record a worker that has just started."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with self._lock, contextlib.suppress(psutil.NoSuchProcess):
             self._running[pid] = psutil.Process(pid).create_time()
             self._write()
 
     def remove(self, pid: int) -> None:
         """Remove a worker that has ended."""
-        if self._running.pop(pid, None) is not None:
-            self._write()
+        with self._lock:
+            if self._running.pop(pid, None) is not None:
+                self._write()
 
     def end_orphans(self) -> int:
         """End the workers that an earlier stack recorded and left running; return their number."""

@@ -21,7 +21,6 @@ from typing import Self, TypeVar
 
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
-from assignment_workers.devstack.orphans import WorkerRecord
 from assignment_workers.devstack.process import Child, ProcessSpec
 from assignment_workers.devstack.restart_policy import (
     FAILURES,
@@ -95,13 +94,10 @@ class Supervisor:
     running.
     """
 
-    def __init__(
-        self, log: Log, guardian: Guardian, signals: Signals, workers: WorkerRecord
-    ) -> None:
+    def __init__(self, log: Log, guardian: Guardian, signals: Signals) -> None:
         self._log = log
         self._guardian = guardian
         self._events = signals.noted
-        self._workers = workers
         self._services: dict[str, _Service] = {}
         self._threads: list[threading.Thread] = []
 
@@ -204,8 +200,6 @@ class Supervisor:
             service.restart_at = time.monotonic() + LONGEST_PAUSE_SECONDS
             self._log.say(f"{spec.name} cannot be started: {error}; the others go on")
             return
-        if not spec.is_server:
-            self._workers.add(service.child.pid)
         service.ready = not spec.is_server
         self._log.note(f"{spec.name} started (pid {service.child.pid})")
 
@@ -214,7 +208,6 @@ class Supervisor:
         if service.child is not child:
             return
         service.child = None
-        self._workers.remove(child.pid)
         if child.spec.is_server and not service.was_ready:
             raise StackFailed(failure(child))
         now = time.monotonic()

@@ -100,8 +100,11 @@ def up(
             log.say(f"ended {orphans} processes of a stack that was killed on this home")
         log.say(f"starting; data and logs are in {held.path}")
         log.introduce("postgres", "valkey", *(child.name for child in children))
-        with Signals() as signals, Guardian(keeps=[held.descriptor]) as guardian:
-            with Supervisor(log, guardian, signals, workers) as supervisor:
+        with (
+            Signals() as signals,
+            Guardian(keeps=[held.descriptor], record=workers) as guardian,
+        ):
+            with Supervisor(log, guardian, signals) as supervisor:
                 code = _run(
                     settings, children, steps, supervisor=supervisor, log=log, path=held.path
                 )
