@@ -114,15 +114,18 @@ SELECT id * 10, id, 'irl',
 FROM generate_series(1, :users) AS id
 """
 
-_REQUIREMENTS = """ INSERT INTO crm.claim_requirements (id, claim_id, type, status,
-claim_requirement_reason, created_at) SELECT 'req-' || id || '-' || number, id * 10,
-(ARRAY['payslip', 'bank_statement', 'id_document', 'proof_of_address', 'signature']) [CASE WHEN
-number = 1 THEN 1 + floor(pg_temp.share(:seed, id, 'kind') * 2) ELSE 1 + floor(pg_temp.share(:seed,
-id * 10 + number, 'kind') * 5) END], CASE WHEN pg_temp.share(:seed, id, 'completed') < 0.02 THEN
-'COMPLETED' ELSE 'PENDING' END, CASE WHEN number = 2 THEN 'base requirement for claim.' ELSE 'asked
-by the lender' END, timezone('UTC', :now) - pg_temp.share(:seed, id, 'asked') * interval '60 days'
-FROM generate_series(1, :users, 2) AS id, generate_series(1, 3) AS number WHERE number = 1 OR
-pg_temp.share(:seed, id * 10 + number, 'needed') < 0.4
+_REQUIREMENTS = """
+INSERT INTO crm.claim_requirements (id, claim_id, type, status, claim_requirement_reason,
+                                    created_at)
+SELECT 'req-' || id || '-' || number, id * 10,
+       (ARRAY['payslip', 'bank_statement', 'id_document', 'proof_of_address', 'signature'])
+         [CASE WHEN number = 1 THEN 1 + floor(pg_temp.share(:seed, id, 'kind') * 2)
+               ELSE 1 + floor(pg_temp.share(:seed, id * 10 + number, 'kind') * 5) END],
+       CASE WHEN pg_temp.share(:seed, id, 'completed') < 0.02 THEN 'COMPLETED' ELSE 'PENDING' END,
+       CASE WHEN number = 2 THEN 'base requirement for claim.' ELSE 'asked by the lender' END,
+       timezone('UTC', :now) - pg_temp.share(:seed, id, 'asked') * interval '60 days'
+FROM generate_series(1, :users, 2) AS id, generate_series(1, 3) AS number
+WHERE number = 1 OR pg_temp.share(:seed, id * 10 + number, 'needed') < 0.4
 """
 
 _SCORES = """
