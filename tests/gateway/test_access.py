@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from assignment_workers.gateway import socket_limits
 from assignment_workers.gateway.auth import tokens
 from assignment_workers.gateway.auth.audit import ADDRESSES, OTHERS, AccessLog
-from assignment_workers.gateway.socket_limits import HEAD_BYTES
+from assignment_workers.gateway.socket_limits import ARRIVE_SECONDS, HEAD_BYTES
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.tables import AccessKind
 from tests.gateway.stage import Gateway, Reply, free_port
@@ -258,14 +258,23 @@ HEAD = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 def test_a_head_that_is_too_large_is_refused_and_the_connection_closed(
     gateway: Gateway, parts: list[bytes]
 ) -> None:
+    began = time.monotonic()
     answer = sent(gateway, *parts)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+    assert time.monotonic() - began < ARRIVE_SECONDS / 2, "refused as soon as it is too large"
     assert gateway.get("/healthz", bearer=None).status == 200
 
 
-def test_a_head_that_fits_is_served(gateway: Gateway) -> None:
+def test_a_head_that_fits_is_served_in_however_many_parts_it_comes(gateway: Gateway) -> None:
     long = {"X-Long": "x" * (HEAD_BYTES - 1_000)}
     assert gateway.get("/healthz", bearer=None, headers=long).status == 200
+    whole = HEAD + b"X: " + b"x" * (HEAD_BYTES - 1_000) + b"\r\nConnection: close\r\n\r\n"
+    with closing(socket.create_connection(("127.0.0.1", gateway.port), timeout=40)) as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(whole), 4_000):
+            caller.sendall(whole[start : start + 4_000])
+            gateway.get("/healthz", bearer=None)  # what was sent before is read by now
+        assert b"".join(iter(lambda: caller.recv(65_536), b"")).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(

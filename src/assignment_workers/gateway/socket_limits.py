@@ -25,7 +25,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _arrives: asyncio.TimerHandle | None = None
     _head: int = 0
-    """The bytes read so far of the request line and the headers."""
+    """The bytes of the request line and the headers that the parser has reported."""
+    _unread: int = 0
+    """The bytes that the parser keeps until their header ends."""
+    _parsed: int = 0
+    """The bytes that the parser has reported of the data that came last."""
+    _ended: bool = False
+    """True if the data that came last have the end of a request."""
     _is_body: bool = False
     _is_whole: bool = False
     _too_large: bool = False
@@ -44,19 +50,18 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._arrives is None and self._is_whole:
             self._wait()  # the data may be no more than line ends
-        before = self._head
+        self._parsed, self._ended = 0, False
         super().data_received(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_body or self._is_whole or self._ended:
             return
-        if not self._is_body and not self._is_whole and self._head == before:
-            # No header has ended in this data; the parser keeps the data until one does.
-            self._head += len(data)
-            if self._head > HEAD_BYTES:
-                self._too_large = True
-                self.send_400_response("")
+        self._unread = max(0, self._unread + len(data) - self._parsed)
+        if self._head + self._unread > HEAD_BYTES:
+            self._too_large = True
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
-        self._head, self._is_body, self._is_whole = 0, False, False
+        self._head, self._unread = 0, 0
+        self._is_body, self._is_whole = False, False
         if self._arrives is None:
             self._wait()
         super().on_message_begin()
@@ -74,7 +79,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._is_whole = True
+        self._is_whole = self._ended = True
         self._arrived()
         super().on_message_complete()
 
@@ -92,6 +97,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _count(self, size: int) -> None:
         self._head += size
+        self._parsed += size
         if self._head > HEAD_BYTES:
             self._too_large = True
             raise ValueError("the head is too large")  # the parser then ends the request
