@@ -9,19 +9,23 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import Engine, make_url, text
 
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.adoption.rollback import rollback
+from assignment_workers.assignment.answers import Finished
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.errors import SchemaMismatch, UsageError
 from assignment_workers.schema import migrate as migrations
+from assignment_workers.schema import roles
 from assignment_workers.schema.engine import connect
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
 from tests.adoption.test_adopting import run_command
 from tests.adoption.test_migrate import moved, rows
-from tests.support.world import World
+from tests.gateway.serving import with_roles
+from tests.support.world import HOUR, User, World, opened
+from tests.support.world import UNSIGNED as UNSIGNED_USERS
 
 IN_PUBLIC = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
 VIEW = "CREATE VIEW of_both AS SELECT user_id FROM unsigned_users_queue JOIN public.mine USING (id)"
@@ -185,3 +189,48 @@ def test_one_taken_over_in_public_stays_so_whatever_a_search_path_finds_later(
     engine.dispose()
     with pytest.raises(SchemaMismatch, match="leads to the dialer's tables in the schema dialer"):
         moved(url)
+
+
+def test_the_roles_of_least_privilege_work_there_and_are_to_be_made_again_after_an_upgrade(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    plain = empty_database_url
+    elsewhere(plain)
+    url = by_address(plain)
+    moved(url)
+    with opened(url):
+        pass  # the CRM's tables are there before the rights on them
+    done = run_command(url, tmp_path, "schema", "migrate", "--roles")
+    assert (done.returncode, done.stderr) == (0, "")
+    login = with_roles(url)
+    with opened(url) as world:
+        world.add_users([User(user, has_score_row=False) for user in range(1, 5)])
+        owner, world.engine = world.engine, worker_engine(login(roles.WORKER))
+        hold = world.held(8)
+        said = {"callback_at": world.now + HOUR}
+        assert isinstance(world.complete(hold, "call_back", **said), Finished)
+        world.regenerate(UNSIGNED_USERS)
+        world.engine.dispose()
+        world.engine = owner
+    assert rows(plain, "SELECT user_id FROM dialer.callbacks") == [(hold.user_id,)]
+    kept = f"dialer.{UNSIGNED}_before_adoption"
+    with connected(login(roles.GATEWAY).partition("?")[0]) as gateway:
+        assert gateway.execute(f"DELETE FROM {kept} WHERE user_id = 1".encode()).rowcount == 1
+        for denied in (f"UPDATE {kept} SET user_id = 3", "DELETE FROM dialer.agents"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                gateway.execute(denied.encode())
+    with connected(login(roles.READER).partition("?")[0]) as reader:
+        assert reader.execute(b"SELECT count(*) FROM dialer.callbacks").fetchone() == (1,)
+    # What a later version adds has no grants yet, and whoever migrates is told.
+    assert "--roles" not in run_command(url, tmp_path, "schema", "migrate").stdout
+    with connected(plain) as connection:
+        connection.execute(
+            "REVOKE UPDATE (notes) ON assignment.assignments FROM assignment_gateway"
+        )
+    told = run_command(url, tmp_path, "schema", "migrate").stdout
+    assert "(1, such as UPDATE on assignments for assignment_gateway)" in told
+    assert "run `assignment-workers schema migrate --roles`" in told
+
+
+def worker_engine(url: str) -> Engine:
+    return connect(url, name="test", statement_timeout=timedelta(seconds=30), index_plans_only=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +17,14 @@ import pytest
 from assignment_workers.adoption.migrate import migrate
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.errors import SchemaMismatch
+from assignment_workers.schema.migrate import head
 from assignment_workers.settings import Settings
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, as_role, connected
 from tests.adoption.test_adopting import run_command
 from tests.adoption.test_inspect import inspected
 from tests.adoption.test_migrate import moved, rows
+from tests.support.commands import Forked
 
 CATALOGUE = """
     SELECT 'relation', oid::bigint, relname::text, relkind::text FROM pg_class
@@ -303,11 +308,45 @@ def test_a_transaction_that_is_open_for_long_is_named_beforehand(
 def test_what_takes_longer_than_five_seconds_says_beforehand_how_long(
     empty_database_url: str, tmp_path: Path
 ) -> None:
+    """In one line, or on a terminal below what is printed, with the time that has passed."""
+    rows_of = "UPDATE pg_class SET reltuples = 4e6 WHERE relname = %s"
     with connected(empty_database_url) as connection:
         dialers.deployed(connection)
     with connected(as_role(empty_database_url, "postgres")) as connection:
-        connection.execute("UPDATE pg_class SET reltuples = 4e6 WHERE relname = 'callbacks'")
+        connection.execute(rows_of, ["callbacks"])
     done = run_command(empty_database_url, tmp_path, "schema", "inspect")
     assert done.stderr == "assignment-workers: about 8 s expected\n"
-    done = run_command(empty_database_url, tmp_path, "schema", "migrate")
-    assert done.stdout.startswith("about 64 s expected; the dialer goes on meanwhile\n")
+    lines = on_a_terminal(empty_database_url, tmp_path, "schema", "migrate")
+    (step,) = (place for place, line in enumerate(lines) if line.startswith("expand: "))
+    assert "about 64 s expected; the dialer goes on meanwhile" in "".join(lines[:step])
+    assert "0:00:00" in "".join(lines)
+    assert f"the schema is at revision {head()}" in lines
+    with connected(as_role(empty_database_url, "postgres")) as connection:
+        for table in ("callbacks", f"{UNSIGNED}_before_adoption"):
+            connection.execute(rows_of, [table])
+    done = run_command(empty_database_url, tmp_path, "schema", "rollback")
+    assert done.stderr == "assignment-workers: about 7 s expected\n"
+
+
+def on_a_terminal(url: str, home: Path, *words: str) -> list[str]:
+    """What a command shows on a terminal, by lines and parts of another colour."""
+    ours, terminal = os.openpty()
+    given = {name: each for name, each in os.environ.items() if name != "REDIS_URL"}
+    given |= {"DATABASE_URL": url, "ASSIGNMENT_WORKERS_HOME": str(home)}
+    process = Forked(words, given | {"TERM": "xterm"}, Path(os.ttyname(terminal)))
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the terminal's last user has gone
+            while part := os.read(ours, 4096):
+                shown.append(part)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    code = process.wait(60)
+    os.close(terminal)
+    reading.join(10)
+    os.close(ours)
+    said = b"".join(shown).decode()
+    assert code == 0, said
+    return [line for line in re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", said) if line]

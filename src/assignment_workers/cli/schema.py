@@ -17,10 +17,10 @@ from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
 from assignment_workers.assignment.reports.explain import instant
 from assignment_workers.cli.servers import database, with_database
-from assignment_workers.cli.show import SHOWN_FROM_SECONDS, AsJson, as_json, as_table, waiting
+from assignment_workers.cli.show import AsJson, as_json, as_table, waiting
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import direct_url
-from assignment_workers.schema.roles import GATEWAY, READER, ROLES, WORKER
+from assignment_workers.schema.roles import GATEWAY, READER, ROLES, WORKER, ungranted
 from assignment_workers.schema.roles import apply as apply_roles
 from assignment_workers.settings import Settings
 
@@ -111,14 +111,22 @@ def migrate(
         return 0
     with database(checked=False) as connection:
         seconds = expected_seconds(connection, "migrate")
-    if seconds >= SHOWN_FROM_SECONDS:
-        typer.echo(f"about {seconds:,.0f} s expected; the dialer goes on meanwhile")
-    reached = adopt(url, settings=with_database(), tell=typer.echo)
+    with waiting(seconds, note="; the dialer goes on meanwhile"):
+        reached = adopt(url, settings=with_database(), tell=typer.echo)
     typer.echo(f"the schema is at revision {reached}")
     if roles:
         apply_roles(url, passwords=_passwords(with_database()))
         for role, what in ROLES.items():
             typer.echo(f"{role}: {what}")
+        return 0
+    with database(checked=False) as connection:
+        missing = ungranted(connection)
+    if missing:
+        typer.echo(
+            "the database's roles lack rights that this version needs"
+            f" ({len(missing)}, such as {missing[0]}):"
+            " run `assignment-workers schema migrate --roles`, as with every upgrade"
+        )
     return 0
 
 
@@ -157,6 +165,10 @@ def rollback() -> int:
 
     Stop every process of this system first. Our schema and its records stay.
     """
-    for table in roll_back(direct_url(with_database())):
+    with database(checked=False) as connection:
+        seconds = expected_seconds(connection, "rollback")
+    with waiting(seconds):
+        tables = roll_back(direct_url(with_database()))
+    for table in tables:
         typer.echo(f"{table} is the dialer's own table again")
     return 0

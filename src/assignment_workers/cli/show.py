@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
@@ -42,23 +43,26 @@ def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
 
 
 @contextmanager
-def waiting(seconds: float) -> Iterator[None]:
+def waiting(seconds: float, *, note: str = "") -> Iterator[None]:
     """Show the time that has passed, beside the expected `seconds`, while the block runs.
 
-    Nothing is shown if `seconds` is below `SHOWN_FROM_SECONDS`. The output goes to standard error;
-    it is one line if that is no terminal.
+    Nothing is shown if `seconds` is below `SHOWN_FROM_SECONDS`. `note` is added to the expected
+    time. The output goes to standard error; it is one line if that is no terminal. Lines that the
+    block prints on a terminal stand above it.
     """
     if seconds < SHOWN_FROM_SECONDS:
         yield
         return
-    expected = f"about {seconds:,.0f} s expected"
+    expected = f"about {seconds:,.0f} s expected{note}"
     console = Console(stderr=True, markup=False, highlight=False)
     if not console.is_terminal:
         complain(expected)
         yield
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()
+    ) as progress:
         progress.add_task(expected, total=None)
         yield
 

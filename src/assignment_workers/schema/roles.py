@@ -8,6 +8,7 @@ covers tables that a later version has added.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -219,22 +220,59 @@ _KEPT_BY_ADOPTION = text("""
 """)
 
 
+def _rights(table: str) -> dict[str, str]:
+    """Return the privileges on a table of ours, by role; a role without any is left out."""
+    of = {
+        WORKER: _OF_WORKER.get(table, _ALL),
+        GATEWAY: _OF_GATEWAY.get(table, "SELECT"),
+        READER: "" if table in _NOT_OF_READER else "SELECT",
+        PURGE: _OF_PURGE.get(table, ""),
+    }
+    return {role: rights for role, rights in of.items() if rights}
+
+
+def ungranted(connection: Connection) -> list[str]:
+    """Return what `apply` would grant on our tables, as `SELECT on events for assignment_worker`.
+
+    Empty if the roles do not exist, or were never given rights in this database. Any role may ask.
+    """
+    wanted = [
+        {"role": role, "name": name, "privilege": privilege, "column": column}
+        for name in (*(table.name for table in Base.metadata.sorted_tables), VERSION_TABLE)
+        for role, rights in _rights(name).items()
+        for privilege, columns in _PRIVILEGE.findall(rights)
+        for column in (columns.split(", ") if columns else [None])
+    ]
+    return [
+        f"{row.privilege} on {row.name} for {row.role}"
+        for row in connection.execute(_UNGRANTED, {"wanted": json.dumps(wanted)})
+    ]
+
+
+_PRIVILEGE = re.compile(r"([A-Z]+)(?: \(([^)]*)\))?")
+_UNGRANTED = text("""
+    SELECT role, name, privilege FROM json_to_recordset(CAST(:wanted AS json))
+        AS wanted (role text, name text, privilege text, "column" text)
+    WHERE CASE
+        WHEN to_regrole(role) IS NULL OR to_regclass('assignment.' || name) IS NULL THEN false
+        WHEN NOT has_schema_privilege(role, 'assignment', 'USAGE') THEN false
+        WHEN "column" IS NULL
+        THEN NOT has_table_privilege(role, 'assignment.' || name, privilege)
+        ELSE NOT has_column_privilege(role, 'assignment.' || name, "column", privilege) END
+    ORDER BY name, role, privilege
+""")
+
+
 def _granted(connection: Connection) -> list[str]:
     everybody = f"{WORKER}, {GATEWAY}, {READER}, {PURGE}"
     granted = [f"GRANT USAGE ON SCHEMA assignment TO {everybody}"]
     tables = [table.name for table in Base.metadata.sorted_tables]
     for name in (*tables, VERSION_TABLE):
         granted.append(f"REVOKE ALL ON assignment.{name} FROM PUBLIC, {everybody}")
-        each = {
-            WORKER: _OF_WORKER.get(name, _ALL),
-            GATEWAY: _OF_GATEWAY.get(name, "SELECT"),
-            READER: "" if name in _NOT_OF_READER else "SELECT",
-            PURGE: _OF_PURGE.get(name, ""),
-        }
         granted += [
             f"GRANT {rights} ON assignment.{name} TO {role}"
-            for role, rights in each.items()
-            if rights and not (name in _WORKED_BY_OWNERS and role == WORKER)
+            for role, rights in _rights(name).items()
+            if not (name in _WORKED_BY_OWNERS and role == WORKER)
         ]
         if name in _WORKED_BY_OWNERS:
             granted.append(f"GRANT ALL ON assignment.{name} TO {WORKER}")
