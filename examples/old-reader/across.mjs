@@ -26,6 +26,12 @@ function send(text, values = []) {
   return client.query({ name: names.get(text), text, values });
 }
 
+// The id of the first row, as a reader knows it who has just read it.
+async function anId() {
+  const found = await send(`SELECT "id" FROM ${from} ORDER BY "user_id" ASC LIMIT $1`, [1]);
+  return found.rows[0].id;
+}
+
 const queries = {
   findFirst: async () => {
     const found = await send(
@@ -44,6 +50,13 @@ const queries = {
     return found.rows.map((row) => [Number(row.user_id), row.status, row[agent]]);
   },
   everyColumn: async () => (await send(`SELECT * FROM ${from}`)).rowCount,
+  findUnique: async () => {
+    const found = await send(
+      `SELECT ${columns} FROM ${from} WHERE (${from}."id" = $1 AND 1=1) LIMIT $2 OFFSET $3`,
+      [await anId(), 1, 0],
+    );
+    return found.rowCount;
+  },
   count: async () => {
     const found = await send(
       `SELECT COUNT(*) FROM (SELECT ${from}."id" FROM ${from} WHERE ${from}."status" = $1 OFFSET $2) AS "sub"`,
@@ -90,6 +103,27 @@ const queries = {
         [randomUUID(), 4, 99, "pending", new Date(), new Date()],
       )
     ).rowCount,
+  createMany: async () =>
+    (
+      await send(
+        `INSERT INTO ${from} ("id","user_id","queue_position","status","created_at","updated_at") ` +
+          `VALUES ($1,$2,$3,$4,$5,$6), ($7,$8,$9,$10,$11,$12) ON CONFLICT DO NOTHING`,
+        [4, 1].flatMap((user) => [randomUUID(), user, 97, "pending", new Date(), new Date()]),
+      )
+    ).rowCount,
+  // What Prisma sends where the database cannot do it in one statement: look, and then write.
+  upsertByTwo: async () => {
+    const found = await send(
+      `SELECT ${from}."id" FROM ${from} WHERE (${from}."id" = $1 AND 1=1)`,
+      [await anId()],
+    );
+    return (
+      await send(`UPDATE ${from} SET "status" = $1 WHERE (${from}."id" = $2 AND 1=1)`, [
+        "pending",
+        found.rows[0].id,
+      ])
+    ).rowCount;
+  },
   upsert: async () =>
     (
       await send(
@@ -97,6 +131,13 @@ const queries = {
           `VALUES ($1,$2,$3,$4,$5,$6) ON CONFLICT ("id") DO UPDATE SET "status" = $7 ` +
           `RETURNING ${from}."id"`,
         [randomUUID(), 4, 98, "pending", new Date(), new Date(), "pending"],
+      )
+    ).rowCount,
+  delete: async () =>
+    (
+      await send(
+        `DELETE FROM ${from} WHERE (${from}."id" = $1 AND 1=1) RETURNING ${from}."id"`,
+        [await anId()],
       )
     ).rowCount,
   deleteMany: async () => (await send(`DELETE FROM ${from} WHERE 1=1`)).rowCount,
@@ -117,6 +158,26 @@ const queries = {
     );
     return (
       await send(`UPDATE ${from} SET "status" = $1 WHERE ${from}."user_id" = $2`, ["completed", 1])
+    ).rowCount;
+  },
+  // The original's claim of a callback: found, then taken by a guarded update, in one transaction.
+  claimCallback: async () => {
+    await send(
+      `INSERT INTO ${promises} ("id","user_id","scheduled_for","original_call_session_id") ` +
+        `VALUES ($1,$2,$3,$4)`,
+      [randomUUID(), 2, new Date(), randomUUID()],
+    );
+    const found = await send(
+      `SELECT "id" FROM ${promises} WHERE ("status" = $1 AND "user_id" = $2) ` +
+        `ORDER BY "scheduled_for" ASC LIMIT $3 OFFSET $4`,
+      ["pending", 2, 1, 0],
+    );
+    return (
+      await send(
+        `UPDATE ${promises} SET "status" = $1, "assigned_to_agent_id" = $2 ` +
+          `WHERE ("id" = $3 AND "status" = $4)`,
+        ["assigned", 9, found.rows[0].id, "pending"],
+      )
     ).rowCount;
   },
   createCallback: async () =>

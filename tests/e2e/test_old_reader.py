@@ -66,8 +66,8 @@ def test_the_old_reader_reads_the_same_and_its_write_is_refused_with_a_word(
     assert {table: read(table) for table in before} == before
 
 
-READS = ("findFirst", "findMany", "everyColumn", "count", "groupBy", "aggregate")
-REFUSED = ("update", "updateMany", "create", "deleteMany", "transaction")
+READS = ("findFirst", "findUnique", "findMany", "everyColumn", "count", "groupBy", "aggregate")
+REFUSED = ("update", "updateMany", "create", "upsertByTwo", "delete", "deleteMany", "transaction")
 
 
 @contextmanager
@@ -118,17 +118,23 @@ def test_named_statements_of_one_connection_say_the_documented_thing_across_the_
         )
     with across(url, agent) as everything:
         before = everything()
+        claims = before.pop("claimCallback")
+        assert claims == 1 if name == "deployed" else "does not exist" in claims
         assert before == {
             "findFirst": [3],
             "findMany": [[1, "assigned", 1], [3, "pending", None], [2, "pending", None]],
             "everyColumn": 3,
+            "findUnique": 1,
             "count": 2,
             "groupBy": {"assigned": 1, "pending": 2},
             "aggregate": 3,
             "update": 2,
             "updateMany": 2,
             "create": 1,
+            "createMany": 2,
+            "upsertByTwo": 1,
             "upsert": 1,
+            "delete": 1,
             "deleteMany": 3,
             "forUpdateSkipLocked": 1,
             "transaction": 1,
@@ -142,8 +148,9 @@ def test_named_statements_of_one_connection_say_the_documented_thing_across_the_
             assert "POST /v1/requests" in after[write], write
         assert "outer join" in after["forUpdateSkipLocked"]
         assert "ON CONFLICT" in after["upsert"]
-        assert after["createCallback"] == 1
+        assert "ON CONFLICT" in after["createMany"]
+        assert (after["createCallback"], after["claimCallback"]) == (1, 1)
         with connected(url) as connection:
             assert connection.execute("SELECT count(*) FROM callbacks").fetchone() == (0,)
         rollback(url)
-        assert everything() == before
+        assert everything() == before | {"claimCallback": 1}
