@@ -256,22 +256,7 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
         assert (suppressed.code, suppressed.output) == (0, "suppressed\n")
         (listed,) = shell.run("do-not-contact", "list", "--json", **servers).json(0)
         assert (listed["user_id"], listed["reason"]) == (3, "asked")
-        register = shell.folder / "register.csv"
-        register.write_text("number;name\n(020) 7946 0001;Ann\nnobody;Bob\n")
-        words = ["do-not-contact", "import", str(register), "--list=tps", "--why=November"]
-        shell.run(*words, **servers).check(USED_WRONGLY, "1 lines are no phone number", "'nobody'")
-        loaded = shell.run(*words, "--skip-unreadable", **servers)
-        assert loaded.code == 0, loaded.complaint
-        assert "list 'tps' stands" in loaded.output
-        found = shell.run(
-            "do-not-contact", "check", "tel:+44-20-7946-0001;ext=9", "--json", **servers
-        ).json(FAILED)
-        assert (found["suppressed"], found["numbers"]) == (True, ["+442079460001"])
-        assert [each["name"] for each in found["lists"]] == ["tps"]
-        export = shell.run("do-not-contact", "export", **servers)
-        assert "+442079460001,,,tps" in export.output
-        dropped = shell.run("do-not-contact", "drop", "tps", "--why=over", **servers)
-        assert dropped.code == 0, dropped.complaint
+        suppress_by_number(shell, servers)
         nobody = shell.run("do-not-contact", "add", "--why=asked", **servers)
         nobody.check(USED_WRONGLY, "refused (malformed)", "a user or a phone number")
         free = shell.run("quarantine", "release", "3", "--why=mended", **servers)
@@ -287,11 +272,41 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
             ("import_suppressions", "tps", "November", "done"),
             ("drop_suppressions", "tps", "over", "done"),
             ("do_not_contact", "a phone number", "asked", kept[5].outcome),
-            ("release_from_quarantine", "3", "mended", kept[6].outcome),
+            ("do_not_contact", "a phone number", "asked", "done"),
+            ("do_not_contact", "a phone number", "asked", kept[7].outcome),
+            ("release_from_quarantine", "3", "mended", kept[8].outcome),
         ]
-        assert all(kept[place].outcome.startswith("refused: ") for place in (0, 5, 6))
+        assert all(kept[place].outcome.startswith("refused: ") for place in (0, 5, 7, 8))
         odd = shell.run("complete", ID, "--agent=26", "--outcome=won", **servers)
         odd.check(USED_WRONGLY, "refused (unknown_outcome)", "'won'", "completed_form")
+
+
+def suppress_by_number(shell: Shell, servers: dict[str, str]) -> None:
+    """A register is imported and dropped, and a number is added by hand."""
+    register = shell.folder / "register.csv"
+    register.write_text("number;name\n(020) 7946 0001;Ann\nnobody;Bob\n")
+    words = ["do-not-contact", "import", str(register), "--list=tps", "--why=November"]
+    shell.run(*words, **servers).check(USED_WRONGLY, "1 lines are no phone number", "'nobody'")
+    loaded = shell.run(*words, "--skip-unreadable", **servers)
+    assert loaded.code == 0, loaded.complaint
+    assert "list 'tps' stands" in loaded.output
+    found = shell.run(
+        "do-not-contact", "check", "tel:+44-20-7946-0001;ext=9", "--json", **servers
+    ).json(FAILED)
+    assert (found["suppressed"], found["numbers"]) == (True, ["+442079460001"])
+    assert [each["name"] for each in found["lists"]] == ["tps"]
+    export = shell.run("do-not-contact", "export", **servers)
+    assert "+442079460001,,,tps" in export.output
+    dropped = shell.run("do-not-contact", "drop", "tps", "--why=over", **servers)
+    assert dropped.code == 0, dropped.complaint
+    words = ["do-not-contact", "add", "--why=asked", "--source=a letter", "--until=2099-01-01"]
+    said = shell.run(*words, "--phone=ask for 79460009", **servers)
+    said.check(USED_WRONGLY, "refused (malformed)", "--raw")
+    added = shell.run(*words, "--phone=(020) 7946 0009 x1", f"--queue={UNSIGNED}", **servers)
+    assert (added.code, added.output) == (0, "suppressed\n0 users have it now\n")
+    (newest, _) = shell.run("do-not-contact", "list", "--json", **servers).json(0)
+    assert (newest["number"], newest["queue"]) == ("+442079460009", UNSIGNED)
+    assert (newest["source"], newest["expires_at"][:10]) == ("a letter", "2099-01-01")
 
 
 def test_explain_tells_a_user_and_a_funnel_as_text_and_as_json(

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from assignment_workers.assignment import phones, suppression_lists
 from assignment_workers.assignment.answers import Assigned, Done, Empty, Finished, Refused
 from assignment_workers.assignment.reports.explain import funnel
+from assignment_workers.devstack import demo
 from tests.support.phone_forms import NUMBERS, UNPARSABLE, Form, forms
 from tests.support.suppressed_number import nobody_is_offered, read, reader, suppress, why, write
 from tests.support.world import HOUR, UNSIGNED, User, World
@@ -311,3 +312,15 @@ def test_the_strictest_of_several_zones_counts_and_the_crm_s_own_first(world: Wo
     assert at("2027-03-01T01:30") == [True, False, False, False]
     assert at("2027-01-26T01:30") == [False, False, False, False]
     assert at("2027-01-26T18:30") == [False, False, True, True]
+
+
+def test_the_demo_s_users_have_numbers_as_people_type_them(world: World) -> None:
+    with world.engine.begin() as connection:
+        demo.seed(connection, users=1100, seed=7, now=world.now)
+    read(world)
+    for form in ("%;ext=%", "% x_", "%(0)%", "(%", "0044%", "% / %", "0_700 %", "+447700900___"):
+        assert world.value("SELECT count(*) FROM assignment.phones WHERE text LIKE :f", f=form) > 5
+    two = "SELECT count(*) FROM assignment.phones WHERE cardinality(numbers) = 2"
+    none = "SELECT count(*) FROM crm.users WHERE phone_number IS NULL"
+    assert min(world.value(two), world.value(none)) > 5
+    assert world.value("SELECT count(*) FROM assignment.phones WHERE unread <> '{}'") == 0

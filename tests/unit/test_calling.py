@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from assignment_workers.assignment.calling import calling_rules
+from assignment_workers.assignment.calling import calling_rules, numbers_of
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import DAYS, CallingHours, read_week, read_zones
@@ -118,6 +118,22 @@ def test_a_user_is_in_the_zone_of_the_longest_prefix() -> None:
     assert reader.read("+1 212 555 0123").zones == ("America/New_York",)
     assert reader.read("+1 907 274 0123").zones == ("America/Chicago",)
     assert reader.tag != Reader("GB").tag  # what was read in another way is read again
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({}, False),
+        ({"CALLING_HOURS": "mon-fri 09:00-20:00"}, True),
+        ({"CALLING_HOURS": "mon-fri 09:00-20:00", "OFFER_WITHOUT_NUMBER": "true"}, False),
+        ({"OFFER_WITHOUT_NUMBER": "false"}, True),
+    ],
+)
+def test_users_without_a_number_are_offered_by_default_where_there_are_no_calling_hours(
+    given: dict[str, str], needed: bool
+) -> None:
+    said = {f"ASSIGNMENT_WORKERS_{name}": value for name, value in given.items()}
+    assert numbers_of(Settings.from_environment(said)).needed is needed
 
 
 def test_hours_that_never_come_open_never() -> None:
