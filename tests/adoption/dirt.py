@@ -1,13 +1,26 @@
-"""Values that a dialer's columns hold in the field, by the type that the schema gives them."""
+"""Values that a dialer's columns hold in the field, by the type that the catalogue gives them."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 import psycopg
 
-from tests.adoption.dialers import Part, columns_of
+from tests.adoption.dialers import OUTSTANDING, UNSIGNED
 
+TABLES = (
+    "agents",
+    "user_call_scores",
+    "callbacks",
+    "missed_calls",
+    "conversions",
+    UNSIGNED,
+    OUTSTANDING,
+)
+"""The tables that are taken over or shared, those that others refer to first."""
 STATUSES = [
     "pending",
     "assigned",
@@ -21,7 +34,9 @@ STATUSES = [
 ]
 QUEUES = ("unsigned_users", "outstanding_requests", "manual_call", "", "UNSIGNED_USERS")
 PHONES = ("+447700900123", "07700 900123", "anonymous", "", "+", "00", "ext. 136", "\u0660\u0661")
-TEXTS = ("", " ", "O'Brien\\n", "\U0001f4de\u200d\U0001f525", "null", "%s :x {}", "x" * 100_000)
+TEXTS = ("", " ", "O'Brien\\n", "\U0001f4de\u200d\U0001f525", "null", "%s :x {}", "\u202egnp")
+LONG = 100_000
+"""Letters of a text that no index holds."""
 TIMES = (
     "infinity",
     "-infinity",
@@ -30,80 +45,102 @@ TIMES = (
     "9999-12-31 23:59:59.999",
     "12026-01-01",
     "1970-01-01",
-    "2026-11-28 10:00",
+    *(
+        f"{datetime.now(UTC) + away:%Y-%m-%d %H:%M}"
+        for away in (-timedelta(days=2), -timedelta(minutes=5), timedelta(minutes=30))
+    ),
 )
-NUMBERS = {
-    "INTEGER": (-(2**31), 2**31 - 1, -1, 0, 1, 7, 8, 999),
-    "BIGINT": (-(2**63), 2**63 - 1, -1, 0, 1, 2, 3, 4, 5, 6),
+USERS = tuple(range(1, 13))
+"""Ids that many rows have, whatever the table."""
+BITS = {"smallint": 15, "integer": 31, "bigint": 63}
+JSONS = ("null", "[]", "{}", '"text"', '["unsigned_users"]', "[null, 1]", '[["deep"]]', "1e400")
+CHOICES = {
+    "status": STATUSES,
+    "queue_type": QUEUES,
+    "current_queue_type": QUEUES,
+    "previous_queue_type": QUEUES,
+    "phone_number": PHONES,
 }
-JSONS = ("null", "[]", "{}", '"text"', '["unsigned_users"]', "[null, 1]", '[["deep"]]')
-SAFE = {"email", "id"}
-"""Columns that are unique: what they hold is made by number."""
 
 
-def row(chance: Random, number: int, columns: dict[str, Part]) -> dict[str, object]:
-    """A row of a table whose columns are these."""
-    return {name: value(chance, number, part) for name, part in columns.items()}
+@dataclass(frozen=True)
+class Column:
+    """A column as PostgreSQL's catalogue has it. `others`: a query for the values it refers to."""
+
+    name: str
+    type: str
+    required: bool
+    others: str | None
 
 
-def value(chance: Random, number: int, part: Part) -> object:
-    """Something that the column may hold; null where it may be, one time in five."""
-    kind = part.type_or_columns
-    may_be_null = part.not_null_or_unique != "not null"
-    if may_be_null and chance.random() < 0.2:
-        return None
-    if kind == "UUID":
-        zero = part.name == "id" and number == 0
-        return "0" * 32 if zero else f"{chance.getrandbits(128):032x}"
-    if kind.startswith("TIMESTAMP"):
-        return chance.choice(TIMES)
-    if kind in NUMBERS:
-        return chance.choice(NUMBERS[kind])
-    if kind == "BOOLEAN":
-        return chance.random() < 0.5
-    if kind == "JSONB":
-        return chance.choice(JSONS)
-    if kind.startswith("DECIMAL"):
-        return chance.choice((0, -1, 9.99))
-    if kind == "TEXT[]":
-        return chance.choice(([], ["a", None]))
-    return _text(chance, number, part)
+_COLUMNS = """
+    SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, (
+        SELECT format('SELECT %%I FROM %%s ORDER BY 1', r.attname, k.confrelid::regclass)
+        FROM pg_constraint k JOIN pg_attribute r ON r.attrelid = k.confrelid
+        AND r.attnum = k.confkey[1]
+        WHERE k.contype = 'f' AND k.conrelid = a.attrelid AND k.conkey = ARRAY[a.attnum] LIMIT 1)
+    FROM pg_attribute a WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0
+    AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
+"""
 
 
-def _text(chance: Random, number: int, part: Part) -> str:
-    width = int(part.type_or_columns.partition("(")[2].rstrip(")") or 1_000_000)
-    if part.name == "email":
-        return f"{number}@example.com"
-    choices = {
-        "status": STATUSES,
-        "queue_type": QUEUES,
-        "current_queue_type": QUEUES,
-        "previous_queue_type": QUEUES,
-        "phone_number": PHONES,
-    }
-    return chance.choice(choices.get(part.name, TEXTS))[:width]
+def spoil(connection: psycopg.Connection, seed: int, rows: int = 40) -> None:
+    """Fill each of `TABLES` that is there, all its columns, with `rows` rows of dirt.
 
-
-def spoil(
-    connection: psycopg.Connection, tables: dict[str, str], seed: int, rows: int = 40
-) -> None:
-    """Fill the tables, each of the schema that is named, with `rows` rows of dirt.
-
-    What a foreign key or a unique index of a table refuses is not there.
+    A row that a key, a check or an index of the table refuses is left out.
     """
     chance = Random(seed)
-    for table, schema in tables.items():
-        columns = columns_of(schema, table)
-        if table == "agents":
-            columns = {name: part for name, part in columns.items() if name != "id"}
-        names = ", ".join(columns)
+    for table in TABLES:
+        columns = [Column(*each) for each in connection.execute(_COLUMNS, [table])]
+        others = {
+            each.name: [row[0] for row in connection.execute(each.others.encode())]
+            for each in columns
+            if each.others
+        }
+        names = ", ".join(f'"{each.name}"' for each in columns)
         places = ", ".join(["%s"] * len(columns))
-        for number in range(rows):
-            made = row(chance, number, columns)
+        for number in range(rows if columns else 0):
+            made = [value(chance, number, each, others.get(each.name)) for each in columns]
             try:
-                connection.execute(
-                    f"INSERT INTO {table} ({names}) VALUES ({places})".encode(),
-                    list(made.values()),
-                )
-            except (psycopg.errors.IntegrityError, psycopg.errors.UniqueViolation):
+                connection.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", made)
+            except (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded):
                 continue
+
+
+def value(chance: Random, number: int, column: Column, others: list[object] | None) -> object:
+    """Something that the column may hold; null where it may be, one time in five."""
+    if not column.required and chance.random() < 0.2:
+        return None
+    if others is not None:
+        return chance.choice(others) if others else None
+    kind, _, width = column.type.partition("(")
+    if column.name == "id" and kind in BITS:
+        return [2 ** BITS[kind] - 1, -(2 ** BITS[kind]), -1, 0, *range(900, 1000)][number]
+    if kind == "uuid":
+        return f"{0 if column.name == 'id' and number == 0 else chance.getrandbits(128):032x}"
+    if kind in BITS:
+        ends = (-(2 ** BITS[kind]), 2 ** BITS[kind] - 1, -1, 0, 999)
+        return chance.choice(ends if chance.random() < 0.5 else USERS)
+    if kind.startswith("timestamp") or kind == "date":
+        return chance.choice(TIMES)
+    if kind in ("text", "character varying", "character"):
+        limit = re.match(r"\d+", width)
+        return _text(chance, number, column.name)[: int(limit[0]) if limit else None]
+    return chance.choice(_OF_TYPE[kind])
+
+
+_OF_TYPE: dict[str, tuple[object, ...]] = {
+    "boolean": (True, False),
+    "json": JSONS,
+    "jsonb": JSONS,
+    "numeric": (0, -1, 9.99),
+    "text[]": ([], ["a", None]),
+}
+
+
+def _text(chance: Random, number: int, name: str) -> str:
+    if name == "email":
+        return f"{number}@example.com"
+    if name not in CHOICES and chance.random() < 0.1:
+        return f"{chance.getrandbits(4 * LONG):0{LONG}x}"
+    return chance.choice(CHOICES.get(name, TEXTS))

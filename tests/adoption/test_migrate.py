@@ -211,48 +211,6 @@ def test_duplicates_and_dangling_holds_are_decided_by_the_stated_rules(
     ]
 
 
-def test_a_run_that_is_killed_after_any_step_is_taken_up_by_the_next(
-    postgres_server: str, empty_database_url: str
-) -> None:
-    with connected(empty_database_url) as connection:
-        dialers.dirty(connection)
-        name = connection.info.dbname
-    copy = f"{name}_copy"
-    steps: list[str] = []
-    ends: list[Any] = []
-    number = 0
-    while number == 0 or number <= len(steps):
-        with connected(postgres_server) as admin:
-            admin.execute(f"CREATE DATABASE {copy} TEMPLATE {name}")
-        url = f"{postgres_server.rpartition('/')[0]}/{copy}"
-        try:
-            told = 0
-
-            def tell(said: str, *, at: int = number) -> None:
-                nonlocal told
-                if said.startswith("waits for"):
-                    return  # an autovacuum may be in the way of one run and not of the next
-                told += 1
-                if at == 0:
-                    steps.append(said)
-                elif told == at:
-                    raise Killed
-
-            if number == 0:
-                moved(url, tell=tell)
-            else:
-                with pytest.raises(Killed):
-                    moved(url, tell=tell)
-                moved(url)
-            ends.append(state(url))
-        finally:
-            with connected(postgres_server) as admin:
-                admin.execute(f"DROP DATABASE {copy} WITH (FORCE)")
-        number += 1
-    assert len(steps) >= 6
-    assert all(end == ends[0] for end in ends)
-
-
 MOVE = """
 import sys
 from assignment_workers.adoption.migrate import BOOKS, migrate
