@@ -60,6 +60,10 @@ test-e2e: client
 test-packages: ## install the Debian packages that some tests need, as root; without one, they are skipped
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(PACKAGES)
 
+.PHONY: test-adoption
+test-adoption: $(READY) ## taking a dialer over: every schema, full of dirt, worked on, killed at every step
+	@EVERY_ROW=1 $(BIN)/python -m pytest tests/adoption --timeout=600 $(ARGS)
+
 .PHONY: test-first-run
 test-first-run: $(READY) ## make run in a fresh clone in every kind of place; whole as root only
 	@EVERY_ROW=1 $(BIN)/python -m pytest tests/first_run $(ARGS)
@@ -71,6 +75,10 @@ model: $(READY) ## the assignment policy against its plain model: 10,000 steps a
 .PHONY: fuzz
 fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ: thousands of each
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} $(BIN)/python -m pytest tests/faults/test_fuzz.py --timeout=3600 $(ARGS)
+
+.PHONY: races
+races: $(READY) ## the races at length: every way of the incident, a call centre for a minute, a thousand requests
+	@EVERY_ROW=1 $(BIN)/python -m pytest tests/races tests/gateway/test_killed.py --timeout=600 $(ARGS)
 
 .PHONY: waits
 waits: $(READY) ## every wait of docs/waits.md, at every sending of its session
@@ -85,7 +93,7 @@ failover: $(READY) ## PostgreSQL fails over at random moments under 64 agents, 2
 	@FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-20} FAILOVER_AGENTS=64 $(BIN)/python -m pytest tests/faults/test_failover.py -rP --timeout=3600 $(ARGS)
 
 .PHONY: check
-check: lint types layers ## lint, types and layers
+check: lint types layers migrations ## lint, types, layers and the chain of migrations
 
 .PHONY: lint
 lint: $(READY) ## ruff: the rules, and the format as it would be written
@@ -99,6 +107,10 @@ types: $(READY) ## mypy, strict
 .PHONY: layers
 layers: $(READY) ## imports point down only
 	@$(BIN)/lint-imports --no-logo
+
+.PHONY: migrations
+migrations: $(READY) ## each migration has a number of its own, and follows the one before
+	@$(BIN)/python tools/migrations.py
 
 .PHONY: format
 format: $(READY) ## mend what ruff can, and format

@@ -55,7 +55,7 @@ class Page(HTMLParser):
 def test_a_short_day_with_faults_breaks_no_guarantee(tmp_path: Path) -> None:
     run = demo(
         tmp_path,
-        *("--agents", "20", "--users", "5000", "--seconds", "16", "--speed", "60"),
+        *("--agents", "20", "--users", "5000", "--seconds", "11", "--speed", "60"),
         *("--seed", "3", "--chaos", "--report", "day.html"),
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -104,7 +104,7 @@ def test_hazard_d8_every_database_connection_is_cut_each_second(
             stack.built()
             with Agents(stack, 16) as agents:
                 served_again(agents, within=10)
-                for _ in range(8):
+                for _ in range(5):
                     time.sleep(1)  # between one cut and the next
                     with stack.connection() as connection:
                         connection.execute(text(f"{END} AND backend_type = 'client backend'"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ def replies(app: Celery, command: str, arguments: dict[str, Any], count: int) ->
     return {name: said for each in found for name, said in each.items()}
 
 
+def asked_alone(stack: Stack, command: str) -> dict[str, Any]:
+    """What each of three workers answers to a program of its own."""
+    with celery(stack) as app:
+        return replies(app, command, ARGUMENTS.get(command, {}), 3)
+
+
 def test_each_command_is_answered_or_refused_by_each_process_and_changes_none(
     stack: Stack,
 ) -> None:
@@ -71,8 +78,12 @@ def test_each_command_is_answered_or_refused_by_each_process_and_changes_none(
     with celery(stack) as app:
         wait_until(lambda: len(replies(app, "ping", {}, 3)) == 3, "three workers")
         before = replies(app, "active_queues", {}, 3)
-        for command in sorted(Panel.data):
-            answers = replies(app, command, ARGUMENTS.get(command, {}), 3)
+        with ThreadPoolExecutor(6) as pool:
+            asked = {
+                command: pool.submit(asked_alone, stack, command) for command in sorted(Panel.data)
+            }
+        for command, future in asked.items():
+            answers = future.result()
             assert len(answers) == 3, f"{command}: {answers}"
             for answer in answers.values():
                 if command in OBSERVING | {"revoke"}:

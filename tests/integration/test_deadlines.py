@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from time import monotonic
@@ -46,10 +47,10 @@ def engine_on(line: Wire, statement_timeout: float = 0.5) -> Iterator[Engine]:
         made.dispose()
 
 
-def transaction(line: Wire, world: World) -> None:
+def transaction(line: Wire, lane: str) -> None:
     """A session whole: connect, set up, a turn of two trips with a commit, a statement, its end."""
     with engine_on(line) as on:
-        with TransactionRunner(on, term=world.term).transaction() as one:
+        with TransactionRunner(on, term=1, lane=lane).transaction() as one:
             one.connection.execute(text("SELECT 1"))
             one.record({"kind": "queue_paused", "queue": "unsigned_users"})
         with on.begin() as connection:
@@ -57,26 +58,41 @@ def transaction(line: Wire, world: World) -> None:
     line.cut_after(0)  # nothing was cut: the session has no more points
 
 
+POINTS = 60
+"""More than a session has."""
+
+
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("line")
 def test_a_session_ends_at_whatever_point_nothing_comes_back(
-    world: World, database_url: str, line: Wire
+    world: World, database_url: str
 ) -> None:
-    points = 0
+    """All points at the same time, each with a lane of its own: most of it is waiting."""
     # `make waits` cuts the session at each of its points.
-    for point in range(CONNECTING, 100, 1 if "WAITS_POINTS" in os.environ else 2):
+    points = range(CONNECTING, POINTS, 1 if "WAITS_POINTS" in os.environ else 2)
+    world.execute(
+        "INSERT INTO assignment.sequencer (lane, term) SELECT 'point ' || n, 1"
+        " FROM generate_series(0, 60) n"
+    )
+
+    def cut_at(point: int) -> float | None:
+        """The seconds of a session that was cut there; None if it had ended before."""
         with wire(database_url) as each:
             each.cut_after(point)
             began = monotonic()
             try:
-                transaction(each, world)
+                transaction(each, f"point {point}")
             except (psycopg.OperationalError, DBAPIError):
-                points += 1
-                assert monotonic() - began < CONNECT + 2 * BOUND, f"point {point}"
-            else:
-                break
-            finally:
-                world.execute("UPDATE assignment.sequencer SET term = :term", term=world.term)
-    assert points > 5, "the session was cut at each of its points"
+                return monotonic() - began
+            return None
+
+    with ThreadPoolExecutor(40) as pool:
+        took = dict(zip(points, pool.map(cut_at, points), strict=True))
+    cut = {point: seconds for point, seconds in took.items() if seconds is not None}
+    assert len(cut) > 5, "the session was cut at each of its points"
+    assert took[points[-1]] is None, "it has no more points"
+    late = {point: seconds for point, seconds in cut.items() if seconds > CONNECT + 3 * BOUND}
+    assert late == {}
 
 
 def test_a_long_statement_is_waited_for_while_the_server_is_at_work_on_it(
