@@ -76,9 +76,10 @@ model: $(READY) ## the assignment policy against its plain model: 10,000 steps a
 fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ: thousands of each
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} $(BIN)/python -m pytest tests/faults/test_fuzz.py --timeout=3600 $(ARGS)
 
-.PHONY: races
-races: $(READY) ## the races at length: every way of the incident, a call centre for a minute, a thousand requests
-	@EVERY_ROW=1 $(BIN)/python -m pytest tests/races tests/gateway/test_killed.py --timeout=600 $(ARGS)
+.PHONY: long
+long: $(READY) ## at length: every way of the incident, a call centre for a minute, a thousand requests, remote control
+	@EVERY_ROW=1 $(BIN)/python -m pytest tests/races tests/gateway/test_killed.py tests/faults/test_remote_control.py \
+		--timeout=600 $(ARGS)
 
 .PHONY: waits
 waits: $(READY) ## every wait of docs/waits.md, at every sending of its session

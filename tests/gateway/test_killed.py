@@ -19,7 +19,7 @@ from tests.support.processes import Process, Stack, running, wait_until
 
 AGENTS = 25
 REQUESTS = 40 if "EVERY_ROW" in os.environ else 16
-"""Of each agent: a thousand together by `make races`."""
+"""Of each agent: a thousand together by `make long`."""
 KILL_AFTER = tuple(AGENTS * REQUESTS * part // 20 for part in (3, 9, 15))
 DESERTERS = range(AGENTS + 1, AGENTS + 11)
 """Agents who ask a gateway once and go when it is killed."""

@@ -19,7 +19,7 @@ from tests.support.processes import running, wait_until
 
 AGENTS = 64
 SECONDS = 60.0 if "EVERY_ROW" in os.environ else 8.0
-"""A minute by `make races`."""
+"""A minute by `make long`."""
 LEASE = timedelta(seconds=3)
 OUTCOMES = ("no_answer", "hung_up", "might_complete", "not_interested", "completed_form")
 

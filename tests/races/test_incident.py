@@ -206,7 +206,7 @@ BREAKS = {
 }
 """The counts of each way that are not zero on this load."""
 SHOWN = tuple(BREAKS) if "EVERY_ROW" in os.environ else ("original", "optimistic", "spared")
-"""The ways that are replayed beside ours: `make races` replays all of them."""
+"""The ways that are replayed beside ours: `make long` replays all of them."""
 REPLAYS = 5
 """A machine that is busy with other work may bring few agents and rebuilds together in one."""
 
