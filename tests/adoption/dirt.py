@@ -47,7 +47,7 @@ TIMES = (
     "1970-01-01",
     *(
         f"{datetime.now(UTC) + away:%Y-%m-%d %H:%M}"
-        for away in (-timedelta(days=2), -timedelta(minutes=5), timedelta(minutes=30))
+        for away in (-timedelta(days=2), -timedelta(minutes=5), timedelta(days=3))
     ),
 )
 USERS = tuple(range(1, 13))

@@ -233,4 +233,5 @@ def test_the_roles_of_least_privilege_work_there_and_are_to_be_made_again_after_
 
 
 def worker_engine(url: str) -> Engine:
-    return connect(url, name="test", statement_timeout=timedelta(seconds=30), index_plans_only=True)
+    limit = timedelta(seconds=30)
+    return connect(url, name="test", statement_timeout=limit, pool_size=6, index_plans_only=True)

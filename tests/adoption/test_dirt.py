@@ -151,6 +151,7 @@ def work(url: str) -> None:
             assert isinstance(world.complete(hold, outcome.name, **_said(world, outcome)), Finished)
         for end in (world.skip, world.release):
             assert isinstance(end(world.held(next(agents), None)), Finished)
+        world.set(offer=timedelta(milliseconds=1))
         world.now = world.held(next(agents), None).lease_expires_at
         assert world.expire() > 0
         _jobs(world)
@@ -201,7 +202,7 @@ def _promises(world: World, url: str, theirs: int, ours: int) -> None:
                     f"UPDATE {table} SET status = 'completed' WHERE id = %s".encode(), [made[0]]
                 )
     world.now = world.value("SELECT date_trunc('milliseconds', clock_timestamp())")
-    sources = set()
+    sources: set[str] = set()
     while {"callback", "missed_call"} - sources:
         hold = world.held(ours, None)
         sources.add(hold.source)

@@ -323,4 +323,4 @@ def test_the_demo_s_users_have_numbers_as_people_type_them(world: World) -> None
     two = "SELECT count(*) FROM assignment.phones WHERE cardinality(numbers) = 2"
     none = "SELECT count(*) FROM crm.users WHERE phone_number IS NULL"
     assert min(world.value(two), world.value(none)) > 5
-    assert world.value("SELECT count(*) FROM assignment.phones WHERE unread <> '{}'") == 0
+    assert world.value("SELECT count(*) FROM assignment.phones WHERE numbers = '{}'") == 0

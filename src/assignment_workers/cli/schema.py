@@ -112,7 +112,7 @@ def migrate(
     with database(checked=False) as connection:
         seconds = expected_seconds(connection, "migrate")
     with waiting(seconds, note="; the dialer goes on meanwhile"):
-        reached = adopt(url, settings=with_database(), tell=typer.echo)
+        reached = adopt(url, settings=with_database(), tell=_tell)
     typer.echo(f"the schema is at revision {reached}")
     if roles:
         apply_roles(url, passwords=_passwords(with_database()))
@@ -128,6 +128,11 @@ def migrate(
             " run `assignment-workers schema migrate --roles`, as with every upgrade"
         )
     return 0
+
+
+def _tell(line: str) -> None:
+    """Print a line of progress; on a terminal, above the time that passes."""
+    print(line, flush=True)  # typer's echo cannot write to what rich puts in place of a terminal
 
 
 def _passwords(given: Settings) -> dict[str, str]:
