@@ -67,7 +67,16 @@ def test_the_old_reader_reads_the_same_and_its_write_is_refused_with_a_word(
 
 
 READS = ("findFirst", "findUnique", "findMany", "everyColumn", "count", "groupBy", "aggregate")
-REFUSED = ("update", "updateMany", "create", "upsertByTwo", "delete", "deleteMany", "transaction")
+REFUSED = (
+    "update",
+    "updateMany",
+    "create",
+    "createMany",
+    "upsertByTwo",
+    "delete",
+    "deleteMany",
+    "transaction",
+)
 
 
 @contextmanager
@@ -131,7 +140,7 @@ def test_named_statements_of_one_connection_say_the_documented_thing_across_the_
             "update": 2,
             "updateMany": 2,
             "create": 1,
-            "createMany": 2,
+            "createMany": 2 if name == "deployed" else 1,
             "upsertByTwo": 1,
             "upsert": 1,
             "delete": 1,
@@ -148,7 +157,6 @@ def test_named_statements_of_one_connection_say_the_documented_thing_across_the_
             assert "POST /v1/requests" in after[write], write
         assert "outer join" in after["forUpdateSkipLocked"]
         assert "ON CONFLICT" in after["upsert"]
-        assert "ON CONFLICT" in after["createMany"]
         assert (after["createCallback"], after["claimCallback"]) == (1, 1)
         with connected(url) as connection:
             assert connection.execute("SELECT count(*) FROM callbacks").fetchone() == (0,)

@@ -22,7 +22,7 @@ from assignment_workers.assignment.lifecycle.moves import (
     Renew,
     Skip,
 )
-from assignment_workers.policy.outcomes import OUTCOMES, overridden
+from assignment_workers.policy.outcomes import LARGEST, OUTCOMES, overridden
 from tests.support.world import DAY, HOUR, SECOND, UNSIGNED, User, World, owner
 
 # Section 4 of original-dialer: what an outcome adds to the score, hours until the next call, and
@@ -138,6 +138,7 @@ def test_each_further_attempt_adds_its_own_step(world: World, hold: Held) -> Non
         (10, 199, "completed_form", 200),
         (0, 230, "completed_form", 230),
         (0, -7, "hung_up", 0),
+        (LARGEST, LARGEST - 1, "no_answer", LARGEST),  # as a dialer may have left them
     ):
         world.execute(
             "UPDATE user_call_scores SET current_score = :score, total_attempts = :attempts,"
@@ -150,7 +151,7 @@ def test_each_further_attempt_adds_its_own_step(world: World, hold: Held) -> Non
         world.complete(world.held(1), outcome)
         assert world.rows(
             "SELECT current_score, total_attempts FROM user_call_scores WHERE user_id = 1"
-        ) == [(after, attempts + 1)], (attempts, score, outcome)
+        ) == [(after, min(attempts + 1, LARGEST))], (attempts, score, outcome)
 
 
 def test_a_wrong_outcome_is_refused_and_changes_nothing(world: World, hold: Held) -> None:

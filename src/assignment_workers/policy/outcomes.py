@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func
+from sqlalchemy import BigInteger, ColumnElement, SQLColumnExpression, case, cast, func
 
 from assignment_workers.policy.loaded import Loaded
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.dialer import UserCallScore
 
 SCORE_CEILING = 200
+LARGEST = 2**31 - 1
+"""The largest value of a score or a counter, where it stays. A dialer may have left such rows."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,14 @@ def attempt_penalty(attempt: int) -> int:
     return 1 if attempt <= 10 else 3
 
 
+def raised(number: SQLColumnExpression[int], *by: ColumnElement[int] | int) -> ColumnElement[int]:
+    """Return a SQL expression: an integer plus others, at most `LARGEST`."""
+    total: ColumnElement[int] = cast(number, BigInteger)
+    for each in by:
+        total += each
+    return func.least(LARGEST, total)
+
+
 def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnElement[int]:
     """Return a SQL expression over the score row: the user's score after a call.
 
@@ -144,9 +154,11 @@ def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnEl
     of the loaded dialer. The score changes in one atomic update, without a read before it (hazard
     D5).
     """
-    attempt = UserCallScore.total_attempts + 1
-    penalty = case((attempt <= 5, 0), (attempt <= 10, 1), else_=3)
-    grown: ColumnElement[int] = func.greatest(0, UserCallScore.current_score + added + penalty)
+    earlier = UserCallScore.total_attempts
+    penalty = case((earlier < 5, 0), (earlier < 10, 1), else_=3)
+    grown: ColumnElement[int] = func.greatest(
+        0, raised(UserCallScore.current_score, added, penalty)
+    )
     capped = [sql_text(each.name) for each in OUTCOMES.values() if each.capped]
     if not capped:
         return grown

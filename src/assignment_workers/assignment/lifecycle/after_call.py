@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import Insert
 
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.transaction import FencedTransaction
-from assignment_workers.policy.outcomes import Outcome, score_after
+from assignment_workers.policy.outcomes import Outcome, raised, score_after
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.dialer import Callback, UserCallScore
@@ -92,8 +92,10 @@ def score() -> Insert:
             "current_score": score_after(
                 _called.excluded.current_score, _called.excluded.last_outcome
             ),
-            "total_attempts": UserCallScore.total_attempts + 1,
-            "successful_calls": UserCallScore.successful_calls + _called.excluded.successful_calls,
+            "total_attempts": raised(UserCallScore.total_attempts, 1),
+            "successful_calls": raised(
+                UserCallScore.successful_calls, _called.excluded.successful_calls
+            ),
             "next_call_after": _called.excluded.next_call_after,
             "last_call_at": _called.excluded.last_call_at,
             "last_outcome": _called.excluded.last_outcome,
