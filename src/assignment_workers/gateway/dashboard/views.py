@@ -248,7 +248,7 @@ def queue(name: str, period: str) -> View:
 
     return View(
         f"Dialer queue {name}",
-        ("queue", "charts", "funnel", "drains", "next_users", "generations"),
+        ("queue", "drains", "charts", "funnel", "next_users", "generations"),
         read,
         actions=("pause", "resume", "rebuild"),
         subject=name,
