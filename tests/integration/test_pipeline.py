@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     func,
+    literal,
     select,
     text,
 )
@@ -32,6 +34,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from assignment_workers.assignment.active_assignments import NAMED
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import StaleTerm
+from assignment_workers.schema import pipeline
 from assignment_workers.schema.engine import POOLED
 from assignment_workers.schema.pipeline import Statement, commit, run_statements
 from assignment_workers.schema.tables import DeadLetter
@@ -266,3 +269,24 @@ def interrupted(*, after: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_statement_that_is_made_for_one_execution_leaves_nothing_behind(world: World) -> None:
+    """Neither its compiled form in the process, nor a prepared statement on the connection."""
+    prepared = "SELECT count(*) FROM pg_prepared_statements"
+
+    def compiled() -> int:
+        gc.collect()
+        return len(pipeline._STATEMENTS)
+
+    with world.engine.begin() as connection:
+        run_statements(connection, Statement(ALWAYS))
+        run_statements(connection, Statement(ALWAYS))
+        before = connection.exec_driver_sql(prepared).scalar_one(), compiled()
+        for number in range(20):
+            (rows,) = run_statements(connection, Statement(select(literal(number))))
+            assert rows == [(number,)]
+        assert (connection.exec_driver_sql(prepared).scalar_one(), compiled()) == before
+
+
+ALWAYS = select(literal(1))

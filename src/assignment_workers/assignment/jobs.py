@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, Update, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -13,6 +14,8 @@ from assignment_workers.assignment.locks import try_lock
 from assignment_workers.errors import Overtaken
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import JobRun, JobStatus
+
+T = TypeVar("T")
 
 Counts = dict[str, int]
 
@@ -47,6 +50,14 @@ class Ran:
 
     counts: Counts = field(default_factory=dict)
     skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Made(Generic[T]):
+    """The result of a job's work: `counts` for the run's row, and a value for the caller."""
+
+    counts: Counts
+    value: T
 
 
 @dataclass(frozen=True)
@@ -103,17 +114,23 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
     row and raises it. If a run's process dies, the job's lock is lost with its connection, and the
     next run marks that run as failed.
     """
+    ran, _ = run_for(engine, job, lambda given: Made(work(given), None))
+    return ran
+
+
+def run_for(engine: Engine, job: Job, work: Callable[[Work], Made[T]]) -> tuple[Ran, T | None]:
+    """Run the job as `run` does; return the value of its work too, None if it was skipped."""
     with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         if not try_lock(connection, job.lock):
-            return _skipped(side_connection, job, now, "locked")
+            return _skipped(side_connection, job, now, "locked"), None
         _fail_abandoned(side_connection, job, now)
         number = _begin(side_connection, job, now)
         if number is None:
-            return _skipped(side_connection, job, now, "slot done")
+            return _skipped(side_connection, job, now, "slot done"), None
         try:
-            counts = work(Work(connection, side_connection, now, job, number))
-            ended = {"status": JobStatus.SUCCEEDED, "counts": counts}
+            made = work(Work(connection, side_connection, now, job, number))
+            ended = {"status": JobStatus.SUCCEEDED, "counts": made.counts}
             connection.execute(_end(number).values(**ended))
             connection.commit()
         except BaseException as error:
@@ -124,7 +141,7 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
             )
             side_connection.commit()
             raise
-        return Ran(counts)
+        return Ran(made.counts), made.value
 
 
 def last_slot(connection: Connection, name: str) -> datetime | None:

@@ -14,10 +14,11 @@ import select
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import adapt
@@ -42,7 +43,12 @@ Rows = Sequence[Row[*tuple[Any, ...]]]
 
 @dataclass(frozen=True)
 class Statement:
-    """A SQL statement to execute, with parameters. Its compiled form is cached for good."""
+    """A SQL statement to execute, with parameters.
+
+    Its compiled form is kept as long as the expression. An expression that is executed again and
+    again is therefore an object at module level, or of a cached function: one that is made for each
+    call is compiled and prepared each time.
+    """
 
     statement: ClauseElement
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -128,12 +134,14 @@ def _exchange(
         for statement, each in zip(statements, asks, strict=True)
     ]
     _prepare(known, statements)
+    for statement in statements:
+        statement.again = True
     begins = to.transaction_status == TransactionStatus.IDLE
     to.enter_pipeline_mode()
     if begins:
         to.send_query_params(_BEGIN, None)
     for statement, parameters in zip(statements, given, strict=True):
-        if known.keeps:
+        if statement.name in known.names:
             to.send_query_prepared(statement.name, parameters)
         else:
             to.send_query_params(statement.command, parameters, statement.types)
@@ -162,9 +170,15 @@ def _known(connection: Connection) -> _Known:
 
 
 def _prepare(known: _Known, statements: Sequence[_CompiledStatement]) -> None:
-    """Prepare the statements that are not yet prepared, in a round trip of their own."""
-    new = {each.name: each for each in statements if each.name not in known.names}
-    if not known.keeps or not new:
+    """Prepare the statements that are not yet prepared, in a round trip of their own.
+
+    A statement is prepared when it is executed for the second time, because the server keeps what
+    is prepared for as long as the connection, and some expressions are executed only once.
+    """
+    if not known.keeps:
+        return
+    new = {each.name: each for each in statements if each.again and each.name not in known.names}
+    if not new:
         return
     known.to.enter_pipeline_mode()
     for each in new.values():
@@ -254,7 +268,7 @@ class _Known:
     keeps: bool
     """True if prepared statements last beyond the transaction: not behind a pooler."""
     names: set[bytes] = field(default_factory=set)
-    """The names of the prepared statements."""
+    """The names of the prepared statements; none behind a pooler."""
 
 
 class _CompiledStatement:
@@ -278,6 +292,8 @@ class _CompiledStatement:
         )
         self._loaders = [(place, each) for place, each in enumerate(loaders) if each is not None]
         self._row: Callable[[Sequence[Any]], Any] | None = None
+        self.again = False
+        """True from the second execution on."""
 
     def bind(self, said: Mapping[str, Any], to: Transformer) -> list[Any]:
         """Return the parameters in `said` as text, in the order of the statement."""
@@ -321,4 +337,15 @@ def _dumper(bind: BindParameter[Any]) -> Callable[[Any], Any]:
 _DIALECT = PGDialect_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _NUMBERS = itertools.count(1)
 _INTERVAL = psycopg.adapters.types["interval"].oid
-_compiled = cache(_CompiledStatement)
+_STATEMENTS: WeakKeyDictionary[ClauseElement, dict[str, _CompiledStatement]] = WeakKeyDictionary()
+
+
+def _compiled(expression: ClauseElement, schema: str) -> _CompiledStatement:
+    """Return the compiled form of an expression, which lives as long as the expression."""
+    forms = _STATEMENTS.get(expression)
+    if forms is None:
+        forms = _STATEMENTS[expression] = {}
+    found = forms.get(schema)
+    if found is None:
+        found = forms[schema] = _CompiledStatement(expression, schema)
+    return found

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,7 +26,7 @@ from assignment_workers.assignment.crm import mirror
 from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.generations import levels, purge
 from assignment_workers.assignment.generations.regenerate import regenerate
-from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
+from assignment_workers.assignment.jobs import Counts, Job, Made, Ran, Work
 from assignment_workers.assignment.lifecycle import agent_status
 from assignment_workers.assignment.pools import convert
 from assignment_workers.assignment.pools.age import age_scores
@@ -39,6 +39,8 @@ from assignment_workers.tasks.arguments import MANY, AgentId, Word
 from assignment_workers.tasks.task_handler import App, HandledTask, one_line, task_handler
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 Trigger = Literal["hourly", "level", "hand", "settings"]
 
@@ -69,7 +71,6 @@ def regenerate_queue(
 
 def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
     engine = task.of.engine
-    built: dict[str, int] = {}
 
     def work(given: Work) -> Counts:
         settings = current(given.connection, task.of.settings)
@@ -79,14 +80,13 @@ def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
             trigger=trigger,
             settings_version=version_of(settings),
         )
-        built["generation"] = number
         return {"generation": number, "size": size}
 
     slot = _hour(engine) if trigger == "hourly" else None
     job = Job("queue.regenerate", trigger, queue=queue, slot=slot, task_id=task.request.id)
     ran = _run(task, job, work)
     if ran.skipped is None:
-        send_publish(task.of, built["generation"], queue)
+        send_publish(task.of, ran.counts["generation"], queue)
     return {"skipped": ran.skipped} if ran.skipped else dict(ran.counts)
 
 
@@ -101,15 +101,15 @@ def send_publish(app: App, generation: int, dialer_queue: str) -> None:
 
 def check_levels(task: HandledTask) -> Any:
     """Rebuild each dialer queue that has too few claimable users and was not built recently."""
-    low: list[str] = []
 
-    def work(given: Work) -> Counts:
+    def work(given: Work) -> Made[list[str]]:
         settings = current(given.connection, task.of.settings)
-        low[:] = levels.low(given.connection, list(POLICIES), settings=settings)
-        return {"low": len(low)}
+        low = levels.low(given.connection, list(POLICIES), settings=settings)
+        return Made({"low": len(low)}, low)
 
-    ran = _job(task, "queue.check_levels", work)
-    built = {} if ran.skipped else {queue: _build(task, queue, "level") for queue in low}
+    job = _job_of(task, "queue.check_levels")
+    ran, low = _patiently(lambda: jobs.run_for(task.of.engine, job, work))
+    built = {queue: _build(task, queue, "level") for queue in low or []}
     return _as_dict(ran) | {"built": built}
 
 
@@ -349,17 +349,25 @@ def _aging(day: datetime) -> Callable[[Work], Counts]:
 def _job(
     task: HandledTask, name: str, work: Callable[[Work], Counts], *, slot: datetime | None = None
 ) -> Ran:
+    return _run(task, _job_of(task, name, slot=slot), work)
+
+
+def _job_of(task: HandledTask, name: str, *, slot: datetime | None = None) -> Job:
     trigger = "beat" if task.request.root_id == task.request.id else "hand"
-    return _run(task, Job(name, trigger, slot=slot, task_id=task.request.id), work)
+    return Job(name, trigger, slot=slot, task_id=task.request.id)
 
 
 def _run(task: HandledTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
-    """Run `work` as the job `job`, retried from its start after transient failures of the database.
+    return _patiently(lambda: jobs.run(task.of.engine, job, work))
+
+
+def _patiently(run: Callable[[], T]) -> T:
+    """Run a job, retried from its start after transient failures of the database.
 
     Each try stores a row of its own. Raises `DatabaseUnavailable` if no try within `PATIENCE`
     succeeds; the job then does the work at its next scheduled time.
     """
-    return patiently(lambda: jobs.run(task.of.engine, job, work), seconds=PATIENCE.total_seconds())
+    return patiently(run, seconds=PATIENCE.total_seconds())
 
 
 def _as_dict(ran: Ran) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from uuid import UUID
 from celery.worker.request import Request
 from pydantic import BaseModel
 
+from assignment_workers.tasks.answer_slot import AnswerSlot
+
 if TYPE_CHECKING:
     from assignment_workers.tasks.task_handler import HandledTask
 
@@ -101,12 +103,15 @@ class RedactedRequest(Request):
 
     _argsrepr: str
     _kwargsrepr: str
+    _request_dict: dict[str, Any]
     _type: str
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.name = self._type  # type: ignore[misc]  # the stubs have it read-only
         self._received_at = self._started_at = time()
+        self._slot = AnswerSlot()
+        self._slot.put_into(self._request_dict)
         names = cast("HandledTask", self.task).parameters[1:]
         said = dict(zip(names, self.args, strict=False)) | self.kwargs
         self._argsrepr = summary_of_message(said)
@@ -120,12 +125,12 @@ class RedactedRequest(Request):
         """Send an event, with the answer if the task has returned one."""
         task = cast("HandledTask", self.task)
         if type == "task-succeeded":
-            fields["result"] = shown_answer(task.answered)
+            fields["result"] = shown_answer(self._slot.answer)
         if not task.routine:
             super().send_event(type, **fields)
         elif type == "task-started":
             self._started_at = time()
-        elif type != "task-succeeded" or did_something(task.answered):
+        elif type != "task-succeeded" or did_something(self._slot.answer):
             self._send_all(type, fields)
 
     def _send_all(self, ended: str, fields: dict[str, Any]) -> None:

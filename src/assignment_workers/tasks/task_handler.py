@@ -55,6 +55,7 @@ from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
+from assignment_workers.tasks import answer_slot
 from assignment_workers.tasks.arguments import MANY, WORD_AT_MOST
 from assignment_workers.tasks.censored import Censored
 from assignment_workers.telemetry import ANSWERS, TASK_SECONDS, TOGETHER
@@ -115,8 +116,6 @@ class HandledTask(Task[..., Any]):
     acks_on_failure = True
     resultrepr_maxsize = 0
     """Celery renders nothing of an answer, because `RedactedRequest` does."""
-    answered: object = None
-    """The last answer of this task. A process runs one task at a time."""
     operation: Callable[..., Any]
     routine: bool = False
     """True if Flower lists only the runs that did something."""
@@ -201,7 +200,7 @@ class HandledTask(Task[..., Any]):
         finally:
             TASK_SECONDS.labels(self.name).observe(monotonic() - began)
             structlog.contextvars.unbind_contextvars(*_BOUND)
-        self.answered = answer
+        answer_slot.fill(self.request, answer)
         return answer
 
     def parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
