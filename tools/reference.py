@@ -7,6 +7,7 @@ docstring is the sentence of the page; what has none is named by `tests/unit/tes
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import sys
@@ -26,6 +27,8 @@ from typer.main import get_group
 
 from assignment_workers.assignment.operational_settings import OPERATIONAL
 from assignment_workers.cli.main import SECTIONS, app
+from assignment_workers.client.core import AgentMethods, OperatorMethods
+from assignment_workers.client.http_core import HttpMethods
 from assignment_workers.dialer.loading import load
 from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES
 from assignment_workers.schema import crm, dialer, tables
@@ -333,21 +336,41 @@ def _filled(text: str) -> str:
 
 
 def python() -> str:
-    """The Python clients; mkdocstrings fills them in."""
-    return _page(
-        [
-            "# Python",
-            """The module `assignment_workers.client`. `Client` sends Celery messages by itself and
-answers soonest; `AsyncClient` is the same for asyncio; `HttpClient` asks a gateway.
-The answers are frozen values to `match` on. Everything that the module does not
-name is internal, but for those of a `dialerconfig.py`, which
+    """The Python clients; mkdocstrings fills in the classes, and the methods are made here."""
+    made = [
+        "# Python",
+        """The module `assignment_workers.client`. `Client` sends Celery messages by itself and
+answers soonest; `HttpClient` asks a gateway; `AsyncClient` and `AsyncHttpClient` are the same for
+asyncio, and each method of theirs is a coroutine. `pip install assignment-workers` installs what
+they need and no more. The answers are frozen values to `match` on. Everything that the module does
+not name is internal, but for those of a `dialerconfig.py`, which
 [Define your own dialer](../how-to/dialer.md) explains.""",
-            *(f"::: assignment_workers.client.{name}" for name in _exported()),
-            "## A dialer's definition",
-            "The names of `assignment_workers.dialer` that a `dialerconfig.py` is made of.",
-            *(f"::: assignment_workers.policy.{name}" for name in OF_A_DIALER),
-        ]
-    )
+    ]
+    for title, holder in (
+        ("Methods of every client", AgentMethods),
+        ("Methods of the clients over Celery", OperatorMethods),
+        ("Methods of the clients over HTTP", HttpMethods),
+    ):
+        made.append(f"## {title}")
+        for name, method in inspect.getmembers(holder, inspect.isfunction):
+            if not name.startswith("_"):
+                made += [f"### `{name}`", f"```python\n{name}{_method_signature(method)}\n```"]
+                made.append(_prose(inspect.getdoc(method) or ""))
+    made += [f"::: assignment_workers.client.{name}" for name in _exported()]
+    made += [
+        "## A dialer's definition",
+        "The names of `assignment_workers.dialer` that a `dialerconfig.py` is made of.",
+        *(f"::: assignment_workers.policy.{name}" for name in OF_A_DIALER),
+    ]
+    return _page(made)
+
+
+def _method_signature(method: Callable[..., object]) -> str:
+    """The signature of a client's method without `self`, and types without their modules."""
+    signature = inspect.signature(method)
+    _, *said = signature.parameters.values()
+    shown = str(signature.replace(parameters=said)).replace("'", "")
+    return re.sub(r"\b(?:\w+\.)+(?=\w+)", "", shown.replace("timedelta(seconds=10)", "10 s"))
 
 
 OF_A_DIALER = (
@@ -667,7 +690,11 @@ def _exported() -> list[str]:
         match node:
             case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
                 names = list(ast.literal_eval(value))
-                first = [each for each in ("Client", "AsyncClient", "HttpClient") if each in names]
+                first = [
+                    each
+                    for each in ("Client", "AsyncClient", "HttpClient", "AsyncHttpClient")
+                    if each in names
+                ]
                 return [*first, *(each for each in names if each not in first)]
     raise LookupError("assignment_workers.client has no __all__")
 

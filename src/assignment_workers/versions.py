@@ -25,7 +25,7 @@ def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
     lines = []
     for text in metadata.requires(PACKAGE) or []:
         wanted = Requirement(text)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+        if wanted.marker and not wanted.marker.evaluate({"extra": "server"}):
             continue
         try:
             found = version_of(wanted.name)

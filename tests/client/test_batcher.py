@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from assignment_workers.assignment.lanes import Lanes
-from assignment_workers.client.commands import CommandCall, pause, regenerate, release, request
+from assignment_workers.assignment.lifecycle.moves import release
+from assignment_workers.client.commands import CommandCall, act, pause, regenerate, request
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Batch, Batcher, Call
 from assignment_workers.client.wire.lane_router import REMEMBERED_AT_MOST, LaneRouter
 from assignment_workers.client.wire.message import message
@@ -165,9 +166,9 @@ def test_a_command_goes_to_the_lane_that_it_concerns() -> None:
     assert way(ask(1, None)) == "assignment", "nothing is known of the agent yet"
     held = {"agent_id": 1, "queue": "outstanding_requests"}
     routes.heard({"outcome": "assigned", "assignment": held})
-    assert way(release("a", 1, version=None)) == "assignment.other"
+    assert way(act(release.call("a", 1))) == "assignment.other"
     assert way(ask(1, None)) == "assignment.other", "where they were last given somebody"
-    assert way(release("a", 2, version=None)) == "assignment"
+    assert way(act(release.call("a", 2))) == "assignment"
     for agent in range(2, REMEMBERED_AT_MOST + 2):
         held = {"agent_id": agent, "queue": "outstanding_requests"}
         routes.heard({"outcome": "assigned", "assignment": held})
@@ -175,7 +176,7 @@ def test_a_command_goes_to_the_lane_that_it_concerns() -> None:
 
 
 def test_with_one_lane_a_command_goes_as_it_is() -> None:
-    command = release("a", 1, version=None)
+    command = act(release.call("a", 1))
     assert LaneRouter().way(command) is command
 
 

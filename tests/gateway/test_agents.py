@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 
-from assignment_workers.assignment.answers import Noted, Stated
+from assignment_workers.assignment.answers import Code, Noted, Stated
 from assignment_workers.client import (
     Assigned,
     AsyncClient,
+    AsyncHttpClient,
     Client,
+    EventsRefused,
     Finished,
     Hold,
     HttpClient,
@@ -123,9 +126,15 @@ def test_signs_of_life_that_come_together_are_each_answered(gateway: Gateway) ->
     assert seen == 24
 
 
-def test_coroutines_do_the_same(gateway: Gateway) -> None:
+@pytest.mark.parametrize("way", ["over Celery", "over HTTP"])
+def test_coroutines_do_the_same(gateway: Gateway, way: str) -> None:
+    def made() -> AsyncClient | AsyncHttpClient:
+        if way == "over HTTP":
+            return AsyncHttpClient(gateway.url, token=gateway.tokens["frontend"])
+        return AsyncClient(gateway.stack.redis_url)
+
     async def one_agent() -> list[str]:
-        async with AsyncClient(gateway.stack.redis_url) as client:
+        async with made() as client:
             answer = await client.request_next(86)
             assert isinstance(answer, Assigned)
             held = answer.assignment
@@ -149,6 +158,39 @@ def test_coroutines_do_the_same(gateway: Gateway) -> None:
         "stated",
         "closed",
     ]
+
+
+def test_both_clients_over_http_read_the_events_that_came_after_one(gateway: Gateway) -> None:
+    last = gateway.stack.value("SELECT max(id) FROM assignment.events")
+    token = gateway.tokens["supervisor"]
+    with HttpClient(gateway.url, token=gateway.tokens["frontend"]) as acting:
+        held = assigned(acting, 87).assignment
+        acting.release(held.id, 87)
+    found = []
+    with HttpClient(gateway.url, token=token) as client:
+        for event in client.events(agent_id=87, after=last):
+            found.append((event.kind, event.assignment_id))
+            if event.kind == "released":
+                break
+    assert found == [("assigned", held.id), ("released", held.id)]
+
+    async def read() -> list[tuple[str, UUID | None]]:
+        again = []
+        async with AsyncHttpClient(gateway.url, token=token) as client:
+            async for event in client.events(agent_id=87, after=last):
+                again.append((event.kind, event.assignment_id))
+                if event.kind == "released":
+                    break
+        return again
+
+    assert asyncio.run(read()) == found
+
+
+def test_events_are_refused_to_a_token_that_is_not_in_force(gateway: Gateway) -> None:
+    with HttpClient(gateway.url, token="x" * 40) as client:
+        with pytest.raises(EventsRefused) as refused:
+            next(client.events())
+    assert refused.value.code == Code.UNAUTHENTICATED
 
 
 def test_how_an_agent_stands_is_told_to_them_alone(gateway: Gateway) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from assignment_workers.assignment.lifecycle.moves import VERBS
 from assignment_workers.gateway import abandoned, limits, serve
 from assignment_workers.gateway.auth import callers
 from assignment_workers.gateway.bodies import TIMEOUT_MS_MOST
@@ -27,8 +28,9 @@ BODIES: dict[str, dict[str, object]] = {
 }
 """By the end of a path; of other paths the agent alone."""
 ROUTES = [
-    (found[1], found[2], [cell.strip() for cell in found[3].split("|")])
+    (found[1], found[2].replace("{verb}", verb), [cell.strip() for cell in found[3].split("|")])
     for found in re.finditer(r"^\| `(GET|POST|PUT) (/\S*)` \|(.*)\|$", PAGE, re.MULTILINE)
+    for verb in (VERBS if "{verb}" in found[2] else [""])
 ]
 
 
@@ -40,7 +42,7 @@ def test_it_names_every_route() -> None:
         for method in item
     }
     named = {(method, path) for method, path, _ in ROUTES}
-    assert named | open_to_all == there | {("GET", "/openapi.json")}
+    assert named | open_to_all == there | {("GET", "/openapi.json"), ("GET", "/api")}
 
 
 @pytest.mark.parametrize(("method", "path", "cells"), ROUTES, ids=lambda each: str(each)[:60])

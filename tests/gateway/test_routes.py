@@ -440,3 +440,14 @@ def test_requests_without_an_answer_count_and_callers_mistakes_do_not(gateway: G
         lambda: gateway.stack.value(kept, kind="unavailable") == counted + 1,
         "the count of the client over Celery, which it sends when it is closed",
     )
+
+
+def test_the_documentation_of_the_interface_is_a_page_for_every_token(gateway: Gateway) -> None:
+    page = gateway.get("/api", bearer="agent 1")
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for name in ("POST /v1/requests", "POST /v1/assignments/{assignment}/defer", "GET /v1/events"):
+        assert f"<code>{name}</code>" in page.text
+    assert "Defer this user: offer the user to nobody before" in page.text
+    assert "<script" not in page.text
+    without = gateway.call("GET", "/api", None, bearer=None)
+    assert (without.status, without.headers["location"]) == (303, "/login?next=/api")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from assignment_workers.client import Assigned, commands
+from assignment_workers.assignment.lifecycle.moves import complete
+from assignment_workers.client import Assigned
 from tests.support.processes import Process, Stack, running, wait_until
 
 SECRET = "Call Ann Smith at 07700 900123"
@@ -41,13 +42,8 @@ def test_the_log_names_messages_and_terms_and_nothing_that_is_known_of_a_person(
         {"agent_id": SECRET},  # refused, with what was given in its reason
         {"outcome": "no_answer\x00", "notes": SECRET},
     ):
-        said = (
-            commands.complete(
-                held.id, 26, "no_answer", version=1, notes=SECRET, callback_at=None
-            ).arguments
-            | wrong
-        )
-        said.pop("move")
+        called = complete.call(held.id, 26, "no_answer", version=1, notes=SECRET)
+        said = called.arguments | wrong
         client.send_again("assignment.complete", (), said, "assignment")
     letters = "SELECT count(*) FROM assignment.dead_letters"
     wait_until(lambda: stack.value(letters) == 2, "both dead letters")

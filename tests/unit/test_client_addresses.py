@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from assignment_workers.client import AsyncClient, Client, HttpClient
+from assignment_workers.client import AsyncClient, AsyncHttpClient, Client, HttpClient
 from assignment_workers.errors import UsageError
 
 WRONG = {
@@ -50,5 +50,6 @@ def test_the_broker_s_own_address_is_judged_too() -> None:
     ],
 )
 def test_an_address_of_no_gateway_is_refused(url: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        HttpClient(url)
+    for made in (HttpClient, AsyncHttpClient):
+        with pytest.raises(UsageError, match=told):
+            made(url)

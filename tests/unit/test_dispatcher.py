@@ -19,9 +19,10 @@ from assignment_workers.client import AsyncClient
 from assignment_workers.client.commands import request
 from assignment_workers.client.wire import dispatcher as couriers
 from assignment_workers.client.wire.batcher import Call
-from assignment_workers.client.wire.brokers import RedisSender, sender, unreachable
+from assignment_workers.client.wire.brokers import RedisSender, sender
 from assignment_workers.client.wire.dispatcher import FAILED, Dispatcher
 from assignment_workers.client.wire.message import RESULT_PREFIX
+from assignment_workers.client.wire.outages import unreachable
 from assignment_workers.errors import BrokerUnavailable
 
 QUEUE = "assignment"

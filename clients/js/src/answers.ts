@@ -79,3 +79,6 @@ export type HeartbeatAnswer = Noted | Refused | Unavailable;
 
 /** How an agent stands. */
 export type AgentShown = Schemas["AgentShown"];
+
+/** What happened: an assignment, its end, a generation, a pause. */
+export type LiveEvent = Schemas["LiveEvent"];

@@ -6,14 +6,16 @@ import type {
   FinishAnswer,
   Held,
   HeartbeatAnswer,
+  LiveEvent,
   Refused,
   RequestAnswer,
   StateAnswer,
   Unavailable,
 } from "./answers.js";
 import { type LeaseEvents, LeaseKeeper } from "./lease.js";
+import type { paths } from "./openapi.js";
 import { ProblemError } from "./problem.js";
-import { type Reply, type Token, Wire } from "./wire.js";
+import { type Reply, sleep, type Token, Wire } from "./wire.js";
 
 export interface ClientOptions {
   /** The API token, or what gives it before each call. Absent: a gateway that needs none. */
@@ -51,6 +53,14 @@ export interface StateOptions extends CallOptions {
   why?: string;
 }
 
+export interface EventOptions {
+  /** Only what this agent does. */
+  agentId?: number;
+  /** The `id` of an event: what came later comes first, and nothing twice. */
+  after?: number;
+  signal?: AbortSignal;
+}
+
 export interface HeartbeatOptions extends CallOptions {
   /** What the agent works on: the first heartbeat that names an offer accepts it. */
   assignmentId?: string;
@@ -63,6 +73,21 @@ export interface Owned {
   version?: number;
 }
 
+type VerbPath<Name extends string> = `/v1/assignments/{assignment}/${Name}`;
+type NameOf<Path> = Path extends VerbPath<infer Name> ? Name : never;
+
+/** The name of a command about an assignment, as the gateway's OpenAPI document has it. */
+export type Verb = NameOf<keyof paths>;
+
+/** The arguments of a verb, as the document has them, without the owner of the assignment. */
+export type VerbArguments<Name extends Verb> = Omit<
+  paths[VerbPath<Name>]["post"]["requestBody"]["content"]["application/json"],
+  "agent_id" | "version"
+>;
+
+const EVENTS = "/v1/events";
+/** Before a stream is asked for again: doubled each time, up to the last. */
+const AGAIN_MS = { first: 500, last: 15_000 };
 const TIMEOUT_MS = { least: 100, unsaid: 10_000, most: 30_000 };
 
 /**
@@ -97,45 +122,53 @@ export class Client {
     outcome: string,
     options: CompleteOptions = {},
   ): Promise<FinishAnswer> {
-    return this.#finish(held, "complete", options, {
-      outcome,
-      notes: options.notes ?? null,
-      callback_at: options.callbackAt === undefined ? null : instant(options.callbackAt),
-    });
+    const { notes = null, callbackAt } = options;
+    const callback_at = callbackAt === undefined ? null : instant(callbackAt);
+    return this.act(held, "complete", { outcome, notes, callback_at }, options);
   }
 
   /** Accept the offer; its lease starts anew. Renewing the lease does the same. */
   async accept(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
-    return this.#finish(held, "accept", options);
+    return this.act(held, "accept", {}, options);
   }
 
   /** Skip this user: they are offered later, to other agents first. */
   async skip(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
-    return this.#finish(held, "skip", options);
+    return this.act(held, "skip", {}, options);
   }
 
   /** Defer this user: nobody is offered them before the time. */
   async defer(held: Owned, options: DeferOptions): Promise<FinishAnswer> {
-    return this.#finish(held, "defer", options, {
-      until: options.until === undefined ? null : instant(options.until),
-      seconds: options.seconds ?? null,
-      why: options.why ?? null,
-    });
+    const { seconds = null, why = null } = options;
+    const until = options.until === undefined ? null : instant(options.until);
+    return this.act(held, "defer", { until, seconds, why }, options);
   }
 
   /** The user is out of this dialer queue, until an operator lifts it. */
   async close(held: Owned, why: string, options: CallOptions = {}): Promise<FinishAnswer> {
-    return this.#finish(held, "close", options, { why });
+    return this.act(held, "close", { why }, options);
   }
 
   /** Give the user back untouched. */
   async release(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
-    return this.#finish(held, "release", options);
+    return this.act(held, "release", {}, options);
   }
 
   /** Still at it: the lease runs anew. */
   async renew(held: Owned, options: CallOptions = {}): Promise<FinishAnswer> {
-    return this.#finish(held, "renew", options);
+    return this.act(held, "renew", {}, options);
+  }
+
+  /** Any verb that the gateway has, with its arguments as the OpenAPI document has them. */
+  async act<Name extends Verb>(
+    held: Owned,
+    verb: Name,
+    said: VerbArguments<Name>,
+    options: CallOptions = {},
+  ): Promise<FinishAnswer> {
+    const path = `/v1/assignments/${encodeURIComponent(held.id)}/${verb}`;
+    const owner = { agent_id: held.agent_id, version: held.version ?? null };
+    return answer<FinishAnswer>(await this.#post(path, options, () => ({ ...owner, ...said })));
   }
 
   /**
@@ -181,6 +214,34 @@ export class Client {
     return answer<Dialer>(await this.#wire.call("GET", "/v1/dialer", bounds(options)));
   }
 
+  /**
+   * Events as they are committed, without end: `for await (const event of client.events())`.
+   *
+   * A connection that is lost is made again, and goes on where it was: no event is left out or comes
+   * twice. Kind `reset`: missed events cannot be sent any more; read the present state again. It
+   * throws `ProblemError` for a token that may not read, and the signal's reason when it is aborted;
+   * leaving the loop closes the connection.
+   */
+  async *events(options: EventOptions = {}): AsyncGenerator<LiveEvent, void> {
+    const { agentId, signal } = options;
+    const path = agentId === undefined ? EVENTS : `${EVENTS}?agent_id=${agentId}`;
+    let last = options.after?.toString();
+    for (let pause = AGAIN_MS.first; ; pause = Math.min(pause * 2, AGAIN_MS.last)) {
+      for await (const each of this.#wire.stream(path, last, signal)) {
+        if ("reply" in each) {
+          stopAt(each.reply);
+          continue;
+        }
+        pause = AGAIN_MS.first;
+        last = each.id === "" ? last : each.id;
+        if (each.data !== "") {
+          yield JSON.parse(each.data) as LiveEvent;
+        }
+      }
+      await sleep(pause * (0.5 + Math.random() / 2), signal);
+    }
+  }
+
   /** Renew the lease for as long as the keeper is not stopped. */
   keepLease(held: Held, events: LeaseEvents = {}): LeaseKeeper {
     return new LeaseKeeper(this, held, events);
@@ -194,19 +255,15 @@ export class Client {
     return this.#wire.now();
   }
 
-  async #finish(
-    held: Owned,
-    move: "complete" | "skip" | "defer" | "close" | "release" | "accept" | "renew",
-    options: CallOptions,
-    said: Record<string, unknown> = {},
-  ): Promise<FinishAnswer> {
-    const path = `/v1/assignments/${encodeURIComponent(held.id)}/${move}`;
-    const owner = { agent_id: held.agent_id, version: held.version ?? null };
-    return answer<FinishAnswer>(await this.#post(path, options, () => ({ ...owner, ...said })));
-  }
-
   #post(path: string, options: CallOptions, body: (leftMs: number) => object) {
     return this.#wire.call("POST", path, { ...bounds(options), body });
+  }
+}
+
+/** Throws `ProblemError` for a stream that is refused for good; others are asked for again. */
+function stopAt(reply: Reply): void {
+  if ("problem" in reply && reply.problem.status < 500 && reply.problem.status !== 429) {
+    throw new ProblemError(reply.problem);
   }
 }
 

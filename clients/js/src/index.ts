@@ -9,6 +9,7 @@ export type {
   Finished,
   Held,
   HeartbeatAnswer,
+  LiveEvent,
   Noted,
   Paused,
   ProblemDetails,
@@ -25,10 +26,13 @@ export type {
   ClientOptions,
   CompleteOptions,
   DeferOptions,
+  EventOptions,
   HeartbeatOptions,
   Owned,
   RequestOptions,
   StateOptions,
+  Verb,
+  VerbArguments,
 } from "./client.js";
 export { LeaseKeeper } from "./lease.js";
 export type { LeaseEvents } from "./lease.js";

@@ -808,6 +808,7 @@ export interface components {
             version?: number | null;
             /**
              * Why
+             * @description For the records.
              * @example deceased
              */
             why: string;
@@ -826,12 +827,19 @@ export interface components {
             version?: number | null;
             /**
              * Outcome
+             * @description Name of an outcome.
              * @example no_answer
              */
             outcome: string;
-            /** Notes */
+            /**
+             * Notes
+             * @description Text that the agent wrote.
+             */
             notes?: string | null;
-            /** Callback At */
+            /**
+             * Callback At
+             * @description Time of a promised callback, with a zone.
+             */
             callback_at?: string | null;
         };
         /**
@@ -948,10 +956,14 @@ export interface components {
             version?: number | null;
             /**
              * Until
+             * @description A time with a zone.
              * @example 2026-11-23T18:00:00Z
              */
             until?: string | null;
-            /** Seconds */
+            /**
+             * Seconds
+             * @description Seconds from now.
+             */
             seconds?: number | null;
             /**
              * Why

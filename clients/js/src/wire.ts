@@ -1,4 +1,5 @@
 import type { ProblemDetails } from "./answers.js";
+import { type Sent, sent } from "./events.js";
 
 /** An API token, or what gives it before each call. */
 export type Token = string | (() => string | Promise<string>);
@@ -17,6 +18,8 @@ interface Call {
 const MARGIN_MS = 2_000;
 /** Before the same is said again: doubled each time, up to the last. */
 const PAUSE_MS = { first: 100, last: 1_600 };
+/** A stream that is silent for longer is lost: the gateway sends something every 15 s. */
+const SILENT_MS = 45_000;
 /** The Date of an answer has whole seconds, and may be one old. */
 const CLOCK_TOLERANCE_MS = 2_000;
 
@@ -52,6 +55,37 @@ export class Wire {
         return reply;
       }
       await sleep(wait, signal);
+    }
+  }
+
+  /**
+   * The server-sent events of `path`, after the id `last` where there is one. It ends when the
+   * connection does, or is silent for too long; throws the signal's reason when that is aborted.
+   */
+  async *stream(
+    path: string,
+    last: string | undefined,
+    signal: AbortSignal | undefined,
+  ): AsyncGenerator<Sent | { reply: Reply }, void> {
+    const headers = { ...(await this.#headers()), Accept: "text/event-stream" };
+    const until = new Until(SILENT_MS, signal);
+    const { signal: ended } = until;
+    try {
+      const init: RequestInit = { headers, signal: ended, cache: "no-store" };
+      if (last !== undefined) {
+        init.headers = { ...headers, "Last-Event-ID": last };
+      }
+      const response = await fetch(this.#base + path, init);
+      if (!response.ok || response.body === null) {
+        yield { reply: read(response, await response.text()) };
+        return;
+      }
+      yield* sent(response.body, () => until.again(SILENT_MS));
+    } catch (error) {
+      signal?.throwIfAborted();
+      yield { reply: { lost: `no answer from ${this.#base}: ${reason(error)}` } };
+    } finally {
+      until.end();
     }
   }
 
@@ -99,12 +133,11 @@ export class Wire {
 class Until {
   readonly #aborter = new AbortController();
   readonly #callers: AbortSignal | undefined;
-  readonly #timer: ReturnType<typeof setTimeout>;
+  #timer: ReturnType<typeof setTimeout>;
 
   constructor(ms: number, callers: AbortSignal | undefined) {
     callers?.throwIfAborted();
-    const timeout = new Error(`nothing came within ${Math.round(ms)} ms`);
-    this.#timer = setTimeout(() => this.#aborter.abort(timeout), ms);
+    this.#timer = this.#after(ms);
     this.#callers = callers;
     callers?.addEventListener("abort", this.#abort);
   }
@@ -113,15 +146,26 @@ class Until {
     return this.#aborter.signal;
   }
 
+  /** So many ms from now, instead of the time that was set before. */
+  again(ms: number): void {
+    clearTimeout(this.#timer);
+    this.#timer = this.#after(ms);
+  }
+
   end(): void {
     clearTimeout(this.#timer);
     this.#callers?.removeEventListener("abort", this.#abort);
   }
 
+  #after(ms: number): ReturnType<typeof setTimeout> {
+    const timeout = new Error(`nothing came within ${Math.round(ms)} ms`);
+    return setTimeout(() => this.#aborter.abort(timeout), ms);
+  }
+
   readonly #abort = () => this.#aborter.abort(this.#callers?.reason);
 }
 
-async function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
+export async function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
   const until = new Until(ms, signal);
   await new Promise((resolve) => until.signal.addEventListener("abort", resolve));
   until.end();

@@ -64,6 +64,30 @@ test("the four moves end or renew a hold, and say the same when they are said tw
   assert.equal(await client.activeAssignment(11), null);
 });
 
+test("events come in order, those after one first, until the loop is left", async () => {
+  const watching = new Client(GATEWAY_URL, { token: OPERATOR });
+  const held = await assigned(28);
+  is(await client.act(held, "release", {}), "released");
+  /** @type {[string, number][]} */
+  const found = [];
+  for await (const { kind, id, assignment_id } of watching.events({ agentId: 28, after: 0 })) {
+    if (assignment_id !== held.id) continue;
+    found.push([kind, id]);
+    if (kind === "released") break;
+  }
+  assert.deepEqual(found.map(([kind]) => kind), ["assigned", "released"]);
+  const after = found[0]?.[1] ?? 0;
+  for await (const event of watching.events({ agentId: 28, after })) {
+    assert.equal(event.kind, "released");
+    break;
+  }
+  const leaving = new AbortController();
+  const left = watching.events({ agentId: 28, signal: leaving.signal }).next();
+  leaving.abort(new Error("the page was left"));
+  await assert.rejects(left, /the page was left/);
+  await assert.rejects(new Client(GATEWAY_URL, { token: "x".repeat(40) }).events().next(), ProblemError);
+});
+
 test("an offer is accepted by a word, a renewal or the first heartbeat that names it", async () => {
   const offer = await assigned(24);
   assert.equal(offer.accepted_at, null);

@@ -12,10 +12,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, text
 
 from assignment_workers.assignment.answers import (
     Assigned,
@@ -28,7 +27,10 @@ from assignment_workers.assignment.answers import (
     Unavailable,
 )
 from assignment_workers.clock import Clock
-from assignment_workers.schema.tables import AnswerKind
+from assignment_workers.schema.states import AnswerKind
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 HOURS = 48
 """Hours for which sums wait in memory while the database is away. Older ones become `dropped`."""
@@ -129,17 +131,19 @@ class AnswerTally:
 
 def store(connection: Connection, hours: Sequence[CountedHour]) -> None:
     """Add these sums to the stored ones. The caller commits."""
+    from sqlalchemy import text  # not for clients, which count and do not store
+
     if not hours:
         return
     # In the order of the key, so that two writers never wait for each other in a ring.
     rows = sorted(hours, key=lambda each: (each.hour, each.kind))
     connection.execute(
-        _STORE,
+        text(_STORE),
         [{"hour": each.hour, "kind": each.kind, "counts": each.by_minute} for each in rows],
     )
 
 
-_STORE = text("""
+_STORE = """
 INSERT INTO assignment.answer_counts AS stored (hour, kind, by_minute)
 VALUES (:hour, :kind, cast(:counts AS int[]))
 ON CONFLICT (hour, kind) DO UPDATE SET by_minute = ARRAY(
@@ -147,4 +151,4 @@ ON CONFLICT (hour, kind) DO UPDATE SET by_minute = ARRAY(
     FROM unnest(stored.by_minute, excluded.by_minute) WITH ORDINALITY AS t (before, more, minute)
     ORDER BY minute
 )
-""")
+"""

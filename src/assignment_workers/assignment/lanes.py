@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.tables import DEFAULT_LANE
+from assignment_workers.schema.states import DEFAULT_LANE
 from assignment_workers.settings import Settings
 
 ASSIGNMENT = "assignment"
@@ -69,6 +68,8 @@ class Lanes:
 
     def queues(self, lane: str) -> list[str]:
         """Return the dialer queues of a lane, by name."""
+        from assignment_workers.policy.queues import POLICIES  # not for clients, which are light
+
         return sorted(queue for queue in POLICIES if self.of(queue) == lane)
 
     def celery_queue(self, lane: str) -> str:
@@ -101,6 +102,8 @@ def lanes_of(settings: Settings) -> Lanes:
 
 def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Yield each named dialer queue with its lane; raises `ValueError` for a wrong part."""
+    from assignment_workers.policy.queues import POLICIES  # not for clients, which are light
+
     seen: dict[str, str] = {}
     for part in parts:
         lane, equals, said = (each.strip() for each in part.partition("="))

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from assignment_workers.cli.main import main
+import sys
+
+try:
+    from assignment_workers.cli.main import main
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("assignment_workers"):
+        raise
+    sys.stderr.write(
+        f"assignment-workers: {error.name} is not installed; the command line comes with the extra "
+        "`server`: pip install 'assignment-workers[server]'\n"
+    )
+    sys.exit(2)
 
 __all__ = ["main"]

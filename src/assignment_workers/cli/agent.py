@@ -1,9 +1,12 @@
-"""The commands of an agent: request, accept, complete, skip, defer, close, release, renew."""
+"""The commands of an agent: `request`, and one of each verb."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from inspect import Parameter
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -18,6 +21,8 @@ from assignment_workers.assignment.answers import (
     TooLate,
     Unavailable,
 )
+from assignment_workers.assignment.lifecycle.moves import VERBS
+from assignment_workers.assignment.lifecycle.verb import AnyVerb, Argument
 from assignment_workers.cli.servers import client, located
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.errors import UsageError
@@ -31,8 +36,9 @@ VersionOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
-    for command in (request, accept, complete, skip, defer, close, release, renew):
-        app.command()(command)
+    app.command()(request)
+    for verb in VERBS.values():
+        app.command()(command_of(verb))
 
 
 def request(
@@ -55,105 +61,49 @@ def request(
     return tell(answer, json)
 
 
-def complete(
-    assignment: AssignmentArgument,
-    agent: AgentOption,
-    outcome: Annotated[str, typer.Option(help="What came of the call.")],
-    version: VersionOption = None,
-    notes: Annotated[str | None, typer.Option(help="What the agent wrote.")] = None,
-    callback_at: Annotated[
-        str | None, typer.Option(help="When to call again: ISO 8601 with a zone.")
-    ] = None,
-    json: AsJson = False,
-) -> int:
-    """End ASSIGNMENT with the outcome of its call."""
-    when = _instant(callback_at, "--callback-at") if callback_at else None
-    with client() as asking:
-        answer = asking.complete(
-            _id(assignment), agent, outcome, version=version, notes=notes, callback_at=when
-        )
-    return tell(answer, json)
+def command_of(verb: AnyVerb) -> Callable[..., int]:
+    """Return the command of a verb, with an option for each argument that it declares."""
+
+    def command(
+        assignment: AssignmentArgument,
+        agent: AgentOption,
+        version: VersionOption = None,
+        json: AsJson = False,
+        **own: Any,  # noqa: ANN401 - as it is declared
+    ) -> int:
+        for each in verb.own:
+            if each.kind is datetime and own[each.name] is not None:
+                own[each.name] = _instant(own[each.name], _option(each))
+        called = verb.call(_id(assignment), agent, version=version, **own)
+        with client() as asking:
+            return tell(asking.perform(called), json)
+
+    fixed = list(inspect.signature(command, eval_str=True).parameters.values())
+    parameters = [*fixed[:2], *map(_parameter, verb.own), *fixed[2:4]]
+    # By keyword, because a required option may stand behind one that has a default.
+    by_keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
+    command.__name__ = verb.name
+    command.__doc__ = verb.description
+    command.__signature__ = inspect.Signature(by_keyword)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in by_keyword}
+    return command
 
 
-def skip(
-    assignment: AssignmentArgument,
-    agent: AgentOption,
-    version: VersionOption = None,
-    json: AsJson = False,
-) -> int:
-    """End ASSIGNMENT; the user is offered later, to others first."""
-    with client() as asking:
-        return tell(asking.skip(_id(assignment), agent, version=version), json)
+def _parameter(argument: Argument) -> Parameter:
+    kind: Any = int if argument.kind is int else str
+    option = typer.Option(
+        _option(argument), min=1 if kind is int else None, help=argument.description
+    )
+    return Parameter(
+        argument.name,
+        Parameter.KEYWORD_ONLY,
+        default=Parameter.empty if argument.required else argument.default,
+        annotation=Annotated[kind if argument.required else kind | None, option],
+    )
 
 
-def accept(
-    assignment: AssignmentArgument,
-    agent: AgentOption,
-    version: VersionOption = None,
-    json: AsJson = False,
-) -> int:
-    """Accept the offer ASSIGNMENT: its lease starts anew."""
-    with client() as asking:
-        return tell(asking.accept(_id(assignment), agent, version=version), json)
-
-
-def defer(
-    assignment: AssignmentArgument,
-    agent: AgentOption,
-    until: Annotated[
-        str | None, typer.Option(help="Not before this time: ISO 8601 with a zone.")
-    ] = None,
-    seconds: Annotated[int | None, typer.Option(min=1, help="Or not for so long.")] = None,
-    why: Annotated[str | None, typer.Option(help="Why, for the records.")] = None,
-    version: VersionOption = None,
-    json: AsJson = False,
-) -> int:
-    """End ASSIGNMENT; nobody is offered the user before a time."""
-    if (until is None) == (seconds is None):
-        raise UsageError("defer takes --until or --seconds: one of the two")
-    when = _instant(until, "--until") if until else None
-    with client() as asking:
-        answer = asking.defer(
-            _id(assignment), agent, until=when, seconds=seconds, why=why, version=version
-        )
-    return tell(answer, json)
-
-
-def close(
-    assignment: AssignmentArgument,
-    agent: AgentOption,
-    why: Annotated[str, typer.Option(help="Why, for the records.")],
-    version: VersionOption = None,
-    json: AsJson = False,
-) -> int:
-    """End ASSIGNMENT; its dialer queue offers the user no more.
-
-    `closed lift` reverses this.
-    """
-    with client() as asking:
-        return tell(asking.close_user(_id(assignment), agent, why, version=version), json)
-
-
-def release(
-    assignment: AssignmentArgument,
-    agent: AgentOption,
-    version: VersionOption = None,
-    json: AsJson = False,
-) -> int:
-    """Give the user of ASSIGNMENT back untouched."""
-    with client() as asking:
-        return tell(asking.release(_id(assignment), agent, version=version), json)
-
-
-def renew(
-    assignment: AssignmentArgument,
-    agent: AgentOption,
-    version: VersionOption = None,
-    json: AsJson = False,
-) -> int:
-    """Renew the lease of ASSIGNMENT."""
-    with client() as asking:
-        return tell(asking.renew(_id(assignment), agent, version=version), json)
+def _option(argument: Argument) -> str:
+    return f"--{argument.name.replace('_', '-')}"
 
 
 def line(answer: object) -> str:

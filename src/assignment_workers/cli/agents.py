@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from assignment_workers.assignment.lifecycle.agent_status import all_shown
+from assignment_workers.assignment.lifecycle.verb import TIMEOUT
 from assignment_workers.cli.agent import tell
 from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.client import commands
-from assignment_workers.client.assignment_client import TIMEOUT
 from assignment_workers.client.reading import as_state_answer
 from assignment_workers.schema.tables import AgentStatus
 

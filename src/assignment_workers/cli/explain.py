@@ -145,9 +145,14 @@ def _show_verdict(verdict: QueueVerdict) -> None:
     typer.echo(f"In force: {verdict.in_force}")
     as_table(
         f"Rules of {verdict.queue}",
-        ["rule", "holds", "if not", "until"],
+        ["reason", "the user", "meaning", "until"],
         [
-            (each.rule, "yes" if each.holds else "NO", each.means, _time(each.until))
+            (
+                each.rule,
+                "passes" if each.holds else "IS HELD BACK",
+                f"not so: {each.means}" if each.holds else each.means,
+                _time(each.until),
+            )
             for each in verdict.rules
         ],
     )

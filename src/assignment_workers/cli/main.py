@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from assignment_workers import versions
+from assignment_workers.assignment.lifecycle.moves import VERBS
 from assignment_workers.cli.show import complain
 from assignment_workers.errors import AssignmentWorkersError, plain
 
@@ -50,13 +51,7 @@ SECTIONS = {
     },
     "Act as an agent": {
         "request": ("agent", "Ask for the next user for AGENT."),
-        "accept": ("agent", "Accept the offer ASSIGNMENT: its lease starts anew."),
-        "complete": ("agent", "End ASSIGNMENT with the outcome of its call."),
-        "skip": ("agent", "End ASSIGNMENT; the user is offered later, to others first."),
-        "defer": ("agent", "End ASSIGNMENT; nobody is offered the user before a time."),
-        "close": ("agent", "End ASSIGNMENT; its dialer queue offers the user no more."),
-        "release": ("agent", "Give the user of ASSIGNMENT back untouched."),
-        "renew": ("agent", "Renew the lease of ASSIGNMENT."),
+        **{name: ("agent", verb.description) for name, verb in VERBS.items()},
     },
     "Try it": {
         "replay-incident": (

@@ -53,12 +53,19 @@ def regenerate(
         told = [_built(asking, each) if wait else each for each in asked]
     if json:
         as_json(told)
-    for each in told:
+    for name, each in zip(each_queue, told, strict=True):
         if isinstance(each, Unavailable):
             complain(line(each))
         elif not json:
-            typer.echo(each if isinstance(each, str) else _lines(each))
+            typer.echo(_requested(name, each) if isinstance(each, str) else _lines(each))
     return 1 if any(isinstance(each, Unavailable) for each in told) else 0
+
+
+def _requested(queue: str | None, task: str) -> str:
+    return (
+        f"requested: a build of {queue or 'every dialer queue'} (task {task}); `--wait` waits for "
+        "it, and `status` lists it when it has begun"
+    )
 
 
 def _rebuild(asking: Client, queue: str | None, why: str | None) -> str | Unavailable:

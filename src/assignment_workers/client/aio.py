@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from random import Random
-from types import TracebackType
-from typing import Any, Self
-from uuid import UUID
+from typing import Any
 
 from assignment_workers import traces
-from assignment_workers.assignment.answers import (
-    CommandAnswer,
-    FinishAnswer,
-    Finished,
-    HeartbeatAnswer,
-    RequestAnswer,
-    StateAnswer,
-    Unavailable,
-)
+from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
-from assignment_workers.client import commands
-from assignment_workers.client.accepted import Accepted
-from assignment_workers.client.assignment_client import TIMEOUT
+from assignment_workers.client.assignment_client import AsyncAssignmentClient
 from assignment_workers.client.commands import CommandCall
-from assignment_workers.client.reading import (
-    as_command_answer,
-    as_finish_answer,
-    as_heartbeat_answer,
-    as_request_answer,
-    as_state_answer,
-    no_answer,
+from assignment_workers.client.core import (
+    Ask,
+    CeleryCore,
+    CeleryExchange,
+    Count,
+    LookUp,
+    OperatorMethods,
+    Pause,
+    Send,
 )
+from assignment_workers.client.reading import down, no_answer
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Call
 from assignment_workers.client.wire.brokers import check_addresses
-from assignment_workers.client.wire.dispatcher import Dispatcher, down
+from assignment_workers.client.wire.dispatcher import Dispatcher
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
-from assignment_workers.identity import new_id
 
 
-class AsyncClient:
+class AsyncClient(OperatorMethods, AsyncAssignmentClient):
     """`Client` with coroutines. It must be made and used in one event loop.
 
     If a caller is cancelled before its request is sent, the request is dropped. If the request was
@@ -68,231 +58,37 @@ class AsyncClient:
         cancelled. `key` signs the commands of operators.
         """
         check_addresses(redis_url, broker_url)
-        self._clock = clock
-        self._randomness = randomness or Random()
-        self._accepted = Accepted()
+        randomness = randomness or Random()
+        self.core: CeleryCore = CeleryCore(clock, randomness)
         self._dispatcher = Dispatcher(
             redis_url,
             broker_url,
             together=together,
             under_way=under_way,
             clock=clock,
-            randomness=self._randomness,
+            randomness=randomness,
             lanes=lanes,
             orphaned=orphaned,
             key=key,
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def close(self) -> None:
         """Close the connections."""
         await self._dispatcher.close()
 
-    async def request_next(
-        self,
-        agent_id: int,
-        *,
-        queue: str | None = None,
-        request_id: str | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109 - it is the request's deadline too
-    ) -> RequestAnswer:
-        """Request the next user for this agent, from `queue` or any queue allowed to the agent.
-
-        See `AssignmentClient.request_next`.
-        """
-        name = request_id or str(new_id(self._clock(), self._randomness))
-        command = commands.request(agent_id, queue, name, timeout=timeout)
-        answer = as_request_answer(await self.ask(command, timeout))
-        self._dispatcher.count(answer)
-        return answer
-
-    async def complete(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        outcome: str,
-        *,
-        version: int | None = None,
-        notes: str | None = None,
-        callback_at: datetime | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> FinishAnswer:
-        """End the assignment with the outcome of the call.
-
-        See `AssignmentClient.complete`.
-        """
-        command = commands.complete(
-            assignment_id,
-            agent_id,
-            outcome,
-            version=version,
-            notes=notes,
-            callback_at=callback_at,
-        )
-        return as_finish_answer(await self.ask(command, timeout))
-
-    async def skip(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> FinishAnswer:
-        """End the assignment, because the agent does not want to call this user now.
-
-        See `AssignmentClient.skip`.
-        """
-        command = commands.skip(assignment_id, agent_id, version=version)
-        return as_finish_answer(await self.ask(command, timeout))
-
-    async def defer(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        until: datetime | None = None,
-        seconds: int | None = None,
-        why: str | None = None,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> FinishAnswer:
-        """End the assignment; offer the user to nobody before `until`, or for `seconds`.
-
-        See `AssignmentClient.defer`.
-        """
-        command = commands.defer(
-            assignment_id, agent_id, version=version, until=until, seconds=seconds, why=why
-        )
-        return as_finish_answer(await self.ask(command, timeout))
-
-    async def close_user(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        why: str,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> FinishAnswer:
-        """End the assignment and close this dialer queue for the user, for the reason `why`.
-
-        See `AssignmentClient.close_user`.
-        """
-        command = commands.close(assignment_id, agent_id, why, version=version)
-        return as_finish_answer(await self.ask(command, timeout))
-
-    async def accept(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> FinishAnswer:
-        """Accept the offer: the assignment becomes accepted work with a new lease.
-
-        See `AssignmentClient.accept`.
-        """
-        command = commands.accept(assignment_id, agent_id, version=version)
-        return as_finish_answer(await self.ask(command, timeout))
-
-    async def state(
-        self,
-        agent_id: int,
-        becomes: str,
-        *,
-        by: str | None = None,
-        why: str | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> StateAnswer:
-        """Set the agent's state to `becomes`, such as `available` or `break`.
-
-        See `AssignmentClient.state`.
-        """
-        command = commands.state(agent_id, becomes, by=by, why=why)
-        return as_state_answer(await self.ask(command, timeout))
-
-    async def heartbeat(
-        self,
-        agent_id: int,
-        *,
-        assignment_id: UUID | str | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> HeartbeatAnswer:
-        """Record that the agent is present; the first one that names an offer accepts it.
-
-        See `AssignmentClient.heartbeat`.
-        """
-        if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
-            taken = await self.accept(assignment_id, agent_id, timeout=timeout)
-            if not isinstance(taken, Finished):
-                return taken
-            self._accepted.add(agent_id, assignment_id)
-        command = commands.heartbeat(agent_id, timeout=timeout)
-        return as_heartbeat_answer(await self.ask(command, timeout))
-
-    async def release(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> FinishAnswer:
-        """End the assignment; the user can be offered again at once.
-
-        See `AssignmentClient.release`.
-        """
-        command = commands.release(assignment_id, agent_id, version=version)
-        return as_finish_answer(await self.ask(command, timeout))
-
-    async def renew(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,  # noqa: ASYNC109
-    ) -> FinishAnswer:
-        """Renew the lease of the assignment: it starts again from now.
-
-        See `AssignmentClient.renew`.
-        """
-        command = commands.renew(assignment_id, agent_id, version=version)
-        return as_finish_answer(await self.ask(command, timeout))
-
-    async def pause(
-        self, queue: str, *, by: str | None = None, why: str | None = None
-    ) -> CommandAnswer:
-        """Pause this dialer queue: hand out nobody from it."""
-        return as_command_answer(await self.ask(commands.pause(queue, by, why), TIMEOUT))
-
-    async def resume(
-        self, queue: str, *, by: str | None = None, why: str | None = None
-    ) -> CommandAnswer:
-        """Resume this dialer queue: hand out its users again."""
-        return as_command_answer(await self.ask(commands.resume(queue, by, why), TIMEOUT))
-
-    async def regenerate(self, queue: str | None = None) -> str | Unavailable:
-        """Request a build of one dialer queue, or of all; return the id of the build task."""
-        command = commands.regenerate(queue)
-        try:
-            return await self._dispatcher.send(
-                command.task, command.args, command.arguments, command.celery_queue
-            )
-        except BrokerUnavailable as error:
-            return down(error)
+    async def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind
+        """Carry out one exchange, and return its result. Raises `BrokerUnavailable`."""
+        match exchange:
+            case Ask(command, timeout):
+                return await self.ask(command, timeout)
+            case Send(task, args, kwargs, celery_queue):
+                return await self._dispatcher.send(task, args, kwargs, celery_queue)
+            case LookUp(task_id):
+                return await self._dispatcher.stored_result(task_id)
+            case Count(answer):
+                return self._dispatcher.count(answer)
+            case Pause(seconds):
+                return await asyncio.sleep(seconds)
 
     async def send_again(
         self,

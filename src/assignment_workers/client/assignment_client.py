@@ -1,4 +1,4 @@
-"""The interface of the clients, the same over Celery and over HTTP."""
+"""The clients of an agent: what those over Celery and those over HTTP have in common."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Self
-from uuid import UUID
+from typing import Any, Self, TypeVar
 
 from assignment_workers.assignment.answers import (
     Assigned,
     FinishAnswer,
     Finished,
-    HeartbeatAnswer,
     Held,
     Refused,
     RequestAnswer,
-    StateAnswer,
 )
+from assignment_workers.assignment.lifecycle.verb import TIMEOUT, VerbCall
+from assignment_workers.client.core import AgentMethods, Core, Steps
+from assignment_workers.errors import BrokerUnavailable
 
-TIMEOUT = timedelta(seconds=10)
+T = TypeVar("T")
+
 RENEWALS_A_LEASE = 3
 """The number of renewals in the time of one lease: two may fail before the lease lapses."""
 SOONEST_SECONDS = 0.2
 
 
-class AssignmentClient(ABC):
+class AssignmentClient(AgentMethods, ABC):
     """The requests and commands of an agent, by any client. Repeating one has no second effect.
 
     Each method waits at most `timeout`; `HttpClient` may wait two seconds longer for the response.
     """
+
+    core: Core
 
     def __enter__(self) -> Self:
         return self
@@ -50,162 +53,27 @@ class AssignmentClient(ABC):
         """Close the connections."""
 
     @abstractmethod
-    def request_next(
-        self,
-        agent_id: int,
-        *,
-        queue: str | None = None,
-        request_id: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> RequestAnswer:
-        """Request the next user for this agent, from `queue` or any queue allowed to the agent.
+    def exchange(self, exchange: Any) -> Any:  # noqa: ANN401 - of the core's kind
+        """Carry out one exchange, and return its result."""
 
-        `timeout` is the longest wait and the deadline of the request: nobody is assigned after it.
-        A message that is lost is sent again within that time. `Unavailable` means that no answer
-        came. The request may have been answered in the last instant: repeat it with the same
-        `request_id` to find out.
-        """
+    def run(self, steps: Steps[T]) -> T:
+        """Carry out the exchanges of a method, and return its answer."""
+        try:
+            exchange = next(steps)
+            while True:
+                try:
+                    result = self.exchange(exchange)
+                except BrokerUnavailable as error:
+                    exchange = steps.throw(error)
+                else:
+                    exchange = steps.send(result)
+        except StopIteration as done:
+            answer: T = done.value
+            return answer
 
-    @abstractmethod
-    def complete(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        outcome: str,
-        *,
-        version: int | None = None,
-        notes: str | None = None,
-        callback_at: datetime | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Complete the call with `outcome`. A repeated completion gets the same answer.
-
-        `callback_at`: the time of a promised callback. `version`: the assignment's version in the
-        last answer; the move is refused if it has changed since. None: any version.
-        """
-
-    @abstractmethod
-    def skip(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Skip this user: by default no offers for 15 minutes, to this agent none for an hour.
-
-        `version`: the assignment's version in the last answer; the move is refused if it has
-        changed since. None: any version.
-        """
-
-    @abstractmethod
-    def defer(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        until: datetime | None = None,
-        seconds: int | None = None,
-        why: str | None = None,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Defer this user: offer the user to nobody before `until`, or for `seconds`.
-
-        `version`: the assignment's version in the last answer; the move is refused if it has
-        changed since. None: any version.
-        """
-
-    @abstractmethod
-    def close_user(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        why: str,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Close the user in this dialer queue, for the reason `why`, until an operator lifts it.
-
-        `version`: the assignment's version in the last answer; the move is refused if it has
-        changed since. None: any version.
-        """
-
-    @abstractmethod
-    def accept(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Accept the offer: it becomes accepted work, and its lease starts again.
-
-        `version`: the assignment's version in the last answer; the move is refused if it has
-        changed since. None: any version.
-        """
-
-    @abstractmethod
-    def state(
-        self,
-        agent_id: int,
-        becomes: str,
-        *,
-        by: str | None = None,
-        why: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> StateAnswer:
-        """Set the agent's state to `becomes`: available, on_call, wrap_up, break or offline.
-
-        On break or offline, an offer that is not accepted is released. Accepted work is kept. `by`
-        and `why`: the operator who sets the state, and the reason.
-        """
-
-    @abstractmethod
-    def heartbeat(
-        self,
-        agent_id: int,
-        *,
-        assignment_id: UUID | str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> HeartbeatAnswer:
-        """Record that the agent is present, which keeps accepted work alive. No state changes.
-
-        The first heartbeat that names an offer in `assignment_id` accepts the offer.
-        """
-
-    @abstractmethod
-    def release(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Release the assignment unchanged; the user can be offered again.
-
-        `version`: the assignment's version in the last answer; the move is refused if it has
-        changed since. None: any version.
-        """
-
-    @abstractmethod
-    def renew(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Renew the lease: it starts again from now.
-
-        `version`: the assignment's version in the last answer; the move is refused if it has
-        changed since. None: any version.
-        """
+    def perform(self, call: VerbCall) -> FinishAnswer:
+        """Send the call of a verb, and return the answer."""
+        return self.run(self.core.act(call))
 
     @contextmanager
     def holding(
@@ -232,6 +100,50 @@ class AssignmentClient(ABC):
             return
         with Hold(self, answer.assignment, timeout=timeout) as hold:
             yield hold
+
+
+class AsyncAssignmentClient(AgentMethods, ABC):
+    """`AssignmentClient` with coroutines. It must be made and used in one event loop."""
+
+    core: Core
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections."""
+
+    @abstractmethod
+    async def exchange(self, exchange: Any) -> Any:  # noqa: ANN401 - of the core's kind
+        """Carry out one exchange, and return its result."""
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Carry out the exchanges of a method, and return its answer."""
+        try:
+            exchange = next(steps)
+            while True:
+                try:
+                    result = await self.exchange(exchange)
+                except BrokerUnavailable as error:
+                    exchange = steps.throw(error)
+                else:
+                    exchange = steps.send(result)
+        except StopIteration as done:
+            answer: T = done.value
+            return answer
+
+    async def perform(self, call: VerbCall) -> FinishAnswer:
+        """Send the call of a verb, and return the answer."""
+        return await self.run(self.core.act(call))
 
 
 class Hold:

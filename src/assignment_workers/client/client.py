@@ -7,51 +7,34 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from datetime import datetime, timedelta
+from datetime import timedelta
 from random import Random
 from typing import Any, TypeVar
-from uuid import UUID
 
 from assignment_workers import traces
-from assignment_workers.assignment.answers import (
-    CommandAnswer,
-    FinishAnswer,
-    Finished,
-    HeartbeatAnswer,
-    RequestAnswer,
-    StateAnswer,
-    Unavailable,
-)
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
-from assignment_workers.client import commands
-from assignment_workers.client.accepted import Accepted
-from assignment_workers.client.assignment_client import TIMEOUT, AssignmentClient
+from assignment_workers.client.assignment_client import AssignmentClient
 from assignment_workers.client.commands import CommandCall
-from assignment_workers.client.reading import (
-    Built,
-    as_command_answer,
-    as_finish_answer,
-    as_heartbeat_answer,
-    as_request_answer,
-    as_state_answer,
-    no_answer,
+from assignment_workers.client.core import (
+    Ask,
+    CeleryCore,
+    CeleryExchange,
+    Count,
+    LookUp,
+    OperatorMethods,
+    Pause,
+    Send,
 )
+from assignment_workers.client.reading import no_answer
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Call
 from assignment_workers.client.wire.brokers import check_addresses
-from assignment_workers.client.wire.dispatcher import Dispatcher, down
-from assignment_workers.client.wire.message import Result
+from assignment_workers.client.wire.dispatcher import Dispatcher
 from assignment_workers.clock import Clock, system_clock
-from assignment_workers.errors import BrokerUnavailable
-from assignment_workers.identity import new_id
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.05
-"""Seconds between two checks of `built` for the result of a build, because a build takes seconds.
-"""
 
-
-class Client(AssignmentClient):
+class Client(OperatorMethods, AssignmentClient):
     """Sends commands over Celery and waits for the answers. Safe to share between threads.
 
     The first call starts one thread, which sends the calls of all callers.
@@ -70,16 +53,15 @@ class Client(AssignmentClient):
         key: str | None = None,
     ) -> None:
         check_addresses(redis_url, broker_url)
-        self._clock = clock
-        self._randomness = randomness or Random()
-        self._accepted = Accepted()
+        randomness = randomness or Random()
+        self.core: CeleryCore = CeleryCore(clock, randomness)
         self._make: Callable[[], Dispatcher] = lambda: Dispatcher(
             redis_url,
             broker_url,
             together=together,
             under_way=under_way,
             clock=clock,
-            randomness=self._randomness,
+            randomness=randomness,
             lanes=lanes,
             key=key,
         )
@@ -113,245 +95,19 @@ class Client(AssignmentClient):
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
 
-    def request_next(
-        self,
-        agent_id: int,
-        *,
-        queue: str | None = None,
-        request_id: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> RequestAnswer:
-        """Request the next user for this agent, from `queue` or any queue allowed to the agent.
-
-        See `AssignmentClient.request_next`.
-        """
-        name = request_id or str(new_id(self._clock(), self._randomness))
-        command = commands.request(agent_id, queue, name, timeout=timeout)
-        answer = as_request_answer(self.ask(command, timeout))
-        self._dispatcher.count(answer)
-        return answer
-
-    def complete(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        outcome: str,
-        *,
-        version: int | None = None,
-        notes: str | None = None,
-        callback_at: datetime | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """End the assignment with the outcome of the call.
-
-        See `AssignmentClient.complete`.
-        """
-        command = commands.complete(
-            assignment_id,
-            agent_id,
-            outcome,
-            version=version,
-            notes=notes,
-            callback_at=callback_at,
-        )
-        return as_finish_answer(self.ask(command, timeout))
-
-    def skip(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """End the assignment, because the agent does not want to call this user now.
-
-        See `AssignmentClient.skip`.
-        """
-        command = commands.skip(assignment_id, agent_id, version=version)
-        return as_finish_answer(self.ask(command, timeout))
-
-    def defer(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        until: datetime | None = None,
-        seconds: int | None = None,
-        why: str | None = None,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """End the assignment; offer the user to nobody before `until`, or for `seconds`.
-
-        See `AssignmentClient.defer`.
-        """
-        command = commands.defer(
-            assignment_id, agent_id, version=version, until=until, seconds=seconds, why=why
-        )
-        return as_finish_answer(self.ask(command, timeout))
-
-    def close_user(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        why: str,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """End the assignment and close this dialer queue for the user, for the reason `why`.
-
-        See `AssignmentClient.close_user`.
-        """
-        command = commands.close(assignment_id, agent_id, why, version=version)
-        return as_finish_answer(self.ask(command, timeout))
-
-    def accept(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Accept the offer: the assignment becomes accepted work with a new lease.
-
-        See `AssignmentClient.accept`.
-        """
-        command = commands.accept(assignment_id, agent_id, version=version)
-        return as_finish_answer(self.ask(command, timeout))
-
-    def state(
-        self,
-        agent_id: int,
-        becomes: str,
-        *,
-        by: str | None = None,
-        why: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> StateAnswer:
-        """Set the agent's state to `becomes`, such as `available` or `break`.
-
-        See `AssignmentClient.state`.
-        """
-        command = commands.state(agent_id, becomes, by=by, why=why)
-        return as_state_answer(self.ask(command, timeout))
-
-    def heartbeat(
-        self,
-        agent_id: int,
-        *,
-        assignment_id: UUID | str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> HeartbeatAnswer:
-        """Record that the agent is present; the first one that names an offer accepts it.
-
-        See `AssignmentClient.heartbeat`.
-        """
-        if assignment_id is not None and not self._accepted.knows(agent_id, assignment_id):
-            taken = self.accept(assignment_id, agent_id, timeout=timeout)
-            if not isinstance(taken, Finished):
-                return taken
-            self._accepted.add(agent_id, assignment_id)
-        command = commands.heartbeat(agent_id, timeout=timeout)
-        return as_heartbeat_answer(self.ask(command, timeout))
-
-    def release(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """End the assignment; the user can be offered again at once.
-
-        See `AssignmentClient.release`.
-        """
-        command = commands.release(assignment_id, agent_id, version=version)
-        return as_finish_answer(self.ask(command, timeout))
-
-    def renew(
-        self,
-        assignment_id: UUID | str,
-        agent_id: int,
-        *,
-        version: int | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> FinishAnswer:
-        """Renew the lease of the assignment: it starts again from now.
-
-        See `AssignmentClient.renew`.
-        """
-        command = commands.renew(assignment_id, agent_id, version=version)
-        return as_finish_answer(self.ask(command, timeout))
-
-    def pause(
-        self,
-        queue: str,
-        *,
-        by: str | None = None,
-        why: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> CommandAnswer:
-        """Pause this dialer queue: hand out nobody from it."""
-        return as_command_answer(self.ask(commands.pause(queue, by, why), timeout))
-
-    def resume(
-        self,
-        queue: str,
-        *,
-        by: str | None = None,
-        why: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> CommandAnswer:
-        """Resume this dialer queue: hand out its users again."""
-        return as_command_answer(self.ask(commands.resume(queue, by, why), timeout))
-
-    def command(
-        self, command: commands.CommandCall, *, timeout: timedelta = TIMEOUT
-    ) -> CommandAnswer:
-        """Send the command of an operator and return its answer."""
-        return as_command_answer(self.ask(command, timeout))
-
-    def repair(self, *, timeout: timedelta = TIMEOUT) -> CommandAnswer:
-        """Correct the published entries that contradict the active assignments."""
-        return as_command_answer(self.ask(commands.repair(), timeout))
-
-    def regenerate(self, queue: str | None = None) -> str | Unavailable:
-        """Request a build of one dialer queue, or of all; return the id of the build task."""
-        command = commands.regenerate(queue)
-        try:
-            return self.send_again(command.task, (), command.arguments, command.celery_queue)
-        except BrokerUnavailable as error:
-            return down(error)
-
-    def built(self, task_id: str, *, timeout: timedelta) -> Built | Unavailable:
-        """Wait for the build with this task id, which `regenerate` returned.
-
-        `Unavailable` if the build is not finished in time, or failed.
-        """
-        ends = time.monotonic() + timeout.total_seconds()
-        while True:
-            try:
-                found: Result | None = self._run(
-                    lambda dispatcher: dispatcher.stored_result(task_id)
-                )
-            except BrokerUnavailable as error:
-                return down(error)
-            match found:
-                case Result(failure=str(reason)):
-                    return Unavailable(retry_after=1.0, reason=f"the build failed: {reason}")
-                case Result(value=dict(built)) if all(isinstance(v, dict) for v in built.values()):
-                    return built
-                case Result(value=other):
-                    return Unavailable(retry_after=1.0, reason=f"the build failed: {other}")
-                case None:
-                    pass
-            if time.monotonic() >= ends:
-                return Unavailable(retry_after=1.0, reason=f"not built within {timeout}")
-            time.sleep(LOOK_SECONDS)
+    def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind
+        """Carry out one exchange, and return its result. Raises `BrokerUnavailable`."""
+        match exchange:
+            case Ask(command, timeout):
+                return self.ask(command, timeout)
+            case Send(task, args, kwargs, celery_queue):
+                return self.send_again(task, args, kwargs, celery_queue)
+            case LookUp(task_id):
+                return self._run(lambda dispatcher: dispatcher.stored_result(task_id))
+            case Count(answer):
+                return self._dispatcher.count(answer)
+            case Pause(seconds):
+                return time.sleep(seconds)
 
     def send_again(
         self,

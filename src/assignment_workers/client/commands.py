@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from assignment_workers.assignment.lifecycle.verb import VerbCall
+
 ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
@@ -59,57 +61,13 @@ def request(
     )
 
 
-def complete(
-    assignment_id: UUID | str,
-    agent_id: int,
-    outcome: str,
-    *,
-    version: int | None,
-    notes: str | None,
-    callback_at: datetime | None,
-) -> CommandCall:
-    """Build the command that completes a call with `outcome`."""
-    arguments = _owner(assignment_id, agent_id, version) | {
-        "outcome": outcome,
-        "notes": notes,
-        "callback_at": callback_at.isoformat() if callback_at else None,
-    }
-    return _finish("complete", arguments)
-
-
-def skip(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """Build the command that skips this user."""
-    return _finish("skip", _owner(assignment_id, agent_id, version))
-
-
-def defer(
-    assignment_id: UUID | str,
-    agent_id: int,
-    *,
-    version: int | None,
-    until: datetime | None,
-    seconds: int | None,
-    why: str | None,
-) -> CommandCall:
-    """Build the command that offers this user to nobody before `until`, or for `seconds`."""
-    arguments = _owner(assignment_id, agent_id, version) | {
-        "until": until.isoformat() if until else None,
-        "seconds": seconds,
-        "why": why,
-    }
-    return _finish("defer", arguments)
-
-
-def close(
-    assignment_id: UUID | str, agent_id: int, why: str, *, version: int | None
-) -> CommandCall:
-    """Build the command that closes the user in this dialer queue until an operator lifts it."""
-    return _finish("close", _owner(assignment_id, agent_id, version) | {"why": why})
-
-
-def accept(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """Build the command that accepts the offer."""
-    return _finish("accept", _owner(assignment_id, agent_id, version))
+def act(call: VerbCall) -> CommandCall:
+    """Build the command of a verb: to complete a call, to skip a user, and the like."""
+    return CommandCall(
+        f"assignment.{call.verb}",
+        {"move": call.verb, **call.arguments},
+        many="assignment.finish_many",
+    )
 
 
 def state(agent_id: int, becomes: str, *, by: str | None, why: str | None) -> CommandCall:
@@ -129,11 +87,6 @@ def heartbeat(agent_id: int, *, timeout: timedelta) -> CommandCall:
     )
 
 
-def release(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """Build the command that releases the assignment unchanged."""
-    return _finish("release", _owner(assignment_id, agent_id, version))
-
-
 def release_unclaimed(
     assignment_id: UUID | str, agent_id: int, *, version: int, lease_expires_at: datetime
 ) -> CommandCall:
@@ -141,16 +94,13 @@ def release_unclaimed(
 
     It has no effect if the assignment's `version` or `lease_expires_at` has changed since.
     """
-    arguments = _owner(assignment_id, agent_id, version)
-    return CommandCall(
-        "assignment.release_unclaimed",
-        arguments | {"lease_expires_at": lease_expires_at.isoformat()},
-    )
-
-
-def renew(assignment_id: UUID | str, agent_id: int, *, version: int | None) -> CommandCall:
-    """Build the command that renews the lease: it starts again from now."""
-    return _finish("renew", _owner(assignment_id, agent_id, version))
+    arguments = {
+        "assignment_id": str(assignment_id),
+        "agent_id": agent_id,
+        "version": version,
+        "lease_expires_at": lease_expires_at.isoformat(),
+    }
+    return CommandCall("assignment.release_unclaimed", arguments)
 
 
 def pause(queue: str, by: str | None, why: str | None = None) -> CommandCall:
@@ -264,13 +214,3 @@ def regenerate(queue: str | None) -> CommandCall:
 def count_answers(hours: Sequence[dict[str, Any]]) -> CommandCall:
     """Build the message with a client's counts of answers: `CountedHour`s as JSON."""
     return CommandCall("history.count_answers", {"hours": list(hours)}, celery_queue=MAINTENANCE)
-
-
-def _finish(move: str, arguments: dict[str, Any]) -> CommandCall:
-    return CommandCall(
-        f"assignment.{move}", {"move": move, **arguments}, many="assignment.finish_many"
-    )
-
-
-def _owner(assignment_id: UUID | str, agent_id: int, version: int | None) -> dict[str, Any]:
-    return {"assignment_id": str(assignment_id), "agent_id": agent_id, "version": version}

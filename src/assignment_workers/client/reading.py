@@ -27,6 +27,7 @@ from assignment_workers.assignment.answers import (
     Unavailable,
     from_json,
 )
+from assignment_workers.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,11 @@ def no_answer(timeout: timedelta, *, waiting: int | None = None) -> Unavailable:
     if waiting is not None and waiting > 1:
         reason += f"; {waiting:,} messages waited in the queue"
     return Unavailable(retry_after=1.0, reason=reason)
+
+
+def down(error: BrokerUnavailable) -> Unavailable:
+    """Return the answer to a call while the broker, or the Redis of results, is unavailable."""
+    return Unavailable(retry_after=2.0, reason=error.general)
 
 
 def _read(value: object) -> Answer | object:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
 
 from assignment_workers.assignment.answers import (
     Assigned,
@@ -16,6 +16,8 @@ from assignment_workers.assignment.answers import (
     Paused,
     TooLate,
 )
+from assignment_workers.assignment.lifecycle.moves import Why
+from assignment_workers.assignment.lifecycle.verb import AgentId, AnyVerb, Version
 from assignment_workers.assignment.operational_settings import CHANGED_AT_MOST, SettingChange
 from assignment_workers.assignment.operator_actions import WHY_AT_MOST
 from assignment_workers.assignment.transaction import EventKind
@@ -26,14 +28,11 @@ TIMEOUT_MS = 10_000
 TIMEOUT_MS_MOST = 30_000
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
-A_QUEUE, AN_OUTCOME = "A_DIALER_QUEUE", "AN_OUTCOME_OF_A_CALL"
-"""Placeholders in examples, which the OpenAPI document replaces by names of the dialer."""
+A_QUEUE = "A_DIALER_QUEUE"
+"""Placeholder in examples, which the OpenAPI document replaces by a dialer queue's name."""
 
-AgentId = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True, examples=[26])]
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
 Word = Annotated[str, Field(max_length=200, pattern=r"^[!-~]*$")]
-Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
-Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 
 
 class _Body(BaseModel):
@@ -60,26 +59,15 @@ class OwnerBody(_Body):
     version: Version | None = None
 
 
-class CompleteBody(OwnerBody):
-    """The outcome of the call."""
-
-    outcome: Word = Field(examples=[AN_OUTCOME])
-    notes: Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")] | None = None
-    callback_at: AwareDatetime | None = None
-
-
-class DeferBody(OwnerBody):
-    """The time until which nobody is offered the user: a time, or seconds from now."""
-
-    until: AwareDatetime | None = Field(None, examples=["2026-11-23T18:00:00Z"])
-    seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400, strict=True)] | None = None
-    why: Why | None = Field(None, description="For the records.", examples=["on holiday"])
-
-
-class CloseBody(OwnerBody):
-    """The reason for which the user is closed in the dialer queue."""
-
-    why: Why = Field(examples=["deceased"])
+def body_of(verb: AnyVerb) -> type[OwnerBody]:
+    """Return the model of the body of `POST /v1/assignments/{assignment}/VERB`."""
+    if not verb.own:
+        return OwnerBody
+    fields: dict[str, Any] = {
+        each.name: (each.annotation, ... if each.required else each.default) for each in verb.own
+    }
+    title = f"{verb.name.title()}Body"
+    return create_model(title, __base__=OwnerBody, __doc__=verb.about, **fields)
 
 
 class StateBody(_Body):
@@ -222,7 +210,6 @@ class Readiness(BaseModel):
 __all__ = [
     "ActBody",
     "AgentId",
-    "CompleteBody",
     "Done",
     "Finished",
     "Index",
@@ -232,6 +219,7 @@ __all__ = [
     "RequestBody",
     "Sent",
     "State",
+    "body_of",
 ]
 
 _HELD = {
@@ -305,6 +293,7 @@ NOTED_EXAMPLES: dict[str, Any] = {
         }
     }
 }
+EXAMPLES = (REQUEST_EXAMPLES, FINISHED_EXAMPLES, STATED_EXAMPLES, NOTED_EXAMPLES)
 STREAM_EXAMPLE = (
     "retry: 2000\n\n: alive\nid: 4711\n\n"
     "id: 4712\nevent: assigned\n"

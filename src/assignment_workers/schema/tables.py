@@ -26,9 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
+from assignment_workers.schema import states
 from assignment_workers.schema.base import Base, Instant, one_of
 
-DEFAULT_LANE = "default"
+# Values that clients know too, which do not import SQLAlchemy.
+DEFAULT_LANE = states.DEFAULT_LANE
+AssignmentState = states.AssignmentState
+EndedHow = states.EndedHow
+AnswerKind = states.AnswerKind
 
 COMMAND_POSITIONS = Sequence("command_positions", schema="assignment", metadata=Base.metadata)
 """The order in which the database first saw commands, independent of clocks and brokers."""
@@ -54,28 +59,6 @@ class EntryState(StrEnum):
     WAITING = "waiting"
     HELD = "held"
     OUT = "out"
-
-
-class AssignmentState(StrEnum):
-    """The states of an assignment: active → completed, skipped, released or expired."""
-
-    ACTIVE = "active"
-    COMPLETED = "completed"
-    SKIPPED = "skipped"
-    RELEASED = "released"
-    EXPIRED = "expired"
-
-
-class EndedHow(StrEnum):
-    """The detail of an assignment's end that its state does not tell.
-
-    Two of the values are of the state skipped, one is of expired.
-    """
-
-    DEFERRED = "deferred"
-    CLOSED = "closed"
-    OFFER_LAPSED = "offer_lapsed"
-    """No agent accepted the offer in time."""
 
 
 class AgentStatus(StrEnum):
@@ -893,27 +876,6 @@ class AccessRecord(Base):
     """The token that was created or revoked, or `agent 26` for an agent that a token acted for."""
     address: Mapped[str | None]
     count: Mapped[int] = mapped_column(server_default="1")
-
-
-class AnswerKind(StrEnum):
-    """The kinds of answers to requests for a user, as their callers get them."""
-
-    ASSIGNED = "assigned"
-    EMPTY = "empty"
-    PAUSED = "paused"
-    RULED = "ruled"
-    """Refused by a rule for the agent, such as a break that is due."""
-    TOO_LATE = "too_late"
-    UNAVAILABLE = "unavailable"
-    """Answered `unavailable`, or not at all within the caller's time."""
-    LEFT = "left"
-    """The caller disconnected before the answer."""
-    FAILED = "failed"
-    """An internal error."""
-    MISTAKE = "mistake"
-    """Malformed, not allowed, or past its deadline when it was sent: the caller's mistake."""
-    DROPPED = "dropped"
-    """Answers of any kind whose counts were dropped, because the database was away for too long."""
 
 
 class AnswerCount(Base):

@@ -30,6 +30,7 @@ from assignment_workers.assignment.generations.pause import pause, resume
 from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.lifecycle import agent_status
 from assignment_workers.assignment.lifecycle.expire import expire
+from assignment_workers.assignment.lifecycle.moves import VERBS
 from assignment_workers.assignment.operational_settings import (
     CHANGED_AT_MOST,
     SettingChange,
@@ -57,17 +58,7 @@ from assignment_workers.tasks.arguments import (
     Why,
     Word,
 )
-from assignment_workers.tasks.moves import (
-    accept,
-    close,
-    complete,
-    defer,
-    finish_many,
-    release,
-    release_if_unclaimed,
-    renew,
-    skip,
-)
+from assignment_workers.tasks.moves import finish_many, operation_of, release_if_unclaimed
 from assignment_workers.tasks.requests import request, request_many
 from assignment_workers.tasks.task_handler import App, HandledTask, task_handler
 
@@ -322,14 +313,9 @@ def register(app: App) -> None:
     task_handler(app, "assignment.request", request)
     task_handler(app, "assignment.request_many", request_many)
     task_handler(app, "assignment.finish_many", finish_many)
-    task_handler(app, "assignment.complete", complete)
-    task_handler(app, "assignment.skip", skip)
-    task_handler(app, "assignment.defer", defer)
-    task_handler(app, "assignment.close", close)
-    task_handler(app, "assignment.accept", accept)
-    task_handler(app, "assignment.release", release)
+    for verb in VERBS.values():
+        task_handler(app, f"assignment.{verb.name}", operation_of(verb))
     task_handler(app, "assignment.release_unclaimed", release_if_unclaimed)
-    task_handler(app, "assignment.renew", renew)
     task_handler(app, "assignment.take_back", take_back_hold)
     task_handler(app, "assignment.reassign", reassign_hold)
     task_handler(app, "assignment.expire", expire_lapsed, routine=True)

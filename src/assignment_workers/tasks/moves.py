@@ -1,13 +1,14 @@
-"""Tasks by which agents accept, renew and end their assignments."""
+"""Tasks by which agents accept, renew and end their assignments: one of each verb, and a batch."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from inspect import Parameter
+from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment.answers import (
@@ -18,80 +19,34 @@ from assignment_workers.assignment.answers import (
     Unavailable,
 )
 from assignment_workers.assignment.lifecycle.finish import finish
-from assignment_workers.assignment.lifecycle.moves import (
-    Accept,
-    Close,
-    Complete,
-    Defer,
-    Move,
-    Owner,
-    Release,
-    Renew,
-    Skip,
-)
+from assignment_workers.assignment.lifecycle.moves import VERBS, Move, Owner
 from assignment_workers.assignment.lifecycle.unclaimed import release_unclaimed
+from assignment_workers.assignment.lifecycle.verb import AnyVerb
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.settings import Settings
-from assignment_workers.tasks.arguments import (
-    MANY,
-    AgentId,
-    Notes,
-    Rest,
-    Version,
-    Why,
-    Word,
-)
+from assignment_workers.tasks.arguments import MANY, AgentId, Version
 from assignment_workers.tasks.task_handler import RETRY_SECONDS, HandledTask, one_line
 
 log = structlog.get_logger()
 
-
-class FinishBody(BaseModel):
-    """One move of a batch message: the end, acceptance or renewal of an assignment."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    move: Literal["complete", "skip", "defer", "close", "release", "accept", "renew"]
-    assignment_id: UUID
-    agent_id: AgentId
-    version: Version | None = None
-    outcome: Word | None = None
-    notes: Notes | None = None
-    callback_at: AwareDatetime | None = None
-    until: AwareDatetime | None = None
-    seconds: Rest | None = None
-    why: Why | None = None
-
-    def meant(self, settings: Settings) -> Move:
-        """Return the requested move. Raises `ValueError` if it lacks a value that it needs."""
-        owner = Owner(self.assignment_id, self.agent_id, self.version)
-        match self.move:
-            case "complete":
-                return Complete(
-                    owner,
-                    self.outcome or "",
-                    self.notes,
-                    self.callback_at,
-                    settings.callback_retry,
-                )
-            case "skip":
-                return Skip(owner, settings.skip_everyone)
-            case "defer":
-                rest = None if self.seconds is None else timedelta(seconds=self.seconds)
-                return Defer(owner, settings.defer_maximum, self.until, rest, self.why)
-            case "close":
-                if self.why is None:
-                    raise ValueError("why: closing needs a reason")
-                return Close(owner, self.why)
-            case "release":
-                return Release(owner)
-            case "accept":
-                return Accept(owner, settings.lease)
-            case "renew":
-                return Renew(owner, settings.lease)
+_TASK = Parameter("task", Parameter.POSITIONAL_OR_KEYWORD, annotation=HandledTask)
 
 
-_FINISH = TypeAdapter(FinishBody)
+def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
+    """Return the operation of the task `assignment.VERB`, with the declared arguments."""
+
+    def operation(task: HandledTask, *args: Any, **kwargs: Any) -> FinishAnswer:
+        arguments = dict(zip(verb.names, args, strict=False)) | kwargs
+        return _made(task, verb.move(task.of.settings, arguments))
+
+    signature = verb.operation_signature(_TASK)
+    operation.__name__ = verb.name
+    operation.__doc__ = verb.description
+    operation.__signature__ = signature  # type: ignore[attr-defined]
+    operation.__annotations__ = {
+        name: each.annotation for name, each in signature.parameters.items()
+    }
+    return operation
 
 
 def finish_many(
@@ -102,14 +57,7 @@ def finish_many(
     If the transaction fails for a reason that no retry mends, each move is made in a transaction of
     its own, and only the failing move is stored as a dead letter.
     """
-    read: list[Move | Refused] = []
-    for each in requests:
-        try:
-            read.append(_FINISH.validate_python(each).meant(task.of.settings))
-        except ValidationError as error:
-            read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
-        except ValueError as error:
-            read.append(Refused(code=Code.MALFORMED, reason=str(error)))
+    read = [_read(each, task.of.settings) for each in requests]
     moves = [each for each in read if not isinstance(each, Refused)]
     outcomes = task.of.outcomes
     try:
@@ -126,6 +74,29 @@ def finish_many(
             for part, (said, each) in enumerate(zip(requests, read, strict=True))
         ]
     return [each if isinstance(each, Refused) else next(answers) for each in read]
+
+
+def _read(said: object, settings: Settings) -> Move | Refused:
+    """Return the move that one part of a batch asks for: the name of a verb and its arguments."""
+    if not isinstance(said, dict):
+        return Refused(code=Code.MALFORMED, reason="a move is an object with `move` and arguments")
+    name = said.get("move")
+    verb = VERBS.get(name) if isinstance(name, str) else None
+    if verb is None:
+        reason = f"move: one of {', '.join(VERBS)} (given: {name!r:.80})"
+        return Refused(code=Code.MALFORMED, reason=reason)
+    # Versions up to 0.2.0 accepted each verb's arguments with each verb, and ignored them.
+    arguments = {key: each for key, each in said.items() if key in verb.names or key not in _NAMES}
+    del arguments["move"]
+    try:
+        read = verb.model.model_validate(arguments)
+    except ValidationError as error:
+        return Refused(code=Code.MALFORMED, reason=one_line(error))
+    move: Move = verb.move(settings, {each: getattr(read, each) for each in verb.names})
+    return move
+
+
+_NAMES = frozenset(name for verb in VERBS.values() for name in verb.names)
 
 
 def _alone(task: HandledTask, said: object, move: Move | Refused, part: int) -> FinishAnswer:
@@ -156,83 +127,6 @@ def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswe
     )
     answer: FinishAnswer = found[0] if isinstance(found, list) else found
     return answer
-
-
-def complete(
-    task: HandledTask,
-    assignment_id: UUID,
-    agent_id: AgentId,
-    outcome: Word,
-    version: Version | None = None,
-    notes: Notes | None = None,
-    callback_at: AwareDatetime | None = None,
-) -> FinishAnswer:
-    """End the agent's assignment with the outcome of the call."""
-    owner = Owner(assignment_id, agent_id, version)
-    retry = task.of.settings.callback_retry
-    return _made(task, Complete(owner, outcome, notes, callback_at, retry))
-
-
-def skip(
-    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """End the agent's assignment, because the agent does not want to call this user now."""
-    owner = Owner(assignment_id, agent_id, version)
-    return _made(task, Skip(owner, task.of.settings.skip_everyone))
-
-
-def defer(
-    task: HandledTask,
-    assignment_id: UUID,
-    agent_id: AgentId,
-    version: Version | None = None,
-    until: AwareDatetime | None = None,
-    seconds: Rest | None = None,
-    why: Why | None = None,
-) -> FinishAnswer:
-    """End the agent's assignment; offer the user to nobody before `until`, or for `seconds`."""
-    owner = Owner(assignment_id, agent_id, version)
-    rest = None if seconds is None else timedelta(seconds=seconds)
-    return _made(task, Defer(owner, task.of.settings.defer_maximum, until, rest, why))
-
-
-def close(
-    task: HandledTask,
-    assignment_id: UUID,
-    agent_id: AgentId,
-    why: Why,
-    version: Version | None = None,
-) -> FinishAnswer:
-    """End the agent's assignment and close its dialer queue for the user.
-
-    An operator can lift the closure.
-    """
-    owner = Owner(assignment_id, agent_id, version)
-    return _made(task, Close(owner, why))
-
-
-def accept(
-    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """Accept the offer: the agent works on it from now on."""
-    owner = Owner(assignment_id, agent_id, version)
-    return _made(task, Accept(owner, task.of.settings.lease))
-
-
-def release(
-    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """End the agent's assignment: the user is claimable again at once, at the same position."""
-    owner = Owner(assignment_id, agent_id, version)
-    return _made(task, Release(owner))
-
-
-def renew(
-    task: HandledTask, assignment_id: UUID, agent_id: AgentId, version: Version | None = None
-) -> FinishAnswer:
-    """Renew the lease of the agent's assignment, because the agent is still working on it."""
-    owner = Owner(assignment_id, agent_id, version)
-    return _made(task, Renew(owner, task.of.settings.lease))
 
 
 def release_if_unclaimed(

@@ -27,7 +27,6 @@ from assignment_workers.assignment.lifecycle.moves import (
     Release,
     Renew,
     Skip,
-    misused,
 )
 from assignment_workers.assignment.pools import convert
 from assignment_workers.assignment.suppressions import CLOSE, closing
@@ -125,7 +124,7 @@ class _Finish:
 
         The changes are collected, and stored by `write`.
         """
-        if isinstance(move, Complete) and (wrong := misused(move)):
+        if isinstance(move, Complete) and (wrong := _misused(move, self.outcomes)):
             return wrong
         hold = self._owned(move)
         if not isinstance(hold, Held):
@@ -434,3 +433,23 @@ def _write(_: Dialer) -> Insert:
         sessions.MOVED.cte("moved"),
         nest_here=True,
     )
+
+
+def _misused(move: Complete, outcomes: Mapping[str, Outcome]) -> Refused | None:
+    """Return the refusal of a move with an unknown outcome or unsuitable values, or None."""
+    rule = outcomes.get(move.outcome)
+    if rule is None:
+        return Refused(
+            code=Code.UNKNOWN_OUTCOME,
+            reason=f"no outcome {move.outcome!r}; there are {', '.join(outcomes)}",
+        )
+    if rule.needs_callback and move.callback_at is None:
+        wrong = f"outcome {rule.name} needs callback_at, a time with a zone"
+    elif move.callback_at is not None and not rule.callback:
+        takers = ", ".join(name for name, other in outcomes.items() if other.callback)
+        wrong = f"outcome {rule.name} takes no callback_at; these do: {takers}"
+    elif rule.needs_notes and not (move.notes and move.notes.strip()):
+        wrong = f"outcome {rule.name} needs notes"
+    else:
+        return None
+    return Refused(code=Code.MALFORMED, reason=wrong)

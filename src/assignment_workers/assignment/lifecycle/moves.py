@@ -1,15 +1,29 @@
-"""The moves of an agent: five that end an assignment, accepting it, and renewing its lease."""
+"""The verbs of an agent: five that end an assignment, accepting it, and renewing its lease.
+
+Each is declared here once, by a function below the moves. To add a verb, declare it, give it its
+place in `AgentVerbs`, and let `finish` carry out its move if that is a new one.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 from uuid import UUID
 
-from assignment_workers.assignment.answers import Code, Ended, Refused
-from assignment_workers.policy.outcomes import OUTCOMES
-from assignment_workers.schema.tables import AssignmentState, EndedHow
+from pydantic import AwareDatetime, Field
+
+from assignment_workers.assignment.answers import Ended
+from assignment_workers.assignment.lifecycle.verb import (
+    TIMEOUT,
+    AgentId,
+    AnyVerb,
+    Limits,
+    Version,
+    verb,
+    verbs_of,
+)
+from assignment_workers.schema.states import AssignmentState, EndedHow
 
 
 @dataclass(frozen=True)
@@ -144,22 +158,170 @@ class Renew:
 
 Move = Complete | Skip | Defer | Close | Release | Accept | Renew
 
+AssignmentRef: TypeAlias = UUID | str
+AN_OUTCOME = "AN_OUTCOME_OF_A_CALL"
+"""Placeholder in an example, which the OpenAPI document replaces by an outcome of the dialer."""
+OutcomeName = Annotated[str, Field(max_length=200, pattern=r"^[!-~]*$")]
+Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
+Rest = Annotated[int, Field(ge=1, le=10 * 365 * 86_400, strict=True)]
+Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 
-def misused(move: Complete) -> Refused | None:
-    """Return the refusal of a move with an unknown outcome or unsuitable values, or None."""
-    rule = OUTCOMES.get(move.outcome)
-    if rule is None:
-        return Refused(
-            code=Code.UNKNOWN_OUTCOME,
-            reason=f"no outcome {move.outcome!r}; there are {', '.join(OUTCOMES)}",
-        )
-    if rule.needs_callback and move.callback_at is None:
-        wrong = f"outcome {rule.name} needs callback_at, a time with a zone"
-    elif move.callback_at is not None and not rule.callback:
-        takers = ", ".join(name for name, other in OUTCOMES.items() if other.callback)
-        wrong = f"outcome {rule.name} takes no callback_at; these do: {takers}"
-    elif rule.needs_notes and not (move.notes and move.notes.strip()):
-        wrong = f"outcome {rule.name} needs notes"
-    else:
-        return None
-    return Refused(code=Code.MALFORMED, reason=wrong)
+
+def _owner(assignment_id: AssignmentRef, agent_id: int, version: int | None) -> Owner:
+    named = assignment_id if isinstance(assignment_id, UUID) else UUID(assignment_id)
+    return Owner(named, agent_id, version)
+
+
+@verb()
+def accept(
+    limits: Limits,
+    assignment_id: AssignmentRef,
+    agent_id: AgentId,
+    *,
+    version: Version | None = None,
+    timeout: timedelta = TIMEOUT,
+) -> Accept:
+    """Accept the offer: it becomes accepted work, and its lease starts again.
+
+    `version`: the assignment's version in the last answer; the move is refused if it has changed
+    since. None: any version.
+    """
+    return Accept(_owner(assignment_id, agent_id, version), limits.lease)
+
+
+@verb("The outcome of the call.")
+def complete(
+    limits: Limits,
+    assignment_id: AssignmentRef,
+    agent_id: AgentId,
+    outcome: Annotated[
+        OutcomeName, Field(description="Name of an outcome.", examples=[AN_OUTCOME])
+    ],
+    *,
+    version: Version | None = None,
+    notes: Annotated[Notes | None, Field(description="Text that the agent wrote.")] = None,
+    callback_at: Annotated[
+        AwareDatetime | None, Field(description="Time of a promised callback, with a zone.")
+    ] = None,
+    timeout: timedelta = TIMEOUT,
+) -> Complete:
+    """Complete the call with `outcome`. A repeated completion gets the same answer.
+
+    `callback_at`: the time of a promised callback. `version`: the assignment's version in the last
+    answer; the move is refused if it has changed since. None: any version.
+    """
+    owner = _owner(assignment_id, agent_id, version)
+    return Complete(owner, outcome, notes, callback_at, limits.callback_retry)
+
+
+@verb()
+def skip(
+    limits: Limits,
+    assignment_id: AssignmentRef,
+    agent_id: AgentId,
+    *,
+    version: Version | None = None,
+    timeout: timedelta = TIMEOUT,
+) -> Skip:
+    """Skip this user: by default no offers for 15 minutes, to this agent none for an hour.
+
+    `version`: the assignment's version in the last answer; the move is refused if it has changed
+    since. None: any version.
+    """
+    return Skip(_owner(assignment_id, agent_id, version), limits.skip_everyone)
+
+
+@verb("The time until which nobody is offered the user: a time, or seconds from now.")
+def defer(
+    limits: Limits,
+    assignment_id: AssignmentRef,
+    agent_id: AgentId,
+    *,
+    version: Version | None = None,
+    until: Annotated[
+        AwareDatetime | None,
+        Field(description="A time with a zone.", examples=["2026-11-23T18:00:00Z"]),
+    ] = None,
+    seconds: Annotated[Rest | None, Field(description="Seconds from now.")] = None,
+    why: Annotated[
+        Why | None, Field(description="For the records.", examples=["on holiday"])
+    ] = None,
+    timeout: timedelta = TIMEOUT,
+) -> Defer:
+    """Defer this user: offer the user to nobody before `until`, or for `seconds`.
+
+    Give one of the two. `version`: the assignment's version in the last answer; the move is refused
+    if it has changed since. None: any version.
+    """
+    rest = None if seconds is None else timedelta(seconds=seconds)
+    owner = _owner(assignment_id, agent_id, version)
+    return Defer(owner, limits.defer_maximum, until, rest, why)
+
+
+@verb("The reason for which the user is closed in the dialer queue.")
+def close(
+    limits: Limits,
+    assignment_id: AssignmentRef,
+    agent_id: AgentId,
+    why: Annotated[Why, Field(description="For the records.", examples=["deceased"])],
+    *,
+    version: Version | None = None,
+    timeout: timedelta = TIMEOUT,
+) -> Close:
+    """Close the user in this dialer queue until an operator lifts the closure.
+
+    `version`: the assignment's version in the last answer; the move is refused if it has changed
+    since. None: any version.
+    """
+    return Close(_owner(assignment_id, agent_id, version), why)
+
+
+@verb()
+def release(
+    limits: Limits,
+    assignment_id: AssignmentRef,
+    agent_id: AgentId,
+    *,
+    version: Version | None = None,
+    timeout: timedelta = TIMEOUT,
+) -> Release:
+    """Release the assignment unchanged; the user can be offered again.
+
+    `version`: the assignment's version in the last answer; the move is refused if it has changed
+    since. None: any version.
+    """
+    return Release(_owner(assignment_id, agent_id, version))
+
+
+@verb()
+def renew(
+    limits: Limits,
+    assignment_id: AssignmentRef,
+    agent_id: AgentId,
+    *,
+    version: Version | None = None,
+    timeout: timedelta = TIMEOUT,
+) -> Renew:
+    """Renew the lease: it starts again from now.
+
+    `version`: the assignment's version in the last answer; the move is refused if it has changed
+    since. None: any version.
+    """
+    return Renew(_owner(assignment_id, agent_id, version), limits.lease)
+
+
+class AgentVerbs:
+    """The verbs as methods of a client, which has a method `perform`."""
+
+    complete = complete
+    skip = skip
+    defer = defer
+    close_user = close
+    """Not `close`, because that closes the client."""
+    accept = accept
+    release = release
+    renew = renew
+
+
+VERBS: dict[str, AnyVerb] = {each.name: each for each in verbs_of(AgentVerbs)}
+"""Every verb, by the name that tasks, routes and commands have."""

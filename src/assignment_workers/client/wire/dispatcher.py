@@ -25,14 +25,9 @@ from assignment_workers.assignment.answer_counts import AnswerTally, kind_of
 from assignment_workers.assignment.answers import Code, Refused, RequestAnswer, Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client import commands
-from assignment_workers.client.reading import database_time
+from assignment_workers.client.reading import database_time, down
 from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Batch, Batcher, Call
-from assignment_workers.client.wire.brokers import (
-    SOCKET_SECONDS,
-    connect_redis,
-    sender,
-    unreachable,
-)
+from assignment_workers.client.wire.brokers import connect_redis, sender
 from assignment_workers.client.wire.database_clock import DatabaseClock
 from assignment_workers.client.wire.lane_router import LaneRouter
 from assignment_workers.client.wire.message import (
@@ -43,6 +38,7 @@ from assignment_workers.client.wire.message import (
     result,
     unsendable,
 )
+from assignment_workers.client.wire.outages import SOCKET_SECONDS, unreachable
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
@@ -378,11 +374,6 @@ class Dispatcher:
                 self._database.reached(late)
             if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
                 self._orphaned(call, answer)
-
-
-def down(error: BrokerUnavailable) -> Unavailable:
-    """Return the answer to a call while the broker, or the Redis of results, is unavailable."""
-    return Unavailable(retry_after=2.0, reason=error.general)
 
 
 def _settle(call: Call, answer: object) -> bool:

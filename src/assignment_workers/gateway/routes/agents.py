@@ -16,23 +16,22 @@ from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMN
 from assignment_workers.assignment.answers import Code, Finished, Held, Noted, Stated
 from assignment_workers.assignment.lifecycle import agent_status
 from assignment_workers.assignment.lifecycle.agent_status import AgentShown
+from assignment_workers.assignment.lifecycle.moves import VERBS, accept
+from assignment_workers.assignment.lifecycle.verb import AnyVerb
 from assignment_workers.assignment.operator_actions import RequestedAction
 from assignment_workers.client import commands
-from assignment_workers.client.commands import CommandCall
-from assignment_workers.gateway.auth.callers import ACTING, Caller
+from assignment_workers.gateway.auth.callers import ACTING
 from assignment_workers.gateway.bodies import (
     FINISHED_EXAMPLES,
     NOTED_EXAMPLES,
     REQUEST_EXAMPLES,
     STATED_EXAMPLES,
-    CloseBody,
-    CompleteBody,
-    DeferBody,
     HeartbeatBody,
     OwnerBody,
     RequestAnswer,
     RequestBody,
     StateBody,
+    body_of,
 )
 from assignment_workers.gateway.command_dispatcher import response
 from assignment_workers.gateway.dependencies import (
@@ -43,7 +42,6 @@ from assignment_workers.gateway.dependencies import (
     Actor,
     AgentPath,
     AssignmentId,
-    Gateway,
     Here,
     Stater,
     Who,
@@ -97,123 +95,31 @@ _FINISHED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@QUICK.post(
-    "/v1/assignments/{assignment}/complete",
-    tags=["agents"],
-    response_model=Finished,
-    responses=_FINISHED,
-)
-async def complete(
-    request: Request, assignment: AssignmentId, body: CompleteBody, here: Here, who: Actor
-) -> Response:
-    """Complete the call with `outcome`. A repeated completion gets the same answer."""
-    command = commands.complete(
-        assignment,
-        body.agent_id,
-        body.outcome,
-        version=body.version,
-        notes=body.notes,
-        callback_at=body.callback_at,
-    )
-    return await _finish(request, command, body, here, who)
+def _add_route(verb: AnyVerb) -> None:
+    """Add `POST /v1/assignments/{assignment}/VERB`, with the declared arguments as its body."""
+    own = tuple(each.name for each in verb.own)
+
+    async def endpoint(
+        request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
+    ) -> Response:
+        said = {name: getattr(body, name) for name in own}
+        called = verb.call(assignment, body.agent_id, version=body.version, **said)
+        here.callers.let(who, body.agent_id)
+        return await here.dispatcher.ask(request, commands.act(called), TIMEOUT)
+
+    endpoint.__name__ = verb.name
+    endpoint.__doc__ = verb.description
+    endpoint.__annotations__["body"] = body_of(verb)
+    QUICK.post(
+        f"/v1/assignments/{{assignment}}/{verb.name}",
+        tags=["agents"],
+        response_model=Finished,
+        responses=_FINISHED,
+    )(endpoint)
 
 
-@QUICK.post(
-    "/v1/assignments/{assignment}/skip",
-    tags=["agents"],
-    response_model=Finished,
-    responses=_FINISHED,
-)
-async def skip(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
-) -> Response:
-    """Skip this user: by default no offers for 15 minutes, to this agent none for an hour."""
-    command = commands.skip(assignment, body.agent_id, version=body.version)
-    return await _finish(request, command, body, here, who)
-
-
-@QUICK.post(
-    "/v1/assignments/{assignment}/defer",
-    tags=["agents"],
-    response_model=Finished,
-    responses=_FINISHED,
-)
-async def defer(
-    request: Request, assignment: AssignmentId, body: DeferBody, here: Here, who: Actor
-) -> Response:
-    """Defer this user: offer the user to nobody before `until`, or for `seconds`."""
-    command = commands.defer(
-        assignment,
-        body.agent_id,
-        version=body.version,
-        until=body.until,
-        seconds=body.seconds,
-        why=body.why,
-    )
-    return await _finish(request, command, body, here, who)
-
-
-@QUICK.post(
-    "/v1/assignments/{assignment}/close",
-    tags=["agents"],
-    response_model=Finished,
-    responses=_FINISHED,
-)
-async def close(
-    request: Request, assignment: AssignmentId, body: CloseBody, here: Here, who: Actor
-) -> Response:
-    """Close the user in this dialer queue until an operator lifts the closure."""
-    command = commands.close(assignment, body.agent_id, body.why, version=body.version)
-    return await _finish(request, command, body, here, who)
-
-
-@QUICK.post(
-    "/v1/assignments/{assignment}/accept",
-    tags=["agents"],
-    response_model=Finished,
-    responses=_FINISHED,
-)
-async def accept(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
-) -> Response:
-    """Accept the offer: it becomes accepted work, and its lease starts again."""
-    command = commands.accept(assignment, body.agent_id, version=body.version)
-    return await _finish(request, command, body, here, who)
-
-
-@QUICK.post(
-    "/v1/assignments/{assignment}/release",
-    tags=["agents"],
-    response_model=Finished,
-    responses=_FINISHED,
-)
-async def release(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
-) -> Response:
-    """Release the assignment unchanged; the user can be offered again."""
-    command = commands.release(assignment, body.agent_id, version=body.version)
-    return await _finish(request, command, body, here, who)
-
-
-@QUICK.post(
-    "/v1/assignments/{assignment}/renew",
-    tags=["agents"],
-    response_model=Finished,
-    responses=_FINISHED,
-)
-async def renew(
-    request: Request, assignment: AssignmentId, body: OwnerBody, here: Here, who: Actor
-) -> Response:
-    """Renew the lease: it starts again from now."""
-    command = commands.renew(assignment, body.agent_id, version=body.version)
-    return await _finish(request, command, body, here, who)
-
-
-async def _finish(
-    request: Request, command: CommandCall, body: OwnerBody, here: Gateway, who: Caller
-) -> Response:
-    here.callers.let(who, body.agent_id)
-    return await here.dispatcher.ask(request, command, TIMEOUT)
+for _verb in VERBS.values():
+    _add_route(_verb)
 
 
 @ROUTES.post(
@@ -267,7 +173,7 @@ async def heartbeat(
     here.callers.let(who, agent)
     offer = body.assignment_id
     if offer is not None and not here.heartbeats.accepted.knows(agent, offer):
-        command = commands.accept(offer, agent, version=None)
+        command = commands.act(accept.call(offer, agent))
         taken = await here.dispatcher.ask(request, command, TIMEOUT)
         if taken.status_code != HTTPStatus.OK:
             return taken

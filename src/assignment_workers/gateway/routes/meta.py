@@ -14,13 +14,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.lifecycle.moves import AN_OUTCOME
 from assignment_workers.assignment.reports.status import crm_status, sequencer_statuses
 from assignment_workers.assignment.settings_versions import current
 from assignment_workers.dialer.described import DialerDescription, describe
 from assignment_workers.gateway.auth.callers import ANYBODY
 from assignment_workers.gateway.bodies import (
     A_QUEUE,
-    AN_OUTCOME,
+    EXAMPLES,
     STREAM_EXAMPLE,
     EventsQuery,
     Index,
@@ -28,9 +29,23 @@ from assignment_workers.gateway.bodies import (
     Readiness,
     State,
 )
-from assignment_workers.gateway.dashboard.page_rendering import wants_page
+from assignment_workers.gateway.dashboard.api_page import operations
+from assignment_workers.gateway.dashboard.page_rendering import (
+    as_page,
+    html,
+    looker_of,
+    wants_page,
+)
 from assignment_workers.gateway.dashboard.pages import front
-from assignment_workers.gateway.dependencies import ALWAYS, WATCHED, Here, Who, reading, routes
+from assignment_workers.gateway.dependencies import (
+    ALWAYS,
+    WATCHED,
+    Gateway,
+    Here,
+    Who,
+    reading,
+    routes,
+)
 from assignment_workers.gateway.events.stream import MEDIA_TYPE as EVENTS_TYPE
 from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, responses
@@ -43,6 +58,15 @@ from assignment_workers.sequencer.term import APPLICATION
 ROUTES = routes()
 DOCUMENT = routes(APIRoute)
 """The router of the OpenAPI document, which is the same for every caller."""
+
+TAGS = {
+    "agents": "Requests for users, commands about assignments, states and heartbeats.",
+    "operators": "Dialer queues, explanations, reports, dead letters and persons.",
+    "events": "Live events.",
+    "health": "Health of this process.",
+    "about": "The interface itself.",
+}
+"""The groups of operations, with their descriptions."""
 
 
 @ROUTES.get(
@@ -172,6 +196,24 @@ async def openapi(request: Request, who: Who) -> JSONResponse:
     return JSONResponse(document(request.app))
 
 
+@DOCUMENT.get("/api", include_in_schema=False)
+@as_page
+async def api(request: Request) -> Response:
+    """Show the documentation of this interface, to every signed-in viewer and every token."""
+    here: Gateway = request.app.state.gateway
+    if "authorization" in request.headers:
+        (await here.callers.caller(request)).must_be(ANYBODY)
+    else:
+        await looker_of(request)
+    made = document(request.app)
+    facts = {
+        "title": "HTTP interface",
+        "version": made["info"]["version"],
+        "groups": list(operations(made)),
+    }
+    return html(request, "api.html", facts)
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of the gateway, made once."""
     if app.openapi_schema is None:
@@ -180,7 +222,15 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    made = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        routes=app.routes,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        servers=[{"url": "/", "description": "The gateway that serves this document."}],
+        tags=[{"name": name, "description": said} for name, said in TAGS.items()],
+    )
     parts = made["components"]
     for model in (ProblemDetails, LiveEvent):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -196,6 +246,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     }
     for path, item in made["paths"].items():
         for operation in item.values():
+            _restore_examples(operation)
             if path not in {"/healthz", "/readyz"}:
                 operation["security"] = [{"token": []}]
             for code, told in operation["responses"].items():
@@ -212,3 +263,12 @@ def _with_names(made: dict[str, Any]) -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(named)
     return found
+
+
+def _restore_examples(operation: dict[str, Any]) -> None:
+    """Put the examples of an operation back as they were given: FastAPI leaves their nulls out."""
+    for told in operation["responses"].values():
+        for media in told.get("content", {}).values():
+            for given in EXAMPLES:
+                if media.get("examples", {}).keys() == given.keys():
+                    media["examples"] = given

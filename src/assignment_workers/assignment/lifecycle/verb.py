@@ -1,0 +1,271 @@
+"""A verb: a command of an agent about an assignment, from which every interface to it is made.
+
+`moves.py` declares the verbs. The Celery tasks, the routes of the gateway, the commands of the CLI
+and the methods of the Python clients are made from these declarations. This module and `moves.py`
+import neither SQLAlchemy nor Celery, because the clients and the help of the CLI import them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from inspect import Parameter, Signature
+from types import MethodType, NoneType
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_type_hints,
+    overload,
+)
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
+
+P = ParamSpec("P")
+M_co = TypeVar("M_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
+
+TIMEOUT = timedelta(seconds=10)
+"""The time that a client waits for an answer, unless its caller says another."""
+
+AgentId = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True, examples=[26])]
+Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
+
+ASSIGNMENT = "assignment_id"
+AGENT = "agent_id"
+OWNER = (ASSIGNMENT, AGENT, "version")
+"""The parameters of every verb: the assignment, its agent, and the version that the agent knows."""
+LIMITS, WAIT = "limits", "timeout"
+"""The parameters of a declaration that no message carries."""
+
+
+class Limits(Protocol):
+    """The settings that decide what a verb does: how long a lease lasts, for example."""
+
+    @property
+    def lease(self) -> timedelta:
+        """The duration of an accepted assignment without a sign of life."""
+
+    @property
+    def skip_everyone(self) -> timedelta:
+        """The time for which a skipped user is offered to no agent."""
+
+    @property
+    def defer_maximum(self) -> timedelta:
+        """The longest time for which an agent may defer a user."""
+
+    @property
+    def callback_retry(self) -> timedelta:
+        """The time until a callback that nobody answered is tried again."""
+
+
+@dataclass(frozen=True)
+class VerbCall:
+    """One call of a verb by a client: the arguments as JSON has them, and the longest wait."""
+
+    verb: str
+    arguments: dict[str, Any]
+    timeout: timedelta
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The arguments without the id of the assignment, which HTTP has in its path."""
+        return {name: each for name, each in self.arguments.items() if name != ASSIGNMENT}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument that one verb has beside the assignment, its agent and the version."""
+
+    name: str
+    annotation: Any
+    """The type with the validation, as pydantic reads it."""
+    kind: type[int | str | datetime]
+    required: bool
+    default: Any
+    description: str | None
+
+
+class Performs(Protocol[T_co]):
+    """A client: it sends the call of a verb, and returns the answer or a coroutine for it."""
+
+    def perform(self, call: VerbCall, /) -> T_co:
+        """Send the call of a verb."""
+
+
+class Verb(Generic[P, M_co]):
+    """A verb, made from the function that declares it.
+
+    The function's parameters after `limits` are the signature of the client's method. `timeout` is
+    for the client alone; the others are the arguments of the task, the route and the CLI command,
+    with the validation and the descriptions that stand in their annotations. The first paragraph of
+    its docstring describes the verb everywhere. The function returns the move that `finish` carries
+    out.
+
+    As an attribute of a client's class, a verb is a method: mypy and editors see the declared
+    signature, with the answer of that client (`FinishAnswer`, or a coroutine for it).
+    """
+
+    def __init__(
+        self, declared: Callable[Concatenate[Limits, P], M_co], about: str | None = None
+    ) -> None:
+        self._declared: Callable[..., M_co] = declared
+        self.name = declared.__name__
+        self.about = about
+        """The description of the arguments that only this verb has; None if it has none."""
+        self.description = (inspect.getdoc(declared) or "").partition("\n\n")[0]
+        read = inspect.signature(declared)
+        said = [each for name, each in read.parameters.items() if name != LIMITS]
+        self.signature = read.replace(parameters=said)
+        """The signature of the client's method, without `self`."""
+        self._positional = tuple(each.name for each in said if each.kind != Parameter.KEYWORD_ONLY)
+        self._unsaid: dict[str, Any] = {
+            each.name: None if each.default is Parameter.empty else each.default for each in said
+        }
+        self._required = tuple(each.name for each in said if each.default is Parameter.empty)
+        self.names = tuple(name for name in self._unsaid if name != WAIT)
+        """The names of the arguments of a message, in the order of a positional call."""
+        self.method = _method(self)
+
+    @overload
+    def __get__(self, client: None, owner: type[Any]) -> Callable[..., Any]: ...
+    @overload
+    def __get__(self, client: Performs[T_co], owner: type[Any]) -> Callable[P, T_co]: ...
+    def __get__(self, client: Performs[Any] | None, owner: type[Any]) -> Any:
+        return self.method if client is None else MethodType(self.method, client)
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> VerbCall:
+        """Return the call with these arguments. Raises TypeError as a call of the function would.
+
+        The values are not validated here, because the worker and the gateway do it.
+        """
+        said: dict[str, Any] = dict(zip(self._positional, args, strict=False))
+        given: dict[str, Any] = self._unsaid | said | kwargs
+        if (
+            len(given) != len(self._unsaid)
+            or len(args) > len(self._positional)
+            or not said.keys().isdisjoint(kwargs)
+            or any(name not in said and name not in kwargs for name in self._required)
+        ):
+            self.signature.bind(*args, **kwargs)
+        timeout: timedelta = given.pop(WAIT)
+        for name, value in given.items():
+            if isinstance(value, datetime):
+                given[name] = value.isoformat()
+            elif isinstance(value, UUID):
+                given[name] = str(value)
+        return VerbCall(self.name, given, timeout)
+
+    def move(self, limits: Limits, arguments: Mapping[str, Any]) -> M_co:
+        """Return the move that these validated arguments ask for."""
+        return self._declared(limits, **arguments)
+
+    @cached_property
+    def annotations(self) -> dict[str, Any]:
+        """The type of each argument of a message, with its validation and description."""
+        found = get_type_hints(self._declared, include_extras=True)
+        return {name: found[name] for name in self.names} | {ASSIGNMENT: UUID}
+
+    @cached_property
+    def own(self) -> Sequence[Argument]:
+        """The arguments that only this verb has, in order."""
+        return [
+            Argument(
+                name,
+                kind := self.annotations[name],
+                _plain(kind),
+                required=name in self._required,
+                default=self._unsaid[name],
+                description=FieldInfo.from_annotation(kind).description,
+            )
+            for name in self.names
+            if name not in OWNER
+        ]
+
+    @cached_property
+    def model(self) -> type[BaseModel]:
+        """The arguments of a message as a model, which refuses any other argument."""
+        fields: dict[str, Any] = {
+            name: (kind, ... if name in self._required else self._unsaid[name])
+            for name, kind in self.annotations.items()
+        }
+        return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+
+    def operation_signature(self, first: Parameter) -> Signature:
+        """Return the signature of an operation: `first`, then every argument of a message."""
+        return Signature(
+            [
+                first,
+                *(
+                    Parameter(
+                        name,
+                        Parameter.POSITIONAL_OR_KEYWORD,
+                        default=self.signature.parameters[name].default,
+                        annotation=kind,
+                    )
+                    for name, kind in self.annotations.items()
+                ),
+            ]
+        )
+
+
+AnyVerb: TypeAlias = Verb[..., Any]
+
+
+def verb(
+    about: str | None = None,
+) -> Callable[[Callable[Concatenate[Limits, P], M_co]], Verb[P, M_co]]:
+    """Declare a verb. `about` describes the arguments that only this verb has."""
+    return lambda declared: Verb(declared, about)
+
+
+def verbs_of(client: type[Any]) -> Sequence[AnyVerb]:
+    """Return the verbs that are methods of a class of clients, in their order there."""
+    return [each for each in vars(client).values() if isinstance(each, Verb)]
+
+
+def _plain(kind: Any) -> type[int | str | datetime]:  # noqa: ANN401 - a type as it is annotated
+    """Return the type of an argument without its validation, and without None."""
+    if kind is AwareDatetime:
+        return datetime
+    if isinstance(kind, type) and issubclass(kind, int | str | datetime):
+        return kind
+    first = next(each for each in get_args(kind) if each is not NoneType)
+    return _plain(first)
+
+
+def _method(made: AnyVerb) -> Callable[..., Any]:
+    """Return the function that is the method of the clients, with signature and documentation."""
+
+    def method(client: Performs[Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return client.perform(made.call(*args, **kwargs))
+
+    declared = made._declared  # noqa: SLF001 - a part of the class
+    types = get_type_hints(declared)
+    plain = [
+        each.replace(annotation=_without_zone(types[name]))
+        for name, each in made.signature.parameters.items()
+    ]
+    itself = Parameter("self", Parameter.POSITIONAL_ONLY)
+    method.__name__ = method.__qualname__ = made.name
+    method.__doc__ = declared.__doc__
+    method.__module__ = declared.__module__
+    method.__signature__ = Signature(  # type: ignore[attr-defined]
+        [itself, *plain], return_annotation="FinishAnswer"
+    )
+    return method
+
+
+def _without_zone(kind: Any) -> Any:  # noqa: ANN401 - a type as it is annotated
+    return datetime | None if AwareDatetime in get_args(kind) else kind

@@ -1,0 +1,94 @@
+"""The live events of a gateway, without input and output: the position, and when to go on."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from httpx_sse import ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+
+from assignment_workers.assignment.answers import Code
+from assignment_workers.errors import AssignmentWorkersError
+
+PATH = "/v1/events"
+SILENT_SECONDS = 45.0
+"""Seconds without a byte after which a connection counts as lost. The gateway sends something every
+15 seconds."""
+AGAIN_SECONDS, AGAIN_AT_MOST = 0.5, 15.0
+"""Seconds before the first attempt to connect again, and the most before a later one."""
+
+
+class StreamedEvent(BaseModel):
+    """An event of the gateway: an assignment, its end, a generation, a pause.
+
+    Kind `reset`: missed events cannot be sent any more; read the current state again. Values that
+    the reader may not see, or that the event does not have, are None.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    """Position of the event: `after` of a later call goes on from it."""
+    kind: str
+    at: datetime | None = None
+    term: int | None = None
+    queue: str | None = None
+    user_id: int | str | None = None
+    agent_id: int | None = None
+    assignment_id: UUID | None = None
+    request_id: str | None = None
+    generation_id: int | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class EventsRefused(AssignmentWorkersError):
+    """The gateway refuses to stream events, for example because of the token."""
+
+    def __init__(self, code: Code | str, reason: str) -> None:
+        super().__init__(f"events: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class EventPosition:
+    """How far a reader of events has come. A connection that is lost goes on from there."""
+
+    def __init__(self, agent_id: int | None, after: int | None) -> None:
+        self.parameters = {} if agent_id is None else {"agent_id": str(agent_id)}
+        self._last = after
+        self._failed = 0
+        self._retry_after = 0.0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the next attempt to connect."""
+        return {} if self._last is None else {"Last-Event-ID": str(self._last)}
+
+    def connected(self) -> None:
+        """Note that a gateway streams events."""
+        self._failed, self._retry_after = 0, 0.0
+
+    def refused(self, status: int, body: object) -> None:
+        """Note a response that is no stream. Raises `EventsRefused` if no retry helps."""
+        said = body if isinstance(body, dict) else {}
+        soon = said.get("retry_after")
+        self._retry_after = float(soon) if isinstance(soon, int | float) else 0.0
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
+            return
+        reason = str(said.get("detail") or f"HTTP status {status}")
+        raise EventsRefused(str(said.get("code") or "malformed"), reason)
+
+    def event(self, sent: ServerSentEvent) -> StreamedEvent | None:
+        """Return the event that was sent, or None if the message only says how far it came."""
+        if sent.id.isdecimal():
+            self._last = int(sent.id)
+        return StreamedEvent.model_validate_json(sent.data) if sent.data else None
+
+    def pause(self) -> float:
+        """Return the seconds to wait before the next attempt to connect."""
+        seconds = AGAIN_SECONDS * (1 << min(self._failed, 5))
+        self._failed += 1
+        return max(min(seconds, AGAIN_AT_MOST), self._retry_after)

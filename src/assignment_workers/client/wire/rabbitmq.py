@@ -1,0 +1,92 @@
+"""The sender of messages over RabbitMQ, imported only where the broker is one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from amqp.exceptions import MessageNacked
+from kombu import Connection, Producer, Queue
+
+from assignment_workers.client.wire.message import Envelope
+from assignment_workers.client.wire.outages import SOCKET_SECONDS, unreachable
+from assignment_workers.errors import BrokerUnavailable
+
+T = TypeVar("T")
+
+
+class AmqpSender:
+    """Sends each message with one publication; RabbitMQ confirms it once it is stored safely.
+
+    A worker declares the queues with their arguments; this class declares none. Until a worker has
+    declared a queue, its messages are refused here, because RabbitMQ would drop them. The waiting
+    is done in a thread of its own.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._connection = Connection(
+            url,
+            connect_timeout=SOCKET_SECONDS,
+            transport_options={
+                "confirm_publish": True,
+                "read_timeout": SOCKET_SECONDS,
+                "write_timeout": SOCKET_SECONDS,
+            },
+        )
+        self._thread = ThreadPoolExecutor(1, "rabbitmq")
+        self._producer: Producer | None = None
+        self._known: set[str] = set()
+
+    async def send(self, queue: str, envelope: Envelope) -> int | None:
+        """See `Sender`."""
+        await self._aside(lambda: self._publish(queue, envelope))
+        return None
+
+    async def close(self) -> None:
+        """See `Sender`."""
+        await self._aside(self._disconnect)
+        self._thread.shutdown(wait=False)
+
+    async def _aside(self, what: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, what)
+
+    def _publish(self, queue: str, envelope: Envelope) -> None:
+        """Publish a message; reconnect once if the connection was lost since the last message."""
+        passing = (*self._connection.connection_errors, *self._connection.channel_errors)
+        for is_last in (self._producer is None, True):
+            try:
+                return self._try(queue, envelope)
+            except MessageNacked as error:
+                raise BrokerUnavailable("RabbitMQ did not take the message") from error
+            except passing as error:
+                self._disconnect()
+                if is_last:
+                    raise unreachable("RabbitMQ", error) from error
+        return None
+
+    def _try(self, queue: str, envelope: Envelope) -> None:
+        if self._producer is None:
+            self._channel = self._connection.channel()
+            self._producer = Producer(self._channel, auto_declare=False)
+        if queue not in self._known:
+            Queue(queue, channel=self._channel).queue_declare(passive=True)
+            self._known.add(queue)
+        properties = envelope["properties"]
+        self._producer.publish(
+            base64.b64decode(envelope["body"]),
+            routing_key=queue,
+            content_type=envelope["content-type"],
+            content_encoding=envelope["content-encoding"],
+            headers=envelope["headers"],
+            correlation_id=properties["correlation_id"],
+            reply_to=properties["reply_to"],
+            delivery_mode=properties["delivery_mode"],
+        )
+
+    def _disconnect(self) -> None:
+        self._producer = None
+        self._known.clear()
+        self._connection.collect()
