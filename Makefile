@@ -124,11 +124,11 @@ setup: $(READY) ## the virtual environment alone
 .PHONY: lock
 lock: $(RUNS) ## write the lock files for a changed pyproject.toml (ARGS=--upgrade: the newest of everything)
 	@$(LOCK) $(ARGS) --output-file requirements-uv.lock --group installer
-	@$(LOCK) $(ARGS) --output-file requirements.lock pyproject.toml
+	@$(LOCK) $(ARGS) --output-file requirements.lock pyproject.toml --extra server
 	@$(LOCK) $(ARGS) --output-file requirements-build.lock --group build
-	@$(LOCK) $(ARGS) --output-file requirements-run.lock pyproject.toml --extra embedded --group build \
+	@$(LOCK) $(ARGS) --output-file requirements-run.lock pyproject.toml --extra server --extra embedded --group build \
 		--constraints requirements.lock --constraints requirements-build.lock
-	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra embedded --extra traces --group dev \
+	@$(LOCK) $(ARGS) --output-file requirements-dev.lock pyproject.toml --extra server --extra embedded --extra traces --group dev \
 		--constraints requirements-run.lock
 	@$(LOCK) $(ARGS) --output-file requirements-benchmark.lock --group benchmark \
 		--constraints requirements-dev.lock
@@ -159,6 +159,13 @@ dist: $(RELEASE) client ## build what a release publishes, into dist: wheel, sdi
 .PHONY: release
 release: $(RELEASE) client ## dry run of a release: build it, and name what stands in the way
 	@$(BIN)/python tools/release.py check
+
+.PHONY: package
+package: client ## check the JavaScript client's package as npm would publish it: publint and attw
+	@rm -rf build/npm && mkdir -p build/npm
+	@$(NPM) pack ./$(JS) --silent --pack-destination build/npm
+	@$(NPM) exec --yes -- publint@0.3.25 --strict build/npm/*.tgz
+	@$(NPM) exec --yes -- @arethetypeswrong/cli@0.18.5 --profile esm-only build/npm/*.tgz
 
 .PHONY: screenshots
 screenshots: $(READY) ## take the pictures of the documentation anew; needs Chromium

@@ -82,7 +82,7 @@ $("cancel").addEventListener("click", () => asking?.abort());
 $("skip").addEventListener("click", () => finish("skip"));
 $("defer").addEventListener("click", () => finish("defer"));
 $("close").addEventListener("click", () => {
-  if ($("notes").value) return finish("close");
+  if ($("notes").value) return sure("Close", "This dialer queue does not offer the user again.", () => finish("close"));
   tell("Not closed", "write into the notes why the user is to be out of this dialer queue.", "wrong");
 });
 $("release").addEventListener("click", () => finish("release"));
@@ -125,7 +125,7 @@ async function stand() {
 async function offer() {
   const found = await client.dialer().catch(() => null);
   if (!found || "outcome" in found) return tell("No outcomes", "The gateway does not tell them: sign in again.", "wrong");
-  const buttons = found.outcomes.map(({ name, title, meaning }, place) => {
+  const buttons = found.outcomes.map(({ name, title, meaning, terminal }, place) => {
     const key = KEYS.charAt(place);
     const button = document.createElement("button");
     button.type = "button";
@@ -133,13 +133,33 @@ async function offer() {
     button.title = meaning;
     if (key) button.setAttribute("aria-keyshortcuts", key);
     button.append(`${title} `, ...(key ? [Object.assign(document.createElement("kbd"), { textContent: key })] : []));
-    button.addEventListener("click", () => finish("complete", name));
+    const done = () => finish("complete", name);
+    button.addEventListener("click", () => (terminal ? sure(title, "Nobody is offered the user again.", done) : done()));
     return button;
   });
   $("outcomes").replaceChildren(...buttons);
 }
 
+/**
+ * Ask before what cannot be undone; no single key does it.
+ * @param {string} label
+ * @param {string} means
+ * @param {() => void} then
+ */
+function sure(label, means, then) {
+  if (!held) return;
+  const user = held.user_id;
+  $("sure-title").textContent = `${label}: user ${user}?`;
+  $("sure-means").textContent = means;
+  $("sure-yes").textContent = label;
+  const dialog = $("sure");
+  dialog.returnValue = "";
+  dialog.onclose = () => dialog.returnValue === "yes" && held?.user_id === user && then();
+  dialog.showModal(); // the focus is on Cancel
+}
+
 document.addEventListener("keydown", (event) => {
+  if ($("sure").open) return;
   const writes = event.target instanceof Element && event.target.closest("input:not([type=checkbox]), select, textarea");
   if (event.key === "Escape" && !held) asking?.abort();
   if (writes || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
@@ -279,6 +299,7 @@ function count(assignment) {
   const ends = Date.parse(assignment.lease_expires_at);
   $("what").textContent = assignment.accepted_at ? "left of the lease" : "left to accept the offer";
   $("accept").hidden = Boolean(assignment.accepted_at);
+  $("renew").hidden = !assignment.accepted_at; // of an offer, accepting is what keeps it
   const whole = ends - client.now();
   const soon = Math.min(30_000, (ends - Date.parse(assignment.claimed_at)) / 4);
   countdown(ends, (left) => {

@@ -122,6 +122,42 @@ def test_a_call_back_without_its_time_is_refused_and_the_user_stays(
     assert promised[0].isoformat().startswith("2999-07-01T08:30")
 
 
+def test_no_single_key_does_what_cannot_be_undone(page: Page, gateway: Gateway) -> None:
+    sign_in(page, gateway, 62)
+    press(page, "n")
+    user = called(page)
+    for key in "9-":  # no claim, do not contact: asked first, and Enter is on Cancel
+        press(page, key)
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text(f"user {user}?")
+        page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        expect(dialog).to_be_hidden()
+    assert held(gateway, 62) == user
+    press(page, "-")
+    page.get_by_role("dialog").get_by_role("button", name="Do not contact").click()
+    expect(page.locator("#title")).to_have_text(f"User {user}: do not contact")
+
+
+def test_an_offer_is_accepted_by_the_main_button_and_then_renewed_by_another(
+    page: Page, gateway: Gateway
+) -> None:
+    sign_in(page, gateway, 63)
+    page.get_by_label("Renew while").uncheck()
+    press(page, "n")
+    called(page)
+    accept, renew = (
+        page.get_by_role("button", name="Accept"),
+        page.get_by_role("button", name="Renew"),
+    )
+    expect(accept).to_have_class("main")
+    expect(renew).to_be_hidden()
+    press(page, "a")
+    expect(accept).to_be_hidden()
+    expect(renew).to_be_visible()
+    press(page, "r")
+
+
 def test_whoever_comes_back_finds_the_call_they_were_on(page: Page, gateway: Gateway) -> None:
     user = gateway.assigned(61)["user_id"]
     sign_in(page, gateway, 61)
