@@ -469,7 +469,7 @@ def place(
         for name in ("waits", "maintenance"):
             Queue(name, channel=connection.channel(), queue_arguments=QUORUM).declare()
         over_rabbit = Path(folder) / "celeryconfig.py"
-        told = 'os.environ.get("BROKER_URL") or '
+        told = '_address("BROKER_URL") or '
         said = config.read_text()
         assert told in said
         over_rabbit.write_text(said.replace(told, f"{rabbit.url!r} or "))
