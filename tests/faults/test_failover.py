@@ -41,6 +41,9 @@ WHERE application_name LIKE 'assignment-workers%' AND application_name <> '{LOOK
     AND state_change > clock_timestamp() - interval '3 seconds'
 """
 """Our sessions that do anything. Idle ones of a pool end when they are next to be used."""
+SEQUENCERS = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'assignment-workers sequencer%'
+"""
 ASSIGNMENTS = "SELECT id FROM assignment.assignments"
 MOVED_BACK = "no term was begun twice: the database has not moved back"
 BEGUN_TWICE = """
@@ -134,10 +137,11 @@ def assert_healthy(stack: Stack, *, moved_back: bool) -> None:
 
 
 def begin_a_term(stack: Stack) -> None:
-    """Kill the leader, and wait until another leads."""
+    """Kill the leader, and wait until another leads and there is a standby again."""
     ((pid, term),) = stack.rows("SELECT leader_pid, term FROM assignment.sequencer")
     os.kill(pid, signal.SIGKILL)
     stack.wait_for_leader(after=term)
+    wait_until(lambda: stack.value(SEQUENCERS) == 2, "a standby")
 
 
 def longest_gap(moments: list[float]) -> float:
