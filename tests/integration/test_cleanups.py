@@ -436,6 +436,7 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         "commands": 0,
         "job_runs": 1,
         "events": purged,
+        "answer_counts": 0,
         "dead_letters": 1,
         "suspect_messages": 1,
         "access_log": 1,
