@@ -14,6 +14,7 @@ RUN python -m pip --python /opt/assignment-workers/bin/python install \
 RUN python -m pip install --require-hashes --requirement requirements-build.lock
 # Nothing is downloaded from here on. celeryconfig.py becomes a part of the wheel.
 COPY pyproject.toml README.md LICENSE celeryconfig.py ./
+COPY docs/operators.md ./docs/
 COPY src ./src
 RUN python -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir dist . \
     && python -m pip --python /opt/assignment-workers/bin/python install \

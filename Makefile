@@ -93,6 +93,10 @@ matrix: $(READY) ## a short suite on every Python, PostgreSQL, Redis and broker 
 failover: $(READY) ## PostgreSQL fails over at random moments under 64 agents, 20 times
 	@FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-20} FAILOVER_AGENTS=64 $(BIN)/python -m pytest tests/faults/test_failover.py -rP --timeout=3600 $(ARGS)
 
+.PHONY: health
+health: $(READY) ## each process and server killed, frozen and cut off: named everywhere, and its alert fires in Prometheus
+	@EVERY_ROW=1 $(BIN)/python -m pytest tests/faults/test_health.py -s $(ARGS)
+
 .PHONY: check
 check: lint types layers migrations ## lint, types, layers and the chain of migrations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from kombu import Connection, Producer, Queue
 
 from assignment_workers.client import Assigned, Finished, Unavailable
+from assignment_workers.health.model import HealthState
+from assignment_workers.health.monitor import read_once
+from assignment_workers.settings import Settings
 from tests.support.processes import Agents, Keeper, Stack, running, wait_until
 from tests.support.servers import RABBITMQ, Rabbit
 
@@ -159,3 +163,38 @@ def test_rabbitmq_is_killed_and_comes_back(stack: Stack, rabbit: Rabbit) -> None
             wait_until(partial(went_on, agents, seen + 16), "work to go on", seconds=40)
     assert all(isinstance(each, Unavailable) for each in agents.unanswered)
     stack.assert_healthy()
+
+
+def test_the_health_names_rabbitmq_and_counts_its_messages(
+    rabbit: Rabbit, database_url: str, redis_url: str
+) -> None:
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "BROKER_URL": rabbit.url}
+    settings = Settings.from_environment(servers)
+
+    def broker() -> tuple[str, HealthState]:
+        found = read_once(settings).of("broker")
+        assert found is not None
+        return found.title, found.state
+
+    with rabbit.queues(), Connection(rabbit.url) as connection:
+        channel = connection.channel()
+        for name in ("assignment", "maintenance"):
+            Queue(name, channel=channel, durable=True).declare()
+        producer = Producer(channel, routing_key="assignment")
+        for _ in range(2):
+            producer.publish("{}")
+
+        def depth() -> int | None:
+            queues = {each.name: each.depth for each in read_once(settings).celery_queues}
+            return queues["assignment"]
+
+        wait_until(lambda: depth() == 2, "the messages to be counted")
+        assert broker() == ("RabbitMQ (broker)", HealthState.GOOD)
+        rabbit.freeze()
+        try:
+            began = time.monotonic()
+            assert broker() == ("RabbitMQ (broker)", HealthState.DOWN)
+            assert time.monotonic() - began < 3
+        finally:
+            rabbit.thaw()
+        wait_until(lambda: broker()[1] is HealthState.GOOD, "RabbitMQ to be good again")

@@ -49,7 +49,8 @@ def test_no_route_without_a_token_answers_more_than_health(gateway: Gateway) -> 
             )
             if path in {"/healthz", "/readyz"}:
                 assert answer.status == 200
-                assert answer.json in ({"status": "alive"}, {"status": "ready", "crm": "answers"})
+                known = {"status", "state", "wrong", "crm"} if path == "/readyz" else {"status"}
+                assert answer.json.keys() == known
             else:
                 assert answer.status == 401, (method, path, answer.text)
                 assert answer.headers["www-authenticate"] == "Bearer"

@@ -479,7 +479,9 @@ def test_no_route_gives_texts_or_numbers_to_who_does_not_operate(
         if what.startswith("POST /v1/requests") and role == "frontend":
             for allowed in TO_ITS_AGENT:
                 said = said.replace(allowed, "")  # noqa: PLW2901
-        assert MARK not in said.replace("planted.job", ""), what
+        found = said.replace("planted.job", "")
+        at = found.find(MARK)
+        assert at < 0, f"{what}: {found[max(0, at - 200) : at + 100]}"
         assert PHONE not in said, what
     assert count > 100
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from assignment_workers.assignment.answers import Code
+from assignment_workers.assignment.operator_actions import ASKED
 from assignment_workers.client import Assigned, Finished, Hold, HttpClient, Refused, Unavailable
 from assignment_workers.errors import UsageError
 from tests.gateway.stage import Gateway
@@ -188,7 +189,7 @@ def test_pause_resume_and_regenerate(gateway: Gateway) -> None:
     )[::-1] == [
         (who, "pause", "outstanding_requests", "a test", "done"),
         (who, "resume", "outstanding_requests", None, "done"),
-        (who, "rebuild", "outstanding_requests", None, "done"),
+        (who, "rebuild", "outstanding_requests", None, ASKED),
     ]
     assert gateway.stack.value(
         "SELECT details || texts AS details FROM assignment.events JOIN assignment.event_texts"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from assignment_workers.policy.queues import POLICIES
@@ -37,7 +38,12 @@ class Said:
 
     def check(self, code: int, *words: str) -> None:
         """It ended with this code, and with one line that has these words."""
-        assert (self.code, self.output) == (code, ""), self
+        assert self.output == "", self
+        self.complains(code, *words)
+
+    def complains(self, code: int, *words: str) -> None:
+        """As `check`, beside what it put out."""
+        assert self.code == code, self
         line, *rest = self.complaint.splitlines()
         assert not rest, self.complaint
         assert line.startswith("assignment-workers: ")
@@ -186,7 +192,13 @@ def test_a_database_that_is_not_there_is_told_without_its_password(
     shell: Shell, nobody: str, redis_url: str, words: list[str]
 ) -> None:
     said = shell.run(*words, DATABASE_URL=f"postgresql://u:hunter2@{nobody}/d", REDIS_URL=redis_url)
-    said.check(FAILED, "the database cannot be reached", nobody.partition(":")[2])
+    said.complains(FAILED, "the database cannot be reached", nobody.partition(":")[2])
+    if words[0] != "status":
+        assert said.output == ""
+    else:  # it tells what it knows, the verdict first
+        assert "hunter2" not in said.output
+        verdict = json.loads(said.output)["health"] if "--json" in words else said.output
+        assert "Agents are not served: PostgreSQL" in str(verdict)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +236,28 @@ def test_hazard_e3_a_database_without_our_schema_is_told_with_what_mends_it(
     shell: Shell, empty_database_url: str, redis_url: str, words: list[str]
 ) -> None:
     said = shell.run(*words, DATABASE_URL=empty_database_url, REDIS_URL=redis_url)
-    said.check(FAILED, "the schema `assignment` is not there", "assignment-workers schema migrate")
+    said.complains(
+        FAILED, "the schema `assignment` is not there", "assignment-workers schema migrate"
+    )
+
+
+def test_a_database_without_the_users_of_a_crm_is_not_called_good(
+    shell: Shell, database_url: str, redis_url: str
+) -> None:
+    """Every guarantee holds there, and nobody can be handed out."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS crm CASCADE")
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    with running(database_url, redis_url, shell.folder) as stack:
+        stack.start("sequencer")
+        stack.wait_for_leader()
+        checks = {each["check"]: each for each in shell.run("doctor", "--json", **servers).json(1)}
+        told = shell.run("status", **servers)
+    broken = [name for name, each in checks.items() if not each["ok"]]
+    assert broken == ["CRM serves agents"]
+    assert "crm.users" in str(checks["CRM serves agents"]["examples"])
+    assert told.code == 1
+    assert told.output.startswith("Agents are not served: CRM: cannot be read")
 
 
 def test_what_the_sequencer_refuses_is_told_with_its_code(

@@ -33,7 +33,7 @@ def test_who_is_claimable_or_waits_is_out_and_who_is_held_keeps_their_place(worl
     assert world.run(drain, UNSIGNED, by="ann") == Done(counts={"drained": 0})
     empty = world.ask(3)
     assert isinstance(empty, Empty)
-    assert empty.why == {UNSIGNED: "rebuild_stale"}
+    assert empty.why == {UNSIGNED: "drained"}
     world.release(hold)
     assert world.held(3).user_id == 1
     world.regenerate(UNSIGNED)

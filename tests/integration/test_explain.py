@@ -9,10 +9,21 @@ import pytest
 
 from assignment_workers.assignment.answers import Empty
 from assignment_workers.assignment.generations.pause import pause, resume
+from assignment_workers.assignment.lifecycle.moves import Close
 from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.reports.explanation import Explanation, Funnel
 from assignment_workers.policy.queues import POLICIES
-from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, Claim, User, World, outstanding
+from tests.support.world import (
+    HOUR,
+    OUTSTANDING,
+    SECOND,
+    UNSIGNED,
+    Claim,
+    User,
+    World,
+    outstanding,
+    owner,
+)
 
 
 def explained(world: World, user: int) -> Explanation:
@@ -260,3 +271,13 @@ def test_requests_of_a_turn_that_took_the_last_are_told_that_all_are_held(world:
     _, empty = world.answer(world.request(1), world.request(2))
     assert isinstance(empty, Empty)
     assert empty.why == {UNSIGNED: "all_held"}
+
+
+def test_a_user_whom_an_agent_closed_is_explained_with_the_reason(world: World) -> None:
+    world.add_agents(1)
+    world.add_users([User(1)])
+    world.regenerate()
+    world.move(Close(owner(world.held(1)), "moved abroad"))
+    (closed,) = explained(world, 1).suppressions
+    assert (closed.kind, closed.queue, closed.reason) == ("closed", UNSIGNED, "moved abroad")
+    assert closed.by == "agent 1"

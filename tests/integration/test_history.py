@@ -618,11 +618,18 @@ def test_the_doctor_replays_the_history_when_asked(
 ) -> None:
     servers = {"DATABASE_URL": module_database_url, "REDIS_URL": "redis://127.0.0.1:1"}
     words = ("doctor", "--history", "--json")
-    good = Shell(tmp_path).run(*words, **servers).json(0)
+
+    def told() -> list[dict[str, Any]]:
+        """Without a stack, what the doctor says of one is not good: the exit code is 1."""
+        found = Shell(tmp_path).run(*words, **servers).json(1)
+        return [each for each in found if not each["check"].endswith("serves agents")]
+
+    good = told()
+    assert all(each["ok"] for each in good)
     assert good[-1] | {"ok": True, "count": 0} == good[-1]
     run.execute(f"UPDATE {A} SET version = 3 WHERE {THIS}")
     try:
-        broken = Shell(tmp_path).run(*words, **servers).json(1)
+        broken = told()
     finally:
         run.execute(f"UPDATE {A} SET version = 2 WHERE {THIS}")
     assert [each for each in broken if not each["ok"]] == [broken[-1]]

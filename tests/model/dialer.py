@@ -681,7 +681,7 @@ class Dialer:
         if place is None:
             return "not_in_generation"
         if place.state == "out":
-            return "taken_out"
+            return "drained" if place.reason == "drained" else "taken_out"
         if place.state == "waiting" and place.until is not None and place.until > self.now:
             return "waiting"
         return "claimable"
@@ -725,6 +725,8 @@ class Dialer:
             return {"none_in_pool", *({"skipped_by_agent"} if self._skipped(agent) else ())}
         if stands & {"not_in_generation", "taken_out"}:
             return {"rebuild_stale"}
+        if "drained" in stands:
+            return {"drained"}
         words = {"all_held"} if self._is_held_from(queue) else set()
         words |= stands & {*PASSING, "cooling_down", "too_new", "promised", "waiting"}
         words |= {"skipped_by_agent"} if self._skipped(agent) else set()

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pymysql
 from kombu import Connection, Queue
 
@@ -51,6 +52,21 @@ class OwnServer:
         if self._child is not None:
             self._child.kill()
             self._child.wait(10)
+
+    def freeze(self) -> None:
+        """Stop it with all its processes, which keep their connections and answer nothing."""
+        for each in self._processes():
+            each.suspend()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        for each in self._processes():
+            each.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        assert self._child is not None
+        first = psutil.Process(self._child.pid)
+        return [first, *first.children(recursive=True)]
 
     def stop(self) -> None:
         """End it in good order."""
@@ -256,12 +272,20 @@ class Wire:
         self._closed = False
         self._open: list[socket.socket] = [self._listening]
         self._far: list[socket.socket] = []
+        self._near: list[socket.socket] = []
         self.url = url.replace(f":{self._to.port}", f":{self._listening.getsockname()[1]}", 1)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
         """Nothing passes from now on, in either direction."""
         self._cut.set()
+
+    def mend(self) -> None:
+        """Whole again, after a cut: the connections that there were end, new ones are served."""
+        self._swallowed = self._made
+        for each in (*self._near, *self._far):
+            _end(each)
+        self._cut.clear()
 
     def freeze(self) -> None:
         """Nothing passes over the connections that there are; those made from now on are served.
@@ -318,6 +342,7 @@ class Wire:
                     return
                 self._open += [near, far]
             self._far.append(far)
+            self._near.append(near)
             self._made += 1
             for source, target in ((near, far), (far, near)):
                 said = (source, target, self._made, source is near)

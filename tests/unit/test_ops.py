@@ -25,7 +25,8 @@ from assignment_workers.assignment.reports.status import (
 )
 from assignment_workers.gateway.auth import sessions
 from assignment_workers.gateway.dashboard.acts import ACTS
-from assignment_workers.gateway.metrics import Metrics, _gauges, gauge
+from assignment_workers.gateway.metrics import Metrics, _gauges, gauge, health_gauges
+from assignment_workers.health.model import Health
 from assignment_workers.settings import Settings
 from assignment_workers.telemetry import PREFIX, REGISTRY
 
@@ -99,6 +100,7 @@ def told() -> dict[str, set[str]]:
     """By name as a query says it: the labels of every figure that any process tells."""
     metrics: list[Metric] = [
         *_gauges(NOW),
+        *health_gauges(Health(at=AT, components=[])),
         gauge("database_up", "", {(): 1}),
         *REGISTRY.collect(),
         *Metrics().registry.collect(),
@@ -111,6 +113,7 @@ def told() -> dict[str, set[str]]:
         if name.startswith(PREFIX)
     }
     names: dict[str, set[str]] = {name: set() for name in families}
+    names |= {metric.name: set() for metric in metrics}
     for metric in metrics:
         for sample in metric.samples:
             names.setdefault(sample.name, set()).update(sample.labels)
@@ -161,6 +164,19 @@ def test_the_page_for_operators_is_true() -> None:
         assert said in page, said
 
 
+def test_every_alert_links_to_a_runbook_that_exists() -> None:
+    page = (OPS.parent / "docs" / "operators.md").read_text()
+    books = page[page.index("## Runbooks") :]
+    titles = re.findall(r"^### (.+)$", books, re.MULTILINE)
+    anchors = {title.lower().replace(" ", "-") for title in titles}
+    rules = YAML(typ="safe").load((OPS / "alerts.yml").read_text())["groups"][0]["rules"]
+    linked = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules}
+    for alert, url in linked.items():
+        path, _, anchor = url.partition("#")
+        assert path.endswith("/runbooks"), alert
+        assert anchor in anchors, alert
+
+
 def test_every_alert_has_its_test() -> None:
     yaml = YAML(typ="safe")
     rules = yaml.load((OPS / "alerts.yml").read_text())["groups"][0]["rules"]
@@ -187,7 +203,7 @@ def test_figures_are_named_as_prometheus_asks() -> None:
                 assert metric.documentation.endswith("."), metric.name
                 for part in ("_ms", "_milliseconds", "_minutes", "_count_total"):
                     assert not metric.name.endswith(part), metric.name
-    for metric in _gauges(NOW):
+    for metric in (*_gauges(NOW), *health_gauges(Health(at=AT, components=[]))):
         assert metric.type == "gauge"
         assert not metric.name.endswith("_total")
         assert metric.documentation.endswith("."), metric.name

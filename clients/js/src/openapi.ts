@@ -655,12 +655,34 @@ export interface paths {
         };
         /**
          * Ready
-         * @description Report readiness: the database answers and a sequencer leads, of at least one lane.
+         * @description Report that this gateway can answer callers, and the components that are not good.
          *
-         *     A CRM that cannot be read is reported, but does not end readiness: assignments can still be
-         *     completed, skipped and released, and requests are answered `unavailable`.
+         *     A gateway that can answer `unavailable` stays ready while a server is down or nobody leads, so
+         *     that a proxy does not take all gateways out. `GET /v1/health` tells whether agents are served.
          */
         get: operations["ready"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/health": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Health
+         * @description Return the state of the system and of each component, as this gateway sees it.
+         *
+         *     The answer waits for no server: it is at most three seconds old, and `at` is its time.
+         */
+        get: operations["health"];
         put?: never;
         post?: never;
         delete?: never;
@@ -795,6 +817,45 @@ export interface components {
             request_id: string;
         };
         /**
+         * Banner
+         * @description The message on top of every page while something is wrong. It is of the worst component.
+         */
+        Banner: {
+            state: components["schemas"]["HealthState"];
+            /** Component */
+            component: string;
+            /** Headline */
+            headline: string;
+            /** Meaning */
+            meaning: string;
+            /** Since */
+            since: string | null;
+            /** First Step */
+            first_step: string;
+            /** Runbook */
+            runbook: string;
+            /** Runbook Path */
+            runbook_path: string;
+            /** Others */
+            others: string[];
+        };
+        /**
+         * CeleryQueueHealth
+         * @description The messages that wait in one Celery queue.
+         *
+         *     A value that the broker does not tell is None: RabbitMQ does not show its messages.
+         */
+        CeleryQueueHealth: {
+            /** Name */
+            name: string;
+            /** Depth */
+            depth: number | null;
+            /** Head Task */
+            head_task: string | null;
+            /** Head Age Seconds */
+            head_age_seconds: number | null;
+        };
+        /**
          * CloseBody
          * @description The reason for which the user is closed in the dialer queue.
          */
@@ -842,6 +903,60 @@ export interface components {
              */
             callback_at?: string | null;
         };
+        /**
+         * Component
+         * @description One part of the system: its state, and the consequence for agents.
+         *
+         *     `name` is for programs: `postgresql`, `broker`, `results`, `crm`, `leader` (of the default lane)
+         *     or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `queue:QUEUE`,
+         *     `job:JOB` or `job:JOB:QUEUE`.
+         */
+        Component: {
+            /** Name */
+            name: string;
+            /** Title */
+            title: string;
+            kind: components["schemas"]["ComponentKind"];
+            state: components["schemas"]["HealthState"];
+            /** Since */
+            since?: string | null;
+            /**
+             * Finding
+             * @default
+             */
+            finding: string;
+            /**
+             * Meaning
+             * @default
+             */
+            meaning: string;
+            /**
+             * First Step
+             * @default
+             */
+            first_step: string;
+            /**
+             * Runbook
+             * @default
+             */
+            runbook: string;
+            /**
+             * Serving
+             * @default false
+             */
+            serving: boolean;
+            /**
+             * Runbook Path
+             * @description The runbook's place in the repository, for example `docs/operators.md#redis`.
+             */
+            readonly runbook_path: string;
+        };
+        /**
+         * ComponentKind
+         * @description The kinds of components.
+         * @enum {string}
+         */
+        ComponentKind: "server" | "process" | "lane" | "queue" | "job" | "answers";
         /**
          * Consistency
          * @description The present result of checking the guarantees: number of checks, and names of failed ones.
@@ -1076,6 +1191,11 @@ export interface components {
             queues: components["schemas"]["QueueVerdict"][];
             /** Not For */
             not_for: components["schemas"]["NotFor"][];
+            /**
+             * Suppressions
+             * @default []
+             */
+            suppressions: components["schemas"]["StandingSuppression"][];
             /** Events */
             events: components["schemas"]["UserEvent"][];
             /** Settings Version */
@@ -1151,6 +1271,56 @@ export interface components {
             /** In Force */
             in_force: string;
         };
+        /**
+         * Health
+         * @description The health of the whole system at `at`.
+         *
+         *     `state` is `down` while agents are not served, `unknown` if nothing tells whether they are, and
+         *     `degraded` while anything else is not good.
+         */
+        Health: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Components */
+            components: components["schemas"]["Component"][];
+            /**
+             * Processes
+             * @default []
+             */
+            processes: components["schemas"]["ProcessHealth"][];
+            /**
+             * Celery Queues
+             * @default []
+             */
+            celery_queues: components["schemas"]["CeleryQueueHealth"][];
+            /**
+             * Jobs
+             * @default []
+             */
+            jobs: components["schemas"]["JobHealth"][];
+            /** Token Expires At */
+            token_expires_at?: string | null;
+            /** @description The state of the whole. */
+            readonly state: components["schemas"]["HealthState"];
+            /**
+             * Verdict
+             * @description The first line of `status`: whether agents are served, and the reason if not.
+             */
+            readonly verdict: string;
+            /** @description The message for the top of every page; None while everything is good. */
+            readonly banner: components["schemas"]["Banner"] | null;
+        };
+        /**
+         * HealthState
+         * @description The state of a component or of the whole.
+         *
+         *     `unknown`: the state cannot be read, for example because a server that tells it is down.
+         * @enum {string}
+         */
+        HealthState: "good" | "degraded" | "down" | "unknown";
         /**
          * HeartbeatBody
          * @description The agent's current assignment. The first heartbeat that names an offer accepts it.
@@ -1245,6 +1415,33 @@ export interface components {
              */
             health: string;
         };
+        /**
+         * JobHealth
+         * @description The state of a scheduled job. A time that is not known is None.
+         */
+        JobHealth: {
+            /** Job */
+            job: string;
+            /** Queue */
+            queue: string | null;
+            state: components["schemas"]["JobState"];
+            /** Asked At */
+            asked_at: string | null;
+            /** Started At */
+            started_at: string | null;
+            /** Succeeded At */
+            succeeded_at: string | null;
+            /** Due At */
+            due_at: string | null;
+            /** Error */
+            error: string | null;
+        };
+        /**
+         * JobState
+         * @description The state of a job. Only `succeeded` says that it is done.
+         * @enum {string}
+         */
+        JobState: "asked" | "running" | "late" | "failed" | "succeeded";
         /**
          * NotFor
          * @description An agent who skipped the user and is not offered the user again before `until`.
@@ -1341,6 +1538,50 @@ export interface components {
             queue: string | null;
             /** Request Id */
             request_id: string;
+        };
+        /**
+         * ProcessHealth
+         * @description One process, by the signs of life that it stores each second.
+         */
+        ProcessHealth: {
+            /** Role */
+            role: string;
+            /** Lane */
+            lane: string | null;
+            /** Host */
+            host: string;
+            /** Pid */
+            pid: number;
+            /** Version */
+            version: string;
+            state: components["schemas"]["HealthState"];
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Seen At
+             * Format: date-time
+             */
+            seen_at: string;
+            /** Silent Seconds */
+            silent_seconds: number;
+            /** Memory Bytes */
+            memory_bytes: number | null;
+            /**
+             * Leads
+             * @default false
+             */
+            leads: boolean;
+            /** Task */
+            task?: string | null;
+            /** Task Since */
+            task_since?: string | null;
+            /** Disk Free Bytes */
+            disk_free_bytes?: number | null;
+            /** Disk Bytes */
+            disk_bytes?: number | null;
         };
         /**
          * PromiseFound
@@ -1463,7 +1704,7 @@ export interface components {
         };
         /**
          * Readiness
-         * @description The readiness of the gateway and of the CRM, without reasons.
+         * @description The readiness of the gateway. The state of the system is told, and does not end readiness.
          */
         Readiness: {
             /**
@@ -1471,6 +1712,12 @@ export interface components {
              * @constant
              */
             status: "ready";
+            state: components["schemas"]["HealthState"];
+            /**
+             * Wrong
+             * @description The components that are not good, the worst first.
+             */
+            wrong: string[];
             /**
              * Crm
              * @enum {string}
@@ -1730,6 +1977,37 @@ export interface components {
          * @enum {string}
          */
         Source: "queue" | "callback" | "missed_call";
+        /**
+         * StandingSuppression
+         * @description A suppression in force, of one user or of every user with one phone number.
+         */
+        StandingSuppression: {
+            /** Id */
+            id: number;
+            /** Kind */
+            kind: string;
+            /** User Id */
+            user_id: number | null;
+            /** Phone */
+            phone: string | null;
+            /** Number */
+            number: string | null;
+            /** Queue */
+            queue: string | null;
+            /** Reason */
+            reason: string;
+            /** Source */
+            source: string | null;
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /** By */
+            by: string;
+            /** Expires At */
+            expires_at: string | null;
+        };
         /**
          * State
          * @description The state of the gateway's process.
@@ -6384,6 +6662,108 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Readiness"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Service Unavailable",
+                     *       "status": 503,
+                     *       "detail": "no answer within 10 s",
+                     *       "outcome": "unavailable",
+                     *       "retry_after": 1
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+        };
+    };
+    health: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Health"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unauthorized",
+                     *       "status": 401,
+                     *       "detail": "a token is needed: Authorization: Bearer ...",
+                     *       "outcome": "refused",
+                     *       "code": "unauthenticated"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Forbidden",
+                     *       "status": 403,
+                     *       "detail": "this token acts for agent 26 alone",
+                     *       "outcome": "refused",
+                     *       "code": "forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "type": "about:blank",
+                     *       "title": "Unprocessable Entity",
+                     *       "status": 422,
+                     *       "detail": "body.agent_id: Input should be greater than or equal to 1",
+                     *       "outcome": "refused",
+                     *       "code": "malformed",
+                     *       "errors": [
+                     *         {
+                     *           "where": "body.agent_id",
+                     *           "message": "Input should be greater than or equal to 1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemDetails"];
                 };
             };
             /** @description Service Unavailable */

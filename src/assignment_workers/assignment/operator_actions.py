@@ -8,6 +8,8 @@ from sqlalchemy import Connection, func, insert, update
 
 from assignment_workers.schema.tables import OperatorAction
 
+ASKED = "asked: the job's page tells when it has run"
+"""The outcome of an action that only sent a message. A rebuild that was asked for is not done."""
 WHY_AT_MOST = 500
 """Most characters of the reason that an operator gives for an action."""
 
@@ -41,7 +43,7 @@ def begin(connection: Connection, action: RequestedAction) -> int:
 
 
 def end(connection: Connection, number: int, outcome: str) -> None:
-    """Record the outcome of the operator's action: `done`, `refused: ...` or `unavailable: ...`.
+    """Record the outcome of an action: `done`, `asked`, `refused: ...` or `unavailable: ...`.
 
     `number`: that of the record which `begin` returned.
     """

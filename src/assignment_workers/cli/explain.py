@@ -99,6 +99,13 @@ def _show_user(found: Explanation) -> None:
         )
     for each in found.not_for:
         typer.echo(f"Not offered to agent {each.agent_id} before {_time(each.until)}: skipped")
+    for barred in found.suppressions:
+        of = f" in {barred.queue}" if barred.queue else ""
+        until = f", until {_time(barred.expires_at)}" if barred.expires_at else ""
+        typer.echo(
+            f"Suppressed ({barred.kind.replace('_', ' ')}){of} by {barred.by} since"
+            f" {_time(barred.since)}{until}: {barred.reason}"
+        )
     for due in found.due:
         _show_due(due)
     for verdict in found.queues:

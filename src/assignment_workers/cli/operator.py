@@ -12,21 +12,28 @@ from assignment_workers.assignment.answers import Done, Refused, Unavailable
 from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, drainable
 from assignment_workers.assignment.generations.levels import unpublished
 from assignment_workers.assignment.history.history import check
+from assignment_workers.assignment.operator_actions import ASKED
 from assignment_workers.assignment.reports.doctor import CheckResult, examine
 from assignment_workers.assignment.reports.durability import Durability, durability
 from assignment_workers.assignment.reports.status import CrmStatus, SequencerStatus, Status
 from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
-from assignment_workers.cli.servers import client, database, need_queue, settings
+from assignment_workers.cli.servers import client, database, known, need_queue, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import Built, Client, commands
+from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
+from assignment_workers.health.model import Health, HealthState
+from assignment_workers.health.monitor import read_once
+from assignment_workers.health.readings import NO_ANSWER
 from assignment_workers.sequencer.term import APPLICATION
+from assignment_workers.settings import Settings
 
 BUILD_AT_MOST = timedelta(minutes=30)
 PUBLISH_SECONDS = 30.0
 HISTORY_AT_MOST = timedelta(minutes=15)
 """The limit for one statement of the history check: millions of events take tens of seconds."""
+STATUS_AT_MOST = timedelta(seconds=2)
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
@@ -70,7 +77,7 @@ def _requested(queue: str | None, task: str) -> str:
 
 def _rebuild(asking: Client, queue: str | None, why: str | None) -> str | Unavailable:
     with recorded("rebuild", queue or "all", why) as told:
-        return told(asking.regenerate(queue))
+        return told(asking.regenerate(queue), done=ASKED)
 
 
 def _built(asking: Client, task: str | Unavailable) -> Built | Unavailable:
@@ -161,14 +168,99 @@ def _done(answer: object, what: str) -> int:
 
 
 def status(json: AsJson = False) -> int:
-    """Dialer queues, holds, generations, jobs and the sequencers."""
-    with database() as connection:
-        found = read_status(connection, application=APPLICATION, settings=settings())
+    """Whether agents are served, and the state of everything.
+
+    The verdict is the first line. The exit code is 1 if agents are not served, or if nothing tells
+    whether they are.
+    """
+    given = known()
+    health = read_once(given)
+    found = _status(health, given)
     if json:
-        as_json(found)
+        as_json({"health": health} | (found.model_dump() if found else {}))
     else:
-        _show(found)
-    return 0
+        _show_health(health)
+        if found is not None:
+            _show(found)
+    return 0 if health.agents_are_served else 1
+
+
+def _status(health: Health, given: Settings) -> Status | None:
+    """Return the status that the database tells; None, with a complaint, if it cannot."""
+    if _is_silent(health):
+        complain(f"the database cannot be reached: PostgreSQL {NO_ANSWER}")
+        return None
+    try:
+        with database(patience=STATUS_AT_MOST) as connection:
+            return read_status(connection, application=APPLICATION, settings=given)
+    except (DatabaseUnavailable, SchemaMismatch) as error:
+        complain(str(error))
+        return None
+
+
+def _is_silent(health: Health) -> bool:
+    """Return True if PostgreSQL does not answer, so that another try would only take time."""
+    postgresql = health.of("postgresql")
+    return postgresql is not None and postgresql.finding == NO_ANSWER
+
+
+def _show_health(health: Health) -> None:
+    typer.echo(health.verdict)
+    for each in health.wrong:
+        since = f" since {each.since:%m-%d %H:%M:%SZ}" if each.since else ""
+        typer.echo(f"  {each.state}: {each.title} {each.finding}{since}")
+        for label, line_ in (("for agents", each.meaning), ("first", each.first_step)):
+            if line_:
+                typer.echo(f"      {label}: {line_}")
+        typer.echo(f"      more: {each.runbook_path}")
+    typer.echo()
+    as_table(
+        "Processes",
+        ["role", "host", "pid", "version", "since", "last sign of life", "memory", "does"],
+        [
+            (
+                each.role if each.lane is None else f"{each.role} of {each.lane}",
+                each.host,
+                each.pid,
+                each.version,
+                f"{each.since:%m-%d %H:%M:%SZ}",
+                f"{each.silent_seconds:.0f} s ago"
+                + ("" if each.state is HealthState.GOOD else ", SILENT"),
+                None if each.memory_bytes is None else f"{each.memory_bytes / 2**20:.0f} MiB",
+                each.task or ("leads" if each.leads else None),
+            )
+            for each in health.processes
+        ],
+    )
+    as_table(
+        "Celery queues",
+        ["queue", "messages", "next task", "waits for"],
+        [
+            (
+                each.name,
+                "unknown" if each.depth is None else each.depth,
+                each.head_task,
+                None if each.head_age_seconds is None else f"{each.head_age_seconds:.1f} s",
+            )
+            for each in health.celery_queues
+        ],
+    )
+    as_table(
+        "Jobs",
+        ["job", "queue", "state", "asked for", "last run", "last success", "next"],
+        [
+            (
+                each.job,
+                each.queue,
+                each.state,
+                *(
+                    f"{at:%m-%d %H:%M:%SZ}" if at else None
+                    for at in (each.asked_at, each.started_at, each.succeeded_at, each.due_at)
+                ),
+            )
+            for each in health.jobs
+        ],
+    )
 
 
 def _show(found: Status) -> None:
@@ -253,12 +345,14 @@ def _show(found: Status) -> None:
 
 
 def _echo_sequencer(sequencer: SequencerStatus, *, alone: bool) -> None:
-    leader = sequencer.leader
-    led = (
-        f"led by {leader.host} pid {leader.pid} since {leader.since:%H:%M:%SZ}"
-        if leader
-        else "no leader"
-    )
+    led = "no leader"
+    if leader := sequencer.leader:
+        led = f"led by {leader.host} pid {leader.pid} since {leader.since:%H:%M:%SZ}"
+    elif silent := sequencer.silent_leader:
+        led = (
+            f"no leader: {silent.host} pid {silent.pid} has the lock, and has given no sign of life"
+            f" for {sequencer.silent_seconds or 0:.0f} s"
+        )
     probe = (
         ""
         if sequencer.probe_seconds is None
@@ -292,10 +386,14 @@ def doctor(
 ) -> int:
     """Check every guarantee that the database can show.
 
-    The exit code is 1 when a guarantee is broken. --history needs the settings of the run:
+    The components without which agents are not served are checked, too. The exit code is 1 when a
+    guarantee is broken or such a component is down. --history needs the settings of the run:
     lease, rests and retention.
     """
-    past = _replayed() if history else []
+    health = read_once(known())
+    if _is_silent(health):
+        raise DatabaseUnavailable(f"the database cannot be reached: PostgreSQL {NO_ANSWER}")
+    past = [*_serving(health), *(_replayed() if history else [])]
     checked, commits = _examine()
     findings = checked + past
     broken = [each for each in findings if not each.ok]
@@ -330,6 +428,22 @@ def doctor(
                 + (", ".join(f"{each.check} ({each.count})" for each in mendable) or "nothing")
             )
     return 1 if broken else 0
+
+
+def _serving(health: Health) -> list[CheckResult]:
+    """Return a check for each component without which agents are not served."""
+    return [
+        CheckResult(
+            check=f"{each.title} serves agents",
+            guarantee=None,
+            ok=each.state is not HealthState.DOWN,
+            count=int(each.state is HealthState.DOWN),
+            examples=[each.finding] if each.state is HealthState.DOWN else [],
+            repairable=False,
+        )
+        for each in health.components
+        if each.serving
+    ]
 
 
 def _examine() -> tuple[list[CheckResult], Durability]:

@@ -51,8 +51,9 @@ class OutcomeRecorder:
         self.position = position
         self.outcome: str | None = None
 
-    def __call__(self, answer: T) -> T:
-        self.outcome = _line(answer)
+    def __call__(self, answer: T, *, done: str = "done") -> T:
+        """Record the outcome of `answer`, which is `done` unless it was refused or unavailable."""
+        self.outcome = _line(answer, done)
         return answer
 
 
@@ -73,7 +74,7 @@ def recorded(name: str, subject: str, why: str | None) -> Iterator[OutcomeRecord
             connection.commit()
 
 
-def _line(answer: object) -> str:
+def _line(answer: object, done: str) -> str:
     if isinstance(answer, Refused | Unavailable):
         return f"{answer.outcome}: {answer.reason}"
-    return "done"
+    return done

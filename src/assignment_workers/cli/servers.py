@@ -63,6 +63,17 @@ def resolved() -> Settings:
     return resolve(settings())
 
 
+def known() -> Settings:
+    """Return the settings with the addresses that are known here. Raises `NoStack` without any.
+
+    With `DATABASE_URL` alone and without a running stack, the Redis stays unknown.
+    """
+    given = with_database()
+    if given.redis_url is None and running_stack(given) is not None:
+        return resolve(given)
+    return given
+
+
 def with_database() -> Settings:
     """Return the settings with the address of the database: `DATABASE_URL`, or the stack's."""
     given = settings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from assignment_workers.gateway.auth.callers import Callers
 from assignment_workers.gateway.auth.doorkeeper import Doorkeeper
 from assignment_workers.gateway.auth.tokens import of_stack
 from assignment_workers.gateway.command_dispatcher import CommandDispatcher
-from assignment_workers.gateway.dashboard import pages
+from assignment_workers.gateway.dashboard import pages, runbooks
 from assignment_workers.gateway.dashboard.page_rendering import Dashboard
 from assignment_workers.gateway.dashboard.render import environment
 from assignment_workers.gateway.dashboard.schedule import Schedule
@@ -48,6 +49,7 @@ from assignment_workers.gateway.problems import REQUEST_ID, handle, problem
 from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.gateway.routes import agents, dead_letters, meta, operators, persons
 from assignment_workers.gateway.routes import settings as settings_routes
+from assignment_workers.gateway.system_health import SystemHealth
 from assignment_workers.origins import Origins
 from assignment_workers.settings import Settings
 
@@ -63,7 +65,8 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
     metrics = Metrics()
     lanes = lanes_of(settings)
     read_cache = ReadCache(engine, lanes)
-    metrics.registry.register(StoredFigures(read_cache))
+    health = SystemHealth(settings, engine)
+    metrics.registry.register(StoredFigures(read_cache, lambda: health.latest))
     access = AccessLog(engine, lambda: datetime.now(UTC))
     answers = AnswerLog(engine, AnswerTally(system_clock))
     callers = Callers(
@@ -78,6 +81,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(health.start)
         abandoned = Abandoned()
         client = AsyncClient(
             settings.redis,
@@ -98,6 +102,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             Heartbeats(engine, settings),
             Random(),
             settings,
+            health,
         )
         app.state.dashboard = Dashboard(
             engine,
@@ -108,6 +113,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             flower_url(settings),
             secure=not settings.embedded,
             templates=environment(settings.environment),
+            health=health,
             secret=settings.stack_token,
         )
         access.start()
@@ -120,6 +126,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         app.state.dashboard.threads.shutdown(wait=False, cancel_futures=True)
         await abandoned.close()
         await client.close()
+        await asyncio.to_thread(health.stop)
 
     app = FastAPI(
         title="assignment-workers",
@@ -142,6 +149,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         meta.ROUTES,
         meta.DOCUMENT,
         pages.ROUTES,
+        runbooks.ROUTES,
     ):
         app.include_router(each)
     handle(app, callers.caller)
@@ -169,6 +177,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         callers=callers,
         access=access,
         metrics=metrics,
+        answers=health.answers,
         pace=TokenBucket(settings.gateway_refusal_rate),
     )
     app.add_middleware(CountedAnswers, counts=answers.counts)

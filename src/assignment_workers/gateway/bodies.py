@@ -21,6 +21,7 @@ from assignment_workers.assignment.lifecycle.verb import AgentId, AnyVerb, Versi
 from assignment_workers.assignment.operational_settings import CHANGED_AT_MOST, SettingChange
 from assignment_workers.assignment.operator_actions import WHY_AT_MOST
 from assignment_workers.assignment.transaction import EventKind
+from assignment_workers.health.model import HealthState
 from assignment_workers.policy.queues import reason_for
 from assignment_workers.schema.tables import AgentStatus
 
@@ -201,9 +202,12 @@ class State(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The readiness of the gateway and of the CRM, without reasons."""
+    """The readiness of the gateway. The state of the system is told, and does not end readiness."""
 
     status: Literal["ready"]
+    state: HealthState
+    """The state of the whole system."""
+    wrong: list[str] = Field(description="The components that are not good, the worst first.")
     crm: Literal["answers", "unavailable"]
 
 

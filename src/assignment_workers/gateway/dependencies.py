@@ -27,6 +27,7 @@ from assignment_workers.gateway.heartbeats import Heartbeats
 from assignment_workers.gateway.problems import unavailable
 from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.gateway.redaction import RedactedRoute
+from assignment_workers.gateway.system_health import SystemHealth
 from assignment_workers.schema.tables import TokenRole
 from assignment_workers.settings import Settings
 
@@ -56,6 +57,7 @@ class Gateway:
     heartbeats: Heartbeats
     randomness: Random
     settings: Settings
+    health: SystemHealth
 
 
 async def _gateway(request: Request) -> Gateway:  # async: a plain function would run in a thread

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -22,11 +24,14 @@ from assignment_workers.assignment.reports.status import COUNTED_AT_MOST as CLAI
 from assignment_workers.assignment.reports.status import SequencerStatus
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.gateway.read_cache import ReadCache
+from assignment_workers.health.model import Health, HealthState, JobState, ProcessHealth
 from assignment_workers.telemetry import PREFIX
 
 Labelled = dict[tuple[str, ...], float | None]
 """The values of a gauge by their labels; None: the value is unknown."""
 
+FIGURES_SECONDS = 2.0
+"""The most seconds that a scrape waits for the figures of the database."""
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -60,6 +65,11 @@ class Metrics:
             "Callers who left before their answer came.",
             registry=self.registry,
         )
+        self.unavailable = Counter(
+            "assignment_workers_gateway_unavailable_total",
+            "Calls of agents that were answered 503, for whichever reason.",
+            registry=self.registry,
+        )
         self.refused = Counter(
             "assignment_workers_gateway_refused_total",
             "Calls that were refused: unauthenticated, forbidden, a failed sign-in, or hurried.",
@@ -74,14 +84,18 @@ class Metrics:
 
 
 class StoredFigures(Collector):
-    """The figures of the database as gauges, the same at every gateway.
+    """The health of the system and the figures of the database as gauges.
 
-    They are read at most once in `FRESH_SECONDS`, for any number of readers. While the database
-    cannot answer, there is only `assignment_workers_database_up 0`, because unknown is not zero.
+    The figures are the same at every gateway. They are read at most once in `FRESH_SECONDS`, for
+    any number of readers, and waited for `FIGURES_SECONDS` at most. While the database cannot
+    answer they are left out, because unknown is not zero.
     """
 
-    def __init__(self, read_cache: ReadCache) -> None:
+    def __init__(self, read_cache: ReadCache, health: Callable[[], Health]) -> None:
         self._read_cache = read_cache
+        self._health = health
+        self._threads = ThreadPoolExecutor(1, "figures")
+        self._reading: Future[Figures] | None = None
 
     def describe(self) -> Iterable[Metric]:
         """Return no description, so that registering this collector does not read the database."""
@@ -89,13 +103,113 @@ class StoredFigures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges with their current values."""
+        health = self._health()
+        yield from health_gauges(health)
+        database = health.of("postgresql")
+        is_down = database is not None and database.state is HealthState.DOWN
+        now = None if is_down else self._figures()
+        is_up = float(now is not None)
+        yield gauge("database_up", "Whether the database answers this gateway.", {(): is_up})
+        if now is not None:
+            yield from _gauges(now)
+
+    def _figures(self) -> Figures | None:
+        """Return the figures; None if the database does not answer in time."""
+        if self._reading is None or self._reading.done():
+            self._reading = self._threads.submit(self._read_cache.figures)
         try:
-            now = self._read_cache.figures()
-        except Problem:
-            yield gauge("database_up", "Whether the database answers this gateway.", {(): 0})
-            return
-        yield gauge("database_up", "Whether the database answers this gateway.", {(): 1})
-        yield from _gauges(now)
+            return self._reading.result(FIGURES_SECONDS)
+        except (Problem, TimeoutError):
+            return None
+
+
+def health_gauges(health: Health) -> Iterator[Metric]:
+    """Yield the health of the system as gauges."""
+    yield gauge(
+        "component_state",
+        "1 for the state that the component has, 0 for the others.",
+        {
+            (each.name, each.title, str(state)): float(each.state is state)
+            for each in health.components
+            for state in HealthState
+        },
+        "component",
+        "title",
+        "state",
+    )
+    yield gauge(
+        "health_state",
+        "1 for the state of the whole system, 0 for the others; down: agents are not served.",
+        {(str(state),): float(health.state is state) for state in HealthState},
+        "state",
+    )
+    yield gauge(
+        "job_state",
+        "1 for the state that the job has, 0 for the others.",
+        {
+            (each.job, each.queue or "", str(state)): float(each.state is state)
+            for each in health.jobs
+            for state in JobState
+        },
+        "job",
+        "queue",
+        "state",
+    )
+    queues = health.celery_queues
+    yield gauge(
+        "celery_queue_messages",
+        "Messages that wait in the Celery queue.",
+        {(each.name,): each.depth for each in queues},
+        "celery_queue",
+    )
+    yield gauge(
+        "celery_queue_head_age_seconds",
+        "Since the next message of the Celery queue was sent.",
+        {(each.name,): each.head_age_seconds for each in queues},
+        "celery_queue",
+    )
+    counts = Counts((each.role, str(each.state)) for each in health.processes)
+    yield gauge(
+        "processes",
+        "Processes by their role, and by whether they give signs of life.",
+        {key: float(count) for key, count in counts.items()},
+        "role",
+        "state",
+    )
+    yield gauge(
+        "process_memory_bytes",
+        "Resident memory of the processes of a role on a host, together.",
+        _summed(health, lambda each: each.memory_bytes),
+        "role",
+        "host",
+    )
+    yield gauge(
+        "disk_free_ratio",
+        "Free part of the file system that has the files of the host's processes, the least.",
+        {
+            (host,): min(
+                each.disk_free_bytes / each.disk_bytes
+                for each in health.processes
+                if each.host == host and each.disk_bytes and each.disk_free_bytes is not None
+            )
+            for host in {each.host for each in health.processes if each.disk_bytes}
+        },
+        "host",
+    )
+    expires = health.token_expires_at
+    yield gauge(
+        "token_expires_seconds",
+        "Until the API token expires that expires next.",
+        {(): (expires - health.at).total_seconds() if expires else None},
+    )
+
+
+def _summed(health: Health, read: Callable[[ProcessHealth], int | None]) -> Labelled:
+    found: Labelled = {}
+    for each in health.processes:
+        key = each.role, each.host
+        found[key] = (found.get(key) or 0) + (read(each) or 0)
+    return found
 
 
 def _gauges(now: Figures) -> Iterator[Metric]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.claims.idempotency import next_position
-from assignment_workers.assignment.operator_actions import RequestedAction, begin, end
+from assignment_workers.assignment.operator_actions import ASKED, RequestedAction, begin, end
 from assignment_workers.gateway.command_dispatcher import CLIENT_CLOSED_REQUEST
 from assignment_workers.gateway.problems import Problem, unavailable
 
@@ -58,7 +58,9 @@ async def recorded(
 
 
 def outcome_of(response: Response) -> str:
-    """Return the outcome to record for a response."""
+    """Return the outcome to record for a response. What was only sent is `asked`, not done."""
+    if response.status_code == HTTPStatus.ACCEPTED:
+        return ASKED
     if response.status_code < HTTPStatus.BAD_REQUEST:
         return "done"
     if response.status_code == CLIENT_CLOSED_REQUEST:

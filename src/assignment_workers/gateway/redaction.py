@@ -34,7 +34,8 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _WORD = re.compile(r"[A-Za-z][a-z]*(_[A-Za-z]+)*")
 _COUNTED_WORD = re.compile(r"\d+ times [a-z_]+")
 _TASK = re.compile(
-    r"(agent|assignment|callbacks?|crm|generation|history|missed_calls?|outbox|queue|scores|user)"
+    r"(agent|assignment|audit|callbacks?|crm|doctor|generation|history|missed_calls?|outbox|phones"
+    r"|queue|scores|user)"
     r"\.[a-z_]+"
 )
 _ACTOR = re.compile(
@@ -65,7 +66,7 @@ _OF_OURS = frozenset(
         "examples",
         "finding",
         "first_step",
-        "head_task",
+        "headline",
         "health",
         "host",
         "id",
@@ -82,17 +83,18 @@ _OF_OURS = frozenset(
         "moved_from",
         "moved_to",
         "name",
+        "others",
         "period",
         "queue",
         "queue_name",
         "queues",
-        "others",
         "reassigned_from",
         "replayed_as",
         "request_id",
         "role",
         "rule",
         "runbook",
+        "runbook_path",
         "source",
         "source_id",
         "state",
@@ -103,7 +105,9 @@ _OF_OURS = frozenset(
         "trigger",
         "user",
         "user_id",
+        "verdict",
         "version",
+        "wrong",
     }
 )
 """Names of fields whose texts are ids or words of this package, never free text, and so are shown.
@@ -162,7 +166,7 @@ def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
         case "value" | "default" | "before" | "after" | "accepted" | "scope" | "team":
             # Of an operational setting: checked at the door, so no free text.
             return beside.get("name") in OPERATIONAL
-        case "task":
+        case "task" | "head_task":
             return bool(_TASK.fullmatch(text))
         case _:
             return False

@@ -133,6 +133,10 @@ class ProcessHealth(BaseModel):
     task: str | None = None
     """The task that the process carries out now."""
     task_since: datetime | None = None
+    disk_free_bytes: int | None = None
+    """Free bytes of the file system that has the process's files."""
+    disk_bytes: int | None = None
+    """The size of that file system."""
 
 
 class CeleryQueueHealth(BaseModel):
@@ -196,6 +200,8 @@ class Health(BaseModel):
     processes: list[ProcessHealth] = []
     celery_queues: list[CeleryQueueHealth] = []
     jobs: list[JobHealth] = []
+    token_expires_at: datetime | None = None
+    """The expiry of the API token that expires next; None: no token does, or it is not known."""
 
     @computed_field  # type: ignore[prop-decorator] # pydantic's
     @property

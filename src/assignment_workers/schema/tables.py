@@ -951,7 +951,7 @@ class OperatorAction(Base):
     """The object of the action in words: a dialer queue, a user, an assignment, a dead letter."""
     why: Mapped[str | None]
     outcome: Mapped[str | None]
-    """`done`, `refused: ...` or `unavailable: ...`. Null: the outcome is unknown."""
+    """`done`, `asked: ...`, `refused: ...` or `unavailable: ...`. Null: the outcome is unknown."""
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -185,10 +186,17 @@ class Leadership(bootsteps.StartStopStep):
                 continue
             silent_looks = silent_looks + 1 if sign.silent > SILENCE.total_seconds() else 0
             if silent_looks >= LOOKS:
-                return self._leave(
-                    f"no turn for {sign.silent:.0f} s: nothing comes from the broker"
-                )
+                return self._leave(f"no turn for {sign.silent:.0f} s: {self._cause(sign.silent)}")
         return None
+
+    def _cause(self, silent: float) -> str:
+        """Return the cause of a silence of so many seconds, as far as this process can tell."""
+        trouble = self.sequencer.trouble_since(monotonic() - silent)
+        if trouble is not None:
+            return f"the database refuses transactions: {trouble}"
+        if task := next((each.name for each in list(state.active_requests)), None):
+            return f"the message in hand, {task}, does not end"
+        return "nothing comes from the broker"
 
     def _leave(self, why: str, *, seconds: float = LEAVE_SECONDS) -> None:
         log.error("leaving", term=self.sequencer.term, reason=why)

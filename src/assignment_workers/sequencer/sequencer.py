@@ -163,6 +163,13 @@ class Sequencer:
             connection.execute(insert(Event).values(at=func.clock_timestamp(), **race))
         tell_race(race, term=self.term)
 
+    def trouble_since(self, steady: float) -> str | None:
+        """Return why the database has refused transactions since `steady`; None: it has not.
+
+        `steady`: a time of the monotonic clock.
+        """
+        return self._runner.trouble_since(steady) if self._runner else None
+
     def take_an_empty_turn(self) -> None:
         """Run an empty transaction: the leader's sign of life while the broker refuses writes."""
         with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):

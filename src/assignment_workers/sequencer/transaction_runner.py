@@ -37,7 +37,7 @@ from tenacity import RetryCallState
 from assignment_workers.assignment.claims.idempotency import CommandIdentity, looking_for, once
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.transaction import FencedTransaction, OtherLanes
-from assignment_workers.errors import StaleTerm
+from assignment_workers.errors import DatabaseUnavailable, StaleTerm
 from assignment_workers.schema.pipeline import Statement, commit, run_statements
 from assignment_workers.schema.retry import constraint_of, patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED, LaneTerm, SequencerSign
@@ -102,6 +102,9 @@ class TransactionRunner:
         self._reading: Reading | None = None
         """The reading of the database's clock in the last committed transaction."""
         self._signed = monotonic()
+        self._trouble: tuple[str, float] | None = None
+        """The last transient failure of the database since a transaction succeeded, and its time.
+        """
         self._revoked = Event()
 
     def revoke(self) -> None:
@@ -166,6 +169,7 @@ class TransactionRunner:
                 self._signed = signed
             commit(connection, *last)
         self._reading = reading
+        self._trouble = None
         if step is not None:
             log.warning("clock_stepped", seconds=round(step.total_seconds(), 3))
         TURN_SECONDS.observe(monotonic() - began)
@@ -227,9 +231,23 @@ class TransactionRunner:
                 met.append(constraint_of(error) or "unknown")
             elif error is not None:
                 text = str(getattr(error, "orig", None) or error).strip().splitlines()
-                log.warning("turn_tried_again", reason=text[0] if text else type(error).__name__)
+                reason = text[0] if text else type(error).__name__
+                self._trouble = reason, monotonic()
+                log.warning("turn_tried_again", reason=reason)
 
-        return patiently(attempt, seconds=seconds, before_sleep=remember)
+        try:
+            return patiently(attempt, seconds=seconds, before_sleep=remember)
+        except DatabaseUnavailable as error:
+            self._trouble = str(error).removeprefix(f"{error.general}: "), monotonic()
+            raise
+
+    def trouble_since(self, steady: float) -> str | None:
+        """Return the reason why the database has refused transactions since `steady`, if it has.
+
+        `steady`: a time of the monotonic clock. None if no transaction failed since, or one has
+        succeeded.
+        """
+        return self._trouble[0] if self._trouble and self._trouble[1] > steady else None
 
     def had_turn_since(self, steady: float) -> bool:
         """Return True if a transaction began after `steady`, a time of the monotonic clock."""

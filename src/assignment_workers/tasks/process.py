@@ -7,11 +7,13 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import redis
 import structlog
 from celery import signals
 from celery.exceptions import SecurityWarning
+from celery.worker import state
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
@@ -25,6 +27,7 @@ from assignment_workers.assignment.lanes import VARIABLE, lanes_of
 from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.errors import UsageError
+from assignment_workers.health import signs as life_signs
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.schema.tables import DEFAULT_LANE
@@ -111,9 +114,8 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
     # RabbitMQ serves the next sequencer once it has missed two heartbeats of this one.
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     app.steps["consumer"].update([Leadership, EventBuffer])
-    name = "sequencer" if lane == DEFAULT_LANE else f"sequencer-{lane}"
     pool = "assignment_workers.sequencer.pool:TaskPool"
-    code = _work(app, name, (queue,), app.line_tasks, pool)
+    code = _work(app, "sequencer", (queue,), app.line_tasks, pool, lane=lane)
     return os.EX_TEMPFAIL if app.sequencer.lost else code
 
 
@@ -159,11 +161,20 @@ def _heartbeats(settings: Settings) -> int:
     return _work(app, "heartbeats", (HEARTBEATS,), app.heartbeat_tasks, "solo")
 
 
-def _work(app: App, name: str, queues: Sequence[str], tasks: frozenset[str], pool: str) -> int:
+def _work(
+    app: App,
+    role: ProcessName,
+    queues: Sequence[str],
+    tasks: frozenset[str],
+    pool: str,
+    *,
+    lane: str | None = None,
+) -> int:
     """Run a Celery worker that carries out `tasks` from these Celery queues; return the exit code.
 
-    `pool` is Celery's pool. Dead letters name the first queue.
+    `pool` is Celery's pool. Dead letters name the first queue. `lane`: the lane of a sequencer.
     """
+    name = role if lane in {None, DEFAULT_LANE} else f"{role}-{lane}"
     largest = app.settings.message_maximum
     app.serves, app.served = queues[0], tasks
     app.refusals = Refusals(app.engine, app.backend, largest=largest)
@@ -187,14 +198,37 @@ def _work(app: App, name: str, queues: Sequence[str], tasks: frozenset[str], poo
         quiet=True,
     )
     signals.worker_ready.connect(lambda **_: memory.freeze_loaded_objects(), weak=False)
-    worker.start()
+    with life_signs.alive(
+        app.settings.redis, role, lane=lane, folder=app.settings.home, more=lambda: _doing(app)
+    ) as end:
+        worker.start()
+        end.in_order = not worker.exitcode
     return int(worker.exitcode or 0)
+
+
+def _doing(app: App) -> dict[str, Any]:
+    """Return the facts of a worker for its signs: its task, and whether it leads."""
+    facts: dict[str, Any] = {}
+    if app.serves in app.lanes.celery_queues:
+        facts = {
+            "leads": app.sequencer.leads,
+        }
+    try:
+        request = next(iter(state.active_requests), None)
+    except RuntimeError:  # a task began or ended meanwhile
+        request = None
+    if request is None:
+        return facts
+    began = request.time_start
+    since = None if began is None else datetime.fromtimestamp(began, UTC)
+    return {**facts, "task": request.name, "task_since": since}
 
 
 def _beat(settings: Settings) -> int:
     app = create_app(settings)
     signals.setup_logging.connect(lambda **_: None, weak=False)
-    app.start(["--quiet", "beat", "--loglevel=INFO", "--pidfile="])
+    with life_signs.alive(settings.redis, "beat", folder=settings.home):
+        app.start(["--quiet", "beat", "--loglevel=INFO", "--pidfile="])
 
 
 def _flower(settings: Settings) -> int:
@@ -211,7 +245,8 @@ def _flower(settings: Settings) -> int:
     # Flower's buttons and API could change what the workers do, and send any message.
     os.environ.setdefault("FLOWER_READ_ONLY", "true")
     guard_flower(settings)
-    app.start(argv)
+    with life_signs.alive(settings.redis, "flower", folder=settings.home):
+        app.start(argv)
 
 
 def _gateway(settings: Settings) -> int:

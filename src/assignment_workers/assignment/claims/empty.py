@@ -61,12 +61,12 @@ class Why:
         agent skipped users lately. The reason of a dialer queue is one of: `paused`;
         `skipped_by_agent` (this agent skipped users lately, and no other user is claimable);
         `rebuild_stale` (a user is eligible who is missing from the published generation: the next
-        build includes them, or others before them if it has a size limit); the name of the resting
-        rule that holds most users back, such as `cooling_down`; `all_held`; `waiting` (skipped
-        lately); `none_in_pool`; `none_eligible` (all users of the pool have converted or are
-        blocked). Only the first `LOOKED_AT` users of the pool by score are judged: `explain
-        --queue` judges all. Cost: two index reads for all of the dialer queues, and for each dialer
-        queue one read of `LOOKED_AT` users per transaction.
+        build includes them, or others before them if it has a size limit); `drained` (an operator
+        drained it); the name of the resting rule that holds most users back, such as
+        `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool`; `none_eligible` (all
+        users of the pool have converted or are blocked). Only the first `LOOKED_AT` users of the
+        pool by score are judged: `explain --queue` judges all. Cost: two index reads for all of the
+        dialer queues, and for each dialer queue one read of `LOOKED_AT` users per transaction.
         """
         generations = [each.generation for each in places.values() if each.generation is not None]
         waiting = _times(self.transaction, _WAITING, generations=generations)
@@ -115,6 +115,8 @@ class Why:
             return "none_in_pool"
         if EligibilityStatus.NOT_IN_GENERATION in stands or EligibilityStatus.TAKEN_OUT in stands:
             return "rebuild_stale"
+        if EligibilityStatus.DRAINED in stands:
+            return EligibilityStatus.DRAINED
         if EligibilityStatus.CLAIMABLE in stands:
             return EligibilityStatus.CLAIMABLE
         passing = {rule.name: rule.name for rule in policy.rules if rule.kind is RuleEffect.RESTING}

@@ -5,7 +5,13 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Connection, bindparam, func, literal_column, null, select, update
 
 from assignment_workers.assignment.answers import Code, Done, Refused
-from assignment_workers.assignment.generations.entries import OUT, PUBLISHED_STATE, READY, WAITING
+from assignment_workers.assignment.generations.entries import (
+    DRAINED_REASON,
+    OUT,
+    PUBLISHED_STATE,
+    READY,
+    WAITING,
+)
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import DialerQueue, Entry, Generation
@@ -42,7 +48,7 @@ def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refu
                 "queue": queue,
                 "user_id": user,
                 "generation_id": generation,
-                "details": {"reason": "drained", "by": by},
+                "details": {"reason": DRAINED_REASON, "by": by},
             }
             for user in users
         )
@@ -68,6 +74,6 @@ _DRAIN = (
         Entry.generation_id == bindparam("generation", type_=BigInteger),
         Entry.user_id.in_(_some),
     )
-    .values(state=OUT, available_from=null(), reason=sql_text("drained"))
+    .values(state=OUT, available_from=null(), reason=sql_text(DRAINED_REASON))
     .returning(Entry.user_id)
 )

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from assignment_workers.assignment.active_assignments import ACTIVE
-from assignment_workers.assignment.generations.entries import OUT, WAITING
+from assignment_workers.assignment.generations.entries import DRAINED_REASON, OUT, WAITING
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import RuleEffect
 from assignment_workers.schema.base import Instant, sql_text
@@ -45,6 +45,7 @@ class EligibilityStatus(StrEnum):
 
     HELD = "held"
     WAITING = "waiting"
+    DRAINED = "drained"
     TAKEN_OUT = "taken_out"
     NOT_IN_GENERATION = "not_in_generation"
     CLAIMABLE = "claimable"
@@ -54,6 +55,9 @@ _MEANS: dict[str, str] = {
     EligibilityStatus.HELD: "an agent has them",
     EligibilityStatus.WAITING: (
         "put off for a while: skipped, or resting when they were last looked at"
+    ),
+    EligibilityStatus.DRAINED: (
+        "an operator drained the dialer queue: the next build has them again"
     ),
     EligibilityStatus.TAKEN_OUT: (
         "eligible, and out of what is published: the next build has them again"
@@ -117,6 +121,7 @@ def eligibility_status(
     is_taken = found.user_id == any_(bindparam("taken", type_=ARRAY(BigInteger)))
     is_held = found.lease_expires_at.is_not(None) | is_taken
     resting = [sql_text(rule.name) for rule in policy.rules if rule.kind is RuleEffect.RESTING]
+    is_drained = (Entry.state == OUT) & (Entry.reason == sql_text(DRAINED_REASON))
     waits = (Entry.state == WAITING) & (Entry.available_from > bindparam("instant", type_=Instant))
     return (
         select(
@@ -125,6 +130,7 @@ def eligibility_status(
                 (is_held, sql_text(EligibilityStatus.HELD)),
                 (found.broken.is_not(None), found.broken),
                 (Entry.user_id.is_(None), sql_text(EligibilityStatus.NOT_IN_GENERATION)),
+                (is_drained, sql_text(EligibilityStatus.DRAINED)),
                 (Entry.state == OUT, sql_text(EligibilityStatus.TAKEN_OUT)),
                 (waits, sql_text(EligibilityStatus.WAITING)),
                 else_=sql_text(EligibilityStatus.CLAIMABLE),

@@ -46,6 +46,8 @@ READY = sql_text(EntryState.READY)
 WAITING = sql_text(EntryState.WAITING)
 HELD = sql_text(EntryState.HELD)
 OUT = sql_text(EntryState.OUT)
+DRAINED_REASON = "drained"
+"""The reason of an entry that is out because an operator drained the dialer queue."""
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:

@@ -48,6 +48,7 @@ from assignment_workers.assignment.reports.explanation import (
     UserEvent,
 )
 from assignment_workers.assignment.settings_versions import version_of
+from assignment_workers.assignment.suppressions import suppressions_of
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import sql_text
@@ -120,6 +121,7 @@ def explain(
         facts=Facts(**row) if row and row["score"] is not None else None,
         due=due,
         queues=queues,
+        suppressions=suppressions_of(connection, user),
         not_for=[NotFor(**each) for each in connection.execute(_SKIPPED, skipped).mappings()],
         events=[
             UserEvent(**each)

@@ -9,9 +9,8 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from assignment_workers.assignment.answers import Held
-from assignment_workers.schema.tables import (
-    Source,
-)
+from assignment_workers.assignment.suppressions import StandingSuppression
+from assignment_workers.schema.tables import Source
 
 
 class RuleVerdict(BaseModel):
@@ -122,6 +121,11 @@ class Explanation(BaseModel):
     due: list[PromiseFound]
     queues: list[QueueVerdict]
     not_for: list[NotFor]
+    suppressions: list[StandingSuppression] = []
+    """The suppressions of the user that were not lifted: closures by agents, too, with the reason.
+
+    Suppressions of the user's phone number are not among them.
+    """
     events: list[UserEvent]
     settings_version: int | None = None
 

@@ -41,6 +41,8 @@ from assignment_workers.settings import Settings
 
 COUNTED_AT_MOST = 100_000
 OVERDUE = timedelta(minutes=10)
+SILENT_SECONDS = 4.5
+"""Seconds without a turn after which a leader counts as silent. A leader probes every 2 seconds."""
 
 
 class QueueStatus(BaseModel):
@@ -85,8 +87,9 @@ class Leader(BaseModel):
 class SequencerStatus(BaseModel):
     """A lane's sequencer, and the lane's dialer queues.
 
-    `leader` is None while no process leads. `probe_seconds` is the time of the last probe on the
-    assignment queue.
+    `leader` is None while no process leads. A process that leads but has given no sign of life for
+    `SILENT_SECONDS` is the `silent_leader` instead. `probe_seconds` is the time of the last probe
+    on the assignment queue.
     """
 
     lane: str
@@ -94,6 +97,7 @@ class SequencerStatus(BaseModel):
 
     term: int
     leader: Leader | None
+    silent_leader: Leader | None = None
     standbys: int
     silent_seconds: float | None
     probe_seconds: float | None
@@ -278,15 +282,21 @@ def _sequencer(
     }
     leader = connection_name(application, lane, row.leader_host, row.leader_pid) if row else None
     leading = leader in ours
+    silent = None if row is None or row.silent is None else float(row.silent)
+    is_silent = silent is not None and silent > SILENT_SECONDS
+    found = (
+        Leader(pid=row.leader_pid, host=row.leader_host, since=row.since)
+        if row and leading
+        else None
+    )
     return SequencerStatus(
         lane=lane,
         queues=lanes.queues(lane),
         term=row.term if row else 0,
-        leader=Leader(pid=row.leader_pid, host=row.leader_host, since=row.since)
-        if row and leading
-        else None,
+        leader=None if is_silent else found,
+        silent_leader=found if is_silent else None,
         standbys=len(ours) - int(leading),
-        silent_seconds=None if row is None or row.silent is None else float(row.silent),
+        silent_seconds=silent,
         probe_seconds=row.probe_seconds if row else None,
     )
 

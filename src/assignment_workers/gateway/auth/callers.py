@@ -12,6 +12,7 @@ from http import HTTPStatus
 from fastapi import Request
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.transaction import EventKind
@@ -25,6 +26,12 @@ from assignment_workers.schema.tables import TokenRole
 KNOWN_SECONDS = 3.0
 """Seconds for which a checked token is not looked up again; a revoked one is refused after that."""
 KNOWN_AT_MOST = 10_000
+LOOK_UP_SECONDS = 2.0
+"""The most seconds that a look-up in the database is waited for."""
+REMEMBERED_SECONDS = 3600.0
+"""Seconds for which a valid token or session outlives the database, to read what is wrong."""
+OUTLIVES_DATABASE = frozenset({"/metrics", "/v1/health"})
+"""The paths for which a token outlives the database, as a session does for pages."""
 
 ACTING = frozenset({TokenRole.AGENT, TokenRole.FRONTEND})
 """Roles that send commands for agents."""
@@ -132,14 +139,19 @@ class Callers:
 
         The caller is also stored in the request's state, for code that runs after the route.
         """
-        found = await self.bearer(bearer_of(request.headers.get("authorization", "")))
+        found = await self.bearer(
+            bearer_of(request.headers.get("authorization", "")),
+            outlives=request.url.path in OUTLIVES_DATABASE,
+        )
         request.state.caller = found
         return found
 
-    async def bearer(self, token: str) -> Caller:
+    async def bearer(self, token: str, *, outlives: bool = False) -> Caller:
         """Return the bearer of a token.
 
-        Raises `Problem` 401 if the token is not valid, 429 for too many calls.
+        `outlives`: while the database is away, a token that was valid within
+        `REMEMBERED_SECONDS` still counts. Raises `Problem` 401 if the token is not valid, 429 for
+        too many calls.
         """
         if not self.required:
             return EVERYBODY
@@ -147,7 +159,7 @@ class Callers:
         if named is None:
             raise _unauthorised("a token is needed: Authorization: Bearer ...")
         name, secret = named
-        kept = await self._token(name)
+        kept = await self._token(name, outlives=outlives)
         if not tokens.matches(kept, secret) or kept is None:
             raise _unauthorised("this token is not in force")
         return self._paced(kept)
@@ -160,7 +172,9 @@ class Callers:
             raise _unauthorised("nobody has signed in here")
         digest = sessions.digest(cookie)
         kept = await self._find(
-            digest, lambda connection: sessions.find(connection, digest, stack=self.stack_digest)
+            digest,
+            lambda connection: sessions.find(connection, digest, stack=self.stack_digest),
+            outlives=True,
         )
         if kept is None:
             raise _unauthorised("this session has ended")
@@ -203,21 +217,34 @@ class Callers:
         if caller.token is not None and caller.role != TokenRole.AGENT:
             self.acted(caller.token, agent_id)
 
-    async def _token(self, name: str) -> StoredToken | None:
+    async def _token(self, name: str, *, outlives: bool) -> StoredToken | None:
         if self.stack is not None and name == self.stack.id:
             return self.stack
-        return await self._find(name, lambda connection: tokens.find(connection, name))
+        return await self._find(
+            name, lambda connection: tokens.find(connection, name), outlives=outlives
+        )
 
     async def _find(
-        self, key: str | bytes, look_up: Callable[[Connection], StoredToken | None]
+        self,
+        key: str | bytes,
+        look_up: Callable[[Connection], StoredToken | None],
+        *,
+        outlives: bool,
     ) -> StoredToken | None:
+        """Return the stored token or session, remembered or looked up.
+
+        Raises `Problem` 503 if the database does not answer within `LOOK_UP_SECONDS`.
+        """
         now = self.clock()
         until, kept = self._known.get(key, (0.0, None))
         if until > now:
             return kept
         try:
-            kept = await asyncio.to_thread(self._look_up, look_up)
-        except DBAPIError as error:
+            async with asyncio.timeout(LOOK_UP_SECONDS):
+                kept = await asyncio.to_thread(self._look_up, look_up)
+        except (DBAPIError, PoolTimeout, TimeoutError) as error:
+            if outlives and kept is not None and now - until < REMEMBERED_SECONDS:
+                return kept
             raise unavailable("the database cannot be reached to check the token") from error
         self._known.pop(key, None)
         self._known[key] = (now + KNOWN_SECONDS, kept)

@@ -19,6 +19,7 @@ from assignment_workers.gateway.auth.callers import Caller, Callers
 from assignment_workers.gateway.limits import TokenBucket
 from assignment_workers.gateway.metrics import Metrics
 from assignment_workers.gateway.problems import unavailable
+from assignment_workers.gateway.system_health import AnswerWindow
 from assignment_workers.schema.tables import AccessKind
 
 HELD_SECONDS = 1.0
@@ -26,6 +27,8 @@ HELD_SECONDS = 1.0
 HELD_AT_MOST = 500
 """The most delayed answers at a time. Further answers are sent at once and end the connection."""
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
+OF_AGENTS = ("/v1/requests", "/v1/assignments/")
+"""The paths of agents' calls, whose answers are counted."""
 SIGN_IN = frozenset({"/login", links.PATH})
 COOKIE = b"assignment_workers="
 
@@ -40,12 +43,15 @@ class Doorkeeper:
         callers: Callers,
         access: AccessLog,
         metrics: Metrics,
+        answers: AnswerWindow,
         pace: TokenBucket,
     ) -> None:
         self._app = app
         self._callers = callers
         self._access = access
         self._refused = metrics.refused
+        self._unavailable = metrics.unavailable
+        self._answers = answers
         self._pace = pace
         self._held = 0
 
@@ -65,6 +71,11 @@ class Doorkeeper:
                 status = message["status"]
                 if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                     self._count(status, scope, address)
+                if scope["method"] == "POST" and scope["path"].startswith(OF_AGENTS):
+                    is_useless = status == HTTPStatus.SERVICE_UNAVAILABLE
+                    self._answers.count(unavailable=is_useless)
+                    if is_useless:
+                        self._unavailable.inc()
             await send(message)
 
         await self._app(scope, receive, watched)

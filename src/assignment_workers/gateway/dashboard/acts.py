@@ -20,7 +20,7 @@ from assignment_workers.assignment.dead_letters import (
     mark_replayed,
 )
 from assignment_workers.assignment.operational_settings import SettingChange, misfit
-from assignment_workers.assignment.operator_actions import WHY_AT_MOST, RequestedAction
+from assignment_workers.assignment.operator_actions import ASKED, WHY_AT_MOST, RequestedAction
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import CommandCall
 from assignment_workers.errors import NotReplayable
@@ -153,7 +153,8 @@ async def _all(client: AsyncClient, asked: Asked, each: list[CommandCall]) -> st
 
 
 async def _rebuild(client: AsyncClient, _: Engine, asked: Asked) -> str:
-    return _sent(await client.regenerate(_queue(asked)))
+    task = await client.regenerate(_queue(asked))
+    return f"unavailable: {task.reason}" if isinstance(task, Unavailable) else ASKED
 
 
 async def _take_back(client: AsyncClient, _: Engine, asked: Asked) -> str:

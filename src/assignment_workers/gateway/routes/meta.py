@@ -13,9 +13,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from assignment_workers.assignment.calling import policies_of
-from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.lifecycle.moves import AN_OUTCOME
-from assignment_workers.assignment.reports.status import crm_status, sequencer_statuses
 from assignment_workers.assignment.settings_versions import current
 from assignment_workers.dialer.described import DialerDescription, describe
 from assignment_workers.gateway.auth.callers import ANYBODY
@@ -49,11 +47,11 @@ from assignment_workers.gateway.dependencies import (
 from assignment_workers.gateway.events.stream import MEDIA_TYPE as EVENTS_TYPE
 from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, responses
+from assignment_workers.health.model import Health, HealthState
 from assignment_workers.policy.dialer import loaded
 from assignment_workers.policy.outcomes import OUTCOMES
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import TokenRole
-from assignment_workers.sequencer.term import APPLICATION
 
 ROUTES = routes()
 DOCUMENT = routes(APIRoute)
@@ -159,20 +157,37 @@ async def alive() -> State:
     response_model=Readiness,
     responses=responses(HTTPStatus.SERVICE_UNAVAILABLE),
 )
-def ready(here: Here) -> Readiness:
-    """Report readiness: the database answers and a sequencer leads, of at least one lane.
+async def ready(here: Here) -> Readiness:
+    """Report that this gateway can answer callers, and the components that are not good.
 
-    A CRM that cannot be read is reported, but does not end readiness: assignments can still be
-    completed, skipped and released, and requests are answered `unavailable`.
+    A gateway that can answer `unavailable` stays ready while a server is down or nobody leads, so
+    that a proxy does not take all gateways out. `GET /v1/health` tells whether agents are served.
     """
-    with reading(here) as connection:
-        lanes = sequencer_statuses(
-            connection, application=APPLICATION, lanes=lanes_of(here.settings)
-        )
-    if all(lane.leader is None for lane in lanes):
+    if not here.health.is_current:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
-    crm = here.read_cache.read("crm", crm_status)
-    return Readiness(status="ready", crm="unavailable" if crm.trouble else "answers")
+    health = here.health.latest
+    crm = health.of("crm")
+    return Readiness(
+        status="ready",
+        state=health.state,
+        wrong=[each.name for each in health.wrong],
+        crm="answers" if crm and crm.state is HealthState.GOOD else "unavailable",
+    )
+
+
+@ROUTES.get(
+    "/v1/health",
+    tags=["health"],
+    response_model=Health,
+    responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
+    dependencies=[WATCHED],
+)
+async def health(here: Here) -> Health:
+    """Return the state of the system and of each component, as this gateway sees it.
+
+    The answer waits for no server: it is at most three seconds old, and `at` is its time.
+    """
+    return here.health.latest
 
 
 @ROUTES.get(

@@ -1,0 +1,141 @@
+"""The health of the system as this gateway sees and tells it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import psycopg
+from sqlalchemy import Engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from assignment_workers.health.model import Health
+from assignment_workers.health.monitor import HealthMonitor
+from assignment_workers.health.readings import NO_ANSWER, Readings
+from assignment_workers.health.signs import AnswerCounts, LifeSigns
+from assignment_workers.schema.deadline import hang_up
+from assignment_workers.schema.engine import REFUSE
+from assignment_workers.settings import Settings
+
+STALE = timedelta(seconds=10)
+"""The age of the last reading from which this gateway is not ready: its own thread is stuck."""
+WINDOW_SECONDS = 60
+RECENT_SECONDS = 15
+
+
+class DatabaseGuard:
+    """Ends waits for a database that does not answer, and refuses new ones until it answers.
+
+    A frozen server lets every statement wait for its whole timeout. While the health readings get
+    no answer, statements of this engine fail at once instead.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._in_use: set[psycopg.Connection[Any]] = set()
+        self._lock = threading.Lock()
+        self._is_down = False
+        engine.update_execution_options(**{REFUSE: self._refuse})
+        event.listen(engine, "checkout", self._taken)
+        event.listen(engine, "checkin", self._returned)
+
+    def update(self, readings: Readings) -> None:
+        """Take note of a reading."""
+        was_down, self._is_down = self._is_down, readings.database.trouble == NO_ANSWER
+        if self._is_down and not was_down:
+            with self._lock:
+                waiting = list(self._in_use)
+            for each in waiting:
+                hang_up(each)
+            self._engine.dispose()
+
+    def _refuse(self) -> None:
+        if self._is_down:
+            raise psycopg.OperationalError("PostgreSQL does not answer")
+
+    def _taken(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: object) -> None:
+        with self._lock:
+            self._in_use.add(cast("psycopg.Connection[Any]", record.driver_connection))
+
+    def _returned(self, _: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        with self._lock:
+            self._in_use.discard(cast("psycopg.Connection[Any]", record.driver_connection))
+
+
+class AnswerWindow:
+    """Counts the calls of agents, and those of them that were answered 503, by the second."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds: deque[tuple[int, int, int]] = deque()
+
+    def count(self, *, unavailable: bool) -> None:
+        """Count one call."""
+        now = int(self._clock())
+        at, asked, useless = self._seconds[-1] if self._seconds else (now - 1, 0, 0)
+        if at == now:
+            self._seconds[-1] = (now, asked + 1, useless + unavailable)
+        else:
+            self._seconds.append((now, 1, int(unavailable)))
+            while self._seconds[0][0] <= now - WINDOW_SECONDS:
+                self._seconds.popleft()
+
+    def counts(self) -> AnswerCounts:
+        """Return the counts of the last minute, and of its last `RECENT_SECONDS`."""
+        now = int(self._clock())
+        minute = [each for each in list(self._seconds) if each[0] > now - WINDOW_SECONDS]
+        recent = [each for each in minute if each[0] > now - RECENT_SECONDS]
+        return AnswerCounts(
+            asked=sum(each[1] for each in minute),
+            unavailable=sum(each[2] for each in minute),
+            recent_asked=sum(each[1] for each in recent),
+            recent_unavailable=sum(each[2] for each in recent),
+        )
+
+
+class SystemHealth:
+    """The monitor of this gateway, its signs of life, and the guard of its database connections."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings = settings
+        self._guard = DatabaseGuard(engine)
+        self._monitor: HealthMonitor | None = None
+        self._signs: LifeSigns | None = None
+        self.answers = AnswerWindow()
+
+    def start(self) -> None:
+        """Read the health once, and go on reading it. Takes seconds if a server does not answer."""
+        monitor = HealthMonitor(self._settings, read=self._guard.update)
+        self._signs = LifeSigns(
+            self._settings.redis,
+            "gateway",
+            folder=self._settings.home,
+            more=lambda: {"answers": self.answers.counts(), "sees": monitor.sees()},
+        )
+        self._signs.start()
+        monitor.start()
+        self._monitor = monitor
+
+    def stop(self) -> None:
+        """Stop reading, and tell the other processes that this gateway ends in order."""
+        if self._monitor is not None:
+            self._monitor.stop()
+        if self._signs is not None:
+            self._signs.stop(in_order=True)
+
+    @property
+    def latest(self) -> Health:
+        """The last health that was read; without components before the first reading."""
+        if self._monitor is None:
+            return Health(at=datetime.min.replace(tzinfo=UTC), components=[])
+        return self._monitor.latest
+
+    @property
+    def is_current(self) -> bool:
+        """True if this gateway has read the health lately."""
+        return datetime.now(UTC) - self.latest.at < STALE

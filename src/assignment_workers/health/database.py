@@ -1,0 +1,145 @@
+"""The reading of PostgreSQL, over a new connection each time.
+
+Sessions that exist may go on while new connections are refused, so an open session proves little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from assignment_workers.assignment.lanes import Lanes
+from assignment_workers.assignment.reports.figures import JOB_NAMES
+from assignment_workers.assignment.reports.status import sequencer_statuses
+from assignment_workers.health.readings import (
+    NO_ANSWER,
+    DatabaseFacts,
+    JobFacts,
+    NotRead,
+    QueueFacts,
+)
+from assignment_workers.schema.engine import connect
+from assignment_workers.schema.external_crm import one_line
+from assignment_workers.sequencer.term import APPLICATION
+
+STATEMENT = timedelta(seconds=1)
+RUNS = 50
+"""Number of newest runs of each job that are read."""
+
+
+def reader(database_url: str, lanes: Lanes, *, own_crm: bool) -> Callable[[], DatabaseFacts]:
+    """Return a function that reads PostgreSQL; it raises `NotRead`.
+
+    `own_crm`: the CRM is the schema `crm` of this database, and is read too.
+    """
+    engine = connect(
+        database_url, name="assignment-workers health", statement_timeout=STATEMENT, pool_size=1
+    )
+
+    def read() -> DatabaseFacts:
+        try:
+            return _facts(engine, lanes, own_crm=own_crm)
+        except DBAPIError as error:
+            raise NotRead(trouble_of(error)) from error
+        except SQLAlchemyError as error:
+            raise NotRead(NO_ANSWER) from error
+        finally:
+            engine.dispose()
+
+    return read
+
+
+def trouble_of(error: DBAPIError) -> str:
+    """Return the trouble behind a database error as a predicate, without the server's address."""
+    code = getattr(error.orig, "sqlstate", None) or ""
+    said = str(error.orig)
+    for begins, predicate in _BY_CODE.items():
+        if code.startswith(begins):
+            return predicate
+    for words, predicate in _BY_WORDS.items():
+        if words in said:
+            return predicate
+    return NO_ANSWER if not code else f"answers with an error ({code})"
+
+
+_BY_CODE = {
+    "28": "refuses our login",
+    "3D": "does not have the database of DATABASE_URL",
+    "53300": "has no free connection",
+    "57014": "answers too slowly",
+    "57P03": "is starting or stopping",
+    "57P": "is stopping",
+    "42501": "does not let our role read the tables",
+    "42": "does not have our tables of this version",
+}
+_BY_WORDS = {
+    "refused": "takes no connections: it does not run, or not at this address",
+    "starting up": "is starting",
+    "shutting down": "is stopping",
+    "password": "refuses our login",
+    "too many": "has no free connection",
+    "could not translate": "is not found at its address",
+    "resolve": "is not found at its address",
+    "does not exist": "does not have the database or the role of DATABASE_URL",
+}
+
+
+def _facts(engine: Engine, lanes: Lanes, *, own_crm: bool) -> DatabaseFacts:
+    with engine.connect() as connection:
+        now, read_only = connection.execute(_NOW).one()
+        return DatabaseFacts(
+            now=now,
+            read_only=read_only,
+            lanes=sequencer_statuses(connection, application=APPLICATION, lanes=lanes),
+            queues=[QueueFacts(**row) for row in connection.execute(_QUEUES).mappings()],
+            jobs=[JobFacts(**row) for row in connection.execute(_JOBS).mappings()],
+            token_expires_at=_token_expires_at(connection),
+            crm_trouble=_crm_trouble(connection) if own_crm else None,
+        )
+
+
+def _token_expires_at(connection: Connection) -> datetime | None:
+    if not connection.execute(_SEES_TOKENS).scalar_one():
+        return None  # the role of reports does not see tokens
+    found: datetime | None = connection.execute(_TOKENS).scalar_one()
+    return found
+
+
+def _crm_trouble(connection: Connection) -> str | None:
+    """Return the reason why the schema `crm` cannot be read. The last step on the connection."""
+    try:
+        connection.execute(text("SELECT id FROM crm.users LIMIT 1"))
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return one_line(error)
+    return None
+
+
+_NOW = text("SELECT clock_timestamp(), current_setting('transaction_read_only')::bool")
+_QUEUES = text("""
+SELECT q.name AS queue, q.paused_at, g.published_at FROM assignment.queues q
+LEFT JOIN assignment.generations g ON g.queue = q.name AND g.state = 'published' ORDER BY q.name
+""")
+_JOBS = text(f"""
+WITH RECURSIVE {JOB_NAMES}, runs AS (
+    SELECT r.* FROM names n CROSS JOIN LATERAL (
+        SELECT job, queue, status, started_at, error, id FROM assignment.job_runs
+        WHERE job = n.job ORDER BY id DESC LIMIT {RUNS}
+    ) AS r
+)
+SELECT job, queue, max(started_at) AS begun_at,
+    (array_agg(started_at ORDER BY id DESC) FILTER (WHERE status <> 'skipped'))[1] AS ran_at,
+    (array_agg(status ORDER BY id DESC) FILTER (WHERE status <> 'skipped'))[1] AS status,
+    (array_agg(error ORDER BY id DESC) FILTER (WHERE status <> 'skipped'))[1] AS error,
+    max(started_at) FILTER (WHERE status = 'succeeded') AS succeeded_at
+FROM runs GROUP BY job, queue ORDER BY job, queue
+""")
+_SEES_TOKENS = text("SELECT has_table_privilege('assignment.api_tokens', 'SELECT')")
+_TOKENS = text("""
+SELECT min(expires_at) FROM assignment.api_tokens
+WHERE revoked_at IS NULL AND expires_at > clock_timestamp()
+""")

@@ -1,0 +1,73 @@
+"""The readings of all servers of a stack, made at the same time."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import NoReturn
+
+from assignment_workers.assignment.crm.external_crm import configured
+from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.health import database, servers
+from assignment_workers.health.judgement import Installation
+from assignment_workers.health.readings import (
+    NOT_NAMED,
+    READING_SECONDS,
+    InputReader,
+    NotRead,
+    Readings,
+)
+from assignment_workers.settings import Settings
+
+OTHER_QUEUES = ("maintenance", "heartbeats")
+"""The Celery queues besides those of the lanes."""
+
+
+class Inputs:
+    """Reads PostgreSQL, broker, Redis and an external CRM, each independent of the others."""
+
+    def __init__(self, settings: Settings) -> None:
+        lanes = lanes_of(settings)
+        crm = configured(settings)
+        broker_url = settings.broker_url or settings.redis_url
+        is_rabbitmq = broker_url is not None and broker_url.startswith("amqp")
+        self.installation = Installation(
+            lanes=lanes,
+            broker="RabbitMQ" if is_rabbitmq else "Redis",
+            external_crm=crm is not None,
+        )
+        queues = (*lanes.celery_queues, *OTHER_QUEUES)
+        self._database = InputReader(
+            "postgresql", database.reader(settings.database, lanes, own_crm=crm is None)
+        )
+        self._broker = InputReader(
+            "broker", servers.broker_reader(broker_url, queues) if broker_url else _not_named
+        )
+        self._results = InputReader(
+            "results",
+            servers.results_reader(settings.redis_url) if settings.redis_url else _not_named,
+        )
+        self._crm = None if crm is None else InputReader("crm", crm.trouble)
+
+    def read(self, *, within: float = READING_SECONDS) -> Readings:
+        """Read everything within so many seconds. A server that has not answered by then does not.
+
+        A reading that hangs is not begun again: the next call waits for it, too.
+        """
+        until = time.monotonic() + within
+        self._database.begin()
+        self._broker.begin()
+        self._results.begin()
+        if self._crm is not None:
+            self._crm.begin()
+        return Readings(
+            database=self._database.result(until),
+            broker=self._broker.result(until),
+            results=self._results.result(until),
+            crm=None if self._crm is None else self._crm.result(until),
+            at=datetime.now(UTC),
+        )
+
+
+def _not_named() -> NoReturn:
+    raise NotRead(NOT_NAMED)

@@ -1,0 +1,680 @@
+"""The judgement of readings: the state of each component, by rules without input or output.
+
+Causes come before consequences. A component that cannot be judged because another is down is
+`unknown`, so that nobody starts a sequencer because Redis is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from assignment_workers.assignment.crm.mirror import READING
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes
+from assignment_workers.assignment.reports.status import Leader, SequencerStatus
+from assignment_workers.health.model import (
+    CeleryQueueHealth,
+    Component,
+    ComponentKind,
+    Health,
+    HealthState,
+    JobHealth,
+    JobState,
+    ProcessHealth,
+)
+from assignment_workers.health.readings import (
+    NOT_NAMED,
+    BrokerFacts,
+    DatabaseFacts,
+    InputReading,
+    JobFacts,
+    Planned,
+    QueuedMessages,
+    Readings,
+    ResultsFacts,
+)
+from assignment_workers.health.signs import SeenSign
+from assignment_workers.schema.tables import DEFAULT_LANE, JobStatus
+
+SILENT = timedelta(seconds=3.5)
+"""The age of a sign of life at which a process counts as silent. A sign is stored each second."""
+STARTED = timedelta(seconds=0.5)
+"""The most that a process that replaces another may seem to start before the other's last sign."""
+REMEMBERED = timedelta(hours=1)
+"""The time for which a silent process is missed while others of its role are alive."""
+WAITED = timedelta(seconds=10)
+"""The age of the next message of an assignment queue from which the lane is degraded."""
+JOBS_WAITED = timedelta(minutes=2)
+"""The same for the maintenance queue, whose messages wait for jobs that take long."""
+ASKED = timedelta(minutes=1)
+"""The time that a job has to begin after beat sent it."""
+RUNS_AT_MOST = timedelta(hours=1)
+"""The time after which a job that still runs is late."""
+REBUILT = timedelta(minutes=90)
+"""The age of a published generation from which its dialer queue is degraded."""
+
+GOOD, DEGRADED, DOWN, UNKNOWN = (
+    HealthState.GOOD,
+    HealthState.DEGRADED,
+    HealthState.DOWN,
+    HealthState.UNKNOWN,
+)
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The facts about a stack that do not change while it runs.
+
+    `broker`: the broker's name for people, `Redis` or `RabbitMQ`. `external_crm`: the CRM is in
+    another database.
+    """
+
+    lanes: Lanes = ONE_LANE
+    broker: str = "Redis"
+    external_crm: bool = False
+
+
+def judge(readings: Readings, installation: Installation) -> Health:
+    """Return the health of the system by one reading of each of its servers."""
+    return _Judge(readings, installation).health()
+
+
+def live(signs: Iterable[SeenSign]) -> list[SeenSign]:
+    """Return the signs of the processes that are alive."""
+    return [each for each in signs if not each.ended and not _is_silent(each)]
+
+
+@dataclass(frozen=True)
+class Told:
+    """The texts of a component that is not good."""
+
+    finding: str
+    meaning: str
+    first_step: str
+    runbook: str
+
+
+class _Judge:
+    """One judgement. Its parts ask each other, so that causes are known to consequences."""
+
+    def __init__(self, readings: Readings, installation: Installation) -> None:
+        self.at = readings.at
+        self.readings = readings
+        self.installation = installation
+        self.database: DatabaseFacts | None = readings.database.value
+        self.broker: BrokerFacts | None = readings.broker.value
+        self.results: ResultsFacts | None = readings.results.value
+        self.signs: list[SeenSign] = self.results.signs if self.results else []
+        self.messages = {each.name: each for each in self.broker.queues} if self.broker else {}
+
+    @property
+    def broker_works(self) -> bool:
+        """True if the broker answers and takes messages."""
+        return self.broker is not None and self.broker.refuses is None
+
+    def health(self) -> Health:
+        """Return the health, causes before consequences."""
+        jobs = [] if self.database is None else self._jobs(self.database)
+        components = [
+            self._postgresql(),
+            self._broker(),
+            self._results(),
+            self._crm(),
+            *(self._leader(lane) for lane in self.installation.lanes.names),
+            *self._gateways(),
+            self._answers(),
+            self._standbys(),
+            self._role("maintenance", needed=True),
+            self._role("beat", needed=True),
+            *self._optional("heartbeats"),
+            *self._optional("flower"),
+            *self._queues(),
+            *(_job_component(each) for each in jobs),
+        ]
+        return Health(
+            at=self.at,
+            components=[each for each in components if each is not None],
+            processes=[self._process(each) for each in self._present()],
+            celery_queues=[self._celery_queue(each) for each in self.messages.values()],
+            jobs=jobs,
+            token_expires_at=self.database.token_expires_at if self.database else None,
+        )
+
+    # Servers.
+
+    def _postgresql(self) -> Component:
+        title, meaning = "PostgreSQL", "Nobody is handed out, and no call can be finished."
+        if self.database is None:
+            trouble = self.readings.database.trouble or ""
+            told = Told(
+                trouble,
+                meaning,
+                "Look at the PostgreSQL server: does it run, and is it reachable from here?",
+                "postgresql",
+            )
+            return _server("postgresql", title, DOWN, told)
+        if self.database.read_only:
+            told = Told(
+                "is read-only: it is a standby, or its disk is full",
+                meaning,
+                "Check whether this server is a standby, and whether its disk is full.",
+                "postgresql",
+            )
+            return _server("postgresql", title, DOWN, told)
+        return _good_server("postgresql", title, "answers")
+
+    def _broker(self) -> Component:
+        name = self.installation.broker
+        trouble = self.readings.broker.trouble if self.broker is None else self.broker.refuses
+        title = f"{name} (broker)"
+        if trouble is None:
+            return _good_server("broker", title, "answers")
+        told = Told(
+            trouble,
+            "Requests do not reach the sequencer: callers are answered `unavailable`.",
+            f"Look at the {name} server: does it run, is it reachable, has it memory and disk?",
+            name.lower(),
+        )
+        return _server("broker", title, _of(trouble), told)
+
+    def _results(self) -> Component:
+        trouble = self.readings.results.trouble if self.results is None else self.results.refuses
+        if trouble is None:
+            return _good_server("results", "Redis (results)", "answers")
+        told = Told(
+            trouble,
+            "Answers do not come back: callers are answered `unavailable`.",
+            "Look at the Redis server: does it run, is it reachable, has it memory and disk?",
+            "redis",
+        )
+        return _server("results", "Redis (results)", _of(trouble), told)
+
+    def _crm(self) -> Component:
+        if self.installation.external_crm:
+            reading = self.readings.crm or InputReading(trouble="was not read")
+            trouble = reading.trouble or reading.value
+        elif self.database is None:
+            told = Told(
+                "cannot be judged: it is in PostgreSQL, which is down",
+                "",
+                "Mend PostgreSQL first.",
+                "postgresql",
+            )
+            return _server("crm", "CRM", UNKNOWN, told)
+        else:
+            trouble = self.database.crm_trouble
+        if trouble is None:
+            return _good_server("crm", "CRM", "answers")
+        told = Told(
+            f"cannot be read ({trouble})",
+            "Nobody is handed out; requests are answered `unavailable`. Calls can be finished.",
+            "Look at the CRM's database, and at the rights of our role there.",
+            "crm",
+        )
+        return _server("crm", "CRM", DOWN, told)
+
+    # Sequencers.
+
+    def _leader(self, lane: str) -> Component:
+        is_default = lane == DEFAULT_LANE
+        name = "leader" if is_default else f"leader:{lane}"
+        title = "Sequencer" if is_default else f"Sequencer of lane {lane}"
+        if self.database is None:
+            told = Told(
+                "cannot be judged: PostgreSQL tells who leads, and is down",
+                "",
+                "Mend PostgreSQL first.",
+                "postgresql",
+            )
+            return _lane(name, title, UNKNOWN, told)
+        if not self.broker_works or self.database.read_only:
+            server = self.installation.broker if not self.broker_works else "PostgreSQL"
+            told = Told(
+                f"cannot be judged: without {server} a sequencer has nothing to do",
+                "",
+                f"Mend {server} first; a sequencer goes on by itself.",
+                server.lower(),
+            )
+            return _lane(name, title, UNKNOWN, told)
+        status = next((each for each in self.database.lanes if each.lane == lane), None)
+        queues = ", ".join(self.installation.lanes.queues(lane)) or "no dialer queue"
+        meaning = f"Nobody is handed out from {queues}, and no call can be finished."
+        leader = None if status is None else status.leader or status.silent_leader
+        if status is None or leader is None:
+            runs = len(self._alive("sequencer", lane))
+            finding = f"{runs} run, and none leads" if runs else "none runs"
+            step = (
+                "Read the sequencers' logs: `cannot_stand` tells the reason."
+                if runs
+                else "Start a sequencer: `assignment-workers process sequencer`."
+            )
+            return _lane(name, title, DOWN, Told(finding, meaning, step, "sequencer"))
+        silent = self._silence(status, leader)
+        if silent is not None:
+            told = Told(
+                f"the leader has given no sign of life for {_seconds(silent)}",
+                meaning,
+                "A standby takes over within 10 s. Without one, restart the sequencer.",
+                "sequencer",
+            )
+            return _lane(name, title, DOWN, told, since=self.at - silent)
+        head = self.messages.get(self.installation.lanes.celery_queue(lane))
+        waited = self._age(head)
+        if waited is not None and waited > WAITED:
+            told = Told(
+                f"leads, but the next message has waited for {_seconds(waited)}",
+                "Agents wait for their next user, or are answered `unavailable`.",
+                "Look for a slow statement in pg_stat_activity, and at the probe's time.",
+                "sequencer",
+            )
+            return _lane(name, title, DEGRADED, told, since=self.at - waited)
+        return _good(name, title, ComponentKind.LANE, "leads", serving=True)
+
+    def _silence(self, status: SequencerStatus, leader: Leader) -> timedelta | None:
+        """Return for how long the leader of a lane has been silent; None: it is not silent."""
+        turned = timedelta(seconds=status.silent_seconds or 0.0)
+        if status.silent_leader is not None:
+            return turned
+        for sign in self.signs:
+            if (
+                (sign.role, sign.host, sign.pid) == ("sequencer", leader.host, leader.pid)
+                and not sign.ended
+                and _is_silent(sign)
+                and turned > SILENT / 2
+            ):
+                return timedelta(seconds=sign.silent_seconds)
+        return None
+
+    def _standbys(self) -> Component:
+        if self.results is None:
+            return self._unjudged("standbys", "Standby sequencers")
+        missing = self._missing("sequencer")
+        count = len([each for each in self._alive("sequencer") if not each.leads])
+        if missing:
+            told = Told(
+                f"{_count(len(missing), 'sequencer')} fell silent; {count} stand by",
+                "None now. If the leader fails, agents may wait until a sequencer is started.",
+                "Start the missing sequencer again; its host's log tells why it ended.",
+                "standby",
+            )
+            since = min(each.seen_at for each in missing)
+            return _process("standbys", "Standby sequencers", DEGRADED, told, since=since)
+        kind = ComponentKind.PROCESS
+        return _good("standbys", "Standby sequencers", kind, f"{count} stand by")
+
+    # Processes.
+
+    def _role(self, role: str, *, needed: bool) -> Component:
+        title, meaning, step = _ROLES[role]
+        if self.results is None:
+            return self._unjudged(role, title)
+        alive, missing = self._alive(role), self._missing(role)
+        if not alive and (needed or missing):
+            since = max((each.seen_at for each in self.signs if each.role == role), default=None)
+            finding = f"silent since {since:%H:%M:%SZ}" if since else "none runs"
+            return _process(role, title, DOWN, Told(finding, meaning, step, role), since=since)
+        if missing:
+            finding = f"{len(missing)} of {len(alive) + len(missing)} silent"
+            told = Told(finding, "None now, as long as the others do the work.", step, role)
+            since = min(each.seen_at for each in missing)
+            return _process(role, title, DEGRADED, told, since=since)
+        if role == "maintenance" and (behind := self._behind(alive)):
+            return behind
+        if role == "beat" and (overdue := self._overdue()):
+            told = Told(f"{overdue} is overdue, and was not sent", meaning, step, role)
+            return _process(role, title, DEGRADED, told)
+        return _good(role, title, ComponentKind.PROCESS, f"{len(alive)} alive")
+
+    def _behind(self, workers: Sequence[SeenSign]) -> Component | None:
+        """Return the maintenance component if jobs wait for too long; None: they do not."""
+        waited = self._age(self.messages.get("maintenance"))
+        if waited is None or waited <= JOBS_WAITED:
+            return None
+        busy = next((each.task for each in workers if each.task), None)
+        told = Told(
+            f"the next job has waited for {_seconds(waited)}"
+            + (f", behind {busy}" if busy else ""),
+            "None now. Dialer queues age, and cleanups wait.",
+            "Start a second maintenance worker, or wait for the running job.",
+            "maintenance",
+        )
+        return _process("maintenance", "Maintenance", DEGRADED, told, since=self.at - waited)
+
+    def _optional(self, role: str) -> Iterable[Component]:
+        if any(each.role == role and not each.ended for each in self.signs):
+            yield self._role(role, needed=False)
+
+    def _overdue(self) -> str | None:
+        """Return a task that beat should have sent, if there is one."""
+        if self.results is None:
+            return None
+        late = self.results.now - WAITED
+        return next((each.task for each in self.results.schedule if each.due_at < late), None)
+
+    def _gateways(self) -> Iterable[Component]:
+        if not any(each.role == "gateway" for each in self.signs):
+            return  # this stack is used by Celery programs alone, or none has stored a sign yet
+        alive, missing = self._alive("gateway"), self._missing("gateway")
+        title, kind = "Gateways", ComponentKind.PROCESS
+        if not alive:
+            since = max(each.seen_at for each in self.signs if each.role == "gateway")
+            told = Told(
+                f"silent since {since:%H:%M:%SZ}",
+                "Agents cannot ask for a user, or finish a call, over HTTP.",
+                "Start a gateway: `assignment-workers process gateway`.",
+                "gateway",
+            )
+            yield _process("gateways", title, DOWN, told, since=since, serving=True)
+        elif missing:
+            told = Told(
+                f"{len(missing)} of {len(alive) + len(missing)} silent",
+                "Callers of that gateway get no answer until the proxy leaves it out.",
+                "Restart the silent gateway; its host's log tells why it ended.",
+                "gateway",
+            )
+            since = min(each.seen_at for each in missing)
+            yield _process("gateways", title, DEGRADED, told, since=since, serving=True)
+        else:
+            yield _good("gateways", title, kind, f"{len(alive)} alive", serving=True)
+
+    def _answers(self) -> Component | None:
+        told = [each.answers for each in self._alive("gateway") if each.answers]
+        if not told:
+            return None
+        title, kind = "Answers", ComponentKind.ANSWERS
+        asked, useless = sum(each.asked for each in told), sum(each.unavailable for each in told)
+        recent = sum(each.recent_asked for each in told)
+        if not useless:
+            finding = f"{asked} in the last minute, all useful"
+            return _good("answers", title, kind, finding, serving=True)
+        all_useless = recent > 0 and sum(each.recent_unavailable for each in told) == recent
+        return Component(
+            name="answers",
+            title=title,
+            kind=kind,
+            state=DOWN if all_useless else DEGRADED,
+            finding=f"{useless} of {asked} calls of the last minute were answered `unavailable`",
+            meaning="Agents ask, and get no user and no reason that they could act on.",
+            first_step="Look for the component that is down; else read a gateway's log.",
+            runbook="unavailable-answers",
+            serving=True,
+        )
+
+    def _unjudged(self, name: str, title: str) -> Component:
+        told = Told(
+            "cannot be judged: signs of life are in Redis, which does not answer here",
+            "",
+            "Mend Redis first.",
+            "redis",
+        )
+        return _process(name, title, UNKNOWN, told)
+
+    # Dialer queues and jobs.
+
+    def _queues(self) -> Iterable[Component]:
+        if self.database is None:
+            return
+        for each in self.database.queues:
+            name, title = f"queue:{each.queue}", f"Dialer queue {each.queue}"
+            age = self.database.now - each.published_at if each.published_at else None
+            kind = ComponentKind.QUEUE
+            if each.paused_at is not None:
+                yield _good(name, title, kind, "paused by an operator").model_copy(
+                    update={"since": each.paused_at}
+                )
+            elif age is None:
+                yield _not_good(
+                    name,
+                    title,
+                    kind,
+                    Told(
+                        "was never built",
+                        "Agents get nobody from it.",
+                        f"Build it: `assignment-workers regenerate {each.queue}`.",
+                        "rebuilds",
+                    ),
+                )
+            elif age > REBUILT:
+                yield _not_good(
+                    name,
+                    title,
+                    kind,
+                    Told(
+                        f"was last rebuilt {_seconds(age)} ago; it is due every hour",
+                        "New users are not offered, and the queue runs dry.",
+                        "Look at the job queue.regenerate, and at maintenance and beat.",
+                        "rebuilds",
+                    ),
+                    since=self.at - (age - REBUILT),
+                )
+            else:
+                yield _good(name, title, kind, f"rebuilt {_seconds(age)} ago")
+
+    def _jobs(self, database: DatabaseFacts) -> list[JobHealth]:
+        planned: dict[str, Planned] = {}
+        for each in self.results.schedule if self.results else ():
+            if each.task not in planned or _later(each.asked_at, planned[each.task].asked_at):
+                planned[each.task] = each
+        running = {each.job for each in database.jobs if each.status == JobStatus.RUNNING}
+        return [
+            _job(each, planned.get(each.job), database.now, others_run=each.job in running)
+            for each in database.jobs
+            if each.job != READING or self.installation.external_crm
+        ]
+
+    # Signs of life.
+
+    def _alive(self, role: str, lane: str | None = None) -> list[SeenSign]:
+        return [
+            each
+            for each in live(self.signs)
+            if each.role == role and (lane is None or (each.lane or DEFAULT_LANE) == lane)
+        ]
+
+    def _missing(self, role: str) -> list[SeenSign]:
+        """Return the silent processes of a role that no later process has replaced.
+
+        A process replaces a silent one of its role, lane and host if it started after the last
+        sign of the silent one. One process replaces one.
+        """
+        free = sorted((each for each in self.signs if each.role == role), key=lambda one: one.since)
+        missing: list[SeenSign] = []
+        for each in [one for one in free if _is_missing(one)]:
+            replacing = next((one for one in free if _replaces(one, each)), None)
+            if replacing is None:
+                missing.append(each)
+            else:
+                free.remove(replacing)
+        remembered = [
+            each for each in missing if timedelta(seconds=each.silent_seconds) < REMEMBERED
+        ]
+        return remembered if self._alive(role) else missing
+
+    def _present(self) -> list[SeenSign]:
+        """Return the signs to show: of live processes, and of those that are missed."""
+        roles = dict.fromkeys(each.role for each in self.signs)
+        found = [each for role in roles for each in (*self._alive(role), *self._missing(role))]
+        return sorted(found, key=lambda each: (each.role, each.host, each.pid))
+
+    def _process(self, sign: SeenSign) -> ProcessHealth:
+        known = sign.model_dump(include=ProcessHealth.model_fields.keys() - {"state"})
+        return ProcessHealth(**known, state=DOWN if _is_silent(sign) else GOOD)
+
+    # Celery queues.
+
+    def _celery_queue(self, queue: QueuedMessages) -> CeleryQueueHealth:
+        age = self._age(queue)
+        return CeleryQueueHealth(
+            name=queue.name,
+            depth=queue.depth,
+            head_task=queue.head_task,
+            head_age_seconds=None if age is None else age.total_seconds(),
+        )
+
+    def _age(self, queue: QueuedMessages | None) -> timedelta | None:
+        if queue is None or queue.head_sent_at is None:
+            return None
+        return max(timedelta(), self.at - queue.head_sent_at)
+
+
+_ROLES = {
+    "maintenance": (
+        "Maintenance",
+        "None now. Dialer queues are not rebuilt or topped up, and run dry within hours.",
+        "Start a maintenance worker: `assignment-workers process maintenance`.",
+    ),
+    "beat": (
+        "Beat",
+        "None now. Rebuilds and cleanups are not asked for; lapsed holds end only with requests.",
+        "Start beat: `assignment-workers process beat`.",
+    ),
+    "heartbeats": (
+        "Heartbeat workers",
+        "Agents' signs of life may be recorded late, behind jobs.",
+        "Start a heartbeat worker: `assignment-workers process heartbeats`.",
+    ),
+    "flower": (
+        "Flower",
+        "None. Operators do not see tasks.",
+        "Start Flower: `assignment-workers process flower`.",
+    ),
+}
+
+
+def _job(facts: JobFacts, planned: Planned | None, now: datetime, *, others_run: bool) -> JobHealth:
+    asked = planned.asked_at if planned else None
+    waits = asked is not None and facts.begun_at < asked - timedelta(seconds=5)
+    if facts.status == JobStatus.RUNNING and facts.ran_at is not None:
+        state = JobState.LATE if now - facts.ran_at > RUNS_AT_MOST else JobState.RUNNING
+    elif waits and asked is not None:
+        state = JobState.LATE if now - asked > ASKED and not others_run else JobState.ASKED
+    elif planned is not None and now - planned.due_at > ASKED:
+        state = JobState.LATE
+    elif facts.status == JobStatus.FAILED:
+        state = JobState.FAILED
+    else:
+        state = JobState.SUCCEEDED
+    return JobHealth(
+        job=facts.job,
+        queue=facts.queue,
+        state=state,
+        asked_at=asked,
+        started_at=facts.ran_at,
+        succeeded_at=facts.succeeded_at,
+        due_at=planned.due_at if planned else None,
+        error=facts.error if state is JobState.FAILED else None,
+    )
+
+
+def _job_component(job: JobHealth) -> Component:
+    of = f" of {job.queue}" if job.queue else ""
+    name = f"job:{job.job}" + (f":{job.queue}" if job.queue else "")
+    title, kind = f"Job {job.job}{of}", ComponentKind.JOB
+    match job.state:
+        case JobState.FAILED:
+            # The error itself may have a text from outside; it is a field of its own.
+            finding, since = "failed when it last ran", job.started_at
+            step = "Read the error on the job's page; the job is tried again when it is due."
+        case JobState.LATE:
+            since = job.asked_at or job.started_at
+            finding = "is late: it was asked for or due, and has not ended in time"
+            step = "Look at maintenance workers and beat."
+        case _:
+            return _good(name, title, kind, str(job.state))
+    return _not_good(name, title, kind, Told(finding, "None now.", step, "jobs"), since=since)
+
+
+def _of(trouble: str) -> HealthState:
+    """Return the state of a server with this trouble. One that is not named here is unknown."""
+    return UNKNOWN if trouble == NOT_NAMED else DOWN
+
+
+def _is_silent(sign: SeenSign) -> bool:
+    return timedelta(seconds=sign.silent_seconds) > SILENT
+
+
+def _is_missing(sign: SeenSign) -> bool:
+    return _is_silent(sign) and not sign.ended
+
+
+def _replaces(one: SeenSign, silent: SeenSign) -> bool:
+    return (
+        one is not silent
+        and (one.host, one.lane) == (silent.host, silent.lane)
+        and one.since > silent.seen_at - STARTED
+    )
+
+
+def _later(one: datetime | None, other: datetime | None) -> bool:
+    return one is not None and (other is None or one > other)
+
+
+def _server(name: str, title: str, state: HealthState, told: Told) -> Component:
+    return Component(
+        name=name, title=title, kind=ComponentKind.SERVER, state=state, serving=True, **vars(told)
+    )
+
+
+def _good_server(name: str, title: str, finding: str) -> Component:
+    return _good(name, title, ComponentKind.SERVER, finding, serving=True)
+
+
+def _lane(
+    name: str, title: str, state: HealthState, told: Told, *, since: datetime | None = None
+) -> Component:
+    return Component(
+        name=name,
+        title=title,
+        kind=ComponentKind.LANE,
+        state=state,
+        since=since,
+        serving=True,
+        **vars(told),
+    )
+
+
+def _process(
+    name: str,
+    title: str,
+    state: HealthState,
+    told: Told,
+    *,
+    since: datetime | None = None,
+    serving: bool = False,
+) -> Component:
+    return Component(
+        name=name,
+        title=title,
+        kind=ComponentKind.PROCESS,
+        state=state,
+        since=since,
+        serving=serving,
+        **vars(told),
+    )
+
+
+def _not_good(
+    name: str, title: str, kind: ComponentKind, told: Told, *, since: datetime | None = None
+) -> Component:
+    return Component(name=name, title=title, kind=kind, state=DEGRADED, since=since, **vars(told))
+
+
+def _good(
+    name: str, title: str, kind: ComponentKind, finding: str, *, serving: bool = False
+) -> Component:
+    return Component(
+        name=name, title=title, kind=kind, state=GOOD, finding=finding, serving=serving
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _seconds(span: timedelta) -> str:
+    if span < timedelta(minutes=2):
+        return f"{span.total_seconds():.0f} s"
+    if span < timedelta(hours=2):
+        return f"{span // timedelta(minutes=1)} min"
+    return f"{span // timedelta(hours=1)} h"

@@ -1,0 +1,126 @@
+"""The health of the system as one process sees it: read again and again, or once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+
+import structlog
+
+from assignment_workers.health.inputs import Inputs
+from assignment_workers.health.judgement import judge, live
+from assignment_workers.health.model import Component, Health, HealthState
+from assignment_workers.health.readings import Readings
+from assignment_workers.health.signs import SeenSign, SeenState
+from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
+
+EVERY_SECONDS = 0.5
+"""Seconds between two readings."""
+WITHIN_SECONDS = 1.2
+"""Seconds that a server has to answer. One that does not answer gets as many again, so that a busy
+machine is not taken for a frozen server.
+"""
+
+
+class HealthMonitor:
+    """Reads the health in a thread of its own, so that its readers never wait for a server.
+
+    `latest` is at most `EVERY_SECONDS` + 2 * `WITHIN_SECONDS` old. Each component's `since` is the
+    earliest time since when this process, or a gateway, has seen its state.
+    """
+
+    def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:
+        """Prepare the monitor. `read` is called in its thread with each reading."""
+        self._inputs = Inputs(settings)
+        self._is_read = read
+        self._since: dict[str, SeenState] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="health", daemon=True)
+        self.latest = Health(at=datetime.now(UTC), components=[])
+        """The last health that was read. Before the first reading, it has no components."""
+
+    def start(self) -> None:
+        """Begin to read. Returns after the first reading."""
+        self._read()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop reading. A reading that has begun ends by itself."""
+        self._stopped.set()
+
+    def sees(self) -> dict[str, SeenState]:
+        """Return the components that are not good, for this process's signs of life."""
+        return {
+            name: seen for name, seen in self._since.items() if seen.state is not HealthState.GOOD
+        }
+
+    def _repeat(self) -> None:
+        while not self._stopped.wait(EVERY_SECONDS):
+            try:
+                self._read()
+            except Exception:
+                # Without this thread every page would tell an old state for ever.
+                log.exception("health_not_read")
+
+    def _read(self) -> None:
+        readings = self._inputs.read(within=WITHIN_SECONDS)
+        if readings.is_incomplete:
+            readings = self._inputs.read(within=WITHIN_SECONDS)
+        self._is_read(readings)
+        found = judge(readings, self._inputs.installation)
+        health = _timed(found, readings, self._since)
+        for each in health.components:
+            before = self._since.get(each.name)
+            if before is None or before.state is not each.state:
+                log_change(each, before)
+            self._since[each.name] = SeenState(state=each.state, since=each.since or health.at)
+        self.latest = health
+
+
+def log_change(component: Component, before: SeenState | None) -> None:
+    """Log that a component has changed its state. A good one that is new is not logged."""
+    if component.state is HealthState.GOOD and before is None:
+        return
+    log.info(
+        "health_changed",
+        component=component.name,
+        state=str(component.state),
+        finding=component.finding,
+    )
+
+
+def read_once(settings: Settings) -> Health:
+    """Read the health of the system once. Takes at most `READING_SECONDS`.
+
+    The times since when a state has lasted are those that the gateways have seen; None where no
+    gateway tells.
+    """
+    inputs = Inputs(settings)
+    readings = inputs.read()
+    return _timed(judge(readings, inputs.installation), readings, {})
+
+
+def _timed(health: Health, readings: Readings, own: Mapping[str, SeenState]) -> Health:
+    """Return the health with the earliest known time since when each state has lasted."""
+    signs = live(readings.results.value.signs) if readings.results.value else []
+    components = [_since(each, own, signs, health.at) for each in health.components]
+    return health.model_copy(update={"components": components})
+
+
+def _since(
+    component: Component,
+    own: Mapping[str, SeenState],
+    signs: Iterable[SeenSign],
+    at: datetime,
+) -> Component:
+    seen = [own[component.name]] if component.name in own else []
+    seen += [each.sees[component.name] for each in signs if component.name in each.sees]
+    same = [each.since for each in seen if each.state is component.state]
+    if component.since is not None:
+        same.append(component.since)
+    elif not same and own:
+        same.append(at)
+    return component.model_copy(update={"since": min(same)}) if same else component

@@ -1,0 +1,249 @@
+"""Signs of life: each process stores one in Redis every second, with facts about itself.
+
+The time of a sign is Redis's, so the clocks of hosts do not matter. A process that ends in order
+marks its last sign as such. A process that is killed, frozen or cut off falls silent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import structlog
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from assignment_workers import versions
+from assignment_workers.health.model import HealthState
+from assignment_workers.health.redis_client import connect
+from assignment_workers.settings import ProcessName
+
+log = structlog.get_logger()
+
+EVERY_SECONDS = 1.0
+SIGNS = "assignment-workers:signs"
+"""The Redis hash of the last sign of each process, as JSON."""
+SEEN = "assignment-workers:signs:seen"
+"""The Redis sorted set of the times of these signs."""
+KEPT_SECONDS = 7 * 86_400
+"""Seconds after which the last sign of a process is deleted."""
+
+STORE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3])) do
+    redis.call('HDEL', KEYS[1], old)
+    redis.call('ZREM', KEYS[2], old)
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], string.format('%.3f', now), ARGV[1])
+"""
+
+
+class AnswerCounts(BaseModel):
+    """The answers that a gateway gave: all, and those without use because of us.
+
+    Without use are `unavailable` and calls that got no answer in time. `recent` covers the last
+    `RECENT_SECONDS`, the others the last minute.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    asked: int = 0
+    unavailable: int = 0
+    recent_asked: int = 0
+    recent_unavailable: int = 0
+
+
+class SeenState(BaseModel):
+    """The state of a component that a gateway sees, and the time since when."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: HealthState
+    since: AwareDatetime
+
+
+class LifeSign(BaseModel):
+    """The facts that a process stores about itself."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: str
+    lane: str | None = None
+    host: str
+    pid: int
+    version: str
+    age_seconds: float = 0.0
+    """Seconds since the start of the process."""
+    memory_bytes: int | None = None
+    leads: bool = False
+    task: str | None = None
+    task_since: AwareDatetime | None = None
+    ended: bool = False
+    """True in the last sign of a process that ended in order."""
+    disk_free_bytes: int | None = None
+    disk_bytes: int | None = None
+    """The size of the file system that has the process's files."""
+    answers: AnswerCounts | None = None
+    """Of a gateway."""
+    sees: dict[str, SeenState] = {}
+    """Of a gateway: the components that are not good, by name."""
+
+    @property
+    def id(self) -> str:
+        """The name of the process in the hash."""
+        return f"{self.role}:{self.lane or ''}:{self.host}:{self.pid}"
+
+
+class SeenSign(LifeSign):
+    """A sign as it is read: with the times of the process's start and of the sign, by Redis."""
+
+    since: AwareDatetime
+    seen_at: AwareDatetime
+    silent_seconds: float
+
+
+class LifeSigns:
+    """A thread that stores a sign of this process every second, until it is stopped.
+
+    `more` returns further facts of the process. A sign that cannot be stored is logged once until
+    Redis answers again; the next one is tried a second later.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        role: ProcessName,
+        *,
+        lane: str | None = None,
+        folder: Path = Path(),
+        more: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._redis: Redis = connect(redis_url)
+        self._store = self._redis.register_script(STORE)
+        self._process = psutil.Process()
+        self._folder = folder
+        self._more = more
+        self._own = {
+            "role": role,
+            "lane": lane,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": versions.own(),
+        }
+        self._began = time.monotonic()
+        self._stopped = threading.Event()
+        self._failed = False
+        self._thread = threading.Thread(target=self._repeat, name="life", daemon=True)
+
+    def start(self) -> None:
+        """Begin to store signs."""
+        self._thread.start()
+
+    def stop(self, *, in_order: bool) -> None:
+        """Store no more signs; the last one tells whether the process ends `in_order`."""
+        self._stopped.set()
+        self._thread.join(EVERY_SECONDS)
+        if in_order:
+            self._sign(ended=True)
+        self._redis.close()
+
+    def _repeat(self) -> None:
+        while True:
+            self._sign()
+            if self._stopped.wait(EVERY_SECONDS):
+                return
+
+    def _sign(self, *, ended: bool = False) -> None:
+        sign = LifeSign.model_validate({**self._own, **self._measured(), **self._more()})
+        told = sign.model_copy(update={"ended": ended}).model_dump_json(exclude_defaults=True)
+        try:
+            self._store(keys=[SIGNS, SEEN], args=[sign.id, told, KEPT_SECONDS])
+        except (RedisError, OSError) as error:
+            if not self._failed:
+                log.warning("sign_of_life_not_stored", reason=type(error).__name__)
+            self._failed = True
+        else:
+            self._failed = False
+
+    def _measured(self) -> dict[str, float]:
+        disk = shutil.disk_usage(self._folder if self._folder.exists() else Path())
+        return {
+            "age_seconds": time.monotonic() - self._began,
+            "memory_bytes": self._process.memory_info().rss,
+            "disk_free_bytes": disk.free,
+            "disk_bytes": disk.total,
+        }
+
+
+class ProcessEnd:
+    """The end of a process. `in_order` is False if its signs are to tell of a failure."""
+
+    in_order = True
+
+
+@contextmanager
+def alive(
+    redis_url: str | None,
+    role: ProcessName,
+    *,
+    lane: str | None = None,
+    folder: Path = Path(),
+    more: Callable[[], Mapping[str, Any]] = dict,
+) -> Iterator[ProcessEnd]:
+    """Store signs of this process's life within the block. Without a Redis, store none.
+
+    The process ends in order if the block ends without an error or with exit code 0, unless
+    `in_order` of the yielded value was set to False.
+    """
+    end = ProcessEnd()
+    if redis_url is None:
+        yield end
+        return
+    signs = LifeSigns(redis_url, role, lane=lane, folder=folder, more=more)
+    signs.start()
+    in_order = False
+    try:
+        yield end
+        in_order = end.in_order
+    except SystemExit as ending:
+        in_order = ending.code in {None, 0}
+        raise
+    finally:
+        signs.stop(in_order=in_order)
+
+
+def parsed(signs: Mapping[bytes, bytes], seen: Mapping[bytes, float], now: float) -> list[SeenSign]:
+    """Return the signs of the Redis hash, with their times from the sorted set.
+
+    `now` is Redis's time. A sign that this version cannot read is left out.
+    """
+    found: list[SeenSign] = []
+    for name, text in signs.items():
+        if name not in seen:
+            continue
+        at = seen[name]
+        try:
+            sign = LifeSign.model_validate_json(text)
+        except ValidationError:
+            continue
+        found.append(
+            SeenSign(
+                **dict(sign),
+                since=datetime.fromtimestamp(at - sign.age_seconds, UTC),
+                seen_at=datetime.fromtimestamp(at, UTC),
+                silent_seconds=max(0.0, now - at),
+            )
+        )
+    return found
