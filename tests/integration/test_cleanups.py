@@ -443,7 +443,6 @@ def test_hazard_d2_d3_daily_cleaning_keeps_what_is_within_its_retention_and_all_
         "dashboard_sessions": 1,
         "event_texts": 0,
         "notes": 0,
-        "answer_counts": 0,
         "phones": 0,
         "reasons": 0,
     }
