@@ -193,6 +193,51 @@ def test_a_frontend_and_the_agent_it_acts_for_are_both_recorded(gateway: Gateway
     assert agent not in {who for who, _ in told()}, "an agent's own token is the agent"
 
 
+def test_each_event_of_an_agent_names_the_token_that_acted(gateway: Gateway) -> None:
+    frontend = f"token {gateway.tokens['frontend'].split('_')[1]}"
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    moves: list[dict[str, Any]] = [
+        {"move": "skip"},
+        {"move": "defer", "seconds": 60},
+        {"move": "close", "why": "asked"},
+        {"move": "release"},
+        {"move": "complete", "outcome": "call_back", "callback_at": soon},
+    ]
+
+    def work(agent: int, bearer: str) -> None:
+        for body in moves:
+            move, own = body["move"], {"agent_id": agent}
+            asked = gateway.post("/v1/requests", own, bearer=bearer).json["assignment"]
+            at = f"/v1/assignments/{asked['id']}/"
+            for first in ("accept", "renew"):
+                assert gateway.post(at + first, own, bearer=bearer).status == 200
+            said = own | {name: value for name, value in body.items() if name != "move"}
+            assert gateway.post(at + move, said, bearer=bearer).status == 200
+            again = {"release": "skip"}.get(move, "release")
+            assert gateway.post(at + again, own, bearer=bearer).status == 409
+        state = f"/v1/agents/{agent}/state"
+        assert gateway.post(state, {"state": "break"}, bearer=bearer).status == 200
+        assert gateway.post(state, {"state": "offline"}, bearer=bearer).status == 200
+
+    def told(agent: int) -> dict[str, set[str | None]]:
+        found: dict[str, set[str | None]] = {}
+        for kind, sender in gateway.stack.rows(
+            "SELECT kind, details->>'sent_by' FROM assignment.events"
+            f" WHERE agent_id = {agent} AND (details->>'by' IS NULL OR kind = 'agent_state')"
+            f" AND at > '{began}'"
+        ):
+            found.setdefault(kind, set()).add(sender)
+        return found
+
+    began = gateway.stack.value("SELECT clock_timestamp()")
+    work(41, "frontend")
+    work(1, "agent 1")
+    kinds = {"assigned", "accepted", "renewed", "skipped", "deferred", "closed", "released"}
+    kinds |= {"completed", "callback_promised", "agent_state", "ASSIGNMENT_RACE_CONDITION"}
+    assert told(41) == {kind: {frontend} for kind in kinds}
+    assert told(1) == {kind: {None} for kind in kinds}, "an agent's own token is the agent"
+
+
 def test_a_database_that_is_away_loses_no_sum(migrated_engine: Engine) -> None:
     log = AccessLog(migrated_engine, lambda: NOW)
     log.refused(AccessKind.UNAUTHENTICATED, who=None, address="192.0.2.1")

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.pool import StaticPool
 
+from assignment_workers.client.wire.message import signature
 from assignment_workers.errors import TaskFailed
 from assignment_workers.schema.tables import DeadLetter
 from assignment_workers.sequencer.refusals import Refusals
@@ -127,6 +128,41 @@ def test_an_unknown_dialer_queue_is_refused_with_those_that_there_are(
         "retry_after": None,
     }
     assert door.letters() == []
+
+
+TOKENS = ["token 0a12", None, "token stack"]
+
+
+@pytest.mark.parametrize(
+    ("senders", "key", "read"),
+    [
+        (TOKENS, "k" * 32, TOKENS),
+        (TOKENS, None, ["unauthenticated: token 0a12", None, "unauthenticated: token stack"]),
+        (TOKENS, "x" * 32, ["unauthenticated: token 0a12", None, "unauthenticated: token stack"]),
+        (["Mr Smith, 07700 900123", 7, ["token 0a12"]], None, [None, None, None]),
+        ("token 0a12", None, [None, None, None]),
+        ({"0": "token 0a12"}, None, [None, None, None]),
+        (["token 0a12"] * 1001, None, [None, None, None]),
+        (None, None, [None, None, None]),
+    ],
+)
+def test_a_sender_is_the_name_of_a_token_and_marked_unless_the_message_is_signed(
+    door: Door, senders: Any, key: str | None, read: list[str | None]
+) -> None:
+    run = door.tasks["assignment.request_many"]
+    run.app.settings = run.app.settings.model_copy(update={"command_key": "k" * 32})
+    said: dict[str, Any] = {"requests": []}
+    proof = key and signature(key, run.name, ID, [], said, senders=senders or ())
+    run.push_request(id=ID, delivery_info={}, senders=senders, signature=proof)
+    try:
+        with pytest.raises(TaskFailed):  # nobody leads here
+            run(**said)
+        assert [run.sender(part) for part in range(3)] == read
+        run._part = 2
+        assert run.sender() == read[2], "a request of a batch that is carried out alone"
+    finally:
+        run._part = None
+        run.pop_request()
 
 
 def test_a_failure_that_nothing_mends_is_kept_and_told(door: Door) -> None:

@@ -214,6 +214,14 @@ class FencedTransaction:
         self.record(raced(kind, **facts))
 
 
+def sent_by(sender: str | None) -> dict[str, str]:
+    """Return the detail that names the token by which an agent's command came.
+
+    `sender`: such as `token 0a12`; None, for the agent's own token, adds no detail.
+    """
+    return {} if sender is None else {"sent_by": sender}
+
+
 def raced(kind: str, **facts: object) -> dict[str, Any]:
     """Return the event of a conflict between two writers (a race) that was detected and resolved.
 

@@ -13,6 +13,8 @@ from assignment_workers.assignment.lifecycle.verb import VerbCall
 ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
+BY = "by"
+"""The argument of operators' commands that names the actor."""
 OFF_THE_LINE = frozenset({MAINTENANCE, HEARTBEATS})
 """Celery queues that are no assignment queues: their messages have neither an order nor a lane."""
 
@@ -32,10 +34,20 @@ class CommandCall:
     """The time that the caller waits, sent as `sent_at` and `deadline`; None to send neither."""
     position: int | None = field(default=None, kw_only=True)
     """The command's position in the database's order before it was sent; None if it has none."""
+    sender: str | None = field(default=None, kw_only=True)
+    """The token that sends the command for its agent, such as `token 0a12`; None: the agent's own.
+    """
 
     def at(self, position: int) -> CommandCall:
         """Return the command with its position in the database's order."""
         return replace(self, position=position)
+
+    def sent_by(self, sender: str) -> CommandCall:
+        """Return the command with the token that sends it for its agent, such as `token 0a12`.
+
+        A command that names its actor in `by` is returned unchanged.
+        """
+        return self if self.arguments.get(BY) else replace(self, sender=sender)
 
     def said_by(self, ends: datetime) -> dict[str, Any]:
         """Return the arguments of the message for a caller who waits until `ends`.
@@ -198,6 +210,15 @@ def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> 
     """
     said = {"changes": [dict(each) for each in changes], "by": by, "why": why}
     return CommandCall("assignment.change_settings", said)
+
+
+def passing(celery_queue: str) -> CommandCall:
+    """Build a command that ends lapsed assignments, which any process may send at any time.
+
+    Its answer shows that each message that was sent to this assignment queue before was carried
+    out.
+    """
+    return CommandCall("assignment.expire", {}, celery_queue=celery_queue)
 
 
 def repair() -> CommandCall:

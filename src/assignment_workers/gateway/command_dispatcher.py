@@ -45,11 +45,15 @@ class CommandDispatcher:
     ) -> Response:
         """Send a command and return its answer as a response, with `facts` added.
 
-        If the caller disconnects, a command that has not been sent is dropped. An assignment that
+        A token that is not the agent's own is recorded with the events of the command. If the
+        caller disconnects, a command that has not been sent is dropped. An assignment that
         was made for a caller who has disconnected is passed to `abandoned`.
         """
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
+        caller = getattr(request.state, "caller", None)
+        if caller is not None and caller.sender is not None:
+            command = command.sent_by(caller.sender)
         asked = asyncio.ensure_future(self.client.ask(command, timeout))
         left = asyncio.ensure_future(until_gone(request.receive))
         self.metrics.waiting.inc()

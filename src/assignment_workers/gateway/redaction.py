@@ -95,6 +95,7 @@ _OF_OURS = frozenset(
         "rule",
         "runbook",
         "runbook_path",
+        "sent_by",
         "source",
         "source_id",
         "state",

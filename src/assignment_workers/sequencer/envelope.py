@@ -98,6 +98,7 @@ class _Headers(TypedDict):
     dead_letter: NotRequired[Annotated[int, Field(ge=1, le=2**63 - 1)] | None]
     command_position: NotRequired[Annotated[int, Field(ge=0, le=2**63 - 1)] | None]
     signature: NotRequired[Line | None]
+    senders: NotRequired[Any]
     compression: NotRequired[None]
 
 
@@ -268,6 +269,7 @@ def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
     }
     passed |= {name: found.get(name) for name in _PASSED}
     passed["traces"] = _traces(found.get("traces"))
+    passed["senders"] = found.get("senders")
     passed |= {"task": found["task"], "id": found["id"], "lang": found.get("lang")}
     for name in ("argsrepr", "kwargsrepr"):
         passed[name] = str(found.get(name) or "")[:SHOWN_AT_MOST]

@@ -84,7 +84,9 @@ def state_of_agent(
 ) -> StateAnswer:
     """Set the agent's status: available, on_call, wrap_up, break or offline."""
     return task.once(
-        lambda transaction: agent_status.state(transaction, agent_id, state, by=by, why=why),
+        lambda transaction: agent_status.state(
+            transaction, agent_id, state, by=by, why=why, sent_by=task.sender()
+        ),
         subject=f"state of agent {agent_id}",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import Parameter
 from typing import Annotated, Any
 from uuid import UUID
@@ -37,7 +38,7 @@ def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
 
     def operation(task: HandledTask, *args: Any, **kwargs: Any) -> FinishAnswer:
         arguments = dict(zip(verb.names, args, strict=False)) | kwargs
-        return _made(task, verb.move(task.of.settings, arguments))
+        return _made(task, _sent(verb.move(task.of.settings, arguments), task.sender()))
 
     signature = verb.operation_signature(_TASK)
     operation.__name__ = verb.name
@@ -57,7 +58,8 @@ def finish_many(
     If the transaction fails for a reason that no retry mends, each move is made in a transaction of
     its own, and only the failing move is stored as a dead letter.
     """
-    read = [_read(each, task.of.settings) for each in requests]
+    settings = task.of.settings
+    read = [_read(each, settings, task.sender(place)) for place, each in enumerate(requests)]
     moves = [each for each in read if not isinstance(each, Refused)]
     outcomes = task.of.outcomes
     try:
@@ -76,8 +78,11 @@ def finish_many(
     return [each if isinstance(each, Refused) else next(answers) for each in read]
 
 
-def _read(said: object, settings: Settings) -> Move | Refused:
-    """Return the move that one part of a batch asks for: the name of a verb and its arguments."""
+def _read(said: object, settings: Settings, sender: str | None) -> Move | Refused:
+    """Return the move that one part of a batch asks for: the name of a verb and its arguments.
+
+    `sender`: the token that sent this part for its agent.
+    """
     if not isinstance(said, dict):
         return Refused(code=Code.MALFORMED, reason="a move is an object with `move` and arguments")
     name = said.get("move")
@@ -93,7 +98,12 @@ def _read(said: object, settings: Settings) -> Move | Refused:
     except ValidationError as error:
         return Refused(code=Code.MALFORMED, reason=one_line(error))
     move: Move = verb.move(settings, {each: getattr(read, each) for each in verb.names})
-    return move
+    return _sent(move, sender)
+
+
+def _sent(move: Move, sender: str | None) -> Move:
+    """Return the move with the token that sent it for its agent."""
+    return move if sender is None else replace(move, owner=replace(move.owner, sent_by=sender))
 
 
 _NAMES = frozenset(name for verb in VERBS.values() for name in verb.names)

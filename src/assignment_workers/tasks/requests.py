@@ -44,14 +44,15 @@ class AskBody(BaseModel):
     deadline: AwareDatetime | None = None
     sent_at: AwareDatetime | None = None
 
-    def asked(self) -> ClaimRequest:
-        """Return this part of the message as a `ClaimRequest`."""
+    def asked(self, sent_by: str | None) -> ClaimRequest:
+        """Return this part of the message as a `ClaimRequest`, with the token that sent it."""
         return ClaimRequest(
             agent_id=self.agent_id,
             request_id=self.request_id,
             queue=self.queue,
             deadline=self.deadline,
             sent_at=self.sent_at,
+            sent_by=sent_by,
         )
 
 
@@ -64,7 +65,8 @@ def request(
     sent_at: AwareDatetime | None = None,
 ) -> RequestAnswer:
     """Assign the agent the best eligible user. The default request id is the task's id."""
-    asked = ClaimRequest(agent_id, request_id or str(task.request.id), queue, deadline, sent_at)
+    name = request_id or str(task.request.id)
+    asked = ClaimRequest(agent_id, name, queue, deadline, sent_at, task.sender())
     return answer(task.runner, [asked], task.of.settings)[0]
 
 
@@ -73,9 +75,9 @@ def request_many(
 ) -> list[Any]:
     """Answer many requests in one transaction, in order. A malformed one is refused alone."""
     read: list[ClaimRequest | Refused] = []
-    for each in requests:
+    for place, each in enumerate(requests):
         try:
-            read.append(_ASK.validate_python(each).asked())
+            read.append(_ASK.validate_python(each).asked(task.sender(place)))
         except ValidationError as error:
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
     asked = [each for each in read if isinstance(each, ClaimRequest)]

@@ -10,6 +10,7 @@ import hmac
 import inspect
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,11 +34,12 @@ from assignment_workers.assignment.claims.idempotency import LONGEST_ID, Command
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.assignment.settings_versions import of_transaction
 from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.client.commands import BY
 from assignment_workers.client.wire.message import (
-    BY,
     COMMAND_ID,
     COMMAND_POSITION,
     DEAD_LETTER,
+    SENDERS,
     SIGNATURE,
     signature,
 )
@@ -72,6 +74,7 @@ UNAUTHENTICATED = "unauthenticated: "
 sent it."""
 MANY_IN = "requests"
 """The list parameter of a batch task."""
+_SENDER = re.compile(r"token [0-9a-z]{1,32}")
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
 
@@ -124,6 +127,7 @@ class HandledTask(Task[..., Any]):
     _part: int | None = None
     """The number of the request of a batch message that is carried out alone; None: all together.
     """
+    _senders: Sequence[str | None] = ()
 
     @property
     def of(self) -> App:
@@ -163,12 +167,24 @@ class HandledTask(Task[..., Any]):
         command = CommandIdentity(name, self.name, subject, position)
         return self.runner.run(operation, command=command)
 
+    def sender(self, part: int = 0) -> str | None:
+        """Return the token that sent request `part` of this message for its agent.
+
+        None: the agent's own token, or no token. The name begins with `UNAUTHENTICATED` if the
+        message has no valid signature.
+        """
+        place = part if self._part is None else self._part + part
+        return self._senders[place] if place < len(self._senders) else None
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         bound = self._bound(kwargs)
         structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **bound)
         traces.link_callers(getattr(self.request, traces.SHARED, None), bound)
         began = monotonic()
-        args, kwargs = self._attributed(args, kwargs)
+        is_signed = self._is_signed(args, kwargs)
+        self._senders = self._read_senders(is_signed=is_signed)
+        if not is_signed:
+            args, kwargs = self._unattributed(args, kwargs)
         try:
             answer = self._answer(args, kwargs)
             outcomes = _count(self.name, answer)
@@ -255,23 +271,41 @@ class HandledTask(Task[..., Any]):
         except _UnansweredError:
             return None
 
-    def _attributed(
+    def _is_signed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return True if the message has a valid signature. Only our programs have the key."""
+        said, key = self.request, self.of.settings.signing_key
+        given = getattr(said, SIGNATURE, None)
+        if key is None or not isinstance(given, str):
+            return False
+        name, senders = str(getattr(said, COMMAND_ID, None) or said.id), getattr(said, SENDERS, ())
+        listed = senders if isinstance(senders, list) else ()
+        expected = signature(key, self.name, name, args, kwargs, senders=listed)
+        return hmac.compare_digest(given.encode(), expected.encode())
+
+    def _read_senders(self, *, is_signed: bool) -> list[str | None]:
+        """Return the senders that the message names; what is not the name of a token is left out.
+
+        Anybody with the broker's password can name any token. Events are append-only, so that
+        nothing but a token's name may get into them here.
+        """
+        said = getattr(self.request, SENDERS, None)
+        if not isinstance(said, list) or len(said) > MANY:
+            return []
+        mark = "" if is_signed else UNAUTHENTICATED
+        return [
+            f"{mark}{each}" if isinstance(each, str) and _SENDER.fullmatch(each) else None
+            for each in said
+        ]
+
+    def _unattributed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments, with the operator's name in `by` marked if the message is unsigned.
+        """Return the arguments of an unsigned message, with the operator's name in `by` marked.
 
-        Only our programs have the key. Anybody with the broker's password can write any name into
-        `by`.
+        Anybody with the broker's password can write any name into `by`.
         """
         if BY not in self.parameters:
             return args, kwargs
-        said, key = self.request, self.of.settings.signing_key
-        given = getattr(said, SIGNATURE, None)
-        if key is not None and isinstance(given, str):
-            name = str(getattr(said, COMMAND_ID, None) or said.id)
-            expected = signature(key, self.name, name, args, kwargs)
-            if hmac.compare_digest(given.encode(), expected.encode()):
-                return args, kwargs
         place = self.parameters.index(BY) - 1  # the first is the task
         marked = [_unauthenticated(one) if n == place else one for n, one in enumerate(args)]
         if BY in kwargs:

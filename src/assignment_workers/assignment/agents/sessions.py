@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from assignment_workers.assignment.answers import Code, Refused
-from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction, sent_by
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import rows
@@ -224,12 +224,15 @@ def let_lapse(
     }
 
 
-def state_event(agent: int, state: str, by: str | None, why: str | None) -> dict[str, Any]:
+def state_event(
+    agent: int, state: str, by: str | None, why: str | None, sender: str | None = None
+) -> dict[str, Any]:
     """Return the event of an agent's new state, stated by the agent or set by someone else.
 
     `by`: the person or job that set the state; None: the agent. `why`: the reason, if any.
+    `sender`: the token that sent the command for the agent.
     """
-    details = {"state": str(state), "by": by, "why": why}
+    details = {"state": str(state), "by": by, "why": why, **sent_by(sender)}
     return {"kind": EventKind.AGENT_STATE, "agent_id": agent, "details": details}
 
 

@@ -16,7 +16,7 @@ from assignment_workers.assignment.answers import Assigned, Held, RequestAnswer
 from assignment_workers.assignment.claims import idempotency
 from assignment_workers.assignment.claims.request import ClaimRequest
 from assignment_workers.assignment.generations import entries
-from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.assignment.transaction import EventKind, FencedTransaction, sent_by
 from assignment_workers.schema.base import Base, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.tables import Assignment, Event
@@ -77,6 +77,7 @@ def _row(
             "rank": hold.rank,
             "lease_expires_at": hold.lease_expires_at,
             **new.details,
+            **sent_by(request.sent_by),
         },
         "request_id": request.request_id,
         "asked_queue": request.queue,

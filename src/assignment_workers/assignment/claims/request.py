@@ -12,7 +12,8 @@ class ClaimRequest:
 
     `queue` None: any dialer queue that the agent is allowed, in the order of the policies.
     `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.
-    `sent_at`: the time of sending, for the records only.
+    `sent_at`: the time of sending, and `sent_by`: the token that asks for the agent (None: the
+    agent's own), both for the records only.
     """
 
     agent_id: int
@@ -20,6 +21,7 @@ class ClaimRequest:
     queue: str | None = None
     deadline: datetime | None = None
     sent_at: datetime | None = None
+    sent_by: str | None = None
 
     def __hash__(self) -> int:
         return hash(self.request_id)  # a frequent key of dictionaries; ids nearly always differ

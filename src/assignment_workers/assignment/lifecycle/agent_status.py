@@ -87,10 +87,12 @@ def state(
     *,
     by: str | None = None,
     why: str | None = None,
+    sent_by: str | None = None,
 ) -> Stated | Refused:
     """Set the agent's state to `becomes`; repeating the command changes nothing.
 
-    `by`: another person or job that sets the state; None: the agent. A session begins with the
+    `by`: another person or job that sets the state; None: the agent. `sent_by`: the token that sent
+    the command for the agent, which is recorded with the events. A session begins with the
     first state that is not offline, and ends with offline. Break and offline release an offer that
     is not accepted. An agent with accepted work who states `available` or `wrap_up` is `on_call`.
     `available` resets the count of lapsed offers. Refused: an unknown agent.
@@ -104,7 +106,9 @@ def state(
         becomes = AgentStatus.ON_CALL
     if found.state == becomes and not (found.offers_lapsed and becomes == AgentStatus.AVAILABLE):
         return Stated(agent_id=agent, state=becomes, since=found.since, replayed=True)
-    released = _become(transaction, [found], becomes, by=by or f"agent {agent}", why=why)
+    released = _become(
+        transaction, [found], becomes, by=by or f"agent {agent}", why=why, sender=sent_by
+    )
     return Stated(
         agent_id=agent,
         state=becomes,
@@ -171,11 +175,12 @@ def _become(
     *,
     by: str,
     why: str | None,
+    sender: str | None = None,
 ) -> list[UUID]:
     """Store the new state of these agents and its effects; return the ids of released offers.
 
     `found`: the agents' rows as read in this transaction. `by`: the person or job that sets the
-    state; `why`: the reason, if any.
+    state; `why`: the reason, if any; `sender`: the token that sent the command for the agent.
     """
     rows = [
         {
@@ -191,10 +196,10 @@ def _become(
     if not rows:
         return []
     transaction.connection.execute(_BECOME, {"agents": rows})
-    transaction.record(*(state_event(row.agent_id, becomes, by, why) for row in found))
+    transaction.record(*(state_event(row.agent_id, becomes, by, why, sender) for row in found))
     away = becomes in (AgentStatus.BREAK, AgentStatus.OFFLINE)
     offers = [
-        Owner(row.assignment_id, row.agent_id)
+        Owner(row.assignment_id, row.agent_id, sent_by=sender)
         for row in found
         if away and row.assignment_id is not None and row.accepted_at is None
     ]

@@ -30,7 +30,13 @@ from assignment_workers.assignment.lifecycle.moves import (
 )
 from assignment_workers.assignment.pools import convert
 from assignment_workers.assignment.suppressions import CLOSE, closing
-from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction, raced
+from assignment_workers.assignment.transaction import (
+    RECORD,
+    EventKind,
+    FencedTransaction,
+    raced,
+    sent_by,
+)
 from assignment_workers.policy.dialer import Dialer, loaded
 from assignment_workers.policy.outcomes import OUTCOMES, Outcome
 from assignment_workers.policy.queues import POLICIES
@@ -118,6 +124,8 @@ class _Finish:
     """Suppressions that close a dialer queue for a user."""
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
+    senders: dict[int, str] = field(default_factory=dict)
+    """By user: the token that sent the command for the agent who has the user."""
 
     def carry_out(self, move: Move) -> Finished | Refused:
         """Decide one move (an agent's command about an assignment) and return its answer.
@@ -180,7 +188,7 @@ class _Finish:
             "callbacks": self.promises,
             "suppressions": self.closed,
             "agents": self.agents.rows(),
-            "events": self.transaction.dated(self.events),
+            "events": self.transaction.dated([self._attributed(each) for each in self.events]),
         }
         entries.need_places(self.transaction, [row["user_id"] for row in self.places])
         if any(written.values()):
@@ -189,6 +197,13 @@ class _Finish:
             )
         for queue, users in self.perhaps_converted.items():
             convert.remove_converted(self.transaction, POLICIES[queue], users, policies=POLICIES)
+
+    def _attributed(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Return the event, with the token that sent the command which the event follows from."""
+        sender = self.senders.get(event.get("user_id", 0))
+        if sender is None or event["kind"] == EventKind.RACE:  # a refused command has its own
+            return event
+        return event | {"details": {**event["details"], **sent_by(sender)}}
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
         """Return the active assignment of the move if its agent has it in the named version.
@@ -208,6 +223,8 @@ class _Finish:
             return self._refuse(owner, hold, Code.NOT_OWNER, "is another agent's")
         if hold.state == AssignmentState.ACTIVE:
             if owner.version in (None, hold.version):
+                if owner.sent_by is not None:
+                    self.senders[hold.user_id] = owner.sent_by
                 return hold
             return self._refuse(
                 owner,
@@ -239,6 +256,7 @@ class _Finish:
                 state=hold.state,
                 version=hold.version,
                 named_version=owner.version,
+                **sent_by(owner.sent_by),
             )
         )
         return Refused(code=code, reason=f"assignment {hold.id} {how}")

@@ -30,12 +30,14 @@ from assignment_workers.schema.states import AssignmentState, EndedHow
 class Owner:
     """The assignment that an agent's command is about, and the agent.
 
-    `version`: that of the assignment which the agent knows; None: any version.
+    `version`: that of the assignment which the agent knows; None: any version. `sent_by`: the token
+    that sent the command for the agent; None: the agent's own. It is recorded with the events.
     """
 
     assignment_id: UUID
     agent_id: int
     version: int | None = None
+    sent_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,11 @@ class Batch:
         arguments = (call.command.arguments for call in self.calls)
         return [each["request_id"] for each in arguments if "request_id" in each]
 
+    @property
+    def senders(self) -> list[str | None]:
+        """The token that sent each call for its agent; None: the agent's own, or no token."""
+        return [call.command.sender for call in self.calls]
+
     def answers(self, value: object) -> list[object]:
         """Return the answer to each call of the message; `value` is the result of the task."""
         if not self.calls[0].command.many:

@@ -276,6 +276,7 @@ class Dispatcher:
                     traced=traced,
                     command_id=batch.repeats,
                     position=None if command.many else command.position,
+                    senders=batch.senders,
                     key=self._key,
                 )
                 sent = await self._broker.send(command.celery_queue, data)

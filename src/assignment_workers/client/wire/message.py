@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from assignment_workers.client.commands import BY
+
 Envelope = dict[str, Any]
 """A message with its properties, as kombu writes it to Redis."""
 
@@ -33,7 +35,8 @@ COMMAND_POSITION = "command_position"
 """Header: the command's position in the database's order, if it got one before it was sent."""
 SIGNATURE = "signature"
 """Header: the proof that a trusted program, which knew the operator, sent a command with `by`."""
-BY = "by"
+SENDERS = "senders"
+"""Header: for each request of the message, the token that sent it for the agent, or null."""
 
 
 def unsendable(args: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
@@ -72,6 +75,7 @@ def message(
     traced: Mapping[str, Any] | None = None,
     command_id: str | None = None,
     position: int | None = None,
+    senders: Sequence[str | None] = (),
     key: str | None = None,
 ) -> Envelope:
     """Return the message; its JSON is the element of the Redis list `celery_queue`.
@@ -79,12 +83,14 @@ def message(
     A worker that reads the message after `expires` does not run it. `about` has the ids of its
     requests, for a person who inspects the queue in Redis; no program reads it. `traced` holds the
     headers of a trace. `command_id` is the id of the message that this one repeats. For `position`
-    see `COMMAND_POSITION`. `key` makes the `SIGNATURE` of a message that names an operator.
+    see `COMMAND_POSITION`, for `senders` see `SENDERS`. `key` makes the `SIGNATURE` of a message
+    that names an operator or senders.
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
     )
-    signed = key is not None and kwargs.get(BY) is not None
+    named = senders if any(senders) else ()
+    signed = kwargs.get(BY) is not None or named
     return {
         "body": base64.b64encode(body.encode()).decode(),
         "content-encoding": "utf-8",
@@ -112,7 +118,8 @@ def message(
             "about": list(about),
             COMMAND_ID: command_id or task_id,
             COMMAND_POSITION: position,
-            SIGNATURE: signature(key, task, command_id or task_id, args, kwargs)
+            SENDERS: list(named) or None,
+            SIGNATURE: signature(key, task, command_id or task_id, args, kwargs, senders=named)
             if key is not None and signed
             else None,
             **(traced or {}),
@@ -130,10 +137,17 @@ def message(
 
 
 def signature(
-    key: str, task: str, command_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    key: str,
+    task: str,
+    command_id: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    senders: Sequence[str | None] = (),
 ) -> str:
-    """Return the signature of a command. It is bound to the task, arguments and command id."""
-    said = json.dumps([task, command_id, list(args), dict(kwargs)], sort_keys=True)
+    """Return the signature of a command: of its task, arguments, command id and `SENDERS`."""
+    parts = [task, command_id, list(args), dict(kwargs), *([list(senders)] if senders else [])]
+    said = json.dumps(parts, sort_keys=True)
     return hmac.new(key.encode(), f"a command\n{said}".encode(), hashlib.sha256).hexdigest()
 
 

@@ -83,6 +83,11 @@ class Caller:
         return f"token {self.token}" if self.token else "anybody"
 
     @property
+    def sender(self) -> str | None:
+        """The name of the token if it is no agent's own, for the records; None without a token."""
+        return self.name if self.token and self.role != TokenRole.AGENT else None
+
+    @property
     def sees_text(self) -> bool:
         """True if the caller may read free text and phone numbers (`gateway.redaction`)."""
         return self.role is None or self.role in OPERATING
@@ -214,7 +219,7 @@ class Callers:
         """Check that the caller may act for this agent now. Raises `Problem` 403 or 429."""
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
-        if caller.token is not None and caller.role != TokenRole.AGENT:
+        if caller.token is not None and caller.sender is not None:
             self.acted(caller.token, agent_id)
 
     async def _token(self, name: str, *, outlives: bool) -> StoredToken | None:
