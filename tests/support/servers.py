@@ -47,6 +47,11 @@ class OwnServer:
         self._child = server.start(prepared, self._log, self._guardian)
         self.url = prepared.url
 
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
     def kill(self) -> None:
         """End it with all its processes, without a chance to tidy up."""
         if self._child is not None:

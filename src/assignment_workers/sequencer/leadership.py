@@ -23,7 +23,7 @@ from assignment_workers.schema.deadline import NoAnswer
 from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import Suspects
-from assignment_workers.sequencer.term import SILENCE
+from assignment_workers.sequencer.term import SILENCE, CommitsWait, Sign
 from assignment_workers.sequencer.transport import OrderedChannel
 
 log = structlog.get_logger()
@@ -38,6 +38,8 @@ standby runs, the standby leads by then and the lock is lost.
 """
 EXCUSE_SECONDS = 1.0
 """Additional time to record that the message in hand is not the cause of the exit."""
+TOLD_SECONDS = 10.0
+"""The least seconds between two log lines with the same reason why this process cannot lead."""
 LEAVE_SECONDS = 5.0
 """The time for an orderly stop after leadership is lost."""
 
@@ -53,6 +55,7 @@ class Leadership(bootsteps.StartStopStep):
         self._suspects: Suspects = consumer.app.suspects
         self._timers: list[Any] = []
         self._watching = False
+        self._told = "", 0.0
         self._begins = False
         """True until this term has put back what other terms had taken."""
         self._consumes = False
@@ -98,7 +101,7 @@ class Leadership(bootsteps.StartStopStep):
         try:
             term = self.sequencer.stand()
         except psycopg.Error as error:
-            log.warning("cannot_stand", error=str(error).strip())
+            self._tell(str(error).strip())
             self.sequencer.candidacy.close()
             return
         if term is None:
@@ -109,6 +112,13 @@ class Leadership(bootsteps.StartStopStep):
         if not self._watching:
             self._watching = True
             threading.Thread(target=self._watch, name="leadership", daemon=True).start()
+
+    def _tell(self, why: str) -> None:
+        """Log why this process cannot lead now; the same reason once in `TOLD_SECONDS`."""
+        said, at = self._told
+        if why != said or monotonic() - at > TOLD_SECONDS:
+            log.warning("cannot_lead", reason=why)
+            self._told = why, monotonic()
 
     def _take_up(self, consumer: Any) -> None:
         OrderedChannel.mark = self.sequencer.mark
@@ -164,6 +174,7 @@ class Leadership(bootsteps.StartStopStep):
             try:
                 held = self.sequencer.candidacy.holds_lock()
                 sign = self.sequencer.candidacy.sign()
+                is_excused = sign is not None and self._is_excused(sign)
             except psycopg.Error as error:
                 if not self.sequencer.leads and not self.sequencer.lost:
                     return None  # resigned in an orderly way
@@ -179,10 +190,8 @@ class Leadership(bootsteps.StartStopStep):
                 return self._leave("the lock is gone")
             if sign is None or sign.term.mark != self.sequencer.mark:
                 return self._leave("another leads")
-            limit = SILENCE.total_seconds()
-            if sign.silent > limit / 2 and REFUSING.within(limit):
-                # A broker that refuses writes carries no probe, but the leader is alive.
-                self.sequencer.take_an_empty_turn()
+            if is_excused:
+                silent_looks = 0
                 continue
             silent_looks = silent_looks + 1 if sign.silent > SILENCE.total_seconds() else 0
             if silent_looks >= LOOKS:
@@ -197,6 +206,18 @@ class Leadership(bootsteps.StartStopStep):
         if task := next((each.name for each in list(state.active_requests)), None):
             return f"the message in hand, {task}, does not end"
         return "nothing comes from the broker"
+
+    def _is_excused(self, sign: Sign) -> bool:
+        """Return True if this leader is silent for a reason that a successor would not mend."""
+        limit = SILENCE.total_seconds()
+        if sign.silent > limit / 2 and REFUSING.within(limit):
+            # A broker that refuses writes carries no probe, but the leader is alive.
+            self.sequencer.take_an_empty_turn()
+            return True
+        if sign.silent > limit and self.sequencer.candidacy.commits_wait():
+            self._tell(str(CommitsWait()))
+            return True
+        return False
 
     def _leave(self, why: str, *, seconds: float = LEAVE_SECONDS) -> None:
         log.error("leaving", term=self.sequencer.term, reason=why)

@@ -18,7 +18,7 @@ from assignment_workers.errors import DatabaseUnavailable, StaleTerm
 from assignment_workers.schema.tables import Event
 from assignment_workers.sequencer.races import tell_race
 from assignment_workers.sequencer.redis_refusals import REFUSING, refused
-from assignment_workers.sequencer.term import SILENCE, Candidacy, Term
+from assignment_workers.sequencer.term import SILENCE, Candidacy, CommitsWait, Term
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.telemetry import TERM
 
@@ -83,12 +83,14 @@ class Sequencer:
         """Try to lead: return a new term if the lane's lock is free, otherwise None.
 
         If the holder of the lock shows no sign of life, its session is terminated first; the lock
-        is then free at a later try.
+        is then free at a later try. Raises `CommitsWait` in place of either while no commit ends.
         """
         term = self.candidacy.try_to_lead()
         if term is None:
             sign = self.candidacy.sign()
             if sign is not None and sign.silent > SILENCE.total_seconds():
+                if self.candidacy.commits_wait():
+                    raise CommitsWait
                 log.warning("deposing", term=sign.term.number, silent=round(sign.silent, 1))
                 self.candidacy.depose()
                 self.deposed = sign.term

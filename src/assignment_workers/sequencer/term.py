@@ -42,7 +42,20 @@ A leader probes every 2 seconds.
 STANDBY_SECONDS = 2.0
 """A candidate's longest wait for an answer. A timeout costs the candidate only a new connection."""
 
+COMMIT_SECONDS = 2.0
+"""A COMMIT that has waited for a synchronous standby for this long waits for one that is away."""
+
 APPLICATION = "assignment-workers sequencer"
+
+
+class CommitsWait(psycopg.OperationalError):
+    """Commits wait for a synchronous standby: bring it back, or name it no longer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "commits wait for a synchronous standby that is away: bring it back, or take it out of"
+            " synchronous_standby_names"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,13 +132,15 @@ class Candidacy:
 
         Terms grow by one with each new sequencer of any lane, so a term names one sequencer. Raises
         `psycopg.OperationalError`, also if another lane is led with a different assignment of
-        lanes.
+        lanes, and `CommitsWait`.
         """
         connection = self.connect()
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self.lock]).fetchone()
         if row is None or not row[0]:
             return None
         connection.exchange_seconds = EXCHANGE_SECONDS
+        if self.commits_wait():
+            raise CommitsWait
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [key("terms")])
             if wrong := self._disagreement(connection):
@@ -180,6 +195,15 @@ class Candidacy:
             return None
         number, term_id, silent = cast("tuple[int, UUID, Decimal]", row)
         return Sign(term=Term(number, term_id), silent=float(silent))
+
+    def commits_wait(self) -> bool:
+        """Return True if a COMMIT of the database waits for a synchronous standby that is away.
+
+        A leader cannot show a sign of life then, and a successor could not begin a term.
+        Terminating a session whose COMMIT waits would moreover commit without the standby.
+        """
+        row = self.connect().execute(_COMMITS_WAIT).fetchone()
+        return row is not None and row[0] is not None and float(row[0]) > COMMIT_SECONDS
 
     def depose(self) -> None:
         """Terminate the database session that holds the lane's lock, because its process is silent.
@@ -244,5 +268,9 @@ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 AND classid::bigint << 32 | objid::bigint = %s
 """
 _LED = "SELECT count(*) > 0 FROM pg_locks WHERE " + _KEY
+_COMMITS_WAIT = """
+SELECT max(extract(epoch FROM clock_timestamp() - query_start)) FROM pg_stat_activity
+WHERE wait_event = 'SyncRep' AND datname = current_database()
+"""
 _DEPOSE = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE pid <> pg_backend_pid() AND " + _KEY
 _MINE = "SELECT count(*) > 0 FROM pg_locks WHERE pid = pg_backend_pid() AND " + _KEY
