@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment import audit
@@ -230,6 +230,31 @@ def test_a_chain_that_was_purged_whole_goes_on(lived: World) -> None:
     result = checked(lived)
     assert result.ok
     assert result.events > 0
+
+
+def test_a_purge_between_the_two_reads_of_the_ends_leaves_no_old_anchor_as_an_end(
+    lived: World,
+) -> None:
+    """A batch that continued from such an end would stand beside those that were there."""
+    newest = lived.value("SELECT max(id) FROM assignment.events")
+    age(lived, 4)
+    purge(lived)
+    age(lived, newest)
+    with lived.engine.connect() as connection:
+        before = audit.heads(connection)
+    reads: list[str] = []
+
+    def purging(_: object, __: object, statement: str, *___: object) -> None:
+        reads.append(statement)
+        if len(reads) == 2:
+            assert purge(lived) == newest - 4
+
+    event.listen(lived.engine, "before_cursor_execute", purging)
+    with lived.engine.connect() as connection:
+        assert audit.heads(connection) == before
+    assert len(reads) > 2, "the purge came in between"
+    with lived.engine.connect() as connection:
+        assert audit.heads(connection) == before, "now the anchors are the ends"
 
 
 def test_a_front_that_was_cut_by_anybody_else_is_found(lived: World) -> None:

@@ -84,6 +84,8 @@ DAMAGE: dict[str, str] = {
     ' "reason": "number_unclear"}\')',
     "the mirror of a CRM elsewhere is younger than 20 minutes": "INSERT INTO assignment.crm_reads"
     " (whole, read_at, seconds, counts) VALUES (true, now() - interval '21 min', 1, '{}')",
+    "every event has been in a hash chain within an hour": "INSERT INTO assignment.events"
+    " (at, kind) VALUES (now() - interval '61 min', 'discovered')",
     "no job has been running for more than an hour": "INSERT INTO assignment.job_runs"
     " (job, trigger, started_at) VALUES ('scores.age', 'beat', now() - interval '61 min')",
 }

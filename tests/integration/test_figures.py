@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from assignment_workers.assignment import audit
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Release
@@ -251,3 +252,19 @@ def test_a_race_of_a_turn_that_is_rolled_back_is_not_told(busy: World) -> None:
     with capture_logs() as lines, pytest.raises(ZeroDivisionError):
         busy.run(fail)
     assert [each for each in lines if each["event"] == RACE] == []
+
+
+def test_the_lag_of_the_hash_chains_is_the_age_of_the_oldest_event_beyond_them(
+    world: World,
+) -> None:
+    with world.engine.connect() as connection:
+        audit.extend(connection)
+    assert read(world).audit_lag_seconds == 0
+    world.execute(
+        "INSERT INTO assignment.events (at, kind) SELECT now() - n * interval '1 min', 'discovered'"
+        " FROM generate_series(7, 3, -1) n"
+    )
+    assert 420 <= read(world).audit_lag_seconds < 480
+    with world.engine.connect() as connection:
+        audit.extend(connection)
+    assert read(world).audit_lag_seconds == 0

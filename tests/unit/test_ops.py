@@ -89,6 +89,7 @@ NOW = Figures(
     ],
     dead_letters=0,
     dead_letters_new=0,
+    audit_lag_seconds=0.0,
     unpublished=0,
     findings=[Broken(check="one", guarantee=1, ok=True, count=0, examples=[], repairable=False)],
     examined_at=AT,

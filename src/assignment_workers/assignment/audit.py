@@ -154,6 +154,17 @@ def heads(connection: Connection) -> dict[str, ChainHead]:
     return {row.lane: ChainHead(row.position, row.digest) for row in anchors} | last
 
 
+def lag_seconds(connection: Connection) -> float:
+    """Return the age in seconds of the oldest event that is in no hash chain yet; 0 without one.
+
+    Cost: two probes of indexes.
+    """
+    found: float | None = connection.execute(
+        _LAG, {"reached": _reached(connection)}
+    ).scalar_one_or_none()
+    return max(found or 0.0, 0.0)
+
+
 def pending(connection: Connection) -> tuple[int, datetime | None]:
     """Return the number of events that are in no hash chain yet, and the oldest one's time."""
     count, oldest = connection.execute(_PENDING, {"reached": _reached(connection)}).one()
@@ -240,9 +251,15 @@ def _links(head: ChainHead, lane: str, events: Iterable[StoredEvent]) -> Iterato
         yield digest
 
 
-_REACHED = text(
-    "SELECT greatest((SELECT max(upto) FROM assignment.audit_batches),"
+REACHED = (
+    "greatest((SELECT max(upto) FROM assignment.audit_batches),"
     " (SELECT max(event_id) FROM assignment.audit_anchors), 0)"
+)
+"""SQL of the id of the newest event that was appended to a hash chain."""
+_REACHED = text(f"SELECT {REACHED}")
+_LAG = text(
+    "SELECT extract(epoch FROM statement_timestamp() - at)::float8 FROM assignment.events"
+    " WHERE id > :reached ORDER BY id LIMIT 1"
 )
 _ANCHORS = select(AuditAnchor.lane, AuditAnchor.position, AuditAnchor.digest)
 _LAST = text("""

@@ -282,6 +282,11 @@ def _gauges(now: Figures) -> Iterator[Metric]:
         "dead_letters_new", "Those of them that came within an hour.", {(): now.dead_letters_new}
     )
     yield gauge(
+        "audit_lag_seconds",
+        "Age of the oldest event that is in no hash chain yet.",
+        {(): now.audit_lag_seconds},
+    )
+    yield gauge(
         "guarantee_broken",
         "Breaches that the doctor found when it last ran by itself.",
         {(each.check,): each.count for each in now.findings},

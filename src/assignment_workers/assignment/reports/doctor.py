@@ -20,6 +20,7 @@ from sqlalchemy import (
 
 from assignment_workers.assignment.active_assignments import ACTIVE
 from assignment_workers.assignment.answers import Done
+from assignment_workers.assignment.audit import REACHED
 from assignment_workers.assignment.generations.entries import HELD, PUBLISHED, READY, WAITING
 from assignment_workers.assignment.history.records import was_set_back
 from assignment_workers.assignment.reports.figures import JOB_NAMES, RUNS, Broken
@@ -405,6 +406,14 @@ CHECKS = (
         "one row",
         "SELECT 'read ' || round(extract(epoch FROM statement_timestamp() - read_at)) || ' s ago'"
         " FROM assignment.crm_reads WHERE read_at < statement_timestamp() - interval '20 minutes'",
+    ),
+    Check(
+        "every event has been in a hash chain within an hour",
+        None,
+        "a hundred events beyond the chains, by their key",
+        "SELECT 'event ' || id || ' of ' || kind FROM (SELECT id, at, kind FROM assignment.events"
+        f" WHERE id > {REACHED} ORDER BY id LIMIT 100) AS e"
+        " WHERE at < statement_timestamp() - interval '1 hour'",
     ),
     Check(
         "no job has been running for more than an hour",

@@ -14,6 +14,7 @@ from datetime import datetime
 from pydantic import BaseModel
 from sqlalchemy import Connection, text
 
+from assignment_workers.assignment.audit import lag_seconds
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.reports.status import (
     CrmStatus,
@@ -118,6 +119,8 @@ class Figures(BaseModel):
     dead_letters_new: int
     """Number of dead letters of the last hour that were neither sent again nor dismissed."""
     unpublished: int
+    audit_lag_seconds: float
+    """Age of the oldest event that is in no hash chain yet; 0 if every event is in one."""
     findings: list[Broken]
     examined_at: datetime | None
     crm: CrmStatus
@@ -169,6 +172,7 @@ def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE
         dead_letters=letters[0],
         dead_letters_new=letters[1],
         unpublished=connection.execute(text(_UNPUBLISHED)).scalar_one(),
+        audit_lag_seconds=lag_seconds(connection),
         findings=[Broken(**row) for row in findings],
         examined_at=min((row["examined_at"] for row in findings), default=None),
         crm=crm,
