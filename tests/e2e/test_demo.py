@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
 from assignment_workers.assignment.answers import Held
-from assignment_workers.lab.call_centre.recorder import Recorder
+from assignment_workers.lab.call_centre.chaos import Chaos
+from assignment_workers.lab.call_centre.faults import FaultKind
+from assignment_workers.lab.call_centre.plan import Plan
+from assignment_workers.lab.call_centre.recorder import Recorder, Wait
+from assignment_workers.lab.call_centre.verdict import FaultTold, late
 
 NOW = datetime(2026, 1, 5, 9, 5, tzinfo=UTC)
 
@@ -110,3 +118,92 @@ def test_the_book_finds_nothing_wrong_with_a_user_given_on() -> None:
     recorder.gives_up(held(2, agent=27, user=2064))
     recorder.record(held(3, agent=28, user=2064, at=NOW + timedelta(seconds=12)))
     assert recorder.surprises == []
+
+
+def test_the_book_compares_no_times_from_before_and_after_a_step_of_the_clock() -> None:
+    recorder = Recorder()
+    recorder.record(held(1, agent=26, user=2064))
+    recorder.stepped(20.0)
+    assert recorder.ahead == timedelta(seconds=20)
+    recorder.stepped(-20.0)
+    assert recorder.ahead == timedelta()
+    recorder.record(held(2, agent=27, user=2064, at=NOW + timedelta(seconds=9)))
+    assert recorder.surprises == []
+
+
+def test_a_recovery_begins_when_a_server_is_left_to_serve() -> None:
+    recorder = Recorder()
+    recorder.fault("sequencer killed", at=10.0, served_from=10.0)
+    recorder.fault("PostgreSQL frozen", at=40.0, served_from=49.0)
+    recorder.fault("Valkey full", at=80.0, served_from=85.0)
+    recorder.waits = [
+        Wait(11.0, 2.0, "assigned"),  # sent before the fault
+        Wait(13.0, 2.5, "assigned"),
+        Wait(41.0, 0.5, "assigned"),  # in the hand of the server while it was frozen
+        Wait(60.5, 19.5, "empty"),
+        Wait(86.0, 0.5, "unavailable"),
+    ]
+    told = [
+        FaultTold(
+            at=each.at,
+            what=each.what,
+            served_from=each.served_from,
+            back_after=recorder.back_after(each),
+        )
+        for each in recorder.faults
+    ]
+    assert [each.back_after for each in told] == [3.0, 11.5, None]
+    assert late(told) == [
+        "PostgreSQL frozen at 40 s: answered after 11.5 s",
+        "Valkey full at 80 s: no answer",
+    ]
+
+
+class Staged:
+    """Faults that note their beginning and end; `broken` cannot begin, `down` is down already."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    def remember(self) -> None:
+        self.noted.append("remembered")
+
+    def untried(self) -> list[str]:
+        return ["disk full: needs root"]
+
+    def kinds(self) -> list[FaultKind]:
+        return [
+            FaultKind("killed", lambda: self.cause("killed")),
+            FaultKind("frozen", lambda: self.cause("frozen"), 0.2, leaves_a_server=False),
+            FaultKind("broken", lambda: self.cause("broken")),
+            FaultKind("down", lambda: self.cause("down")),
+            FaultKind("too long", lambda: self.cause("too long"), 60.0),
+        ]
+
+    @contextmanager
+    def cause(self, what: str) -> Iterator[bool]:
+        if what == "broken":
+            raise OSError(what)
+        self.noted.append(f"{what} begins")
+        yield what != "down"
+        self.noted.append(f"{what} ends")
+
+
+def test_each_fault_is_ended_and_those_that_cannot_be_caused_are_not_recorded() -> None:
+    plan = Plan(1, 1, seconds=4.0, speed=1, seed=1, chaos=True, between=(0.01, 0.02))
+
+    async def reign() -> None:
+        over = asyncio.Event()
+        chaos = Chaos(cast("Any", staged), recorder, over, plan, Random(1))
+        await asyncio.wait_for(chaos.reign(), 10)
+
+    staged, recorder = Staged(), Recorder()
+    asyncio.run(reign())
+    begun = [each.removesuffix(" begins") for each in staged.noted if each.endswith(" begins")]
+    ended = [each.removesuffix(" ends") for each in staged.noted if each.endswith(" ends")]
+    assert begun == ended, "one after the other"
+    assert set(begun) == {"killed", "frozen", "down"}
+    assert {each.what for each in recorder.faults} == {"killed", "frozen"}
+    for each in recorder.faults:
+        assert (each.served_from > each.at) == (each.what == "frozen")
+    assert recorder.untried == ["disk full: needs root"]

@@ -106,7 +106,7 @@ def test_what_outlives_its_retention_is_named(world: World, meter: Meter) -> Non
 
 
 def test_waits_that_a_fault_touched_are_not_the_systems(meter: Meter) -> None:
-    recorder = Recorder(faults=[Fault(100.0, "killed")])
+    recorder = Recorder(faults=[Fault(100.0, "killed", 100.0)])
     recorder.waits = [
         Wait(90, 0.01, "assigned"),
         Wait(101, 0.9, "assigned"),

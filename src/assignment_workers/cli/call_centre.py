@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -24,7 +25,7 @@ from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
 from assignment_workers.lab.call_centre.soak import Soaked
 from assignment_workers.lab.call_centre.soak import run as run_soak
-from assignment_workers.lab.call_centre.verdict import Verdict
+from assignment_workers.lab.call_centre.verdict import BACK_SECONDS, Verdict
 from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
@@ -136,22 +137,25 @@ def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recor
     """
     if not report.absolute().parent.is_dir():
         raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
-    with _stack(plan) as (stack, given):
-        progress = _Progress(plan, stack)
+    with _stack(plan) as (stack, given, own_plan):
+        progress = _Progress(own_plan, stack)
         with nullcontext() if json else progress.live:
-            return run(stack, plan, given, progress.show)
+            return run(stack, own_plan, given, progress.show)
 
 
 @contextmanager
-def _stack(plan: Plan) -> Iterator[tuple[Stack, Settings]]:
-    """Yield the stack that runs here, or else a temporary one for the plan, with its settings."""
+def _stack(plan: Plan) -> Iterator[tuple[Stack, Settings, Plan]]:
+    """Yield the stack that runs here, or else a temporary one for the plan.
+
+    With it come its settings, and the plan for this stack.
+    """
     if running := running_stack(settings()):
-        yield running, resolved()
+        yield running, resolved(), plan
         return
     with tempfile.TemporaryDirectory(prefix="assignment-workers-demo-") as folder:
         complain("a stack of its own is started for the demo")
-        with temporary.stack(Path(folder), plan.variables) as made:
-            yield made, Settings.from_environment(plan.variables)
+        with temporary.stack(Path(folder), plan.variables, own_disk=plan.chaos) as made:
+            yield made, Settings.from_environment(plan.variables), replace(plan, own_stack=True)
 
 
 class _Progress:
@@ -228,9 +232,13 @@ def _judge(verdict: Verdict) -> None:
     if verdict.faults:
         as_table(
             "Faults",
-            ["at, s", "what", "next answer after, s"],
+            ["at, s", "what", "service back after, s"],
             [(fault.at, fault.what, fault.back_after) for fault in verdict.faults],
         )
+    for each in verdict.untried:
+        typer.echo(f"NOT TRIED: {each}")
+    for each in verdict.late:
+        typer.echo(f"LATE: service was not back within {BACK_SECONDS:g} s: {each}")
     for each in verdict.broken:
         typer.echo(f"BROKEN: {each}")
     if not verdict.broken:

@@ -12,7 +12,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from assignment_workers.devstack import postgres, server
 from assignment_workers.devstack.guardian import Guardian, Ward
@@ -29,6 +32,12 @@ READY_SECONDS = 300.0
 A stack that fails to start ends earlier, which is reported at once.
 """
 STOP_SECONDS = 60.0
+DISK = "assignment-workers-disk"
+"""The name of the file system in memory of a stack's PostgreSQL."""
+DISK_SIZE = "6g"
+RESIZES = 50
+MEMORY_BYTES = 8_000_000_000
+"""The free memory that a stack with a file system in memory needs."""
 FIRST = re.compile(rb"\b(assigned|no user)\b")
 """A pattern for the last line that a start prints; both dialer queues are built by then."""
 
@@ -49,12 +58,66 @@ def database() -> Iterator[str]:
             child.stop()
 
 
+@dataclass(frozen=True)
+class Disk:
+    """A file system in memory that only the processes of a stack see.
+
+    It is gone when the last of them ends, however it ends.
+    """
+
+    process: int
+    """A process of the stack."""
+    path: Path
+
+    def seen(self, path: Path) -> Path:
+        """Return the path under which this process sees a `path` of the stack."""
+        return Path(f"/proc/{self.process}/root{path}")
+
+    def fill(self) -> None:
+        """Leave no room on the file system. Raises `OSError` if that fails."""
+        for _ in range(RESIZES):  # a file may grow in between
+            if self._resize(str(_used(self.seen(self.path)))):
+                return
+        raise OSError(f"{self.path} cannot be made smaller")
+
+    def empty(self) -> None:
+        """Give the file system its room again. Raises `OSError` if that fails."""
+        if not self._resize(DISK_SIZE):
+            raise OSError(f"{self.path} cannot be made larger")
+
+    def _resize(self, size: str) -> bool:
+        inside = ["nsenter", f"--mount=/proc/{self.process}/ns/mnt"]
+        mount = ["mount", "-o", f"remount,size={size}", str(self.path)]
+        done = subprocess.run([*inside, *mount], capture_output=True, check=False)
+        return done.returncode == 0
+
+
+def disk_of(process: int) -> Disk | None:
+    """Return the file system of a stack's PostgreSQL alone; None if the stack has none.
+
+    `process`: the stack's first process.
+    """
+    mounts = Path(f"/proc/{process}/mountinfo")
+    for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.exists() else ():
+        fields = line.split()
+        if DISK in fields[fields.index("-") :]:
+            return Disk(process, Path(fields[4]))
+    return None
+
+
+def _used(path: Path) -> int:
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
 @contextmanager
-def stack(folder: Path, variables: Mapping[str, str]) -> Iterator[Stack]:
+def stack(folder: Path, variables: Mapping[str, str], *, own_disk: bool = False) -> Iterator[Stack]:
     """Run a whole stack in this folder, with a demo CRM and a standby sequencer.
 
-    A separate process runs `up` with only the settings in `variables`; the environment's are
-    ignored. Its output goes to `stack.log` in the folder. Raises `StackFailed`.
+    `own_disk`: give PostgreSQL a file system in memory to itself, which `disk_of` finds, if this
+    account may mount one and the memory is large enough. A separate process runs `up` with only the
+    settings in `variables`; the environment's are ignored. Its output goes to `stack.log` in the
+    folder. Raises `StackFailed`.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")
@@ -66,6 +129,11 @@ def stack(folder: Path, variables: Mapping[str, str]) -> Iterator[Stack]:
         "ASSIGNMENT_WORKERS_FLOWER_PORT": str(_free_port()),
     }
     command = [sys.executable, "-m", "assignment_workers", "up", "--demo", "--sequencers", "2"]
+    if own_disk and _can_mount():
+        place = home / "postgres"
+        with hold(home):  # which makes the home one of ours, as `up` wants it
+            place.mkdir(mode=0o700)
+        command = [*_mounted(place), *command]
     with log.open("wb") as output, Guardian() as guardian:
         process = subprocess.Popen(
             command,
@@ -86,6 +154,20 @@ def stack(folder: Path, variables: Mapping[str, str]) -> Iterator[Stack]:
                 process.kill()
                 process.wait()
             guardian.forget(process.pid)
+
+
+def _can_mount() -> bool:
+    if psutil.virtual_memory().available < MEMORY_BYTES:
+        return False
+    with tempfile.TemporaryDirectory() as place:
+        tried = subprocess.run([*_mounted(Path(place)), "true"], capture_output=True, check=False)
+    return tried.returncode == 0
+
+
+def _mounted(place: Path) -> list[str]:
+    """Return the words before a command by which it alone sees a file system in memory."""
+    mount = f'mount -t tmpfs -o size={DISK_SIZE},mode=0700 {DISK} "$0" && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(place)]
 
 
 def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:

@@ -141,7 +141,7 @@ class SimulatedAgent:
         await self._pause(WRITING)
         notes = "asked not to be called again" if outcome == "do_not_contact" else None
         back = (
-            datetime.now(UTC) + timedelta(seconds=self.plan.wall(CALLBACK_IN) + 1)
+            self._now() + timedelta(seconds=self.plan.wall(CALLBACK_IN) + 1)
             if outcome == "call_back"
             else None
         )
@@ -161,7 +161,7 @@ class SimulatedAgent:
         spread = self.chance.lognormvariate(0, TALK_SPREAD)
         ends = time.monotonic() + self.plan.wall(median * spread)
         while (left := ends - time.monotonic()) > 0 and not self.over.is_set():
-            lapses = self.recorder.assignments[held.id].lease_until - datetime.now(UTC)
+            lapses = self.recorder.assignments[held.id].lease_until - self._now()
             beat = max(min(self.lease, lapses).total_seconds() / 3, 0.2)
             await self._sleep(min(left, beat))
             if left <= beat or self.over.is_set():
@@ -236,11 +236,17 @@ class SimulatedAgent:
 
     def _refused(self, held: Held, answer: Refused) -> None:
         """Record a surprise if a message was refused although the lease had not lapsed."""
-        until = self.recorder.assignments[held.id].lease_until
-        if answer.code == Code.NOT_ACTIVE and until <= datetime.now(UTC):
+        known = self.recorder.assignments[held.id]
+        until = known.lease_until
+        lapsed = until <= self._now() or self.recorder.has_stepped_since(known.at)
+        if answer.code == Code.NOT_ACTIVE and lapsed:
             self.recorder.counts["lease lapsed"] += 1
         else:
             self._surprise(f"has user {held.user_id} until {until:%H:%M:%SZ}, was told {answer}")
+
+    def _now(self) -> datetime:
+        """Return the time by the database's clock."""
+        return datetime.now(UTC) + self.recorder.ahead
 
     def _surprise(self, what: str) -> None:
         self.recorder.surprises.append(f"agent {self.number} {what}")

@@ -1,143 +1,82 @@
-"""Deliberate faults: processes killed and frozen, connections ended, rebuilds in a burst."""
+"""Deliberate faults during a simulated day, one after the other, in an order set by a seed."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from random import Random
 
 import psutil
 import redis
-from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from assignment_workers.client import Client
-from assignment_workers.client.wire.redis_clients import redis_client
+from assignment_workers.errors import BrokerUnavailable
+from assignment_workers.lab.call_centre.faults import FaultKind, Faults
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import Recorder
-from assignment_workers.runtime.stack import Stack
 
 FIRST_AFTER = 5.0
 RECOVERY = 12.0
 """The seconds at the end of a run without a new fault; at most half of the run."""
-FREEZE = 4.0
-
-LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
-CUT = """
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'
-"""
+AGAIN_AFTER = 0.1
+UNABLE = (SQLAlchemyError, redis.RedisError, BrokerUnavailable, OSError, psutil.Error)
+"""The errors of a fault whose process or server is down already."""
 
 
 @dataclass
 class Chaos:
-    """Causes faults in the processes of one stack of `up`, which that stack can repair."""
+    """Causes the faults of one stack, in which a single one is under way at any time."""
 
-    stack: Stack
-    engine: Engine
-    client: Client
+    faults: Faults
     recorder: Recorder
     over: asyncio.Event
     plan: Plan
     chance: Random
-    _frozen: list[int] = field(default_factory=list)
 
     async def reign(self) -> None:
-        """Cause one fault after another, all kinds in turn, in an order set by the plan's seed."""
-        await asyncio.sleep(min(FIRST_AFTER, self.plan.seconds / 4))
-        faults: list[tuple[str, Callable[[], bool], float]] = []
+        """Cause one fault after another until shortly before the end, all kinds in turn."""
+        await asyncio.to_thread(self.faults.remember)
+        await self._sleep(min(FIRST_AFTER, self.plan.seconds / 4))
+        self.recorder.untried += await asyncio.to_thread(self.faults.untried)
+        kinds: list[FaultKind] = []
+        while not self.over.is_set():
+            fitting = self._fitting(kinds)
+            if not fitting:
+                kinds = await asyncio.to_thread(self.faults.kinds)
+                self.chance.shuffle(kinds)
+                fitting = self._fitting(kinds)
+            if not fitting:
+                return
+            kinds.remove(fitting[0])
+            done = await self._cause(fitting[0])
+            await self._sleep(self.chance.uniform(*self.plan.between) if done else AGAIN_AFTER)
+
+    def _fitting(self, kinds: Sequence[FaultKind]) -> list[FaultKind]:
+        """Return the faults that would be over early enough before the end of the run."""
         last = self.plan.seconds - min(RECOVERY, self.plan.seconds / 2)
-        while self.recorder.now < last and not self.over.is_set():
-            if not faults:
-                faults = self._faults()
-                self.chance.shuffle(faults)
-            what, break_it, thaw_after = faults.pop()
+        return [each for each in kinds if self.recorder.now + each.seconds < last]
+
+    async def _cause(self, kind: FaultKind) -> bool:
+        """Cause one fault, from its beginning to its end; return False if it cannot be caused."""
+        began = self.recorder.now
+        with ExitStack() as lasting:
             try:
-                done = await asyncio.to_thread(break_it)
-            except (SQLAlchemyError, redis.RedisError, OSError, psutil.Error):
-                done = False  # it is down already
-            if not done:
-                continue
-            self.recorder.fault(what)
-            try:
-                await asyncio.sleep(thaw_after)
-            finally:
-                self._thaw()
-            await asyncio.sleep(self.chance.uniform(*self.plan.between))
+                done = await asyncio.to_thread(lasting.enter_context, kind.cause())
+                if done:
+                    await self._sleep(kind.seconds)
+            except UNABLE:
+                done = False
+            # In a thread, because the end of a fault may wait for a server.
+            await asyncio.to_thread(lasting.close)
+        if done:
+            served_from = began if kind.leaves_a_server else self.recorder.now
+            self.recorder.fault(kind.what, at=began, served_from=served_from)
+        return done
 
-    def _faults(self) -> list[tuple[str, Callable[[], bool], float]]:
-        return [
-            ("sequencer killed", lambda: self._hit(self._leader(), signal.SIGKILL), 0.0),
-            ("sequencer frozen", lambda: self._hit(self._leader(), signal.SIGSTOP), FREEZE),
-            ("maintenance killed", self._kill_while_building, 0.0),
-            ("beat killed", lambda: self._hit(self._child("beat"), signal.SIGKILL), 0.0),
-            ("Valkey killed", lambda: self._hit(self._valkey(), signal.SIGKILL), 0.0),
-            ("Valkey frozen", lambda: self._hit(self._valkey(), signal.SIGSTOP), FREEZE),
-            ("PostgreSQL killed", lambda: self._hit(self._postgres(), signal.SIGKILL), 0.0),
-            ("database connections ended", self._cut, 0.0),
-            ("rebuilds in a burst", self._burst, 0.0),
-        ]
-
-    def _thaw(self) -> None:
-        for process in self._frozen:
-            _signal(process, signal.SIGCONT)
-        self._frozen.clear()
-
-    def _hit(self, process: int | None, number: signal.Signals) -> bool:
-        if process is None or not self._is_ours(process):
-            return False
-        if number == signal.SIGSTOP:
-            self._frozen.append(process)
-        return _signal(process, number)
-
-    def _leader(self) -> int | None:
-        with self.engine.connect() as connection:
-            leaders = connection.execute(text(LEADERS)).scalars().all()
-        return self.chance.choice(leaders) if leaders else None
-
-    def _valkey(self) -> int | None:
-        with redis_client(self.stack.redis_url, socket_timeout=2) as connection:
-            return int(connection.info("server")["process_id"])
-
-    def _postgres(self) -> int | None:
-        return next(
-            (
-                process.pid
-                for process in self._family()
-                if process.name() == "postgres" and "-D" in process.cmdline()
-            ),
-            None,
-        )
-
-    def _child(self, name: str) -> int | None:
-        return next(
-            (each.pid for each in self._family() if each.cmdline()[-2:] == ["process", name]), None
-        )
-
-    def _kill_while_building(self) -> bool:
-        self._burst()
-        return self._hit(self._child("maintenance"), signal.SIGKILL)
-
-    def _burst(self) -> bool:
-        return all(isinstance(self.client.regenerate(), str) for _ in range(3))
-
-    def _cut(self) -> bool:
-        with self.engine.connect() as connection:
-            return bool(connection.execute(text(CUT)).scalar_one())
-
-    def _family(self) -> list[psutil.Process]:
-        return psutil.Process(self.stack.pid).children(recursive=True)
-
-    def _is_ours(self, process: int) -> bool:
-        return process in {each.pid for each in self._family()}
-
-
-def _signal(process: int, number: signal.Signals) -> bool:
-    try:
-        os.kill(process, number)
-    except ProcessLookupError:
-        return False
-    return True
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self.over.wait(), seconds)
+        except TimeoutError:
+            return

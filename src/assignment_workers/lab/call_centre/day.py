@@ -16,10 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from assignment_workers.assignment.generations.levels import unpublished
 from assignment_workers.assignment.lanes import Lanes, lanes_of
 from assignment_workers.client import AsyncClient, Client
+from assignment_workers.devstack import temporary
 from assignment_workers.errors import AssignmentWorkersError, BrokerUnavailable, UsageError
 from assignment_workers.lab.call_centre.agent import SimulatedAgent
 from assignment_workers.lab.call_centre.chaos import Chaos
 from assignment_workers.lab.call_centre.environment import Environment
+from assignment_workers.lab.call_centre.faults import Faults, install_clock
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import Recorder, Sample
 from assignment_workers.lab.call_centre.verdict import Verdict, judge
@@ -74,8 +76,8 @@ def run(
         pool_size=4,
     )
     try:
-        _prepare(engine, plan)
         lanes = lanes_of(settings)
+        _prepare(engine, plan, lanes)
         with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
             recorder, environment = asyncio.run(
                 _Day(stack, plan, settings, engine, client).go(show, beside)
@@ -87,7 +89,7 @@ def run(
         engine.dispose()
 
 
-def _prepare(engine: Engine, plan: Plan) -> None:
+def _prepare(engine: Engine, plan: Plan, lanes: Lanes) -> None:
     with engine.begin() as connection:
         there = connection.execute(text("SELECT to_regclass('crm.users') IS NOT NULL"))
         if not there.scalar_one() or connection.execute(text(STRANGERS)).scalar_one():
@@ -96,6 +98,19 @@ def _prepare(engine: Engine, plan: Plan) -> None:
                 " all of them: stop it, or name another ASSIGNMENT_WORKERS_HOME"
             )
         connection.execute(text(AGENTS), {"agents": plan.agents})
+    if plan.chaos and plan.own_stack:
+        install_clock(engine)
+        _wait(lambda: _is_led(engine, lanes), "was led again")
+
+
+def _is_led(engine: Engine, lanes: Lanes) -> bool:
+    try:
+        with engine.connect() as connection:
+            led = connection.execute(text(LED), {"lanes": list(lanes.names)}).scalar_one()
+    except SQLAlchemyError:
+        engine.dispose()
+        return False
+    return bool(led == len(lanes.names))
 
 
 @dataclass
@@ -132,8 +147,17 @@ class _Day:
             ]
             if plan.chaos:
                 chance = Random(f"{plan.seed} chaos")
-                chaos = Chaos(stack, self.engine, self.client, recorder, over, plan, chance)
-                around.append(chaos.reign())
+                faults = Faults(
+                    stack,
+                    self.engine,
+                    self.client,
+                    recorder,
+                    chance,
+                    lanes,
+                    disk=temporary.disk_of(stack.pid),
+                    has_clock=plan.own_stack,
+                )
+                around.append(Chaos(faults, recorder, over, plan, chance).reign())
             async with asyncio.TaskGroup() as group:
                 for each in (*around, *(agent.work() for agent in agents)):
                     group.create_task(each)
@@ -144,20 +168,25 @@ class _Day:
 
 def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
     """Wait until each lane has a leader and each build is published; expire lapsed leases."""
-    ends = time.monotonic() + QUIET_SECONDS
-    while time.monotonic() < ends:
+
+    def is_at_rest() -> bool:
         try:
             for queue in lanes.celery_queues:
                 client.send_again("assignment.expire", [], {}, queue)
             client.send_again("generation.tend", [], {}, "maintenance")
             with engine.connect() as connection:
                 waiting = unpublished(connection)
-                led = connection.execute(text(LED), {"lanes": list(lanes.names)}).scalar_one()
-            if led == len(lanes.names) and not waiting:
-                return
         except (SQLAlchemyError, BrokerUnavailable):
             engine.dispose()
+            return False
+        return not waiting and _is_led(engine, lanes)
+
+    _wait(is_at_rest, "came to rest after the day")
+
+
+def _wait(until: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + QUIET_SECONDS
+    while not until():
+        if time.monotonic() > ends:
+            raise AssignmentWorkersError(f"the stack never {what}, for {QUIET_SECONDS:g} s")
         time.sleep(1.0)
-    raise AssignmentWorkersError(
-        f"the stack did not come to rest within {QUIET_SECONDS:g} s after the day"
-    )

@@ -37,6 +37,8 @@ class Plan:
 
     It is set for a soak alone, whose Flower also remembers `FLOWER_TASKS`.
     """
+    own_stack: bool = False
+    """True if the stack is the run's own: a fault may then change its database for good."""
 
     def wall(self, span: timedelta) -> float:
         """Return the real seconds that a span of simulated time takes."""

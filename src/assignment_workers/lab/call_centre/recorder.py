@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
 from assignment_workers.assignment.answers import Held
+
+UNDER_WAY_SECONDS = 15.0
+"""The longest time from a commit to its answer, for an answer that a fault delayed."""
 
 
 class AgentActivity(StrEnum):
@@ -34,10 +37,15 @@ class Wait:
 
 @dataclass(frozen=True)
 class Fault:
-    """A deliberate fault, and its second of the run."""
+    """A deliberate fault, and the second of the run at which it began.
+
+    `served_from`: the second from which a server was left to serve: the fault's end if there was
+    none before, otherwise its beginning.
+    """
 
     at: float
     what: str
+    served_from: float
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class KnownAssignment:
     ended: str | None = None
     """The outcome in the answer that ended the assignment."""
     state: str | None = None
+    at: float = 0.0
+    """The second of the run at which the agent learned of the assignment."""
 
 
 @dataclass
@@ -76,6 +86,10 @@ class Recorder:
     faults: list[Fault] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    untried: list[str] = field(default_factory=list)
+    """Descriptions of the kinds of faults that cannot be caused in this stack."""
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    """The steps of the database's clock: the second of the run, and the seconds."""
     surprises: list[str] = field(default_factory=list)
     """Descriptions of answers that break a guarantee; the verdict shows each."""
     _has: dict[int, UUID] = field(default_factory=dict)
@@ -99,12 +113,13 @@ class Recorder:
             self.renewed(held)
         else:
             self.assignments[held.id] = KnownAssignment(
-                held.agent_id, held.user_id, held.claimed_at, held.lease_expires_at
+                held.agent_id, held.user_id, held.claimed_at, held.lease_expires_at, at=self.now
             )
         known = self._has.setdefault(held.user_id, held.id)
         first, second = sorted((known, held.id), key=lambda each: self.assignments[each].claimed_at)
         had, has = self.assignments[first], self.assignments[second]
-        if first != second and has.claimed_at < had.lease_until:
+        overlap = has.claimed_at < had.lease_until and not self.has_stepped_since(had.at)
+        if first != second and overlap:
             self.surprises.append(
                 f"user {held.user_id} was given to agent {has.agent} while agent"
                 f" {had.agent} had them until {had.lease_until:%H:%M:%S.%fZ}"
@@ -129,15 +144,36 @@ class Recorder:
         self.assignments[held.id].state = state
         self.assignments[held.id].ended = outcome
 
-    def fault(self, what: str) -> None:
+    def fault(self, what: str, *, at: float, served_from: float) -> None:
         """Record a deliberate fault."""
-        self.faults.append(Fault(self.now, what))
+        self.faults.append(Fault(at, what, served_from))
 
     def back_after(self, fault: Fault) -> float | None:
-        """Return the seconds from a fault to the first answer to a request sent after it."""
+        """Return the seconds until the first answer to a request sent after the fault's beginning.
+
+        They are counted from the second at which a server was left to serve.
+        """
         after = [
-            wait.at - fault.at
+            wait.at - fault.served_from
             for wait in self.waits
-            if wait.outcome in {"assigned", "empty"} and wait.at - wait.seconds >= fault.at
+            if wait.outcome in {"assigned", "empty"}
+            and wait.at >= fault.served_from
+            and wait.at - wait.seconds >= fault.at
         ]
         return min(after, default=None)
+
+    def stepped(self, seconds: float) -> None:
+        """Record that the database's clock steps now."""
+        self.steps.append((self.now, seconds))
+
+    @property
+    def ahead(self) -> timedelta:
+        """The time by which the database's clock is ahead of this machine's now."""
+        return timedelta(seconds=sum(seconds for _, seconds in self.steps))
+
+    def has_stepped_since(self, at: float) -> bool:
+        """Return True if the database's clock stepped after second `at`, or shortly before.
+
+        Times of the database from before and from after a step cannot be compared.
+        """
+        return any(when > at - UNDER_WAY_SECONDS for when, _ in self.steps)

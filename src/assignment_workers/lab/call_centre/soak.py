@@ -214,12 +214,12 @@ class Meter:
 
     def latency(self, recorder: Recorder) -> None:
         """Add samples of the time to assign: medians of the waits that no fault affected."""
-        faults = [fault.at for fault in recorder.faults]
+        faults = [(fault.at, fault.served_from + CALM_AFTER) for fault in recorder.faults]
         width = max(self.plan.seconds / SAMPLES, NEAREST)
         waits: dict[int, list[float]] = defaultdict(list)
         for wait in recorder.waits:
             sent = wait.at - wait.seconds
-            if not any(fault <= wait.at and sent <= fault + CALM_AFTER for fault in faults):
+            if not any(began <= wait.at and sent <= calm for began, calm in faults):
                 waits[int(wait.at / width)].append(wait.seconds * 1000)
         for number, each in sorted(waits.items()):
             at = (number + 0.5) * width

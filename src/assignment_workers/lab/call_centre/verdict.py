@@ -20,14 +20,22 @@ BOUND = timedelta(seconds=60)
 """The longest time that a hold may outlive its lease; no fault lasts as long."""
 SOON = 0.1
 """The incident report's target for the average time to assign, in seconds."""
+BACK_SECONDS = 10.0
+"""The most seconds until service is back, from when a server is left to serve."""
 SHOWN = 20
+NO_TIME = timedelta()
 
 
 class FaultTold(BaseModel):
-    """A fault, its second of the run, and the seconds until the next answer after it."""
+    """A fault, its second of the run, and the seconds until service was back.
+
+    `back_after`: until the first answer to a request that was sent after the beginning, counted
+    from `served_from`, the second at which a server was left to serve. None: no answer came.
+    """
 
     at: float
     what: str
+    served_from: float
     back_after: float | None
 
 
@@ -61,8 +69,25 @@ class Verdict(BaseModel):
     levels: Levels
     counts: dict[str, int]
     faults: list[FaultTold]
+    untried: list[str]
+    """The kinds of faults that could not be caused in this stack, with the reason."""
     records: dict[str, int]
     """Counts of the database: assignments by state, generations, events, races, and so on."""
+
+    @property
+    def late(self) -> list[str]:
+        """The faults after which service was back later than `BACK_SECONDS`, in words."""
+        return late(self.faults)
+
+
+def late(faults: Sequence[FaultTold]) -> list[str]:
+    """Describe the faults after which service was back later than `BACK_SECONDS`, or not at all."""
+    return [
+        f"{fault.what} at {fault.at:.0f} s: "
+        + ("no answer" if fault.back_after is None else f"answered after {fault.back_after} s")
+        for fault in faults
+        if fault.back_after is None or fault.back_after > BACK_SECONDS
+    ]
 
 
 def judge(
@@ -89,7 +114,9 @@ def judge(
         ]
     with engine.connect() as connection:
         broken += _untrue(connection, recorder)
-        broken += _signed_before(connection, signed_at)
+        # A step of the clock between a claim and a signature may make the claim seem the later one.
+        slack = max((timedelta(seconds=abs(step)) for _, step in recorder.steps), default=NO_TIME)
+        broken += _signed_before(connection, signed_at, slack)
         records = _records(connection)
         broken += [
             f"a message could not be handled: {each.task or 'no task'}: {each.error}"
@@ -109,10 +136,12 @@ def judge(
             FaultTold(
                 at=round(fault.at, 1),
                 what=fault.what,
+                served_from=round(fault.served_from, 1),
                 back_after=_rounded(recorder.back_after(fault)),
             )
             for fault in recorder.faults
         ],
+        untried=recorder.untried,
         records=records,
     )
 
@@ -136,8 +165,13 @@ def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
     return found
 
 
-def _signed_before(connection: Connection, signed_at: dict[int, datetime]) -> list[str]:
-    """Describe each user who was handed out as unsigned after signing (guarantee 3)."""
+def _signed_before(
+    connection: Connection, signed_at: dict[int, datetime], slack: timedelta
+) -> list[str]:
+    """Describe each user who was handed out as unsigned after signing (guarantee 3).
+
+    A claim at most `slack` after the signature is not described.
+    """
     sql = text(
         "SELECT user_id, claimed_at FROM assignment.assignments"
         " WHERE queue = 'unsigned_users' AND user_id = ANY(:users)"
@@ -146,7 +180,7 @@ def _signed_before(connection: Connection, signed_at: dict[int, datetime]) -> li
         f"guarantee 3: user {row.user_id} signed by {signed_at[row.user_id]:%H:%M:%S.%fZ} and was"
         f" handed out at {row.claimed_at:%H:%M:%S.%fZ}"
         for row in connection.execute(sql, {"users": list(signed_at)})
-        if row.claimed_at > signed_at[row.user_id]
+        if row.claimed_at > signed_at[row.user_id] + slack
     ]
 
 

@@ -1,0 +1,477 @@
+"""The faults of a chaotic day, caused with the servers' own means in one stack of `up`.
+
+Each fault is a context: the fault lasts for the block, and its end puts everything back. Its value
+is False if the fault cannot be caused now, because the process is down for example.
+
+One machine sets limits. There is no second database server, so while PostgreSQL is frozen no server
+is left to serve, and a recovery is measured from the thaw. Frozen sessions keep their locks, as
+those of a network that drops packets do until the server notices. The database's clock steps for
+SQL alone, by functions before PostgreSQL's own, because the machine has only one clock. The disk is
+full only in a stack of the run's own, whose PostgreSQL then has a file system to itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from uuid import uuid4
+
+import psutil
+import redis
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from assignment_workers.assignment.claims.idempotency import next_position
+from assignment_workers.assignment.lanes import Lanes
+from assignment_workers.client import Client, commands
+from assignment_workers.client.commands import CommandCall
+from assignment_workers.client.wire.brokers import sender
+from assignment_workers.client.wire.message import message
+from assignment_workers.client.wire.redis_clients import redis_client
+from assignment_workers.devstack.temporary import Disk
+from assignment_workers.lab.call_centre.recorder import Recorder
+from assignment_workers.policy.queues import POLICIES
+from assignment_workers.runtime.stack import Stack
+
+FREEZE_SECONDS = 4.0
+"""The time for which a process of ours, or Valkey, is frozen."""
+SILENCE_SECONDS = 9.0
+"""The time for which PostgreSQL is silent: longer than the deadline of an exchange with it."""
+FULL_SECONDS = 5.0
+READER_SECONDS = 15.0
+STEP_SECONDS = 20.0
+"""The step of the database's clock: longer than the shortest lease."""
+STEPPED_SECONDS = 6.0
+LOSING_SECONDS = 3.0
+"""The time for which the replies to COMMIT are lost."""
+STALE_SECONDS = 15.0
+"""The longest time until stale commands are answered."""
+LOOK_SECONDS = 0.05
+LAB = "assignment-workers demo"
+OWN = "application_name !~ '^assignment-workers (demo|soak)'"
+"""The condition for sessions that are not the run's own."""
+
+LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
+CUT = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'
+"""
+SESSIONS = f"""
+SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+AND backend_type = 'client backend' AND {OWN}
+"""  # noqa: S608
+LOSE = f"""
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()
+AND wait_event = 'SyncRep' AND {OWN}
+"""  # noqa: S608
+CLOCK = "lab_clock"
+STEPPABLE = {"clock_timestamp": "VOLATILE", "statement_timestamp": "STABLE", "now": "STABLE"}
+"""The functions by which SQL reads the clock, which `install_clock` puts others before."""
+
+
+@dataclass(frozen=True)
+class FaultKind:
+    """One kind of fault: its name, its cause, and the seconds that it lasts.
+
+    `leaves_a_server`: False if nothing can be served until the fault ends, so that the recovery
+    begins with its end.
+    """
+
+    what: str
+    cause: Callable[[], AbstractContextManager[bool]]
+    seconds: float = 0.0
+    leaves_a_server: bool = True
+
+
+@dataclass
+class Faults:
+    """The faults of one stack, which that stack can repair."""
+
+    stack: Stack
+    engine: Engine
+    client: Client
+    recorder: Recorder
+    chance: Random
+    lanes: Lanes
+    disk: Disk | None
+    """The file system of the stack's PostgreSQL alone; None if the stack has none."""
+    has_clock: bool
+    """True if the database's clock can be stepped: `install_clock` was called."""
+    _older: Path | None = field(default=None, init=False)
+
+    def kinds(self) -> list[FaultKind]:
+        """Return every fault that can be caused in this stack."""
+        found = [
+            FaultKind("sequencer killed", lambda: self._kill(self._leader)),
+            FaultKind("sequencer frozen", lambda: self._freeze(self._leader), FREEZE_SECONDS),
+            FaultKind("maintenance killed", self._kill_while_building),
+            FaultKind("beat killed", lambda: self._kill(lambda: self._child("beat"))),
+            FaultKind("Valkey killed", lambda: self._kill(self._valkey)),
+            FaultKind(
+                "Valkey frozen",
+                lambda: self._freeze(self._valkey),
+                FREEZE_SECONDS,
+                leaves_a_server=False,
+            ),
+            FaultKind("Valkey full", self._full_valkey, FULL_SECONDS, leaves_a_server=False),
+            FaultKind("PostgreSQL killed", lambda: self._kill(self._postgres)),
+            FaultKind(
+                "PostgreSQL frozen", self._frozen_postgres, SILENCE_SECONDS, leaves_a_server=False
+            ),
+            FaultKind(
+                "database sessions frozen",
+                self._frozen_sessions,
+                SILENCE_SECONDS,
+                leaves_a_server=False,
+            ),
+            FaultKind("database connections ended", self._cut),
+            FaultKind("rebuilds in a burst", self._burst),
+            FaultKind("long reader", self._long_reader, READER_SECONDS),
+            FaultKind("duplicate and stale commands", self._stale_commands),
+        ]
+        if self._data() is not None:
+            found += [
+                FaultKind("standby away", self._no_standby, SILENCE_SECONDS, leaves_a_server=False),
+                FaultKind("replies to COMMIT lost", self._lost_replies, 0.0, leaves_a_server=False),
+            ]
+        if self._valkey_data() is not None:
+            found.append(FaultKind("Valkey set back", self._older_valkey))
+        if self.disk is not None:
+            found.append(
+                FaultKind(
+                    "disk of PostgreSQL full", self._full_disk, FULL_SECONDS, leaves_a_server=False
+                )
+            )
+        if self.has_clock:
+            found.append(FaultKind("database's clock stepped", self._stepped, STEPPED_SECONDS))
+        return found
+
+    def untried(self) -> list[str]:
+        """Describe the faults that cannot be caused in this stack, with the reason."""
+        own = "needs a stack of the run's own"
+        return [
+            f"{what}: {why}"
+            for what, why, is_untried in (
+                ("database's clock stepped", own, not self.has_clock),
+                ("disk of PostgreSQL full", f"{own}, root and 8 GB of memory", self.disk is None),
+                ("standby away, replies to COMMIT lost", own, self._data() is None),
+                ("Valkey set back", own, self._valkey_data() is None),
+            )
+            if is_untried
+        ]
+
+    def remember(self) -> None:
+        """Copy the data of Valkey, which `Valkey set back` brings back later."""
+        data = self._valkey_data()
+        if data is None:
+            return
+        if self._older is not None:
+            shutil.rmtree(self._older, ignore_errors=True)
+        self._older = data.with_name("data-older")
+        shutil.copytree(data, self._older)
+
+    @contextmanager
+    def _kill(self, which: Callable[[], int | None]) -> Iterator[bool]:
+        yield self._signal(which(), signal.SIGKILL)
+
+    @contextmanager
+    def _freeze(self, which: Callable[[], int | None]) -> Iterator[bool]:
+        process = which()
+        frozen = self._signal(process, signal.SIGSTOP)
+        try:
+            yield frozen
+        finally:
+            if process is not None:
+                _send(process, signal.SIGCONT)
+
+    @contextmanager
+    def _frozen_postgres(self) -> Iterator[bool]:
+        server = self._postgres()
+        # The server itself first, so that it starts no process that is missed.
+        family = [server, *self._children_of(server)] if server is not None else []
+        with _frozen(family) as stopped:
+            yield stopped
+
+    @contextmanager
+    def _frozen_sessions(self) -> Iterator[bool]:
+        with self.engine.connect() as connection:
+            sessions = list(connection.execute(text(SESSIONS)).scalars())
+        server = self._postgres()
+        ours = set() if server is None else set(self._children_of(server))
+        with _frozen([each for each in sessions if each in ours]) as stopped:
+            yield stopped
+
+    @contextmanager
+    def _kill_while_building(self) -> Iterator[bool]:
+        with self._burst():
+            yield self._signal(self._child("maintenance"), signal.SIGKILL)
+
+    @contextmanager
+    def _burst(self) -> Iterator[bool]:
+        yield all(isinstance(self.client.regenerate(), str) for _ in range(3))
+
+    @contextmanager
+    def _cut(self) -> Iterator[bool]:
+        with self.engine.connect() as connection:
+            ended = bool(connection.execute(text(CUT)).scalar_one())
+        yield ended
+
+    @contextmanager
+    def _long_reader(self) -> Iterator[bool]:
+        """Keep a snapshot and a lock on every entry, as pg_dump does."""
+        with self.engine.connect() as opened, contextlib.suppress(SQLAlchemyError):
+            connection = opened.execution_options(isolation_level="REPEATABLE READ")
+            connection.execute(text("SELECT count(*) FROM assignment.entries"))
+            yield True
+            connection.rollback()
+
+    @contextmanager
+    def _full_valkey(self) -> Iterator[bool]:
+        with self._redis() as connection:
+            limit = connection.config_get("maxmemory")["maxmemory"]
+            connection.config_set("maxmemory", 1)
+        try:
+            yield True
+        finally:
+            with self._redis() as connection:
+                connection.config_set("maxmemory", limit)
+
+    @contextmanager
+    def _older_valkey(self) -> Iterator[bool]:
+        """Restart Valkey with the data that `remember` copied, as after the restore of a backup."""
+        data, process = self._valkey_data(), self._valkey()
+        if data is None or process is None or self._older is None:
+            yield False
+            return
+        gone = data.with_name("data-gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        # Before the end of the process, which is started again at once.
+        data.rename(gone)
+        self._older.rename(data)
+        self._older = None
+        yield self._signal(process, signal.SIGKILL)
+        deadline = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(redis.RedisError, OSError):
+                if self._valkey() != process:
+                    break
+            time.sleep(LOOK_SECONDS)
+        self.remember()
+
+    @contextmanager
+    def _no_standby(self) -> Iterator[bool]:
+        """Let each COMMIT wait for a standby that is away."""
+        with self._configured("synchronous_standby_names = 'away'"):
+            yield True
+
+    @contextmanager
+    def _lost_replies(self) -> Iterator[bool]:
+        """End each session whose COMMIT is stored, and only waits for a standby that is away."""
+        lost = 0
+        with self._configured("synchronous_standby_names = 'away'"):
+            deadline = time.monotonic() + LOSING_SECONDS
+            while time.monotonic() < deadline:
+                with self.engine.connect() as connection:
+                    lost += connection.execute(text(LOSE)).scalar_one()
+                time.sleep(LOOK_SECONDS)
+        self.recorder.counts["replies to COMMIT lost"] += lost
+        yield lost > 0
+
+    @contextmanager
+    def _full_disk(self) -> Iterator[bool]:
+        if self.disk is None:
+            yield False
+            return
+        self.disk.fill()
+        try:
+            yield True
+        finally:
+            self.disk.empty()
+
+    @contextmanager
+    def _stepped(self) -> Iterator[bool]:
+        self.recorder.stepped(STEP_SECONDS)
+        try:
+            with self._configured(f"{CLOCK}.ahead = '{STEP_SECONDS:g} s'"):
+                yield True
+        finally:
+            self.recorder.stepped(-STEP_SECONDS)
+
+    @contextmanager
+    def _stale_commands(self) -> Iterator[bool]:
+        """Pause and resume a dialer queue; then let the pause come again, twice.
+
+        Once as the same message, once as a new one in its old place.
+        """
+        queue = self.chance.choice(sorted(POLICIES))
+        with self.engine.begin() as connection:
+            first, second = next_position(connection), next_position(connection)
+        pause, resume = commands.pause(queue, LAB, "chaos"), commands.resume(queue, LAB, "chaos")
+        names = [f"chaos-{uuid4()}" for _ in range(3)]
+        asyncio.run(
+            self._send(
+                queue,
+                [
+                    (names[0], pause.at(first)),
+                    (names[1], resume.at(second)),
+                    (names[0], pause.at(first)),
+                    (names[2], pause.at(first)),
+                ],
+            )
+        )
+        yield True
+        answered = "SELECT count(*) FROM assignment.commands WHERE id = ANY(:names)"
+        paused = "SELECT paused_at IS NOT NULL FROM assignment.queues WHERE name = :queue"
+        deadline = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(SQLAlchemyError), self.engine.connect() as connection:
+                if connection.execute(text(answered), {"names": names}).scalar_one() == len(names):
+                    if connection.execute(text(paused), {"queue": queue}).scalar_one():
+                        self.recorder.surprises.append(
+                            f"{queue} is paused: a pause that had been resumed came back"
+                        )
+                    return
+            time.sleep(LOOK_SECONDS)
+        self.recorder.surprises.append(f"commands unanswered for {STALE_SECONDS:g} s: {names}")
+
+    async def _send(self, queue: str, said: list[tuple[str, CommandCall]]) -> None:
+        to, broker = self.lanes.way_to(queue), sender(self.stack.broker_url)
+        for name, command in said:
+            await broker.send(
+                to,
+                message(
+                    command.task,
+                    (),
+                    command.arguments,
+                    task_id=name,
+                    celery_queue=to,
+                    expires=None,
+                    position=command.position,
+                    key=self.stack.gateway_token,
+                ),
+            )
+        await broker.close()
+
+    @contextmanager
+    def _configured(self, line: str) -> Iterator[None]:
+        """Give PostgreSQL one more setting, which every session reads at once."""
+        data, server = self._data(), self._postgres()
+        if data is None or server is None:
+            raise psutil.NoSuchProcess(0, msg="PostgreSQL is not a process of this stack")
+        file = data / "postgresql.auto.conf"
+        usual = file.read_text(encoding="utf-8")
+        file.write_text(f"{usual}{line}\n", encoding="utf-8")
+        _send(server, signal.SIGHUP)
+        try:
+            yield
+        finally:
+            file.write_text(usual, encoding="utf-8")
+            now = self._postgres()  # the server may have been started again
+            _send(server if now is None else now, signal.SIGHUP)
+
+    def _redis(self) -> redis.Redis:
+        return redis_client(self.stack.redis_url, socket_timeout=2, decode_responses=True)
+
+    def _leader(self) -> int | None:
+        with self.engine.connect() as connection:
+            leaders = connection.execute(text(LEADERS)).scalars().all()
+        return self.chance.choice(leaders) if leaders else None
+
+    def _valkey(self) -> int | None:
+        with self._redis() as connection:
+            return int(connection.info("server")["process_id"])
+
+    def _valkey_data(self) -> Path | None:
+        """Return the folder of Valkey's data, if it is a process of the stack."""
+        try:
+            process = self._valkey()
+            if process is None or not self._is_ours(process):
+                return None
+            with self._redis() as connection:
+                return Path(connection.config_get("dir")["dir"])
+        except redis.RedisError:
+            return None
+
+    def _postgres(self) -> int | None:
+        return next(
+            (
+                process.pid
+                for process in self._family()
+                if process.name() == "postgres" and "-D" in process.cmdline()
+            ),
+            None,
+        )
+
+    def _data(self) -> Path | None:
+        """Return the folder of PostgreSQL's data as this process sees it; None if it is remote."""
+        server = self._postgres()
+        if server is None:
+            return None
+        argv = psutil.Process(server).cmdline()
+        data = Path(argv[argv.index("-D") + 1])
+        return data if self.disk is None else self.disk.seen(data)
+
+    def _child(self, name: str) -> int | None:
+        return next(
+            (each.pid for each in self._family() if each.cmdline()[-2:] == ["process", name]), None
+        )
+
+    def _children_of(self, process: int) -> list[int]:
+        return [each.pid for each in psutil.Process(process).children(recursive=True)]
+
+    def _family(self) -> list[psutil.Process]:
+        return psutil.Process(self.stack.pid).children(recursive=True)
+
+    def _is_ours(self, process: int) -> bool:
+        return process in {each.pid for each in self._family()}
+
+    def _signal(self, process: int | None, number: signal.Signals) -> bool:
+        return process is not None and self._is_ours(process) and _send(process, number)
+
+
+def install_clock(engine: Engine) -> None:
+    """Let the clock of this database, as SQL reads it, be stepped by the setting `lab_clock.ahead`.
+
+    Open sessions are ended, because they would not see it.
+    """
+    ahead = f"coalesce(nullif(current_setting('{CLOCK}.ahead', true), ''), '0')::interval"
+    with engine.begin() as connection:
+        run = connection.exec_driver_sql
+        run(f"CREATE SCHEMA {CLOCK}")
+        for name, volatility in STEPPABLE.items():
+            run(
+                f"CREATE FUNCTION {CLOCK}.{name}() RETURNS timestamptz {volatility} LANGUAGE sql"
+                f" AS $$ SELECT pg_catalog.{name}() + {ahead} $$"
+            )
+        database = run("SELECT quote_ident(current_database())").scalar_one()
+        run(f"ALTER DATABASE {database} SET search_path = {CLOCK}, pg_catalog, public")
+    with engine.connect() as connection:
+        connection.execute(text(CUT))
+    engine.dispose()
+
+
+@contextmanager
+def _frozen(processes: list[int]) -> Iterator[bool]:
+    stopped = [each for each in processes if _send(each, signal.SIGSTOP)]
+    try:
+        yield bool(stopped)
+    finally:
+        for each in reversed(stopped):
+            _send(each, signal.SIGCONT)
+
+
+def _send(process: int, number: signal.Signals) -> bool:
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        return False
+    return True
