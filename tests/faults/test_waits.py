@@ -10,12 +10,14 @@ import asyncio
 import os
 import re
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from http.client import HTTPConnection
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
@@ -27,6 +29,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import redis
+from celery import Celery
 from kombu import Connection, Queue
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
@@ -62,7 +65,7 @@ from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.beat import Scheduler
 from tests.support.external_crm import OtherCrm
 from tests.support.processes import Keeper, running, wait_until
-from tests.support.servers import Maria, Rabbit, Wire, wire
+from tests.support.servers import Maria, Rabbit, Wire, free_port, wire
 
 PAGE = Path(__file__).parents[2] / "docs" / "waits.md"
 SLACK = 2.5
@@ -403,11 +406,12 @@ WALKS: dict[str, list[Walk]] = {
 }
 """By the first cell of a row."""
 BY_PROCESSES = {
+    "an event of a worker",
     "a message taken from Redis",
     "a message taken from RabbitMQ, by a sequencer or heartbeats",
     "a message taken from RabbitMQ, by maintenance",
 }
-"""Rows of a worker's own loop: see `test_workers_whose_sessions_are_swallowed_go_on`."""
+"""Rows of a process's own loop: see the tests of those whose sessions are swallowed."""
 
 
 def walked(walk: Walk, place: Place) -> list[float]:
@@ -587,3 +591,42 @@ def test_workers_whose_sessions_are_swallowed_go_on(
         assert went["assigned"] < quick + SLACK_OF_STACK, went
         assert went["noted"] < max(quick, jobs) + SLACK_OF_STACK, went
         assert went["taken"] < jobs + SLACK_OF_STACK, went
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("broker", ["RabbitMQ", "Redis"] if POINTS > FEW else ["Redis"])
+def test_flower_hears_of_events_again_when_its_session_is_swallowed(
+    broker: str, database_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (row,) = (row for row in rows() if row.name == "an event of a worker")
+    with ExitStack() as keep:
+        stack = keep.enter_context(running(database_url, redis_url, tmp_path))
+        address = redis_url
+        if broker == "RabbitMQ":
+            rabbit: Rabbit = request.getfixturevalue("rabbit")
+            keep.enter_context(rabbit.queues())
+            address = rabbit.url
+        line = keep.enter_context(wire(address))
+        stack.redis_url, stack.broker_url = redis_url, line.url
+        port = free_port()
+        stack.start("flower", flower_port=str(port), flower_basic_auth="ann:hunter2")
+        app = Celery(broker=address, set_as_current=False)
+        connection = keep.enter_context(app.connection_for_write())
+        events = keep.enter_context(app.events.Dispatcher(connection, enabled=True))
+        login = {"Authorization": f"Basic {b64encode(b'ann:hunter2').decode()}"}
+
+        def is_told_of(worker: str) -> bool:
+            events.hostname = worker
+            events.send("worker-heartbeat")
+            with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as flower:
+                try:
+                    flower.request("GET", "/metrics", headers=login)
+                    return worker in flower.getresponse().read().decode()
+                except OSError:
+                    return False
+
+        wait_until(partial(is_told_of, "waits-before"), "Flower to hear of an event", seconds=60)
+        line.freeze()
+        began = monotonic()
+        wait_until(partial(is_told_of, "waits-after"), "Flower to hear of another", seconds=60)
+        assert monotonic() - began < row.seconds + SLACK_OF_STACK

@@ -2,10 +2,14 @@
 
 Flower itself asks for its login on every page except `/metrics`, and ignores the Host header. Where
 `up` runs Flower, a one-time link signs a browser in, so that nobody has to type the password.
+
+Flower itself also waits for events without an end. A broker's host that hangs closes no connection,
+and Flower would show nothing new until it is restarted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
@@ -14,6 +18,8 @@ from http import HTTPStatus
 from typing import Any
 
 import flower.command
+import flower.events
+from celery.events import EventReceiver
 from flower.app import Flower
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
@@ -24,6 +30,9 @@ from assignment_workers.settings import Settings
 
 COOKIE = "assignment_workers_flower"
 SESSION_LASTS = timedelta(hours=12)
+SILENCE_SECONDS = 10.0
+"""Seconds without an event after which Flower connects to the broker again. Each worker sends a
+heartbeat every two seconds."""
 OPEN = "/healthcheck"
 """The path of Flower that needs no login. It answers OK and nothing else."""
 
@@ -38,6 +47,17 @@ def guard_flower(settings: Settings) -> None:
         began = datetime.now(UTC)
 
     flower.command.Flower = Guarded
+    flower.events.EventReceiver = BoundedReceiver
+
+
+class BoundedReceiver(EventReceiver):
+    """Celery's receiver of events, which returns when none comes for `SILENCE_SECONDS`."""
+
+    def capture(self, *args: Any, **options: Any) -> None:
+        """Pass events to their handlers until none comes in time. Flower then connects again."""
+        options["timeout"] = options.get("timeout") or SILENCE_SECONDS
+        with contextlib.suppress(TimeoutError):
+            super().capture(*args, **options)
 
 
 class _Guarded(Flower):  # type: ignore[misc]
