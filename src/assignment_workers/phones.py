@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -210,23 +210,47 @@ class Reader:
 
 Line = tuple[int, str, datetime | None]
 """A line of an imported list: its line number, its text for a phone number, and its expiry."""
-Read = tuple[int, str, list[str]]
-"""The number of lines read, the rows for PostgreSQL's COPY, and a note on each unread line."""
+Read = tuple[int, str, list[str], int]
+"""The number of lines read, the rows for PostgreSQL's COPY, a note on each unread line, and the
+count of forgotten numbers that were left out."""
 
 
-def read_chunk(reader: Reader, lines: Sequence[Line]) -> Read:
+def read_chunk(
+    reader: Reader,
+    lines: Sequence[Line],
+    *,
+    forgotten: Mapping[str, datetime | None] | None = None,
+    expires_at: datetime | None = None,
+) -> Read:
     """Read the phone numbers of some lines of an imported list.
 
-    The function is in this module because a worker process that reads lists loads nothing else.
+    `forgotten`: the hashes of forgotten numbers, each with the end of its suppression (None: it has
+    none). A number that one of them suppresses for as long as the list would is left out.
+    `expires_at`: the expiry of the list. The function is in this module because a worker process
+    that reads lists loads nothing else.
     """
     made = []
     unread = []
+    left_out = 0
     for line, said, until in lines:
         numbers = reader.numbers(said)
         if not numbers:
             unread.append(f"line {line}: {said[:40]!r}")
+        if forgotten:
+            ends = min((each for each in (until, expires_at) if each), default=None)
+            kept = [each for each in numbers if not _outlasts(forgotten, reader.keyed(each), ends)]
+            left_out += len(numbers) - len(kept)
+            numbers = kept
         made += [f"{each}\t{until.isoformat() if until else NULL}\n" for each in numbers]
-    return len(lines), "".join(made), unread
+    return len(lines), "".join(made), unread, left_out
+
+
+def _outlasts(forgotten: Mapping[str, datetime | None], keyed: str, ends: datetime | None) -> bool:
+    """Return True if a forgotten number stays suppressed until `ends` at least (None: for ever)."""
+    if keyed not in forgotten:
+        return False
+    until = forgotten[keyed]
+    return until is None or (ends is not None and until >= ends)
 
 
 def end_with_parent() -> None:

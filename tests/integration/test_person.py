@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -287,6 +289,39 @@ def test_numbers_of_lists_are_hashed_too_and_the_rest_of_a_list_stands(refused: 
     assert sorted(queues, key=str) == [None, UNSIGNED]
     forget(refused, 2)
     assert everywhere(refused, "900123") == []
+
+
+def test_a_list_that_is_imported_again_leaves_forgotten_numbers_out(refused: World) -> None:
+    forget(refused, 1)
+    soon = refused.value("SELECT now() + interval '1 day'")
+    named = Named(name="register", replaces=True, reason="r", by="operator")
+
+    def imported(reader: Reader = READER, **terms: Any) -> tuple[int, int]:
+        lines = [(1, PHONE, None), (2, "07700 900555", None)]
+        with refused.engine.connect() as connection:
+            made = stage(connection, lines, replace(named, **terms), reader)
+        return made.numbers, made.forgotten
+
+    assert imported() == (1, 1)
+    stored = refused.column("SELECT number FROM assignment.suppressed_numbers")
+    assert stored == ["+447700900555"]
+    assert imported(queue=UNSIGNED) == (1, 1), "a hash of every dialer queue suppresses in one"
+    refused.execute(
+        "UPDATE assignment.suppressions SET queue = :q WHERE phone = :mark",
+        q=UNSIGNED,
+        mark=FORGOTTEN,
+    )
+    assert imported() == (2, 0), "a hash of one dialer queue does not suppress in every one"
+    assert imported(queue=UNSIGNED) == (1, 1)
+    refused.execute(
+        "UPDATE assignment.suppressions SET expires_at = :t WHERE phone = :mark",
+        t=soon,
+        mark=FORGOTTEN,
+    )
+    assert imported(queue=UNSIGNED) == (2, 0), "the hash would end before the list"
+    assert imported(queue=UNSIGNED, expires_at=soon) == (1, 1)
+    other = Reader(key="another-key-of-32-letters-or-even-more")
+    assert imported(other, queue=UNSIGNED, expires_at=soon) == (2, 0)
 
 
 def test_without_a_key_nothing_is_erased_and_a_number_is_not_lost(refused: World) -> None:

@@ -107,6 +107,9 @@ class Staged:
     unreadable: int = 0
     shown: list[str] = field(default_factory=list)
     """The first lines of the file that are not a phone number."""
+    forgotten: int = 0
+    """Number of phone numbers that were left out, because they are of forgotten people and stay
+    suppressed by their hashes."""
     users: int = 0
     """Number of users who have one of the file's phone numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
@@ -165,7 +168,8 @@ def stage(
 
     The command `flip` puts the list in force. `named`: the list's name and terms. `reader`: the
     rules for reading phone numbers. The whole file is loaded in one transaction, which neither
-    waits for another nor blocks one. A line that is not a phone number is counted and named; with
+    waits for another nor blocks one. The number of a forgotten person is left out, because its hash
+    suppresses it. A line that is not a phone number is counted and named; with
     `skip_unreadable` it is left out, otherwise nothing is stored, as in a dry run. Raises
     `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor time a line, spread
     over all processors, and a COPY.
@@ -180,7 +184,7 @@ def stage(
             " (number text NOT NULL, expires_at timestamptz) ON COMMIT DROP"
         )
     )
-    _copy(connection, lines, reader, done)
+    _copy(connection, lines, named, reader, done)
     connection.execute(
         text(
             "CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT number,"
@@ -200,15 +204,23 @@ def stage(
     return done
 
 
-def _copy(connection: Connection, lines: Iterable[Line], reader: Reader, done: Staged) -> None:
+def _copy(
+    connection: Connection, lines: Iterable[Line], named: Named, reader: Reader, done: Staged
+) -> None:
+    forgotten: dict[str, datetime | None] = {}
+    if reader.key is not None:
+        hashes = {"prefix": reader.keyed_prefix, "queue": named.queue}
+        forgotten = {row.number: row.expires_at for row in connection.execute(_HASHES, hashes)}
+    work = partial(read_chunk, reader, forgotten=forgotten, expires_at=named.expires_at)
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     with (
-        _reading(_chunks(iter(lines)), partial(read_chunk, reader)) as made,
+        _reading(_chunks(iter(lines)), work) as made,
         driver.cursor() as cursor,
         cursor.copy("COPY incoming_numbers (number, expires_at) FROM STDIN") as copy,
     ):
-        for count, read, unread in made:
+        for count, read, unread, left_out in made:
             done.lines += count
+            done.forgotten += left_out
             done.unreadable += len(unread)
             done.shown += unread[: SHOWN - len(done.shown)]
             copy.write(read)
@@ -382,6 +394,10 @@ def purge_lists(connection: Connection) -> int:
     return len(gone)
 
 
+_HASHES = text(
+    "SELECT number, expires_at FROM assignment.suppressions WHERE lifted_at IS NULL"
+    " AND starts_with(number, :prefix) AND (queue IS NULL OR queue = :queue)"
+)
 _MATCHED_BY_INCOMING = text(
     "CREATE TEMPORARY TABLE incoming_users ON COMMIT DROP AS"
     " SELECT DISTINCT p.user_id, false AS waits"

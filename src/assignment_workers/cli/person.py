@@ -8,6 +8,7 @@ import typer
 
 from assignment_workers.assignment import person
 from assignment_workers.assignment.answers import Code, Done, Refused
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import Why, operator_name, recorded
@@ -52,6 +53,10 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
     with recorded("person_forget", str(user), why) as told, client() as asking:
         command = commands.do_not_contact(user, None, FORGOTTEN, operator_name())
         answer = asking.command(command.at(told.position))
+        # What waits on another lane's queue may name the person too.
+        for celery_queue in lanes_of(resolved()).celery_queues[1:]:
+            if isinstance(answer, Done):
+                answer = asking.command(commands.passing(celery_queue))
         if not isinstance(answer, Done):
             told(answer)
             complain(line(answer))

@@ -212,6 +212,7 @@ def import_list(
     if not json:
         typer.echo(
             f"{found.lines} lines, {found.numbers} numbers, {found.unreadable} lines that are none"
+            + (f", {found.forgotten} numbers of forgotten people" if found.forgotten else "")
         )
         _tell_users(found)
     if found.list_id is None:

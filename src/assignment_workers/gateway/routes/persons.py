@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from assignment_workers.assignment import person
 from assignment_workers.assignment.answers import Code, Done
 from assignment_workers.assignment.calling import numbers_of
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.operator_actions import RequestedAction
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.client import commands
@@ -68,9 +69,12 @@ async def forget_user(
 
     async def do(at: int) -> Response:
         command = commands.do_not_contact(user, None, FORGOTTEN, who.name).at(at)
-        suppressed = await here.dispatcher.ask(request, command, TIMEOUT)
-        if suppressed.status_code != HTTPStatus.OK:
-            return suppressed
+        # What waits on another lane's queue may name the person too.
+        others = lanes_of(here.settings).celery_queues[1:]
+        for each in (command, *map(commands.passing, others)):
+            answer = await here.dispatcher.ask(request, each, TIMEOUT)
+            if answer.status_code != HTTPStatus.OK:
+                return answer
         return await asyncio.to_thread(_forget, here, user)
 
     action = RequestedAction("person_forget", str(user), who.name, body.why if body else None)
