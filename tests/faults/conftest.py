@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from assignment_workers.devstack import valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
-from tests.support.servers import RABBITMQ, Rabbit
+from tests.support.servers import RABBITMQ, OwnServer, Rabbit
+
+NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +24,12 @@ def rabbit(test_home: Home, guardian: Guardian) -> Iterator[Rabbit]:
     made = Rabbit(test_home.path / "rabbitmq", guardian)
     yield made
     made.close()
+
+
+@pytest.fixture
+def own_valkey(test_home: Home, guardian: Guardian) -> Iterator[OwnServer]:
+    """A Valkey of the test's own, which the test may fill."""
+    directory = test_home.path / f"valkey-full-{next(NUMBERS)}"
+    made = OwnServer(partial(valkey.prepare, fsync=False), directory, guardian)
+    yield made
+    made.stop()

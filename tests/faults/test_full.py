@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,25 +16,15 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned, Client, Unavailable
-from assignment_workers.devstack import postgres, valkey
+from assignment_workers.devstack import postgres
 from assignment_workers.devstack.guardian import Guardian
-from assignment_workers.runtime.home import Home
 from assignment_workers.schema.migrate import upgrade
 from assignment_workers.sequencer.term import SILENCE
 from tests.faults.test_outages import send
 from tests.support.processes import Stack, running, wait_until
 from tests.support.servers import OwnServer
 
-NUMBERS = itertools.count(1)
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-def own_valkey(test_home: Home, guardian: Guardian) -> Iterator[OwnServer]:
-    directory = test_home.path / f"valkey-full-{next(NUMBERS)}"
-    made = OwnServer(partial(valkey.prepare, fsync=False), directory, guardian)
-    yield made
-    made.stop()
 
 
 @contextmanager
@@ -151,7 +140,7 @@ def test_the_maintenance_queue_of_a_full_redis_is_served(
 
 
 def test_a_redis_that_cannot_save_is_waited_for(
-    own_valkey: OwnServer, test_home: Home, database_url: str, tmp_path: Path
+    own_valkey: OwnServer, database_url: str, tmp_path: Path
 ) -> None:
     directory = own_valkey._directory
     with running(database_url, own_valkey.url, tmp_path) as stack:

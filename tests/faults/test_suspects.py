@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +17,19 @@ import redis
 from sqlalchemy import text
 
 from assignment_workers.client import Assigned
+from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.schema.engine import connect
+from assignment_workers.sequencer.suspects import Suspects
+from tests.faults.test_full import full
 from tests.support.killed import POISON
 from tests.support.poison import envelope, publish, push
 from tests.support.processes import Keeper, Process, Stack, running, wait_until
-from tests.support.servers import Wire, wire
+from tests.support.servers import OwnServer, Wire, wire
 
 LETTERS = "SELECT task, task_id, body, error, replayable FROM assignment.dead_letters ORDER BY id"
 SUSPECTS = "SELECT ends, parts FROM assignment.suspect_messages"
 KILL = "tests.support.killed:kill_at_poison"
+CONNECT_SECONDS = 5.0
 CONFIG = Path(__file__).parents[2] / "celeryconfig.py"
 
 
@@ -119,6 +126,81 @@ def test_of_a_batch_only_the_requests_that_end_processes_are_dead_letters(stack:
     letters = stack.rows(LETTERS)
     assert [json.loads(each.body)["args"] for each in letters] == [[[asked[2]]], [[asked[4]]]]
     assert all(each.replayable for each in letters)
+
+
+def test_of_a_batch_of_moves_the_others_are_made_once_and_answered_in_their_places(
+    stack: Stack,
+) -> None:
+    before = killed(stack, "sequencer")
+    client = stack.client()
+    with Keeper(stack, "sequencer", before=KILL):
+        stack.wait_for_leader(after=stack.term())
+        held = [client.request_next(agent, timeout=timedelta(seconds=20)) for agent in (81, 82)]
+        ids = [str(each.assignment.id) for each in held if isinstance(each, Assigned)]
+        assert len(ids) == 2, held
+        moves = [
+            {"move": "complete", "assignment_id": ids[0], "agent_id": 81, "outcome": "no_answer"},
+            {"move": "release", "assignment_id": ids[0], "agent_id": POISON},
+            {"move": "skip", "assignment_id": ids[1], "agent_id": 82},
+        ]
+        batch = {"name": f"moves {ids[0]}", "requests": moves}
+        answers = answer(stack, send(stack, "assignment", "assignment.finish_many", batch))
+        assert [each["outcome"] for each in answers] == ["completed", "refused", "skipped"]
+        assert [answers[0]["assignment"]["id"], answers[2]["assignment"]["id"]] == ids
+        assert "ended the process that handled it" in answers[1]["reason"]
+        assert killed(stack, "sequencer") - before == 2
+    made = stack.rows(
+        "SELECT assignment_id::text, kind FROM assignment.events WHERE agent_id IN (81, 82)"
+        " AND kind IN ('completed', 'skipped') ORDER BY kind"
+    )
+    assert [tuple(each) for each in made] == [(ids[0], "completed"), (ids[1], "skipped")]
+    (letter,) = stack.rows(LETTERS)
+    assert json.loads(letter.body)["args"] == [[moves[1]]]
+
+
+def test_a_full_redis_hides_no_suspect(
+    own_valkey: OwnServer, database_url: str, tmp_path: Path
+) -> None:
+    """The counts are in the database; the message and those behind it are taken all the same."""
+    with running(database_url, own_valkey.url, tmp_path) as stack:
+        first = stack.start("sequencer")
+        stack.built()
+        first.stop()
+        poison = {"name": "poison", "agent_id": POISON}
+        send(stack, "assignment", "assignment.request", poison)
+        send(stack, "assignment", "assignment.request", {"name": "behind", "agent_id": 27})
+        with full(own_valkey.url), Keeper(stack, "sequencer", before=KILL):
+            served = "SELECT count(*) FROM assignment.assignments WHERE agent_id = 27"
+            wait_until(lambda: stack.value(served) == 1, "the request behind it", seconds=60)
+            assert killed(stack, "sequencer") == 2
+        (letter,) = stack.rows(LETTERS)
+        assert letter.task_id == "poison"
+
+
+def test_while_the_database_is_frozen_a_suspect_is_tried_uncounted_and_no_part_is_tried(
+    database_url: str, redis_url: str
+) -> None:
+    message = SimpleNamespace(
+        delivery_info={"redelivered": True}, headers={"id": "frozen"}, body=b"[]"
+    )
+    with wire(database_url) as line, redis.Redis.from_url(redis_url) as results:
+        engine = connect(line.url, name="test", statement_timeout=timedelta(seconds=1))
+        direct = connect(database_url, name="test", statement_timeout=timedelta(seconds=1))
+        suspects = Suspects(engine, results)
+        first = suspects.take("assignment", message)
+        assert first is not None
+        line.freeze()
+        with pytest.raises(DatabaseUnavailable):
+            suspects.try_part(0)
+        line.cut()
+        began = time.monotonic()
+        assert suspects.take("assignment", message) is None, "its caller must not wait for it"
+        assert time.monotonic() - began < CONNECT_SECONDS + 3
+        found = Suspects(direct, results).take("assignment", message)
+        assert found is not None
+        assert (first.ends, found.ends, found.parts) == (1, 2, ()), "two ends were seen"
+        direct.dispose()
+        engine.dispose()
 
 
 def test_the_maintenance_queue_is_counted_too(stack: Stack, tmp_path: Path) -> None:
