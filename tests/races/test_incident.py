@@ -100,18 +100,22 @@ class Stopped(Ours):
         claiming = threading.Thread(
             target=lambda: self._answers.extend(self.runner.run(ask)), daemon=True
         )
+        begun = [claiming]
         claiming.start()
-        assert found.wait(10)
-        built = self.build()
-        assert built
-        publishing = threading.Thread(
-            target=lambda: self.published.append(self.publish(built)), daemon=True
-        )
-        publishing.start()
-        wait_until(self._publication_waits, "the publication to stand behind the claim")
-        self._go_on.set()
-        claiming.join(10)
-        publishing.join(10)
+        try:
+            assert found.wait(10)
+            built = self.build()
+            assert built
+            publishing = threading.Thread(
+                target=lambda: self.published.append(self.publish(built)), daemon=True
+            )
+            begun.append(publishing)
+            publishing.start()
+            wait_until(self._publication_waits, "the publication to stand behind the claim")
+        finally:  # a thread that is left behind keeps its connection beyond the engine
+            self._go_on.set()
+            for thread in begun:
+                thread.join(30)
         (answer,) = self._answers
         assert isinstance(answer, Assigned)
         return answer.assignment
