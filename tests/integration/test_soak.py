@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
+import psutil
 import pytest
 from sqlalchemy import text
 
+from assignment_workers.lab.call_centre import processes
 from assignment_workers.lab.call_centre.page import page
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import Fault, Recorder, Wait
@@ -33,6 +37,34 @@ def meter(world: World, database_url: str, redis_url: str) -> Meter:
     )
     kept = {"history_retention": HOUR, "generation_retention": timedelta(minutes=10)}
     return Meter(stack, world.engine, PLAN, world.settings.model_copy(update=kept))
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("process beat", "beat"),
+        ("process sequencer", "sequencers"),
+        ("process sequencer --lane outstanding", "sequencers of outstanding"),
+        ("up --demo", None),
+    ],
+)
+@pytest.mark.parametrize("titled", [True, False], ids=["a fork", "a program"])
+def test_the_role_of_a_process_is_known_by_its_title_and_by_its_arguments(
+    words: str, wanted: str | None, titled: bool
+) -> None:
+    title = f"from setproctitle import setproctitle; setproctitle('assignment-workers {words}')"
+    program = f"{title if titled else ''}\nprint('ready', flush=True)\ninput()"
+    begun = subprocess.Popen(
+        [sys.executable, "-c", program, *([] if titled else words.split())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert begun.stdout
+        assert begun.stdout.readline() == b"ready\n"
+        assert processes.role(psutil.Process(begun.pid)) == wanted
+    finally:
+        begun.communicate(b"\n")
 
 
 def grew(meter: Meter, by: float) -> Meter:

@@ -38,6 +38,7 @@ from assignment_workers.client.wire.brokers import sender
 from assignment_workers.client.wire.message import message
 from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.devstack.temporary import Disk
+from assignment_workers.lab.call_centre.processes import role
 from assignment_workers.lab.call_centre.recorder import Recorder
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.runtime.stack import Stack
@@ -421,9 +422,7 @@ class Faults:
         return data if self.disk is None else self.disk.seen(data)
 
     def _child(self, name: str) -> int | None:
-        return next(
-            (each.pid for each in self._family() if each.cmdline()[-2:] == ["process", name]), None
-        )
+        return next((each.pid for each in self._family() if role(each) == name), None)
 
     def _children_of(self, process: int) -> list[int]:
         return [each.pid for each in psutil.Process(process).children(recursive=True)]

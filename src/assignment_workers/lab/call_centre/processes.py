@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import psutil
@@ -32,7 +32,7 @@ def measured(stack: int) -> Iterator[Measured]:
     main = psutil.Process(stack)
     for process in (main, *main.children(recursive=True)):
         try:
-            name = _name(process.cmdline(), is_main=process.pid == main.pid)
+            name = "up" if process.pid == main.pid else role(process)
             if name is not None:
                 yield Measured(
                     name,
@@ -44,14 +44,12 @@ def measured(stack: int) -> Iterator[Measured]:
             continue  # it has just ended
 
 
-def _name(command: Sequence[str], *, is_main: bool) -> str | None:
-    """Return a process's role from its command line; None for short-lived processes.
+def role(process: psutil.Process) -> str | None:
+    """Return the role of a process of a stack; None for short-lived processes.
 
-    `is_main`: the process is the first one of the stack.
+    A fork has a title for a command line, whose words are not apart. Raises `psutil.Error`.
     """
-    if is_main:
-        return "up"
-    match command:
+    match " ".join(process.cmdline()).split():
         case [*_, "process", "sequencer", "--lane", lane]:
             return f"sequencers of {lane}"
         case [*_, "process", "sequencer"]:
