@@ -116,6 +116,22 @@ def test_a_wrong_message_is_refused_by_name_in_one_line_and_kept(
     assert error == f"refused: {reason}"
 
 
+@pytest.mark.parametrize(
+    ("task", "args"),
+    [
+        ("assignment.complete", (ID, 26, "x", None, ["SECRET"])),
+        ("assignment.complete", (ID, 26, "x", None, "SECRET\0")),
+        ("assignment.close", (ID, 26, ["SECRET"])),
+        ("assignment.defer", (ID, 26, None, None, None, ["SECRET"])),
+        ("user.suppress", (["SECRET"], 5, "operator", ["SECRET"])),
+    ],
+)
+def test_a_refusal_does_not_repeat_what_somebody_typed(
+    door: Door, task: str, args: tuple[Any, ...]
+) -> None:
+    assert "SECRET" not in str(door.call(task, *args))
+
+
 @pytest.mark.parametrize("task", ["queue.regenerate", "queue.remove_converted"])
 def test_an_unknown_dialer_queue_is_refused_with_those_that_there_are(
     door: Door, task: str

@@ -74,6 +74,8 @@ UNAUTHENTICATED = "unauthenticated: "
 sent it."""
 MANY_IN = "requests"
 """The list parameter of a batch task."""
+_TYPED = frozenset({"notes", "why", "reason", "phone"})
+"""The arguments that hold what a person typed."""
 _SENDER = re.compile(r"token [0-9a-z]{1,32}")
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
@@ -430,13 +432,15 @@ def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
 def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     """Return the first wrong argument and what is wrong with it, in one line.
 
-    A positional argument is named by `parameters`.
+    A positional argument is named by `parameters`. What a person typed is not repeated: the line
+    is stored with the result in Redis, where nothing tells whom it is about.
     """
     first = error.errors()[0]
     head, *rest = first["loc"]
     named = parameters[head] if isinstance(head, int) and head < len(parameters) else head
     where = ".".join(str(part) for part in (named, *rest))
-    shown = "" if first["type"] == "missing_argument" else f" (given: {first['input']!r:.80})"
+    is_hidden = first["type"] == "missing_argument" or named in _TYPED
+    shown = "" if is_hidden else f" (given: {first['input']!r:.80})"
     named_at = where if where.isprintable() else repr(where)
     return f"{named_at:.80}: {plain(first['msg'])}{shown}"
 
