@@ -56,7 +56,7 @@ LOOK_SECONDS = 0.05
 """
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ask:
     """Send a command and wait at most `timeout` for its answer; `Unavailable` if none came."""
 
@@ -64,7 +64,7 @@ class Ask:
     timeout: timedelta
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Send:
     """Send a message and do not wait: its task id, or `BrokerUnavailable` is raised."""
 
@@ -74,21 +74,21 @@ class Send:
     celery_queue: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LookUp:
     """Read the stored result of a task: `Result`, or None; or `BrokerUnavailable` is raised."""
 
     task_id: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Count:
     """Count the answer that the caller of a request gets, for the service levels."""
 
     answer: RequestAnswer
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Pause:
     """Wait for some seconds."""
 

@@ -36,6 +36,8 @@ P = ParamSpec("P")
 M_co = TypeVar("M_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 
+_PLAIN = frozenset({str, int, NoneType})
+"""Types that JSON has; most arguments are of them."""
 TIMEOUT = timedelta(seconds=10)
 """The time that a client waits for an answer, unless its caller says another."""
 
@@ -70,7 +72,7 @@ class Limits(Protocol):
         """The time until a callback that nobody answered is tried again."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class VerbCall:
     """One call of a verb by a client: the arguments as JSON has them, and the longest wait."""
 
@@ -133,7 +135,7 @@ class Verb(Generic[P, M_co]):
         self._unsaid: dict[str, Any] = {
             each.name: None if each.default is Parameter.empty else each.default for each in said
         }
-        self._required = tuple(each.name for each in said if each.default is Parameter.empty)
+        self._required = {each.name for each in said if each.default is Parameter.empty}
         self.names = tuple(name for name in self._unsaid if name != WAIT)
         """The names of the arguments of a message, in the order of a positional call."""
         self.method = _method(self)
@@ -156,11 +158,13 @@ class Verb(Generic[P, M_co]):
             len(given) != len(self._unsaid)
             or len(args) > len(self._positional)
             or not said.keys().isdisjoint(kwargs)
-            or any(name not in said and name not in kwargs for name in self._required)
+            or not self._required <= said.keys() | kwargs.keys()
         ):
             self.signature.bind(*args, **kwargs)
         timeout: timedelta = given.pop(WAIT)
         for name, value in given.items():
+            if value.__class__ in _PLAIN:
+                continue
             if isinstance(value, datetime):
                 given[name] = value.isoformat()
             elif isinstance(value, UUID):
