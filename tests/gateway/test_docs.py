@@ -72,7 +72,11 @@ def test_its_settings_are_settings_with_these_defaults() -> None:
     fields = {field.alias: field for field in Settings.model_fields.values()}
     rows = re.findall(r"^\| `(ASSIGNMENT_WORKERS_\w+)` \| (\S+) \|", PAGE, re.MULTILINE)
     of_others = {"ASSIGNMENT_WORKERS_GATEWAY_PASSWORD"}  # of `schema migrate --roles`
-    also = {"ASSIGNMENT_WORKERS_LOCK_DATABASE_URL", "ASSIGNMENT_WORKERS_ALLOWED_HOSTS"}
+    also = {
+        "ASSIGNMENT_WORKERS_ALLOWED_HOSTS",
+        "ASSIGNMENT_WORKERS_ENVIRONMENT",
+        "ASSIGNMENT_WORKERS_LOCK_DATABASE_URL",
+    }
     ours = {name for name in fields if name and "GATEWAY" in name}
     assert {name for name, _ in rows} == (ours - of_others) | also
     for name, told in rows:
