@@ -150,8 +150,9 @@ def test_of_a_batch_of_moves_the_others_are_made_once_and_answered_in_their_plac
         assert "ended the process that handled it" in answers[1]["reason"]
         assert killed(stack, "sequencer") - before == 2
     made = stack.rows(
-        "SELECT assignment_id::text, kind FROM assignment.events WHERE agent_id IN (81, 82)"
-        " AND kind IN ('completed', 'skipped') ORDER BY kind"
+        "SELECT assignment_id::text, kind FROM assignment.events"
+        " WHERE assignment_id::text = ANY(:ids) AND kind IN ('completed', 'skipped') ORDER BY kind",
+        ids=ids,
     )
     assert [tuple(each) for each in made] == [(ids[0], "completed"), (ids[1], "skipped")]
     (letter,) = stack.rows(LETTERS)
