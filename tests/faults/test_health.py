@@ -396,7 +396,7 @@ def prometheus(
 
 @pytest.mark.skipif(not ALL, reason="alerts wait for their `for`: `make health`")
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("parts", "alerts"), ALERTS, ids=str)
+@pytest.mark.parametrize(("parts", "alerts"), ALERTS, ids=lambda each: " ".join(sorted(each)))
 @pytest.mark.parametrize("how", NAMED_SECONDS)
 def test_its_alert_fires_in_a_real_prometheus_and_ends_by_itself(
     whole: Whole,
