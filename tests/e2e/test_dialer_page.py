@@ -134,6 +134,8 @@ def test_no_single_key_does_what_cannot_be_undone(page: Page, gateway: Gateway) 
         page.keyboard.press("Enter")
         expect(dialog).to_be_hidden()
     assert held(gateway, 62) == user
+    page.get_by_label("Notes").fill("asked for it")
+    page.locator("#title").focus()
     press(page, "-")
     page.get_by_role("dialog").get_by_role("button", name="Do not contact").click()
     expect(page.locator("#title")).to_have_text(f"User {user}: do not contact")
@@ -143,7 +145,6 @@ def test_an_offer_is_accepted_by_the_main_button_and_then_renewed_by_another(
     page: Page, gateway: Gateway
 ) -> None:
     sign_in(page, gateway, 63)
-    page.get_by_label("Renew while").uncheck()
     press(page, "n")
     called(page)
     accept, renew = (

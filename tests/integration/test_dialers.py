@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from assignment_workers.assignment.answers import Assigned, Finished
+from assignment_workers.assignment.audit import extend
 from assignment_workers.assignment.claims.probes import plans
 from assignment_workers.assignment.reports.explain import explain as explain_user
 from assignment_workers.assignment.reports.explain import funnel as explain_queue
@@ -143,6 +144,8 @@ def test_a_dialer_from_its_crm_to_every_outcome(world: World, case: Case) -> Non
     _explained(world, case)
     first = next(iter(case.expected))
     _each_outcome(world, case, first)
+    with world.engine.connect() as connection:
+        extend(connection)
     assert world.unhealthy() == []
 
 

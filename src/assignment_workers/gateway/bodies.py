@@ -109,6 +109,12 @@ class ReportQuery(_Body):
     )
 
 
+class VersionsQuery(_Body):
+    """The query of the versions of the operational settings."""
+
+    most: Annotated[int, Field(ge=1, le=1_000, description="The most versions.")] = 50
+
+
 class EventsQuery(_Body):
     """The selection of events."""
 

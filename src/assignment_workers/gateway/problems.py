@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
 from assignment_workers.assignment.answers import Code
 from assignment_workers.errors import plain
@@ -214,6 +215,15 @@ EXAMPLES: dict[HTTPStatus, dict[str, Any]] = {
 }
 
 
+def _methods(request: Request) -> list[str]:
+    """Return the methods of every route of the request's path; a path may have several routes."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
+
+
 def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
     """Turn every error of `app` that a caller caused into a problem.
 
@@ -229,7 +239,10 @@ def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == HTTPStatus.BAD_REQUEST:  # a body that is not text
             return await malformed(request, [Wrong(where="body", message=str(error.detail))])
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+        headers = error.headers
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {**(headers or {}), "Allow": ", ".join(_methods(request))}
+        return problem(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RecursionError)
     async def deep(request: Request, _: RecursionError) -> JSONResponse:

@@ -13,7 +13,7 @@ from assignment_workers.assignment.operational_settings import misfit
 from assignment_workers.assignment.operator_actions import RequestedAction
 from assignment_workers.assignment.settings_versions import InForce, StoredVersion
 from assignment_workers.client import commands
-from assignment_workers.gateway.bodies import SettingsBody
+from assignment_workers.gateway.bodies import SettingsBody, VersionsQuery
 from assignment_workers.gateway.dependencies import (
     ALWAYS,
     TIMEOUT,
@@ -49,13 +49,10 @@ def settings(here: Here) -> InForce:
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
     dependencies=[WATCHED],
 )
-def settings_history(
-    here: Here,
-    most: Annotated[int, Query(ge=1, le=1_000, description="The most versions.")] = 50,
-) -> list[StoredVersion]:
+def settings_history(here: Here, query: Annotated[VersionsQuery, Query()]) -> list[StoredVersion]:
     """Return the newest versions: who changed what, when, why, from which value to which."""
     with reading(here) as connection:
-        return settings_versions.history(connection, most=most)
+        return settings_versions.history(connection, most=query.most)
 
 
 @ROUTES.put(
