@@ -56,8 +56,11 @@ class Process:
         """Send the signal for it; False where it has ended."""
         if self.popen.poll() is not None:
             return False
-        self.signal(signal.SIGCONT)
-        self.popen.terminate()
+        try:
+            self.signal(signal.SIGCONT)
+            self.popen.terminate()
+        except ProcessLookupError:  # it ended since, and whoever forked it has seen that
+            return False
         return True
 
     def stop(self) -> int:
