@@ -949,7 +949,7 @@ def empty(world: World, begins: datetime, given: dict[str, Any]) -> None:
     world.set(**given)
 
 
-@pytest.mark.timeout(60 + 20 * EXAMPLES)
+@pytest.mark.timeout(120 + 40 * EXAMPLES)
 def test_operations_in_any_order_do_what_the_model_says(database_url: str) -> None:
     with opened(database_url) as world:
         world.add_agents(1, 2, 3)
