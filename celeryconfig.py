@@ -19,7 +19,7 @@ from kombu import Queue
 def _address(variable: str) -> str | None:
     """Return the value of a variable, or the content of the file that `…_FILE` names."""
     if file := os.environ.get(f"{variable}_FILE"):
-        return Path(file).read_text(encoding="utf-8").strip()
+        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
     return os.environ.get(variable)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,11 +113,6 @@ def by_team(value: str) -> dict[str | None, int]:
     return found
 
 
-def _by_team(value: str) -> str:
-    by_team(value)
-    return value
-
-
 def priorities(value: str) -> dict[str | None, tuple[str, ...]]:
     """Parse a setting such as `a, b; outbound=b`: dialer queues in order, for all or for a team.
 
@@ -135,9 +130,14 @@ def priorities(value: str) -> dict[str | None, tuple[str, ...]]:
     return found
 
 
-def _priorities(value: str) -> str:
-    priorities(value)
-    return value
+def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Return a validator of texts that `parse` accepts; the text passes unchanged."""
+
+    def check(value: str) -> str:
+        parse(value)
+        return value
+
+    return AfterValidator(check)
 
 
 Seconds = Annotated[timedelta, _seconds(0.001)]
@@ -219,15 +219,15 @@ class Settings(BaseModel):
         timedelta(days=30), alias="ASSIGNMENT_WORKERS_DEFER_MAXIMUM_SECONDS"
     )
     """The longest time for which a user can be deferred."""
-    session_calls: Annotated[str, AfterValidator(_by_team)] | None = Field(
+    session_calls: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_SESSION_CALLS"
     )
     """The most calls in an agent's session, for all or by team: `100, unsigned=80`."""
-    call_gap: Annotated[str, AfterValidator(_by_team)] | None = Field(
+    call_gap: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_CALL_GAP_SECONDS"
     )
     """The least time from an agent's call to the agent's next user, written as `session_calls`."""
-    break_interval: Annotated[str, AfterValidator(_by_team)] | None = Field(
+    break_interval: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_BREAK_INTERVAL_SECONDS"
     )
     """The longest time that an agent may work without a break, written as `session_calls`."""
@@ -260,7 +260,7 @@ class Settings(BaseModel):
 
     The value has to be the same for every process.
     """
-    queue_priority: Annotated[str, AfterValidator(_priorities)] | None = Field(
+    queue_priority: Annotated[str, _parsed_by(priorities)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_PRIORITY"
     )
     """The order in which the dialer queues are served: `first, second`, or by team after `;`.

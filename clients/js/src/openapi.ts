@@ -2161,7 +2161,7 @@ export interface components {
         };
         /**
          * Unseen
-         * @description What the figures of a period do not know.
+         * @description The requests that the figures of a period do not know.
          */
         Unseen: {
             /**

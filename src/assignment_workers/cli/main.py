@@ -30,7 +30,7 @@ SECTIONS = {
         "openapi": ("stack", "Print the gateway's OpenAPI document."),
     },
     "Find out": {
-        "status": ("operator", "Whether agents are served, and the state of everything."),
+        "status": ("operator", "Show whether agents are served, and the state of everything."),
         "doctor": ("operator", "Check every guarantee that the database can show."),
         "explain": ("explain", "Say why a user is offered or not, or whom a rule holds back."),
         "report": ("report", "Report assignments, time to assign, success rate and lost rows."),

@@ -168,7 +168,7 @@ def _done(answer: object, what: str) -> int:
 
 
 def status(json: AsJson = False) -> int:
-    """Whether agents are served, and the state of everything.
+    """Show whether agents are served, and the state of everything.
 
     The verdict is the first line. The exit code is 1 if agents are not served, or if nothing tells
     whether they are.

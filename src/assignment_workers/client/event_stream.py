@@ -54,7 +54,7 @@ class EventsRefused(AssignmentWorkersError):
 
 
 class EventPosition:
-    """How far a reader of events has come. A connection that is lost goes on from there."""
+    """The last event that a reader has read. After a lost connection, reading continues there."""
 
     def __init__(self, agent_id: int | None, after: int | None) -> None:
         self.parameters = {} if agent_id is None else {"agent_id": str(agent_id)}

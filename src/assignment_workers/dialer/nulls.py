@@ -1,4 +1,4 @@
-"""Whether a SQL expression over outer joined tables can be null."""
+"""Find out whether a SQL expression over outer joined tables can be null."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from assignment_workers.assignment.crm.mirror import READING
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
@@ -424,10 +425,11 @@ class _Judge:
                     update={"since": each.paused_at}
                 )
             elif age is None:
-                yield _not_good(
+                yield _wrong(
+                    kind,
                     name,
                     title,
-                    kind,
+                    DEGRADED,
                     Told(
                         "was never built",
                         "Agents get nobody from it.",
@@ -436,10 +438,11 @@ class _Judge:
                     ),
                 )
             elif age > REBUILT:
-                yield _not_good(
+                yield _wrong(
+                    kind,
                     name,
                     title,
-                    kind,
+                    DEGRADED,
                     Told(
                         f"was last rebuilt {_seconds(age)} ago; it is due every hour",
                         "New users are not offered, and the queue runs dry.",
@@ -582,7 +585,8 @@ def _job_component(job: JobHealth) -> Component:
             step = "Look at maintenance workers and beat."
         case _:
             return _good(name, title, kind, str(job.state))
-    return _not_good(name, title, kind, Told(finding, "None now.", step, "jobs"), since=since)
+    told = Told(finding, "None now.", step, "jobs")
+    return _wrong(kind, name, title, DEGRADED, told, since=since)
 
 
 def _of(trouble: str) -> HealthState:
@@ -610,31 +614,8 @@ def _later(one: datetime | None, other: datetime | None) -> bool:
     return one is not None and (other is None or one > other)
 
 
-def _server(name: str, title: str, state: HealthState, told: Told) -> Component:
-    return Component(
-        name=name, title=title, kind=ComponentKind.SERVER, state=state, serving=True, **vars(told)
-    )
-
-
-def _good_server(name: str, title: str, finding: str) -> Component:
-    return _good(name, title, ComponentKind.SERVER, finding, serving=True)
-
-
-def _lane(
-    name: str, title: str, state: HealthState, told: Told, *, since: datetime | None = None
-) -> Component:
-    return Component(
-        name=name,
-        title=title,
-        kind=ComponentKind.LANE,
-        state=state,
-        since=since,
-        serving=True,
-        **vars(told),
-    )
-
-
-def _process(
+def _wrong(
+    kind: ComponentKind,
     name: str,
     title: str,
     state: HealthState,
@@ -643,21 +624,19 @@ def _process(
     since: datetime | None = None,
     serving: bool = False,
 ) -> Component:
+    """Return a component in a state that is not good, with what is told of it."""
     return Component(
-        name=name,
-        title=title,
-        kind=ComponentKind.PROCESS,
-        state=state,
-        since=since,
-        serving=serving,
-        **vars(told),
+        name=name, title=title, kind=kind, state=state, since=since, serving=serving, **vars(told)
     )
 
 
-def _not_good(
-    name: str, title: str, kind: ComponentKind, told: Told, *, since: datetime | None = None
-) -> Component:
-    return Component(name=name, title=title, kind=kind, state=DEGRADED, since=since, **vars(told))
+_server = partial(_wrong, ComponentKind.SERVER, serving=True)
+_lane = partial(_wrong, ComponentKind.LANE, serving=True)
+_process = partial(_wrong, ComponentKind.PROCESS)
+
+
+def _good_server(name: str, title: str, finding: str) -> Component:
+    return _good(name, title, ComponentKind.SERVER, finding, serving=True)
 
 
 def _good(

@@ -140,7 +140,7 @@ class Hosts:
             try:
                 self._newest(partial(connect, application_name=LOOKING)).close()
             except psycopg.Error:
-                continue  # no host serves; whoever needs one gets the reason
+                continue  # no host serves; the next caller that connects gets the reason
 
 
 @dataclass(frozen=True)

@@ -114,18 +114,18 @@ def check(connection: Connection) -> None:
 
     The schema is that of this version, or of a newer one that still serves this version.
     """
-    at = revision(connection)
-    if at is not None and _is_newer(at):
+    at, needed = revision(connection), head()
+    if at != needed and _is_newer(at):
         serves = connection.execute(_COMMENT, {"table": VERSION_TABLE}).scalar_one_or_none() or ""
-        if not serves.startswith(_SERVES) or serves.removeprefix(_SERVES) > head():
+        if not serves.startswith(_SERVES) or serves.removeprefix(_SERVES) > needed:
             raise SchemaMismatch(
                 f"the schema `assignment` is at revision {at}, of a newer version that no longer"
-                f" serves this one ({head()}): start the newer version"
+                f" serves this one ({needed}): start the newer version"
             )
-    elif at != head():
+    elif at != needed:
         found = f"at revision {at}" if at else "not there"
         raise SchemaMismatch(
-            f"the schema `assignment` is {found}, this version needs {head()}: "
+            f"the schema `assignment` is {found}, this version needs {needed}: "
             "run `assignment-workers schema migrate`"
         )
     check_dialer_tables(connection)
@@ -184,17 +184,17 @@ _COMMENT = text("""
 
 def _refuse_newer(connection: Connection) -> None:
     at = revision(connection)
-    if at is not None and _is_newer(at):
+    if _is_newer(at):
         raise SchemaMismatch(
             f"the schema `assignment` is at revision {at}, of a newer version than this one"
             f" ({head()}): run `schema migrate` of that version"
         )
 
 
-def _is_newer(at: str) -> bool:
-    """Return True for a revision that this version does not know."""
+def _is_newer(at: str | None) -> bool:
+    """Return True for a revision that this version does not know; None: never migrated."""
     scripts = ScriptDirectory.from_config(_config(None))
-    return at not in {each.revision for each in scripts.walk_revisions()}
+    return at is not None and at not in {each.revision for each in scripts.walk_revisions()}
 
 
 def revision(connection: Connection) -> str | None:

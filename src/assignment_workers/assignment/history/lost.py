@@ -1,4 +1,4 @@
-"""What an old primary committed, and the database that took its place lacks.
+"""Events that an old primary committed and that the database in its place lacks.
 
 A standby that is promoted without the last commits, or a restored backup, goes on from an earlier
 state. The old server, if it can still be read, has what was lost: every state change is an event.

@@ -1,4 +1,4 @@
-"""What a commit waits for before agents get its answer, and so what a failover can lose."""
+"""The copies that a commit waits for before agents get its answer, and the loss at a failover."""
 
 from __future__ import annotations
 

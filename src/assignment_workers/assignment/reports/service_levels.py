@@ -41,7 +41,7 @@ _EXPLAINED = (
 
 
 class Unseen(BaseModel):
-    """What the figures of a period do not know."""
+    """The requests that the figures of a period do not know."""
 
     requests: int = Field(
         description="Requests of callers that count nothing, such as other Celery programs: of "
