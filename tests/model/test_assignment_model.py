@@ -754,7 +754,7 @@ class Machine(RuleBasedStateMachine):
 
     def _is_true(self, user: int, queue: str, why: str) -> None:
         stands = self.dialer.stands(user, queue)
-        if stands in {"not_in_generation", "taken_out", "waiting", "claimable"}:
+        if stands in {"not_in_generation", "drained", "taken_out", "waiting", "claimable"}:
             if queue in self.dialer.paused:
                 stands = "paused"
             elif queue not in self.dialer.published():
