@@ -11,17 +11,8 @@ from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.claims.request import ClaimRequest
 from assignment_workers.settings import Settings
 from tests.model.agents import Agent
-from tests.model.rules import (
-    ENDS_A_PROMISE,
-    OUTCOMES,
-    PASSING,
-    UNCLEAR,
-    Missed,
-    Person,
-    Promise,
-    Rules,
-)
-from tests.support.world import BOTH, DAY, HOUR, OUTSTANDING, SECOND, UNSIGNED
+from tests.model.rules import PASSING, Centre, Missed, Person, Promise, Rules
+from tests.support.world import DAY, HOUR, SECOND
 
 PREFERRED = timedelta(minutes=10)
 """How long a callback is kept for the agent who promised it."""
@@ -109,12 +100,12 @@ class Came:
     after: timedelta | None = None
     notes: str | None = "said so"
 
-    def is_well_said(self) -> bool:
+    def is_well_said(self, centre: Centre) -> bool:
         """What the outcome needs is given, and what it does not take is not."""
-        if self.outcome == "do_not_contact" and not self.notes:
+        outcome = centre.outcomes[self.outcome]
+        if outcome.needs_notes and not self.notes:
             return False
-        takes = OUTCOMES[self.outcome].callback
-        return takes != "none" if self.after is not None else takes != "must"
+        return outcome.callback if self.after is not None else not outcome.needs_callback
 
 
 @dataclass(frozen=True)
@@ -123,6 +114,7 @@ class Converted:
 
     user: int
     queue: str
+    kind: str
     episode: int
     score: int
     attempts: int
@@ -149,6 +141,10 @@ class Dialer:
     callbacks: list[Promise] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
     steps: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def centre(self) -> Centre:
+        return self.rules.centre
 
     def active(self) -> dict[int, Hold]:
         """By agent."""
@@ -209,7 +205,9 @@ class Dialer:
         away = self.agents[request.agent_id].turned_away(self.now, self.rules.limits)
         if hold is None and away is not None:
             return Said("refused", away)
-        queues = [each for each in BOTH if each in allowed and request.queue in (None, each)]
+        queues = [
+            each for each in self.centre.names if each in allowed and request.queue in (None, each)
+        ]
         if not queues:
             return Said("refused", Code.QUEUE_NOT_ALLOWED)
         if hold is not None:
@@ -234,7 +232,7 @@ class Dialer:
         return Said("empty")
 
     def _where(self, user: int) -> str:
-        queue = self.users[user].where()
+        queue = self.users[user].where(self.now, self.rules)
         assert queue is not None
         return queue
 
@@ -254,13 +252,13 @@ class Dialer:
             why = user.held_back(self.now, self.rules, promise.queue)
             if why is not None:
                 late = why not in PASSING and self.now >= promise.at + DAY
-                over = why in ENDS_A_PROMISE or late
+                over = why in self.centre.ends_a_promise or late
                 promise.become(
                     "cancelled" if over else "pending", None if over else self.now + TRIED_AGAIN
                 )
                 continue
             is_kept = self.now < promise.at + PREFERRED and self._is_active(promise.agent)
-            if user.id not in skipped and user.where() in queues:
+            if user.id not in skipped and user.where(self.now, self.rules) in queues:
                 fit += [promise] if promise.agent == agent or not is_kept else []
         return min(fit, key=lambda each: (each.at, each.user), default=None)
 
@@ -277,14 +275,14 @@ class Dialer:
             user = self.users[each.user]
             if user.id in held or self._rests(user.id):
                 continue
-            why = user.held_back(self.now, self.rules, UNSIGNED)
-            if each.call in followed_up or why in ENDS_A_PROMISE:
+            why = user.held_back(self.now, self.rules, self.centre.names[0])
+            if each.call in followed_up or why in self.centre.ends_a_promise:
                 each.become("cancelled")
             elif why in PASSING:
                 each.become("pending", self.now + TRIED_AGAIN)
             elif why is not None:
                 each.become("for_operator")
-            elif user.id not in skipped and user.where() in queues:
+            elif user.id not in skipped and user.where(self.now, self.rules) in queues:
                 fit.append(each)
         return min(fit, key=lambda each: each.at, default=None)
 
@@ -424,7 +422,7 @@ class Dialer:
         `rest`: for how long a user is deferred.
         """
         hold = self.holds[name]
-        if came is not None and not came.is_well_said():
+        if came is not None and not came.is_well_said(self.centre):
             return Said("refused", Code.MALFORMED)
         if agent != hold.agent:
             return Said("refused", Code.NOT_OWNER)
@@ -479,24 +477,24 @@ class Dialer:
                 hold.missed.become("followed_up")
 
     def _was_called(self, hold: Hold, outcome: str, after: timedelta | None) -> None:
-        user, rules = self.users[hold.user], OUTCOMES[outcome]
+        user, rules = self.users[hold.user], self.centre.outcomes[outcome]
         if not user.has_score_row:
             user.has_score_row, user.queue, user.created_at = True, hold.queue, self.now
         user.attempts += 1
         user.score = user.score_after(rules)
-        user.successes += rules.is_success
-        user.has_opted_out |= rules.is_terminal
+        user.successes += rules.success
+        user.has_opted_out |= rules.terminal
         user.last_call_at, user.last_outcome = self.now, outcome
         user.calls.append(self.now)
         if after is not None:
             user.next_call_after = self.now + after
         else:
-            user.next_call_after = self.now + rules.hours * HOUR if rules.hours else None
-        if rules.is_answered:
+            user.next_call_after = self.now + rules.delay if rules.delay else None
+        if rules.keeps:
             for each in self.missed:
                 if each.user == user.id and each.status == "pending" and each.at <= self.now:
                     each.become("followed_up")
-        if (rules.is_terminal or after is not None) and user.promise and user.is_promised():
+        if (rules.terminal or after is not None) and user.promise and user.is_promised():
             user.promise.become("cancelled")
         if after is not None:
             self.promise(user.id, hold.agent, hold.queue, self.now + after)
@@ -509,14 +507,14 @@ class Dialer:
             return
         if until is not None:
             promise.become("pending", until)
-        elif outcome == "no_answer":
+        elif outcome is not None and self.centre.outcomes[outcome].retried:
             again = promise.retries == 0
             promise.retries += again
             promise.become(
                 "pending" if again else "cancelled", self.now + TRIED_AGAIN if again else None
             )
         elif outcome is not None:
-            promise.become("completed" if OUTCOMES[outcome].is_answered else "cancelled")
+            promise.become("completed" if self.centre.outcomes[outcome].keeps else "cancelled")
 
     def promise(self, user: int, agent: int | None, queue: str, at: datetime) -> None:
         """One is pending for a user: the last one that was promised."""
@@ -552,7 +550,7 @@ class Dialer:
     def fail(self, user: int, reason: str) -> None:
         """A user was found ineligible at a claim; for an unclear reason, it is counted."""
         person = self.users[user]
-        if reason in UNCLEAR:
+        if reason in self.centre.unclear:
             person.failures.append(self.now)
             lately = [at for at in person.failures if at > self.now - DAY]
             person.is_set_aside |= len(lately) >= self.rules.quarantine_after
@@ -581,12 +579,20 @@ class Dialer:
             for user in self.users.values()
             if user.broken_rules(queue, self.now, self.rules).keys() <= {"outside_calling_hours"}
         ]
-        may.sort(key=lambda user: (user.score, -user.created_at.timestamp(), -user.id))
-        places = {user.id: Place(rank) for rank, user in enumerate(may, start=1)}
+        best = self._in_order(queue, may)
+        places = {user: Place(rank) for rank, user in enumerate(best, start=1)}
         for user, until in self._put_off(0).items():
             if user in places and until > self.now:
                 places[user].become("waiting", until)
         self.builds[number] = Build(queue, places, next(self.steps))
+
+    def _in_order(self, queue: str, people: Sequence[Person]) -> list[int]:
+        """The higher id comes first among equals."""
+        found = [(user.id, user.scope(self.now)) for user in people]
+        found.sort(key=lambda each: -each[0])
+        for each in reversed(self.centre.queues[queue].order):
+            each.sort(found)
+        return [user for user, _ in found]
 
     def _put_off(self, since: int) -> dict[int, datetime]:
         """By user: until when whoever had them, from this step on, put them off."""
@@ -639,17 +645,23 @@ class Dialer:
             for user in self.users.values()
             if user.id in users
             and user.queue == queue
-            and user.has_converted()
+            and user.has_converted(self.now, self.rules)
             and user.id not in held
         ]
         for user in found:
             episode = sum((each.user, each.queue) == (user.id, queue) for each in self.conversions)
             self.conversions.append(
                 Converted(
-                    user.id, queue, episode + 1, user.score, user.attempts, self.credited(user.id)
+                    user.id,
+                    queue,
+                    self.centre.queues[queue].conversion,
+                    episode + 1,
+                    user.score,
+                    user.attempts,
+                    self.credited(user.id),
                 )
             )
-            user.score, user.queue = 0, user.where()
+            user.score, user.queue = 0, user.where(self.now, self.rules)
             for place in self.places(user.id):
                 if place.state != "out":
                     place.become("out", reason="converted")
@@ -662,7 +674,7 @@ class Dialer:
             for hold in sorted(self.holds.values(), key=lambda hold: hold.ended or 0)
             if hold.user == user
             and hold.outcome is not None
-            and OUTCOMES[hold.outcome].is_answered
+            and self.centre.outcomes[hold.outcome].keeps
             and hold.ended_at is not None
             and hold.claimed_at is not None
             and hold.ended_at - hold.claimed_at > 30 * SECOND
@@ -709,9 +721,9 @@ class Dialer:
             (other.call, other.status) == (each.call, "followed_up") for other in self.missed
         ):
             return "followed_up"
-        queue = each.queue if isinstance(each, Promise) else UNSIGNED
+        queue = each.queue if isinstance(each, Promise) else self.centre.names[0]
         why = person.held_back(self.now, self.rules, queue)
-        return why or ("paused" if person.where() in self.paused else "due")
+        return why or ("paused" if person.where(self.now, self.rules) in self.paused else "due")
 
     def pool(self, queue: str) -> list[int]:
         return [user.id for user in self.users.values() if user.queue == queue]
@@ -728,7 +740,7 @@ class Dialer:
         if "drained" in stands:
             return {"drained"}
         words = {"all_held"} if self._is_held_from(queue) else set()
-        words |= stands & {*PASSING, "cooling_down", "too_new", "promised", "waiting"}
+        words |= stands & {*self.centre.resting, "waiting"}
         words |= {"skipped_by_agent"} if self._skipped(agent) else set()
         return words or {"none_eligible"}
 
@@ -737,23 +749,27 @@ class Dialer:
         return any(each.queue == queue or each.user in pool for each in self.active().values())
 
 
+POOLS = 14
+"""How many of the users of `small` are in a pool; four others are in none."""
+
+
 def small(now: datetime, settings: Settings, rules: Rules) -> Dialer:
-    """Seven users in each pool, two who are in none, and agents of every kind.
+    """Some users in each pool, four who are in none, and agents of every kind.
 
     Every third user is in New York, by their phone number.
     """
     ages = (3 * HOUR, DAY, DAY, HOUR)
+    names = rules.centre.names
     people = [
         Person(
             number,
-            queue,
+            names[(number - 1) * len(names) // POOLS],
             score=(0, 3, 3, 0, 10, 1, 199, 0)[number % 8],
             created_at=now - ages[number % 4],
-            is_signed=queue == OUTSTANDING,
             phone=f"+12125550{number:03d}" if number % 3 == 0 else f"+4420794600{number:02d}",
             place="New York" if number % 3 == 0 else "London",
         )
-        for number, queue in enumerate([UNSIGNED] * 7 + [OUTSTANDING] * 7, start=1)
+        for number in range(1, POOLS + 1)
     ]
     people += [
         Person(
@@ -761,12 +777,12 @@ def small(now: datetime, settings: Settings, rules: Rules) -> Dialer:
             None,
             score=0,
             created_at=now,
-            is_signed=is_signed,
             phone="+442079460099" if number > 16 else f"+4420794600{number:02d}",
             has_score_row=False,
         )
-        for number, is_signed in ((15, False), (16, True), (17, False), (18, False))
+        for number in range(POOLS + 1, POOLS + 5)
     ]
-    allowed = {1: list(BOTH), 2: list(BOTH), 3: list(BOTH), 4: [OUTSTANDING], 5: None}
+    everywhere = list(names)
+    allowed = {1: everywhere, 2: everywhere, 3: everywhere, 4: [names[-1]], 5: None}
     agents = {agent: Agent() for agent in allowed}
     return Dialer(now, settings, rules, allowed, {person.id: person for person in people}, agents)

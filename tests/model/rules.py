@@ -1,53 +1,26 @@
-"""The rules of the call centre as they are written down, in plain Python.
+"""The rules of a call centre in plain Python, made from its dialer.
 
-From original-dialer sections 3 and 4, and what is guaranteed of callbacks, missed calls and calling
-rules. Nothing here asks the product, nor `zoneinfo`: the clocks are put forward and back by the law.
+A dialer declares its dialer queues, their own rules, their order and the outcomes; `expressions`
+evaluates what is SQL in them. The rules that every dialer queue has are written down here, as they
+are documented, and so is what is guaranteed of callbacks, missed calls and calling rules. Nothing
+here asks the product, nor `zoneinfo`: the clocks are put forward and back by the law.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 
+from assignment_workers.dialer import Dialer as Declared
+from assignment_workers.dialer import Outcome, Queue, ReadyRule, Rule, RuleEffect
 from tests.model.agents import Limits
-from tests.support.world import BOTH, DAY, HOUR, OUTSTANDING, UNSIGNED
+from tests.model.expressions import Order, Row, Scope, plain
+from tests.support.world import DAY, HOUR
 
 MINUTE = timedelta(minutes=1)
 QUARTER = 15 * MINUTE
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A row of the table of section 4."""
-
-    score: int
-    hours: int
-    """Until the user may be called again; 0: at once."""
-    callback: str = "none"
-    """Whether a callback time is `none`, `may` be or `must` be given."""
-    is_success: bool = False
-    is_capped: bool = False
-    is_terminal: bool = False
-    is_answered: bool = True
-    """Somebody was spoken to: what was promised is kept, and the call is credited."""
-    converts: bool = False
-
-
-OUTCOMES = {
-    "completed_form": Outcome(0, 24, is_success=True, is_capped=True, converts=True),
-    "going_to_complete": Outcome(0, 72, "may", is_success=True),
-    "might_complete": Outcome(2, 24, "may"),
-    "call_back": Outcome(0, 24, "must", is_success=True),
-    "no_answer": Outcome(1, 4, is_answered=False),
-    "missed_call": Outcome(0, 0, "must"),
-    "hung_up": Outcome(2, 4),
-    "bad_number": Outcome(50, 672, is_answered=False),
-    "no_claim": Outcome(200, 0, is_capped=True, is_terminal=True),
-    "not_interested": Outcome(100, 672),
-    "do_not_contact": Outcome(200, 0, is_capped=True, is_terminal=True),
-}
 
 
 def penalty(attempt: int) -> int:
@@ -87,10 +60,120 @@ Windows = tuple[tuple[int, int], ...]
 """From minute to minute of a day."""
 
 
+Facts = Mapping[str, Sequence[Row]]
+Breach = bool | datetime
+Broken = Callable[["Person", str, datetime, "Rules"], Breach]
+"""Of a person in a dialer queue: whether a rule is broken, or until when it is."""
+
+
+@dataclass(frozen=True)
+class PlainRule:
+    """A rule of a dialer queue."""
+
+    name: str
+    breach: Broken
+    is_resting: bool
+    is_converting: bool
+    is_of_the_facts: bool
+    """The CRM decides it, or that the person opted out."""
+
+
+@dataclass(frozen=True)
+class PlainQueue:
+    """A dialer queue, with its rules in the order in which broken ones are reported."""
+
+    name: str
+    conversion: str
+    rules: tuple[PlainRule, ...]
+    conversion_needs: frozenset[str]
+    order: tuple[Order, ...]
+
+
+@dataclass(frozen=True)
+class Centre:
+    """What a dialer declares."""
+
+    queues: Mapping[str, PlainQueue]
+    outcomes: Mapping[str, Outcome]
+    resting: frozenset[str]
+    """The names of the rules that hold again as time passes."""
+    unclear: frozenset[str]
+    """The names of the rules whose breach at a claim is counted."""
+    ends_a_promise: frozenset[str]
+    """Who breaks one of these opted out, or has what the call was for: they are owned none."""
+
+    @classmethod
+    def of(cls, dialer: Declared) -> Centre:
+        queues = {each.name: _queue(each) for each in dialer.queues}
+        rules = [rule for queue in queues.values() for rule in queue.rules]
+        own = [rule for queue in dialer.queues for rule in queue.rules if isinstance(rule, Rule)]
+        return cls(
+            queues=queues,
+            outcomes={each.name: each for each in dialer.outcomes},
+            resting=frozenset(rule.name for rule in rules if rule.is_resting),
+            unclear=frozenset({"not_in_crm", *(rule.name for rule in own if rule.suspicious)}),
+            ends_a_promise=frozenset(
+                {
+                    "opted_out",
+                    "do_not_contact",
+                    *(each.name for each in rules if each.is_converting),
+                }
+            ),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.queues)
+
+    @property
+    def promising(self) -> str:
+        """The first outcome that asks for a callback time."""
+        return next(name for name, each in self.outcomes.items() if each.needs_callback)
+
+
+def _queue(declared: Queue) -> PlainQueue:
+    """A queue's rules are its own and all that every queue has; those that rest come last."""
+    placed = {rule.name for rule in declared.rules}
+    rules = [
+        *(EVERYWHERE[name] for name in BEFORE if name not in placed),
+        *(EVERYWHERE.get(rule.name) or _own(rule) for rule in declared.rules),
+        *(each for name, each in EVERYWHERE.items() if name not in placed and name not in BEFORE),
+    ]
+    return PlainQueue(
+        declared.name,
+        declared.conversion,
+        tuple(sorted(rules, key=lambda each: each.is_resting)),
+        frozenset(rule.name for rule in declared.conversion_needs),
+        tuple(Order.of(each) for each in declared.order),
+    )
+
+
+def _own(rule: Rule | ReadyRule) -> PlainRule:
+    assert isinstance(rule, Rule), rule.name
+    holds = plain(rule.holds)
+    until = None if rule.until is None else plain(rule.until)
+
+    def breach(person: Person, _: str, now: datetime, __: Rules) -> Breach:
+        scope = person.scope(now)
+        if (is_met := holds(scope)) is not False:
+            assert is_met is True, f"{rule.name} is null of user {person.id}"
+            return False
+        return True if until is None else until(scope)
+
+    return PlainRule(
+        rule.name,
+        breach,
+        is_resting=rule.kind is RuleEffect.RESTING,
+        is_converting=rule.kind is RuleEffect.CONVERTED,
+        is_of_the_facts=rule.kind is not RuleEffect.RESTING,
+    )
+
+
 @dataclass(frozen=True)
 class Rules:
-    """What a call centre has set."""
+    """What a call centre declares and has set."""
 
+    centre: Centre
     week: tuple[Windows, ...] | None = None
     """From Monday."""
     has_holidays: bool = False
@@ -176,15 +259,12 @@ class Person:
     queue: str | None
     score: int
     created_at: datetime
-    is_signed: bool
     phone: str | None = None
     place: str = "London"
     """Where their phone number says that they are."""
     has_score_row: bool = True
-    in_crm: bool = True
-    is_enabled: bool = True
-    has_live_claim: bool = True
-    has_pending_requirement: bool = True
+    facts: Facts = field(default_factory=dict)
+    """By table of the CRM: the rows that are theirs."""
     is_active: bool = True
     has_opted_out: bool = False
     next_call_after: datetime | None = None
@@ -209,129 +289,135 @@ class Person:
     def is_promised(self) -> bool:
         return self.promise is not None and self.promise.status == "pending"
 
-    def out_of_place(self, queue: str) -> str | None:
+    @property
+    def in_crm(self) -> bool:
+        return bool(self.facts["users"])
+
+    def scope(self, now: datetime) -> Scope:
+        """Their row of the CRM and their score row, and the tables with what else is theirs."""
+        score = {
+            "user_id": self.id,
+            "current_score": self.score,
+            "created_at": self.created_at.astimezone(UTC).replace(tzinfo=None),
+        }
+        rows = {
+            "users": next(iter(self.facts["users"]), None),
+            "user_call_scores": score if self.has_score_row else None,
+        }
+        return Scope(rows, self.facts, now)
+
+    def out_of_place(self, queue: PlainQueue, now: datetime, rules: Rules) -> str | None:
         """The first fact that keeps them out of a dialer queue."""
-        return next((rule for rule, is_so in self._facts(queue) if is_so), None)
+        facts = (rule for rule in queue.rules if rule.is_of_the_facts)
+        return next(
+            (rule.name for rule in facts if rule.breach(self, queue.name, now, rules)), None
+        )
 
-    def _facts(self, queue: str) -> Iterator[tuple[str, bool]]:
-        yield "not_in_crm", not self.in_crm
-        yield "disabled", not self.is_enabled
-        yield "opted_out", self.has_opted_out
-        yield "all_claims_cancelled", not self.has_live_claim
-        yield from self._purpose(queue)
-
-    def _purpose(self, queue: str) -> Iterator[tuple[str, bool]]:
-        if queue == UNSIGNED:
-            yield "signed", self.is_signed
-        else:
-            yield "unsigned", not self.is_signed
-            wanting = self.has_pending_requirement and self.has_live_claim
-            yield "requirements_completed", not wanting
-
-    def where(self) -> str | None:
+    def where(self, now: datetime, rules: Rules) -> str | None:
         """The dialer queue they belong to by their facts."""
-        return next((queue for queue in BOTH if self.out_of_place(queue) is None), None)
-
-    def _may_not_be_contacted(self) -> bool:
-        return self.is_suppressed or self.is_phone_suppressed
+        queues = rules.centre.queues.items()
+        belongs = (name for name, queue in queues if self.out_of_place(queue, now, rules) is None)
+        return next(belongs, None)
 
     def broken_rules(self, queue: str, now: datetime, rules: Rules) -> dict[str, datetime | None]:
-        """The rules of a dialer queue's policy that they break, in their order.
+        """The rules of a dialer queue that they break, in their order.
 
         With when each is over by itself, where it is known.
         """
-        person = [
-            ("not_in_crm", not self.in_crm),
-            ("disabled", not self.is_enabled),
-            ("opted_out", self.has_opted_out and self.in_crm),
-            ("quarantined", self.is_set_aside and self.in_crm),
-            ("all_claims_cancelled", not self.has_live_claim and self.in_crm),
-            ("closed", queue in self.closed and self.in_crm),
-            *self._purpose(queue),
-            ("in_other_queue", self.queue != queue),
-            ("inactive", self.has_score_row and not self.is_active),
-            ("attempts_used_up", self._attempts_used_up(rules)),
-            ("do_not_contact", self._may_not_be_contacted() and self.in_crm),
-        ]
-        found: dict[str, datetime | None] = {name: None for name, is_so in person if is_so}
-        if self.next_call_after is not None and self.next_call_after > now:
-            found["cooling_down"] = self.next_call_after
-        if self.score > 0 and self.created_at > now - 2 * HOUR:
-            found["too_new"] = self.created_at + 2 * HOUR
-        if self.is_promised():
-            found["promised"] = None
-        return found | self.calling_rules(queue, now, rules)
+        return dict(self._breaches(queue, now, rules))
 
-    def _attempts_used_up(self, rules: Rules) -> bool:
-        return rules.attempts is not None and self.attempts >= rules.attempts
-
-    def calling_rules(self, queue: str, now: datetime, rules: Rules) -> dict[str, datetime]:
-        """The calling rules that they break, each with when it is over."""
-        found: dict[str, datetime] = {}
-        today = sorted((at for at in self.calls if at > now - DAY), reverse=True)
-        if (most := rules.calls_per_day.get(queue)) and len(today) >= most:
-            found["called_enough_today"] = today[most - 1] + DAY
-        least = rules.cool_down.get(queue)
-        if least and self.last_call_at and self.last_call_at + least > now:
-            found["called_lately"] = self.last_call_at + least
-        if rules.offer_gap and self.offered_at and self.offered_at + rules.offer_gap > now:
-            found["offered_lately"] = self.offered_at + rules.offer_gap
-        if not rules.is_open(self.place, now):
-            found["outside_calling_hours"] = rules.opens(self.place, now)
-        return found
+    def _breaches(
+        self, queue: str, now: datetime, rules: Rules
+    ) -> Iterator[tuple[str, datetime | None]]:
+        for rule in rules.centre.queues[queue].rules:
+            if breach := rule.breach(self, queue, now, rules):
+                yield rule.name, breach if isinstance(breach, datetime) else None
 
     def broken(self, queue: str, now: datetime, rules: Rules) -> str | None:
         """The first of them; None for who may be handed out."""
-        return next(iter(self.broken_rules(queue, now, rules)), None)
+        return next((name for name, _ in self._breaches(queue, now, rules)), None)
 
     def rests_until(self, queue: str, now: datetime, rules: Rules) -> datetime | None:
         """When the times of who breaks no lasting rule have passed; None for whoever does."""
         found = self.broken_rules(queue, now, rules)
         times = [at for at in found.values() if at is not None]
-        return max(times) if next(iter(found), None) in RESTING and times else None
+        return max(times) if next(iter(found), None) in rules.centre.resting and times else None
 
     def held_back(self, now: datetime, rules: Rules, queue: str) -> str | None:
         """What keeps back who is due a call: everything but the times that their outcome asks for.
 
         `queue`: where the promise says that they are, should they be nowhere by their facts.
         """
-        where = self.where()
+        where = self.where(now, rules)
         if where is None:
-            return self.out_of_place(queue)
-        lasting = [
-            ("quarantined", self.is_set_aside),
-            ("closed", where in self.closed),
-            ("inactive", self.has_score_row and not self.is_active),
-            ("attempts_used_up", self._attempts_used_up(rules)),
-            ("do_not_contact", self._may_not_be_contacted()),
-        ]
-        found = [name for name, is_so in lasting if is_so]
-        return next(iter([*found, *self.calling_rules(where, now, rules)]), None)
+            return self.out_of_place(rules.centre.queues[queue], now, rules)
+        broken = (name for name, _ in self._breaches(where, now, rules))
+        return next((name for name in broken if name not in NOT_FOR_WHO_IS_DUE), None)
 
-    def has_converted(self) -> bool:
-        if not self.in_crm:
+    def has_converted(self, now: datetime, rules: Rules) -> bool:
+        """They are in the pool of a dialer queue, and have reached what it is for."""
+        if not self.in_crm or self.queue is None:
             return False
-        if self.queue == UNSIGNED:
-            return self.is_signed
-        wanting = self.has_pending_requirement and self.has_live_claim
-        return self.queue == OUTSTANDING and self.is_signed and not wanting
+        queue = rules.centre.queues[self.queue]
+        found = {rule.name: bool(rule.breach(self, queue.name, now, rules)) for rule in queue.rules}
+        goals = [found[rule.name] for rule in queue.rules if rule.is_converting]
+        return any(goals) and all(goals) and not any(found[name] for name in queue.conversion_needs)
 
     def score_after(self, outcome: Outcome) -> int:
         """Monotonic: a cap keeps a score from growing, and never lowers it."""
         grown = max(0, self.score + outcome.score + penalty(self.attempts))
-        return max(self.score, min(200, grown)) if outcome.is_capped else grown
+        return max(self.score, min(200, grown)) if outcome.capped else grown
 
 
-RESTING = (
-    "cooling_down",
-    "too_new",
-    "promised",
-    "called_enough_today",
-    "called_lately",
-    "offered_lately",
-    "outside_calling_hours",
-)
-PASSING = RESTING[3:]
-UNCLEAR = {"not_in_crm", "unsigned"}
-ENDS_A_PROMISE = {"opted_out", "do_not_contact", "signed", "requirements_completed"}
-"""Whoever opted out, or has what the call was for, is owed none."""
+def _called_enough(person: Person, queue: str, now: datetime, rules: Rules) -> Breach:
+    most = rules.calls_per_day.get(queue)
+    today = sorted((at for at in person.calls if at > now - DAY), reverse=True)
+    return today[most - 1] + DAY if most and len(today) >= most else False
+
+
+def _until(at: datetime | None, least: timedelta | None, now: datetime) -> Breach:
+    """Until `least` after `at`, should that be to come."""
+    return at + least if at and least is not None and at + least > now else False
+
+
+LASTING: dict[str, Broken] = {
+    "not_in_crm": lambda person, *_: not person.in_crm,
+    "opted_out": lambda person, *_: person.has_opted_out and person.in_crm,
+    "quarantined": lambda person, *_: person.is_set_aside and person.in_crm,
+    "closed": lambda person, queue, *_: queue in person.closed and person.in_crm,
+    "in_other_queue": lambda person, queue, *_: person.queue != queue,
+    "inactive": lambda person, *_: person.has_score_row and not person.is_active,
+    "attempts_used_up": lambda person, _, __, rules: (
+        rules.attempts is not None and person.attempts >= rules.attempts
+    ),
+    "do_not_contact": lambda person, *_: (
+        person.in_crm and (person.is_suppressed or person.is_phone_suppressed)
+    ),
+}
+RESTING: dict[str, Broken] = {
+    "cooling_down": lambda person, _, now, __: _until(person.next_call_after, timedelta(), now),
+    "promised": lambda person, *_: person.is_promised(),
+    "called_enough_today": _called_enough,
+    "called_lately": lambda person, queue, now, rules: _until(
+        person.last_call_at, rules.cool_down.get(queue), now
+    ),
+    "offered_lately": lambda person, _, now, rules: _until(person.offered_at, rules.offer_gap, now),
+    "outside_calling_hours": lambda person, _, now, rules: (
+        not rules.is_open(person.place, now) and rules.opens(person.place, now)
+    ),
+}
+PASSING = tuple(RESTING)[2:]
+EVERYWHERE = {
+    name: PlainRule(
+        name,
+        breach,
+        is_resting=name in RESTING,
+        is_converting=False,
+        is_of_the_facts=name in {"not_in_crm", "opted_out"},
+    )
+    for name, breach in (LASTING | RESTING).items()
+}
+"""The rules of every dialer queue, in their order; but for those about unreadable numbers."""
+BEFORE = ("not_in_crm", "opted_out", "quarantined", "closed")
+"""Those that come before a dialer queue's own, unless the queue says where; others come behind."""
+NOT_FOR_WHO_IS_DUE = {"in_other_queue", "cooling_down", "too_new", "promised"}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -60,85 +60,86 @@ from assignment_workers.assignment.lifecycle.moves import (
 from assignment_workers.assignment.pools import convert
 from assignment_workers.assignment.reports.doctor import repair
 from assignment_workers.assignment.reports.explain import explain, funnel
+from assignment_workers.assignment.reports.explanation import QueueVerdict
 from assignment_workers.assignment.suppressions import do_not_contact, lift
+from assignment_workers.dialers import claims
 from assignment_workers.errors import StaleTerm
 from assignment_workers.phones import Reader
+from assignment_workers.policy.dialer import use
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from tests.model.agents import Limits
 from tests.model.dialer import Came, Dialer, Said, small
-from tests.model.rules import MINUTE, OUTCOMES, RESTING, Missed, Rules, Windows
-from tests.support.world import (
-    BOTH,
-    DAY,
-    HOUR,
-    OUTSTANDING,
-    SECOND,
-    UNSIGNED,
-    Claim,
-    Requirement,
-    User,
-    World,
-    opened,
-)
+from tests.model.rules import MINUTE, Centre, Missed, Person, Rules, Windows
+from tests.model.trades import TRADES, Trade
+from tests.support.world import DAY, HOUR, SECOND, User, World, opened
 
-EXAMPLES = settings().max_examples // 12
+SHARES = {"claims": 24, "clinic": 48, "charity": 48}
+"""By trade: of how many examples of Hypothesis's profile one is run."""
 STEPS = 50
+T = TypeVar("T")
 
 DAY_LONG: Windows = ((8 * 60, 20 * 60),)
 OFFICE = (*[DAY_LONG] * 5, ((10 * 60, 18 * 60),), ((9 * 60, 13 * 60), (15 * 60, 17 * 60)))
 NIGHT: tuple[Windows, ...] = (*[()] * 5, ((1290, 1440),), ((15, 75), (105, 165)))
 ZONES = "Europe/London, +1=America/New_York"
 
-CALL_CENTRES: dict[str, tuple[dict[str, Any], Rules]] = {
-    "as it comes": ({"quarantine_after": 3}, Rules()),
-    "as the original declared": (
-        {
-            "calling_hours": "mon-fri 08:00-20:00, sat 10:00-18:00,"
-            " sun 09:00-13:00, sun 15:00-17:00",
-            "calling_zones": ZONES,
-            "calling_holidays": "GB-ENG",
-            "calls_per_day": f"{UNSIGNED}=3, {OUTSTANDING}=2",
-            "call_cooldown": f"{UNSIGNED}=14400, {OUTSTANDING}=21600",
-            "quarantine_after": 2,
-        },
-        Rules(
-            week=OFFICE,
-            has_holidays=True,
-            calls_per_day={UNSIGNED: 3, OUTSTANDING: 2},
-            cool_down={UNSIGNED: 4 * HOUR, OUTSTANDING: 6 * HOUR},
-            quarantine_after=2,
+
+def call_centres(centre: Centre) -> dict[str, tuple[dict[str, Any], Rules]]:
+    """What may be set; a value by dialer queue is for the first and the last one."""
+    first, last = centre.names[0], centre.names[-1]
+    return {
+        "as it comes": ({"quarantine_after": 3}, Rules(centre)),
+        "as the original declared": (
+            {
+                "calling_hours": "mon-fri 08:00-20:00, sat 10:00-18:00,"
+                " sun 09:00-13:00, sun 15:00-17:00",
+                "calling_zones": ZONES,
+                "calling_holidays": "GB-ENG",
+                "calls_per_day": f"{first}=3, {last}=2",
+                "call_cooldown": f"{first}=14400, {last}=21600",
+                "quarantine_after": 2,
+            },
+            Rules(
+                centre,
+                week=OFFICE,
+                has_holidays=True,
+                calls_per_day={first: 3, last: 2},
+                cool_down={first: 4 * HOUR, last: 6 * HOUR},
+                quarantine_after=2,
+            ),
         ),
-    ),
-    "when the clocks change": (
-        {
-            "calling_hours": "sat 21:30-24:00, sun 00:15-01:15, sun 01:45-02:45",
-            "calling_zones": ZONES,
-            "calls_per_day": f"{UNSIGNED}=1",
-            "quarantine_after": 2,
-        },
-        Rules(week=NIGHT, calls_per_day={UNSIGNED: 1}, quarantine_after=2),
-    ),
-    "seldom": (
-        {
-            "call_cooldown": f"{OUTSTANDING}=3600",
-            "attempts_maximum": 3,
-            "offer_gap": 20 * MINUTE,
-            "quarantine_after": 2,
-            "offers_lapsed": 2,
-            "session_calls": "4",
-            "call_gap": "60",
-            "break_interval": "14400",
-        },
-        Rules(
-            cool_down={OUTSTANDING: HOUR},
-            attempts=3,
-            offer_gap=20 * MINUTE,
-            quarantine_after=2,
-            limits=Limits(calls=4, gap=MINUTE, interval=4 * HOUR),
+        "when the clocks change": (
+            {
+                "calling_hours": "sat 21:30-24:00, sun 00:15-01:15, sun 01:45-02:45",
+                "calling_zones": ZONES,
+                "calls_per_day": f"{first}=1",
+                "quarantine_after": 2,
+            },
+            Rules(centre, week=NIGHT, calls_per_day={first: 1}, quarantine_after=2),
         ),
-    ),
-}
+        "seldom": (
+            {
+                "call_cooldown": f"{last}=3600",
+                "attempts_maximum": 3,
+                "offer_gap": 20 * MINUTE,
+                "quarantine_after": 2,
+                "offers_lapsed": 2,
+                "session_calls": "4",
+                "call_gap": "60",
+                "break_interval": "14400",
+            },
+            Rules(
+                centre,
+                cool_down={last: HOUR},
+                attempts=3,
+                offer_gap=20 * MINUTE,
+                quarantine_after=2,
+                limits=Limits(calls=4, gap=MINUTE, interval=4 * HOUR),
+            ),
+        ),
+    }
+
 
 BEGINNINGS = [
     datetime(2027, month, day, hour, tzinfo=UTC)
@@ -150,9 +151,16 @@ BEGINNINGS = [
 AGENTS = some.sampled_from([1, 2, 3, 4])
 ANYBODY = some.sampled_from([1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 5, 99])
 LATE = some.sampled_from([None, None, None, None, None, -1, 0, 1])
-QUEUES = some.sampled_from(BOTH)
+
+
+def of_the_trade(named: Callable[[Machine], Sequence[T]]) -> some.SearchStrategy[T]:
+    """One of what the machine's dialer has of something."""
+    return some.runner().flatmap(lambda machine: some.sampled_from(named(machine)))
+
+
+QUEUES = of_the_trade(lambda machine: machine.centre.names)
 PLACES = some.sampled_from(["London", "New York"])
-ANY_QUEUE = some.sampled_from([None, *BOTH])
+ANY_QUEUE = of_the_trade(lambda machine: [None, *machine.centre.names])
 VERSIONS = some.sampled_from([1, 1, None, 2])
 FOREIGN = some.sampled_from([None, None, None, 1, 2])
 WAYS = some.sampled_from(
@@ -164,7 +172,7 @@ WAYS = some.sampled_from(
         "closed",
     ]
 )
-CALLED = some.sampled_from(["no_answer", "no_answer", *OUTCOMES])
+CALLED = of_the_trade(lambda machine: ["no_answer", "no_answer", *machine.centre.outcomes])
 AFTER = some.sampled_from([20 * MINUTE, 2 * HOUR, DAY + HOUR])
 SPOKEN = some.sampled_from([0, 5, 30, 31, 200])
 """Seconds for which somebody is held."""
@@ -175,19 +183,8 @@ WAITS = some.sampled_from([1, 60, 299, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 *
 USERS = some.integers(1, 18)
 CALLERS = some.sampled_from([*range(1, 19), 0, 19])
 """19 has a number that nobody has; 0 shows none."""
-FACTS = {
-    "is_enabled": "UPDATE crm.users SET is_enabled = NOT is_enabled WHERE id = :user",
-    "is_signed": "UPDATE crm.users SET current_signature_file_id"
-    " = CASE coalesce(current_signature_file_id, '') WHEN '' THEN 'file' ELSE '' END"
-    " WHERE id = :user",
-    "has_live_claim": "UPDATE crm.claims SET status"
-    " = CASE status WHEN 'open' THEN 'cancelled' ELSE 'open' END WHERE user_id = :user",
-    "has_pending_requirement": "UPDATE crm.claim_requirements SET status"
-    " = CASE status WHEN 'PENDING' THEN 'COMPLETED' ELSE 'PENDING' END WHERE claim_id = :user * 10",
-    "is_active": "UPDATE user_call_scores SET is_active = NOT is_active WHERE user_id = :user",
-    "in_crm": "UPDATE crm.users SET id = -id, phone_number = reverse(phone_number)"
-    " WHERE abs(id) = :user",
-}
+IS_ACTIVE = "UPDATE user_call_scores SET is_active = NOT is_active WHERE user_id = :user"
+FACTS = of_the_trade(lambda machine: [*machine.trade.changes, "is_active", "in_crm"])
 
 
 class Machine(RuleBasedStateMachine):
@@ -196,44 +193,49 @@ class Machine(RuleBasedStateMachine):
     holds = Bundle("holds")
     requests = Bundle("requests")
     generations = Bundle("generations")
+    trade: Trade
+    centre: Centre
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, trade: Trade) -> None:
         super().__init__()
         self.world = world
+        self.trade = trade
+        self.centre = Centre.of(trade.dialer)
         self.dialer: Dialer
         self.held: dict[str, Held] = {}
         """By the request that they answered first."""
 
     @initialize(
         target=generations,
-        centre=some.sampled_from(list(CALL_CENTRES)),
+        which=some.integers(0, 3),
         begins=some.sampled_from(BEGINNINGS),
         place=PLACES,
-        queues=some.sampled_from([BOTH] * 7 + [(UNSIGNED,)]),
+        are_all=some.sampled_from([True] * 7 + [False]),
     )
-    def open(self, centre: str, begins: datetime, place: str, queues: tuple[str, ...]) -> object:
-        """Most runs begin with both dialer queues published, at an hour that is open somewhere."""
-        given, rules = CALL_CENTRES[centre]
+    def open(self, which: int, begins: datetime, place: str, *, are_all: bool) -> object:
+        """Most runs begin with all dialer queues published, at an hour that is open somewhere."""
+        given, rules = list(call_centres(self.centre).values())[which]
         begins = rules.opens(place, begins)
-        empty(self.world, begins, given)
+        empty(self.world, begins, given, self.trade)
         self.dialer = small(begins, self.world.settings, rules)
-        self.world.add_users(
-            User(
-                user.id,
-                user.score,
-                queue=user.queue,
-                signature="file" if user.is_signed else None,
-                claims=(Claim("open", (Requirement(),)),),
-                created_at=user.created_at,
-                has_score_row=user.has_score_row,
-                phone=user.phone,
-            )
-            for user in self.dialer.users.values()
+        people = list(self.dialer.users.values())
+        self.trade.fill(self.world, people)
+        self.world.add_scores(
+            User(each.id, each.score, queue=each.queue, created_at=each.created_at)
+            for each in people
+            if each.has_score_row
         )
-        numbers = [self.build(queue) for queue in queues]
+        self._read()
+        numbers = [self.build(queue) for queue in self.centre.names[: None if are_all else 1]]
         for number in numbers:
             self.publish(number)
         return multiple(*numbers)
+
+    def _read(self) -> None:
+        """The facts are the CRM's; what follows from them is what is looked at."""
+        users = self.dialer.users
+        for user, facts in self.trade.facts(self.world, users).items():
+            users[user].facts = facts
 
     @rule(target=holds, moves=MOVES)
     def work(self, moves: Sequence[Move]) -> object:
@@ -291,7 +293,7 @@ class Machine(RuleBasedStateMachine):
         for agent in agents[:2]:
             if agent not in self.dialer.active():
                 new += self._ask([self.world.request(agent, queue)])
-            new += self._work([(agent, queue, "completed", "call_back", after, 0)])
+            new += self._work([(agent, queue, "completed", self.centre.promising, after, 0)])
         self.wait(int(after.total_seconds()) + late)
         for outcome in outcomes:
             new += self._ask([self.world.request(agent, queue) for agent in agents])
@@ -306,7 +308,7 @@ class Machine(RuleBasedStateMachine):
             hold = self.dialer.active().get(agent)
             if hold is not None:
                 self.wait(seconds)
-                self._finish(hold.request_id, agent, hold.version, way, _fit(outcome, after))
+                self._finish(hold.request_id, agent, hold.version, way, self._fit(outcome, after))
             else:
                 new += self._ask([self.world.request(agent, queue)])
         return new
@@ -407,7 +409,7 @@ class Machine(RuleBasedStateMachine):
                 self.dialer.fail(user, reason)
             elif state == "waiting" and until > now and place.state == "ready":
                 assert until == rests
-                assert why in RESTING
+                assert why in self.centre.resting
                 place.become("waiting", until)
 
     def _places(self) -> list[tuple[Any, ...]]:
@@ -430,13 +432,13 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         """A word about a hold that may have ended, from its agent or another."""
         agent = foreign or self.dialer.holds[name].agent
-        self._finish(name, agent, version, way, _fit(outcome, after))
+        self._finish(name, agent, version, way, self._fit(outcome, after))
 
     @rule(name=holds, way=WAYS, outcome=CALLED)
     def finish_twice(self, name: str, way: str, outcome: str) -> None:
         """The same message comes twice."""
         for _ in range(2):
-            came = _fit(outcome, HOUR)
+            came = self._fit(outcome, HOUR)
             self._finish(name, self.dialer.holds[name].agent, 1, way, came)
 
     @rule(
@@ -458,6 +460,12 @@ class Machine(RuleBasedStateMachine):
         call = came if way == "completed" else None
         said = self.dialer.finish(name, agent, version, way, call, rest=rest)
         assert self._shown(self._say(who, way, came, rest)) == said
+
+    def _fit(self, outcome: str, after: timedelta) -> Came:
+        """What a careful agent says: a callback time where one must be, at times where it may."""
+        takes = self.centre.outcomes[outcome]
+        is_given = takes.needs_callback or (takes.callback and after < DAY)
+        return Came(outcome, after if is_given else None)
 
     def _say(self, who: Owner, way: str, came: Came, rest: timedelta) -> FinishAnswer:
         world = self.world
@@ -562,13 +570,16 @@ class Machine(RuleBasedStateMachine):
         answer = self.world.publish(number)
         assert self._shown(answer) == self.dialer.publish(number)
 
-    @rule(user=USERS, fact=some.sampled_from([*FACTS, "in_crm"]))
+    @rule(user=USERS, fact=FACTS)
     def change(self, user: int, fact: str) -> None:
         """A fact about a user turns over, in the CRM or in their score row."""
         person = self.dialer.users[user]
-        if (fact == "in_crm" or person.in_crm) and (fact != "is_active" or person.has_score_row):
-            assert self.world.execute(FACTS[fact], user=user) == 1
-            setattr(person, fact, not getattr(person, fact))
+        if fact == "is_active":
+            assert self.world.execute(IS_ACTIVE, user=user) == person.has_score_row
+            person.is_active = person.is_active != person.has_score_row
+        elif fact == "in_crm" or person.in_crm:
+            self.world.execute(self.trade.changes[fact], user=user)
+            self._read()
 
     @rule(target=holds, user=USERS, moves=MOVES)
     def come_and_go(self, user: int, moves: Sequence[Move]) -> object:
@@ -578,15 +589,14 @@ class Machine(RuleBasedStateMachine):
             for _ in range(2):
                 self.change(user, "in_crm")
                 new += self._work(moves)
-            for queue in BOTH:
+            for queue in self.centre.names:
                 self.publish(self.build(queue))
         return multiple(*new)
 
     @rule(queue=QUEUES, user=USERS)
     def clean_conversions(self, queue: str, user: int) -> None:
         """Somebody reaches what the dialer queue is for, while held if anybody is."""
-        fact = "is_signed" if queue == UNSIGNED else "has_pending_requirement"
-        self.change(min(self.dialer.held(), default=user), fact)
+        self.change(min(self.dialer.held(), default=user), self.trade.goals[queue])
         policy = POLICIES[queue]
         with self.world.engine.connect() as connection:
             found = convert.converted(connection, policy, after=0, now=self.world.now)
@@ -748,9 +758,16 @@ class Machine(RuleBasedStateMachine):
                     assert {each.rule: each.until for each in verdict.rules if not each.holds} == (
                         person.broken_rules(verdict.queue, dialer.now, dialer.rules)
                     )
+                    self._is_meant(person, verdict)
         stands = Counter(dialer.stands(each, queue) for each in dialer.pool(queue))
         assert counted.claimable == stands.pop("claimable", 0)
         assert {each.why: each.users for each in counted.steps} == stands
+
+    def _is_meant(self, person: Person, verdict: QueueVerdict) -> None:
+        """The dialer's own rules are what their texts say."""
+        for each in verdict.rules:
+            if (meaning := self.trade.meanings.get(each.rule)) is not None:
+                assert each.holds is not meaning(person, self.dialer.now), each
 
     def _is_true(self, user: int, queue: str, why: str) -> None:
         stands = self.dialer.stands(user, queue)
@@ -782,12 +799,6 @@ class Machine(RuleBasedStateMachine):
         assert self.world.run(repair) == Done(counts={"marked_held": 0, "given_back": 0})
 
 
-def _fit(outcome: str, after: timedelta) -> Came:
-    """What a careful agent says: a callback time where one must be, and at times where it may."""
-    takes = OUTCOMES[outcome].callback
-    return Came(outcome, after if takes == "must" or (takes == "may" and after < DAY) else None)
-
-
 def _as_dialled(phone: str) -> str:
     """The telephony writes British numbers as they are dialled at home."""
     return f"0{phone[3:6]} {phone[6:]}" if phone.startswith("+44") else phone
@@ -805,7 +816,7 @@ TABLES = {
     " FROM assignment.requests r LEFT JOIN assignment.assignments a ON a.id = r.assignment_id",
     "scores": "SELECT user_id, current_queue_type, current_score, total_attempts,"
     " successful_calls, last_outcome, {next_call_after}, {last_call_at} FROM user_call_scores",
-    "conversions": "SELECT user_id, previous_queue_type, episode, final_score,"
+    "conversions": "SELECT user_id, previous_queue_type, conversion_type, episode, final_score,"
     " total_call_attempts, primary_agent_id, contributing_agents::text FROM conversions",
     "callbacks": "SELECT user_id, preferred_agent_id, queue_type, {scheduled_for}, status,"
     " retry_count, CASE status WHEN 'pending' THEN {available_from} END FROM callbacks",
@@ -877,6 +888,7 @@ def _rows(dialer: Dialer) -> dict[str, list[tuple[Any, ...]]]:
             (
                 each.user,
                 each.queue,
+                each.kind,
                 each.episode,
                 each.score,
                 each.attempts,
@@ -933,15 +945,15 @@ def _ms(at: datetime | None) -> int | None:
     return None if at is None else round(at.timestamp() * 1000)
 
 
-def empty(world: World, begins: datetime, given: dict[str, Any]) -> None:
+def empty(world: World, begins: datetime, given: dict[str, Any], trade: Trade) -> None:
     """The world as it was, at this instant and with these settings."""
     for number in world.column("SELECT id FROM assignment.generations"):
         world.execute(f"DROP TABLE IF EXISTS assignment.entries_{number}")
     world.tamper(
         "TRUNCATE assignment.generations, assignment.assignments, assignment.requests,"
         " assignment.events, assignment.event_texts, assignment.job_runs, callbacks, missed_calls, conversions,"
-        " user_call_scores, crm.users, crm.claims, crm.claim_requirements, assignment.suppressions,"
-        " assignment.agents_state, assignment.agents_seen"
+        " user_call_scores, assignment.suppressions, assignment.agents_state,"
+        f" assignment.agents_seen, {trade.tables}"
     )
     world.execute("UPDATE assignment.queues SET paused_at = NULL, paused_by = NULL")
     world.now = begins
@@ -949,16 +961,35 @@ def empty(world: World, begins: datetime, given: dict[str, Any]) -> None:
     world.set(**given)
 
 
-@pytest.mark.timeout(120 + 40 * EXAMPLES)
-def test_operations_in_any_order_do_what_the_model_says(database_url: str) -> None:
+@pytest.fixture(params=TRADES)
+def trade(request: pytest.FixtureRequest) -> Iterator[Trade]:
+    """A dialer, which is the process's while it is tested."""
+    made = TRADES[request.param]
+    use(made.dialer)
+    yield made
+    use(claims.dialer)
+
+
+@pytest.mark.timeout(120 + 40 * (settings().max_examples // min(SHARES.values())))
+def test_operations_in_any_order_do_what_the_model_says(
+    database_url: str, trade: Trade, request: pytest.FixtureRequest
+) -> None:
+    examples = settings().max_examples // SHARES[request.node.callspec.params["trade"]]
+    names = [each.name for each in trade.dialer.queues]
     with opened(database_url) as world:
-        world.add_agents(1, 2, 3)
-        world.add_agents(4, allowed_queues=[OUTSTANDING])
-        world.add_agents(5, is_active=False, allowed_queues=[UNSIGNED])
-        begun: Any = partial(Machine, world)
+        trade.prepare(world)
+        world.execute("DELETE FROM agents")
+        for name in names:
+            world.execute(
+                "INSERT INTO assignment.queues VALUES (:name) ON CONFLICT DO NOTHING", name=name
+            )
+        world.add_agents(1, 2, 3, allowed_queues=names)
+        world.add_agents(4, allowed_queues=names[-1:])
+        world.add_agents(5, is_active=False, allowed_queues=names[:1])
+        begun: Any = partial(Machine, world, trade)
         run_state_machine_as_test(
             begun,
             settings=settings(
-                max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, database=None
+                max_examples=examples, stateful_step_count=STEPS, deadline=None, database=None
             ),
         )

@@ -246,6 +246,10 @@ class World:
                 for place, requirement in enumerate(each.requirements)
             ],
         )
+        self.add_scores(user for user in people if user.has_score_row)
+
+    def add_scores(self, users: Iterable[User]) -> None:
+        """The score rows alone, for a CRM of another shape."""
         with self.engine.begin() as connection:
             connection.execute(
                 insert_rows(
@@ -269,8 +273,7 @@ class World:
                             "last_outcome": user.last_outcome,
                             "created_at": user.created_at or self.now - DAY,
                         }
-                        for user in people
-                        if user.has_score_row
+                        for user in users
                     ]
                 },
             )

@@ -1,0 +1,335 @@
+"""The three dialers as a model's run needs them: the CRM of each filled, and its facts changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from assignment_workers.dialer import Dialer
+from assignment_workers.dialer.loading import read
+from assignment_workers.dialers import claims
+from tests.model.rules import Facts, Person
+from tests.support.world import DAY, HOUR, Claim, Requirement, User, World
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ALL = "crm.users, crm.claims, crm.claim_requirements"
+
+Meaning = Callable[[Person, datetime], bool]
+"""Whether a person breaks a rule, as its text and the comments of the CRM's file have it."""
+
+
+@dataclass(frozen=True)
+class Trade:
+    """A dialer, and its CRM."""
+
+    dialer: Dialer
+    fill: Callable[[World, Sequence[Person]], None]
+    """Gives each person the facts of their dialer queue, in tables that are empty."""
+    tables: str
+    """The tables that it fills."""
+    persons: Mapping[str, str]
+    """By table that is read: the id of a row's person."""
+    changes: Mapping[str, str]
+    """By name: what turns a fact about `:user` over, and back again."""
+    goals: Mapping[str, str]
+    """By dialer queue: the change by which a person reaches what the queue is for."""
+    meanings: Mapping[str, Meaning]
+    """By rule of its own."""
+    prepare: Callable[[World], None] = field(default=lambda _: None)
+
+    def facts(self, world: World, people: Collection[int]) -> dict[int, Facts]:
+        """What can be read about each of these."""
+        found: dict[int, dict[str, list[Any]]] = {
+            each: {table: [] for table in self.persons} for each in people
+        }
+        with world.engine.connect() as connection:
+            for table, person in self.persons.items():
+                query = f"SELECT {person} AS its_person, t.* FROM crm.{table} t"
+                for row in connection.execute(text(query)).mappings():
+                    if row["its_person"] in found:
+                        found[row["its_person"]][table].append(row)
+        return dict(found)
+
+
+def _first(person: Person) -> Any:
+    return person.facts["users"][0]
+
+
+def _at(row: Any, name: str) -> datetime:
+    found: datetime = row[name].replace(tzinfo=UTC)
+    return found
+
+
+# -- claims -----------------------------------------------------------------------------------------
+
+
+def _fill_claims(world: World, people: Sequence[Person]) -> None:
+    world.add_users(
+        User(
+            each.id,
+            each.score,
+            queue=each.queue,
+            signature="file" if _goal(each, CLAIMS) == "outstanding_requests" else None,
+            claims=(Claim("open", (Requirement(),)),),
+            created_at=each.created_at,
+            has_score_row=False,
+            phone=each.phone,
+        )
+        for each in people
+    )
+
+
+def _goal(person: Person, trade: Trade) -> str:
+    """The dialer queue that they are to belong to."""
+    names = list(trade.goals)
+    return person.queue or names[-1 if person.id == 16 else 0]
+
+
+def _alive(person: Person) -> set[int]:
+    claims = person.facts["claims"]
+    return {each["id"] for each in claims if (each["status"] or "").lower() != "cancelled"}
+
+
+def _wants(person: Person) -> bool:
+    return any(
+        each["claim_id"] in _alive(person)
+        and each["status"] == "PENDING"
+        and each["type"] == "payslip"
+        for each in person.facts["claim_requirements"]
+    )
+
+
+CLAIMS = Trade(
+    claims.dialer,
+    _fill_claims,
+    ALL,
+    {
+        "users": "id",
+        "claims": "user_id",
+        "claim_requirements": "(SELECT c.user_id FROM crm.claims c WHERE c.id = t.claim_id)",
+    },
+    {
+        "is_enabled": "UPDATE crm.users SET is_enabled = NOT is_enabled WHERE id = :user",
+        "is_signed": "UPDATE crm.users SET current_signature_file_id"
+        " = CASE coalesce(current_signature_file_id, '') WHEN '' THEN 'file' ELSE '' END"
+        " WHERE id = :user",
+        "has_live_claim": "UPDATE crm.claims SET status"
+        " = CASE status WHEN 'open' THEN 'cancelled' ELSE 'open' END WHERE user_id = :user",
+        "has_pending_requirement": "UPDATE crm.claim_requirements SET status"
+        " = CASE status WHEN 'PENDING' THEN 'COMPLETED' ELSE 'PENDING' END"
+        " WHERE claim_id = :user * 10",
+        "in_crm": "UPDATE crm.users SET id = -id, phone_number = reverse(phone_number)"
+        " WHERE abs(id) = :user",
+    },
+    {"unsigned_users": "is_signed", "outstanding_requests": "has_pending_requirement"},
+    {
+        "disabled": lambda person, _: not _first(person)["is_enabled"],
+        "all_claims_cancelled": lambda person, _: (
+            bool(person.facts["claims"]) and not _alive(person)
+        ),
+        "signed": lambda person, _: bool(_first(person)["current_signature_file_id"]),
+        "unsigned": lambda person, _: not _first(person)["current_signature_file_id"],
+        "requirements_completed": lambda person, _: not _wants(person),
+        "too_new": lambda person, now: (
+            person.has_score_row and person.score > 0 and person.created_at > now - 2 * HOUR
+        ),
+    },
+)
+
+# -- the examples -----------------------------------------------------------------------------------
+
+
+def _prepare(name: str) -> Callable[[World], None]:
+    """The CRM of an example; a person's number may be turned over, for what is theirs stays."""
+
+    def prepare(world: World) -> None:
+        script = (EXAMPLES / name / "crm.sql").read_text(encoding="utf-8")
+        script = re.sub(rf" REFERENCES {name}\.\w+( \(\w+\))?", "", script)
+        world.execute("DROP SCHEMA crm CASCADE")
+        with world.engine.begin() as connection:
+            connection.exec_driver_sql(script.replace("%", "%%"))
+
+    return prepare
+
+
+def _insert(world: World, table: str, columns: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    names = columns.split(", ")
+    values = ", ".join(f":{name}" for name in names)
+    with world.engine.begin() as connection:
+        connection.execute(
+            text(f"INSERT INTO {table} ({columns}) VALUES ({values})"),
+            [dict(zip(names, row, strict=True)) for row in rows],
+        )
+
+
+def _naive(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(tzinfo=None)
+
+
+def _fill_clinic(world: World, people: Sequence[Person]) -> None:
+    now = _naive(world.now)
+    goals = {each.id: _goal(each, CLINIC) for each in people}
+    patients = [(each.id, each.phone, None if each.id % 2 else "pl", now - DAY) for each in people]
+    _insert(world, "clinic.patients", "patient_no, mobile, speaks, registered_at", patients)
+    results = [
+        (each, each, now - each % 4 * HOUR, "ready" if goal == "results" else "told")
+        for each, goal in goals.items()
+    ]
+    _insert(world, "clinic.results", "result_no, patient_no, arrived_at, state", results)
+    missed = [
+        (each, each, now - each % 3 * DAY, "missed" if goal == "missed_appointments" else "kept")
+        for each, goal in goals.items()
+    ]
+    _insert(world, "clinic.appointments", "appointment_no, patient_no, starts_at, state", missed)
+    recalls = [
+        # Of those who are in no other dialer queue, some are due now, and some soon.
+        (each, each, now + (each % 3 - 1) * HOUR, "open" if goal == "recalls" else "done")
+        for each, goal in goals.items()
+    ]
+    _insert(world, "clinic.recalls", "recall_no, patient_no, due_at, state", recalls)
+
+
+def _is_due(person: Person, now: datetime) -> bool:
+    return any(
+        each["state"] == "open" and _at(each, "due_at") <= now for each in person.facts["recalls"]
+    )
+
+
+CLINIC = Trade(
+    read(EXAMPLES / "clinic" / "dialerconfig.py"),
+    _fill_clinic,
+    "clinic.patients, clinic.results, clinic.appointments, clinic.recalls",
+    {
+        "users": "id",
+        "results": "patient_id",
+        "appointments": "patient_id",
+        "recalls": "patient_id",
+    },
+    {
+        "is_deceased": "UPDATE clinic.patients SET died_on"
+        " = CASE WHEN died_on IS NULL THEN date '2027-01-01' END WHERE patient_no = :user",
+        "speaks": "UPDATE clinic.patients SET speaks"
+        " = CASE speaks WHEN 'cy' THEN 'es' ELSE 'cy' END WHERE patient_no = :user",
+        "result": "UPDATE clinic.results SET state"
+        " = CASE state WHEN 'ready' THEN 'told' ELSE 'ready' END WHERE patient_no = :user",
+        "missed": "UPDATE clinic.appointments SET state"
+        " = CASE state WHEN 'missed' THEN 'kept' ELSE 'missed' END WHERE patient_no = :user",
+        "recall": "UPDATE clinic.recalls SET state"
+        " = CASE state WHEN 'open' THEN 'done' ELSE 'open' END WHERE patient_no = :user",
+        "in_crm": "UPDATE clinic.patients SET patient_no = -patient_no, mobile = reverse(mobile)"
+        " WHERE abs(patient_no) = :user",
+    },
+    {"results": "result", "missed_appointments": "missed", "recalls": "recall"},
+    {
+        "deceased": lambda person, _: _first(person)["is_deceased"],
+        "no_speaker": lambda person, _: _first(person)["language"] == "cy",
+        "discussed": lambda person, _: not _any(person, "results", state="ready"),
+        "rebooked": lambda person, _: not _any(person, "appointments", state="missed"),
+        "not_due": lambda person, now: not _is_due(person, now),
+    },
+    _prepare("clinic"),
+)
+
+
+def _any(person: Person, table: str, **has: Any) -> bool:
+    return any(has.items() <= dict(each).items() for each in person.facts[table])
+
+
+def _fill_charity(world: World, people: Sequence[Person]) -> None:
+    now = _naive(world.now)
+    goals = {each.id: _goal(each, CHARITY) for each in people}
+    donors = [
+        (f"D-{each.id}", each.id, each.phone, True, now - each.id % 5 * DAY) for each in people
+    ]
+    columns = "donor_key, number, telephone, consents_to_calls, joined_at"
+    _insert(world, "charity.donors", columns, donors)
+    pledges = [
+        (each, each, each % 3 * 10, "open" if goal == "pledges" else "paid")
+        for each, goal in goals.items()
+    ]
+    _insert(world, "charity.pledges", "id, donor_id, pounds, state", pledges)
+    gifts = [
+        # A year ago to the hour: who gave in it, and soon did not.
+        (
+            each,
+            each,
+            2_000 if goal == "major_donors" else 20,
+            now - timedelta(days=365) + (each % 3 - 1) * HOUR,
+            goal != "thanks",
+        )
+        for each, goal in goals.items()
+        if goal != "guests"
+    ]
+    _insert(world, "charity.gifts", "id, donor_id, pounds, created_at, is_thanked", gifts)
+    debits = [
+        (each, each, now - each % 2 * DAY if goal == "regular_donors" else None)
+        for each, goal in goals.items()
+        if goal in {"regular_donors", "thanks"}
+    ]
+    _insert(world, "charity.debits", "id, donor_id, cancelled_at", debits)
+    _insert(world, "charity.guests", "id, donor_id", [(each, each) for each in goals if each % 2])
+    _insert(world, "charity.guests", "id, donor_id", [(100 + each, each) for each in goals])
+
+
+def _given(person: Person) -> int:
+    return sum(each["pounds"] for each in person.facts["gifts"])
+
+
+CHARITY = Trade(
+    read(EXAMPLES / "charity" / "dialerconfig.py"),
+    _fill_charity,
+    "charity.donors, charity.pledges, charity.gifts, charity.debits, charity.guests",
+    {
+        "users": "id",
+        "gifts": "donor_id",
+        "pledges": "donor_id",
+        "debits": "donor_id",
+        "guests": "donor_id",
+    },
+    {
+        "may_call": "UPDATE charity.donors SET consents_to_calls = NOT consents_to_calls"
+        " WHERE number = :user",
+        "pledge": "UPDATE charity.pledges SET state"
+        " = CASE state WHEN 'open' THEN 'paid' ELSE 'open' END WHERE donor_id = :user",
+        "thanks": "UPDATE charity.gifts SET is_thanked = NOT is_thanked WHERE donor_id = :user",
+        "gift": "UPDATE charity.gifts SET created_at = created_at + CASE WHEN created_at"
+        " < timestamp '2026-12-01' THEN interval '200 days' ELSE interval '-200 days' END"
+        " WHERE donor_id = :user",
+        "debit": "UPDATE charity.debits SET cancelled_at"
+        " = CASE WHEN cancelled_at IS NULL THEN timestamp '2027-01-01' END WHERE donor_id = :user",
+        "donor": "UPDATE charity.gifts SET donor_id = -donor_id WHERE abs(donor_id) = :user",
+        "in_crm": "UPDATE charity.donors SET number = -number, telephone = reverse(telephone)"
+        " WHERE abs(number) = :user",
+    },
+    {
+        "pledges": "pledge",
+        "thanks": "thanks",
+        "major_donors": "gift",
+        "regular_donors": "debit",
+        "guests": "donor",
+    },
+    {
+        "may_not_call": lambda person, _: not _first(person)["may_call"],
+        "paid": lambda person, _: not _any(person, "pledges", state="open"),
+        "thanked": lambda person, _: not _any(person, "gifts", is_thanked=False),
+        "not_major": lambda person, _: _given(person) < 1_000,
+        "gave": lambda person, now: any(
+            _at(each, "created_at") > now - timedelta(days=365) for each in person.facts["gifts"]
+        ),
+        "no_debit": lambda person, _: not person.facts["debits"],
+        "renewed": lambda person, _: all(
+            each["cancelled_at"] is None for each in person.facts["debits"]
+        ),
+        "no_guest": lambda person, _: not person.facts["guests"],
+        "is_donor": lambda person, _: bool(person.facts["gifts"]),
+    },
+    _prepare("charity"),
+)
+
+TRADES = {"claims": CLAIMS, "clinic": CLINIC, "charity": CHARITY}
