@@ -72,6 +72,10 @@ test-first-run: $(READY) ## make run in a fresh clone in every kind of place; wh
 model: $(READY) ## the assignment policy against its plain model: 10,000 steps and more
 	@$(BIN)/python -m pytest tests/model/test_assignment_model.py --hypothesis-profile=long $(ARGS)
 
+.PHONY: core
+core: $(READY) ## the tests of the core where the packaged dialer is not installed; takes minutes
+	@EVERY_ROW=1 $(BIN)/python -m pytest tests/integration/test_without_packaged_dialer.py --timeout=3600 $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ: thousands of each
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} $(BIN)/python -m pytest tests/faults/test_fuzz.py --timeout=3600 $(ARGS)

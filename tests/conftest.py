@@ -20,7 +20,7 @@ from assignment_workers.devstack import postgres, server, valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
 from assignment_workers.devstack.ports import LOOPBACK
-from assignment_workers.dialer.loading import load
+from assignment_workers.dialer.loading import VARIABLE, load
 from assignment_workers.runtime.errors import HomeUnusable
 from assignment_workers.runtime.home import Home, hold, holder
 from assignment_workers.settings import Settings
@@ -28,7 +28,9 @@ from tests.support.order import ordered
 from tests.support.servers import MARIADB, Maria
 
 load(
-    Settings.from_environment({})
+    Settings.from_environment(
+        {name: os.environ[name] for name in (VARIABLE,) if name in os.environ}
+    )
 )  # before the test modules, some of which read its outcomes when imported
 
 pytest.register_assert_rewrite(
@@ -126,7 +128,7 @@ def migrated_template(postgres_server: str) -> str:
     """The name of a database with our schema, migrated once, for `CREATE DATABASE ... TEMPLATE`."""
     from assignment_workers.schema.migrate import upgrade
 
-    name = "migrated_template"
+    name = f"migrated_template_{os.getpid()}"
     with psycopg.connect(postgres_server, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
     upgrade(_database(postgres_server, name))
@@ -165,7 +167,8 @@ def redis_url(valkey_server: str) -> str:
 
 
 def _new_database(server_url: str, *, template: str) -> Iterator[str]:
-    name = f"test_{next(DATABASES)}"
+    # Another run may have the same server.
+    name = f"test_{os.getpid()}_{next(DATABASES)}"
     with psycopg.connect(server_url, autocommit=True) as admin:
         # Through the log, which is the default, a copy takes ten times the processor's time.
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")

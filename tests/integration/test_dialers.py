@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,25 +18,26 @@ from assignment_workers.assignment.reports.explain import funnel as explain_queu
 from assignment_workers.assignment.reports.status import queue_statuses
 from assignment_workers.dialer import Dialer
 from assignment_workers.dialer.check import problems, unread
-from assignment_workers.dialer.loading import read
-from assignment_workers.dialers import claims
-from assignment_workers.policy.dialer import use
 from tests.integration.test_discover import pools, run
+from tests.support.dialers import DIALERS, EXAMPLES, using
 from tests.support.world import Claim, Requirement, User, World
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SOON = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A dialer, what fills its CRM, and whom each dialer queue is to have, in order."""
+    """What fills the CRM of a dialer, and whom each dialer queue is to have, in order."""
 
-    dialer: Dialer
+    name: str
     fill: Callable[[World], None]
     expected: Mapping[str, list[int]]
     goal: tuple[str, str]
     """A change of facts by which `:user`, of the first dialer queue, reaches its goal; its name."""
+
+    @property
+    def dialer(self) -> Dialer:
+        return DIALERS[self.name]
 
 
 def fill_claims(world: World) -> None:
@@ -93,7 +93,7 @@ def charity_belongs() -> dict[str, list[int]]:
 
 CASES = {
     "claims": Case(
-        claims.dialer,
+        "claims",
         fill_claims,
         {"unsigned_users": [7, 6, 5], "outstanding_requests": [2, 1]},
         (
@@ -102,13 +102,13 @@ CASES = {
         ),
     ),
     "clinic": Case(
-        read(EXAMPLES / "clinic" / "dialerconfig.py"),
+        "clinic",
         partial(fill_example, "clinic"),
         clinic_belongs(),
         ("UPDATE clinic.results SET state = 'told' WHERE patient_no = :user", "result_discussed"),
     ),
     "charity": Case(
-        read(EXAMPLES / "charity" / "dialerconfig.py"),
+        "charity",
         partial(fill_example, "charity"),
         charity_belongs(),
         ("UPDATE charity.pledges SET state = 'paid' WHERE donor_id = :user", "pledge_paid"),
@@ -116,10 +116,9 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[each for each in CASES if each in DIALERS])
 def case(request: pytest.FixtureRequest, world: World) -> Iterator[Case]:
     made = CASES[request.param]
-    use(made.dialer)
     world.now = datetime(2026, 11, 28, 12, tzinfo=UTC)
     made.fill(world)
     names = list(made.expected)
@@ -129,8 +128,8 @@ def case(request: pytest.FixtureRequest, world: World) -> Iterator[Case]:
         world.execute(
             "INSERT INTO assignment.queues VALUES (:name) ON CONFLICT DO NOTHING", name=name
         )
-    yield made
-    use(claims.dialer)
+    with using(made.dialer):
+        yield made
 
 
 def test_a_dialer_from_its_crm_to_every_outcome(world: World, case: Case) -> None:
@@ -228,8 +227,9 @@ def _each_outcome(world: World, case: Case, queue: str) -> None:
 
 
 def test_facts_of_its_own_are_not_read_from_a_crm_in_another_database() -> None:
-    assert list(unread(claims.dialer)) == []
-    said = list(unread(CASES["clinic"].dialer))
+    for name in DIALERS.keys() & {"claims"}:
+        assert list(unread(DIALERS[name])) == []
+    said = list(unread(DIALERS["clinic"]))
     assert (
         "queue results: rule deceased: users.is_deceased is not read from a CRM in another"
         " database (CRM_DATABASE_URL)" in said

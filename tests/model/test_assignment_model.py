@@ -62,16 +62,15 @@ from assignment_workers.assignment.reports.doctor import repair
 from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.reports.explanation import QueueVerdict
 from assignment_workers.assignment.suppressions import do_not_contact, lift
-from assignment_workers.dialers import claims
 from assignment_workers.errors import StaleTerm
 from assignment_workers.phones import Reader
-from assignment_workers.policy.dialer import use
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from tests.model.agents import Limits
 from tests.model.dialer import Came, Dialer, Said, small
 from tests.model.rules import MINUTE, Centre, Missed, Person, Rules, Windows
 from tests.model.trades import TRADES, Trade
+from tests.support.dialers import using
 from tests.support.world import DAY, HOUR, SECOND, User, World, opened
 
 SHARES = {"claims": 24, "clinic": 48, "charity": 48}
@@ -965,16 +964,13 @@ def empty(world: World, begins: datetime, given: dict[str, Any], trade: Trade) -
 def trade(request: pytest.FixtureRequest) -> Iterator[Trade]:
     """A dialer, which is the process's while it is tested."""
     made = TRADES[request.param]
-    use(made.dialer)
-    yield made
-    use(claims.dialer)
+    with using(made.dialer):
+        yield made
 
 
 @pytest.mark.timeout(120 + 40 * (settings().max_examples // min(SHARES.values())))
-def test_operations_in_any_order_do_what_the_model_says(
-    database_url: str, trade: Trade, request: pytest.FixtureRequest
-) -> None:
-    examples = settings().max_examples // SHARES[request.node.callspec.params["trade"]]
+def test_operations_in_any_order_do_what_the_model_says(database_url: str, trade: Trade) -> None:
+    examples = settings().max_examples // SHARES[trade.name]
     names = [each.name for each in trade.dialer.queues]
     with opened(database_url) as world:
         trade.prepare(world)

@@ -6,18 +6,15 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
 
 from assignment_workers.dialer import Dialer
-from assignment_workers.dialer.loading import read
-from assignment_workers.dialers import claims
 from tests.model.rules import Facts, Person
+from tests.support.dialers import DIALERS, EXAMPLES
 from tests.support.world import DAY, HOUR, Claim, Requirement, User, World
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 ALL = "crm.users, crm.claims, crm.claim_requirements"
 
 Meaning = Callable[[Person, datetime], bool]
@@ -28,7 +25,8 @@ Meaning = Callable[[Person, datetime], bool]
 class Trade:
     """A dialer, and its CRM."""
 
-    dialer: Dialer
+    name: str
+    """That of its dialer."""
     fill: Callable[[World, Sequence[Person]], None]
     """Gives each person the facts of their dialer queue, in tables that are empty."""
     tables: str
@@ -42,6 +40,10 @@ class Trade:
     meanings: Mapping[str, Meaning]
     """By rule of its own."""
     prepare: Callable[[World], None] = field(default=lambda _: None)
+
+    @property
+    def dialer(self) -> Dialer:
+        return DIALERS[self.name]
 
     def facts(self, world: World, people: Collection[int]) -> dict[int, Facts]:
         """What can be read about each of these."""
@@ -106,7 +108,7 @@ def _wants(person: Person) -> bool:
 
 
 CLAIMS = Trade(
-    claims.dialer,
+    "claims",
     _fill_claims,
     ALL,
     {
@@ -202,7 +204,7 @@ def _is_due(person: Person, now: datetime) -> bool:
 
 
 CLINIC = Trade(
-    read(EXAMPLES / "clinic" / "dialerconfig.py"),
+    "clinic",
     _fill_clinic,
     "clinic.patients, clinic.results, clinic.appointments, clinic.recalls",
     {
@@ -282,7 +284,7 @@ def _given(person: Person) -> int:
 
 
 CHARITY = Trade(
-    read(EXAMPLES / "charity" / "dialerconfig.py"),
+    "charity",
     _fill_charity,
     "charity.donors, charity.pledges, charity.gifts, charity.debits, charity.guests",
     {
@@ -332,4 +334,4 @@ CHARITY = Trade(
     _prepare("charity"),
 )
 
-TRADES = {"claims": CLAIMS, "clinic": CLINIC, "charity": CHARITY}
+TRADES = {each.name: each for each in (CLAIMS, CLINIC, CHARITY) if each.name in DIALERS}

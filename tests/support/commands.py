@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
 from assignment_workers.cli.stack import PRELOADED
+from assignment_workers.dialer.loading import VARIABLE
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(list(PRELOADED))
@@ -106,8 +107,9 @@ def _run(  # noqa: PLR0917 - what a process is given
             os.close(made)
         else:
             os.dup2(1, number)
+    of_the_run = {name: os.environ[name] for name in (VARIABLE,) if name in os.environ}
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(of_the_run | environment)
     sys.argv = ["assignment-workers", *words]
     from assignment_workers.cli import main
 

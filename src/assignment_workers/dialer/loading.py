@@ -46,7 +46,10 @@ def is_packaged(settings: Settings) -> bool:
 
 
 def _packaged() -> Path | None:
-    spec = find_spec(PACKAGED)
+    try:
+        spec = find_spec(PACKAGED)
+    except ModuleNotFoundError:  # its package is not installed either
+        return None
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
