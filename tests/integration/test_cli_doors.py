@@ -363,3 +363,31 @@ def test_explain_tells_a_user_and_a_funnel_as_text_and_as_json(
         assert (said.code, said.complaint) == (0, "")
         assert all(each in said.output for each in told), said.output
     shell.run("explain", "3", **servers).check(USED_WRONGLY, "no user 3")
+
+
+READ = [
+    *(["status"], ["status", "--json"], ["doctor"], ["report"], ["report", "--json"]),
+    *(["explain", "1"], ["explain", "--queue", "people"], ["agents", "list"], ["closed", "list"]),
+    *(["settings", "list"], ["settings", "show", "lease"], ["dead-letters", "list"]),
+    *(
+        ["do-not-contact", "list"],
+        ["dialer", "check"],
+        ["dialer", "show"],
+        ["person", "export", "1"],
+    ),
+]
+
+
+@pytest.mark.parametrize("words", READ, ids=" ".join)
+def test_a_dialer_that_no_process_has_begun_with_yet_can_be_looked_at(
+    shell: Shell, module_database_url: str, redis_url: str, words: list[str]
+) -> None:
+    """Its file was changed, and its dialer queues are not in the database."""
+    servers = {"DATABASE_URL": module_database_url, "REDIS_URL": redis_url}
+    with opened(module_database_url) as world:
+        if not world.value("SELECT count(*) FROM crm.users"):
+            world.add_users([User(1)])
+    assert shell.run("dialer", "new", **servers).code == 0
+    said = shell.run(*words, **servers)
+    assert said.code in ({0, FAILED} if words[0] in {"status", "doctor"} else {0}), said
+    assert all(each.startswith("assignment-workers: ") for each in said.complaint.splitlines())

@@ -12,12 +12,15 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Connection,
     Interval,
     Row,
     RowMapping,
     Select,
+    Text,
     bindparam,
+    exists,
     func,
     literal,
     select,
@@ -341,17 +344,19 @@ _FACTS = (
 _HOLD = select(*HELD_COLUMNS).where(
     Assignment.user_id == bindparam("user", type_=BigInteger), Assignment.state == ACTIVE
 )
+_queue: BindParameter[str] = bindparam("queue", type_=Text)
 _PLACE = (
+    # One row also for a dialer queue that the database does not have yet: no process has begun
+    # since the dialer's file was changed.
     select(
-        DialerQueue.paused_at.is_not(None).label("paused"),
+        exists()
+        .where(DialerQueue.name == _queue, DialerQueue.paused_at.is_not(None))
+        .label("paused"),
         Generation.id.label("generation"),
         Generation.published_at,
     )
-    .select_from(DialerQueue)
-    .outerjoin(
-        Generation, (Generation.queue == DialerQueue.name) & (Generation.state == PUBLISHED_STATE)
-    )
-    .where(DialerQueue.name == bindparam("queue"))
+    .select_from(select(literal(1).label("one")).subquery())
+    .outerjoin(Generation, (Generation.queue == _queue) & (Generation.state == PUBLISHED_STATE))
 )
 _better = (
     select(Entry.user_id)
