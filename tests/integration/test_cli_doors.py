@@ -365,6 +365,33 @@ def test_explain_tells_a_user_and_a_funnel_as_text_and_as_json(
     shell.run("explain", "3", **servers).check(USED_WRONGLY, "no user 3")
 
 
+def test_why_an_agent_got_nobody_at_a_time_is_listed(
+    shell: Shell, database_url: str, redis_url: str
+) -> None:
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    with opened(database_url) as world:
+        world.add_agents(12, 13)
+        world.add_users([User(1), User(2, queue="outstanding_requests", is_enabled=False)])
+        world.regenerate(UNSIGNED, "outstanding_requests")
+        world.ask(12, "outstanding_requests")
+        world.held(12)
+        world.ask(13, None)
+        at = world.value("SELECT max(answered_at) FROM assignment.requests").isoformat()
+    said = shell.run("agents", "answers", "12", "--at", at, "--json", **servers).json(0)
+    told = [(each["queue"], each["outcome"], each["user_id"], each["why"]) for each in said]
+    assert told == [
+        ("outstanding_requests", "empty", None, "outstanding_requests: none_eligible"),
+        (UNSIGNED, "assigned", 1, None),
+    ]
+    shown = shell.run("agents", "answers", "13", "--at", at, **servers)
+    assert "any queue" in shown.output
+    assert f"{UNSIGNED}: all_held" in " ".join(shown.output.split())
+    before = shell.run("agents", "answers", "12", "--at", "2026-01-01T10:03Z", "--json", **servers)
+    assert before.json(0) == []
+    wrong = shell.run("agents", "answers", "12", "--at", "10:03", **servers)
+    wrong.check(USED_WRONGLY, "--at", "2026-11-23T15:00:00Z")
+
+
 READ = [
     *(["status"], ["status", "--json"], ["doctor"], ["report"], ["report", "--json"]),
     *(["explain", "1"], ["explain", "--queue", "people"], ["agents", "list"], ["closed", "list"]),

@@ -73,7 +73,7 @@ def command_of(verb: AnyVerb) -> Callable[..., int]:
     ) -> int:
         for each in verb.own:
             if each.kind is datetime and own[each.name] is not None:
-                own[each.name] = _instant(own[each.name], _option(each))
+                own[each.name] = as_instant(own[each.name], _option(each))
         called = verb.call(_id(assignment), agent, version=version, **own)
         with client() as asking:
             return tell(asking.perform(called), json)
@@ -161,7 +161,8 @@ def _id(text: str) -> UUID:
         ) from None
 
 
-def _instant(text: str, option: str) -> datetime:
+def as_instant(text: str, option: str) -> datetime:
+    """Read the time that was given to `option`. Raises `UsageError` where it has no zone."""
     try:
         when = datetime.fromisoformat(text)
     except ValueError:

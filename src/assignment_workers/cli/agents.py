@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
 from assignment_workers.assignment.lifecycle.agent_status import all_shown
 from assignment_workers.assignment.lifecycle.verb import TIMEOUT
-from assignment_workers.cli.agent import tell
+from assignment_workers.assignment.reports.details import answers_to
+from assignment_workers.cli.agent import as_instant, tell
 from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
 from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
@@ -17,6 +19,10 @@ from assignment_workers.client.reading import as_state_answer
 from assignment_workers.schema.tables import AgentStatus
 
 LISTED_AT_MOST = 10_000
+LISTED_FOR = timedelta(hours=1)
+AROUND = timedelta(minutes=5)
+ANSWERS_AT_MOST = 50
+AgentId = Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="The agent.")]
 
 group = typer.Typer(help="What agents are about, and their sessions.", no_args_is_help=True)
 
@@ -54,8 +60,51 @@ def list_agents(json: AsJson = False) -> int:
 
 
 @group.command()
+def answers(
+    agent: AgentId,
+    at: Annotated[
+        str | None,
+        typer.Option(help="Those from five minutes before this time to five minutes after it."),
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """List what AGENT was answered, and why they got nobody: the newest, or those around a time.
+
+    Answers are kept for seven days, unless the retention is set otherwise.
+    """
+    now = datetime.now(UTC)
+    middle = None if at is None else as_instant(at, "--at")
+    with database() as connection:
+        found = answers_to(
+            connection,
+            agent,
+            since=now - LISTED_FOR if middle is None else middle - AROUND,
+            until=now + AROUND if middle is None else middle + AROUND,
+            at_most=ANSWERS_AT_MOST,
+        )
+    if json:
+        as_json(found)
+        return 0
+    as_table(
+        f"Answers to agent {agent}",
+        ["at", "asked for", "answer", "user", "why"],
+        [
+            (
+                f"{each.at:%Y-%m-%d %H:%M:%SZ}",
+                each.queue or "any queue",
+                each.outcome,
+                each.user_id,
+                ": ".join(part for part in (each.why, each.reason) if part),
+            )
+            for each in found
+        ],
+    )
+    return 0
+
+
+@group.command()
 def state(
-    agent: Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="The agent.")],
+    agent: AgentId,
     becomes: Annotated[AgentStatus, typer.Argument(help="What they are about from now on.")],
     why: OptionalWhy = None,
     json: AsJson = False,

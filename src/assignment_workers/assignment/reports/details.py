@@ -83,11 +83,38 @@ class PoolFunnel(BaseModel):
     """Number of users in the pool, counted or estimated."""
 
 
+class AgentAnswer(BaseModel):
+    """The answer to one request of an agent for a user."""
+
+    at: datetime
+    queue: str | None
+    """The dialer queue that the request named."""
+    outcome: str
+    user_id: int | None
+    """Of an assigned user."""
+    why: str | None
+    """Of `empty`: the reason of each dialer queue; of a refusal: its code."""
+    reason: str | None
+
+
 class RecentService(ServiceLevels):
     """The service levels of the last hour."""
 
     lost: int
     """Number of assignments that an event records and that have no row."""
+
+
+def answers_to(
+    connection: Connection, agent: int, *, since: datetime, until: datetime, at_most: int
+) -> list[AgentAnswer]:
+    """Return the newest answers to an agent's requests in a period, the oldest first.
+
+    Cost: it reads the answers to all agents in the period.
+    """
+    rows = connection.execute(
+        _ANSWERS, {"agent": agent, "since": since, "until": until, "at_most": at_most}
+    )
+    return [AgentAnswer(**row) for row in rows.mappings()][::-1]
 
 
 def minutes(connection: Connection) -> list[Part]:
@@ -294,6 +321,17 @@ def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
     return PoolFunnel(counts=counts, is_estimate=share < 1.0, pool=sum(counts.values()))
 
 
+_ANSWERS = text("""
+SELECT r.answered_at AS at, r.queue, r.outcome, a.user_id, r.answer ->> 'reason' AS reason,
+       coalesce(
+           (SELECT string_agg(key || ': ' || value, ', ' ORDER BY key)
+            FROM jsonb_each_text(nullif(r.answer -> 'why', 'null'))),
+           r.answer ->> 'code'
+       ) AS why
+FROM assignment.requests r LEFT JOIN assignment.assignments a ON a.id = r.assignment_id
+WHERE r.agent_id = :agent AND r.answered_at BETWEEN :since AND :until
+ORDER BY r.answered_at DESC LIMIT :at_most
+""")
 _SCORE_ROWS = (
     "SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = 'public.user_call_scores'::regclass"
 )
