@@ -87,7 +87,7 @@ long: $(READY) ## at length: every way of the incident, a call centre for a minu
 
 .PHONY: waits
 waits: $(READY) ## every wait of docs/waits.md, at every sending of its session
-	@WAITS_POINTS=1000 $(BIN)/python -m pytest tests/faults/test_waits.py tests/integration/test_deadlines.py --timeout=1200 $(ARGS)
+	@WAITS_POINTS=1000 $(BIN)/python -m pytest tests/faults/test_waits.py tests/integration/schema/test_deadlines.py --timeout=1200 $(ARGS)
 
 .PHONY: matrix
 matrix: $(READY) ## a short suite on every Python, PostgreSQL, Redis and broker that is here, into docs/compatibility.md

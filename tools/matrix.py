@@ -36,26 +36,30 @@ from assignment_workers.devstack.unprivileged import account_for
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 SERVER_TESTS = (
-    "tests/integration/test_callbacks.py",
-    "tests/integration/test_claim.py",
-    "tests/integration/test_discover.py",
-    "tests/integration/test_entries.py",
-    "tests/integration/test_finish.py",
-    "tests/integration/test_jobs.py",
-    "tests/integration/test_lanes.py",
-    "tests/integration/test_migrations.py",
-    "tests/integration/test_phones.py",
-    "tests/integration/test_pipeline.py",
-    "tests/integration/test_policy.py",
-    "tests/integration/test_regenerate.py",
-    "tests/integration/test_requests.py",
-    "tests/integration/test_suppressions.py",
-    "tests/integration/test_transport.py",
-    "tests/gateway/test_routes.py",
+    "tests/integration/assignment/callbacks/test_callbacks.py",
+    "tests/integration/assignment/claims/test_claim.py",
+    "tests/integration/assignment/pools/test_discover.py",
+    "tests/integration/assignment/generations/test_entries.py",
+    "tests/integration/assignment/lifecycle/test_finish.py",
+    "tests/integration/assignment/test_jobs.py",
+    "tests/integration/assignment/test_lanes.py",
+    "tests/integration/schema/test_migrations.py",
+    "tests/integration/assignment/test_phones.py",
+    "tests/integration/schema/test_pipeline.py",
+    "tests/integration/policy/test_policy.py",
+    "tests/integration/assignment/generations/test_regenerate.py",
+    "tests/integration/assignment/claims/test_requests.py",
+    "tests/integration/assignment/test_suppressions.py",
+    "tests/integration/sequencer/test_transport.py",
+    "tests/gateway/routes/test_routes.py",
     "tests/faults/test_once.py",
 )
 """The short suite: whatever speaks to PostgreSQL or Redis with statements of its own."""
-PYTHON_TESTS = ("tests/unit", "tests/integration/test_claim.py", "tests/gateway/test_routes.py")
+PYTHON_TESTS = (
+    "tests/unit",
+    "tests/integration/assignment/claims/test_claim.py",
+    "tests/gateway/routes/test_routes.py",
+)
 RABBITMQ_TESTS = ("tests/faults/test_rabbitmq.py",)
 LOOPBACK = "127.0.0.1"
 STARTS_WITHIN = 30.0

@@ -1,7 +1,7 @@
 """The pages of the reference, made of the code: `python tools/reference.py settings` prints one.
 
-The build of the site makes them anew each time, so they are kept nowhere. What the code says in a
-docstring is the sentence of the page; what has none is named by `tests/unit/test_reference.py`.
+The build of the site writes them each time, and they are stored nowhere else. The docstring of a
+name is the sentence of the page. `tests/unit/docs/test_reference.py` names what has no docstring.
 """
 
 from __future__ import annotations

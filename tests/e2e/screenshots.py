@@ -18,11 +18,11 @@ from playwright.sync_api import Page, sync_playwright
 from assignment_workers.client import Assigned
 from assignment_workers.devstack import demo
 from benchmarks.stage import servers
-from tests.e2e.node import ROOT
 from tests.e2e.recording import COLUMNS, Line, svg
 from tests.gateway.stage import free_port
 from tests.support.commands import type_in
 from tests.support.processes import Stack, running, wait_until
+from tests.support.root import ROOT
 
 IMAGES = ROOT / "docs" / "images"
 LOGIN = ("flower", "a password")

@@ -32,7 +32,7 @@ ELSEWHERE = {
     "soak": "tests/e2e/test_demo.py; an hour of it is in docs/benchmarks",
     "replay-incident": "tests/races/test_incident.py",
     "schema": "tests/adoption/test_adopting.py; a schema that is whole is migrated no further",
-    "audit lost": "tests/integration/test_audit.py: it needs the primary of before a failover",
+    "audit lost": "tests/integration/assignment/test_audit.py: it needs the primary of before a failover",
     "--install-completion": "writes into the home of who types it",
 }
 """Commands by their first words, and where else the suite carries them out."""

@@ -21,10 +21,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from assignment_workers.assignment.dead_letters import store_dead_letter
 from assignment_workers.gateway.auth import sessions, tokens
 from tests.e2e.browser import needs_chromium
-from tests.e2e.node import ROOT
 from tests.gateway.serving import COMMAND_KEY, serving
 from tests.gateway.stage import Gateway, free_port
 from tests.support.processes import Agents, wait_until
+from tests.support.root import ROOT
 
 pytestmark = needs_chromium
 AXE = ROOT / "tests/e2e/node_modules/axe-core/axe.min.js"

@@ -13,8 +13,9 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from assignment_workers.policy.outcomes import OUTCOMES
 from tests.e2e.browser import needs_chromium
-from tests.e2e.node import ROOT, Node
+from tests.e2e.node import Node
 from tests.gateway.stage import Gateway
+from tests.support.root import ROOT
 
 pytestmark = needs_chromium
 

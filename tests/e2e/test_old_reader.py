@@ -16,7 +16,8 @@ from assignment_workers.adoption.rollback import rollback
 from assignment_workers.settings import Settings
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, STATES, UNSIGNED, connected
-from tests.e2e.node import ROOT, Node
+from tests.e2e.node import Node
+from tests.support.root import ROOT
 
 READER = ROOT / "examples/old-reader"
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import redis
 
-from tests.e2e.node import ROOT, Node
+from tests.e2e.node import Node
 from tests.gateway.stage import Gateway
 from tests.support.processes import wait_until
+from tests.support.root import ROOT
 
 EXAMPLE = ROOT / "examples/celery-node"
 DOCUMENT = (ROOT / "docs/wire-format.md").read_text()

@@ -17,10 +17,11 @@ from assignment_workers.devstack import valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from tests.support.processes import Process, Stack, running, wait_until
+from tests.support.root import ROOT
 from tests.support.servers import OwnServer
 from tests.support.sessions import cut
 
-SHIPPED = (Path(__file__).parents[2] / "celeryconfig.py").read_text(encoding="utf-8")
+SHIPPED = (ROOT / "celeryconfig.py").read_text(encoding="utf-8")
 EVERY_SECOND = """
 beat_schedule = {
     "expire lapsed holds": {"task": "assignment.expire", "schedule": 1.0, "options": {"expires": 60}}

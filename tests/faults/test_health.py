@@ -31,11 +31,12 @@ from assignment_workers.schema.migrate import upgrade
 from assignment_workers.telemetry import PREFIX
 from tests.support.commands import type_in
 from tests.support.processes import Process, Stack, running, wait_until
+from tests.support.root import ROOT
 from tests.support.servers import OwnServer, Wire, free_port, wire
 
 ALL = "EVERY_ROW" in os.environ
 PROMETHEUS = shutil.which("prometheus")
-RULES = Path(__file__).parents[2] / "ops" / "alerts.yml"
+RULES = ROOT / "ops" / "alerts.yml"
 NAMED_SECONDS = {"killed": 5.0, "frozen": 5.0, "cut off": 10.0}
 """Seconds from the failure until every door names the component."""
 ANSWER_SECONDS = 3.0

@@ -17,12 +17,13 @@ from assignment_workers.devstack import valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from tests.support.processes import Agents, Keeper, running, wait_until
+from tests.support.root import ROOT
 from tests.support.sentinels import Sentinels, sentinels
 from tests.support.servers import OwnServer, wire
 
 WITHIN_SECONDS = 10.0
 """Service is back, where a server is left to serve."""
-CONFIG = Path(__file__).parents[2] / "celeryconfig.py"
+CONFIG = ROOT / "celeryconfig.py"
 TENDED = "SELECT count(*) FROM assignment.job_runs WHERE job = 'agent.tend'"
 
 

@@ -24,13 +24,14 @@ from tests.faults.test_full import full
 from tests.support.killed import POISON
 from tests.support.poison import envelope, publish, push
 from tests.support.processes import Keeper, Process, Stack, running, wait_until
+from tests.support.root import ROOT
 from tests.support.servers import OwnServer, Wire, wire
 
 LETTERS = "SELECT task, task_id, body, error, replayable FROM assignment.dead_letters ORDER BY id"
 SUSPECTS = "SELECT ends, parts FROM assignment.suspect_messages"
 KILL = "tests.support.killed:kill_at_poison"
 CONNECT_SECONDS = 5.0
-CONFIG = Path(__file__).parents[2] / "celeryconfig.py"
+CONFIG = ROOT / "celeryconfig.py"
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])

@@ -64,9 +64,10 @@ from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.beat import Scheduler
 from tests.support.external_crm import OtherCrm
 from tests.support.processes import Keeper, running, wait_until
+from tests.support.root import ROOT
 from tests.support.servers import Maria, Rabbit, Wire, free_port, wire
 
-PAGE = Path(__file__).parents[2] / "docs" / "waits.md"
+PAGE = ROOT / "docs" / "waits.md"
 SLACK = 2.5
 """Seconds that a busy machine may take on top."""
 SLACK_OF_STACK = 6.0

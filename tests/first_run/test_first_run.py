@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.root import ROOT
 from tests.support.servers import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 LAST = " replay-incident"
 """The end of the last line of a start."""

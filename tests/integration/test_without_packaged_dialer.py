@@ -21,7 +21,7 @@ from tests.support.dialers import DIALERS, EXAMPLES
 PACKAGE = Path(assignment_workers.__file__).parent
 REPOSITORY = Path(__file__).parents[2]
 FEW = (
-    "tests/integration/test_dialers.py",
+    "tests/integration/dialers/test_dialers.py",
     "tests/model/test_assignment_model.py::test_operations_in_any_order_do_what_the_model_says[clinic]",
 )
 ALL = ("unit", "integration", "model", "client", "gateway", "races")

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.root import ROOT
+
 PACKAGE = ROOT / "src" / "assignment_workers"
 MIGRATIONS = PACKAGE / "schema" / "migrations"
 DOCUMENTS = [

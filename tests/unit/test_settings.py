@@ -132,7 +132,7 @@ VARIABLES = {
         "message_maximum", 1_000_000, "2000000", 2_000_000, NOT_COUNTS
     ),
     "ASSIGNMENT_WORKERS_QUARANTINE_AFTER": Variable("quarantine_after", 3, "5", 5, NOT_COUNTS),
-    # What they may hold is judged where they are read: tests/unit/test_calling.py.
+    # What they may hold is judged where they are read: tests/unit/assignment/test_calling.py.
     "ASSIGNMENT_WORKERS_CALLING_HOURS": Variable(
         "calling_hours", None, "mon 10:00-19:00", "mon 10:00-19:00", ()
     ),

@@ -1,0 +1,237 @@
+"""Every dialer from end to end: the packaged one, and those of `examples`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from assignment_workers.assignment.answers import Assigned, Finished
+from assignment_workers.assignment.audit import extend
+from assignment_workers.assignment.claims.probes import plans
+from assignment_workers.assignment.reports.explain import explain as explain_user
+from assignment_workers.assignment.reports.explain import funnel as explain_queue
+from assignment_workers.assignment.reports.status import queue_statuses
+from assignment_workers.dialer import Dialer
+from assignment_workers.dialer.check import problems, unread
+from tests.integration.assignment.pools.test_discover import pools, run
+from tests.support.dialers import DIALERS, EXAMPLES, using
+from tests.support.world import Claim, Requirement, User, World
+
+SOON = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What fills the CRM of a dialer, and whom each dialer queue is to have, in order."""
+
+    name: str
+    fill: Callable[[World], None]
+    expected: Mapping[str, list[int]]
+    goal: tuple[str, str]
+    """A change of facts by which `:user`, of the first dialer queue, reaches its goal; its name."""
+
+    @property
+    def dialer(self) -> Dialer:
+        return DIALERS[self.name]
+
+
+def fill_claims(world: World) -> None:
+    wanting = (Claim(requirements=(Requirement(),)),)
+    world.add_users(
+        [
+            *(User(each, has_score_row=False) for each in (5, 6, 7)),
+            User(8, has_score_row=False, is_enabled=False),
+            *(User(each, has_score_row=False, signature="f", claims=wanting) for each in (1, 2)),
+        ]
+    )
+    world.execute("UPDATE crm.users SET created_at = timezone('UTC', now())")
+
+
+def fill_example(name: str, world: World) -> None:
+    world.execute("DROP SCHEMA crm CASCADE")
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql((EXAMPLES / name / "crm.sql").read_text().replace("%", "%%"))
+
+
+def clinic_belongs() -> dict[str, list[int]]:
+    """What the comments of `crm.sql` say, in plain Python."""
+    called = [each for each in range(1, 61) if each % 10]
+    results = [each for each in called if each % 7 == 0]
+    missed = [each for each in called if each % 5 == 0 and each not in results]
+    recalls = [
+        each for each in called if each % 3 == 0 and each not in results and each not in missed
+    ]
+    return {
+        "results": results,  # the oldest result first
+        "missed_appointments": missed[::-1],  # the latest appointment first
+        "recalls": recalls[::-1],  # the longest due first
+    }
+
+
+def charity_belongs() -> dict[str, list[int]]:
+    """What the comments of `crm.sql` say, in plain Python."""
+    left = [each for each in range(1, 51) if each != 4]
+    found: dict[str, list[int]] = {}
+    for queue, every in {
+        "pledges": 11,
+        "thanks": 7,
+        "major_donors": 5,
+        "regular_donors": 3,
+        "guests": 2,
+    }.items():
+        found[queue] = [each for each in left if each % every == 0]
+        left = [each for each in left if each not in found[queue]]
+    for queue in ("pledges", "major_donors", "regular_donors"):
+        found[queue].reverse()  # the largest pledge or sum, and the latest end, first
+    return found
+
+
+CASES = {
+    "claims": Case(
+        "claims",
+        fill_claims,
+        {"unsigned_users": [7, 6, 5], "outstanding_requests": [2, 1]},
+        (
+            "UPDATE crm.users SET current_signature_file_id = 'f' WHERE id = :user",
+            "signature_obtained",
+        ),
+    ),
+    "clinic": Case(
+        "clinic",
+        partial(fill_example, "clinic"),
+        clinic_belongs(),
+        ("UPDATE clinic.results SET state = 'told' WHERE patient_no = :user", "result_discussed"),
+    ),
+    "charity": Case(
+        "charity",
+        partial(fill_example, "charity"),
+        charity_belongs(),
+        ("UPDATE charity.pledges SET state = 'paid' WHERE donor_id = :user", "pledge_paid"),
+    ),
+}
+
+
+@pytest.fixture(params=[each for each in CASES if each in DIALERS])
+def case(request: pytest.FixtureRequest, world: World) -> Iterator[Case]:
+    made = CASES[request.param]
+    world.now = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    made.fill(world)
+    names = list(made.expected)
+    world.execute("DELETE FROM agents")
+    world.add_agents(*range(1, 10), allowed_queues=names)
+    for name in names:
+        world.execute(
+            "INSERT INTO assignment.queues VALUES (:name) ON CONFLICT DO NOTHING", name=name
+        )
+    with using(made.dialer):
+        yield made
+
+
+def test_a_dialer_from_its_crm_to_every_outcome(world: World, case: Case) -> None:
+    assert list(problems(case.dialer)) == []
+    run(world)
+    placed = {user: queue for user, queue in pools(world).items() if queue is not None}
+    assert placed == {user: queue for queue, users in case.expected.items() for user in users}
+    world.regenerate(*case.expected)
+    for queue, users in case.expected.items():
+        assert list(world.states(queue)) == users
+    _explained(world, case)
+    first = next(iter(case.expected))
+    _each_outcome(world, case, first)
+    with world.engine.connect() as connection:
+        extend(connection)
+    assert world.unhealthy() == []
+
+
+def _explained(world: World, case: Case) -> None:
+    """Whom a build took is said to be claimable, and whom it left out is told why."""
+    with world.engine.connect() as connection:
+        for queue, users in case.expected.items():
+            found = explain_queue(
+                connection,
+                world.policies[queue],
+                settings=world.settings,
+                now=world.now,
+                at_most=None,
+            )
+            assert found is not None
+            for user in users:
+                said = explain_user(
+                    connection,
+                    user,
+                    policies=world.policies,
+                    settings=world.settings,
+                    now=world.now,
+                )
+                assert said is not None
+                assert queue in said.model_dump_json()
+        shown = [each.queue for each in queue_statuses(connection)]
+        assert shown[: len(case.expected)] == list(case.expected)
+        assert [each for each in plans(connection, world.policies, world.now) if each.error] == []
+
+
+def _each_outcome(world: World, case: Case, queue: str) -> None:
+    """Complete calls until each outcome was given once, each with what it needs."""
+    change, conversion = case.goal
+    converting = next(each for each in case.dialer.outcomes if each.converts)
+    hold = world.held(1, queue)
+    assert hold.user_id == case.expected[queue][0]
+    world.execute(change, user=hold.user_id)
+    assert isinstance(world.complete(hold, converting.name), Finished)
+    assert world.rows("SELECT user_id, conversion_type FROM conversions") == [
+        (hold.user_id, conversion)
+    ]
+    for outcome in case.dialer.outcomes:
+        if outcome is converting:
+            continue
+        world.now += timedelta(days=200)  # everybody has rested
+        world.execute("UPDATE user_call_scores SET is_active = true")
+        world.regenerate(*case.expected)
+        given = world.ask(2, None)
+        if not isinstance(given, Assigned):
+            break
+        said: dict[str, Any] = {}
+        if outcome.needs_notes:
+            assert world.complete(given.assignment, outcome.name).outcome == "refused"
+            said["notes"] = "said so"
+        if outcome.needs_callback:
+            assert world.complete(given.assignment, outcome.name).outcome == "refused"
+            said["callback_at"] = world.now + SOON
+        assert isinstance(world.complete(given.assignment, outcome.name, **said), Finished)
+        user = given.assignment.user_id
+        (event,) = [
+            each for each in world.events("completed") if each["details"]["outcome"] == outcome.name
+        ]
+        asked = {action.name for action in outcome.actions}
+        assert asked <= set(event["details"].get("actions", []))
+        row = world.rows(
+            "SELECT last_outcome, next_call_after FROM user_call_scores WHERE user_id = :user",
+            user=user,
+        )
+        expected = said.get("callback_at") or (world.now + outcome.delay if outcome.delay else None)
+        assert row == [(outcome.name, expected and expected.replace(tzinfo=None))]
+        if outcome.terminal:
+            world.now += timedelta(days=400)
+            world.regenerate(*case.expected)
+            assert all(user not in world.states(each) for each in case.expected)
+    else:
+        given_ones = {each["details"]["outcome"] for each in world.events("completed")}
+        assert given_ones == {each.name for each in case.dialer.outcomes}
+        return
+    raise AssertionError(f"nobody was left for {outcome.name}")
+
+
+def test_facts_of_its_own_are_not_read_from_a_crm_in_another_database() -> None:
+    for name in DIALERS.keys() & {"claims"}:
+        assert list(unread(DIALERS[name])) == []
+    said = list(unread(DIALERS["clinic"]))
+    assert (
+        "queue results: rule deceased: users.is_deceased is not read from a CRM in another"
+        " database (CRM_DATABASE_URL)" in said
+    )
+    assert any(each.startswith("news results: the table results is not read") for each in said)
