@@ -71,11 +71,13 @@ def test_everybody_is_led_to_the_same_servers(  # noqa: PLR0917 - what is drawn
         options = app.conf[f"{setting}_transport_options"]
         assert options["master_name"] == "dialer"
         assert options["sentinel_kwargs"]["password"] == own
+        assert options["sentinel_kwargs"]["retry"].get_retries() == 0, "the next one is asked"
     for client in (redis_client(url), async_redis_client(url), app.redbeat_redis):
         pool: Any = client.connection_pool
         asked = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
         assert [(one["host"], one["port"]) for one in asked] == hosts
         assert {one["password"] for one in asked} == {own}
+        assert {one["retry"].get_retries() for one in asked} == {0}
         to = pool.connection_kwargs
         assert (to["username"] or "", to["password"], to["db"]) == (user, password, db)
         assert pool.service_name == "dialer"

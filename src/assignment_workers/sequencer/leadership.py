@@ -41,7 +41,9 @@ EXCUSE_SECONDS = 1.0
 TOLD_SECONDS = 10.0
 """The least seconds between two log lines with the same reason why this process cannot lead."""
 LEAVE_SECONDS = 5.0
-"""The time for an orderly stop after leadership is lost."""
+"""The most time for an orderly stop after leadership is lost, while a task runs."""
+IDLE_SECONDS = 1.0
+"""The same once no task runs. A worker that waits for its broker would use all of it."""
 
 
 class Leadership(bootsteps.StartStopStep):
@@ -225,6 +227,9 @@ class Leadership(bootsteps.StartStopStep):
         state.should_stop = os.EX_TEMPFAIL  # type: ignore[assignment]
         excusing = threading.Thread(target=self._suspects.excuse, name="excuse", daemon=True)
         excusing.start()
-        threading.Event().wait(seconds)
+        ends, pause = monotonic() + seconds, threading.Event()
+        while state.active_requests and monotonic() < ends:
+            pause.wait(0.05)
+        pause.wait(max(0.0, min(IDLE_SECONDS, ends - monotonic())))
         excusing.join(EXCUSE_SECONDS)
         os._exit(os.EX_TEMPFAIL)

@@ -21,7 +21,10 @@ from redis import Redis, connection, exceptions, sentinel
 from redis import asyncio as aio
 from redis.asyncio import connection as aio_connection
 from redis.asyncio import sentinel as aio_sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.retry import Retry
 
 from assignment_workers.addresses import SENTINEL, SentinelAddress
 
@@ -138,7 +141,8 @@ class _Follower(threading.Thread):
         super().__init__(name="sentinels", daemon=True)
         self.connections: WeakSet[Any] = WeakSet()
         made: Any = sentinel.Sentinel
-        self._sentinels = made(hosts, sentinel_kwargs=options)
+        once = {**options, "retry": Retry(NoBackoff(), 0)}  # those of an asynchronous client, too
+        self._sentinels = made(hosts, sentinel_kwargs=once)
         self._service = name
 
     def run(self) -> None:
@@ -221,7 +225,8 @@ def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 -
     at = SentinelAddress.read(url)
     managed = _AsyncSentinelSSLConnection if at.tls else _AsyncSentinelConnection
     asked: Any = aio_sentinel.Sentinel
-    made: aio.Redis = asked(at.sentinels, sentinel_kwargs=sentinel_options(at)).master_for(
+    once = {**sentinel_options(at), "retry": AsyncRetry(NoBackoff(), 0)}
+    made: aio.Redis = asked(at.sentinels, sentinel_kwargs=once).master_for(
         at.master_name,
         connection_pool_class=_AsyncPool,
         connection_class=managed,
@@ -232,8 +237,13 @@ def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 -
 
 
 def sentinel_options(at: SentinelAddress) -> dict[str, Any]:
-    """Return redis-py's options for the connections to the Sentinels themselves."""
+    """Return redis-py's options for the connections to the Sentinels themselves.
+
+    A Sentinel that does not answer is not asked again, because the next one is asked: redis-py
+    would ask ten times, and a lost host would cost every connection 3 to 12 s.
+    """
     return {
+        "retry": Retry(NoBackoff(), 0),
         "socket_timeout": SENTINEL_SECONDS,
         "socket_connect_timeout": SENTINEL_SECONDS,
         "username": at.sentinel_username,
