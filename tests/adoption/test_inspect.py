@@ -73,7 +73,7 @@ def test_a_database_of_ours_is_ours_and_an_older_revision_is_not(database_url: s
     assert {name for name in ours if not name.startswith("crm.")} == OF_OURS
     assert found.is_ours
     with connected(database_url) as connection:
-        connection.execute("UPDATE assignment.alembic_version SET version_num = '0001'")
+        connection.execute("UPDATE assignment.schema_revision SET version_num = '0001'")
     assert not inspected(database_url).is_ours
 
 

@@ -113,7 +113,7 @@ OF_OURS = {
     "sequencer_signs": {"lane"},
     "settings": {"changes", "values"},
     "watermarks": {"source", "key"},
-    "alembic_version": {"version_num"},
+    "schema_revision": {"version_num"},
     "public.agents": {"role", "team", "allowed_queues"},
     "public.user_call_scores": {"last_outcome", "current_queue_type"},
     "public.callbacks": {"status", "queue_type", "created_by_source"},

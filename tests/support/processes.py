@@ -37,6 +37,9 @@ def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0
     return found
 
 
+COMMAND = ("-m", "assignment_workers")
+
+
 @dataclass
 class Process:
     """One process of the stack, with what it wrote."""
@@ -77,12 +80,16 @@ class Process:
 
 
 def _begun(
-    arguments: Sequence[str], environment: dict[str, str], log: Path
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    log: Path,
+    python: str | None = None,
 ) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, *arguments],
+            [python or sys.executable, *arguments],
             env=environment,
+            cwd=log.parent if python else None,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -111,12 +118,14 @@ class Stack:
         *arguments: str,
         program: Sequence[str] | None = None,
         before: str | None = None,
+        python: str | None = None,
         **settings: str,
     ) -> Process:
         """Start a process; it is ended, however it stands, with the test.
 
         `program`: what Python is to run in place of the command. `before`: `module:function`,
-        which the process calls first.
+        which the process calls first. `python`: of another release, which has its own settings of
+        Celery.
         """
         log = self.folder / f"{len(self.started) + 1}-{name}.log"
         given = {key: value for key, value in os.environ.items() if "ASSIGNMENT" not in key}
@@ -129,8 +138,8 @@ class Stack:
         words = ["process", name, *arguments]
         popen = (
             Forked(words, environment, log, before)
-            if program is None
-            else _begun([*program, *words], environment, log)
+            if program is None and python is None
+            else _begun([*(program or COMMAND), *words], environment, log, python)
         )
         process = Process(name, popen, log)
         self.started.append(process)

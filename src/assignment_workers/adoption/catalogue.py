@@ -15,6 +15,7 @@ from assignment_workers.adoption.shapes import (
     Shape,
 )
 from assignment_workers.schema.dialer import Agent
+from assignment_workers.schema.migrate import FIRST_TABLE, VERSION_TABLE
 
 Found = Mapping[str, Any]
 """A table or view: its `kind` (PostgreSQL's letter), `comment`, `shape` and `readable`.
@@ -67,9 +68,11 @@ def plain_default(expression: str | None) -> str | None:
 
 def revision_of(connection: Connection) -> str | None:
     """Return the revision of our schema. None if there is none, or it may not be read."""
-    if not connection.execute(_MAY_READ_REVISION).scalar():
-        return None
-    return connection.execute(text("SELECT version_num FROM assignment.alembic_version")).scalar()
+    for table in connection.execute(_REVISIONS, {"tables": [VERSION_TABLE, FIRST_TABLE]}).scalars():
+        return str(
+            connection.execute(text(f"SELECT version_num FROM assignment.{table}")).scalar_one()
+        )
+    return None
 
 
 _OF_INTEREST = (
@@ -116,8 +119,9 @@ _KEYS = text(f"""
 """)
 
 
-_MAY_READ_REVISION = text("""
-    SELECT has_schema_privilege(c.relnamespace, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'assignment' AND c.relname = 'alembic_version'
+_REVISIONS = text("""
+    SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'assignment' AND c.relname = ANY(:tables)
+    AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    ORDER BY array_position(:tables, c.relname::text)
 """)

@@ -239,7 +239,7 @@ _FOREIGN_SCHEMA = text("""
     SELECT min(c.relname) AS what FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'assignment' AND NOT EXISTS (
         SELECT FROM pg_class ours WHERE ours.relnamespace = n.oid
-        AND ours.relname = 'alembic_version')
+        AND ours.relname IN ('alembic_version', 'schema_revision'))
     HAVING count(*) > 0
 """)
 _REQUIRED = text(f"""

@@ -123,7 +123,8 @@ class _Cursor(psycopg.Cursor[Any]):
 _FIND = SQL("""
     SELECT substring(obj_description(to_regnamespace('assignment'), 'pg_namespace') FROM {mark}),
            EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                   WHERE n.nspname = 'assignment' AND c.relname = 'alembic_version'),
+                   WHERE n.nspname = 'assignment'
+                   AND c.relname IN ('alembic_version', 'schema_revision')),
            (SELECT n.nspname
             FROM unnest(current_schemas(false)) WITH ORDINALITY AS path(name, place)
             JOIN pg_namespace n ON n.nspname = path.name

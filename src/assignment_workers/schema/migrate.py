@@ -26,7 +26,14 @@ from assignment_workers.schema.engine import (
     locate_dialer,
 )
 
-VERSION_TABLE = "alembic_version"
+VERSION_TABLE = "schema_revision"
+FIRST_TABLE = "alembic_version"
+"""The table of release 0.1, whose processes start only on the revision `OF_0_1` in it.
+
+It stays at that revision until 0.3.0, so that processes of 0.1 can be started beside those of this
+version, and for going back.
+"""
+OF_0_1 = "0015"
 MIGRATION = "assignment-workers schema migrate"
 """The name of a migration's sessions in `pg_stat_activity`."""
 STATEMENT_AT_MOST = timedelta(minutes=30)
@@ -90,6 +97,7 @@ def plan(database_url: str) -> str:
             _refuse_newer(connection)
             if at == head():
                 return ""
+            output.writelines(f"{each};\n\n" for each in parting(connection))
             config = _config(None, output=output)
             command.upgrade(config, f"{at or 'base'}:head", sql=True)
     except (OperationalError, ProgrammingError) as error:
@@ -162,6 +170,14 @@ def check_queue_tables(connection: Connection) -> None:
         )
 
 
+_PART = (
+    "CREATE TABLE assignment.{ours} (version_num varchar(32) NOT NULL PRIMARY KEY)",
+    "INSERT INTO assignment.{ours} SELECT version_num FROM assignment.{first}",
+    # A build between the two releases went on in the first table.
+    "UPDATE assignment.{first} SET version_num = '{old}' WHERE version_num > '{old}'",
+    "COMMENT ON TABLE assignment.{first} IS 'of release 0.1, until 0.3.0'",
+)
+
 _QUEUE_TABLES = text("""
     SELECT c.relname AS name, coalesce(min(a.attname) FILTER (
                WHERE a.attname IN ('assigned_to_agent', 'assigned_to_agent_id')
@@ -199,10 +215,25 @@ def _is_newer(at: str | None) -> bool:
 
 def revision(connection: Connection) -> str | None:
     """Return the revision of the database. None if it was never migrated."""
+    return _revision(connection, VERSION_TABLE) or _revision(connection, FIRST_TABLE)
+
+
+def _revision(connection: Connection, table: str) -> str | None:
     context = MigrationContext.configure(
-        connection, opts={"version_table": VERSION_TABLE, "version_table_schema": "assignment"}
+        connection, opts={"version_table": table, "version_table_schema": "assignment"}
     )
     return context.get_current_revision()
+
+
+def parting(connection: Connection) -> list[str]:
+    """Return the statements that give this version a table of its own for the revision.
+
+    Empty if it has one, or if nothing was migrated.
+    """
+    at = _revision(connection, FIRST_TABLE)
+    if at is None or _revision(connection, VERSION_TABLE) is not None:
+        return []
+    return [each.format(ours=VERSION_TABLE, first=FIRST_TABLE, old=OF_0_1) for each in _PART]
 
 
 def head() -> str:

@@ -96,8 +96,9 @@ class LaneTerm(Base):
     """The right to write on a lane: one row per lane.
 
     Every transaction on the assignment queue locks this row to prove its term. The row changes only
-    when a term begins. Values that are updated during a term are in `sequencer_signs`, because a
-    reader of an old snapshot keeps every version of a row and each proof would scan all of them.
+    when a term begins, and every few seconds for standbys of release 0.1. Values that are updated
+    more often are in `sequencer_signs`, because a reader of an old snapshot keeps every version of
+    a row and each proof would scan all of them.
     """
 
     __tablename__ = "sequencer"
@@ -112,8 +113,9 @@ class LaneTerm(Base):
     """A random id beside the number. A number may be given out twice after the database has moved
     back to a copy of its past: a restored backup or an asynchronous standby."""
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The sign of life of release 0.1. No longer used, like the next two columns; the release after
-    this one drops the three."""
+    """The sign of life of release 0.1, written every few seconds for its standbys. A leader of 0.1
+    writes no other. The next two columns are no longer used; the release after this one drops the
+    three."""
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
     queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))

@@ -258,7 +258,7 @@ INSERT INTO assignment.events (at, kind, term, details) VALUES (clock_timestamp(
 """
 _SIGN = """
 SELECT s.term, s.term_id, extract(epoch FROM clock_timestamp()
-    - coalesce(l.last_turn_at, s.seen_at))
+    - greatest(l.last_turn_at, s.seen_at))
 FROM assignment.sequencer s LEFT JOIN assignment.sequencer_signs l USING (lane) WHERE s.lane = %s
 """
 # `pg_locks` shows the 64-bit key of an advisory lock in two halves.

@@ -56,6 +56,11 @@ LONGEST_PATIENCE = timedelta(seconds=60)
 
 SIGN_SECONDS = 1.0
 """A transaction records no sign of life if the last sign is more recent than this."""
+SEEN_SECONDS = 3.0
+"""The same for the sign that standbys of release 0.1 read, which take a leader for dead after 8 s.
+
+It is in the row of the term, of which a reader of an old snapshot keeps each version.
+"""
 
 # PostgreSQL reads the locked row again if it was changed meanwhile, so the settings are those of
 # the last change before this transaction.
@@ -75,6 +80,11 @@ _SIGN = (
     update(SequencerSign)
     .where(SequencerSign.lane == bindparam("of_lane"))
     .values(last_turn_at=func.clock_timestamp())
+)
+_SEEN = (
+    update(LaneTerm)
+    .where(LaneTerm.lane == bindparam("of_lane"))
+    .values(seen_at=func.clock_timestamp())
 )
 
 
@@ -101,7 +111,7 @@ class TransactionRunner:
         """The last transaction's time, and this process's monotonic clock at that time."""
         self._reading: Reading | None = None
         """The reading of the database's clock in the last committed transaction."""
-        self._signed = monotonic()
+        self._signed = self._seen_signed = monotonic()
         self._trouble: tuple[str, float] | None = None
         """The last transient failure of the database since a transaction succeeded, and its time.
         """
@@ -167,6 +177,9 @@ class TransactionRunner:
             if signed - self._signed >= SIGN_SECONDS:
                 last.append(Statement(_SIGN, {"of_lane": self.lane}))
                 self._signed = signed
+            if signed - self._seen_signed >= SEEN_SECONDS:
+                last.append(Statement(_SEEN, {"of_lane": self.lane}))
+                self._seen_signed = signed
             commit(connection, *last)
         self._reading = reading
         self._trouble = None

@@ -182,7 +182,7 @@ def test_every_table_has_its_rights_and_they_can_be_given_again(gateway: Gateway
     with_roles(gateway.stack.database_url)
     tables = {table.name for table in Base.metadata.sorted_tables}
     for named in (roles._OF_WORKER, roles._OF_GATEWAY, roles._NOT_OF_READER, roles._OF_PURGE):
-        assert set(named) <= tables | {"alembic_version"}
+        assert set(named) <= tables | {"schema_revision"}
     owners = gateway.stack.rows(
         "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'assignment'"
     )

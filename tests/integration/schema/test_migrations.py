@@ -155,8 +155,8 @@ def test_a_newer_schema_serves_an_older_version_for_as_long_as_it_says_so(
     migrate.upgrade(empty_database_url)
     with connected(empty_database_url) as connection:
         comment = "NULL" if serves is None else f"'Serves versions from revision {serves}'"
-        connection.execute(text("UPDATE assignment.alembic_version SET version_num = '9999'"))
-        connection.execute(text(f"COMMENT ON TABLE assignment.alembic_version IS {comment}"))
+        connection.execute(text("UPDATE assignment.schema_revision SET version_num = '9999'"))
+        connection.execute(text(f"COMMENT ON TABLE assignment.schema_revision IS {comment}"))
     with connected(empty_database_url) as connection:
         if is_refused:
             with pytest.raises(SchemaMismatch, match="newer version that no longer serves"):
@@ -173,9 +173,58 @@ def test_an_upgrade_records_which_versions_the_schema_serves(empty_database_url:
     migrate.upgrade(empty_database_url)
     with connected(empty_database_url) as connection:
         found = connection.execute(
-            text("SELECT obj_description('assignment.alembic_version'::regclass, 'pg_class')")
+            text("SELECT obj_description('assignment.schema_revision'::regclass, 'pg_class')")
         ).scalar_one()
     assert found == f"Serves versions from revision {migrate.SERVES_FROM}"
+
+
+def of_0_1(database_url: str, revision: str = "0015") -> None:
+    """A database as release 0.1 left it, or a build after it."""
+    upgrade_to(database_url, revision)
+    with connected(database_url) as connection:
+        connection.execute(text("ALTER TABLE assignment.schema_revision RENAME TO alembic_version"))
+
+
+@pytest.mark.parametrize("revision", ["0001", "0015", "0016", "0029"])
+def test_the_revision_of_0_1_stays_where_its_processes_look_for_it(
+    empty_database_url: str, revision: str
+) -> None:
+    """They start on no other. What is newer stands in a table of its own."""
+    of_0_1(empty_database_url, revision)
+    with connected(empty_database_url) as connection:
+        assert migrate.revision(connection) == revision
+        with pytest.raises(SchemaMismatch, match=f"at revision {revision}, this version needs"):
+            migrate.check(connection)
+    assert "INSERT INTO assignment.schema_revision" in migrate.plan(empty_database_url)
+    migrate.upgrade(empty_database_url)
+    with connected(empty_database_url) as connection:
+        old = connection.execute(text("SELECT version_num FROM assignment.alembic_version"))
+        assert old.scalar_one() == min(revision, migrate.OF_0_1)
+        migrate.check(connection)
+    assert migrate.plan(empty_database_url) == ""
+
+
+def test_0_1_and_this_version_write_and_read_the_reason_of_a_conversion(
+    empty_database_url: str,
+) -> None:
+    of_0_1(empty_database_url)
+    write = (
+        "INSERT INTO public.conversions (user_id, previous_queue_type, conversion_type, {},"
+        " converted_at) VALUES (:user, 'unsigned_users', 'signed', 'why', now())"
+    )
+    with connected(empty_database_url) as connection:
+        connection.execute(text(write.format("reason")), {"user": 1})
+    migrate.upgrade(empty_database_url)
+    with connected(empty_database_url) as connection:
+        connection.execute(text(write.format("reason")), {"user": 2})
+        connection.execute(text(write.format("conversion_reason")), {"user": 3})
+        connection.execute(
+            text("UPDATE public.conversions SET reason = 'changed' WHERE user_id = 2")
+        )
+        found = connection.execute(
+            text("SELECT reason, conversion_reason FROM public.conversions ORDER BY user_id")
+        )
+        assert {tuple(each) for each in found} == {("why", "why"), ("changed", "changed")}
 
 
 def test_somebody_elses_view_in_the_way_is_named_in_one_line(empty_database_url: str) -> None:

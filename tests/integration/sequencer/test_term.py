@@ -19,7 +19,7 @@ from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.devstack import postgres
 from assignment_workers.errors import StaleTerm
 from assignment_workers.sequencer.sequencer import Sequencer
-from assignment_workers.sequencer.term import APPLICATION, Candidacy
+from assignment_workers.sequencer.term import APPLICATION, SILENCE, Candidacy
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from tests.support.processes import wait_until
 from tests.support.world import HOUR, World
@@ -129,6 +129,26 @@ def test_a_busy_leader_leaves_a_sign_of_life_and_not_in_every_turn(
         with line.transaction():
             pass
         assert connection.execute(at).scalar_one() > began
+
+
+def test_standbys_and_leaders_of_0_1_and_of_this_version_see_each_others_signs(
+    world: World, candidacy: Candidacy
+) -> None:
+    """A standby of 0.1 reads `seen_at` alone, and a leader of 0.1 writes nothing else."""
+    line = led(world, candidacy).runner
+    world.execute("UPDATE assignment.sequencer SET seen_at = seen_at - interval '1 hour'")
+    line._seen_signed -= SILENCE.total_seconds() / 2
+    with line.transaction():
+        pass
+    silent = "SELECT clock_timestamp() - seen_at < interval '5 seconds' FROM assignment.sequencer"
+    assert world.value(silent)
+    world.execute("UPDATE assignment.sequencer_signs SET last_turn_at = now() - interval '1 hour'")
+    sign = candidacy.sign()
+    assert sign is not None
+    assert sign.silent < 5
+    with world.engine.connect() as connection:
+        found = status(connection, application=APPLICATION, settings=world.settings)
+    assert found.sequencer.leader is not None
 
 
 def test_status_tells_of_a_standby_that_may_lack_the_last_commits(

@@ -240,7 +240,7 @@ def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
             or_(
                 LaneTerm.since.is_(None),
                 LaneTerm.since > func.now() - _SETTLED,
-                func.coalesce(SequencerSign.last_turn_at, LaneTerm.seen_at) < func.now() - _SILENT,
+                func.greatest(SequencerSign.last_turn_at, LaneTerm.seen_at) < func.now() - _SILENT,
             ),
         )
     )

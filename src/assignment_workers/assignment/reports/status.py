@@ -364,7 +364,7 @@ _LANES = select(
     func.coalesce(SequencerSign.last_probe_seconds, LaneTerm.probe_seconds).label("probe_seconds"),
     func.extract(
         "epoch",
-        func.clock_timestamp() - func.coalesce(SequencerSign.last_turn_at, LaneTerm.seen_at),
+        func.clock_timestamp() - func.greatest(SequencerSign.last_turn_at, LaneTerm.seen_at),
     ).label("silent"),
 ).outerjoin(SequencerSign, SequencerSign.lane == LaneTerm.lane)
 _HELD_NOW = (

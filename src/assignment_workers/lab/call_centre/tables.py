@@ -34,7 +34,7 @@ SELECT whole.relname AS name, whole.oid::regclass AS whole,
 FROM pg_stat_user_tables t JOIN pg_class c ON c.oid = t.relid
 JOIN pg_class whole ON whole.oid = CASE
   WHEN c.relname ~ '^entries_[0-9]+$' THEN 'assignment.entries'::regclass ELSE c.oid END
-WHERE whole.relnamespace = 'assignment'::regnamespace AND whole.relname <> 'alembic_version'
+WHERE whole.relnamespace = 'assignment'::regnamespace AND whole.relname <> 'schema_revision'
   OR whole.oid IN ('public.user_call_scores'::regclass, 'public.callbacks'::regclass,
     'public.conversions'::regclass)
 GROUP BY whole.oid, whole.relname

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from assignment_workers.schema.base import Base
 from assignment_workers.schema.dialer_schema import marking
-from assignment_workers.schema.migrate import VERSION_TABLE
+from assignment_workers.schema.migrate import VERSION_TABLE, parting
 
 LOCK = 0x61737369676E
 """The advisory lock under which one process at a time migrates: 'assign' in ASCII."""
@@ -39,6 +39,8 @@ def run_on(connection: Connection) -> None:
         mark = marking(connection)
         if mark is not None:
             connection.execute(text(mark))
+        for statement in parting(connection):
+            connection.execute(text(statement))
         connection.commit()
         context.configure(connection=connection, **options)
         with context.begin_transaction():

@@ -90,7 +90,7 @@ def test_every_table_valkey_and_every_process_are_measured(world: World, meter: 
     ) - set(world.column("SELECT inhrelid::regclass::text FROM pg_inherits"))
     named = {name for kind, name in meter.points if kind == "size"} - {"Valkey's data"}
     partitions = {name for name in tables if name.startswith("entries_")}
-    ours = tables - partitions - {"alembic_version"}
+    ours = tables - partitions - {"schema_revision"}
     assert named | WITH_THE_WORK == ours | {"user_call_scores", "callbacks", "conversions"}
     assert named & WITH_THE_WORK == set()
     assert meter.dead.keys() == named | WITH_THE_WORK
