@@ -165,6 +165,28 @@ def test_rabbitmq_is_killed_and_comes_back(stack: Stack, rabbit: Rabbit) -> None
     stack.assert_healthy()
 
 
+def test_without_memory_rabbitmq_takes_nothing_callers_are_told_and_service_comes_back(
+    stack: Stack, rabbit: Rabbit
+) -> None:
+    with Keeper(stack, "sequencer", "sequencer"):
+        stack.built()
+        with Agents(stack, 8) as agents:
+            wait_until(partial(went_on, agents, 50), "work")
+            client = stack.client()
+            with rabbit.memory_alarm():
+                began = time.monotonic()
+                answer = client.request_next(90)
+                assert isinstance(answer, Unavailable)
+                assert time.monotonic() - began < 11
+                wait_until(lambda: len(agents.unanswered) >= 2, "agents to be told", seconds=60)
+            lifted, seen = time.monotonic(), len(agents.answered)
+            wait_until(partial(went_on, agents, seen + 16), "work to go on", seconds=60)
+            print(f"{agents.answered[seen][0] - lifted:.1f} s after the alarm")
+            assert agents.answered[seen][0] - lifted < 10
+    assert all(isinstance(each, Unavailable) for each in agents.unanswered)
+    stack.assert_healthy()
+
+
 def test_the_health_names_rabbitmq_and_counts_its_messages(
     rabbit: Rabbit, database_url: str, redis_url: str
 ) -> None:

@@ -86,6 +86,8 @@ class OwnServer:
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """Where Debian's package has it, started as whoever we are."""
 
+CONTROL = RABBITMQ.with_name("rabbitmqctl")
+
 
 class Rabbit(OwnServer):
     """A RabbitMQ node, with the port mapper that Erlang needs, on loopback ports of its own."""
@@ -112,6 +114,19 @@ class Rabbit(OwnServer):
         with Connection(self.url) as connection:
             for queue in ("assignment", "maintenance"):
                 Queue(queue, channel=connection.channel()).delete()
+
+    @contextmanager
+    def memory_alarm(self) -> Iterator[None]:
+        """Within: the node has more in its memory than it may, and takes no messages."""
+        self._control("set_vm_memory_high_watermark", "absolute", "1MiB")
+        try:
+            yield
+        finally:
+            self._control("set_vm_memory_high_watermark", "0.6")
+
+    def _control(self, *words: str) -> None:
+        environment = {**os.environ, **self._prepared(self._directory).spec.env}
+        subprocess.run([str(CONTROL), *words], env=environment, check=True, capture_output=True)
 
     def close(self) -> None:
         """End the node and the port mapper."""
