@@ -14,6 +14,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 
 from assignment_workers.addresses import SentinelAddress, check_address, shown, without_password
 from assignment_workers.client import Client
+from assignment_workers.client.wire import redis_clients
 from assignment_workers.client.wire.redis_clients import (
     async_redis_client,
     is_demoted,
@@ -137,3 +138,20 @@ def test_what_a_server_says_that_is_no_longer_the_primary(
     error: ResponseError, expected: bool
 ) -> None:
     assert is_demoted(error) is expected
+
+
+def test_the_sentinel_that_answered_one_pool_is_asked_first_by_every_other() -> None:
+    """A lost one costs its time-out once, whatever the number of pools of the process."""
+    url = "sentinel://a;sentinel://b;sentinel://c?master_name=of-this-test"
+    one, other = redis_client(url).connection_pool, async_redis_client(url).connection_pool
+    managers: list[Any] = [one.sentinel_manager, other.sentinel_manager]  # type: ignore[attr-defined]
+
+    def asked_first(manager: Any) -> str:
+        return str(manager.sentinels[0].connection_pool.connection_kwargs["host"])
+
+    first = managers[0].sentinels
+    first[0], first[2] = first[2], first[0]  # as redis-py does once c has answered
+    redis_clients._note_answer(one)
+    for each in managers:
+        redis_clients._ask_first(each)
+    assert list(map(asked_first, managers)) == ["c", "c"]

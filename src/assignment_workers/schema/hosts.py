@@ -78,7 +78,8 @@ class Hosts:
     def _newest(self, connect: Callable[..., C]) -> C:
         """Connect to every host that accepts writes, and return the one on the newest timeline.
 
-        A host that timed out a moment ago is asked only if no other serves.
+        A host that timed out a moment ago is asked only if no other serves, and then by turns: for
+        as long as the wait for it has taken, the others alone are asked again.
         """
         best: tuple[int, C, dict[str, str]] | None = None
         failures = []
@@ -86,6 +87,9 @@ class Hosts:
         hangs = {each for each, at in self._timed_out.items() if began - at < LOOK_SECONDS}
         for host in sorted(self._hosts, key=lambda each: named(each) in hangs):
             if named(host) in hangs and best is not None:
+                continue
+            if began - self._timed_out.get(named(host), float("-inf")) < CONNECT_SECONDS:
+                failures.append(f"{named(host)}: it did not answer a moment ago")
                 continue
             try:
                 made = connect(host)

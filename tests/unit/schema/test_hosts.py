@@ -110,6 +110,24 @@ def test_a_host_that_hangs_is_waited_for_once(hosts: Hosts, clock: Steady) -> No
         assert after.asked == asked
 
 
+def test_while_no_host_serves_the_one_that_hangs_is_asked_every_other_time(
+    hosts: Hosts, clock: Steady
+) -> None:
+    """So a standby is found as soon as it is promoted."""
+    hosts.connect(Network(a=1).connect)
+    before = Network()
+    before.hangs = {"a"}
+    for clock.now, asked in ((5.0, ["a", "b", "c"]), (6.0, ["b", "c"]), (8.0, ["a", "b", "c"])):
+        before.asked.clear()
+        with pytest.raises(psycopg.OperationalError):
+            hosts.connect(before.connect)
+        assert sorted(before.asked) == asked
+    clock.now = 9.0
+    promoted = Network(b=2)
+    promoted.hangs = {"a"}
+    assert hosts.connect(promoted.connect) is promoted.servers["b"]
+
+
 def test_a_standby_that_was_read_only_a_moment_ago_is_asked_again(
     hosts: Hosts, clock: Steady
 ) -> None:

@@ -79,8 +79,14 @@ class MovingSSLConnection(_Moving, connection.SSLConnection):
 class SentinelConnection(_Moving, sentinel.SentinelManagedConnection):
     """The same to the primary that the Sentinels name."""
 
+    def connect(self) -> None:
+        """Connect to the primary. The Sentinel that answered this process last is asked first."""
+        _ask_first(self.connection_pool.sentinel_manager)
+        super().connect()  # type: ignore[no-untyped-call]
+
     def connect_to(self, address: tuple[str, int]) -> None:
         """Connect to a server, and be closed when another is the primary."""
+        _note_answer(self.connection_pool)
         super().connect_to(address)  # type: ignore[no-untyped-call]
         _follow(self, self.connection_pool)
 
@@ -98,7 +104,12 @@ class _AsyncSSLConnection(_AsyncMoving, aio_connection.SSLConnection):
 
 
 class _AsyncSentinelConnection(_AsyncMoving, aio_sentinel.SentinelManagedConnection):
+    async def connect(self) -> None:
+        _ask_first(self.connection_pool.sentinel_manager)
+        await super().connect()  # type: ignore[no-untyped-call]
+
     async def connect_to(self, address: tuple[str, int]) -> None:
+        _note_answer(self.connection_pool)
         await super().connect_to(address)  # type: ignore[no-untyped-call]
         _follow(self, self.connection_pool)
 
@@ -165,6 +176,29 @@ class _Follower(threading.Thread):
             each.close()
 
 
+_ANSWERED: dict[str, tuple[str, int]] = {}
+"""By the name of the primary: the Sentinel that answered this process last."""
+
+
+def _at(asked: Any) -> tuple[str, int]:  # noqa: ANN401 - redis-py's, of both kinds
+    given = asked.connection_pool.connection_kwargs
+    return given["host"], given["port"]
+
+
+def _note_answer(pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
+    """Note which Sentinel has just answered; redis-py has put it first."""
+    _ANSWERED[pool.service_name] = _at(pool.sentinel_manager.sentinels[0])
+
+
+def _ask_first(manager: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
+    """Put the Sentinel that answered last first, so that a lost one costs its time-out once.
+
+    redis-py does so for the connections of one pool, and a process has several pools.
+    """
+    good = set(_ANSWERED.values())
+    manager.sentinels.sort(key=lambda each: _at(each) not in good)
+
+
 _FOLLOWERS: dict[tuple[object, ...], _Follower] = {}
 _LOCK = threading.Lock()
 
@@ -172,8 +206,7 @@ _LOCK = threading.Lock()
 def _follow(made: Any, pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
     """End this connection when its server is no longer the primary."""
     manager = pool.sentinel_manager
-    given = [each.connection_pool.connection_kwargs for each in manager.sentinels]
-    hosts = tuple(sorted((each["host"], each["port"]) for each in given))
+    hosts = tuple(sorted(map(_at, manager.sentinels)))
     with _LOCK:
         follower = _FOLLOWERS.get((hosts, pool.service_name))
         if follower is None:
