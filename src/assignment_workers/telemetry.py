@@ -22,7 +22,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-from assignment_workers.errors import UsageError
+from assignment_workers.errors import cannot_listen
 
 PREFIX = "assignment_workers"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0, 300.0)
@@ -102,8 +102,5 @@ def export(host: str, port: int) -> WSGIServer:
     try:
         server, _ = start_http_server(port, host, registry=REGISTRY)
     except OSError as error:
-        raise UsageError(
-            f"ASSIGNMENT_WORKERS_METRICS_PORT={port}: {host} port {port} cannot be listened on: "
-            f"{error.strerror or error}; each process on a host needs a port of its own"
-        ) from None
+        raise cannot_listen("ASSIGNMENT_WORKERS_METRICS_PORT", host, port, error) from None
     return server

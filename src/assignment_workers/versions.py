@@ -15,6 +15,11 @@ def own() -> str:
     return metadata.version(PACKAGE)
 
 
+def wheel() -> str:
+    """Return the name of this version's file, for an installer to take with an extra after it."""
+    return f"{PACKAGE.replace('-', '_')}-{own()}-py3-none-any.whl"
+
+
 def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
     """Describe, one line each, the installed packages whose version is outside the tested range.
 

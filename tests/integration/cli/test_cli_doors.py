@@ -418,3 +418,31 @@ def test_a_dialer_that_no_process_has_begun_with_yet_can_be_looked_at(
     said = shell.run(*words, **servers)
     assert said.code in ({0, FAILED} if words[0] in {"status", "doctor"} else {0}), said
     assert all(each.startswith("assignment-workers: ") for each in said.complaint.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("gateway", "GATEWAY_PORT"),
+        ("flower", "FLOWER_PORT"),
+        ("sequencer", "METRICS_PORT"),
+        ("maintenance", "METRICS_PORT"),
+    ],
+)
+def test_a_port_that_is_taken_is_one_line_with_the_setting(
+    shell: Shell, nobody: str, request: pytest.FixtureRequest, name: str, setting: str
+) -> None:
+    port = nobody.rpartition(":")[2]
+    said = shell.run(
+        *("process", name),
+        DATABASE_URL=request.getfixturevalue("module_database_url"),
+        REDIS_URL=request.getfixturevalue("redis_url"),
+        ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH="ann:hunter2",
+        ASSIGNMENT_WORKERS_METRICS_HOST="127.0.0.1",
+        **{f"ASSIGNMENT_WORKERS_{setting}": port},
+    )
+    assert said.code == USED_WRONGLY, said
+    (line,) = [each for each in said.complaint.splitlines() if each.startswith("assignment-w")]
+    assert f"ASSIGNMENT_WORKERS_{setting}={port}" in line
+    assert "cannot be listened on" in line
+    assert "Traceback" not in said.complaint + said.output
