@@ -152,12 +152,12 @@ def _show_verdict(verdict: QueueVerdict) -> None:
     typer.echo(f"In force: {verdict.in_force}")
     as_table(
         f"Rules of {verdict.queue}",
-        ["reason", "the user", "meaning", "until"],
+        ["reason", "holds back", "meaning", "until"],
         [
             (
                 each.rule,
-                "passes" if each.holds else "IS HELD BACK",
-                f"not so: {each.means}" if each.holds else each.means,
+                "no" if each.holds else "YES",
+                each.means,
                 _time(each.until),
             )
             for each in verdict.rules
