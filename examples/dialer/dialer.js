@@ -405,7 +405,7 @@ function tell(title, detail, kind = "") {
  */
 function note(who, what) {
   const line = document.createElement("li");
-  const time = Object.assign(document.createElement("time"), { textContent: new Date().toLocaleTimeString() });
+  const time = Object.assign(document.createElement("time"), { textContent: new Date().toLocaleTimeString("sv-SE") });
   line.append(time, ` ${who}: `, what);
   $("done").prepend(line);
   $("log").hidden = false;

@@ -97,6 +97,16 @@ def _outcomes(value: str) -> str:
     return value
 
 
+def _certificates(value: str) -> str:
+    """Validate the setting `certificates`, and return the text unchanged."""
+    for each in filter(None, (one.strip() for one in value.split(","))):
+        if "://" in each:
+            check_address(each, "https")
+        elif not Path(each).is_file():
+            raise ValueError(f"{each!r} is neither a file nor an address such as https://host")
+    return value
+
+
 def by_team(value: str) -> dict[str | None, int]:
     """Parse a setting such as `100, unsigned=80`: a whole number for all agents, or for a team.
 
@@ -356,6 +366,14 @@ class Settings(BaseModel):
     """Host names by which callers reach the gateway and Flower, separated by commas.
 
     `.example.com`: every name below it; `*`: any. IP addresses and `localhost` need not be named.
+    """
+    certificates: Annotated[str, AfterValidator(_certificates)] | None = Field(
+        None, alias="ASSIGNMENT_WORKERS_CERTIFICATES"
+    )
+    """Further TLS certificates whose expiry is watched, such as that of the gateway's proxy.
+
+    PEM files, and `https://` addresses of servers, separated by commas. The certificates of the
+    servers above and the files that their addresses name are watched anyway.
     """
     gateway_agent_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         20.0, alias="ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE"

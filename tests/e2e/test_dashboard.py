@@ -474,6 +474,42 @@ def test_times_are_those_of_the_viewer_and_the_zone_is_named(
         expect(time).to_have_text(re.compile(f"{local:%H:%M}"))
 
 
+def test_a_frozen_sequencer_is_named_on_every_page_with_what_to_do(
+    page: Page, gateway: Gateway
+) -> None:
+    stack = gateway.stack
+    term, leader = stack.term(), stack.value("SELECT leader_pid FROM assignment.sequencer")
+    banner = page.locator('[data-region="banner"] .banner')
+    region = page.locator("#banner")
+    expect(region).not_to_contain_text("Sequencer")
+    os.kill(leader, signal.SIGSTOP)
+    try:
+        for path in ("/", "/engine", "/wall"):
+            visit(page, gateway, path)
+            expect(banner).to_contain_text(
+                "Sequencer: the leader gives no sign of life since", timeout=10_000
+            )
+            expect(banner).to_contain_text("Nobody is handed out")
+            expect(banner).to_contain_text(
+                "Do now: A standby takes over within 10 s. Without one, restart"
+            )
+            assert "down" in str(banner.get_attribute("class")).split()
+            since = banner.locator("time[data-at]")
+            expect(since).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+        link = banner.get_by_role("link", name="In full")
+        href = str(link.get_attribute("href"))
+        link.click()
+        book = page.locator(href.removeprefix("/runbooks"))
+        expect(book).to_have_text("Sequencer")
+        expect(book).to_be_in_viewport()
+    finally:
+        os.kill(leader, signal.SIGKILL)
+    stack.start("sequencer", command_key=COMMAND_KEY)
+    stack.wait_for_leader(after=term)
+    visit(page, gateway)
+    expect(region).not_to_contain_text("Sequencer", timeout=10_000)
+
+
 def test_the_overview_fits_a_screen_and_the_pages_are_light(
     browser: Browser, gateway: Gateway
 ) -> None:

@@ -194,6 +194,13 @@ VARIABLES = {
     "ASSIGNMENT_WORKERS_ALLOWED_HOSTS": Variable(
         "allowed_hosts", None, "gateway,.example.com", "gateway,.example.com", ()
     ),
+    "ASSIGNMENT_WORKERS_CERTIFICATES": Variable(
+        "certificates",
+        None,
+        "https://dialer.example",
+        "https://dialer.example",
+        ("http://a", "/none"),
+    ),
     "ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE": Variable(
         "gateway_agent_rate", 20.0, "0.5", 0.5, ("0", "-1", "many")
     ),

@@ -856,6 +856,19 @@ export interface components {
             head_age_seconds: number | null;
         };
         /**
+         * CertificateHealth
+         * @description A TLS certificate that a process uses, or that a server shows.
+         */
+        CertificateHealth: {
+            /** Title */
+            title: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+        };
+        /**
          * CloseBody
          * @description The reason for which the user is closed in the dialer queue.
          */
@@ -908,8 +921,8 @@ export interface components {
          * @description One part of the system: its state, and the consequence for agents.
          *
          *     `name` is for programs: `postgresql`, `broker`, `results`, `crm`, `leader` (of the default lane)
-         *     or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `queue:QUEUE`,
-         *     `job:JOB` or `job:JOB:QUEUE`.
+         *     or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `certificates`,
+         *     `tokens`, `audit`, `queue:QUEUE`, `job:JOB` or `job:JOB:QUEUE`.
          */
         Component: {
             /** Name */
@@ -956,7 +969,7 @@ export interface components {
          * @description The kinds of components.
          * @enum {string}
          */
-        ComponentKind: "server" | "process" | "lane" | "queue" | "job" | "answers";
+        ComponentKind: "server" | "process" | "lane" | "queue" | "job" | "credentials" | "answers";
         /**
          * Consistency
          * @description The present result of checking the guarantees: number of checks, and names of failed ones.
@@ -1301,6 +1314,11 @@ export interface components {
              * @default []
              */
             jobs: components["schemas"]["JobHealth"][];
+            /**
+             * Certificates
+             * @default []
+             */
+            certificates: components["schemas"]["CertificateHealth"][];
             /** Token Expires At */
             token_expires_at?: string | null;
             /** @description The state of the whole. */

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated
 
 import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from assignment_workers.assignment.answers import Done, Refused, Unavailable
 from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, drainable
@@ -20,11 +27,18 @@ from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
 from assignment_workers.cli.servers import client, database, known, need_queue, settings
-from assignment_workers.cli.show import AsJson, as_json, as_table, complain
+from assignment_workers.cli.show import (
+    AsJson,
+    as_json,
+    as_table,
+    complain,
+    print_table,
+    table_of,
+)
 from assignment_workers.client import Built, Client, commands
-from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
+from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
 from assignment_workers.health.model import Health, HealthState
-from assignment_workers.health.monitor import read_once
+from assignment_workers.health.monitor import read_once, read_repeatedly
 from assignment_workers.health.readings import NO_ANSWER
 from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.settings import Settings
@@ -34,6 +48,7 @@ PUBLISH_SECONDS = 30.0
 HISTORY_AT_MOST = timedelta(minutes=15)
 """The limit for one statement of the history check: millions of events take tens of seconds."""
 STATUS_AT_MOST = timedelta(seconds=2)
+WATCH_SECONDS = 2.0
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
@@ -155,7 +170,7 @@ def drain(
                 return _done(answer, "")
             last = answer.counts["drained"]
             count += last
-    typer.echo(f"taken out of {queue}: {count}; the next build has them again")
+    typer.echo(f"taken out of {queue}: {count}; builds consider them again")
     return 0
 
 
@@ -167,13 +182,26 @@ def _done(answer: object, what: str) -> int:
     return 2 if isinstance(answer, Refused) else 1
 
 
-def status(json: AsJson = False) -> int:
+def status(
+    json: AsJson = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show the health again every 2 s, until Ctrl-C."),
+    ] = False,
+) -> int:
     """Show whether agents are served, and the state of everything.
 
     The verdict is the first line. The exit code is 1 if agents are not served, or if nothing tells
-    whether they are.
+    whether they are; with --watch, by the last reading. Without a terminal, --watch prints a line
+    for each change.
     """
     given = known()
+    if watch:
+        if json:
+            raise UsageError(
+                "--watch is for people, and --json for programs; one of them is needed"
+            )
+        return _watch(read_repeatedly(given))
     health = read_once(given)
     found = _status(health, given)
     if json:
@@ -183,6 +211,49 @@ def status(json: AsJson = False) -> int:
         if found is not None:
             _show(found)
     return 0 if health.agents_are_served else 1
+
+
+def _watch(readings: Iterator[Health]) -> int:
+    """Show each reading until Ctrl-C: on the whole terminal, or as lines where there is none."""
+    console = Console(highlight=False)
+    show = _redraw if console.is_terminal else _print_changes
+    served: list[bool] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        show(_noted(readings, served), console)
+    if console.is_terminal and served:
+        typer.echo(
+            "agents are served" if served[-1] else "agents are not served, as far as is known"
+        )
+    return 0 if served and served[-1] else 1
+
+
+def _noted(readings: Iterator[Health], served: list[bool]) -> Iterator[Health]:
+    """Yield each reading, at least `WATCH_SECONDS` apart, and note its verdict in `served`."""
+    for health in readings:
+        served[:] = [health.agents_are_served]
+        yield health
+        time.sleep(WATCH_SECONDS)
+
+
+def _redraw(readings: Iterator[Health], console: Console) -> None:
+    with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+        for health in readings:
+            head = f"{health.at:%Y-%m-%d %H:%M:%SZ}, every {WATCH_SECONDS:g} s, Ctrl-C ends"
+            style = "bold" if health.state is HealthState.GOOD else "bold reverse"
+            lines = [Text(head, "dim"), Text(health.verdict, style)]
+            lines += [Text(each) for each in _wrong_lines(health)]
+            tables = [part for each in _tables(health) for part in (Text(), each)]
+            live.update(Group(*lines, *tables), refresh=True)
+
+
+def _print_changes(readings: Iterator[Health], _: Console) -> None:
+    before: list[str] | None = None
+    for health in readings:
+        found = [health.verdict, *(f"{each.state}: {each.title}" for each in health.wrong)]
+        if found != before:
+            typer.echo(f"{health.at:%Y-%m-%d %H:%M:%SZ} {'; '.join([health.verdict, *found[2:]])}")
+            sys.stdout.flush()
+        before = found
 
 
 def _status(health: Health, given: Settings) -> Status | None:
@@ -205,16 +276,26 @@ def _is_silent(health: Health) -> bool:
 
 
 def _show_health(health: Health) -> None:
-    typer.echo(health.verdict)
+    for each in (health.verdict, *_wrong_lines(health), ""):
+        typer.echo(each)
+    for table in _tables(health):
+        print_table(table)
+
+
+def _wrong_lines(health: Health) -> Iterator[str]:
+    """Yield the lines about each component that is not good."""
     for each in health.wrong:
         since = f" since {each.since:%m-%d %H:%M:%SZ}" if each.since else ""
-        typer.echo(f"  {each.state}: {each.title} {each.finding}{since}")
+        yield f"  {each.state}: {each.title}: {each.finding}{since}"
         for label, line_ in (("for agents", each.meaning), ("first", each.first_step)):
             if line_:
-                typer.echo(f"      {label}: {line_}")
-        typer.echo(f"      more: {each.runbook_path}")
-    typer.echo()
-    as_table(
+                yield f"      {label}: {line_}"
+        yield f"      more: {each.runbook_path}"
+
+
+def _tables(health: Health) -> Iterator[Table]:
+    """Yield the tables of processes, Celery queues and jobs."""
+    yield table_of(
         "Processes",
         ["role", "host", "pid", "version", "since", "last sign of life", "memory", "does"],
         [
@@ -232,7 +313,7 @@ def _show_health(health: Health) -> None:
             for each in health.processes
         ],
     )
-    as_table(
+    yield table_of(
         "Celery queues",
         ["queue", "messages", "next task", "waits for"],
         [
@@ -245,7 +326,7 @@ def _show_health(health: Health) -> None:
             for each in health.celery_queues
         ],
     )
-    as_table(
+    yield table_of(
         "Jobs",
         ["job", "queue", "state", "asked for", "last run", "last success", "next"],
         [

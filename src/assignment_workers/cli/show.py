@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -28,13 +29,23 @@ def as_json(value: object) -> None:
     typer.echo(json.dumps(to_jsonable_python(value), indent=2))
 
 
-def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under a title, as wide as the terminal, or 160 characters without a terminal."""
+def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return rows under a title; a cell that is None is empty."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else Text(str(cell)) for cell in row))
+    return table
+
+
+def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under a title, as wide as the terminal, or 160 characters without a terminal."""
+    print_table(table_of(title, columns, rows))
+
+
+def print_table(table: Table) -> None:
+    """Print a table, as wide as the terminal, or 160 characters without a terminal."""
     console = Console(markup=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(markup=False, highlight=False, width=160)

@@ -196,6 +196,15 @@ def health_gauges(health: Health) -> Iterator[Metric]:
         },
         "host",
     )
+    yield gauge(
+        "certificate_expires_seconds",
+        "Until the TLS certificate expires.",
+        {
+            (each.title,): (each.expires_at - health.at).total_seconds()
+            for each in health.certificates
+        },
+        "certificate",
+    )
     expires = health.token_expires_at
     yield gauge(
         "token_expires_seconds",

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Interval, bindparam, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from assignment_workers.assignment.audit import lag_seconds
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.assignment.reports.figures import JOB_NAMES
 from assignment_workers.assignment.reports.status import sequencer_statuses
@@ -26,6 +27,8 @@ from assignment_workers.schema.external_crm import one_line
 from assignment_workers.sequencer.term import APPLICATION
 
 STATEMENT = timedelta(seconds=1)
+EXPIRES_SOON = timedelta(days=7)
+"""The time before its expiry from which a token is late; at most a quarter of its life."""
 RUNS = 50
 """Number of newest runs of each job that are read."""
 
@@ -96,16 +99,24 @@ def _facts(engine: Engine, lanes: Lanes, *, own_crm: bool) -> DatabaseFacts:
             lanes=sequencer_statuses(connection, application=APPLICATION, lanes=lanes),
             queues=[QueueFacts(**row) for row in connection.execute(_QUEUES).mappings()],
             jobs=[JobFacts(**row) for row in connection.execute(_JOBS).mappings()],
-            token_expires_at=_token_expires_at(connection),
+            **_tokens(connection),
+            audit_lag=_audit_lag(connection),
+            mirror_age=None if own_crm else connection.execute(_MIRROR).scalar_one_or_none(),
             crm_trouble=_crm_trouble(connection) if own_crm else None,
         )
 
 
-def _token_expires_at(connection: Connection) -> datetime | None:
+def _tokens(connection: Connection) -> dict[str, datetime | None]:
+    """Return `token_expires_at` and `token_expires_soon_at`, each None without a token."""
     if not connection.execute(_SEES_TOKENS).scalar_one():
-        return None  # the role of reports does not see tokens
-    found: datetime | None = connection.execute(_TOKENS).scalar_one()
-    return found
+        return dict.fromkeys(("token_expires_at", "token_expires_soon_at"))
+    return dict(connection.execute(_TOKENS, {"soon": EXPIRES_SOON}).mappings().one())
+
+
+def _audit_lag(connection: Connection) -> timedelta | None:
+    if not connection.execute(_SEES_AUDIT).scalar_one():
+        return None
+    return timedelta(seconds=lag_seconds(connection))
 
 
 def _crm_trouble(connection: Connection) -> str | None:
@@ -138,8 +149,19 @@ SELECT job, queue, max(started_at) AS begun_at,
     max(started_at) FILTER (WHERE status = 'succeeded') AS succeeded_at
 FROM runs GROUP BY job, queue ORDER BY job, queue
 """)
+_MIRROR = text("SELECT clock_timestamp() - read_at FROM assignment.crm_reads")
 _SEES_TOKENS = text("SELECT has_table_privilege('assignment.api_tokens', 'SELECT')")
-_TOKENS = text("""
-SELECT min(expires_at) FROM assignment.api_tokens
-WHERE revoked_at IS NULL AND expires_at > clock_timestamp()
+# The role of reports sees no tokens, and an adopted reader may not see the audit.
+_SEES_AUDIT = text("""
+SELECT has_table_privilege('assignment.audit_batches', 'SELECT')
+AND has_table_privilege('assignment.audit_anchors', 'SELECT')
+AND has_table_privilege('assignment.events', 'SELECT')
 """)
+_TOKENS = text("""
+SELECT min(expires_at) FILTER (WHERE expires_at > clock_timestamp()) AS token_expires_at,
+    min(expires_at) FILTER (WHERE CASE WHEN expires_at > clock_timestamp()
+        THEN expires_at - least(:soon, (expires_at - created_at) / 4) < clock_timestamp()
+        ELSE last_used_at IS NOT NULL END) AS token_expires_soon_at
+FROM assignment.api_tokens
+WHERE revoked_at IS NULL AND expires_at > clock_timestamp() - interval '1 day'
+""").bindparams(bindparam("soon", type_=Interval))

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.lanes import lanes_of
-from assignment_workers.health import database, servers
+from assignment_workers.health import certificates, database, servers
 from assignment_workers.health.judgement import Installation
 from assignment_workers.health.readings import (
     NOT_NAMED,
@@ -24,7 +24,7 @@ OTHER_QUEUES = ("maintenance", "heartbeats")
 
 
 class Inputs:
-    """Reads PostgreSQL, broker, Redis and an external CRM, each independent of the others."""
+    """Reads PostgreSQL, broker, Redis, certificates and an external CRM, each on its own."""
 
     def __init__(self, settings: Settings) -> None:
         lanes = lanes_of(settings)
@@ -35,6 +35,7 @@ class Inputs:
             lanes=lanes,
             broker="RabbitMQ" if is_rabbitmq else "Redis",
             external_crm=crm is not None,
+            crm_grace=settings.crm_grace,
         )
         queues = (*lanes.celery_queues, *OTHER_QUEUES)
         self._database = InputReader(
@@ -47,7 +48,9 @@ class Inputs:
             "results",
             servers.results_reader(settings.redis_url) if settings.redis_url else _not_named,
         )
+        self._certificates = InputReader("certificates", certificates.reader(settings))
         self._crm = None if crm is None else InputReader("crm", crm.trouble)
+        self._external = crm
 
     def read(self, *, within: float = READING_SECONDS) -> Readings:
         """Read everything within so many seconds. A server that has not answered by then does not.
@@ -58,15 +61,22 @@ class Inputs:
         self._database.begin()
         self._broker.begin()
         self._results.begin()
+        self._certificates.begin()
         if self._crm is not None:
             self._crm.begin()
         return Readings(
             database=self._database.result(until),
             broker=self._broker.result(until),
             results=self._results.result(until),
+            certificates=self._certificates.result(until),
             crm=None if self._crm is None else self._crm.result(until),
             at=datetime.now(UTC),
         )
+
+    def close(self) -> None:
+        """Close the connections to an external CRM; no other is kept."""
+        if self._external is not None:
+            self._external.close()
 
 
 def _not_named() -> NoReturn:

@@ -16,6 +16,7 @@ from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.reports.status import Leader, SequencerStatus
 from assignment_workers.health.model import (
     CeleryQueueHealth,
+    CertificateHealth,
     Component,
     ComponentKind,
     Health,
@@ -27,6 +28,7 @@ from assignment_workers.health.model import (
 from assignment_workers.health.readings import (
     NOT_NAMED,
     BrokerFacts,
+    CertificateFacts,
     DatabaseFacts,
     InputReading,
     JobFacts,
@@ -55,6 +57,11 @@ RUNS_AT_MOST = timedelta(hours=1)
 REBUILT = timedelta(minutes=90)
 """The age of a published generation from which its dialer queue is degraded."""
 
+CHAINED = timedelta(minutes=5)
+"""The age of an event in no hash chain of the audit from which the audit is late."""
+CERTIFICATE_RENEWED = timedelta(days=14)
+"""The time before its expiry from which a certificate is late; at most a quarter of its life."""
+
 GOOD, DEGRADED, DOWN, UNKNOWN = (
     HealthState.GOOD,
     HealthState.DEGRADED,
@@ -68,12 +75,14 @@ class Installation:
     """The facts about a stack that do not change while it runs.
 
     `broker`: the broker's name for people, `Redis` or `RabbitMQ`. `external_crm`: the CRM is in
-    another database.
+    another database. `crm_grace`: the age of its mirror up to which claims use the mirror's facts
+    while the CRM itself cannot be read; None: they never do.
     """
 
     lanes: Lanes = ONE_LANE
     broker: str = "Redis"
     external_crm: bool = False
+    crm_grace: timedelta | None = None
 
 
 def judge(readings: Readings, installation: Installation) -> Health:
@@ -130,6 +139,9 @@ class _Judge:
             self._role("beat", needed=True),
             *self._optional("heartbeats"),
             *self._optional("flower"),
+            self._certificates(),
+            self._tokens(),
+            self._audit(),
             *self._queues(),
             *(_job_component(each) for each in jobs),
         ]
@@ -139,6 +151,11 @@ class _Judge:
             processes=[self._process(each) for each in self._present()],
             celery_queues=[self._celery_queue(each) for each in self.messages.values()],
             jobs=jobs,
+            certificates=[
+                CertificateHealth(title=each.title, expires_at=each.expires_at)
+                for each in self.readings.certificates.value or ()
+                if each.expires_at is not None
+            ],
             token_expires_at=self.database.token_expires_at if self.database else None,
         )
 
@@ -207,6 +224,16 @@ class _Judge:
             trouble = self.database.crm_trouble
         if trouble is None:
             return _good_server("crm", "CRM", "answers")
+        age = self.database.mirror_age if self.database else None
+        grace = self.installation.crm_grace
+        if age is not None and grace is not None and age < grace:
+            told = Told(
+                f"cannot be read ({trouble}); its mirror is {_seconds(age)} old, and is used",
+                f"Agents are served by the mirror's facts until these are {_seconds(grace)} old.",
+                "Look at the CRM's database, and at the rights of our role there.",
+                "crm",
+            )
+            return _server("crm", "CRM", DEGRADED, told)
         told = Told(
             f"cannot be read ({trouble})",
             "Nobody is handed out; requests are answered `unavailable`. Calls can be finished.",
@@ -254,7 +281,7 @@ class _Judge:
         silent = self._silence(status, leader)
         if silent is not None:
             told = Told(
-                f"the leader has given no sign of life for {_seconds(silent)}",
+                "the leader gives no sign of life",
                 meaning,
                 "A standby takes over within 10 s. Without one, restart the sequencer.",
                 "sequencer",
@@ -313,7 +340,7 @@ class _Judge:
         alive, missing = self._alive(role), self._missing(role)
         if not alive and (needed or missing):
             since = max((each.seen_at for each in self.signs if each.role == role), default=None)
-            finding = f"silent since {since:%H:%M:%SZ}" if since else "none runs"
+            finding = "no sign of life" if since else "none runs"
             return _process(role, title, DOWN, Told(finding, meaning, step, role), since=since)
         if missing:
             finding = f"{len(missing)} of {len(alive) + len(missing)} silent"
@@ -361,7 +388,7 @@ class _Judge:
         if not alive:
             since = max(each.seen_at for each in self.signs if each.role == "gateway")
             told = Told(
-                f"silent since {since:%H:%M:%SZ}",
+                "no sign of life",
                 "Agents cannot ask for a user, or finish a call, over HTTP.",
                 "Start a gateway: `assignment-workers process gateway`.",
                 "gateway",
@@ -410,6 +437,73 @@ class _Judge:
             "redis",
         )
         return _process(name, title, UNKNOWN, told)
+
+    # What expires, and the audit.
+
+    def _certificates(self) -> Component | None:
+        found = self.readings.certificates.value
+        if not found:
+            return None  # without TLS, or not read yet
+        title, kind = "TLS certificates", ComponentKind.CREDENTIALS
+        wrong = [said for each in found if (said := self._of_certificate(each))]
+        if not wrong:
+            return _good(
+                "certificates", title, kind, f"{_count(len(found), 'certificate')} in time"
+            )
+        told = Told(
+            "; ".join(wrong),
+            "None until it expires. Then connections are refused, and agents may not be served.",
+            "Renew the certificate, put it in its place, and restart or reload its server.",
+            "certificate-expires",
+        )
+        return _wrong(kind, "certificates", title, DEGRADED, told)
+
+    def _of_certificate(self, facts: CertificateFacts) -> str | None:
+        """Return what is wrong with a certificate; None: nothing."""
+        if facts.begins_at is None or facts.expires_at is None:
+            return f"{facts.title} {facts.trouble}"
+        if facts.expires_at <= self.at:
+            return f"{facts.title} expired {_seconds(self.at - facts.expires_at)} ago"
+        if facts.begins_at > self.at:
+            return f"{facts.title} is not valid before {facts.begins_at:%Y-%m-%d %H:%MZ}"
+        left = facts.expires_at - self.at
+        if left < min(CERTIFICATE_RENEWED, (facts.expires_at - facts.begins_at) / 4):
+            return f"{facts.title} expires in {_seconds(left)}"
+        return None
+
+    def _tokens(self) -> Component | None:
+        if self.database is None:
+            return None
+        title, kind = "API tokens", ComponentKind.CREDENTIALS
+        at = self.database.token_expires_soon_at
+        if at is None:
+            return _good("tokens", title, kind, "none expires soon")
+        left = at - self.database.now
+        is_over = left <= timedelta()
+        told = Told(
+            f"a token expired {_seconds(-left)} ago"
+            if is_over
+            else f"a token expires in {_seconds(left)}",
+            "Calls with the token are refused once it has expired.",
+            "`assignment-workers token list` shows which: create another, and revoke the old one.",
+            "token-expires",
+        )
+        return _wrong(kind, "tokens", title, DEGRADED, told)
+
+    def _audit(self) -> Component | None:
+        lag = None if self.database is None else self.database.audit_lag
+        if lag is None:
+            return None
+        title, kind = "Audit", ComponentKind.JOB
+        if lag <= CHAINED:
+            return _good("audit", title, kind, "events are chained")
+        told = Told(
+            f"an event has been in no hash chain for {_seconds(lag)}",
+            "None. A change of newer events would not be noticed.",
+            "Look at the job audit.extend, and for transactions that stay open.",
+            "audit-is-late",
+        )
+        return _wrong(kind, "audit", title, DEGRADED, told, since=self.at - (lag - CHAINED))
 
     # Dialer queues and jobs.
 
@@ -461,7 +555,13 @@ class _Judge:
                 planned[each.task] = each
         running = {each.job for each in database.jobs if each.status == JobStatus.RUNNING}
         return [
-            _job(each, planned.get(each.job), database.now, others_run=each.job in running)
+            _job(
+                each,
+                planned.get(each.job),
+                database.now,
+                others_run=each.job in running,
+                has_worker=self.results is None or bool(self._alive("maintenance")),
+            )
             for each in database.jobs
             if each.job != READING or self.installation.external_crm
         ]
@@ -545,11 +645,20 @@ _ROLES = {
 }
 
 
-def _job(facts: JobFacts, planned: Planned | None, now: datetime, *, others_run: bool) -> JobHealth:
+def _job(
+    facts: JobFacts,
+    planned: Planned | None,
+    now: datetime,
+    *,
+    others_run: bool,
+    has_worker: bool,
+) -> JobHealth:
+    """Return the state of a job. A run whose worker is silent does not go on: it is late."""
     asked = planned.asked_at if planned else None
     waits = asked is not None and facts.begun_at < asked - timedelta(seconds=5)
     if facts.status == JobStatus.RUNNING and facts.ran_at is not None:
-        state = JobState.LATE if now - facts.ran_at > RUNS_AT_MOST else JobState.RUNNING
+        is_late = now - facts.ran_at > RUNS_AT_MOST or not has_worker
+        state = JobState.LATE if is_late else JobState.RUNNING
     elif waits and asked is not None:
         state = JobState.LATE if now - asked > ASKED and not others_run else JobState.ASKED
     elif planned is not None and now - planned.due_at > ASKED:
@@ -656,4 +765,6 @@ def _seconds(span: timedelta) -> str:
         return f"{span.total_seconds():.0f} s"
     if span < timedelta(hours=2):
         return f"{span // timedelta(minutes=1)} min"
-    return f"{span // timedelta(hours=1)} h"
+    if span < timedelta(days=2):
+        return f"{span // timedelta(hours=1)} h"
+    return f"{span.days} days"

@@ -49,6 +49,8 @@ class ComponentKind(StrEnum):
     QUEUE = "queue"
     """A dialer queue."""
     JOB = "job"
+    CREDENTIALS = "credentials"
+    """TLS certificates, or API tokens."""
     ANSWERS = "answers"
     """The answers that callers received within the last minute."""
 
@@ -57,8 +59,8 @@ class Component(BaseModel):
     """One part of the system: its state, and the consequence for agents.
 
     `name` is for programs: `postgresql`, `broker`, `results`, `crm`, `leader` (of the default lane)
-    or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `queue:QUEUE`,
-    `job:JOB` or `job:JOB:QUEUE`.
+    or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `certificates`,
+    `tokens`, `audit`, `queue:QUEUE`, `job:JOB` or `job:JOB:QUEUE`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -186,6 +188,16 @@ class JobHealth(BaseModel):
     error: str | None
 
 
+class CertificateHealth(BaseModel):
+    """A TLS certificate that a process uses, or that a server shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    """The certificate's name for people. It has no host and no path."""
+    expires_at: datetime
+
+
 class Health(BaseModel):
     """The health of the whole system at `at`.
 
@@ -200,6 +212,7 @@ class Health(BaseModel):
     processes: list[ProcessHealth] = []
     celery_queues: list[CeleryQueueHealth] = []
     jobs: list[JobHealth] = []
+    certificates: list[CertificateHealth] = []
     token_expires_at: datetime | None = None
     """The expiry of the API token that expires next; None: no token does, or it is not known."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import UTC, datetime
 
 import structlog
@@ -93,14 +93,23 @@ def log_change(component: Component, before: SeenState | None) -> None:
 
 
 def read_once(settings: Settings) -> Health:
-    """Read the health of the system once. Takes at most `READING_SECONDS`.
+    """Read the health of the system once, as `read_repeatedly` does."""
+    return next(read_repeatedly(settings))
 
-    The times since when a state has lasted are those that the gateways have seen; None where no
-    gateway tells.
+
+def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
+    """Yield the health of the system without end, read when it is asked for.
+
+    A reading takes at most `READING_SECONDS`. The times since when a state has lasted are those
+    that the gateways have seen; None where no gateway tells.
     """
     inputs = Inputs(settings)
-    readings = inputs.read()
-    return _timed(judge(readings, inputs.installation), readings, {})
+    try:
+        while True:
+            readings = inputs.read()
+            yield _timed(judge(readings, inputs.installation), readings, {})
+    finally:
+        inputs.close()
 
 
 def _timed(health: Health, readings: Readings, own: Mapping[str, SeenState]) -> Health:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from assignment_workers.assignment.reports.status import SequencerStatus
@@ -78,6 +78,19 @@ class _Attempt(Generic[T]):
 
 
 @dataclass(frozen=True)
+class CertificateFacts:
+    """A TLS certificate: its title for people, and its time.
+
+    `trouble`: the reason why it cannot be read, as a predicate; then the times are None.
+    """
+
+    title: str
+    begins_at: datetime | None = None
+    expires_at: datetime | None = None
+    trouble: str | None = None
+
+
+@dataclass(frozen=True)
 class QueueFacts:
     """A dialer queue: its pause, and its published generation, if there is one."""
 
@@ -114,8 +127,17 @@ class DatabaseFacts:
     jobs: list[JobFacts]
     token_expires_at: datetime | None
     """The expiry of the token that expires next; None: no token does."""
+    token_expires_soon_at: datetime | None
+    """The expiry of the token that should be replaced first; None: none expires soon.
+
+    A used token that expired within a day counts, because its program is refused now.
+    """
+    audit_lag: timedelta | None
+    """The age of the oldest event in no hash chain of the audit; None: our role cannot read it."""
     crm_trouble: str | None
     """The reason why the schema `crm` of this database cannot be read; None: it can be read."""
+    mirror_age: timedelta | None = None
+    """The age of the mirror of an external CRM; None: it was never read."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +189,7 @@ class Readings:
     database: InputReading[DatabaseFacts]
     broker: InputReading[BrokerFacts]
     results: InputReading[ResultsFacts]
+    certificates: InputReading[list[CertificateFacts]] = field(default_factory=InputReading)
     crm: InputReading[str | None] | None = None
     """Of an external CRM: its value is the reason why it cannot be used; None: it answers."""
 

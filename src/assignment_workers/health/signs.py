@@ -161,7 +161,11 @@ class LifeSigns:
 
     def _repeat(self) -> None:
         while True:
-            self._sign()
+            try:
+                self._sign()
+            except Exception:
+                # Without this thread a process that works would count as silent for ever.
+                log.exception("sign_of_life_failed")
             if self._stopped.wait(EVERY_SECONDS):
                 return
 

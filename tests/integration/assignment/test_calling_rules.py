@@ -8,6 +8,7 @@ import pytest
 
 from assignment_workers.assignment.answers import Assigned, Empty
 from assignment_workers.assignment.generations import entries
+from assignment_workers.assignment.generations.eligibility_status import meanings
 from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.reports.status import status
 from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
@@ -172,6 +173,8 @@ def test_the_explanation_promises_no_place_in_a_limited_generation(crowded: Worl
     crowded.now = datetime(2027, 3, 23, 14, 30, tzinfo=UTC)  # both are open
     crowded.regenerate(UNSIGNED)
     assert f"takes {LIMIT} users at most" in means(25)
+    limited = meanings(crowded.policies[UNSIGNED])
+    assert [each for each in limited.values() if "next build" in each] == []
     crowded.set(queue_limit=None)
     assert means(25).endswith("the next build has them")
 

@@ -18,6 +18,7 @@ from assignment_workers.health.model import Health, HealthState, JobState
 from assignment_workers.health.readings import (
     NO_ANSWER,
     BrokerFacts,
+    CertificateFacts,
     DatabaseFacts,
     InputReading,
     JobFacts,
@@ -73,6 +74,8 @@ DATABASE = DatabaseFacts(
     queues=[QueueFacts("unsigned_users", None, AT - timedelta(minutes=30))],
     jobs=[JOB],
     token_expires_at=None,
+    token_expires_soon_at=None,
+    audit_lag=timedelta(seconds=20),
     crm_trouble=None,
 )
 BROKER = BrokerFacts([QueuedMessages("assignment", 0), QueuedMessages("maintenance", 0)])
@@ -128,6 +131,21 @@ def answered(asked: int, unavailable: int, recent: int, recent_unavailable: int)
     return of_signs(
         lambda each: each.model_copy(update={"answers": counts}) if each.role == "gateway" else each
     )
+
+
+def certified(begins: float | None, expires: float | None, trouble: str | None) -> Readings:
+    """A certificate that began so many days ago and expires in so many, beside a good one."""
+    ago, left = (None if each is None else timedelta(days=each) for each in (begins, expires))
+    found = CertificateFacts(
+        "the certificate of Redis",
+        None if ago is None else AT - ago,
+        None if left is None else AT + left,
+        trouble,
+    )
+    good = CertificateFacts(
+        "sslcert for PostgreSQL", AT - timedelta(days=1), AT + timedelta(days=90)
+    )
+    return replace(GOOD, certificates=InputReading([good, found]))
 
 
 DEGRADED, DOWN, UNKNOWN = HealthState.DEGRADED, HealthState.DOWN, HealthState.UNKNOWN
@@ -215,6 +233,37 @@ TABLE: list[tuple[str, Readings, str, HealthState, HealthState]] = [
         DEGRADED,
         DEGRADED,
     ),
+    *(
+        (
+            f"a certificate {title}",
+            certified(begins, expires, trouble),
+            "certificates",
+            DEGRADED,
+            DEGRADED,
+        )
+        for title, begins, expires, trouble in (
+            ("expires soon", 90, 13, None),
+            ("of a short life expires soon", 4, 1, None),
+            ("has expired", 90, -0.1, None),
+            ("is of tomorrow", -1, 90, None),
+            ("cannot be read", None, None, "is in a file that cannot be read"),
+        )
+    ),
+    (
+        "a token expires soon",
+        of_database(token_expires_soon_at=AT + timedelta(days=2)),
+        "tokens",
+        DEGRADED,
+        DEGRADED,
+    ),
+    (
+        "a token that is used has expired",
+        of_database(token_expires_soon_at=AT - timedelta(hours=2)),
+        "tokens",
+        DEGRADED,
+        DEGRADED,
+    ),
+    ("the audit is late", of_database(audit_lag=timedelta(minutes=6)), "audit", DEGRADED, DEGRADED),
     (
         "a job failed",
         of_database(jobs=[replace(JOB, status="failed", error="Boom")]),
@@ -335,6 +384,28 @@ def test_only_a_job_that_ran_is_done(
     assert found.state is state
 
 
+def test_what_expires_is_good_until_it_is_late() -> None:
+    """A life that is short by choice is not late from its first day."""
+    for begins, expires in ((1, 89), (0.5, 5.5), (76, 14.1)):
+        found = health(certified(begins, expires, None))
+        assert found.state is HealthState.GOOD, (begins, expires)
+        assert [each.title for each in found.certificates] == [
+            "sslcert for PostgreSQL",
+            "the certificate of Redis",
+        ]
+    assert health(GOOD).of("certificates") is None
+
+
+def test_a_job_whose_worker_is_frozen_does_not_run() -> None:
+    job = replace(JOB, status="running", ran_at=AT - timedelta(seconds=20))
+    good, frozen = of_database(jobs=[job]), of_signs(silenced("maintenance"))
+    assert [each.state for each in health(good).jobs] == [JobState.RUNNING]
+    found = health(replace(good, results=frozen.results))
+    assert [each.state for each in found.jobs] == [JobState.LATE]
+    assert found.banner is not None
+    assert found.banner.component == "maintenance"
+
+
 def test_each_lane_has_its_own_leader() -> None:
     lanes = Lanes({"outstanding_requests": "outstanding"})
     other = LED.model_copy(update={"lane": "outstanding", "leader": None})
@@ -352,6 +423,22 @@ def test_an_external_crm_is_judged_without_postgresql() -> None:
         HealthState.GOOD,
         DOWN,
     ]
+
+
+@pytest.mark.parametrize(
+    ("grace", "age", "state"),
+    [(None, 1, DOWN), (60, None, DOWN), (60, 61, DOWN), (60, 59, DEGRADED)],
+)
+def test_a_mirror_within_the_grace_serves_agents_while_the_crm_is_away(
+    grace: int | None, age: int | None, state: HealthState
+) -> None:
+    mirror_age, crm_grace = (
+        None if each is None else timedelta(seconds=each) for each in (age, grace)
+    )
+    readings = replace(of_database(mirror_age=mirror_age), crm=InputReading("no answer"))
+    found = health(readings, external_crm=True, crm_grace=crm_grace)
+    assert found.banner is not None
+    assert (found.banner.component, found.state) == ("crm", state)
 
 
 def test_rabbitmq_is_named() -> None:

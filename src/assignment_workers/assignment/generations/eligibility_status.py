@@ -77,11 +77,12 @@ def meanings(policy: Policy) -> dict[str, str]:
     if policy.limit is None:
         return dict(_MEANS)
     limited: dict[str, str] = {
-        status: f"eligible, and {where} what is published: a build takes {policy.limit} users at"
-        " most, those first who can be called before the build after it, then by rank"
-        for status, where in (
-            (EligibilityStatus.TAKEN_OUT, "out of"),
-            (EligibilityStatus.NOT_IN_GENERATION, "not in"),
+        status: f"{words}: a build takes {policy.limit} users at most, those first who can be"
+        " called before the build after it, then by rank"
+        for status, words in (
+            (EligibilityStatus.DRAINED, "an operator drained the dialer queue"),
+            (EligibilityStatus.TAKEN_OUT, "eligible, and out of what is published"),
+            (EligibilityStatus.NOT_IN_GENERATION, "eligible, and not in what is published"),
         )
     }
     return _MEANS | limited

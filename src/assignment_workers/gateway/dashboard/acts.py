@@ -383,14 +383,14 @@ ACTS: dict[str, Act] = {
     ),
     "release_from_quarantine": Act(
         "Release from quarantine",
-        "The next build has the user again; failures until now do not count any more.",
+        "Builds consider the user again; failures until now do not count any more.",
         _release,
         _of_whom,
         (_USER,),
     ),
     "lift_closed": Act(
         "Open the dialer queue again",
-        "The next build of this dialer queue has the user again.",
+        "Builds of this dialer queue consider the user again.",
         _lift_closed,
         _of_whom,
         (_USER, Field("queue", "Dialer queue", digits=False)),
@@ -404,7 +404,7 @@ ACTS: dict[str, Act] = {
     ),
     "lift": Act(
         "Take off the do-not-contact list",
-        "The next build has the user, or each user with this phone number, again.",
+        "Builds consider the user, or each user with this phone number, again.",
         _lift,
         _of_whom,
         _WHOM,

@@ -28,6 +28,8 @@ class Bar:
     kind: str
     """Its colour: `done` or `unanswered`."""
     label: str
+    moment: datetime
+    """The time with which the label begins."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def counts_chart(
     most = max((done.get(each, 0) + lost.get(each, 0) for each in places), default=0)
     bars = []
     for place in places:
-        moment = f"{(axis.since + axis.length * place).astimezone(UTC):%Y-%m-%d %H:%MZ}"
+        moment = (axis.since + axis.length * place).astimezone(UTC)
         base = 0
         for kind, count, words in (
             ("done", done.get(place, 0), noun),
@@ -120,10 +122,10 @@ def counts_chart(
         ):
             if count:
                 top, bottom = _y(base + count, most), _y(base, most)
-                label = f"{moment}: {count:,} {words}"
+                label = f"{moment:%Y-%m-%d %H:%MZ}: {count:,} {words}"
                 x = axis.x(place) + 1
                 width = round(axis.x(1) - axis.x(0) - 2, 1)
-                bars.append(Bar(x, top, width, round(bottom - top, 1), kind, label))
+                bars.append(Bar(x, top, width, round(bottom - top, 1), kind, label, moment))
             base += count
     return Chart(_scale(most, lambda value: f"{value:,.0f}"), axis.ticks(), bars=bars)
 

@@ -7,10 +7,11 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -29,6 +30,8 @@ from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.reports.figures import figures
 from assignment_workers.assignment.reports.status import CrmStatus, status
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
+from assignment_workers.health.model import Component, HealthState
+from assignment_workers.health.monitor import read_repeatedly
 from assignment_workers.schema.crm import MAPPINGS, ClaimRequirement, CrmUser
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
@@ -341,6 +344,47 @@ def test_operators_see_where_the_crm_is_and_whether_it_answers(world: World, crm
     with world.engine.begin() as connection:
         mirror.forget(connection)
     assert world.unhealthy() == []
+
+
+def test_a_frozen_crm_is_named_within_seconds_and_is_good_again_by_itself(
+    world: World, crm: OtherCrm, request: pytest.FixtureRequest
+) -> None:
+    """A whole server where it is one of ours, else the way to it."""
+    world.set(crm_timeout=timedelta(seconds=1))
+    with ExitStack() as keep:
+        line = keep.enter_context(wire(crm.url))
+        server = request.getfixturevalue("maria") if "mysql" in crm.url else None
+        fail, mend = (server.freeze, server.thaw) if server else (line.cut, line.mend)
+        given = world.settings.model_copy(
+            update={
+                "database_url": world.engine.url.render_as_string(hide_password=False),
+                "crm_database_url": line.url,
+            }
+        )
+        readings = keep.enter_context(closing(read_repeatedly(given)))
+
+        def until(state: HealthState, seconds: float) -> Component:
+            began = time.monotonic()
+            while True:
+                asked = time.monotonic()
+                named = next(readings).of("crm")
+                assert time.monotonic() - asked < 3
+                assert named is not None
+                if named.state is state:
+                    return named
+                assert time.monotonic() - began < seconds, named
+
+        until(HealthState.GOOD, 10)
+        fail()
+        try:
+            named = until(HealthState.DOWN, 5)
+        finally:
+            mend()
+        assert named.title == "CRM"
+        assert "cannot be read" in named.finding
+        assert str(urlsplit(crm.url).hostname) not in named.finding
+        assert "Calls can be finished" in named.meaning
+        until(HealthState.GOOD, 10)
 
 
 def crm_told(world: World) -> CrmStatus:

@@ -20,6 +20,7 @@ from assignment_workers.health.model import (
     JobState,
     ProcessHealth,
 )
+from tests.support.root import ROOT
 from tests.unit.deployment.test_ops import NOW
 
 AT = datetime(2026, 11, 28, 9, 5, tzinfo=UTC)
@@ -123,3 +124,32 @@ def test_a_job_that_was_only_asked_for_is_not_done(state: JobState) -> None:
     said = words("jobs", health(jobs=[found]))
     assert state in said.partition(job.job)[2]
     assert ("succeeded" in said) == (state is JobState.SUCCEEDED)
+
+
+SCRIPTS = [
+    *(ROOT / "src/assignment_workers/gateway/dashboard").rglob("*.js"),
+    *(ROOT / "src/assignment_workers/gateway/dashboard").rglob("*.html"),
+    *(each for each in (ROOT / "examples").rglob("*.js") if "node_modules" not in each.parts),
+]
+SHOWS_TIME = re.compile(r"toLocale(?:Time|Date)?String\(|DateTimeFormat\(|getHours\(|strftime\(")
+ISO = re.compile(
+    r"""^(?:"sv-SE"|"%Y-%m-%d %H:%M(?::%S)?Z"|\)\.resolvedOptions|"en-GB", \{ timeZoneName)"""
+)
+
+
+def test_times_have_one_clock_of_24_hours() -> None:
+    """A browser's own language would write 11:58 PM beside the 23:58 of a chart."""
+    assert len(SCRIPTS) > 50
+    found = [
+        (each.name, text, at)
+        for each in SCRIPTS
+        if (text := each.read_text())
+        for at in SHOWS_TIME.finditer(text)
+    ]
+    wrong = [
+        (name, text[at.start() : at.end() + 40])
+        for name, text, at in found
+        if not ISO.match(text[at.end() :])
+    ]
+    assert len(found) > 5
+    assert wrong == []

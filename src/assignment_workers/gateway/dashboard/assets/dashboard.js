@@ -17,6 +17,7 @@ function length(seconds) {
 // The gateway's clock, not this device's: by the Date of what it sent.
 let ahead = 0;
 
+// Swedish writes times as ISO 8601 does: year first, 24 hours, for a viewer of any language.
 const day = new Intl.DateTimeFormat("sv-SE", { dateStyle: "short" });
 const clock = new Intl.DateTimeFormat("sv-SE", { timeStyle: "medium" });
 const minute = new Intl.DateTimeFormat("sv-SE", { timeStyle: "short" });
@@ -34,6 +35,11 @@ function localise() {
     const dated = mark.textContent.trim().length > 6;
     mark.textContent = dated ? `${day.format(at).slice(5)} ${minute.format(at)}` : minute.format(at);
     delete mark.dataset.at;
+  }
+  for (const title of document.querySelectorAll("title[data-at]")) {
+    const at = new Date(title.dataset.at);
+    title.textContent = title.textContent.replace(/^.*?Z/, `${day.format(at)} ${minute.format(at)}`);
+    delete title.dataset.at;
   }
 }
 
@@ -101,7 +107,7 @@ function follow() {
     show(JSON.parse(event.data));
   });
   source.onerror = () => {
-    say("no", `Not live since ${new Date().toLocaleTimeString()}: the gateway does not answer`);
+    say("no", `Not live since ${clock.format(new Date(Date.now() + ahead))}: the gateway does not answer`);
     if (source.readyState === EventSource.CLOSED) {
       clearTimeout(wait);
       wait = setTimeout(follow, 2000);
