@@ -84,9 +84,9 @@ fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} $(BIN)/python -m pytest tests/faults/test_fuzz.py --timeout=3600 $(ARGS)
 
 .PHONY: long
-long: $(READY) ## at length: every way of the incident, a call centre for a minute, a thousand requests, remote control
+long: $(READY) ## at length: every way of the incident, a call centre for a minute, a thousand requests, remote control, lanes over RabbitMQ
 	@EVERY_ROW=1 $(BIN)/python -m pytest tests/races tests/gateway/test_killed.py tests/faults/test_remote_control.py \
-		--timeout=600 $(ARGS)
+		tests/e2e/test_demo.py --timeout=600 $(ARGS)
 
 .PHONY: waits
 waits: $(READY) ## every wait of docs/waits.md, at every sending of its session

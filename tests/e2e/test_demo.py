@@ -17,14 +17,23 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from assignment_workers.assignment.answers import Held
+from assignment_workers.assignment.lanes import ONE_LANE
+from assignment_workers.devstack import rabbitmq, temporary
 from assignment_workers.lab.call_centre.chaos import Chaos
-from assignment_workers.lab.call_centre.faults import FaultKind
+from assignment_workers.lab.call_centre.faults import FaultKind, Faults
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import Recorder, Wait
 from assignment_workers.lab.call_centre.verdict import FaultTold, late
+from assignment_workers.runtime.stack import Stack
 
+LONG = pytest.mark.skipif(
+    "EVERY_ROW" not in os.environ or not rabbitmq.PROGRAM.exists(),
+    reason="takes minutes, and needs RabbitMQ: make long",
+)
 NOW = datetime(2026, 1, 5, 9, 5, tzinfo=UTC)
 
 
@@ -85,6 +94,65 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_starts(tmp_path
     run = demo(tmp_path, "--report", "nowhere/day.html")
     assert run.returncode == 2
     assert run.stderr.startswith("assignment-workers: --report nowhere/day.html: there is no")
+
+
+def test_lanes_that_cannot_be_are_said_before_anything_starts(tmp_path: Path) -> None:
+    run = demo(tmp_path, "--lanes", "outstanding=nobody")
+    assert run.returncode == 2
+    assert run.stderr.startswith("assignment-workers: ASSIGNMENT_WORKERS_LANES='outstanding=nobody")
+    assert len(run.stderr.splitlines()) == 1
+
+
+@LONG
+@pytest.mark.timeout(600)
+def test_a_short_day_of_two_lanes_over_rabbitmq_breaks_no_guarantee(tmp_path: Path) -> None:
+    run = demo(
+        tmp_path,
+        *("--agents", "20", "--users", "5000", "--seconds", "40", "--seed", "3", "--chaos"),
+        *("--lanes", "outstanding=outstanding_requests", "--rabbitmq", "--report", "day.html"),
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    verdict: dict[str, Any] = json.loads(run.stdout)
+    assert verdict["faults"]
+    assert not [each for each in verdict["untried"] if "RabbitMQ" in each]
+    assert verdict["levels"]["assigned"] > 40
+    assert verdict["levels"]["unanswered"] == 0
+
+
+@LONG
+@pytest.mark.timeout(300)
+def test_rabbitmq_is_killed_and_frozen_and_serves_again(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    with temporary.broker(tmp_path) as broker:
+        stack = Stack(
+            database_url=database_url,
+            redis_url=redis_url,
+            broker_url=broker.url,
+            pid=os.getpid(),
+            started_at=NOW,
+        )
+        none = cast("Any", None)
+        faults = Faults(
+            stack, none, none, Recorder(), Random(1), ONE_LANE, None, broker, has_clock=False
+        )
+        kinds = {each.what: each for each in faults.kinds()}
+        assert not [each for each in faults.untried() if each.startswith("RabbitMQ")]
+        for what in ("RabbitMQ killed", "RabbitMQ frozen"):
+            assert not kinds[what].leaves_a_server
+            with kinds[what].cause() as done:
+                assert done
+                assert not serves(broker.url), what
+            assert serves(broker.url), what
+
+
+def serves(url: str) -> bool:
+    try:
+        with Connection(url, connect_timeout=1, transport_options={"read_timeout": 1}) as line:
+            line.connect()
+    except (OSError, OperationalError):
+        return False
+    return True
 
 
 def held(number: int, *, agent: int, user: int, at: datetime = NOW) -> Held:

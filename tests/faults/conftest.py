@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 
-from assignment_workers.devstack import valkey
+from assignment_workers.devstack import rabbitmq, valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
-from tests.support.servers import RABBITMQ, OwnServer, Rabbit
+from tests.support.servers import OwnServer, Rabbit
 
 NUMBERS = itertools.count(1)
 
@@ -19,7 +19,7 @@ NUMBERS = itertools.count(1)
 @pytest.fixture(scope="session")
 def rabbit(test_home: Home, guardian: Guardian) -> Iterator[Rabbit]:
     """A node for all that need one: to start one takes longer than most of them."""
-    if not RABBITMQ.exists():
+    if not rabbitmq.PROGRAM.exists():
         pytest.skip("RabbitMQ is not installed (Debian: apt install rabbitmq-server)")
     made = Rabbit(test_home.path / "rabbitmq", guardian)
     yield made

@@ -14,14 +14,16 @@ import pytest
 from kombu import Connection, Producer, Queue
 
 from assignment_workers.client import Assigned, Finished, Unavailable
+from assignment_workers.devstack import rabbitmq
 from assignment_workers.health.model import HealthState
 from assignment_workers.health.monitor import read_once
 from assignment_workers.settings import Settings
 from tests.support.processes import Agents, Keeper, Stack, running, wait_until
-from tests.support.servers import RABBITMQ, Rabbit
+from tests.support.servers import Rabbit
 
 pytestmark = pytest.mark.skipif(
-    not RABBITMQ.exists(), reason="RabbitMQ is not installed (Debian: apt install rabbitmq-server)"
+    not rabbitmq.PROGRAM.exists(),
+    reason="RabbitMQ is not installed (Debian: apt install rabbitmq-server)",
 )
 
 QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,10 +19,11 @@ import psutil
 import pymysql
 from kombu import Connection, Queue
 
-from assignment_workers.devstack import server
+from assignment_workers.devstack import rabbitmq, server
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
 from assignment_workers.devstack.process import Child, ProcessSpec
+from assignment_workers.devstack.rabbitmq import NodePorts
 from assignment_workers.devstack.server import Server
 
 LOOPBACK = "127.0.0.1"
@@ -83,29 +85,14 @@ class OwnServer:
         shutil.rmtree(self._directory / "data")
 
 
-RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""Where Debian's package has it, started as whoever we are."""
-
-CONTROL = RABBITMQ.with_name("rabbitmqctl")
-
-
 class Rabbit(OwnServer):
     """A RabbitMQ node, with the port mapper that Erlang needs, on loopback ports of its own."""
 
     def __init__(self, directory: Path, guardian: Guardian) -> None:
-        self._node, distribution, mapper = (free_port() for _ in range(3))
-        self._ports = {
-            "RABBITMQ_NODE_PORT": str(self._node),
-            "RABBITMQ_DIST_PORT": str(distribution),
-            "ERL_EPMD_PORT": str(mapper),
-        }
-        mapping = ProcessSpec(
-            "epmd",
-            ["epmd", "-port", str(mapper), "-address", LOOPBACK],
-            log=directory.with_suffix(".epmd"),
-        )
+        ports = NodePorts.free()
+        mapping = rabbitmq.port_mapper(directory, ports)
         self._mapper = Child(mapping, Log(sys.stderr, colour=False), guardian)
-        super().__init__(self._prepared, directory, guardian)
+        super().__init__(partial(rabbitmq.prepare, ports=ports), directory, guardian)
 
     @contextmanager
     def queues(self) -> Iterator[None]:
@@ -125,49 +112,14 @@ class Rabbit(OwnServer):
             self._control("set_vm_memory_high_watermark", "0.6")
 
     def _control(self, *words: str) -> None:
-        environment = {**os.environ, **self._prepared(self._directory).spec.env}
-        subprocess.run([str(CONTROL), *words], env=environment, check=True, capture_output=True)
+        environment = {**os.environ, **self._prepare(self._directory).spec.env}
+        program = rabbitmq.PROGRAM.with_name("rabbitmqctl")
+        subprocess.run([str(program), *words], env=environment, check=True, capture_output=True)
 
     def close(self) -> None:
         """End the node and the port mapper."""
         self.stop()
         self._mapper.kill()
-
-    def _prepared(self, directory: Path) -> Server:
-        directory.mkdir(parents=True, exist_ok=True)
-        plugins, settings = directory / "plugins", directory / "rabbitmq.conf"
-        plugins.write_text("[].")
-        settings.write_text("")
-        environment = self._ports | {
-            "HOME": str(directory),
-            "ERL_EPMD_ADDRESS": LOOPBACK,
-            "RABBITMQ_NODENAME": "test@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
-            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
-            "RABBITMQ_LOG_BASE": str(directory / "log"),
-            "RABBITMQ_LOGS": "-",
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
-            "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
-            "RABBITMQ_CONFIG_FILE": str(settings),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-        }
-        spec = ProcessSpec(
-            "rabbitmq",
-            [str(RABBITMQ)],
-            env=environment,
-            log=directory / "rabbitmq.log",
-            ready=lambda _: self._serves(),
-        )
-        return Server(spec, f"amqp://guest:guest@{LOOPBACK}:{self._node}//")
-
-    def _serves(self) -> bool:
-        address = f"amqp://guest:guest@{LOOPBACK}:{self._node}//"
-        try:
-            with Connection(address, connect_timeout=0.5) as connection:
-                connection.connect()
-        except OSError:
-            return False
-        return True
 
 
 MARIADB = Path("/usr/sbin/mariadbd")

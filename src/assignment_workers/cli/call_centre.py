@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.devstack import temporary
+from assignment_workers.devstack.temporary import Broker
 from assignment_workers.errors import UsageError
 from assignment_workers.lab.call_centre import day
 from assignment_workers.lab.call_centre.page import page
@@ -29,8 +31,23 @@ from assignment_workers.lab.call_centre.verdict import BACK_SECONDS, Verdict
 from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
-T = TypeVar("T")
-Run = Callable[[Stack, Plan, Settings, Callable[[Recorder, Sample], None]], tuple[Recorder, T]]
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Run(Protocol[T_co]):
+    """A simulation on a stack: `day.run`, or `soak.run`."""
+
+    def __call__(
+        self,
+        stack: Stack,
+        plan: Plan,
+        settings: Settings,
+        show: Callable[[Recorder, Sample], None],
+        *,
+        broker: Broker | None,
+    ) -> tuple[Recorder, T_co]:
+        """Simulate the plan; return the records and the result."""
+
 
 CALM_SECONDS = 30.0
 """The least seconds between two faults of a soak: long enough to measure the system there."""
@@ -55,6 +72,18 @@ Speed = Annotated[
     float, typer.Option(min=1, max=200, help="How many times faster than real the day goes.")
 ]
 Seed = Annotated[int, typer.Option(help="The same seed: the same agents and users.")]
+LanesOfStack = Annotated[
+    str,
+    typer.Option(
+        metavar="LANE=QUEUE", help="Lanes of a new stack, as in ASSIGNMENT_WORKERS_LANES."
+    ),
+]
+OverRabbitMQ = Annotated[
+    bool,
+    typer.Option(
+        "--rabbitmq", help="A new stack's broker is RabbitMQ, which Debian's package has installed."
+    ),
+]
 ReportPath = Annotated[Path, typer.Option(help="Where the page of the run is written.")]
 
 
@@ -67,6 +96,8 @@ def demo(
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill, freeze and cut off parts of the stack meanwhile.")
     ] = False,
+    lanes: LanesOfStack = "",
+    rabbitmq: OverRabbitMQ = False,
     report: ReportPath = Path("demo.html"),
     json: AsJson = False,
 ) -> int:
@@ -77,8 +108,8 @@ def demo(
     log in, ask, talk, choose outcomes, skip, take breaks and close the tab. Users sign,
     requirements appear, callbacks are promised, and both dialer queues are rebuilt.
     """
-    plan = Plan(agents, users, seconds, speed, seed, chaos)
-    recorder, verdict = _simulated(day.run, plan, report, json)
+    plan = Plan(agents, users, seconds, speed, seed, chaos, lanes=lanes)
+    recorder, verdict = _simulated(day.run, plan, report, json, rabbitmq)
     report.write_text(page(recorder, verdict), encoding="utf-8")
     if json:
         as_json(verdict)
@@ -94,6 +125,8 @@ def soak(
     seconds: Annotated[float, typer.Option(min=60, max=604_800, help="How long it runs.")] = 28_800,
     speed: Speed = 30,
     seed: Seed = 7,
+    lanes: LanesOfStack = "",
+    rabbitmq: OverRabbitMQ = False,
     report: ReportPath = Path("soak.html"),
     json: AsJson = False,
 ) -> int:
@@ -117,8 +150,9 @@ def soak(
         chaos=True,
         between=(calm, 2 * calm),
         retention=retention,
+        lanes=lanes,
     )
-    recorder, soaked = _simulated(run_soak, plan, report, json)
+    recorder, soaked = _simulated(run_soak, plan, report, json, rabbitmq)
     report.write_text(page(recorder, soaked.verdict, soaked), encoding="utf-8")
     if json:
         as_json(soaked)
@@ -129,7 +163,9 @@ def soak(
     return soaked.exit_code
 
 
-def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recorder, T]:
+def _simulated(
+    run: Run[T_co], plan: Plan, report: Path, json: bool, rabbitmq: bool
+) -> tuple[Recorder, T_co]:
     """Call `run`, which simulates and judges, on a stack; return the records and the verdict.
 
     Progress is shown unless `json`. Raises `UsageError`, before anything starts, if the folder of
@@ -137,25 +173,37 @@ def _simulated(run: Run[T], plan: Plan, report: Path, json: bool) -> tuple[Recor
     """
     if not report.absolute().parent.is_dir():
         raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
-    with _stack(plan) as (stack, given, own_plan):
+    with _stack(plan, rabbitmq) as (stack, given, own_plan, broker):
         progress = _Progress(own_plan, stack)
         with nullcontext() if json else progress.live:
-            return run(stack, own_plan, given, progress.show)
+            return run(stack, own_plan, given, progress.show, broker=broker)
 
 
 @contextmanager
-def _stack(plan: Plan) -> Iterator[tuple[Stack, Settings, Plan]]:
+def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, Broker | None]]:
     """Yield the stack that runs here, or else a temporary one for the plan.
 
-    With it come its settings, and the plan for this stack.
+    With it come its settings, the plan for this stack, and its RabbitMQ if `rabbitmq`. Raises
+    `UsageError` if a stack that runs here would have to be another one.
     """
     if running := running_stack(settings()):
-        yield running, resolved(), plan
+        if plan.lanes or rabbitmq:
+            raise UsageError(
+                "--lanes and --rabbitmq are for a new stack, and a stack runs here already:"
+                " stop it, or name another ASSIGNMENT_WORKERS_HOME"
+            )
+        yield running, resolved(), plan, None
         return
-    with tempfile.TemporaryDirectory(prefix="assignment-workers-demo-") as folder:
+    own_settings = Settings.from_environment(plan.variables)
+    lanes_of(own_settings)
+    with tempfile.TemporaryDirectory(prefix="assignment-workers-demo-") as name, ExitStack() as own:
+        folder, variables = Path(name), dict(plan.variables)
+        broker = own.enter_context(temporary.broker(folder)) if rabbitmq else None
+        if broker is not None:
+            variables["BROKER_URL"] = broker.url
         complain("a stack of its own is started for the demo")
-        with temporary.stack(Path(folder), plan.variables, own_disk=plan.chaos) as made:
-            yield made, Settings.from_environment(plan.variables), replace(plan, own_stack=True)
+        made = own.enter_context(temporary.stack(folder, variables, own_disk=plan.chaos))
+        yield made, own_settings, replace(plan, own_stack=True), broker
 
 
 class _Progress:

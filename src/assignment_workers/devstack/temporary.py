@@ -1,4 +1,4 @@
-"""Embedded servers for as long as a block lasts: a PostgreSQL alone, or a whole stack."""
+"""Servers for as long as a block lasts: a PostgreSQL alone, a RabbitMQ alone, or a whole stack."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from pathlib import Path
 
 import psutil
 
-from assignment_workers.devstack import postgres, server
+from assignment_workers.devstack import postgres, rabbitmq, server
 from assignment_workers.devstack.guardian import Guardian, Ward
 from assignment_workers.devstack.log import Log
 from assignment_workers.devstack.ports import LOOPBACK
+from assignment_workers.devstack.process import Child
+from assignment_workers.devstack.server import Server
 from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.runtime.home import hold
 from assignment_workers.runtime.stack import Stack, running_stack
@@ -56,6 +58,60 @@ def database() -> Iterator[str]:
             yield made.url
         finally:
             child.stop()
+
+
+@dataclass
+class Broker:
+    """A RabbitMQ node for one stack, outside the stack's processes."""
+
+    url: str
+    _server: Server
+    _child: Child
+    _log: Log
+    _guardian: Guardian
+
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the node's processes, the first one first."""
+        node = psutil.Process(self._child.pid)
+        return [node.pid, *(each.pid for each in node.children(recursive=True))]
+
+    def kill(self) -> None:
+        """Kill the node with all its processes."""
+        self._child.kill()
+        self._child.wait(STOP_SECONDS)
+
+    def restart(self) -> None:
+        """Start the killed node with its data, at its address. Raises `StackFailed`."""
+        self._child = server.start(self._server, self._log, self._guardian)
+
+    def stop(self) -> None:
+        """Stop the node."""
+        if not self._child.is_over:
+            self._child.stop()
+
+
+@contextmanager
+def broker(folder: Path) -> Iterator[Broker]:
+    """Run a RabbitMQ node with its data in this folder. Raises `StackFailed`."""
+    if not rabbitmq.PROGRAM.exists():
+        raise StackFailed(
+            f"RabbitMQ is not installed at {rabbitmq.PROGRAM} (Debian: apt install rabbitmq-server)"
+        )
+    directory, log = folder / "rabbitmq", Log(sys.stderr, colour=False)
+    ports = rabbitmq.NodePorts.free()
+    with Guardian() as guardian:
+        mapper = Child(rabbitmq.port_mapper(directory, ports), log, guardian)
+        prepared = rabbitmq.prepare(directory, ports)
+        try:
+            child = server.start(prepared, log, guardian)
+            made = Broker(prepared.url, prepared, child, log, guardian)
+            try:
+                yield made
+            finally:
+                made.stop()
+        finally:
+            mapper.kill()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from assignment_workers.assignment.generations.levels import unpublished
 from assignment_workers.assignment.lanes import Lanes, lanes_of
 from assignment_workers.client import AsyncClient, Client
 from assignment_workers.devstack import temporary
+from assignment_workers.devstack.temporary import Broker
 from assignment_workers.errors import AssignmentWorkersError, BrokerUnavailable, UsageError
 from assignment_workers.lab.call_centre.agent import SimulatedAgent
 from assignment_workers.lab.call_centre.chaos import Chaos
@@ -61,12 +62,14 @@ def run(
     settings: Settings,
     show: Callable[[Recorder, Sample], None],
     *,
+    broker: Broker | None = None,
     beside: Beside = nothing,
 ) -> tuple[Recorder, Verdict]:
     """Simulate the plan, wait until the stack is at rest, and judge; return records and verdict.
 
-    `settings` are those of the stack. `show` is called each second. `beside` runs at the same time,
-    until its event says that the day is over. Raises `UsageError` if the users of the stack are not
+    `settings` are those of the stack. `show` is called each second. `broker` is the stack's
+    RabbitMQ, if faults may kill it. `beside` runs at the same time, until its event says that the
+    day is over. Raises `UsageError` if the users of the stack are not
     the demo's, so that no real person is called.
     """
     engine = connect(
@@ -80,7 +83,7 @@ def run(
         _prepare(engine, plan, lanes)
         with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
             recorder, environment = asyncio.run(
-                _Day(stack, plan, settings, engine, client).go(show, beside)
+                _Day(stack, plan, settings, engine, client, broker).go(show, beside)
             )
             _come_to_rest(engine, client, lanes)
         verdict = judge(engine, plan, recorder, signed_at=environment.signed_at, settings=settings)
@@ -120,6 +123,7 @@ class _Day:
     settings: Settings
     engine: Engine
     client: Client
+    broker: Broker | None
 
     async def go(
         self,
@@ -155,6 +159,7 @@ class _Day:
                     chance,
                     lanes,
                     disk=temporary.disk_of(stack.pid),
+                    broker=self.broker,
                     has_clock=plan.own_stack,
                 )
                 around.append(Chaos(faults, recorder, over, plan, chance).reign())

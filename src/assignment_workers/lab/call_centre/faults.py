@@ -5,7 +5,8 @@ is False if the fault cannot be caused now, because the process is down for exam
 
 One machine sets limits. There is no second database server, so while PostgreSQL is frozen no server
 is left to serve, and a recovery is measured from the thaw. Frozen sessions keep their locks, as
-those of a network that drops packets do until the server notices. The database's clock steps for
+those of a network that drops packets do until the server notices. A killed RabbitMQ, which is no
+process of the stack, is started again at the end of the fault. The database's clock steps for
 SQL alone, by functions before PostgreSQL's own, because the machine has only one clock. The disk is
 full only in a stack of the run's own, whose PostgreSQL then has a file system to itself.
 """
@@ -37,7 +38,7 @@ from assignment_workers.client.commands import CommandCall
 from assignment_workers.client.wire.brokers import sender
 from assignment_workers.client.wire.message import message
 from assignment_workers.client.wire.redis_clients import redis_client
-from assignment_workers.devstack.temporary import Disk
+from assignment_workers.devstack.temporary import Broker, Disk
 from assignment_workers.lab.call_centre.processes import role
 from assignment_workers.lab.call_centre.recorder import Recorder
 from assignment_workers.policy.queues import POLICIES
@@ -48,6 +49,8 @@ FREEZE_SECONDS = 4.0
 SILENCE_SECONDS = 9.0
 """The time for which PostgreSQL is silent: longer than the deadline of an exchange with it."""
 FULL_SECONDS = 5.0
+AWAY_SECONDS = 3.0
+"""The time for which a killed RabbitMQ is away before it is started again."""
 READER_SECONDS = 15.0
 STEP_SECONDS = 20.0
 """The step of the database's clock: longer than the shortest lease."""
@@ -105,6 +108,8 @@ class Faults:
     lanes: Lanes
     disk: Disk | None
     """The file system of the stack's PostgreSQL alone; None if the stack has none."""
+    broker: Broker | None
+    """The stack's RabbitMQ, if the run may kill it; None: Valkey is the broker, or it is remote."""
     has_clock: bool
     """True if the database's clock can be stepped: `install_clock` was called."""
     _older: Path | None = field(default=None, init=False)
@@ -146,6 +151,22 @@ class Faults:
             ]
         if self._valkey_data() is not None:
             found.append(FaultKind("Valkey set back", self._older_valkey))
+        if self.broker is not None:
+            node = self.broker
+            found += [
+                FaultKind(
+                    "RabbitMQ killed",
+                    lambda: self._away(node),
+                    AWAY_SECONDS,
+                    leaves_a_server=False,
+                ),
+                FaultKind(
+                    "RabbitMQ frozen",
+                    lambda: _frozen(node.processes),
+                    SILENCE_SECONDS,
+                    leaves_a_server=False,
+                ),
+            ]
         if self.disk is not None:
             found.append(
                 FaultKind(
@@ -166,6 +187,11 @@ class Faults:
                 ("disk of PostgreSQL full", f"{own}, root and 8 GB of memory", self.disk is None),
                 ("standby away, replies to COMMIT lost", own, self._data() is None),
                 ("Valkey set back", own, self._valkey_data() is None),
+                (
+                    "RabbitMQ killed or frozen",
+                    "needs a RabbitMQ of the run's own, by --rabbitmq",
+                    self.broker is None,
+                ),
             )
             if is_untried
         ]
@@ -210,6 +236,14 @@ class Faults:
         ours = set() if server is None else set(self._children_of(server))
         with _frozen([each for each in sessions if each in ours]) as stopped:
             yield stopped
+
+    @contextmanager
+    def _away(self, broker: Broker) -> Iterator[bool]:
+        broker.kill()
+        try:
+            yield True
+        finally:
+            broker.restart()
 
     @contextmanager
     def _kill_while_building(self) -> Iterator[bool]:

@@ -37,6 +37,8 @@ class Plan:
 
     It is set for a soak alone, whose Flower also remembers `FLOWER_TASKS`.
     """
+    lanes: str = ""
+    """The lanes of a new stack, as in ASSIGNMENT_WORKERS_LANES; empty: the default lane alone."""
     own_stack: bool = False
     """True if the stack is the run's own: a fault may then change its database for good."""
 
@@ -52,6 +54,8 @@ class Plan:
             seconds = _seconds(self.retention.total_seconds())
             kept["ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"] = seconds
             kept["FLOWER_MAX_TASKS"] = FLOWER_TASKS
+        if self.lanes:
+            kept["ASSIGNMENT_WORKERS_LANES"] = self.lanes
         return kept | {
             "ASSIGNMENT_WORKERS_DEMO_USERS": str(self.users),
             "ASSIGNMENT_WORKERS_DEMO_SEED": str(self.seed),

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from assignment_workers.assignment import audit
 from assignment_workers.assignment.generations.purge import prune_history
 from assignment_workers.client.wire.redis_clients import redis_client
+from assignment_workers.devstack.temporary import Broker
 from assignment_workers.lab.call_centre import day, processes, tables
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.processes import Life
@@ -124,7 +125,12 @@ class Soaked(BaseModel):
 
 
 def run(
-    stack: Stack, plan: Plan, settings: Settings, show: Callable[[Recorder, Sample], None]
+    stack: Stack,
+    plan: Plan,
+    settings: Settings,
+    show: Callable[[Recorder, Sample], None],
+    *,
+    broker: Broker | None = None,
 ) -> tuple[Recorder, Soaked]:
     """Simulate the plan, measure the stack meanwhile, and judge both; return records and result.
 
@@ -138,7 +144,7 @@ def run(
     )
     try:
         meter = Meter(stack, engine, plan, settings)
-        recorder, verdict = day.run(stack, plan, settings, show, beside=meter.watch)
+        recorder, verdict = day.run(stack, plan, settings, show, broker=broker, beside=meter.watch)
         meter.latency(recorder)
         return recorder, meter.soaked(verdict)
     finally:

@@ -1,0 +1,93 @@
+"""A RabbitMQ node for a run of its own: the machine's own program, as Debian installs it.
+
+`up` starts no RabbitMQ. The laboratory and the tests do, where the program is installed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from assignment_workers.devstack.ports import CHOICE, LOOPBACK, is_free
+from assignment_workers.devstack.process import ProcessSpec
+from assignment_workers.devstack.server import Server
+from assignment_workers.runtime.errors import StackFailed
+
+PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+"""The program of Debian's package. Unlike the one in /usr/sbin, it runs as the present account."""
+ACCOUNT = "guest:guest"
+"""The account of a new node, which RabbitMQ admits on the loopback interface alone."""
+ANSWER_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class NodePorts:
+    """The loopback ports of a node, of its Erlang distribution, and of Erlang's port mapper."""
+
+    node: int
+    distribution: int
+    mapper: int
+
+    @classmethod
+    def free(cls) -> Self:
+        """Return three ports that are free now. Raises `StackFailed`."""
+        found: list[int] = [port for port in random.sample(CHOICE, 100) if is_free(port)][:3]
+        if len(found) < len(cls.__dataclass_fields__):
+            raise StackFailed(f"no port is free between {CHOICE.start} and {CHOICE.stop - 1}")
+        return cls(*found)
+
+
+def port_mapper(directory: Path, ports: NodePorts) -> ProcessSpec:
+    """Return the process of the port mapper, which runs as long as the node and its restarts."""
+    command: Sequence[str] = ["epmd", "-port", str(ports.mapper), "-address", LOOPBACK]
+    return ProcessSpec("epmd", command, log=directory.with_suffix(".epmd"))
+
+
+def prepare(directory: Path, ports: NodePorts) -> Server:
+    """Write the node's configuration; return the node, whose data are in `directory`.
+
+    The port mapper must run.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    plugins, settings = directory / "plugins", directory / "rabbitmq.conf"
+    plugins.write_text("[].", encoding="ascii")
+    settings.write_text("", encoding="ascii")
+    url = f"amqp://{ACCOUNT}@{LOOPBACK}:{ports.node}//"
+    spec = ProcessSpec(
+        "rabbitmq",
+        [str(PROGRAM)],
+        env={
+            "HOME": str(directory),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "ERL_EPMD_PORT": str(ports.mapper),
+            "RABBITMQ_NODENAME": "own@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
+            "RABBITMQ_NODE_PORT": str(ports.node),
+            "RABBITMQ_DIST_PORT": str(ports.distribution),
+            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
+            "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
+            "RABBITMQ_CONFIG_FILE": str(settings),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        },
+        log=directory / "rabbitmq.log",
+        ready=lambda _: _serves(url),
+    )
+    return Server(spec, url)
+
+
+def _serves(url: str) -> bool:
+    try:
+        with Connection(url, connect_timeout=ANSWER_SECONDS) as connection:
+            connection.connect()
+    except (OSError, OperationalError):
+        return False
+    return True
