@@ -17,7 +17,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from assignment_workers.adoption.migrate import BOOKS, migrate
+from assignment_workers.adoption.migrate import BOOKS, LOCK_AT_MOST, SWITCH_AT_MOST, migrate
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.adoption.shapes import LEGACY_CALL_QUEUE
@@ -377,7 +377,7 @@ def test_the_first_by_position_costs_the_same_whatever_waits_behind_or_was_befor
             f"INSERT INTO {UNSIGNED} (id, user_id, queue_position, updated_at)"
             " SELECT gen_random_uuid(), n, n, now() FROM generate_series(1, 20000) n"
         )
-    moved(url)
+    moved(url, batch=2000)
     with connected(url) as connection:
         connection.execute(
             "UPDATE assignment.entries SET state = 'out', reason = 'converted' WHERE rank <= 1000"
@@ -610,33 +610,110 @@ def test_the_dialer_is_not_blocked_for_a_second_even_behind_a_long_transaction(
     check(url)
 
 
-def test_a_switch_that_takes_too_long_is_undone_and_tried_again(empty_database_url: str) -> None:
+LOCKED = """
+SELECT extract(epoch FROM clock_timestamp() - waitstart)::float8
+FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE application_name = 'dialer' AND NOT granted
+AND waitstart IS NOT NULL
+"""
+
+
+@contextlib.contextmanager
+def lock_waits(url: str) -> Iterator[list[float]]:
+    """Within: the seconds for which the dialer's sessions wait for locks; the rest is the machine's.
+
+    Those sessions are named `dialer`.
+    """
+    over, waits = threading.Event(), [0.0]
+
+    def look() -> None:
+        with connected(url) as mine:
+            while not over.wait(0.005):
+                waits.extend(seconds for (seconds,) in mine.execute(LOCKED))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield waits
+    finally:
+        over.set()
+        looking.join(30)
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Within: the dialer reads its queue again and again."""
+    over = threading.Event()
+
+    def read() -> None:
+        with connected(url) as mine:
+            mine.execute("SET application_name = 'dialer'")
+            while not over.is_set():
+                mine.execute(f"SELECT FROM {UNSIGNED} LIMIT 1")
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(30)
+
+
+@pytest.mark.parametrize(
+    ("slow", "seconds"),
+    [
+        (["assignment.adoption_decisions"], 30.0),
+        (["assignment.adoption_decisions", "assignment.assignments", "assignment.events"], 0.6),
+    ],
+    ids=["one statement", "each of three"],
+)
+def test_a_switch_that_takes_too_long_is_undone_and_tried_again(
+    empty_database_url: str, slow: list[str], seconds: float
+) -> None:
     """The dialer waits for it with its tables locked: no try may last."""
     url = empty_database_url
     with connected(url) as connection:
         dialers.deployed(connection)
-        dialers.queue(connection, UNSIGNED, (1, 1, "assigned", 999), (2, 2, "pending", None))
+        dialers.queue(
+            connection,
+            UNSIGNED,
+            *((1, 1, "assigned", 999), (2, 2, "pending", None), (3, 3, "assigned", 26)),
+        )
     migrations.upgrade(url)
     with connected(url) as connection:
         for sql in BOOKS:
             connection.execute(sql.encode())
         connection.execute("CREATE SEQUENCE tries")
-        connection.execute("""
+        connection.execute(f"""
             CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF nextval('tries') < 3 THEN PERFORM pg_sleep(30); END IF;
-                RETURN NEW;
+                IF EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid()
+                           AND relation = to_regclass('{UNSIGNED}')
+                           AND mode = 'AccessExclusiveLock')
+                   AND nextval('tries') < 3 * {len(slow)} THEN PERFORM pg_sleep({seconds}); END IF;
+                RETURN NULL;
             END $$
         """)
-        connection.execute(
-            "CREATE TRIGGER dawdle BEFORE INSERT ON assignment.adoption_decisions FOR EACH ROW"
-            " WHEN (NEW.agent_id = 999) EXECUTE FUNCTION dawdle()"
-        )
+        for table in slow:
+            connection.execute(
+                f"CREATE TRIGGER dawdle AFTER INSERT ON {table}"
+                " FOR EACH STATEMENT EXECUTE FUNCTION dawdle()".encode()
+            )
     began = time.monotonic()
-    moved(url)
+    with lock_waits(url) as waits, reading(url):
+        moved(url)
     assert time.monotonic() - began < 20
-    assert rows(url, "SELECT last_value FROM tries") == [(3,)]
-    assert [row[:3] for row in state(url)[0]] == [(1, 1, "pending"), (2, 2, "pending")]
+    assert max(waits) < LONGEST, "a try was undone too late"
+    assert rows(url, "SELECT last_value > 2 FROM tries") == [(True,)], "it was slow"
+    assert [row[:3] for row in state(url)[0]] == [
+        (1, 1, "pending"),
+        (2, 2, "pending"),
+        (3, 0, "assigned"),
+    ]
     check(url)
+
+
+LONGEST = (LOCK_AT_MOST + SWITCH_AT_MOST).total_seconds() + 0.3
+"""The longest that the dialer may wait for a lock of ours, in seconds; the rest is for commits."""
 
 
 def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
@@ -652,21 +729,14 @@ def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
             f"SELECT gen_random_uuid(), n, n, now() FROM generate_series(1, {users}) n"
         )
     holds: dict[int, int | None] = {}
-    longest: list[float] = []
     broke: list[BaseException] = []
 
     def work(agent: int) -> None:
         """Take the next user, promise them a callback, and so on until writes are refused."""
         chance, hold = Random(agent), None
         with connected(url) as mine:
-
-            def do(sql: str, *values: Any) -> psycopg.Cursor[Any]:
-                began = time.monotonic()
-                try:
-                    return mine.execute(sql, values)
-                finally:
-                    longest.append(time.monotonic() - began)
-
+            do = mine.execute
+            do("SET application_name = 'dialer'")
             try:
                 while True:
                     taken = do(
@@ -675,7 +745,7 @@ def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
                         f" SELECT id FROM {UNSIGNED} WHERE status = 'pending'"
                         " ORDER BY queue_position LIMIT 1 FOR UPDATE SKIP LOCKED)"
                         " RETURNING id, user_id",
-                        agent,
+                        [agent],
                     ).fetchone()
                     if taken is None:
                         raise AssertionError("too few users")
@@ -684,9 +754,9 @@ def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
                         "INSERT INTO callbacks (id, user_id, scheduled_for,"
                         " original_call_session_id)"
                         " VALUES (gen_random_uuid(), %s, now(), gen_random_uuid())",
-                        chance.randint(1, 20),
+                        [chance.randint(1, 20)],
                     )
-                    do(f"UPDATE {UNSIGNED} SET status = 'completed' WHERE id = %s", taken[0])
+                    do(f"UPDATE {UNSIGNED} SET status = 'completed' WHERE id = %s", [taken[0]])
                     hold = None
             except psycopg.errors.FeatureNotSupported:
                 holds[agent] = hold
@@ -697,7 +767,8 @@ def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
     for thread in threads:
         thread.start()
     try:
-        moved(url, batch=500)
+        with lock_waits(url) as waits:
+            moved(url, batch=500)
     finally:
         for thread in threads:
             thread.join(30)
@@ -706,7 +777,7 @@ def test_what_the_dialer_does_meanwhile_is_not_lost_and_nothing_of_it_fails(
         rows(url, "SELECT agent_id, user_id FROM assignment.assignments WHERE state = 'active'")
     ) == {agent: user for agent, user in holds.items() if user is not None}
     assert rows(url, "SELECT count(*) FROM callbacks")[0][0] > len(agents)
-    assert max(longest) < 1.0
+    assert max(waits) < LONGEST
     check(url)
 
 

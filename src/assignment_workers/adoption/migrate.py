@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from time import monotonic
+from typing import Any
 
-from sqlalchemy import Connection, Engine, select, text
+import psycopg
+from sqlalchemy import Connection, Engine, event, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import CreateColumn
 
 from assignment_workers.adoption import changes, guards, promises, views
@@ -223,22 +227,53 @@ def switch(
                 connection.execute(text(sql))
             connection.execute(text(_grant(each.table)))
         names = ", ".join(f"public.{each.table}" for each in sources)
-        connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
-        connection.execute(text(_BRIEFLY))
-        for each in sources:
-            while carry_over(connection, each, numbers[each.queue], _other(numbers, each)):
-                pass
-            for sql in changes.end(each):
-                connection.execute(text(sql))
-        place_holds(connection, sources, numbers)
-        for each in sources:
-            theirs = definitions(connection, each.table)
-            for sql in renaming(each.table):
-                connection.execute(text(sql))
-            follow(connection, theirs)
-        take_over(transaction, numbers, settings)
-        connection.execute(_SWITCHED, {"queues": list(numbers), "at": transaction.now})
-        connection.execute(_IN_TIME)
+        with ended_after(connection, LOCK_AT_MOST):
+            connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
+        with ended_after(connection, SWITCH_AT_MOST):
+            for each in sources:
+                while carry_over(connection, each, numbers[each.queue], _other(numbers, each)):
+                    pass
+                for sql in changes.end(each):
+                    connection.execute(text(sql))
+            place_holds(connection, sources, numbers)
+            for each in sources:
+                theirs = definitions(connection, each.table)
+                for sql in renaming(each.table):
+                    connection.execute(text(sql))
+                follow(connection, theirs)
+            take_over(transaction, numbers, settings)
+            connection.execute(_SWITCHED, {"queues": list(numbers), "at": transaction.now})
+
+
+@contextmanager
+def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
+    """Let PostgreSQL end the transaction if the statements of the block take longer than `limit`.
+
+    Each statement, and the pause of this process before the next one, gets the time that is left,
+    so the locks of the transaction are released in time however many statements there are. Raises
+    SQLAlchemy's `OperationalError`, which `patiently` retries.
+    """
+    ends = monotonic() + limit.total_seconds()
+
+    def shorten(*given: Any) -> None:  # noqa: ANN401 - SQLAlchemy's arguments
+        cursor, sql = given[1], given[2]
+        left = round((ends - monotonic()) * 1000)
+        try:
+            if left <= 0:
+                raise psycopg.errors.QueryCanceled(f"the switch took longer than {limit}")
+            cursor.execute(
+                f"SET LOCAL statement_timeout TO {left};"
+                f"SET LOCAL idle_in_transaction_session_timeout TO {left}"
+            )
+        except psycopg.Error as error:
+            raise OperationalError(sql, None, error) from error
+
+    event.listen(connection, "before_cursor_execute", shorten)
+    try:
+        yield
+        connection.execute(text("SELECT"))
+    finally:
+        event.remove(connection, "before_cursor_execute", shorten)
 
 
 def catch_up(
@@ -389,22 +424,6 @@ _CALL_QUEUE_MISSING = text(f"""
         SELECT FROM pg_class c WHERE c.relkind = 'v'
         AND c.relnamespace = 'public'::regnamespace
         AND obj_description(c.oid, 'pg_class') = :comment)
-""")
-_SWITCH_MS = round(SWITCH_AT_MOST.total_seconds() * 1000)
-# No statement takes longer than this, and neither does a stopped client. The last of these checks
-# whether all together did, with the error of PostgreSQL's statement timeout.
-_BRIEFLY = f"""
-    SET LOCAL statement_timeout TO {_SWITCH_MS};
-    SET LOCAL idle_in_transaction_session_timeout TO {_SWITCH_MS};
-    SELECT set_config('assignment.locked_at', clock_timestamp()::text, true)
-"""
-_IN_TIME = text(f"""
-    DO $in_time$ BEGIN
-        IF clock_timestamp() - current_setting('assignment.locked_at')::timestamptz
-            > interval '{_SWITCH_MS} ms' THEN
-            RAISE EXCEPTION 'the switch took too long' USING ERRCODE = 'query_canceled';
-        END IF;
-    END $in_time$
 """)
 _ATTACHED = text("SELECT relispartition FROM pg_class WHERE oid = CAST(:name AS regclass)")
 _SWITCHED = text("""
