@@ -24,7 +24,7 @@ from amqp.exceptions import FrameSyntaxError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from assignment_workers.client import Assigned, Client
+from assignment_workers.client import Assigned, Client, Finished
 from tests.faults.test_poison import can_be_said, goes_on
 from tests.support.poison import FORMS, TRUE, Envelope, envelope, publish
 from tests.support.processes import Stack, running, wait_until
@@ -203,7 +203,11 @@ def test_whatever_is_sent_the_request_behind_it_is_served(stack: Stack) -> None:
 
 
 def _is_served(client: Client, request_id: str) -> bool:
-    return isinstance(client.request_next(90, request_id=request_id), Assigned)
+    """Ask for an agent, and give the user back: offers that lapse would set the agent on break."""
+    answer = client.request_next(90, request_id=request_id)
+    return isinstance(answer, Assigned) and isinstance(
+        client.release(answer.assignment.id, 90), Finished
+    )
 
 
 def _sent(stack: Stack, lot: Lot) -> list[tuple[str, bytes]]:
