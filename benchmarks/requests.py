@@ -178,7 +178,7 @@ def over_http(connections: Sequence[Http]) -> Way:
 def _given(answer: object) -> tuple[UUID, int]:
     match answer:
         case Assigned(assignment=held, replayed=False):
-            return held.id, held.user_id
+            return held.id, held.user_number
         case other:
             raise RuntimeError(f"nobody was assigned: {other}")
 

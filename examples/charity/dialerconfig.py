@@ -29,6 +29,8 @@ from assignment_workers.dialer import (
     News,
     Outcome,
     Person,
+    PersonId,
+    Persons,
     Queue,
     Rule,
     RuleEffect,
@@ -42,35 +44,47 @@ DAY = timedelta(days=1)
 MAJOR = 1_000
 """Pounds in all from which a donor is a major one."""
 
-# -- facts: the views of crm.sql ----------------------------------------------------------------
+# -- facts: the tables of crm.sql ---------------------------------------------------------------
 
+donors = Persons(
+    of="charity.donors",
+    id_type=Text(),
+    names={
+        "id": "donor_key",
+        "phone_number": "telephone",
+        "created_at": "joined_at",
+        "may_call": "consents_to_calls",
+    },
+)
 may_call = person_column("may_call", Boolean())
+
+DONOR_KEY = {"donor_id": "donor_key"}
 gifts = fact_table(
     "gifts",
     Column("id", BigInteger, primary_key=True),
-    Column("donor_id", BigInteger),
+    Column("donor_id", PersonId),
     Column("pounds", Integer),
     Column("created_at", Time),
     Column("is_thanked", Boolean),
+    of="charity.gifts",
+    names=DONOR_KEY,
 )
 pledges = fact_table(
     "pledges",
-    Column("id", BigInteger, primary_key=True),
-    Column("donor_id", BigInteger),
+    Column("donor_id", PersonId),
     Column("pounds", Integer),
     Column("state", Text),
+    of="charity.pledges",
+    names=DONOR_KEY,
 )
 debits = fact_table(
     "debits",
-    Column("id", BigInteger, primary_key=True),
-    Column("donor_id", BigInteger),
+    Column("donor_id", PersonId),
     Column("cancelled_at", Time),
+    of="charity.debits",
+    names=DONOR_KEY,
 )
-guests = fact_table(
-    "guests",
-    Column("id", BigInteger, primary_key=True),
-    Column("donor_id", BigInteger),
-)
+guests = fact_table("guests", Column("donor_id", PersonId), of="charity.guests", names=DONOR_KEY)
 
 GIVEN = gifts.c.donor_id == Person.id
 LATELY = gifts.c.created_at > NOW - literal(365 * DAY, Interval())
@@ -209,4 +223,5 @@ dialer = Dialer(
     queues=QUEUES,
     outcomes=OUTCOMES,
     news=[News("gifts", gifts.c.created_at, gifts.c.id, gifts.c.donor_id)],
+    persons=donors,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import BigInteger, Boolean, Column, Text, exists, func, select
+from sqlalchemy import Column, Date, Text, Uuid, exists, func, select
 
 from assignment_workers.dialer import (
     NOW,
@@ -17,6 +17,8 @@ from assignment_workers.dialer import (
     News,
     Outcome,
     Person,
+    PersonId,
+    Persons,
     Queue,
     Rule,
     RuleEffect,
@@ -29,30 +31,46 @@ from assignment_workers.dialer import (
 HOUR = timedelta(hours=1)
 SPOKEN = ("en", "es", "pl")
 
-# -- facts: the views of crm.sql ----------------------------------------------------------------
+# -- facts: the tables of crm.sql ---------------------------------------------------------------
 
+patients = Persons(
+    of="clinic.patients",
+    id_type=Uuid(),
+    names={
+        "id": "patient_no",
+        "phone_number": "mobile",
+        "created_at": "registered_at",
+        "language": "speaks",
+    },
+)
 language = person_column("language", Text())
-is_deceased = person_column("is_deceased", Boolean())
+died_on = person_column("died_on", Date())
+
+PATIENT_NO = {"patient_id": "patient_no"}
 recalls = fact_table(
     "recalls",
-    Column("id", BigInteger, primary_key=True),
-    Column("patient_id", BigInteger),
+    Column("patient_id", PersonId),
     Column("due_at", Time),
     Column("state", Text),
+    of="clinic.recalls",
+    names=PATIENT_NO,
 )
 appointments = fact_table(
     "appointments",
-    Column("id", BigInteger, primary_key=True),
-    Column("patient_id", BigInteger),
+    Column("patient_id", PersonId),
     Column("starts_at", Time),
     Column("state", Text),
+    of="clinic.appointments",
+    names=PATIENT_NO,
 )
 results = fact_table(
     "results",
-    Column("id", BigInteger, primary_key=True),
-    Column("patient_id", BigInteger),
+    Column("id", Uuid, primary_key=True),
+    Column("patient_id", PersonId),
     Column("created_at", Time),
     Column("state", Text),
+    of="clinic.results",
+    names={"id": "result_no", "created_at": "arrived_at", **PATIENT_NO},
 )
 
 READY = (results.c.patient_id == Person.id, results.c.state == word("ready"))
@@ -62,7 +80,7 @@ DUE = (recalls.c.patient_id == Person.id, recalls.c.state == word("open"), recal
 # -- dialer queues ------------------------------------------------------------------------------
 
 PATIENT = (
-    Rule("deceased", is_deceased.is_not(True), means="they have died"),
+    Rule("deceased", died_on.is_(None), means="they have died"),
     Rule(
         "no_speaker",
         func.coalesce(language, word("en")).in_(map(word, SPOKEN)),
@@ -173,4 +191,5 @@ dialer = Dialer(
     queues=QUEUES,
     outcomes=OUTCOMES,
     news=[News("results", results.c.created_at, results.c.id, results.c.patient_id)],
+    persons=patients,
 )

@@ -1,4 +1,4 @@
-"""Identifiers: UUIDv7 from an instant and a source of randomness, both passed in."""
+"""Identifiers: of users as the CRM has them; UUIDv7 from an instant and a source of randomness."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from uuid import UUID
 
+UserId = int | str
+"""The CRM's id of a user: a number, or a string where the CRM's ids are no integers."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

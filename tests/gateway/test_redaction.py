@@ -112,6 +112,7 @@ OF_OURS = {
     "sequencer": {"lane", "leader_host", "queues", "marks"},
     "sequencer_signs": {"lane"},
     "settings": {"changes", "values"},
+    "user_ids": {"text"},
     "watermarks": {"source", "key"},
     "schema_revision": {"version_num"},
     "public.agents": {"role", "team", "allowed_queues"},
@@ -374,7 +375,7 @@ def paths(found: Planted, path: str) -> list[str]:
         "{agent}": [1, 91, 92, 93],
         "{assignment}": [found.hold],
         "/queues/{name}": [f"/queues/{UNSIGNED}"],
-        "/users/{number}": [f"/users/{each}" for each in found.users],
+        "/users/{name}": [f"/users/{each}" for each in found.users],
         "/agents/{number}": [f"/agents/{each}" for each in (1, 91, 92, 93)],
         "/assignments/{name}": [f"/assignments/{found.hold}"],
         "/jobs/{name}": ["/jobs/planted.job", "/jobs/queue.regenerate"],
@@ -383,9 +384,9 @@ def paths(found: Planted, path: str) -> list[str]:
         "/assets/{name}": ["/assets/dashboard.css"],
         "/act/{name}": ["/act/pause", "/act/do_not_contact"],
     }
-    made = [path]
+    made = [path.replace(":path}", "}")]
     for name, values in filled.items():
-        if name in path:
+        if name in made[0]:
             made = [each.replace(name, str(value)) for each in made for value in values]
     assert not any("{" in each for each in made), f"no values for the parameters of {path}"
     if path == "/":

@@ -7,10 +7,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
+from assignment_workers.assignment.crm import fact_views
+from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.dialer import Dialer
+from assignment_workers.schema.tables import FACT_SCHEMA
 from tests.model.rules import Facts, Person
 from tests.support.dialers import DIALERS, EXAMPLES
 from tests.support.world import DAY, HOUR, Claim, Requirement, User, World
@@ -40,6 +44,8 @@ class Trade:
     meanings: Mapping[str, Meaning]
     """By rule of its own."""
     prepare: Callable[[World], None] = field(default=lambda _: None)
+    schema: str = FACT_SCHEMA
+    """That in which the rules read the tables."""
 
     @property
     def dialer(self) -> Dialer:
@@ -52,7 +58,7 @@ class Trade:
         }
         with world.engine.connect() as connection:
             for table, person in self.persons.items():
-                query = f"SELECT {person} AS its_person, t.* FROM crm.{table} t"
+                query = f"SELECT {person} AS its_person, t.* FROM {self.schema}.{table} t"
                 for row in connection.execute(text(query)).mappings():
                     if row["its_person"] in found:
                         found[row["its_person"]][table].append(row)
@@ -142,6 +148,7 @@ CLAIMS = Trade(
             person.has_score_row and person.score > 0 and person.created_at > now - 2 * HOUR
         ),
     },
+    schema="crm",
 )
 
 # -- the examples -----------------------------------------------------------------------------------
@@ -156,8 +163,45 @@ def _prepare(name: str) -> Callable[[World], None]:
         world.execute("DROP SCHEMA crm CASCADE")
         with world.engine.begin() as connection:
             connection.exec_driver_sql(script.replace("%", "%%"))
+            fact_views.make(connection, fact_views.queries(DIALERS[name]))
+        attach(world.engine, None)
 
     return prepare
+
+
+def _number(world: World, people: Sequence[Person], kind: str, own: str) -> None:
+    """Give the CRM's id of each person the number by which the model knows them."""
+    with world.engine.begin() as connection:
+        connection.execute(
+            text(
+                f"INSERT INTO assignment.user_ids (user_id, {kind}) OVERRIDING SYSTEM VALUE"
+                f" SELECT n, {own}(n) FROM unnest(CAST(:numbers AS integer[])) AS of (n)"
+                " ON CONFLICT DO NOTHING"
+            ),
+            {"numbers": [each.id for each in people]},
+        )
+
+
+def _gone(table: str, column: str, own: str, further: str = "") -> str:
+    """The statement that turns the id of `:user` in this column into another one, and back."""
+    its, other = f"{own}(CAST(:user AS integer))", f"{own}(9000 + CAST(:user AS integer))"
+    return (
+        f"UPDATE {table} SET {column} = CASE {column} WHEN {its} THEN {other} ELSE {its} END"
+        f"{further} WHERE {column} IN ({its}, {other})"
+    )
+
+
+ITS_UUID, ITS_KEY = (
+    f"{own}(CAST(:user AS integer))" for own in ("clinic.uuid_of", "charity.key_of")
+)
+
+
+def _patient(number: int) -> UUID:
+    return UUID(f"c11c0000-0000-4000-8000-{number:012}")
+
+
+def _donor(number: int) -> str:
+    return f"D-{number:04}"
 
 
 def _insert(world: World, table: str, columns: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -177,21 +221,34 @@ def _naive(at: datetime) -> datetime:
 def _fill_clinic(world: World, people: Sequence[Person]) -> None:
     now = _naive(world.now)
     goals = {each.id: _goal(each, CLINIC) for each in people}
-    patients = [(each.id, each.phone, None if each.id % 2 else "pl", now - DAY) for each in people]
+    _number(world, people, "uuid", "clinic.uuid_of")
+    patients = [
+        (_patient(each.id), each.phone, None if each.id % 2 else "pl", now - DAY) for each in people
+    ]
     _insert(world, "clinic.patients", "patient_no, mobile, speaks, registered_at", patients)
     results = [
-        (each, each, now - each % 4 * HOUR, "ready" if goal == "results" else "told")
+        (
+            _patient(each),
+            _patient(each),
+            now - each % 4 * HOUR,
+            "ready" if goal == "results" else "told",
+        )
         for each, goal in goals.items()
     ]
     _insert(world, "clinic.results", "result_no, patient_no, arrived_at, state", results)
     missed = [
-        (each, each, now - each % 3 * DAY, "missed" if goal == "missed_appointments" else "kept")
+        (
+            each,
+            _patient(each),
+            now - each % 3 * DAY,
+            "missed" if goal == "missed_appointments" else "kept",
+        )
         for each, goal in goals.items()
     ]
     _insert(world, "clinic.appointments", "appointment_no, patient_no, starts_at, state", missed)
     recalls = [
         # Of those who are in no other dialer queue, some are due now, and some soon.
-        (each, each, now + (each % 3 - 1) * HOUR, "open" if goal == "recalls" else "done")
+        (each, _patient(each), now + (each % 3 - 1) * HOUR, "open" if goal == "recalls" else "done")
         for each, goal in goals.items()
     ]
     _insert(world, "clinic.recalls", "recall_no, patient_no, due_at, state", recalls)
@@ -215,21 +272,22 @@ CLINIC = Trade(
     },
     {
         "is_deceased": "UPDATE clinic.patients SET died_on"
-        " = CASE WHEN died_on IS NULL THEN date '2027-01-01' END WHERE patient_no = :user",
+        " = CASE WHEN died_on IS NULL THEN date '2027-01-01' END WHERE patient_no = " + ITS_UUID,
         "speaks": "UPDATE clinic.patients SET speaks"
-        " = CASE speaks WHEN 'cy' THEN 'es' ELSE 'cy' END WHERE patient_no = :user",
+        " = CASE speaks WHEN 'cy' THEN 'es' ELSE 'cy' END WHERE patient_no = " + ITS_UUID,
         "result": "UPDATE clinic.results SET state"
-        " = CASE state WHEN 'ready' THEN 'told' ELSE 'ready' END WHERE patient_no = :user",
+        " = CASE state WHEN 'ready' THEN 'told' ELSE 'ready' END WHERE patient_no = " + ITS_UUID,
         "missed": "UPDATE clinic.appointments SET state"
-        " = CASE state WHEN 'missed' THEN 'kept' ELSE 'missed' END WHERE patient_no = :user",
+        " = CASE state WHEN 'missed' THEN 'kept' ELSE 'missed' END WHERE patient_no = " + ITS_UUID,
         "recall": "UPDATE clinic.recalls SET state"
-        " = CASE state WHEN 'open' THEN 'done' ELSE 'open' END WHERE patient_no = :user",
-        "in_crm": "UPDATE clinic.patients SET patient_no = -patient_no, mobile = reverse(mobile)"
-        " WHERE abs(patient_no) = :user",
+        " = CASE state WHEN 'open' THEN 'done' ELSE 'open' END WHERE patient_no = " + ITS_UUID,
+        "in_crm": _gone(
+            "clinic.patients", "patient_no", "clinic.uuid_of", ", mobile = reverse(mobile)"
+        ),
     },
     {"results": "result", "missed_appointments": "missed", "recalls": "recall"},
     {
-        "deceased": lambda person, _: _first(person)["is_deceased"],
+        "deceased": lambda person, _: _first(person)["died_on"] is not None,
         "no_speaker": lambda person, _: _first(person)["language"] == "cy",
         "discussed": lambda person, _: not _any(person, "results", state="ready"),
         "rebooked": lambda person, _: not _any(person, "appointments", state="missed"),
@@ -246,21 +304,20 @@ def _any(person: Person, table: str, **has: Any) -> bool:
 def _fill_charity(world: World, people: Sequence[Person]) -> None:
     now = _naive(world.now)
     goals = {each.id: _goal(each, CHARITY) for each in people}
-    donors = [
-        (f"D-{each.id}", each.id, each.phone, True, now - each.id % 5 * DAY) for each in people
-    ]
-    columns = "donor_key, number, telephone, consents_to_calls, joined_at"
+    _number(world, people, "text", "charity.key_of")
+    donors = [(_donor(each.id), each.phone, True, now - each.id % 5 * DAY) for each in people]
+    columns = "donor_key, telephone, consents_to_calls, joined_at"
     _insert(world, "charity.donors", columns, donors)
     pledges = [
-        (each, each, each % 3 * 10, "open" if goal == "pledges" else "paid")
+        (each, _donor(each), each % 3 * 10, "open" if goal == "pledges" else "paid")
         for each, goal in goals.items()
     ]
-    _insert(world, "charity.pledges", "id, donor_id, pounds, state", pledges)
+    _insert(world, "charity.pledges", "id, donor_key, pounds, state", pledges)
     gifts = [
         # A year ago to the hour: who gave in it, and soon did not.
         (
             each,
-            each,
+            _donor(each),
             2_000 if goal == "major_donors" else 20,
             now - timedelta(days=365) + (each % 3 - 1) * HOUR,
             goal != "thanks",
@@ -268,15 +325,16 @@ def _fill_charity(world: World, people: Sequence[Person]) -> None:
         for each, goal in goals.items()
         if goal != "guests"
     ]
-    _insert(world, "charity.gifts", "id, donor_id, pounds, created_at, is_thanked", gifts)
+    _insert(world, "charity.gifts", "id, donor_key, pounds, created_at, is_thanked", gifts)
     debits = [
-        (each, each, now - each % 2 * DAY if goal == "regular_donors" else None)
+        (each, _donor(each), now - each % 2 * DAY if goal == "regular_donors" else None)
         for each, goal in goals.items()
         if goal in {"regular_donors", "thanks"}
     ]
-    _insert(world, "charity.debits", "id, donor_id, cancelled_at", debits)
-    _insert(world, "charity.guests", "id, donor_id", [(each, each) for each in goals if each % 2])
-    _insert(world, "charity.guests", "id, donor_id", [(100 + each, each) for each in goals])
+    _insert(world, "charity.debits", "id, donor_key, cancelled_at", debits)
+    guests = [(each, _donor(each)) for each in goals if each % 2]
+    guests += [(100 + each, _donor(each)) for each in goals]
+    _insert(world, "charity.guests", "id, donor_key", guests)
 
 
 def _given(person: Person) -> int:
@@ -296,18 +354,21 @@ CHARITY = Trade(
     },
     {
         "may_call": "UPDATE charity.donors SET consents_to_calls = NOT consents_to_calls"
-        " WHERE number = :user",
+        " WHERE donor_key = " + ITS_KEY,
         "pledge": "UPDATE charity.pledges SET state"
-        " = CASE state WHEN 'open' THEN 'paid' ELSE 'open' END WHERE donor_id = :user",
-        "thanks": "UPDATE charity.gifts SET is_thanked = NOT is_thanked WHERE donor_id = :user",
+        " = CASE state WHEN 'open' THEN 'paid' ELSE 'open' END WHERE donor_key = " + ITS_KEY,
+        "thanks": "UPDATE charity.gifts SET is_thanked = NOT is_thanked WHERE donor_key = "
+        + ITS_KEY,
         "gift": "UPDATE charity.gifts SET created_at = created_at + CASE WHEN created_at"
         " < timestamp '2026-12-01' THEN interval '200 days' ELSE interval '-200 days' END"
-        " WHERE donor_id = :user",
+        " WHERE donor_key = " + ITS_KEY,
         "debit": "UPDATE charity.debits SET cancelled_at"
-        " = CASE WHEN cancelled_at IS NULL THEN timestamp '2027-01-01' END WHERE donor_id = :user",
-        "donor": "UPDATE charity.gifts SET donor_id = -donor_id WHERE abs(donor_id) = :user",
-        "in_crm": "UPDATE charity.donors SET number = -number, telephone = reverse(telephone)"
-        " WHERE abs(number) = :user",
+        " = CASE WHEN cancelled_at IS NULL THEN timestamp '2027-01-01' END WHERE donor_key = "
+        + ITS_KEY,
+        "donor": _gone("charity.gifts", "donor_key", "charity.key_of"),
+        "in_crm": _gone(
+            "charity.donors", "donor_key", "charity.key_of", ", telephone = reverse(telephone)"
+        ),
     },
     {
         "pledges": "pledge",

@@ -267,7 +267,7 @@ class Agents:
                 continue
             held = answer.assignment
             self.told[held.id] = agent
-            self.answered.append((time.monotonic(), agent, held.user_id))
+            self.answered.append((time.monotonic(), agent, held.user_number))
             done = self._client.release(held.id, agent, version=held.version, timeout=patience)
             if isinstance(done, Finished):
                 self.released.add(held.id)

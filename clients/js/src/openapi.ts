@@ -1193,7 +1193,7 @@ export interface components {
              */
             at: string;
             /** User Id */
-            user_id: number;
+            user_id: number | string;
             /** Offered */
             offered: boolean;
             hold: components["schemas"]["Held"] | null;
@@ -1361,7 +1361,7 @@ export interface components {
              */
             id: string;
             /** User Id */
-            user_id: number;
+            user_id: number | string;
             /** Agent Id */
             agent_id: number;
             /** Queue */
@@ -2005,7 +2005,7 @@ export interface components {
             /** Kind */
             kind: string;
             /** User Id */
-            user_id: number | null;
+            user_id: number | string | null;
             /** Phone */
             phone: string | null;
             /** Number */
@@ -2104,7 +2104,7 @@ export interface components {
          */
         Stored: {
             /** User Id */
-            user_id: number;
+            user_id: number | string;
             /**
              * At
              * Format: date-time
@@ -2422,7 +2422,7 @@ export interface components {
              * User Id
              * @default null
              */
-            user_id: number | null;
+            user_id: number | string | null;
             /**
              * Agent Id
              * @default null
@@ -4706,8 +4706,8 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The user. */
-                user: number;
+                /** @description The CRM's id of the user. */
+                user: number | string;
             };
             cookie?: never;
         };
@@ -5781,8 +5781,8 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The user. */
-                user: number;
+                /** @description The CRM's id of the user. */
+                user: number | string;
             };
             cookie?: never;
         };
@@ -5886,8 +5886,8 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The user. */
-                user: number;
+                /** @description The CRM's id of the user. */
+                user: number | string;
             };
             cookie?: never;
         };

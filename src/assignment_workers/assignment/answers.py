@@ -9,6 +9,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from assignment_workers.identity import UserId
+
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
@@ -22,7 +24,7 @@ class Held(_Value):
     """
 
     id: UUID
-    user_id: int
+    user_id: UserId
     agent_id: int
     queue: str
     source: str
@@ -34,6 +36,16 @@ class Held(_Value):
     state: str
     accepted_at: datetime | None = None
     """Time at which the agent accepted the assignment; None: the assignment is still an offer."""
+
+    @property
+    def user_number(self) -> int:
+        """The number that the workers have for the user, which inside of them is `user_id`.
+
+        Raises `TypeError` outside of them for a CRM whose ids are no integers.
+        """
+        if not isinstance(self.user_id, int):
+            raise TypeError("only the workers know the number of this user")
+        return self.user_id
 
 
 class Code(StrEnum):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 import phonenumbers
-from sqlalchemy import ColumnElement, Text, literal_column
+from sqlalchemy import ColumnClause, ColumnElement, Text
 
 from assignment_workers.assignment.crm.external_crm import optional_columns
 from assignment_workers.errors import UsageError
@@ -94,7 +94,7 @@ def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | N
     """
     if settings.crm_database_url is not None:
         return CrmUser.country.expression if name == "country" else CrmUser.time_zone.expression
-    return literal_column(f'crm.users."{column}"', Text())
+    return ColumnClause(column, Text(), _selectable=CrmUser.__table__)
 
 
 def calling_rules(settings: Settings) -> CallingRules:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import ARRAY, BigInteger, Connection, Text, any_, bindparam, func, select, text
 
+from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 CHANNEL = "assignment_events"
@@ -30,7 +31,7 @@ class StoredEvent:
     kind: str
     term: int | None
     queue: str | None
-    user_id: int | None
+    user_id: UserId | None
     agent_id: int | None
     assignment_id: UUID | None
     request_id: str | None

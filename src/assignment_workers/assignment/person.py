@@ -17,9 +17,12 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from assignment_workers.assignment import user_ids
+from assignment_workers.assignment.crm.reader import facts_schema
 from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.errors import UsageError
+from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader, plain
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.tables import SuppressionListState
@@ -36,7 +39,7 @@ A shorter number would be found in ids and times too.
 class Stored(BaseModel):
     """All data stored about a user, table by table, without the CRM's own tables."""
 
-    user_id: int
+    user_id: UserId
     at: datetime
     tables: dict[str, list[dict[str, Any]]]
 
@@ -46,6 +49,8 @@ class Person:
     """A user, with the assignment ids and phone numbers by which stored texts may name the user."""
 
     user_id: int
+    own: UserId
+    """The CRM's id of the user."""
     assignments: frozenset[str]
     numbers: frozenset[str]
     """The last digits of each of the user's phone numbers."""
@@ -67,10 +72,19 @@ class Person:
         whole = "\n".join((said, *_decoded(said)))
         if any(each in whole for each in self.assignments):
             return True
-        if re.search(rf'"(user|user_id)"\s*:\s*"?{self.user_id}\b', whole):
+        if re.search(rf'"(user|user_id)"\s*:\s*({self._written})', whole):
             return True
         digits = re.sub(r"(?<=\d)[ ().\-/]+(?=\d)", "", whole)
         return any(each in digits for each in self.numbers)
+
+    @property
+    def _written(self) -> str:
+        """The pattern of the CRM's id as it is written in JSON."""
+        if isinstance(self.own, int):
+            return rf'"?{self.own}\b'
+        return "|".join(
+            re.escape(json.dumps(self.own, ensure_ascii=each)) for each in (True, False)
+        )
 
 
 def find(connection: Connection, user_id: int, reader: Reader) -> Person:
@@ -83,7 +97,11 @@ def find(connection: Connection, user_id: int, reader: Reader) -> Person:
         text("SELECT id::text FROM assignment.assignments WHERE user_id = :user"), {"user": user_id}
     ).scalars()
     found = [
-        *_scalars(connection, "SELECT phone_number FROM crm.users WHERE id = :user", user_id),
+        *_scalars(
+            connection,
+            f"SELECT phone_number FROM {facts_schema(connection)}.users WHERE id = :user",  # noqa: S608
+            user_id,
+        ),
         *_scalars(
             connection, "SELECT phone_number FROM crm_mirror.users WHERE id = :user", user_id
         ),
@@ -103,7 +121,11 @@ def find(connection: Connection, user_id: int, reader: Reader) -> Person:
     texts = frozenset(each for each in found if each)
     e164 = frozenset(number for each in texts for number in reader.read(each).e164)
     ends = frozenset(_ends(texts | e164))
-    return Person(user_id, frozenset(assignments), ends, texts, e164)
+    return Person(user_id, _own(connection, user_id), frozenset(assignments), ends, texts, e164)
+
+
+def _own(connection: Connection, user_id: int) -> UserId:
+    return user_ids.own(connection, [user_id])[user_id]
 
 
 def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
@@ -113,13 +135,13 @@ def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
     """
     person = find(connection, user_id, reader)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    parameters = {"user": user_id, "patterns": person.patterns, "name": str(user_id)}
+    parameters = {"user": user_id, "patterns": person.patterns, "name": str(person.own)}
     parameters["e164"] = list(person.e164)
     tables = {name: rows_of(connection, query, **parameters) for name, query in _STORED.items()}
     letters = rows_of(connection, "SELECT * FROM assignment.dead_letters")
     tables["dead_letters"] = [each for each in letters if person.is_named(each["body"])]
     tables |= _left_by_adoption(connection, user_id)
-    return Stored(user_id=user_id, at=at, tables=tables)
+    return user_ids.shown(connection, Stored(user_id=user_id, at=at, tables=tables))
 
 
 def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, int]:
@@ -133,9 +155,9 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
     `user_id`, and one pass each over dead letters, commands and phone numbers.
     """
     person = find(connection, user_id, reader)
-    parameters = {"user": user_id, "mark": FORGOTTEN, "name": str(user_id)}
+    parameters = {"user": user_id, "mark": FORGOTTEN, "name": str(person.own)}
     parameters["patterns"] = person.patterns
-    parameters["names"] = [str(user_id), *person.assignments]
+    parameters["names"] = [str(person.own), *person.assignments]
     counts = _hash_numbers(connection, person, reader)
     counts |= {
         name: connection.execute(text(statement), parameters).rowcount
@@ -181,7 +203,7 @@ def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dic
         return {}
     if reader.key is None:
         raise UsageError(
-            f"the number of user {person.user_id} is on the do-not-contact list and has to stay"
+            f"the number of user {person.own} is on the do-not-contact list and has to stay"
             " there, as a keyed hash: set ASSIGNMENT_WORKERS_NUMBER_KEY, 32 letters or more, the"
             " same for every process, and forget the user again"
         )
@@ -367,6 +389,7 @@ _STORED = {
     "conversions": "SELECT * FROM public.conversions WHERE user_id = :user",
     "operator_actions": "SELECT * FROM assignment.operator_actions WHERE subject = :name",
     "forgotten": "SELECT * FROM assignment.forgotten WHERE user_id = :user",
+    "user_ids": "SELECT * FROM assignment.user_ids WHERE user_id = :user",
 }
 _FORGET = {
     "forgotten": (
@@ -406,7 +429,7 @@ _FORGET = {
     "operator_actions": (
         "UPDATE assignment.operator_actions SET why = CASE WHEN why IS NOT NULL THEN :mark END,"
         " outcome = split_part(outcome, ':', 1)"
-        " WHERE subject = ANY(:names) OR subject LIKE :name || ' %'"
+        " WHERE subject = ANY(:names) OR starts_with(subject, :name || ' ')"
     ),
     "phones": "DELETE FROM assignment.phones WHERE user_id = :user",
     "user_call_scores": "DELETE FROM public.user_call_scores WHERE user_id = :user",

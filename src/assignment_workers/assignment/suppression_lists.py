@@ -40,6 +40,7 @@ from sqlalchemy import (
     update,
 )
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.generations.entries import OUT, PUBLISHED_STATE
 from assignment_workers.assignment.suppressions import target_of
@@ -527,8 +528,11 @@ def exported(connection: Connection) -> Iterator[tuple[object, ...]]:
     are streamed. Numbers of erased persons, of which only a hash is stored, are left out.
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
-    for row in streamed.execute(_EXPORT):
-        yield tuple(row)
+    for rows in streamed.execute(_EXPORT).partitions():
+        ids = user_ids.own(connection, (row.user_id for row in rows if row.user_id))
+        for row in rows:
+            own = {"user_id": ids[row.user_id]} if row.user_id else {}
+            yield tuple({**row._asdict(), **own}.values())
 
 
 EXPORTED = (

@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from assignment_workers.assignment.answers import Code, Done, Held, Refused
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.errors import UsageError
+from assignment_workers.identity import UserId
 from assignment_workers.phones import KEYED, Reader, plain, reach, tails
 from assignment_workers.policy.queues import POLICIES, suspicious
 from assignment_workers.schema.base import Instant, sql_text
@@ -53,7 +54,7 @@ class StandingSuppression(BaseModel):
 
     id: int
     kind: str
-    user_id: int | None
+    user_id: UserId | None
     phone: str | None
     number: str | None
     """The phone number in E.164.

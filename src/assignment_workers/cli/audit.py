@@ -12,6 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from assignment_workers.addresses import check_postgres
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.history import audit_check
 from assignment_workers.assignment.history.audit_check import ChainFinding, Checked
 from assignment_workers.assignment.history.lost import lost as missing_events
@@ -105,7 +106,7 @@ def lost(
     other = given.model_copy(update={"database_url": old})
     began = None if since is None else datetime.now(UTC) - period(since)
     with database(patience=AT_MOST) as here, database(other, patience=AT_MOST) as there:
-        found = missing_events(there, here, since=began)
+        found = user_ids.shown(there, missing_events(there, here, since=began))
     if json:
         as_json(found)
     else:

@@ -11,6 +11,7 @@ import typer
 from assignment_workers.assignment.agents.allowed import unserved
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.probes import RulePlan, plans
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.reports.explain import instant
 from assignment_workers.cli.servers import database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
@@ -18,7 +19,7 @@ from assignment_workers.dialer import described
 from assignment_workers.dialer.check import problems
 from assignment_workers.dialer.loading import NAME, VARIABLE, path_of, read
 from assignment_workers.dialer.template import TEMPLATE
-from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
 from assignment_workers.policy.dialer import loaded
 from assignment_workers.runtime.stack import running_stack
 from assignment_workers.settings import Settings
@@ -82,9 +83,10 @@ def _of_the_database() -> tuple[list[RulePlan], list[str]]:
     policies = policies_of(given)
     try:
         with database() as connection:
+            fact_views.prepare(connection, given)
             idle = unserved(connection, policies)
             found = list(plans(connection, policies, instant(connection)))
-    except DatabaseUnavailable as error:
+    except (DatabaseUnavailable, SchemaMismatch) as error:
         return [], [f"the rules were not tried: {error}"]
     return found, [
         f"no active agent may take from dialer queue {queue}: see agents.allowed_queues"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.reports.explain import DUE, EXPLAINED_AT_MOST, instant
 from assignment_workers.assignment.reports.explain import explain as explain_user
@@ -18,7 +19,13 @@ from assignment_workers.assignment.reports.explanation import (
     QueueVerdict,
 )
 from assignment_workers.assignment.settings_versions import current
-from assignment_workers.cli.servers import COMMAND_AT_MOST, database, need_queue, settings
+from assignment_workers.cli.servers import (
+    COMMAND_AT_MOST,
+    database,
+    need_queue,
+    settings,
+    user_id,
+)
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.tables import Source
@@ -32,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def explain(
-    user: Annotated[int | None, typer.Argument(help="The user.", min=1, max=2**63 - 1)] = None,
+    user: Annotated[str | None, typer.Argument(help="The CRM's id of the user.")] = None,
     queue: Annotated[str | None, typer.Option(help="The dialer queue.")] = None,
     whole: Annotated[
         bool,
@@ -52,13 +59,18 @@ def explain(
     if queue is not None:
         need_queue(queue)
     given = settings()
+    named = None if user is None else user_id(user)
     found: Explanation | Funnel | None
     with database(patience=WHOLE_AT_MOST if whole else COMMAND_AT_MOST) as connection:
         in_force = current(connection, given)
         policies = policies_of(in_force)
         now = instant(connection)
-        if user is not None:
-            found = explain_user(connection, user, policies=policies, settings=in_force, now=now)
+        if named is not None:
+            number = user_ids.number_of(connection, named)
+            found = user_ids.shown(
+                connection,
+                explain_user(connection, number, policies=policies, settings=in_force, now=now),
+            )
         else:
             found = explain_queue(
                 connection,

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Done, Refused, Unavailable
 from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, drainable
 from assignment_workers.assignment.generations.levels import unpublished
@@ -263,7 +264,8 @@ def _status(health: Health, given: Settings) -> Status | None:
         return None
     try:
         with database(patience=STATUS_AT_MOST) as connection:
-            return read_status(connection, application=APPLICATION, settings=given)
+            found = read_status(connection, application=APPLICATION, settings=given)
+            return user_ids.shown(connection, found)
     except (DatabaseUnavailable, SchemaMismatch) as error:
         complain(str(error))
         return None
@@ -529,7 +531,7 @@ def _serving(health: Health) -> list[CheckResult]:
 
 def _examine() -> tuple[list[CheckResult], Durability]:
     with database() as connection:
-        return examine(connection), durability(connection)
+        return user_ids.shown(connection, examine(connection)), durability(connection)
 
 
 def _replayed() -> list[CheckResult]:
@@ -538,7 +540,8 @@ def _replayed() -> list[CheckResult]:
     Returns one failed check for each guarantee that the events break, or else one passed check.
     """
     with database(patience=HISTORY_AT_MOST) as connection:
-        breaches = check(connection, settings=settings(), bound=HELD_AFTER_LEASE_AT_MOST)
+        found = check(connection, settings=settings(), bound=HELD_AFTER_LEASE_AT_MOST)
+        breaches = user_ids.shown(connection, found)
     broken: dict[int | None, list[str]] = {} if breaches else {None: []}
     for each in breaches:
         at = f"event {each.event}: " if each.event else ""

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from assignment_workers.assignment import person
+from assignment_workers.assignment import person, user_ids
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import Why, operator_name, recorded
-from assignment_workers.cli.servers import client, database, reader, resolved
+from assignment_workers.cli.servers import client, database, reader, resolved, user_id
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.client import commands
 from assignment_workers.client.erasing import forget_results_at
@@ -25,14 +25,15 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="person")
 
 
-User = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")]
+User = Annotated[str, typer.Argument(help="The CRM's id of the user.")]
 
 
 @group.command()
 def export(user: User, why: Why = "a request for access", json: AsJson = False) -> int:
     """Print everything that is stored about a user, without the CRM's own tables."""
-    with recorded("person_export", str(user), why) as told, database() as connection:
-        found = person.export(connection, user, reader())
+    named = user_id(user)
+    with recorded("person_export", str(named), why) as told, database() as connection:
+        found = person.export(connection, user_ids.number_of(connection, named), reader())
         told(Done())
     if json:
         as_json(found)
@@ -50,8 +51,9 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
 
     This is refused while an agent holds the user: release the assignment first.
     """
-    with recorded("person_forget", str(user), why) as told, client() as asking:
-        command = commands.do_not_contact(user, None, FORGOTTEN, operator_name())
+    named = user_id(user)
+    with recorded("person_forget", str(named), why) as told, client() as asking:
+        command = commands.do_not_contact(named, None, FORGOTTEN, operator_name())
         answer = asking.command(command.at(told.position))
         # What waits on another lane's queue may name the person too.
         for celery_queue in lanes_of(resolved()).celery_queues[1:]:
@@ -62,13 +64,14 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
             complain(line(answer))
             return 2 if isinstance(answer, Refused) else 1
         with database() as connection:
-            held = person.is_held(connection, user)
+            number = user_ids.number_of(connection, named)
+            held = person.is_held(connection, number)
             if held is not None:
                 told(Refused(code=Code.NOT_ACTIVE, reason="the user is held"))
                 complain(f"user {user} is held by agent {held}: release the assignment first")
                 return 1
-            known = person.find(connection, user, reader())
-            counts = person.forget(connection, user, reader())
+            known = person.find(connection, number, reader())
+            counts = person.forget(connection, number, reader())
             connection.commit()
         counts["results"] = forget_results_at(resolved().redis_url, known)
         told(Done())

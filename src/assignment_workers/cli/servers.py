@@ -13,12 +13,15 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers.addresses import shown
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.calling import numbers_of, policies_of
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.dialer.loading import load
-from assignment_workers.errors import DatabaseUnavailable, UsageError
+from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
+from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.runtime.stack import resolve, running_stack
@@ -46,6 +49,15 @@ def need_queue(queue: str) -> None:
     load(Settings.from_environment(os.environ))
     if queue not in POLICIES:
         raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+
+
+def user_id(given: str) -> UserId:
+    """Return a user's id that was typed, as the CRM has it. Raises `UsageError` for no id."""
+    settings()
+    try:
+        return user_ids.read(given)
+    except UsageError as error:
+        raise UsageError(f"{given!r:.50}: {error}") from None
 
 
 def reader() -> Reader:
@@ -107,6 +119,14 @@ def client() -> Iterator[Client]:
         yield made
 
 
+def _prepare(connection: Connection, given: Settings) -> None:
+    """Make the views of the CRM's tables, if they can be made: a command may need none of them."""
+    try:
+        fact_views.prepare(connection, given)
+    except SchemaMismatch:
+        connection.rollback()
+
+
 @contextmanager
 def database(
     at: Settings | None = None,
@@ -133,6 +153,7 @@ def database(
             if checked:
                 migrate.check(connection)
                 connection.rollback()
+                _prepare(connection, at)
             yield connection
     except (OperationalError, ProgrammingError) as error:
         if isinstance(error.orig, InsufficientPrivilege):

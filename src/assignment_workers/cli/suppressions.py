@@ -13,15 +13,16 @@ from typing import Annotated
 
 import typer
 
-from assignment_workers.assignment import suppression_lists
+from assignment_workers.assignment import suppression_lists, user_ids
 from assignment_workers.assignment.answers import Done, Refused
 from assignment_workers.assignment.suppressions import suppressions
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import Why, operator_name, recorded
-from assignment_workers.cli.servers import client, database, reader
+from assignment_workers.cli.servers import client, database, reader, user_id
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import commands
 from assignment_workers.errors import UsageError
+from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import SuppressionKind
 
 contact = typer.Typer(help="Who asked not to be called, by user or phone.", no_args_is_help=True)
@@ -39,7 +40,8 @@ def add_to(app: typer.Typer) -> None:
 IMPORT_AT_MOST = timedelta(hours=1)
 """The limit for one statement of an import or an export."""
 
-OptionalUser = Annotated[int | None, typer.Option(min=1, max=2**63 - 1, help="The user.")]
+User = Annotated[str, typer.Argument(help="The CRM's id of the user.")]
+OptionalUser = Annotated[str | None, typer.Option(help="The CRM's id of the user.")]
 Phone = Annotated[str | None, typer.Option(help="The phone number, however it is written.")]
 OfQueue = Annotated[str | None, typer.Option("--queue", help="In this dialer queue alone.")]
 Until = Annotated[datetime | None, typer.Option("--until", help="When it ends by itself, in UTC.")]
@@ -74,7 +76,7 @@ def add(
 ) -> int:
     """Suppress a user, or every user with a phone number; an assignment under way goes on."""
     command = commands.do_not_contact(
-        user,
+        _id(user),
         phone,
         why,
         operator_name(),
@@ -122,7 +124,7 @@ def _by_queue(queues: Mapping[str, int]) -> str:
 def lift(why: Why, user: OptionalUser = None, phone: Phone = None, queue: OfQueue = None) -> int:
     """Remove a user or a phone number from the list; the next build includes the users again."""
     kind = SuppressionKind.DO_NOT_CONTACT
-    command = commands.lift(kind.value, user, phone, why, operator_name(), queue=queue)
+    command = commands.lift(kind.value, _id(user), phone, why, operator_name(), queue=queue)
     return _ask("lift", _subject(user), why, command, "off the list")
 
 
@@ -283,22 +285,24 @@ def list_quarantine(json: AsJson = False) -> int:
 
 
 @quarantine.command()
-def release(
-    user: Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")], why: Why
-) -> int:
+def release(user: User, why: Why) -> int:
     """Release a user from quarantine; the next build includes the user again."""
     kind = SuppressionKind.QUARANTINE
-    command = commands.lift(kind.value, user, None, why, operator_name())
-    return _ask("release_from_quarantine", str(user), why, command, "released")
+    command = commands.lift(kind.value, _id(user), None, why, operator_name())
+    return _ask("release_from_quarantine", _subject(user), why, command, "released")
 
 
-def _subject(user: int | None) -> str:
+def _id(user: str | None) -> UserId | None:
+    return None if user is None else user_id(user)
+
+
+def _subject(user: str | None) -> str:
     """Return the text that the record of an operator's action has as its subject.
 
     `user` is None for an action on a phone number. The record does not contain the number, because
     the suppression itself does.
     """
-    return "a phone number" if user is None else str(user)
+    return "a phone number" if user is None else str(user_id(user))
 
 
 @closed.command("list")
@@ -309,19 +313,19 @@ def list_closed(json: AsJson = False) -> int:
 
 @closed.command("lift")
 def lift_closed(
-    user: Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The user.")],
+    user: User,
     queue: Annotated[str, typer.Option(help="The dialer queue.")],
     why: Why,
 ) -> int:
     """Let a dialer queue offer a closed user again; the next build includes the user."""
     kind = SuppressionKind.CLOSED.value
-    command = commands.lift(kind, user, None, why, operator_name(), queue=queue)
-    return _ask("lift_closed", f"{user} in {queue}", why, command, "lifted")
+    command = commands.lift(kind, _id(user), None, why, operator_name(), queue=queue)
+    return _ask("lift_closed", f"{_subject(user)} in {queue}", why, command, "lifted")
 
 
 def _list(title: str, kind: SuppressionKind, *, json: bool, by_text: bool = False) -> int:
     with database() as connection:
-        found = suppressions(connection, kind, by_text=by_text)
+        found = user_ids.shown(connection, suppressions(connection, kind, by_text=by_text))
     if json:
         as_json(found)
         return 0

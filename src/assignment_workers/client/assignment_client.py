@@ -21,6 +21,7 @@ from assignment_workers.assignment.answers import (
 from assignment_workers.assignment.lifecycle.verb import TIMEOUT, VerbCall
 from assignment_workers.client.core import AgentMethods, Core, Steps
 from assignment_workers.errors import BrokerUnavailable
+from assignment_workers.identity import UserId
 
 T = TypeVar("T")
 
@@ -165,8 +166,8 @@ class Hold:
         )
 
     @property
-    def user_id(self) -> int:
-        """The id of the user to call."""
+    def user_id(self) -> UserId:
+        """The CRM's id of the user to call: a number, or a string."""
         return self.assignment.user_id
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from assignment_workers.assignment.lifecycle.verb import VerbCall
+from assignment_workers.identity import UserId
 
 ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
@@ -147,7 +148,7 @@ def drain(queue: str, by: str) -> CommandCall:
 
 
 def do_not_contact(
-    user_id: int | None,
+    user_id: UserId | None,
     phone: str | None,
     reason: str,
     by: str,
@@ -186,7 +187,7 @@ def drop_list(name: str, why: str, by: str) -> CommandCall:
 
 def lift(
     kind: str,
-    user_id: int | None,
+    user_id: UserId | None,
     phone: str | None,
     why: str,
     by: str,

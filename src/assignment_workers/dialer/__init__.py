@@ -9,7 +9,7 @@ true or false, never null, and reads the time from the parameter `NOW`.
 from __future__ import annotations
 
 from assignment_workers.policy.dialer import Dialer, Queue
-from assignment_workers.policy.facts import News, fact_table, person_column
+from assignment_workers.policy.facts import News, PersonId, Persons, fact_table, person_column
 from assignment_workers.policy.outcomes import REVIEW, SCORE_CEILING, Action, Outcome
 from assignment_workers.policy.rules import (
     ACTIVE,
@@ -71,6 +71,8 @@ __all__ = [
     "News",
     "Outcome",
     "Person",
+    "PersonId",
+    "Persons",
     "Queue",
     "ReadyRule",
     "Rule",

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Boolean, ColumnClause, ColumnElement, Table, true
+from sqlalchemy import Boolean, ColumnElement, Table
 from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.sql import ClauseElement, visitors
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import FunctionElement
 
 from assignment_workers.dialer.nulls import may_be_null
 from assignment_workers.policy.dialer import Dialer, Queue
-from assignment_workers.policy.facts import NEW_PERSONS, News
+from assignment_workers.policy.facts import NEW_PERSONS, News, Persons, crm_columns
 from assignment_workers.policy.outcomes import REVIEW, Action, Outcome
 from assignment_workers.policy.rules import READY_MADE, SETTLED, ReadyRule, Rule, RuleEffect
 from assignment_workers.schema.base import NaiveInstant
@@ -61,6 +61,15 @@ def unread(dialer: Dialer) -> Iterator[str]:
                     f"queue {queue.name}: {where}: {'.'.join(name)} is not read from a CRM in"
                     " another database (CRM_DATABASE_URL)"
                 )
+    if (
+        dialer.numbered is not None
+        or dialer.persons.names
+        or dialer.persons.of != CrmUser.__tablename__
+    ):
+        yield (
+            "persons: a name or a type of id of its own is not read from a CRM in another database"
+            " (CRM_DATABASE_URL)"
+        )
     for news in dialer.news:
         if news.table not in {table for table, _ in known}:
             yield (
@@ -71,14 +80,7 @@ def unread(dialer: Dialer) -> Iterator[str]:
 
 def _of_crm(expression: object) -> set[tuple[str, str]]:
     """Return the columns of the CRM that the expression reads, each with its table."""
-    given = _expression(expression)
-    return {
-        (str(each.table.name), str(each.name))
-        for each in visitors.iterate(given if isinstance(given, ClauseElement) else true())
-        if isinstance(each, ColumnClause)
-        and isinstance(each.table, Table)
-        and each.table.schema == CrmUser.metadata.schema
-    }
+    return {(table.name, column) for table, column in crm_columns([expression])}
 
 
 def _of_the_whole(dialer: Dialer) -> Iterator[str]:
@@ -96,6 +98,7 @@ def _of_the_whole(dialer: Dialer) -> Iterator[str]:
     ]
     for action in dict.fromkeys(actions):
         yield from (f"action {action.name}: {said}" for said in _of_action(action))
+    yield from (f"persons: {said}" for said in _of_persons(dialer.persons))
     news = _of_type(dialer.news, News)
     yield from _list_of("news", dialer.news, News, least=0)
     yield from _twice("news", [NEW_PERSONS.name, *(each.name for each in news)])
@@ -107,6 +110,14 @@ def _of_the_whole(dialer: Dialer) -> Iterator[str]:
     for name, times in meanings.items():
         if times > 1:
             yield f"action {name}: defined {times} times with different meanings"
+
+
+def _of_persons(persons: object) -> Iterator[str]:
+    if not isinstance(persons, Persons):
+        yield f"a {type(persons).__name__}, not a Persons"
+        return
+    if not persons.is_usable:
+        yield f"id_type {persons.id_type!r}: a person's id is BigInteger(), Uuid() or Text()"
 
 
 def _of_queue(queue: Queue) -> Iterator[str]:

@@ -22,6 +22,7 @@ from assignment_workers.assignment.operational_settings import CHANGED_AT_MOST, 
 from assignment_workers.assignment.operator_actions import WHY_AT_MOST
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.health.model import HealthState
+from assignment_workers.identity import UserId
 from assignment_workers.policy.queues import reason_for
 from assignment_workers.schema.tables import AgentStatus
 
@@ -183,7 +184,7 @@ class LiveEvent(BaseModel):
     at: AwareDatetime | None = None
     term: int | None = None
     queue: str | None = None
-    user_id: int | None = None
+    user_id: UserId | None = None
     agent_id: int | None = None
     assignment_id: UUID | None = None
     request_id: str | None = None

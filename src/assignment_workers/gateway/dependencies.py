@@ -14,11 +14,13 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter, Body, Depends, Path, Request, params
 from fastapi.routing import APIRoute
+from pydantic import AfterValidator, WithJsonSchema
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from assignment_workers.errors import CrmUnavailable
+from assignment_workers.assignment import user_ids
+from assignment_workers.errors import CrmUnavailable, UsageError
 from assignment_workers.gateway.auth.callers import ACTING, OPERATING, WATCHING, Caller, Callers
 from assignment_workers.gateway.bodies import ActBody
 from assignment_workers.gateway.command_dispatcher import CommandDispatcher
@@ -28,6 +30,7 @@ from assignment_workers.gateway.problems import unavailable
 from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.gateway.redaction import RedactedRoute
 from assignment_workers.gateway.system_health import SystemHealth
+from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import TokenRole
 from assignment_workers.settings import Settings
 
@@ -91,7 +94,22 @@ Operator = Annotated[Caller, _of(OPERATING)]
 WATCHED = _of(WATCHING)
 AssignmentId = Annotated[UUID, Path(description="The assignment's id.")]
 AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
-UserPath = Annotated[int, Path(ge=1, le=2**63 - 1, description="The user.")]
+
+
+def _user(given: str) -> UserId:
+    try:
+        return user_ids.read(given)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+UserPath = Annotated[
+    str,
+    AfterValidator(_user),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}),
+    Path(description="The CRM's id of the user."),
+]
+"""A user's id as `user_ids.read` returns it."""
 Queue = Annotated[str, Path(max_length=200, description="The dialer queue.")]
 Said = Annotated[ActBody | None, Body(description="May be left out.")]
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.reports.figures import Figures, figures
 from assignment_workers.errors import CrmUnavailable
@@ -61,9 +62,9 @@ class ReadCache:
     ) -> T:
         """Run `what` on a connection and return its result, or the cached one if young enough.
 
-        The result is cached under `name` for `seconds`. `what` must use only its connection: it
-        must not take another one from this cache. Raises `Problem` 503 if the database cannot
-        answer.
+        The result, with the CRM's ids of users, is cached under `name` for `seconds`. `what` must
+        use only its connection: it must not take another one from this cache. Raises `Problem` 503
+        if the database cannot answer.
         """
         return self.once(name, lambda: self._ask(what), seconds=seconds)
 
@@ -95,7 +96,7 @@ class ReadCache:
     def _ask(self, what: Callable[[Connection], T]) -> T:
         try:
             with self._slots, self.engine.connect() as connection:
-                return what(connection)
+                return user_ids.shown(connection, what(connection))
         except CrmUnavailable as error:
             log.warning("unavailable", reason=str(error))
             raise unavailable(error.general, retry_after=error.retry_after) from error

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from assignment_workers import memory, traces
 from assignment_workers.assignment import settings_versions
 from assignment_workers.assignment.calling import numbers_of
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.suppressions import check_key
@@ -56,6 +57,8 @@ def serve(settings: Settings) -> int:
             migrate.check(connection)
             check_key(connection, numbers_of(settings).reader)
             settings_versions.tell_ignored(connection, settings)
+            connection.rollback()
+            fact_views.prepare_if_possible(connection, settings)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
     attach(engine, checked(settings))

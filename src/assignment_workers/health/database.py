@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Interval, bindparam, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from assignment_workers.assignment.audit import lag_seconds
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.assignment.reports.figures import JOB_NAMES
 from assignment_workers.assignment.reports.status import sequencer_statuses
@@ -122,7 +123,7 @@ def _audit_lag(connection: Connection) -> timedelta | None:
 def _crm_trouble(connection: Connection) -> str | None:
     """Return the reason why the schema `crm` cannot be read. The last step on the connection."""
     try:
-        connection.execute(text("SELECT id FROM crm.users LIMIT 1"))
+        connection.execute(fact_views.probe())
     except DBAPIError as error:
         if error.connection_invalidated:
             raise

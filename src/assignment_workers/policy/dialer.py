@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingRules
-from assignment_workers.policy.facts import NEW_PERSONS, NEWS, News
+from assignment_workers.policy.facts import (
+    NEW_PERSONS,
+    NEWS,
+    FactSource,
+    News,
+    Persons,
+    sources,
+)
 from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES, REVIEW, Action, Outcome
 from assignment_workers.policy.queues import ORDER, POLICIES, Ordering, Policy
 from assignment_workers.policy.rules import Numbers, ReadyRule, Rule, Terms
@@ -57,6 +64,8 @@ class Dialer:
     """The outcomes in the order in which agents see them."""
     news: Sequence[News] = ()
     """Tables beside that of the persons whose new rows the discovery of users looks at."""
+    persons: Persons = field(default_factory=Persons)
+    """The CRM's table of persons: by default `crm.users`, whose ids are integers."""
 
     @property
     def actions(self) -> dict[str, Action]:
@@ -68,6 +77,25 @@ class Dialer:
     def terminal(self) -> tuple[str, ...]:
         """The names of the outcomes after which a user is never offered again."""
         return tuple(outcome.name for outcome in self.outcomes if outcome.terminal)
+
+    @property
+    def numbered(self) -> str | None:
+        """The kind of the CRM's ids of persons, `uuid` or `text`; None: they are integers."""
+        return self.persons.numbered
+
+    def sources(self, *further: str) -> list[FactSource]:
+        """Return the CRM's tables that this dialer reads, the persons first.
+
+        `further`: columns of persons that the settings name.
+        """
+        own = [each for queue in self.queues for each in queue.rules if isinstance(each, Rule)]
+        read = [
+            *(each for rule in own for each in (rule.holds, rule.until)),
+            *(each for queue in self.queues for each in queue.order),
+            *(each for news in self.news for each in (news.created_at, news.key, news.person)),
+            *(news.joined for news in self.news),
+        ]
+        return sources(self.persons, read, further)
 
     @cached_property
     def policies(self) -> dict[str, Policy]:

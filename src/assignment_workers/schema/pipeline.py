@@ -72,8 +72,8 @@ def commit(connection: Connection, *asks: Statement) -> None:
 
 
 def _go(connection: Connection, asks: Sequence[Statement], *, ends: bool) -> list[Rows]:
-    schema = _known(connection).schema
-    statements = [_compiled(each.statement, schema) for each in asks]
+    named = _known(connection).named
+    statements = [_compiled(each.statement, named) for each in asks]
     told = _notify_listeners(connection, statements, asks)
     try:
         results, known = _exchange(connection, statements, asks, ends=ends)
@@ -163,7 +163,10 @@ def _known(connection: Connection) -> _Known:
             driver,
             driver.pgconn,
             adapt.Transformer(driver),
-            schema_of(connection),
+            (
+                schema_of(connection),
+                *connection.get_execution_options().get("schema_translate_map", {}).items(),
+            ),
             keeps=not info.get(POOLED),
         )
     return known
@@ -256,6 +259,10 @@ _KNOWN = "known for trips"
 _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
 
 
+Named = tuple[Any, ...]
+"""The schema of the dialer's tables, and the translations of schemas, as pairs."""
+
+
 @dataclass
 class _Known:
     """The state that is cached for one database connection."""
@@ -263,8 +270,7 @@ class _Known:
     driver: BoundedConnection
     to: PGconn
     transformer: Transformer
-    schema: str
-    """The schema of the dialer's tables."""
+    named: Named
     keeps: bool
     """True if prepared statements last beyond the transaction: not behind a pooler."""
     names: set[bytes] = field(default_factory=set)
@@ -274,8 +280,14 @@ class _Known:
 class _CompiledStatement:
     """A compiled expression: its SQL, the order of its parameters and the form of its rows."""
 
-    def __init__(self, expression: ClauseElement, schema: str) -> None:
-        made = cast(SQLCompiler, expression.compile(dialect=_DIALECT))
+    def __init__(self, expression: ClauseElement, named: Named) -> None:
+        schema, *translated = named
+        options: dict[str, Any] = (
+            {"schema_translate_map": dict(translated), "render_schema_translate": True}
+            if translated
+            else {}
+        )
+        made = cast(SQLCompiler, expression.compile(dialect=_DIALECT, **options))
         self.sql = in_schema(str(made), schema)
         self.command = self.sql.encode()
         self.name = b"trips_%d" % next(_NUMBERS)
@@ -337,15 +349,15 @@ def _dumper(bind: BindParameter[Any]) -> Callable[[Any], Any]:
 _DIALECT = PGDialect_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _NUMBERS = itertools.count(1)
 _INTERVAL = psycopg.adapters.types["interval"].oid
-_STATEMENTS: WeakKeyDictionary[ClauseElement, dict[str, _CompiledStatement]] = WeakKeyDictionary()
+_STATEMENTS: WeakKeyDictionary[ClauseElement, dict[Named, _CompiledStatement]] = WeakKeyDictionary()
 
 
-def _compiled(expression: ClauseElement, schema: str) -> _CompiledStatement:
+def _compiled(expression: ClauseElement, named: Named) -> _CompiledStatement:
     """Return the compiled form of an expression, which lives as long as the expression."""
     forms = _STATEMENTS.get(expression)
     if forms is None:
         forms = _STATEMENTS[expression] = {}
-    found = forms.get(schema)
+    found = forms.get(named)
     if found is None:
-        found = forms[schema] = _CompiledStatement(expression, schema)
+        found = forms[named] = _CompiledStatement(expression, named)
     return found

@@ -29,6 +29,7 @@ from assignment_workers.schema.engine import (
     locate_dialer,
 )
 from assignment_workers.schema.migrate import VERSION_TABLE, unreachable
+from assignment_workers.schema.tables import FACT_SCHEMA
 
 OWNER = "assignment_owner"
 WORKER = "assignment_worker"
@@ -49,6 +50,7 @@ _OF_WORKER: dict[str, str] = {
     "audit_batches": "SELECT, INSERT",
     "audit_anchors": "SELECT",
     "settings": "SELECT, INSERT",
+    "user_ids": "SELECT, INSERT",
     "operator_actions": "SELECT",
     "api_tokens": "",
     "access_log": "",
@@ -288,6 +290,10 @@ def _granted(connection: Connection) -> list[str]:
             erased = _OF_DIALER_ERASED[table.name]
             granted.append(f"GRANT {erased} ON {table.fullname} TO {GATEWAY}")
     granted.append(f"GRANT USAGE ON SCHEMA {MIRROR_SCHEMA} TO {GATEWAY}, {READER}")
+    granted.append(f"GRANT USAGE ON SCHEMA {FACT_SCHEMA} TO {WORKER}, {GATEWAY}, {READER}")
+    granted.append(
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA {FACT_SCHEMA} TO {WORKER}, {GATEWAY}, {READER}"
+    )
     held = [f"{MIRROR_SCHEMA}.{name}" for name in ("users", "claims", "claim_requirements")]
     granted += [f"GRANT SELECT ON {name} TO {READER}" for name in held]
     kept = connection.execute(_KEPT_BY_ADOPTION).scalars()

@@ -957,6 +957,32 @@ class OperatorAction(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
+FACT_SCHEMA = "crm_facts"
+"""The schema of our views of the CRM's tables (`assignment.crm.fact_views`)."""
+ID_AT_MOST = 200
+"""The most characters of a person's id in the CRM."""
+
+
+class UserNumber(Base):
+    """Our number for a user whose id in the CRM is no integer, and that id.
+
+    A number is never given to another user. It stays when the user is forgotten, so that the CRM's
+    id is not taken for a new user.
+    """
+
+    __tablename__ = "user_ids"
+    __table_args__ = (
+        CheckConstraint("num_nonnulls(uuid, text) = 1", name="one"),
+        CheckConstraint(f"length(text) BETWEEN 1 AND {ID_AT_MOST}", name="text"),
+        UniqueConstraint("uuid"),
+        UniqueConstraint("text"),
+    )
+
+    user_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    uuid: Mapped[UUID | None]
+    text: Mapped[str | None]
+
+
 class CrmRead(Base):
     """The last complete read of an external CRM, which gives the age of `crm_mirror`. One row."""
 

@@ -5,7 +5,7 @@ A change to the set of claimable users is sent to the assignment queue as a comm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
@@ -15,14 +15,14 @@ import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import Engine, func, select
 
-from assignment_workers.assignment import audit, jobs, phones, suppression_lists
+from assignment_workers.assignment import audit, jobs, phones, suppression_lists, user_ids
 from assignment_workers.assignment.agents.heartbeats import beat
 from assignment_workers.assignment.answer_counts import CountedHour
 from assignment_workers.assignment.answer_counts import store as store_counts
 from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Refused
 from assignment_workers.assignment.callbacks.missed_calls import match
 from assignment_workers.assignment.calling import numbers_of, policies_of
-from assignment_workers.assignment.crm import mirror
+from assignment_workers.assignment.crm import fact_views, mirror
 from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.generations import levels, purge
 from assignment_workers.assignment.generations.regenerate import regenerate
@@ -33,6 +33,7 @@ from assignment_workers.assignment.pools.age import age_scores
 from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.reports import doctor
 from assignment_workers.assignment.settings_versions import current, version_of
+from assignment_workers.identity import UserId
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.retry import patiently
 from assignment_workers.tasks.arguments import MANY, AgentId, Word
@@ -242,7 +243,7 @@ def _send_converted(task: HandledTask, given: Work, queue: str) -> int:
     while users := convert.converted(given.connection, policy, after=after, now=given.now):
         task.app.send_task(
             "queue.remove_converted",
-            [queue, users],
+            [queue, _own_ids(task, users)],
             queue=task.of.lanes.way_to(queue),
             ignore_result=True,
         )
@@ -256,6 +257,7 @@ def discover_new(task: HandledTask) -> Any:
     send = partial(_send_for_place, task)
 
     def work(given: Work) -> Counts:
+        fact_views.prepare(given.side_connection, task.of.settings)
         policies = policies_of(current(given.connection, task.of.settings))
         return discover(given, policies, send, randomness=Random())
 
@@ -274,7 +276,13 @@ def reconcile_pools(task: HandledTask) -> Any:
 
 
 def _send_for_place(task: HandledTask, users: list[int]) -> None:
-    task.app.send_task("user.place", [users], queue="assignment", ignore_result=True)
+    said = [_own_ids(task, users)]
+    task.app.send_task("user.place", said, queue="assignment", ignore_result=True)
+
+
+def _own_ids(task: HandledTask, users: Sequence[int]) -> list[UserId]:
+    found = user_ids.own(task.of.engine, users)
+    return [found[each] for each in users]
 
 
 def examine(task: HandledTask) -> Any:
@@ -282,7 +290,7 @@ def examine(task: HandledTask) -> Any:
 
     def work(given: Work) -> Counts:
         with task.of.engine.connect() as connection:
-            findings = doctor.examine(connection)
+            findings = user_ids.shown(connection, doctor.examine(connection))
         doctor.store(given.connection, findings)
         broken = [each for each in findings if not each.ok]
         for each in broken:

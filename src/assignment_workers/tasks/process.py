@@ -20,6 +20,7 @@ from assignment_workers import logs, memory, telemetry, traces, versions
 from assignment_workers.addresses import REDIS
 from assignment_workers.assignment import settings_changes, settings_versions
 from assignment_workers.assignment.calling import numbers_of, policies_of
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.generations import dialer_queues
@@ -308,6 +309,7 @@ def _check(app: App) -> None:
             settings_versions.tell_ignored(connection, app.settings)
             dialer_queues.store_names(connection)
             connection.commit()
+            fact_views.prepare_if_possible(connection, app.settings)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
 

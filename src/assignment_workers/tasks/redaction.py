@@ -72,6 +72,8 @@ _FORM = re.compile(
     r"[A-Za-z]+([_.][A-Za-z]+)*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?"
 )
+_USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""The form of a user's id in the CRM that is shown where it is a text."""
 _MANY = 4
 """Items of a list that are shown."""
 _AGENTS = 100
@@ -184,11 +186,11 @@ def summary_of_answer(answer: object) -> str:
         if len(answer) == 1:
             return summary_of_answer(answer[0])
         counts = Counter(_word(_fact(each, "outcome")) or "answered" for each in answer)
-        users = [f"user {user}" for each in answer[:_AGENTS] if _is_id(user := _user(each))]
+        users = [f"user {user}" for each in answer[:_AGENTS] if _is_user(user := _user(each))]
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         return f"{told}: {', '.join(users)}" if users else told
     outcome, user = _word(_fact(answer, "outcome")), _user(answer)
-    if outcome and _is_id(user):
+    if outcome and _is_user(user):
         agent = _fact(_fact(answer, "assignment"), "agent_id")
         by = f", agent {agent}" if _is_id(agent) else ""
         return f"{outcome} user {user}{by}"
@@ -223,7 +225,10 @@ def _summary(facts: Mapping[str, Any]) -> str:
     told = []
     for name, words in _SUMMARISED:
         value = facts.get(name)
-        text = str(value) if _is_id(value) or isinstance(value, UUID) else _word(value)
+        is_shown = (
+            _is_id(value) or isinstance(value, UUID) or (name == "user_id" and _is_user(value))
+        )
+        text = str(value) if is_shown else _word(value)
         if text:
             told.append(f"{words}{text}")
     return ", ".join(told)
@@ -258,6 +263,11 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_user(value: object) -> bool:
+    """Return True for a user's id in the CRM, unless it is a text that may be more than an id."""
+    return _is_id(value) or (isinstance(value, str) and bool(_USER.fullmatch(value)))
+
+
 def _is_count(name: str, value: object) -> bool:
     return _is_id(value) and bool(_FORM.fullmatch(name))
 
@@ -275,7 +285,10 @@ def _allowed(value: object) -> object:
                 return _allowed_of_many(many)
             named = {name: value[name] for name in value if name in SHOWN}
             return {
-                name: each for name, said in named.items() if (each := _allowed(said)) is not None
+                name: each
+                for name, said in named.items()
+                if (each := said if name == "user_id" and _is_user(said) else _allowed(said))
+                is not None
             }
         case list() | tuple():
             return [_allowed(each) for each in value[:_MANY]]

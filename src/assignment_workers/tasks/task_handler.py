@@ -29,6 +29,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
 
 from assignment_workers import traces
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.claims.idempotency import LONGEST_ID, CommandIdentity
 from assignment_workers.assignment.lanes import Lanes
@@ -49,9 +50,12 @@ from assignment_workers.errors import (
     NotStored,
     StaleTerm,
     TaskFailed,
+    UsageError,
     plain,
 )
+from assignment_workers.policy.dialer import loaded
 from assignment_workers.policy.outcomes import Outcome
+from assignment_workers.schema.retry import patiently
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
@@ -76,6 +80,11 @@ MANY_IN = "requests"
 """The list parameter of a batch task."""
 _TYPED = frozenset({"notes", "why", "reason", "phone"})
 """The arguments that hold what a person typed."""
+MANY_USERS = "user_ids"
+_USERS = frozenset({"user_id", MANY_USERS})
+"""The arguments that name users by the CRM's ids."""
+PATIENCE_SECONDS = 5.0
+"""Seconds for which the CRM's ids of users are asked of a database that fails for a moment."""
 _SENDER = re.compile(r"token [0-9a-z]{1,32}")
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
@@ -188,11 +197,15 @@ class HandledTask(Task[..., Any]):
         if not is_signed:
             args, kwargs = self._unattributed(args, kwargs)
         try:
-            answer = self._answer(args, kwargs)
+            answer = self._with_own_ids(self._answer(*self._with_numbers(args, kwargs)))
             outcomes = _count(self.name, answer)
             log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
-        except ValidationError as error:
-            reason = one_line(error, self.parameters)
+        except (ValidationError, UsageError) as error:
+            reason = (
+                one_line(error, self.parameters)
+                if isinstance(error, ValidationError)
+                else f"user_id: {error}"
+            )
             self.store_dead_letter(args, kwargs, f"refused: {reason}", replayable=False)
             answer = Refused(code=Code.MALFORMED, reason=reason)
         except DatabaseUnavailable as error:
@@ -259,6 +272,45 @@ class HandledTask(Task[..., Any]):
             self._part = None
         self.of.suspects.try_part(None)
         return answers
+
+    def _with_numbers(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with our numbers in place of the CRM's ids of users.
+
+        An unknown id gets a number. Raises `UsageError` for what is no id.
+        """
+        named = [each for each in self.parameters if each in _USERS]
+        if not named or loaded().numbered is None:
+            return args, kwargs
+        said = dict(zip(self.parameters[1:], args, strict=False)) | kwargs
+        given = {name: said[name] for name in named if said.get(name) is not None}
+        users = {
+            name: [user_ids.read(each) for each in (value if name == MANY_USERS else [value])]
+            for name, value in given.items()
+            if name != MANY_USERS or isinstance(value, list)
+        }
+
+        def numbers() -> dict[user_ids.UserId, int]:
+            with self.of.engine.begin() as connection:
+                return user_ids.numbered(
+                    connection, [one for each in users.values() for one in each]
+                )
+
+        found = patiently(numbers, seconds=PATIENCE_SECONDS) if users else {}
+        for name, each in users.items():
+            read = [found[one] for one in each]
+            said[name] = read if name == MANY_USERS else read[0]
+        named_args = [
+            said.get(name, one) for name, one in zip(self.parameters[1:], args, strict=False)
+        ]
+        return (*named_args, *args[len(named_args) :]), {name: said[name] for name in kwargs}
+
+    def _with_own_ids(self, answer: Any) -> Any:
+        """Return the answer with the CRM's ids in place of our numbers of users."""
+        if loaded().numbered is None:
+            return answer
+        return patiently(lambda: user_ids.shown(self.of.engine, answer), seconds=PATIENCE_SECONDS)
 
     def _answered(self) -> object:
         """Return the answer that the message got before its process ended; None if it got none."""

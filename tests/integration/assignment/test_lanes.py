@@ -61,7 +61,7 @@ def ask(
 
 def assigned(answer: RequestAnswer) -> tuple[int, str]:
     assert isinstance(answer, Assigned), answer
-    return answer.assignment.user_id, answer.assignment.queue
+    return answer.assignment.user_number, answer.assignment.queue
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 from assignment_workers.assignment.answers import Code, Done, Empty, Refused
 from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import do_not_contact, lift, suppressions
+from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader
 from assignment_workers.schema.tables import SuppressionKind
 from tests.support.world import DAY, HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
@@ -27,7 +28,9 @@ def ranked(world: World) -> World:
     return world
 
 
-def standing(world: World, kind: SuppressionKind) -> list[tuple[int | None, str | None, str, str]]:
+def standing(
+    world: World, kind: SuppressionKind
+) -> list[tuple[UserId | None, str | None, str, str]]:
     with world.engine.connect() as connection:
         found = suppressions(connection, kind)
     return [(each.user_id, each.phone, each.reason, each.by) for each in found]
@@ -81,7 +84,7 @@ def test_a_phone_number_is_suppressed_however_it_is_written(ranked: World, numbe
 
 def test_a_hold_goes_on_when_its_user_is_put_on_the_list(ranked: World) -> None:
     hold = ranked.held(1)
-    ranked.run(do_not_contact, reader=Reader(), user=hold.user_id, reason="asked", by="ann")
+    ranked.run(do_not_contact, reader=Reader(), user=hold.user_number, reason="asked", by="ann")
     ranked.release(hold)
     assert ranked.held(2).user_id != hold.user_id
     assert ranked.unhealthy() == []

@@ -103,7 +103,7 @@ def nobody() -> Iterator[str]:
         (["explain"], ["a user", "--queue"]),
         (["explain", "26", "--queue=unsigned_users"], ["one of the two"]),
         (["explain", "--queue=signed_users"], ["'signed_users'", *POLICIES]),
-        (["explain", "nobody"], ["user", "integer"]),
+        (["explain", "nobody"], ["user", "whole number"]),
         (["drain", "signed_users"], ["'signed_users'", *POLICIES]),
         (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
         (["pause", "unsigned_users", "--why="], ["--why", "1 to 500"]),

@@ -13,11 +13,15 @@ import pytest
 from assignment_workers.assignment.answers import Assigned, Finished
 from assignment_workers.assignment.audit import extend
 from assignment_workers.assignment.claims.probes import plans
+from assignment_workers.assignment.crm import fact_views
+from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.reports.explain import explain as explain_user
 from assignment_workers.assignment.reports.explain import funnel as explain_queue
 from assignment_workers.assignment.reports.status import queue_statuses
+from assignment_workers.assignment.user_ids import number_of, own, shown
 from assignment_workers.dialer import Dialer
 from assignment_workers.dialer.check import problems, unread
+from assignment_workers.identity import UserId
 from tests.integration.assignment.pools.test_discover import pools, run
 from tests.support.dialers import DIALERS, EXAMPLES, using
 from tests.support.world import Claim, Requirement, User, World
@@ -31,7 +35,8 @@ class Case:
 
     name: str
     fill: Callable[[World], None]
-    expected: Mapping[str, list[int]]
+    expected: Mapping[str, list[UserId]]
+    """The CRM's ids."""
     goal: tuple[str, str]
     """A change of facts by which `:user`, of the first dialer queue, reaches its goal; its name."""
 
@@ -58,7 +63,15 @@ def fill_example(name: str, world: World) -> None:
         connection.exec_driver_sql((EXAMPLES / name / "crm.sql").read_text().replace("%", "%%"))
 
 
-def clinic_belongs() -> dict[str, list[int]]:
+def patient(number: int) -> str:
+    return f"c11c0000-0000-4000-8000-{number:012}"
+
+
+def donor(number: int) -> str:
+    return f"D-{number:04}"
+
+
+def clinic_belongs() -> dict[str, list[UserId]]:
     """What the comments of `crm.sql` say, in plain Python."""
     called = [each for each in range(1, 61) if each % 10]
     results = [each for each in called if each % 7 == 0]
@@ -66,14 +79,15 @@ def clinic_belongs() -> dict[str, list[int]]:
     recalls = [
         each for each in called if each % 3 == 0 and each not in results and each not in missed
     ]
-    return {
+    found = {
         "results": results,  # the oldest result first
         "missed_appointments": missed[::-1],  # the latest appointment first
         "recalls": recalls[::-1],  # the longest due first
     }
+    return {queue: [patient(each) for each in users] for queue, users in found.items()}
 
 
-def charity_belongs() -> dict[str, list[int]]:
+def charity_belongs() -> dict[str, list[UserId]]:
     """What the comments of `crm.sql` say, in plain Python."""
     left = [each for each in range(1, 51) if each != 4]
     found: dict[str, list[int]] = {}
@@ -88,7 +102,7 @@ def charity_belongs() -> dict[str, list[int]]:
         left = [each for each in left if each not in found[queue]]
     for queue in ("pledges", "major_donors", "regular_donors"):
         found[queue].reverse()  # the largest pledge or sum, and the latest end, first
-    return found
+    return {queue: [donor(each) for each in users] for queue, users in found.items()}
 
 
 CASES = {
@@ -111,7 +125,7 @@ CASES = {
         "charity",
         partial(fill_example, "charity"),
         charity_belongs(),
-        ("UPDATE charity.pledges SET state = 'paid' WHERE donor_id = :user", "pledge_paid"),
+        ("UPDATE charity.pledges SET state = 'paid' WHERE donor_key = :user", "pledge_paid"),
     ),
 }
 
@@ -129,6 +143,9 @@ def case(request: pytest.FixtureRequest, world: World) -> Iterator[Case]:
             "INSERT INTO assignment.queues VALUES (:name) ON CONFLICT DO NOTHING", name=name
         )
     with using(made.dialer):
+        attach(world.engine, None)
+        with world.engine.connect() as connection:
+            fact_views.prepare(connection, world.settings)
         yield made
 
 
@@ -136,10 +153,12 @@ def test_a_dialer_from_its_crm_to_every_outcome(world: World, case: Case) -> Non
     assert list(problems(case.dialer)) == []
     run(world)
     placed = {user: queue for user, queue in pools(world).items() if queue is not None}
-    assert placed == {user: queue for queue, users in case.expected.items() for user in users}
+    expected = {user: queue for queue, users in case.expected.items() for user in users}
+    ids = own(world.engine, placed)
+    assert {ids[user]: queue for user, queue in placed.items()} == expected
     world.regenerate(*case.expected)
     for queue, users in case.expected.items():
-        assert list(world.states(queue)) == users
+        assert [ids[each] for each in world.states(queue)] == users
     _explained(world, case)
     first = next(iter(case.expected))
     _each_outcome(world, case, first)
@@ -163,16 +182,18 @@ def _explained(world: World, case: Case) -> None:
             for user in users:
                 said = explain_user(
                     connection,
-                    user,
+                    number_of(connection, user),
                     policies=world.policies,
                     settings=world.settings,
                     now=world.now,
                 )
                 assert said is not None
                 assert queue in said.model_dump_json()
-        shown = [each.queue for each in queue_statuses(connection)]
-        assert shown[: len(case.expected)] == list(case.expected)
-        assert [each for each in plans(connection, world.policies, world.now) if each.error] == []
+                assert shown(connection, said).user_id == user
+        listed = [each.queue for each in queue_statuses(connection)]
+        assert listed[: len(case.expected)] == list(case.expected)
+        found_plans = list(plans(connection, world.policies, world.now))
+        assert [each for each in found_plans if each.error or each.scanned] == []
 
 
 def _each_outcome(world: World, case: Case, queue: str) -> None:
@@ -180,8 +201,9 @@ def _each_outcome(world: World, case: Case, queue: str) -> None:
     change, conversion = case.goal
     converting = next(each for each in case.dialer.outcomes if each.converts)
     hold = world.held(1, queue)
-    assert hold.user_id == case.expected[queue][0]
-    world.execute(change, user=hold.user_id)
+    first = case.expected[queue][0]
+    assert shown(world.engine, hold).user_id == first
+    world.execute(change, user=first)
     assert isinstance(world.complete(hold, converting.name), Finished)
     assert world.rows("SELECT user_id, conversion_type FROM conversions") == [
         (hold.user_id, conversion)
@@ -231,7 +253,7 @@ def test_facts_of_its_own_are_not_read_from_a_crm_in_another_database() -> None:
         assert list(unread(DIALERS[name])) == []
     said = list(unread(DIALERS["clinic"]))
     assert (
-        "queue results: rule deceased: users.is_deceased is not read from a CRM in another"
+        "queue results: rule deceased: users.died_on is not read from a CRM in another"
         " database (CRM_DATABASE_URL)" in said
     )
     assert any(each.startswith("news results: the table results is not read") for each in said)

@@ -15,9 +15,11 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Float,
     Integer,
     MetaData,
     Table,
+    Text,
     and_,
     case,
     column,
@@ -37,12 +39,13 @@ from assignment_workers.dialer import (
     Dialer,
     Outcome,
     Person,
+    Persons,
     Queue,
     Rule,
     RuleEffect,
     Score,
 )
-from assignment_workers.dialer.check import problems
+from assignment_workers.dialer.check import problems, unread
 from assignment_workers.dialer.loading import load, read
 from assignment_workers.dialer.nulls import may_be_null
 from assignment_workers.dialer.template import TEMPLATE
@@ -146,10 +149,25 @@ MISTAKES: dict[str, Callable[[], Dialer]] = {
     "action send: means is missing": lambda: dialer(
         outcome=replace(REACHED, actions=(Action("send", ""),))
     ),
+    "persons: id_type Float(): a person's id is BigInteger(), Uuid() or Text()": lambda: replace(
+        dialer(), persons=Persons(id_type=Float())
+    ),
+    "persons: a str, not a Persons": lambda: replace(
+        dialer(),
+        persons="clinic.patients",  # type: ignore[arg-type]
+    ),
     "action review: defined 2 times": lambda: dialer(
         outcome=replace(REACHED, actions=(Action("review", "Look at it."),))
     ),
 }
+
+
+@pytest.mark.parametrize("persons", [Persons("patients"), Persons(id_type=Text())])
+def test_persons_of_another_form_are_not_read_from_a_crm_in_another_database(
+    persons: Persons,
+) -> None:
+    (said,) = unread(replace(dialer(), persons=persons))
+    assert said.startswith("persons: a name or a type of id of its own is not read")
 
 
 @pytest.mark.parametrize("said", MISTAKES)

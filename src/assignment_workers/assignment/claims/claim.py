@@ -266,9 +266,8 @@ class _Claim:
             *(queue for request in without for queue in open_requests[request])
         )
         self._put_out(heads)
-        why = Why(
-            self.transaction, self.policies, [grant.hold.user_id for grant in self.made.values()]
-        )
+        users = [grant.hold.user_number for grant in self.made.values()]
+        why = Why(self.transaction, self.policies, users)
         for request in without:
             skipped = bool(self.requesters[request].skipped)
             try:

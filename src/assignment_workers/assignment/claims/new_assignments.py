@@ -50,7 +50,7 @@ def store(
     if not new_assignments:
         transaction.defer_write(idempotency.STORE, {"answered": others})
         return
-    entries.need_places(transaction, [new.hold.user_id for new in new_assignments.values()])
+    entries.need_places(transaction, [new.hold.user_number for new in new_assignments.values()])
     granted = [_row(transaction, request, new) for request, new in new_assignments.items()]
     transaction.defer_write(KEEP, {"granted": granted, "answered": others})
 

@@ -139,7 +139,7 @@ def _stale(
     found = transaction.crm_reader.judge_for_claim(
         _blocking_rule(policy),
         {"user": hold.user_id},
-        users=[hold.user_id],
+        users=[hold.user_number],
         policy=policy,
         now=transaction.now,
     )

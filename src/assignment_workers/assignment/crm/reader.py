@@ -32,16 +32,18 @@ from sqlalchemy import (
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from assignment_workers.assignment import phones
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.facts import CrmFacts, parameter
 from assignment_workers.errors import CrmUnavailable
+from assignment_workers.policy.dialer import loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import NUMBER_UNREAD
 from assignment_workers.schema.base import Base, CrmBase
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.crm import FACTS, MIRROR_SCHEMA, CrmUser
 from assignment_workers.schema.pipeline import Rows, Statement
-from assignment_workers.schema.tables import CrmRead, Phone
+from assignment_workers.schema.tables import FACT_SCHEMA, CrmRead, Phone
 
 ELSEWHERE = "crm"
 """Name of the execution option under which an engine carries its external CRM, a `Crm`."""
@@ -272,10 +274,19 @@ def crm_of(connection: Connection | Engine) -> Crm | None:
 def attach(engine: Engine, crm: Crm | None) -> None:
     """Make `engine` read CRM facts from this external CRM; None: from our own database.
 
-    Statements about all users read the mirror, our copy of the external CRM.
+    Statements about all users read the mirror, our copy of the external CRM. Facts in our own
+    database are read through views where the loaded dialer needs them.
     """
     if crm is not None:
         engine.update_execution_options(**{ELSEWHERE: crm, "schema_translate_map": _MIRRORED})
+    elif fact_views.are_needed(loaded()):
+        engine.update_execution_options(schema_translate_map=fact_views.TRANSLATED)
+
+
+def facts_schema(connection: Connection) -> str:
+    """Return the schema in which a CRM in our own database is read."""
+    translated = connection.get_execution_options().get("schema_translate_map")
+    return FACT_SCHEMA if translated == fact_views.TRANSLATED else str(CrmBase.metadata.schema)
 
 
 def _joins(setting: str) -> Statement:

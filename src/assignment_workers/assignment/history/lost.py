@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, func, select
 
 from assignment_workers.errors import UsageError
+from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 COMPARED = timedelta(hours=1)
@@ -31,7 +32,7 @@ class LostEvent(BaseModel):
     term: int | None
     queue: str | None
     agent_id: int | None
-    user_id: int | None
+    user_id: UserId | None
     assignment_id: UUID | None
 
 

@@ -224,7 +224,7 @@ class _Finish:
         if hold.state == AssignmentState.ACTIVE:
             if owner.version in (None, hold.version):
                 if owner.sent_by is not None:
-                    self.senders[hold.user_id] = owner.sent_by
+                    self.senders[hold.user_number] = owner.sent_by
                 return hold
             return self._refuse(
                 owner,
@@ -273,9 +273,9 @@ class _Finish:
         self.scores.append(after_call.score_row(self.transaction, hold, outcome, move.callback_at))
         self._was_called_back(hold, outcome, self.transaction.now + move.retry)
         if outcome.converts and hold.queue in POLICIES:
-            self.perhaps_converted.setdefault(hold.queue, []).append(hold.user_id)
+            self.perhaps_converted.setdefault(hold.queue, []).append(hold.user_number)
         if outcome.terminal:
-            self.unwilling.append(hold.user_id)
+            self.unwilling.append(hold.user_number)
         if move.callback_at is not None:
             row = after_call.callback_row(self.transaction, hold, outcome, move.callback_at)
             self.promises.append(row)
@@ -323,7 +323,7 @@ class _Finish:
             else:
                 self.called_back.append(source)
         if outcome is not None and outcome.keeps and self.found[hold.id].has_missed_calls:
-            self.followed_up.append(hold.user_id)
+            self.followed_up.append(hold.user_number)
 
     def _end(
         self,

@@ -39,15 +39,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import InstrumentedAttribute
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.active_assignments import ACTIVE
 from assignment_workers.assignment.answers import Done
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS
 from assignment_workers.assignment.crm.facts import NewCrmRow, Position
 from assignment_workers.assignment.crm.reader import CrmReader, crm_of
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
 from assignment_workers.identity import new_id
-from assignment_workers.policy.facts import NEWS, News
+from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.facts import NEW_PERSONS, NEWS, News
 from assignment_workers.policy.queues import Policy, queue_of
 from assignment_workers.schema.base import NaiveInstant, sql_text
 from assignment_workers.schema.bulk import insert_rows, rows
@@ -101,9 +104,13 @@ def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
     or who are not in the CRM are left alone. Users are read by id; a run reads `WINDOWS_AT_MOST`
     times `WINDOW` users, and the next run continues. Returns counts: users `looked_at`, and users
     with no dialer queue (`in_none`), a wrong one (`in_wrong`), or an unknown one (`other_word`).
+    Where the CRM's ids are no integers, also users whose id is unusable (`unfit`): they get no
+    number, and nobody is offered them.
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
+    if after < 0 and (rows := _number(work.side_connection, NEW_PERSONS, None)) is not None:
+        counts["unfit"] = user_ids.unnumbered(work.side_connection, rows)
     for _ in range(WINDOWS_AT_MOST):
         window = {"after": after, "window": WINDOW, **_any(policies).building(work.now)}
         number, last = work.side_connection.execute(_WINDOW, window).one()
@@ -182,6 +189,7 @@ class _Run:
         position: Position = (mark.reached - OVERLAP if mark.reached else _BEGINNING), None
         if mark.at is not None and mark.key is not None:
             position = mark.at, json.loads(mark.key)
+        _number(work.side_connection, news, position[0] if mark.reached else None)
         for _ in range(BATCHES_AT_MOST):
             found = _since(work.side_connection, news, position)
             if found:
@@ -196,7 +204,9 @@ class _Run:
                 _store_counts(work, source, self.counts, reached=reached, **ended)
                 return
             at, key = position
-            _store_counts(work, source, self.counts, seen=seen, at=at, key=json.dumps(key))
+            _store_counts(
+                work, source, self.counts, seen=seen, at=at, key=json.dumps(key, default=str)
+            )
 
     def _see_to(self, users: list[int]) -> None:
         now, side_connection = self.work.now, self.work.side_connection
@@ -269,6 +279,23 @@ def _wrong(
     connection: Connection, policies: Mapping[str, Policy], window: Mapping[str, Any]
 ) -> Sequence[Row[*tuple[Any, ...]]]:
     return connection.execute(_misplaced(tuple(policies.values())), window).all()
+
+
+def _number(connection: Connection, news: News, since: datetime | None) -> str | None:
+    """Give numbers to the persons in a CRM table of `news` who have none, and commit.
+
+    `since`: only those of rows created since. Returns the query of these persons; None for a CRM
+    whose ids are integers, and for a table that has no person's id.
+    """
+    dialer = loaded()
+    if dialer.numbered is None or crm_of(connection) is not None:
+        return None
+    rows = fact_views.persons_of(dialer, news)
+    if rows is not None:
+        at = None if since is None else since.astimezone(UTC).replace(tzinfo=None)
+        user_ids.number_new(connection, rows, at)
+        connection.commit()
+    return rows
 
 
 def _since(connection: Connection, news: News, after: Position) -> list[NewCrmRow]:
@@ -403,7 +430,9 @@ def _since_here(news: News, goes_on: bool) -> Select[*tuple[Any, ...]]:  # noqa:
     if news.joined is not None:
         query = query.select_from(news.joined)
     return (
-        query.where(after).order_by(news.created_at, news.key).limit(literal_column(str(AT_A_TIME)))
+        query.where(after, news.person.is_not(None))
+        .order_by(news.created_at, news.key)
+        .limit(literal_column(str(AT_A_TIME)))
     )
 
 

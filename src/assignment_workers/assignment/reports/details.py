@@ -14,12 +14,15 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, func, select, text
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.phones import owners
 from assignment_workers.assignment.reports.breakdown import Part
 from assignment_workers.assignment.reports.figures import COUNTED_AT_MOST, NEWEST
 from assignment_workers.assignment.reports.service_levels import ServiceLevels, service_levels
 from assignment_workers.assignment.rows import Row, rows_of
+from assignment_workers.errors import UsageError
+from assignment_workers.identity import UserId
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
@@ -90,7 +93,7 @@ class AgentAnswer(BaseModel):
     queue: str | None
     """The dialer queue that the request named."""
     outcome: str
-    user_id: int | None
+    user_id: UserId | None
     """Of an assigned user."""
     why: str | None
     """Of `empty`: the reason of each dialer queue; of a refusal: its code."""
@@ -114,7 +117,8 @@ def answers_to(
     rows = connection.execute(
         _ANSWERS, {"agent": agent, "since": since, "until": until, "at_most": at_most}
     )
-    return [AgentAnswer(**row) for row in rows.mappings()][::-1]
+    found = [AgentAnswer(**row) for row in rows.mappings()][::-1]
+    return user_ids.shown(connection, found)
 
 
 def minutes(connection: Connection) -> list[Part]:
@@ -178,14 +182,25 @@ def find(connection: Connection, said: str, numbers: Sequence[str] = ()) -> list
     found = rows_of(
         connection,
         _FIND,
-        user=_number(said, USER_DIGITS),
+        user=_user(connection, said),
         agent=_number(agent, AGENT_DIGITS),
         assignment=assignment,
         said=said,
     )
     by_number = owners(connection, numbers) if numbers else {}
     users = sorted({user for each in by_number.values() for user in each})
-    return found + [{"kind": "user", "id": str(user)} for user in users]
+    found += [{"kind": "user", "id": user} for user in users]
+    ids = user_ids.own(connection, (int(row["id"]) for row in found if row["kind"] == "user"))
+    return [
+        row | {"id": str(ids[int(row["id"])])} if row["kind"] == "user" else row for row in found
+    ]
+
+
+def _user(connection: Connection, said: str) -> int:
+    try:
+        return user_ids.number_of(connection, user_ids.read(said))
+    except UsageError:
+        return user_ids.NOBODY
 
 
 def _number(said: str, digits: int) -> int:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.suppressions import StandingSuppression
+from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Source
 
 
@@ -114,7 +115,7 @@ class Explanation(BaseModel):
     """
 
     at: datetime
-    user_id: int
+    user_id: UserId
     offered: bool
     hold: Held | None
     facts: Facts | None

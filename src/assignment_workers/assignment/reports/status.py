@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from assignment_workers.assignment import calling
 from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.answers import Held
-from assignment_workers.assignment.crm import mirror
+from assignment_workers.assignment.crm import fact_views, mirror
 from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
@@ -246,7 +246,7 @@ def crm_status(connection: Connection) -> CrmStatus:
         )
     trouble = None
     try:
-        connection.execute(text("SELECT id FROM crm.users LIMIT 1"))
+        connection.execute(fact_views.probe())
     except DBAPIError as error:
         if error.connection_invalidated:
             raise

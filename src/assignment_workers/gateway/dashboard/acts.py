@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from http import HTTPStatus
+from urllib.parse import unquote
 from uuid import UUID
 
 from sqlalchemy import Engine
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.dead_letters import (
     Letter,
@@ -23,9 +25,11 @@ from assignment_workers.assignment.operational_settings import SettingChange, mi
 from assignment_workers.assignment.operator_actions import ASKED, WHY_AT_MOST, RequestedAction
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import CommandCall
-from assignment_workers.errors import NotReplayable
+from assignment_workers.errors import NotReplayable, UsageError
 from assignment_workers.gateway.operator_actions import recorded
 from assignment_workers.gateway.problems import Problem, refused
+from assignment_workers.identity import UserId
+from assignment_workers.policy.dialer import loaded
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import SuppressionKind
 
@@ -44,6 +48,10 @@ class Asked:
     """The action's position in the database's order of commands; 0 until it is recorded."""
 
 
+A_PHONE_NUMBER, ALL = "a phone number", "all"
+"""The subjects of actions that concern no single user, agent or dialer queue."""
+
+
 @dataclass(frozen=True)
 class Field:
     """A field of an action's form, besides the reason, which every form has."""
@@ -56,6 +64,18 @@ class Field:
     """True if the field takes a longer text; `digits` is then False."""
     of_lists: bool = False
     """True if the field names the subject, which only a page of many subjects has to ask for."""
+    of_user: bool = False
+    """True if the field takes the CRM's id of a user."""
+
+    @property
+    def takes_digits(self) -> bool:
+        """True if the field takes digits alone."""
+        return self.digits and not (self.of_user and loaded().numbered)
+
+    @property
+    def takes_text(self) -> bool:
+        """True if the field takes a longer text."""
+        return self.text or (self.of_user and not self.takes_digits)
 
 
 @dataclass(frozen=True)
@@ -204,10 +224,10 @@ def subject_of(said: Mapping[str, str]) -> str:
     A phone number is left out, because its suppression stores it.
     """
     named = said.get("subject") or said.get("user") or said.get("name")
-    return named or ("a phone number" if said.get("phone") else "all")
+    return named or (A_PHONE_NUMBER if said.get("phone") else ALL)
 
 
-def _whom(asked: Asked) -> tuple[int | None, str | None]:
+def _whom(asked: Asked) -> tuple[UserId | None, str | None]:
     """Return the user id and the phone number that an action concerns; None for a missing one.
 
     The user is that of the page or the form. The sequencer refuses a command that names both.
@@ -216,10 +236,10 @@ def _whom(asked: Asked) -> tuple[int | None, str | None]:
     named = asked.said.get("subject") or asked.said.get("user")
     if not named:
         return None, phone
-    user = _number(named, 2**63 - 1)
-    if user is None:
-        raise _malformed("user: the number of a user")
-    return user, phone
+    try:
+        return user_ids.read(named), phone
+    except UsageError as error:
+        raise _malformed(f"user: {error}") from None
 
 
 async def _change_setting(client: AsyncClient, _: Engine, asked: Asked) -> str:
@@ -332,12 +352,12 @@ def _of_assignment(name: str) -> str:
 
 
 def _of_whom(name: str) -> str:
-    return f"/users/{name}" if name.isdigit() else "/do-not-contact"
+    return "/do-not-contact" if unquote(name) in {A_PHONE_NUMBER, ALL} else f"/users/{name}"
 
 
-_USER = Field("user", "User", of_lists=True)
+_USER = Field("user", "User", of_lists=True, of_user=True)
 _WHOM = (
-    Field("user", "User", required=False, of_lists=True),
+    Field("user", "User", required=False, of_lists=True, of_user=True),
     Field("phone", "or phone", required=False, digits=False, of_lists=True),
 )
 

@@ -12,9 +12,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from assignment_workers import links
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.reports import details
 from assignment_workers.assignment.reports.details import AgentList
+from assignment_workers.errors import UsageError
 from assignment_workers.gateway.auth import sessions
 from assignment_workers.gateway.auth.callers import OPERATING, WATCHING, Caller
 from assignment_workers.gateway.dashboard import acts, session, views
@@ -79,11 +81,15 @@ async def rules(request: Request, name: str) -> Response:
     return await show(request, views.rules(name))
 
 
-@ROUTES.get("/users/{number}")
+@ROUTES.get("/users/{name:path}")
 @as_page
-async def user(request: Request, number: str) -> Response:
+async def user(request: Request, name: str) -> Response:
     """Show a user."""
-    return await show(request, views.user(_number(number, "user")))
+    try:
+        found = user_ids.read(name)
+    except UsageError as error:
+        raise Problem(HTTPStatus.NOT_FOUND, f"no user {name!r:.30}: {error}") from None
+    return await show(request, views.user(found))
 
 
 @ROUTES.get("/agents")
@@ -215,7 +221,7 @@ async def find(request: Request) -> Response:
     # A number means a user; an agent where no user has it.
     users = [row for row in rows if row["kind"] == "user"]
     chosen = users if users and is_number(said) else rows
-    found = [row | {"path": f"/{row['kind']}s/{row['id']}"} for row in chosen]
+    found = [row | {"path": f"/{row['kind']}s/{quote(row['id'], safe='')}"} for row in chosen]
     if len(found) == 1:
         return RedirectResponse(found[0]["path"], HTTPStatus.SEE_OTHER)
     facts = {"title": "Found", "caller": caller, "found": found}

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from assignment_workers.assignment import settings_versions, suppressions
+from assignment_workers.assignment import settings_versions, suppressions, user_ids
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.dead_letters import Letter, letter, letters
 from assignment_workers.assignment.lifecycle.agent_status import shown
@@ -24,6 +24,7 @@ from assignment_workers.assignment.reports.figures import Figures
 from assignment_workers.assignment.settings_versions import current
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.read_cache import FRESH_SECONDS, ReadCache
+from assignment_workers.identity import UserId
 from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.tables import SuppressionKind
 from assignment_workers.settings import Settings
@@ -278,11 +279,12 @@ def rules(name: str) -> View:
     return View(f"Rules of {name}", ("rules",), read, place={"queue_name": name})
 
 
-def user(number: int) -> View:
+def user(name: UserId) -> View:
     """Return the page of a user: ids and times only."""
 
     def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
+            number = user_ids.number_of(c, name)
             return {
                 "user": details.user(c, number),
                 "explained": explain(
@@ -301,11 +303,11 @@ def user(number: int) -> View:
             }
 
         crm_up = source.now().crm_up
-        found: Facts = source.read(("user", number), ask)
+        found: Facts = source.read(("user", name), ask)
         return found if any(found.values()) else None
 
     def actions(found: Facts) -> Sequence[str]:
-        kinds = {each.kind for each in found["suppressions"] if each.user_id == number}
+        kinds = {each.kind for each in found["suppressions"] if each.user_id == name}
         listed = "lift" if SuppressionKind.DO_NOT_CONTACT in kinds else "do_not_contact"
         return (
             *(("release_from_quarantine",) if SuppressionKind.QUARANTINE in kinds else ()),
@@ -314,7 +316,7 @@ def user(number: int) -> View:
         )
 
     regions = ("user", "explain", "assignments", "events")
-    return View(f"User {number}", regions, read, actions=actions, subject=str(number))
+    return View(f"User {name}", regions, read, actions=actions, subject=str(name))
 
 
 def quarantine() -> View:

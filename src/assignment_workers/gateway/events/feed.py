@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 import structlog
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from assignment_workers.assignment import events
+from assignment_workers.assignment import events, user_ids
 from assignment_workers.assignment.events import CHANNEL, StoredEvent
 from assignment_workers.gateway.redaction import redacted
 from assignment_workers.schema.deadline import EXCHANGE_SECONDS, ending, located
@@ -174,7 +174,7 @@ class Feed:
         last = self._last
         if last is None:
             return True
-        found = await self._ask(lambda it: events.between(it, last.id - 1, last.id, limit=1))
+        found = await self._ask(lambda it: _page(it, last.id - 1, last.id, limit=1))
         return [each.at for each in found] == [last.at]
 
     def _restart(self, newest: int) -> None:
@@ -187,7 +187,7 @@ class Feed:
     async def _read_on(self) -> None:
         """Read the newly committed events, and pass them on to the readers."""
         while found := await self._ask(
-            lambda connection: events.between(connection, self.position, limit=PAGE)
+            lambda connection: _page(connection, self.position, limit=PAGE)
         ):
             whole = _without_gap(found, self.position)
             self._hand_on(found[:whole])
@@ -201,7 +201,7 @@ class Feed:
         """Pass on the events with ids up to `until`. A missing id never gets an event."""
         while self.position < until:
             found = await self._ask(
-                lambda connection: events.between(connection, self.position, until, limit=PAGE)
+                lambda connection: _page(connection, self.position, until, limit=PAGE)
             )
             self._hand_on(found)
             if len(found) < PAGE:
@@ -232,7 +232,7 @@ class Feed:
         `after` is excluded, `until` included.
         """
         return await self._ask_for_reader(
-            lambda connection: events.between(
+            lambda connection: _page(
                 connection,
                 after,
                 until,
@@ -270,6 +270,11 @@ class Feed:
         """Run `what`, a returning reader's read; one at a time, so as not to delay the feed."""
         async with self._returning:
             return await self._ask(what)
+
+
+def _page(connection: Connection, *given: int, **choice: Any) -> Sequence[StoredEvent]:  # noqa: ANN401
+    """Return the events that `events.between` returns, with the CRM's ids of users."""
+    return user_ids.shown(connection, events.between(connection, *given, **choice))
 
 
 def _without_gap(found: Sequence[StoredEvent], after: int) -> int:

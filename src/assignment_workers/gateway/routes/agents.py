@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from sqlalchemy import select
 from structlog.contextvars import bind_contextvars
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.answers import Code, Finished, Held, Noted, Stated
 from assignment_workers.assignment.lifecycle import agent_status
@@ -191,7 +192,7 @@ def agent_state(agent: AgentPath, here: Here, who: Who) -> AgentShown:
     """Return an agent's state, session, last sign of life and assignment."""
     who.must_act_for(agent)
     with reading(here) as connection:
-        found = agent_status.shown(connection, agent)
+        found = user_ids.shown(connection, agent_status.shown(connection, agent))
     if found is None:
         raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_AGENT, f"no agent {agent}")
     return found
@@ -216,6 +217,7 @@ def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
             .mappings()
             .one_or_none()
         )
-    if row is None:
+        found = None if row is None else user_ids.shown(connection, held(row))
+    if found is None:
         raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_ASSIGNMENT, f"agent {agent} holds nobody")
-    return held(row)
+    return found

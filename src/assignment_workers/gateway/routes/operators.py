@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code, Done
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.operator_actions import RequestedAction
@@ -75,7 +76,7 @@ def explain_queue(queue: Queue, here: Here) -> Funnel:
 
 
 @ROUTES.get(
-    "/v1/users/{user}/explain",
+    "/v1/users/{user:path}/explain",
     tags=["operators"],
     response_model=Explanation,
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -87,11 +88,12 @@ def explain_user(user: UserPath, here: Here) -> Explanation:
         settings = current(connection, here.settings)
         found = read_explanation(
             connection,
-            user,
+            user_ids.number_of(connection, user),
             policies=policies_of(settings),
             settings=settings,
             now=instant(connection),
         )
+        found = user_ids.shown(connection, found)
     if found is None:
         raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_USER, f"no user {user}")
     return found

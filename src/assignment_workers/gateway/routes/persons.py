@@ -8,7 +8,7 @@ from http import HTTPStatus
 from fastapi import Request, Response
 from pydantic_core import to_json
 
-from assignment_workers.assignment import person
+from assignment_workers.assignment import person, user_ids
 from assignment_workers.assignment.answers import Code, Done
 from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.lanes import lanes_of
@@ -30,12 +30,13 @@ from assignment_workers.gateway.dependencies import (
 )
 from assignment_workers.gateway.operator_actions import outcome_of, recorded
 from assignment_workers.gateway.problems import refused, responses, unavailable
+from assignment_workers.identity import UserId
 
 ROUTES = routes()
 
 
 @ROUTES.get(
-    "/v1/users/{user}/export",
+    "/v1/users/{user:path}/export",
     tags=["operators"],
     response_model=person.Stored,
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -45,7 +46,8 @@ async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
 
     def read() -> Response:
         with reading(here) as connection:
-            found = person.export(connection, user, numbers_of(here.settings).reader)
+            number = user_ids.number_of(connection, user)
+            found = person.export(connection, number, numbers_of(here.settings).reader)
         return Response(to_json(found), media_type="application/json")
 
     action = RequestedAction("person_export", str(user), who.name, None)
@@ -53,7 +55,7 @@ async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
 
 
 @ROUTES.post(
-    "/v1/users/{user}/forget",
+    "/v1/users/{user:path}/forget",
     tags=["operators"],
     response_model=Done,
     responses=responses(*ALWAYS, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -81,9 +83,10 @@ async def forget_user(
     return (await recorded(here.engine, action, do, outcome_of))[1]
 
 
-def _forget(here: Gateway, user: int) -> Response:
+def _forget(here: Gateway, user: UserId) -> Response:
     with reading(here) as connection:
-        held = person.is_held(connection, user)
+        number = user_ids.number_of(connection, user)
+        held = person.is_held(connection, number)
         if held is not None:
             raise refused(
                 HTTPStatus.CONFLICT,
@@ -91,9 +94,9 @@ def _forget(here: Gateway, user: int) -> Response:
                 f"user {user} is held by agent {held}: release the assignment first",
             )
         reader = numbers_of(here.settings).reader
-        known = person.find(connection, user, reader)
+        known = person.find(connection, number, reader)
         try:
-            counts = person.forget(connection, user, reader)
+            counts = person.forget(connection, number, reader)
         except UsageError as error:
             raise unavailable(str(error)) from error
         connection.commit()

@@ -154,7 +154,7 @@ class SimulatedAgent:
             outcome,
         )
         if done and outcome == "completed_form":
-            self.signed(held.user_id)
+            self.signed(held.user_number)
 
     async def _talk(self, held: Held, median: timedelta) -> None:
         """Talk for a log-normal time with this median, and renew the lease meanwhile."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from assignment_workers.assignment.answers import Held
+from assignment_workers.identity import UserId
 
 UNDER_WAY_SECONDS = 15.0
 """The longest time from a commit to its answer, for an answer that a fault delayed."""
@@ -65,7 +66,7 @@ class KnownAssignment:
     """An assignment as its agent knows it from the answers."""
 
     agent: int
-    user: int
+    user: UserId
     claimed_at: datetime
     lease_until: datetime
     ended: str | None = None
@@ -92,7 +93,7 @@ class Recorder:
     """The steps of the database's clock: the second of the run, and the seconds."""
     surprises: list[str] = field(default_factory=list)
     """Descriptions of answers that break a guarantee; the verdict shows each."""
-    _has: dict[int, UUID] = field(default_factory=dict)
+    _has: dict[UserId, UUID] = field(default_factory=dict)
 
     @property
     def now(self) -> float:

@@ -78,7 +78,7 @@ class Ours:
         )
         match answer:
             case Assigned(assignment=held):
-                return Given(held.user_id, held)
+                return Given(held.user_number, held)
             case Empty():
                 return None
             case other:

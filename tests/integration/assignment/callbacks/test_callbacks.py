@@ -43,7 +43,7 @@ def promise(world: World, *, after: timedelta = HOUR, agent: int = 1) -> tuple[i
     hold = world.held(agent)
     at = world.now + after
     assert isinstance(world.complete(hold, "call_back", callback_at=at), Finished)
-    return hold.user_id, at
+    return hold.user_number, at
 
 
 def callback(world: World, user: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def callback(world: World, user: int) -> dict[str, Any]:
 def given(world: World, agent: int, queue: str | None = UNSIGNED) -> tuple[int, str]:
     """Whom an agent is given, and from which source."""
     hold = world.held(agent, queue)
-    return hold.user_id, hold.source
+    return hold.user_number, hold.source
 
 
 def unbroken(world: World) -> None:
@@ -547,8 +547,8 @@ def test_hazard_c6_a_call_for_something_else_leaves_a_promise_that_is_to_come(
         queue=UNSIGNED,
     )
     world.complete(hold, "hung_up")
-    assert callback(world, hold.user_id)["status"] == "pending"
-    assert callback(world, hold.user_id)["scheduled_for"] == at.replace(tzinfo=None)
+    assert callback(world, hold.user_number)["status"] == "pending"
+    assert callback(world, hold.user_number)["scheduled_for"] == at.replace(tzinfo=None)
     world.now = at
     assert given(world, 2) == (hold.user_id, "callback")
     unbroken(world)

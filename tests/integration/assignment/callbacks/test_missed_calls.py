@@ -62,7 +62,7 @@ def status(world: World, call: UUID) -> str:
 
 def given(world: World, agent: int, queue: str | None = UNSIGNED) -> tuple[int, str]:
     hold = world.held(agent, queue)
-    return hold.user_id, hold.source
+    return hold.user_number, hold.source
 
 
 def run_match(world: World) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def test_a_call_through_the_queue_that_nobody_answered_leaves_the_missed_call(
     world: World,
 ) -> None:
     hold = world.held(1)
-    call = missed(world, hold.user_id)
+    call = missed(world, hold.user_number)
     world.complete(hold, "no_answer")
     assert status(world, call) == "pending"
 
@@ -198,7 +198,7 @@ def test_hazard_c13_a_missed_call_is_validated_like_any_user(world: World) -> No
 
 def test_hazard_b13_a_held_user_is_not_handed_out_again_for_a_missed_call(world: World) -> None:
     held = world.held(1)
-    call = missed(world, held.user_id)
+    call = missed(world, held.user_number)
     assert given(world, 2)[1] == "queue"
     assert status(world, call) == "pending"
 

@@ -114,7 +114,7 @@ def test_who_may_not_have_the_user_is_not_given_them_and_nothing_changes(desk: W
     assert isinstance(answer, Refused)
     assert answer.code == Code.UNKNOWN_ASSIGNMENT
     assert [each["kind"] for each in desk.events("released")] == []
-    assert desk.states()[hold.user_id] == "held"
+    assert desk.states()[hold.user_number] == "held"
     assert_sound(desk)
 
 
@@ -126,7 +126,7 @@ def test_a_user_who_has_signed_since_is_not_given_on(desk: World) -> None:
     answer = give(desk, hold, 3)
     assert isinstance(answer, Refused)
     assert "signed" in answer.reason
-    assert desk.states()[hold.user_id] == "held"
+    assert desk.states()[hold.user_number] == "held"
 
 
 def test_the_history_checker_sees_a_user_given_on_who_was_taken_from_nobody(desk: World) -> None:

@@ -119,7 +119,7 @@ def test_the_funnel_and_the_explanation_of_each_user_agree(pool: World) -> None:
 def test_who_is_claimable_is_who_the_claim_hands_out(pool: World) -> None:
     users = range(1, 16)
     claimable = {user for user in users if why(pool, user) == "claimable"}
-    given = {pool.held(agent).user_id for agent in (2, 3)}
+    given = {pool.held(agent).user_number for agent in (2, 3)}
     assert given < claimable
     assert all(why(pool, user) == "held" for user in given)
 

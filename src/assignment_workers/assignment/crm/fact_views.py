@@ -1,0 +1,176 @@
+"""Views of the CRM's tables in our own database, in the names and ids by which rules read them.
+
+They are needed where a person's id in the CRM is no integer, or where the CRM has other names of
+tables and columns. In them a person's id is our number, from `assignment.user_ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from hashlib import blake2b
+
+import structlog
+from psycopg.errors import InsufficientPrivilege
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import ProgrammingError
+
+from assignment_workers.assignment.crm.external_crm import optional_columns
+from assignment_workers.errors import SchemaMismatch
+from assignment_workers.policy.dialer import Dialer, loaded
+from assignment_workers.policy.facts import FactSource, News
+from assignment_workers.schema.base import CrmBase
+from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.roles import GATEWAY, READER, WORKER
+from assignment_workers.schema.tables import FACT_SCHEMA
+from assignment_workers.settings import Settings
+
+log = structlog.get_logger()
+
+TRANSLATED: dict[str | None, str] = {CrmBase.metadata.schema: FACT_SCHEMA}
+"""The schema translation of an engine whose statements read the views."""
+_LOCK = 0x66616374
+"""The advisory lock of a transaction that replaces the views."""
+
+_quote = postgresql.dialect().identifier_preparer.quote_identifier  # type: ignore[no-untyped-call]
+
+
+@cache
+def are_needed(dialer: Dialer) -> bool:
+    """Return True if the rules of the dialer cannot read the CRM's tables as they are."""
+    return dialer.numbered is not None or any(
+        each.of != each.name or any(ours != theirs for ours, theirs in each.columns.items())
+        for each in dialer.sources()
+    )
+
+
+def probe() -> TextClause:
+    """Return a statement that reads one person of a CRM in our own database."""
+    schema = FACT_SCHEMA if are_needed(loaded()) else CrmBase.metadata.schema
+    return text(f"SELECT id FROM {schema}.{CrmUser.__tablename__} LIMIT 1")  # noqa: S608
+
+
+def table_of(source: FactSource) -> str:
+    """Return the CRM's name of the table, with its schema, as SQL."""
+    schema, dot, name = source.of.rpartition(".")
+    return f"{_quote(schema if dot else 'crm')}.{_quote(name)}"
+
+
+def column_of(source: FactSource, name: str) -> str:
+    """Return the CRM's name of our column `name`, as SQL."""
+    return str(_quote(source.columns[name]))
+
+
+def queries(dialer: Dialer, *further: str) -> dict[str, str]:
+    """Return the query of each view that the dialer needs, by name; none if it needs no views.
+
+    `further`: columns of persons that the settings name.
+    """
+    if not are_needed(dialer):
+        return {}
+    return {each.name: _query(each, dialer.numbered) for each in dialer.sources(*further)}
+
+
+def persons_of(dialer: Dialer, news: News) -> str | None:
+    """Return the SQL of the CRM's own ids of persons in a table of `news`, with the rows' times.
+
+    None if the table itself has no person's id, so that it names nobody beside the table of
+    persons.
+    """
+    source = next(each for each in dialer.sources() if each.name == news.table)
+    person, created_at = news.person.name, news.created_at.name
+    if person not in source.person_columns or created_at not in source.columns:
+        return None
+    return (
+        f"SELECT c.{column_of(source, person)} AS id, c.{column_of(source, created_at)} AS"  # noqa: S608
+        f" created_at FROM {table_of(source)} c"
+    )
+
+
+def _query(source: FactSource, numbered: str | None) -> str:
+    persons = sorted(source.person_columns) if numbered else []
+    # A row of a fact table may have no person; a person without a number is not read yet.
+    join = "JOIN" if "id" in persons else "LEFT JOIN"
+    columns = [
+        f"i{persons.index(name)}.user_id AS {_quote(name)}"
+        if name in persons
+        else f"c.{column_of(source, name)} AS {_quote(name)}"
+        for name in source.columns
+    ]
+    joins = [
+        f" {join} assignment.user_ids i{number}"
+        f" ON i{number}.{numbered} = c.{column_of(source, name)}"
+        for number, name in enumerate(persons)
+    ]
+    return f"SELECT {', '.join(columns)} FROM {table_of(source)} c{''.join(joins)}"  # noqa: S608
+
+
+def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
+    """Make the views that are missing or differ from these queries; return their names.
+
+    `wanted`: the queries by name. The caller commits. Raises `SchemaMismatch`, one line, for a role
+    that may not make the views, and for a table or column that the CRM does not have.
+    """
+    if not wanted:
+        return []
+    there = {row.name: row.digest for row in connection.execute(_THERE, {"schema": FACT_SCHEMA})}
+    changed = [name for name, query in wanted.items() if there.get(name) != _digest(query)]
+    try:
+        for name in changed:
+            _replace(connection, f"{FACT_SCHEMA}.{_quote(name)}", wanted[name])
+    except ProgrammingError as error:
+        why = str(error.orig).splitlines()[0]
+        if isinstance(error.orig, InsufficientPrivilege):
+            raise SchemaMismatch(
+                f"the views of the CRM's tables are not those of this dialer ({why}):"
+                " run `assignment-workers schema migrate`"
+            ) from error
+        raise SchemaMismatch(f"the CRM's tables cannot be read as declared: {why}") from error
+    return changed
+
+
+def prepare(connection: Connection, settings: Settings) -> None:
+    """Make the views that the loaded dialer needs to read a CRM in our own database, and commit.
+
+    Raises `SchemaMismatch` if they cannot be made.
+    """
+    if settings.crm_database_url is None:
+        make(connection, queries(loaded(), *optional_columns(settings).values()))
+        connection.commit()
+
+
+def prepare_if_possible(connection: Connection, settings: Settings) -> None:
+    """Do what `prepare` does, but only log what prevents it.
+
+    The CRM's tables may come later: the discovery of users makes the views then.
+    """
+    try:
+        prepare(connection, settings)
+    except SchemaMismatch as error:
+        connection.rollback()
+        log.warning("crm_unreadable", reason=str(error))
+
+
+def _replace(connection: Connection, view: str, query: str) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    readers = connection.execute(_READERS, {"roles": [WORKER, GATEWAY, READER]}).scalars().all()
+    for statement in (
+        f"DROP VIEW IF EXISTS {view}",
+        f"CREATE VIEW {view} AS {query}",
+        f"COMMENT ON VIEW {view} IS '{_digest(query)}'",
+        *(f"GRANT SELECT ON {view} TO {role}" for role in readers),
+    ):
+        connection.exec_driver_sql(statement.replace("%", "%%"))
+
+
+def _digest(query: str) -> str:
+    return blake2b(query.encode(), digest_size=16).hexdigest()
+
+
+_THERE = text("""
+    SELECT c.relname AS name, obj_description(c.oid, 'pg_class') AS digest
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = :schema AND c.relkind = 'v'
+""")
+_READERS = text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:roles)")

@@ -1,0 +1,250 @@
+"""The CRM's own ids of users at every interface, where those ids are no integers.
+
+Everything inside works on our numbers, from `assignment.user_ids`. An interface turns the id that a
+caller names into the number with `number_of`, and the numbers of what it returns into the CRM's ids
+with `shown`. Where the CRM's ids are integers, both return what they were given, and ask nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar, cast
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, Engine, event, text
+
+from assignment_workers.errors import UsageError
+from assignment_workers.identity import UserId
+from assignment_workers.policy.dialer import loaded
+from assignment_workers.schema.tables import ID_AT_MOST
+
+T = TypeVar("T")
+
+__all__ = [
+    "NOBODY",
+    "UserId",
+    "number_new",
+    "number_of",
+    "numbered",
+    "own",
+    "read",
+    "shown",
+    "unnumbered",
+]
+
+NOBODY = 0
+"""The number that no user has."""
+LARGEST = 2**63 - 1
+REMEMBERED = 100_000
+"""The most ids that a process remembers for one database."""
+_NAMES = frozenset({"user_id", "user_ids"})
+"""The names of the fields that have the number of a user, or a list of numbers."""
+_TEXTS = frozenset({"reason", "examples", "what"})
+"""The names of the fields with texts of this package that may name a user by number."""
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\\s|\\s$")
+_FITS = (
+    f"length(n.id) BETWEEN 1 AND {ID_AT_MOST}"
+    " AND n.id !~ '[\\u0001-\\u001F\\u007F-\\u009F]|^\\s|\\s$'"
+)
+"""The condition of SQL under which `read` accepts a text."""
+_NAMED = re.compile(r"\b(user )(\d{1,19})\b")
+
+_remembered: WeakKeyDictionary[Engine, dict[int, str]] = WeakKeyDictionary()
+
+
+def read(given: object) -> UserId:
+    """Return a user's id as the loaded dialer's CRM writes it.
+
+    A text that is a number is a number for a CRM with integers, and only for that one. Raises
+    `UsageError`, one line that does not repeat the text, for anything that is no id.
+    """
+    kind = loaded().numbered
+    if kind is None:
+        number = int(given) if isinstance(given, str) and _is_number(given) else given
+        if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= LARGEST:
+            return number
+        raise UsageError(f"a user's id is a whole number from 1 to {LARGEST}")
+    if kind == "uuid":
+        try:
+            return str(UUID(given if isinstance(given, str) else ""))
+        except ValueError:
+            raise UsageError("a user's id is a UUID, as a string") from None
+    if isinstance(given, str) and 1 <= len(given) <= ID_AT_MOST and not _UNFIT.search(given):
+        return given
+    raise UsageError(
+        f"a user's id is a string of 1 to {ID_AT_MOST} characters, without control characters"
+        " and without white space at its ends"
+    )
+
+
+def _is_number(given: str) -> bool:
+    return given.isascii() and given.isdigit() and len(given) <= len(str(LARGEST))
+
+
+def number_of(connection: Connection, user: UserId) -> int:
+    """Return our number for a user whose id `read` returned; `NOBODY` for an unknown id."""
+    return user if isinstance(user, int) else _find(connection, [user]).get(user, NOBODY)
+
+
+def numbered(connection: Connection, users: Collection[UserId]) -> dict[UserId, int]:
+    """Return our number for each of these ids, which `read` returned; an unknown id gets one.
+
+    The caller commits.
+    """
+    given = [each for each in users if isinstance(each, str)]
+    found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
+    if given:
+        connection.execute(_statement(_GIVE), {"ids": sorted(set(given))})
+        found.update(_find(connection, given))
+    return found
+
+
+def _find(connection: Connection, users: Collection[str]) -> dict[str, int]:
+    rows = connection.execute(_statement(_FIND), {"ids": list(users)})
+    return {row.own: row.user_id for row in rows}
+
+
+def number_new(connection: Connection, rows: str, since: datetime | None = None) -> int:
+    """Give a number to each user of the CRM without one, among these rows; return how many.
+
+    `rows`: a query of the ids as `id`, and of times as `created_at`, in the order in which users
+    get numbers. `since`: only rows created at this time, in UTC, or later. The caller commits.
+    """
+    kind = loaded().numbered
+    fits = _FITS if kind == "text" else "n.id IS NOT NULL"
+    statement = text(
+        f"INSERT INTO assignment.user_ids ({kind}) SELECT n.id FROM ({rows}) n WHERE {fits}"  # noqa: S608
+        + (" AND n.created_at >= :since" if since is not None else "")
+        + f" AND NOT EXISTS (SELECT FROM assignment.user_ids i WHERE i.{kind} = n.id)"
+        " GROUP BY n.id ORDER BY min(n.created_at), n.id ON CONFLICT DO NOTHING"
+    )
+    return connection.execute(statement, {} if since is None else {"since": since}).rowcount
+
+
+def unnumbered(connection: Connection, rows: str) -> int:
+    """Return how many users of the query `rows` have no number, because their ids are unusable."""
+    kind = loaded().numbered
+    statement = text(
+        f"SELECT count(*) FROM ({rows}) n"  # noqa: S608
+        f" WHERE NOT EXISTS (SELECT FROM assignment.user_ids i WHERE i.{kind} = n.id)"
+    )
+    return int(connection.execute(statement).scalar_one())
+
+
+def own(at: Connection | Engine, numbers: Iterable[int]) -> dict[int, UserId]:
+    """Return the CRM's id of each of these users, by our number.
+
+    An id never changes, so a process remembers up to `REMEMBERED` of them.
+    """
+    wanted = set(numbers)
+    if loaded().numbered is None:
+        return {each: each for each in wanted}
+    memory = _memory(at.engine)
+    found: dict[int, UserId] = {each: memory[each] for each in wanted & memory.keys()}
+    if missing := list(wanted - found.keys()):
+        with _connected(at) as connection:
+            rows = connection.execute(_statement(_OWN), {"numbers": missing})
+            read_now = {row.user_id: row.own for row in rows}
+        if len(memory) + len(read_now) > REMEMBERED:
+            memory.clear()
+        memory.update(read_now)
+        found.update(read_now)
+    return {each: found.get(each, each) for each in wanted}
+
+
+def _memory(engine: Engine) -> dict[int, str]:
+    """Return what is remembered for the engine's database.
+
+    It ends with each new connection: a promoted standby may have given a lost number again.
+    """
+    if engine not in _remembered:
+        memory: dict[int, str] = {}
+        event.listen(engine, "connect", lambda *_: memory.clear())
+        _remembered[engine] = memory
+    return _remembered[engine]
+
+
+@contextmanager
+def _connected(at: Connection | Engine) -> Iterator[Connection]:
+    if isinstance(at, Connection):
+        yield at
+        return
+    with at.connect() as connection:
+        yield connection
+
+
+def shown(at: Connection | Engine, facts: T) -> T:
+    """Return a copy of `facts` with the CRM's ids in place of our numbers of users.
+
+    They are the fields `user_id` and `user_ids`, and `user` with a number in a refusal's or a
+    finding's text. Mappings, lists, dataclasses and models are copied. Texts that people typed are
+    left alone.
+    """
+    if loaded().numbered is None:
+        return facts
+    numbers: list[int] = []
+    _walk("", facts, numbers.append)
+    if not numbers:
+        return facts
+    ids = own(at, numbers)
+    return cast(T, _walk("", facts, lambda number: ids.get(number, number)))
+
+
+def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  # noqa: ANN401
+    """Return a copy of the value with `of(number)` in place of the number of each user.
+
+    `ours`: True if the texts of the value are those of this package.
+    """
+    match value:
+        case bool():
+            return value
+        case int():
+            return of(value) if name in _NAMES else value
+        case str():
+            if not ours or name not in _TEXTS:
+                return value
+            return _NAMED.sub(lambda found: f"{found[1]}{of(int(found[2]))}", value)
+        case Mapping():
+            return {key: _walk(str(key), each, of) for key, each in value.items()}
+        case list():
+            return [_walk(name, each, of, ours=ours) for each in value]
+        case tuple() if type(value) is tuple:
+            return tuple(_walk(name, each, of, ours=ours) for each in value)
+        case BaseModel():
+            said = {key: getattr(value, key) for key in type(value).model_fields}
+            is_ours = getattr(value, "outcome", None) == "refused" or hasattr(value, "guarantee")
+            changed = {key: _walk(key, each, of, ours=is_ours) for key, each in said.items()}
+            return value.model_copy(update=changed)
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            said = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
+            is_ours = hasattr(value, "guarantee")
+            changed = {key: _walk(key, each, of, ours=is_ours) for key, each in said.items()}
+            return replace(value, **changed)
+        case _:
+            return value
+
+
+def _statement(sql: str) -> Any:  # noqa: ANN401 - SQLAlchemy's text
+    kind = loaded().numbered or "text"
+    return text(sql.format(kind=kind))
+
+
+_GIVE = (
+    "INSERT INTO assignment.user_ids ({kind}) SELECT n.id FROM unnest(CAST(:ids AS {kind}[])) n(id)"
+    " WHERE NOT EXISTS (SELECT FROM assignment.user_ids i WHERE i.{kind} = n.id)"
+    " ON CONFLICT DO NOTHING"
+)
+_FIND = (
+    "SELECT user_id, CAST({kind} AS text) AS own FROM assignment.user_ids"
+    " WHERE {kind} = ANY(CAST(:ids AS {kind}[]))"
+)
+_OWN = (
+    "SELECT user_id, CAST({kind} AS text) AS own FROM assignment.user_ids"
+    " WHERE user_id = ANY(CAST(:numbers AS bigint[])) AND {kind} IS NOT NULL"
+)
