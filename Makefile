@@ -100,6 +100,11 @@ matrix: $(READY) ## a short suite on every Python, PostgreSQL, Redis and broker 
 failover: $(READY) ## PostgreSQL fails over at random moments under 64 agents, 20 times
 	@FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-20} FAILOVER_AGENTS=64 $(BIN)/python -m pytest tests/faults/test_failover.py -rP --timeout=3600 $(ARGS)
 
+.PHONY: drill
+drill: $(READY) ## three hosts, each lost in three ways under 200 agents, on Valkey and on RabbitMQ; as root
+	@$(BIN)/python -m tests.drill --broker valkey $(ARGS)
+	@$(BIN)/python -m tests.drill --broker rabbitmq $(ARGS)
+
 .PHONY: upgrade
 upgrade: $(READY) $(OLD)/.ready ## release 0.1.0 and this one side by side under load: every process replaced, and put back
 	@OLD_RELEASE=$(abspath $(OLD))/venv/bin/python $(BIN)/python -m pytest tests/faults/test_upgrade.py -s --timeout=900 $(ARGS)

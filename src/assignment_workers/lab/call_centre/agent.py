@@ -22,7 +22,7 @@ from assignment_workers.assignment.answers import (
     RequestAnswer,
     Unavailable,
 )
-from assignment_workers.client import AsyncClient
+from assignment_workers.client.assignment_client import AsyncAssignmentClient
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder
 
@@ -69,7 +69,7 @@ class SimulatedAgent:
 
     number: int
     plan: Plan
-    client: AsyncClient
+    client: AsyncAssignmentClient
     recorder: Recorder
     over: asyncio.Event
     signed: Callable[[int], None]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -16,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from assignment_workers.assignment.generations.levels import unpublished
 from assignment_workers.assignment.lanes import Lanes, lanes_of
 from assignment_workers.client import AsyncClient, Client
+from assignment_workers.client.assignment_client import AsyncAssignmentClient
 from assignment_workers.devstack import temporary
 from assignment_workers.devstack.temporary import Broker
 from assignment_workers.errors import AssignmentWorkersError, BrokerUnavailable, UsageError
@@ -64,13 +67,15 @@ def run(
     *,
     broker: Broker | None = None,
     beside: Beside = nothing,
+    client: Callable[[], AsyncAssignmentClient] | None = None,
 ) -> tuple[Recorder, Verdict]:
     """Simulate the plan, wait until the stack is at rest, and judge; return records and verdict.
 
     `settings` are those of the stack. `show` is called each second. `broker` is the stack's
     RabbitMQ, if faults may kill it. `beside` runs at the same time, until its event says that the
-    day is over. Raises `UsageError` if the users of the stack are not
-    the demo's, so that no real person is called.
+    day is over; it may set the event. `client` makes the client of the agents; None: one that sends
+    messages to the workers. Raises `UsageError` if the users of the stack are not the demo's, so
+    that no real person is called.
     """
     engine = connect(
         stack.database_url,
@@ -81,11 +86,11 @@ def run(
     try:
         lanes = lanes_of(settings)
         _prepare(engine, plan, lanes)
-        with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as client:
+        with Client.connect(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as sender:
             recorder, environment = asyncio.run(
-                _Day(stack, plan, settings, engine, client, broker).go(show, beside)
+                _Day(stack, plan, settings, engine, sender, broker, client).go(show, beside)
             )
-            _come_to_rest(engine, client, lanes)
+            _come_to_rest(engine, sender, lanes)
         verdict = judge(engine, plan, recorder, signed_at=environment.signed_at, settings=settings)
         return recorder, verdict
     finally:
@@ -124,6 +129,7 @@ class _Day:
     engine: Engine
     client: Client
     broker: Broker | None
+    make_client: Callable[[], AsyncAssignmentClient] | None
 
     async def go(
         self,
@@ -135,7 +141,10 @@ class _Day:
         recorder, over = Recorder(), asyncio.Event()
         environment = Environment(plan, self.engine, self.client, recorder, over)
         lanes = lanes_of(self.settings)
-        async with AsyncClient(stack.redis_url, broker_url=stack.broker_url, lanes=lanes) as asking:
+        made = self.make_client or partial(
+            AsyncClient, stack.redis_url, broker_url=stack.broker_url, lanes=lanes
+        )
+        async with made() as asking:
             agents = [
                 SimulatedAgent(
                     number, plan, asking, recorder, over, environment.signs, self.settings.lease
@@ -166,7 +175,8 @@ class _Day:
             async with asyncio.TaskGroup() as group:
                 for each in (*around, *(agent.work() for agent in agents)):
                     group.create_task(each)
-                await asyncio.sleep(plan.seconds)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), plan.seconds)
                 over.set()
         return recorder, environment
 
