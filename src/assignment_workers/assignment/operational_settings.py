@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from assignment_workers.assignment import calling
 from assignment_workers.errors import UsageError, plain
 from assignment_workers.policy.calling import read_holidays, read_week
+from assignment_workers.policy.dialer import Dialer, loaded
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.settings import Settings, by_team, priorities
 
@@ -120,7 +122,8 @@ class SettingsInForce(Settings):
     Two objects are equal only if they are the same one, which there is per process and version.
     """
 
-    version: int
+    version: int | None
+    """None: no version is stored yet."""
     queues: Mapping[str, Settings]
 
     def of(self, queue: str) -> Settings:
@@ -134,21 +137,69 @@ class SettingsInForce(Settings):
         return self is other
 
 
-def in_force(given: Settings, version: int, values: Values) -> SettingsInForce:
+def in_force(given: Settings, version: int | None, values: Values) -> SettingsInForce:
     """Return the settings `given` with the operational ones of a version in place of their own."""
     everywhere = dict(given) | _fields(values, None)
     queues = {queue: given.model_copy(update=_fields(values, queue)) for queue in POLICIES}
     return SettingsInForce.model_construct(**everywhere | {"version": version, "queues": queues})
 
 
+def before_versions(given: Settings) -> Settings:
+    """Return the settings in force while no version is stored.
+
+    They are those of the environment, with the values of dialer queues of their own. They are made
+    once for each dialer and environment.
+    """
+    return _before_versions(loaded(), given)
+
+
+@lru_cache(maxsize=16)
+def _before_versions(dialer: Dialer, given: Settings) -> Settings:
+    own = {each.key: each.value for each in values_of_queues(dialer)}
+    if not own:
+        return given
+    return in_force(given, None, {each.key: each.value for each in first_values(given)})
+
+
+def values_of_queues(dialer: Dialer) -> list[SettingValue]:
+    """Return the values of operational settings that the dialer's file gives to dialer queues."""
+    return [
+        SettingValue(name=name, queue=queue.name, value=str(value))
+        for queue in dialer.queues
+        for name, field in OF_QUEUES.items()
+        if (value := getattr(queue, field)) is not None
+    ]
+
+
+OF_QUEUES = {
+    "calling_hours": "calling_hours",
+    "calling_holidays": "holidays",
+    "queue_limit": "size_limit",
+}
+"""By operational setting: the field of a dialer queue that gives a first value."""
+
+
 def first_values(given: Settings) -> list[SettingValue]:
-    """Return the values of the operational settings that the environment sets."""
-    found: list[SettingValue] = []
+    """Return the values of operational settings that the environment or the dialer's file gives."""
+    found = values_of_queues(loaded())
     for name in OPERATIONAL.keys() & given.model_fields_set:
         value = getattr(given, name)
         if value is not None:
             found += _parts(OPERATIONAL[name], value, given)
     return sorted(found, key=lambda each: (each.name, each.queue or "", each.team or ""))
+
+
+def unknown_queues(given: Settings) -> list[str]:
+    """Return a line for each dialer queue that the environment's priorities name in vain."""
+    if given.queue_priority is None:
+        return []
+    named = (queue for queues in priorities(given.queue_priority).values() for queue in queues)
+    return [
+        f"{OPERATIONAL['queue_priority'].variable} names the dialer queue {queue!r:.80}, which the"
+        f" dialer does not have; there are {', '.join(POLICIES)}"
+        for queue in dict.fromkeys(named)
+        if queue not in POLICIES
+    ]
 
 
 def default_of(setting: OperationalSetting) -> str:

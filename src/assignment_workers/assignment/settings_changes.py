@@ -6,7 +6,7 @@ judges by two versions, and none that begins later by an earlier one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import insert, update
 
@@ -21,14 +21,22 @@ from assignment_workers.assignment.operational_settings import (
     first_values,
     in_force,
     misfit,
+    values_of_queues,
 )
-from assignment_workers.assignment.settings_versions import AppliedChange, StoredVersion, latest
+from assignment_workers.assignment.settings_versions import (
+    AppliedChange,
+    StoredVersion,
+    every,
+    latest,
+)
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.policy.dialer import loaded
 from assignment_workers.schema.tables import LaneTerm, SettingsVersion
 from assignment_workers.settings import Settings
 
 FIRST_BY = "sequencer"
-FIRST_WHY = "the first values, from the environment"
+FIRST_WHY = "the first values, from the environment and the dialer's file"
+OWN_WHY = "first values of dialer queues, from the dialer's file"
 
 
 def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
@@ -48,6 +56,45 @@ def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
         for each in values
     ]
     return _store(transaction, 1, changes, values, by=FIRST_BY, why=FIRST_WHY)
+
+
+def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
+    """Store what the environment and the dialer's file give as first values, at a term's begin.
+
+    They are those of `adopt`, or, later, the values of dialer queues for which no version ever had
+    one: that of a new dialer queue, or one that was added to the file. Returns the stored version;
+    None if there is nothing to store.
+    """
+    if (first := adopt(transaction, given)) is not None:
+        return first
+    if not _new_values(transaction):
+        return None
+    transaction.require_all_lanes()
+    before, new = latest(transaction.connection), _new_values(transaction)
+    if before is None or not new:  # another lane has stored them
+        return None
+    changes = [
+        AppliedChange(**each.model_dump(exclude={"value"}), before=None, after=each.value)
+        for each in new
+    ]
+    values = _sorted([*before.values, *new])
+    made = _store(transaction, before.version + 1, changes, values, by=FIRST_BY, why=OWN_WHY)
+    if changes_rules([each.name for each in changes]):
+        entries.judge_waiting_anew(transaction)
+    return made
+
+
+def _new_values(transaction: FencedTransaction) -> list[SettingValue]:
+    """Return the values of the dialer's file for which no version ever had one."""
+    own = values_of_queues(loaded())
+    if not own:
+        return []
+    had = {
+        (each.name, each.queue, each.team)
+        for version in every(transaction.connection)
+        for each in version.changes
+    }
+    return [each for each in own if each.key not in had]
 
 
 def change(
@@ -89,7 +136,7 @@ def change(
             applied.append(AppliedChange(**subject, before=was, after=each.value))
     if not applied:
         return Done(replayed=True, counts={"version": before.version})
-    kept = sorted(values.values(), key=lambda each: (each.name, each.queue or "", each.team or ""))
+    kept = _sorted(values.values())
     number = before.version + 1
     known = {each.key: each.value for each in kept if each.name in OPERATIONAL}
     if unusable := check_rules(in_force(given, number, known)):
@@ -98,6 +145,10 @@ def change(
     if changes_rules([each.name for each in applied]):
         entries.judge_waiting_anew(transaction)
     return Done(counts={"version": number})
+
+
+def _sorted(values: Iterable[SettingValue]) -> list[SettingValue]:
+    return sorted(values, key=lambda each: (each.name, each.queue or "", each.team or ""))
 
 
 def _store(

@@ -16,16 +16,21 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, Row, bindparam, select
 
 from assignment_workers.assignment.operational_settings import (
+    OF_QUEUES,
     OPERATIONAL,
     SettingScope,
     SettingsInForce,
     SettingValue,
     Values,
+    before_versions,
     default_of,
     first_values,
     in_force,
+    values_of_queues,
 )
 from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import SettingsVersion
 from assignment_workers.settings import Settings
 
@@ -71,7 +76,7 @@ def current(connection: Connection, given: Settings) -> Settings:
     one read of the last row of the table.
     """
     found = connection.execute(_LATEST_ID).scalar_one_or_none()
-    return given if found is None else _known(connection, found, given)
+    return before_versions(given) if found is None else _known(connection, found, given)
 
 
 def version_of(settings: Settings) -> int | None:
@@ -86,7 +91,7 @@ def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
     the first transaction of the process after a change.
     """
     if transaction.settings_id is None:
-        return given
+        return before_versions(given)
     return _known(transaction.connection, transaction.settings_id, given)
 
 
@@ -117,9 +122,14 @@ def history(connection: Connection, *, most: int) -> list[StoredVersion]:
     return [_version(row) for row in connection.execute(_HISTORY.limit(most))]
 
 
+def every(connection: Connection) -> list[StoredVersion]:
+    """Return all versions, the newest first."""
+    return [_version(row) for row in connection.execute(_HISTORY)]
+
+
 def since(connection: Connection, at: datetime) -> list[StoredVersion]:
     """Return the version that was in force at `at`, if there was one, and all later ones."""
-    found = [_version(row) for row in connection.execute(_HISTORY)]
+    found = every(connection)
     later = [each for each in found if each.at >= at]
     return [*reversed(found[: len(later) + 1])]
 
@@ -197,10 +207,9 @@ def shown(connection: Connection, given: Settings, name: str | None = None) -> I
 
 
 def ignored(connection: Connection, given: Settings) -> list[str]:
-    """Return a line for each variable of the environment that is ignored.
+    """Return a line for each variable, and each value of the dialer's file, that is ignored.
 
-    A variable is ignored if it is one of an operational setting and the version in force has
-    another value.
+    It is ignored if it is one of an operational setting and the version in force has another value.
     """
     before = latest(connection)
     if before is None:
@@ -214,11 +223,32 @@ def ignored(connection: Connection, given: Settings) -> list[str]:
         if {each for each in own if each[0][0] == name}
         == {each for each in stored if each[0][0] == name}
     }
-    return [
+    variables = [
         f"{setting.variable} is ignored: version {before.version} of the settings has another"
         f" value of {name}; `assignment-workers settings show {name}` prints it"
         for name, setting in OPERATIONAL.items()
         if name in given.model_fields_set - as_stored and getattr(given, name) != getattr(now, name)
+    ]
+    values = {each.key: each.value for each in before.values}
+    return variables + [
+        f"queue {each.queue}: {OF_QUEUES[each.name]} of the dialer's file is ignored: version"
+        f" {before.version} of the settings has another value of {each.name};"
+        f" `assignment-workers settings show {each.name}` prints it"
+        for each in values_of_queues(loaded())
+        if values.get(each.key) != each.value
+    ]
+
+
+def unknown_values(connection: Connection) -> list[str]:
+    """Return a line for each value in force of a dialer queue that the dialer does not have."""
+    found = latest(connection)
+    if found is None:
+        return []
+    return [
+        f"version {found.version} of the settings has a value of {each.name} for the dialer queue"
+        f" {each.queue}, which the dialer does not have: it is ignored"
+        for each in found.values
+        if each.queue is not None and each.queue not in POLICIES
     ]
 
 

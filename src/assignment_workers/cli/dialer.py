@@ -12,7 +12,9 @@ from assignment_workers.assignment.agents.allowed import unserved
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.probes import RulePlan, plans
 from assignment_workers.assignment.crm import fact_views
+from assignment_workers.assignment.operational_settings import before_versions, unknown_queues
 from assignment_workers.assignment.reports.explain import instant
+from assignment_workers.assignment.settings_versions import current, unknown_values
 from assignment_workers.cli.servers import database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.dialer import described
@@ -21,6 +23,7 @@ from assignment_workers.dialer.loading import NAME, VARIABLE, path_of, read
 from assignment_workers.dialer.template import TEMPLATE
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
 from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.outcomes import overridden
 from assignment_workers.runtime.stack import running_stack
 from assignment_workers.settings import Settings
 
@@ -46,13 +49,14 @@ def check(
     Each mistake is one line with file, dialer queue and rule; then the exit code is 2. With a
     database, that of DATABASE_URL or of the stack that runs here, its tables are asked too: a
     warning names each rule for which a claim would read a whole table, and each dialer queue that
-    no agent may take from.
+    no agent may take from. What the environment and the settings in force name, and the file does
+    not have, is a line too: a mistake where no process would start, else a warning.
     """
     if file is not None:
         os.environ[VARIABLE] = str(file)
     path = path_of(Settings.from_environment(os.environ))
     found = list(problems(read(path)))
-    asked, warnings = ([], []) if found else _of_the_database()
+    asked, warnings = ([], []) if found else _of_the_installation()
     found += [f"queue {each.queue}: rule {each.rule}: {each.error}" for each in asked if each.error]
     for problem in found:
         complain(f"{path}: {problem}")
@@ -75,30 +79,57 @@ def check(
     return 0
 
 
-def _of_the_database() -> tuple[list[RulePlan], list[str]]:
-    """Return the plans of the rules, and warnings; neither without a database to ask."""
+def _of_the_installation() -> tuple[list[RulePlan], list[str]]:
+    """Return the plans of the rules under the settings in force, and warnings.
+
+    Raises `UsageError` for an environment with which no process would start by this file.
+    """
     given = settings()
-    if given.database_url is None and running_stack(given) is None:
-        return [], []
-    policies = policies_of(given)
+    try:
+        overridden(given.outcome_changes)
+    except ValueError as error:
+        raise UsageError(f"{Settings.model_fields['outcomes'].alias}: {error}") from None
+    warnings = unknown_queues(given)
+    if not _has_database(given):
+        return [], warnings
     try:
         with database() as connection:
+            policies = policies_of(current(connection, given))
+            warnings += unknown_values(connection)
             fact_views.prepare(connection, given)
             idle = unserved(connection, policies)
             found = list(plans(connection, policies, instant(connection)))
     except (DatabaseUnavailable, SchemaMismatch) as error:
-        return [], [f"the rules were not tried: {error}"]
-    return found, [
+        return [], [*warnings, f"the rules were not tried: {error}"]
+    return found, warnings + [
         f"no active agent may take from dialer queue {queue}: see agents.allowed_queues"
         for queue in idle
     ]
 
 
+def _has_database(given: Settings) -> bool:
+    return given.database_url is not None or running_stack(given) is not None
+
+
+def _in_force(given: Settings) -> Settings:
+    """Return the settings in force; those of the environment and the file without a database."""
+    if _has_database(given):
+        try:
+            with database() as connection:
+                return current(connection, given)
+        except DatabaseUnavailable as error:
+            complain(f"warning: these are the settings of this environment: {error}")
+    return before_versions(given)
+
+
 @group.command()
 def show(json: AsJson = False) -> int:
-    """Show the dialer queues, their rules under the settings, the outcomes and the actions."""
+    """Show the dialer queues, their rules under the settings, the outcomes and the actions.
+
+    With a database the settings are those in force, else those of the environment and the file.
+    """
     given = settings()
-    found = described.describe(loaded(), policies_of(given))
+    found = described.describe(loaded(), policies_of(_in_force(given)))
     if json:
         as_json(found)
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import FunctionElement
 
 from assignment_workers.dialer.nulls import may_be_null
+from assignment_workers.policy.calling import read_holidays, read_week
 from assignment_workers.policy.dialer import Dialer, Queue
 from assignment_workers.policy.facts import NEW_PERSONS, News, Persons, crm_columns
 from assignment_workers.policy.outcomes import REVIEW, Action, Outcome
@@ -33,6 +34,7 @@ UNSTEADY = {
 }
 """SQL functions whose value is another one at each reading."""
 SCORE_AT_MOST = 10**6
+SIZE_AT_MOST = 10**8
 DELAY_AT_MOST = timedelta(days=10 * 365)
 
 
@@ -135,9 +137,32 @@ def _of_queue(queue: Queue) -> Iterator[str]:
     for rule in queue.conversion_needs:
         if rule not in queue.rules:
             yield f"conversion_needs: rule {getattr(rule, 'name', rule)} is none of its rules"
+    yield from _of_settings(queue)
     for place, each in enumerate(queue.order, start=1):
         for said in _of_order(each):
             yield f"order, expression {place}: {said}"
+
+
+def _of_settings(queue: Queue) -> Iterator[str]:
+    """Yield what is wrong with the calling hours, holidays and size limit of a dialer queue."""
+    readers: tuple[tuple[str, object, Callable[[str], object]], ...] = (
+        ("calling_hours", queue.calling_hours, read_week),
+        ("holidays", queue.holidays, read_holidays),
+    )
+    for name, said, read in readers:
+        if said is None:
+            continue
+        if not isinstance(said, str):
+            yield f"{name} {said!r}: a text"
+            continue
+        try:
+            read(said)
+        except ValueError as error:
+            yield f"{name} {said!r:.80}: {error}"
+    limit: object = queue.size_limit
+    is_whole = isinstance(limit, int) and not isinstance(limit, bool) and 1 <= limit <= SIZE_AT_MOST
+    if limit is not None and not is_whole:
+        yield f"size_limit {limit!r}: a whole number from 1 to {SIZE_AT_MOST}"
 
 
 def _of_rule(rule: Rule | ReadyRule) -> Iterator[str]:

@@ -27,6 +27,8 @@ people = Queue(
     "People to call",
     rules=[enabled],
     order=[Score.current_score, Score.created_at],
+    # First values of operational settings; operators change them while the system runs:
+    # calling_hours="mon-fri 09:00-17:00", holidays="GB-ENG", size_limit=1_000,
 )
 
 # Agents see the outcomes in this order. A score makes the next call later than those of people with

@@ -44,6 +44,16 @@ class Queue:
     """The order, best first; the higher id comes first among equals. Empty: by score."""
     ages: bool = False
     """True if the scores of users who wait in this dialer queue are raised each week."""
+    calling_hours: str | None = None
+    """The calling hours of this dialer queue, such as `mon-fri 09:00-17:00`.
+
+    This and the next two are first values of settings that operators change while the system runs:
+    a value for this dialer queue that was ever set counts instead. None: the value for all.
+    """
+    holidays: str | None = None
+    """The countries or parts of countries on whose public holidays nobody is called: `GB-ENG`."""
+    size_limit: int | None = None
+    """The most people of a generation."""
 
     @property
     def total_order(self) -> tuple[Ordering, ...]:

@@ -110,7 +110,7 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
         queue=queue,
         lanes=app.lanes,
         send_probe=lambda: _send_probe(app, queue),
-        begin=lambda runner: runner.run(lambda each: settings_changes.adopt(each, settings)),
+        begin=lambda runner: runner.run(lambda each: settings_changes.begin(each, settings)),
     )
     # RabbitMQ serves the next sequencer once it has missed two heartbeats of this one.
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS

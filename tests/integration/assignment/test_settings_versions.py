@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ from assignment_workers.assignment.operational_settings import (
 )
 from assignment_workers.assignment.reports.explain import explain, instant
 from assignment_workers.assignment.reports.status import status
-from assignment_workers.assignment.settings_changes import adopt, change
+from assignment_workers.assignment.settings_changes import OWN_WHY, adopt, begin, change
 from assignment_workers.assignment.settings_versions import (
     current,
     history,
@@ -35,10 +36,12 @@ from assignment_workers.assignment.settings_versions import (
     of_transaction,
     version_of,
 )
+from assignment_workers.policy.dialer import Dialer, loaded
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.requests import answer
+from tests.support.dialers import using
 from tests.support.world import (
     OUTSTANDING,
     UNSIGNED,
@@ -85,6 +88,11 @@ class Process:
 
     def adopt(self) -> bool:
         return self.runner.run(lambda each: adopt(each, self.settings)) is not None
+
+    def begin(self) -> int | None:
+        """What precedes the first message of a term: the version that it made."""
+        made = self.runner.run(lambda each: begin(each, self.settings))
+        return None if made is None else made.version
 
     def now(self) -> Settings:
         with self.world.engine.connect() as connection:
@@ -349,3 +357,66 @@ def test_a_value_in_force_is_that_of_the_environment(name: str) -> None:
     by_environment = in_force(none, 1, {each.key: each.value for each in first_values(given)})
     assert getattr(by_operator, name) == getattr(by_environment, name) == getattr(given, name)
     assert getattr(in_force(given, 3, {}), name) == setting.default
+
+
+def with_values(**values: Any) -> Dialer:
+    """The dialer, with values of its own for the second dialer queue."""
+    first, second = loaded().queues
+    return replace(loaded(), queues=[first, replace(second, **values)])
+
+
+def test_a_dialer_queue_s_own_hours_holidays_and_limit_are_its_first_values(desk: World) -> None:
+    closed = never(desk.now)
+    with using(with_values(calling_hours=closed, holidays="GB-ENG", size_limit=2)):
+        process = Process(desk, ASSIGNMENT_WORKERS_CALLING_HOURS=ALWAYS)
+        own = process.now().of(OUTSTANDING)
+        assert version_of(process.now()) is None
+        assert (own.calling_hours, own.calling_holidays, own.queue_limit) == (closed, "GB-ENG", 2)
+        assert process.now().of(UNSIGNED).calling_hours == ALWAYS
+        assert process.begin() == 1
+        assert process.begin() is None
+        with desk.engine.connect() as connection:
+            (version,) = history(connection, most=9)
+            assert ignored(connection, process.settings) == []
+        assert {(each.name, each.queue): each.value for each in version.values} == {
+            ("calling_hours", None): ALWAYS,
+            ("calling_hours", OUTSTANDING): closed,
+            ("calling_holidays", OUTSTANDING): "GB-ENG",
+            ("queue_limit", OUTSTANDING): "2",
+        }
+        assert isinstance(process.ask(1), Assigned)
+        empty = process.ask(2, OUTSTANDING)
+        assert isinstance(empty, Empty)
+        assert empty.why == {OUTSTANDING: "outside_calling_hours"}
+        in_force_now = process.now()
+        desk.settings = in_force_now
+        assert policies_of(in_force_now)[OUTSTANDING].limit == 2
+        assert policies_of(in_force_now)[UNSIGNED].limit is None
+        assert len(desk.places(desk.build(OUTSTANDING))) == 2
+
+
+def test_what_a_file_gives_later_is_taken_once_and_what_operators_set_stays(desk: World) -> None:
+    process = Process(desk)
+    assert process.begin() == 1
+    with using(with_values(calling_hours=ALWAYS)):
+        assert process.begin() == 2
+        with desk.engine.connect() as connection:
+            version = latest(connection)
+        assert version is not None
+        assert (version.why, version.who) == (OWN_WHY, "sequencer")
+        assert [(each.name, each.queue, each.after) for each in version.changes] == [
+            ("calling_hours", OUTSTANDING, ALWAYS)
+        ]
+        closed = SettingChange(name="calling_hours", queue=OUTSTANDING, value=never(desk.now))
+        assert process.set(closed) == Done(counts={"version": 3})
+        assert process.begin() is None
+        assert process.set(closed.model_copy(update={"value": None})).outcome == "done"
+        assert process.begin() is None
+        assert process.now().of(OUTSTANDING).calling_hours is None
+        with desk.engine.connect() as connection:
+            (line,) = ignored(connection, process.settings)
+        assert line == (
+            f"queue {OUTSTANDING}: calling_hours of the dialer's file is ignored: version 4 of the"
+            " settings has another value of calling_hours; `assignment-workers settings show"
+            " calling_hours` prints it"
+        )

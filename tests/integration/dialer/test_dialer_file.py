@@ -99,6 +99,82 @@ def test_a_process_does_not_start_on_a_wrong_file(
         assert said.stderr == f"assignment-workers: {file}: queue winback: title is missing\n"
 
 
+IN_THE_ENVIRONMENT = {
+    "ASSIGNMENT_WORKERS_CALLS_PER_DAY": ("gone=3", "'gone=3': by dialer queue, as in winback=…"),
+    "ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS": ("gone=3", "'gone=3': by dialer queue"),
+    "ASSIGNMENT_WORKERS_LANES": ("second=gone", "no dialer queue 'gone'; there are winback"),
+    "ASSIGNMENT_WORKERS_OUTCOMES": (
+        '{"gone": {"score": 1}}',
+        "no outcome 'gone'; there are reached",
+    ),
+    "ASSIGNMENT_WORKERS_CALLING_HOURS": ("nine to five", "'nine to five': days and hours, such as"),
+}
+
+
+@pytest.mark.parametrize("variable", IN_THE_ENVIRONMENT)
+def test_an_environment_that_names_what_the_file_does_not_have_is_one_line(
+    variable: str, tmp_path: Path
+) -> None:
+    value, why = IN_THE_ENVIRONMENT[variable]
+    (tmp_path / "dialerconfig.py").write_text(TEN_LINES)
+    said = type_in(["dialer", "check"], {variable: value}, tmp_path)
+    assert (said.returncode, said.stdout) == (2, "")
+    (line,) = said.stderr.splitlines()
+    assert line.startswith(f"assignment-workers: {variable}")
+    assert why in line
+
+
+IN_VAIN = [
+    (
+        "ASSIGNMENT_WORKERS_QUEUE_PRIORITY names the dialer queue 'gone', which the dialer does not"
+        " have; there are winback"
+    ),
+    (
+        "version 4 of the settings has a value of calling_hours for the dialer queue closed_down,"
+        " which the dialer does not have: it is ignored"
+    ),
+]
+
+
+def test_check_and_show_judge_by_the_settings_in_force(
+    world: World, database_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "dialerconfig.py"
+    file.write_text(TEN_LINES)
+    world.add_agents(7, allowed_queues=["winback"])
+    environment = {
+        "DATABASE_URL": database_url,
+        "ASSIGNMENT_WORKERS_QUEUE_PRIORITY": "gone, winback",
+        "ASSIGNMENT_WORKERS_CALLS_PER_DAY": "winback=3",
+    }
+
+    def rules(given: dict[str, str]) -> list[str]:
+        said = type_in(["dialer", "show", "--json"], given, tmp_path)
+        assert (said.returncode, said.stderr) == (0, "")
+        (queue,) = json.loads(said.stdout)["queues"]
+        return [each["name"] for each in queue["rules"]]
+
+    assert "called_enough_today" in rules(environment)
+    assert "outside_calling_hours" not in rules(environment)
+    values = [
+        {"name": "calling_hours", "queue": each, "value": "mon 09:00-10:00"}
+        for each in ("winback", "closed_down")
+    ]
+    world.execute(
+        "INSERT INTO assignment.settings VALUES"
+        " (4, gen_random_uuid(), now(), 'ann', 'a test', '[]', CAST(:given AS jsonb))",
+        given=json.dumps(values),
+    )
+    assert "outside_calling_hours" in rules(environment)
+    assert "called_enough_today" not in rules(environment)
+    own = 'order=[Person.created_at],\n    calling_hours="sun 09:00-10:00",'
+    file.write_text(TEN_LINES.replace("order=[Person.created_at],", own))
+    assert "outside_calling_hours" in rules({})
+    said = type_in(["dialer", "check"], environment, tmp_path)
+    assert said.returncode == 0
+    assert said.stderr.splitlines() == [f"assignment-workers: warning: {each}" for each in IN_VAIN]
+
+
 def test_a_rule_that_no_index_serves_is_a_warning_and_one_that_cannot_run_a_mistake(
     world: World, database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
