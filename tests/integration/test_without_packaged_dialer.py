@@ -19,10 +19,10 @@ from assignment_workers.dialer.loading import NAME, VARIABLE
 from tests.support.dialers import DIALERS, EXAMPLES
 
 PACKAGE = Path(assignment_workers.__file__).parent
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = EXAMPLES.parent
 FEW = "tests/model/test_assignment_model.py::test_operations_in_any_order_do_what_the_model_says[clinic]"
 """Every operation, in any order."""
-ALL = ("unit", "integration", "model", "client", "gateway", "races")
+ALL = ("unit", "integration", "model", "races")
 NOT_OF_THE_CORE = ("assignment_workers.dialers", "lab.incident", "is_packaged")
 """A test file that names one of these is about the packaged dialer, or about the incident."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
+
+from sqlalchemy.dialects import postgresql
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingRules
@@ -108,6 +111,32 @@ class Dialer:
         return sources(self.persons, read, further)
 
     @cached_property
+    def digests(self) -> dict[str, str]:
+        """A digest of each part of the definition that decides something, by its name for people.
+
+        Words that only people read, such as titles and meanings, are left out.
+        """
+        return {part: _digest(said) for part, said in self._parts()}
+
+    def _parts(self) -> Iterator[tuple[str, tuple[object, ...]]]:
+        yield "the order of dialer queues", tuple(queue.name for queue in self.queues)
+        for queue in self.queues:
+            named = f"queue {queue.name}"
+            needs = sorted(rule.name for rule in queue.conversion_needs)
+            yield named, ()
+            yield f"{named}: conversion", (queue.conversion, *needs, queue.ages)
+            yield f"{named}: order", tuple(map(_sql, queue.total_order))
+            yield f"{named}: order of rules", tuple(rule.name for rule in queue.rules)
+            own = (rule for rule in queue.rules if isinstance(rule, Rule))
+            for rule in own:
+                until = None if rule.until is None else _sql(rule.until)
+                said = (_sql(rule.holds), rule.kind.value, until, rule.suspicious)
+                yield f"{named}: rule {rule.name}", said
+        yield "the order of outcomes", tuple(outcome.name for outcome in self.outcomes)
+        for outcome in self.outcomes:
+            yield f"outcome {outcome.name}", (replace(outcome, title="", meaning=""),)
+
+    @cached_property
     def policies(self) -> dict[str, Policy]:
         """The policy of each dialer queue by name, without calling rules."""
         return self.under(CallingRules(), Numbers())
@@ -131,6 +160,35 @@ class Dialer:
             hours=calling.hours,
             numbers=numbers,
         )
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return the parts in which two dialers differ, by their `digests`, in the order of the parts.
+
+    A dialer queue that only one of them has is named without its parts.
+    """
+    found = []
+    for part in [*after, *(each for each in before if each not in after)]:
+        whole, is_part, _ = part.partition(": ")
+        if is_part and (whole in before) is not (whole in after):
+            continue
+        if part not in before:
+            found.append(f"{part} is new")
+        elif part not in after:
+            found.append(f"{part} is gone")
+        elif before[part] != after[part]:
+            found.append(part)
+    return found
+
+
+def _sql(expression: Ordering) -> tuple[str, str]:
+    """Return the SQL text of an expression, and its parameters."""
+    compiled = expression.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
+    return str(compiled), repr(sorted(compiled.params.items()))
+
+
+def _digest(said: tuple[object, ...]) -> str:
+    return sha256(repr(said).encode()).hexdigest()[:12]
 
 
 _loaded: list[Dialer] = []

@@ -131,6 +131,8 @@ class LaneTerm(Base):
     A change writes the rows of all lanes, whose locks it holds. So each transaction reads it with
     its proof of the term.
     """
+    dialer: Mapped[dict[str, str] | None] = mapped_column(JSONB)
+    """The digests of the last leader's dialer, by part of its file; null: the row predates them."""
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     """The terms of `terms`, each as number and id in one text: the form that is in the names of the
     lists of messages that a term has taken."""

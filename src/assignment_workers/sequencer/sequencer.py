@@ -56,6 +56,7 @@ class Sequencer:
         self._runner: TransactionRunner | None = None
         self._probed = 0.0
         self._probe_waits = False
+        self._compared = False
 
     @property
     def leads(self) -> bool:
@@ -86,6 +87,7 @@ class Sequencer:
         is then free at a later try. Raises `CommitsWait` in place of either while no commit ends.
         """
         term = self.candidacy.try_to_lead()
+        self._compare_dialers(leads=term is not None)
         if term is None:
             sign = self.candidacy.sign()
             if sign is not None and sign.silent > SILENCE.total_seconds():
@@ -104,6 +106,16 @@ class Sequencer:
         )
         TERM.set(term.number)
         return term
+
+    def _compare_dialers(self, *, leads: bool) -> None:
+        """Log each lane whose dialer differs, at the first try and when a term begins."""
+        if not leads and self._compared:
+            return
+        if not leads:
+            self.candidacy.compare()
+        self._compared = True
+        for line in self.candidacy.differing:
+            log.warning("dialer_differs", why=line)
 
     def begin(self) -> bool:
         """Do what precedes the first message of a term. Returns False to be called again."""

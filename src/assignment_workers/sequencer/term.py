@@ -27,6 +27,7 @@ from assignment_workers.assignment.lanes import ONE_LANE, Lanes, connection_name
 from assignment_workers.assignment.locks import key
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.identity import new_id
+from assignment_workers.policy.dialer import differences, loaded
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.deadline import EXCHANGE_SECONDS, BoundedConnection
 from assignment_workers.schema.engine import conninfo, driver_url
@@ -46,6 +47,8 @@ COMMIT_SECONDS = 2.0
 """A COMMIT that has waited for a synchronous standby for this long waits for one that is away."""
 
 APPLICATION = "assignment-workers sequencer"
+PARTS_AT_MOST = 5
+"""The most parts of a dialer that one line names."""
 
 
 class CommitsWait(psycopg.OperationalError):
@@ -98,6 +101,8 @@ class Candidacy:
         self.lock = lock_of(lane)
         self.earlier: list[str] = []
         """The marks of this lane's terms before the one that this process began."""
+        self.differing: list[str] = []
+        """A line for each lane whose leader has, or last had, another dialer, as last looked at."""
         self._make_id = make_id or _random_id
         self.host = socket.gethostname()
         self.pid = os.getpid()
@@ -145,6 +150,7 @@ class Candidacy:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [key("terms")])
             if wrong := self._disagreement(connection):
                 raise psycopg.OperationalError(wrong)
+            self._compare(connection)
             connection.execute(_MAKE, [self.lane])
             given: dict[str, Any] = {
                 "id": self._make_id(),
@@ -152,15 +158,16 @@ class Candidacy:
                 "pid": self.pid,
                 "lane": self.lane,
             }
-            queues = self.lanes.queues(self.lane)
-            begun = connection.execute(_BEGIN, {**given, "queues": queues}).fetchone()
+            kept = {"queues": self.lanes.queues(self.lane), "dialer": Jsonb(loaded().digests)}
+            begun = connection.execute(_BEGIN, given | kept).fetchone()
             if begun is None:
                 raise psycopg.OperationalError(f"no lane {self.lane!r} in assignment.sequencer")
             number, terms, marks = cast("tuple[int, list[int], list[str]]", begun)
             term = Term(number, given["id"])
             self.earlier = [*marks[1:], *(str(each) for each in terms if each != number)]
             connection.execute(_SIGNED, [self.lane])
-            details = Jsonb({**given, "id": str(term.id)})
+            changed = {"dialer_changed": self.differing} if self.differing else {}
+            details = Jsonb({**given, "id": str(term.id), **changed})
             connection.execute(_TELL, [EventKind.TERM_BEGUN, term.number, details])
         return term
 
@@ -173,10 +180,13 @@ class Candidacy:
         return self._disagreement(self.connect())
 
     def _disagreement(self, connection: psycopg.Connection[tuple[object, ...]]) -> str | None:
-        for lane, queues in connection.execute(_QUEUES).fetchall():
+        for lane, queues, digests in connection.execute(_QUEUES).fetchall():
             kept = POLICIES if queues is None else queues
             name, has = str(lane), sorted(map(str, kept))  # type: ignore[call-overload]
-            if name == self.lane or has == self.lanes.queues(name):
+            # A dialer queue that only one of the two dialers has is written by no other lane.
+            known = cast("dict[str, str]", digests or loaded().digests)
+            here = [each for each in self.lanes.queues(name) if f"queue {each}" in known]
+            if name == self.lane or [each for each in has if each in POLICIES] == here:
                 continue
             row = connection.execute(_LED, [lock_of(name)]).fetchone()
             if row and row[0]:
@@ -187,6 +197,22 @@ class Candidacy:
                     " start them all with the same value"
                 )
         return None
+
+    def compare(self) -> None:
+        """Look again at the dialers of all lanes: see `differing`."""
+        self._compare(self.connect())
+
+    def _compare(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+        here = loaded().digests
+        self.differing = []
+        for lane, _, digests in connection.execute(_QUEUES).fetchall():
+            parts = differences(cast("dict[str, str]", digests or here), here)
+            if parts:
+                more = f", and {len(parts) - PARTS_AT_MOST} more" if parts[PARTS_AT_MOST:] else ""
+                self.differing.append(
+                    f"the dialer's file here is not that by which lane {lane} is or was last led:"
+                    f" {', '.join(parts[:PARTS_AT_MOST])}{more}"
+                )
 
     def sign(self) -> Sign | None:
         """Return the leader's last sign of life. None if the lane never had a leader."""
@@ -241,7 +267,7 @@ UPDATE assignment.sequencer AS s
 SET term = last.term + 1, term_id = %(id)s, terms = (last.term + 1 || s.terms)[:21],
     marks = (concat(last.term + 1, '.', replace(%(id)s::text, '-', '')) || s.marks)[:21],
     leader_host = %(host)s, leader_pid = %(pid)s, since = clock_timestamp(),
-    seen_at = clock_timestamp(), queues = %(queues)s,
+    seen_at = clock_timestamp(), queues = %(queues)s, dialer = %(dialer)s,
     settings_id = coalesce(s.settings_id,
         (SELECT id FROM assignment.settings ORDER BY version DESC LIMIT 1))
 FROM (SELECT max(term) AS term FROM assignment.sequencer) AS last
@@ -252,7 +278,9 @@ INSERT INTO assignment.sequencer_signs AS s (lane, last_turn_at) VALUES (%s, clo
 ON CONFLICT (lane) DO UPDATE SET last_turn_at = excluded.last_turn_at, last_probe_at = NULL,
     last_probe_seconds = NULL
 """
-_QUEUES = "SELECT lane, queues FROM assignment.sequencer WHERE since IS NOT NULL ORDER BY lane"
+_QUEUES = """
+SELECT lane, queues, dialer FROM assignment.sequencer WHERE since IS NOT NULL ORDER BY lane
+"""
 _TELL = """
 INSERT INTO assignment.events (at, kind, term, details) VALUES (clock_timestamp(), %s, %s, %s)
 """

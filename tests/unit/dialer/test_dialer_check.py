@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -51,7 +54,7 @@ from assignment_workers.dialer.nulls import may_be_null
 from assignment_workers.dialer.template import TEMPLATE
 from assignment_workers.dialers import claims
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.dialer import loaded, use
+from assignment_workers.policy.dialer import differences, loaded, use
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.policy.rules import FIRST, LAST, READY_MADE, completed
 from assignment_workers.settings import Settings
@@ -69,6 +72,81 @@ def ruled(holds: Any, **values: Any) -> Dialer:
     """A dialer with one rule that has this condition."""
     rule = Rule(**{"name": "mine", "holds": holds, "means": "a reason"} | values)
     return dialer(replace(RECALLS, rules=[rule]))
+
+
+BASE = Dialer(
+    queues=[
+        replace(RECALLS, conversion="booked", order=[Person.created_at]),
+        Queue("results", "Results", rules=[]),
+    ],
+    outcomes=[REACHED, Outcome("no_answer", "No answer", retried=True)],
+)
+
+
+def with_first(**values: Any) -> Dialer:
+    return replace(BASE, queues=[replace(BASE.queues[0], **values), BASE.queues[1]])
+
+
+DIFFERENT: dict[str, tuple[Dialer, list[str]]] = {
+    "words alone": (with_first(title="Others", rules=[replace(ENABLED, means="off")]), []),
+    "a condition": (
+        with_first(rules=[replace(ENABLED, holds=Person.is_enabled.is_not(False))]),
+        ["queue recalls: rule disabled"],
+    ),
+    "a value in a condition": (
+        with_first(
+            rules=[replace(ENABLED, holds=func.coalesce(Person.phone_number == "1", False))]
+        ),
+        ["queue recalls: rule disabled"],
+    ),
+    "a kind": (
+        with_first(rules=[replace(ENABLED, kind=RuleEffect.CONVERTED)]),
+        ["queue recalls: rule disabled"],
+    ),
+    "an order": (with_first(order=[Person.created_at.desc()]), ["queue recalls: order"]),
+    "a conversion": (with_first(conversion="done"), ["queue recalls: conversion"]),
+    "a rule less": (
+        with_first(rules=[]),
+        ["queue recalls: order of rules", "queue recalls: rule disabled is gone"],
+    ),
+    "a dialer queue more": (
+        replace(BASE, queues=[*BASE.queues, Queue("more", "More", rules=[ENABLED])]),
+        ["the order of dialer queues", "queue more is new"],
+    ),
+    "a dialer queue less": (
+        replace(BASE, queues=[BASE.queues[0]]),
+        ["the order of dialer queues", "queue results is gone"],
+    ),
+    "an outcome": (
+        replace(BASE, outcomes=[REACHED, replace(BASE.outcomes[1], score=1)]),
+        ["outcome no_answer"],
+    ),
+    "an outcome's title": (
+        replace(BASE, outcomes=[replace(REACHED, title="There"), BASE.outcomes[1]]),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_what_two_dialers_differ_in_is_named(what: str) -> None:
+    other, parts = DIFFERENT[what]
+    assert differences(BASE.digests, other.digests) == parts
+
+
+def test_a_digest_is_the_same_in_each_process() -> None:
+    command = "from assignment_workers.dialers import claims; print(claims.dialer.digests)"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", command],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said == [f"{claims.dialer.digests}\n"] * 2
 
 
 MISTAKES: dict[str, Callable[[], Dialer]] = {
@@ -103,6 +181,21 @@ MISTAKES: dict[str, Callable[[], Dialer]] = {
     ),
     "queue recalls: conversion 'Done!': a name is": lambda: dialer(
         replace(RECALLS, conversion="Done!")
+    ),
+    "queue recalls: calling_hours 'nine to five': 'nine to five': days and hours": lambda: dialer(
+        replace(RECALLS, calling_hours="nine to five")
+    ),
+    "queue recalls: calling_hours 9: a text": lambda: dialer(
+        replace(RECALLS, calling_hours=9)  # type: ignore[arg-type]
+    ),
+    "queue recalls: holidays 'Mars': no calendar 'Mars'": lambda: dialer(
+        replace(RECALLS, holidays="Mars")
+    ),
+    "queue recalls: size_limit 0: a whole number from 1": lambda: dialer(
+        replace(RECALLS, size_limit=0)
+    ),
+    "queue recalls: size_limit True: a whole number": lambda: dialer(
+        replace(RECALLS, size_limit=True)
     ),
     "queue recalls: rule mine: means is missing": lambda: ruled(
         Person.is_enabled.is_(True), means=""

@@ -401,6 +401,22 @@ CHECKS = (
         f" ORDER BY id DESC LIMIT 1) AS e WHERE e.reason IN ({_FOR_AN_OPERATOR})",
     ),
     Check(
+        "the lanes are led by one dialer's file",
+        None,
+        "a row of each lane",
+        "SELECT 'lanes ' || a.lane || ' and ' || b.lane || ' differ: ' || string_agg(part, ', '"
+        " ORDER BY part) FROM assignment.sequencer a JOIN assignment.sequencer_signs s USING (lane)"
+        " JOIN (assignment.sequencer b JOIN assignment.sequencer_signs t USING (lane))"
+        " ON a.lane < b.lane CROSS JOIN LATERAL (SELECT part FROM jsonb_each_text(a.dialer) AS x"
+        " (part, digest) FULL JOIN jsonb_each_text(b.dialer) AS y (part, digest) USING (part)"
+        " WHERE x.digest IS DISTINCT FROM y.digest) AS parts"
+        # A dialer queue that only one of them has is named without its parts.
+        " WHERE (jsonb_exists(a.dialer, split_part(part, ': ', 1))"
+        " = jsonb_exists(b.dialer, split_part(part, ': ', 1)) OR strpos(part, ': ') = 0)"
+        " AND least(s.last_turn_at, t.last_turn_at) > statement_timestamp() - interval '1 minute'"
+        " GROUP BY a.lane, b.lane",
+    ),
+    Check(
         "the mirror of a CRM elsewhere is younger than 20 minutes",
         None,
         "one row",

@@ -67,6 +67,11 @@ DAMAGE: dict[str, str] = {
     "no event is of a term that has not begun": "UPDATE assignment.events SET term = 2",
     "no term was begun twice: the database has not moved back": "INSERT INTO assignment.events"
     " (at, kind, term) VALUES (now(), 'term_begun', 1), (now(), 'term_begun', 1)",
+    "the lanes are led by one dialer's file": "UPDATE assignment.sequencer"
+    """ SET dialer = '{"queue a": "1", "outcome b": "1"}'; INSERT INTO assignment.sequencer"""
+    """ (lane, term, dialer) VALUES ('other', 0, '{"queue a": "1", "outcome b": "2"}');"""
+    " INSERT INTO assignment.sequencer_signs (lane, last_turn_at) SELECT lane, now()"
+    " FROM assignment.sequencer ON CONFLICT (lane) DO UPDATE SET last_turn_at = now()",
     NO_EVENT: "DELETE FROM assignment.events WHERE kind = 'assigned'",
     "nobody is with an agent of the dialer and with another one of ours": "INSERT INTO callbacks"
     " (user_id, scheduled_for, original_call_session_id, status, assigned_to_agent_id,"
