@@ -314,15 +314,23 @@ class _Judge:
                 return timedelta(seconds=sign.silent_seconds)
         return None
 
+    def _is_leader(self, sign: SeenSign) -> bool:
+        """Return True for the leader of a lane, silent or not: it is a component of its own."""
+        return self.database is not None and any(
+            leader is not None and (sign.host, sign.pid) == (leader.host, leader.pid)
+            for each in self.database.lanes
+            for leader in (each.leader, each.silent_leader)
+        )
+
     def _standbys(self) -> Component:
         if self.results is None:
             return self._unjudged("standbys", "Standby sequencers")
-        missing = self._missing("sequencer")
+        missing = [each for each in self._missing("sequencer") if not self._is_leader(each)]
         count = len([each for each in self._alive("sequencer") if not each.leads])
         if missing:
             told = Told(
                 f"{_count(len(missing), 'sequencer')} fell silent; {count} stand by",
-                "None now. If the leader fails, agents may wait until a sequencer is started.",
+                "If a leader fails, agents may wait until a sequencer is started.",
                 "Start the missing sequencer again; its host's log tells why it ended.",
                 "standby",
             )
@@ -601,8 +609,10 @@ class _Judge:
         return sorted(found, key=lambda each: (each.role, each.host, each.pid))
 
     def _process(self, sign: SeenSign) -> ProcessHealth:
-        known = sign.model_dump(include=ProcessHealth.model_fields.keys() - {"state"})
-        return ProcessHealth(**known, state=DOWN if _is_silent(sign) else GOOD)
+        known = sign.model_dump(include=ProcessHealth.model_fields.keys() - {"state", "leads"})
+        is_silent = _is_silent(sign)
+        state = DOWN if is_silent else GOOD
+        return ProcessHealth(**known, leads=sign.leads and not is_silent, state=state)
 
     # Celery queues.
 

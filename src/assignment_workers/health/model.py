@@ -131,7 +131,7 @@ class ProcessHealth(BaseModel):
     silent_seconds: float
     memory_bytes: int | None
     leads: bool = False
-    """True if the process is a sequencer that leads its lane."""
+    """True if the process is a sequencer that leads its lane, and gives signs of life."""
     task: str | None = None
     """The task that the process carries out now."""
     task_since: datetime | None = None

@@ -333,6 +333,17 @@ def test_every_component_that_is_not_good_tells_what_to_do_and_its_runbook_exist
         assert each.runbook in anchors, each
 
 
+def test_a_silent_leader_is_no_lost_standby_and_leads_nothing() -> None:
+    led = LED.model_copy(
+        update={"leader": None, "silent_leader": LED.leader, "silent_seconds": 20.0}
+    )
+    found = health(
+        replace(of_signs(silenced("sequencer", 1)), database=of_database(lanes=[led]).database)
+    )
+    assert [each.name for each in found.wrong] == ["leader"]
+    assert [each.leads for each in found.processes if each.pid == 1] == [False]
+
+
 def test_a_process_that_was_started_again_is_not_missed() -> None:
     """The supervisor's new process has another pid; two silent ones need two."""
     new = sign("maintenance", 77, age=10)
