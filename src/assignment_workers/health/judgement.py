@@ -352,7 +352,9 @@ class _Judge:
             return _process(role, title, DOWN, Told(finding, meaning, step, role), since=since)
         if missing:
             finding = f"{len(missing)} of {len(alive) + len(missing)} silent"
-            told = Told(finding, "None now, as long as the others do the work.", step, role)
+            told = Told(
+                finding, "Agents notice nothing, as long as the others do the work.", step, role
+            )
             since = min(each.seen_at for each in missing)
             return _process(role, title, DEGRADED, told, since=since)
         if role == "maintenance" and (behind := self._behind(alive)):
@@ -371,7 +373,7 @@ class _Judge:
         told = Told(
             f"the next job has waited for {_seconds(waited)}"
             + (f", behind {busy}" if busy else ""),
-            "None now. Dialer queues age, and cleanups wait.",
+            "Agents notice nothing yet. Dialer queues age, and cleanups wait.",
             "Start a second maintenance worker, or wait for the running job.",
             "maintenance",
         )
@@ -460,7 +462,7 @@ class _Judge:
             )
         told = Told(
             "; ".join(wrong),
-            "None until it expires. Then connections are refused, and agents may not be served.",
+            "Agents notice nothing until it expires; then connections with it are refused.",
             "Renew the certificate, put it in its place, and restart or reload its server.",
             "certificate-expires",
         )
@@ -507,7 +509,7 @@ class _Judge:
             return _good("audit", title, kind, "events are chained")
         told = Told(
             f"an event has been in no hash chain for {_seconds(lag)}",
-            "None. A change of newer events would not be noticed.",
+            "Agents notice nothing. A change of newer events would not be noticed.",
             "Look at the job audit.extend, and for transactions that stay open.",
             "audit-is-late",
         )
@@ -634,12 +636,12 @@ class _Judge:
 _ROLES = {
     "maintenance": (
         "Maintenance",
-        "None now. Dialer queues are not rebuilt or topped up, and run dry within hours.",
+        "Agents notice nothing yet. Dialer queues are not rebuilt, and run dry within hours.",
         "Start a maintenance worker: `assignment-workers process maintenance`.",
     ),
     "beat": (
         "Beat",
-        "None now. Rebuilds and cleanups are not asked for; lapsed holds end only with requests.",
+        "Agents notice nothing yet. Nothing asks for rebuilds; lapsed holds end only by requests.",
         "Start beat: `assignment-workers process beat`.",
     ),
     "heartbeats": (
@@ -649,7 +651,7 @@ _ROLES = {
     ),
     "flower": (
         "Flower",
-        "None. Operators do not see tasks.",
+        "Agents notice nothing. Operators do not see tasks.",
         "Start Flower: `assignment-workers process flower`.",
     ),
 }
@@ -704,7 +706,7 @@ def _job_component(job: JobHealth) -> Component:
             step = "Look at maintenance workers and beat."
         case _:
             return _good(name, title, kind, str(job.state))
-    told = Told(finding, "None now.", step, "jobs")
+    told = Told(finding, "Agents notice nothing yet.", step, "jobs")
     return _wrong(kind, name, title, DEGRADED, told, since=since)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from assignment_workers.assignment.reports.breakdown import BARS
 from assignment_workers.assignment.reports.service_levels import unseen
@@ -52,6 +52,7 @@ def environment(name: str | None = None) -> Environment:
         "words": words,
         "told": told,
         "unseen": unseen,
+        "code": code,
     }
     return made
 
@@ -127,6 +128,15 @@ def words(name: object) -> str:
 def told(facts: dict[str, Any]) -> Sequence[tuple[str, str]]:
     """Return the details of an event as pairs of name and text, sorted by name."""
     return [(words(name), str(value)) for name, value in sorted(facts.items()) if value is not None]
+
+
+def code(said: str) -> Markup:
+    """Return HTML of a text in which what stands between backticks is code."""
+    parts = [escape(each) for each in said.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(each) if place % 2 else each
+        for place, each in enumerate(parts)
+    )
 
 
 def _time(moment: datetime | None, how: str) -> Markup | str:

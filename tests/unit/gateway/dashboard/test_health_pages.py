@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from assignment_workers.gateway.dashboard.render import environment
+from assignment_workers.gateway.dashboard.render import code, environment
 from assignment_workers.gateway.redaction import HIDDEN, redacted
 from assignment_workers.health.model import (
     CeleryQueueHealth,
@@ -91,6 +91,13 @@ def test_the_banner_says_what_is_wrong_for_whom_since_when_and_what_to_do(sees_t
     assert HIDDEN not in said
     html = environment().get_template("parts/banner.html").render(health=found)
     assert 'href="/runbooks#leader"' in html
+
+
+def test_a_command_in_a_text_is_code_and_all_else_is_escaped() -> None:
+    found = code("Start <it>: `assignment-workers process beat`, or `<b>`.")
+    assert found == (
+        "Start &lt;it&gt;: <code>assignment-workers process beat</code>, or <code>&lt;b&gt;</code>."
+    )
 
 
 def test_there_is_no_banner_when_all_is_well() -> None:
