@@ -77,7 +77,7 @@ model: $(READY) ## the assignment policy against its plain model: 10,000 steps a
 
 .PHONY: core
 core: $(READY) ## the tests of the core where the packaged dialer is not installed; takes minutes
-	@EVERY_ROW=1 $(BIN)/python -m pytest tests/integration/test_without_packaged_dialer.py --timeout=3600 $(ARGS)
+	@EVERY_ROW=1 $(BIN)/python -m pytest tests/integration/dialers/test_without_packaged_dialer.py --timeout=3600 $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(READY) ## messages by chance before real requests, on Redis and RabbitMQ: thousands of each

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 
 from assignment_workers.dialer import Dialer
 from assignment_workers.dialer.loading import PACKAGED, read
 from assignment_workers.policy.dialer import loaded, use
+from tests.support.root import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 DIALERS: dict[str, Dialer] = {
     **(

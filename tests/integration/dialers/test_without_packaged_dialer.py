@@ -17,9 +17,9 @@ import pytest
 import assignment_workers
 from assignment_workers.dialer.loading import NAME, VARIABLE
 from tests.support.dialers import DIALERS, EXAMPLES
+from tests.support.root import ROOT
 
 PACKAGE = Path(assignment_workers.__file__).parent
-REPOSITORY = EXAMPLES.parent
 FEW = "tests/model/test_assignment_model.py::test_operations_in_any_order_do_what_the_model_says[clinic]"
 """Every operation, in any order."""
 ALL = ("unit", "integration", "model", "races")
@@ -40,14 +40,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
         if each.name not in {"dialers", "__pycache__"}:
             (package / each.name).symlink_to(each)
     given = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return given | {"PYTHONPATH": f"{package.parent}:{REPOSITORY}"}
+    return given | {"PYTHONPATH": f"{package.parent}:{ROOT}"}
 
 
 def pytest_passes(environment: dict[str, str], folder: Path, *words: str) -> None:
     said = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"),
-            *(f"--config-file={REPOSITORY}/pyproject.toml", f"--rootdir={REPOSITORY}", *words),
+            *(f"--config-file={ROOT}/pyproject.toml", f"--rootdir={ROOT}", *words),
         ],
         env=environment,
         cwd=folder,
@@ -77,7 +77,7 @@ def test_some_of_the_core_s_tests_pass_by_the_clinic_s_file(
     environment: dict[str, str], tmp_path: Path, postgres_server: str
 ) -> None:
     configured = {VARIABLE: str(EXAMPLES / "clinic" / NAME), "TEST_DATABASE_URL": postgres_server}
-    pytest_passes(environment | configured, tmp_path, f"{REPOSITORY}/{FEW}")
+    pytest_passes(environment | configured, tmp_path, f"{ROOT}/{FEW}")
 
 
 @pytest.mark.skipif("EVERY_ROW" not in os.environ, reason="make core: it takes minutes")
@@ -87,9 +87,9 @@ def test_all_of_the_core_s_tests_pass_by_a_file_of_the_same_words(
     shutil.copy(PACKAGE / "dialers" / "claims.py", tmp_path / NAME)
     others = [
         f"--ignore={path}"
-        for path in (REPOSITORY / "tests").rglob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
         if any(word in path.read_text(encoding="utf-8") for word in NOT_OF_THE_CORE)
     ]
-    folders = [f"{REPOSITORY}/tests/{each}" for each in ALL]
+    folders = [f"{ROOT}/tests/{each}" for each in ALL]
     configured = {VARIABLE: str(tmp_path / NAME)}
     pytest_passes(environment | configured, tmp_path, "--numprocesses=4", *others, *folders)
