@@ -35,6 +35,7 @@ UNSTEADY = {
 """SQL functions whose value is another one at each reading."""
 SCORE_AT_MOST = 10**6
 SIZE_AT_MOST = 10**8
+TEXT_AT_MOST = 500
 DELAY_AT_MOST = timedelta(days=10 * 365)
 
 
@@ -152,8 +153,8 @@ def _of_settings(queue: Queue) -> Iterator[str]:
     for name, said, read in readers:
         if said is None:
             continue
-        if not isinstance(said, str):
-            yield f"{name} {said!r}: a text"
+        if not isinstance(said, str) or not said.isprintable() or len(said) > TEXT_AT_MOST:
+            yield f"{name} {said!r:.80}: a text of one line, at most {TEXT_AT_MOST} letters"
             continue
         try:
             read(said)

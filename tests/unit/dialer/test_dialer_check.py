@@ -185,6 +185,9 @@ MISTAKES: dict[str, Callable[[], Dialer]] = {
     "queue recalls: calling_hours 'nine to five': 'nine to five': days and hours": lambda: dialer(
         replace(RECALLS, calling_hours="nine to five")
     ),
+    "queue recalls: calling_hours 'mon 09:00-17:00,\\ntue 09:00-17:00': a text of one": lambda: (
+        dialer(replace(RECALLS, calling_hours="mon 09:00-17:00,\ntue 09:00-17:00"))
+    ),
     "queue recalls: calling_hours 9: a text": lambda: dialer(
         replace(RECALLS, calling_hours=9)  # type: ignore[arg-type]
     ),
