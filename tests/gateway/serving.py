@@ -38,7 +38,7 @@ def serving(
     settings = {"command_key": COMMAND_KEY, **settings}
     with running(database_url, redis_url, folder) as stack:
         stack.seed(users=1000)
-        made = _tokens(stack)
+        made = new_tokens(stack)
         login = with_roles(database_url)
         stack.database_url = login(roles.WORKER)
         stack.start("sequencer", **settings)
@@ -86,7 +86,7 @@ PASSWORD = "a-password-of-tests"
 COMMAND_KEY = "a-key-that-every-process-of-the-stack-has"
 
 
-def _tokens(stack: Stack) -> dict[str, str]:
+def new_tokens(stack: Stack) -> dict[str, str]:
     made: dict[str, str] = {}
     with stack.engine.begin() as connection:
         for role in ("frontend", "supervisor", "operator"):
