@@ -49,6 +49,7 @@ WITH_THE_WORK = {
     "agents_seen",
     "assignments",
     "callbacks",
+    "commands",
     "conversions",
     "events",
     "findings",
