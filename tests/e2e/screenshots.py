@@ -21,10 +21,9 @@ from benchmarks.stage import servers
 from tests.e2e.recording import COLUMNS, Line, svg
 from tests.gateway.stage import free_port
 from tests.support.commands import type_in
+from tests.support.pictures import IMAGES, remember
 from tests.support.processes import Stack, running, wait_until
-from tests.support.root import ROOT
 
-IMAGES = ROOT / "docs" / "images"
 LOGIN = ("flower", "a password")
 SIZE = (1400, 900)
 
@@ -67,6 +66,7 @@ def main() -> int:
             ).new_page()
             _look(page, f"http://127.0.0.1:{flower}", f"http://127.0.0.1:{gateway}")
             browser.close()
+    remember()
     return 0
 
 
@@ -148,9 +148,10 @@ def _look(page: Page, flower: str, gateway: str) -> None:
     page.goto(gateway)
     page.wait_for_selector("#live[data-live=yes]")
     _take(page, "dashboard")
-    page.goto(f"{gateway}/queues/unsigned_users")
-    page.wait_for_selector("#live[data-live=yes]")
-    _take(page, "dashboard-queue")
+    for name, path in (("queue", "queues/unsigned_users"), ("engine", "engine"), ("wall", "wall")):
+        page.goto(f"{gateway}/{path}")
+        page.wait_for_selector("#live[data-live=yes]")
+        _take(page, f"dashboard-{name}")
 
 
 def _take(page: Page, name: str) -> None:

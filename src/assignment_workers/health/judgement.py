@@ -50,6 +50,8 @@ WAITED = timedelta(seconds=10)
 """The age of the next message of an assignment queue from which the lane is degraded."""
 JOBS_WAITED = timedelta(minutes=2)
 """The same for the maintenance queue, whose messages wait for jobs that take long."""
+UNSENT = timedelta(seconds=20)
+"""The time by which a job is late that beat did not send."""
 ASKED = timedelta(minutes=1)
 """The time that a job has to begin after beat sent it."""
 RUNS_AT_MOST = timedelta(hours=1)
@@ -387,8 +389,12 @@ class _Judge:
         """Return a task that beat should have sent, if there is one."""
         if self.results is None:
             return None
-        late = self.results.now - WAITED
-        return next((each.task for each in self.results.schedule if each.due_at < late), None)
+        # A job that fell due while nothing ran is late from the start of beat on.
+        started = min((each.since for each in self._alive("beat")), default=self.results.now)
+        late = self.results.now - UNSENT
+        return next(
+            (each.task for each in self.results.schedule if max(each.due_at, started) < late), None
+        )
 
     def _gateways(self) -> Iterable[Component]:
         if not any(each.role == "gateway" for each in self.signs):

@@ -21,6 +21,7 @@ from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.cli.main import COMMANDS, app
 from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES
 from assignment_workers.settings import PREFIX, Settings
+from tests.support.pictures import IMAGES, SHOWS, TAKEN, older_than
 from tests.support.root import ROOT
 from tools import reference
 
@@ -188,9 +189,16 @@ def test_an_alias_that_is_promised_stands_and_one_that_is_over_is_not_listed() -
 
 def test_every_picture_is_shown_and_none_is_heavy() -> None:
     shown = "".join(path.read_text() for path in DOCUMENTS)
-    pictures = sorted((ROOT / "docs" / "images").iterdir())
+    pictures = sorted(each for each in IMAGES.iterdir() if each != TAKEN)
+    assert [each.name for each in pictures] == sorted(SHOWS)
     assert [each.name for each in pictures if f"images/{each.name})" not in shown] == []
     assert [each.name for each in pictures if each.stat().st_size > 300_000] == []
+
+
+@pytest.mark.parametrize("picture", SHOWS)
+def test_no_picture_is_older_than_what_it_shows(picture: str) -> None:
+    changed = older_than(picture)
+    assert not changed, f"docs/images/{picture} is older than {changed}: make screenshots"
 
 
 def test_the_readme_is_read_in_a_minute() -> None:

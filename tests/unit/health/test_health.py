@@ -212,7 +212,7 @@ TABLE: list[tuple[str, Readings, str, HealthState, HealthState]] = [
     ("all calls are unavailable", answered(45, 45, 12, 12), "answers", DOWN, DOWN),
     (
         "a task is overdue",
-        of_results(schedule=[replace(PLANNED, due_at=AT - timedelta(seconds=20))]),
+        of_results(schedule=[replace(PLANNED, due_at=AT - timedelta(seconds=30))]),
         "beat",
         DEGRADED,
         DEGRADED,
@@ -457,3 +457,14 @@ def test_rabbitmq_is_named() -> None:
     assert found.banner is not None
     assert "RabbitMQ" in found.banner.headline
     assert found.banner.runbook == "rabbitmq"
+
+
+@pytest.mark.parametrize(("age", "state"), [(5.0, HealthState.GOOD), (60.0, DEGRADED)])
+def test_what_fell_due_while_nothing_ran_is_late_from_the_start_of_beat_on(
+    age: float, state: HealthState
+) -> None:
+    begun = [sign("beat", each.pid, age=age) if each.role == "beat" else each for each in SIGNS]
+    overdue = replace(PLANNED, due_at=AT - timedelta(hours=8))
+    found = health(of_results(signs=begun, schedule=[overdue])).of("beat")
+    assert found is not None
+    assert found.state is state
