@@ -31,7 +31,7 @@ _BEFORE_HOSTS = re.compile(r"[^:]+://(?:[^@/]*@)?")
 
 
 def check_address(value: str, *schemes: str) -> str:
-    """Return the address unchanged. Raises ValueError for another scheme or port.
+    """Return the address unchanged. Raises ValueError for an unaccepted scheme or port.
 
     With PostgreSQL's schemes, `name=value` pairs are an address too. With `sentinel`, an address
     may name several Sentinels.
@@ -210,7 +210,7 @@ def with_service(parameters: Mapping[str, str], environment: Mapping[str, str]) 
 
 
 def without_password(said: str) -> str:
-    """Return a text with the password of every address in it hidden, whatever the address is of."""
+    """Return a text with the password of every address hidden, for every kind of server."""
     for secret, left in (
         (_USER_INFO, rf"\1{HIDDEN}@"),
         (_IN_QUERY, rf"\1{HIDDEN}"),

@@ -12,10 +12,12 @@ from kombu import Connection
 from assignment_workers.errors import Malformed
 from assignment_workers.sequencer.transport import (
     Channel,
+    Consumption,
     OrderedChannel,
     OrderedTransport,
     Transport,
     packed,
+    with_consumption,
 )
 
 SKIP = packed("CLIENT", "REPLY", "SKIP")
@@ -61,11 +63,11 @@ class Consumed:
         self.refused: list[tuple[str, bytes, str]] = []
         self.got: list[Any] = []
         transport = OrderedTransport if ordered else Transport
-        connection = Connection("redis://", transport=transport)
+        shared = Consumption(on_malformed=self._refuse)
+        connection = Connection("redis://", transport=with_consumption(transport, shared))
         channel: Any = OrderedChannel if ordered else Channel
         pool = self.redis.connection_pool
         made: Any = type("Faked", (channel,), {"_get_pool": lambda *_, **__: pool})
-        made.on_malformed = [self._refuse]
         self.channel: Any = made(connection.transport)
         self.wire = Wire(pool.get_connection())
         self.channel.client.connection = self.wire

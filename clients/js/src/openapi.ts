@@ -818,7 +818,7 @@ export interface components {
         };
         /**
          * Banner
-         * @description The message on top of every page while something is wrong. It is of the worst component.
+         * @description The message on top of every page while a component is in trouble; it names the worst one.
          */
         Banner: {
             state: components["schemas"]["HealthState"];
@@ -1559,7 +1559,7 @@ export interface components {
         };
         /**
          * ProcessHealth
-         * @description One process, by the signs of life that it stores each second.
+         * @description The health of one process, known from the sign of life that it stores each second.
          */
         ProcessHealth: {
             /** Role */
@@ -1909,7 +1909,7 @@ export interface components {
         };
         /**
          * Sent
-         * @description The build of a new generation was requested, or a dead letter was sent again.
+         * @description The answer to a call that sent a message: a request for a build, or a dead letter again.
          */
         Sent: {
             /** Task Id */
@@ -1917,7 +1917,7 @@ export interface components {
         };
         /**
          * SettingChange
-         * @description A new value of an operational setting; `value` None: it has no value of its own any more.
+         * @description A new value of an operational setting. `value` None removes the subject's own value.
          *
          *     The value for all, or else the default, then counts.
          */
@@ -1950,7 +1950,7 @@ export interface components {
         };
         /**
          * SettingScope
-         * @description The subjects for which a setting can have values of their own, beside the value for all.
+         * @description The kind of subject that may have its own value of a setting: a dialer queue or a team.
          * @enum {string}
          */
         SettingScope: "nothing" | "queue" | "team";
@@ -2179,7 +2179,7 @@ export interface components {
         };
         /**
          * Unseen
-         * @description The requests that the figures of a period do not know.
+         * @description The requests that the figures of a period leave out.
          */
         Unseen: {
             /**

@@ -46,6 +46,7 @@ from assignment_workers.schema.base import Base, sql_text
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Phone
 
 
@@ -135,7 +136,7 @@ def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
         yield list(users[start : start + USERS_AT_A_TIME])
 
 
-@cache
+@expression_cache
 def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select[Any]]:
     """Return, by side (`ours`, `theirs`), the query that counts the users whom only it offers.
 

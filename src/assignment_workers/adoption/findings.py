@@ -29,7 +29,7 @@ class TableVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between a table and its form in schema `than` (deployed, target or ours).
+    """A difference between a table and its form in the schema `than`: deployed, target or ours.
 
     `aspect` is column, type, null, default, unique, foreign key, index or kind, and `what` names
     its columns. `expected` or `found` is None where there is nothing.

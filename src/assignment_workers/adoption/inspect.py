@@ -96,7 +96,7 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return those differences from one schema that prove that the table is not of this schema.
+    """Return the differences that prove that the table does not belong to a schema.
 
     They are missing columns, and forms that the `other` schema has. A difference that is in neither
     schema was added by somebody and proves nothing. Nor does an index, which affects only speed.

@@ -77,8 +77,9 @@ def writers(connection: Connection) -> frozenset[str]:
     """Return the open transactions that may have written events.
 
     They are the holders of a table lock, which a transaction takes before the id of its first event
-    and releases when it ends. Once all transactions returned here have ended, every event with a
-    smaller id than those seen before this call is visible too or will never exist.
+    and releases when it ends. Ids are taken in order, but commits are not. Once all these
+    transactions have ended, an event id that is still missing below one seen before this call is
+    never used.
     """
     return frozenset(connection.execute(_WRITERS).scalars())
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 
 from assignment_workers.errors import UsageError
 from assignment_workers.schema.states import DEFAULT_LANE
@@ -89,7 +89,7 @@ class Lanes:
 ONE_LANE = Lanes()
 
 
-@cache
+@lru_cache(maxsize=16)
 def lanes_of(settings: Settings) -> Lanes:
     """Return the lanes of `settings`. Raises `UsageError`, one line, for an unusable value."""
     if settings.lanes is None:

@@ -35,7 +35,7 @@ NUMBER_AT_MOST = 10**8
 
 
 class SettingScope(StrEnum):
-    """The subjects for which a setting can have values of their own, beside the value for all."""
+    """The kind of subject that may have its own value of a setting: a dialer queue or a team."""
 
     NOTHING = "nothing"
     QUEUE = "queue"
@@ -62,7 +62,7 @@ class OperationalSetting:
 
     @property
     def default(self) -> Any:  # noqa: ANN401 - of any type
-        """The value where no version has one."""
+        """The value of a setting that no version sets."""
         return Settings.model_fields[self.name].default
 
     @property
@@ -93,7 +93,7 @@ class SettingValue(BaseModel):
 
 
 class SettingChange(BaseModel):
-    """A new value of an operational setting; `value` None: it has no value of its own any more.
+    """A new value of an operational setting. `value` None removes the subject's own value.
 
     The value for all, or else the default, then counts.
     """
@@ -203,7 +203,7 @@ def unknown_queues(given: Settings) -> list[str]:
 
 
 def default_of(setting: OperationalSetting) -> str:
-    """Return the value of a setting where no version has one, as a text."""
+    """Return, as text, the value of a setting that no version sets."""
     value = setting.default
     if value is None:
         return NONE
@@ -325,7 +325,7 @@ def _number(most: int) -> Callable[[str], int]:
 
 
 def _as_variable(name: str) -> Callable[[str], object]:
-    """Return a reader of values of a setting as the environment has them."""
+    """Return a function that parses a setting's value as an environment variable holds it."""
 
     def read(said: str) -> object:
         try:

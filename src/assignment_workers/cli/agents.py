@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 @group.command("list")
 def list_agents(json: AsJson = False) -> int:
-    """List every agent who stated a state, sent a heartbeat or holds a user."""
+    """List every agent who has a state, sent a heartbeat or holds a user."""
     with database() as connection:
         found = all_shown(connection, limit=LISTED_AT_MOST)
     if json:

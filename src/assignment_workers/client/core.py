@@ -58,7 +58,7 @@ LOOK_SECONDS = 0.05
 
 @dataclass(slots=True)
 class Ask:
-    """Send a command and wait at most `timeout` for its answer; `Unavailable` if none came."""
+    """Send a command and wait for its answer; the result is `Unavailable` after `timeout`."""
 
     command: CommandCall
     timeout: timedelta
@@ -66,7 +66,10 @@ class Ask:
 
 @dataclass(slots=True)
 class Send:
-    """Send a message and do not wait: its task id, or `BrokerUnavailable` is raised."""
+    """Send a message without waiting for an answer; the result is its task id.
+
+    Raises `BrokerUnavailable`.
+    """
 
     task: str
     args: Sequence[Any]
@@ -76,7 +79,7 @@ class Send:
 
 @dataclass(slots=True)
 class LookUp:
-    """Read the stored result of a task: `Result`, or None; or `BrokerUnavailable` is raised."""
+    """Read the stored `Result` of a task; None if there is none yet. Raises `BrokerUnavailable`."""
 
     task_id: str
 

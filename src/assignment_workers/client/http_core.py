@@ -50,7 +50,7 @@ PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """Send one HTTP request: `Reply`, or None if no gateway answered within `seconds`."""
+    """Send one HTTP request; the result is a `Reply`, or None without an answer in `seconds`."""
 
     method: str
     path: str

@@ -78,7 +78,7 @@ class Guardian:
         return self._process.pid
 
     def watch(self, ward: Ward) -> None:
-        """Let the guardian end this process if the supervisor is killed from now on."""
+        """Let the guardian end the process `ward` if the supervisor is killed from now on."""
         self._write(f"watch {ward.pid} {ward.signal} {ward.seconds} {int(ward.server)}\n")
         if self._record is not None and not ward.server:
             self._record.add(ward.pid)

@@ -63,9 +63,9 @@ class Account(NamedTuple):
 def account_for(program: Path, data: Path) -> Account | None:
     """Return the account for `program` on `data`; None if this process is not root.
 
-    It is the owner of the data. Without data it is the system account `ACCOUNT`, which is created
-    if it does not exist. The folder of `data` has to exist. Raises `StackFailed`, in one line, if
-    the program can be run in neither way.
+    The account is the owner of the data. Without data it is the system account `ACCOUNT`, which is
+    created if it does not exist. The folder of `data` has to exist. Raises `StackFailed`, in one
+    line, if this process may not run the program as that account.
     """
     if os.geteuid() != 0:
         return None

@@ -51,7 +51,7 @@ def problems(dialer: Dialer) -> Iterator[str]:
 
 
 def unread(dialer: Dialer) -> Iterator[str]:
-    """Yield the facts of a dialer that are not read from a CRM in another database."""
+    """Yield the facts that a dialer uses and that no external CRM supplies."""
     known = {(model.__tablename__, name) for model, names in FACTS.items() for name in names}
     for queue in dialer.queues:
         parts = [

@@ -49,7 +49,7 @@ def may_be_null(expression: ClauseElement, known: Columns = frozenset()) -> bool
 
 
 def _of_leaf(expression: ClauseElement, known: Columns) -> bool | None:
-    """Judge an expression without looking at its parts; None if its parts decide."""
+    """Judge an expression by its kind alone; None if the answer depends on its parts."""
     match expression:
         case Null():
             return True

@@ -150,7 +150,7 @@ RequestAnswer = Annotated[
 
 
 class Sent(BaseModel):
-    """The build of a new generation was requested, or a dead letter was sent again."""
+    """The answer to a call that sent a message: a request for a build, or a dead letter again."""
 
     task_id: str
 

@@ -68,7 +68,7 @@ class DatabaseGuard:
 
 
 class AnswerWindow:
-    """Counts the calls of agents, and those of them that were answered 503, by the second."""
+    """Counts, second by second, the calls of agents and how many of them were answered 503."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

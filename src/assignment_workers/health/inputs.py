@@ -53,7 +53,7 @@ class Inputs:
         self._external = crm
 
     def read(self, *, within: float = READING_SECONDS) -> Readings:
-        """Read everything within so many seconds. A server that has not answered by then does not.
+        """Read every input within this many seconds; a server that is late counts as not answering.
 
         A reading that hangs is not begun again: the next call waits for it, too.
         """

@@ -611,7 +611,7 @@ class _Judge:
         return remembered if self._alive(role) else missing
 
     def _present(self) -> list[SeenSign]:
-        """Return the signs to show: of live processes, and of those that are missed."""
+        """Return the signs of life to show: those of live processes and of missing ones."""
         roles = dict.fromkeys(each.role for each in self.signs)
         found = [each for role in roles for each in (*self._alive(role), *self._missing(role))]
         return sorted(found, key=lambda each: (each.role, each.host, each.pid))
@@ -717,7 +717,7 @@ def _job_component(job: JobHealth) -> Component:
 
 
 def _of(trouble: str) -> HealthState:
-    """Return the state of a server with this trouble. One that is not named here is unknown."""
+    """Return the state of a server with this trouble; `unknown` for a trouble not listed here."""
     return UNKNOWN if trouble == NOT_NAMED else DOWN
 
 
@@ -751,7 +751,7 @@ def _wrong(
     since: datetime | None = None,
     serving: bool = False,
 ) -> Component:
-    """Return a component in a state that is not good, with what is told of it."""
+    """Return a component in trouble, with the texts about it."""
     return Component(
         name=name, title=title, kind=kind, state=state, since=since, serving=serving, **vars(told)
     )

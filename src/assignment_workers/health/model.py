@@ -91,7 +91,7 @@ class Component(BaseModel):
 
 
 class Banner(BaseModel):
-    """The message on top of every page while something is wrong. It is of the worst component."""
+    """The message on top of every page while a component is in trouble; it names the worst one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -112,7 +112,7 @@ class Banner(BaseModel):
 
 
 class ProcessHealth(BaseModel):
-    """One process, by the signs of life that it stores each second."""
+    """The health of one process, known from the sign of life that it stores each second."""
 
     model_config = ConfigDict(frozen=True)
 

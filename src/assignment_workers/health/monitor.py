@@ -52,7 +52,7 @@ class HealthMonitor:
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
-        """Return the components that are not good, for this process's signs of life."""
+        """Return the components in trouble, which this process reports with its signs of life."""
         return {
             name: seen for name, seen in self._since.items() if seen.state is not HealthState.GOOD
         }

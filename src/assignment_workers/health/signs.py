@@ -51,7 +51,7 @@ redis.call('ZADD', KEYS[2], string.format('%.3f', now), ARGV[1])
 
 
 class AnswerCounts(BaseModel):
-    """The answers that a gateway gave: all, and those without use because of us.
+    """The number of a gateway's answers: all, and those that failed through our fault.
 
     Without use are `unavailable` and calls that got no answer in time. `recent` covers the last
     `RECENT_SECONDS`, the others the last minute.
@@ -66,7 +66,7 @@ class AnswerCounts(BaseModel):
 
 
 class SeenState(BaseModel):
-    """The state of a component that a gateway sees, and the time since when."""
+    """The state of a component as a gateway sees it, and the time at which the state began."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,7 +107,7 @@ class LifeSign(BaseModel):
 
 
 class SeenSign(LifeSign):
-    """A sign as it is read: with the times of the process's start and of the sign, by Redis."""
+    """A stored sign of life, with the times of the process's start and of the sign, by Redis."""
 
     since: AwareDatetime
     seen_at: AwareDatetime
@@ -229,7 +229,7 @@ def alive(
 
 
 def parsed(signs: Mapping[bytes, bytes], seen: Mapping[bytes, float], now: float) -> list[SeenSign]:
-    """Return the signs of the Redis hash, with their times from the sorted set.
+    """Parse the signs of life in the Redis hash, with their times from the sorted set.
 
     `now` is Redis's time. A sign that this version cannot read is left out.
     """

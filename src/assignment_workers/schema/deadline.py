@@ -78,7 +78,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @property
     def has_moved(self) -> bool:
-        """True if another host of the address is the primary now."""
+        """True if another of the address's hosts has become the primary."""
         return self.served is not None and self.served.has_moved
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:

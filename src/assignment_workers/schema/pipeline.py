@@ -14,11 +14,11 @@ import select
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter
 from types import SimpleNamespace
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar, cast
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import psycopg
 from psycopg import adapt
@@ -40,14 +40,32 @@ from assignment_workers.schema.engine import POOLED
 Rows = Sequence[Row[*tuple[Any, ...]]]
 """The rows of a result: named tuples, which are read like SQLAlchemy's rows."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXPRESSIONS_CACHED = 256
+"""The most expressions that one cached function keeps.
+
+It is several times the number of dialer queues and batch sizes.
+"""
+
+
+def expression_cache(make: F) -> F:
+    """Cache the expressions that `make` returns, by its arguments, at most `EXPRESSIONS_CACHED`.
+
+    For expressions that depend on the policies, of which each change of the settings makes new
+    ones. The expression that was not used for the longest time is forgotten first, together with
+    its compiled form and its prepared statements.
+    """
+    return cast("F", lru_cache(maxsize=EXPRESSIONS_CACHED)(make))
+
 
 @dataclass(frozen=True)
 class Statement:
     """A SQL statement to execute, with parameters.
 
     Its compiled form is kept as long as the expression. An expression that is executed again and
-    again is therefore an object at module level, or of a cached function: one that is made for each
-    call is compiled and prepared each time.
+    again is therefore an object at module level, or of a function with an `expression_cache`: one
+    that is made for each call is compiled and prepared each time.
     """
 
     statement: ClauseElement
@@ -141,7 +159,7 @@ def _exchange(
     if begins:
         to.send_query_params(_BEGIN, None)
     for statement, parameters in zip(statements, given, strict=True):
-        if statement.name in known.names:
+        if statement.name in known.prepared:
             to.send_query_prepared(statement.name, parameters)
         else:
             to.send_query_params(statement.command, parameters, statement.types)
@@ -176,18 +194,24 @@ def _prepare(known: _Known, statements: Sequence[_CompiledStatement]) -> None:
     """Prepare the statements that are not yet prepared, in a round trip of their own.
 
     A statement is prepared when it is executed for the second time, because the server keeps what
-    is prepared for as long as the connection, and some expressions are executed only once.
+    is prepared for as long as the connection, and some expressions are executed only once. In the
+    same round trip the server drops the statements whose expressions are forgotten.
     """
     if not known.keeps:
         return
-    new = {each.name: each for each in statements if each.again and each.name not in known.names}
+    new = {each.name: each for each in statements if each.again and each.name not in known.prepared}
     if not new:
         return
+    forgotten = [name for name, made in known.prepared.items() if made() is None]
+    for name in forgotten:
+        del known.prepared[name]
     known.to.enter_pipeline_mode()
+    for name in forgotten:
+        known.to.send_query_params(b"DEALLOCATE " + name, None)
     for each in new.values():
         known.to.send_prepare(each.name, each.command, each.types)
-    _results(known, len(new))
-    known.names |= new.keys()
+    _results(known, len(forgotten) + len(new))
+    known.prepared.update((name, ref(each)) for name, each in new.items())
 
 
 def _results(known: _Known, count: int) -> list[PGresult]:
@@ -273,8 +297,8 @@ class _Known:
     named: Named
     keeps: bool
     """True if prepared statements last beyond the transaction: not behind a pooler."""
-    names: set[bytes] = field(default_factory=set)
-    """The names of the prepared statements; none behind a pooler."""
+    prepared: dict[bytes, ReferenceType[_CompiledStatement]] = field(default_factory=dict)
+    """The prepared statements by name; none behind a pooler."""
 
 
 class _CompiledStatement:

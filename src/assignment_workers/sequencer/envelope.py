@@ -301,7 +301,7 @@ def _first(error: ValidationError) -> str:
 
 
 def described(message: Any) -> bytes:
-    """Return a message as JSON text, for brokers that have no text of a whole message."""
+    """Return a message as JSON text, for brokers that store body and headers apart."""
     body = message.body
     text = body if isinstance(body, str) else bytes(body or b"").decode("utf-8", "backslashreplace")
     said = {"headers": message.headers, "properties": message.properties, "body": text}

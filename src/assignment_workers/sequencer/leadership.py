@@ -24,7 +24,7 @@ from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.term import SILENCE, CommitsWait, Sign
-from assignment_workers.sequencer.transport import OrderedChannel
+from assignment_workers.sequencer.transport import Consumption, OrderedChannel
 
 log = structlog.get_logger()
 
@@ -55,6 +55,7 @@ class Leadership(bootsteps.StartStopStep):
         super().__init__(consumer, **options)
         self.sequencer: Sequencer = consumer.app.sequencer
         self._suspects: Suspects = consumer.app.suspects
+        self._consumption: Consumption = consumer.app.consumption
         self._timers: list[Any] = []
         self._watching = False
         self._told = "", 0.0
@@ -123,10 +124,10 @@ class Leadership(bootsteps.StartStopStep):
             self._told = why, monotonic()
 
     def _take_up(self, consumer: Any) -> None:
-        OrderedChannel.mark = self.sequencer.mark
-        OrderedChannel.earlier.update(self.sequencer.candidacy.earlier)
+        self._consumption.mark = self.sequencer.mark
+        self._consumption.earlier.update(self.sequencer.candidacy.earlier)
         deposed = self.sequencer.deposed
-        OrderedChannel.spared = deposed.mark if deposed else None
+        self._consumption.spared = deposed.mark if deposed else None
         self._consumes = False
         if self._begins and not self.sequencer.begin():
             return
@@ -154,7 +155,7 @@ class Leadership(bootsteps.StartStopStep):
                 log.info("put_back", messages=count, queue=self.sequencer.queue)
 
     def _sweep(self, consumer: Any) -> None:
-        """Put back messages that a revived predecessor has taken, and send the probe."""
+        """Put back the messages that an earlier leader took after it woke, and send the probe."""
         if not self._consumes or consumer.task_consumer is None:
             return
         try:

@@ -156,7 +156,7 @@ class Sequencer:
         self.lose()
 
     def follows(self, last: str) -> None:
-        """Record a race of kind `term_begun_twice` if this term's number is not a new one.
+        """Record a race of kind `term_begun_twice` if an earlier term had this term's number.
 
         `last` is the mark of the previous leader, read from Redis. A number that is not new means
         that the database has moved back to a copy of its past and has lost the terms that began

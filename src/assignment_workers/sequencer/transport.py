@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from queue import Empty
 from time import monotonic, sleep, time
-from typing import Any, ClassVar
+from typing import Any
 
 import structlog
 from amqp import serialization, spec
@@ -91,6 +92,29 @@ def packed(*words: str | bytes) -> bytes:
     return b"*%d\r\n" % len(said) + b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in said)
 
 
+@dataclass
+class Consumption:
+    """The state of a consuming process that outlasts its connections to the broker."""
+
+    on_malformed: Callable[[str, bytes, Malformed], None] | None = None
+    """Called with a malformed message's queue, bytes and error. The message then leaves the
+    queue."""
+    largest: int = 2**30
+    """The size in bytes above which a message is not read."""
+    mark: str = "0"
+    """The number and id of the sequencer's term, which name its list of taken messages."""
+    earlier: set[str] = field(default_factory=set)
+    """The marks of this lane's other terms, as far as known."""
+    spared: str | None = None
+    """The mark of a deposed term whose process was still alive, so that none of its messages is
+    suspected of having ended a process.
+    """
+    suspects: set[bytes] = field(default_factory=set)
+    """Digests of messages that dead terms had taken. Each is delivered as `redelivered`."""
+    cursor: int = 0
+    """The position at which the search for other terms' lists continues."""
+
+
 class Channel(redis.Channel):
     """A consumer's channel that passes malformed messages to `on_malformed` and continues."""
 
@@ -100,11 +124,10 @@ class Channel(redis.Channel):
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
     sep: str
-    on_malformed: ClassVar[list[Callable[[str, bytes, Malformed], None]]] = []
-    """Called with a malformed message's queue, bytes and error. The message then leaves the
-    queue."""
-    largest: ClassVar[int] = 2**30
-    """The size in bytes above which a message is not read."""
+
+    def __init__(self, connection: Transport, **options: Any) -> None:
+        self.consumption = connection.consumption
+        super().__init__(connection, **options)
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -171,13 +194,13 @@ class Channel(redis.Channel):
         None for a malformed message, which `on_malformed` got.
         """
         try:
-            if len(item) > self.largest:
-                raise Malformed(f"{len(item)} bytes: a message of at most {self.largest} is read")
+            if len(item) > (largest := self.consumption.largest):
+                raise Malformed(f"{len(item)} bytes: a message of at most {largest} is read")
             message = envelope_of(item, queue)
         except Malformed as wrong:
             try:
-                for refuse in self.on_malformed:
-                    refuse(queue, item, wrong)
+                if self.consumption.on_malformed is not None:
+                    self.consumption.on_malformed(queue, item, wrong)
             except NotStored:
                 self._hold(queue, item)
             else:
@@ -273,6 +296,10 @@ class Transport(redis.Transport):
 
     Channel = Channel
 
+    def __init__(self, *args: Any, consumption: Consumption | None = None, **options: Any) -> None:
+        self.consumption = consumption or Consumption()
+        super().__init__(*args, **options)
+
 
 class SentinelChannel(Channel, redis.SentinelChannel):
     """The channel of a process that consumes, to the primary that Sentinels name."""
@@ -281,7 +308,7 @@ class SentinelChannel(Channel, redis.SentinelChannel):
     connection_class_ssl = SentinelSSLConnection
 
 
-class SentinelTransport(redis.SentinelTransport):
+class SentinelTransport(Transport, redis.SentinelTransport):
     """The transport of a process that consumes, with Sentinel."""
 
     Channel = SentinelChannel
@@ -314,29 +341,18 @@ class OrderedQoS(virtual.QoS):
 class OrderedChannel(Channel):
     """The channel of one consumer of one queue.
 
-    `mark`, of the channel's term, names the list of messages that it has taken. Every term's list
+    The mark of the term names the list of messages that it has taken. Every term's list
     in Redis is put back, even of a term that the database does not know: a database that has moved
     back to a copy of its past has lost the terms that began since.
     """
 
     QoS = OrderedQoS  # type: ignore[assignment]
-    mark: ClassVar[str] = "0"
-    earlier: ClassVar[set[str]] = set()
-    """The marks (number and id) of this lane's other terms, as far as known."""
-    spared: ClassVar[str | None] = None
-    """The mark of a deposed term whose process was still alive, so that none of its messages is
-    suspected of having ended a process.
-    """
-    suspects: ClassVar[set[bytes]] = set()
-    """Digests of messages that dead terms had taken. Each is delivered as `redelivered`."""
-    _cursor: ClassVar[int] = 0
-    """The position at which the search for other terms' lists continues."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: Transport, **options: Any) -> None:
         self._raw: dict[str, tuple[str, bytes]] = {}
         self._handled: list[tuple[str, bytes]] = []
         self._unstored: list[tuple[str, bytes]] = []
-        super().__init__(*args, **kwargs)
+        super().__init__(connection, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -346,13 +362,13 @@ class OrderedChannel(Channel):
         wait = self.brpop_timeout if timeout is None else timeout
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        source, target = self._key(self._asked), self._key(taken_key(self._asked, self.mark))
+        source, target = self._key(self._asked), self._key(self._taken(self._asked))
         sent = b""
         for queue, item in self._handled:
             # No reply is needed: if this command is lost, the message is put back and gets its old
             # answer.
             sent += packed("CLIENT", "REPLY", "SKIP")
-            sent += packed("LREM", self._key(taken_key(queue, self.mark)), "1", item)
+            sent += packed("LREM", self._key(self._taken(queue)), "1", item)
         sent += packed("BLMOVE", source, target, "RIGHT", "LEFT", str(wait or 0))
         self.client.connection.send_packed_command([sent])
         self._handled = []
@@ -363,10 +379,14 @@ class OrderedChannel(Channel):
         except ResponseError as error:
             item = None
             if self._refused(error) is RedisRefusal.FULL:
-                item = self._moved(TAKE, self._asked, taken_key(self._asked, self.mark))
+                item = self._moved(TAKE, self._asked, self._taken(self._asked))
             if item is None:
                 raise Empty from error
             return self._asked, item
+
+    def _taken(self, queue: str) -> str:
+        """Return the key of this term's list of messages taken from `queue`."""
+        return taken_key(queue, self.consumption.mark)
 
     def _moved(self, script: str, source: str, target: str) -> bytes | None:
         """Run `script`, which moves a message from key `source` to `target`; return the message.
@@ -381,8 +401,8 @@ class OrderedChannel(Channel):
         message = super()._read(queue, item)
         if message is not None:
             self._raw[message["properties"]["delivery_tag"]] = (queue, item)
-            if self.suspects and (known := _digest(item)) in self.suspects:
-                self.suspects.discard(known)
+            if self.consumption.suspects and (known := _digest(item)) in self.consumption.suspects:
+                self.consumption.suspects.discard(known)
                 message["properties"]["delivery_info"]["redelivered"] = True
         return message
 
@@ -420,14 +440,14 @@ class OrderedChannel(Channel):
 
     def _remove(self, queue: str, item: bytes) -> None:
         with self.conn_or_acquire() as client:
-            client.lrem(self._key(taken_key(queue, self.mark)), 1, item)
+            client.lrem(self._key(self._taken(queue)), 1, item)
 
     def give_back(self, tag: str) -> None:
         """Put back a message that was not handled: it is the next one again."""
         if tag not in self._raw:
             return
         queue, item = self._raw.pop(tag)
-        keys = self._key(taken_key(queue, self.mark)), self._key(queue)
+        keys = self._key(self._taken(queue)), self._key(queue)
         with self.conn_or_acquire() as client:
             client.eval(GIVE_BACK, 2, *keys, item)
 
@@ -437,11 +457,11 @@ class OrderedChannel(Channel):
         The returned mark names the last leader even if the database has lost that term.
         """
         with self.conn_or_acquire() as client:
-            found = client.eval(REPLACE, 1, self._key(f"{queue}.term"), self.mark)
+            found = client.eval(REPLACE, 1, self._key(f"{queue}.term"), self.consumption.mark)
         last = bytes_to_str(found) if found else None
-        if last is None or last == self.mark or not re.fullmatch(_MARK, last):
+        if last is None or last == self.consumption.mark or not re.fullmatch(_MARK, last):
             return None
-        self.earlier.add(last)
+        self.consumption.earlier.add(last)
         return last
 
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
@@ -457,16 +477,18 @@ class OrderedChannel(Channel):
         count = 0
         with self.conn_or_acquire() as client:
             self._search(client, queue, everywhere=own or begins)
-            mine = _by_age(self.mark)
-            others = {each for each in self.earlier if begins or _by_age(each) < mine}
-            marks = sorted(others | ({self.mark} if own else set()), key=_by_age, reverse=True)
+            mine = _by_age(self.consumption.mark)
+            others = {each for each in self.consumption.earlier if begins or _by_age(each) < mine}
+            marks = sorted(
+                others | ({self.consumption.mark} if own else set()), key=_by_age, reverse=True
+            )
             keys = [self._key(taken_key(queue, each)) for each in marks]
             found = client.exists(*keys) if keys else 0
         for mark in marks if found else ():
             while (item := self._moved(PUT_BACK, taken_key(queue, mark), queue)) is not None:
                 count += 1
-                if begins and mark not in {self.mark, self.spared}:
-                    self.suspects.add(_digest(item))
+                if begins and mark not in {self.consumption.mark, self.consumption.spared}:
+                    self.consumption.suspects.add(_digest(item))
         return count
 
     def _search(self, client: Any, queue: str, *, everywhere: bool) -> None:
@@ -477,14 +499,14 @@ class OrderedChannel(Channel):
         """
         prefix = self._key(taken_key(queue, ""))
         pattern = re.sub(r"([\\\[\]*?^-])", r"\\\1", prefix) + "*"
-        cls = type(self)
+        of = self.consumption
         if everywhere:
-            cls._cursor = 0
+            of.cursor = 0
         while True:
-            cls._cursor, found = client.scan(cls._cursor, pattern, SCANNED_AT_ONCE, "LIST")
+            of.cursor, found = client.scan(of.cursor, pattern, SCANNED_AT_ONCE, "LIST")
             marks = {bytes_to_str(each)[len(prefix) :] for each in found}
-            cls.earlier |= {each for each in marks if re.fullmatch(_MARK, each)} - {self.mark}
-            if not everywhere or cls._cursor == 0:
+            of.earlier |= {each for each in marks if re.fullmatch(_MARK, each)} - {of.mark}
+            if not everywhere or of.cursor == 0:
                 return
 
 
@@ -492,7 +514,7 @@ def _digest(item: bytes) -> bytes:
     return blake2b(item, digest_size=16).digest()
 
 
-class OrderedTransport(redis.Transport):
+class OrderedTransport(Transport):
     """The Redis transport of a sequencer's process."""
 
     Channel = OrderedChannel
@@ -505,7 +527,7 @@ class OrderedSentinelChannel(OrderedChannel, redis.SentinelChannel):
     connection_class_ssl = SentinelSSLConnection
 
 
-class OrderedSentinelTransport(redis.SentinelTransport):
+class OrderedSentinelTransport(Transport, redis.SentinelTransport):
     """The transport of a sequencer's process, with Sentinel."""
 
     Channel = OrderedSentinelChannel
@@ -545,30 +567,41 @@ class RabbitTransport(pyamqp.Transport):
 
 
 class RabbitTLSTransport(pyamqp.SSLTransport):
-    """The same transport with TLS."""
+    """A worker's transport to RabbitMQ with TLS."""
 
     Connection = RabbitConnection
 
 
-def install(
-    *, ordered: bool, on_malformed: Callable[[str, bytes, Malformed], None], largest: int
-) -> None:
+def install(consumption: Consumption, *, ordered: bool) -> None:
     """Use this module's transports for every connection that kombu opens in this process.
 
-    `ordered`: True in a sequencer's process. `on_malformed` gets the queue, bytes and error of each
-    malformed message. `largest`: the most bytes of a message. The transports replace kombu's of the
-    same schemes, so TLS and sockets work as usual.
+    `consumption`: the state that all its channels of Redis share. `ordered`: True in a sequencer's
+    process. The transports replace kombu's of the same schemes, so TLS and sockets work as usual.
     """
-    Channel.on_malformed.append(on_malformed)
-    Channel.largest = largest
     readers: dict[int, Any] = serialization.PROPERTY_CLASSES
     readers[spec.Basic.CLASS_ID] = _properties
-    redis_transport = OrderedTransport if ordered else Transport
-    for scheme, made in {
-        "redis": redis_transport,
-        "rediss": redis_transport,
-        "sentinel": OrderedSentinelTransport if ordered else SentinelTransport,
-        "amqp": RabbitTransport,
-        "amqps": RabbitTLSTransport,
-    }.items():
-        transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{made.__name__}"
+    redis_transport = with_consumption(OrderedTransport if ordered else Transport, consumption)
+    sentinel = with_consumption(
+        OrderedSentinelTransport if ordered else SentinelTransport, consumption
+    )
+    aliases: dict[str, Any] = transport.TRANSPORT_ALIASES
+    aliases |= {
+        "redis": lambda: redis_transport,
+        "rediss": lambda: redis_transport,
+        "sentinel": lambda: sentinel,
+        "amqp": lambda: RabbitTransport,
+        "amqps": lambda: RabbitTLSTransport,
+    }
+
+
+def with_consumption(base: type[Transport], consumption: Consumption) -> type[Transport]:
+    """Return the transport `base` whose channels share `consumption`.
+
+    Kombu makes a transport of its class alone.
+    """
+
+    class Sharing(base):  # type: ignore[valid-type,misc] # a class of those above
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, consumption=consumption, **options)
+
+    return Sharing

@@ -96,7 +96,7 @@ def end_sessions(
     agent_ids: Annotated[list[AgentId], Field(max_length=agent_status.ENDED_AT_ONCE)],
     silent_at: AwareDatetime,
 ) -> CommandAnswer:
-    """End the sessions of those of these agents who are still silent."""
+    """End the sessions of these agents, except those who have shown a sign of life since."""
     return task.once(
         lambda transaction: agent_status.end_sessions(transaction, agent_ids, silent_at=silent_at)
     )
@@ -162,7 +162,7 @@ def remove_converted(
     queue: Word,
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
-    """Remove those of these users who have converted from a dialer queue."""
+    """Remove from a dialer queue those of these users who have converted."""
     if queue not in POLICIES:
         return Refused(
             code=Code.UNKNOWN_QUEUE,

@@ -51,7 +51,7 @@ def guard_flower(settings: Settings) -> None:
 
 
 class BoundedReceiver(EventReceiver):
-    """Celery's receiver of events, which returns when none comes for `SILENCE_SECONDS`."""
+    """Celery's receiver of events, which returns after `SILENCE_SECONDS` without an event."""
 
     def capture(self, *args: Any, **options: Any) -> None:
         """Pass events to their handlers until none comes in time. Flower then connects again."""

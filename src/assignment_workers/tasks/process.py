@@ -32,13 +32,13 @@ from assignment_workers.health import signs as life_signs
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.schema.tables import DEFAULT_LANE
-from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.event_buffer import EventBuffer
 from assignment_workers.sequencer.leadership import Leadership
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.term import Candidacy
+from assignment_workers.sequencer.transport import Consumption, install
 from assignment_workers.settings import ProcessName, Settings
 from assignment_workers.tasks.app import HEARTBEATS, MAINTENANCE, create_app
 from assignment_workers.tasks.flower import guard_flower
@@ -181,9 +181,8 @@ def _work(
     app.refusals = Refusals(app.engine, app.backend, largest=largest)
     app.suspects = Suspects(app.engine, app.results)
     signals.worker_shutting_down.connect(app.suspects.excuse_soon, weak=False)
-    transport.install(
-        ordered=tasks == app.line_tasks, on_malformed=app.refusals.refuse, largest=largest
-    )
+    app.consumption = Consumption(on_malformed=app.refusals.refuse, largest=largest)
+    install(app.consumption, ordered=tasks == app.line_tasks)
     signals.setup_logging.connect(lambda **_: None, weak=False)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # only JSON is read, root or not
     worker = app.Worker(

@@ -206,7 +206,7 @@ def summary_of_answer(answer: object) -> str:
 
 
 def did_something(answer: object) -> bool:
-    """Return True if the answer of a routine task reports anything but that nothing was to do."""
+    """Return True if the answer of a routine task says that the task did something."""
     facts = _facts(answer)
     if facts.get("outcome", "done") != "done":
         return True
@@ -245,7 +245,7 @@ def _facts(value: object) -> Mapping[str, Any]:
 
 
 def _fact(value: object, name: str) -> object:
-    """Return one fact; None if there is none. For many answers, cheaper than all facts of each."""
+    """Return one fact of an answer, or None, without computing the others."""
     if isinstance(value, BaseModel):
         return getattr(value, name, None)
     return value.get(name) if isinstance(value, Mapping) else None

@@ -95,7 +95,7 @@ class ResultBackend(RedisBackend):
 
 
 class SentinelResultBackend(ResultBackend, SentinelBackend):
-    """The same in the Redis whose primary Sentinels name."""
+    """A `ResultBackend` in the Redis whose primary Sentinels name."""
 
     connection_class_ssl = SentinelSSLConnection
 

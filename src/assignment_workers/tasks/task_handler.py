@@ -60,6 +60,7 @@ from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
+from assignment_workers.sequencer.transport import Consumption
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import answer_slot
 from assignment_workers.tasks.arguments import MANY, WORD_AT_MOST
@@ -106,6 +107,7 @@ class App(Celery):
     served: frozenset[str]
     refusals: Refusals
     suspects: Suspects
+    consumption: Consumption
     sequencer: Sequencer
     """Set only in a sequencer's process."""
 

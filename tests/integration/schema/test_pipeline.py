@@ -44,6 +44,7 @@ from tests.support.world import User, World
 NUMBERED = of("numbered", named("n", Integer), named("said", Text))
 ADD = insert(NUMBERED).values(n=bindparam("n", type_=Integer), said=bindparam("said", type_=Text))
 ALL = select(NUMBERED.c.n, NUMBERED.c.said).order_by(NUMBERED.c.n)
+ALWAYS = select(literal(1))
 SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Integer)))
 
 
@@ -289,4 +290,25 @@ def test_a_statement_that_is_made_for_one_execution_leaves_nothing_behind(world:
         assert (connection.exec_driver_sql(prepared).scalar_one(), compiled()) == before
 
 
-ALWAYS = select(literal(1))
+def test_expressions_that_a_change_of_the_rules_replaced_are_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process and on the server, however many changes there were."""
+    monkeypatch.setattr(pipeline, "EXPRESSIONS_CACHED", 5)
+
+    @pipeline.expression_cache
+    def made(number: int) -> Select[*tuple[Any, ...]]:
+        return select(literal(number)).where(literal(number) == number)
+
+    prepared = "SELECT count(*) FROM pg_prepared_statements"
+    with world.engine.begin() as connection:
+        run_statements(connection, Statement(ALWAYS))
+        before = connection.exec_driver_sql(prepared).scalar_one()
+        for number in range(20):
+            for _ in range(3):
+                (rows,) = run_statements(connection, Statement(made(number)))
+                assert rows == [(number,)]
+            gc.collect()
+        assert connection.exec_driver_sql(prepared).scalar_one() <= before + 5 + 1
+        (rows,) = run_statements(connection, Statement(made(0)))
+        assert rows == [(0,)]

@@ -104,10 +104,9 @@ OLDEST, OLDER, MINE, LATER = (
 
 
 @pytest.fixture
-def led(line: Line, monkeypatch: pytest.MonkeyPatch) -> Line:
+def led(line: Line) -> Line:
     """The line under a term of its own."""
-    monkeypatch.setattr(OrderedChannel, "mark", MINE)
-    monkeypatch.setattr(OrderedChannel, "earlier", set())
+    line.channel.consumption.mark = MINE
     for number in range(2_500):
         line.server.set(f"celery-task-meta-{number}", b"a result among others")
     return line

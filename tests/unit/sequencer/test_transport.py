@@ -113,8 +113,8 @@ def test_put_back_restores_the_order_over_several_terms(line: Consumed, own: boo
     for mark, each in zip(marks, ["first", "second", "third"], strict=True):
         line.redis.lpush(taken_key(QUEUE, mark), item(each))
     push(line, "fourth")
-    made = type(line.channel)
-    made.mark, made.earlier = "40", set()
+    shared = line.channel.consumption
+    shared.mark = "40"
     line.redis.lpush(taken_key(QUEUE, "40"), item("own"))
     assert line.channel.put_back(QUEUE, own=own, begins=True) == 3 + own
     waiting = list(reversed(names(line, QUEUE)))
@@ -123,8 +123,8 @@ def test_put_back_restores_the_order_over_several_terms(line: Consumed, own: boo
 
 
 def test_an_empty_message_is_one_and_is_in_nobody_s_way(line: Consumed) -> None:
-    made = type(line.channel)
-    made.mark, made.earlier = "40", set()
+    shared = line.channel.consumption
+    shared.mark = "40"
     for each in (item("first"), "", item("second")):
         line.redis.lpush(taken_key(QUEUE, "2"), each)
     assert line.channel.put_back(QUEUE, begins=True) == 3
@@ -139,8 +139,8 @@ def redelivered(got: dict[str, Any]) -> bool:
 
 
 def test_what_a_dead_term_had_taken_is_suspect_once(line: Consumed) -> None:
-    made = type(line.channel)
-    made.mark, made.earlier, made.spared = "40", set(), "3"
+    shared = line.channel.consumption
+    shared.mark, shared.spared = "40", "3"
     for mark, name in (("2", "a dead one's"), ("3", "a live one's"), ("40", "own")):
         line.redis.lpush(taken_key(QUEUE, mark), item(name))
     push(line, "new")
@@ -162,7 +162,7 @@ def test_what_is_malformed_is_handed_over_and_leaves_the_list(line: Consumed) ->
 
 
 def test_what_is_too_large_is_not_read(line: Consumed) -> None:
-    type(line.channel).largest = 10
+    line.channel.consumption.largest = 10
     push(line, "first")
     line.channel._brpop_start(timeout=0.01)
     line.channel._brpop_read()

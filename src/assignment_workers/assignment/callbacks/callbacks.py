@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +39,7 @@ from assignment_workers.policy.queues import Policy, off_for_good, passes
 from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import Callback
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Source
 from assignment_workers.settings import Settings
 
@@ -158,7 +158,7 @@ _HEAD = (
 )
 
 
-@cache
+@expression_cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Select the next due callbacks, with each user judged by `policies`.
 
@@ -168,7 +168,7 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     return judged(head, policies)
 
 
-@cache
+@expression_cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Select the pending callback of the user in the SQL parameter `user`.
 

@@ -7,7 +7,6 @@ without a call leaves the missed call due, at the latest when the lease ends (ha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +43,7 @@ from assignment_workers.policy.queues import Policy, off_for_good, passes
 from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import MissedCall
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Source
 from assignment_workers.settings import Settings
 
@@ -181,7 +181,7 @@ _HEAD = (
 )
 
 
-@cache
+@expression_cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Select the next due missed calls, with each user judged by `policies`.
 
@@ -191,7 +191,7 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     return judged(head, policies, broken=_repeated(head))
 
 
-@cache
+@expression_cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Select the pending missed calls of the user in the SQL parameter `user`.
 

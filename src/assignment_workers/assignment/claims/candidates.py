@@ -18,6 +18,7 @@ from assignment_workers.policy.queues import Policy, reason_for
 from assignment_workers.policy.rules import NUMBER_UNREAD
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Entry, Phone, Source
 
 INELIGIBLE_AT_MOST = 5_000
@@ -183,7 +184,7 @@ def _users(size: int) -> Select[tuple[int]]:
     return _head(size).with_only_columns(Entry.user_id)
 
 
-@cache
+@expression_cache
 def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
     """Select the next `size` ready entries by rank, with the first rule that each user breaks.
 

@@ -6,7 +6,6 @@ Each records the operator and the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +31,7 @@ from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, AssignmentState, Phone
 from assignment_workers.settings import Settings
 
@@ -154,7 +154,7 @@ def _stale(
     )
 
 
-@cache
+@expression_cache
 def _blocking_rule(policy: Policy) -> Select[*tuple[Any, ...]]:
     return (
         select(CrmUser.id.label("user_id"), policy.blocking_rule().label("broken"))

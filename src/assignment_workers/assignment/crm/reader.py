@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from time import monotonic
 from typing import Any, TypeGuard, cast
 
@@ -42,7 +41,7 @@ from assignment_workers.policy.rules import NUMBER_UNREAD
 from assignment_workers.schema.base import Base, CrmBase
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.crm import FACTS, MIRROR_SCHEMA, CrmUser
-from assignment_workers.schema.pipeline import Rows, Statement
+from assignment_workers.schema.pipeline import Rows, Statement, expression_cache
 from assignment_workers.schema.tables import FACT_SCHEMA, CrmRead, Phone
 
 ELSEWHERE = "crm"
@@ -297,7 +296,7 @@ def _joins(setting: str) -> Statement:
 _JOIN, _PROBE = _joins("on"), _joins("off")
 
 
-@cache
+@expression_cache
 def over_facts(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """Rewrite a query to read CRM facts from SQL parameters in place of the CRM's tables."""
     tables = {model.__tablename__: _table(model) for model in FACTS}
@@ -310,7 +309,7 @@ def over_facts(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     return cast("Select[*tuple[Any, ...]]", replacement_traverse(statement, {}, replaced))
 
 
-@cache
+@expression_cache
 def over_phones(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """Rewrite a query to read users' phone numbers from the SQL parameter `phones`.
 

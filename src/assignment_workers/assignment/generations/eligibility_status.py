@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -34,6 +33,7 @@ from assignment_workers.policy.rules import RuleEffect
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Entry, Phone
 
 
@@ -171,7 +171,7 @@ def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
     return found
 
 
-@cache
+@expression_cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
     """Count the users of the policy's pool by eligibility status, with the status's earliest end.
 

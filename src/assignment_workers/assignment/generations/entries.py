@@ -123,7 +123,7 @@ PROMOTED_AT_MOST = 5_000
 
 
 def promotion(at_most: int) -> Update:
-    """Build the update that makes waiting users of a generation ready whose waiting time is over.
+    """Build the update that makes users of a generation ready once their waiting time is over.
 
     It changes `at_most` entries, those first whose waiting time ended first.
     """
@@ -193,7 +193,7 @@ _JUDGE_ANEW = (
 
 
 def judge_waiting_anew(transaction: FencedTransaction) -> None:
-    """Make users claimable at their positions who wait because of a rule, because rules changed.
+    """Make users claimable again who wait because of a rule, now that the rules have changed.
 
     The next claim judges them. Users whom an agent skipped or deferred go on waiting. At most
     `PROMOTED_AT_MOST` users of each dialer queue, those first whose time comes first; an event

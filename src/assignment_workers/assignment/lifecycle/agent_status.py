@@ -156,7 +156,7 @@ def shown(connection: Connection, agent: int) -> AgentShown | None:
 
 
 def all_shown(connection: Connection, *, limit: int) -> list[AgentShown]:
-    """Return agents who stated a state, hold a user or sent a heartbeat: at most `limit`, by id."""
+    """Return agents who have a state, hold a user or sent a heartbeat: at most `limit`, by id."""
     some = _SHOWN.where(
         or_(
             AgentSession.agent_id.is_not(None),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -40,7 +39,7 @@ from assignment_workers.assignment.transaction import (
 from assignment_workers.policy.dialer import Dialer, loaded
 from assignment_workers.policy.outcomes import OUTCOMES, Outcome
 from assignment_workers.policy.queues import POLICIES
-from assignment_workers.schema.pipeline import Statement
+from assignment_workers.schema.pipeline import Statement, expression_cache
 from assignment_workers.schema.tables import AssignmentState, EndedHow, EntryState, Source
 from assignment_workers.settings import Settings
 
@@ -440,7 +439,7 @@ def _limited(move: Move, found: _Found | None, given: Settings) -> Move:
             return move
 
 
-@cache
+@expression_cache
 def _write(_: Dialer) -> Insert:
     return RECORD.add_cte(
         CHANGE.cte("changed"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -39,6 +38,7 @@ from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import rows as rows_of
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import Agent, Conversion, UserCallScore
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, AssignmentState
 
 ATTRIBUTED_FOR = timedelta(days=30)
@@ -159,7 +159,7 @@ _episode = (
 )
 
 
-@cache
+@expression_cache
 def _before(policy: Policy, policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     return (
         select(

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from random import Random
 from typing import Any
 
@@ -56,6 +55,7 @@ from assignment_workers.schema.base import NaiveInstant, sql_text
 from assignment_workers.schema.bulk import insert_rows, rows
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
@@ -98,10 +98,11 @@ def discover(
 
 
 def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
-    """Find users whose score row names no, a wrong or an unknown dialer queue, and `send` them.
+    """Find users who are in a wrong dialer queue or in none, and `send` the command to move them.
 
-    `send` sends the command to move them (hazard D1). Users whom an agent holds, who have converted
-    or who are not in the CRM are left alone. Users are read by id; a run reads `WINDOWS_AT_MOST`
+    The dialer queue is the one that a user's score row names; an unknown name counts as wrong
+    (hazard D1). Users whom an agent holds, who have converted or who are not in the CRM are left
+    alone. Users are read by id; a run reads `WINDOWS_AT_MOST`
     times `WINDOW` users, and the next run continues. Returns counts: users `looked_at`, and users
     with no dialer queue (`in_none`), a wrong one (`in_wrong`), or an unknown one (`other_word`).
     Where the CRM's ids are no integers, also users whose id is unusable (`unfit`): they get no
@@ -354,7 +355,7 @@ def _standing(
     return _Standing(current, place, which)
 
 
-@cache
+@expression_cache
 def _placing(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Select each user of the SQL parameter `users`, with the score row and the right queue."""
     people = (
@@ -395,7 +396,7 @@ _WINDOW_IDS = (
 _WINDOW = select(func.count(), func.max(_WINDOW_IDS.c.user_id)).select_from(_WINDOW_IDS)
 
 
-@cache
+@expression_cache
 def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Select users with a wrong dialer queue whose ids are between `after` and `upto`.
 
@@ -414,7 +415,7 @@ def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     )
 
 
-@cache
+@expression_cache
 def _since_here(news: News, goes_on: bool) -> Select[*tuple[Any, ...]]:  # noqa: FBT001
     at = bindparam("after", type_=NaiveInstant)
     after = (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -57,6 +56,7 @@ from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
+from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import (
     Assignment,
     AssignmentState,
@@ -301,7 +301,7 @@ def _found(connection: Connection, row: Mapping[str, Any]) -> QueuePosition | No
     )
 
 
-@cache
+@expression_cache
 def _judged(policy: Policy) -> Select[*tuple[Any, ...]]:
     person = select(bindparam("user", type_=BigInteger).label("user_id")).cte("person")
     rules = [rule.holds.label(f"{rule.name} holds") for rule in policy.rules]

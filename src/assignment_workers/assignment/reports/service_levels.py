@@ -41,7 +41,7 @@ _EXPLAINED = (
 
 
 class Unseen(BaseModel):
-    """The requests that the figures of a period do not know."""
+    """The requests that the figures of a period leave out."""
 
     requests: int = Field(
         description="Requests of callers that count nothing, such as other Celery programs: of "
@@ -151,7 +151,7 @@ def service_levels(
 
 
 def unseen(figures: Unseen) -> list[str]:
-    """Return what the figures do not know, as sentences. Empty: they know everything."""
+    """Describe, in sentences, the requests that the figures leave out; empty if there are none."""
     told = []
     if figures.requests:
         told.append(
@@ -172,7 +172,7 @@ def unseen(figures: Unseen) -> list[str]:
 def combined(
     records: Mapping[AnswerKind, int], counted: Mapping[AnswerKind, int]
 ) -> tuple[Counter[AnswerKind], int]:
-    """Return the requests by kind, each once, and the number of those that only records have."""
+    """Count the requests by kind, each once, and those that only the database recorded."""
     surplus = {kind: max(0, records.get(kind, 0) - counted.get(kind, 0)) for kind in _EXPLAINED}
     for kind, count in _explained(surplus, _sum(counted, LOST)).items():
         surplus[kind] -= count

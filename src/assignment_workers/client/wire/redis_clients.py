@@ -73,11 +73,11 @@ class MovingConnection(_Moving, connection.Connection):
 
 
 class MovingSSLConnection(_Moving, connection.SSLConnection):
-    """The same with TLS."""
+    """A `MovingConnection` with TLS."""
 
 
 class SentinelConnection(_Moving, sentinel.SentinelManagedConnection):
-    """The same to the primary that the Sentinels name."""
+    """A connection to the primary that the Sentinels name, closed when another becomes it."""
 
     def connect(self) -> None:
         """Connect to the primary. The Sentinel that answered this process last is asked first."""
@@ -92,7 +92,7 @@ class SentinelConnection(_Moving, sentinel.SentinelManagedConnection):
 
 
 class SentinelSSLConnection(SentinelConnection, sentinel.SentinelManagedSSLConnection):
-    """The same with TLS."""
+    """A `SentinelConnection` with TLS."""
 
 
 class _AsyncConnection(_AsyncMoving, aio_connection.Connection):

@@ -51,7 +51,7 @@ def anchor(title: str) -> str:
 
 
 def _without_documents(tokens: list[Token] | None) -> list[Token] | None:
-    """Leave out the links that do not lead to a place on the page; their texts stay."""
+    """Replace each link that leads off the page by its text."""
     if tokens is None:
         return None
     found: list[Token] = []

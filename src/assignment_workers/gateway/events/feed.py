@@ -101,7 +101,7 @@ class Follower(Protocol):
         """Accept an event."""
 
     def restart(self) -> None:
-        """Begin again: events that were passed on are gone, and others may have their ids."""
+        """Begin again, because passed events are gone and their ids may be used again."""
 
 
 class Feed:

@@ -102,7 +102,7 @@ class EventReader:
         self._woken.set()
 
     def restart(self) -> None:
-        """Tell the reader next to read the state again, as after events that cannot be sent."""
+        """Tell the client to read the state again, because events were lost."""
         self.feed.remove(self)
         self._lines.clear()
         self._resumed = self._follows = False

@@ -281,7 +281,7 @@ def _with_names(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore_examples(operation: dict[str, Any]) -> None:
-    """Put the examples of an operation back as they were given: FastAPI leaves their nulls out."""
+    """Restore the examples of an operation as declared, because FastAPI drops their nulls."""
     for told in operation["responses"].values():
         for media in told.get("content", {}).values():
             for given in EXAMPLES:

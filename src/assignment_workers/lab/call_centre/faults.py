@@ -197,7 +197,7 @@ class Faults:
         ]
 
     def remember(self) -> None:
-        """Copy the data of Valkey, which `Valkey set back` brings back later."""
+        """Copy the data of Valkey, so that the fault `Valkey set back` can restore them."""
         data = self._valkey_data()
         if data is None:
             return

@@ -169,7 +169,7 @@ class Recorder:
 
     @property
     def ahead(self) -> timedelta:
-        """The time by which the database's clock is ahead of this machine's now."""
+        """The lead of the database's clock over this machine's."""
         return timedelta(seconds=sum(seconds for _, seconds in self.steps))
 
     def has_stepped_since(self, at: float) -> bool:

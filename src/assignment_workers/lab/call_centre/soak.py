@@ -210,9 +210,9 @@ class Meter:
         self.taken += 1
 
     def prune(self) -> None:
-        """Delete rows past their retention and chain events, as the daily job does.
+        """Delete rows past their retention, and extend the hash chains of events.
 
-        A run is too short for that job.
+        The daily job does the same, but a run is too short for it.
         """
         with self.engine.connect() as connection:
             audit.extend(connection)

@@ -61,7 +61,7 @@ WEIGHTS = "SELECT name, rows, bytes / 1e6 AS mb, anew / 1e6 AS anew_mb FROM weig
 
 
 class Weight(BaseModel):
-    """The size of a table, and the size of its rows if each had been written once. 1 MB: 10^6."""
+    """The size of a table, and the size of a fresh copy of its rows. 1 MB is 10^6 bytes."""
 
     name: str
     rows: int

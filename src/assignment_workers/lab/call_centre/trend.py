@@ -31,7 +31,7 @@ With fewer samples, chance alone may look like growth.
 
 
 class Limit(NamedTuple):
-    """The growth that a figure may have in the longest life that was watched.
+    """The growth that a figure may show over the longest life of a process that was watched.
 
     It is the larger of `beyond` and `share` of the figure's level.
     """
