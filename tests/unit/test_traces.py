@@ -53,9 +53,9 @@ def test_a_process_that_is_not_traced_imports_nothing_of_it() -> None:
     ],
 )
 def test_nothing_is_traced_unless_it_is_asked_for(environment: dict[str, str]) -> None:
-    traces.set_up(environment)
-    assert traces.ask("assignment.request", {}) is None
-    assert traces.inject_headers() == {}
+    tracing = traces.set_up(environment)
+    assert tracing.ask("assignment.request", {}) is None
+    assert tracing.inject_headers() == {}
     with traces.sending([None, None]) as headers:
         assert headers == {}
 
@@ -65,7 +65,6 @@ def test_an_exporter_that_is_not_installed_is_one_clear_line() -> None:
         UsageError, match=r"^OTEL_TRACES_EXPORTER='otlp,jaeger': no exporter 'jaeger'"
     ):
         traces.set_up({"OTEL_TRACES_EXPORTER": "otlp,jaeger"})
-    assert traces.ask("assignment.request", {}) is None
 
 
 def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +99,10 @@ def test_what_an_exception_said_is_not_told(tracer: Tracer, told: InMemorySpanEx
 
 
 def test_those_who_share_a_message_keep_their_traces(
-    tracer: Tracer, told: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+    tracer: Tracer, told: InMemorySpanExporter
 ) -> None:
-    monkeypatch.setattr(traces, "_tracer", tracer)
-    asks = [traces.ask("assignment.request", {"agent_id": agent}) for agent in range(3)]
+    tracing = traces.Tracing(tracer)
+    asks = [tracing.ask("assignment.request", {"agent_id": agent}) for agent in range(3)]
     with traces.sending([None, *asks]) as headers:
         ids = [each.span.get_span_context() for each in asks if each]
         assert trace.get_current_span().get_span_context() == ids[0]
@@ -113,7 +112,9 @@ def test_those_who_share_a_message_keep_their_traces(
         f"{each.span_id:016x}" for each in ids[1:]
     ]
     with tracer.start_as_current_span("run/assignment.request_many", kind=SpanKind.CONSUMER):
-        traces.link_callers([*headers[traces.SHARED], "nonsense", None], {"requests": 3, "term": 7})
+        tracing.link_callers(
+            [*headers[traces.SHARED], "nonsense", None], {"requests": 3, "term": 7}
+        )
     for each in asks:
         assert each is not None
         each.end()

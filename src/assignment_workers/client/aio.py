@@ -8,7 +8,6 @@ from datetime import timedelta
 from random import Random
 from typing import Any
 
-from assignment_workers import traces
 from assignment_workers.assignment.answers import Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client.assignment_client import AsyncAssignmentClient
@@ -29,6 +28,7 @@ from assignment_workers.client.wire.brokers import check_addresses
 from assignment_workers.client.wire.dispatcher import Dispatcher
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
+from assignment_workers.traces import NO_TRACES, Tracing
 
 
 class AsyncClient(OperatorMethods, AsyncAssignmentClient):
@@ -50,12 +50,13 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
         randomness: Random | None = None,
         orphaned: Callable[[Call, object], None] | None = None,
         key: str | None = None,
+        tracing: Tracing = NO_TRACES,
     ) -> None:
         """Prepare the client without contacting a server.
 
         `together`: the most calls in one message. `under_way`: the most messages of one kind that
         wait for an answer at once. `orphaned` is called with each answer whose caller was
-        cancelled. `key` signs the commands of operators.
+        cancelled. `key` signs the commands of operators. `tracing`: see `traces.follow`.
         """
         check_addresses(redis_url, broker_url)
         randomness = randomness or Random()
@@ -70,7 +71,9 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
             lanes=lanes,
             orphaned=orphaned,
             key=key,
+            tracing=tracing,
         )
+        self._tracing = tracing
 
     async def close(self) -> None:
         """Close the connections."""
@@ -116,7 +119,7 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
         """Send a command and return the result of its task; `Unavailable` if none came in time."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         seconds = timeout.total_seconds()
-        traced = traces.ask(command.task, command.arguments)
+        traced = self._tracing.ask(command.task, command.arguments)
         call = Call(command, self._dispatcher.now + seconds, future, traced)
         self._dispatcher.post(call)
         try:

@@ -11,7 +11,6 @@ from datetime import timedelta
 from random import Random
 from typing import Any, TypeVar
 
-from assignment_workers import traces
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.client.assignment_client import AssignmentClient
 from assignment_workers.client.commands import CommandCall
@@ -30,6 +29,7 @@ from assignment_workers.client.wire.batcher import TOGETHER, UNDER_WAY, Call
 from assignment_workers.client.wire.brokers import check_addresses
 from assignment_workers.client.wire.dispatcher import Dispatcher
 from assignment_workers.clock import Clock, system_clock
+from assignment_workers.traces import NO_TRACES, Tracing
 
 T = TypeVar("T")
 
@@ -51,6 +51,7 @@ class Client(OperatorMethods, AssignmentClient):
         clock: Clock = system_clock,
         randomness: Random | None = None,
         key: str | None = None,
+        tracing: Tracing = NO_TRACES,
     ) -> None:
         check_addresses(redis_url, broker_url)
         randomness = randomness or Random()
@@ -64,7 +65,9 @@ class Client(OperatorMethods, AssignmentClient):
             randomness=randomness,
             lanes=lanes,
             key=key,
+            tracing=tracing,
         )
+        self._tracing = tracing
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -76,14 +79,15 @@ class Client(OperatorMethods, AssignmentClient):
         broker_url: str | None = None,
         lanes: Lanes = ONE_LANE,
         key: str | None = None,
+        tracing: Tracing = NO_TRACES,
     ) -> Client:
         """Return a client of the stack on this Redis, without contacting a server.
 
         Raises `UsageError` for an address that is none of Redis or the broker. If a server does not
         answer, the first call returns `Unavailable`. `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for
-        a program that knows which operator acts.
+        a program that knows which operator acts. `tracing`: see `traces.follow`.
         """
-        return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key)
+        return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key, tracing=tracing)
 
     def close(self) -> None:
         """Close the connections. Calls that still wait are answered `Unavailable`."""
@@ -133,7 +137,7 @@ class Client(OperatorMethods, AssignmentClient):
         future: Future[object] = Future()
         loop = self._running()
 
-        traced = traces.ask(command.task, command.arguments)
+        traced = self._tracing.ask(command.task, command.arguments)
 
         call = Call(command, loop.time() + seconds, future, traced)
         try:

@@ -16,7 +16,6 @@ from fastapi.responses import JSONResponse
 from redis import Redis
 from sqlalchemy import Engine
 
-from assignment_workers import traces
 from assignment_workers.assignment.answer_counts import AnswerTally
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.client import AsyncClient
@@ -52,9 +51,12 @@ from assignment_workers.gateway.routes import settings as settings_routes
 from assignment_workers.gateway.system_health import SystemHealth
 from assignment_workers.origins import Origins
 from assignment_workers.settings import Settings
+from assignment_workers.traces import NO_TRACES, Tracing
 
 
-def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
+def create_app(
+    settings: Settings, engine: Engine, *, tokens: bool, tracing: Tracing = NO_TRACES
+) -> FastAPI:
     """Return the gateway on this database and the Redis of `settings`.
 
     Without `tokens` every caller may do everything.
@@ -89,6 +91,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
             lanes=lanes,
             key=settings.signing_key,
             orphaned=lambda _, answer: abandoned(answer),
+            tracing=tracing,
         )
         abandoned.client = client
         live = Live(engine, settings.lock_database_url or settings.database)
@@ -137,7 +140,7 @@ def create_app(settings: Settings, engine: Engine, *, tokens: bool) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry=traces.gateway_telemetry(),
+        telemetry=tracing.gateway_telemetry(),
     )
     for each in (
         agents.QUICK,

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from assignment_workers import memory, traces
+from assignment_workers import memory
 from assignment_workers.assignment import settings_versions
 from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.crm import fact_views
@@ -25,6 +25,7 @@ from assignment_workers.gateway.socket_limits import LimitedProtocol
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
+from assignment_workers.traces import NO_TRACES, Tracing
 
 log = structlog.get_logger()
 
@@ -38,7 +39,7 @@ STALLED_SECONDS = 20
 """Seconds after which a client that reads none of the sent data is disconnected."""
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, tracing: Tracing = NO_TRACES) -> int:
     """Run the gateway until a signal ends it; return the exit code.
 
     Raises `UsageError` if tokens are off and `wants_tokens` does not allow that. Raises
@@ -51,7 +52,7 @@ def serve(settings: Settings) -> int:
         statement_timeout=timedelta(seconds=STATEMENT_SECONDS),
         pool_size=4,
     )
-    traces.instrument_engine(engine)
+    tracing.instrument_engine(engine)
     try:
         with engine.connect() as connection:
             migrate.check(connection)
@@ -64,7 +65,7 @@ def serve(settings: Settings) -> int:
     attach(engine, checked(settings))
     if not tokens:
         log.warning("tokens_off", why="every program on this machine may do everything")
-    app = create_app(settings, engine, tokens=tokens)
+    app = create_app(settings, engine, tokens=tokens, tracing=tracing)
     server = _Server(
         uvicorn.Config(
             app,

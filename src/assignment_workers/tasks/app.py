@@ -22,6 +22,7 @@ from assignment_workers.settings import Settings
 from assignment_workers.tasks import assignment, maintenance, results
 from assignment_workers.tasks.beat import connect_beat
 from assignment_workers.tasks.task_handler import App, HandledTask
+from assignment_workers.traces import NO_TRACES, Tracing
 
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
@@ -53,7 +54,7 @@ SINGLE: dict[str, object] = {"x-queue-type": "quorum", "x-single-active-consumer
 _AMQP_OPTIONS = set(inspect.signature(amqp.Connection).parameters)
 
 
-def create_app(settings: Settings) -> App:
+def create_app(settings: Settings, tracing: Tracing = NO_TRACES) -> App:
     """Create the application with every task, on the servers of `settings`.
 
     The rest of its configuration is from `celeryconfig.py`. Raises `UsageError`, one line, for a
@@ -73,7 +74,7 @@ def create_app(settings: Settings) -> App:
     connect_beat(app)
     lanes = lanes_of(settings)
     _check(app, lanes)
-    app.settings, app.lanes = settings, lanes
+    app.settings, app.lanes, app.tracing = settings, lanes, tracing
     try:
         app.outcomes = overridden(settings.outcome_changes)
     except ValueError as error:

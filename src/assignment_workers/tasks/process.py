@@ -43,6 +43,7 @@ from assignment_workers.settings import ProcessName, Settings
 from assignment_workers.tasks.app import HEARTBEATS, MAINTENANCE, create_app
 from assignment_workers.tasks.flower import guard_flower
 from assignment_workers.tasks.task_handler import App
+from assignment_workers.traces import Tracing
 
 log = structlog.get_logger()
 
@@ -82,13 +83,12 @@ def run(name: ProcessName, settings: Settings, *, lane: str | None = None) -> in
         log.warning("version_not_tested", why=line)
     if settings.metrics_port is not None and name in EXPORTING:
         telemetry.export(settings.metrics_host, settings.metrics_port)
-    if name != "flower":
-        traces.set_up(os.environ)
-    return _sequencer(settings, lane) if lane else PROCESSES[name](settings)
+    tracing = traces.NO_TRACES if name == "flower" else traces.set_up(os.environ)
+    return _sequencer(settings, tracing, lane) if lane else PROCESSES[name](settings, tracing)
 
 
-def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
-    app = create_app(settings)
+def _sequencer(settings: Settings, tracing: Tracing, lane: str = DEFAULT_LANE) -> int:
+    app = create_app(settings, tracing)
     app.engine = connect(
         settings.database,
         name="assignment-workers turns",
@@ -97,7 +97,7 @@ def _sequencer(settings: Settings, lane: str = DEFAULT_LANE) -> int:
         pool_size=2,
         index_plans_only=True,
     )
-    traces.instrument_engine(app.engine)
+    tracing.instrument_engine(app.engine)
     _check(app)
     attach(app.engine, checked(app.settings))
     queue = app.lanes.celery_queue(lane)
@@ -132,8 +132,8 @@ def _send_probe(app: App, queue: str) -> None:
     )
 
 
-def _maintenance(settings: Settings) -> int:
-    app = create_app(settings)
+def _maintenance(settings: Settings, tracing: Tracing) -> int:
+    app = create_app(settings, tracing)
     app.engine = connect(
         settings.database,
         name="assignment-workers maintenance",
@@ -141,22 +141,22 @@ def _maintenance(settings: Settings) -> int:
         lock_timeout=timedelta(seconds=60),
         pool_size=6,
     )
-    traces.instrument_engine(app.engine)
+    tracing.instrument_engine(app.engine)
     _check(app)
     attach(app.engine, checked(app.settings))
     queues = MAINTENANCE, HEARTBEATS
     return _work(app, "maintenance", queues, app.maintenance_tasks, "solo")
 
 
-def _heartbeats(settings: Settings) -> int:
-    app = create_app(settings)
+def _heartbeats(settings: Settings, tracing: Tracing) -> int:
+    app = create_app(settings, tracing)
     app.engine = connect(
         settings.database,
         name="assignment-workers heartbeats",
         statement_timeout=timedelta(seconds=TURN_SECONDS),
         lock_timeout=timedelta(seconds=TURN_SECONDS),
     )
-    traces.instrument_engine(app.engine)
+    tracing.instrument_engine(app.engine)
     _check(app)
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     return _work(app, "heartbeats", (HEARTBEATS,), app.heartbeat_tasks, "solo")
@@ -224,15 +224,15 @@ def _doing(app: App) -> dict[str, Any]:
     return {**facts, "task": request.name, "task_since": since}
 
 
-def _beat(settings: Settings) -> int:
-    app = create_app(settings)
+def _beat(settings: Settings, tracing: Tracing) -> int:
+    app = create_app(settings, tracing)
     signals.setup_logging.connect(lambda **_: None, weak=False)
     with life_signs.alive(settings.redis, "beat", folder=settings.home):
         app.start(["--quiet", "beat", "--loglevel=INFO", "--pidfile="])
 
 
-def _flower(settings: Settings) -> int:
-    app = create_app(settings)
+def _flower(settings: Settings, tracing: Tracing) -> int:
+    app = create_app(settings, tracing)
     signals.setup_logging.connect(lambda **_: None, weak=False)
     argv = ["--quiet", "flower", f"--port={settings.flower_port}", "--persistent=False"]
     argv.append(f"--tasks_columns={FLOWER_COLUMNS}")
@@ -256,11 +256,11 @@ def _flower(settings: Settings) -> int:
         app.start(argv)
 
 
-def _gateway(settings: Settings) -> int:
+def _gateway(settings: Settings, tracing: Tracing) -> int:
     from assignment_workers.gateway.serve import serve
 
     direct_url(settings)
-    return serve(settings)
+    return serve(settings, tracing)
 
 
 def _check_redis(settings: Settings) -> None:
@@ -317,7 +317,7 @@ EXPORTING = ("sequencer", "maintenance", "heartbeats", "beat")
 """Processes that serve metrics at `metrics_port`. The gateway and Flower have their own
 endpoints."""
 
-PROCESSES: dict[ProcessName, Callable[[Settings], int]] = {
+PROCESSES: dict[ProcessName, Callable[[Settings, Tracing], int]] = {
     "sequencer": _sequencer,
     "maintenance": _maintenance,
     "heartbeats": _heartbeats,

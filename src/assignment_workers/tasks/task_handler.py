@@ -28,7 +28,6 @@ from redis import Redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
 
-from assignment_workers import traces
 from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.claims.idempotency import LONGEST_ID, CommandIdentity
@@ -66,6 +65,7 @@ from assignment_workers.tasks import answer_slot
 from assignment_workers.tasks.arguments import MANY, WORD_AT_MOST
 from assignment_workers.tasks.censored import Censored
 from assignment_workers.telemetry import ANSWERS, TASK_SECONDS, TOGETHER
+from assignment_workers.traces import SHARED, Tracing
 
 log = structlog.get_logger()
 
@@ -108,6 +108,7 @@ class App(Celery):
     refusals: Refusals
     suspects: Suspects
     consumption: Consumption
+    tracing: Tracing
     sequencer: Sequencer
     """Set only in a sequencer's process."""
 
@@ -192,7 +193,7 @@ class HandledTask(Task[..., Any]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         bound = self._bound(kwargs)
         structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **bound)
-        traces.link_callers(getattr(self.request, traces.SHARED, None), bound)
+        self.of.tracing.link_callers(getattr(self.request, SHARED, None), bound)
         began = monotonic()
         is_signed = self._is_signed(args, kwargs)
         self._senders = self._read_senders(is_signed=is_signed)

@@ -39,17 +39,104 @@ UNTRACED = ("/healthz", "/readyz", "/metrics", "/assets/", "/v1/events")
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _EXPORTERS = "opentelemetry_traces_exporter"
 
-_tracer: Tracer | None = None
+
+@dataclass(frozen=True)
+class CallerSpan:
+    """The span of one caller's request, from its call of the client to the answer."""
+
+    span: Span
+
+    def end(self) -> None:
+        """End the span: the request is answered, or the caller has gone."""
+        self.span.end()
 
 
-def set_up(environment: MutableMapping[str, str]) -> None:
+@dataclass(frozen=True)
+class Tracing:
+    """The traces of a process or of a client: by `tracer`, or none without one."""
+
+    tracer: Tracer | None = None
+
+    def instrument_engine(self, engine: Engine) -> None:
+        """Trace the statements of this engine; call once, for the one engine of a process."""
+        if self.tracer is not None:
+            from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+
+            # The instrumentation declares support up to SQLAlchemy 2.0; the events that it uses
+            # have not changed since.
+            SQLAlchemyInstrumentor().instrument(engine=engine, skip_dep_check=True)
+
+    def gateway_telemetry(self) -> TelemetryConfig:
+        """Return FastAPI's tracing configuration; calls are traced if this process is traced."""
+        return {
+            "tracing": self.tracer is not None,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+            "exclude": lambda scope: str(scope.get("path", "")).startswith(UNTRACED),
+        }
+
+    def ask(self, task: str, said: Mapping[str, object]) -> CallerSpan | None:
+        """Begin a span for the request `task` of the current caller; None if nothing is traced.
+
+        `said` has the arguments of the request; its ids become attributes of the span.
+        """
+        if self.tracer is None:
+            return None
+        from opentelemetry.trace import SpanKind
+
+        facts = {f"{NAME}.{name}": said[name] for name in _NAMED if said.get(name) is not None}
+        return CallerSpan(
+            self.tracer.start_span(
+                f"ask {task}",
+                kind=SpanKind.PRODUCER,
+                attributes={name: str(value) for name, value in facts.items()},
+            )
+        )
+
+    def inject_headers(self) -> dict[str, Any]:
+        """Return headers that make a message part of the current trace; empty without tracing."""
+        headers: dict[str, Any] = {}
+        if self.tracer is not None:
+            from opentelemetry.propagate import inject
+
+            inject(headers)
+        return headers
+
+    def link_callers(self, shared: object, facts: Mapping[str, object]) -> None:
+        """Add links and attributes to the span of the running task.
+
+        `shared` is the value of the header `SHARED`, which names the other callers; `facts` become
+        attributes.
+        """
+        if self.tracer is None:
+            return
+        from opentelemetry import trace
+
+        span = trace.get_current_span()
+        if not span.is_recording():
+            return
+        for each in shared[:LINKED_AT_MOST] if isinstance(shared, list) else ():
+            found = _read(str(each))
+            if found.is_valid:
+                span.add_link(found)
+        for name, value in facts.items():
+            span.set_attribute(f"{NAME}.{name}", value if isinstance(value, int) else str(value))
+
+
+NO_TRACES = Tracing()
+
+
+def set_up(environment: MutableMapping[str, str]) -> Tracing:
     """Turn tracing on in this process of a stack if `OTEL_TRACES_EXPORTER` is set.
 
-    Raises `UsageError`, one line, if OpenTelemetry or the exporter is not installed.
+    Returns the tracing to pass to the parts of the process. Raises `UsageError`, one line, if
+    OpenTelemetry or the exporter is not installed.
     """
     named = environment.get(_EXPORTER, "").strip()
     if named in {"", "none"} or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return
+        return NO_TRACES
     environment.setdefault("OTEL_SERVICE_NAME", NAME)
     try:
         from opentelemetry import trace
@@ -68,73 +155,20 @@ def set_up(environment: MutableMapping[str, str]) -> None:
     trace.set_tracer_provider(provider)
     CeleryInstrumentor().instrument()  # type: ignore[no-untyped-call]
     RedisInstrumentor().instrument()
-    follow()
+    return follow()
 
 
-def follow() -> None:
-    """Make the Python client continue the trace of its caller from now on.
+def follow() -> Tracing:
+    """Return the tracing by which a Python client continues the traces of its callers.
 
-    This is for a program that has set up OpenTelemetry itself. Raises `UsageError` if OpenTelemetry
-    is not installed.
+    For a program that has set up OpenTelemetry itself: `Client.connect(url, tracing=follow())`.
+    Raises `UsageError` if OpenTelemetry is not installed.
     """
-    global _tracer  # noqa: PLW0603 - a process is traced or it is not
     try:
         from opentelemetry import trace
     except ImportError as error:
         raise UsageError(_not_installed("traces", error)) from None
-    _tracer = trace.get_tracer(NAME, version(NAME))
-
-
-def instrument_engine(engine: Engine) -> None:
-    """Trace the statements of this engine; call once, for the one engine of a process."""
-    if _tracer is not None:
-        from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
-
-        # The instrumentation declares support up to SQLAlchemy 2.0; the events that it uses have
-        # not changed since.
-        SQLAlchemyInstrumentor().instrument(engine=engine, skip_dep_check=True)
-
-
-def gateway_telemetry() -> TelemetryConfig:
-    """Return FastAPI's tracing configuration; calls are traced if this process is traced."""
-    return {
-        "tracing": _tracer is not None,
-        "operation_spans": False,
-        "metrics": False,
-        "logs": False,
-        "auto_configure": False,
-        "exclude": lambda scope: str(scope.get("path", "")).startswith(UNTRACED),
-    }
-
-
-@dataclass(frozen=True)
-class CallerSpan:
-    """The span of one caller's request, from its call of the client to the answer."""
-
-    span: Span
-
-    def end(self) -> None:
-        """End the span: the request is answered, or the caller has gone."""
-        self.span.end()
-
-
-def ask(task: str, said: Mapping[str, object]) -> CallerSpan | None:
-    """Begin a span for the request `task` of the current caller; None while nothing is traced.
-
-    `said` has the arguments of the request; its ids become attributes of the span.
-    """
-    if _tracer is None:
-        return None
-    from opentelemetry.trace import SpanKind
-
-    facts = {f"{NAME}.{name}": said[name] for name in _NAMED if said.get(name) is not None}
-    return CallerSpan(
-        _tracer.start_span(
-            f"ask {task}",
-            kind=SpanKind.PRODUCER,
-            attributes={name: str(value) for name, value in facts.items()},
-        )
-    )
+    return Tracing(trace.get_tracer(NAME, version(NAME)))
 
 
 _NAMED = ("request_id", "assignment_id", "agent_id")
@@ -169,37 +203,6 @@ def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
         yield headers
     finally:
         context.detach(token)
-
-
-def inject_headers() -> dict[str, Any]:
-    """Return headers that make a message part of the current trace; empty without tracing."""
-    headers: dict[str, Any] = {}
-    if _tracer is not None:
-        from opentelemetry.propagate import inject
-
-        inject(headers)
-    return headers
-
-
-def link_callers(shared: object, facts: Mapping[str, object]) -> None:
-    """Add links and attributes to the span of the running task.
-
-    `shared` is the value of the header `SHARED`, which names the other callers; `facts` become
-    attributes.
-    """
-    if _tracer is None:
-        return
-    from opentelemetry import trace
-
-    span = trace.get_current_span()
-    if not span.is_recording():
-        return
-    for each in shared[:LINKED_AT_MOST] if isinstance(shared, list) else ():
-        found = _read(str(each))
-        if found.is_valid:
-            span.add_link(found)
-    for name, value in facts.items():
-        span.set_attribute(f"{NAME}.{name}", value if isinstance(value, int) else str(value))
 
 
 def _written(told: SpanContext) -> str:

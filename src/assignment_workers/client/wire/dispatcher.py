@@ -20,7 +20,6 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from assignment_workers import traces
 from assignment_workers.assignment.answer_counts import AnswerTally, kind_of
 from assignment_workers.assignment.answers import Code, Refused, RequestAnswer, Unavailable
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
@@ -42,6 +41,7 @@ from assignment_workers.client.wire.outages import SOCKET_SECONDS, unreachable
 from assignment_workers.clock import Clock, system_clock
 from assignment_workers.errors import BrokerUnavailable
 from assignment_workers.identity import new_id
+from assignment_workers.traces import NO_TRACES, Tracing, sending
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Dispatcher:
         lanes: Lanes = ONE_LANE,
         orphaned: Callable[[Call, object], None] | None = None,
         key: str | None = None,
+        tracing: Tracing = NO_TRACES,
     ) -> None:
         """Prepare the dispatcher without contacting a server.
 
@@ -88,6 +89,7 @@ class Dispatcher:
         operator.
         """
         self._key = key
+        self._tracing = tracing
         self._urls = (broker_url or redis_url, redis_url)
         self._clock = clock
         self._chance = randomness or Random()
@@ -180,7 +182,7 @@ class Dispatcher:
             task_id=name,
             celery_queue=to,
             expires=None,
-            traced=traces.inject_headers() | again,
+            traced=self._tracing.inject_headers() | again,
         )
         await self._broker.send(to, data)
         return name
@@ -264,7 +266,7 @@ class Dispatcher:
         try:
             await self._until_listening()
             await self._database.read()
-            with traces.sending([call.traced for call in batch.calls]) as traced:
+            with sending([call.traced for call in batch.calls]) as traced:
                 data = message(
                     batch.task,
                     command.args,
