@@ -17,6 +17,7 @@ MIGRATIONS = PACKAGE / "schema" / "migrations"
 FINITE = {"int", "bool", "Table"}
 """The types of arguments of which a process has few, however long it runs."""
 FEW = {
+    "assignment.crm.fact_views.are_needed": "the dialers of a process: one, unless a test makes more",
     "policy.calling._calendar": "the calendars of holidays that there are",
 }
 """Functions that cache without a bound for another reason."""
