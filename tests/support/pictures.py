@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ SHOWS = {
 def digests(picture: str) -> dict[str, str]:
     """By file that decides what the picture shows: a digest of it as it is now."""
     return {
-        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        str(path.relative_to(ROOT)): hashlib.sha256(_deciding(path)).hexdigest()[:16]
         for path in _files(picture)
     }
 
@@ -58,3 +59,23 @@ def _files(picture: str) -> Iterator[Path]:
         found = sorted(ROOT.glob(pattern))
         assert found, f"{pattern}: there is no such file"
         yield from (each for each in found if each.is_file())
+
+
+def _deciding(path: Path) -> bytes:
+    """Return what of the file decides what is seen: of a program, all but its docstrings."""
+    if path.suffix != ".py":
+        return path.read_bytes()
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            body[:] = [each for each in body if not _is_text(each)]
+    return ast.dump(tree).encode()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
