@@ -117,7 +117,9 @@ def test_a_double_that_came_about_all_the_same_is_found_by_the_doctor(
         connection.execute("UPDATE assignment.assignments SET agent_id = 9")
     engine = create_engine(driver_url(url))
     with engine.connect() as connection:
-        (found,) = [each for each in examine(connection) if "dialer" in each.check]
+        (found,) = [
+            each for each in examine(connection) if "with an agent of the dialer" in each.check
+        ]
     engine.dispose()
     assert (found.ok, found.count) == (False, 1)
     assert str(callbacks[1]) in found.examples[0]

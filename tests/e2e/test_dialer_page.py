@@ -194,7 +194,7 @@ def test_a_refusal_says_why(page: Page, gateway: Gateway) -> None:
 
 
 def test_no_answer_is_told_and_may_be_waited_for_no_longer(page: Page, gateway: Gateway) -> None:
-    sign_in(page, gateway, 63)
+    sign_in(page, gateway, 69)
     expect(page.locator("#title")).to_have_text("Ready")
     with unanswered(gateway):
         press(page, "n")

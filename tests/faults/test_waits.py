@@ -541,7 +541,7 @@ def test_no_point_of_a_session_waits_longer_than_the_page_says(place: Place) -> 
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("broker", ["RabbitMQ", "Redis"] if POINTS > FEW else ["RabbitMQ"])
+@pytest.mark.parametrize("broker", ["RabbitMQ", "Redis"] if POINTS > FEW else ["Redis"])
 def test_workers_whose_sessions_are_swallowed_go_on(
     broker: str, database_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

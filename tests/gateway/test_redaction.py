@@ -217,8 +217,8 @@ def planted(gateway: Gateway) -> Iterator[Planted]:
         {
             "assignment_id": str(hold["id"]),
             "agent_id": 94,
-            "outcome": "x",
-            "notes": [word("malformed")],
+            "outcome": [word("malformed")],
+            "notes": [word("malformed notes")],
         },
         "assignment",
     )
@@ -459,7 +459,8 @@ def test_every_text_column_is_named_here_and_planted(gateway: Gateway, planted: 
         "audit_batches.ids",
         "answer_counts.by_minute",
     }
-    assert own - arrays_of_numbers == PLANTED | named
+    digests = {"sequencer.dialer"}
+    assert own - arrays_of_numbers - digests == PLANTED | named
     for name in sorted(PLANTED):
         table, _, column = name.rpartition(".")
         where = table if table.startswith("public") else f"assignment.{table}"

@@ -203,13 +203,14 @@ def test_behind_a_pooler_nothing_is_prepared(numbered: World) -> None:
 
 
 def test_a_table_that_was_changed_fails_one_trip_at_the_most(numbered: World) -> None:
-    with numbered.engine.begin() as connection:
-        run_statements(connection, Statement(ALL))
-    numbered.execute("ALTER TABLE numbered ALTER n TYPE bigint")
-    with pytest.raises(DBAPIError), numbered.engine.begin() as connection:
-        run_statements(connection, Statement(ALL))
-    with numbered.engine.begin() as connection:
-        assert run_statements(connection, added(1), Statement(ALL))[1] == [(1, "once")]
+    with numbered.engine.connect() as connection:  # the same one each time
+        with connection.begin():
+            run_statements(connection, Statement(ALL))
+        numbered.execute("ALTER TABLE numbered ALTER n TYPE bigint")
+        with pytest.raises(DBAPIError), connection.begin():
+            run_statements(connection, Statement(ALL))
+        with connection.begin():
+            assert run_statements(connection, added(1), Statement(ALL))[1] == [(1, "once")]
 
 
 def test_a_signal_that_ends_a_trip_leaves_nothing_of_it_behind(numbered: World) -> None:
