@@ -9,6 +9,9 @@ ARGS ?=
 # PYTHON names the interpreter to use; otherwise the first fit one found on the PATH.
 PYTHON ?=
 
+# Where it is set, each process of a test compiles everything that it imports.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Another place for the virtual environment, for a clone that cannot be written: make run VENV=/path
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import redis
-from amqp.exceptions import FrameSyntaxError
+from amqp.exceptions import FrameSyntaxError, InternalError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -34,8 +34,9 @@ IN_A_LOT = 60
 UNSAYABLE = (
     *(AttributeError, KeyError, TypeError, ValueError, RecursionError, struct.error),
     FrameSyntaxError,
+    InternalError,
 )
-"""Raised by the client for what it cannot write into a frame."""
+"""Raised by the client for what it cannot write into a frame, or what RabbitMQ itself breaks at."""
 MARK = re.compile(r'"message_id": "([^"]+)"')
 """By which a dead letter of RabbitMQ's names the message that it was."""
 LETTERS = "SELECT task_id, body FROM assignment.dead_letters"

@@ -7,6 +7,7 @@ itself, is a test of its own; the tests of `up` start every process by itself as
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -98,6 +99,7 @@ def _run(  # noqa: PLR0917 - what a process is given
     before: str | None = None,
 ) -> None:
     """`complaint` None: it goes where the output goes, in a session of its own."""
+    gc.freeze()  # what was imported before stays: no collection needs to look at it
     if complaint is None and os.getsid(0) != os.getpid():
         os.setsid()
     for place, number in ((output, 1), (complaint, 2)):
