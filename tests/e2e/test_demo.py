@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,19 +36,32 @@ LONG = pytest.mark.skipif(
     reason="takes minutes, and needs RabbitMQ: make long",
 )
 NOW = datetime(2026, 1, 5, 9, 5, tzinfo=UTC)
+SECONDS = 150.0
+"""A run that takes longer stands still."""
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     names = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
-    return subprocess.run(
-        [sys.executable, "-m", "assignment_workers", "demo", "--json", *arguments],
-        cwd=folder,
-        env=inherited,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    said, complained = folder / "said", folder / "complained"
+    with said.open("wb") as output, complained.open("wb") as complaint:
+        running = subprocess.Popen(
+            [
+                *(sys.executable, "-X", "faulthandler"),
+                *("-m", "assignment_workers", "demo", "--json", *arguments),
+            ],
+            cwd=folder,
+            env=inherited,
+            stdout=output,
+            stderr=complaint,
+        )
+        try:
+            code = running.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            running.send_signal(signal.SIGABRT)  # it says where each of its threads waits
+            running.wait()
+            raise AssertionError(complained.read_text()) from None
+    return subprocess.CompletedProcess(running.args, code, said.read_text(), complained.read_text())
 
 
 class Page(HTMLParser):
