@@ -1,17 +1,20 @@
 """Addresses of servers as people write them: checked by their form, and shown without passwords.
 
 A PostgreSQL address is what libpq takes: a URI or `name=value` pairs, with any number of hosts.
-libpq's own parser reads it. Nothing here contacts a server.
+libpq's own parser reads it. Nothing here contacts a server. Also: addresses to listen on.
 """
 
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from assignment_workers.errors import UsageError
 
 POSTGRES = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 """The schemes of a PostgreSQL address, libpq's own and SQLAlchemy's."""
@@ -270,3 +273,23 @@ def _service(text: str, name: str) -> dict[str, str]:
             key, _, value = line.partition("=")
             found.setdefault(key, value)
     return found
+
+
+def listen(setting: str, host: str, port: int, *, backlog: int | None = None) -> socket.socket:
+    """Return a socket that listens at the address, whose port is in `setting`.
+
+    Raises `UsageError` if the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        raise cannot_listen(setting, host, port, error) from None
+
+
+def cannot_listen(setting: str, host: str, port: int, error: OSError) -> UsageError:
+    """Return the error of an address that cannot be listened on; `setting` has its port."""
+    return UsageError(
+        f"{setting}={port}: {host} port {port} cannot be listened on: {error.strerror or error}; "
+        "each process on a host needs a port of its own"
+    )

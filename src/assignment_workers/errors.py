@@ -95,11 +95,3 @@ class StaleTerm(AssignmentWorkersError):
         )
         self.held = held
         self.current = current
-
-
-def cannot_listen(setting: str, host: str, port: int, error: OSError) -> UsageError:
-    """Return the error of an address that cannot be listened on; `setting` has its port."""
-    return UsageError(
-        f"{setting}={port}: {host} port {port} cannot be listened on: {error.strerror or error}; "
-        "each process on a host needs a port of its own"
-    )

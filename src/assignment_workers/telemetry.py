@@ -22,7 +22,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-from assignment_workers.errors import cannot_listen
+from assignment_workers.addresses import cannot_listen
 
 PREFIX = "assignment_workers"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0, 300.0)

@@ -11,6 +11,7 @@ from assignment_workers.adoption.findings import Inspected, Obstacle, TableVerdi
 from assignment_workers.adoption.shapes import KEPT, MADE, QUEUE_TABLES
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.dialer_schema import in_schema, is_named, schema_of
+from assignment_workers.schema.migrate import FIRST_TABLE, VERSION_TABLE
 
 OLDEST_SERVER = 15
 """The oldest PostgreSQL version that supports all of the migration's statements."""
@@ -235,11 +236,11 @@ _TAKEN = text("""
     WHERE c.relnamespace = 'public'::regnamespace
     AND (c.relname = ANY(:names) OR c.relname = ANY(:indexes)) ORDER BY 1
 """)
-_FOREIGN_SCHEMA = text("""
+_FOREIGN_SCHEMA = text(f"""
     SELECT min(c.relname) AS what FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'assignment' AND NOT EXISTS (
         SELECT FROM pg_class ours WHERE ours.relnamespace = n.oid
-        AND ours.relname IN ('alembic_version', 'schema_revision'))
+        AND ours.relname IN ('{FIRST_TABLE}', '{VERSION_TABLE}'))
     HAVING count(*) > 0
 """)
 _REQUIRED = text(f"""

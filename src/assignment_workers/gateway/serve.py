@@ -13,13 +13,14 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import memory
+from assignment_workers.addresses import listen
 from assignment_workers.assignment import settings_versions
 from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.suppressions import check_key
-from assignment_workers.errors import UsageError, cannot_listen
+from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.socket_limits import LimitedProtocol
 from assignment_workers.schema import migrate
@@ -112,11 +113,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
     Raises `UsageError` if the address cannot be listened on.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise cannot_listen("ASSIGNMENT_WORKERS_GATEWAY_PORT", host, port, error) from None
+    listening = listen("ASSIGNMENT_WORKERS_GATEWAY_PORT", host, port, backlog=BACKLOG)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000)
     return listening

@@ -17,7 +17,7 @@ from celery.worker import state
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
-from assignment_workers.addresses import REDIS
+from assignment_workers.addresses import REDIS, listen
 from assignment_workers.assignment import settings_changes, settings_versions
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import fact_views
@@ -27,7 +27,7 @@ from assignment_workers.assignment.generations import dialer_queues
 from assignment_workers.assignment.lanes import VARIABLE, lanes_of
 from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.client.wire.redis_clients import redis_client
-from assignment_workers.errors import UsageError, cannot_listen
+from assignment_workers.errors import UsageError
 from assignment_workers.health import signs as life_signs
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
@@ -245,13 +245,8 @@ def _flower(settings: Settings, tracing: Tracing) -> int:
     # Flower's buttons and API could change what the workers do, and send any message.
     os.environ.setdefault("FLOWER_READ_ONLY", "true")
     guard_flower(settings)
-    host, port = settings.flower_host, settings.flower_port
-    try:
-        # Flower itself ends with a traceback where it cannot listen.
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise cannot_listen("ASSIGNMENT_WORKERS_FLOWER_PORT", host, port, error) from None
+    # Flower itself ends with a traceback where it cannot listen.
+    listen("ASSIGNMENT_WORKERS_FLOWER_PORT", settings.flower_host, settings.flower_port).close()
     with life_signs.alive(settings.redis, "flower", folder=settings.home):
         app.start(argv)
 
