@@ -187,8 +187,9 @@ def test_what_cannot_be_read_is_kept_and_the_line_moves_on(stack: Stack) -> None
     assert "\\xff" in kept[0].body
     assert "no.such_task" in kept[2].error
     assert len(kept[5].body) > 500_000, "whole"
-    assert broker.llen("assignment") == 0
-    assert broker.keys("assignment.taken.*") == []
+    # A dead letter is committed first, and its message acknowledged after that.
+    left = ("assignment", "assignment.taken.*")
+    wait_until(lambda: not any(map(broker.keys, left)), "the last acknowledgement")
 
 
 def test_the_maintenance_worker_keeps_what_cannot_be_read_and_goes_on(stack: Stack) -> None:

@@ -515,14 +515,18 @@ def test_a_row_that_makes_no_sense_is_passed_over_and_holds_nobody_up(
     assert nobody_was_removed(world, but="put_off")
 
 
-def test_a_whole_batch_is_judged_within_the_time_of_a_turn(world: World) -> None:
+def test_a_whole_batch_is_judged_within_the_time_of_a_turn(world: World, crm: OtherCrm) -> None:
     """The facts are parameters, without an index: each user's are not looked for one by one."""
     asked = (Requirement(),) * 4
     several = (Claim("open", asked),) * 4
     numbers = range(1, discover.AT_A_TIME + 1)
     nowhere = (replace(outstanding(each), claims=several, queue=None) for each in numbers)
     world.add_users(nowhere)
-    with world.transaction() as transaction:
+    # Measured is the statement that judges, not how fast a busy machine reads so many facts.
+    with (
+        seeing(world, crm.url, crm_timeout=timedelta(seconds=60)),
+        world.transaction() as transaction,
+    ):
         transaction.connection.execute(text(f"SET LOCAL statement_timeout TO '{TURN_SECONDS} s'"))
         done = discover.assign_to_queue(transaction, numbers, world.policies)
     assert done.counts["moved"] == len(numbers)
