@@ -960,7 +960,7 @@ export interface components {
             serving: boolean;
             /**
              * Runbook Path
-             * @description The runbook's place in the repository, for example `docs/operators.md#redis`.
+             * @description The runbook's path at each gateway, for example `/runbooks#redis`.
              */
             readonly runbook_path: string;
         };

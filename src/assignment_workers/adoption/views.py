@@ -24,7 +24,8 @@ BEGIN
         'finish with POST /v1/assignments/{id}/complete, skip or release, and rebuild with '
         'POST /v1/queues/{queue}/regenerate', TG_TABLE_NAME
         USING ERRCODE = 'feature_not_supported',
-        HINT = 'docs/adopting.md says which call takes the place of which write';
+        HINT = 'The documentation says which call takes the place of which write: Taking over an'
+            ' existing dialer''s database';
 END $refuse$
 """
 

@@ -32,6 +32,7 @@ SECTIONS = {
     "Find out": {
         "status": ("operator", "Show whether agents are served, and the state of everything."),
         "doctor": ("operator", "Check every guarantee that the database can show."),
+        "runbook": ("runbook", "Print what to do about a component that is in trouble."),
         "explain": ("explain", "Say why a user is offered or not, or whom a rule holds back."),
         "report": ("report", "Report assignments, time to assign, success rate and lost rows."),
         "agents": ("agents", "What agents are about, and their sessions."),

@@ -41,6 +41,7 @@ from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, Usage
 from assignment_workers.health.model import Health, HealthState
 from assignment_workers.health.monitor import read_once, read_repeatedly
 from assignment_workers.health.readings import NO_ANSWER
+from assignment_workers.health.runbooks import COMMAND
 from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.settings import Settings
 
@@ -50,6 +51,8 @@ HISTORY_AT_MOST = timedelta(minutes=15)
 """The limit for one statement of the history check: millions of events take tens of seconds."""
 STATUS_AT_MOST = timedelta(seconds=2)
 WATCH_SECONDS = 2.0
+LOSES = "what-a-standby-or-a-backup-can-lose"
+"""The runbook about asynchronous standbys."""
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
@@ -292,7 +295,7 @@ def _wrong_lines(health: Health) -> Iterator[str]:
         for label, line_ in (("for agents", each.meaning), ("first", each.first_step)):
             if line_:
                 yield f"      {label}: {line_}"
-        yield f"      more: {each.runbook_path}"
+        yield f"      more: `{COMMAND} {each.runbook}`"
 
 
 def _tables(health: Health) -> Iterator[Table]:
@@ -414,7 +417,8 @@ def _show(found: Status) -> None:
         if each.asynchronous:
             complain(
                 f"The standby {each.name or 'without a name'} is asynchronous: promoted, it may"
-                " lack the last commits, and what agents were told in them. See docs/operators.md."
+                " lack the last commits, and what agents were told in them."
+                f" `{COMMAND} {LOSES}` says more."
             )
     typer.echo(f"CRM: {_crm(found.crm)}")
     typer.echo(f"Calling hours: {found.calling_hours}")

@@ -159,8 +159,9 @@ def database(
         if isinstance(error.orig, InsufficientPrivilege):
             denied = str(error.orig).splitlines()[0]
             raise DatabaseUnavailable(
-                f"{denied}: this command needs another database role; see docs/operators.md,"
-                " PostgreSQL roles"
+                f"{denied}: this command needs another database role. Log in as a member of"
+                " assignment_gateway, or of assignment_owner for `schema`, `token` and"
+                " `do-not-contact import`"
             ) from error
         raise migrate.unreachable(error) from error
     finally:

@@ -11,8 +11,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-RUNBOOKS = "docs/operators.md"
-"""The document with a runbook for each component. The gateway serves it at `/runbooks`."""
+RUNBOOKS = "/runbooks"
+"""The gateway's page with a runbook for each component."""
 
 
 class HealthState(StrEnum):
@@ -79,14 +79,14 @@ class Component(BaseModel):
     first_step: str = ""
     """The first thing to do; empty for a good component."""
     runbook: str = ""
-    """The anchor of the component's runbook in `docs/operators.md`."""
+    """The name of the component's runbook: `assignment-workers runbook NAME` prints it."""
     serving: bool = False
     """True if agents are not served while the component is down."""
 
     @computed_field  # type: ignore[prop-decorator] # pydantic's
     @property
     def runbook_path(self) -> str:
-        """The runbook's place in the repository, for example `docs/operators.md#redis`."""
+        """The runbook's path at each gateway, for example `/runbooks#redis`."""
         return f"{RUNBOOKS}#{self.runbook}" if self.runbook else RUNBOOKS
 
 
@@ -105,8 +105,9 @@ class Banner(BaseModel):
     since: datetime | None
     first_step: str
     runbook: str
-    """The anchor of the runbook: the link is `/runbooks#ANCHOR` at the gateway."""
+    """The name of the runbook: `assignment-workers runbook NAME` prints it."""
     runbook_path: str
+    """The runbook's path at each gateway, for example `/runbooks#redis`."""
     others: list[str]
     """The titles of other components that are not good, the worst first."""
 

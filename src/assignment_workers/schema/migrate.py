@@ -154,7 +154,7 @@ def check_dialer_tables(connection: Connection) -> None:
         if missing:
             raise SchemaMismatch(
                 f"the table {schema}.{table.name} lacks {', '.join(missing)}: "
-                "run `assignment-workers schema migrate`; see docs/adopting.md"
+                "run `assignment-workers schema migrate`"
             )
 
 
@@ -165,8 +165,7 @@ def check_queue_tables(connection: Connection) -> None:
         raise SchemaMismatch(
             f"the table {schema_of(connection)}.{found.name} (column {found.column})"
             " is still the dialer's own: "
-            "run `assignment-workers schema migrate`, or `schema inspect` to see what is there; "
-            "see docs/adopting.md"
+            "run `assignment-workers schema migrate`, or `schema inspect` to see what is there"
         )
 
 

@@ -164,7 +164,8 @@ def test_a_role_without_the_right_is_told_so_in_one_line(world: World, database_
     assert ran.returncode == 1
     assert ran.stderr == (
         "assignment-workers: permission denied for table operator_actions: this command needs"
-        " another database role; see docs/operators.md, PostgreSQL roles\n"
+        " another database role. Log in as a member of assignment_gateway, or of assignment_owner"
+        " for `schema`, `token` and `do-not-contact import`\n"
     )
 
 

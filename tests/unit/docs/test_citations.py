@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.root import ROOT
@@ -58,3 +60,22 @@ def test_each_page_of_docs_that_code_or_text_names_exists() -> None:
     }
     assert len(named) > 10
     assert {each for each in named if not (DOCS / each[0]).is_file()} == set()
+
+
+def test_no_message_names_a_file_that_only_the_repository_has() -> None:
+    """Docstrings may: they are read in the repository."""
+    named = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / "src").rglob("*.py")
+        for line, said in _texts(ast.parse(path.read_text()))
+        if re.search(r"\bdocs/[\w./-]+\.md\b", said)
+    ]
+    assert named == []
+
+
+def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Each text of the program that is not a docstring, with its line."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield node.lineno, str(node.value)

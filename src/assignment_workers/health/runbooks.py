@@ -1,0 +1,65 @@
+"""The runbooks: for each component that can be in trouble, what to look at and what mends it.
+
+They are the last part of the document for operators, which is in the package: `status`, the banner
+and the alerts lead to them wherever the package is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+PAGES = (PACKAGE / "_operators.md", PACKAGE.parents[1] / "docs" / "operators.md")
+"""The document in an installed package, and in the repository."""
+BEGINS = "## Runbooks\n"
+HEADING = "### "
+COMMAND = "assignment-workers runbook"
+
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Runbook:
+    """One runbook, as Markdown without its heading."""
+
+    title: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """The name for programs, and the anchor on the page `/runbooks`: `celery-queues`."""
+        return anchor(self.title)
+
+    @property
+    def plain(self) -> str:
+        """The text for a terminal: a link to another runbook is the command that prints it."""
+
+        def shown(link: re.Match[str]) -> str:
+            title, target = link.groups()
+            found = runbooks().get(target.removeprefix("#"))
+            return f"{title} (`{COMMAND} {found.name}`)" if found else title
+
+        return _LINK.sub(shown, self.text)
+
+
+@cache
+def runbooks() -> dict[str, Runbook]:
+    """Return all runbooks by name, in the order of the document."""
+    _, *parts = f"\n{markdown()}".split(f"\n{HEADING}")
+    found = [Runbook(title, text.strip()) for title, _, text in (p.partition("\n") for p in parts)]
+    return {each.name: each for each in found}
+
+
+@cache
+def markdown() -> str:
+    """Return the whole part of the document that has the runbooks, without its heading."""
+    text = next(page for page in PAGES if page.exists()).read_text(encoding="utf-8")
+    return text.partition(BEGINS)[2]
+
+
+def anchor(title: str) -> str:
+    """Return the anchor of a heading, as the documentation site makes it."""
+    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
