@@ -502,6 +502,9 @@ def test_a_frozen_sequencer_is_named_on_every_page_with_what_to_do(
         book = page.locator(href.removeprefix("/runbooks"))
         expect(book).to_have_text("Sequencer")
         expect(book).to_be_in_viewport()
+        # A page that does not keep itself up to date counts its times on, too.
+        expect(region.locator("time[data-since]")).to_have_text(re.compile(r"ago$"))
+        expect(since).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
     finally:
         os.kill(leader, signal.SIGKILL)
     stack.start("sequencer", command_key=COMMAND_KEY)

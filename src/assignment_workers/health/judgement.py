@@ -250,24 +250,10 @@ class _Judge:
         is_default = lane == DEFAULT_LANE
         name = "leader" if is_default else f"leader:{lane}"
         title = "Sequencer" if is_default else f"Sequencer of lane {lane}"
-        if self.database is None:
-            told = Told(
-                "cannot be judged: PostgreSQL tells who leads, and is down",
-                "",
-                "Mend PostgreSQL first.",
-                "postgresql",
-            )
-            return _lane(name, title, UNKNOWN, told)
-        if not self.broker_works or self.database.read_only:
-            server = self.installation.broker if not self.broker_works else "PostgreSQL"
-            told = Told(
-                f"cannot be judged: without {server} a sequencer has nothing to do",
-                "",
-                f"Mend {server} first; a sequencer goes on by itself.",
-                server.lower(),
-            )
-            return _lane(name, title, UNKNOWN, told)
-        status = next((each for each in self.database.lanes if each.lane == lane), None)
+        if (unjudged := self._without_servers()) is not None:
+            return _lane(name, title, UNKNOWN, unjudged)
+        lanes = self.database.lanes if self.database else ()
+        status = next((each for each in lanes if each.lane == lane), None)
         queues = ", ".join(self.installation.lanes.queues(lane)) or "no dialer queue"
         meaning = f"Nobody is handed out from {queues}, and no call can be finished."
         leader = None if status is None else status.leader or status.silent_leader
@@ -301,6 +287,25 @@ class _Judge:
             return _lane(name, title, DEGRADED, told, since=self.at - waited)
         return _good(name, title, ComponentKind.LANE, "leads", serving=True)
 
+    def _without_servers(self) -> Told | None:
+        """Return what to say of sequencers while a server is down that they need; None: none is."""
+        if self.database is None:
+            return Told(
+                "cannot be judged: PostgreSQL tells who leads, and is down",
+                "",
+                "Mend PostgreSQL first.",
+                "postgresql",
+            )
+        if self.broker_works and not self.database.read_only:
+            return None
+        server = self.installation.broker if not self.broker_works else "PostgreSQL"
+        return Told(
+            f"cannot be judged: without {server} a sequencer has nothing to do",
+            "",
+            f"Mend {server} first; a sequencer goes on by itself.",
+            server.lower(),
+        )
+
     def _silence(self, status: SequencerStatus, leader: Leader) -> timedelta | None:
         """Return for how long the leader of a lane has been silent; None: it is not silent."""
         turned = timedelta(seconds=status.silent_seconds or 0.0)
@@ -327,6 +332,8 @@ class _Judge:
     def _standbys(self) -> Component:
         if self.results is None:
             return self._unjudged("standbys", "Standby sequencers")
+        if (unjudged := self._without_servers()) is not None:
+            return _process("standbys", "Standby sequencers", UNKNOWN, unjudged)
         missing = [each for each in self._missing("sequencer") if not self._is_leader(each)]
         count = len([each for each in self._alive("sequencer") if not each.leads])
         if missing:

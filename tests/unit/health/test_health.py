@@ -298,14 +298,21 @@ def test_when_all_is_good_there_is_no_banner() -> None:
     assert found.agents_are_served
 
 
+@pytest.mark.parametrize("left", [False, True], ids=["", "sequencers_left"])
 @pytest.mark.parametrize("failing", list(product([False, True], repeat=3)))
-def test_a_consequence_is_never_called_a_cause(failing: tuple[bool, bool, bool]) -> None:
-    """Whichever servers are frozen, the banner is of one, and nobody is told to start a process."""
+def test_a_consequence_is_never_called_a_cause(
+    failing: tuple[bool, bool, bool], left: bool
+) -> None:
+    """Whichever servers are frozen, the banner is of one, and nobody is told to start a process.
+
+    `left`: the sequencers have ended because of it, as they do after some seconds.
+    """
     names = ("database", "broker", "results")
     failed: dict[str, Any] = {
         name: FAILED for name, fails in zip(names, failing, strict=True) if fails
     }
-    found = health(replace(GOOD, **failed))
+    readings = of_signs(silenced("sequencer")) if left and any(failing[:2]) else GOOD
+    found = health(replace(readings, **failed))
     down = {each.name for each in found.components if each.state is DOWN}
     of = {"database": "postgresql", "broker": "broker", "results": "results"}
     assert down == {of[name] for name in failed}

@@ -116,6 +116,9 @@ function follow() {
 }
 
 zone();
+localise();
+count();
+setInterval(count, 1000);
 if (live) {
   fetch("/healthz").then((answer) => {
     const told = Date.parse(answer.headers.get("date"));
@@ -123,8 +126,5 @@ if (live) {
     if (Math.abs(ahead) < 2000) ahead = 0;
     count();
   }, () => {});
-  localise();
-  count();
-  setInterval(count, 1000);
   follow();
 }
