@@ -33,6 +33,7 @@ let focused = null;
 let stopCounting = () => {};
 
 $("origin").textContent = location.origin;
+$("zone").textContent = Intl.DateTimeFormat().resolvedOptions().timeZone;
 // `serve.py` hands the token over behind the #, which no server is sent; it does not stay in the address.
 const handed = new URLSearchParams(location.hash.slice(1)).get("token");
 if (handed) {
@@ -405,7 +406,7 @@ function tell(title, detail, kind = "") {
  */
 function note(who, what) {
   const line = document.createElement("li");
-  const time = Object.assign(document.createElement("time"), { textContent: new Date().toLocaleTimeString("sv-SE") });
+  const time = Object.assign(document.createElement("time"), { textContent: new Date().toLocaleTimeString("sv-SE", { timeZoneName: "short" }) });
   line.append(time, ` ${who}: `, what);
   $("done").prepend(line);
   $("log").hidden = false;

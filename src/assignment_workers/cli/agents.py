@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Annotated
 
 import typer
@@ -16,6 +16,7 @@ from assignment_workers.cli.servers import client, database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.client import commands
 from assignment_workers.client.reading import as_state_answer
+from assignment_workers.errors import UsageError
 from assignment_workers.schema.tables import AgentStatus
 
 LISTED_AT_MOST = 10_000
@@ -64,7 +65,10 @@ def answers(
     agent: AgentId,
     at: Annotated[
         str | None,
-        typer.Option(help="Those from five minutes before this time to five minutes after it."),
+        typer.Option(
+            help="Those from five minutes before this time to five minutes after it: a time of day"
+            " such as 10:03, by this machine's clock, or 2026-11-23T10:03Z."
+        ),
     ] = None,
     json: AsJson = False,
 ) -> int:
@@ -73,7 +77,7 @@ def answers(
     Answers are kept for seven days, unless the retention is set otherwise.
     """
     now = datetime.now(UTC)
-    middle = None if at is None else as_instant(at, "--at")
+    middle = None if at is None else _around(at, now)
     with database() as connection:
         found = answers_to(
             connection,
@@ -100,6 +104,22 @@ def answers(
         ],
     )
     return 0
+
+
+def _around(at: str, now: datetime) -> datetime:
+    """Read a time, or the last such time of day before `now`, of which standard error tells."""
+    try:
+        of_day = time.fromisoformat(at)
+    except ValueError:
+        return as_instant(at, "--at")
+    if of_day.tzinfo is not None:
+        raise UsageError(f"--at {at!r}: a time of day with a zone has no date")
+    read = datetime.combine(now.astimezone(), of_day).astimezone()
+    if read > now:
+        read = datetime.combine(now.astimezone() - timedelta(days=1), of_day).astimezone()
+    utc = read.astimezone(UTC)
+    typer.echo(f"{at} is read as {read:%Y-%m-%d %H:%M:%S %Z}, {utc:%Y-%m-%d %H:%M:%SZ}", err=True)
+    return utc
 
 
 @group.command()

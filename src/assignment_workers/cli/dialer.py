@@ -15,7 +15,7 @@ from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.operational_settings import before_versions, unknown_queues
 from assignment_workers.assignment.reports.explain import instant
 from assignment_workers.assignment.settings_versions import current, unknown_values
-from assignment_workers.cli.servers import database, settings
+from assignment_workers.cli.servers import database, need_crm, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.dialer import described
 from assignment_workers.dialer.check import problems
@@ -97,6 +97,7 @@ def _of_the_installation() -> tuple[list[RulePlan], list[str]]:
             policies = policies_of(current(connection, given))
             warnings += unknown_values(connection)
             fact_views.prepare(connection, given)
+            need_crm(connection)
             idle = unserved(connection, policies)
             found = list(plans(connection, policies, instant(connection)))
     except (DatabaseUnavailable, SchemaMismatch) as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -23,11 +23,16 @@ from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.operator_actions import ASKED
 from assignment_workers.assignment.reports.doctor import CheckResult, examine
 from assignment_workers.assignment.reports.durability import Durability, durability
-from assignment_workers.assignment.reports.status import CrmStatus, SequencerStatus, Status
+from assignment_workers.assignment.reports.status import (
+    CrmStatus,
+    LastJobRun,
+    SequencerStatus,
+    Status,
+)
 from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
-from assignment_workers.cli.servers import client, database, known, need_queue, settings
+from assignment_workers.cli.servers import client, database, known, need_crm, need_queue, settings
 from assignment_workers.cli.show import (
     AsJson,
     as_json,
@@ -38,7 +43,7 @@ from assignment_workers.cli.show import (
 )
 from assignment_workers.client import Built, Client, commands
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
-from assignment_workers.health.model import Health, HealthState
+from assignment_workers.health.model import Health, HealthState, JobHealth
 from assignment_workers.health.monitor import read_once, read_repeatedly
 from assignment_workers.health.readings import NO_ANSWER
 from assignment_workers.health.runbooks import COMMAND
@@ -51,6 +56,7 @@ HISTORY_AT_MOST = timedelta(minutes=15)
 """The limit for one statement of the history check: millions of events take tens of seconds."""
 STATUS_AT_MOST = timedelta(seconds=2)
 WATCH_SECONDS = 2.0
+NOBODY = "; nobody is in it: `assignment-workers explain --queue {queue}` says why"
 LOSES = "what-a-standby-or-a-backup-can-lose"
 """The runbook about asynchronous standbys."""
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
@@ -74,6 +80,8 @@ def regenerate(
     for queue in queues or ():
         need_queue(queue)
     each_queue: list[str | None] = [*queues] if queues else [None]
+    with database() as connection:
+        need_crm(connection)
     with client() as asking:
         asked = [_rebuild(asking, queue, why) for queue in each_queue]
         told = [_built(asking, each) if wait else each for each in asked]
@@ -126,7 +134,9 @@ def _built(asking: Client, task: str | Unavailable) -> Built | Unavailable:
 
 def _lines(built: Built) -> str:
     return "\n".join(
-        f"{queue}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+        f"{queue}: "
+        + ", ".join(f"{name} {value}" for name, value in facts.items())
+        + (NOBODY.format(queue=queue) if facts.get("size") == 0 else "")
         for queue, facts in built.items()
     )
 
@@ -211,7 +221,7 @@ def status(
     if json:
         as_json({"health": health} | (found.model_dump() if found else {}))
     else:
-        _show_health(health)
+        _show_health(health, found)
         if found is not None:
             _show(found)
     return 0 if health.agents_are_served else 1
@@ -280,10 +290,10 @@ def _is_silent(health: Health) -> bool:
     return postgresql is not None and postgresql.finding == NO_ANSWER
 
 
-def _show_health(health: Health) -> None:
+def _show_health(health: Health, found: Status | None) -> None:
     for each in (health.verdict, *_wrong_lines(health), ""):
         typer.echo(each)
-    for table in _tables(health):
+    for table in _tables(health, found.jobs if found else ()):
         print_table(table)
 
 
@@ -298,8 +308,8 @@ def _wrong_lines(health: Health) -> Iterator[str]:
         yield f"      more: `{COMMAND} {each.runbook}`"
 
 
-def _tables(health: Health) -> Iterator[Table]:
-    """Yield the tables of processes, Celery queues and jobs."""
+def _tables(health: Health, runs: Sequence[LastJobRun] = ()) -> Iterator[Table]:
+    """Yield the tables of processes, Celery queues and jobs; `runs` have what each job did last."""
     yield table_of(
         "Processes",
         ["role", "host", "pid", "version", "since", "last sign of life", "memory", "does"],
@@ -331,22 +341,42 @@ def _tables(health: Health) -> Iterator[Table]:
             for each in health.celery_queues
         ],
     )
-    yield table_of(
-        "Jobs",
-        ["job", "queue", "state", "asked for", "last run", "last success", "next"],
-        [
-            (
-                each.job,
-                each.queue,
-                each.state,
-                *(
-                    f"{at:%m-%d %H:%M:%SZ}" if at else None
-                    for at in (each.asked_at, each.started_at, each.succeeded_at, each.due_at)
-                ),
-            )
-            for each in health.jobs
-        ],
-    )
+    yield _jobs(health.jobs, {(each.job, each.queue): each for each in runs})
+
+
+def _jobs(jobs: Sequence[JobHealth], runs: Mapping[tuple[str, str | None], LastJobRun]) -> Table:
+    """Return one row for each job, with its last run: those judged for health, then any other."""
+    columns = ["job", "queue", "state", "asked for", "last run", "last success", "next", "did"]
+    judged = [
+        (
+            each.job,
+            each.queue,
+            each.state,
+            *map(_at, (each.asked_at, each.started_at, each.succeeded_at, each.due_at)),
+            _did(runs.get((each.job, each.queue))),
+        )
+        for each in jobs
+    ]
+    names = {(each.job, each.queue) for each in jobs}
+    others = [
+        (each.job, each.queue, each.status, None, _at(each.started_at), None, None, _did(each))
+        for name, each in runs.items()
+        if name not in names
+    ]
+    return table_of("Jobs", columns, [*judged, *others])
+
+
+def _at(time_: datetime | None) -> str | None:
+    return f"{time_:%m-%d %H:%M:%SZ}" if time_ else None
+
+
+def _did(run: LastJobRun | None) -> str | None:
+    """Return the cause of a run, its result or its error, and its length."""
+    if run is None:
+        return None
+    counts = ", ".join(f"{name} {count}" for name, count in run.counts.items())
+    took = "" if run.seconds is None else f" in {run.seconds:.2f} s"
+    return f"{run.trigger}: {run.error or counts or run.status}{took}"
 
 
 def _show(found: Status) -> None:
@@ -391,22 +421,6 @@ def _show(found: Status) -> None:
     )
     agents = [f"{name} {count}" for name, count in found.agents.model_dump().items()]
     typer.echo(f"Active agents: {', '.join(agents).replace('_', ' ')}")
-    as_table(
-        "Jobs, last run",
-        ["job", "queue", "trigger", "status", "started", "seconds", "did"],
-        [
-            (
-                each.job,
-                each.queue,
-                each.trigger,
-                each.status,
-                f"{each.started_at:%m-%d %H:%M:%SZ}",
-                None if each.seconds is None else f"{each.seconds:.2f}",
-                each.error or ", ".join(f"{name} {count}" for name, count in each.counts.items()),
-            )
-            for each in found.jobs
-        ],
-    )
     for lane in found.lanes:
         _echo_sequencer(lane, alone=len(found.lanes) == 1)
     answers = ", ".join(f"{name} {count}" for name, count in found.answers_last_hour.items())
@@ -517,11 +531,15 @@ def doctor(
     return 1 if broken else 0
 
 
+PLURAL = {"gateways", "answers"}
+"""The components whose title is a plural."""
+
+
 def _serving(health: Health) -> list[CheckResult]:
     """Return a check for each component without which agents are not served."""
     return [
         CheckResult(
-            check=f"{each.title} serves agents",
+            check=f"{each.title} {'serve' if each.name in PLURAL else 'serves'} agents",
             guarantee=None,
             ok=each.state is not HealthState.DOWN,
             count=int(each.state is HealthState.DOWN),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, UndefinedColumn, UndefinedTable
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
@@ -17,7 +17,7 @@ from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import configured
-from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.crm.reader import attach, crm_of
 from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.dialer.loading import load
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from assignment_workers.client import Client
 
 COMMAND_AT_MOST = timedelta(seconds=30)
+CRM_FIRST = (
+    "create and fill the CRM's tables first, or set CRM_DATABASE_URL if the CRM is in another"
+    " database; `assignment-workers up --demo` makes a demo CRM"
+)
+"""The first thing to do in a database without the tables of a CRM."""
 
 
 def settings() -> Settings:
@@ -119,6 +124,19 @@ def client() -> Iterator[Client]:
         yield made
 
 
+_NOT_THERE = (InvalidSchemaName, UndefinedColumn, UndefinedTable)
+
+
+def need_crm(connection: Connection) -> None:
+    """Read one person of the CRM. In `database`, tables that are not there are one line.
+
+    An external CRM is not read: its process does so.
+    """
+    if crm_of(connection) is None:
+        connection.execute(fact_views.probe())
+        connection.rollback()
+
+
 def _prepare(connection: Connection, given: Settings) -> None:
     """Make the views of the CRM's tables, if they can be made: a command may need none of them."""
     try:
@@ -138,7 +156,7 @@ def database(
 
     `at`: the settings with its address; None: those of the environment or of the running stack.
     Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
-    version.
+    version, and for tables of the CRM that are not there.
     """
     at = at or with_database()
     made = connect(
@@ -163,6 +181,9 @@ def database(
                 " assignment_gateway, or of assignment_owner for `schema`, `token` and"
                 " `do-not-contact import`"
             ) from error
+        if checked and isinstance(error.orig, _NOT_THERE):  # our own tables were checked
+            reason = str(error.orig).splitlines()[0]
+            raise SchemaMismatch(f"the CRM cannot be read ({reason}): {CRM_FIRST}") from error
         raise migrate.unreachable(error) from error
     finally:
         made.dispose()

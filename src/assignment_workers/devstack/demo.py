@@ -56,6 +56,8 @@ def seed(connection: Connection, *, users: int, seed: int, now: datetime) -> Non
         ],
     )
     connection.execute(text("DROP FUNCTION pg_temp.share"))
+    for table in ("crm.users", "crm.claims"):  # a row that somebody adds has an id of its own
+        connection.execute(text(_NEXT_ID.format(table=table)))
     for table in ("crm.users", "crm.claims", "crm.claim_requirements", "public.user_call_scores"):
         connection.execute(text(f"ANALYZE {table}"))
 
@@ -67,6 +69,8 @@ LANGUAGE sql IMMUTABLE AS $$
   SELECT ('x0' || substr(md5(seed || ':' || id || ':' || what), 1, 7))::bit(32)::int / 268435456.0
 $$
 """
+
+_NEXT_ID = "SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}"
 
 _USERS = """
 INSERT INTO crm.users (id, is_enabled, status, first_name, last_name, phone_number, email_address,

@@ -239,7 +239,8 @@ class _Judge:
         told = Told(
             f"cannot be read ({trouble})",
             "Nobody is handed out; requests are answered `unavailable`. Calls can be finished.",
-            "Look at the CRM's database, and at the rights of our role there.",
+            "Look at the CRM's database: does it answer, are its tables there, may our role read"
+            " them?",
             "crm",
         )
         return _server("crm", "CRM", DOWN, told)

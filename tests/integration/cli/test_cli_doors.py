@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,8 @@ def test_a_database_that_is_not_there_is_told_without_its_password(
 def test_a_redis_that_is_not_there_is_told_without_its_password(
     shell: Shell, nobody: str, database_url: str, words: list[str]
 ) -> None:
+    with opened(database_url):  # with a CRM
+        pass
     said = shell.run(*words, DATABASE_URL=database_url, REDIS_URL=f"redis://:hunter2@{nobody}")
     said.check(FAILED, "unavailable: Redis cannot be reached at", nobody.partition(":")[2])
 
@@ -245,8 +248,7 @@ def test_a_database_without_the_users_of_a_crm_is_not_called_good(
     shell: Shell, database_url: str, redis_url: str
 ) -> None:
     """Every guarantee holds there, and nobody can be handed out."""
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA IF EXISTS crm CASCADE")
+    without_crm(database_url)
     servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
     with running(database_url, redis_url, shell.folder) as stack:
         stack.start("sequencer")
@@ -258,6 +260,31 @@ def test_a_database_without_the_users_of_a_crm_is_not_called_good(
     assert "crm.users" in str(checks["CRM serves agents"]["examples"])
     assert told.code == 1
     assert told.output.startswith("Agents are not served: CRM: cannot be read")
+
+
+@pytest.mark.parametrize(
+    "words", [["regenerate"], ["explain", "1"], ["explain", "--queue", UNSIGNED]], ids=" ".join
+)
+def test_without_the_tables_of_a_crm_a_command_says_what_to_do_first(
+    shell: Shell, database_url: str, redis_url: str, words: list[str]
+) -> None:
+    without_crm(database_url)
+    said = shell.run(*words, DATABASE_URL=database_url, REDIS_URL=redis_url)
+    said.check(FAILED, 'relation "crm.users" does not exist', "create and fill the CRM's tables")
+
+
+def test_a_dialer_is_good_without_the_tables_of_a_crm_and_its_rules_are_not_tried(
+    shell: Shell, database_url: str, redis_url: str
+) -> None:
+    without_crm(database_url)
+    said = shell.run("dialer", "check", DATABASE_URL=database_url, REDIS_URL=redis_url)
+    said.complains(0, "the rules were not tried", "crm.users", "create and fill the CRM's tables")
+    assert "good: dialer queues" in said.output
+
+
+def without_crm(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS crm CASCADE")
 
 
 def test_what_the_sequencer_refuses_is_told_with_its_code(
@@ -388,8 +415,32 @@ def test_why_an_agent_got_nobody_at_a_time_is_listed(
     assert f"{UNSIGNED}: all_held" in " ".join(shown.output.split())
     before = shell.run("agents", "answers", "12", "--at", "2026-01-01T10:03Z", "--json", **servers)
     assert before.json(0) == []
-    wrong = shell.run("agents", "answers", "12", "--at", "10:03", **servers)
+    wrong = shell.run("agents", "answers", "12", "--at", "at ten", **servers)
     wrong.check(USED_WRONGLY, "--at", "2026-11-23T15:00:00Z")
+    zoned = shell.run("agents", "answers", "12", "--at", "10:03Z", **servers)
+    zoned.check(USED_WRONGLY, "--at '10:03Z'", "no date")
+
+
+def test_a_time_of_day_is_the_last_by_this_machines_clock_and_told(
+    shell: Shell, database_url: str, redis_url: str
+) -> None:
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "TZ": "<+05>-5"}
+    with opened(database_url) as world:
+        world.add_agents(12)
+        world.regenerate(UNSIGNED)
+        world.ask(12, UNSIGNED)
+        world.execute("UPDATE assignment.requests SET answered_at = clock_timestamp()")
+        at = world.value("SELECT answered_at FROM assignment.requests")
+        answered = at.astimezone(timezone(timedelta(hours=5)))
+    of_day = f"{answered:%H:%M}"
+    said = shell.run("agents", "answers", "12", "--at", of_day, "--json", **servers)
+    assert [each["outcome"] for each in json.loads(said.output)] == ["empty"]
+    assert said.complaint.startswith(f"{of_day} is read as {answered:%Y-%m-%d %H:%M}:00 +05, ")
+    assert said.complaint.endswith(f", {answered.astimezone(UTC):%Y-%m-%d %H:%M}:00Z\n")
+    ahead = f"{answered + timedelta(minutes=30):%H:%M}"
+    before = shell.run("agents", "answers", "12", "--at", ahead, "--json", **servers)
+    yesterday = answered + timedelta(minutes=30) - timedelta(days=1)
+    assert f" {yesterday:%Y-%m-%d %H:%M}:00 " in before.complaint
 
 
 READ = [

@@ -73,6 +73,7 @@ def regenerate(
         size = _build(work.connection, policy, number, work.now)
     except BaseException as error:
         work.connection.rollback()
+        work.side_connection.rollback()
         fail(
             work.side_connection,
             number,

@@ -265,6 +265,15 @@ def test_a_failing_build_is_marked_and_what_is_published_stays(ranked: World) ->
     assert ranked.unhealthy() == []
 
 
+def test_a_build_without_the_tables_of_the_crm_fails_for_that_reason(ranked: World) -> None:
+    ranked.execute("ALTER TABLE crm.users RENAME TO people")
+    with pytest.raises(DBAPIError, match=r'relation "crm.users" does not exist'):
+        ranked.build()
+    errors = ranked.rows("SELECT error FROM assignment.job_runs WHERE status = 'failed'")
+    errors += ranked.rows("SELECT error FROM assignment.generations WHERE state = 'failed'")
+    assert ["crm.users" in each[0] for each in errors] == [True, True]
+
+
 @pytest.mark.parametrize("at", ["INSERT INTO assignment.entries_", "ATTACH PARTITION"])
 def test_a_build_whose_process_is_killed_is_marked_by_the_next_and_purged(
     ranked: World, at: str
