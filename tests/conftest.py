@@ -35,7 +35,17 @@ load(
 )  # before the test modules, some of which read its outcomes when imported
 
 pytest.register_assert_rewrite(
-    "tests.support.commands", "tests.support.processes", "tests.support.world"
+    "tests.adoption.moving",
+    "tests.e2e.dashboard.looking",
+    "tests.faults.walks",
+    "tests.gateway.browsing",
+    "tests.integration.assignment.callbacks.promises",
+    "tests.integration.assignment.history.forgeries",
+    "tests.integration.gateway.dashboard.counted",
+    "tests.model.machine",
+    "tests.support.commands",
+    "tests.support.processes",
+    "tests.support.world",
 )
 
 HOMES = "assignment-workers-tests-"

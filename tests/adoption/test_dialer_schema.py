@@ -21,8 +21,8 @@ from assignment_workers.schema import roles
 from assignment_workers.schema.engine import connect
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
+from tests.adoption.moving import moved, rows
 from tests.adoption.test_adopting import run_command
-from tests.adoption.test_migrate import moved, rows
 from tests.gateway.serving import with_roles
 from tests.support.world import HOUR, User, World, opened
 from tests.support.world import UNSIGNED as UNSIGNED_USERS

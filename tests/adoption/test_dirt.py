@@ -36,8 +36,8 @@ from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
 from tests.adoption.dirt import USERS, spoil
+from tests.adoption.moving import SETTINGS, Killed, moved, rows, state
 from tests.adoption.test_inspect import inspected
-from tests.adoption.test_migrate import SETTINGS, Killed, moved, rows, state
 from tests.adoption.test_two_worlds import claimed, claimed_missed
 from tests.support.world import BOTH, DAY, User, World, opened, outstanding
 

@@ -21,9 +21,9 @@ from assignment_workers.schema.migrate import head
 from assignment_workers.settings import Settings
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, as_role, connected
+from tests.adoption.moving import moved, rows
 from tests.adoption.test_adopting import run_command
 from tests.adoption.test_inspect import inspected
-from tests.adoption.test_migrate import moved, rows
 from tests.support.commands import Forked
 
 CATALOGUE = """

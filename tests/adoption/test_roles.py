@@ -12,7 +12,7 @@ import pytest
 from assignment_workers.adoption.rollback import rollback
 from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED, as_role, connected
-from tests.adoption.test_migrate import moved, rows
+from tests.adoption.moving import moved, rows
 from tests.adoption.test_preflight import role
 
 PROMISE = (

@@ -18,8 +18,8 @@ from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED, connected
+from tests.adoption.moving import check, moved, rows
 from tests.adoption.test_inspect import inspected
-from tests.adoption.test_migrate import check, moved, rows
 
 CLAIM = (
     'UPDATE "public"."callbacks" SET "status" = %s, "assigned_to_agent_id" = %s,'

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.e2e.browser import needs_chromium
-from tests.e2e.test_dashboard import AXE, VIOLATIONS
+from tests.e2e.dashboard.looking import AXE, VIOLATIONS
 from tests.support.root import ROOT
 
 SITE = ROOT / "build" / "docs"

@@ -11,10 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from http.client import HTTPConnection
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 from fastapi.routing import APIRoute
@@ -22,15 +19,14 @@ from sqlalchemy import text
 
 from assignment_workers.assignment.suppression_lists import Named, stage
 from assignment_workers.gateway.auth import tokens
-from assignment_workers.gateway.dashboard.session import COOKIE
 from assignment_workers.gateway.redaction import HIDDEN, redacted
 from assignment_workers.phones import Reader
+from tests.gateway.browsing import EVENTS, HTML, JSON, fetch, form, signed_in
 from tests.gateway.stage import Gateway
 from tests.support.processes import wait_until
 
 MARK = "planted"
 PHONE = "7700900"
-HTML, EVENTS, JSON = "text/html", "text/event-stream", "application/json"
 UNSIGNED = "unsigned_users"
 
 PLANTED = {
@@ -306,65 +302,6 @@ def stack_write(gateway: Gateway) -> None:
             source="planted source",
         )
         stage(connection, [(1, f"+44{PHONE}777", None)], listed, Reader())
-
-
-@cache
-def _cookie(port: int, token: str) -> str:
-    connection = HTTPConnection("127.0.0.1", port, timeout=20)
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    connection.request("POST", "/login", urlencode({"token": token}), headers)
-    answer = connection.getresponse()
-    answer.read()
-    connection.close()
-    return answer.headers.get("set-cookie", f"{COOKIE}=none").partition(";")[0]
-
-
-def signed_in(gateway: Gateway, role: str) -> str:
-    """The cookie of a session; of a role that may not look at the dashboard, none in force."""
-    return _cookie(gateway.port, gateway.tokens[role])
-
-
-def form(gateway: Gateway, path: str, said: dict[str, str]) -> int:
-    """Send a form of the dashboard as an operator: the status."""
-    cookie = {"Cookie": signed_in(gateway, "operator")}
-    page = fetch(gateway, "/", HTML, cookie)
-    assert page[0] == 200, page
-    proof = page[1].partition('name="proof" value="')[2].partition('"')[0]
-    body = urlencode(said | {"proof": proof})
-    headers = cookie | {"Content-Type": "application/x-www-form-urlencoded"}
-    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=20)
-    connection.request("POST", path, body, headers)
-    answer = connection.getresponse()
-    said_back = answer.read()
-    connection.close()
-    assert answer.status != 403, said_back
-    return answer.status
-
-
-def fetch(
-    gateway: Gateway,
-    path: str,
-    accept: str,
-    headers: dict[str, str],
-    *,
-    method: str = "GET",
-    body: str | None = None,
-) -> tuple[int, str]:
-    """What comes back; of a stream what it says until it has nothing new."""
-    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=20)
-    connection.request(method, path, body, {"Accept": accept} | headers)
-    answer = connection.getresponse()
-    if not answer.headers.get("content-type", "").startswith(EVENTS):
-        said = answer.read().decode()
-    else:
-        said = ""
-        while not said.endswith(("\n\n\n", ": alive\n\n")) and "event: regions" not in said:
-            line = answer.readline().decode()
-            said += line
-            if line.startswith("data: "):
-                break
-    connection.close()
-    return answer.status, said
 
 
 def paths(found: Planted, path: str) -> list[str]:

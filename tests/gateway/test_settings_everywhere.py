@@ -20,9 +20,9 @@ from assignment_workers.assignment.settings_versions import current, version_of
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from assignment_workers.tasks.maintenance import send_publish
+from tests.gateway.browsing import HTML, fetch, form, signed_in
 from tests.gateway.serving import COMMAND_KEY, new_tokens
 from tests.gateway.stage import Gateway, free_port
-from tests.gateway.test_redaction import HTML, fetch, form, signed_in
 from tests.support.processes import Stack, running, wait_until
 from tests.support.world import BOTH, OUTSTANDING, UNSIGNED, User, World, opened, outstanding
 

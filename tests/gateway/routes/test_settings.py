@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tests.gateway.browsing import HTML, fetch, form, signed_in
 from tests.gateway.stage import Gateway, Reply
-from tests.gateway.test_redaction import HTML, fetch, form, signed_in
 from tests.support.commands import type_in
 
 PATH = "/v1/settings"

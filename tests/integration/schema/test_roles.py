@@ -32,7 +32,7 @@ from assignment_workers.schema.tables import SuppressionKind
 from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED as QUEUE_TABLE
 from tests.adoption.dialers import connected
-from tests.adoption.test_migrate import moved
+from tests.adoption.moving import moved
 from tests.gateway.serving import with_roles
 from tests.support.external_crm import OtherCrm
 from tests.support.world import UNSIGNED, User, World, opened

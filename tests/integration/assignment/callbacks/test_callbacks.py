@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event
 
-from assignment_workers.assignment.answers import Assigned, Empty, Finished, Held, Paused
+from assignment_workers.assignment.answers import Assigned, Empty, Finished, Paused
 from assignment_workers.assignment.claims.claim import claim
 from assignment_workers.assignment.generations.pause import pause
-from assignment_workers.assignment.history.history import check
-from assignment_workers.assignment.lifecycle.finish import finish
-from assignment_workers.assignment.lifecycle.moves import Complete
 from assignment_workers.assignment.reports.status import status
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
@@ -22,49 +17,20 @@ from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.dialer import loaded
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.policy.rules import Numbers
-from tests.support.processes import wait_until
-from tests.support.sessions import WAITING
-from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding, owner
-
-MINUTE = timedelta(minutes=1)
+from tests.integration.assignment.callbacks.promises import (
+    MINUTE,
+    callback,
+    given,
+    promise,
+    unbroken,
+    with_three_agents,
+)
+from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
 
 
 @pytest.fixture
 def world(world: World) -> World:
-    """Agents 1 to 3; users 1 to 6 in the order of their scores, published."""
-    world.add_agents(1, 2, 3)
-    world.add_users([User(each, score=10 * each) for each in range(1, 7)])
-    world.regenerate(UNSIGNED)
-    return world
-
-
-def promise(world: World, *, after: timedelta = HOUR, agent: int = 1) -> tuple[int, datetime]:
-    """An agent promises their next user a callback: who it is, and for when."""
-    hold = world.held(agent)
-    at = world.now + after
-    assert isinstance(world.complete(hold, "call_back", callback_at=at), Finished)
-    return hold.user_number, at
-
-
-def callback(world: World, user: int) -> dict[str, Any]:
-    with world.engine.connect() as connection:
-        found = connection.exec_driver_sql(
-            "SELECT * FROM callbacks WHERE user_id = %s ORDER BY created_at DESC, id DESC LIMIT 1",
-            (user,),
-        )
-        return dict(found.mappings().one())
-
-
-def given(world: World, agent: int, queue: str | None = UNSIGNED) -> tuple[int, str]:
-    """Whom an agent is given, and from which source."""
-    hold = world.held(agent, queue)
-    return hold.user_number, hold.source
-
-
-def unbroken(world: World) -> None:
-    with world.engine.connect() as connection:
-        assert check(connection, settings=world.settings, bound=HOUR) == []
-    assert world.unhealthy() == []
+    return with_three_agents(world)
 
 
 def test_a_due_callback_comes_before_the_queue_and_never_early(world: World) -> None:
@@ -210,84 +176,6 @@ def test_a_new_promise_takes_the_place_of_the_one_before(world: World) -> None:
         "SELECT status, scheduled_for AT TIME ZONE 'UTC' FROM callbacks ORDER BY created_at"
     ) == [("completed", world.now), ("pending", later)]
     unbroken(world)
-
-
-def test_another_writer_s_promise_is_superseded_never_doubled(world: World) -> None:
-    hold = world.held(1)
-    world.execute(
-        "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
-        " VALUES (1, now() + interval '9 hours', gen_random_uuid())"
-    )
-    world.complete(hold, "call_back", callback_at=world.now + HOUR)
-    statuses = world.column("SELECT status FROM callbacks ORDER BY scheduled_for")
-    assert statuses == ["pending", "cancelled"]
-
-
-def test_a_promise_that_another_writer_makes_in_that_instant_is_not_doubled(
-    world: World,
-) -> None:
-    hold = world.held(1)
-    outside: list[str] = []
-
-    def promises_too(*said: Any) -> None:
-        """After what was promised before is called off, just before our promise is written."""
-        if "INSERT INTO public.callbacks" in said[2] and not outside:
-            outside.append(said[2])
-            world.execute(
-                "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
-                " VALUES (1, now() + interval '9 hours', gen_random_uuid())"
-            )
-
-    event.listen(world.engine, "before_cursor_execute", promises_too)
-    world.complete(hold, "call_back", callback_at=world.now + HOUR)
-    assert outside
-    assert world.rows(
-        "SELECT status, scheduled_for AT TIME ZONE 'UTC', preferred_agent_id FROM callbacks"
-        " WHERE status <> 'cancelled'"
-    ) == [("pending", world.now + HOUR, 1)]
-    assert world.value("SELECT count(*) FROM callbacks") == 2
-    unbroken(world)
-
-
-def test_another_writer_may_promise_again_and_what_was_said_last_stays(world: World) -> None:
-    def promised(hours: int) -> None:
-        world.execute(
-            "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
-            f" VALUES (1, now() + interval '{hours} hours', gen_random_uuid())"
-        )
-
-    for hours in (1, 2, 3):
-        promised(hours)
-    by_time = "SELECT status FROM callbacks ORDER BY scheduled_for"
-    assert world.column(by_time) == ["cancelled", "cancelled", "pending"]
-    assert [each["user_id"] for each in world.events("callback_superseded")] == [1, 1]
-    # An older promise that is taken up again does not displace the newer one.
-    world.execute("UPDATE callbacks SET status = 'assigned' WHERE status = 'pending'")
-    world.execute("UPDATE callbacks SET status = 'pending' WHERE status = 'assigned'")
-    promised(4)
-    world.execute(
-        "UPDATE callbacks SET status = 'pending' WHERE scheduled_for < now() + interval '3 hours'"
-    )
-    assert world.column(by_time) == ["cancelled", "cancelled", "cancelled", "pending"]
-    unbroken(world)
-
-
-def test_two_writers_who_promise_at_once_follow_each_other(world: World) -> None:
-    promise_one = (
-        "INSERT INTO callbacks (user_id, scheduled_for, original_call_session_id)"
-        " VALUES (1, now() + interval '1 hour', gen_random_uuid())"
-    )
-    with world.engine.connect() as first:
-        first.execute(text(promise_one))
-        with ThreadPoolExecutor() as threads:
-            second = threads.submit(world.execute, promise_one)
-            wait_until(
-                lambda: world.column(WAITING),
-                "the second writer to wait for the first",
-            )
-            first.commit()
-            second.result()
-    assert sorted(world.column("SELECT status FROM callbacks")) == ["cancelled", "pending"]
 
 
 @pytest.mark.parametrize("outcome", ["do_not_contact", "no_claim"])
@@ -498,16 +386,6 @@ def test_a_claim_costs_no_statement_more_where_no_callback_is_due(world: World) 
         claim(transaction, [world.request(1)], policies=POLICIES, settings=world.settings)
     assert sum("is_there" in each for each in sent) == 1
     assert len(sent) <= usual + 1
-
-
-def test_a_callback_that_another_ended_meanwhile_stays_as_it_is(world: World) -> None:
-    user, world.now = promise(world)
-    hold: Held = world.held(1)
-    world.execute("UPDATE callbacks SET status = 'cancelled'")
-    answer = world.run(finish, [Complete(owner(hold), "no_answer")])[0]
-    assert isinstance(answer, Finished)
-    assert callback(world, user)["status"] == "cancelled"
-    unbroken(world)
 
 
 def test_calling_rules_and_suppressions_hold_for_callbacks_too_and_only_put_them_off(
