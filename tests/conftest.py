@@ -40,6 +40,7 @@ pytest.register_assert_rewrite(
     "tests.faults.walks",
     "tests.gateway.browsing",
     "tests.integration.assignment.callbacks.promises",
+    "tests.integration.assignment.crm.seeing",
     "tests.integration.assignment.history.forgeries",
     "tests.integration.gateway.dashboard.counted",
     "tests.model.machine",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -18,7 +16,6 @@ import pytest
 from sqlalchemy import make_url, text
 
 from assignment_workers.adoption.compare import compare
-from assignment_workers.adoption.inspect import inspect
 from assignment_workers.assignment.answers import Assigned, Empty, Refused, Unavailable
 from assignment_workers.assignment.claims.reassign import reassign
 from assignment_workers.assignment.crm import external_crm as crm_module
@@ -28,7 +25,6 @@ from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.pools import convert, discover
 from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.reports.figures import figures
-from assignment_workers.assignment.reports.status import CrmStatus, status
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.health.model import Component, HealthState
 from assignment_workers.health.monitor import read_repeatedly
@@ -37,6 +33,15 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import TURN_SECONDS
 from tests.adoption.test_adopting import dialer
+from tests.integration.assignment.crm.seeing import (
+    TIMEOUT,
+    age_mirror,
+    crm_told,
+    nobody_was_removed,
+    seeing,
+    silent,
+    verdicts,
+)
 from tests.support.external_crm import OtherCrm
 from tests.support.servers import Maria, free_port, wire
 from tests.support.sessions import END
@@ -53,8 +58,6 @@ from tests.support.world import (
 )
 
 NUMBERS = itertools.count(1)
-TIMEOUT = timedelta(seconds=2)
-"""Longer than any answer takes on a machine that is busy with other tests."""
 
 KINDS = [("postgresql", "people"), ("mariadb", "original")]
 
@@ -82,34 +85,6 @@ def world(database_url: str, crm: OtherCrm) -> Iterator[World]:
     """A dialer whose CRM is elsewhere. In its own schema `crm` there is nobody."""
     with opened(database_url, crm) as made, seeing(made, crm.url):
         yield made
-
-
-@contextmanager
-def seeing(world: World, url: str, **settings: Any) -> Iterator[Crm]:
-    """Let the world read its CRM at this address."""
-    assert world.crm is not None
-    world.set(
-        crm_database_url=url, crm_mapping=world.crm.name, **{"crm_timeout": TIMEOUT} | settings
-    )
-    made = configured(world.settings)
-    assert made is not None
-    attach(world.engine, made)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def age_mirror(world: World, seconds: int = 900) -> None:
-    """The mirror was read so long ago: the next job reads it again."""
-    world.execute(
-        "UPDATE assignment.crm_reads SET read_at = read_at - make_interval(secs => :s)", s=seconds
-    )
-
-
-def nobody_was_removed(world: World, *, but: str = "") -> bool:
-    kinds = {"taken_out", "put_off", "converted", "callback_cancelled", "suppressed"} - {but}
-    return world.events(*kinds) == []
 
 
 def test_a_claim_judges_by_the_facts_as_they_are_there_now(world: World, crm: OtherCrm) -> None:
@@ -290,14 +265,6 @@ def test_users_validated_lately_are_handed_out_if_the_setting_allows(
     assert nobody_was_removed(world, but="put_off")
 
 
-@contextmanager
-def silent(url: str) -> Iterator[str]:
-    """The address of a server that takes every connection and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = make_url(url).port
-        yield url.replace(f":{port}/", f":{listening.getsockname()[1]}/")
-
-
 def test_a_crm_that_can_never_be_read_stops_the_start_with_one_line(crm: OtherCrm) -> None:
     def complaint(url: str, mapping: str = crm.name) -> str:
         made = Crm(url, MAPPINGS[mapping], timeout=TIMEOUT)
@@ -387,11 +354,6 @@ def test_a_frozen_crm_is_named_within_seconds_and_is_good_again_by_itself(
         until(HealthState.GOOD, 10)
 
 
-def crm_told(world: World) -> CrmStatus:
-    with world.engine.connect() as connection:
-        return status(connection, application="nobody", settings=world.settings).crm
-
-
 def test_the_schema_is_inspected_where_the_crm_is(world: World, crm: OtherCrm) -> None:
     users, claims, requirements = (f"the CRM's {name}" for name in crm.mapping.tables.values())
     assert verdicts(world) == {users: "ours", claims: "ours", requirements: "ours"}
@@ -432,12 +394,6 @@ def test_a_dialer_is_compared_before_its_migration_by_the_facts_that_are_there(
             assert sorted(map(str, compare(connection, now=now))) == sorted(map(str, expected))
     made.close()
     engine.dispose()
-
-
-def verdicts(world: World) -> dict[str, str]:
-    with world.engine.connect() as connection:
-        tables = inspect(connection).tables
-    return {each.table: each.verdict for each in tables if "CRM" in each.table}
 
 
 def test_a_crm_without_anybody_is_taken_for_sick(world: World, crm: OtherCrm) -> None:
