@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -235,6 +236,8 @@ class Wire:
         self._tls = tls
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._cut = threading.Event()
+        self.cut_at: float | None = None
+        """When the wire was last cut, by this process's monotonic clock."""
         self._swallowed = 0
         self._made = 0
         self._left: int | None = None
@@ -250,6 +253,7 @@ class Wire:
 
     def cut(self) -> None:
         """Nothing passes from now on, in either direction."""
+        self.cut_at = time.monotonic()
         self._cut.set()
 
     def mend(self) -> None:
@@ -328,8 +332,8 @@ class Wire:
                 self.sent += by_client
                 if by_client and self._left is not None:
                     self._left -= 1
-                    if self._left < 0:
-                        self._cut.set()
+                    if self._left < 0 and not self._cut.is_set():
+                        self.cut()
                 if self._is_cut(number):
                     return
                 target.sendall(data)
