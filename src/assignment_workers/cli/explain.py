@@ -189,6 +189,8 @@ def _show_funnel(found: Funnel) -> None:
     )
     state = ", but the dialer queue is paused" if found.paused else ""
     typer.echo(f"Claimable: {found.claimable}{state}")
+    if found.pool == 0:
+        typer.echo("Nobody belongs to it; the job queue.discover places new users every 5 minutes")
     typer.echo(f"In force: {found.in_force}")
     if found.generation is None:
         typer.echo("Nothing is published: the dialer queue was never built")

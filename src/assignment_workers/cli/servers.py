@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 COMMAND_AT_MOST = timedelta(seconds=30)
 CRM_FIRST = (
     "create and fill the CRM's tables first, or set CRM_DATABASE_URL if the CRM is in another"
-    " database; `assignment-workers up --demo` makes a demo CRM"
+    " database; `assignment-workers up` makes a demo CRM for the packaged dialer"
 )
 """The first thing to do in a database without the tables of a CRM."""
 

@@ -185,7 +185,8 @@ def _announce(stack: Stack, *, first: bool) -> None:
     typer.echo(f"gateway      {stack.gateway_url}")
     typer.echo('addresses    eval "$(assignment-workers env)", with the token in GATEWAY_TOKEN')
     typer.echo("Ctrl-C stops it all. Next, in another terminal of this folder:")
-    for words in (f"request {DEMO_AGENT + 1}", "status", "replay-incident"):
+    begun = f"request {DEMO_AGENT + 1}" if first else "dialer check"
+    for words in (begun, "status", "replay-incident"):
         typer.echo(f"    {_command()} {words}")
 
 
