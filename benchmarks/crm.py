@@ -35,7 +35,8 @@ from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.mirror import READING, read_whole
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.jobs import Job
-from assignment_workers.schema.crm import FACTS, MAPPINGS
+from assignment_workers.dialers.claims import dialer
+from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.engine import driver_url
 from assignment_workers.settings import Settings
 from benchmarks.claim import measure
@@ -58,8 +59,8 @@ def fill(on: Engine, url: str) -> None:
     kinds = {bool: Boolean(), int: BigInteger(), str: String(255)}
     made = MetaData()
     with on.connect() as source, there.begin() as target:
-        for model, names in FACTS.items():
-            of = model.__table__
+        for facts in dialer.external_facts("original", {}).sources:
+            of = CrmBase.metadata.tables[f"crm.{facts.name}"]
             columns: list[Column[Any]] = [
                 Column(
                     name,
@@ -68,11 +69,11 @@ def fill(on: Engine, url: str) -> None:
                     autoincrement=False,
                     index=name in {"user_id", "claim_id"},
                 )
-                for name in names
+                for name in facts.columns
             ]
-            table = Table(model.__tablename__, made, *columns)
+            table = Table(facts.of, made, *columns)
             table.create(target)
-            found = source.execute(select(*(of.c[name] for name in names)))
+            found = source.execute(select(*(of.c[name] for name in facts.columns)))
             for batch in found.mappings().partitions(BATCH):
                 target.execute(table.insert(), [dict(row) for row in batch])
     there.dispose()
@@ -106,7 +107,7 @@ def main() -> None:
         mirrors: list[list[object]] = []
         for url in addresses:
             fill(here, url)
-            crm = Crm(url, MAPPINGS["original"], timeout=timedelta(seconds=5))
+            crm = Crm(url, dialer.external_facts("original", {}), timeout=timedelta(seconds=5))
             opened.callback(crm.close)
             on = opened.enter_context(engine(at.database_url, pool_size=4))
             attach(on, crm)

@@ -207,7 +207,10 @@ class Settings(BaseModel):
     """The server on which the sequencer holds its lock, when DATABASE_URL is a pooler."""
 
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
-    """The naming of an external CRM's tables and columns: `original` or `people`."""
+    """The names of an external CRM's tables and columns.
+
+    They are `original`, those that the dialer declares, or one of the dialer's `mappings`.
+    """
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
     """Optional columns of the CRM's users, `country=country_code, time_zone`; unset: none."""
     crm_timeout: Annotated[timedelta, _seconds(0.01)] = Field(

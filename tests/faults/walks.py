@@ -28,7 +28,6 @@ from assignment_workers.gateway import app as gateway
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.events.feed import Feed
 from assignment_workers.gateway.serve import STATEMENT_SECONDS
-from assignment_workers.schema.crm import MAPPINGS
 from assignment_workers.schema.deadline import BoundedConnection
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.sequencer.term import Candidacy
@@ -37,6 +36,7 @@ from assignment_workers.settings import Settings
 from assignment_workers.tasks import process
 from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.beat import Scheduler
+from tests.support.dialers import DIALERS
 from tests.support.servers import Wire
 
 LANES = count(1)
@@ -282,7 +282,8 @@ def forgetting(at: Place) -> None:
 
 
 def crm(at: Place, what: Callable[[Crm], object]) -> None:
-    read = Crm(at.crm, MAPPINGS["original"], timeout=timedelta(seconds=2))
+    declared = DIALERS["claims"].external_facts("original", {})
+    read = Crm(at.crm, declared, timeout=timedelta(seconds=2))
     try:
         what(read)
     finally:
@@ -324,7 +325,7 @@ WALKS: dict[str, list[Walk]] = {
     "a probe sent over RabbitMQ": [Walk(probing, "broker")],
     "what a job sends over RabbitMQ": [Walk(publishing, "broker", less=262)],
     "facts of a CRM elsewhere": [
-        Walk(partial(crm, what=lambda read: read.facts([1])), to) for to in ("crm", "mysql")
+        Walk(partial(crm, what=lambda read: read.facts({1: 1})), to) for to in ("crm", "mysql")
     ],
     "a CRM elsewhere whole, each batch": [
         Walk(partial(crm, what=everything), to, less=55) for to in ("crm", "mysql")

@@ -23,15 +23,9 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.pool import NullPool
 
 from assignment_workers.schema.base import CrmBase
-from assignment_workers.schema.crm import (
-    FACTS,
-    MAPPINGS,
-    Claim,
-    ClaimRequirement,
-    CrmMapping,
-    CrmUser,
-)
+from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
 from assignment_workers.schema.engine import driver_url
+from tests.support.dialers import DIALERS
 
 MINUTE = DateTime().with_variant(mysql.DATETIME(fsp=3), "mysql")
 
@@ -42,7 +36,7 @@ class OtherCrm:
     def __init__(self, url: str, mapping: str) -> None:
         self.url = url
         self.name = mapping
-        self.mapping: CrmMapping = MAPPINGS[mapping]
+        self.declared = DIALERS["claims"].external_facts(mapping, {})
         address = make_url(url)
         if address.get_backend_name() in {"mysql", "mariadb"}:
             address = address.set(drivername="mysql+pymysql")
@@ -50,24 +44,29 @@ class OtherCrm:
             address = driver_url(url)
         self.engine: Engine = create_engine(address, poolclass=NullPool)
         metadata = MetaData()
-        self.tables = {model: self._table(model, metadata) for model in FACTS}
+        models: tuple[type[CrmBase], ...] = (CrmUser, Claim, ClaimRequirement)
+        self.tables = {model: self._table(model, metadata) for model in models}
         metadata.create_all(self.engine)
 
     def _table(self, model: type[CrmBase], metadata: MetaData) -> Table:
         types: dict[type[Any], Any] = {int: BigInteger, bool: self._flag, str: String(255)}
         types[datetime] = MINUTE
+        source = self.declared.source(model.__tablename__)
         columns = [
             Column(
-                self.mapping.column(model, name),
+                source.columns[name],
                 types[model.__table__.c[name].type.python_type],
                 primary_key=name == "id",
                 autoincrement=False,
                 index=name in {"user_id", "claim_id"},
             )
-            for name in FACTS[model]
-            if self.mapping.has(model, name)
+            for name in source.columns
         ]
-        return Table(self.mapping.tables[model], metadata, *columns)
+        return Table(source.of, metadata, *columns)
+
+    def column(self, model: type[CrmBase], name: str) -> str:
+        """The CRM's name of our column."""
+        return self.declared.source(model.__tablename__).columns[name]
 
     @property
     def _flag(self) -> Any:
@@ -84,7 +83,7 @@ class OtherCrm:
     def change(self, model: type[CrmBase], number: int | str, **values: Any) -> None:
         """Other values for a row, by our columns."""
         of = self.tables[model]
-        key = of.c[self.mapping.column(model, "id")]
+        key = of.c[self.column(model, "id")]
         with self.engine.begin() as connection:
             changed = connection.execute(
                 of.update().where(key == number).values(self._named(model, values))
@@ -94,16 +93,16 @@ class OtherCrm:
     def write(self, model: type[CrmBase], column: str, values: Mapping[int, Any]) -> None:
         """Another value in one column of each of these rows, by id, all together."""
         of = self.tables[model]
-        key = of.c[self.mapping.column(model, "id")]
+        key = of.c[self.column(model, "id")]
         change = of.update().where(key == bindparam("row"))
-        change = change.values({self.mapping.column(model, column): bindparam("value")})
+        change = change.values({self.column(model, column): bindparam("value")})
         with self.engine.begin() as connection:
             connection.execute(change, [{"row": n, "value": each} for n, each in values.items()])
 
     def remove(self, model: type[CrmBase], number: int | str) -> None:
         """One row less."""
         of = self.tables[model]
-        key = of.c[self.mapping.column(model, "id")]
+        key = of.c[self.column(model, "id")]
         with self.engine.begin() as connection:
             assert connection.execute(of.delete().where(key == number)).rowcount == 1
 
@@ -120,7 +119,7 @@ class OtherCrm:
         self.change(ClaimRequirement, requirement, status="DONE")
 
     def _named(self, model: type[CrmBase], row: dict[str, Any]) -> dict[str, Any]:
-        return {self.mapping.column(model, name): self._said(each) for name, each in row.items()}
+        return {self.column(model, name): self._said(each) for name, each in row.items()}
 
     def _said(self, value: Any) -> Any:
         if isinstance(value, bool) and self.name != "original":

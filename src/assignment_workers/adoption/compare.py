@@ -39,7 +39,7 @@ from sqlalchemy.sql.visitors import replacement_traverse
 
 from assignment_workers.adoption.sources import found_sources
 from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS, Crm
-from assignment_workers.assignment.crm.reader import crm_of, over_facts
+from assignment_workers.assignment.crm.reader import crm_of, over_facts, own_ids
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.queues import POLICIES, Policy
 from assignment_workers.schema.base import Base, sql_text
@@ -109,11 +109,11 @@ def _compared(
     for users in (None,) if crm is None else _batches(connection, name):
         given: dict[str, Any] = {"now": now, "users": users}
         if crm is not None and users is not None:
-            given |= crm.facts(users, seconds=BATCH_SECONDS).parameters
+            given |= crm.facts(own_ids(connection, users), seconds=BATCH_SECONDS).parameters
         for only, statement in _statements(policy, name, by_user=users is not None).items():
             counted = statement
             if crm is not None:
-                counted = over_facts(counted)
+                counted = over_facts(counted, crm.declared)
             if not is_ours_there:
                 counted = cast("Any", replacement_traverse(counted, {}, _without_ours))
             for row in connection.execute(counted, given):

@@ -18,12 +18,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment import user_ids
-from assignment_workers.assignment.crm.reader import facts_schema
+from assignment_workers.assignment.crm import mirror_tables
+from assignment_workers.assignment.crm.reader import crm_of, facts_schema
 from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader, plain
+from assignment_workers.policy.dialer import DECLARED, loaded
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.tables import SuppressionListState
 
@@ -168,9 +170,9 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
     for table in _kept_by_adoption(connection):
         delete = text(f'DELETE FROM public."{table}" WHERE user_id = :user')  # noqa: S608
         counts[table] = connection.execute(delete, parameters).rowcount
-    if _exists(connection, "crm_mirror.users"):
-        for name, query in _MIRRORED.items():
-            counts[name] = connection.execute(text(query), parameters).rowcount
+    crm = crm_of(connection)
+    declared = loaded().external_facts(DECLARED, {}) if crm is None else crm.declared
+    counts |= mirror_tables.erase(connection, declared, user_id)
     return {name: count for name, count in counts.items() if count}
 
 
@@ -433,12 +435,4 @@ _FORGET = {
     ),
     "phones": "DELETE FROM assignment.phones WHERE user_id = :user",
     "user_call_scores": "DELETE FROM public.user_call_scores WHERE user_id = :user",
-}
-_MIRRORED = {
-    "crm_mirror.claim_requirements": (
-        "DELETE FROM crm_mirror.claim_requirements r USING crm_mirror.claims c"
-        " WHERE c.id = r.claim_id AND c.user_id = :user"
-    ),
-    "crm_mirror.claims": "DELETE FROM crm_mirror.claims WHERE user_id = :user",
-    "crm_mirror.users": "DELETE FROM crm_mirror.users WHERE id = :user",
 }

@@ -8,7 +8,7 @@ with `shown`. Where the CRM's ids are integers, both return what they were given
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from datetime import datetime
@@ -53,6 +53,8 @@ _FITS = (
     " AND n.id !~ '[\\u0001-\\u001F\\u007F-\\u009F]|^\\s|\\s$'"
 )
 """The condition of SQL under which `read` accepts a text."""
+_NUMBERING = 0x75736572
+"""The advisory lock of a transaction that gives numbers to many ids in an order."""
 _NAMED = re.compile(r"\b(user )(\d{1,19})\b")
 
 _remembered: WeakKeyDictionary[Engine, dict[int, str]] = WeakKeyDictionary()
@@ -108,6 +110,37 @@ def numbered(connection: Connection, users: Collection[UserId]) -> dict[UserId, 
 def _find(connection: Connection, users: Collection[str]) -> dict[str, int]:
     rows = connection.execute(_statement(_FIND), {"ids": list(users)})
     return {row.own: row.user_id for row in rows}
+
+
+def numbers_of(connection: Connection, users: Collection[UserId]) -> dict[UserId, int]:
+    """Return our number for each of these ids of the CRM that has one."""
+    found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
+    if texts := [each for each in users if isinstance(each, str)]:
+        found.update(_find(connection, texts))
+    return found
+
+
+def number_in_order(connection: Connection, users: Sequence[UserId]) -> dict[UserId, int]:
+    """Return our number for each of these ids of the CRM; usable ids without one get one, in order.
+
+    Unusable ids, which `read` refuses, are left out. The caller commits.
+    """
+    fit = [each for each in dict.fromkeys(users) if isinstance(each, str) and _fits(each)]
+    numbers = numbers_of(connection, users if loaded().numbered is None else fit)
+    new = [each for each in fit if each not in numbers]
+    if new:
+        # Two transactions that insert the same ids in other orders would wait for each other.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _NUMBERING})
+        connection.execute(_statement(_GIVE), {"ids": new})
+        numbers.update(_find(connection, new))
+    return numbers
+
+
+def _fits(user: str) -> bool:
+    try:
+        return read(user) == user
+    except UsageError:
+        return False
 
 
 def number_new(connection: Connection, rows: str, since: datetime | None = None) -> int:
@@ -236,9 +269,10 @@ def _statement(sql: str) -> Any:  # noqa: ANN401 - SQLAlchemy's text
 
 
 _GIVE = (
-    "INSERT INTO assignment.user_ids ({kind}) SELECT n.id FROM unnest(CAST(:ids AS {kind}[])) n(id)"
+    "INSERT INTO assignment.user_ids ({kind}) SELECT n.id"
+    " FROM unnest(CAST(:ids AS {kind}[])) WITH ORDINALITY n(id, place)"
     " WHERE NOT EXISTS (SELECT FROM assignment.user_ids i WHERE i.{kind} = n.id)"
-    " ON CONFLICT DO NOTHING"
+    " ORDER BY n.place ON CONFLICT DO NOTHING"
 )
 _FIND = (
     "SELECT user_id, CAST({kind} AS text) AS own FROM assignment.user_ids"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ import typer
 from assignment_workers.assignment.agents.allowed import unserved
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.probes import RulePlan, plans
-from assignment_workers.assignment.crm import fact_views
+from assignment_workers.assignment.crm import fact_views, mirror_tables
+from assignment_workers.assignment.crm.external_crm import configured, declared_facts
 from assignment_workers.assignment.operational_settings import before_versions, unknown_queues
 from assignment_workers.assignment.reports.explain import instant
 from assignment_workers.assignment.settings_versions import current, unknown_values
@@ -21,7 +23,12 @@ from assignment_workers.dialer import described
 from assignment_workers.dialer.check import problems
 from assignment_workers.dialer.loading import NAME, VARIABLE, path_of, read
 from assignment_workers.dialer.template import TEMPLATE
-from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
+from assignment_workers.errors import (
+    CrmUnavailable,
+    DatabaseUnavailable,
+    SchemaMismatch,
+    UsageError,
+)
 from assignment_workers.policy.dialer import loaded
 from assignment_workers.policy.outcomes import overridden
 from assignment_workers.runtime.stack import running_stack
@@ -50,13 +57,14 @@ def check(
     database, that of DATABASE_URL or of the stack that runs here, its tables are asked too: a
     warning names each rule for which a claim would read a whole table, and each dialer queue that
     no agent may take from. What the environment and the settings in force name, and the file does
-    not have, is a line too: a mistake where no process would start, else a warning.
+    not have, is a line too: a mistake where no process would start, else a warning. So is a table
+    or a column that an external CRM lacks.
     """
     if file is not None:
         os.environ[VARIABLE] = str(file)
     path = path_of(Settings.from_environment(os.environ))
     found = list(problems(read(path)))
-    asked, warnings = ([], []) if found else _of_the_installation()
+    asked, warnings = ([], []) if found else _of_the_installation(path)
     found += [f"queue {each.queue}: rule {each.rule}: {each.error}" for each in asked if each.error]
     for problem in found:
         complain(f"{path}: {problem}")
@@ -79,7 +87,7 @@ def check(
     return 0
 
 
-def _of_the_installation() -> tuple[list[RulePlan], list[str]]:
+def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
     """Return the plans of the rules under the settings in force, and warnings.
 
     Raises `UsageError` for an environment with which no process would start by this file.
@@ -89,23 +97,47 @@ def _of_the_installation() -> tuple[list[RulePlan], list[str]]:
         overridden(given.outcome_changes)
     except ValueError as error:
         raise UsageError(f"{Settings.model_fields['outcomes'].alias}: {error}") from None
-    warnings = unknown_queues(given)
+    warnings = [*unknown_queues(given), *_of_external_crm(path, given)]
     if not _has_database(given):
         return [], warnings
     try:
         with database() as connection:
             policies = policies_of(current(connection, given))
             warnings += unknown_values(connection)
-            fact_views.prepare(connection, given)
-            need_crm(connection)
             idle = unserved(connection, policies)
+            if given.crm_database_url is None:
+                fact_views.prepare(connection, given)
+                need_crm(connection)
+            else:
+                mirror_tables.stand_in(connection, declared_facts(given))
             found = list(plans(connection, policies, instant(connection)))
     except (DatabaseUnavailable, SchemaMismatch) as error:
         return [], [*warnings, f"the rules were not tried: {error}"]
+    if given.crm_database_url is not None:  # a claim reads the facts as parameters
+        found = [replace(each, scanned=()) for each in found]
     return found, warnings + [
         f"no active agent may take from dialer queue {queue}: see agents.allowed_queues"
         for queue in idle
     ]
+
+
+def _of_external_crm(path: Path, given: Settings) -> list[str]:
+    """Return a warning if the external CRM, if any, does not answer.
+
+    Raises `UsageError` for a table or a column that the external CRM does not have.
+    """
+    crm = configured(given)
+    if crm is None:
+        return []
+    try:
+        crm.check()
+    except SchemaMismatch as error:
+        raise UsageError(f"{path}: {error}") from error
+    except CrmUnavailable as error:
+        return [f"the CRM's tables were not looked at: {error}"]
+    finally:
+        crm.close()
+    return []
 
 
 def _has_database(given: Settings) -> bool:

@@ -15,7 +15,7 @@ from assignment_workers.adoption.inspect import inspect as read_schema
 from assignment_workers.adoption.migrate import migrate as adopt
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
-from assignment_workers.assignment.crm import fact_views
+from assignment_workers.assignment.crm import fact_views, mirror_tables
 from assignment_workers.assignment.reports.explain import instant
 from assignment_workers.cli.servers import database, with_database
 from assignment_workers.cli.show import AsJson, as_json, as_table, waiting
@@ -116,6 +116,7 @@ def migrate(
         reached = adopt(url, settings=with_database(), tell=_tell)
     with database(checked=False) as connection:
         fact_views.prepare(connection, with_database())
+        mirror_tables.prepare(connection, with_database())
     typer.echo(f"the schema is at revision {reached}")
     if roles:
         apply_roles(url, passwords=_passwords(with_database()))

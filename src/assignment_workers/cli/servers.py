@@ -165,7 +165,8 @@ def database(
         statement_timeout=patience,
         pool_size=1,
     )
-    attach(made, configured(at))
+    crm = configured(at)
+    attach(made, crm)
     try:
         with made.connect() as connection:
             if checked:
@@ -187,3 +188,5 @@ def database(
         raise migrate.unreachable(error) from error
     finally:
         made.dispose()
+        if crm is not None:
+            crm.close()

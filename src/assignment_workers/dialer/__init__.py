@@ -9,7 +9,7 @@ true or false, never null, and reads the time from the parameter `NOW`.
 from __future__ import annotations
 
 from assignment_workers.policy.dialer import Dialer, Queue
-from assignment_workers.policy.facts import News, PersonId, Persons, fact_table, person_column
+from assignment_workers.policy.facts import Names, News, Persons, fact_table, person_column
 from assignment_workers.policy.outcomes import REVIEW, SCORE_CEILING, Action, Outcome
 from assignment_workers.policy.rules import (
     ACTIVE,
@@ -38,7 +38,7 @@ from assignment_workers.policy.rules import (
 )
 from assignment_workers.schema.base import NaiveInstant as Time
 from assignment_workers.schema.base import sql_text as word
-from assignment_workers.schema.crm import Claim, ClaimRequirement
+from assignment_workers.schema.crm import AnyCase, Claim, ClaimRequirement, PersonId
 from assignment_workers.schema.crm import CrmUser as Person
 from assignment_workers.schema.dialer import UserCallScore as Score
 
@@ -65,9 +65,11 @@ __all__ = [
     "REVIEW",
     "SCORE_CEILING",
     "Action",
+    "AnyCase",
     "Claim",
     "ClaimRequirement",
     "Dialer",
+    "Names",
     "News",
     "Outcome",
     "Person",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,12 +15,12 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from assignment_workers.dialer.nulls import may_be_null
 from assignment_workers.policy.calling import read_holidays, read_week
-from assignment_workers.policy.dialer import Dialer, Queue
-from assignment_workers.policy.facts import NEW_PERSONS, News, Persons, crm_columns
+from assignment_workers.policy.dialer import DECLARED, Dialer, Queue
+from assignment_workers.policy.facts import NEW_PERSONS, Names, News, Persons, kind_of
 from assignment_workers.policy.outcomes import REVIEW, Action, Outcome
 from assignment_workers.policy.rules import READY_MADE, SETTLED, ReadyRule, Rule, RuleEffect
 from assignment_workers.schema.base import NaiveInstant
-from assignment_workers.schema.crm import FACTS, CrmUser
+from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 
 T = TypeVar("T")
@@ -51,39 +51,28 @@ def problems(dialer: Dialer) -> Iterator[str]:
 
 
 def unread(dialer: Dialer) -> Iterator[str]:
-    """Yield the facts that a dialer uses and that no external CRM supplies."""
-    known = {(model.__tablename__, name) for model, names in FACTS.items() for name in names}
-    for queue in dialer.queues:
-        parts = [
-            *((f"rule {rule.name}", rule.holds) for rule in queue.rules if isinstance(rule, Rule)),
-            *((f"order, expression {at}", each) for at, each in enumerate(queue.order, start=1)),
-        ]
-        for where, expression in parts:
-            for name in sorted(_of_crm(expression) - known):
-                yield (
-                    f"queue {queue.name}: {where}: {'.'.join(name)} is not read from a CRM in"
-                    " another database (CRM_DATABASE_URL)"
-                )
-    if (
-        dialer.numbered is not None
-        or dialer.persons.names
-        or dialer.persons.of != CrmUser.__tablename__
-    ):
-        yield (
-            "persons: a name or a type of id of its own is not read from a CRM in another database"
-            " (CRM_DATABASE_URL)"
-        )
-    for news in dialer.news:
-        if news.table not in {table for table, _ in known}:
+    """Yield the facts that a dialer declares and that cannot be read from an external CRM."""
+    for source in dialer.external_facts(DECLARED, {}).sources:
+        table = f"table {source.name}"
+        for name, type_ in source.types.items():
+            if kind_of(type_) is None:
+                yield f"{table}: column {name}: {type_!r} is not read from {_ELSEWHERE}"
+        if source.name == CrmUser.__tablename__:
+            continue
+        if source.link is None:
             yield (
-                f"news {news.name}: the table {news.table} is not read from a CRM in another"
-                " database (CRM_DATABASE_URL)"
+                f"{table}: neither a PersonId nor a ForeignKey leads to a person, as for"
+                f" {_ELSEWHERE}"
+            )
+        if len(source.person_columns) > 1:
+            yield (
+                f"{table}: several columns of type PersonId"
+                f" ({', '.join(sorted(source.person_columns))}), of which one is read from"
+                f" {_ELSEWHERE}"
             )
 
 
-def _of_crm(expression: object) -> set[tuple[str, str]]:
-    """Return the columns of the CRM that the expression reads, each with its table."""
-    return {(table.name, column) for table, column in crm_columns([expression])}
+_ELSEWHERE = "a CRM in another database (CRM_DATABASE_URL)"
 
 
 def _of_the_whole(dialer: Dialer) -> Iterator[str]:
@@ -102,6 +91,7 @@ def _of_the_whole(dialer: Dialer) -> Iterator[str]:
     for action in dict.fromkeys(actions):
         yield from (f"action {action.name}: {said}" for said in _of_action(action))
     yield from (f"persons: {said}" for said in _of_persons(dialer.persons))
+    yield from (f"mappings: {said}" for said in _of_mappings(dialer.mappings))
     news = _of_type(dialer.news, News)
     yield from _list_of("news", dialer.news, News, least=0)
     yield from _twice("news", [NEW_PERSONS.name, *(each.name for each in news)])
@@ -121,6 +111,18 @@ def _of_persons(persons: object) -> Iterator[str]:
         return
     if not persons.is_usable:
         yield f"id_type {persons.id_type!r}: a person's id is BigInteger(), Uuid() or Text()"
+
+
+def _of_mappings(mappings: object) -> Iterator[str]:
+    if not isinstance(mappings, Mapping):
+        yield f"a {type(mappings).__name__}, not a dict of names by table"
+        return
+    for word, tables in mappings.items():
+        if word == DECLARED:
+            yield f"{word} is the word for the names with which the dialer declares its facts"
+        for table, names in tables.items() if isinstance(tables, Mapping) else [("", tables)]:
+            if not isinstance(names, Names):
+                yield f"{word}: {table}: a {type(names).__name__}, not a Names"
 
 
 def _of_queue(queue: Queue) -> Iterator[str]:

@@ -21,6 +21,7 @@ from assignment_workers.dialer import (
     Claim,
     ClaimRequirement,
     Dialer,
+    Names,
     News,
     Outcome,
     Person,
@@ -248,4 +249,32 @@ REQUIREMENTS = News(
 )
 """A new requirement may move a person to `outstanding_requests`."""
 
-dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES, news=[REQUIREMENTS])
+MAPPINGS = {
+    "people": {
+        "users": Names(
+            "people",
+            {
+                "id": "people_id",
+                "is_enabled": "enabled_flag",
+                "phone_number": "telephone",
+                "current_signature_file_id": "signature_ref",
+                "created_at": "registered_at",
+            },
+        ),
+        "claims": Names("cases", {"id": "case_id", "user_id": "people_id", "status": "case_state"}),
+        "claim_requirements": Names(
+            "case_documents",
+            {
+                "id": "document_id",
+                "claim_id": "case_id",
+                "type": "document_kind",
+                "status": "document_state",
+                "claim_requirement_reason": "reason_text",
+                "created_at": "asked_at",
+            },
+        ),
+    }
+}
+"""A CRM in another database that has other names for the same facts."""
+
+dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES, news=[REQUIREMENTS], mappings=MAPPINGS)

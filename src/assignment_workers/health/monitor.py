@@ -48,7 +48,7 @@ class HealthMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop reading. A reading that has begun ends by itself."""
+        """Stop reading. A reading that has begun ends, and then the connections are closed."""
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
@@ -64,6 +64,7 @@ class HealthMonitor:
             except Exception:
                 # Without this thread every page would tell an old state for ever.
                 log.exception("health_not_read")
+        self._inputs.close()
 
     def _read(self) -> None:
         readings = self._inputs.read(within=WITHIN_SECONDS)

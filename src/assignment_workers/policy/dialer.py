@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 
+from sqlalchemy import Text
 from sqlalchemy.dialects import postgresql
 
 from assignment_workers.policy import rules
@@ -14,7 +15,9 @@ from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.facts import (
     NEW_PERSONS,
     NEWS,
+    ExternalFacts,
     FactSource,
+    Names,
     News,
     Persons,
     sources,
@@ -22,7 +25,11 @@ from assignment_workers.policy.facts import (
 from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES, REVIEW, Action, Outcome
 from assignment_workers.policy.queues import ORDER, POLICIES, Ordering, Policy
 from assignment_workers.policy.rules import Numbers, ReadyRule, Rule, Terms
+from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
+
+DECLARED = "original"
+"""The mapping under which a CRM in another database has the names that the dialer declares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +86,12 @@ class Dialer:
     """Tables beside that of the persons whose new rows the discovery of users looks at."""
     persons: Persons = field(default_factory=Persons)
     """The CRM's table of persons: by default `crm.users`, whose ids are integers."""
+    mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
+    """Other names that a CRM in another database may have, by table.
+
+    Such a CRM is selected by the key, in `ASSIGNMENT_WORKERS_CRM_MAPPING`. A table that is left out
+    has the names with which it is declared.
+    """
 
     @property
     def actions(self) -> dict[str, Action]:
@@ -109,6 +122,20 @@ class Dialer:
             *(news.joined for news in self.news),
         ]
         return sources(self.persons, read, further)
+
+    def external_facts(self, mapping: str, optional: Mapping[str, str]) -> ExternalFacts:
+        """Return the tables that this dialer reads from a CRM in another database.
+
+        `mapping`: the key of `mappings`, or `DECLARED`. `optional`: the CRM's names of the
+        `OPTIONAL` columns of persons that it has, by our names. Raises `KeyError` for an unknown
+        mapping.
+        """
+        named = {**self.mappings, DECLARED: {}}[mapping]
+        persons, *tables = (each.named(named.get(each.name)) for each in self.sources())
+        columns = {**persons.columns, **optional}
+        types = {**persons.types, **{name: Text() for name in OPTIONAL}}
+        persons = replace(persons, columns=columns, types=types)
+        return ExternalFacts((persons, *tables), self.numbered)
 
     @cached_property
     def digests(self) -> dict[str, str]:

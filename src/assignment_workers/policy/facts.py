@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ColumnClause,
+    Date,
+    Double,
     FromClause,
     Integer,
     MetaData,
+    Numeric,
     String,
     Table,
+    Text,
     Uuid,
     true,
 )
@@ -23,17 +31,10 @@ from sqlalchemy.sql import ClauseElement, visitors
 from sqlalchemy.types import TypeEngine
 
 from assignment_workers.policy.loaded import Loaded
-from assignment_workers.schema.base import CrmBase
-from assignment_workers.schema.crm import CrmUser
+from assignment_workers.schema.base import CrmBase, Instant, NaiveInstant
+from assignment_workers.schema.crm import CrmUser, PersonId
 
 ExpressionOfColumn = ColumnClause[Any] | InstrumentedAttribute[Any]
-
-
-class PersonId(BigInteger):
-    """The type of a fact table's column that has a person's id.
-
-    A rule compares it with `Person.id`. Where the CRM's ids are no integers, both are our numbers.
-    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,10 @@ class Persons:
     """The CRM's table of persons: its name, the type of its ids, and the CRM's names of columns."""
 
     of: str = CrmUser.__tablename__
-    """The CRM's name of the table, with its schema unless that is `crm`."""
+    """The CRM's name of the table, with its schema unless that is the default one.
+
+    The default is `crm` in our own database, and the schema of the connection in another one.
+    """
     id_type: TypeEngine[Any] = field(default_factory=BigInteger)
     """The type of a person's id: an integer, `Uuid()` or `Text()`.
 
@@ -70,50 +74,180 @@ _OF, _NAMES = "of", "names"
 
 
 @dataclass(frozen=True, eq=False)
+class Names:
+    """The names that a CRM in another database has for a table and its columns."""
+
+    of: str
+    """The CRM's name of the table, with its schema if it is not the one of the connection."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The CRM's names of columns, by our name; those that are left out are as declared."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """The way from a fact table towards its person: `column` has the value of `table.target`."""
+
+    column: str
+    table: str
+    target: str
+
+
+@dataclass(frozen=True, eq=False)
 class FactSource:
     """A table of the CRM as a dialer reads it."""
 
     name: str
     """The name by which rules know the table."""
     of: str
-    """The CRM's name of the table, with its schema unless that is `crm`."""
+    """The CRM's name of the table, with its schema unless that is the default one.
+
+    The default is `crm` in our own database, and the schema of the connection in another one.
+    """
     columns: Mapping[str, str]
     """The CRM's name of each column that is read, by ours."""
+    types: Mapping[str, TypeEngine[Any]]
+    """The type of each column, by our name; a column that the CRM lacks is null."""
     person_columns: frozenset[str]
     """The columns, by our names, that have a person's id."""
+    key: tuple[str, ...]
+    """The columns of the declared primary key; empty if none is declared."""
+    link: Link | None
+    """The way to the person; None for the persons themselves, and if no way is declared."""
+
+    def named(self, names: Names | None) -> FactSource:
+        """Return the same table under these names of a CRM."""
+        if names is None:
+            return self
+        columns = {ours: names.names.get(ours, theirs) for ours, theirs in self.columns.items()}
+        return replace(self, of=names.of, columns=columns)
+
+
+@dataclass(frozen=True, eq=False)
+class ExternalFacts:
+    """The tables of a CRM in another database as a dialer declares them, the persons first.
+
+    A table comes after the one to which its link leads.
+    """
+
+    sources: tuple[FactSource, ...]
+    numbered: str | None
+    """The kind of the persons' ids, `uuid` or `text`; None: they are integers."""
+
+    def source(self, name: str) -> FactSource:
+        """Return the table that rules know by this name."""
+        return next(each for each in self.sources if each.name == name)
 
 
 def sources(persons: Persons, read: Iterable[object], further: Iterable[str]) -> list[FactSource]:
     """Return the CRM's tables that these expressions read, the persons first.
 
+    Of each table the columns that they read are read, its key, and the way to the person.
     `further`: columns of persons that are read beside those of the expressions.
     """
-    columns: dict[str, None] = dict.fromkeys((*NEEDED, *further))
+    of_persons = CrmUser.__table__
+    types: dict[str, TypeEngine[Any]] = {
+        name: of_persons.c[name].type if name in of_persons.c else Text()
+        for name in (*NEEDED, *further)
+    }
+    used: dict[str, dict[str, TypeEngine[Any]]] = {}
     tables: dict[str, Table] = {}
-    for table, column in crm_columns(read):
+    for table, column in _crm_columns(read):
         if table.name == CrmUser.__tablename__:
-            columns[column] = None
+            types[column.name] = column.type
         else:
             tables[table.name] = table
-    named = {name: persons.names.get(name, name) for name in columns}
-    found = [FactSource(CrmUser.__tablename__, persons.of, named, frozenset({"id"}))]
-    for name, table in sorted(tables.items()):
+            used.setdefault(table.name, {})[column.name] = column.type
+    links: dict[str, Link | None] = {}
+    for name in sorted(tables):
+        _follow(tables[name], tables, used, links)
+    named = {name: persons.names.get(name, name) for name in types}
+    own = frozenset({"id"})
+    found = [FactSource(CrmUser.__tablename__, persons.of, named, types, own, ("id",), None)]
+    for name, link in links.items():
+        table = tables[name]
         names = table.info.get(_NAMES, {})
         found.append(
             FactSource(
                 name,
                 table.info.get(_OF, name),
-                {each.name: names.get(each.name, each.name) for each in table.columns},
-                frozenset(each.name for each in table.columns if isinstance(each.type, PersonId)),
+                {column: names.get(column, column) for column in used[name]},
+                used[name],
+                frozenset(name for name in used[name] if isinstance(table.c[name].type, PersonId)),
+                tuple(column.name for column in table.primary_key),
+                link,
             )
         )
     return found
 
 
-def crm_columns(read: Iterable[object]) -> list[tuple[Table, str]]:
+def _follow(
+    table: Table,
+    tables: dict[str, Table],
+    used: dict[str, dict[str, TypeEngine[Any]]],
+    links: dict[str, Link | None],
+) -> None:
+    """Add the table to `links`, after the tables on its way to the person.
+
+    Its key and its columns with references are added to those that are used.
+    """
+    if table.name in links:
+        return
+    links[table.name] = None  # for references in a circle
+    columns = used.setdefault(table.name, {})
+    persons = [each for each in table.columns if isinstance(each.type, PersonId)]
+    for each in (*table.primary_key, *persons):
+        columns[each.name] = each.type
+    link = Link(persons[0].name, CrmUser.__tablename__, "id") if persons else None
+    references = sorted(table.foreign_keys, key=lambda each: each.parent.name)
+    for each in references if link is None else ():
+        to = each.column.table
+        columns[each.parent.name] = each.parent.type
+        tables.setdefault(to.name, to)
+        used.setdefault(to.name, {})[each.column.name] = each.column.type
+        _follow(to, tables, used, links)
+        if links.get(to.name) is not None:
+            link = Link(each.parent.name, to.name, each.column.name)
+            break
+    del links[table.name]
+    links[table.name] = link
+
+
+KINDS = (bool, int, float, Decimal, datetime, date, UUID, str)
+"""The Python types of the values that can be read from a CRM in another database."""
+
+
+def kind_of(type_: TypeEngine[Any]) -> type[Any] | None:
+    """Return the one of `KINDS` that values of this column type are; None if they are none."""
+    try:
+        kind = type_.python_type
+    except NotImplementedError:
+        return None
+    return kind if kind in KINDS else None
+
+
+def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type with which a fact of this type from an external CRM is stored with us."""
+    kind = kind_of(type_)
+    if kind is datetime:
+        return Instant if getattr(type_, "timezone", False) else NaiveInstant()
+    return _STORED[kind]
+
+
+_STORED: Mapping[type[Any] | None, TypeEngine[Any]] = {
+    bool: Boolean(),
+    int: BigInteger(),
+    float: Double(),
+    Decimal: Numeric(),
+    date: Date(),
+    UUID: Uuid(),
+    str: Text(),
+}
+
+
+def _crm_columns(read: Iterable[object]) -> list[tuple[Table, ColumnClause[Any]]]:
     """Return the CRM's tables and columns that these expressions read, within subqueries too."""
     return [
-        (each.table, each.name)
+        (each.table, each)
         for one in read
         for each in visitors.iterate(_expression(one))
         if isinstance(each, ColumnClause)
@@ -161,8 +295,7 @@ NEW_PERSONS = News("users", CrmUser.created_at, CrmUser.id, CrmUser.id)
 def person_column(name: str, type_: TypeEngine[Any]) -> ColumnClause[Any]:
     """Return a further column of the CRM's table of persons, for the rules and the order.
 
-    The CRM's name of the column is in the dialer's `Persons`, if it is another one. The CRM has to
-    be in our own database.
+    The CRM's name of the column is in the dialer's `Persons`, if it is another one.
     """
     return ColumnClause(name, type_, _selectable=CrmUser.__table__)
 
@@ -172,9 +305,10 @@ def fact_table(
 ) -> Table:
     """Return a table of the CRM whose rows belong to a person; a `PersonId` column has their id.
 
-    A rule reads it inside of `exists(…)`, by an index on that column. `of`: the CRM's name of the
-    table, with its schema unless that is `crm`; `names`: the CRM's names of columns, by ours. The
-    CRM has to be in our own database.
+    A table without such a column has one with a `ForeignKey` to a column of another fact table, by
+    which its person is found. A rule reads the rows of its person inside of `exists(…)`, by an
+    index on these columns. `of`: the CRM's name of the table, as in `Persons`; `names`: the CRM's
+    names of columns, by ours.
     """
     info = {_OF: of or name, _NAMES: dict(names or {})}
     return Table(name, MetaData(schema=CrmBase.metadata.schema), *columns, info=info)

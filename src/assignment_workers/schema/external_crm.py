@@ -44,8 +44,8 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
         address = url_of(parameters_of(url))
         if (schema := query_of(url).get("schema", PUBLIC)) != PUBLIC:
             raise UsageError(
-                f"CRM_DATABASE_URL: schema={schema}: ASSIGNMENT_WORKERS_CRM_MAPPING names the"
-                " CRM's tables with their schemas; leave the parameter out"
+                f"CRM_DATABASE_URL: schema={schema}: the dialer's file names the CRM's tables with"
+                " their schemas; leave the parameter out"
             )
         arguments = {
             "application_name": "assignment-workers crm",

@@ -294,7 +294,9 @@ def _granted(connection: Connection) -> list[str]:
     granted.append(
         f"GRANT SELECT ON ALL TABLES IN SCHEMA {FACT_SCHEMA} TO {WORKER}, {GATEWAY}, {READER}"
     )
-    held = [f"{MIRROR_SCHEMA}.{name}" for name in ("users", "claims", "claim_requirements")]
+    mirrors = connection.execute(_MIRRORS, {"schema": MIRROR_SCHEMA})
+    # Nobody but the worker reads a table that a read of the CRM fills.
+    held = [f"{MIRROR_SCHEMA}.{row[0]}" for row in mirrors if not row[0].startswith("incoming_")]
     granted += [f"GRANT SELECT ON {name} TO {READER}" for name in held]
     kept = connection.execute(_KEPT_BY_ADOPTION).scalars()
     granted += [f"GRANT SELECT, DELETE ON {name} TO {GATEWAY}" for name in (*held, *kept)]

@@ -20,7 +20,7 @@ from assignment_workers import logs, memory, telemetry, traces, versions
 from assignment_workers.addresses import REDIS, listen
 from assignment_workers.assignment import settings_changes, settings_versions
 from assignment_workers.assignment.calling import numbers_of, policies_of
-from assignment_workers.assignment.crm import fact_views
+from assignment_workers.assignment.crm import fact_views, mirror_tables
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.generations import dialer_queues
@@ -143,6 +143,8 @@ def _maintenance(settings: Settings, tracing: Tracing) -> int:
     )
     tracing.instrument_engine(app.engine)
     _check(app)
+    with app.engine.connect() as connection:
+        mirror_tables.prepare(connection, settings)
     attach(app.engine, checked(app.settings))
     queues = MAINTENANCE, HEARTBEATS
     return _work(app, "maintenance", queues, app.maintenance_tasks, "solo")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from assignment_workers.policy.dialer import use
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from tests.support.commands import type_in
+from tests.support.dialers import EXAMPLES
+from tests.support.example_crm import example_elsewhere
 from tests.support.processes import Stack, wait_until
 from tests.support.world import User, World
 
@@ -97,6 +100,32 @@ def test_a_process_does_not_start_on_a_wrong_file(
         said = type_in(words, environment, tmp_path)
         assert (said.returncode, said.stdout) == (2, ""), words
         assert said.stderr == f"assignment-workers: {file}: queue winback: title is missing\n"
+
+
+def test_check_names_what_a_crm_in_another_database_lacks(
+    world: World, database_url: str, postgres_server: str, tmp_path: Path
+) -> None:
+    file = EXAMPLES / "clinic" / "dialerconfig.py"
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'crm_mirror' ORDER BY 1"
+    before = world.rows(tables)
+
+    def check() -> CompletedProcess[str]:
+        environment = {"DATABASE_URL": database_url, "CRM_DATABASE_URL": there.url}
+        return type_in(["dialer", "check", str(file)], environment, tmp_path)
+
+    with example_elsewhere("clinic", postgres_server) as there:
+        good = check()
+        assert (good.returncode, "good: dialer queues 3" in good.stdout) == (0, True), good.stderr
+        assert "no index" not in good.stderr
+        assert "not tried" not in good.stderr
+        assert world.rows(tables) == before, "the mirror is that of the dialer that runs"
+        there.change("ALTER TABLE clinic.results DROP COLUMN arrived_at")
+        lacking = check()
+        assert (lacking.returncode, lacking.stdout) == (2, "")
+        assert lacking.stderr == (
+            f"assignment-workers: {file}: CRM_DATABASE_URL: the CRM's table clinic.results lacks"
+            " arrived_at\n"
+        )
 
 
 IN_THE_ENVIRONMENT = {

@@ -19,6 +19,7 @@ import uvicorn
 from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.crm import fact_views
+from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.client import Assigned, Client, Finished, HttpClient
 from assignment_workers.dialer import Dialer
@@ -32,6 +33,7 @@ from tests.gateway.stage import Gateway, Reply, free_port
 from tests.integration.dialers.test_dialers import CASES
 from tests.support.commands import type_in
 from tests.support.dialers import DIALERS, EXAMPLES, using
+from tests.support.example_crm import ExampleCrm, example_elsewhere
 from tests.support.processes import Stack, wait_until
 from tests.support.world import World
 
@@ -93,20 +95,35 @@ class Doors:
 
 @contextmanager
 def opened(
-    name: str, database_url: str, redis_url: str, folder: Path, further: str = ""
+    name: str,
+    database_url: str,
+    redis_url: str,
+    folder: Path,
+    further: str = "",
+    *,
+    crm: ExampleCrm | None = None,
 ) -> Iterator[Doors]:
-    """Start the processes of an example and then fill its CRM, as its README says; `further` SQL."""
+    """Start the processes of an example and then fill its CRM, as its README says; `further` SQL.
+
+    `crm`: the full CRM in another database.
+    """
     file = EXAMPLES / name / "dialerconfig.py"
     servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    if crm is not None:
+        servers |= {"CRM_DATABASE_URL": crm.url, "ASSIGNMENT_WORKERS_CRM_TIMEOUT_SECONDS": "5"}
     environment = {**servers, "ASSIGNMENT_WORKERS_DIALER_CONFIG": str(file)}
     with ExitStack() as keep:
         stack = Stack(database_url, redis_url, folder, keep)
         keep.enter_context(using(DIALERS[name]))
-        attach(stack.engine, None)
+        found = configured(Settings.from_environment(environment))
+        attach(stack.engine, found)
         for process in ("sequencer", "maintenance"):
-            stack.start(process, dialer_config=str(file))
+            stack.start(process, dialer_config=str(file), crm_timeout_seconds="5")
         stack.wait_for_leader()
         sql = (EXAMPLES / name / "crm.sql").read_text() + further
+        if found is not None:
+            keep.callback(found.close)
+            sql = "".join(sql.partition("INSERT INTO public.agents")[1:])
         with stack.engine.begin() as connection:
             connection.exec_driver_sql(sql.replace("%", "%%"))
         app = create_gateway(Settings.from_environment(environment), stack.engine, tokens=False)
@@ -129,12 +146,23 @@ def _served(app: Any) -> Iterator[int]:
         thread.join(20)
 
 
-@pytest.fixture(params=["clinic", "charity"])
+@pytest.fixture(params=["clinic", "charity", "clinic-elsewhere", "charity-elsewhere"])
 def doors(
-    request: pytest.FixtureRequest, database_url: str, redis_url: str, tmp_path: Path
+    request: pytest.FixtureRequest,
+    database_url: str,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Doors]:
-    with opened(request.param, database_url, redis_url, tmp_path) as found:
-        discover(found, sum(map(len, CASES[request.param].expected.values())))
+    name, _, elsewhere = request.param.partition("-")
+    with ExitStack() as keep:
+        crm = None
+        if elsewhere:
+            server = request.getfixturevalue("postgres_server")
+            crm = keep.enter_context(example_elsewhere(name, server))
+            monkeypatch.setenv("CRM_DATABASE_URL", crm.url)
+        found = keep.enter_context(opened(name, database_url, redis_url, tmp_path, crm=crm))
+        discover(found, sum(map(len, CASES[name].expected.values())))
         found.typed("regenerate", "--wait")
         yield found
 

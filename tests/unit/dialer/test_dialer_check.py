@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from sqlalchemy import (
+    JSON,
     Boolean,
     Column,
     ColumnElement,
@@ -42,11 +43,13 @@ from assignment_workers.dialer import (
     Dialer,
     Outcome,
     Person,
+    PersonId,
     Persons,
     Queue,
     Rule,
     RuleEffect,
     Score,
+    fact_table,
 )
 from assignment_workers.dialer.check import problems, unread
 from assignment_workers.dialer.loading import load, read
@@ -252,6 +255,13 @@ MISTAKES: dict[str, Callable[[], Dialer]] = {
         dialer(),
         persons="clinic.patients",  # type: ignore[arg-type]
     ),
+    "mappings: original is the word for the names": lambda: replace(
+        dialer(), mappings={"original": {}}
+    ),
+    "mappings: people: users: a str, not a Names": lambda: replace(
+        dialer(),
+        mappings={"people": {"users": "people"}},  # type: ignore[dict-item]
+    ),
     "action review: defined 2 times": lambda: dialer(
         outcome=replace(REACHED, actions=(Action("review", "Look at it."),))
     ),
@@ -259,11 +269,24 @@ MISTAKES: dict[str, Callable[[], Dialer]] = {
 
 
 @pytest.mark.parametrize("persons", [Persons("patients"), Persons(id_type=Text())])
-def test_persons_of_another_form_are_not_read_from_a_crm_in_another_database(
-    persons: Persons,
-) -> None:
-    (said,) = unread(replace(dialer(), persons=persons))
-    assert said.startswith("persons: a name or a type of id of its own is not read")
+def test_persons_of_any_form_are_read_from_a_crm_in_another_database(persons: Persons) -> None:
+    assert list(unread(replace(dialer(), persons=persons))) == []
+
+
+def test_facts_that_an_external_crm_cannot_give_are_one_line_each() -> None:
+    pairs = fact_table(
+        "pairs", Column("one", PersonId), Column("other", PersonId), Column("seen", JSON)
+    )
+    rule = Rule(
+        "alone",
+        exists(select(1).where(pairs.c.one == Person.id, pairs.c.seen.is_(None))),
+        means="m",
+    )
+    seen, several = unread(dialer(replace(RECALLS, rules=[rule])))
+    assert seen.startswith("table pairs: column seen: JSON() is not read from a CRM in another")
+    assert several.startswith(
+        "table pairs: several columns of type PersonId (one, other), of which"
+    )
 
 
 @pytest.mark.parametrize("said", MISTAKES)

@@ -10,7 +10,7 @@ import pytest
 from assignment_workers.assignment.crm import external_crm, mirror
 from assignment_workers.assignment.pools import discover
 from assignment_workers.assignment.transaction import EventKind
-from assignment_workers.schema.crm import FACTS, MAPPINGS
+from assignment_workers.dialers.claims import MAPPINGS, dialer
 from assignment_workers.settings import Settings
 from assignment_workers.telemetry import CRM_OPEN, CRM_READS, CRM_SECONDS
 from tests.support.root import ROOT
@@ -38,8 +38,9 @@ def test_each_default_and_each_example_is_taken(variable: str) -> None:
 
 def test_it_names_what_is_read_and_no_more() -> None:
     rows = re.findall(r"^\| `([a-z_]+)` \| ((?:`\w+`(?:, )?)+) \|", PAGE, re.MULTILINE)
-    read = {table: tuple(re.findall(r"`(\w+)`", columns)) for table, columns in rows}
-    assert read == {model.__tablename__: columns for model, columns in FACTS.items()}
+    read = {table: set(re.findall(r"`(\w+)`", columns)) for table, columns in rows}
+    sources = dialer.external_facts("original", {}).sources
+    assert read == {each.name: set(each.types) for each in sources}
     assert all(f"`{name}`" in PAGE for name in MAPPINGS)
 
 

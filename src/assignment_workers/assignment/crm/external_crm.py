@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, timedelta
 from functools import partial
@@ -21,12 +21,14 @@ from assignment_workers.assignment.crm.facts import (
     NewCrmRow,
     Position,
     Queries,
-    Unreadable,
-    found_of,
+    split_name,
 )
+from assignment_workers.assignment.crm.values import RowReader, Unreadable
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
-from assignment_workers.schema.base import CrmBase
-from assignment_workers.schema.crm import FACTS, MAPPINGS, OPTIONAL, CrmMapping
+from assignment_workers.identity import UserId
+from assignment_workers.policy.dialer import DECLARED, loaded
+from assignment_workers.policy.facts import ExternalFacts, News
+from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.external_crm import CONNECT_SECONDS, cut, is_wrong, one_line, reader
 from assignment_workers.settings import Settings
 from assignment_workers.telemetry import CRM_OPEN, CRM_READS, CRM_SECONDS
@@ -63,12 +65,16 @@ class Crm:
     """
 
     def __init__(
-        self, url: str, mapping: CrmMapping, *, timeout: timedelta, grace: timedelta | None = None
+        self,
+        url: str,
+        declared: ExternalFacts,
+        *,
+        timeout: timedelta,
+        grace: timedelta | None = None,
     ) -> None:
-        self.mapping = mapping
+        self.declared = declared
         self.timeout = timeout.total_seconds()
         self.grace = grace
-        self.folds = not is_postgres(url)
         self._breaker = CircuitBreaker(
             failure_threshold=FAILURES,
             recovery_timeout=OPEN_SECONDS,
@@ -80,21 +86,22 @@ class Crm:
         # Setting up a connection, for example its isolation level, raises the driver's own errors.
         dbapi = self._slow.dialect.dbapi
         self._errors = (SQLAlchemyError, OSError, *((dbapi.Error,) if dbapi else ()))
-        self._queries = Queries(mapping, folds=self.folds)
+        self._queries = Queries(declared, folds=not is_postgres(url))
 
-    def facts(self, users: Sequence[int], *, seconds: float | None = None) -> CrmFacts:
+    def facts(self, users: Mapping[int, UserId], *, seconds: float | None = None) -> CrmFacts:
         """Read the facts of these users with one statement; users who are not in the CRM have none.
 
-        `seconds`: the limit for a job; None: that of a claim, the CRM's `timeout`. Raises
-        `CrmUnavailable`.
+        `users`: the CRM's id of each user, by our number. `seconds`: the limit for a job; None:
+        that of a claim, the CRM's `timeout`. Raises `CrmUnavailable`.
         """
-        size = next((size for size in IDS if size >= len(users)), len(users))
-        asked = [*users, *[users[-1]] * (size - len(users))] if users else []
+        own = list(users.values())
+        if not own:
+            return self._queries.facts_of([], {})
+        size = next((size for size in IDS if size >= len(own)), len(own))
+        asked = [*own, *[own[-1]] * (size - len(own))]
         read = self._queries.facts
-        if not asked:
-            return self._queries.facts_of([])
         rows = self._read(lambda each: each.execute(read, {"users": asked}).all(), seconds=seconds)
-        return self._queries.facts_of(rows)
+        return self._queries.facts_of(rows, {each: number for number, each in users.items()})
 
     def trouble(self) -> str | None:
         """Return the reason why the CRM cannot be read now; None if it can.
@@ -112,39 +119,45 @@ class Crm:
         """True if the circuit breaker is open after repeated failures."""
         return bool(self._breaker.opened)
 
-    def since(self, table: str, after: Position, *, limit: int) -> list[NewCrmRow]:
-        """Return at most `limit` rows of a CRM table in the order of `created_at` and id.
+    def since(self, news: News, after: Position, *, limit: int) -> list[NewCrmRow]:
+        """Return at most `limit` rows of the table of `news` in the order of `created_at` and id.
 
-        They are those that come after the position `after`, each with its user's id.
+        They are those that come after the position `after`, each with the CRM's id of its user.
         """
         at, key = after
-        query = self._queries.since[table, key is not None]
+        query = self._queries.since(news, goes_on=key is not None)
         parameters = {"at": at.astimezone(UTC).replace(tzinfo=None), "key": key, "most": limit}
         found = self._read(
             lambda each: each.execute(query, parameters).all(), seconds=BATCH_SECONDS
         )
         try:
-            return [found_of(*row) for row in found]
+            return [self._queries.new_row(row) for row in found]
         except Unreadable as error:
             raise CrmUnavailable(str(error), retry_after=OPEN_SECONDS) from error
 
-    def everything(self) -> Iterator[tuple[type[CrmBase], list[tuple[Any, ...]], int]]:
-        """Yield the whole CRM as of one instant, table by table, in batches.
+    def reader(self, table: str) -> RowReader:
+        """Return the conversion of the rows of a table that `everything` yields."""
+        return self._queries.readers[table]
 
-        A batch is the table, its rows, and the number of unreadable rows that were left out.
+    def everything(self) -> Iterator[tuple[str, list[tuple[Any, ...]], int]]:
+        """Yield the whole CRM as of one instant, table by table, in batches; the persons first.
+
+        A batch is the name of the table, its rows with the CRM's own ids of persons, and the number
+        of unreadable rows that were left out.
         """
         self._probe(PROBE_SECONDS)
         connection: Connection | None = None
         try:
             connection = self._within(self._snapshot, CONNECT_SECONDS)
-            for model, query in self._queries.everything.items():
+            for table, query in self._queries.everything.items():
+                reader = self.reader(table)
                 begin = partial(connection.execute, query)
                 result = self._within(begin, BATCH_SECONDS, used=[connection])
                 more = partial(result.fetchmany, BATCH)
                 while batch := self._within(more, BATCH_SECONDS, used=[connection]):
-                    values = [self._queries.values(model, row) for row in batch]
+                    values = [reader.read(row) for row in batch]
                     read = [each for each in values if each is not None]
-                    yield model, read, len(values) - len(read)
+                    yield table, read, len(values) - len(read)
         except _Late as late:
             if connection is not None:  # another thread uses it, and closes it at its end
                 late.left.add_done_callback(partial(_drop, connection))
@@ -180,15 +193,11 @@ class Crm:
 
         The value None stands for a missing table or view. Raises `CrmUnavailable`.
         """
-        found = {}
-        for model, name in self.mapping.tables.items():
-            has = self._within(partial(self._columns, name), CHECK_SECONDS)
-            wanted = [
-                self.mapping.column(model, each)
-                for each in FACTS[model]
-                if self.mapping.has(model, each)
-            ]
-            found[name] = None if has is None else [each for each in wanted if each not in has]
+        found: dict[str, list[str] | None] = {}
+        for source in self.declared.sources:
+            has = self._within(partial(self._columns, source.of), CHECK_SECONDS)
+            wanted = dict.fromkeys(source.columns.values())
+            found[source.of] = None if has is None else [each for each in wanted if each not in has]
         return found
 
     def close(self) -> None:
@@ -199,10 +208,11 @@ class Crm:
     def _probe(self, seconds: float | None = None) -> None:
         self._read(lambda each: each.execute(self._queries.probe).all(), seconds=seconds)
 
-    def _columns(self, name: str) -> set[str] | None:
+    def _columns(self, of: str) -> set[str] | None:
+        schema, name = split_name(of)
         with self._slow.connect() as connection:
             try:
-                return {each["name"] for each in inspect(connection).get_columns(name)}
+                return {each["name"] for each in inspect(connection).get_columns(name, schema)}
             except NoSuchTableError:
                 return None
 
@@ -304,18 +314,26 @@ def _drop(connection: Connection, _: object = None) -> None:
 
 def configured(settings: Settings) -> Crm | None:
     """Return the external CRM of `settings`, if any. Raises `UsageError` for an unknown mapping."""
-    mapping = MAPPINGS.get(settings.crm_mapping)
-    if mapping is None:
-        raise UsageError(
-            f"ASSIGNMENT_WORKERS_CRM_MAPPING={settings.crm_mapping!r}: "
-            f"there are {', '.join(MAPPINGS)}"
-        )
+    declared = declared_facts(settings)
     if settings.crm_database_url is None:
         return None
-    mapping = mapping.with_columns(optional_columns(settings))
     return Crm(
-        settings.crm_database_url, mapping, timeout=settings.crm_timeout, grace=settings.crm_grace
+        settings.crm_database_url, declared, timeout=settings.crm_timeout, grace=settings.crm_grace
     )
+
+
+def declared_facts(settings: Settings) -> ExternalFacts:
+    """Return the tables that the loaded dialer reads from an external CRM.
+
+    Raises `UsageError` for an unknown mapping.
+    """
+    dialer = loaded()
+    if settings.crm_mapping not in (DECLARED, *dialer.mappings):
+        raise UsageError(
+            f"ASSIGNMENT_WORKERS_CRM_MAPPING={settings.crm_mapping!r}: "
+            f"there are {', '.join((DECLARED, *dialer.mappings))}"
+        )
+    return dialer.external_facts(settings.crm_mapping, optional_columns(settings))
 
 
 def optional_columns(settings: Settings) -> dict[str, str]:

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     FromClause,
     Integer,
     Row,
     Select,
+    Table,
+    TableClause,
+    and_,
     bindparam,
     column,
+    literal_column,
     null,
     or_,
     select,
     table,
+    true,
+    union_all,
 )
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.visitors import replacement_traverse
 
+from assignment_workers.assignment.crm.values import (
+    RowReader,
+    Unreadable,
+    instant,
+    reader_of_ids,
+)
+from assignment_workers.identity import UserId
+from assignment_workers.policy.facts import (
+    ExpressionOfColumn,
+    ExternalFacts,
+    FactSource,
+    Link,
+    News,
+)
 from assignment_workers.schema.base import CrmBase
-from assignment_workers.schema.crm import (
-    FACTS,
-    FOLDED,
-    Claim,
-    ClaimRequirement,
-    CrmMapping,
-    CrmUser,
-)
-from assignment_workers.telemetry import CRM_READS
+from assignment_workers.schema.crm import CrmUser
 
+USERS = CrmUser.__tablename__
 Key = int | str
 Position = tuple[datetime, Key | None]
 """A point in a CRM table that is read in the order of `created_at` and id: the last row read.
@@ -40,20 +56,16 @@ If the id is None, the point lies before all rows with that `created_at`.
 """
 
 
-LARGEST_ID = 2**63 - 1
-
-
 @dataclass(frozen=True)
 class NewCrmRow:
-    """A new row of the CRM: its creation time, its own id, and its user's id."""
+    """A new row of the CRM: its creation time, its own id, and its user's id.
+
+    From an external CRM the user's id is the CRM's own, else it is our number.
+    """
 
     created_at: datetime
     key: Key
-    user_id: int
-
-
-class Unreadable(Exception):
-    """A value of the CRM that cannot be converted to the type of its fact."""
+    user_id: UserId
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,15 @@ class CrmFacts:
     unreadable: frozenset[int]
 
 
-def parameter(model: type[CrmBase]) -> str:
+def parameter(table: str) -> str:
     """Return the name of the SQL parameter that holds the facts of this CRM table."""
-    return f"crm_{model.__tablename__}"
+    return f"crm_{table}"
+
+
+def split_name(of: str) -> tuple[str | None, str]:
+    """Return the schema, if any, and the name of a table from the CRM's name of it."""
+    schema, dot, name = of.rpartition(".")
+    return (schema if dot else None), name
 
 
 class Queries:
@@ -78,163 +96,185 @@ class Queries:
     Methods convert the rows of these queries to our facts.
     """
 
-    def __init__(self, mapping: CrmMapping, *, folds: bool) -> None:
-        self._folded = FOLDED if folds else set()
-        tables = {
-            model: table(
-                name,
-                *(
-                    column(mapping.column(model, each))
-                    for each in FACTS[model]
-                    if mapping.has(model, each)
-                ),
-            )
-            for model, name in mapping.tables.items()
+    def __init__(self, declared: ExternalFacts, *, folds: bool) -> None:
+        self.declared = declared
+        self.readers = {
+            each.name: RowReader(each, numbered=declared.numbered, folds=folds)
+            for each in declared.sources
         }
-        self._columns: dict[type[CrmBase], dict[str, ColumnElement[Any]]] = {
-            model: {
-                name: of.c[mapping.column(model, name)]
-                if mapping.has(model, name)
+        self._tables = {each.name: _table(each) for each in declared.sources}
+        self._columns = {
+            each.name: {
+                name: self._tables[each.name].c[each.columns[name]]
+                if name in each.columns
                 else null().label(name)
-                for name in FACTS[model]
+                for name in each.types
             }
-            for model, of in tables.items()
+            for each in declared.sources
         }
-        user, claim, asked = (self._columns[each] for each in (CrmUser, Claim, ClaimRequirement))
-        chain = (
-            tables[CrmUser]
-            .outerjoin(tables[Claim], claim["user_id"] == user["id"])
-            .outerjoin(tables[ClaimRequirement], asked["claim_id"] == claim["id"])
-        )
-        self._width = {model: len(names) for model, names in FACTS.items()}
+        user = self._columns[USERS]["id"]
         every = [
             of.label(f"{place}_{name}")
-            for place, model in enumerate(FACTS)
-            for name, of in self._columns[model].items()
+            for place, each in enumerate(declared.sources)
+            for name, of in self._columns[each.name].items()
         ]
         self.facts = (
             select(*every)
-            .select_from(chain)
-            .where(user["id"].in_(bindparam("users", expanding=True)))
+            .select_from(self._joined())
+            .where(user.in_(bindparam("users", expanding=True)))
         )
-        """Query for users with their claims and requirements, all read at one instant."""
-        self.probe = select(user["id"]).limit(1)
-        self.everything = {model: select(*self._columns[model].values()) for model in FACTS}
-        wanted = tables[ClaimRequirement].join(tables[Claim], asked["claim_id"] == claim["id"])
-        self.since: dict[tuple[str, bool], Select[*tuple[Any, ...]]] = {
-            (model.__tablename__, goes_on): self._since(source, of, owner, goes_on)
-            for model, source, of, owner in (
-                (CrmUser, tables[CrmUser], user, user["id"]),
-                (ClaimRequirement, wanted, asked, claim["user_id"]),
-            )
-            for goes_on in (False, True)
+        """Query for users with the rows of all tables that belong to them, read at one instant."""
+        self.probe = select(user).limit(1)
+        self.everything = {
+            each.name: select(*self._columns[each.name].values()) for each in declared.sources
         }
+        self._since: dict[tuple[str, bool], Select[*tuple[Any, ...]]] = {}
+        self._read_id = reader_of_ids(declared.numbered)
 
-    @staticmethod
-    def _since(
-        source: FromClause,
-        of: Mapping[str, ColumnElement[Any]],
-        user: ColumnElement[Any],
-        goes_on: bool,  # noqa: FBT001
-    ) -> Select[*tuple[Any, ...]]:
-        at, key = of["created_at"], of["id"]
+    def _joined(self) -> FromClause:
+        """Join the persons with all tables that belong to them.
+
+        Tables that lie on different ways would multiply each other's rows. So each way has a number
+        of its own, each person comes once with each number, and a table is joined only with the
+        numbers of the ways on which it lies.
+        """
+        linked = [(each, each.link) for each in self.declared.sources if each.link is not None]
+        ways: dict[str, list[int]] = {each.name: [] for each, _ in linked}
+        parents = {link.table for _, link in linked}
+        leaves = [each.name for each, _ in linked if each.name not in parents]
+        above = {each.name: link.table for each, link in linked}
+        for number, leaf in enumerate(leaves):
+            name = leaf
+            while name != USERS:
+                ways[name].append(number)
+                name = above[name]
+        joined: FromClause = self._tables[USERS]
+        number_of_way: ColumnElement[Any] | None = None
+        if len(leaves) > 1:
+            numbers: Iterator[Select[*tuple[Any, ...]]] = (
+                select(literal_column(str(number)).label("number")) for number in range(len(leaves))
+            )
+            way = union_all(*numbers).subquery("way")
+            number_of_way = way.c.number
+            joined = joined.join(way, true())
+        for each, link in linked:
+            on: ColumnElement[bool] = self._on(each, link)
+            if number_of_way is not None:
+                ours = (number_of_way == literal_column(str(number)) for number in ways[each.name])
+                on = and_(on, or_(*ours))
+            joined = joined.outerjoin(self._tables[each.name], on)
+        return joined
+
+    def _on(self, source: FactSource, link: Link) -> ColumnElement[bool]:
+        found: ColumnElement[bool] = (
+            self._columns[source.name][link.column] == self._columns[link.table][link.target]
+        )
+        return found
+
+    def since(self, news: News, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
+        """Return the query for the rows of the table of `news` in the order of `created_at` and id.
+
+        Its SQL parameters: the time `at`, the id `key` after which the rows with that time are read
+        if it `goes_on`, and the number of rows, `most`.
+        """
+        if (news.name, goes_on) not in self._since:
+            self._since[news.name, goes_on] = self._made(news, goes_on=goes_on)
+        return self._since[news.name, goes_on]
+
+    def _made(self, news: News, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
+        at, key, user = map(self._own, (news.created_at, news.key, news.person))
         after = at >= bindparam("at")
         if goes_on:
             after = or_(at > bindparam("at"), (at == bindparam("at")) & (key > bindparam("key")))
+        source = self._tables[news.table] if news.joined is None else self._translated(news.joined)
         return (
             select(at.label("created_at"), key.label("key"), user.label("user"))
             .select_from(source)
-            .where(after)
+            .where(after, user.is_not(None))
             .order_by(at, key)
             .limit(bindparam("most", type_=Integer))
         )
 
-    def facts_of(self, found: Sequence[Row[*tuple[Any, ...]]]) -> CrmFacts:
+    def _own(self, given: ExpressionOfColumn) -> ColumnElement[Any]:
+        found = given.expression if isinstance(given, InstrumentedAttribute) else given
+        return self._columns[str(getattr(found.table, "name", ""))][str(found.name)]
+
+    def _translated(self, joined: FromClause) -> FromClause:
+        """Return joined tables of ours in the CRM's names."""
+
+        def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
+            if isinstance(element, Column) and _is_of_crm(element.table):
+                return self._columns[element.table.name][element.name]
+            if isinstance(element, Table) and _is_of_crm(element):
+                return self._tables[element.name]
+            return None
+
+        return cast("FromClause", replacement_traverse(joined, {}, replaced))
+
+    def new_row(self, row: Row[*tuple[Any, ...]]) -> NewCrmRow:
+        """Return a row of the query `since`. Raises `Unreadable`."""
+        at = instant(row.created_at)
+        if at is None:
+            raise Unreadable("a row was made at no time")
+        key = row.key if isinstance(row.key, int) else str(row.key)
+        return NewCrmRow(at.replace(tzinfo=UTC), key, self._read_id(row.user))
+
+    def facts_of(
+        self, found: Sequence[Row[*tuple[Any, ...]]], numbers: Mapping[UserId, int]
+    ) -> CrmFacts:
         """Return the facts in the rows of the query `facts`, each only once.
 
-        A row of that join has a user, one of the user's claims and one of its requirements.
+        `numbers`: our number of each user, by the CRM's id. A row of that join has a user and a row
+        of each table on one of the ways.
         """
-        kept: dict[type[CrmBase], dict[object, dict[str, Any]]] = {model: {} for model in FACTS}
-        unreadable = set()
+        plan = []
+        begin = 0
+        targets = {link.table: link.target for link in self._links()}
+        for each in self.declared.sources:
+            reader = self.readers[each.name]
+            present = begin + reader.columns.index(each.link.column if each.link else "id")
+            # A row to which others lead comes with each of them.
+            target = targets.get(each.name) or (each.key[0] if len(each.key) == 1 else None)
+            once = None if target is None else begin + reader.columns.index(target)
+            end = begin + len(reader.columns)
+            plan.append((reader, begin, end, present, once, list[dict[str, Any]](), set[object]()))
+            begin = end
+        unreadable: set[int | None] = set()
         for row in found:
-            begin = 0
-            for model, width in self._width.items():
-                part = row[begin : begin + width]
-                begin += width
-                if part[0] is None or part[0] in kept[model]:
+            for reader, begin, end, present, once, kept, seen in plan:
+                if row[present] is None:
                     continue
-                values = self.values(model, part)
+                if once is not None:
+                    if row[once] in seen:
+                        continue
+                    seen.add(row[once])
+                values = reader.read(row[begin:end])
                 if values is None:
-                    unreadable.add(int(row[0]))
-                else:
-                    kept[model][part[0]] = dict(zip(FACTS[model], values, strict=True))
-        facts = {parameter(model): [*each.values()] for model, each in kept.items()}
-        return CrmFacts(facts, frozenset(unreadable))
+                    unreadable.add(self._number(row[0], numbers))
+                    continue
+                if self.declared.numbered is not None:
+                    values = reader.with_numbers(values, numbers)
+                if values is not None:
+                    kept.append(dict(zip(reader.columns, values, strict=True)))
+        names = (each.name for each in self.declared.sources)
+        facts = {parameter(name): part[5] for name, part in zip(names, plan, strict=True)}
+        return CrmFacts(facts, frozenset(each for each in unreadable if each is not None))
 
-    def values(self, model: type[CrmBase], row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Convert a row of this CRM table to our types, whatever the CRM's types are.
+    def _links(self) -> list[Link]:
+        return [each.link for each in self.declared.sources if each.link is not None]
 
-        None for a row with values that cannot be converted.
-        """
-        named = zip(FACTS[model], row, strict=True)
+    def _number(self, user: object, numbers: Mapping[UserId, int]) -> int | None:
         try:
-            return tuple(self._value(model, name, value) for name, value in named)
+            return numbers.get(self._read_id(user))
         except Unreadable:
-            CRM_READS.labels("unreadable").inc()
             return None
 
-    def _value(self, model: type[CrmBase], name: str, value: object) -> object:
-        kind = model.__table__.c[name].type.python_type
-        if value is None:
-            return None
-        if kind is bool:
-            return _truth(value)
-        if kind is int:
-            return _number(value)
-        if kind is datetime:
-            return _instant(value)
-        text = str(value).replace("\x00", "")
-        # The rules ignore case, and a MySQL server ignores trailing spaces when it compares.
-        return text.rstrip(" ").lower() if (model, name) in self._folded else text
+
+def _table(source: FactSource) -> TableClause:
+    schema, name = split_name(source.of)
+    columns = dict.fromkeys(source.columns.values())
+    return table(name, *(column(each) for each in columns), schema=schema)
 
 
-_TRUTHS = {"1": True, "y": True, "yes": True, "t": True, "true": True}
-_TRUTHS |= {"0": False, "n": False, "no": False, "f": False, "false": False}
-
-
-def found_of(created_at: object, key: object, user: object) -> NewCrmRow:
-    at = _instant(created_at)
-    if at is None:
-        raise Unreadable("a row was made at no time")
-    own = key if isinstance(key, int) else str(key)
-    return NewCrmRow(at.replace(tzinfo=UTC), own, _number(user))
-
-
-def _truth(value: object) -> bool:
-    """Read a boolean from a boolean, 0 or 1, a bit, or a word for either."""
-    said = value
-    if isinstance(value, bytes):
-        said = int.from_bytes(value, "big")
-    found = _TRUTHS.get(str(int(said) if isinstance(said, bool) else said).strip().lower())
-    if found is None:
-        raise Unreadable(f"{value!r:.40} is neither yes nor no")
-    return found
-
-
-def _number(value: object) -> int:
-    try:
-        number = int(str(value))
-    except (TypeError, ValueError):
-        raise Unreadable(f"{value!r:.40} is not a whole number") from None
-    if not -LARGEST_ID <= number <= LARGEST_ID:
-        raise Unreadable(f"{number} is not a number of 64 bits")
-    return number
-
-
-def _instant(value: object) -> datetime | None:
-    """Convert a CRM value to a UTC time without a time zone; MySQL's zero date becomes None."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
-    if str(value).startswith("0000-00-00"):
-        return None
-    raise Unreadable(f"{value!r:.40} is not a date with a time")
+def _is_of_crm(element: object) -> bool:
+    return isinstance(element, Table) and element.schema == CrmBase.metadata.schema

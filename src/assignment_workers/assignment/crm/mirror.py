@@ -11,27 +11,36 @@ from typing import Any, cast
 
 import psycopg
 from sqlalchemy import (
+    ColumnClause,
     Connection,
     Engine,
+    Executable,
+    Subquery,
     Table,
+    Text,
+    and_,
     delete,
     exists,
     func,
     insert,
+    literal_column,
     or_,
     select,
     text,
     update,
 )
+from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from assignment_workers.assignment import jobs
+from assignment_workers.assignment import jobs, user_ids
+from assignment_workers.assignment.crm import mirror_tables
 from assignment_workers.assignment.crm.external_crm import Crm
+from assignment_workers.assignment.crm.facts import USERS
+from assignment_workers.assignment.crm.mirror_tables import quoted, table_of
 from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.errors import CrmUnavailable
-from assignment_workers.schema.base import CrmBase
-from assignment_workers.schema.crm import FACTS, INCOMING, MIRROR, MIRROR_SCHEMA, Claim, CrmUser
+from assignment_workers.policy.facts import FactSource
 from assignment_workers.schema.tables import CrmRead, Forgotten
 
 FRESH = timedelta(seconds=60)
@@ -86,41 +95,69 @@ def read_whole(work: Work, crm: Crm) -> Counts:
     `CrmUnavailable`; then the mirror is unchanged. Memory: one batch. Cost: one pass over the CRM,
     and one over the mirror.
     """
+    mirror_tables.make(work.side_connection, crm.declared)
+    work.side_connection.commit()
     began = work.side_connection.execute(select(func.clock_timestamp())).scalar_one()
     counts = _stage(work.side_connection, crm)
-    for name in (model.__tablename__ for model in FACTS):
-        if counts[name] == 0 and _has_rows(work.connection, _table(name)):
-            raise CrmUnavailable(f"its {name} are all gone: it is taken for sick", retry_after=30.0)
-    changed = sum(_merge(work.connection, model) for model in FACTS)
+    sources = crm.declared.sources
+    for source in sources:
+        if counts[source.name] == 0 and _has_rows(work.connection, table_of(source)):
+            raise CrmUnavailable(
+                f"its {source.name} are all gone: it is taken for sick", retry_after=30.0
+            )
+    changed = sum(_merge(work.connection, source) for source in sources)
     _store_read(work.connection, began, counts)
     return {**counts, "changed": changed}
 
 
 def _stage(side_connection: Connection, crm: Crm) -> Counter[str]:
-    incoming = ", ".join(_table(INCOMING + model.__tablename__).fullname for model in FACTS)
+    tables = {each.name: table_of(each, incoming=True) for each in crm.declared.sources}
+    incoming = ", ".join(quoted(each) for each in tables.values())
     side_connection.execute(text(f"TRUNCATE {incoming}"))
     side_connection.commit()
-    counts = Counter({model.__tablename__: 0 for model in FACTS} | {"unreadable": 0})
-    for model, batch, unreadable in crm.everything():
-        _copy(side_connection, model, batch)
+    counts = Counter(dict.fromkeys(tables, 0) | {"unreadable": 0})
+    for name, batch, unreadable in crm.everything():
+        rows = batch
+        if crm.declared.numbered is not None:
+            rows = _numbered(side_connection, crm, name, batch)
+            if name == USERS:
+                counts["unfit"] += len(batch) - len(rows)
+        _copy(side_connection, tables[name], rows)
         side_connection.commit()
-        counts[model.__tablename__] += len(batch)
+        counts[name] += len(rows)
         counts["unreadable"] += unreadable
-    users, claims = _table(INCOMING + CrmUser.__tablename__), _table(INCOMING + Claim.__tablename__)
-    # Forgotten users are not brought back. Without its user, no query reads a claim.
+    # Forgotten users are not brought back. Without its user, no query reads a row further away.
     forgotten = select(Forgotten.user_id)
-    side_connection.execute(delete(claims).where(claims.c.user_id.in_(forgotten)))
-    side_connection.execute(delete(users).where(users.c.id.in_(forgotten)))
+    for source in reversed(crm.declared.sources):
+        table = tables[source.name]
+        for column in sorted(source.person_columns):
+            side_connection.execute(delete(table).where(table.c[column].in_(forgotten)))
     side_connection.execute(text(f"ANALYZE {incoming}"))
     side_connection.commit()
     return counts
 
 
-def _copy(
-    side_connection: Connection, model: type[CrmBase], batch: Sequence[tuple[Any, ...]]
-) -> None:
+def _numbered(
+    side_connection: Connection, crm: Crm, name: str, batch: Sequence[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """Return the rows with our numbers of persons; rows of persons without a number are left out.
+
+    Persons whose id is usable get a number, in the order in which the CRM made them.
+    """
+    reader = crm.reader(name)
+    if name == USERS:
+        number, made = (reader.columns.index(each) for each in ("id", "created_at"))
+        ordered = sorted(batch, key=lambda row: (row[made] is not None, row[made], row[number]))
+        numbers = user_ids.number_in_order(side_connection, [row[number] for row in ordered])
+    else:
+        numbers = user_ids.numbers_of(side_connection, reader.persons(batch))
+    rows = (reader.with_numbers(row, numbers) for row in batch)
+    return [row for row in rows if row is not None]
+
+
+def _copy(side_connection: Connection, table: Table, batch: Sequence[tuple[Any, ...]]) -> None:
     to = cast("psycopg.Connection[Any]", side_connection.connection.driver_connection)
-    into = f"{_table(INCOMING + model.__tablename__).fullname} ({', '.join(FACTS[model])})"
+    into = f"{quoted(table)} ({', '.join(quoted(each) for each in table.columns)})"
     with to.cursor() as cursor, cursor.copy(f"COPY {into} FROM STDIN".encode()) as copy:
         for row in batch:
             copy.write_row(row)
@@ -130,26 +167,51 @@ def _has_rows(connection: Connection, of: Table) -> bool:
     return connection.execute(select(1).select_from(of).limit(1)).first() is not None
 
 
-def _table(name: str) -> Table:
-    return MIRROR.tables[f"{MIRROR_SCHEMA}.{name}"]
-
-
-def _merge(connection: Connection, model: type[CrmBase]) -> int:
+def _merge(connection: Connection, source: FactSource) -> int:
     """Make a table of the mirror equal to its staging table; only rows that differ are written."""
-    mine, came = _table(model.__tablename__), _table(INCOMING + model.__tablename__)
-    same = came.c.id == mine.c.id
-    values = {each: came.c[each] for each in FACTS[model] if each != "id"}
-    differs = or_(*(mine.c[each].is_distinct_from(of) for each, of in values.items()))
-    statements = (
-        delete(mine).where(~exists().where(same)),
-        update(mine).where(same, differs).values(values),
-        insert(mine).from_select(list(FACTS[model]), select(came).where(~exists().where(same))),
-    )
+    mine, came = table_of(source), table_of(source, incoming=True)
     counted = {"preserve_rowcount": True}
+    statements = _by_key(source, mine, came) if source.key else _by_row(mine, came)
     rows = sum(connection.execute(each, execution_options=counted).rowcount for each in statements)
     if rows:
-        connection.execute(text(f"ANALYZE {mine.fullname}"))
+        connection.execute(text(f"ANALYZE {quoted(mine)}"))
     return rows
+
+
+def _by_key(source: FactSource, mine: Table, came: Table) -> list[Executable]:
+    same = and_(*(came.c[each] == mine.c[each] for each in source.key))
+    values = {each.name: each for each in came.columns if each.name not in source.key}
+    differs = or_(*(mine.c[each].is_distinct_from(of) for each, of in values.items()))
+    found: list[Executable] = [delete(mine).where(~exists().where(same))]
+    if values:
+        found.append(update(mine).where(same, differs).values(values))
+    names = [each.name for each in came.columns]
+    found.append(insert(mine).from_select(names, select(came).where(~exists().where(same))))
+    return found
+
+
+def _by_row(mine: Table, came: Table) -> list[Executable]:
+    """Return the statements for a table without a key, whose equal rows are counted off."""
+    old, new = _counted_off(mine), _counted_off(came)
+    same = and_(old.c.said == new.c.said, old.c.number == new.c.number)
+    names = [each.name for each in came.columns]
+    gone = select(old.c.place).where(~exists().where(same))
+    added = select(*(new.c[f"fact_{each}"] for each in names)).where(~exists().where(same))
+    return [delete(mine).where(_PLACE.in_(gone)), insert(mine).from_select(names, added)]
+
+
+def _counted_off(table: Table) -> Subquery:
+    """Select the rows of the table, each with its place, its text, and its number among equals."""
+    said = cast_to(func.row(*table.columns), Text)
+    number = func.row_number().over(partition_by=said)
+    facts = (each.label(f"fact_{each.name}") for each in table.columns)
+    return select(
+        *facts, _PLACE.label("place"), said.label("said"), number.label("number")
+    ).subquery()
+
+
+_PLACE: ColumnClause[Any] = literal_column("ctid")
+"""The place of a row within its table."""
 
 
 def _store_read(connection: Connection, began: datetime, counts: Counts) -> None:

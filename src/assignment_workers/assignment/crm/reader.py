@@ -17,6 +17,7 @@ from typing import Any, TypeGuard, cast
 from sqlalchemy import (
     CTE,
     Column,
+    ColumnClause,
     ColumnElement,
     Connection,
     Engine,
@@ -30,17 +31,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from assignment_workers.assignment import phones
+from assignment_workers.assignment import phones, user_ids
 from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import Crm
-from assignment_workers.assignment.crm.facts import CrmFacts, parameter
+from assignment_workers.assignment.crm.facts import USERS, CrmFacts, parameter
 from assignment_workers.errors import CrmUnavailable
+from assignment_workers.identity import UserId
 from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.facts import ExternalFacts, FactSource, stored_type
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import NUMBER_UNREAD
 from assignment_workers.schema.base import Base, CrmBase
 from assignment_workers.schema.bulk import rows
-from assignment_workers.schema.crm import FACTS, MIRROR_SCHEMA, CrmUser
+from assignment_workers.schema.crm import MIRROR_SCHEMA
 from assignment_workers.schema.pipeline import Rows, Statement, expression_cache
 from assignment_workers.schema.tables import FACT_SCHEMA, CrmRead, Phone
 
@@ -193,7 +196,9 @@ class CrmReader:
         if known is None:
             return self._run(statement, parameters)
         asked, facts = known
-        found = self._run_over_facts(over_facts(statement), {**parameters, **facts.parameters})
+        declared = cast("Crm", self._crm).declared
+        given = {**parameters, **facts.parameters}
+        found = self._run_over_facts(over_facts(statement, declared), given)
         rows = {row.user_id for row in found if hasattr(row, "user_id")}
         self.unknown |= rows - set(asked) | facts.unreadable
         return found
@@ -206,7 +211,7 @@ class CrmReader:
             statement, parameters = phones.said_of(policy.numbers, users)
             return [row._asdict() for row in self._run(statement, parameters)]
         wanted = set(users)
-        found = known[1].parameters[parameter(CrmUser)]
+        found = known[1].parameters[parameter(USERS)]
         return [dict(each) for each in found if each["id"] in wanted]
 
     def _store(self, stored: Mapping[str, Any]) -> None:
@@ -247,7 +252,7 @@ class CrmReader:
                 raise CrmUnavailable(
                     f"it took {self.waited:.1f} s for a part of what was asked", retry_after=2.0
                 )
-            return crm.facts(asked, seconds=self._patience)
+            return crm.facts(own_ids(self._connection, asked), seconds=self._patience)
         except CrmUnavailable as error:
             self.failure = error
             raise
@@ -263,6 +268,14 @@ class CrmReader:
             return False
         young = select(CrmRead.read_at > func.clock_timestamp() - literal(grace))
         return bool(self._connection.execute(young).scalar())
+
+
+def own_ids(connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
+    """Return the CRM's id of each of these users who has one, by our number."""
+    found = user_ids.own(connection, users)
+    if loaded().numbered is None:
+        return found
+    return {number: each for number, each in found.items() if isinstance(each, str)}
 
 
 def crm_of(connection: Connection | Engine) -> Crm | None:
@@ -297,12 +310,14 @@ _JOIN, _PROBE = _joins("on"), _joins("off")
 
 
 @expression_cache
-def over_facts(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+def over_facts(
+    statement: Select[*tuple[Any, ...]], declared: ExternalFacts
+) -> Select[*tuple[Any, ...]]:
     """Rewrite a query to read CRM facts from SQL parameters in place of the CRM's tables."""
-    tables = {model.__tablename__: _table(model) for model in FACTS}
+    tables = {each.name: _table(each) for each in declared.sources}
 
     def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
-        if isinstance(element, Column) and _is_of_crm(element.table):
+        if isinstance(element, ColumnClause) and _is_of_crm(element.table):
             return tables[element.table.name].c[element.name]
         return tables[element.name] if _is_of_crm(element) else None
 
@@ -337,8 +352,7 @@ def _is_of_crm(element: object) -> TypeGuard[Table]:
     return isinstance(element, Table) and element.schema == CrmBase.metadata.schema
 
 
-def _table(model: type[CrmBase]) -> CTE:
-    of = model.__table__
-    source = rows(parameter(model), **{name: of.c[name].type for name in FACTS[model]})
-    made = select(*source.c).cte(f"crm_{model.__tablename__}")
-    return made.prefix_with("MATERIALIZED")
+def _table(source: FactSource) -> CTE:
+    types = {name: stored_type(type_) for name, type_ in source.types.items()}
+    given = rows(parameter(source.name), **types)
+    return select(*given.c).cte(f"crm_{source.name}").prefix_with("MATERIALIZED")

@@ -194,7 +194,7 @@ class _Run:
         for _ in range(BATCHES_AT_MOST):
             found = _since(work.side_connection, news, position)
             if found:
-                self._see_to(sorted({each.user_id for each in found}))
+                self._see_to(sorted(_users(work.side_connection, found)))
                 self.counts[source] += len(found)
                 position = found[-1].created_at, found[-1].key
                 seen = max(seen, position[0])
@@ -302,10 +302,23 @@ def _number(connection: Connection, news: News, since: datetime | None) -> str |
 def _since(connection: Connection, news: News, after: Position) -> list[NewCrmRow]:
     crm = crm_of(connection)
     if crm is not None:
-        return crm.since(news.table, after, limit=AT_A_TIME)
+        return crm.since(news, after, limit=AT_A_TIME)
     at, key = after
     found = connection.execute(_since_here(news, key is not None), {"after": at, "key": key}).all()
     return [NewCrmRow(row.created_at, row.key, row.user_id) for row in found]
+
+
+def _users(connection: Connection, found: Sequence[NewCrmRow]) -> set[int]:
+    """Return our numbers of the users of these rows; new users of an external CRM get one.
+
+    Users whose id is unusable are left out.
+    """
+    ids = [each.user_id for each in found]
+    if loaded().numbered is None or crm_of(connection) is None:
+        return {each for each in ids if isinstance(each, int)}
+    numbers = user_ids.number_in_order(connection, ids)
+    connection.commit()
+    return set(numbers.values())
 
 
 def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[Any, ...]]:

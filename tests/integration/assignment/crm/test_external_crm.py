@@ -28,7 +28,7 @@ from assignment_workers.assignment.reports.figures import figures
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.health.model import Component, HealthState
 from assignment_workers.health.monitor import read_repeatedly
-from assignment_workers.schema.crm import MAPPINGS, ClaimRequirement, CrmUser
+from assignment_workers.schema.crm import ClaimRequirement, CrmUser
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import TURN_SECONDS
@@ -42,6 +42,7 @@ from tests.integration.assignment.crm.seeing import (
     silent,
     verdicts,
 )
+from tests.support.dialers import DIALERS
 from tests.support.external_crm import OtherCrm
 from tests.support.servers import Maria, free_port, wire
 from tests.support.sessions import END
@@ -267,23 +268,22 @@ def test_users_validated_lately_are_handed_out_if_the_setting_allows(
 
 def test_a_crm_that_can_never_be_read_stops_the_start_with_one_line(crm: OtherCrm) -> None:
     def complaint(url: str, mapping: str = crm.name) -> str:
-        made = Crm(url, MAPPINGS[mapping], timeout=TIMEOUT)
+        made = Crm(url, DIALERS["claims"].external_facts(mapping, {}), timeout=TIMEOUT)
         with pytest.raises((UsageError, SchemaMismatch)) as caught:
             made.check()
         made.close()
         return str(caught.value)
 
-    Crm(crm.url, crm.mapping, timeout=TIMEOUT).check()
+    Crm(crm.url, crm.declared, timeout=TIMEOUT).check()
     assert complaint(crm.url.replace("/crm_", "/no_such_")).startswith("CRM_DATABASE_URL: ")
     wrong = make_url(crm.url).set(password="not-the-one")
     told = complaint(wrong.render_as_string(hide_password=False))
     assert re.match("CRM_DATABASE_URL: .*(password authentication failed|Access denied)", told)
     assert "not-the-one" not in told
     assert "\n" not in told
-    other = next(each for each in MAPPINGS if each != crm.name)
-    table = MAPPINGS[other].tables[CrmUser]
+    other, table = ("people",) * 2 if crm.name == "original" else ("original", "users")
     assert complaint(crm.url, other) == f"CRM_DATABASE_URL: the CRM has no table {table}"
-    column = crm.mapping.column(CrmUser, "phone_number")
+    column = crm.column(CrmUser, "phone_number")
     with crm.engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {crm.tables[CrmUser].name} DROP COLUMN {column}"))
     name = crm.tables[CrmUser].name
@@ -355,9 +355,9 @@ def test_a_frozen_crm_is_named_within_seconds_and_is_good_again_by_itself(
 
 
 def test_the_schema_is_inspected_where_the_crm_is(world: World, crm: OtherCrm) -> None:
-    users, claims, requirements = (f"the CRM's {name}" for name in crm.mapping.tables.values())
+    users, claims, requirements = (f"the CRM's {each.of}" for each in crm.declared.sources)
     assert verdicts(world) == {users: "ours", claims: "ours", requirements: "ours"}
-    column = crm.mapping.column(CrmUser, "phone_number")
+    column = crm.column(CrmUser, "phone_number")
     with crm.engine.begin() as connection:
         connection.execute(text(f"DROP TABLE {crm.tables[ClaimRequirement].name}"))
         connection.execute(text(f"ALTER TABLE {crm.tables[CrmUser].name} DROP COLUMN {column}"))

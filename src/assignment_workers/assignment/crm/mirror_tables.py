@@ -1,0 +1,196 @@
+"""The tables of the mirror, made from the facts that the dialer declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, Index, MetaData, Table, delete, text
+from sqlalchemy.dialects import postgresql
+
+from assignment_workers.assignment.crm.external_crm import declared_facts
+from assignment_workers.assignment.crm.facts import USERS
+from assignment_workers.policy.facts import ExternalFacts, FactSource, stored_type
+from assignment_workers.schema.base import CrmBase
+from assignment_workers.schema.crm import MIRROR_SCHEMA
+from assignment_workers.schema.roles import GATEWAY, READER, WORKER
+from assignment_workers.schema.tables import CrmRead
+from assignment_workers.settings import Settings
+
+INCOMING = "incoming_"
+"""The prefix of the tables that a read fills; their rows replace those of the others when it is
+complete."""
+_LOCK = 0x6D697272
+"""The advisory lock of a transaction that makes the tables."""
+
+_TEMPORARY = "pg_temp"
+
+_dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+_quote = _dialect.identifier_preparer.quote
+
+
+def table_of(source: FactSource, *, incoming: bool = False) -> Table:
+    """Return the table of the mirror with the rows of this table of the CRM.
+
+    `incoming`: the table that a read fills, in place of the one that is read.
+    """
+    metadata = MetaData(schema=MIRROR_SCHEMA, naming_convention=CrmBase.metadata.naming_convention)
+    made = Table(
+        f"{INCOMING if incoming else ''}{source.name}",
+        metadata,
+        *(
+            Column(name, stored_type(type_), primary_key=name in source.key, autoincrement=False)
+            for name, type_ in source.types.items()
+        ),
+        prefixes=["UNLOGGED"] if incoming else [],
+    )
+    if not incoming and source.link is not None:
+        Index(None, made.c[source.link.column])
+    return made
+
+
+def prepare(connection: Connection, settings: Settings) -> None:
+    """Make the mirror's tables for the external CRM of `settings`, if any, and commit."""
+    if settings.crm_database_url is not None:
+        make(connection, declared_facts(settings))
+        connection.commit()
+
+
+def make(connection: Connection, declared: ExternalFacts) -> list[str]:
+    """Make the mirror's tables that are missing or differ from the declaration; return their names.
+
+    Tables that are not declared are dropped. A new table is empty until the next read, so after a
+    change the record of the last read is deleted. The caller commits.
+    """
+    if not _differing(connection, declared):
+        return []
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    changed = _differing(connection, declared)
+    made = [
+        table_of(source, incoming=incoming)
+        for source in declared.sources
+        for incoming in (False, True)
+    ]
+    owner, readers = _roles(connection)
+    for name in changed:
+        connection.execute(text(f'DROP TABLE IF EXISTS {MIRROR_SCHEMA}."{name}"'))
+    for table in made:
+        if table.name not in changed:
+            continue
+        table.create(connection)
+        for role, rights in () if table.name.startswith(INCOMING) else readers:
+            connection.execute(text(f"GRANT {rights} ON {quoted(table)} TO {role}"))
+        if owner is not None:
+            connection.execute(text(f"ALTER TABLE {quoted(table)} OWNER TO {owner}"))
+    connection.execute(delete(CrmRead))
+    return changed
+
+
+def stand_in(connection: Connection, declared: ExternalFacts) -> None:
+    """Let the statements of this connection read empty temporary tables in place of the CRM's."""
+    for source in declared.sources:
+        table_of(source).to_metadata(MetaData(), schema=_TEMPORARY).create(connection)
+    connection.execution_options(schema_translate_map={CrmBase.metadata.schema: _TEMPORARY})
+
+
+def quoted(of: Table | Column[Any]) -> str:
+    """Return the name of a table of the mirror, with its schema, or of a column, as SQL."""
+    if isinstance(of, Table):
+        return str(_dialect.identifier_preparer.format_table(of))
+    return str(_quote(of.name))
+
+
+def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict[str, int]:
+    """Delete a user's rows from the mirror; return their number, by table with its schema.
+
+    Tables and columns that the mirror does not have are passed over.
+    """
+    there = {
+        (row.name, column.partition(" ")[0])
+        for row in connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
+        for column in row.columns
+    }
+    counts = {}
+    for source in reversed(declared.sources):
+        way = list(_way(declared, source))
+        if way and set(way) <= there:
+            statement = text(f"DELETE FROM {_named(source.name)} WHERE {_of_user(way)}")  # noqa: S608
+            rows = connection.execute(statement, {"user": user_id}).rowcount
+            counts[f"{MIRROR_SCHEMA}.{source.name}"] = rows
+    return counts
+
+
+def _way(declared: ExternalFacts, source: FactSource) -> Iterator[tuple[str, str]]:
+    """Yield the columns on the way from this table to a person's id, each with its table."""
+    if source.name == USERS:
+        yield USERS, "id"
+    while source.link is not None:
+        yield source.name, source.link.column
+        if source.link.table == USERS:
+            return
+        yield source.link.table, source.link.target
+        source = declared.source(source.link.table)
+
+
+def _of_user(way: Sequence[tuple[str, str]]) -> str:
+    """Return the condition of SQL that a row belongs to the user of the parameter `user`."""
+    (_, column), *further = way
+    if not further:
+        return f"{_quote(column)} = :user"
+    (table, target), *rest = further
+    return (
+        f"{_quote(column)} IN (SELECT {_quote(target)} FROM {_named(table)}"  # noqa: S608
+        f" WHERE {_of_user(rest)})"
+    )
+
+
+def _named(table: str) -> str:
+    return f"{MIRROR_SCHEMA}.{_quote(table)}"
+
+
+def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
+    """Return the names of the tables that are not, or should not be, in the mirror."""
+    wanted = {
+        table.name: sorted(_described(table))
+        for source in declared.sources
+        for table in (table_of(source), table_of(source, incoming=True))
+    }
+    there = {
+        row.name: sorted(row.columns)
+        for row in connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
+    }
+    return [
+        name for name in dict.fromkeys((*wanted, *there)) if wanted.get(name) != there.get(name)
+    ]
+
+
+def _described(table: Table) -> Iterable[str]:
+    for column in table.columns:
+        type_ = column.type.compile(dialect=_dialect).lower()
+        yield f"{column.name} {type_}{' key' if column.primary_key else ''}"
+
+
+def _roles(connection: Connection) -> tuple[str | None, list[tuple[str, str]]]:
+    """Return the role that is to own the tables, if any, and the roles that read them."""
+    found = connection.execute(_ROLES, {"roles": [WORKER, GATEWAY, READER]})
+    is_member = {row.name: row.is_member for row in found}
+    owner = WORKER if is_member.get(WORKER) else None
+    readers = {GATEWAY: "SELECT, DELETE", READER: "SELECT"}
+    return owner, [(role, rights) for role, rights in readers.items() if role in is_member]
+
+
+_THERE = text("""
+    SELECT c.relname AS name, array_agg(
+        a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN EXISTS (
+            SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p'
+            AND a.attnum = ANY(k.conkey)
+        ) THEN ' key' ELSE '' END
+    ) AS columns
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE n.nspname = :schema AND c.relkind = 'r' GROUP BY c.relname
+""")
+_ROLES = text("""
+    SELECT rolname AS name, pg_has_role(oid, 'MEMBER') AS is_member FROM pg_roles
+    WHERE rolname = ANY(:roles)
+""")

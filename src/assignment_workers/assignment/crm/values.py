@@ -1,0 +1,188 @@
+"""The conversion of an external CRM's values to the types of its declared facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.types import TypeEngine
+
+from assignment_workers.identity import UserId
+from assignment_workers.policy.facts import FactSource, kind_of
+from assignment_workers.schema.crm import AnyCase
+from assignment_workers.telemetry import CRM_READS
+
+LARGEST_ID = 2**63 - 1
+Convert = Callable[[Any], Any]
+
+
+class Unreadable(Exception):
+    """A value of the CRM that cannot be converted to the type of its fact."""
+
+
+class RowReader:
+    """The conversion of the rows of a CRM's table, with its columns in the order of their types.
+
+    Values are converted to plain values, as JSON and COPY take them. A person's id is the CRM's
+    own.
+    """
+
+    def __init__(self, source: FactSource, *, numbered: str | None, folds: bool) -> None:
+        """Prepare the conversion. `folds`: True for a server that compares texts without case."""
+        self.columns = tuple(source.types)
+        self._converters = tuple(
+            reader_of_ids(numbered)
+            if name in source.person_columns
+            else _converter(type_, folds=folds)
+            for name, type_ in source.types.items()
+        )
+        self._persons = [self.columns.index(name) for name in sorted(source.person_columns)]
+        self._key = [self.columns.index(name) for name in source.key]
+
+    def read(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
+        """Return the converted row; None for one with a value that cannot be converted."""
+        try:
+            read = tuple(
+                None if value is None else convert(value)
+                for convert, value in zip(self._converters, row, strict=True)
+            )
+            if any(read[place] is None for place in self._key):
+                raise Unreadable("a part of the primary key is null")
+        except Unreadable:
+            CRM_READS.labels("unreadable").inc()
+            return None
+        return read
+
+    def persons(self, rows: Iterable[tuple[Any, ...]]) -> set[UserId]:
+        """Return the CRM's ids of the persons in converted rows."""
+        return {row[place] for row in rows for place in self._persons if row[place] is not None}
+
+    def with_numbers(
+        self, row: tuple[Any, ...], numbers: Mapping[UserId, int]
+    ) -> tuple[Any, ...] | None:
+        """Return a converted row with our numbers of persons; None if a person has no number."""
+        changed = list(row)
+        for place in self._persons:
+            number = numbers.get(row[place])
+            if number is None:
+                return None
+            changed[place] = number
+        return tuple(changed)
+
+
+def reader_of_ids(numbered: str | None) -> Callable[[Any], UserId]:
+    """Return the function that reads a person's id in the CRM. It raises `Unreadable`."""
+    if numbered is None:
+        return whole_number
+    return _uuid if numbered == "uuid" else str
+
+
+def _converter(type_: TypeEngine[Any], *, folds: bool) -> Convert:
+    if folds and isinstance(type_, AnyCase):
+        return _folded
+    kind = kind_of(type_)
+    if kind is datetime:
+        return _aware if getattr(type_, "timezone", False) else instant
+    return _CONVERTERS.get(kind, _text)
+
+
+def _text(value: object) -> str:
+    return str(value).replace("\x00", "")
+
+
+def _folded(value: object) -> str:
+    # A MySQL server ignores trailing spaces when it compares, too.
+    return _text(value).rstrip(" ").lower()
+
+
+_TRUTHS = {"1": True, "y": True, "yes": True, "t": True, "true": True}
+_TRUTHS |= {"0": False, "n": False, "no": False, "f": False, "false": False}
+
+
+def _truth(value: object) -> bool:
+    """Read a boolean from a boolean, 0 or 1, a bit, or a word for either."""
+    said = value
+    if isinstance(value, bytes):
+        said = int.from_bytes(value, "big")
+    found = _TRUTHS.get(str(int(said) if isinstance(said, bool) else said).strip().lower())
+    if found is None:
+        raise Unreadable(f"{value!r:.40} is neither yes nor no")
+    return found
+
+
+def whole_number(value: object) -> int:
+    """Read a whole number of 64 bits. Raises `Unreadable`."""
+    try:
+        number = int(str(value))
+    except (TypeError, ValueError):
+        raise Unreadable(f"{value!r:.40} is not a whole number") from None
+    if not -LARGEST_ID <= number <= LARGEST_ID:
+        raise Unreadable(f"{number} is not a number of 64 bits")
+    return number
+
+
+def _decimal(value: object) -> Decimal:
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        raise Unreadable(f"{value!r:.40} is not a number") from None
+    if not number.is_finite():
+        raise Unreadable(f"{value!r:.40} is not finite")
+    return number
+
+
+def _float(value: object) -> float:
+    return float(_decimal(value))
+
+
+def instant(value: object) -> datetime | None:
+    """Convert a CRM value to a UTC time without a time zone; MySQL's zero date becomes None.
+
+    Raises `Unreadable`.
+    """
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)  # noqa: DTZ001 - without a zone
+    if _is_zero(value):
+        return None
+    raise Unreadable(f"{value!r:.40} is not a date with a time")
+
+
+def _aware(value: object) -> datetime | None:
+    found = instant(value)
+    return None if found is None else found.replace(tzinfo=UTC)
+
+
+def _date(value: object) -> date | None:
+    if isinstance(value, datetime):
+        return value.date()
+    if isinstance(value, date):
+        return value
+    if _is_zero(value):
+        return None
+    raise Unreadable(f"{value!r:.40} is not a date")
+
+
+def _is_zero(value: object) -> bool:
+    return str(value).startswith("0000-00-00")
+
+
+def _uuid(value: object) -> str:
+    try:
+        return str(value if isinstance(value, UUID) else UUID(str(value)))
+    except ValueError:
+        raise Unreadable(f"{value!r:.40} is not a UUID") from None
+
+
+_CONVERTERS: Mapping[type[Any] | None, Convert] = {
+    bool: _truth,
+    int: whole_number,
+    float: _float,
+    Decimal: _decimal,
+    date: _date,
+    UUID: _uuid,
+}
