@@ -117,7 +117,10 @@ class Identity:
 
     @property
     def tails(self) -> list[str]:
-        """The last `REACH` digits of every number and of every part that could not be read."""
+        """The endings by which this text is compared with a number of another form.
+
+        They are the last `REACH` digits of each number, and of each part that is not readable.
+        """
         return sorted({*(reach(each.e164) for each in self.numbers), *self.unread})
 
 

@@ -271,7 +271,7 @@ def _print_changes(readings: Iterator[Health], _: Console) -> None:
 
 
 def _status(health: Health, given: Settings) -> Status | None:
-    """Return the status that the database tells; None, with a complaint, if it cannot."""
+    """Read the status from the database; complain and return None if that is impossible."""
     if _is_silent(health):
         complain(f"the database cannot be reached: PostgreSQL {NO_ANSWER}")
         return None

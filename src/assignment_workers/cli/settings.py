@@ -1,4 +1,4 @@
-"""The operational settings: what is in force, every change of them, and changing one."""
+"""Show the operational settings in force and their earlier changes, and change one."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class HttpClient(HttpMethods, AssignmentClient):
         self._connections.clear()
 
     def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Carry out one exchange, and return its result."""
+        """Send the request, or sleep for the pause; return the reply, None if there is none."""
         match exchange:
             case Pause(seconds):
                 time.sleep(seconds)

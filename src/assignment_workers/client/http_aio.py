@@ -53,7 +53,7 @@ class AsyncHttpClient(HttpMethods, AsyncAssignmentClient):
         await self._connections.aclose()
 
     async def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Carry out one exchange, and return its result."""
+        """Send the request, or sleep for the pause; return the reply, None if there is none."""
         match exchange:
             case Pause(seconds):
                 await asyncio.sleep(seconds)

@@ -130,14 +130,14 @@ class Disk:
         return Path(f"/proc/{self.process}/root{path}")
 
     def fill(self) -> None:
-        """Leave no room on the file system. Raises `OSError` if that fails."""
+        """Shrink the file system so that it has no free space. Raises `OSError` if that fails."""
         for _ in range(RESIZES):  # a file may grow in between
             if self._resize(str(_used(self.seen(self.path)))):
                 return
         raise OSError(f"{self.path} cannot be made smaller")
 
     def empty(self) -> None:
-        """Give the file system its room again. Raises `OSError` if that fails."""
+        """Grow the full file system to its first size. Raises `OSError` if that fails."""
         if not self._resize(DISK_SIZE):
             raise OSError(f"{self.path} cannot be made larger")
 

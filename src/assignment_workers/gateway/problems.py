@@ -225,7 +225,7 @@ def _methods(request: Request) -> list[str]:
 
 
 def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
-    """Turn every error of `app` that a caller caused into a problem.
+    """Make `app` answer every error that a caller caused with problem details (RFC 9457).
 
     `authenticate` raises `Problem` if the caller may not call. It is called before errors in a body
     are reported, because a body may be read before its sender is known.

@@ -148,7 +148,7 @@ class LifeSigns:
         self._thread = threading.Thread(target=self._repeat, name="life", daemon=True)
 
     def start(self) -> None:
-        """Begin to store signs."""
+        """Begin to store the signs of life of this process, in a thread of its own."""
         self._thread.start()
 
     def stop(self, *, in_order: bool) -> None:

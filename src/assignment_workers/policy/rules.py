@@ -179,7 +179,7 @@ class Numbers:
 
     @property
     def current(self) -> ColumnElement[bool]:
-        """SQL condition: the stored normal form is that of the user's present number in the CRM."""
+        """SQL condition: the stored phone numbers were read from the text that the CRM has now."""
         written = func.coalesce(CrmUser.phone_number, sql_text(""))
         same = [func.coalesce(Phone.text, sql_text("")) == written]
         nothing = written == sql_text("")

@@ -1,4 +1,4 @@
-"""Load times that Python cannot represent as the nearest time that it can."""
+"""Load a PostgreSQL time outside the range of Python as the nearest time inside of the range."""
 
 from __future__ import annotations
 

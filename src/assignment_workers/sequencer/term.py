@@ -199,7 +199,7 @@ class Candidacy:
         return None
 
     def compare(self) -> None:
-        """Look again at the dialers of all lanes: see `differing`."""
+        """Compare the dialer of this process with that of each lane's leader: see `differing`."""
         self._compare(self.connect())
 
     def _compare(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:

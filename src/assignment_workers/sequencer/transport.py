@@ -465,13 +465,16 @@ class OrderedChannel(Channel):
         return last
 
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
-        """Move the messages taken by other terms, and with `own` by this one, to the queue's head.
+        """Return messages that were taken but not acknowledged to the queue's head; count them.
 
-        They keep the order in which they were taken. Returns their number. `own`: only while no
-        task runs. A term that `begins` moves the messages of every other term. Later, it moves only
-        those of earlier terms, because it may itself be over without knowing. With `own` or
-        `begins` all keys of Redis are searched for lists, otherwise about a thousand. A message
-        that a dead term had taken may have ended its process, and is delivered as a suspect.
+        They keep the order in which they were taken. The messages are those that sequencers of
+        earlier terms took. `begins`: the term of this sequencer begins; then those of every other
+        term. Otherwise those of later terms stay, because this term may be over without knowing it.
+        `own`: also those of this term; only while no task runs.
+
+        A message that a dead sequencer had taken may have ended its process, so a term that
+        `begins` delivers it as a suspect. Cost: with `own` or `begins` a scan of all keys of Redis,
+        otherwise of about a thousand.
         """
         self.settle()
         count = 0

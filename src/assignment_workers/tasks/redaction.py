@@ -181,7 +181,10 @@ def summary_of_message(said: Mapping[str, Any]) -> str:
 
 
 def summary_of_answer(answer: object) -> str:
-    """Return an answer in a few words: of many, how many of each outcome and the first users."""
+    """Summarize an answer in a few words, such as `assigned user 3652`.
+
+    A list of answers is summarized by the number of each outcome, and the first users.
+    """
     if isinstance(answer, list):
         if len(answer) == 1:
             return summary_of_answer(answer[0])

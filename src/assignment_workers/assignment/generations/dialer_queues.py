@@ -1,4 +1,4 @@
-"""The dialer queues in the database: a row for each one of the loaded dialer."""
+"""The table of dialer queues, with a row for each dialer queue of the loaded dialer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pause and resume a dialer queue for an operator; holds are untouched."""
+"""Pause and resume a dialer queue for an operator; active assignments stay as they are."""
 
 from __future__ import annotations
 

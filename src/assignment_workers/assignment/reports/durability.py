@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 
 class Commits(StrEnum):
-    """The servers that have a commit when its answer is sent."""
+    """The servers whose disk has a change at the moment when an agent is answered."""
 
     ALONE = "alone"
     """The primary's disk; no standby is connected or named."""

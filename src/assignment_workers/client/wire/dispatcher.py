@@ -1,4 +1,4 @@
-"""Carrier of calls to the workers and of answers back: one loop, two tasks, many callers.
+"""Send the messages of many callers to the workers, and return each answer to its caller.
 
 A message is sent to its Celery queue. Its result arrives on one subscription in Redis, which exists
 before the first message is sent. After a lost subscription, the results that arrived meanwhile are

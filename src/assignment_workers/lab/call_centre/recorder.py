@@ -29,7 +29,7 @@ class AgentActivity(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """One answered request: when in the run (s), after how many seconds, and its outcome."""
+    """A request that was answered: the second of the run, the wait in seconds, and the outcome."""
 
     at: float
     seconds: float

@@ -87,7 +87,7 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Return the median growth per second in these parts of the lives."""
+    """Return the median growth per second within the given halves of the lives of a process."""
     return statistics.median(slope for half in halves for slope in _slopes(half))
 
 

@@ -327,7 +327,7 @@ class Optimistic(Original):
 
 
 class Locked(InOneTransaction):
-    """A remedy: a lock that keeps every claim out while the queue is rebuilt."""
+    """The original with a remedy: while the queue is rebuilt, a lock makes every claim wait."""
 
     SHARED = "SELECT pg_advisory_xact_lock_shared(907)"
 

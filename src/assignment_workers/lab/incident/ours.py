@@ -106,7 +106,7 @@ class Ours:
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Build beside the published generation, then publish in a fenced transaction."""
+        """Build a generation beside the published one, then publish it in a fenced transaction."""
         self._rebuilds += 1
         number = self.build()
         if number is not None:
