@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Connection, Engine, event, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.schema import CreateColumn
 
 from assignment_workers.adoption import changes, guards, promises, views
@@ -30,12 +30,12 @@ from assignment_workers.adoption.waits import telling_of_waits
 from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.assignment.transaction import FencedTransaction
-from assignment_workers.errors import SchemaMismatch
+from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.migrate import MIGRATION, OUR_VIEW, STATEMENT_AT_MOST
-from assignment_workers.schema.retry import patiently
+from assignment_workers.schema.retry import is_passing, patiently, reason
 from assignment_workers.schema.tables import DEFAULT_LANE, LaneTerm
 from assignment_workers.settings import Settings
 
@@ -50,7 +50,10 @@ CATCH_UP_AT_MOST = 1_000
 
 @contextmanager
 def opened(database_url: str) -> Iterator[Engine]:
-    """Yield an engine whose statements wait only briefly for locks."""
+    """Yield an engine whose statements wait only briefly for locks.
+
+    Raises `DatabaseUnavailable`, in place of SQLAlchemy's errors that pass.
+    """
     engine = connect(
         database_url,
         name=MIGRATION,
@@ -59,6 +62,12 @@ def opened(database_url: str) -> Iterator[Engine]:
     )
     try:
         yield engine
+    except DBAPIError as error:
+        if is_passing(error):
+            raise DatabaseUnavailable(
+                f"{reason(error)}; what was committed is kept: run the command again"
+            ) from error
+        raise
     finally:
         engine.dispose()
 

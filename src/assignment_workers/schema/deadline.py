@@ -90,8 +90,14 @@ class BoundedConnection(psycopg.Connection[Any]):
             try:
                 return super().wait(gen, interval=interval, timeout=self.exchange_seconds)
             except _WaitTimeout:
-                if self.is_at_work is None or not self.is_at_work(self):
+                if self.is_at_work is None:
                     raise self.dropped(monotonic() - began) from None
+            if self.is_at_work(self):
+                continue
+            try:  # The server may have answered while it was looked at.
+                return super().wait(gen, interval=interval, timeout=MARGIN_SECONDS)
+            except _WaitTimeout:
+                raise self.dropped(monotonic() - began) from None
 
     def dropped(self, seconds: float) -> NoAnswer:
         """Close the connection without sending anything; return the error to raise.

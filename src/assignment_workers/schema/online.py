@@ -81,17 +81,30 @@ def cancel(table: str, which: str) -> None:
 
 
 def cancel_statement(table: str, which: str) -> str:
-    """Return the SQL statement that `cancel` runs; it must be run outside of a transaction."""
+    """Return the SQL statement that `cancel` runs; it must be run outside of a transaction.
+
+    It never waits for one row while it has locked another, so no statement of the dialer, which may
+    lock the same rows in any order, ends in a deadlock with it.
+    """
     return f"""
         DO $cancel$
-        DECLARE superseded uuid[]; first integer := 1;
+        DECLARE superseded uuid[]; batch uuid[]; one uuid; first integer := 1;
         BEGIN
             superseded := ARRAY({which});
             WHILE first <= cardinality(superseded) LOOP
+                batch := ARRAY(SELECT id FROM public.{table} WHERE status = 'pending'
+                    AND id = ANY(superseded[first : first + {BATCH - 1}]) FOR UPDATE SKIP LOCKED);
                 UPDATE public.{table} SET status = 'cancelled', updated_at = timezone('UTC', now())
-                WHERE id = ANY(superseded[first : first + {BATCH - 1}]) AND status = 'pending';
+                WHERE id = ANY(batch);
                 COMMIT;
                 first := first + {BATCH};
+            END LOOP;
+            batch := ARRAY(
+                SELECT id FROM public.{table} WHERE id = ANY(superseded) AND status = 'pending');
+            FOREACH one IN ARRAY batch LOOP
+                UPDATE public.{table} SET status = 'cancelled', updated_at = timezone('UTC', now())
+                WHERE id = one AND status = 'pending';
+                COMMIT;
             END LOOP;
         END $cancel$
     """  # noqa: S608 - every name is ours

@@ -57,7 +57,7 @@ def patiently(
         )(again)
     except (DBAPIError, DatabaseUnavailable) as error:
         if is_passing(error):
-            raise DatabaseUnavailable(_reason(error)) from error
+            raise DatabaseUnavailable(reason(error)) from error
         raise
 
 
@@ -108,6 +108,7 @@ def constraint_of(error: IntegrityError) -> str | None:
     return getattr(getattr(error.orig, "diag", None), "constraint_name", None)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Return, in one line, why the database cannot answer."""
     text = str(getattr(error, "orig", None) or error).strip().splitlines()
     return f"the database cannot answer: {text[0] if text else type(error).__name__}"

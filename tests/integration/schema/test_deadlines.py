@@ -18,6 +18,7 @@ from assignment_workers.schema import deadline, engine
 from assignment_workers.schema.deadline import BoundedConnection, NoAnswer
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
+from tests.support.processes import wait_until
 from tests.support.servers import Wire, wire
 from tests.support.world import World
 
@@ -111,6 +112,19 @@ def test_a_long_statement_is_waited_for_while_the_server_is_at_work_on_it(
         assert monotonic() - began < 5.0
         with on.connect() as connection:
             assert connection.execute(text("SELECT 1")).scalar_one() == 1, "over a new connection"
+
+
+def test_an_answer_that_comes_while_the_server_is_looked_at_is_taken(
+    line: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks_late(connection: BoundedConnection) -> bool:
+        wait_until(lambda: not deadline.at_work(connection), "the statement to end")
+        return False
+
+    monkeypatch.setattr(engine, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "at_work", looks_late)
+    with engine_on(line, statement_timeout=600) as on, on.connect() as connection:
+        assert connection.execute(text("SELECT 1 FROM pg_sleep(0.4)")).scalar_one() == 1
 
 
 def test_whether_the_server_is_at_work_is_unknown_where_it_cannot_be_asked(line: Wire) -> None:
