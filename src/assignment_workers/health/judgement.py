@@ -192,7 +192,7 @@ class _Judge:
             return _good_server("broker", title, "answers")
         told = Told(
             trouble,
-            "Requests do not reach the sequencer: callers are answered `unavailable`.",
+            "Nobody is handed out, and no call can be finished: requests do not arrive.",
             f"Look at the {name} server: does it run, is it reachable, has it memory and disk?",
             name.lower(),
         )
@@ -204,7 +204,7 @@ class _Judge:
             return _good_server("results", "Redis (results)", "answers")
         told = Told(
             trouble,
-            "Answers do not come back: callers are answered `unavailable`.",
+            "Nobody is handed out, and no call can be finished: answers do not come back.",
             "Look at the Redis server: does it run, is it reachable, has it memory and disk?",
             "redis",
         )

@@ -12,7 +12,7 @@ from assignment_workers.errors import UsageError
 
 def test_a_runbook_is_printed_with_its_steps() -> None:
     ran = CliRunner().invoke(app, ["runbook", "redis"], standalone_mode=False)
-    assert ran.stdout.startswith("Redis\n\nRequests do not reach the sequencer")
+    assert ran.stdout.startswith("Redis\n\nNobody is handed out")
     assert "\n1. Does `redis-cli" in ran.stdout
 
 

@@ -142,7 +142,13 @@ def _wrong(request: Request, problem: Problem) -> Response:
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is not None and caller.role not in {None, *WATCHING}:
         caller = None
-    facts = {"title": problem.status.phrase, "detail": problem.detail, "caller": caller}
+    again = request.url.path if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    facts = {
+        "title": problem.status.phrase,
+        "detail": problem.detail,
+        "caller": caller,
+        "again": again if request.method == "GET" else None,
+    }
     return html(request, "wrong.html", facts, status=problem.status)
 
 
