@@ -82,7 +82,7 @@ DIALER = {
 
 LOCKED = """
 SELECT application_name, max(extract(epoch FROM clock_timestamp() - waitstart))::float8
-FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted GROUP BY 1
+FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE waitstart IS NOT NULL GROUP BY 1
 """
 
 

@@ -204,12 +204,17 @@ class Whole:
             if part.process.popen.poll() is not None:
                 self.start(name, part.role)
 
+    def findings(self) -> list[str]:
+        """What the health says of the components that are not good."""
+        components = json.loads(self.doors.page("/v1/health"))["components"]
+        return [f"{each['name']}: {each['finding']}" for each in components if each["finding"]]
+
     def settle(self, when: str) -> None:
         """Wait until everything is good, at every door."""
         ends = time.monotonic() + AGAIN_SECONDS
         while wrong := self.doors.wrong():
             left = ends - time.monotonic()
-            assert left > 0, f"not good {when} after {AGAIN_SECONDS} s: {wrong}"
+            assert left > 0, f"not good {when} after {AGAIN_SECONDS} s: {wrong}: {self.findings()}"
             self.revive()
 
 

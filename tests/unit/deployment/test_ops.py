@@ -187,6 +187,14 @@ def test_every_alert_has_its_test() -> None:
     }
 
 
+def test_a_gauge_of_which_several_states_are_asked_for_is_summed_over_them() -> None:
+    """Each state is a series of its own, and 0 but for one: the least of several is always 0."""
+    several = [each for _, each in expressions() if "state=~" in each]
+    assert several
+    for expression in several:
+        assert re.search(r"sum without \(state\) \(\w+\{[^}]*state=~", expression), expression
+
+
 @pytest.mark.parametrize(("name", "expression"), expressions(), ids=lambda each: str(each)[:40])
 def test_every_figure_that_is_asked_for_is_told(name: str, expression: str) -> None:
     asked = set(re.findall(rf"{PREFIX}_\w+", expression))
