@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -10,6 +11,7 @@ from redbeat.schedulers import (
     LUA_EXTEND_TO_SCRIPT,
     REDBEAT_REDIS_KEY,
     RedBeatScheduler,
+    RedBeatSchedulerEntry,
     get_redis,
 )
 from redis.exceptions import LockError, RedisError
@@ -33,12 +35,30 @@ def connect_beat(app: Any) -> None:
     setattr(app, REDBEAT_REDIS_KEY, redis_client(url, decode_responses=True, **options))
 
 
+class Entry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
+    """RedBeat's entry of the schedule, with the right time at which it is due next.
+
+    RedBeat adds what remains from now on to the last sending. That is too early by the entry's age
+    when a beat starts, and then the task seems to be overdue.
+    """
+
+    @property
+    def due_at(self) -> datetime | None:
+        """The next time at which the task is due, now if it is overdue; None: never again."""
+        remains: timedelta | None = timedelta()
+        if self.last_run_at is not None:
+            remains = self.schedule.remaining_estimate(self.last_run_at)
+        now: datetime = self._default_now()
+        return None if remains is None else now + max(remains, timedelta())
+
+
 class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
     """RedBeat's scheduler, which waits while Redis is down instead of ending with a traceback.
 
     It sends tasks only while it has the lock.
     """
 
+    Entry = Entry
     lock: Any
 
     def setup_schedule(self) -> None:
