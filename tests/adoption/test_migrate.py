@@ -185,6 +185,7 @@ def test_a_run_that_is_killed_inside_a_transaction_is_taken_up_by_the_next(
                 (waiting,) = wait_until(
                     lambda: watching.execute(WAITING).fetchone(),
                     "it to wait for the lock",
+                    seconds=60.0,
                 )
                 if ended == "kill":
                     process.kill()

@@ -64,7 +64,7 @@ def test_a_schema_whose_name_needs_quotes_is_named(name: str) -> None:
 
 
 def test_a_schema_in_the_address_of_the_crm_is_named_with_its_remedy() -> None:
-    with pytest.raises(UsageError, match="ASSIGNMENT_WORKERS_CRM_MAPPING names"):
+    with pytest.raises(UsageError, match="the dialer's file names the CRM's tables"):
         reader(f"{PLAIN}?schema=crm", 5.0, pool=None)
 
 

@@ -172,11 +172,11 @@ def _described(table: Table) -> Iterable[str]:
 
 def _roles(connection: Connection) -> tuple[str | None, list[tuple[str, str]]]:
     """Return the role that is to own the tables, if any, and the roles that read them."""
-    found = connection.execute(_ROLES, {"roles": [WORKER, GATEWAY, READER]})
-    is_member = {row.name: row.is_member for row in found}
-    owner = WORKER if is_member.get(WORKER) else None
+    asked = {"roles": [WORKER, GATEWAY, READER], "schema": MIRROR_SCHEMA}
+    may_own = {row.name: row.may_own for row in connection.execute(_ROLES, asked)}
+    owner = WORKER if may_own.get(WORKER) else None
     readers = {GATEWAY: "SELECT, DELETE", READER: "SELECT"}
-    return owner, [(role, rights) for role, rights in readers.items() if role in is_member]
+    return owner, [(role, rights) for role, rights in readers.items() if role in may_own]
 
 
 _THERE = text("""
@@ -190,7 +190,9 @@ _THERE = text("""
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE n.nspname = :schema AND c.relkind = 'r' GROUP BY c.relname
 """)
+# Roles are those of the server: some may be there for another database, without a right in this one.
 _ROLES = text("""
-    SELECT rolname AS name, pg_has_role(oid, 'MEMBER') AS is_member FROM pg_roles
-    WHERE rolname = ANY(:roles)
+    SELECT rolname AS name,
+           pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, :schema, 'CREATE') AS may_own
+    FROM pg_roles WHERE rolname = ANY(:roles) AND has_schema_privilege(oid, :schema, 'USAGE')
 """)

@@ -108,6 +108,19 @@ def test_rows_without_a_key_are_counted_off_and_only_changes_are_written(
     assert [str(ids[each])[-2:] for each in numbers] == [f"{each:02}" for each in range(1, 61)]
 
 
+def test_a_role_that_is_there_for_another_database_gets_no_table(
+    world: World, clinic: tuple[ExampleCrm, Crm]
+) -> None:
+    world.execute(
+        "DO $$ BEGIN CREATE ROLE assignment_worker;"
+        " EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    _, crm = clinic
+    assert read(world, crm)["recalls"]
+    owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'crm_mirror'"
+    assert "assignment_worker" not in world.column(owner)
+
+
 def test_who_is_forgotten_leaves_the_mirror_and_stays_away(
     world: World, clinic: tuple[ExampleCrm, Crm]
 ) -> None:

@@ -84,7 +84,9 @@ def test_the_banner_says_what_is_wrong_for_whom_since_when_and_what_to_do(sees_t
         component("crm", HealthState.GOOD),
     )
     said = words("banner", found, sees_text=sees_text)
-    assert said.startswith("The leader: leader &lt;does&gt; not answer since ")
+    assert said.startswith(
+        "Agents are not served: The leader: leader &lt;does&gt; not answer since "
+    )
     for part in ("No agent is handed a user.", "Do now: Look at leader.", "The broker"):
         assert part in said
     assert "crm" not in said
