@@ -35,7 +35,7 @@ def connect_beat(app: Any) -> None:
     setattr(app, REDBEAT_REDIS_KEY, redis_client(url, decode_responses=True, **options))
 
 
-class Entry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
+class BeatEntry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
     """RedBeat's entry of the schedule, with the right time at which it is due next.
 
     RedBeat adds what remains from now on to the last sending. That is too early by the entry's age
@@ -58,7 +58,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
     It sends tasks only while it has the lock.
     """
 
-    Entry = Entry
+    Entry = BeatEntry
     lock: Any
 
     def setup_schedule(self) -> None:

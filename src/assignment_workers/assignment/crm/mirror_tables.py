@@ -190,7 +190,7 @@ _THERE = text("""
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE n.nspname = :schema AND c.relkind = 'r' GROUP BY c.relname
 """)
-# Roles are those of the server: some may be there for another database, without a right in this one.
+# Roles are of the whole server: one may be there for another database, without rights in this one.
 _ROLES = text("""
     SELECT rolname AS name,
            pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, :schema, 'CREATE') AS may_own
