@@ -24,7 +24,7 @@ from assignment_workers.health.readings import (
     QueueFacts,
 )
 from assignment_workers.schema.engine import connect
-from assignment_workers.schema.external_crm import one_line
+from assignment_workers.schema.retry import one_line
 from assignment_workers.sequencer.term import APPLICATION
 
 STATEMENT = timedelta(seconds=1)

@@ -67,10 +67,6 @@ class Claim(CrmBase):
     lender: Mapped[str | None]
 
 
-def _never(*_: object, **__: object) -> bool:
-    return False
-
-
 class ClaimRequirement(CrmBase):
     """A document or fact that a claim needs while `status` is 'PENDING', ignoring case."""
 

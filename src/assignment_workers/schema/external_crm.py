@@ -107,12 +107,6 @@ def cut(connection: Connection) -> None:
         return  # already closed
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of a CRM driver's error in one line. It holds no address or password."""
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def is_wrong(error: BaseException | None) -> bool:
     """Return True if the CRM's error is permanent, such as a refused login or an unknown host."""
     reason: object = getattr(error, "orig", None) or error

@@ -110,5 +110,10 @@ def constraint_of(error: IntegrityError) -> str | None:
 
 def reason(error: BaseException) -> str:
     """Return, in one line, why the database cannot answer."""
-    text = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return f"the database cannot answer: {text[0] if text else type(error).__name__}"
+    return f"the database cannot answer: {one_line(error)}"
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of a driver's error in one line. It holds no address or password."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

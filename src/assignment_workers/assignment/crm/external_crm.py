@@ -29,7 +29,8 @@ from assignment_workers.identity import UserId
 from assignment_workers.policy.dialer import DECLARED, loaded
 from assignment_workers.policy.facts import ExternalFacts, News
 from assignment_workers.schema.crm import OPTIONAL
-from assignment_workers.schema.external_crm import CONNECT_SECONDS, cut, is_wrong, one_line, reader
+from assignment_workers.schema.external_crm import CONNECT_SECONDS, cut, is_wrong, reader
+from assignment_workers.schema.retry import one_line
 from assignment_workers.settings import Settings
 from assignment_workers.telemetry import CRM_OPEN, CRM_READS, CRM_SECONDS
 

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ProgrammingError
 
 from assignment_workers.assignment.crm.external_crm import optional_columns
+from assignment_workers.assignment.crm.facts import split_name
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.policy.dialer import Dialer, loaded
 from assignment_workers.policy.facts import FactSource, News
@@ -53,8 +54,8 @@ def probe() -> TextClause:
 
 def table_of(source: FactSource) -> str:
     """Return the CRM's name of the table, with its schema, as SQL."""
-    schema, dot, name = source.of.rpartition(".")
-    return f"{_quote(schema if dot else 'crm')}.{_quote(name)}"
+    schema, name = split_name(source.of)
+    return f"{_quote(schema or 'crm')}.{_quote(name)}"
 
 
 def column_of(source: FactSource, name: str) -> str:

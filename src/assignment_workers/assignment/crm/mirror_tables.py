@@ -106,9 +106,9 @@ def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict
     Tables and columns that the mirror does not have are passed over.
     """
     there = {
-        (row.name, column.partition(" ")[0])
-        for row in connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
-        for column in row.columns
+        (name, column.partition(" ")[0])
+        for name, columns in _there(connection).items()
+        for column in columns
     }
     counts = {}
     for source in reversed(declared.sources):
@@ -155,13 +155,16 @@ def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
         for source in declared.sources
         for table in (table_of(source), table_of(source, incoming=True))
     }
-    there = {
-        row.name: sorted(row.columns)
-        for row in connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
-    }
+    there = _there(connection)
     return [
         name for name in dict.fromkeys((*wanted, *there)) if wanted.get(name) != there.get(name)
     ]
+
+
+def _there(connection: Connection) -> dict[str, list[str]]:
+    """Return the sorted columns of each table of the mirror, as `_described` writes them."""
+    found = connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
+    return {row.name: sorted(row.columns) for row in found}
 
 
 def _described(table: Table) -> Iterable[str]:

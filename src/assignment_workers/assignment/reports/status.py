@@ -26,7 +26,7 @@ from assignment_workers.assignment.reports.durability import Durability, durabil
 from assignment_workers.assignment.settings_versions import current, version_of
 from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema import tables
-from assignment_workers.schema.external_crm import one_line
+from assignment_workers.schema.retry import one_line
 from assignment_workers.schema.tables import (
     Assignment,
     DeadLetter,

@@ -142,12 +142,12 @@ def _wrong(request: Request, problem: Problem) -> Response:
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is not None and caller.role not in {None, *WATCHING}:
         caller = None
-    again = request.url.path if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    passes = problem.status == HTTPStatus.SERVICE_UNAVAILABLE and request.method == "GET"
     facts = {
         "title": problem.status.phrase,
         "detail": problem.detail,
         "caller": caller,
-        "again": again if request.method == "GET" else None,
+        "again": request.url.path if passes else None,
     }
     return html(request, "wrong.html", facts, status=problem.status)
 

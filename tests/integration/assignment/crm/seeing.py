@@ -29,6 +29,13 @@ def seeing(world: World, url: str, **settings: Any) -> Iterator[Crm]:
     world.set(
         crm_database_url=url, crm_mapping=world.crm.name, **{"crm_timeout": TIMEOUT} | settings
     )
+    with attached(world) as made:
+        yield made
+
+
+@contextmanager
+def attached(world: World) -> Iterator[Crm]:
+    """Let the world read the CRM that its settings name."""
     made = configured(world.settings)
     assert made is not None
     attach(world.engine, made)

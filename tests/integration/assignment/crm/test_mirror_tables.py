@@ -13,8 +13,7 @@ from sqlalchemy import Column, ForeignKey, Integer, Text, exists, select
 
 from assignment_workers.assignment import jobs, user_ids
 from assignment_workers.assignment.crm import mirror, mirror_tables
-from assignment_workers.assignment.crm.external_crm import Crm, configured
-from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.jobs import Job
 from assignment_workers.dialer import (
     Dialer,
@@ -28,6 +27,7 @@ from assignment_workers.dialer import (
     fact_table,
 )
 from assignment_workers.dialer.check import unread
+from tests.integration.assignment.crm.seeing import attached
 from tests.support.dialers import DIALERS, using
 from tests.support.example_crm import ExampleCrm, example_elsewhere
 from tests.support.world import World
@@ -49,13 +49,8 @@ def clinic(world: World, postgres_server: str) -> Iterator[tuple[ExampleCrm, Crm
 def reading(world: World, there: ExampleCrm) -> Iterator[Crm]:
     """Let the world read this CRM as its dialer declares it."""
     world.set(crm_database_url=there.url)
-    made = configured(world.settings)
-    assert made is not None
-    attach(world.engine, made)
-    try:
+    with attached(world) as made:
         yield made
-    finally:
-        made.close()
 
 
 def read(world: World, crm: Crm) -> dict[str, int]:
