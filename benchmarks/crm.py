@@ -82,7 +82,7 @@ def fill(on: Engine, url: str) -> None:
 def mirrored(on: Engine, crm: Crm) -> float:
     """The seconds of one reading of the CRM as a whole."""
     began = time.perf_counter()
-    jobs.run(on, Job(READING, "benchmark"), partial(read_whole, crm=crm))
+    jobs.run(on, Job(READING, "benchmark"), partial(read_whole, dialer=dialer, crm=crm))
     return time.perf_counter() - began
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from assignment_workers.dialers.claims import dialer
-from assignment_workers.policy.dialer import use
+from assignment_workers.policy.process_dialer import use
 
 use(dialer)
 POLICIES = dialer.policies

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, text
 from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.assignment.history.history import check, facts
 from assignment_workers.assignment.history.records import RECORDS
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from benchmarks.stage import engine, servers, show
 
@@ -169,7 +170,9 @@ def main() -> None:
             before = memory()
             with on.connect() as connection:
                 began = time.perf_counter()
-                breaches = check(connection, settings=settings, bound=settings.lease)
+                breaches = check(
+                    connection, dialer=loaded(), settings=settings, bound=settings.lease
+                )
                 checks.append(time.perf_counter() - began)
             grown.append(memory() - before)
             if breaches:

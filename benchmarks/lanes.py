@@ -40,6 +40,7 @@ from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.client import AsyncClient, commands
 from assignment_workers.client.reading import as_request_answer
 from assignment_workers.identity import new_id
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
 from benchmarks import record
@@ -73,7 +74,8 @@ def lines(on: Engine, lanes: Lanes) -> dict[str, TransactionRunner]:
         raise RuntimeError("the schema has no sequencer row")
     engine = for_turns(on)
     return {
-        lane: TransactionRunner(engine, term=term, lane=lane, lanes=lanes) for lane in lanes.names
+        lane: TransactionRunner(engine, dialer=loaded(), term=term, lane=lane, lanes=lanes)
+        for lane in lanes.names
     }
 
 
@@ -83,7 +85,8 @@ def turns_of(on: Engine, settings: Settings, turns: int) -> dict[str, list[float
     term = lines(on, TWO)[lane].term
     engine = for_turns(on)
     one, two = (
-        TransactionRunner(engine, term=term, lane=lane, lanes=lanes) for lanes in (ONE_LANE, TWO)
+        TransactionRunner(engine, dialer=loaded(), term=term, lane=lane, lanes=lanes)
+        for lanes in (ONE_LANE, TWO)
     )
     ways = {
         "one lane": (one, QUEUES[0]),
@@ -301,9 +304,13 @@ def measure(settings: Settings, *, agents: int, users: int, rounds: int, turns: 
 def _hold(on: Engine, settings: Settings) -> None:
     """Raises `RuntimeError` for a guarantee that broke, by the doctor or by the whole history."""
     with on.connect() as connection:
-        broken = [f"{each.check}: {each.examples}" for each in examine(connection) if not each.ok]
+        broken = [
+            f"{each.check}: {each.examples}"
+            for each in examine(connection, loaded())
+            if not each.ok
+        ]
     with on.connect() as connection:
-        found = check(connection, settings=settings, bound=timedelta(minutes=1))
+        found = check(connection, dialer=loaded(), settings=settings, bound=timedelta(minutes=1))
     # The terms of turns without a sequencer were raised by hand, and have no event.
     broken += [str(each) for each in found if not each.what.endswith("which has not begun")]
     if broken:

@@ -23,6 +23,7 @@ from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.devstack import demo, postgres, server, valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.runtime.home import hold
 from assignment_workers.schema.engine import connect
@@ -131,7 +132,9 @@ def line(on: Engine) -> TransactionRunner:
     """The assignment queue's side of the database, under a term of its own."""
     with on.begin() as connection:
         raised = text("UPDATE assignment.sequencer SET term = term + 1 RETURNING term")
-        return TransactionRunner(for_turns(on), term=connection.execute(raised).scalar_one())
+        return TransactionRunner(
+            for_turns(on), dialer=loaded(), term=connection.execute(raised).scalar_one()
+        )
 
 
 @cache
@@ -153,7 +156,7 @@ def build(on: Engine, policy: Policy, settings: Settings) -> int:
 
     def work(given: jobs.Work) -> jobs.Counts:
         limited = replace(policy, limit=settings.queue_limit)
-        number, _ = regenerate(given, limited, trigger="hand")
+        number, _ = regenerate(given, loaded(), limited, trigger="hand")
         return {"generation": number}
 
     return jobs.run(on, jobs.Job("queue.regenerate", "hand", policy.queue), work).counts[

@@ -30,7 +30,7 @@ from assignment_workers.cli.main import SECTIONS, app
 from assignment_workers.client.core import AgentMethods, OperatorMethods
 from assignment_workers.client.http_core import HttpMethods
 from assignment_workers.dialer.loading import load
-from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES
+from assignment_workers.policy.process_dialer import ACTIONS, OUTCOMES
 from assignment_workers.schema import crm, dialer, tables
 from assignment_workers.schema.base import Base, CrmBase, DialerBase
 from assignment_workers.settings import PREFIX, Settings

@@ -269,7 +269,7 @@ class Settings(BaseModel):
     )
     """Outcomes whose score, delay or actions differ from the defaults, as JSON."""
     lanes: str | None = Field(None, alias="ASSIGNMENT_WORKERS_LANES")
-    """Lanes beside the default one, with their dialer queues: `outstanding=outstanding_requests`.
+    """Lanes beside the default one, with their dialer queues: `night=renewals`.
 
     The value has to be the same for every process.
     """
@@ -278,7 +278,7 @@ class Settings(BaseModel):
     )
     """The order in which the dialer queues are served: `first, second`, or by team after `;`.
 
-    `unsigned_users, outstanding_requests; inbound=outstanding_requests`: it counts for requests
+    `sales, renewals; inbound=renewals`: it counts for requests
     that name no dialer queue. Queues that are not named come last.
     """
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
@@ -310,9 +310,9 @@ class Settings(BaseModel):
     first to all others.
     """
     calls_per_day: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLS_PER_DAY")
-    """The most calls to a user in 24 h, by queue: `unsigned_users=3, outstanding_requests=2`."""
+    """The most calls to a user in 24 h, by queue: `sales=3, renewals=2`."""
     call_cooldown: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS")
-    """The least time since a user's last call, by dialer queue: `unsigned_users=14400`."""
+    """The least time since a user's last call, by dialer queue: `sales=14400`."""
     attempts_maximum: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_ATTEMPTS_MAXIMUM"
     )
@@ -447,7 +447,12 @@ class Settings(BaseModel):
 
     def of(self, queue: str) -> Settings:
         """Return the settings for this dialer queue: these, unless a version has others."""
-        return self
+        return self.of_queues.get(queue, self)
+
+    @property
+    def of_queues(self) -> Mapping[str, Settings]:
+        """The settings of the dialer queues that may have others than these, by name."""
+        return {}
 
     def served(self, queues: Collection[str], team: str | None) -> list[str]:
         """Return the dialer queues in the order in which the agents of a team are served."""

@@ -11,6 +11,7 @@ from sqlalchemy import create_engine
 from assignment_workers.adoption.migrate import migrate
 from assignment_workers.assignment.history import history
 from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import driver_url
 from assignment_workers.settings import Settings
@@ -43,9 +44,14 @@ def check(url: str) -> None:
     with engine.connect() as connection:
         migrations.check(connection)
         connection.rollback()
-        assert [each for each in examine(connection) if not each.ok] == []
+        assert [each for each in examine(connection, loaded()) if not each.ok] == []
         connection.rollback()
-        assert history.check(connection, settings=SETTINGS, bound=timedelta(minutes=2)) == []
+        assert (
+            history.check(
+                connection, dialer=loaded(), settings=SETTINGS, bound=timedelta(minutes=2)
+            )
+            == []
+        )
     engine.dispose()
 
 

@@ -16,6 +16,7 @@ from assignment_workers.adoption.rollback import rollback
 from assignment_workers.assignment.answers import Finished
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.errors import SchemaMismatch, UsageError
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema import roles
 from assignment_workers.schema.engine import connect
@@ -95,7 +96,7 @@ def test_a_dialer_in_another_schema_is_taken_over_served_and_given_back(
             migrations.check(connection)
             assert inspect(connection).is_ours
             connection.rollback()
-            assert [each for each in examine(connection) if not each.ok] == []
+            assert [each for each in examine(connection, loaded()) if not each.ok] == []
         engine.dispose()
     world.execute(
         "INSERT INTO crm.users (id, is_enabled, created_at) SELECT n, true, now()"

@@ -29,7 +29,8 @@ from assignment_workers.assignment.pools import convert
 from assignment_workers.assignment.pools.age import age_scores
 from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.reports.doctor import examine
-from assignment_workers.policy.outcomes import OUTCOMES, Outcome
+from assignment_workers.policy.outcomes import Outcome
+from assignment_workers.policy.process_dialer import OUTCOMES, loaded
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.engine import driver_url
@@ -89,9 +90,16 @@ def check(url: str) -> None:
     with looked_at(url) as connection:
         migrations.check(connection)
         connection.rollback()
-        assert [each for each in examine(connection) if not each.ok and each.guarantee] == []
+        assert [
+            each for each in examine(connection, loaded()) if not each.ok and each.guarantee
+        ] == []
         connection.rollback()
-        assert history.check(connection, settings=SETTINGS, bound=timedelta(minutes=2)) == []
+        assert (
+            history.check(
+                connection, dialer=loaded(), settings=SETTINGS, bound=timedelta(minutes=2)
+            )
+            == []
+        )
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
@@ -222,13 +230,21 @@ def _jobs(world: World) -> None:
     found: list[int] = []
     work: dict[str, Any] = {
         "phones.read": lambda given: phones.read(given, numbers),
-        "missed_calls.match": lambda given: match(given, world.settings),
+        "missed_calls.match": lambda given: match(given, loaded(), world.settings),
         "queue.discover": partial(
-            discover, policies=world.policies, send=found.extend, randomness=Random(1)
+            discover,
+            dialer=loaded(),
+            policies=world.policies,
+            send=found.extend,
+            randomness=Random(1),
         ),
-        "queue.reconcile": partial(reconcile, policies=world.policies, send=found.extend),
+        "queue.reconcile": partial(
+            reconcile, dialer=loaded(), policies=world.policies, send=found.extend
+        ),
         "queue.clean_conversions": clean,
-        "scores.age": lambda given: age_scores(given, world.now.replace(hour=0, minute=0)),
+        "scores.age": lambda given: age_scores(
+            given, world.now.replace(hour=0, minute=0), loaded().policies.values()
+        ),
     }
     for name, each in work.items():
         assert jobs.run(world.engine, Job(name, "hand"), each).skipped is None, name

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.errors import SchemaMismatch, UsageError
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import driver_url
 from assignment_workers.sequencer.term import Candidacy
@@ -271,7 +272,7 @@ def test_a_rollback_gives_back_tables_on_which_the_old_statements_run(
         dialers.dirty(connection)
         before = connection.execute(f"SELECT count(*) FROM {UNSIGNED}").fetchone()
     moved(url)
-    leader = Candidacy(url)
+    leader = Candidacy(url, dialer=loaded())
     assert leader.try_to_lead() is not None
     with pytest.raises(UsageError, match="a sequencer is running"):
         rollback(url)

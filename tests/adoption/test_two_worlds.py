@@ -15,6 +15,7 @@ from sqlalchemy import create_engine
 
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.engine import driver_url
 from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED, connected
@@ -118,7 +119,9 @@ def test_a_double_that_came_about_all_the_same_is_found_by_the_doctor(
     engine = create_engine(driver_url(url))
     with engine.connect() as connection:
         (found,) = [
-            each for each in examine(connection) if "with an agent of the dialer" in each.check
+            each
+            for each in examine(connection, loaded())
+            if "with an agent of the dialer" in each.check
         ]
     engine.dispose()
     assert (found.ok, found.count) == (False, 1)

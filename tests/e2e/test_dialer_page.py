@@ -11,7 +11,7 @@ from subprocess import PIPE, Popen
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.process_dialer import OUTCOMES
 from tests.e2e.browser import needs_chromium
 from tests.e2e.node import Node
 from tests.gateway.stage import Gateway

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from assignment_workers.assignment.suppression_lists import Named, lines_of
 from assignment_workers.assignment.suppression_lists import stage as load
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.tasks.task_handler import App, HandledTask
 from tests.support.world import OUTSTANDING, UNSIGNED, World
 
@@ -255,15 +256,21 @@ def signs(stage: Stage) -> Said:
     return {"sent_at": stage.world.now.isoformat()}
 
 
-def loaded(stage: Stage, _: Said | None = None) -> Said:
+def loaded_list(stage: Stage, _: Said | None = None) -> Said:
     named = Named("tps", replaces=True, reason="registered", by="operator")
     with stage.world.engine.begin() as connection:
-        made = load(connection, lines_of(["01614960007\n", "01614960008\n"]), named, Reader("GB"))
+        made = load(
+            connection,
+            lines_of(["01614960007\n", "01614960008\n"]),
+            named,
+            Reader("GB"),
+            queues=loaded().policies,
+        )
     return {"list_id": made.list_id, "by": "operator", "why": "the monthly list"}
 
 
 def stands(stage: Stage, _: Said | None = None) -> Said:
-    stage.deliver("user.flip_suppression_list", f"flip-{uuid4()}", **loaded(stage))
+    stage.deliver("user.flip_suppression_list", f"flip-{uuid4()}", **loaded_list(stage))
     return {"name": "tps", "by": "operator", "why": "no longer ours"}
 
 
@@ -449,7 +456,7 @@ CASES: dict[str, Case] = {
         does("user.suppress", user_id=7, reason="asked again", by="operator"),
     ),
     "user.flip_suppression_list": Case(
-        loaded,
+        loaded_list,
         {"outcome": "done", "replayed": False, "counts.numbers": 2},
         LISTS.format(1),
         lambda stage, _: stands(stage),

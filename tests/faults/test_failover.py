@@ -23,6 +23,7 @@ from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.assignment.reports.durability import Commits, durability
 from assignment_workers.client import Refused, Unavailable
 from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.hosts import LOOKING
@@ -132,7 +133,7 @@ def assert_healthy(stack: Stack, *, moved_back: bool) -> None:
         stack.assert_healthy()
         return
     with stack.connection() as connection:
-        broken = [each.check for each in examine(connection) if not each.ok]
+        broken = [each.check for each in examine(connection, loaded()) if not each.ok]
     assert broken == [MOVED_BACK]
 
 

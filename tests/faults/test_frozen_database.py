@@ -18,6 +18,7 @@ from assignment_workers.assignment.reports.status import status
 from assignment_workers.client import Assigned, Unavailable
 from assignment_workers.devstack import postgres
 from assignment_workers.devstack.guardian import Guardian
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.migrate import upgrade
 from assignment_workers.sequencer.term import APPLICATION, SILENCE
@@ -86,7 +87,10 @@ def test_nobody_takes_over_while_commits_wait_for_a_standby_and_everybody_says_s
                 wait_until(lambda: time.monotonic() > ends, "a silence to be noticed")
                 with stack.connection() as connection:
                     found = status(
-                        connection, application=APPLICATION, settings=Settings.from_environment({})
+                        connection,
+                        dialer=loaded(),
+                        application=APPLICATION,
+                        settings=Settings.from_environment({}),
                     )
                 assert found.durability.commits == Commits.WAITING
                 assert any("commits wait for a synchronous" in each.said() for each in sequencers)

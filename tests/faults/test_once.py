@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from assignment_workers.assignment.claims.idempotency import next_position
 from assignment_workers.assignment.generations.purge import prune_history
 from assignment_workers.assignment.lanes import ASSIGNMENT
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.pipeline import Statement, commit
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.suspects import Suspects
@@ -38,7 +39,7 @@ def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
         app.sequencer = cast(
             "Any",
             SimpleNamespace(
-                runner=TransactionRunner(world.engine, term=world.term),
+                runner=TransactionRunner(world.engine, dialer=loaded(), term=world.term),
                 term=world.term,
                 probe_came=lambda: None,
             ),

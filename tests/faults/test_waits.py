@@ -38,6 +38,7 @@ from assignment_workers.assignment.crm import external_crm as crms
 from assignment_workers.assignment.locks import key
 from assignment_workers.errors import AssignmentWorkersError
 from assignment_workers.gateway.events import feed as feeds
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import engine as engines
 from assignment_workers.sequencer import term as terms
 from assignment_workers.sequencer.term import Candidacy
@@ -169,7 +170,7 @@ def place(
     with (
         tempfile.TemporaryDirectory() as folder,
         Connection(rabbit.url) as connection,
-        closing(Candidacy(module_database_url, lane=LED)) as leader,
+        closing(Candidacy(module_database_url, dialer=loaded(), lane=LED)) as leader,
     ):
         for name in ("waits", "maintenance"):
             Queue(name, channel=connection.channel(), queue_arguments=QUORUM).declare()

@@ -28,6 +28,7 @@ from assignment_workers.gateway import app as gateway
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.events.feed import Feed
 from assignment_workers.gateway.serve import STATEMENT_SECONDS
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.deadline import BoundedConnection
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.sequencer.term import Candidacy
@@ -91,7 +92,9 @@ def transaction(at: Place) -> None:
         index_plans_only=True,
     )
     try:
-        with TransactionRunner(made, term=1, term_id=UUID(int=1), lane=lane).transaction() as one:
+        with TransactionRunner(
+            made, dialer=loaded(), term=1, term_id=UUID(int=1), lane=lane
+        ).transaction() as one:
             one.connection.execute(text("SELECT 1"))
             one.record({"kind": "queue_paused", "queue": "unsigned_users"})
     finally:
@@ -99,7 +102,7 @@ def transaction(at: Place) -> None:
 
 
 def leading(at: Place) -> None:
-    candidacy = Candidacy(at.database, lane=f"waits{next(LANES)}")
+    candidacy = Candidacy(at.database, dialer=loaded(), lane=f"waits{next(LANES)}")
     try:
         assert candidacy.try_to_lead()
         candidacy.holds_lock()
@@ -109,7 +112,7 @@ def leading(at: Place) -> None:
 
 
 def standing_by(at: Place) -> None:
-    candidacy = Candidacy(at.database, lane=LED)
+    candidacy = Candidacy(at.database, dialer=loaded(), lane=LED)
     try:
         assert candidacy.try_to_lead() is None, "another leads"
         candidacy.sign()

@@ -21,6 +21,7 @@ from assignment_workers.assignment.suppression_lists import Named, stage
 from assignment_workers.gateway.auth import tokens
 from assignment_workers.gateway.redaction import HIDDEN, redacted
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from tests.gateway.browsing import EVENTS, HTML, JSON, fetch, form, signed_in
 from tests.gateway.stage import Gateway
 from tests.support.processes import wait_until
@@ -301,7 +302,7 @@ def stack_write(gateway: Gateway) -> None:
             by="planted importer",
             source="planted source",
         )
-        stage(connection, [(1, f"+44{PHONE}777", None)], listed, Reader())
+        stage(connection, [(1, f"+44{PHONE}777", None)], listed, Reader(), queues=loaded().policies)
 
 
 def paths(found: Planted, path: str) -> list[str]:

@@ -17,6 +17,7 @@ from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.settings_versions import current, version_of
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from assignment_workers.tasks.maintenance import send_publish
@@ -86,10 +87,11 @@ def building(stack: Stack) -> Iterator[list[int]]:
     environment = Settings.from_environment({})
 
     def work(given: Work) -> Counts:
-        settings = current(given.connection, environment)
+        settings = current(given.connection, loaded(), environment)
         number, _ = regenerate(
             given,
-            policies_of(settings)[UNSIGNED],
+            loaded(),
+            policies_of(loaded(), settings)[UNSIGNED],
             trigger="hand",
             settings_version=version_of(settings),
         )

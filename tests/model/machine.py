@@ -57,7 +57,7 @@ from assignment_workers.assignment.reports.explanation import QueueVerdict
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.errors import StaleTerm
 from assignment_workers.phones import Reader
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from tests.model.agents import Limits
 from tests.model.compared import TABLES, as_dialled, as_the_model_has, empty, rows_of
@@ -711,7 +711,7 @@ class Machine(RuleBasedStateMachine):
 
     def _match(self, work: Work) -> Counts:
         at = Work(work.connection, work.side_connection, self.world.now, work.job, work.number)
-        return missed_calls.match(at, self.world.settings)
+        return missed_calls.match(at, loaded(), self.world.settings)
 
     @rule()
     def restart(self) -> None:
@@ -786,7 +786,10 @@ class Machine(RuleBasedStateMachine):
             return  # it was not opened
         with self.world.engine.connect() as connection:
             breaches = check(
-                connection, settings=self.world.settings, bound=timedelta(seconds=1 << 30)
+                connection,
+                dialer=loaded(),
+                settings=self.world.settings,
+                bound=timedelta(seconds=1 << 30),
             )
         assert breaches == []
         assert self.world.unhealthy() == []

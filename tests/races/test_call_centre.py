@@ -14,6 +14,7 @@ import pytest
 from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.client import Assigned, Client, Empty, Finished, Refused, Unavailable
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from tests.support.processes import running, wait_until
 
@@ -125,10 +126,12 @@ def test_64_agents_at_full_speed_while_everything_is_rebuilt(
             }
         )
         with stack.connection() as connection:
-            breaches = check(connection, settings=settings, bound=timedelta(seconds=60))
+            breaches = check(
+                connection, dialer=loaded(), settings=settings, bound=timedelta(seconds=60)
+            )
         assert breaches == []
         with stack.connection() as connection:
-            assert [each for each in examine(connection) if not each.ok] == []
+            assert [each for each in examine(connection, loaded()) if not each.ok] == []
         assert [each for agent in agents for each in agent.surprises] == []
         assert not any(isinstance(each, Unavailable) for each in built)
         published = stack.value(

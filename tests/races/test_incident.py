@@ -28,7 +28,7 @@ from assignment_workers.lab.incident.load import LoadPlan
 from assignment_workers.lab.incident.original import WAYS, Original
 from assignment_workers.lab.incident.ours import Ours
 from assignment_workers.lab.incident.replay import ReplayResult, replay
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.schema.engine import connect
 from tests.support.processes import wait_until
 from tests.support.sessions import OTHERS
@@ -193,7 +193,7 @@ def test_here_the_agent_holds_the_user_whatever_is_rebuilt(
     assert other
     assert other.user_id != USER
     with engine.connect() as connection:
-        assert [each for each in examine(connection) if not each.ok] == []
+        assert [each for each in examine(connection, loaded()) if not each.ok] == []
     assert dialer.finish(AGENT, Given(USER, held))
     dialer.close()
 

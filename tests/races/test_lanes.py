@@ -25,6 +25,7 @@ from assignment_workers.assignment.lifecycle.expire import expire
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Owner, Release, Renew, Skip
 from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.term import Candidacy
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
@@ -90,8 +91,8 @@ def test_turns_of_two_lanes_side_by_side_break_no_guarantee(
     world.add_agents(*range(1, AGENTS + 1))
     world.add_users([outstanding(each, each % 7) for each in range(1, USERS + 1)])
     with (
-        closing(Candidacy(database_url, lanes=LANES)) as first,
-        closing(Candidacy(database_url, lane=OTHER, lanes=LANES)) as second,
+        closing(Candidacy(database_url, dialer=loaded(), lanes=LANES)) as first,
+        closing(Candidacy(database_url, dialer=loaded(), lane=OTHER, lanes=LANES)) as second,
     ):
         lines = []
         for each in (first, second):
@@ -99,7 +100,12 @@ def test_turns_of_two_lanes_side_by_side_break_no_guarantee(
             assert term is not None
             lines.append(
                 TransactionRunner(
-                    engine, term=term.number, term_id=term.id, lane=each.lane, lanes=LANES
+                    engine,
+                    dialer=loaded(),
+                    term=term.number,
+                    term_id=term.id,
+                    lane=each.lane,
+                    lanes=LANES,
                 )
             )
         for queue in (UNSIGNED, OUTSTANDING):
@@ -136,9 +142,11 @@ def test_turns_of_two_lanes_side_by_side_break_no_guarantee(
             line.run(partial(expire, settings=SETTINGS))
     engine.dispose()
     with world.engine.connect() as connection:
-        assert check(connection, settings=SETTINGS, bound=timedelta(seconds=30)) == []
+        assert (
+            check(connection, dialer=loaded(), settings=SETTINGS, bound=timedelta(seconds=30)) == []
+        )
     with world.engine.connect() as connection:
-        assert [each for each in examine(connection) if not each.ok] == []
+        assert [each for each in examine(connection, loaded()) if not each.ok] == []
 
 
 def _all_happened(world: World) -> bool:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from assignment_workers.dialer import Dialer
 from assignment_workers.dialer.loading import PACKAGED, read
-from assignment_workers.policy.dialer import loaded, use
+from assignment_workers.policy.process_dialer import loaded, use
 from tests.support.root import ROOT
 
 EXAMPLES = ROOT / "examples"

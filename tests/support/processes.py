@@ -23,6 +23,7 @@ from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.client import Assigned, Client, Finished
 from assignment_workers.devstack import demo
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 from tests.support.commands import Forked
@@ -176,11 +177,11 @@ class Stack:
     def assert_healthy(self, **settings: str) -> None:
         """Nothing that `doctor` or the history checker would name; `settings` as the run had them."""
         with self.connection() as connection:
-            assert [each for each in examine(connection) if not each.ok] == []
+            assert [each for each in examine(connection, loaded()) if not each.ok] == []
         with self.connection() as connection:
             given = {f"ASSIGNMENT_WORKERS_{key.upper()}": each for key, each in settings.items()}
             had = Settings.from_environment(given)
-            breaches = check(connection, settings=had, bound=timedelta(seconds=60))
+            breaches = check(connection, dialer=loaded(), settings=had, bound=timedelta(seconds=60))
         assert breaches == []
 
     @contextmanager

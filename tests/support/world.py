@@ -31,6 +31,7 @@ from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Move, Owner, Release, Skip
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.bulk import insert_rows
@@ -143,7 +144,7 @@ class World:
     @property
     def policies(self) -> Mapping[str, Policy]:
         """The policies under the calling rules of its settings."""
-        return policies_of(self.settings)
+        return policies_of(loaded(), self.settings)
 
     def set(self, **settings: Any) -> None:
         """Go on with these settings."""
@@ -282,7 +283,7 @@ class World:
     def transaction(self) -> Iterator[FencedTransaction]:
         """A turn of the real line, at the world's instant."""
         with TransactionRunner(
-            self.engine, term=self.term, term_id=self.term_id
+            self.engine, dialer=loaded(), term=self.term, term_id=self.term_id
         ).transaction() as transaction:
             yield replace(transaction, now=self.now, randomness=self.randomness)
 
@@ -303,6 +304,7 @@ class World:
         def work(given: Work) -> Counts:
             number, size = regenerate(
                 replace(given, now=self.now),
+                loaded(),
                 self.policies[queue],
                 trigger="hand",
             )
@@ -406,7 +408,7 @@ class World:
     def unhealthy(self) -> list[str]:
         """The checks of the doctor that find something."""
         with self.engine.connect() as connection:
-            return [each.check for each in examine(connection) if not each.ok]
+            return [each.check for each in examine(connection, loaded()) if not each.ok]
 
 
 def owner(hold: Held, *, agent: int | None = None, version: int | None = None) -> Owner:

@@ -57,6 +57,20 @@ def test_no_attribute_of_a_class_is_set_when_the_program_runs() -> None:
     assert found == []
 
 
+def test_a_task_object_has_nothing_of_a_message() -> None:
+    """There is one per process and task; a run of it carries what belongs to its message."""
+    (handled,) = (
+        node
+        for path, tree in _trees()
+        if path == "tasks/task_handler.py"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "HandledTask"
+    )
+    functions = [each for each in handled.body if isinstance(each, ast.FunctionDef)]
+    assert functions
+    assert [ast.unparse(each) for one in functions for each in _set_in(one)] == []
+
+
 def _set_in(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.Attribute]:
     for node in ast.walk(function):
         targets: list[ast.expr] = []

@@ -41,7 +41,8 @@ from assignment_workers.adoption.sources import found_sources
 from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS, Crm
 from assignment_workers.assignment.crm.reader import crm_of, over_facts, own_ids
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.queues import POLICIES, Policy
+from assignment_workers.policy.process_dialer import POLICIES
+from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import Base, sql_text
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore

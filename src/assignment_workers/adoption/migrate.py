@@ -31,6 +31,7 @@ from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.engine import connect
@@ -376,7 +377,7 @@ def locked_turn(connection: Connection) -> FencedTransaction:
     ).all()
     term = next(row.term for row in rows if row.lane == DEFAULT_LANE)
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return FencedTransaction(connection, now, term)
+    return FencedTransaction(connection, now, term, loaded())
 
 
 def _grant(table: str) -> str:

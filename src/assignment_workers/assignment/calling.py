@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
@@ -22,8 +22,8 @@ from assignment_workers.policy.calling import (
     read_week,
     read_zones,
 )
-from assignment_workers.policy.dialer import Dialer, loaded
-from assignment_workers.policy.queues import POLICIES, Policy
+from assignment_workers.policy.dialer import Dialer
+from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import Numbers
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.settings import Settings
@@ -34,18 +34,19 @@ CALLS_AT_MOST = 1_000
 SECONDS_AT_MOST = 10 * 365 * 86_400
 
 
-def policies_of(settings: Settings) -> Mapping[str, Policy]:
+def policies_of(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
     """Return the policy of each dialer queue by name, under the calling rules of `settings`.
 
     They are made once for each dialer and settings. Raises `UsageError`, one line that names the
     environment variable, for a value that cannot be used.
     """
-    return _policies(loaded(), settings)
+    return _policies(dialer, settings)
 
 
 @lru_cache(maxsize=16)
 def _policies(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
-    judging = {queue: settings.of(queue).model_copy(update=NOT_JUDGING) for queue in POLICIES}
+    queues = dialer.policies
+    judging = {queue: settings.of(queue).model_copy(update=NOT_JUDGING) for queue in queues}
     return {queue: _policy(dialer, queue, each) for queue, each in judging.items()}
 
 
@@ -65,7 +66,7 @@ A change of one leaves the policies as they are, and the statements that were ma
 
 @lru_cache(maxsize=64)
 def _policy(dialer: Dialer, queue: str, settings: Settings) -> Policy:
-    rules, numbers = calling_rules(settings), numbers_of(settings)
+    rules, numbers = calling_rules(settings, dialer.policies), numbers_of(settings)
     usual = rules == CallingRules() and numbers.is_usual
     found = (dialer.policies if usual else dialer.under(rules, numbers))[queue]
     limit = settings.queue_limit
@@ -97,8 +98,16 @@ def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | N
     return ColumnClause(column, Text(), _selectable=CrmUser.__table__)
 
 
-def calling_rules(settings: Settings) -> CallingRules:
-    """Return the calling rules of `settings`. Raises `UsageError` for an unusable value."""
+def calling_rules(settings: Settings, queues: Collection[str]) -> CallingRules:
+    """Return the calling rules of `settings`. `queues`: the dialer queues of the dialer.
+
+    Raises `UsageError` for an unusable value, such as one for a dialer queue that is not there.
+    """
+    return _rules(settings, queues)
+
+
+def _rules(settings: Settings, queues: Collection[str] | None) -> CallingRules:
+    """Return the calling rules. `queues` None: names of dialer queues are not compared."""
     default, _ = _read("calling_zones", settings.calling_zones, read_zones)
     calendars: tuple[str | None, ...] = (None,)
     if settings.calling_holidays is not None:
@@ -109,19 +118,19 @@ def calling_rules(settings: Settings) -> CallingRules:
         hours = CallingHours(week, default, calendars)
     return CallingRules(
         hours=hours,
-        calls_per_day=_by_queue("calls_per_day", settings.calls_per_day, _count),
-        cool_down=_by_queue("call_cooldown", settings.call_cooldown, _seconds),
+        calls_per_day=_by_queue("calls_per_day", settings.calls_per_day, _count, queues),
+        cool_down=_by_queue("call_cooldown", settings.call_cooldown, _seconds, queues),
         attempts=settings.attempts_maximum,
         between_offers=settings.offer_gap,
     )
 
 
-def described(settings: Settings) -> str:
-    """Describe the calling hours in one line, for operators."""
-    return _by_queue_described(settings, _hours_described)
+def described(settings: Settings, queues: Collection[str]) -> str:
+    """Describe the calling hours in one line, for operators. `queues`: those of the dialer."""
+    return _by_queue_described(settings, queues, lambda own, _: _hours_described(own))
 
 
-def _hours_described(settings: Settings, _: str) -> str:
+def _hours_described(settings: Settings) -> str:
     if settings.calling_hours is None:
         return "none are configured: users are handed out at any hour"
     holidays = settings.calling_holidays
@@ -129,19 +138,22 @@ def _hours_described(settings: Settings, _: str) -> str:
     return f"{settings.calling_hours}, in {settings.calling_zones}{closed}"
 
 
-def others_described(settings: Settings) -> str:
-    """Describe the calling rules other than the calling hours in one line, for operators."""
-    return _by_queue_described(settings, _limits_described)
+def others_described(settings: Settings, queues: Collection[str]) -> str:
+    """Describe the calling rules other than the calling hours in one line, for operators.
+
+    `queues`: those of the dialer.
+    """
+    return _by_queue_described(settings, queues, _limits_described)
 
 
 def described_for(settings: Settings, queue: str) -> str:
     """Describe the calling rules of a dialer queue in one line, for operators."""
     own = settings.of(queue)
-    return f"calling hours: {_hours_described(own, queue)}; limits: {_limits_described(own, queue)}"
+    return f"calling hours: {_hours_described(own)}; limits: {_limits_described(own, queue)}"
 
 
 def _limits_described(settings: Settings, queue: str) -> str:
-    rules = calling_rules(settings)
+    rules = _rules(settings, None)
     most, least = rules.calls_per_day.get(queue), rules.cool_down.get(queue)
     said = [
         *([f"{most} calls in 24 h"] if most else []),
@@ -153,21 +165,25 @@ def _limits_described(settings: Settings, queue: str) -> str:
     return ", ".join(said) or "none are configured: outcomes alone say when a user rests"
 
 
-def _by_queue_described(settings: Settings, describe: Callable[[Settings, str], str]) -> str:
+def _by_queue_described(
+    settings: Settings, queues: Collection[str], describe: Callable[[Settings, str], str]
+) -> str:
     """Describe something that may differ by dialer queue; once if it is the same for all."""
-    each = {queue: describe(settings.of(queue), queue) for queue in POLICIES}
+    each = {queue: describe(settings.of(queue), queue) for queue in queues}
     if len(set(each.values())) == 1:
         return next(iter(each.values()))
     return "; ".join(f"{queue}: {said}" for queue, said in each.items())
 
 
-def _by_queue(name: str, said: str | None, read: Callable[[str], T]) -> dict[str, T]:
+def _by_queue(
+    name: str, said: str | None, read: Callable[[str], T], queues: Collection[str] | None
+) -> dict[str, T]:
     def pairs(value: str) -> dict[str, T]:
         found: dict[str, T] = {}
         for part in value.split(","):
             queue, equals, given = (each.strip() for each in part.partition("="))
-            if not equals or queue not in POLICIES:
-                known = ", ".join(f"{each}=…" for each in POLICIES)
+            if not equals or (queues is not None and queue not in queues):
+                known = ", ".join(f"{each}=…" for each in queues or ["QUEUE"])
                 raise ValueError(f"{part.strip()!r}: by dialer queue, as in {known}")
             found[queue] = read(given)
         return found

@@ -9,7 +9,7 @@ a fenced transaction writes only the data of lanes whose rows it has locked: see
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -66,11 +66,9 @@ class Lanes:
         """Return the lane of a dialer queue; the default lane for an unknown one."""
         return self.others.get(queue or "", DEFAULT_LANE)
 
-    def queues(self, lane: str) -> list[str]:
-        """Return the dialer queues of a lane, by name."""
-        from assignment_workers.policy.queues import POLICIES  # not for clients, which are light
-
-        return sorted(queue for queue in POLICIES if self.of(queue) == lane)
+    def queues(self, lane: str, queues: Iterable[str]) -> list[str]:
+        """Return those of the dialer's `queues` that are in this lane, by name."""
+        return sorted(queue for queue in queues if self.of(queue) == lane)
 
     def celery_queue(self, lane: str) -> str:
         """Return the name of the lane's Celery queue, its assignment queue."""
@@ -91,7 +89,10 @@ ONE_LANE = Lanes()
 
 @lru_cache(maxsize=16)
 def lanes_of(settings: Settings) -> Lanes:
-    """Return the lanes of `settings`. Raises `UsageError`, one line, for an unusable value."""
+    """Return the lanes of `settings`. Raises `UsageError`, one line, for an unusable value.
+
+    The names of dialer queues are not compared with those of the dialer: see `checked_lanes`.
+    """
     if settings.lanes is None:
         return ONE_LANE
     try:
@@ -100,17 +101,30 @@ def lanes_of(settings: Settings) -> Lanes:
         raise UsageError(f"{VARIABLE}={settings.lanes!r}: {error}") from None
 
 
+def checked_lanes(settings: Settings, queues: Collection[str]) -> Lanes:
+    """Return the lanes of `settings`, whose dialer queues are all among the dialer's `queues`.
+
+    Raises `UsageError`, one line, for an unusable value. Every process calls this at its start.
+    """
+    lanes = lanes_of(settings)
+    for queue in lanes.others:
+        if queue not in queues:
+            raise UsageError(
+                f"{VARIABLE}={settings.lanes!r}: no dialer queue {queue!r}; there are"
+                f" {', '.join(queues)}"
+            )
+    return lanes
+
+
 def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Yield each named dialer queue with its lane; raises `ValueError` for a wrong part."""
-    from assignment_workers.policy.queues import POLICIES  # not for clients, which are light
-
     seen: dict[str, str] = {}
     for part in parts:
         lane, equals, said = (each.strip() for each in part.partition("="))
         if not equals:
             raise ValueError(
                 f"{part.strip()!r} is not of the form lane=dialer_queue, as in"
-                f" second={[*POLICIES][-1]}; several queues of a lane have + between"
+                " second=dialer_queue; several queues of a lane have + between"
             )
         if not _NAME.fullmatch(lane) or lane == DEFAULT_LANE:
             raise ValueError(
@@ -120,8 +134,6 @@ def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
         if lane in seen.values():
             raise ValueError(f"lane {lane} stands twice; several queues of a lane have + between")
         for queue in (each.strip() for each in said.split("+")):
-            if queue not in POLICIES:
-                raise ValueError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
             if queue in seen:
                 raise ValueError(f"dialer queue {queue} is in lane {seen[queue]} already")
             seen[queue] = lane

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assignment_workers.assignment import calling
 from assignment_workers.errors import UsageError, plain
-from assignment_workers.policy.calling import read_holidays, read_week
-from assignment_workers.policy.dialer import Dialer, loaded
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.calling import CallingRules, read_holidays, read_week
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.settings import Settings, by_team, priorities
 
 NONE = "none"
@@ -54,6 +53,9 @@ class OperationalSetting:
     """Reads a value. Raises `ValueError`."""
     names_queue: bool = False
     """True if the text in the environment has a part for each dialer queue."""
+    is_of_queues: bool = False
+    """True if `read` returns names of dialer queues, which it does not compare with the dialer's.
+    """
 
     @property
     def variable(self) -> str:
@@ -126,9 +128,10 @@ class SettingsInForce(Settings):
     """None: no version is stored yet."""
     queues: Mapping[str, Settings]
 
-    def of(self, queue: str) -> Settings:
-        """Return the settings that are in force for this dialer queue."""
-        return self.queues.get(queue, self)
+    @property
+    def of_queues(self) -> Mapping[str, Settings]:
+        """The settings in force of each dialer queue of the dialer, by name."""
+        return self.queues
 
     def __hash__(self) -> int:
         return id(self)
@@ -137,28 +140,31 @@ class SettingsInForce(Settings):
         return self is other
 
 
-def in_force(given: Settings, version: int | None, values: Values) -> SettingsInForce:
+def in_force(
+    dialer: Dialer, given: Settings, version: int | None, values: Values
+) -> SettingsInForce:
     """Return the settings `given` with the operational ones of a version in place of their own."""
-    everywhere = dict(given) | _fields(values, None)
-    queues = {queue: given.model_copy(update=_fields(values, queue)) for queue in POLICIES}
+    names = list(dialer.policies)
+    everywhere = dict(given) | _fields(values, None, names)
+    queues = {name: given.model_copy(update=_fields(values, name, names)) for name in names}
     return SettingsInForce.model_construct(**everywhere | {"version": version, "queues": queues})
 
 
-def before_versions(given: Settings) -> Settings:
+def before_versions(dialer: Dialer, given: Settings) -> Settings:
     """Return the settings in force while no version is stored.
 
     They are those of the environment, with the values of dialer queues of their own. They are made
     once for each dialer and environment.
     """
-    return _before_versions(loaded(), given)
+    return _before_versions(dialer, given)
 
 
 @lru_cache(maxsize=16)
 def _before_versions(dialer: Dialer, given: Settings) -> Settings:
-    own = {each.key: each.value for each in values_of_queues(dialer)}
-    if not own:
+    if not values_of_queues(dialer):
         return given
-    return in_force(given, None, {each.key: each.value for each in first_values(given)})
+    values = {each.key: each.value for each in first_values(dialer, given)}
+    return in_force(dialer, given, None, values)
 
 
 def values_of_queues(dialer: Dialer) -> list[SettingValue]:
@@ -179,26 +185,26 @@ OF_QUEUES = {
 """By operational setting: the field of a dialer queue that gives a first value."""
 
 
-def first_values(given: Settings) -> list[SettingValue]:
+def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:
     """Return the values of operational settings that the environment or the dialer's file gives."""
-    found = values_of_queues(loaded())
+    found = values_of_queues(dialer)
     for name in OPERATIONAL.keys() & given.model_fields_set:
         value = getattr(given, name)
         if value is not None:
-            found += _parts(OPERATIONAL[name], value, given)
+            found += _parts(OPERATIONAL[name], value, calling.calling_rules(given, dialer.policies))
     return sorted(found, key=lambda each: (each.name, each.queue or "", each.team or ""))
 
 
-def unknown_queues(given: Settings) -> list[str]:
+def unknown_queues(dialer: Dialer, given: Settings) -> list[str]:
     """Return a line for each dialer queue that the environment's priorities name in vain."""
     if given.queue_priority is None:
         return []
     named = (queue for queues in priorities(given.queue_priority).values() for queue in queues)
     return [
         f"{OPERATIONAL['queue_priority'].variable} names the dialer queue {queue!r:.80}, which the"
-        f" dialer does not have; there are {', '.join(POLICIES)}"
+        f" dialer does not have; there are {', '.join(dialer.policies)}"
         for queue in dict.fromkeys(named)
-        if queue not in POLICIES
+        if queue not in dialer.policies
     ]
 
 
@@ -210,36 +216,43 @@ def default_of(setting: OperationalSetting) -> str:
     return _seconds(value) if isinstance(value, timedelta) else str(value)
 
 
-def misfit(change: SettingChange) -> str | None:
-    """Return why the change cannot be made, in one line that names what is accepted; or None."""
+def misfit(change: SettingChange, queues: Collection[str]) -> str | None:
+    """Return why the change cannot be made, in one line that names what is accepted; or None.
+
+    `queues`: the dialer queues of the dialer.
+    """
     setting = OPERATIONAL.get(change.name)
     if setting is None:
         return f"no operational setting {change.name!r:.80}; there are {', '.join(OPERATIONAL)}"
     if change.queue is not None and setting.scope is not SettingScope.QUEUE:
         return f"{setting.name} has no value by dialer queue; it is {_scope(setting)}"
-    if change.queue is not None and change.queue not in POLICIES:
-        return f"no dialer queue {change.queue!r:.80}; there are {', '.join(POLICIES)}"
+    if change.queue is not None and change.queue not in queues:
+        return f"no dialer queue {change.queue!r:.80}; there are {', '.join(queues)}"
     if change.team is not None and setting.scope is not SettingScope.TEAM:
         return f"{setting.name} has no value by team; it is {_scope(setting)}"
     if change.team is not None and not _TEAM.fullmatch(change.team):
         return f"team {change.team!r:.80}: accepted are 1 to {TEAM_AT_MOST} letters without = , ;"
     if change.value is None:
         return None
-    wrong = _unfit(setting, change.value)
+    wrong = _unfit(setting, change.value, queues)
     if wrong is None:
         return None
     return f"{setting.name}={change.value!r:.80}: {wrong}; accepted: {setting.accepted}"
 
 
-def _unfit(setting: OperationalSetting, value: str) -> str | None:
+def _unfit(setting: OperationalSetting, value: str, queues: Collection[str]) -> str | None:
     if not 1 <= len(value) <= VALUE_AT_MOST or not value.isprintable():
         return f"not 1 to {VALUE_AT_MOST} printable letters"
     if value == NONE:
         return None if setting.is_optional else "it cannot be switched off"
     try:
-        setting.read(value)
+        read = setting.read(value)
     except ValueError as error:
         return str(error)
+    named = cast("tuple[str, ...]", read) if setting.is_of_queues else ()
+    unknown = next((each for each in named if each not in queues), None)
+    if unknown is not None:
+        return f"no dialer queue {unknown!r:.80}; there are {', '.join(queues)}"
     return None
 
 
@@ -253,18 +266,23 @@ def _scope(setting: OperationalSetting) -> str:
             return "for all, or by team"
 
 
-def _fields(values: Values, queue: str | None) -> dict[str, Any]:
-    """Return the operational fields of `Settings` for a dialer queue; None: for all of them."""
+def _fields(values: Values, queue: str | None, queues: Collection[str]) -> dict[str, Any]:
+    """Return the operational fields of `Settings` for a dialer queue; None: for all of them.
+
+    `queues`: the dialer queues of the dialer.
+    """
     said: dict[str, Any] = {}
     for setting in OPERATIONAL.values():
-        text = _text(setting, values, queue)
+        text = _text(setting, values, queue, queues)
         if text is not None:
             said[setting.variable] = text
     read = Settings.model_validate(said)
     return {name: getattr(read, name) for name in OPERATIONAL}
 
 
-def _text(setting: OperationalSetting, values: Values, queue: str | None) -> str | None:
+def _text(
+    setting: OperationalSetting, values: Values, queue: str | None, queues: Collection[str]
+) -> str | None:
     """Return the value of a setting as the environment would have it; None: the default."""
 
     def own(of: str | None) -> str | None:
@@ -280,14 +298,17 @@ def _text(setting: OperationalSetting, values: Values, queue: str | None) -> str
         ]
         return between.join(filter(None, [own(None), *of_teams])) or None
     if setting.names_queue:
-        queues = POLICIES if queue is None else [queue]
-        return ", ".join(f"{each}={own(each)}" for each in queues if own(each) is not None) or None
+        named = queues if queue is None else [queue]
+        return ", ".join(f"{each}={own(each)}" for each in named if own(each) is not None) or None
     return own(queue)
 
 
-def _parts(setting: OperationalSetting, value: Any, given: Settings) -> Iterable[SettingValue]:  # noqa: ANN401
+def _parts(
+    setting: OperationalSetting,
+    value: Any,  # noqa: ANN401
+    rules: CallingRules,
+) -> Iterable[SettingValue]:
     """Yield the values of a setting that the environment sets, one for each subject."""
-    rules = calling.calling_rules(given)
     name = setting.name
     match name:
         case "calls_per_day":
@@ -339,8 +360,6 @@ def _as_variable(name: str) -> Callable[[str], object]:
 
 def _order(said: str) -> tuple[str, ...]:
     queues = tuple(each.strip() for each in said.split(","))
-    if unknown := [each for each in queues if each not in POLICIES]:
-        raise ValueError(f"no dialer queue {unknown[0]!r:.80}; there are {', '.join(POLICIES)}")
     if len(set(queues)) < len(queues):
         raise ValueError("a dialer queue is named twice")
     return queues
@@ -407,6 +426,7 @@ OPERATIONAL: dict[str, OperationalSetting] = {
             _TEAMS,
             "dialer queues, separated by commas, in the order in which they are served",
             _order,
+            is_of_queues=True,
         ),
         _lasts("lease", _QUEUE),
         _lasts("offer", _QUEUE),
@@ -430,10 +450,10 @@ def changes_rules(names: Collection[str]) -> bool:
     return any(OPERATIONAL[name].is_rule for name in names)
 
 
-def check_rules(settings: Settings) -> str | None:
+def check_rules(dialer: Dialer, settings: Settings) -> str | None:
     """Return why the calling rules of `settings` cannot be used together, in one line; or None."""
     try:
-        calling.policies_of(settings)
+        calling.policies_of(dialer, settings)
     except UsageError as error:
         return str(error)
     return None

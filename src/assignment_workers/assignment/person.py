@@ -25,7 +25,7 @@ from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader, plain
-from assignment_workers.policy.dialer import DECLARED, loaded
+from assignment_workers.policy.dialer import DECLARED, Dialer
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
 from assignment_workers.schema.tables import SuppressionListState
 
@@ -89,7 +89,7 @@ class Person:
         )
 
 
-def find(connection: Connection, user_id: int, reader: Reader) -> Person:
+def find(connection: Connection, dialer: Dialer, user_id: int, reader: Reader) -> Person:
     """Return the user with this id, with the phone numbers of the CRM and of missed calls.
 
     The numbers that were read from the CRM earlier count too: the CRM may have erased the person
@@ -123,19 +123,21 @@ def find(connection: Connection, user_id: int, reader: Reader) -> Person:
     texts = frozenset(each for each in found if each)
     e164 = frozenset(number for each in texts for number in reader.read(each).e164)
     ends = frozenset(_ends(texts | e164))
-    return Person(user_id, _own(connection, user_id), frozenset(assignments), ends, texts, e164)
+    return Person(
+        user_id, _own(dialer, connection, user_id), frozenset(assignments), ends, texts, e164
+    )
 
 
-def _own(connection: Connection, user_id: int) -> UserId:
-    return user_ids.own(connection, [user_id])[user_id]
+def _own(dialer: Dialer, connection: Connection, user_id: int) -> UserId:
+    return user_ids.own(dialer, connection, [user_id])[user_id]
 
 
-def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
+def export(connection: Connection, dialer: Dialer, user_id: int, reader: Reader) -> Stored:
     """Return all data stored about the user, including the texts that people typed. Reads only.
 
     `reader`: the rules for reading phone numbers, by which the user's numbers are found.
     """
-    person = find(connection, user_id, reader)
+    person = find(connection, dialer, user_id, reader)
     at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     parameters = {"user": user_id, "patterns": person.patterns, "name": str(person.own)}
     parameters["e164"] = list(person.e164)
@@ -143,10 +145,10 @@ def export(connection: Connection, user_id: int, reader: Reader) -> Stored:
     letters = rows_of(connection, "SELECT * FROM assignment.dead_letters")
     tables["dead_letters"] = [each for each in letters if person.is_named(each["body"])]
     tables |= _left_by_adoption(connection, user_id)
-    return user_ids.shown(connection, Stored(user_id=user_id, at=at, tables=tables))
+    return user_ids.shown(dialer, connection, Stored(user_id=user_id, at=at, tables=tables))
 
 
-def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, int]:
+def forget(connection: Connection, dialer: Dialer, user_id: int, reader: Reader) -> dict[str, int]:
     """Erase the texts and phone numbers of the user; return the number of changed rows by table.
 
     The caller makes sure before that no agent holds the user and that the user is suppressed, and
@@ -156,7 +158,7 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
     changed, if there is such a number and `reader` has no key. Cost: reads by the indexes on
     `user_id`, and one pass each over dead letters, commands and phone numbers.
     """
-    person = find(connection, user_id, reader)
+    person = find(connection, dialer, user_id, reader)
     parameters = {"user": user_id, "mark": FORGOTTEN, "name": str(person.own)}
     parameters["patterns"] = person.patterns
     parameters["names"] = [str(person.own), *person.assignments]
@@ -171,7 +173,7 @@ def forget(connection: Connection, user_id: int, reader: Reader) -> dict[str, in
         delete = text(f'DELETE FROM public."{table}" WHERE user_id = :user')  # noqa: S608
         counts[table] = connection.execute(delete, parameters).rowcount
     crm = crm_of(connection)
-    declared = loaded().external_facts(DECLARED, {}) if crm is None else crm.declared
+    declared = dialer.external_facts(DECLARED, {}) if crm is None else crm.declared
     counts |= mirror_tables.erase(connection, declared, user_id)
     return {name: count for name, count in counts.items() if count}
 

@@ -30,7 +30,6 @@ from assignment_workers.assignment.settings_versions import (
     latest,
 )
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
-from assignment_workers.policy.dialer import loaded
 from assignment_workers.schema.tables import LaneTerm, SettingsVersion
 from assignment_workers.settings import Settings
 
@@ -50,7 +49,7 @@ def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
     transaction.require_all_lanes()
     if latest(transaction.connection) is not None:
         return None
-    values = first_values(given)
+    values = first_values(transaction.dialer, given)
     changes = [
         AppliedChange(**each.model_dump(exclude={"value"}), before=None, after=each.value)
         for each in values
@@ -86,7 +85,7 @@ def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 
 def _new_values(transaction: FencedTransaction) -> list[SettingValue]:
     """Return the values of the dialer's file for which no version ever had one."""
-    own = values_of_queues(loaded())
+    own = values_of_queues(transaction.dialer)
     if not own:
         return []
     had = {
@@ -114,7 +113,7 @@ def change(
     because of a rule are judged anew, up to `entries.PROMOTED_AT_MOST` in each dialer queue: what
     is left over is in the next build. The count `version` of the answer is the version in force.
     """
-    wrong = [said for each in changes if (said := misfit(each))]
+    wrong = [said for each in changes if (said := misfit(each, transaction.dialer.policies))]
     named = [each.key for each in changes]
     if not wrong and len(set(named)) < len(named):
         wrong = ["a setting is changed twice in one version"]
@@ -139,7 +138,8 @@ def change(
     kept = _sorted(values.values())
     number = before.version + 1
     known = {each.key: each.value for each in kept if each.name in OPERATIONAL}
-    if unusable := check_rules(in_force(given, number, known)):
+    dialer = transaction.dialer
+    if unusable := check_rules(dialer, in_force(dialer, given, number, known)):
         return Refused(code=Code.MALFORMED, reason=unusable)
     _store(transaction, number, applied, kept, by=by, why=why)
     if changes_rules([each.name for each in applied]):

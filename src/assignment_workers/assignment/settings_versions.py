@@ -29,8 +29,7 @@ from assignment_workers.assignment.operational_settings import (
     values_of_queues,
 )
 from assignment_workers.assignment.transaction import FencedTransaction
-from assignment_workers.policy.dialer import loaded
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.tables import SettingsVersion
 from assignment_workers.settings import Settings
 
@@ -60,23 +59,25 @@ class StoredVersion(BaseModel):
     changes: list[AppliedChange]
     values: list[SettingValue]
 
-    def in_force(self, given: Settings) -> SettingsInForce:
+    def in_force(self, dialer: Dialer, given: Settings) -> SettingsInForce:
         """Return the settings `given` with the operational ones of this version."""
-        return in_force(given, self.version, self._by_key())
+        return in_force(dialer, given, self.version, self._by_key())
 
     def _by_key(self) -> Values:
         # A later release may have stored settings that this one does not know.
         return {each.key: each.value for each in self.values if each.name in OPERATIONAL}
 
 
-def current(connection: Connection, given: Settings) -> Settings:
+def current(connection: Connection, dialer: Dialer, given: Settings) -> Settings:
     """Return the settings in force, as the snapshot of the caller's transaction has them.
 
     `given`: the settings of the environment, of which those that are not operational count. Cost:
     one read of the last row of the table.
     """
     found = connection.execute(_LATEST_ID).scalar_one_or_none()
-    return before_versions(given) if found is None else _known(connection, found, given)
+    if found is None:
+        return before_versions(dialer, given)
+    return _known(connection, found, dialer, given)
 
 
 def version_of(settings: Settings) -> int | None:
@@ -91,23 +92,23 @@ def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
     the first transaction of the process after a change.
     """
     if transaction.settings_id is None:
-        return before_versions(given)
-    return _known(transaction.connection, transaction.settings_id, given)
+        return before_versions(transaction.dialer, given)
+    return _known(transaction.connection, transaction.settings_id, transaction.dialer, given)
 
 
-_KNOWN: dict[UUID, tuple[Settings, SettingsInForce]] = {}
-"""The latest versions that this process has read, each with the settings of the environment."""
+_KNOWN: dict[UUID, tuple[Dialer, Settings, SettingsInForce]] = {}
+"""The latest versions that this process has read, each with the dialer and the environment."""
 
 
-def _known(connection: Connection, id_: UUID, given: Settings) -> SettingsInForce:
+def _known(connection: Connection, id_: UUID, dialer: Dialer, given: Settings) -> SettingsInForce:
     found = _KNOWN.get(id_)
-    if found is not None and found[0] is given:
-        return found[1]
+    if found is not None and found[0] is dialer and found[1] is given:
+        return found[2]
     row = connection.execute(_VERSION, {"id": id_}).one()
-    read = _version(row).in_force(given)
+    read = _version(row).in_force(dialer, given)
     while len(_KNOWN) >= KNOWN_AT_MOST:
         _KNOWN.pop(next(iter(_KNOWN)), None)
-    _KNOWN[id_] = (given, read)
+    _KNOWN[id_] = (dialer, given, read)
     return read
 
 
@@ -174,10 +175,12 @@ class InForce(BaseModel):
     settings: list[SettingInForce]
 
 
-def shown(connection: Connection, given: Settings, name: str | None = None) -> InForce:
+def shown(
+    connection: Connection, dialer: Dialer, given: Settings, name: str | None = None
+) -> InForce:
     """Return the operational settings in force, or only the one of this name."""
     found = latest(connection)
-    values = first_values(given) if found is None else found.values
+    values = first_values(dialer, given) if found is None else found.values
     by_name: dict[str, list[ValueInForce]] = {each: [] for each in OPERATIONAL}
     for each in values:
         if each.name in by_name:
@@ -206,7 +209,7 @@ def shown(connection: Connection, given: Settings, name: str | None = None) -> I
     )
 
 
-def ignored(connection: Connection, given: Settings) -> list[str]:
+def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str]:
     """Return a line for each variable, and each value of the dialer's file, that is ignored.
 
     It is ignored if it is one of an operational setting and the version in force has another value.
@@ -214,8 +217,8 @@ def ignored(connection: Connection, given: Settings) -> list[str]:
     before = latest(connection)
     if before is None:
         return []
-    now = before.in_force(given)
-    own = {(each.key, each.value) for each in first_values(given)}
+    now = before.in_force(dialer, given)
+    own = {(each.key, each.value) for each in first_values(dialer, given)}
     stored = {(each.key, each.value) for each in before.values}
     as_stored = {
         name
@@ -234,12 +237,12 @@ def ignored(connection: Connection, given: Settings) -> list[str]:
         f"queue {each.queue}: {OF_QUEUES[each.name]} of the dialer's file is ignored: version"
         f" {before.version} of the settings has another value of {each.name};"
         f" `assignment-workers settings show {each.name}` prints it"
-        for each in values_of_queues(loaded())
+        for each in values_of_queues(dialer)
         if values.get(each.key) != each.value
     ]
 
 
-def unknown_values(connection: Connection) -> list[str]:
+def unknown_values(connection: Connection, dialer: Dialer) -> list[str]:
     """Return a line for each value in force of a dialer queue that the dialer does not have."""
     found = latest(connection)
     if found is None:
@@ -248,13 +251,13 @@ def unknown_values(connection: Connection) -> list[str]:
         f"version {found.version} of the settings has a value of {each.name} for the dialer queue"
         f" {each.queue}, which the dialer does not have: it is ignored"
         for each in found.values
-        if each.queue is not None and each.queue not in POLICIES
+        if each.queue is not None and each.queue not in dialer.policies
     ]
 
 
-def tell_ignored(connection: Connection, given: Settings) -> None:
+def tell_ignored(connection: Connection, dialer: Dialer, given: Settings) -> None:
     """Log each variable of the environment that is ignored, at the start of a process."""
-    for line in ignored(connection, given):
+    for line in ignored(connection, dialer, given):
         log.warning("variable_ignored", why=line)
 
 

@@ -10,7 +10,7 @@ import csv
 import itertools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ from assignment_workers.phones import (
     plain,
     read_chunk,
 )
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import (
     Entry,
@@ -162,21 +162,22 @@ def stage(
     named: Named,
     reader: Reader,
     *,
+    queues: Collection[str],
     dry_run: bool = False,
     skip_unreadable: bool = False,
 ) -> Staged:
     """Load the lines of a file into a new list of suppressed phone numbers that is not in force.
 
     The command `flip` puts the list in force. `named`: the list's name and terms. `reader`: the
-    rules for reading phone numbers. The whole file is loaded in one transaction, which neither
-    waits for another nor blocks one. The number of a forgotten person is left out, because its hash
-    suppresses it. A line that is not a phone number is counted and named; with
-    `skip_unreadable` it is left out, otherwise nothing is stored, as in a dry run. Raises
-    `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor time a line, spread
-    over all processors, and a COPY.
+    rules for reading phone numbers. `queues`: those of the dialer. The whole file is loaded in one
+    transaction, which neither waits for another nor blocks one. The number of a forgotten person is
+    left out, because its hash suppresses it. A line that is not a phone number is counted and
+    named; with `skip_unreadable` it is left out, otherwise nothing is stored, as in a dry run.
+    Raises `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor time a line,
+    spread over all processors, and a COPY.
     """
-    if named.queue is not None and named.queue not in POLICIES:
-        raise UsageError(f"no dialer queue {named.queue!r}; there are {', '.join(POLICIES)}")
+    if named.queue is not None and named.queue not in queues:
+        raise UsageError(f"no dialer queue {named.queue!r}; there are {', '.join(queues)}")
     done = Staged()
     connection.execute(text("SET LOCAL statement_timeout = 0"))  # a COPY waits for the reading
     connection.execute(
@@ -521,7 +522,7 @@ def standing_lists(connection: Connection) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(_STAND).mappings()]
 
 
-def exported(connection: Connection) -> Iterator[tuple[object, ...]]:
+def exported(connection: Connection, dialer: Dialer) -> Iterator[tuple[object, ...]]:
     """Yield a row for every do-not-contact suppression in force.
 
     Those that were made one by one come first, then the phone numbers of imported lists. The rows
@@ -529,7 +530,7 @@ def exported(connection: Connection) -> Iterator[tuple[object, ...]]:
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
     for rows in streamed.execute(_EXPORT).partitions():
-        ids = user_ids.own(connection, (row.user_id for row in rows if row.user_id))
+        ids = user_ids.own(dialer, connection, (row.user_id for row in rows if row.user_id))
         for row in rows:
             own = {"user_id": ids[row.user_id]} if row.user_id else {}
             yield tuple({**row._asdict(), **own}.values())

@@ -36,7 +36,7 @@ from assignment_workers.assignment.transaction import EventKind, FencedTransacti
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import UserId
 from assignment_workers.phones import KEYED, Reader, plain, reach, tails
-from assignment_workers.policy.queues import POLICIES, suspicious
+from assignment_workers.policy.queues import suspicious
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
@@ -146,8 +146,9 @@ def do_not_contact(
     target = _target(user, phone, reader, raw=entry.raw)
     if isinstance(target, Refused):
         return target
-    if entry.queue is not None and entry.queue not in POLICIES:
-        return _malformed(f"no dialer queue {entry.queue!r}; there are {', '.join(POLICIES)}")
+    queues = transaction.dialer.policies
+    if entry.queue is not None and entry.queue not in queues:
+        return _malformed(f"no dialer queue {entry.queue!r}; there are {', '.join(queues)}")
     if entry.expires_at is not None and entry.expires_at <= transaction.now:
         return _malformed("expires_at: a time that is still to come")
     whom = _whom(SuppressionKind.DO_NOT_CONTACT, user, target, entry.queue)
@@ -319,7 +320,7 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
         return
     parameters = {
         "users": list(failed),
-        "rules": sorted(suspicious()),
+        "rules": sorted(suspicious(transaction.dialer.policies.values())),
         "since": transaction.now - COUNTED,
         "now": transaction.now,
         "times": after,

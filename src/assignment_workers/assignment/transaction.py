@@ -16,7 +16,7 @@ from sqlalchemy import ClauseElement, Connection
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.identity import new_id
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.pipeline import Rows, Statement, run_statements
 from assignment_workers.schema.tables import DEFAULT_LANE, Event
@@ -126,6 +126,8 @@ class FencedTransaction:
     connection: Connection
     now: datetime
     term: int
+    dialer: Dialer
+    """The dialer of this process, whose policies carry no calling rules."""
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
     """The events of races recorded in this transaction; they are logged after its commit."""
@@ -149,7 +151,11 @@ class FencedTransaction:
     @property
     def queues_of_other_lanes(self) -> list[str]:
         """The dialer queues whose lanes this transaction has not locked and so must not change."""
-        return [] if self.lanes.is_one else [each for each in POLICIES if not self.has(each)]
+        return (
+            []
+            if self.lanes.is_one
+            else [each for each in self.dialer.policies if not self.has(each)]
+        )
 
     def require_lanes(self, *queues: str) -> None:
         """Continue only if the lanes of these dialer queues are locked.

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, event, text
 
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import UserId
-from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.tables import ID_AT_MOST
 
 T = TypeVar("T")
@@ -60,13 +60,13 @@ _NAMED = re.compile(r"\b(user )(\d{1,19})\b")
 _remembered: WeakKeyDictionary[Engine, dict[int, str]] = WeakKeyDictionary()
 
 
-def read(given: object) -> UserId:
-    """Return a user's id as the loaded dialer's CRM writes it.
+def read(dialer: Dialer, given: object) -> UserId:
+    """Return a user's id as the dialer's CRM writes it.
 
     A text that is a number is a number for a CRM with integers, and only for that one. Raises
     `UsageError`, one line that does not repeat the text, for anything that is no id.
     """
-    kind = loaded().numbered
+    kind = dialer.numbered
     if kind is None:
         number = int(given) if isinstance(given, str) and _is_number(given) else given
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= LARGEST:
@@ -89,12 +89,14 @@ def _is_number(given: str) -> bool:
     return given.isascii() and given.isdigit() and len(given) <= len(str(LARGEST))
 
 
-def number_of(connection: Connection, user: UserId) -> int:
+def number_of(dialer: Dialer, connection: Connection, user: UserId) -> int:
     """Return our number for a user whose id `read` returned; `NOBODY` for an unknown id."""
-    return user if isinstance(user, int) else _find(connection, [user]).get(user, NOBODY)
+    return user if isinstance(user, int) else _find(dialer, connection, [user]).get(user, NOBODY)
 
 
-def numbered(connection: Connection, users: Collection[UserId]) -> dict[UserId, int]:
+def numbered(
+    dialer: Dialer, connection: Connection, users: Collection[UserId]
+) -> dict[UserId, int]:
     """Return our number for each of these ids, which `read` returned; an unknown id gets one.
 
     The caller commits.
@@ -102,54 +104,60 @@ def numbered(connection: Connection, users: Collection[UserId]) -> dict[UserId, 
     given = [each for each in users if isinstance(each, str)]
     found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
     if given:
-        connection.execute(_statement(_GIVE), {"ids": sorted(set(given))})
-        found.update(_find(connection, given))
+        connection.execute(_statement(dialer, _GIVE), {"ids": sorted(set(given))})
+        found.update(_find(dialer, connection, given))
     return found
 
 
-def _find(connection: Connection, users: Collection[str]) -> dict[str, int]:
-    rows = connection.execute(_statement(_FIND), {"ids": list(users)})
+def _find(dialer: Dialer, connection: Connection, users: Collection[str]) -> dict[str, int]:
+    rows = connection.execute(_statement(dialer, _FIND), {"ids": list(users)})
     return {row.own: row.user_id for row in rows}
 
 
-def numbers_of(connection: Connection, users: Collection[UserId]) -> dict[UserId, int]:
+def numbers_of(
+    dialer: Dialer, connection: Connection, users: Collection[UserId]
+) -> dict[UserId, int]:
     """Return our number for each of these ids of the CRM that has one."""
     found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
     if texts := [each for each in users if isinstance(each, str)]:
-        found.update(_find(connection, texts))
+        found.update(_find(dialer, connection, texts))
     return found
 
 
-def number_in_order(connection: Connection, users: Sequence[UserId]) -> dict[UserId, int]:
+def number_in_order(
+    dialer: Dialer, connection: Connection, users: Sequence[UserId]
+) -> dict[UserId, int]:
     """Return our number for each of these ids of the CRM; usable ids without one get one, in order.
 
     Unusable ids, which `read` refuses, are left out. The caller commits.
     """
-    fit = [each for each in dict.fromkeys(users) if isinstance(each, str) and _fits(each)]
-    numbers = numbers_of(connection, users if loaded().numbered is None else fit)
+    fit = [each for each in dict.fromkeys(users) if isinstance(each, str) and _fits(dialer, each)]
+    numbers = numbers_of(dialer, connection, users if dialer.numbered is None else fit)
     new = [each for each in fit if each not in numbers]
     if new:
         # Two transactions that insert the same ids in other orders would wait for each other.
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _NUMBERING})
-        connection.execute(_statement(_GIVE), {"ids": new})
-        numbers.update(_find(connection, new))
+        connection.execute(_statement(dialer, _GIVE), {"ids": new})
+        numbers.update(_find(dialer, connection, new))
     return numbers
 
 
-def _fits(user: str) -> bool:
+def _fits(dialer: Dialer, user: str) -> bool:
     try:
-        return read(user) == user
+        return read(dialer, user) == user
     except UsageError:
         return False
 
 
-def number_new(connection: Connection, rows: str, since: datetime | None = None) -> int:
+def number_new(
+    dialer: Dialer, connection: Connection, rows: str, since: datetime | None = None
+) -> int:
     """Give a number to each user of the CRM without one, among these rows; return how many.
 
     `rows`: a query of the ids as `id`, and of times as `created_at`, in the order in which users
     get numbers. `since`: only rows created at this time, in UTC, or later. The caller commits.
     """
-    kind = loaded().numbered
+    kind = dialer.numbered
     fits = _FITS if kind == "text" else "n.id IS NOT NULL"
     statement = text(
         f"INSERT INTO assignment.user_ids ({kind}) SELECT n.id FROM ({rows}) n WHERE {fits}"  # noqa: S608
@@ -160,9 +168,9 @@ def number_new(connection: Connection, rows: str, since: datetime | None = None)
     return connection.execute(statement, {} if since is None else {"since": since}).rowcount
 
 
-def unnumbered(connection: Connection, rows: str) -> int:
+def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
     """Return how many users of the query `rows` have no number, because their ids are unusable."""
-    kind = loaded().numbered
+    kind = dialer.numbered
     statement = text(
         f"SELECT count(*) FROM ({rows}) n"  # noqa: S608
         f" WHERE NOT EXISTS (SELECT FROM assignment.user_ids i WHERE i.{kind} = n.id)"
@@ -170,19 +178,19 @@ def unnumbered(connection: Connection, rows: str) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def own(at: Connection | Engine, numbers: Iterable[int]) -> dict[int, UserId]:
+def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict[int, UserId]:
     """Return the CRM's id of each of these users, by our number.
 
     An id never changes, so a process remembers up to `REMEMBERED` of them.
     """
     wanted = set(numbers)
-    if loaded().numbered is None:
+    if dialer.numbered is None:
         return {each: each for each in wanted}
     memory = _memory(at.engine)
     found: dict[int, UserId] = {each: memory[each] for each in wanted & memory.keys()}
     if missing := list(wanted - found.keys()):
         with _connected(at) as connection:
-            rows = connection.execute(_statement(_OWN), {"numbers": missing})
+            rows = connection.execute(_statement(dialer, _OWN), {"numbers": missing})
             read_now = {row.user_id: row.own for row in rows}
         if len(memory) + len(read_now) > REMEMBERED:
             memory.clear()
@@ -212,20 +220,20 @@ def _connected(at: Connection | Engine) -> Iterator[Connection]:
         yield connection
 
 
-def shown(at: Connection | Engine, facts: T) -> T:
+def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
     """Return a copy of `facts` with the CRM's ids in place of our numbers of users.
 
     They are the fields `user_id` and `user_ids`, and `user` with a number in a refusal's or a
     finding's text. Mappings, lists, dataclasses and models are copied. Texts that people typed are
     left alone.
     """
-    if loaded().numbered is None:
+    if dialer.numbered is None:
         return facts
     numbers: list[int] = []
     _walk("", facts, numbers.append)
     if not numbers:
         return facts
-    ids = own(at, numbers)
+    ids = own(dialer, at, numbers)
     return cast(T, _walk("", facts, lambda number: ids.get(number, number)))
 
 
@@ -263,8 +271,8 @@ def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  
             return value
 
 
-def _statement(sql: str) -> Any:  # noqa: ANN401 - SQLAlchemy's text
-    kind = loaded().numbered or "text"
+def _statement(dialer: Dialer, sql: str) -> Any:  # noqa: ANN401 - SQLAlchemy's text
+    kind = dialer.numbered or "text"
     return text(sql.format(kind=kind))
 
 

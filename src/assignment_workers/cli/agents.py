@@ -17,6 +17,7 @@ from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.client import commands
 from assignment_workers.client.reading import as_state_answer
 from assignment_workers.errors import UsageError
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import AgentStatus
 
 LISTED_AT_MOST = 10_000
@@ -81,6 +82,7 @@ def answers(
     with database() as connection:
         found = answers_to(
             connection,
+            loaded(),
             agent,
             since=now - LISTED_FOR if middle is None else middle - AROUND,
             until=now + AROUND if middle is None else middle + AROUND,

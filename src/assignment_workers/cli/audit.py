@@ -20,6 +20,7 @@ from assignment_workers.cli.report import period
 from assignment_workers.cli.servers import database, with_database
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.errors import UsageError
+from assignment_workers.policy.process_dialer import loaded
 
 group = typer.Typer(help="Events with chained digests: export and check.", no_args_is_help=True)
 
@@ -106,7 +107,7 @@ def lost(
     other = given.model_copy(update={"database_url": old})
     began = None if since is None else datetime.now(UTC) - period(since)
     with database(patience=AT_MOST) as here, database(other, patience=AT_MOST) as there:
-        found = user_ids.shown(there, missing_events(there, here, since=began))
+        found = user_ids.shown(loaded(), there, missing_events(there, here, since=began))
     if json:
         as_json(found)
     else:

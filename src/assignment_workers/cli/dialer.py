@@ -29,8 +29,7 @@ from assignment_workers.errors import (
     SchemaMismatch,
     UsageError,
 )
-from assignment_workers.policy.dialer import loaded
-from assignment_workers.policy.outcomes import overridden
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.runtime.stack import running_stack
 from assignment_workers.settings import Settings
 
@@ -94,16 +93,16 @@ def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
     """
     given = settings()
     try:
-        overridden(given.outcome_changes)
+        loaded().overridden(given.outcome_changes)
     except ValueError as error:
         raise UsageError(f"{Settings.model_fields['outcomes'].alias}: {error}") from None
-    warnings = [*unknown_queues(given), *_of_external_crm(path, given)]
+    warnings = [*unknown_queues(loaded(), given), *_of_external_crm(path, given)]
     if not _has_database(given):
         return [], warnings
     try:
         with database() as connection:
-            policies = policies_of(current(connection, given))
-            warnings += unknown_values(connection)
+            policies = policies_of(loaded(), current(connection, loaded(), given))
+            warnings += unknown_values(connection, loaded())
             idle = unserved(connection, policies)
             if given.crm_database_url is None:
                 fact_views.prepare(connection, given)
@@ -149,10 +148,10 @@ def _in_force(given: Settings) -> Settings:
     if _has_database(given):
         try:
             with database() as connection:
-                return current(connection, given)
+                return current(connection, loaded(), given)
         except DatabaseUnavailable as error:
             complain(f"warning: these are the settings of this environment: {error}")
-    return before_versions(given)
+    return before_versions(loaded(), given)
 
 
 @group.command()
@@ -162,7 +161,7 @@ def show(json: AsJson = False) -> int:
     With a database the settings are those in force, else those of the environment and the file.
     """
     given = settings()
-    found = described.describe(loaded(), policies_of(_in_force(given)))
+    found = described.describe(loaded(), policies_of(loaded(), _in_force(given)))
     if json:
         as_json(found)
         return 0

@@ -28,6 +28,7 @@ from assignment_workers.cli.servers import (
 )
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import Source
 
 WHOLE_AT_MOST = timedelta(minutes=30)
@@ -62,12 +63,13 @@ def explain(
     named = None if user is None else user_id(user)
     found: Explanation | Funnel | None
     with database(patience=WHOLE_AT_MOST if whole else COMMAND_AT_MOST) as connection:
-        in_force = current(connection, given)
-        policies = policies_of(in_force)
+        in_force = current(connection, loaded(), given)
+        policies = policies_of(loaded(), in_force)
         now = instant(connection)
         if named is not None:
-            number = user_ids.number_of(connection, named)
+            number = user_ids.number_of(loaded(), connection, named)
             found = user_ids.shown(
+                loaded(),
                 connection,
                 explain_user(connection, number, policies=policies, settings=in_force, now=now),
             )

@@ -47,6 +47,7 @@ from assignment_workers.health.model import Health, HealthState, JobHealth
 from assignment_workers.health.monitor import read_once, read_repeatedly
 from assignment_workers.health.readings import NO_ANSWER
 from assignment_workers.health.runbooks import COMMAND
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.settings import Settings
 
@@ -277,8 +278,10 @@ def _status(health: Health, given: Settings) -> Status | None:
         return None
     try:
         with database(patience=STATUS_AT_MOST) as connection:
-            found = read_status(connection, application=APPLICATION, settings=given)
-            return user_ids.shown(connection, found)
+            found = read_status(
+                connection, application=APPLICATION, settings=given, dialer=loaded()
+            )
+            return user_ids.shown(loaded(), connection, found)
     except (DatabaseUnavailable, SchemaMismatch) as error:
         complain(str(error))
         return None
@@ -553,7 +556,9 @@ def _serving(health: Health) -> list[CheckResult]:
 
 def _examine() -> tuple[list[CheckResult], Durability]:
     with database() as connection:
-        return user_ids.shown(connection, examine(connection)), durability(connection)
+        return user_ids.shown(loaded(), connection, examine(connection, loaded())), durability(
+            connection
+        )
 
 
 def _replayed() -> list[CheckResult]:
@@ -562,8 +567,9 @@ def _replayed() -> list[CheckResult]:
     Returns one failed check for each guarantee that the events break, or else one passed check.
     """
     with database(patience=HISTORY_AT_MOST) as connection:
-        found = check(connection, settings=settings(), bound=HELD_AFTER_LEASE_AT_MOST)
-        breaches = user_ids.shown(connection, found)
+        given = settings()
+        found = check(connection, dialer=loaded(), settings=given, bound=HELD_AFTER_LEASE_AT_MOST)
+        breaches = user_ids.shown(loaded(), connection, found)
     broken: dict[int | None, list[str]] = {} if breaches else {None: []}
     for each in breaches:
         at = f"event {each.event}: " if each.event else ""

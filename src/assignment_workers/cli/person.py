@@ -16,6 +16,7 @@ from assignment_workers.cli.servers import client, database, reader, resolved, u
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.client import commands
 from assignment_workers.client.erasing import forget_results_at
+from assignment_workers.policy.process_dialer import loaded
 
 group = typer.Typer(help="What is stored about a person, and its erasure.", no_args_is_help=True)
 
@@ -33,7 +34,9 @@ def export(user: User, why: Why = "a request for access", json: AsJson = False) 
     """Print everything that is stored about a user, without the CRM's own tables."""
     named = user_id(user)
     with recorded("person_export", str(named), why) as told, database() as connection:
-        found = person.export(connection, user_ids.number_of(connection, named), reader())
+        found = person.export(
+            connection, loaded(), user_ids.number_of(loaded(), connection, named), reader()
+        )
         told(Done())
     if json:
         as_json(found)
@@ -64,14 +67,14 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
             complain(line(answer))
             return 2 if isinstance(answer, Refused) else 1
         with database() as connection:
-            number = user_ids.number_of(connection, named)
+            number = user_ids.number_of(loaded(), connection, named)
             held = person.is_held(connection, number)
             if held is not None:
                 told(Refused(code=Code.NOT_ACTIVE, reason="the user is held"))
                 complain(f"user {user} is held by agent {held}: release the assignment first")
                 return 1
-            known = person.find(connection, number, reader())
-            counts = person.forget(connection, number, reader())
+            known = person.find(connection, loaded(), number, reader())
+            counts = person.forget(connection, loaded(), number, reader())
             connection.commit()
         counts["results"] = forget_results_at(resolved().redis_url, known)
         told(Done())

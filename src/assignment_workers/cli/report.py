@@ -17,6 +17,7 @@ from assignment_workers.assignment.reports.service_levels import unseen
 from assignment_workers.cli.servers import database
 from assignment_workers.cli.show import AsJson, as_json, as_table
 from assignment_workers.errors import UsageError
+from assignment_workers.policy.process_dialer import loaded
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -40,7 +41,7 @@ def report(
     """
     began = datetime.now(UTC) - period(since)
     with database() as connection:
-        found = read_report(connection, since=began)
+        found = read_report(connection, loaded(), since=began)
         divided = breakdown(connection, since=found.since, until=found.until)
         lost = unanswered(connection, since=found.since, until=found.until)
     if html is not None:

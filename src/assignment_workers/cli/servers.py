@@ -18,12 +18,12 @@ from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.crm.reader import attach, crm_of
-from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.lanes import checked_lanes, lanes_of
 from assignment_workers.dialer.loading import load
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
 from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.runtime.stack import resolve, running_stack
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
@@ -43,9 +43,9 @@ CRM_FIRST = (
 def settings() -> Settings:
     """Return the settings of the environment alone."""
     given = Settings.from_environment(os.environ)
-    load(given)
-    policies_of(given)  # a wrong calling rule fails here, with its variable's name
-    lanes_of(given)
+    dialer = load(given)
+    policies_of(dialer, given)  # a wrong calling rule fails here, with its variable's name
+    checked_lanes(given, dialer.policies)
     return given
 
 
@@ -60,7 +60,7 @@ def user_id(given: str) -> UserId:
     """Return a user's id that was typed, as the CRM has it. Raises `UsageError` for no id."""
     settings()
     try:
-        return user_ids.read(given)
+        return user_ids.read(loaded(), given)
     except UsageError as error:
         raise UsageError(f"{given!r:.50}: {error}") from None
 

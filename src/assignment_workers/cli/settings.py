@@ -22,6 +22,7 @@ from assignment_workers.cli.servers import settings as of_environment
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import commands
 from assignment_workers.errors import UsageError
+from assignment_workers.policy.process_dialer import loaded
 
 group = typer.Typer(
     help="Operational settings: what is in force, and changing it.",
@@ -48,13 +49,14 @@ def list_all(json: AsJson = False) -> int:
 def show(name: NameArgument, json: AsJson = False) -> int:
     """Print one operational setting: its values in force, its default and what is accepted."""
     if name not in OPERATIONAL:
-        raise UsageError(misfit(SettingChange(name=name)) or "")
+        raise UsageError(misfit(SettingChange(name=name), loaded().policies) or "")
     return _print(name, json=json)
 
 
 def _print(name: str | None, *, json: bool) -> int:
+    given = of_environment()
     with database() as connection:
-        found = shown(connection, of_environment(), name)
+        found = shown(connection, loaded(), given, name)
     if json:
         as_json(found)
         return 0
@@ -99,7 +101,7 @@ def set_value(
         raise UsageError("set takes a value, or --unset: one of the two")
     of_environment()  # loads the dialer, whose queues have settings of their own
     change = SettingChange(name=name, queue=queue, team=team, value=value)
-    if wrong := misfit(change):
+    if wrong := misfit(change, loaded().policies):
         raise UsageError(wrong)
     with recorded("settings", name, why) as told, client() as asking:
         command = commands.change_settings([change.model_dump()], operator_name(), why)

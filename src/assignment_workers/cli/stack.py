@@ -154,11 +154,17 @@ def _missing(given: Settings) -> str | None:
     from assignment_workers.assignment.lanes import lanes_of
     from assignment_workers.assignment.reports.status import sequencer_statuses
     from assignment_workers.devstack.ports import answers_http
+    from assignment_workers.policy.process_dialer import loaded
     from assignment_workers.sequencer.term import APPLICATION
 
     engine = _engine(given.database)
     with engine.connect() as connection:
-        lanes = sequencer_statuses(connection, application=APPLICATION, lanes=lanes_of(given))
+        lanes = sequencer_statuses(
+            connection,
+            application=APPLICATION,
+            lanes=lanes_of(given),
+            queues=loaded().policies,
+        )
     engine.dispose()
     if any(lane.leader is None for lane in lanes):
         return "no sequencer leads yet"

@@ -23,6 +23,7 @@ from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.client import commands
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import UserId
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 
 contact = typer.Typer(help="Who asked not to be called, by user or phone.", no_args_is_help=True)
@@ -200,6 +201,7 @@ def import_list(
             suppression_lists.lines_of(stream, column),
             named,
             reader(),
+            queues=loaded().policies,
             dry_run=dry_run,
             skip_unreadable=skip_unreadable,
         )
@@ -235,7 +237,7 @@ def export(
         connection = stack.enter_context(database(patience=IMPORT_AT_MOST))
         writer = csv.writer(to)
         writer.writerow(suppression_lists.EXPORTED)
-        for row in suppression_lists.exported(connection):
+        for row in suppression_lists.exported(connection, loaded()):
             writer.writerow(
                 each.isoformat() if isinstance(each, datetime) else each for each in row
             )
@@ -325,7 +327,9 @@ def lift_closed(
 
 def _list(title: str, kind: SuppressionKind, *, json: bool, by_text: bool = False) -> int:
     with database() as connection:
-        found = user_ids.shown(connection, suppressions(connection, kind, by_text=by_text))
+        found = user_ids.shown(
+            loaded(), connection, suppressions(connection, kind, by_text=by_text)
+        )
     if json:
         as_json(found)
         return 0

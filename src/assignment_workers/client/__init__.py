@@ -3,7 +3,7 @@
 `AsyncClient` and `AsyncHttpClient` are the same for asyncio.
 
 with Client.connect(redis_url) as client:
-    match client.request_next(agent_id=26, queue="unsigned_users"):
+    match client.request_next(agent_id=26, queue="sales"):
         case Assigned(assignment=held):
             client.complete(held.id, agent_id=26, outcome="no_answer", version=held.version)
         case Empty(retry_after=seconds):

@@ -87,7 +87,7 @@ class AssignmentClient(AgentMethods, ABC):
     ) -> Iterator[Hold | RequestAnswer]:
         """Request a user, and renew the assignment while the block runs.
 
-            with client.holding(26, queue="unsigned_users") as hold:
+            with client.holding(26, queue="sales") as hold:
                 if isinstance(hold, Hold):
                     hold.complete(call(hold.user_id))
 

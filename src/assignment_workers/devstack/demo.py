@@ -19,6 +19,8 @@ INCIDENT_USER = 2064
 """The user of the incident (original-dialer section 0): unsigned, new and claimable."""
 INCIDENT_QUEUE = "unsigned_users"
 """The dialer queue of that user."""
+ALLOWED = (INCIDENT_QUEUE, "outstanding_requests")
+"""The dialer queues that the agents may take users from."""
 
 
 def is_seeded(connection: Connection) -> bool:
@@ -49,6 +51,7 @@ def seed(connection: Connection, *, users: int, seed: int, now: datetime) -> Non
                 "email": f"agent{number}@example.com",
                 "first_name": "Agent",
                 "last_name": str(number),
+                "allowed_queues": list(ALLOWED),
                 "created_at": now,
                 "updated_at": now,
             }

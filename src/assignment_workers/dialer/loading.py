@@ -10,7 +10,8 @@ from pathlib import Path
 
 from assignment_workers.dialer.check import problems, unread
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.dialer import Dialer, use
+from assignment_workers.policy.dialer import Dialer
+from assignment_workers.policy.process_dialer import use
 from assignment_workers.settings import Settings
 
 NAME = "dialerconfig.py"

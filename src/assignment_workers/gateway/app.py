@@ -17,7 +17,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from assignment_workers.assignment.answer_counts import AnswerTally
-from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.lanes import checked_lanes
 from assignment_workers.client import AsyncClient
 from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.clock import system_clock
@@ -50,6 +50,7 @@ from assignment_workers.gateway.routes import agents, dead_letters, meta, operat
 from assignment_workers.gateway.routes import settings as settings_routes
 from assignment_workers.gateway.system_health import SystemHealth
 from assignment_workers.origins import Origins
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from assignment_workers.traces import NO_TRACES, Tracing
 
@@ -65,7 +66,7 @@ def create_app(
         settings.allowed_hosts, settings.gateway_origins, listens=settings.gateway_host
     )
     metrics = Metrics()
-    lanes = lanes_of(settings)
+    lanes = checked_lanes(settings, loaded().policies)
     read_cache = ReadCache(engine, lanes)
     health = SystemHealth(settings, engine)
     metrics.registry.register(StoredFigures(read_cache, lambda: health.latest))

@@ -31,6 +31,7 @@ from assignment_workers.gateway.read_cache import ReadCache
 from assignment_workers.gateway.redaction import RedactedRoute
 from assignment_workers.gateway.system_health import SystemHealth
 from assignment_workers.identity import UserId
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import TokenRole
 from assignment_workers.settings import Settings
 
@@ -98,7 +99,7 @@ AgentPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="The agent.")]
 
 def _user(given: str) -> UserId:
     try:
-        return user_ids.read(given)
+        return user_ids.read(loaded(), given)
     except UsageError as error:
         raise ValueError(str(error)) from None
 

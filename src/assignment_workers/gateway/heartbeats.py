@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from assignment_workers.assignment.agents.heartbeats import beat
 from assignment_workers.assignment.answers import HeartbeatAnswer, Unavailable
 from assignment_workers.client.accepted import Accepted
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 EVERY_SECONDS = 1.0
@@ -68,4 +69,4 @@ class Heartbeats:
 
     def _recorded(self, agents: list[int]) -> dict[int, HeartbeatAnswer]:
         with self.engine.begin() as connection:
-            return beat(connection, dict.fromkeys(agents), settings=self.settings)
+            return beat(connection, dict.fromkeys(agents), dialer=loaded(), settings=self.settings)

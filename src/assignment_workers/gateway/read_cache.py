@@ -18,6 +18,7 @@ from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.reports.figures import Figures, figures
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.gateway.problems import unavailable
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.term import APPLICATION
 
 log = structlog.get_logger()
@@ -54,7 +55,10 @@ class ReadCache:
     def figures(self) -> Figures:
         """Return the figures of the dialer queues, cached; see `assignment.reports.figures`."""
         return self.read(
-            "figures", lambda each: figures(each, application=APPLICATION, lanes=self.lanes)
+            "figures",
+            lambda each: figures(
+                each, application=APPLICATION, queues=loaded().policies, lanes=self.lanes
+            ),
         )
 
     def read(
@@ -96,7 +100,7 @@ class ReadCache:
     def _ask(self, what: Callable[[Connection], T]) -> T:
         try:
             with self._slots, self.engine.connect() as connection:
-                return user_ids.shown(connection, what(connection))
+                return user_ids.shown(loaded(), connection, what(connection))
         except CrmUnavailable as error:
             log.warning("unavailable", reason=str(error))
             raise unavailable(error.general, retry_after=error.retry_after) from error

@@ -23,6 +23,7 @@ from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.socket_limits import LimitedProtocol
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
@@ -58,7 +59,7 @@ def serve(settings: Settings, tracing: Tracing = NO_TRACES) -> int:
         with engine.connect() as connection:
             migrate.check(connection)
             check_key(connection, numbers_of(settings).reader)
-            settings_versions.tell_ignored(connection, settings)
+            settings_versions.tell_ignored(connection, loaded(), settings)
             connection.rollback()
             fact_views.prepare_if_possible(connection, settings)
     except (OperationalError, ProgrammingError) as error:

@@ -5,7 +5,7 @@ Sessions that exist may go on while new connections are refused, so an open sess
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Engine, Interval, bindparam, text
@@ -34,10 +34,13 @@ RUNS = 50
 """Number of newest runs of each job that are read."""
 
 
-def reader(database_url: str, lanes: Lanes, *, own_crm: bool) -> Callable[[], DatabaseFacts]:
+def reader(
+    database_url: str, lanes: Lanes, queues: Collection[str], *, own_crm: bool
+) -> Callable[[], DatabaseFacts]:
     """Return a function that reads PostgreSQL; it raises `NotRead`.
 
-    `own_crm`: the CRM is the schema `crm` of this database, and is read too.
+    `queues`: the dialer queues of the dialer. `own_crm`: the CRM is the schema `crm` of this
+    database, and is read too.
     """
     engine = connect(
         database_url, name="assignment-workers health", statement_timeout=STATEMENT, pool_size=1
@@ -45,7 +48,7 @@ def reader(database_url: str, lanes: Lanes, *, own_crm: bool) -> Callable[[], Da
 
     def read() -> DatabaseFacts:
         try:
-            return _facts(engine, lanes, own_crm=own_crm)
+            return _facts(engine, lanes, queues, own_crm=own_crm)
         except DBAPIError as error:
             raise NotRead(trouble_of(error)) from error
         except SQLAlchemyError as error:
@@ -91,13 +94,17 @@ _BY_WORDS = {
 }
 
 
-def _facts(engine: Engine, lanes: Lanes, *, own_crm: bool) -> DatabaseFacts:
+def _facts(
+    engine: Engine, lanes: Lanes, queues: Collection[str], *, own_crm: bool
+) -> DatabaseFacts:
     with engine.connect() as connection:
         now, read_only = connection.execute(_NOW).one()
         return DatabaseFacts(
             now=now,
             read_only=read_only,
-            lanes=sequencer_statuses(connection, application=APPLICATION, lanes=lanes),
+            lanes=sequencer_statuses(
+                connection, application=APPLICATION, lanes=lanes, queues=queues
+            ),
             queues=[QueueFacts(**row) for row in connection.execute(_QUEUES).mappings()],
             jobs=[JobFacts(**row) for row in connection.execute(_JOBS).mappings()],
             **_tokens(connection),

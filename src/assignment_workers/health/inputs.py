@@ -17,6 +17,7 @@ from assignment_workers.health.readings import (
     NotRead,
     Readings,
 )
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 OTHER_QUEUES = ("maintenance", "heartbeats")
@@ -27,19 +28,21 @@ class Inputs:
     """Reads PostgreSQL, broker, Redis, certificates and an external CRM, each on its own."""
 
     def __init__(self, settings: Settings) -> None:
-        lanes = lanes_of(settings)
+        lanes, dialer_queues = lanes_of(settings), tuple(loaded().policies)
         crm = configured(settings)
         broker_url = settings.broker_url or settings.redis_url
         is_rabbitmq = broker_url is not None and broker_url.startswith("amqp")
         self.installation = Installation(
             lanes=lanes,
+            queues=dialer_queues,
             broker="RabbitMQ" if is_rabbitmq else "Redis",
             external_crm=crm is not None,
             crm_grace=settings.crm_grace,
         )
         queues = (*lanes.celery_queues, *OTHER_QUEUES)
         self._database = InputReader(
-            "postgresql", database.reader(settings.database, lanes, own_crm=crm is None)
+            "postgresql",
+            database.reader(settings.database, lanes, dialer_queues, own_crm=crm is None),
         )
         self._broker = InputReader(
             "broker", servers.broker_reader(broker_url, queues) if broker_url else _not_named

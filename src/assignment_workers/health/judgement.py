@@ -6,7 +6,7 @@ Causes come before consequences. A component that cannot be judged because anoth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -76,12 +76,14 @@ GOOD, DEGRADED, DOWN, UNKNOWN = (
 class Installation:
     """The facts about a stack that do not change while it runs.
 
-    `broker`: the broker's name for people, `Redis` or `RabbitMQ`. `external_crm`: the CRM is in
-    another database. `crm_grace`: the age of its mirror up to which claims use the mirror's facts
-    while the CRM itself cannot be read; None: they never do.
+    `queues`: the dialer queues of the dialer. `broker`: the broker's name for people, `Redis` or
+    `RabbitMQ`. `external_crm`: the CRM is in another database. `crm_grace`: the age of its mirror
+    up to which claims use the mirror's facts while the CRM itself cannot be read; None: they never
+    do.
     """
 
     lanes: Lanes = ONE_LANE
+    queues: Collection[str] = ()
     broker: str = "Redis"
     external_crm: bool = False
     crm_grace: timedelta | None = None
@@ -255,7 +257,8 @@ class _Judge:
             return _lane(name, title, UNKNOWN, unjudged)
         lanes = self.database.lanes if self.database else ()
         status = next((each for each in lanes if each.lane == lane), None)
-        queues = ", ".join(self.installation.lanes.queues(lane)) or "no dialer queue"
+        here = self.installation
+        queues = ", ".join(here.lanes.queues(lane, here.queues)) or "no dialer queue"
         meaning = f"Nobody is handed out from {queues}, and no call can be finished."
         leader = None if status is None else status.leader or status.silent_leader
         if status is None or leader is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
 from sqlalchemy import Text
 from sqlalchemy.dialects import postgresql
@@ -14,7 +16,6 @@ from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingRules
 from assignment_workers.policy.facts import (
     NEW_PERSONS,
-    NEWS,
     ExternalFacts,
     FactSource,
     Names,
@@ -22,8 +23,8 @@ from assignment_workers.policy.facts import (
     Persons,
     sources,
 )
-from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES, REVIEW, Action, Outcome
-from assignment_workers.policy.queues import ORDER, POLICIES, Ordering, Policy
+from assignment_workers.policy.outcomes import REVIEW, Action, Outcome
+from assignment_workers.policy.queues import ORDER, Ordering, Policy
 from assignment_workers.policy.rules import Numbers, ReadyRule, Rule, Terms
 from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
@@ -98,6 +99,43 @@ class Dialer:
         """The actions that the outcomes ask for, and `review`, by name."""
         asked = (action for outcome in self.outcomes for action in outcome.actions)
         return {action.name: action for action in (*asked, REVIEW)}
+
+    @cached_property
+    def outcomes_by_name(self) -> dict[str, Outcome]:
+        """The outcomes by name."""
+        return {outcome.name: outcome for outcome in self.outcomes}
+
+    def overridden(self, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
+        """Return all outcomes by name, with these changes applied.
+
+        `changes`: by outcome, new values of some of `score`, `delay_seconds`, `actions`,
+        `review_after`, `review_unpromised`. Raises `ValueError` for an unknown outcome or action,
+        and for a delay of a terminal outcome.
+        """
+        outcomes = dict(self.outcomes_by_name)
+        for name, change in changes.items():
+            if name not in outcomes:
+                raise ValueError(f"no outcome {name!r}; there are {', '.join(outcomes)}")
+            given = dict(change)
+            if "delay_seconds" in given:
+                if outcomes[name].terminal:
+                    raise ValueError(f"outcome {name} takes no delay_seconds: it is for good")
+                given["delay"] = timedelta(seconds=given.pop("delay_seconds"))
+            if "actions" in given:
+                given["actions"] = tuple(map(self._action, given["actions"]))
+            outcomes[name] = replace(outcomes[name], **given)
+        return outcomes
+
+    def _action(self, name: str) -> Action:
+        actions = self.actions
+        if name not in actions:
+            raise ValueError(f"no action {name!r}; there are {', '.join(actions)}")
+        return actions[name]
+
+    @property
+    def all_news(self) -> tuple[News, ...]:
+        """The tables whose new rows the discovery of users looks at, that of the persons first."""
+        return (NEW_PERSONS, *self.news)
 
     @property
     def terminal(self) -> tuple[str, ...]:
@@ -216,22 +254,3 @@ def _sql(expression: Ordering) -> tuple[str, str]:
 
 def _digest(said: tuple[object, ...]) -> str:
     return sha256(repr(said).encode()).hexdigest()[:12]
-
-
-_loaded: list[Dialer] = []
-
-
-def use(dialer: Dialer) -> None:
-    """Make this the dialer of the process. Statements that were built before stay as they are."""
-    _loaded[:] = [dialer]
-    POLICIES.fill(dialer.policies)
-    OUTCOMES.fill({outcome.name: outcome for outcome in dialer.outcomes})
-    ACTIONS.fill(dialer.actions)
-    NEWS.fill({each.name: each for each in (NEW_PERSONS, *dialer.news)})
-
-
-def loaded() -> Dialer:
-    """Return the dialer of the process. Raises `RuntimeError` if none is loaded."""
-    if not _loaded:
-        raise RuntimeError("no dialer is loaded in this process: see dialer.loading.load")
-    return _loaded[0]

@@ -30,7 +30,6 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql import ClauseElement, visitors
 from sqlalchemy.types import TypeEngine
 
-from assignment_workers.policy.loaded import Loaded
 from assignment_workers.schema.base import CrmBase, Instant, NaiveInstant
 from assignment_workers.schema.crm import CrmUser, PersonId
 
@@ -285,9 +284,6 @@ class News:
         key = self.key.expression if isinstance(self.key, InstrumentedAttribute) else self.key
         return str(getattr(key.table, "name", key.table))
 
-
-NEWS = Loaded[News]()
-"""The tables whose new rows the loaded dialer looks at, by name; `users` is one of every dialer."""
 
 NEW_PERSONS = News("users", CrmUser.created_at, CrmUser.id, CrmUser.id)
 

@@ -6,14 +6,12 @@ original-dialer section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, SQLColumnExpression, case, cast, func
 
-from assignment_workers.policy.loaded import Loaded
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.dialer import UserCallScore
 
@@ -94,40 +92,6 @@ class Outcome:
         return min(self.score, SCORE_CEILING) if self.capped else self.score
 
 
-OUTCOMES = Loaded[Outcome]()
-"""The outcomes of the loaded dialer, by name."""
-ACTIONS = Loaded[Action]()
-"""The actions of the loaded dialer, by name; `review` is one of every dialer."""
-
-
-def overridden(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
-    """Return all outcomes by name, with these changes applied.
-
-    `changes`: by outcome, new values of some of `score`, `delay_seconds`, `actions`,
-    `review_after`, `review_unpromised`. Raises `ValueError` for an unknown outcome or action, and
-    for a delay of a terminal outcome.
-    """
-    outcomes = dict(OUTCOMES)
-    for name, change in changes.items():
-        if name not in outcomes:
-            raise ValueError(f"no outcome {name!r}; there are {', '.join(OUTCOMES)}")
-        given = dict(change)
-        if "delay_seconds" in given:
-            if outcomes[name].terminal:
-                raise ValueError(f"outcome {name} takes no delay_seconds: it is for good")
-            given["delay"] = timedelta(seconds=given.pop("delay_seconds"))
-        if "actions" in given:
-            given["actions"] = tuple(map(_action, given["actions"]))
-        outcomes[name] = replace(outcomes[name], **given)
-    return outcomes
-
-
-def _action(said: str) -> Action:
-    if said not in ACTIONS:
-        raise ValueError(f"no action {said!r}; there are {', '.join(ACTIONS)}")
-    return ACTIONS[said]
-
-
 def attempt_penalty(attempt: int) -> int:
     """Return the score that the `attempt`-th call adds: 0 up to the 5th, 1 up to the 10th, then 3.
 
@@ -147,11 +111,13 @@ def raised(number: SQLColumnExpression[int], *by: ColumnElement[int] | int) -> C
     return func.least(LARGEST, total)
 
 
-def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnElement[int]:
+def score_after(
+    added: ColumnElement[int], name: ColumnElement[str], outcomes: Iterable[Outcome]
+) -> ColumnElement[int]:
     """Return a SQL expression over the score row: the user's score after a call.
 
-    `name` is the outcome of the call, and `added` is that outcome's score. The outcomes are those
-    of the loaded dialer. The score changes in one atomic update, without a read before it (hazard
+    `name` is the outcome of the call, and `added` is that outcome's score. `outcomes`: those
+    of the dialer. The score changes in one atomic update, without a read before it (hazard
     D5).
     """
     earlier = UserCallScore.total_attempts
@@ -159,7 +125,7 @@ def score_after(added: ColumnElement[int], name: ColumnElement[str]) -> ColumnEl
     grown: ColumnElement[int] = func.greatest(
         0, raised(UserCallScore.current_score, added, penalty)
     )
-    capped = [sql_text(each.name) for each in OUTCOMES.values() if each.capped]
+    capped = [sql_text(each.name) for each in outcomes if each.capped]
     if not capped:
         return grown
     # The score never falls: a cap that lowered a score would move an unpromising user to the front.

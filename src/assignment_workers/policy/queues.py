@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +13,6 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from assignment_workers.policy import rules
 from assignment_workers.policy.calling import CallingHours
-from assignment_workers.policy.loaded import Loaded
 from assignment_workers.policy.rules import Numbers, Rule, RuleEffect
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.dialer import UserCallScore
@@ -224,9 +223,6 @@ _SET_BY_US = {
     *(rules.NOT_QUARANTINED.name, rules.NOT_CLOSED.name),
 }
 
-POLICIES = Loaded[Policy]()
-"""The policies of the loaded dialer, by dialer queue name, without calling rules."""
-
 
 def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
     """Return a SQL expression: the name of the dialer queue that a user belongs to.
@@ -236,18 +232,18 @@ def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
     return case(*((policy.belongs(), sql_text(policy.queue)) for policy in policies), else_=null())
 
 
-def suspicious() -> frozenset[str]:
+def suspicious(policies: Iterable[Policy]) -> frozenset[str]:
     """Return the names of the rules whose breach by a user of a generation is suspicious."""
-    each = (rule for policy in POLICIES.values() for rule in policy.rules)
+    each = (rule for policy in policies for rule in policy.rules)
     return frozenset(rule.name for rule in each if rule.suspicious)
 
 
-def off_for_good(rule: str) -> bool:
-    """Return True if users who break this rule opted out or converted.
+def off_for_good(rule: str, policies: Iterable[Policy]) -> bool:
+    """Return True if users who break this rule of one of the policies opted out or converted.
 
     Their callbacks and missed calls are cancelled.
     """
-    found = {each.name: each.kind for policy in POLICIES.values() for each in policy.rules}
+    found = {each.name: each.kind for policy in policies for each in policy.rules}
     return (
         rule in {rules.OPTED_OUT, rules.CONTACTABLE.name} or found.get(rule) is RuleEffect.CONVERTED
     )

@@ -17,7 +17,11 @@ NEW_UUID = text("gen_random_uuid()")
 
 
 class Agent(DialerBase):
-    """A person who calls users. `allowed_queues` is a JSON list of dialer queue names."""
+    """A person who calls users. `allowed_queues` is a JSON list of dialer queue names.
+
+    Its default, like that of `Callback.queue_type`, is that of the original dialer's table, whose
+    programs insert rows without these columns.
+    """
 
     __tablename__ = "agents"
 

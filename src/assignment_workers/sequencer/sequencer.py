@@ -100,6 +100,7 @@ class Sequencer:
         self._runner = TransactionRunner(
             self.engine,
             term=term.number,
+            dialer=self.candidacy.dialer,
             term_id=term.id,
             lane=self.candidacy.lane,
             lanes=self.lanes,

@@ -27,8 +27,7 @@ from assignment_workers.assignment.lanes import ONE_LANE, Lanes, connection_name
 from assignment_workers.assignment.locks import key
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.identity import new_id
-from assignment_workers.policy.dialer import differences, loaded
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.dialer import Dialer, differences
 from assignment_workers.schema.deadline import EXCHANGE_SECONDS, BoundedConnection
 from assignment_workers.schema.engine import conninfo, driver_url
 from assignment_workers.schema.hosts import MOVED
@@ -92,10 +91,12 @@ class Candidacy:
         self,
         database_url: str,
         *,
+        dialer: Dialer,
         lane: str = DEFAULT_LANE,
         lanes: Lanes = ONE_LANE,
         make_id: Callable[[], UUID] | None = None,
     ) -> None:
+        self.dialer = dialer
         self.lane = lane
         self.lanes = lanes
         self.lock = lock_of(lane)
@@ -158,7 +159,7 @@ class Candidacy:
                 "pid": self.pid,
                 "lane": self.lane,
             }
-            kept = {"queues": self.lanes.queues(self.lane), "dialer": Jsonb(loaded().digests)}
+            kept = {"queues": self._queues_of(self.lane), "dialer": Jsonb(self.dialer.digests)}
             begun = connection.execute(_BEGIN, given | kept).fetchone()
             if begun is None:
                 raise psycopg.OperationalError(f"no lane {self.lane!r} in assignment.sequencer")
@@ -181,29 +182,32 @@ class Candidacy:
 
     def _disagreement(self, connection: psycopg.Connection[tuple[object, ...]]) -> str | None:
         for lane, queues, digests in connection.execute(_QUEUES).fetchall():
-            kept = POLICIES if queues is None else queues
+            kept = self.dialer.policies if queues is None else queues
             name, has = str(lane), sorted(map(str, kept))  # type: ignore[call-overload]
             # A dialer queue that only one of the two dialers has is written by no other lane.
-            known = cast("dict[str, str]", digests or loaded().digests)
-            here = [each for each in self.lanes.queues(name) if f"queue {each}" in known]
-            if name == self.lane or [each for each in has if each in POLICIES] == here:
+            known = cast("dict[str, str]", digests or self.dialer.digests)
+            here = [each for each in self._queues_of(name) if f"queue {each}" in known]
+            if name == self.lane or [each for each in has if each in self.dialer.policies] == here:
                 continue
             row = connection.execute(_LED, [lock_of(name)]).fetchone()
             if row and row[0]:
                 return (
                     f"lane {name} is led with {', '.join(has) or 'no dialer queue'}, and by"
                     f" ASSIGNMENT_WORKERS_LANES here it has"
-                    f" {', '.join(self.lanes.queues(name)) or 'none'}: stop every sequencer, then"
+                    f" {', '.join(self._queues_of(name)) or 'none'}: stop every sequencer, then"
                     " start them all with the same value"
                 )
         return None
+
+    def _queues_of(self, lane: str) -> list[str]:
+        return self.lanes.queues(lane, self.dialer.policies)
 
     def compare(self) -> None:
         """Compare the dialer of this process with that of each lane's leader: see `differing`."""
         self._compare(self.connect())
 
     def _compare(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
-        here = loaded().digests
+        here = self.dialer.digests
         self.differing = []
         for lane, _, digests in connection.execute(_QUEUES).fetchall():
             parts = differences(cast("dict[str, str]", digests or here), here)

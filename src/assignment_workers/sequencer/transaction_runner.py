@@ -38,6 +38,7 @@ from assignment_workers.assignment.claims.idempotency import CommandIdentity, lo
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.transaction import FencedTransaction, OtherLanes
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.pipeline import Statement, commit, run_statements
 from assignment_workers.schema.retry import constraint_of, patiently
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED, LaneTerm, SequencerSign
@@ -96,6 +97,7 @@ class TransactionRunner:
         engine: Engine,
         *,
         term: int,
+        dialer: Dialer,
         term_id: UUID = UNMARKED,
         lane: str = DEFAULT_LANE,
         lanes: Lanes = ONE_LANE,
@@ -103,6 +105,7 @@ class TransactionRunner:
     ) -> None:
         self.engine = engine
         self.term = term
+        self.dialer = dialer
         self.term_id = term_id
         self.lane = lane
         self.lanes = lanes
@@ -162,6 +165,7 @@ class TransactionRunner:
                 connection,
                 now,
                 self.term,
+                self.dialer,
                 self._randomness,
                 lanes=self.lanes,
                 locked=locked,

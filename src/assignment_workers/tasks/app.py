@@ -14,10 +14,10 @@ from celery.exceptions import QueueNotFound
 from kombu import Queue
 
 from assignment_workers.addresses import SENTINEL, SentinelAddress
-from assignment_workers.assignment.lanes import ASSIGNMENT, Lanes, lanes_of
+from assignment_workers.assignment.lanes import ASSIGNMENT, Lanes, checked_lanes
 from assignment_workers.client.wire.redis_clients import sentinel_options, tls_options
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.outcomes import overridden
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import assignment, maintenance, results
 from assignment_workers.tasks.beat import connect_beat
@@ -72,11 +72,13 @@ def create_app(settings: Settings, tracing: Tracing = NO_TRACES) -> App:
         _name_sentinels(app, name)
         _require_certificate(app, name)
     connect_beat(app)
-    lanes = lanes_of(settings)
+    dialer = loaded()
+    lanes = checked_lanes(settings, dialer.policies)
     _check(app, lanes)
     app.settings, app.lanes, app.tracing = settings, lanes, tracing
+    app.dialer = dialer
     try:
-        app.outcomes = overridden(settings.outcome_changes)
+        app.outcomes = dialer.overridden(settings.outcome_changes)
     except ValueError as error:
         raise UsageError(f"ASSIGNMENT_WORKERS_OUTCOMES: {error}") from None
     assignment.register(app)

@@ -46,7 +46,6 @@ from assignment_workers.assignment.suppressions import (
 )
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.client.commands import MAINTENANCE
-from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import AgentStatus, LaneTerm, SequencerSign, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.tasks.arguments import (
@@ -60,135 +59,136 @@ from assignment_workers.tasks.arguments import (
 )
 from assignment_workers.tasks.moves import finish_many, operation_of, release_if_unclaimed
 from assignment_workers.tasks.requests import request, request_many
-from assignment_workers.tasks.task_handler import App, HandledTask, task_handler
+from assignment_workers.tasks.task_handler import App, TaskRun, task_handler
 
 log = structlog.get_logger()
 
 
-def expire_lapsed(task: HandledTask) -> CommandAnswer:
+def expire_lapsed(run: TaskRun) -> CommandAnswer:
     """End every lapsed offer, and every assignment whose lease ended without a heartbeat."""
 
     def operation(transaction: FencedTransaction) -> Done:
-        lapsed = expire(transaction, settings=task.settings_in(transaction))
+        lapsed = expire(transaction, settings=run.settings_in(transaction))
         return Done(counts={"expired": len(lapsed.ended), "kept": len(lapsed.kept)})
 
-    return task.once(operation)
+    return run.once(operation)
 
 
 def state_of_agent(
-    task: HandledTask,
+    run: TaskRun,
     agent_id: AgentId,
     state: AgentStatus,
     by: Word | None = None,
     why: Why | None = None,
 ) -> StateAnswer:
     """Set the agent's status: available, on_call, wrap_up, break or offline."""
-    return task.once(
+    return run.once(
         lambda transaction: agent_status.state(
-            transaction, agent_id, state, by=by, why=why, sent_by=task.sender()
+            transaction, agent_id, state, by=by, why=why, sent_by=run.sender()
         ),
         subject=f"state of agent {agent_id}",
     )
 
 
 def end_sessions(
-    task: HandledTask,
+    run: TaskRun,
     agent_ids: Annotated[list[AgentId], Field(max_length=agent_status.ENDED_AT_ONCE)],
     silent_at: AwareDatetime,
 ) -> CommandAnswer:
     """End the sessions of these agents, except those who have shown a sign of life since."""
-    return task.once(
+    return run.once(
         lambda transaction: agent_status.end_sessions(transaction, agent_ids, silent_at=silent_at)
     )
 
 
-def publish_generation(task: HandledTask, generation_id: GenerationId) -> CommandAnswer:
+def publish_generation(run: TaskRun, generation_id: GenerationId) -> CommandAnswer:
     """Make a built generation the published one of its dialer queue."""
-    return task.once(lambda transaction: publish(transaction, generation_id))
+    return run.once(lambda transaction: publish(transaction, generation_id))
 
 
-def take_back_hold(task: HandledTask, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
+def take_back_hold(run: TaskRun, assignment_id: UUID, by: Word, why: Why) -> FinishAnswer:
     """End an agent's assignment at an operator's request."""
-    return task.once(lambda transaction: take_back(transaction, assignment_id, by=by, why=why))
+    return run.once(lambda transaction: take_back(transaction, assignment_id, by=by, why=why))
 
 
 def reassign_hold(
-    task: HandledTask, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
+    run: TaskRun, assignment_id: UUID, agent_id: AgentId, by: Word, why: Why
 ) -> RequestAnswer:
     """Assign the user of an assignment to another agent at an operator's request."""
 
     def operation(transaction: FencedTransaction) -> RequestAnswer:
-        settings = task.settings_in(transaction)
+        settings = run.settings_in(transaction)
         return reassign(
             transaction,
             assignment_id,
             agent_id,
             by=by,
             why=why,
-            policies=policies_of(settings),
+            policies=policies_of(run.of.dialer, settings),
             settings=settings,
         )
 
-    return task.once(operation)
+    return run.once(operation)
 
 
 def pause_queue(
-    task: HandledTask, queue: Word, by: Word | None = None, why: Why | None = None
+    run: TaskRun, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
     """Stop handing out users from a dialer queue. `by` and `why`: the operator and the reason."""
-    return task.once(
+    return run.once(
         lambda transaction: pause(transaction, queue, by=by, why=why), subject=f"pause of {queue}"
     )
 
 
 def resume_queue(
-    task: HandledTask, queue: Word, by: Word | None = None, why: Why | None = None
+    run: TaskRun, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
     """Hand out users from a dialer queue again."""
-    return task.once(
+    return run.once(
         lambda transaction: resume(transaction, queue, by=by, why=why), subject=f"pause of {queue}"
     )
 
 
-def drain_queue(task: HandledTask, queue: Word, by: Word) -> CommandAnswer:
+def drain_queue(run: TaskRun, queue: Word, by: Word) -> CommandAnswer:
     """Remove some of the unassigned users from a dialer queue, until the next build."""
-    return task.once(
+    return run.once(
         lambda transaction: drain(transaction, queue, by=by), subject=f"draining of {queue}"
     )
 
 
 def remove_converted(
-    task: HandledTask,
+    run: TaskRun,
     queue: Word,
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
     """Remove from a dialer queue those of these users who have converted."""
-    if queue not in POLICIES:
+    queues = run.of.dialer.policies
+    if queue not in queues:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+            reason=f"no dialer queue {queue!r}; there are {', '.join(queues)}",
         )
 
     def operation(transaction: FencedTransaction) -> CommandAnswer:
-        policies = policies_of(task.settings_in(transaction))
+        policies = policies_of(transaction.dialer, run.settings_in(transaction))
         return convert.remove_converted(transaction, policies[queue], user_ids, policies=policies)
 
-    return task.once(operation)
+    return run.once(operation)
 
 
 def place_users(
-    task: HandledTask, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
+    run: TaskRun, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
 ) -> CommandAnswer:
     """Move those of these users who are in the wrong pool to the pool where they belong."""
-    return task.once(
+    return run.once(
         lambda transaction: discover.assign_to_queue(
-            transaction, user_ids, policies_of(task.settings_in(transaction))
+            transaction, user_ids, policies_of(transaction.dialer, run.settings_in(transaction))
         )
     )
 
 
 def change_settings(
-    task: HandledTask,
+    run: TaskRun,
     changes: Annotated[list[SettingChange], Field(min_length=1, max_length=CHANGED_AT_MOST)],
     by: Word,
     why: Why,
@@ -197,22 +197,22 @@ def change_settings(
 
     If a changed setting decides who may be called, the dialer queues are then built again.
     """
-    answer = task.once(
+    answer = run.once(
         lambda transaction: settings_changes.change(
-            transaction, changes, by=by, why=why, given=task.of.settings
+            transaction, changes, by=by, why=why, given=run.of.settings
         ),
         subject="settings",
     )
     if isinstance(answer, Done) and changes_rules([each.name for each in changes]):
-        _rebuild(task)
+        _rebuild(run)
     return answer
 
 
-def _rebuild(task: HandledTask) -> None:
+def _rebuild(run: TaskRun) -> None:
     """Send for a build of every dialer queue; without it the next hourly build does the same."""
     asked = {"trigger": "settings"}
     try:
-        task.app.send_task(
+        run.of.send_task(
             "queue.regenerate", kwargs=asked, queue=MAINTENANCE, ignore_result=True, retry=False
         )
     except (OperationalError, ResponseError) as error:
@@ -220,7 +220,7 @@ def _rebuild(task: HandledTask) -> None:
 
 
 def suppress(
-    task: HandledTask,
+    run: TaskRun,
     reason: Notes,
     by: Word,
     user_id: UserId | None = None,
@@ -232,8 +232,8 @@ def suppress(
 ) -> CommandAnswer:
     """Suppress a user, or every user with a phone number: no agent is offered them."""
     entry = SuppressionTerms(queue, expires_at, source, raw)
-    reader = numbers_of(task.of.settings).reader
-    return task.once(
+    reader = numbers_of(run.of.settings).reader
+    return run.once(
         lambda transaction: do_not_contact(
             transaction, user=user_id, phone=phone, reason=reason, by=by, entry=entry, reader=reader
         ),
@@ -243,20 +243,20 @@ def suppress(
     )
 
 
-def flip_list(task: HandledTask, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
+def flip_list(run: TaskRun, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
     """Put a loaded list of suppressed numbers in force, and retire the list that it replaces."""
-    return task.once(
+    return run.once(
         lambda transaction: suppression_lists.flip(transaction, list_id, by=by, why=why)
     )
 
 
-def drop_list(task: HandledTask, name: Word, by: Word, why: Why) -> CommandAnswer:
+def drop_list(run: TaskRun, name: Word, by: Word, why: Why) -> CommandAnswer:
     """Retire the named list of suppressed numbers: its numbers may be called again."""
-    return task.once(lambda transaction: suppression_lists.drop(transaction, name, by=by, why=why))
+    return run.once(lambda transaction: suppression_lists.drop(transaction, name, by=by, why=why))
 
 
 def lift_suppression(
-    task: HandledTask,
+    run: TaskRun,
     kind: SuppressionKind,
     by: Word,
     why: Notes,
@@ -265,8 +265,8 @@ def lift_suppression(
     queue: Word | None = None,
 ) -> CommandAnswer:
     """Lift a suppression of a user: quarantine, do not contact, or closed."""
-    reader = numbers_of(task.of.settings).reader
-    return task.once(
+    reader = numbers_of(run.of.settings).reader
+    return run.once(
         lambda transaction: lift(
             transaction, kind, user=user_id, phone=phone, queue=queue, by=by, why=why, reader=reader
         ),
@@ -274,12 +274,12 @@ def lift_suppression(
     )
 
 
-def repair_entries(task: HandledTask) -> CommandAnswer:
+def repair_entries(run: TaskRun) -> CommandAnswer:
     """Repair entries that contradict the assignments, as `doctor --repair` asks."""
-    return task.once(repair)
+    return run.once(repair)
 
 
-def probe(task: HandledTask, sent_at: AwareDatetime | None = None) -> CommandAnswer:
+def probe(run: TaskRun, sent_at: AwareDatetime | None = None) -> CommandAnswer:
     """Record the leader's sign of life and the delay of the assignment queue, shown by `status`.
 
     The transaction's time is published to clients, who set their deadlines by it.
@@ -290,9 +290,9 @@ def probe(task: HandledTask, sent_at: AwareDatetime | None = None) -> CommandAns
         read.append((transaction.now, monotonic()))
         return _probe(transaction, sent_at)
 
-    done = task.runner.run(transaction)  # only a measurement, every other second: not `once`
-    task.of.sequencer.probe_came()
-    tell_time(task.of.results, *read[-1])
+    done = run.runner.run(transaction)  # only a measurement, every other second: not `once`
+    run.of.sequencer.probe_came()
+    tell_time(run.of.results, *read[-1])
     return done
 
 

@@ -5,7 +5,7 @@ A change to the set of claimable users is sent to the assignment queue as a comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
@@ -34,10 +34,10 @@ from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.reports import doctor
 from assignment_workers.assignment.settings_versions import current, version_of
 from assignment_workers.identity import UserId
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.retry import patiently
 from assignment_workers.tasks.arguments import MANY, AgentId, Word
-from assignment_workers.tasks.task_handler import App, HandledTask, one_line, task_handler
+from assignment_workers.tasks.task_handler import App, TaskRun, one_line, task_handler
 
 log = structlog.get_logger()
 
@@ -54,40 +54,40 @@ again.
 """
 
 
-def regenerate_queue(
-    task: HandledTask, queue: Word | None = None, trigger: Trigger = "hand"
-) -> Any:
+def regenerate_queue(run: TaskRun, queue: Word | None = None, trigger: Trigger = "hand") -> Any:
     """Build a new generation of one dialer queue, or of each, and send for its publication.
 
     Returns, per dialer queue, the generation's number or why it was skipped.
     """
-    if queue is not None and queue not in POLICIES:
+    queues = list(run.of.dialer.policies)
+    if queue is not None and queue not in queues:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+            reason=f"no dialer queue {queue!r}; there are {', '.join(queues)}",
         )
-    names = [queue] if queue else list(POLICIES)
-    return {name: _build(task, name, trigger) for name in names}
+    names = [queue] if queue else queues
+    return {name: _build(run, name, trigger) for name in names}
 
 
-def _build(task: HandledTask, queue: str, trigger: Trigger) -> dict[str, Any]:
-    engine = task.of.engine
+def _build(run: TaskRun, queue: str, trigger: Trigger) -> dict[str, Any]:
+    engine = run.of.engine
 
     def work(given: Work) -> Counts:
-        settings = current(given.connection, task.of.settings)
+        settings = current(given.connection, run.of.dialer, run.of.settings)
         number, size = regenerate(
             given,
-            policies_of(settings)[queue],
+            run.of.dialer,
+            policies_of(run.of.dialer, settings)[queue],
             trigger=trigger,
             settings_version=version_of(settings),
         )
         return {"generation": number, "size": size}
 
     slot = _hour(engine) if trigger == "hourly" else None
-    job = Job("queue.regenerate", trigger, queue=queue, slot=slot, task_id=task.request.id)
-    ran = _run(task, job, work)
+    job = Job("queue.regenerate", trigger, queue=queue, slot=slot, task_id=run.request.id)
+    ran = _run(run, job, work)
     if ran.skipped is None:
-        send_publish(task.of, ran.counts["generation"], queue)
+        send_publish(run.of, ran.counts["generation"], queue)
     return {"skipped": ran.skipped} if ran.skipped else dict(ran.counts)
 
 
@@ -100,45 +100,43 @@ def send_publish(app: App, generation: int, dialer_queue: str) -> None:
     app.send_task("generation.publish", [generation], queue=queue, ignore_result=True)
 
 
-def check_levels(task: HandledTask) -> Any:
+def check_levels(run: TaskRun) -> Any:
     """Rebuild each dialer queue that has too few claimable users and was not built recently."""
 
     def work(given: Work) -> Made[list[str]]:
-        settings = current(given.connection, task.of.settings)
-        low = levels.low(given.connection, list(POLICIES), settings=settings)
+        settings = current(given.connection, run.of.dialer, run.of.settings)
+        low = levels.low(given.connection, list(run.of.dialer.policies), settings=settings)
         return Made({"low": len(low)}, low)
 
-    job = _job_of(task, "queue.check_levels")
-    ran, low = _patiently(lambda: jobs.run_for(task.of.engine, job, work))
-    built = {queue: _build(task, queue, "level") for queue in low or []}
+    job = _job_of(run, "queue.check_levels")
+    ran, low = _patiently(lambda: jobs.run_for(run.of.engine, job, work))
+    built = {queue: _build(run, queue, "level") for queue in low or []}
     return _as_dict(ran) | {"built": built}
 
 
-def tend(task: HandledTask) -> Any:
+def tend(run: TaskRun) -> Any:
     """Send lost publications of generations again; drop the entries of retired generations."""
 
     def work(given: Work) -> Counts:
         waiting = levels.unpublished(given.connection)
         for number, queue in waiting.items():
-            send_publish(task.of, number, queue)
+            send_publish(run.of, number, queue)
         return {"publications": len(waiting)}
 
-    ran = _as_dict(_job(task, "generation.tend", work))
+    ran = _as_dict(_job(run, "generation.tend", work))
     if "skipped" in ran:
         return ran
     # Not in the job's transaction: a detachment waits for every older snapshot, also its own.
-    autocommit = task.of.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    autocommit = run.of.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     with autocommit as connection:
-        purged = purge.purge_generations(connection, settings=task.of.settings)
+        purged = purge.purge_generations(connection, settings=run.of.settings)
         lists = suppression_lists.purge_lists(connection)
     counts = {"purged" if name == "generations" else name: n for name, n in purged.items()}
     counts["purged_lists"] = lists
     return ran | counts
 
 
-def heartbeats(
-    task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
-) -> list[Any]:
+def heartbeats(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
     """Store many agents' heartbeats in one transaction. Each answer has the agent's state.
 
     A heartbeat counts from the time at which it was sent, however late it arrives.
@@ -155,8 +153,8 @@ def heartbeats(
             beats[body.agent_id] = body.sent_at
 
     def work() -> dict[int, HeartbeatAnswer]:
-        with task.of.engine.begin() as connection:
-            return beat(connection, beats, settings=task.of.settings)
+        with run.of.engine.begin() as connection:
+            return beat(connection, beats, dialer=run.of.dialer, settings=run.of.settings)
 
     kept = patiently(work, seconds=PATIENCE.total_seconds())
     return [body if isinstance(body, Refused) else kept[body.agent_id] for body in read]
@@ -176,75 +174,78 @@ _HEARTBEAT = TypeAdapter(HeartbeatMessage)
 
 
 def count_answers(
-    task: HandledTask, hours: Annotated[list[CountedHour], Field(max_length=MANY)]
+    run: TaskRun, hours: Annotated[list[CountedHour], Field(max_length=MANY)]
 ) -> None:
     """Add a client's counts of the answers that its callers got to the stored ones."""
 
     def work() -> None:
-        with task.of.engine.begin() as connection:
+        with run.of.engine.begin() as connection:
             store_counts(connection, hours)
 
     patiently(work, seconds=PATIENCE.total_seconds())
 
 
-def tend_agents(task: HandledTask) -> Any:
+def tend_agents(run: TaskRun) -> Any:
     """Send the command that ends the sessions of agents who have been silent for hours."""
 
     def work(given: Work) -> Counts:
         found = agent_status.silent(given.connection, given.now)
         if found:
             said = {"agent_ids": found, "silent_at": given.now.isoformat()}
-            task.app.send_task(
+            run.of.send_task(
                 "agent.end_sessions", kwargs=said, queue="assignment", ignore_result=True
             )
         return {"silent": len(found)}
 
-    return _as_dict(_job(task, "agent.tend", work))
+    return _as_dict(_job(run, "agent.tend", work))
 
 
-def match_missed_calls(task: HandledTask) -> Any:
+def match_missed_calls(run: TaskRun) -> Any:
     """Find the user of each missed call without one, or leave the call to an operator."""
-    settings = task.of.settings
-    return _as_dict(_job(task, "missed_calls.match", lambda given: match(given, settings)))
+    settings = run.of.settings
+    return _as_dict(
+        _job(run, "missed_calls.match", lambda given: match(given, run.of.dialer, settings))
+    )
 
 
-def read_phones(task: HandledTask) -> Any:
+def read_phones(run: TaskRun) -> Any:
     """Read the phone numbers of users that are new or have changed."""
 
     def work(given: Work) -> Counts:
-        return phones.read(given, numbers_of(task.of.settings))
+        return phones.read(given, numbers_of(run.of.settings))
 
-    return _as_dict(_job(task, "phones.read", work))
+    return _as_dict(_job(run, "phones.read", work))
 
 
-def mirror_crm(task: HandledTask) -> Any:
+def mirror_crm(run: TaskRun) -> Any:
     """Update the mirror of an external CRM. Without one, delete the record of its last read."""
-    crm = crm_of(task.of.engine)
+    crm = crm_of(run.of.engine)
     if crm is None:
-        with task.of.engine.begin() as connection:
+        with run.of.engine.begin() as connection:
             mirror.forget(connection)
         return {}
-    return _as_dict(_job(task, mirror.READING, lambda given: mirror.read_whole(given, crm)))
+    reading = partial(mirror.read_whole, dialer=run.of.dialer, crm=crm)
+    return _as_dict(_job(run, mirror.READING, reading))
 
 
-def clean_conversions(task: HandledTask) -> Any:
+def clean_conversions(run: TaskRun) -> Any:
     """Find each pool's converted users, and send the commands that remove them in batches."""
 
     def work(given: Work) -> Counts:
-        mirror.freshen(task.of.engine)
-        return {queue: _send_converted(task, given, queue) for queue in POLICIES}
+        mirror.freshen(run.of.engine, run.of.dialer)
+        return {queue: _send_converted(run, given, queue) for queue in run.of.dialer.policies}
 
-    return _as_dict(_job(task, "queue.clean_conversions", work))
+    return _as_dict(_job(run, "queue.clean_conversions", work))
 
 
-def _send_converted(task: HandledTask, given: Work, queue: str) -> int:
+def _send_converted(run: TaskRun, given: Work, queue: str) -> int:
     after = count = 0
-    policy = policies_of(current(given.connection, task.of.settings))[queue]
+    policy = _policies(run, given)[queue]
     while users := convert.converted(given.connection, policy, after=after, now=given.now):
-        task.app.send_task(
+        run.of.send_task(
             "queue.remove_converted",
-            [queue, _own_ids(task, users)],
-            queue=task.of.lanes.way_to(queue),
+            [queue, _own_ids(run, users)],
+            queue=run.of.lanes.way_to(queue),
             ignore_result=True,
         )
         count += len(users)
@@ -252,45 +253,53 @@ def _send_converted(task: HandledTask, given: Work, queue: str) -> int:
     return count
 
 
-def discover_new(task: HandledTask) -> Any:
+def _policies(run: TaskRun, given: Work) -> Mapping[str, Policy]:
+    """Return the policies under the settings in force, as the job's transaction has them."""
+    dialer = run.of.dialer
+    return policies_of(dialer, current(given.connection, dialer, run.of.settings))
+
+
+def discover_new(run: TaskRun) -> Any:
     """Handle the users and requirements that are new in the CRM since the last run."""
-    send = partial(_send_for_place, task)
+    send = partial(_send_for_place, run)
 
     def work(given: Work) -> Counts:
-        fact_views.prepare(given.side_connection, task.of.settings)
-        policies = policies_of(current(given.connection, task.of.settings))
-        return discover(given, policies, send, randomness=Random())
+        fact_views.prepare(given.side_connection, run.of.settings)
+        policies = _policies(run, given)
+        return discover(given, run.of.dialer, policies, send, randomness=Random())
 
-    return _as_dict(_job(task, "queue.discover", work))
+    return _as_dict(_job(run, "queue.discover", work))
 
 
-def reconcile_pools(task: HandledTask) -> Any:
+def reconcile_pools(run: TaskRun) -> Any:
     """Find the users in no pool or the wrong one, and send the commands that move them."""
-    send = partial(_send_for_place, task)
+    send = partial(_send_for_place, run)
 
     def work(given: Work) -> Counts:
-        mirror.freshen(task.of.engine)
-        return reconcile(given, policies_of(current(given.connection, task.of.settings)), send)
+        mirror.freshen(run.of.engine, run.of.dialer)
+        return reconcile(given, run.of.dialer, _policies(run, given), send)
 
-    return _as_dict(_job(task, "queue.reconcile", work))
-
-
-def _send_for_place(task: HandledTask, users: list[int]) -> None:
-    said = [_own_ids(task, users)]
-    task.app.send_task("user.place", said, queue="assignment", ignore_result=True)
+    return _as_dict(_job(run, "queue.reconcile", work))
 
 
-def _own_ids(task: HandledTask, users: Sequence[int]) -> list[UserId]:
-    found = user_ids.own(task.of.engine, users)
+def _send_for_place(run: TaskRun, users: list[int]) -> None:
+    said = [_own_ids(run, users)]
+    run.of.send_task("user.place", said, queue="assignment", ignore_result=True)
+
+
+def _own_ids(run: TaskRun, users: Sequence[int]) -> list[UserId]:
+    found = user_ids.own(run.of.dialer, run.of.engine, users)
     return [found[each] for each in users]
 
 
-def examine(task: HandledTask) -> Any:
+def examine(run: TaskRun) -> Any:
     """Check every guarantee, and store the findings."""
 
     def work(given: Work) -> Counts:
-        with task.of.engine.connect() as connection:
-            findings = user_ids.shown(connection, doctor.examine(connection))
+        with run.of.engine.connect() as connection:
+            findings = user_ids.shown(
+                run.of.dialer, connection, doctor.examine(connection, run.of.dialer)
+            )
         doctor.store(given.connection, findings)
         broken = [each for each in findings if not each.ok]
         for each in broken:
@@ -299,23 +308,23 @@ def examine(task: HandledTask) -> Any:
             )
         return {"checks": len(findings), "broken": len(broken)}
 
-    return _as_dict(_job(task, "doctor.examine", work))
+    return _as_dict(_job(run, "doctor.examine", work))
 
 
-def extend_audit(task: HandledTask) -> Any:
+def extend_audit(run: TaskRun) -> Any:
     """Append the digests of new events to the audit chain.
 
     The stored batches of digests are the only record of a run.
     """
 
     def work() -> Counts:
-        with task.of.engine.connect() as connection:
+        with run.of.engine.connect() as connection:
             return audit.extend(connection)
 
     return patiently(work, seconds=PATIENCE.total_seconds())
 
 
-def clean_daily(task: HandledTask) -> Any:
+def clean_daily(run: TaskRun) -> Any:
     """Delete what has outlived its retention: answers, job runs, events, dead letters.
 
     The job never deactivates a user and never deletes a row that another row refers to (hazards D2,
@@ -326,15 +335,15 @@ def clean_daily(task: HandledTask) -> Any:
         audit.extend(
             given.side_connection
         )  # events outside the audit chain are not deleted, whatever beat has run
-        return purge.prune_history(given.connection, settings=task.of.settings)
+        return purge.prune_history(given.connection, settings=run.of.settings)
 
-    day = _day(task.of.engine)
-    return _as_dict(_job(task, "queue.clean_daily", work, slot=day))
+    day = _day(run.of.engine)
+    return _as_dict(_job(run, "queue.clean_daily", work, slot=day))
 
 
-def age(task: HandledTask) -> Any:
+def age(run: TaskRun) -> Any:
     """Run the weekly ageing of scores for today and for missed days, each day once."""
-    engine = task.of.engine
+    engine = run.of.engine
     today = _day(engine)
     with engine.connect() as connection:
         last = jobs.last_slot(connection, "scores.age")
@@ -345,28 +354,28 @@ def age(task: HandledTask) -> Any:
     )
     told: dict[str, Any] = {}
     while day <= today:
-        told[day.date().isoformat()] = _as_dict(_job(task, "scores.age", _aging(day), slot=day))
+        told[day.date().isoformat()] = _as_dict(_job(run, "scores.age", _aging(run, day), slot=day))
         day += timedelta(days=1)
     return told
 
 
-def _aging(day: datetime) -> Callable[[Work], Counts]:
-    return lambda given: age_scores(given, day)
+def _aging(run: TaskRun, day: datetime) -> Callable[[Work], Counts]:
+    return lambda given: age_scores(given, day, run.of.dialer.policies.values())
 
 
 def _job(
-    task: HandledTask, name: str, work: Callable[[Work], Counts], *, slot: datetime | None = None
+    run: TaskRun, name: str, work: Callable[[Work], Counts], *, slot: datetime | None = None
 ) -> Ran:
-    return _run(task, _job_of(task, name, slot=slot), work)
+    return _run(run, _job_of(run, name, slot=slot), work)
 
 
-def _job_of(task: HandledTask, name: str, *, slot: datetime | None = None) -> Job:
-    trigger = "beat" if task.request.root_id == task.request.id else "hand"
-    return Job(name, trigger, slot=slot, task_id=task.request.id)
+def _job_of(run: TaskRun, name: str, *, slot: datetime | None = None) -> Job:
+    trigger = "beat" if run.request.root_id == run.request.id else "hand"
+    return Job(name, trigger, slot=slot, task_id=run.request.id)
 
 
-def _run(task: HandledTask, job: Job, work: Callable[[Work], Counts]) -> Ran:
-    return _patiently(lambda: jobs.run(task.of.engine, job, work))
+def _run(run: TaskRun, job: Job, work: Callable[[Work], Counts]) -> Ran:
+    return _patiently(lambda: jobs.run(run.of.engine, job, work))
 
 
 def _patiently(run: Callable[[], T]) -> T:

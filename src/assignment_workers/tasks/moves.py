@@ -26,21 +26,21 @@ from assignment_workers.assignment.lifecycle.verb import AnyVerb
 from assignment_workers.errors import DatabaseUnavailable
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.arguments import MANY, AgentId, Version
-from assignment_workers.tasks.task_handler import RETRY_SECONDS, HandledTask, one_line
+from assignment_workers.tasks.task_handler import RETRY_SECONDS, TaskRun, one_line
 
 log = structlog.get_logger()
 
-_TASK = Parameter("task", Parameter.POSITIONAL_OR_KEYWORD, annotation=HandledTask)
+_RUN = Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=TaskRun)
 
 
 def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
     """Return the operation of the task `assignment.VERB`, with the declared arguments."""
 
-    def operation(task: HandledTask, *args: Any, **kwargs: Any) -> FinishAnswer:
+    def operation(run: TaskRun, *args: Any, **kwargs: Any) -> FinishAnswer:
         arguments = dict(zip(verb.names, args, strict=False)) | kwargs
-        return _made(task, _sent(verb.move(task.of.settings, arguments), task.sender()))
+        return _made(run, _sent(verb.move(run.of.settings, arguments), run.sender()))
 
-    signature = verb.operation_signature(_TASK)
+    signature = verb.operation_signature(_RUN)
     operation.__name__ = verb.name
     operation.__doc__ = verb.description
     operation.__signature__ = signature  # type: ignore[attr-defined]
@@ -50,29 +50,27 @@ def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
     return operation
 
 
-def finish_many(
-    task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
-) -> list[Any]:
+def finish_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
     """Make many moves (completions, skips and the like) in one transaction, in order; answer each.
 
     If the transaction fails for a reason that no retry mends, each move is made in a transaction of
     its own, and only the failing move is stored as a dead letter.
     """
-    settings = task.of.settings
-    read = [_read(each, settings, task.sender(place)) for place, each in enumerate(requests)]
+    settings = run.of.settings
+    read = [_read(each, settings, run.sender(place)) for place, each in enumerate(requests)]
     moves = [each for each in read if not isinstance(each, Refused)]
-    outcomes = task.of.outcomes
+    outcomes = run.of.outcomes
     try:
         # A process that ended may have stored the answer of one move under the name of its part.
-        found: Any = task.once(
+        found: Any = run.once(
             lambda transaction: finish(
-                transaction, moves, outcomes=outcomes, settings=task.settings_in(transaction)
+                transaction, moves, outcomes=outcomes, settings=run.settings_in(transaction)
             )
         )
         answers = iter(found if isinstance(found, list) else [found] * len(moves))
     except DBAPIError:
         return [
-            _alone(task, said, each, part)
+            _alone(run, said, each, part)
             for part, (said, each) in enumerate(zip(requests, read, strict=True))
         ]
     return [each if isinstance(each, Refused) else next(answers) for each in read]
@@ -109,29 +107,29 @@ def _sent(move: Move, sender: str | None) -> Move:
 _NAMES = frozenset(name for verb in VERBS.values() for name in verb.names)
 
 
-def _alone(task: HandledTask, said: object, move: Move | Refused, part: int) -> FinishAnswer:
+def _alone(run: TaskRun, said: object, move: Move | Refused, part: int) -> FinishAnswer:
     if isinstance(move, Refused):
         return move
     try:
-        return _made(task, move, part)
+        return _made(run, move, part)
     except DatabaseUnavailable as error:
         log.warning("unavailable", reason=str(error))
         return Unavailable(retry_after=RETRY_SECONDS, reason=error.general)
     except DBAPIError as error:
-        task.store_dead_letter(([said],), {}, f"{type(error).__name__}: {error}")
+        run.task.store_dead_letter(([said],), {}, f"{type(error).__name__}: {error}")
         reason = "internal error; the message was stored as a dead letter"
         return Unavailable(retry_after=RETRY_SECONDS, reason=reason)
 
 
-def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswer:
+def _made(run: TaskRun, move: Move, part: int | None = None) -> FinishAnswer:
     """Make one move in a transaction of its own and return its answer.
 
     `part`: the number of the move in its batch message; None for a message of one move.
     """
-    outcomes = task.of.outcomes
-    found: Any = task.once(
+    outcomes = run.of.outcomes
+    found: Any = run.once(
         lambda transaction: finish(
-            transaction, [move], outcomes=outcomes, settings=task.settings_in(transaction)
+            transaction, [move], outcomes=outcomes, settings=run.settings_in(transaction)
         )[0],
         part=part,
     )
@@ -140,7 +138,7 @@ def _made(task: HandledTask, move: Move, part: int | None = None) -> FinishAnswe
 
 
 def release_if_unclaimed(
-    task: HandledTask,
+    run: TaskRun,
     assignment_id: UUID,
     agent_id: AgentId,
     version: Version,
@@ -151,6 +149,6 @@ def release_if_unclaimed(
     An assignment that was renewed or finished since stays as it is.
     """
     owner = Owner(assignment_id, agent_id, version)
-    return task.once(
+    return run.once(
         lambda transaction: release_unclaimed(transaction, owner, lease_expires_at=lease_expires_at)
     )

@@ -24,11 +24,12 @@ from assignment_workers.assignment.crm import fact_views, mirror_tables
 from assignment_workers.assignment.crm.external_crm import checked
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.generations import dialer_queues
-from assignment_workers.assignment.lanes import VARIABLE, lanes_of
+from assignment_workers.assignment.lanes import VARIABLE, checked_lanes
 from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.errors import UsageError
 from assignment_workers.health import signs as life_signs
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.schema.tables import DEFAULT_LANE
@@ -71,8 +72,9 @@ def run(name: ProcessName, settings: Settings, *, lane: str | None = None) -> in
     `UsageError` for an unknown lane or an unusable calling rule. Raises `DatabaseUnavailable` or
     `SchemaMismatch`, before anything is started, for a database that is not ours or not up to date.
     """
-    policies_of(settings)
-    lanes = lanes_of(settings)
+    dialer = loaded()
+    policies_of(dialer, settings)
+    lanes = checked_lanes(settings, dialer.policies)
     if lane is not None and (name != "sequencer" or lane not in lanes.names):
         raise UsageError(
             f"--lane {lane}: a sequencer's, and one of {', '.join(lanes.names)};"
@@ -101,7 +103,7 @@ def _sequencer(settings: Settings, tracing: Tracing, lane: str = DEFAULT_LANE) -
     _check(app)
     attach(app.engine, checked(app.settings))
     queue = app.lanes.celery_queue(lane)
-    candidacy = Candidacy(direct_url(settings), lane=lane, lanes=app.lanes)
+    candidacy = Candidacy(direct_url(settings), dialer=app.dialer, lane=lane, lanes=app.lanes)
     if wrong := candidacy.disagreement():
         raise UsageError(wrong)
     app.sequencer = Sequencer(
@@ -302,8 +304,8 @@ def _check(app: App) -> None:
         with app.engine.connect() as connection:
             migrate.check(connection)
             check_key(connection, numbers_of(app.settings).reader)
-            settings_versions.tell_ignored(connection, app.settings)
-            dialer_queues.store_names(connection)
+            settings_versions.tell_ignored(connection, app.dialer, app.settings)
+            dialer_queues.store_names(connection, app.dialer.policies)
             connection.commit()
             fact_views.prepare_if_possible(connection, app.settings)
     except (OperationalError, ProgrammingError) as error:

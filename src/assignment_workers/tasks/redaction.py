@@ -2,7 +2,7 @@
 
 The sender's own rendering of a message (`argsrepr`, `kwargsrepr`, `shadow`) is not used. Flower's
 list shows the beginning of the arguments and of the result, so both begin with a summary, such as
-`agent 12, unsigned_users` and `assigned user 3652`. An agent or user in a summary is always
+`agent 12, sales` and `assigned user 3652`. An agent or user in a summary is always
 followed by a comma, so that a search for `"agent 12,"` does not find agent 120.
 """
 

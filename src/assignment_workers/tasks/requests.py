@@ -28,7 +28,7 @@ from assignment_workers.tasks.arguments import (
     RequestId,
     Word,
 )
-from assignment_workers.tasks.task_handler import RETRY_SECONDS, HandledTask, one_line
+from assignment_workers.tasks.task_handler import RETRY_SECONDS, TaskRun, one_line
 
 log = structlog.get_logger()
 
@@ -57,7 +57,7 @@ class AskBody(BaseModel):
 
 
 def request(
-    task: HandledTask,
+    run: TaskRun,
     agent_id: AgentId,
     queue: Word | None = None,
     request_id: RequestId | None = None,
@@ -65,23 +65,21 @@ def request(
     sent_at: AwareDatetime | None = None,
 ) -> RequestAnswer:
     """Assign the agent the best eligible user. The default request id is the task's id."""
-    name = request_id or str(task.request.id)
-    asked = ClaimRequest(agent_id, name, queue, deadline, sent_at, task.sender())
-    return answer(task.runner, [asked], task.of.settings)[0]
+    name = request_id or str(run.request.id)
+    asked = ClaimRequest(agent_id, name, queue, deadline, sent_at, run.sender())
+    return answer(run.runner, [asked], run.of.settings)[0]
 
 
-def request_many(
-    task: HandledTask, requests: Annotated[list[Any], Field(max_length=MANY)]
-) -> list[Any]:
+def request_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
     """Answer many requests in one transaction, in order. A malformed one is refused alone."""
     read: list[ClaimRequest | Refused] = []
     for place, each in enumerate(requests):
         try:
-            read.append(_ASK.validate_python(each).asked(task.sender(place)))
+            read.append(_ASK.validate_python(each).asked(run.sender(place)))
         except ValidationError as error:
             read.append(Refused(code=Code.MALFORMED, reason=one_line(error)))
     asked = [each for each in read if isinstance(each, ClaimRequest)]
-    answers = iter(answer(task.runner, asked, task.of.settings))
+    answers = iter(answer(run.runner, asked, run.of.settings))
     return [next(answers) if isinstance(each, ClaimRequest) else each for each in read]
 
 
@@ -106,7 +104,12 @@ def answer(
             transaction: FencedTransaction, asked: list[ClaimRequest] = asked
         ) -> list[RequestAnswer | None]:
             in_force = of_transaction(transaction, settings)
-            return claim(transaction, asked, policies=policies_of(in_force), settings=in_force)
+            return claim(
+                transaction,
+                asked,
+                policies=policies_of(transaction.dialer, in_force),
+                settings=in_force,
+            )
 
         try:
             given = runner.run(transaction, until=until)

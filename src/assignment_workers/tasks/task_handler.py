@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from time import monotonic
@@ -52,7 +53,7 @@ from assignment_workers.errors import (
     UsageError,
     plain,
 )
-from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.schema.retry import patiently
 from assignment_workers.sequencer.refusals import Refusals
@@ -94,6 +95,7 @@ class App(Celery):
     """The Celery application with the resources that the tasks of this process work on."""
 
     settings: Settings
+    dialer: Dialer
     lanes: Lanes
     outcomes: Mapping[str, Outcome]
     engine: Engine
@@ -137,58 +139,12 @@ class HandledTask(Task[..., Any]):
     routine: bool = False
     """True if Flower lists only the runs that did something."""
     parameters: Sequence[str] = ()
-    """The names of the operation's parameters, in order: the task, then those of a message."""
-    _part: int | None = None
-    """The number of the request of a batch message that is carried out alone; None: all together.
-    """
-    _senders: Sequence[str | None] = ()
+    """The names of the operation's parameters, in order: the run, then those of a message."""
 
     @property
     def of(self) -> App:
         """The Celery application of this task, typed as our `App`."""
         return cast(App, self.app)
-
-    def settings_in(self, transaction: FencedTransaction) -> Settings:
-        """Return the settings of this process with the operational ones in force."""
-        return of_transaction(transaction, self.of.settings)
-
-    @property
-    def runner(self) -> TransactionRunner:
-        """The runner of fenced transactions. Raises `StaleTerm` unless this process leads."""
-        return self.of.sequencer.runner
-
-    def once(
-        self,
-        operation: Callable[[FencedTransaction], T],
-        *,
-        subject: str | None = None,
-        part: int | None = None,
-    ) -> T:
-        """Carry out an operation in a fenced transaction, once per message.
-
-        A repeated message gets the first answer. The message's id is its header `command_id`, which
-        stays the same when the message is sent again, or else its task id. `subject` names the
-        state that the operation sets: with the header `command_position`, an older command is
-        refused. `part`: the number of this transaction, for a message of several.
-        """
-        said = self.request
-        if self._part is not None:
-            part = self._part
-        name = _fit(getattr(said, COMMAND_ID, None) or said.id, part)
-        position = getattr(said, COMMAND_POSITION, None)
-        if not isinstance(position, int) or isinstance(position, bool):
-            position = None
-        command = CommandIdentity(name, self.name, subject, position)
-        return self.runner.run(operation, command=command)
-
-    def sender(self, part: int = 0) -> str | None:
-        """Return the token that sent request `part` of this message for its agent.
-
-        None: the agent's own token, or no token. The name begins with `UNAUTHENTICATED` if the
-        message has no valid signature.
-        """
-        place = part if self._part is None else self._part + part
-        return self._senders[place] if place < len(self._senders) else None
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         bound = self._bound(kwargs)
@@ -196,11 +152,11 @@ class HandledTask(Task[..., Any]):
         self.of.tracing.link_callers(getattr(self.request, SHARED, None), bound)
         began = monotonic()
         is_signed = self._is_signed(args, kwargs)
-        self._senders = self._read_senders(is_signed=is_signed)
+        run = TaskRun(self, self._read_senders(is_signed=is_signed))
         if not is_signed:
             args, kwargs = self._unattributed(args, kwargs)
         try:
-            answer = self._with_own_ids(self._answer(*self._with_numbers(args, kwargs)))
+            answer = self._with_own_ids(self._answer(run, *self._with_numbers(args, kwargs)))
             outcomes = _count(self.name, answer)
             log.debug("answered", ms=round((monotonic() - began) * 1000, 2), **outcomes)
         except (ValidationError, UsageError) as error:
@@ -241,11 +197,11 @@ class HandledTask(Task[..., Any]):
         """Return the requests of a batch message, which are answered one by one; otherwise None."""
         if MANY_IN not in self.parameters:
             return None
-        place = self.parameters.index(MANY_IN) - 1  # the first is the task
+        place = self.parameters.index(MANY_IN) - 1  # the first is the run
         found = args[place] if len(args) > place else kwargs.get(MANY_IN)
         return found if isinstance(found, list) and len(found) <= MANY else None
 
-    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _answer(self, run: TaskRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out the message; a batch that has ended a process, request by request.
 
         Each request then has transactions of its own, so that the process ends within the request
@@ -254,9 +210,9 @@ class HandledTask(Task[..., Any]):
         suspicion = self.of.suspects.suspicion
         parts = self.parts(args, kwargs) if suspicion is not None else None
         if suspicion is None or suspicion.ends == 0 or parts is None:
-            return self.operation(self, *args, **kwargs)
-        if isinstance(self._answered(), list):
-            return self.operation(self, *args, **kwargs)  # `once` repeats the stored answers
+            return self.operation(run, *args, **kwargs)
+        if isinstance(self._answered(run), list):
+            return self.operation(run, *args, **kwargs)  # `once` repeats the stored answers
         refused = Refused(code=Code.MALFORMED, reason=ended(ENDS_AT_MOST))
         for part in suspicion.parts[suspicion.buried :]:
             self.store_dead_letter(([parts[part]],), {}, refused.reason)
@@ -264,15 +220,12 @@ class HandledTask(Task[..., Any]):
         if in_hand is not None and not in_hand.unstored:
             self.of.suspects.parts_are_buried()
         answers: list[Any] = []
-        try:
-            for self._part, said in enumerate(parts):
-                if self._part in suspicion.parts:
-                    answers.append(refused)
-                    continue
-                self.of.suspects.try_part(self._part)
-                answers += self.operation(self, [said])
-        finally:
-            self._part = None
+        for part, said in enumerate(parts):
+            if part in suspicion.parts:
+                answers.append(refused)
+                continue
+            self.of.suspects.try_part(part)
+            answers += self.operation(replace(run, part=part), [said])
         self.of.suspects.try_part(None)
         return answers
 
@@ -284,12 +237,15 @@ class HandledTask(Task[..., Any]):
         An unknown id gets a number. Raises `UsageError` for what is no id.
         """
         named = [each for each in self.parameters if each in _USERS]
-        if not named or loaded().numbered is None:
+        if not named or self.of.dialer.numbered is None:
             return args, kwargs
         said = dict(zip(self.parameters[1:], args, strict=False)) | kwargs
         given = {name: said[name] for name in named if said.get(name) is not None}
         users = {
-            name: [user_ids.read(each) for each in (value if name == MANY_USERS else [value])]
+            name: [
+                user_ids.read(self.of.dialer, each)
+                for each in (value if name == MANY_USERS else [value])
+            ]
             for name, value in given.items()
             if name != MANY_USERS or isinstance(value, list)
         }
@@ -297,7 +253,7 @@ class HandledTask(Task[..., Any]):
         def numbers() -> dict[user_ids.UserId, int]:
             with self.of.engine.begin() as connection:
                 return user_ids.numbered(
-                    connection, [one for each in users.values() for one in each]
+                    self.of.dialer, connection, [one for each in users.values() for one in each]
                 )
 
         found = patiently(numbers, seconds=PATIENCE_SECONDS) if users else {}
@@ -311,11 +267,13 @@ class HandledTask(Task[..., Any]):
 
     def _with_own_ids(self, answer: Any) -> Any:
         """Return the answer with the CRM's ids in place of our numbers of users."""
-        if loaded().numbered is None:
+        if self.of.dialer.numbered is None:
             return answer
-        return patiently(lambda: user_ids.shown(self.of.engine, answer), seconds=PATIENCE_SECONDS)
+        return patiently(
+            lambda: user_ids.shown(self.of.dialer, self.of.engine, answer), seconds=PATIENCE_SECONDS
+        )
 
-    def _answered(self) -> object:
+    def _answered(self, run: TaskRun) -> object:
         """Return the answer that the message got before its process ended; None if it got none."""
 
         def unanswered(_: FencedTransaction) -> object:
@@ -324,7 +282,7 @@ class HandledTask(Task[..., Any]):
         if self.name not in self.of.line_tasks:
             return None
         try:
-            return self.once(unanswered)
+            return run.once(unanswered)
         except _UnansweredError:
             return None
 
@@ -363,7 +321,7 @@ class HandledTask(Task[..., Any]):
         """
         if BY not in self.parameters:
             return args, kwargs
-        place = self.parameters.index(BY) - 1  # the first is the task
+        place = self.parameters.index(BY) - 1  # the first is the run
         marked = [_unauthenticated(one) if n == place else one for n, one in enumerate(args)]
         if BY in kwargs:
             kwargs = kwargs | {BY: _unauthenticated(kwargs[BY])}
@@ -421,6 +379,73 @@ class HandledTask(Task[..., Any]):
             message.unstored.append(store)
 
 
+@dataclass(frozen=True)
+class TaskRun:
+    """One run of a task, for a message or for one request of a batch message.
+
+    It is the first argument of every operation.
+    """
+
+    task: HandledTask
+    senders: Sequence[str | None] = ()
+    """The token that sent each request of the message, as `sender` returns it."""
+    part: int | None = None
+    """The number of the request of a batch message that is carried out alone; None: all together.
+    """
+
+    @property
+    def of(self) -> App:
+        """The Celery application with the resources of this process."""
+        return self.task.of
+
+    @property
+    def request(self) -> Any:
+        """Celery's context of the message: its task id and headers."""
+        return self.task.request
+
+    @property
+    def runner(self) -> TransactionRunner:
+        """The runner of fenced transactions. Raises `StaleTerm` unless this process leads."""
+        return self.of.sequencer.runner
+
+    def settings_in(self, transaction: FencedTransaction) -> Settings:
+        """Return the settings of this process with the operational ones in force."""
+        return of_transaction(transaction, self.of.settings)
+
+    def once(
+        self,
+        operation: Callable[[FencedTransaction], T],
+        *,
+        subject: str | None = None,
+        part: int | None = None,
+    ) -> T:
+        """Carry out an operation in a fenced transaction, once per message.
+
+        A repeated message gets the first answer. The message's id is its header `command_id`, which
+        stays the same when the message is sent again, or else its task id. `subject` names the
+        state that the operation sets: with the header `command_position`, an older command is
+        refused. `part`: the number of this transaction, for a message of several; the part of this
+        run counts instead, if it has one.
+        """
+        said = self.request
+        place = part if self.part is None else self.part
+        name = _fit(getattr(said, COMMAND_ID, None) or said.id, place)
+        position = getattr(said, COMMAND_POSITION, None)
+        if not isinstance(position, int) or isinstance(position, bool):
+            position = None
+        command = CommandIdentity(name, self.task.name, subject, position)
+        return self.runner.run(operation, command=command)
+
+    def sender(self, part: int = 0) -> str | None:
+        """Return the token that sent request `part` of this run for its agent.
+
+        None: the agent's own token, or no token. The name begins with `UNAUTHENTICATED` if the
+        message has no valid signature.
+        """
+        place = part + (self.part or 0)
+        return self.senders[place] if place < len(self.senders) else None
+
+
 class _UnansweredError(Exception):
     """Raised within a transaction, and caught at once: the command has no stored answer."""
 
@@ -434,16 +459,16 @@ def _unauthenticated(by: object) -> object:
 def task_handler(
     app: App,
     name: str,
-    operation: Callable[Concatenate[HandledTask, ...], Any],
+    operation: Callable[Concatenate[TaskRun, ...], Any],
     *,
     in_flower: bool = True,
     routine: bool = False,
 ) -> None:
     """Register `operation` as the task `name`.
 
-    Its first parameter is the task. The others, with their types, are the parameters of a message.
-    `in_flower`: True if the worker sends Celery's events of the task, which Flower lists.
-    `routine`: True if Flower is to list only the runs that did something or failed.
+    Its first parameter is the run of the task. The others, with their types, are the parameters of
+    a message. `in_flower`: True if the worker sends Celery's events of the task, which Flower
+    lists. `routine`: True if Flower is to list only the runs that did something or failed.
     """
     validated = validate_call(config={"arbitrary_types_allowed": True})(operation)
     run = app.task(

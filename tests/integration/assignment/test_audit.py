@@ -29,6 +29,7 @@ from assignment_workers.assignment.jobs import Counts
 from assignment_workers.assignment.person import forget
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.engine import connect
 from tests.support.commands import type_in
 from tests.support.world import HOUR, UNSIGNED, User, World
@@ -118,7 +119,7 @@ def test_forgetting_a_person_breaks_no_digest(lived: World) -> None:
     lines = exported(lived)
     lived.run(do_not_contact, reader=Reader(), user=1, reason="(forgotten)", by="operator")
     with lived.engine.begin() as connection:
-        forget(connection, 1, Reader())
+        forget(connection, loaded(), 1, Reader())
     chain(lived)
     assert checked(lived).ok
     with lived.engine.connect() as connection:

@@ -11,6 +11,7 @@ from assignment_workers.assignment.generations import entries
 from assignment_workers.assignment.generations.eligibility_status import meanings
 from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.reports.status import status
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
 
 ORIGINAL = "mon-thu 10:00-19:00, fri 10:00-18:00"
@@ -47,7 +48,7 @@ def test_without_calling_rules_users_are_handed_out_at_any_hour(noon: World) -> 
     noon.now = MONDAY_NOON + 14 * HOUR
     assert noon.held(1).user_id == 1
     with noon.engine.connect() as connection:
-        told = status(connection, application="test", settings=noon.settings)
+        told = status(connection, dialer=loaded(), application="test", settings=noon.settings)
     assert "at any hour" in told.calling_hours
     assert "none are configured" in told.calling_rules
 

@@ -16,13 +16,14 @@ from assignment_workers.assignment.answers import Assigned, Empty, Finished, Req
 from assignment_workers.assignment.claims.claim import claim
 from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.history.history import check
-from assignment_workers.assignment.lanes import ONE_LANE, Lanes, lanes_of
+from assignment_workers.assignment.lanes import ONE_LANE, Lanes, checked_lanes, lanes_of
 from assignment_workers.assignment.lifecycle.expire import expire
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Owner, Release, Skip
 from assignment_workers.assignment.reports.status import sequencer_statuses
 from assignment_workers.assignment.transaction import FencedTransaction, OtherLanes
 from assignment_workers.errors import UsageError
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import DEFAULT_LANE
 from assignment_workers.sequencer.term import APPLICATION, Candidacy
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
@@ -42,7 +43,7 @@ def line(world: World, lane: str = DEFAULT_LANE) -> TransactionRunner:
         "INSERT INTO assignment.sequencer (lane, term) VALUES (:lane, 1) ON CONFLICT DO NOTHING",
         lane=lane,
     )
-    return TransactionRunner(world.engine, term=1, lane=lane, lanes=LANES)
+    return TransactionRunner(world.engine, dialer=loaded(), term=1, lane=lane, lanes=LANES)
 
 
 def ask(
@@ -110,7 +111,9 @@ def served(world: World) -> World:
 )
 def test_a_wrong_lane_is_told_in_one_line(said: str, wrong: str) -> None:
     with pytest.raises(UsageError) as told:
-        lanes_of(Settings.from_environment({"ASSIGNMENT_WORKERS_LANES": said}))
+        checked_lanes(
+            Settings.from_environment({"ASSIGNMENT_WORKERS_LANES": said}), loaded().policies
+        )
     assert str(told.value).startswith(f"ASSIGNMENT_WORKERS_LANES={said!r}: ")
     assert wrong in str(told.value)
     assert "\n" not in str(told.value)
@@ -119,7 +122,7 @@ def test_a_wrong_lane_is_told_in_one_line(said: str, wrong: str) -> None:
 def test_dialer_queues_that_are_not_named_are_the_default_lanes() -> None:
     lanes = lanes_of(Settings.from_environment({"ASSIGNMENT_WORKERS_LANES": SETTING}))
     assert lanes.names == (DEFAULT_LANE, OTHER)
-    assert lanes.queues(DEFAULT_LANE) == [UNSIGNED]
+    assert lanes.queues(DEFAULT_LANE, loaded().policies) == [UNSIGNED]
     assert lanes.celery_queues == ["assignment", "assignment.outstanding"]
     assert lanes.way_to(UNSIGNED) == "assignment"
     assert lanes.way_to(OUTSTANDING) == "assignment.outstanding"
@@ -283,7 +286,7 @@ def test_a_publication_waits_for_every_lane(served: World) -> None:
 
 
 def test_with_one_lane_no_turn_asks_for_another(served: World) -> None:
-    with TransactionRunner(served.engine, term=1).transaction() as transaction:
+    with TransactionRunner(served.engine, dialer=loaded(), term=1).transaction() as transaction:
         transaction.require_lanes(OUTSTANDING)
         transaction.require_all_lanes()
         assert transaction.queues_of_other_lanes == []
@@ -294,9 +297,9 @@ def test_with_one_lane_no_turn_asks_for_another(served: World) -> None:
 def test_terms_of_lanes_never_meet_and_sequencers_that_disagree_do_not_lead(
     world: World, database_url: str
 ) -> None:
-    default = Candidacy(database_url, lanes=LANES)
-    other = Candidacy(database_url, lane=OTHER, lanes=LANES)
-    old = Candidacy(database_url)
+    default = Candidacy(database_url, dialer=loaded(), lanes=LANES)
+    other = Candidacy(database_url, dialer=loaded(), lane=OTHER, lanes=LANES)
+    old = Candidacy(database_url, dialer=loaded())
     try:
         first, second = default.try_to_lead(), other.try_to_lead()
         assert first is not None
@@ -304,7 +307,9 @@ def test_terms_of_lanes_never_meet_and_sequencers_that_disagree_do_not_lead(
         assert (first.number, second.number) == (2, 3)
         statuses = {}
         with world.engine.connect() as connection:
-            for one in sequencer_statuses(connection, application=APPLICATION, lanes=LANES):
+            for one in sequencer_statuses(
+                connection, application=APPLICATION, lanes=LANES, queues=loaded().policies
+            ):
                 statuses[one.lane] = (one.term, one.leader is not None, one.standbys)
         assert statuses == {DEFAULT_LANE: (2, True, 0), OTHER: (3, True, 0)}
         default.close()
@@ -328,7 +333,7 @@ def test_terms_of_lanes_never_meet_and_sequencers_that_disagree_do_not_lead(
             each.close()
     settings = Settings.from_environment({"ASSIGNMENT_WORKERS_LANES": SETTING})
     with world.engine.connect() as connection:
-        assert check(connection, settings=settings, bound=HOUR) == []
+        assert check(connection, dialer=loaded(), settings=settings, bound=HOUR) == []
 
 
 def test_where_nobody_is_claimable_in_either_lane_both_say_why(served: World) -> None:

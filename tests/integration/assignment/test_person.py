@@ -21,6 +21,7 @@ from assignment_workers.assignment.suppressions import (
 )
 from assignment_workers.client.erasing import forget_results
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 from tests.integration.assignment.typed_everywhere import MARK, PHONE, READER, everywhere, forget
 from tests.support.world import UNSIGNED, User, World, owner
@@ -126,7 +127,9 @@ def test_who_is_forgotten_never_comes_back(known: World) -> None:
     jobs.run(
         known.engine,
         Job("queue.discover", "hand"),
-        lambda work: discover(work, known.policies, sent.extend, randomness=known.randomness),
+        lambda work: discover(
+            work, loaded(), known.policies, sent.extend, randomness=known.randomness
+        ),
     )
     assert known.column("SELECT user_id FROM user_call_scores") == [2]
     known.regenerate(UNSIGNED)
@@ -135,7 +138,7 @@ def test_who_is_forgotten_never_comes_back(known: World) -> None:
 
 def test_an_export_has_all_that_is_known(known: World) -> None:
     with known.engine.connect() as connection:
-        found = person.export(connection, 1, READER)
+        found = person.export(connection, loaded(), 1, READER)
     said = found.model_dump_json()
     for what in (
         "notes",
@@ -167,7 +170,7 @@ def test_a_hold_is_seen_before_anything_is_erased(world: World) -> None:
 
 def test_results_in_redis_that_name_the_person_go(known: World, redis_url: str) -> None:
     with known.engine.connect() as connection:
-        who = person.find(connection, 1, READER)
+        who = person.find(connection, loaded(), 1, READER)
     with redis.Redis.from_url(redis_url) as server:
         server.set("celery-task-meta-a", '{"result": {"assignment": {"user_id": 1}}}')
         server.set("celery-task-meta-b", '{"result": {"assignment": {"user_id": 11}}}')

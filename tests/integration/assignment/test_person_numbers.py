@@ -24,6 +24,7 @@ from assignment_workers.assignment.suppressions import (
 )
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 from tests.integration.assignment.typed_everywhere import (
     KEY,
@@ -62,7 +63,13 @@ def offered(world: World) -> list[int]:
 def listed(world: World, *numbers: str, name: str = "register", queue: str | None = None) -> None:
     named = Named(name=name, replaces=True, reason=MARK, by="operator", queue=queue)
     with world.engine.connect() as connection:
-        made = stage(connection, [(1, each, None) for each in numbers], named, READER)
+        made = stage(
+            connection,
+            [(1, each, None) for each in numbers],
+            named,
+            READER,
+            queues=loaded().policies,
+        )
     assert made.list_id is not None
     world.run(flip, made.list_id, by="operator", why="loaded")
 
@@ -89,7 +96,7 @@ def test_a_forgotten_number_stays_as_a_hash_that_matches_that_number_alone(refus
         assert found.suppressed
         assert [(each["phone"], each["number"]) for each in found.entries] == [(FORGOTTEN, None)]
         assert not check(connection, "07700 900124", READER).suppressed
-        assert [row[0] for row in exported(connection) if row[0]] == ["+447700900888"]
+        assert [row[0] for row in exported(connection, loaded()) if row[0]] == ["+447700900888"]
         (shown, _) = sorted(
             suppressions(connection, SuppressionKind.DO_NOT_CONTACT), key=lambda each: each.id
         )[:2]
@@ -121,7 +128,9 @@ def test_a_list_that_is_imported_again_leaves_forgotten_numbers_out(refused: Wor
     def imported(reader: Reader = READER, **terms: Any) -> tuple[int, int]:
         lines = [(1, PHONE, None), (2, "07700 900555", None)]
         with refused.engine.connect() as connection:
-            made = stage(connection, lines, replace(named, **terms), reader)
+            made = stage(
+                connection, lines, replace(named, **terms), reader, queues=loaded().policies
+            )
         return made.numbers, made.forgotten
 
     assert imported() == (1, 1)
@@ -152,7 +161,7 @@ def test_without_a_key_nothing_is_erased_and_a_number_is_not_lost(refused: World
         pytest.raises(UsageError, match="ASSIGNMENT_WORKERS_NUMBER_KEY"),
         refused.engine.begin() as connection,
     ):
-        person.forget(connection, 1, Reader())
+        person.forget(connection, loaded(), 1, Reader())
     assert refused.value("SELECT count(*) FROM assignment.forgotten") == 0
     assert refused.value("SELECT count(*) FROM assignment.suppressions WHERE reason = 'MARK'") == 1
     forget(refused, 1)
@@ -270,7 +279,7 @@ def test_every_number_of_a_text_is_found_even_if_the_crm_has_lost_the_user(
     if not in_crm:
         refused.execute("DELETE FROM crm.users WHERE id = 1")
     with refused.engine.connect() as connection:
-        tables = person.export(connection, 1, READER).tables
+        tables = person.export(connection, loaded(), 1, READER).tables
     assert [each["phone"] for each in tables["suppressions"]] == numbers
     assert [each["phone_number"] for each in tables["missed_calls"]] == numbers
     assert len(tables["dead_letters"]) == len(numbers)
@@ -292,7 +301,7 @@ def test_a_number_that_was_written_with_an_extension_is_found_in_every_table(
     kind = SuppressionKind.DO_NOT_CONTACT
     refused.run(lift, kind, reader=READER, phone=written, by="operator", why=MARK)
     with refused.engine.connect() as connection:
-        tables = person.export(connection, 1, READER).tables
+        tables = person.export(connection, loaded(), 1, READER).tables
     assert len(tables["suppressions"]) == len(tables["missed_calls"]) == 1
     forget(refused, 1)
     refused.execute("DELETE FROM assignment.phones")

@@ -36,7 +36,8 @@ from assignment_workers.assignment.settings_versions import (
     of_transaction,
     version_of,
 )
-from assignment_workers.policy.dialer import Dialer, loaded
+from assignment_workers.policy.dialer import Dialer
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
@@ -75,7 +76,7 @@ class Process:
                 (lane,),
             )
         self.runner = TransactionRunner(
-            world.engine, term=1, term_id=UNMARKED, lane=lane, lanes=lanes
+            world.engine, dialer=loaded(), term=1, term_id=UNMARKED, lane=lane, lanes=lanes
         )
 
     def ask(self, agent: int, queue: str | None = UNSIGNED) -> RequestAnswer:
@@ -96,16 +97,16 @@ class Process:
 
     def now(self) -> Settings:
         with self.world.engine.connect() as connection:
-            return current(connection, self.settings)
+            return current(connection, loaded(), self.settings)
 
     def why(self, user: int, queue: str = UNSIGNED) -> str:
         """What a gateway with this environment explains."""
         with self.world.engine.connect() as connection:
-            settings = current(connection, self.settings)
+            settings = current(connection, loaded(), self.settings)
             found = explain(
                 connection,
                 user,
-                policies=policies_of(settings),
+                policies=policies_of(loaded(), settings),
                 settings=settings,
                 now=instant(connection),
             )
@@ -179,8 +180,8 @@ def test_the_environment_gives_the_first_values_only(desk: World) -> None:
         assert getattr(other.now(), name) == getattr(process.settings, name), name
     assert other.now().calls_per_day == f"{UNSIGNED}=3, {OUTSTANDING}=2"
     with desk.engine.connect() as connection:
-        assert ignored(connection, process.settings) == []
-        lines = ignored(connection, other.settings)
+        assert ignored(connection, loaded(), process.settings) == []
+        lines = ignored(connection, loaded(), other.settings)
         stored = latest(connection)
     assert [each.partition(" ")[0] for each in lines] == [
         "ASSIGNMENT_WORKERS_QUEUE_LIMIT",
@@ -222,7 +223,9 @@ def test_each_change_is_stored_with_who_when_why_from_what_to_what(desk: World) 
     told = desk.events("settings_changed")
     assert [each["details"]["version"] for each in told] == [1, 2, 3]
     with desk.engine.connect() as connection:
-        found = status(connection, application="test", settings=Settings.from_environment({}))
+        found = status(
+            connection, dialer=loaded(), application="test", settings=Settings.from_environment({})
+        )
     assert found.settings_version == 3
 
 
@@ -259,7 +262,8 @@ def test_a_build_under_way_names_its_version_and_the_claim_judges_by_the_new_one
     def work(given: Work) -> Counts:
         number, _ = regenerate(
             given,
-            policies_of(old)[UNSIGNED],
+            loaded(),
+            policies_of(loaded(), old)[UNSIGNED],
             trigger="hand",
             settings_version=version_of(old),
         )
@@ -286,10 +290,16 @@ def test_the_recorded_history_knows_each_change(desk: World) -> None:
     process.set(offer=None)
     assert isinstance(process.ask(3), Assigned)
     with desk.engine.connect() as connection:
-        assert check(connection, settings=process.settings, bound=timedelta(hours=1)) == []
+        assert (
+            check(connection, dialer=loaded(), settings=process.settings, bound=timedelta(hours=1))
+            == []
+        )
     desk.tamper("DELETE FROM assignment.events WHERE kind = 'settings_changed'")
     with desk.engine.connect() as connection:
-        assert check(connection, settings=process.settings, bound=timedelta(hours=1)) != []
+        assert (
+            check(connection, dialer=loaded(), settings=process.settings, bound=timedelta(hours=1))
+            != []
+        )
 
 
 WRONG: dict[str, list[SettingChange]] = {
@@ -319,7 +329,7 @@ WRONG: dict[str, list[SettingChange]] = {
 @pytest.mark.parametrize("name", OPERATIONAL)
 def test_a_wrong_value_is_refused_in_one_line_that_names_what_is_accepted(name: str) -> None:
     for wrong in WRONG[name]:
-        line = misfit(wrong)
+        line = misfit(wrong, loaded().policies)
         assert line, wrong
         assert "\n" not in line
         assert len(line) < 700
@@ -352,11 +362,13 @@ def test_a_value_in_force_is_that_of_the_environment(name: str) -> None:
     text = f"{UNSIGNED}=7, {OUTSTANDING}=7" if setting.names_queue else value
     given = Settings.from_environment({setting.variable: text})
     none = Settings.from_environment({})
-    assert misfit(SettingChange(name=name, value=value)) is None
-    by_operator = in_force(none, 2, {(name, None, None): value})
-    by_environment = in_force(none, 1, {each.key: each.value for each in first_values(given)})
+    assert misfit(SettingChange(name=name, value=value), loaded().policies) is None
+    by_operator = in_force(loaded(), none, 2, {(name, None, None): value})
+    by_environment = in_force(
+        loaded(), none, 1, {each.key: each.value for each in first_values(loaded(), given)}
+    )
     assert getattr(by_operator, name) == getattr(by_environment, name) == getattr(given, name)
-    assert getattr(in_force(given, 3, {}), name) == setting.default
+    assert getattr(in_force(loaded(), given, 3, {}), name) == setting.default
 
 
 def with_values(**values: Any) -> Dialer:
@@ -377,7 +389,7 @@ def test_a_dialer_queue_s_own_hours_holidays_and_limit_are_its_first_values(desk
         assert process.begin() is None
         with desk.engine.connect() as connection:
             (version,) = history(connection, most=9)
-            assert ignored(connection, process.settings) == []
+            assert ignored(connection, loaded(), process.settings) == []
         assert {(each.name, each.queue): each.value for each in version.values} == {
             ("calling_hours", None): ALWAYS,
             ("calling_hours", OUTSTANDING): closed,
@@ -390,15 +402,15 @@ def test_a_dialer_queue_s_own_hours_holidays_and_limit_are_its_first_values(desk
         assert empty.why == {OUTSTANDING: "outside_calling_hours"}
         in_force_now = process.now()
         desk.settings = in_force_now
-        assert policies_of(in_force_now)[OUTSTANDING].limit == 2
-        assert policies_of(in_force_now)[UNSIGNED].limit is None
+        assert policies_of(loaded(), in_force_now)[OUTSTANDING].limit == 2
+        assert policies_of(loaded(), in_force_now)[UNSIGNED].limit is None
         assert len(desk.places(desk.build(OUTSTANDING))) == 2
 
 
 def test_what_a_file_gives_later_is_taken_once_and_what_operators_set_stays(desk: World) -> None:
-    process = Process(desk)
-    assert process.begin() == 1
+    assert Process(desk).begin() == 1
     with using(with_values(calling_hours=ALWAYS)):
+        process = Process(desk)
         assert process.begin() == 2
         with desk.engine.connect() as connection:
             version = latest(connection)
@@ -414,7 +426,7 @@ def test_what_a_file_gives_later_is_taken_once_and_what_operators_set_stays(desk
         assert process.begin() is None
         assert process.now().of(OUTSTANDING).calling_hours is None
         with desk.engine.connect() as connection:
-            (line,) = ignored(connection, process.settings)
+            (line,) = ignored(connection, loaded(), process.settings)
         assert line == (
             f"queue {OUTSTANDING}: calling_hours of the dialer's file is ignored: version 4 of the"
             " settings has another value of calling_hours; `assignment-workers settings show"

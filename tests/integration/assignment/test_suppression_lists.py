@@ -18,6 +18,7 @@ from assignment_workers.assignment.suppression_lists import Named, Staged, lines
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.processes import wait_until
 from tests.support.suppressed_number import read
 from tests.support.world import DAY, HOUR, UNSIGNED, User, World
@@ -32,7 +33,9 @@ def stage(world: World, text: str, *, name: str = "tps", **said: Any) -> Staged:
     named = Named(name, **(defaults | said))
     with world.engine.connect() as connection:
         lines = lines_of(io.StringIO(text))
-        return suppression_lists.stage(connection, lines, named, GB, **options)
+        return suppression_lists.stage(
+            connection, lines, named, GB, queues=loaded().policies, **options
+        )
 
 
 def load(world: World, text: str, **said: Any) -> int:
@@ -160,7 +163,7 @@ def test_many_lines_are_read_by_every_processor_and_are_exported(
     load(ranked, "\n".join(numbers))
     ranked.run(do_not_contact, user=3, reason="asked", by="ann", reader=GB)
     with ranked.engine.connect() as connection:
-        rows = list(suppression_lists.exported(connection))
+        rows = list(suppression_lists.exported(connection, loaded()))
     made = io.StringIO()
     csv.writer(made).writerows([suppression_lists.EXPORTED, *rows])
     found = list(csv.DictReader(io.StringIO(made.getvalue())))

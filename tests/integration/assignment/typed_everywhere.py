@@ -8,6 +8,7 @@ from assignment_workers.assignment.suppressions import (
     do_not_contact,
 )
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import World
 
 PHONE = "+44 7700 900123"
@@ -19,7 +20,7 @@ READER = Reader(key=KEY)
 def forget(world: World, user: int) -> dict[str, int]:
     world.run(do_not_contact, reader=Reader(), user=user, reason=FORGOTTEN, by="operator")
     with world.engine.begin() as connection:
-        return person.forget(connection, user, READER)
+        return person.forget(connection, loaded(), user, READER)
 
 
 def everywhere(world: World, *wanted: str) -> list[str]:

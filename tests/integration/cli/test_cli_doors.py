@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import PROCESSES
 from tests.support.commands import type_in

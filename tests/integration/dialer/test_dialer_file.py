@@ -15,7 +15,7 @@ from sqlalchemy import text
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.probes import plans
 from assignment_workers.dialers import claims
-from assignment_workers.policy.dialer import use
+from assignment_workers.policy.process_dialer import loaded, use
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from tests.support.commands import type_in
@@ -235,7 +235,7 @@ def test_a_rule_that_no_index_serves_is_a_warning_and_one_that_cannot_run_a_mist
 
 def test_each_rule_of_the_packaged_dialer_is_probed_by_index(world: World) -> None:
     with world.engine.connect() as connection:
-        found = list(plans(connection, policies_of(world.settings), world.now))
+        found = list(plans(connection, policies_of(loaded(), world.settings), world.now))
     assert len(found) == len([each for queue in claims.dialer.queues for each in queue.rules]) - 12
     assert [each for each in found if each.error or each.scanned] == []
 
@@ -254,7 +254,7 @@ def test_the_queues_of_another_dialer_are_stored_and_unused_ones_go(world: World
         use(other)
         for _ in range(2):
             with world.engine.begin() as connection:
-                store_names(connection)
+                store_names(connection, loaded().policies)
             with world.engine.connect() as connection:
                 names = connection.execute(text("SELECT name FROM assignment.queues")).scalars()
                 assert set(names) == {"second", "first", "unsigned_users"}

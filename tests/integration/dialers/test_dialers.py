@@ -24,6 +24,7 @@ from assignment_workers.assignment.user_ids import number_of, own, shown
 from assignment_workers.dialer import Dialer
 from assignment_workers.dialer.check import problems, unread
 from assignment_workers.identity import UserId
+from assignment_workers.policy.process_dialer import loaded
 from tests.integration.assignment.pools.test_discover import pools, run
 from tests.support.dialers import DIALERS, EXAMPLES, using
 from tests.support.example_crm import (
@@ -226,7 +227,7 @@ def test_a_dialer_from_its_crm_to_every_outcome(world: World, stage: Stage) -> N
     run(world)
     placed = {user: queue for user, queue in pools(world).items() if queue is not None}
     expected = {user: queue for queue, users in case.expected.items() for user in users}
-    ids = own(world.engine, placed)
+    ids = own(loaded(), world.engine, placed)
     assert {ids[user]: queue for user, queue in placed.items()} == expected
     rebuild(world, case)
     for queue, users in case.expected.items():
@@ -254,15 +255,15 @@ def _explained(world: World, case: Case) -> None:
             for user in users:
                 said = explain_user(
                     connection,
-                    number_of(connection, user),
+                    number_of(loaded(), connection, user),
                     policies=world.policies,
                     settings=world.settings,
                     now=world.now,
                 )
                 assert said is not None
                 assert queue in said.model_dump_json()
-                assert shown(connection, said).user_id == user
-        listed = [each.queue for each in queue_statuses(connection)]
+                assert shown(loaded(), connection, said).user_id == user
+        listed = [each.queue for each in queue_statuses(connection, loaded().policies)]
         assert listed[: len(case.expected)] == list(case.expected)
         found_plans = list(plans(connection, world.policies, world.now))
         assert [each for each in found_plans if each.error] == []
@@ -277,7 +278,7 @@ def _each_outcome(world: World, stage: Stage, queue: str) -> None:
     converting = next(each for each in case.dialer.outcomes if each.converts)
     hold = world.held(1, queue)
     first = case.expected[queue][0]
-    assert shown(world.engine, hold).user_id == first
+    assert shown(loaded(), world.engine, hold).user_id == first
     stage.change(change, first)
     assert isinstance(world.complete(hold, converting.name), Finished)
     assert world.rows("SELECT user_id, conversion_type FROM conversions") == [

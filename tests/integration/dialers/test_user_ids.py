@@ -26,7 +26,7 @@ from assignment_workers.dialer import Dialer
 from assignment_workers.errors import SchemaMismatch, UsageError
 from assignment_workers.gateway.app import create_app as create_gateway
 from assignment_workers.identity import UserId
-from assignment_workers.policy.dialer import loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from tests.gateway.stage import Gateway, Reply, free_port
@@ -283,7 +283,7 @@ def test_hostile_ids_go_through_every_door(
             answer = doors.form("/act/do_not_contact", {"user": each, "why": "asked"})
             assert answer.status == 303, answer.text
         rows = doors.stack.rows("SELECT user_id FROM assignment.suppressions")
-        ids = user_ids.own(doors.stack.engine, [row.user_id for row in rows])
+        ids = user_ids.own(loaded(), doors.stack.engine, [row.user_id for row in rows])
         assert set(ids.values()) == set(HOSTILE)
 
 
@@ -317,28 +317,35 @@ def test_generated_ids_have_one_number_each_and_come_back(texts: World) -> None:
     fit = {each for each in made if _is_fit(each)}
     assert len(fit) > 500
     with texts.engine.begin() as connection:
-        numbers = user_ids.numbered(connection, [user_ids.read(each) for each in fit])
-        assert user_ids.numbered(connection, list(fit)) == numbers
+        numbers = user_ids.numbered(
+            loaded(), connection, [user_ids.read(loaded(), each) for each in fit]
+        )
+        assert user_ids.numbered(loaded(), connection, list(fit)) == numbers
         assert len(set(numbers.values())) == len(fit)
-        assert {user_ids.number_of(connection, each) for each in fit} == set(numbers.values())
-        assert user_ids.number_of(connection, "none of them" * 3) == user_ids.NOBODY
-    back = user_ids.own(texts.engine, numbers.values())
+        assert {user_ids.number_of(loaded(), connection, each) for each in fit} == set(
+            numbers.values()
+        )
+        assert user_ids.number_of(loaded(), connection, "none of them" * 3) == user_ids.NOBODY
+    back = user_ids.own(loaded(), texts.engine, numbers.values())
     assert back == {number: each for each, number in numbers.items()}
     said: list[dict[str, Any]] = [
         {"user_id": number, "rank": number, "n": [1, True]} for number in back
     ]
-    shown = user_ids.shown(texts.engine, said)
+    shown = user_ids.shown(loaded(), texts.engine, said)
     assert [each["user_id"] for each in shown] == [back[each["rank"]] for each in said]
     number = next(iter(back))
     refusal = Refused(code=Code.FORGOTTEN, reason=f"user {number} was forgotten")
-    assert user_ids.shown(texts.engine, refusal).reason == f"user {back[number]} was forgotten"
+    assert (
+        user_ids.shown(loaded(), texts.engine, refusal).reason
+        == f"user {back[number]} was forgotten"
+    )
     typed = {"reason": f"user {number} said so", "user": number}
-    assert user_ids.shown(texts.engine, typed) == typed
+    assert user_ids.shown(loaded(), texts.engine, typed) == typed
 
 
 def _is_fit(each: str) -> bool:
     try:
-        return user_ids.read(each) == each
+        return user_ids.read(loaded(), each) == each
     except UsageError:
         return False
 
@@ -346,11 +353,20 @@ def _is_fit(each: str) -> bool:
 def test_an_id_is_read_as_the_crm_writes_it() -> None:
     named = UUID("c11c0000-0000-4000-8000-00000000000a")
     with using(DIALERS["clinic"]):
-        assert user_ids.read(str(named).upper()) == user_ids.read(named.hex) == str(named)
+        assert (
+            user_ids.read(loaded(), str(named).upper())
+            == user_ids.read(loaded(), named.hex)
+            == str(named)
+        )
         for no_uuid in ("7", 7, "", None, f"{named}0"):
             with pytest.raises(UsageError, match="UUID"):
-                user_ids.read(no_uuid)
-    assert [user_ids.read(each) for each in (7, "7", "007", 2**63 - 1)] == [7, 7, 7, 2**63 - 1]
+                user_ids.read(loaded(), no_uuid)
+    assert [user_ids.read(loaded(), each) for each in (7, "7", "007", 2**63 - 1)] == [
+        7,
+        7,
+        7,
+        2**63 - 1,
+    ]
     for wrong in (
         "",
         "-7",
@@ -365,14 +381,14 @@ def test_an_id_is_read_as_the_crm_writes_it() -> None:
         str(named),
     ):
         with pytest.raises(UsageError, match="whole number"):
-            user_ids.read(wrong)
+            user_ids.read(loaded(), wrong)
 
 
 def test_integers_ask_nothing(world: World) -> None:
     """A CRM whose ids are integers: no statement, no view, and the facts themselves come back."""
     facts = {"user_id": 7}
-    assert user_ids.shown(world.engine, facts) is facts
-    assert user_ids.own(world.engine, [7]) == {7: 7}
+    assert user_ids.shown(loaded(), world.engine, facts) is facts
+    assert user_ids.own(loaded(), world.engine, [7]) == {7: 7}
     assert fact_views.queries(loaded()) == {}
     options = world.engine.get_execution_options()
     attach(world.engine, None)

@@ -14,6 +14,7 @@ import psycopg
 from assignment_workers.assignment.answers import Assigned
 from assignment_workers.assignment.history.history import check
 from assignment_workers.devstack import postgres
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.root import ROOT
 from tests.support.world import UNSIGNED, User, World, opened
 
@@ -68,7 +69,9 @@ def test_a_dump_is_restored_as_typed_and_agents_go_on_with_what_they_held(
             assert contents(restored) == contents(world)
             assert restored.unhealthy() == []
             with restored.engine.connect() as connection:
-                assert check(connection, settings=world.settings, bound=BOUND) == []
+                assert (
+                    check(connection, dialer=loaded(), settings=world.settings, bound=BOUND) == []
+                )
             restored.now, restored.randomness = world.now, world.randomness
             for hold in held[1:]:
                 again = restored.ask(hold.agent_id, request_id=f"after {hold.agent_id}")

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from sqlalchemy import func, select
 
-from assignment_workers.policy.queues import POLICIES, queue_of
+from assignment_workers.policy.process_dialer import POLICIES
+from assignment_workers.policy.queues import queue_of
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Phone

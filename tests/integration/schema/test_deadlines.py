@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import deadline, engine
 from assignment_workers.schema.deadline import BoundedConnection, NoAnswer
 from assignment_workers.schema.engine import connect
@@ -51,7 +52,7 @@ def engine_on(line: Wire, statement_timeout: float = 0.5) -> Iterator[Engine]:
 def transaction(line: Wire, lane: str) -> None:
     """A session whole: connect, set up, a turn of two trips with a commit, a statement, its end."""
     with engine_on(line) as on:
-        with TransactionRunner(on, term=1, lane=lane).transaction() as one:
+        with TransactionRunner(on, dialer=loaded(), term=1, lane=lane).transaction() as one:
             one.connection.execute(text("SELECT 1"))
             one.record({"kind": "queue_paused", "queue": "unsigned_users"})
         with on.begin() as connection:

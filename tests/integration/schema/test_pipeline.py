@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from assignment_workers.assignment.active_assignments import NAMED
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import StaleTerm
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import pipeline
 from assignment_workers.schema.engine import POOLED
 from assignment_workers.schema.pipeline import Statement, commit, run_statements
@@ -112,7 +113,7 @@ def test_what_comes_after_a_failure_is_not_carried_out(numbered: World) -> None:
 
 
 def test_a_commit_that_fails_on_its_way_leaves_nothing(numbered: World) -> None:
-    line = TransactionRunner(numbered.engine, term=1)
+    line = TransactionRunner(numbered.engine, dialer=loaded(), term=1)
 
     def write(transaction: FencedTransaction) -> None:
         transaction.run(added(1))
@@ -128,7 +129,7 @@ def test_a_commit_that_fails_on_its_way_leaves_nothing(numbered: World) -> None:
 
 
 def test_a_turn_whose_connection_is_lost_on_the_way_is_taken_again(numbered: World) -> None:
-    line = TransactionRunner(numbered.engine, term=1)
+    line = TransactionRunner(numbered.engine, dialer=loaded(), term=1)
     lost: list[int] = []
 
     def write(transaction: FencedTransaction) -> None:
@@ -155,7 +156,7 @@ def test_a_lost_connection_is_told_as_one_and_not_used_again(numbered: World) ->
 
 
 def test_a_turn_whose_term_is_over_writes_nothing(numbered: World) -> None:
-    line = TransactionRunner(numbered.engine, term=1)
+    line = TransactionRunner(numbered.engine, dialer=loaded(), term=1)
     line.run(lambda transaction: transaction.defer_write(ADD, {"n": 1, "said": ""}))
     numbered.execute("UPDATE assignment.sequencer SET term = 2")
     with pytest.raises(StaleTerm):

@@ -26,6 +26,7 @@ from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.suppression_lists import Named, drop, flip, purge_lists, stage
 from assignment_workers.assignment.suppressions import do_not_contact, subject
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import roles
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.tables import SuppressionKind
@@ -100,15 +101,22 @@ def test_the_worker_reads_a_crm_elsewhere_and_the_gateway_exports_and_forgets(
     with under(world, login(roles.WORKER)) as at:
         crm = crm_of(at.engine)
         assert crm is not None
-        assert job(at.engine, "crm.mirror", partial(mirror.read_whole, crm=crm))["users"] == 2
+        reading = partial(mirror.read_whole, dialer=loaded(), crm=crm)
+        assert job(at.engine, "crm.mirror", reading)["users"] == 2
         numbers = at.policies[UNSIGNED].numbers
         assert job(at.engine, "phones.read", lambda work: phones.read(work, numbers))["read"] == 2
         job(
             at.engine,
             "queue.discover",
-            lambda work: discover(work, at.policies, lambda _: None, randomness=Random(1)),
+            lambda work: discover(
+                work, loaded(), at.policies, lambda _: None, randomness=Random(1)
+            ),
         )
-        job(at.engine, "queue.reconcile", lambda work: reconcile(work, at.policies, lambda _: None))
+        job(
+            at.engine,
+            "queue.reconcile",
+            lambda work: reconcile(work, loaded(), at.policies, lambda _: None),
+        )
         at.regenerate(UNSIGNED)
         given = at.ask(1)
         assert isinstance(given, Assigned)
@@ -122,17 +130,17 @@ def test_the_worker_reads_a_crm_elsewhere_and_the_gateway_exports_and_forgets(
         )
     with under(world, login(roles.GATEWAY)) as at:
         with at.engine.connect() as connection:
-            exported = person.export(connection, 1, READER)
+            exported = person.export(connection, loaded(), 1, READER)
         assert "900123" in exported.model_dump_json()
         with at.engine.begin() as connection:
-            counts = person.forget(connection, 1, READER)
+            counts = person.forget(connection, loaded(), 1, READER)
         assert counts["crm_mirror.users"] == counts["hashed_entries"] == counts["commands"] == 1
     with under(world, login(roles.READER)) as at:
         assert at.column("SELECT id FROM crm_mirror.users") == [2]
     with under(world, login(roles.WORKER)) as at:
         found = crm_of(at.engine)
         assert found is not None
-        job(at.engine, "crm.mirror", partial(mirror.read_whole, crm=found))
+        job(at.engine, "crm.mirror", partial(mirror.read_whole, dialer=loaded(), crm=found))
         assert at.column("SELECT id FROM crm_mirror.users") == [2], "who was forgotten stays away"
 
 
@@ -140,7 +148,7 @@ def test_the_worker_purges_a_list_whoever_imported_it(world: World, database_url
     login = with_roles(database_url)
     named = Named(name="register", replaces=True, reason="bought", by="ann")
     with world.engine.connect() as connection:
-        made = stage(connection, [(1, PHONE, None)], named, READER)
+        made = stage(connection, [(1, PHONE, None)], named, READER, queues=loaded().policies)
     assert made.list_id is not None
     with under(world, login(roles.WORKER)) as at:
         at.run(flip, made.list_id, by="ann", why="loaded")

@@ -18,6 +18,7 @@ from assignment_workers.assignment.reports.status import StandbyStatus, status
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.devstack import postgres
 from assignment_workers.errors import StaleTerm
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.term import APPLICATION, SILENCE, Candidacy
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
@@ -29,7 +30,7 @@ ROW = "SELECT term, term_id, terms, marks FROM assignment.sequencer"
 
 @pytest.fixture
 def candidacy(world: World, database_url: str) -> Iterator[Candidacy]:
-    with closing(Candidacy(database_url)) as made:
+    with closing(Candidacy(database_url, dialer=loaded())) as made:
         yield made
 
 
@@ -58,7 +59,7 @@ def test_a_leader_whose_number_was_given_out_again_commits_nothing_and_says_so(
     line = old.runner
     moved_back(world, before)
     candidacy.close()
-    with closing(Candidacy(database_url)) as another:
+    with closing(Candidacy(database_url, dialer=loaded())) as another:
         new = led(world, another)
         assert (new.term, new.mark == old.mark) == (old.term, False)
         with (
@@ -71,7 +72,10 @@ def test_a_leader_whose_number_was_given_out_again_commits_nothing_and_says_so(
             assert transaction.term == new.term
     assert not old.leads
     with world.engine.connect() as connection:
-        found = [str(each.what) for each in check(connection, settings=world.settings, bound=HOUR)]
+        found = [
+            str(each.what)
+            for each in check(connection, dialer=loaded(), settings=world.settings, bound=HOUR)
+        ]
     assert found == [
         "term 2 was begun twice: the database moved back, and lost what it had committed since"
     ]
@@ -104,7 +108,7 @@ def test_a_place_that_is_given_up_revokes_the_turn_that_is_being_retried(
 
 
 def test_a_turn_writes_no_new_version_of_the_row_that_proves_its_term(world: World) -> None:
-    line = TransactionRunner(world.engine, term=world.term, randomness=Random(1))
+    line = TransactionRunner(world.engine, dialer=loaded(), term=world.term, randomness=Random(1))
     place = "SELECT ctid::text FROM assignment.sequencer"
     before = world.value(place)
     for _ in range(3):
@@ -147,7 +151,9 @@ def test_standbys_and_leaders_of_0_1_and_of_this_version_see_each_others_signs(
     assert sign is not None
     assert sign.silent < 5
     with world.engine.connect() as connection:
-        found = status(connection, application=APPLICATION, settings=world.settings)
+        found = status(
+            connection, dialer=loaded(), application=APPLICATION, settings=world.settings
+        )
     assert found.sequencer.leader is not None
 
 
@@ -170,7 +176,9 @@ def test_status_tells_of_a_standby_that_may_lack_the_last_commits(
         def seen() -> list[StandbyStatus]:
             assert receiving.poll() is None
             with world.engine.connect() as connection:
-                found = status(connection, application=APPLICATION, settings=world.settings)
+                found = status(
+                    connection, dialer=loaded(), application=APPLICATION, settings=world.settings
+                )
             return [each for each in found.standbys if each.name]  # it is listed before it is named
 
         (found,) = wait_until(seen, "the standby to be seen")

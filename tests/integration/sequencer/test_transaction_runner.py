@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from assignment_workers.assignment.answers import Finished
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import DatabaseUnavailable
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from tests.support.processes import wait_until
 from tests.support.sessions import WAITING
@@ -30,7 +31,7 @@ def test_a_turn_is_later_than_the_one_that_it_waited_for(world: World, *, change
     instants: list[datetime] = []
 
     def take_a_turn() -> None:
-        with TransactionRunner(world.engine, term=1).transaction() as transaction:
+        with TransactionRunner(world.engine, dialer=loaded(), term=1).transaction() as transaction:
             instants.append(transaction.now)
 
     waiting = threading.Thread(target=take_a_turn)
@@ -47,7 +48,7 @@ def test_a_turn_is_later_than_the_one_that_it_waited_for(world: World, *, change
 
 
 def test_a_turn_is_tried_again_until_the_deadline_by_the_databases_clock(world: World) -> None:
-    line = TransactionRunner(world.engine, term=1)
+    line = TransactionRunner(world.engine, dialer=loaded(), term=1)
     tries: list[datetime] = []
 
     def fail(transaction: FencedTransaction) -> None:

@@ -13,6 +13,7 @@ from assignment_workers.assignment.calling import calling_rules, numbers_of
 from assignment_workers.errors import UsageError
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import DAYS, CallingHours, read_week, read_zones
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 LONDON, NEW_YORK = ZoneInfo("Europe/London"), ZoneInfo("America/New_York")
@@ -165,5 +166,5 @@ def test_a_calling_rule_that_cannot_be_used_is_named_with_what_is_accepted(
 ) -> None:
     name = f"ASSIGNMENT_WORKERS_{variable}"
     with pytest.raises(UsageError) as error:
-        calling_rules(Settings.from_environment({name: value}))
+        calling_rules(Settings.from_environment({name: value}), loaded().policies)
     assert all(each in str(error.value) for each in [f"{name}={value!r}", *named]), error.value

@@ -57,8 +57,8 @@ from assignment_workers.dialer.nulls import may_be_null
 from assignment_workers.dialer.template import TEMPLATE
 from assignment_workers.dialers import claims
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.dialer import differences, loaded, use
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.dialer import differences
+from assignment_workers.policy.process_dialer import POLICIES, loaded, use
 from assignment_workers.policy.rules import FIRST, LAST, READY_MADE, completed
 from assignment_workers.settings import Settings
 

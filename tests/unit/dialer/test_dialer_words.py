@@ -32,16 +32,9 @@ MAY = {
 
 
 def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """The names and the strings of a module, docstrings and comments left out."""
-    said = {
-        id(statement.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        for statement in node.body
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    }
+    """The names and the strings of a module, docstrings too; comments are left out."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
         elif isinstance(node, ast.Attribute):
             yield node.lineno, node.attr

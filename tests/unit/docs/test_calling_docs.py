@@ -8,7 +8,7 @@ import pytest
 
 from assignment_workers.assignment.calling import calling_rules, numbers_of, policies_of
 from assignment_workers.policy.calling import CallingRules
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.settings import Settings
 from tests.support.root import ROOT
 
@@ -27,18 +27,18 @@ def test_each_example_is_taken_and_none_is_on_without_it(variable: str) -> None:
     hours = {"ASSIGNMENT_WORKERS_CALLING_HOURS": ROWS["ASSIGNMENT_WORKERS_CALLING_HOURS"]}
     without = {} if variable in hours else hours
     plain, with_it = (
-        (calling_rules(settings), numbers_of(settings).reader)
+        (calling_rules(settings, loaded().policies), numbers_of(settings).reader)
         for given in (without, without | {variable: ROWS[variable]})
         for settings in [Settings.from_environment(given)]
     )
     assert plain != with_it
-    assert calling_rules(Settings.from_environment({})) == CallingRules()
+    assert calling_rules(Settings.from_environment({}), loaded().policies) == CallingRules()
 
 
 def test_it_names_every_rule_that_they_add() -> None:
     rules = {
         rule.name
-        for policy in policies_of(Settings.from_environment(ROWS)).values()
+        for policy in policies_of(loaded(), Settings.from_environment(ROWS)).values()
         for rule in policy.rules
     }
     before = {rule.name for policy in POLICIES.values() for rule in policy.rules}

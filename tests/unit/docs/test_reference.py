@@ -19,7 +19,7 @@ from assignment_workers import client, versions
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.cli.main import COMMANDS, app
-from assignment_workers.policy.outcomes import ACTIONS, OUTCOMES
+from assignment_workers.policy.process_dialer import ACTIONS, OUTCOMES
 from assignment_workers.settings import PREFIX, Settings
 from tests.support.pictures import IMAGES, SHOWS, TAKEN, older_than
 from tests.support.root import ROOT

@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import ColumnElement, Connection, create_engine, literal, select, text
 
-from assignment_workers.policy.dialer import loaded
-from assignment_workers.policy.outcomes import (
-    OUTCOMES,
-    REVIEW,
-    SCORE_CEILING,
-    attempt_penalty,
-    overridden,
-    score_after,
-)
+from assignment_workers.policy.outcomes import REVIEW, SCORE_CEILING, attempt_penalty, score_after
+from assignment_workers.policy.process_dialer import OUTCOMES, loaded
 from assignment_workers.schema.dialer import UserCallScore
 
 HOUR = timedelta(hours=1)
@@ -94,7 +87,7 @@ def test_the_penalty_is_each_call_s_own_step_and_never_falls() -> None:
 
 
 def after(name: str) -> ColumnElement[int]:
-    return score_after(literal(OUTCOMES[name].score), literal(name))
+    return score_after(literal(OUTCOMES[name].score), literal(name), OUTCOMES.values())
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
@@ -122,7 +115,7 @@ def test_an_outcome_that_is_overridden_keeps_what_is_not_named() -> None:
         "no_answer": {"score": 2},
         "hung_up": {"delay_seconds": 60, "actions": ("send_sms",), "review_after": None},
     }
-    found = overridden(changes)
+    found = loaded().overridden(changes)
     assert (found["no_answer"].score, found["no_answer"].delay) == (2, 4 * HOUR)
     assert (found["hung_up"].score, found["hung_up"].delay) == (2, timedelta(minutes=1))
     assert found["no_answer"].retried
@@ -143,7 +136,7 @@ def test_an_outcome_that_is_overridden_keeps_what_is_not_named() -> None:
 )
 def test_a_wrong_override_is_named(name: str, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        overridden({name: change})
+        loaded().overridden({name: change})
 
 
 SECTION_4_ACTIONS = {

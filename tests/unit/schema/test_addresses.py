@@ -34,6 +34,7 @@ from assignment_workers.addresses import (
 )
 from assignment_workers.errors import AssignmentWorkersError, UsageError
 from assignment_workers.gateway.events.feed import Feed
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import hosts, migrate, roles
 from assignment_workers.schema.engine import connect, direct_url, driver_url
 from assignment_workers.schema.external_crm import reader
@@ -201,7 +202,7 @@ def by_engine(url: str) -> None:
 
 
 def by_lock(url: str) -> None:
-    Candidacy(url).connect()
+    Candidacy(url, dialer=loaded()).connect()
 
 
 def by_start(url: str) -> None:

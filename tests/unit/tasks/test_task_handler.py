@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
+from assignment_workers.tasks.task_handler import TaskRun
 
 ID = "019ab000-0000-7000-8000-000000000001"
 
@@ -173,11 +174,12 @@ def test_a_sender_is_the_name_of_a_token_and_marked_unless_the_message_is_signed
     try:
         with pytest.raises(TaskFailed):  # nobody leads here
             run(**said)
-        assert [run.sender(part) for part in range(3)] == read
-        run._part = 2
-        assert run.sender() == read[2], "a request of a batch that is carried out alone"
+        is_signed = run._is_signed((), said)
+        made = TaskRun(run, run._read_senders(is_signed=is_signed))
+        assert [made.sender(part) for part in range(3)] == read
+        alone = replace(made, part=2)
+        assert alone.sender() == read[2], "a request of a batch that is carried out alone"
     finally:
-        run._part = None
         run.pop_request()
 
 

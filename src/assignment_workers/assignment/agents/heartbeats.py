@@ -16,6 +16,7 @@ from assignment_workers.assignment.active_assignments import ACTIVE
 from assignment_workers.assignment.agents.sessions import lease_of, leases
 from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Noted, Refused
 from assignment_workers.assignment.settings_versions import current
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import Agent
@@ -24,20 +25,25 @@ from assignment_workers.settings import Settings
 
 
 def beat(
-    connection: Connection, beats: Mapping[int, datetime | None], *, settings: Settings
+    connection: Connection,
+    beats: Mapping[int, datetime | None],
+    *,
+    dialer: Dialer,
+    settings: Settings,
 ) -> dict[int, HeartbeatAnswer]:
     """Store a heartbeat for each agent; return each agent's state and assignment, by agent id.
 
     `beats`: by agent id, the time of the heartbeat; None: now. An earlier heartbeat never replaces
     a later one, and a time in the future counts as now. Refused: an unknown agent. The caller
     commits; the commit does not wait for the disk, because heartbeats that a crash loses are sent
-    again. `settings`: those of the environment. Cost: three statements for any number of agents, by
-    primary keys.
+    again. `dialer`, `settings`: those of this process. Cost: three statements for any number of
+    agents, by primary keys.
     """
     connection.execute(text("SET LOCAL synchronous_commit TO off"))
     given = [{"agent_id": agent, "seen_at": at} for agent, at in sorted(beats.items())]
     connection.execute(_BEAT, {"beats": given})
-    found = connection.execute(_STANDS, {"beats": given, **leases(current(connection, settings))})
+    own = leases(current(connection, dialer, settings))
+    found = connection.execute(_STANDS, {"beats": given, **own})
     answers: dict[int, HeartbeatAnswer] = {row.agent_id: Noted(**row) for row in found.mappings()}
     for agent in beats.keys() - answers.keys():
         answers[agent] = Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {agent}")

@@ -32,7 +32,6 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction, sent_by
-from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.tables import AgentSession, AgentStatus
@@ -70,7 +69,7 @@ def lease_of(queue: ColumnElement[str]) -> ColumnElement[timedelta]:
 
 def leases(settings: Settings) -> dict[str, Any]:
     """Return the SQL parameters of `lease_of`."""
-    own = {queue: settings.of(queue).lease for queue in POLICIES}
+    own = {queue: each.lease for queue, each in settings.of_queues.items()}
     return {
         "lease": settings.lease,
         "leases": {queue: f"{each.total_seconds()} s" for queue, each in own.items()},

@@ -235,9 +235,9 @@ def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequen
     calling rule holds the user back, else (the user is disabled, inactive or not in the CRM) until
     `GIVEN_UP_AFTER` the due time.
     """
-    settled = []
+    policies, settled = transaction.dialer.policies.values(), []
     for row in unfit:
-        ended = off_for_good(row.broken) or (
+        ended = off_for_good(row.broken, policies) or (
             not passes(row.broken) and transaction.now >= row.due_at + GIVEN_UP_AFTER
         )
         settled.append(

@@ -39,6 +39,7 @@ from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.crm.mirror import freshen
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.queues import Policy, off_for_good, passes
 from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 from assignment_workers.schema.bulk import rows
@@ -56,7 +57,7 @@ MATCHED_AT_MOST = 1_000
 """Missed calls for which one run of the job searches the user."""
 
 
-def match(work: Work, settings: Settings) -> Counts:
+def match(work: Work, dialer: Dialer, settings: Settings) -> Counts:
     """Find the user of each missed call that names no user, by the caller's phone number.
 
     Numbers are compared in their normal form, whatever form the dialer and the CRM write them in;
@@ -68,7 +69,7 @@ def match(work: Work, settings: Settings) -> Counts:
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
         return {"matched": 0, "for_operator": 0}
-    freshen(work.connection.engine)
+    freshen(work.connection.engine, dialer)
     how = numbers_of(settings)
     phones.read(work, how)
     numbers = {call: how.reader.read(said).e164 for call, said in waiting.items()}
@@ -121,11 +122,12 @@ def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequen
     if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
         wait(transaction, late)
     unfit = [row for row in unfit if not passes(row.broken)]
+    policies = transaction.dialer.policies.values()
     ended = [
         {
             "id": row.id,
             "status": CANCELLED
-            if row.broken == FOLLOWED_UP or off_for_good(row.broken)
+            if row.broken == FOLLOWED_UP or off_for_good(row.broken, policies)
             else FOR_OPERATOR,
         }
         for row in unfit

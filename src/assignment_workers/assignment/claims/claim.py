@@ -360,7 +360,11 @@ class _Claim:
                 # otherwise the assignment could end while its entry is marked as held
                 self.transaction.require_all_lanes()
             entries.take_out(self.transaction, queue, head.generation, head.ineligible)
-            rules = suspicious() if head.ineligible else frozenset()
+            rules = (
+                suspicious(self.transaction.dialer.policies.values())
+                if head.ineligible
+                else frozenset()
+            )
             unclear = [user for user, why in head.ineligible.items() if why in rules]
             most = self.settings.of(queue).quarantine_after
             quarantine(self.transaction, unclear, after=most)

@@ -26,8 +26,9 @@ from assignment_workers.assignment.crm.facts import (
 from assignment_workers.assignment.crm.values import RowReader, Unreadable
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.identity import UserId
-from assignment_workers.policy.dialer import DECLARED, loaded
+from assignment_workers.policy.dialer import DECLARED
 from assignment_workers.policy.facts import ExternalFacts, News
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.external_crm import CONNECT_SECONDS, cut, is_wrong, reader
 from assignment_workers.schema.retry import one_line

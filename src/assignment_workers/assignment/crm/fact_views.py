@@ -19,8 +19,9 @@ from sqlalchemy.exc import ProgrammingError
 from assignment_workers.assignment.crm.external_crm import optional_columns
 from assignment_workers.assignment.crm.facts import split_name
 from assignment_workers.errors import SchemaMismatch
-from assignment_workers.policy.dialer import Dialer, loaded
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.facts import FactSource, News
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.roles import GATEWAY, READER, WORKER

@@ -40,6 +40,7 @@ from assignment_workers.assignment.crm.mirror_tables import quoted, table_of
 from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.errors import CrmUnavailable
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.facts import FactSource
 from assignment_workers.schema.tables import CrmRead, Forgotten
 
@@ -64,7 +65,7 @@ def forget(connection: Connection) -> None:
     connection.execute(delete(CrmRead))
 
 
-def freshen(engine: Engine) -> None:
+def freshen(engine: Engine, dialer: Dialer) -> None:
     """Copy all of an external CRM into the mirror, unless the mirror is younger than `FRESH`.
 
     Jobs that judge all users call this first. Raises `CrmUnavailable`. If another process is
@@ -77,7 +78,7 @@ def freshen(engine: Engine) -> None:
             old = age(connection)
         if old is not None and old < FRESH:
             return
-        ran = jobs.run(engine, Job(READING, "needed"), partial(read_whole, crm=crm))
+        ran = jobs.run(engine, Job(READING, "needed"), partial(read_whole, dialer=dialer, crm=crm))
         if ran.skipped is None:
             return
         if time.monotonic() > ends:
@@ -85,7 +86,7 @@ def freshen(engine: Engine) -> None:
         time.sleep(0.2)
 
 
-def read_whole(work: Work, crm: Crm) -> Counts:
+def read_whole(work: Work, dialer: Dialer, crm: Crm) -> Counts:
     """Bring the mirror, our copy of the external CRM, up to date with the CRM as of one instant.
 
     The CRM is streamed into staging tables that nothing else reads, one batch per transaction. Then
@@ -98,7 +99,7 @@ def read_whole(work: Work, crm: Crm) -> Counts:
     mirror_tables.make(work.side_connection, crm.declared)
     work.side_connection.commit()
     began = work.side_connection.execute(select(func.clock_timestamp())).scalar_one()
-    counts = _stage(work.side_connection, crm)
+    counts = _stage(work.side_connection, dialer, crm)
     sources = crm.declared.sources
     for source in sources:
         if counts[source.name] == 0 and _has_rows(work.connection, table_of(source)):
@@ -110,7 +111,7 @@ def read_whole(work: Work, crm: Crm) -> Counts:
     return {**counts, "changed": changed}
 
 
-def _stage(side_connection: Connection, crm: Crm) -> Counter[str]:
+def _stage(side_connection: Connection, dialer: Dialer, crm: Crm) -> Counter[str]:
     tables = {each.name: table_of(each, incoming=True) for each in crm.declared.sources}
     incoming = ", ".join(quoted(each) for each in tables.values())
     side_connection.execute(text(f"TRUNCATE {incoming}"))
@@ -119,7 +120,7 @@ def _stage(side_connection: Connection, crm: Crm) -> Counter[str]:
     for name, batch, unreadable in crm.everything():
         rows = batch
         if crm.declared.numbered is not None:
-            rows = _numbered(side_connection, crm, name, batch)
+            rows = _numbered(side_connection, dialer, crm, name, batch)
             if name == USERS:
                 counts["unfit"] += len(batch) - len(rows)
         _copy(side_connection, tables[name], rows)
@@ -138,7 +139,11 @@ def _stage(side_connection: Connection, crm: Crm) -> Counter[str]:
 
 
 def _numbered(
-    side_connection: Connection, crm: Crm, name: str, batch: Sequence[tuple[Any, ...]]
+    side_connection: Connection,
+    dialer: Dialer,
+    crm: Crm,
+    name: str,
+    batch: Sequence[tuple[Any, ...]],
 ) -> list[tuple[Any, ...]]:
     """Return the rows with our numbers of persons; rows of persons without a number are left out.
 
@@ -148,9 +153,10 @@ def _numbered(
     if name == USERS:
         number, made = (reader.columns.index(each) for each in ("id", "created_at"))
         ordered = sorted(batch, key=lambda row: (row[made] is not None, row[made], row[number]))
-        numbers = user_ids.number_in_order(side_connection, [row[number] for row in ordered])
+        ids = [row[number] for row in ordered]
+        numbers = user_ids.number_in_order(dialer, side_connection, ids)
     else:
-        numbers = user_ids.numbers_of(side_connection, reader.persons(batch))
+        numbers = user_ids.numbers_of(dialer, side_connection, reader.persons(batch))
     rows = (reader.with_numbers(row, numbers) for row in batch)
     return [row for row in rows if row is not None]
 

@@ -37,8 +37,8 @@ from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.facts import USERS, CrmFacts, parameter
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.identity import UserId
-from assignment_workers.policy.dialer import loaded
 from assignment_workers.policy.facts import ExternalFacts, FactSource, stored_type
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import NUMBER_UNREAD
 from assignment_workers.schema.base import Base, CrmBase
@@ -272,7 +272,7 @@ class CrmReader:
 
 def own_ids(connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
     """Return the CRM's id of each of these users who has one, by our number."""
-    found = user_ids.own(connection, users)
+    found = user_ids.own(loaded(), connection, users)
     if loaded().numbered is None:
         return found
     return {number: each for number, each in found.items() if isinstance(each, str)}

@@ -1,24 +1,25 @@
-"""The table of dialer queues, with a row for each dialer queue of the loaded dialer."""
+"""The table of dialer queues, with a row for each dialer queue of the dialer."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from sqlalchemy import Connection, delete, exists, select
 from sqlalchemy.dialects.postgresql import insert
 
-from assignment_workers.policy.queues import POLICIES
 from assignment_workers.schema.tables import Assignment, DialerQueue, Generation
 
 
-def store_names(connection: Connection) -> None:
-    """Store the dialer queues of the loaded dialer, and remove others that never had a user.
+def store_names(connection: Connection, queues: Collection[str]) -> None:
+    """Store the names of the dialer's `queues`, and remove others that never had a user.
 
     Idempotent; a process calls it before its first build or claim. Others that have a generation or
     an assignment stay, for the records. The caller commits.
     """
     stored = set(connection.execute(select(DialerQueue.name)).scalars())
-    if missing := [{"name": name} for name in POLICIES if name not in stored]:
+    if missing := [{"name": name} for name in queues if name not in stored]:
         connection.execute(insert(DialerQueue).on_conflict_do_nothing(), missing)
-    if unknown := [name for name in stored if name not in POLICIES]:
+    if unknown := [name for name in stored if name not in queues]:
         connection.execute(
             delete(DialerQueue).where(
                 DialerQueue.name.in_(unknown),

@@ -35,6 +35,7 @@ from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.generations.entries import READY, WAITING
 from assignment_workers.assignment.jobs import Work
 from assignment_workers.assignment.transaction import EventKind
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.queues import BUILD_INTERVAL, Policy
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.crm import CrmUser
@@ -49,7 +50,12 @@ from assignment_workers.schema.tables import (
 
 
 def regenerate(
-    work: Work, policy: Policy, *, trigger: str, settings_version: int | None = None
+    work: Work,
+    dialer: Dialer,
+    policy: Policy,
+    *,
+    trigger: str,
+    settings_version: int | None = None,
 ) -> tuple[int, int]:
     """Build a generation of the policy's dialer queue; return its number and its size.
 
@@ -68,7 +74,7 @@ def regenerate(
     _fail_abandoned(work.side_connection, policy.queue)
     number = _begin(work, policy.queue, trigger, settings_version)
     try:
-        freshen(work.connection.engine)
+        freshen(work.connection.engine, dialer)
         phones.read(work, policy.numbers, batches=phones.BEFORE_A_BUILD)
         size = _build(work.connection, policy, number, work.now)
     except BaseException as error:

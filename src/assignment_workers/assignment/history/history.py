@@ -28,35 +28,38 @@ from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.assignment.history.records import RECORDS
 from assignment_workers.assignment.history.replay import Breach, Fact, Replay, ReplayedAssignment
 from assignment_workers.assignment.transaction import EventKind
-from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.tables import Event, LaneTerm
 from assignment_workers.settings import Settings
 
 
-def check(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
+def check(
+    connection: Connection, *, dialer: Dialer, settings: Settings, bound: timedelta
+) -> list[Breach]:
     """Return the breaches in the whole history of this database; empty for a correct one.
 
-    `settings`: those of the environment; the operational ones are those that were in force. `bound`
-    is the longest time that an assignment may outlast its lease while a sequencer leads. Events
-    before `history_retention` are
-    not replayed, because some may be gone. Times that a step of the database's clock made ambiguous
-    are not compared. Reads one snapshot, so the system may be running; `connection` must not be in
-    a transaction yet.
+    `dialer`: that of this process. `settings`: those of the environment; the operational ones are
+    those that were in force. `bound` is the longest time that an assignment may outlast its lease
+    while a sequencer leads. Events before `history_retention` are not replayed, because some may be
+    gone. Times that a step of the database's clock made ambiguous are not compared. Reads one
+    snapshot, so the system may be running; `connection` must not be in a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-    return judge(connection, settings=settings, bound=bound)
+    return judge(connection, dialer=dialer, settings=settings, bound=bound)
 
 
-def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> list[Breach]:
+def judge(
+    connection: Connection, *, dialer: Dialer, settings: Settings, bound: timedelta
+) -> list[Breach]:
     """Return the breaches in the whole history, as the snapshot of the caller's transaction has it.
 
-    `settings` and `bound`: as for `check`.
+    `dialer`, `settings` and `bound`: as for `check`.
     """
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     since = now - settings.history_retention
     versions = settings_versions.since(connection, since)
-    read = [(each.at, each.in_force(settings)) for each in versions]
+    read = [(each.at, each.in_force(dialer, settings)) for each in versions]
     first = next((each for at, each in reversed(read) if at < since), settings)
     replay = Replay(first, bound=bound, later=[each for at, each in read if at >= since])
     _what_stood(connection, replay, since, first)
@@ -69,7 +72,7 @@ def judge(connection: Connection, *, settings: Settings, bound: timedelta) -> li
         else:
             replay.publish(fact, ranks, missed=_missed(connection, number))
     replay.finish(now)
-    return [*replay.breaches, *_disagreements(connection, settings, now)]
+    return [*replay.breaches, *_disagreements(connection, dialer, settings, now)]
 
 
 def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
@@ -136,11 +139,13 @@ def _missed(connection: Connection, generation: int) -> dict[str, int]:
     return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}
 
 
-def _disagreements(connection: Connection, settings: Settings, now: datetime) -> Iterator[Breach]:
+def _disagreements(
+    connection: Connection, dialer: Dialer, settings: Settings, now: datetime
+) -> Iterator[Breach]:
     parameters = {
         "since": now - settings.history_retention,
         "answers_since": now - settings.request_retention,
-        "promising": [outcome.name for outcome in OUTCOMES.values() if outcome.needs_callback],
+        "promising": [outcome.name for outcome in dialer.outcomes if outcome.needs_callback],
     }
     for guarantee, what, query in RECORDS:
         for subject in connection.execute(text(query), parameters).scalars():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -79,10 +80,10 @@ _called = insert_rows(
 )
 
 
-def score() -> Insert:
+def score(outcomes: Sequence[Outcome]) -> Insert:
     """Return the statement that inserts or updates the score rows of users after calls.
 
-    It reads no row before (hazard D5), and treats the outcomes of the loaded dialer. The rows must
+    It reads no row before (hazard D5), and knows the dialer's `outcomes`. The rows must
     be in the order of users, in which every job locks score rows, because two transactions could
     otherwise deadlock.
     """
@@ -90,7 +91,7 @@ def score() -> Insert:
         index_elements=[UserCallScore.user_id],
         set_={
             "current_score": score_after(
-                _called.excluded.current_score, _called.excluded.last_outcome
+                _called.excluded.current_score, _called.excluded.last_outcome, outcomes
             ),
             "total_attempts": raised(UserCallScore.total_attempts, 1),
             "successful_calls": raised(

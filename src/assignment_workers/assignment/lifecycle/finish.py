@@ -36,9 +36,8 @@ from assignment_workers.assignment.transaction import (
     raced,
     sent_by,
 )
-from assignment_workers.policy.dialer import Dialer, loaded
-from assignment_workers.policy.outcomes import OUTCOMES, Outcome
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.dialer import Dialer
+from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.schema.pipeline import Statement, expression_cache
 from assignment_workers.schema.tables import AssignmentState, EndedHow, EntryState, Source
 from assignment_workers.settings import Settings
@@ -48,12 +47,13 @@ def finish(
     transaction: FencedTransaction,
     moves: Sequence[Move],
     *,
-    outcomes: Mapping[str, Outcome] = OUTCOMES,
+    outcomes: Mapping[str, Outcome] | None = None,
     settings: Settings | None = None,
 ) -> list[Finished | Refused]:
     """Carry out the moves, as if one after the other; return an answer for each, in their order.
 
-    `settings`: those in force, whose limits replace those of the moves; None: the moves' own count.
+    `outcomes`: those in force, by name; None: the dialer's, unchanged. `settings`: those in force,
+    whose limits replace those of the moves; None: the moves' own count.
 
     A move is an agent's command about an assignment, such as completing it. A move that comes after
     the assignment has ended, or from another agent, is refused and recorded as a race (guarantee
@@ -76,7 +76,7 @@ def finish(
     transaction.require_lanes(*(each.hold.queue for each in found.values()))
     if settings is not None:
         moves = [_limited(each, found.get(each.owner.assignment_id), settings) for each in moves]
-    work = _Finish(transaction, found, outcomes)
+    work = _Finish(transaction, found, outcomes or transaction.dialer.outcomes_by_name)
     answers = [work.carry_out(move) for move in moves]
     work.write()
     return answers
@@ -192,10 +192,13 @@ class _Finish:
         entries.need_places(self.transaction, [row["user_id"] for row in self.places])
         if any(written.values()):
             self.transaction.run(
-                Statement(_write(loaded()), written | {"moved_at": self.transaction.now})
+                Statement(
+                    _write(self.transaction.dialer), written | {"moved_at": self.transaction.now}
+                )
             )
+        policies = self.transaction.dialer.policies
         for queue, users in self.perhaps_converted.items():
-            convert.remove_converted(self.transaction, POLICIES[queue], users, policies=POLICIES)
+            convert.remove_converted(self.transaction, policies[queue], users, policies=policies)
 
     def _attributed(self, event: dict[str, Any]) -> dict[str, Any]:
         """Return the event, with the token that sent the command which the event follows from."""
@@ -271,7 +274,7 @@ class _Finish:
         outcome = self.outcomes[move.outcome]
         self.scores.append(after_call.score_row(self.transaction, hold, outcome, move.callback_at))
         self._was_called_back(hold, outcome, self.transaction.now + move.retry)
-        if outcome.converts and hold.queue in POLICIES:
+        if outcome.converts and hold.queue in self.transaction.dialer.policies:
             self.perhaps_converted.setdefault(hold.queue, []).append(hold.user_number)
         if outcome.terminal:
             self.unwilling.append(hold.user_number)
@@ -440,11 +443,11 @@ def _limited(move: Move, found: _Found | None, given: Settings) -> Move:
 
 
 @expression_cache
-def _write(_: Dialer) -> Insert:
+def _write(dialer: Dialer) -> Insert:
     return RECORD.add_cte(
         CHANGE.cte("changed"),
         entries.SETTLE.cte("settled"),
-        after_call.score().cte("scored"),
+        after_call.score(dialer.outcomes).cte("scored"),
         after_call.PROMISE.cte("promised"),
         CLOSE.cte("closed"),
         sessions.MOVED.cte("moved"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.policy.outcomes import SCORE_CEILING
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.dialer import UserCallScore
 
@@ -18,27 +19,29 @@ AT_A_TIME = 1_000
 """Users whose scores one transaction raises; the end of a user's call waits milliseconds for it."""
 
 
-def age_scores(work: Work, day: datetime) -> Counts:
+def age_scores(work: Work, day: datetime, policies: Iterable[Policy]) -> Counts:
     """Add 5 to the scores of active users below 200, on the weekday of their creation.
 
-    Only users of dialer queues whose scores age, created a week before `day` or earlier. The job
-    runs once per day, for `day`. Each transaction handles `AT_A_TIME` users, by id, and stores its
-    progress, so a run after a failed one continues: no score is raised twice for one day, and a
-    missed day is made up for (original-dialer section 5). Returns the counts `aged`, the users of
-    this run, and `through`, the id of the last one. Cost: one pass over the score rows by the index
-    on the user.
+    Only users of dialer queues whose scores age by their policy, created a week before `day` or
+    earlier. The job runs once per day, for `day`. Each transaction handles `AT_A_TIME` users, by
+    id, and stores its progress, so a run after a failed one continues: no score is raised twice for
+    one day, and a missed day is made up for (original-dialer section 5). Returns the counts `aged`,
+    the users of this run, and `through`, the id of the last one. Cost: one pass over the score rows
+    by the index on the user.
     """
     through = work.reached("through")
+    ageing = [sql_text(policy.queue) for policy in policies if policy.ages]
     counts = {"aged": 0, "through": through}
-    while users := _age(work.side_connection, day, after=counts["through"]):
+    while users := _age(work.side_connection, ageing, day, after=counts["through"]):
         counts = {"aged": counts["aged"] + len(users), "through": max(users)}
         work.store_counts(counts)
     return counts
 
 
-def _age(connection: Connection, day: datetime, *, after: int) -> list[int]:
+def _age(
+    connection: Connection, ageing: Sequence[ColumnElement[str]], day: datetime, *, after: int
+) -> list[int]:
     end = day + timedelta(days=1)
-    ageing = [sql_text(policy.queue) for policy in POLICIES.values() if policy.ages]
     batch = (
         select(UserCallScore.user_id)
         .where(

@@ -32,7 +32,7 @@ from assignment_workers.assignment.active_assignments import ACTIVE
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.generations import entries
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
-from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.queues import Policy, queue_of
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.bulk import rows as rows_of
@@ -92,7 +92,7 @@ def remove_converted(
     transaction.require_lanes(policy.queue)
     since = {"since": transaction.now - ATTRIBUTED_FOR}
     parameters = {"users": list(users), **policy.building(transaction.now), **since}
-    statement = _before(policy, tuple(policies.values()))
+    statement = _before(transaction.dialer, policy, tuple(policies.values()))
     before = transaction.crm_reader.judge(statement, parameters, users=users)
     rows = [row._asdict() for row in before if row.user_id not in transaction.crm_reader.unknown]
     if rows:
@@ -123,12 +123,12 @@ def remove_converted(
     return Done(counts={"converted": len(rows)})
 
 
-def _spoke() -> ScalarSelect[Any]:
+def _spoke(dialer: Dialer) -> ScalarSelect[Any]:
     """Select the agents who spoke to the user, the one with the latest call first.
 
     The time that a user was held stands for the length of the call, which only the telephony knows.
     """
-    unanswered = [sql_text(each.name) for each in OUTCOMES.values() if not each.keeps]
+    unanswered = [sql_text(each.name) for each in dialer.outcomes if not each.keeps]
     calls = (
         select(Assignment.agent_id, func.max(Assignment.ended_at).label("last"))
         .join(Agent, Agent.id == Assignment.agent_id)
@@ -160,7 +160,9 @@ _episode = (
 
 
 @expression_cache
-def _before(policy: Policy, policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
+def _before(
+    dialer: Dialer, policy: Policy, policies: tuple[Policy, ...]
+) -> Select[*tuple[Any, ...]]:
     return (
         select(
             UserCallScore.user_id,
@@ -168,7 +170,7 @@ def _before(policy: Policy, policies: tuple[Policy, ...]) -> Select[*tuple[Any, 
             UserCallScore.total_attempts.label("attempts"),
             UserCallScore.last_call_at,
             queue_of(policies).label("place"),
-            func.coalesce(_spoke(), array([], type_=Integer)).label("agents"),
+            func.coalesce(_spoke(dialer), array([], type_=Integer)).label("agents"),
             _episode.label("episode"),
         )
         .join(CrmUser, CrmUser.id == UserCallScore.user_id)

@@ -48,8 +48,8 @@ from assignment_workers.assignment.crm.reader import CrmReader, crm_of
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
 from assignment_workers.identity import new_id
-from assignment_workers.policy.dialer import loaded
-from assignment_workers.policy.facts import NEW_PERSONS, NEWS, News
+from assignment_workers.policy.dialer import Dialer
+from assignment_workers.policy.facts import NEW_PERSONS, News
 from assignment_workers.policy.queues import Policy, queue_of
 from assignment_workers.schema.base import NaiveInstant, sql_text
 from assignment_workers.schema.bulk import insert_rows, rows
@@ -79,7 +79,12 @@ Send = Callable[[list[int]], None]
 
 
 def discover(
-    work: Work, policies: Mapping[str, Policy], send: Send, *, randomness: Random
+    work: Work,
+    dialer: Dialer,
+    policies: Mapping[str, Policy],
+    send: Send,
+    *,
+    randomness: Random,
 ) -> Counts:
     """Give every new user of the CRM a score row, in the dialer queue where the user belongs.
 
@@ -90,14 +95,14 @@ def discover(
     changes nothing more. Raises `CrmUnavailable`; the committed part stays. `randomness` makes ids.
     Returns counts: score rows `created`, users `sent`, and by name of the `news` the rows read.
     """
-    counts = {"created": 0, "sent": 0, **dict.fromkeys(NEWS, 0)}
-    run = _Run(work, tuple(policies.values()), send, randomness, counts)
-    for news in NEWS.values():
+    counts = {"created": 0, "sent": 0, **{news.name: 0 for news in dialer.all_news}}
+    run = _Run(work, dialer, tuple(policies.values()), send, randomness, counts)
+    for news in dialer.all_news:
         run.sweep(news)
     return counts
 
 
-def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
+def reconcile(work: Work, dialer: Dialer, policies: Mapping[str, Policy], send: Send) -> Counts:
     """Find users who are in a wrong dialer queue or in none, and `send` the command to move them.
 
     The dialer queue is the one that a user's score row names; an unknown name counts as wrong
@@ -110,8 +115,8 @@ def reconcile(work: Work, policies: Mapping[str, Policy], send: Send) -> Counts:
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
-    if after < 0 and (rows := _number(work.side_connection, NEW_PERSONS, None)) is not None:
-        counts["unfit"] = user_ids.unnumbered(work.side_connection, rows)
+    if after < 0 and (rows := _number(work.side_connection, dialer, NEW_PERSONS, None)) is not None:
+        counts["unfit"] = user_ids.unnumbered(dialer, work.side_connection, rows)
     for _ in range(WINDOWS_AT_MOST):
         window = {"after": after, "window": WINDOW, **_any(policies).building(work.now)}
         number, last = work.side_connection.execute(_WINDOW, window).one()
@@ -174,6 +179,7 @@ class _Run:
     """One run of `discover`, and its results so far."""
 
     work: Work
+    dialer: Dialer
     policies: tuple[Policy, ...]
     send: Send
     randomness: Random
@@ -190,11 +196,11 @@ class _Run:
         position: Position = (mark.reached - OVERLAP if mark.reached else _BEGINNING), None
         if mark.at is not None and mark.key is not None:
             position = mark.at, json.loads(mark.key)
-        _number(work.side_connection, news, position[0] if mark.reached else None)
+        _number(work.side_connection, self.dialer, news, position[0] if mark.reached else None)
         for _ in range(BATCHES_AT_MOST):
             found = _since(work.side_connection, news, position)
             if found:
-                self._see_to(sorted(_users(work.side_connection, found)))
+                self._see_to(sorted(_users(work.side_connection, self.dialer, found)))
                 self.counts[source] += len(found)
                 position = found[-1].created_at, found[-1].key
                 seen = max(seen, position[0])
@@ -282,19 +288,20 @@ def _wrong(
     return connection.execute(_misplaced(tuple(policies.values())), window).all()
 
 
-def _number(connection: Connection, news: News, since: datetime | None) -> str | None:
+def _number(
+    connection: Connection, dialer: Dialer, news: News, since: datetime | None
+) -> str | None:
     """Give numbers to the persons in a CRM table of `news` who have none, and commit.
 
     `since`: only those of rows created since. Returns the query of these persons; None for a CRM
     whose ids are integers, and for a table that has no person's id.
     """
-    dialer = loaded()
     if dialer.numbered is None or crm_of(connection) is not None:
         return None
     rows = fact_views.persons_of(dialer, news)
     if rows is not None:
         at = None if since is None else since.astimezone(UTC).replace(tzinfo=None)
-        user_ids.number_new(connection, rows, at)
+        user_ids.number_new(dialer, connection, rows, at)
         connection.commit()
     return rows
 
@@ -308,15 +315,15 @@ def _since(connection: Connection, news: News, after: Position) -> list[NewCrmRo
     return [NewCrmRow(row.created_at, row.key, row.user_id) for row in found]
 
 
-def _users(connection: Connection, found: Sequence[NewCrmRow]) -> set[int]:
+def _users(connection: Connection, dialer: Dialer, found: Sequence[NewCrmRow]) -> set[int]:
     """Return our numbers of the users of these rows; new users of an external CRM get one.
 
     Users whose id is unusable are left out.
     """
     ids = [each.user_id for each in found]
-    if loaded().numbered is None or crm_of(connection) is None:
+    if dialer.numbered is None or crm_of(connection) is None:
         return {each for each in ids if isinstance(each, int)}
-    numbers = user_ids.number_in_order(connection, ids)
+    numbers = user_ids.number_in_order(dialer, connection, ids)
     connection.commit()
     return set(numbers.values())
 

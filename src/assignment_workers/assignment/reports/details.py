@@ -23,6 +23,7 @@ from assignment_workers.assignment.reports.service_levels import ServiceLevels, 
 from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.errors import UsageError
 from assignment_workers.identity import UserId
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
@@ -108,7 +109,13 @@ class RecentService(ServiceLevels):
 
 
 def answers_to(
-    connection: Connection, agent: int, *, since: datetime, until: datetime, at_most: int
+    connection: Connection,
+    dialer: Dialer,
+    agent: int,
+    *,
+    since: datetime,
+    until: datetime,
+    at_most: int,
 ) -> list[AgentAnswer]:
     """Return the newest answers to an agent's requests in a period, the oldest first.
 
@@ -118,7 +125,7 @@ def answers_to(
         _ANSWERS, {"agent": agent, "since": since, "until": until, "at_most": at_most}
     )
     found = [AgentAnswer(**row) for row in rows.mappings()][::-1]
-    return user_ids.shown(connection, found)
+    return user_ids.shown(dialer, connection, found)
 
 
 def minutes(connection: Connection) -> list[Part]:
@@ -167,7 +174,9 @@ def call_centre(connection: Connection) -> Row:
     return rows_of(connection, _CALL_CENTRE)[0]
 
 
-def find(connection: Connection, said: str, numbers: Sequence[str] = ()) -> list[Row]:
+def find(
+    connection: Connection, dialer: Dialer, said: str, numbers: Sequence[str] = ()
+) -> list[Row]:
     """Return what a search text names: a user, an agent, an assignment. Each has `kind` and `id`.
 
     `said`: the CRM's id of a user, `agent` and a number, the id of an assignment or of a request.
@@ -182,7 +191,7 @@ def find(connection: Connection, said: str, numbers: Sequence[str] = ()) -> list
     found = rows_of(
         connection,
         _FIND,
-        user=_user(connection, said),
+        user=_user(connection, dialer, said),
         agent=_number(agent, AGENT_DIGITS),
         assignment=assignment,
         said=said,
@@ -190,15 +199,17 @@ def find(connection: Connection, said: str, numbers: Sequence[str] = ()) -> list
     by_number = owners(connection, numbers) if numbers else {}
     users = sorted({user for each in by_number.values() for user in each})
     found += [{"kind": "user", "id": user} for user in users]
-    ids = user_ids.own(connection, (int(row["id"]) for row in found if row["kind"] == "user"))
+    ids = user_ids.own(
+        dialer, connection, (int(row["id"]) for row in found if row["kind"] == "user")
+    )
     return [
         row | {"id": str(ids[int(row["id"])])} if row["kind"] == "user" else row for row in found
     ]
 
 
-def _user(connection: Connection, said: str) -> int:
+def _user(connection: Connection, dialer: Dialer, said: str) -> int:
     try:
-        return user_ids.number_of(connection, user_ids.read(said))
+        return user_ids.number_of(dialer, connection, user_ids.read(dialer, said))
     except UsageError:
         return user_ids.NOBODY
 

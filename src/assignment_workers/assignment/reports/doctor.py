@@ -25,7 +25,8 @@ from assignment_workers.assignment.generations.entries import HELD, PUBLISHED, R
 from assignment_workers.assignment.history.records import was_set_back
 from assignment_workers.assignment.reports.figures import JOB_NAMES, RUNS, Broken
 from assignment_workers.assignment.transaction import FencedTransaction
-from assignment_workers.policy.outcomes import OUTCOMES
+from assignment_workers.policy.dialer import Dialer
+from assignment_workers.policy.outcomes import Outcome
 from assignment_workers.policy.rules import FOR_AN_OPERATOR
 from assignment_workers.schema import tables
 from assignment_workers.schema.tables import Assignment, Entry
@@ -69,25 +70,24 @@ class Check:
     query: str
     repairable: bool = False
 
-    @property
-    def bounded(self) -> TextClause:
-        """The check's query, limited to a hundred breaches, with its SQL parameters set.
+    def bounded(self, outcomes: Sequence[Outcome]) -> TextClause:
+        """Return the query, limited to a hundred breaches, with its SQL parameters set.
 
-        `newest` is the number of newest records that the query reads. `promising` are the outcomes
-        after which a user has a callback, `terminal` those after which a user is never offered
-        again.
+        `outcomes`: those of the dialer. `newest` is the number of newest records that the query
+        reads. `promising` are the outcomes after which a user has a callback, `terminal` those
+        after which a user is never offered again.
         """
         values = {
             "newest": NEWEST,
-            "promising": [each.name for each in OUTCOMES.values() if each.needs_callback],
-            "terminal": [each.name for each in OUTCOMES.values() if each.terminal],
+            "promising": [each.name for each in outcomes if each.needs_callback],
+            "terminal": [each.name for each in outcomes if each.terminal],
         }
         return text(f"SELECT breach FROM ({self.query}) AS found (breach) LIMIT 100").bindparams(
             **{name: value for name, value in values.items() if f":{name}" in self.query}
         )
 
 
-def examine(connection: Connection) -> list[CheckResult]:
+def examine(connection: Connection, dialer: Dialer) -> list[CheckResult]:
     """Run every check of the guarantees, and return the results.
 
     All checks read one snapshot, so that none sees half a transaction. The cost of each is limited,
@@ -96,7 +96,9 @@ def examine(connection: Connection) -> list[CheckResult]:
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     findings = []
     for check in CHECKS:
-        breaches = [str(breach) for breach in connection.execute(check.bounded).scalars()]
+        breaches = [
+            str(breach) for breach in connection.execute(check.bounded(dialer.outcomes)).scalars()
+        ]
         findings.append(
             CheckResult(
                 check=check.name,

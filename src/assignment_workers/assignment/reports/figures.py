@@ -8,7 +8,7 @@ beside it. A display of a figure is to name the bound.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from pydantic import BaseModel
@@ -131,18 +131,21 @@ class Figures(BaseModel):
         return self.crm.trouble is None
 
 
-def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE) -> Figures:
+def figures(
+    connection: Connection, *, application: str, queues: Collection[str], lanes: Lanes = ONE_LANE
+) -> Figures:
     """Read all figures for monitoring.
 
     `application`: the configured PostgreSQL application name, by which the sequencers' connections
-    are found. The figures are read in several transactions and may be milliseconds apart.
+    are found. `queues`: the dialer queues of the dialer. The figures are read in several
+    transactions and may be milliseconds apart.
     """
     crm = crm_status(connection)
 
     def counts(query: str) -> dict[str, int]:
         return {str(name): count for name, count in connection.execute(text(query))}
 
-    led = sequencer_statuses(connection, application=application, lanes=lanes)
+    led = sequencer_statuses(connection, application=application, lanes=lanes, queues=queues)
     holds = connection.execute(text(_HOLDS)).one()
     claimed, quarantined = counts(_CLAIMED), counts(_QUARANTINED)
     ended: Counter[str] = Counter()
@@ -157,7 +160,7 @@ def figures(connection: Connection, *, application: str, lanes: Lanes = ONE_LANE
         at=now,
         queues=[
             _queue(each, now, claimed=claimed, skipped=skipped, quarantined=quarantined)
-            for each in queue_statuses(connection)
+            for each in queue_statuses(connection, queues)
         ],
         sequencer=led[0],
         lanes=led,

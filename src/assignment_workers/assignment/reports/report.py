@@ -15,6 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from assignment_workers.assignment.reports.doctor import examine, interleavings
 from assignment_workers.assignment.reports.service_levels import ServiceLevels, service_levels
 from assignment_workers.assignment.transaction import EventKind
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.base import Instant, sql_text
 from assignment_workers.schema.tables import (
     Assignment,
@@ -68,12 +69,12 @@ class Report(ServiceLevels):
     consistency: Consistency
 
 
-def report(connection: Connection, *, since: datetime) -> Report:
+def report(connection: Connection, dialer: Dialer, *, since: datetime) -> Report:
     """Compute the service levels from `since` until now.
 
     `connection` must have no transaction in progress.
     """
-    findings = examine(connection)  # its snapshot serves the following reads too
+    findings = examine(connection, dialer)  # its snapshot serves the following reads too
     until = connection.execute(select(func.now())).scalar_one()
     parameters = {"since": since, "until": until}
 

@@ -6,7 +6,7 @@ Each query has a bound on its cost: counts of entries use partial indexes and st
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, R
 from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
 from assignment_workers.assignment.reports.durability import Durability, durability
 from assignment_workers.assignment.settings_versions import current, version_of
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema import tables
 from assignment_workers.schema.retry import one_line
 from assignment_workers.schema.tables import (
@@ -188,20 +188,28 @@ class Status(BaseModel):
     crm: CrmStatus
 
 
-def status(connection: Connection, *, application: str, settings: Settings) -> Status:
+def status(
+    connection: Connection, *, application: str, settings: Settings, dialer: Dialer
+) -> Status:
     """Read the status of the whole system.
 
     `application`: the configured PostgreSQL application name, by which the sequencers' connections
-    are found. `settings`: those of the environment; the calling rules are those in force.
+    are found. `settings`: those of the environment; the calling rules are those in force. `dialer`:
+    that of this process.
     """
     crm = crm_status(connection)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
-    in_force = current(connection, settings)
-    lanes = sequencer_statuses(connection, application=application, lanes=lanes_of(settings))
+    in_force = current(connection, dialer, settings)
+    lanes = sequencer_statuses(
+        connection,
+        application=application,
+        lanes=lanes_of(settings),
+        queues=dialer.policies,
+    )
     return Status(
         at=now,
         crm=crm,
-        queues=queue_statuses(connection),
+        queues=queue_statuses(connection, dialer.policies),
         due=DueStatus(**connection.execute(_DUE, {"late": now - OVERDUE}).mappings().one()),
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
         agents=AgentsStatus(**connection.execute(_AGENTS).mappings().one()),
@@ -219,8 +227,8 @@ def status(connection: Connection, *, application: str, settings: Settings) -> S
         ).scalar_one(),
         standbys=[StandbyStatus(**row) for row in connection.execute(_STANDBYS).mappings()],
         durability=durability(connection),
-        calling_hours=calling.described(in_force),
-        calling_rules=calling.others_described(in_force),
+        calling_hours=calling.described(in_force, dialer.policies),
+        calling_rules=calling.others_described(in_force, dialer.policies),
         settings_version=version_of(in_force),
         unpublished=connection.execute(
             select(func.count()).where(
@@ -256,16 +264,20 @@ def crm_status(connection: Connection) -> CrmStatus:
 
 
 def sequencer_statuses(
-    connection: Connection, *, application: str, lanes: Lanes
+    connection: Connection, *, application: str, lanes: Lanes, queues: Collection[str]
 ) -> list[SequencerStatus]:
     """Return the leader and the number of standbys of each lane, the default lane first.
 
     They are found by the connections that each sequencer keeps for its lane's lock. `application`:
     the configured PostgreSQL application name, with which the names of these connections begin.
+    `queues`: the dialer queues of the dialer.
     """
     rows = {row.lane: row for row in connection.execute(_LANES)}
     names = set(connection.execute(_SEQUENCERS, {"prefix": f"{application} %"}).scalars())
-    return [_sequencer(lane, rows.get(lane), names, application, lanes) for lane in lanes.names]
+    return [
+        _sequencer(lane, rows.get(lane), names, application, lanes.queues(lane, queues))
+        for lane in lanes.names
+    ]
 
 
 def _sequencer(
@@ -273,7 +285,7 @@ def _sequencer(
     row: Row[*tuple[Any, ...]] | None,
     names: Collection[str],
     application: str,
-    lanes: Lanes,
+    queues: list[str],
 ) -> SequencerStatus:
     prefix = name_prefix(application, lane)
     # A host and a process follow the prefix; another lane's name has more words.
@@ -291,7 +303,7 @@ def _sequencer(
     )
     return SequencerStatus(
         lane=lane,
-        queues=lanes.queues(lane),
+        queues=queues,
         term=row.term if row else 0,
         leader=None if is_silent else found,
         silent_leader=found if is_silent else None,
@@ -301,9 +313,9 @@ def _sequencer(
     )
 
 
-def queue_statuses(connection: Connection) -> list[QueueStatus]:
-    """Return the status of each dialer queue."""
-    order = [*POLICIES]
+def queue_statuses(connection: Connection, queues: Iterable[str]) -> list[QueueStatus]:
+    """Return the status of each dialer queue: the `queues` of the dialer first, in their order."""
+    order = [*queues]
     rows = sorted(
         connection.execute(_QUEUES).mappings().all(),
         key=lambda row: order.index(row["queue"]) if row["queue"] in order else len(order),

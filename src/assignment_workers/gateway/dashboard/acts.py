@@ -29,8 +29,7 @@ from assignment_workers.errors import NotReplayable, UsageError
 from assignment_workers.gateway.operator_actions import recorded
 from assignment_workers.gateway.problems import Problem, refused
 from assignment_workers.identity import UserId
-from assignment_workers.policy.dialer import loaded
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.schema.tables import SuppressionKind
 
 TIMEOUT = timedelta(seconds=10)
@@ -237,7 +236,7 @@ def _whom(asked: Asked) -> tuple[UserId | None, str | None]:
     if not named:
         return None, phone
     try:
-        return user_ids.read(named), phone
+        return user_ids.read(loaded(), named), phone
     except UsageError as error:
         raise _malformed(f"user: {error}") from None
 
@@ -245,7 +244,7 @@ def _whom(asked: Asked) -> tuple[UserId | None, str | None]:
 async def _change_setting(client: AsyncClient, _: Engine, asked: Asked) -> str:
     said = {name: asked.said.get(name, "").strip() or None for name in ("queue", "team", "value")}
     change = SettingChange(name=asked.said.get("name", "").strip(), **said)
-    if wrong := misfit(change):
+    if wrong := misfit(change, POLICIES):
         raise _malformed(wrong)
     return await _ask(
         client, asked, commands.change_settings([change.model_dump()], asked.who, asked.why)

@@ -32,6 +32,7 @@ from assignment_workers.gateway.dashboard.page_rendering import (
 )
 from assignment_workers.gateway.dashboard.render import HERE
 from assignment_workers.gateway.problems import Problem
+from assignment_workers.policy.process_dialer import loaded
 
 ASSETS = {
     "dashboard.css": "text/css",
@@ -86,7 +87,7 @@ async def rules(request: Request, name: str) -> Response:
 async def user(request: Request, name: str) -> Response:
     """Show a user."""
     try:
-        found = user_ids.read(name)
+        found = user_ids.read(loaded(), name)
     except UsageError as error:
         raise Problem(HTTPStatus.NOT_FOUND, f"no user {name!r:.30}: {error}") from None
     return await show(request, views.user(found))
@@ -217,7 +218,7 @@ async def find(request: Request) -> Response:
     fields = await session.fields(request)
     said = fields.get("said", "").replace("\x00", "")[:SEARCHED_AT_MOST]
     numbers = numbers_of(here.source.settings).reader.numbers(said) if caller.sees_text else []
-    rows = await here.stored(lambda c: details.find(c, said, numbers))
+    rows = await here.stored(lambda c: details.find(c, loaded(), said, numbers))
     # A number means a user; an agent where no user has it.
     users = [row for row in rows if row["kind"] == "user"]
     chosen = users if users and is_number(said) else rows

@@ -25,7 +25,8 @@ from assignment_workers.assignment.settings_versions import current
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.read_cache import FRESH_SECONDS, ReadCache
 from assignment_workers.identity import UserId
-from assignment_workers.policy.queues import POLICIES, Policy
+from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.tables import SuppressionKind
 from assignment_workers.settings import Settings
 
@@ -59,11 +60,11 @@ class PageSource:
 
     def in_force(self, connection: Connection) -> Settings:
         """Return the settings in force."""
-        return current(connection, self.settings)
+        return current(connection, loaded(), self.settings)
 
     def policies(self, connection: Connection) -> Mapping[str, Policy]:
         """Return the policies of the claim, with the calling rules in force."""
-        return policies_of(self.in_force(connection))
+        return policies_of(loaded(), self.in_force(connection))
 
     def now(self) -> Figures:
         """Return the current figures of the dialer queues, which most pages show."""
@@ -284,7 +285,7 @@ def user(name: UserId) -> View:
 
     def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
-            number = user_ids.number_of(c, name)
+            number = user_ids.number_of(loaded(), c, name)
             return {
                 "user": details.user(c, number),
                 "explained": explain(
@@ -496,7 +497,7 @@ def settings() -> View:
     def read(source: PageSource) -> Facts:
         return {
             "in_force": source.read(
-                "settings", lambda c: settings_versions.shown(c, source.settings)
+                "settings", lambda c: settings_versions.shown(c, loaded(), source.settings)
             ),
             "versions": source.read(
                 "settings versions", lambda c: settings_versions.history(c, most=LISTED)
@@ -511,7 +512,7 @@ def service(since: datetime, name: str) -> View:
 
     def read(source: PageSource) -> Facts:
         def ask(c: Connection) -> Facts:
-            found = report.report(c, since=since)
+            found = report.report(c, loaded(), since=since)
             return {
                 "report": found,
                 "shares": breakdown.breakdown(c, since=found.since, until=found.until),

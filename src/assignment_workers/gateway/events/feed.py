@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from assignment_workers.assignment import events, user_ids
 from assignment_workers.assignment.events import CHANNEL, StoredEvent
 from assignment_workers.gateway.redaction import redacted
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.deadline import EXCHANGE_SECONDS, ending, located
 from assignment_workers.schema.engine import conninfo, driver_url
 from assignment_workers.schema.hosts import MOVED
@@ -274,7 +275,7 @@ class Feed:
 
 def _page(connection: Connection, *given: int, **choice: Any) -> Sequence[StoredEvent]:  # noqa: ANN401
     """Return the events that `events.between` returns, with the CRM's ids of users."""
-    return user_ids.shown(connection, events.between(connection, *given, **choice))
+    return user_ids.shown(loaded(), connection, events.between(connection, *given, **choice))
 
 
 def _without_gap(found: Sequence[StoredEvent], after: int) -> int:

@@ -53,6 +53,7 @@ from assignment_workers.gateway.fast_route import FastRoute
 from assignment_workers.gateway.operator_actions import outcome_of, recorded
 from assignment_workers.gateway.problems import REQUEST_ID, refused, responses
 from assignment_workers.identity import new_id
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import Assignment
 
 ROUTES = routes()
@@ -192,7 +193,7 @@ def agent_state(agent: AgentPath, here: Here, who: Who) -> AgentShown:
     """Return an agent's state, session, last sign of life and assignment."""
     who.must_act_for(agent)
     with reading(here) as connection:
-        found = user_ids.shown(connection, agent_status.shown(connection, agent))
+        found = user_ids.shown(loaded(), connection, agent_status.shown(connection, agent))
     if found is None:
         raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_AGENT, f"no agent {agent}")
     return found
@@ -217,7 +218,7 @@ def active_assignment(agent: AgentPath, here: Here, who: Who) -> Held:
             .mappings()
             .one_or_none()
         )
-        found = None if row is None else user_ids.shown(connection, held(row))
+        found = None if row is None else user_ids.shown(loaded(), connection, held(row))
     if found is None:
         raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_ASSIGNMENT, f"agent {agent} holds nobody")
     return found

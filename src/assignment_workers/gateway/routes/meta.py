@@ -48,9 +48,7 @@ from assignment_workers.gateway.events.stream import MEDIA_TYPE as EVENTS_TYPE
 from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, responses
 from assignment_workers.health.model import Health, HealthState
-from assignment_workers.policy.dialer import loaded
-from assignment_workers.policy.outcomes import OUTCOMES
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import OUTCOMES, POLICIES, loaded
 from assignment_workers.schema.tables import TokenRole
 
 ROUTES = routes()
@@ -142,7 +140,9 @@ def dialer(here: Here, who: Who) -> DialerDescription:
     """
     who.must_be(ANYBODY)
     with reading(here) as connection:
-        return describe(loaded(), policies_of(current(connection, here.settings)))
+        return describe(
+            loaded(), policies_of(loaded(), current(connection, loaded(), here.settings))
+        )
 
 
 @ROUTES.get("/healthz", tags=["health"], response_model=State)

@@ -40,7 +40,7 @@ from assignment_workers.gateway.dependencies import (
 )
 from assignment_workers.gateway.operator_actions import outcome_of, recorded
 from assignment_workers.gateway.problems import refused, responses
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 
 DAY = timedelta(days=1)
 ROUTES = routes()
@@ -56,7 +56,7 @@ ROUTES = routes()
 def queues(here: Here) -> list[QueueStatus]:
     """Return the state of each dialer queue."""
     with reading(here) as connection:
-        return queue_statuses(connection)
+        return queue_statuses(connection, loaded().policies)
 
 
 @ROUTES.get(
@@ -70,8 +70,8 @@ def explain_queue(queue: Queue, here: Here) -> Funnel:
     """Count the users of the pool that each rule holds back, down to the claimable users."""
     _known(queue)
     with reading(here) as connection:
-        settings = current(connection, here.settings)
-        policy = policies_of(settings)[queue]
+        settings = current(connection, loaded(), here.settings)
+        policy = policies_of(loaded(), settings)[queue]
         return read_funnel(connection, policy, settings=settings, now=instant(connection))
 
 
@@ -85,15 +85,15 @@ def explain_queue(queue: Queue, here: Here) -> Funnel:
 def explain_user(user: UserPath, here: Here) -> Explanation:
     """Explain a user's position and, rule by rule, why the user is or is not offered now."""
     with reading(here) as connection:
-        settings = current(connection, here.settings)
+        settings = current(connection, loaded(), here.settings)
         found = read_explanation(
             connection,
-            user_ids.number_of(connection, user),
-            policies=policies_of(settings),
+            user_ids.number_of(loaded(), connection, user),
+            policies=policies_of(loaded(), settings),
             settings=settings,
             now=instant(connection),
         )
-        found = user_ids.shown(connection, found)
+        found = user_ids.shown(loaded(), connection, found)
     if found is None:
         raise refused(HTTPStatus.NOT_FOUND, Code.UNKNOWN_USER, f"no user {user}")
     return found
@@ -188,4 +188,4 @@ def report(here: Here, query: Annotated[ReportQuery, Query()]) -> Report:
             HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, "query.since: is yet to come"
         )
     with reading(here) as connection:
-        return read_report(connection, since=began)
+        return read_report(connection, loaded(), since=began)

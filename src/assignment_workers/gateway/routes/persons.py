@@ -31,6 +31,7 @@ from assignment_workers.gateway.dependencies import (
 from assignment_workers.gateway.operator_actions import outcome_of, recorded
 from assignment_workers.gateway.problems import refused, responses, unavailable
 from assignment_workers.identity import UserId
+from assignment_workers.policy.process_dialer import loaded
 
 ROUTES = routes()
 
@@ -46,8 +47,8 @@ async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
 
     def read() -> Response:
         with reading(here) as connection:
-            number = user_ids.number_of(connection, user)
-            found = person.export(connection, number, numbers_of(here.settings).reader)
+            number = user_ids.number_of(loaded(), connection, user)
+            found = person.export(connection, loaded(), number, numbers_of(here.settings).reader)
         return Response(to_json(found), media_type="application/json")
 
     action = RequestedAction("person_export", str(user), who.name, None)
@@ -85,7 +86,7 @@ async def forget_user(
 
 def _forget(here: Gateway, user: UserId) -> Response:
     with reading(here) as connection:
-        number = user_ids.number_of(connection, user)
+        number = user_ids.number_of(loaded(), connection, user)
         held = person.is_held(connection, number)
         if held is not None:
             raise refused(
@@ -94,9 +95,9 @@ def _forget(here: Gateway, user: UserId) -> Response:
                 f"user {user} is held by agent {held}: release the assignment first",
             )
         reader = numbers_of(here.settings).reader
-        known = person.find(connection, number, reader)
+        known = person.find(connection, loaded(), number, reader)
         try:
-            counts = person.forget(connection, number, reader)
+            counts = person.forget(connection, loaded(), number, reader)
         except UsageError as error:
             raise unavailable(str(error)) from error
         connection.commit()

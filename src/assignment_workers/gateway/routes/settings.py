@@ -25,6 +25,7 @@ from assignment_workers.gateway.dependencies import (
 )
 from assignment_workers.gateway.operator_actions import outcome_of, recorded
 from assignment_workers.gateway.problems import refused, responses
+from assignment_workers.policy.process_dialer import loaded
 
 ROUTES = routes()
 
@@ -39,7 +40,7 @@ ROUTES = routes()
 def settings(here: Here) -> InForce:
     """Return the operational settings in force, with what each accepts."""
     with reading(here) as connection:
-        return settings_versions.shown(connection, here.settings)
+        return settings_versions.shown(connection, loaded(), here.settings)
 
 
 @ROUTES.get(
@@ -69,7 +70,7 @@ async def change_settings(
     A `value` of null drops a value: that for all, or the default, then counts.
     """
     for each in body.changes:
-        if wrong := misfit(each):
+        if wrong := misfit(each, loaded().policies):
             raise refused(HTTPStatus.UNPROCESSABLE_ENTITY, Code.MALFORMED, wrong)
     changes = [each.model_dump() for each in body.changes]
     command = commands.change_settings(changes, who.name, body.why)

@@ -41,7 +41,7 @@ from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.devstack.temporary import Broker, Disk
 from assignment_workers.lab.call_centre.processes import role
 from assignment_workers.lab.call_centre.recorder import Recorder
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES
 from assignment_workers.runtime.stack import Stack
 
 FREEZE_SECONDS = 4.0

@@ -14,6 +14,7 @@ from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import Recorder
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 BOUND = timedelta(seconds=60)
@@ -104,12 +105,12 @@ def judge(
     """
     broken = [*recorder.surprises]
     with engine.connect() as connection:
-        breaches = check(connection, settings=settings, bound=BOUND)
+        breaches = check(connection, dialer=loaded(), settings=settings, bound=BOUND)
     broken += [f"guarantee {each.guarantee}: {each.what}" for each in breaches]
     with engine.connect() as connection:
         broken += [
             f"guarantee {each.guarantee}: {each.check}: {', '.join(each.examples[:SHOWN])}"
-            for each in examine(connection)
+            for each in examine(connection, loaded())
             if not each.ok
         ]
     with engine.connect() as connection:

@@ -26,7 +26,7 @@ from assignment_workers.assignment.lifecycle.moves import Complete, Owner
 from assignment_workers.dialers.claims import dialer
 from assignment_workers.errors import AssignmentWorkersError
 from assignment_workers.lab.incident.dialer import Given
-from assignment_workers.policy.dialer import use
+from assignment_workers.policy.process_dialer import use
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.settings import Settings
@@ -63,7 +63,9 @@ class Ours:
             )
             for size, whole in ((4, True), (2, False))
         )
-        self.runner = TransactionRunner(self._sequencer, term=0, randomness=randomness)
+        self.runner = TransactionRunner(
+            self._sequencer, term=0, dialer=dialer, randomness=randomness
+        )
         self._numbers = itertools.count(1)
         self._rebuilds = 0
         self.rebuild()
@@ -119,7 +121,7 @@ class Ours:
         """
 
         def work(given: jobs.Work) -> jobs.Counts:
-            number, _ = regenerate(given, dialer.policies[QUEUE], trigger="hand")
+            number, _ = regenerate(given, dialer, dialer.policies[QUEUE], trigger="hand")
             return {"generation": number}
 
         job = jobs.Job("queue.regenerate", "hand", QUEUE)

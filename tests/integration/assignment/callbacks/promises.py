@@ -7,6 +7,7 @@ from typing import Any
 
 from assignment_workers.assignment.answers import Finished
 from assignment_workers.assignment.history.history import check
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import HOUR, UNSIGNED, User, World
 
 MINUTE = timedelta(minutes=1)
@@ -45,5 +46,5 @@ def given(world: World, agent: int, queue: str | None = UNSIGNED) -> tuple[int, 
 
 def unbroken(world: World) -> None:
     with world.engine.connect() as connection:
-        assert check(connection, settings=world.settings, bound=HOUR) == []
+        assert check(connection, dialer=loaded(), settings=world.settings, bound=HOUR) == []
     assert world.unhealthy() == []

@@ -14,8 +14,7 @@ from assignment_workers.assignment.reports.status import status
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import CallingRules
-from assignment_workers.policy.dialer import loaded
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.policy.rules import Numbers
 from tests.integration.assignment.callbacks.promises import (
     MINUTE,
@@ -321,7 +320,9 @@ def test_an_overdue_callback_is_seen_in_the_status_and_by_the_doctor(world: Worl
 
     def due() -> tuple[int, int]:
         with world.engine.connect() as connection:
-            found = status(connection, application="test", settings=world.settings).due
+            found = status(
+                connection, dialer=loaded(), application="test", settings=world.settings
+            ).due
         assert (found.oldest_overdue is not None) == (found.callbacks_overdue > 0)
         return found.callbacks_pending, found.callbacks_overdue
 
@@ -364,7 +365,7 @@ def test_a_callback_whose_user_may_not_be_called_is_told_apart_from_one_that_is_
     assert told["details"]["reason"] == why
     assert world.unhealthy() == found
     with world.engine.connect() as connection:
-        due = status(connection, application="test", settings=world.settings).due
+        due = status(connection, dialer=loaded(), application="test", settings=world.settings).due
     assert (due.callbacks_pending, due.callbacks_overdue) == (1, 0)
     # Nobody asks for longer than an hour after it was tried again.
     world.execute("UPDATE callbacks SET available_from = available_from - interval '2 hours'")

@@ -16,6 +16,7 @@ from assignment_workers.assignment.history.history import check
 from assignment_workers.assignment.jobs import Job
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.phone_forms import UNPARSABLE, forms
 from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
 
@@ -69,14 +70,14 @@ def run_match(world: World) -> dict[str, Any]:
     ran = jobs.run(
         world.engine,
         Job("missed_calls.match", "hand"),
-        lambda work: match(work, world.settings),
+        lambda work: match(work, loaded(), world.settings),
     )
     return dict(ran.counts)
 
 
 def unbroken(world: World) -> None:
     with world.engine.connect() as connection:
-        assert check(connection, settings=world.settings, bound=HOUR) == []
+        assert check(connection, dialer=loaded(), settings=world.settings, bound=HOUR) == []
     assert world.unhealthy() == []
 
 

@@ -20,7 +20,7 @@ from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import StaleTerm
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from tests.support.world import (
@@ -327,7 +327,7 @@ def sequencer(world: World) -> Iterator[TransactionRunner]:
     url = world.engine.url.render_as_string(hide_password=False)
     limit = timedelta(seconds=30)
     engine = connect(url, name="turns", statement_timeout=limit, index_plans_only=True)
-    yield TransactionRunner(engine, term=world.term)
+    yield TransactionRunner(engine, dialer=loaded(), term=world.term)
     engine.dispose()
 
 

@@ -12,7 +12,7 @@ from assignment_workers.assignment.claims.reassign import reassign, take_back
 from assignment_workers.assignment.generations.pause import pause
 from assignment_workers.assignment.history.history import check
 from assignment_workers.identity import new_id
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from tests.support.world import SECOND, UNSIGNED, User, World
 
 SAID = {"by": "token 1f", "why": "the agent went home"}
@@ -36,7 +36,10 @@ def give(world: World, hold: Held, agent: int) -> Any:
 def assert_sound(world: World) -> None:
     assert world.unhealthy() == []
     with world.engine.connect() as connection:
-        assert check(connection, settings=world.settings, bound=timedelta(minutes=2)) == []
+        assert (
+            check(connection, dialer=loaded(), settings=world.settings, bound=timedelta(minutes=2))
+            == []
+        )
 
 
 def test_a_hold_that_is_taken_back_is_claimable_at_once(desk: World) -> None:
@@ -138,5 +141,7 @@ def test_the_history_checker_sees_a_user_given_on_who_was_taken_from_nobody(desk
         " WHERE details ? 'reassigned_from'"
     )
     with desk.engine.connect() as connection:
-        found = check(connection, settings=desk.settings, bound=timedelta(minutes=2))
+        found = check(
+            connection, dialer=loaded(), settings=desk.settings, bound=timedelta(minutes=2)
+        )
     assert [(each.guarantee, "was not taken" in each.what) for each in found] == [(4, True)]

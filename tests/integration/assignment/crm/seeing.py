@@ -14,6 +14,7 @@ from assignment_workers.adoption.inspect import inspect
 from assignment_workers.assignment.crm.external_crm import Crm, configured
 from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.reports.status import CrmStatus, status
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import (
     World,
 )
@@ -67,7 +68,9 @@ def silent(url: str) -> Iterator[str]:
 
 def crm_told(world: World) -> CrmStatus:
     with world.engine.connect() as connection:
-        return status(connection, application="nobody", settings=world.settings).crm
+        return status(
+            connection, dialer=loaded(), application="nobody", settings=world.settings
+        ).crm
 
 
 def verdicts(world: World) -> dict[str, str]:

@@ -28,6 +28,7 @@ from assignment_workers.assignment.reports.figures import figures
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.health.model import Component, HealthState
 from assignment_workers.health.monitor import read_repeatedly
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import ClaimRequirement, CrmUser
 from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
@@ -303,7 +304,7 @@ def test_operators_see_where_the_crm_is_and_whether_it_answers(world: World, crm
         told = crm_told(world)
         assert told.trouble == "the CRM cannot be read: no answer within 0.1 s"
         with world.engine.connect() as connection:
-            found = figures(connection, application="nobody")
+            found = figures(connection, queues=loaded().policies, application="nobody")
     assert (found.crm_up, found.crm.elsewhere) == (False, True)
     assert world.unhealthy() == []
     age_mirror(world, 600)

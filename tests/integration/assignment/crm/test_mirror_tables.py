@@ -27,6 +27,7 @@ from assignment_workers.dialer import (
     fact_table,
 )
 from assignment_workers.dialer.check import unread
+from assignment_workers.policy.process_dialer import loaded
 from tests.integration.assignment.crm.seeing import attached
 from tests.support.dialers import DIALERS, using
 from tests.support.example_crm import ExampleCrm, example_elsewhere
@@ -54,7 +55,11 @@ def reading(world: World, there: ExampleCrm) -> Iterator[Crm]:
 
 
 def read(world: World, crm: Crm) -> dict[str, int]:
-    ran = jobs.run(world.engine, Job(mirror.READING, "hand"), partial(mirror.read_whole, crm=crm))
+    ran = jobs.run(
+        world.engine,
+        Job(mirror.READING, "hand"),
+        partial(mirror.read_whole, dialer=loaded(), crm=crm),
+    )
     assert ran.skipped is None
     return ran.counts
 
@@ -98,7 +103,7 @@ def test_rows_without_a_key_are_counted_off_and_only_changes_are_written(
     assert counts["recalls"] == 21
     assert world.value("SELECT count(*) FROM crm_mirror.recalls WHERE state = 'done'") == 1
     numbers = world.column("SELECT id FROM crm_mirror.users ORDER BY created_at")
-    ids = user_ids.own(world.engine, numbers)
+    ids = user_ids.own(loaded(), world.engine, numbers)
     assert numbers == sorted(numbers), "who is newer has the higher number"
     assert [str(ids[each])[-2:] for each in numbers] == [f"{each:02}" for each in range(1, 61)]
 
@@ -122,7 +127,7 @@ def test_who_is_forgotten_leaves_the_mirror_and_stays_away(
     _, crm = clinic
     read(world, crm)
     with world.engine.begin() as connection:
-        user = user_ids.number_of(connection, f"c11c0000-0000-4000-8000-{15:012}")
+        user = user_ids.number_of(loaded(), connection, f"c11c0000-0000-4000-8000-{15:012}")
         found = mirror_tables.erase(connection, crm.declared, user)
     assert found == {
         "crm_mirror.users": 1,
@@ -217,7 +222,7 @@ def test_tables_on_different_ways_do_not_multiply_each_other(
     ):
         read(world, crm)
         with world.engine.begin() as connection:
-            numbers = user_ids.numbered(connection, ["a", "b", "c"])
+            numbers = user_ids.numbered(loaded(), connection, ["a", "b", "c"])
         found = crm.facts({number: own for own, number in numbers.items()})
         a, b, c = (numbers[each] for each in "abc")
         facts = {

@@ -16,7 +16,7 @@ from assignment_workers.assignment.generations import levels
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.pools import age, convert
 from assignment_workers.assignment.pools.age import age_scores
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from tests.support.processes import wait_until
 from tests.support.sessions import WAITING
 from tests.support.world import (
@@ -158,7 +158,9 @@ def test_a_slot_of_ageing_ages_once_and_only_whom_section_4_says(world: World) -
 
 def aged(world: World, day: datetime) -> Ran:
     job = Job("scores.age", "beat", slot=day)
-    return jobs.run(world.engine, job, lambda given: age_scores(given, day))
+    return jobs.run(
+        world.engine, job, lambda given: age_scores(given, day, loaded().policies.values())
+    )
 
 
 def test_ageing_that_failed_half_way_is_gone_on_with_and_ages_nobody_twice(

@@ -7,6 +7,7 @@ from datetime import timedelta
 from assignment_workers.assignment.answers import Code, Done, Empty, Refused
 from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, drain, drainable
 from assignment_workers.assignment.history.history import check
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import OUTSTANDING, UNSIGNED, User, World, outstanding
 
 
@@ -66,5 +67,7 @@ def test_the_history_of_a_drain_breaks_nothing(world: World) -> None:
     world.regenerate(UNSIGNED)
     world.held(2)
     with world.engine.connect() as connection:
-        found = check(connection, settings=world.settings, bound=timedelta(hours=1))
+        found = check(
+            connection, dialer=loaded(), settings=world.settings, bound=timedelta(hours=1)
+        )
     assert found == []

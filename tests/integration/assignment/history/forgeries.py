@@ -17,6 +17,7 @@ from assignment_workers.assignment.lifecycle.moves import (
     Renew,
 )
 from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.term import Candidacy
 from tests.support.processes import wait_until
 from tests.support.world import (
@@ -33,7 +34,7 @@ class Run(World):
 
     def begin_term(self, database_url: str) -> None:
         """A new sequencer leads."""
-        with closing(Candidacy(database_url)) as candidacy:
+        with closing(Candidacy(database_url, dialer=loaded())) as candidacy:
             begun = wait_until(candidacy.try_to_lead, "the lock of the last one to be free")
             self.term, self.term_id = begun.number, begun.id
         self.now += SECOND
@@ -67,7 +68,9 @@ class Forger:
         assert self.connection.execute(text(sql)).rowcount > 0, f"nothing was forged by {sql}"
 
     def publish_and_release(self) -> None:
-        transaction = FencedTransaction(self.connection, self.run.now + SECOND, self.run.term)
+        transaction = FencedTransaction(
+            self.connection, self.run.now + SECOND, self.run.term, loaded()
+        )
         publish(transaction, 7)
         held = self.connection.execute(text(f"SELECT id FROM {A} WHERE {HELD}")).scalar_one()
         (done,) = finish(transaction, [Release(Owner(held, 9))])

@@ -31,7 +31,7 @@ from assignment_workers.assignment.suppression_lists import Named, flip, stage
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.phones import Reader
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from tests.integration.assignment.history.forgeries import (
     EVENTS,
@@ -158,7 +158,9 @@ def suppress_some(run: Run) -> None:
     )
     listed = Named("register", replaces=True, reason="asked", by="ann")
     with run.engine.connect() as connection:
-        staged = stage(connection, [(1, "+442079460000", None)], listed, Reader())
+        staged = stage(
+            connection, [(1, "+442079460000", None)], listed, Reader(), queues=loaded().policies
+        )
     run.run(flip, staged.list_id or 0, by="ann", why="November's")
 
 
@@ -194,14 +196,14 @@ def keep_promises(run: Run) -> None:
 
 def breaches(run: Run, connection: Connection, **settings: Any) -> list[Breach]:
     given = run.settings.model_copy(update=settings)
-    return judge(connection, settings=given, bound=BOUND)
+    return judge(connection, dialer=loaded(), settings=given, bound=BOUND)
 
 
 def test_hazard_d11_a_real_run_breaks_nothing(run: Run) -> None:
     kinds = set(run.column("SELECT kind FROM assignment.events"))
     assert kinds == set(EventKind) - {EventKind.RACE, EventKind.CLOCK_STEPPED}
     with run.engine.connect() as connection:
-        assert check(connection, settings=run.settings, bound=BOUND) == []
+        assert check(connection, dialer=loaded(), settings=run.settings, bound=BOUND) == []
 
 
 def test_a_run_whose_early_events_are_gone_breaks_nothing(run: Run) -> None:
@@ -226,7 +228,7 @@ def test_a_hold_that_outlives_its_lease_is_found(world: World) -> None:
     world.regenerate(UNSIGNED)
     hold = world.held(1)
     with world.engine.connect() as connection:
-        found = check(connection, settings=world.settings, bound=BOUND)
+        found = check(connection, dialer=loaded(), settings=world.settings, bound=BOUND)
     assert found == [Breach(7, 0, f"assignment {hold.id} has outlived its lease")]
 
 

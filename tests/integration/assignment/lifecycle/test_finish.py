@@ -22,7 +22,8 @@ from assignment_workers.assignment.lifecycle.moves import (
     Renew,
     Skip,
 )
-from assignment_workers.policy.outcomes import LARGEST, OUTCOMES, overridden
+from assignment_workers.policy.outcomes import LARGEST
+from assignment_workers.policy.process_dialer import OUTCOMES, loaded
 from tests.support.world import DAY, HOUR, SECOND, UNSIGNED, User, World, owner
 
 # Section 4 of original-dialer: what an outcome adds to the score, hours until the next call, and
@@ -435,7 +436,7 @@ def test_a_review_is_asked_for_at_the_third_call_that_nobody_answers(world: Worl
 
 
 def test_an_overridden_outcome_has_its_own_score_and_delay(world: World, hold: Held) -> None:
-    outcomes = overridden({"no_answer": {"score": 7, "delay_seconds": 60}})
+    outcomes = loaded().overridden({"no_answer": {"score": 7, "delay_seconds": 60}})
     moves = [Complete(owner(hold), "no_answer")]
     assert isinstance(world.run(finish, moves, outcomes=outcomes)[0], Finished)
     assert world.rows(

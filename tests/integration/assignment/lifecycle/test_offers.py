@@ -16,6 +16,7 @@ from assignment_workers.assignment.lifecycle import agent_status
 from assignment_workers.assignment.lifecycle.expire import expire
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Accept, Renew
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import AgentStatus
 from tests.support.sessions import WAITING
 from tests.support.world import HOUR, SECOND, UNSIGNED, User, World, owner
@@ -62,7 +63,7 @@ def lease(world: World, hold: Held) -> datetime:
 def breaches(world: World) -> list[str]:
     with world.engine.connect() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        found = judge(connection, settings=world.settings, bound=HOUR)
+        found = judge(connection, dialer=loaded(), settings=world.settings, bound=HOUR)
     return [each.what for each in found]
 
 
@@ -259,7 +260,10 @@ def test_heartbeats_are_written_by_set_and_tell_each_agent_how_they_stand(desk: 
     desk.run(agent_status.state, 3, AgentStatus.BREAK)
     with desk.engine.begin() as connection:
         told = beat(
-            connection, {1: None, 2: None, 3: desk.now - HOUR, 99: None}, settings=desk.settings
+            connection,
+            {1: None, 2: None, 3: desk.now - HOUR, 99: None},
+            dialer=loaded(),
+            settings=desk.settings,
         )
     at = dict(desk.rows("SELECT agent_id, seen_at FROM assignment.agents_seen"))
     assert at.keys() == {1, 2, 3}
@@ -280,9 +284,9 @@ def test_heartbeats_are_written_by_set_and_tell_each_agent_how_they_stand(desk: 
 
 def test_a_heartbeat_takes_no_later_one_back_and_is_never_of_a_time_to_come(desk: World) -> None:
     with desk.engine.begin() as connection:
-        beat(connection, {1: None, 2: desk.now + HOUR}, settings=desk.settings)
+        beat(connection, {1: None, 2: desk.now + HOUR}, dialer=loaded(), settings=desk.settings)
     first = dict(desk.rows("SELECT agent_id, seen_at FROM assignment.agents_seen"))
     assert first[2] < desk.now + HOUR / 2
     with desk.engine.begin() as connection:
-        beat(connection, {1: desk.now - HOUR}, settings=desk.settings)
+        beat(connection, {1: desk.now - HOUR}, dialer=loaded(), settings=desk.settings)
     assert dict(desk.rows("SELECT agent_id, seen_at FROM assignment.agents_seen"))[1] == first[1]

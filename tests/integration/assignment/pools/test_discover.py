@@ -19,6 +19,7 @@ from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.pools import discover
 from assignment_workers.errors import CrmUnavailable
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import Claim as CrmClaim
 from assignment_workers.schema.crm import ClaimRequirement, CrmUser
 from tests.support.external_crm import OtherCrm
@@ -80,7 +81,7 @@ def run(world: World, *, place: bool = True) -> Counts:
 
     def work(each: Work) -> Counts:
         at = replace(each, now=world.now)
-        return discover.discover(at, given, sent.extend, randomness=world.randomness)
+        return discover.discover(at, loaded(), given, sent.extend, randomness=world.randomness)
 
     ran = jobs.run(world.engine, Job("queue.discover", "hand"), work)
     if place and sent:
@@ -92,8 +93,10 @@ def reconcile(world: World) -> Counts:
     sent: list[int] = []
 
     def work(each: Work) -> Counts:
-        freshen(world.engine)
-        return discover.reconcile(replace(each, now=world.now), world.policies, sent.extend)
+        freshen(world.engine, loaded())
+        return discover.reconcile(
+            replace(each, now=world.now), loaded(), world.policies, sent.extend
+        )
 
     ran = jobs.run(world.engine, Job("queue.reconcile", "hand"), work)
     if sent:

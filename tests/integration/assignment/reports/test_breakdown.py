@@ -9,6 +9,7 @@ import pytest
 from assignment_workers.assignment.reports.breakdown import Breakdown, breakdown
 from assignment_workers.assignment.reports.report import report
 from assignment_workers.gateway.dashboard.document import document
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import OUTSTANDING, UNSIGNED, User, World, outstanding
 
 
@@ -69,7 +70,7 @@ def test_parts_of_the_period_have_the_assignments_of_their_time(ended: World) ->
 
 def test_the_page_escapes_what_the_database_says(ended: World) -> None:
     with ended.engine.connect() as connection:
-        found = report(connection, since=ended.now - timedelta(hours=1))
+        found = report(connection, loaded(), since=ended.now - timedelta(hours=1))
     written = document(found, of_the_hour(ended))
     assert "north &lt;one&gt;" in written
     assert "<one>" not in written
@@ -77,7 +78,7 @@ def test_the_page_escapes_what_the_database_says(ended: World) -> None:
 
 def test_a_period_without_anything_says_so(world: World) -> None:
     with world.engine.connect() as connection:
-        found = report(connection, since=world.now - timedelta(hours=1))
+        found = report(connection, loaded(), since=world.now - timedelta(hours=1))
     written = document(found, of_the_hour(world))
     assert "Nobody was assigned in this period." in written
     assert "unknown" in written

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.reports import doctor
 from assignment_workers.assignment.reports.doctor import CHECKS, examine, repair
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from tests.support.world import User, World
 
@@ -133,7 +134,7 @@ def test_the_doctor_finds(healthy: World, check: str) -> None:
     for statement in DAMAGE[check].split(";"):
         healthy.tamper(statement)
     with healthy.engine.connect() as connection:
-        found = {each.check: each for each in examine(connection) if not each.ok}
+        found = {each.check: each for each in examine(connection, loaded()) if not each.ok}
     assert found.keys() == {check} | ALSO.get(check, set())
     assert found[check].count == len(found[check].examples) > 0
     mended = mend(healthy)
@@ -162,7 +163,7 @@ def test_at_most_five_examples_are_shown_and_a_hundred_counted(world: World) -> 
     world.regenerate()
     world.execute("UPDATE assignment.entries SET state = 'held'")
     with world.engine.connect() as connection:
-        (found,) = (each for each in examine(connection) if not each.ok)
+        (found,) = (each for each in examine(connection, loaded()) if not each.ok)
     assert (found.check, found.count, len(found.examples)) == (MARKED_NOT_HELD, 100, 5)
     assert mend(world) == {"marked_held": 0, "given_back": 150}
     assert world.unhealthy() == []
@@ -177,14 +178,16 @@ def test_no_check_and_no_repair_reads_more_than_it_says(
     most = {check.name: 4 * doctor.NEWEST for check in CHECKS if ":newest" in check.query}
     with healthy.engine.connect() as connection:
         for check in CHECKS:
-            query = check.bounded
+            query = check.bounded(loaded().outcomes)
             explain = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}")
             found = connection.execute(explain, query.compile().params).scalar_one()
             rows = sum(read(found[0]["Plan"]))
             assert rows <= most.get(check.name, 1_000), (check.name, rows)
     healthy.execute("UPDATE assignment.entries SET state = 'held' WHERE user_id = 2")
     healthy.execute("UPDATE assignment.entries SET state = 'ready' WHERE user_id = 1")
-    with TransactionRunner(healthy.engine, term=healthy.term).transaction() as transaction:
+    with TransactionRunner(
+        healthy.engine, dialer=loaded(), term=healthy.term
+    ).transaction() as transaction:
         assert repair(transaction).counts == {"marked_held": 1, "given_back": 1}
         scanned = transaction.connection.execute(
             text(

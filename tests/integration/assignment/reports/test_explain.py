@@ -12,7 +12,7 @@ from assignment_workers.assignment.generations.pause import pause, resume
 from assignment_workers.assignment.lifecycle.moves import Close
 from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.reports.explanation import Explanation, Funnel
-from assignment_workers.policy.queues import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES
 from tests.support.world import (
     HOUR,
     OUTSTANDING,

@@ -13,6 +13,7 @@ from assignment_workers.assignment.lifecycle.moves import Release
 from assignment_workers.assignment.reports import doctor
 from assignment_workers.assignment.reports.figures import Figures, figures
 from assignment_workers.assignment.transaction import FencedTransaction
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.sequencer.term import APPLICATION
 from assignment_workers.telemetry import RACES
 from tests.support.world import OUTSTANDING, UNSIGNED, User, World, owner
@@ -22,7 +23,7 @@ RACE = "ASSIGNMENT_RACE_CONDITION"
 
 def read(world: World) -> Figures:
     with world.engine.connect() as connection:
-        return figures(connection, application=APPLICATION)
+        return figures(connection, queues=loaded().policies, application=APPLICATION)
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_jobs_tell_of_failed_missed_and_overlapping_runs(world: World) -> None:
 def test_the_findings_of_the_doctor_are_kept_and_replaced(busy: World) -> None:
     def run() -> None:
         with busy.engine.connect() as connection:
-            findings = doctor.examine(connection)
+            findings = doctor.examine(connection, loaded())
         with busy.engine.begin() as connection:
             doctor.store(connection, findings)
 
@@ -195,7 +196,7 @@ def test_no_figure_reads_a_table_whole(busy: World) -> None:
     with busy.engine.connect() as connection:
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
         before = _scanned(connection)
-        figures(connection, application=APPLICATION)
+        figures(connection, queues=loaded().policies, application=APPLICATION)
         connection.rollback()
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
         connection.rollback()

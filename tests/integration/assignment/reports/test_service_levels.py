@@ -18,6 +18,7 @@ from assignment_workers.assignment.reports.service_levels import (
     service_levels,
     unseen,
 )
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import AnswerKind
 from tests.support.world import UNSIGNED, User, World
 
@@ -71,7 +72,7 @@ def test_unanswered_requests_count_against_us_and_mistakes_do_not(
     assert found.unanswered == {"unavailable": 100}
     assert found.success_rate == 300 / 400
     with world.engine.connect() as connection:
-        told = report(connection, since=start)
+        told = report(connection, loaded(), since=start)
     assert (told.success_rate, told.mistakes, told.interleavings) == (300 / 400, 4, 0)
 
 

@@ -18,6 +18,7 @@ from assignment_workers.gateway.dashboard.render import (
     number,
 )
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from tests.integration.gateway.dashboard.counted import (
     LATELY,
@@ -89,7 +90,7 @@ def busy(world: World) -> World:
         " (SELECT 1 FROM assignment.assignments WHERE user_id = n))"
     )
     with world.engine.connect() as connection:
-        findings = doctor.examine(connection)
+        findings = doctor.examine(connection, loaded())
     with world.engine.begin() as connection:
         doctor.store(connection, findings)
     return world

@@ -93,7 +93,7 @@ def test_a_new_verb_is_a_method_of_a_client_that_waits_and_of_one_that_does_not(
 def test_a_new_verb_is_a_task_whose_arguments_are_validated() -> None:
     operation = moves.operation_of(park)
     parameters = list(inspect.signature(operation).parameters)
-    assert parameters == ["task", "assignment_id", "agent_id", "shelf", "version", "until"]
+    assert parameters == ["run", "assignment_id", "agent_id", "shelf", "version", "until"]
     assert operation.__doc__ == "Park the user on a shelf."
     read = park.model.model_validate({"assignment_id": str(ID), "agent_id": 26, "shelf": 3})
     assert park.move(SETTINGS, dict(read)) == Defer(
