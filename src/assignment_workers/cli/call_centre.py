@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from assignment_workers.assignment.lanes import lanes_of
+from assignment_workers.assignment.lanes import checked_lanes
 from assignment_workers.cli.servers import resolved, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.devstack import temporary
 from assignment_workers.devstack.temporary import Broker
+from assignment_workers.dialer.loading import load
 from assignment_workers.errors import UsageError
 from assignment_workers.lab.call_centre import day
 from assignment_workers.lab.call_centre.page import page
@@ -195,7 +196,7 @@ def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, 
         yield running, resolved(), plan, None
         return
     own_settings = Settings.from_environment(plan.variables)
-    lanes_of(own_settings)
+    checked_lanes(own_settings, load(own_settings).policies)
     with tempfile.TemporaryDirectory(prefix="assignment-workers-demo-") as name, ExitStack() as own:
         folder, variables = Path(name), dict(plan.variables)
         broker = own.enter_context(temporary.broker(folder)) if rabbitmq else None
