@@ -161,12 +161,20 @@ def _id(text: str) -> UUID:
         ) from None
 
 
-def as_instant(text: str, option: str) -> datetime:
-    """Read the time that was given to `option`. Raises `UsageError` where it has no zone."""
+INSTANT = "2026-11-23T15:00:00Z"
+"""An example of a time, for messages."""
+
+
+def as_instant(text: str, option: str, *, or_of_day: str | None = None) -> datetime:
+    """Read the time that was given to `option`. Raises `UsageError` if it has no zone.
+
+    `or_of_day` is an example of the other form that the option takes, for the message.
+    """
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"{option} {text!r}: not a time such as 2026-11-23T15:00:00Z") from None
+        forms = [or_of_day, INSTANT] if or_of_day else [INSTANT]
+        raise UsageError(f"{option} {text!r}: not a time such as {' or '.join(forms)}") from None
     if when.tzinfo is None:
-        raise UsageError(f"{option} {text!r}: has no zone; write 2026-11-23T15:00:00Z")
+        raise UsageError(f"{option} {text!r}: has no zone; write {INSTANT}")
     return when.astimezone(UTC)

@@ -113,7 +113,7 @@ def _around(at: str, now: datetime) -> datetime:
     try:
         of_day = time.fromisoformat(at)
     except ValueError:
-        return as_instant(at, "--at")
+        return as_instant(at, "--at", or_of_day="10:03")
     if of_day.tzinfo is not None:
         raise UsageError(f"--at {at!r}: a time of day with a zone has no date")
     read = datetime.combine(now.astimezone(), of_day).astimezone()
